@@ -1,0 +1,1 @@
+"""VeriGRPO: reinforcement learning from verifiable rewards."""
