@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from grpo.metrics_log import Curve, History
+from grpo.step_time import step_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,11 @@ def _speed(history: History) -> list[tuple[str, str]]:
 
 def _time(history: History) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
-    split = {part: sum(curve.values) / len(curve.values) for part, curve in history.step_split().items()}
-    total = sum(split.values())
-    if total > 0:
-        rows.append(("mean step time", f"{total:.2f} s"))
-        rows += [(f"  {part}", f"{seconds:6.2f} s  {seconds / total:4.0%}") for part, seconds in split.items()]
+    timed = step_time(history)
+    if timed:
+        means, shares = timed.means(), timed.shares()
+        rows.append(("mean step time", f"{sum(means.values()):.2f} s"))
+        rows += [(f"  {part}", f"{means[part]:6.2f} s  {shares[part]:4.0%}") for part in means]
     for label, name in (("evaluations", "time/eval_s"), ("checkpoints", "time/checkpoint_s")):
         seconds = sum(history.curve(name).finite().values)
         if seconds > 0:

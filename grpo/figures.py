@@ -9,7 +9,6 @@ Each file is meant to stand in a README or a paper: light ground, legible at 800
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from grpo.metrics_log import STEP_PARTS, Curve, History, read_history
+from grpo.metrics_log import Curve, History, read_history
+from grpo.step_time import PARTS, StepTime, mean_step_time, step_time
 
 # Okabe and Ito's colours, told apart by colour-blind readers, from dark to light in use.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -76,6 +76,9 @@ class _Entry:
 
     def curves(self, metric: str) -> tuple[Curve, ...]:
         return tuple(curve for history in self.histories if (curve := history.curve(metric).finite()))
+
+    def step_time(self) -> StepTime | None:
+        return mean_step_time([timed for history in self.histories if (timed := step_time(history))])
 
 
 def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
@@ -185,64 +188,44 @@ def _draw_loss(axes: Axes, entries: Sequence[_Entry]) -> None:
 
 
 def _draw_step_time(axes: Axes, entries: Sequence[_Entry]) -> None:
-    if len(entries) == 1:
-        _stack_over_steps(axes, entries[0])
+    timed = [(entry.label, mean) for entry in entries if (mean := entry.step_time())]
+    if len(entries) == 1 and timed:
+        _stack_over_steps(axes, timed[0][1])
     else:
-        _stack_by_entry(axes, entries)
+        _stack_by_entry(axes, timed)
 
 
-def _stack_over_steps(axes: Axes, entry: _Entry) -> None:
-    splits = [split for history in entry.histories if (split := history.step_split())]
-    parts = {part: mean_and_band([split[part] for split in splits])[0] for part in splits[0]}
-    steps = next(iter(parts.values())).steps
-    total = sum(sum(curve.values) for curve in parts.values())
-    edges = _edges(steps)
-    tops = [0.0] * len(steps)
-    for part, curve in parts.items():
-        bottoms, tops = tops, [low + value for low, value in zip(tops, curve.values, strict=True)]
-        share = sum(curve.values) / total if total else 0.0
+def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
+    shares, edges = timed.shares(), timed.edges()
+    tops = [0.0] * len(timed.steps)
+    for part, seconds in timed.parts.items():
+        bottoms, tops = tops, [low + more for low, more in zip(tops, seconds, strict=True)]
+        label = f"{part} {shares[part]:.0%}"
         # Flat over each step, not interpolated: a single slow step should look like one.
-        axes.stairs(tops, edges, baseline=bottoms, fill=True, color=_PART_COLOURS[part], label=f"{part} {share:.0%}")
-    # A first step that compiles for half a minute would flatten all others: cut it, and say so.
-    ordered = sorted(tops)
-    usual = ordered[int(0.9 * (len(ordered) - 1))]
-    cut = ordered[-1] > 3 * usual > 0
-    highest = 1.2 * usual if cut else ordered[-1]
+        axes.stairs(tops, edges, baseline=bottoms, fill=True, color=_PART_COLOURS[part], label=label)
+    top, is_cut = timed.top()
     # The room above the stack is for the legend, which would hide data anywhere else.
-    axes.set_ylim(0, 1.42 * (highest or 1.0))
+    axes.set_ylim(0, 1.42 * top)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_title(f"Step time (longest {ordered[-1]:.1f} s)" if cut else "Step time")
+    axes.set_title(f"Step time (longest {max(tops):.1f} s)" if is_cut else "Step time")
     axes.set_xlabel("step")
     axes.set_ylabel("seconds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper right", ncols=3, handlelength=1.0, columnspacing=1.2, frameon=True, edgecolor="none")
 
 
-def _edges(steps: Sequence[int]) -> list[float]:
-    """Where the bar of each step begins, and where the last one ends: half way to the neighbours."""
-    between = [(left + right) / 2 for left, right in itertools.pairwise(steps)]
-    first = steps[0] - (between[0] - steps[0] if between else 0.5)
-    last = steps[-1] + (steps[-1] - between[-1] if between else 0.5)
-    return [first, *between, last]
-
-
-def _stack_by_entry(axes: Axes, entries: Sequence[_Entry]) -> None:
-    rows = [entry for entry in entries if any(history.step_split() for history in entry.histories)]
-    left = [0.0] * len(rows)
-    for part in (*STEP_PARTS, "rest"):
-        means = [_mean_seconds(entry, part) for entry in rows]
-        axes.barh([entry.label for entry in rows], means, left=left, color=_PART_COLOURS[part], height=0.6, label=part)
-        left = [begin + width for begin, width in zip(left, means, strict=True)]
+def _stack_by_entry(axes: Axes, timed: Sequence[tuple[str, StepTime]]) -> None:
+    labels = [label for label, _ in timed]
+    left = [0.0] * len(timed)
+    for part in PARTS:
+        widths = [run.means()[part] for _, run in timed]
+        axes.barh(labels, widths, left=left, color=_PART_COLOURS[part], height=0.6, label=part)
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_title("Step time, mean")
     axes.set_xlabel("seconds")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, handlelength=1.0, columnspacing=1.0)
-
-
-def _mean_seconds(entry: _Entry, part: str) -> float:
-    seconds = [value for history in entry.histories if (split := history.step_split()) for value in split[part].values]
-    return sum(seconds) / len(seconds) if seconds else 0.0
 
 
 def _shown(entry: _Entry, metric: str) -> list[tuple[Curve, Curve, Curve]]:

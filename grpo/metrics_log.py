@@ -17,8 +17,6 @@ from types import TracebackType
 
 FILE_NAME = "metrics.jsonl"
 RESERVED_NAMES = ("step", "time")
-# The parts of a step that the loop times one after the other; what they leave of `time/step_s` is "rest".
-STEP_PARTS = ("generate", "verify", "learn", "sync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +73,6 @@ class History:
     def last_step(self) -> int | None:
         """The highest step logged, None for an empty history."""
         return self.lines[-1].step if self.lines else None
-
-    def step_split(self) -> dict[str, Curve]:
-        """Seconds of each timed step by part: those of `STEP_PARTS`, then "rest", which is never negative.
-
-        Empty where no step was timed. A part that a step did not time counts as 0 s.
-        """
-        timed = [line for line in self.lines if math.isfinite(line.metrics.get("time/step_s", math.nan))]
-        if not timed:
-            return {}
-        steps = tuple(line.step for line in timed)
-        parts = {
-            part: tuple(_finite_or_zero(line.metrics.get(f"time/{part}_s", 0.0)) for line in timed)
-            for part in STEP_PARTS
-        }
-        known = [sum(seconds) for seconds in zip(*parts.values(), strict=True)]
-        parts["rest"] = tuple(
-            max(0.0, line.metrics["time/step_s"] - seconds) for line, seconds in zip(timed, known, strict=True)
-        )
-        return {part: Curve(steps, values) for part, values in parts.items()}
 
 
 def read_history(run_dir: Path) -> History:
@@ -181,10 +160,6 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _finite_or_zero(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
 
 
 def _open_to_append(path: Path) -> int:

@@ -22,22 +22,30 @@ HOSTILE = (
     "</pre></template><!-- {{ 7 * 7 }} {% raw %} \u202egnirts\x1b[31m\x00 \ud800 & <b>bold</b> ]]>"
 )
 CONFIG = """\
-model:
+run:
+  folder: runs/quickstart
+  seed: 1
+policy:
   path: runs/quickstart/cold-start
   dtype: float32
 data:
-  train: arithmetic chains of 3 to 5 terms
-  prompts_per_step: 4
+  generator: grpo.arithmetic:chains
+verifiers:
+- name: exact
+  use: numeric
+- name: format
+  use: "</script><script>document.title='owned'</script>"
+  weight: 0.2
 rollout:
+  prompts_per_step: 32
   group_size: 8
+  max_completion_tokens: 64
   temperature: 1.0
-  max_tokens: 64
-learner:
-  learning_rate: 0.0001
+algorithm:
   clip_low: 0.2
   clip_high: 0.28
-  note: "</script><script>document.title='owned'</script>"
-seed: 1
+learner:
+  learning_rate: 0.0001
 """
 
 
