@@ -80,8 +80,8 @@ class Completion:
 class Rollout:
     """A completion with its verdicts, by the verifiers' names, and its reward.
 
-    `reward` is None exactly where a verdict failed (`timeout` or `error`): nothing is known of the completion then,
-    and it takes no part in the update.
+    `reward` is None where a verdict that counts failed (`timeout` or `error`): nothing is known of the completion
+    then, and it takes no part in the update.
     """
 
     completion: Completion
@@ -89,9 +89,10 @@ class Rollout:
     reward: float | None
 
     def __post_init__(self) -> None:
-        failed = any(verdict.status.failed for verdict in self.verdicts.values())
-        if failed != (self.reward is None):
-            raise ValueError(f"a reward is None exactly where a verdict failed; got reward={self.reward!r}")
+        if not self.verdicts:
+            raise ValueError("a rollout has at least one verdict")
+        if self.reward is None and not any(verdict.status.failed for verdict in self.verdicts.values()):
+            raise ValueError("a rollout without a reward needs a verdict that failed")
 
     @property
     def correct(self) -> bool:
