@@ -131,7 +131,7 @@ class Rollout(Section):
     """Longer prompts are dropped, and counted, when the data is read."""
     max_completion_tokens: Positive = 256
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """There is no top-p or top-k: the learner could not reproduce the probabilities of a cut distribution."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
     deadline_s: Seconds = 1800.0

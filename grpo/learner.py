@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
@@ -21,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from grpo import config, losses
 from grpo.attention import PACKED, PackedLayout
+from grpo.batching import RankBatch
 from grpo.packing import Microbatch, TrainingSequence, pack
 
 # Logits of so many tokens are held at a time; with a vocabulary of 150,000 that is 0.6 GB in float32.
@@ -37,6 +40,7 @@ class LearnerSetup:
         dtype: of forward and backward.
         algorithm: the objective; None for supervised fine-tuning.
         learner: optimizer and batching.
+        temperature: at which completions are sampled, and so log-probabilities compared.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
         seed: of the rank's random numbers.
         rank: this rank.
@@ -48,24 +52,12 @@ class LearnerSetup:
     dtype: config.Dtype
     algorithm: config.Algorithm | None
     learner: config.LearnerConfig
+    temperature: float
     total_steps: int
     seed: int
     rank: int
     world_size: int
     device: Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True, slots=True)
-class RankBatch:
-    """One rank's part of one optimizer step.
-
-    Attributes:
-        microbatches: packed; every rank has the same number.
-        trained_tokens: completion tokens that carry loss over all ranks and microbatches: the loss's denominator.
-    """
-
-    microbatches: tuple[Microbatch, ...]
-    trained_tokens: int
 
 
 class PolicyLogprobs(nn.Module):
@@ -76,7 +68,7 @@ class PolicyLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each position's target, float32 [T] with gradient; entropy, [T] without."""
         layout = PackedLayout(batch.lengths_S.tolist(), batch.input_ids_T.device)
         hidden_TE = self.model.base_model(
@@ -89,7 +81,7 @@ class PolicyLogprobs(nn.Module):
         pieces = []
         for start in range(0, len(hidden_TE), LOGIT_CHUNK):
             part = slice(start, start + LOGIT_CHUNK)
-            arguments = (head, hidden_TE[part], batch.targets_T[part])
+            arguments = (head, hidden_TE[part], batch.targets_T[part], temperature)
             # One chunk is all there is to save: recomputing it would cost time and free nothing.
             if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
                 pieces.append(_score(*arguments))
@@ -99,8 +91,8 @@ class PolicyLogprobs(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
-    logprobs_TV = log_softmax(head(hidden_TE).float(), dim=-1)
+def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs_TV = log_softmax(head(hidden_TE).float() / temperature, dim=-1)
     with torch.no_grad():
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
     return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropy_T
@@ -168,7 +160,7 @@ class LearnerRank:
         for index, microbatch in enumerate(batch.microbatches):
             microbatch = microbatch.to(self._device)
             self._engine.set_gradient_accumulation_boundary(index == last)
-            logprobs_T, entropy_T = self._engine(microbatch)
+            logprobs_T, entropy_T = self._engine(microbatch, self._setup.temperature)
             loss_sum, parts, largest = self._objective(microbatch, logprobs_T, entropy_T)
             self._engine.backward(loss_sum * (self._setup.world_size / batch.trained_tokens))
             sums += parts.cpu()
@@ -183,9 +175,9 @@ class LearnerRank:
         algorithm = self._setup.algorithm
         if algorithm is None:
             loss_sum = -(logprobs_T * weights_T).sum()
-            zero = torch.zeros((), dtype=torch.float64)
-            entropy = (entropy_T * weights_T).sum().double()
-            return loss_sum, torch.stack([loss_sum.detach().double(), entropy, zero, zero, zero, zero]), zero[None]
+            zero = loss_sum.detach().double() * 0
+            summed = [loss_sum.detach(), weights_T.sum(), (entropy_T * weights_T).sum(), zero, zero, zero, zero]
+            return loss_sum, torch.stack([value.double() for value in summed]), zero[None]
         policy = losses.clipped_policy_loss(
             logprobs_T,
             batch.old_logprobs_T,
@@ -196,13 +188,14 @@ class LearnerRank:
         loss_T, kl_T = policy.loss_T, torch.zeros_like(logprobs_T)
         if self._reference is not None:
             with torch.no_grad():
-                reference_T, _ = self._reference(batch)
+                reference_T, _ = self._reference(batch, self._setup.temperature)
             kl_T = losses.k3_kl(logprobs_T, reference_T)
             loss_T = loss_T + algorithm.kl_coefficient * kl_T
         loss_sum = (loss_T * weights_T).sum()
         with torch.no_grad():
             summed = [
                 loss_sum,
+                weights_T.sum(),
                 *(
                     (values_T * weights_T).sum()
                     for values_T in (
@@ -222,7 +215,10 @@ class LearnerRank:
             sums, ratio_max = sums.to(self._device), ratio_max.to(self._device)
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(ratio_max, op=torch.distributed.ReduceOp.MAX)
-        metrics = dict(zip(_SUMS, (sums / batch.trained_tokens).tolist(), strict=True))
+        metrics = dict(zip(_SUMS, sums.tolist(), strict=True))
+        # Means are over the tokens that were computed; the loss's denominator also counts those without advantage.
+        computed = max(1.0, metrics.pop("tokens"))
+        metrics = {name: total / (batch.trained_tokens if name == "loss" else computed) for name, total in metrics.items()}
         if self._setup.algorithm is None:
             metrics = {name: metrics[name] for name in ("loss", "entropy")}
         else:
@@ -235,10 +231,10 @@ class LearnerRank:
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of each token but the first of each sequence, under the policy as it is now."""
+        """Log-probability of each token but the first of each sequence, at temperature 1, as the policy is now."""
         self._engine.eval()
         packed = pack([TrainingSequence(tuple(ids), 1, (0.0,) * (len(ids) - 1), 0.0) for ids in sequences])
-        logprobs_T, _ = self._engine(packed.to(self._device))
+        logprobs_T, _ = self._engine(packed.to(self._device), 1.0)
         rows = logprobs_T.float().cpu().split(packed.lengths_S.tolist())
         # pack() lays the sequences out shortest first.
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
@@ -257,6 +253,24 @@ class LearnerRank:
         for name, parameter in self._engine.module.model.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._setup.learner.zero_stage == 3):
                 yield name, parameter.detach().to(device="cpu", dtype=dtype, copy=True)
+
+    def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
+        """The policy in pieces of about `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
+
+        Rank 0 yields them; the other ranks take part in the gathering and yield nothing. A piece ends only where a
+        layer's block does (`self_attn`, `mlp`), as vLLM fuses tensors of one block and wants them together.
+        """
+        bucket: dict[str, Tensor] = {}
+        size = 0
+        for name, tensor in self.weights():
+            if self._setup.rank == 0:
+                if size >= bucket_bytes and block_of(name) != block_of(next(reversed(bucket))):
+                    yield _serialise(bucket)
+                    bucket, size = {}, 0
+                bucket[name] = tensor
+                size += tensor.nbytes
+        if bucket:
+            yield _serialise(bucket)
 
     def save(self, folder: str) -> None:
         """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0)."""
@@ -288,7 +302,16 @@ class LearnerRank:
         torch.set_rng_state(state["torch_rng"])
 
 
-_SUMS = ("loss", "entropy", "clip_low_share", "clip_high_share", "kl_reference", "mismatch_kl")
+_SUMS = ("loss", "tokens", "entropy", "clip_low_share", "clip_high_share", "kl_reference", "mismatch_kl")
+
+
+def block_of(name: str) -> str:
+    """The block of a layer that a tensor belongs to: `model.layers.0.self_attn` for its `q_proj.weight`."""
+    return name.rsplit(".", 2)[0]
+
+
+def _serialise(tensors: dict[str, Tensor]) -> np.ndarray:
+    return np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8)
 
 
 def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Completion:
     Attributes:
         token_ids: the sampled tokens, the end-of-sequence token included where it was sampled.
         logprobs: natural logarithm of each sampled token's probability under the sampling distribution
-            (temperature applied, before any top-p or top-k cut), one for each token.
+            (temperature applied), one for each token.
         text: the tokens as text, the end-of-sequence token left out.
         finish_reason: `stop` where the policy ended it, `length` where the limit did.
         spans: which policy version sampled which tokens; they cover the completion without gap or overlap.
@@ -120,12 +120,10 @@ class SamplingParams:
         samples: completions for each prompt.
         max_tokens: the longest completion, in tokens.
         temperature: 0 is greedy.
-        top_p: cumulative probability to sample from; 1 is all.
         stop: strings that end a completion, kept in its text.
     """
 
     samples: int
     max_tokens: int
     temperature: float = 1.0
-    top_p: float = 1.0
     stop: tuple[str, ...] = ()
