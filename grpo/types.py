@@ -50,7 +50,7 @@ class Completion:
     Attributes:
         token_ids: the sampled tokens, the end-of-sequence token included where it was sampled.
         logprobs: natural logarithm of each sampled token's probability under the sampling distribution
-            (temperature applied, before any top-p or top-k cut), one for each token.
+            (temperature applied), one for each token.
         text: the tokens as text, the end-of-sequence token left out.
         finish_reason: `stop` where the policy ended it, `length` where the limit did.
         spans: which policy version sampled which tokens; they cover the completion without gap or overlap.
@@ -80,8 +80,8 @@ class Completion:
 class Rollout:
     """A completion with its verdicts, by the verifiers' names, and its reward.
 
-    `reward` is None exactly where a verdict failed (`timeout` or `error`): nothing is known of the completion then,
-    and it takes no part in the update.
+    `reward` is None where a verdict that counts failed (`timeout` or `error`): nothing is known of the completion
+    then, and it takes no part in the update.
     """
 
     completion: Completion
@@ -89,9 +89,10 @@ class Rollout:
     reward: float | None
 
     def __post_init__(self) -> None:
-        failed = any(verdict.status.failed for verdict in self.verdicts.values())
-        if failed != (self.reward is None):
-            raise ValueError(f"a reward is None exactly where a verdict failed; got reward={self.reward!r}")
+        if not self.verdicts:
+            raise ValueError("a rollout has at least one verdict")
+        if self.reward is None and not any(verdict.status.failed for verdict in self.verdicts.values()):
+            raise ValueError("a rollout without a reward needs a verdict that failed")
 
     @property
     def correct(self) -> bool:
@@ -119,12 +120,10 @@ class SamplingParams:
         samples: completions for each prompt.
         max_tokens: the longest completion, in tokens.
         temperature: 0 is greedy.
-        top_p: cumulative probability to sample from; 1 is all.
         stop: strings that end a completion, kept in its text.
     """
 
     samples: int
     max_tokens: int
     temperature: float = 1.0
-    top_p: float = 1.0
     stop: tuple[str, ...] = ()
