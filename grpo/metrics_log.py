@@ -24,7 +24,7 @@ class MetricsLine:
     """The metrics of one step.
 
     Attributes:
-        step: optimizer steps done when the line was written; 0 is before any training.
+        step: rollout batches learned from when the line was written; 0 is before any training.
         time: seconds since the epoch.
         metrics: name -> value; NaN where the run had no finite number to give.
     """
@@ -104,7 +104,8 @@ class MetricsLog:
         self._path = run_dir / FILE_NAME
         history = read_history(run_dir)
         self._last_step = history.last_step()
-        if self._path.exists():
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            # Cut off what a killed process left half written, or the next line would be glued to it.
             _replace_lines(self._path, _complete_lines(self._path))
         self._descriptor = _open_to_append(self._path)
 

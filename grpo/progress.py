@@ -74,13 +74,13 @@ class Field:
 GRPO_FIELDS = (
     Field("reward", "reward", "reward/mean", 3, 7),
     Field("accuracy", "acc", "rollout/accuracy", 3, 6),
+    Field("held-out", "eval", "eval/accuracy", 3, 6, sticky=True),
     Field("length", "length", "rollout/completion_tokens_mean", 1, 8, " tokens"),
     Field("speed", "tok/s", "throughput/tokens_per_s", 0, 8, " tokens/s"),
     Field("generate", "gen s", "time/generate_s", 2, 7, " s"),
     Field("verify", "ver s", "time/verify_s", 2, 6, " s"),
     Field("learn", "learn s", "time/learn_s", 2, 8, " s"),
     Field("sync", "sync s", "time/sync_s", 2, 7, " s"),
-    Field("held-out", "eval", "eval/accuracy", 3, 6, sticky=True),
 )
 SFT_FIELDS = (
     Field("loss", "loss", "learner/loss", 4, 10),
@@ -201,8 +201,13 @@ class LiveProgress:
             outcome = ""
         finally:
             self._phases.remove(entry)
-            mark = Text("✗ ", "red") if outcome else Text("✓ ", "green")
-            self.show(mark + Text(f"{name}: {outcome}{time.monotonic() - started:.1f} s", "default"))
+            # Of the phases between steps (evaluations, checkpoints) only a failed one is worth a line for good.
+            if self._newest_step is None or outcome:
+                self._leave_line(name, outcome, time.monotonic() - started)
+
+    def _leave_line(self, name: str, outcome: str, seconds: float) -> None:
+        mark = Text("✗ ", "red") if outcome else Text("✓ ", "green")
+        self.show(mark + Text(f"{name}: {outcome}{seconds:.1f} s", "default"))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._pace.tick(step)

@@ -101,7 +101,7 @@ class Report:
         """Keep and show one finished step.
 
         Args:
-            step: optimizer steps done; above the last step reported. 0 is the evaluation before any training.
+            step: rollout batches learned from; above the last step reported. 0 is the evaluation before any training.
             metrics: name -> number, see `docs/metrics.md`. `time/run_s` is added.
             groups: the groups that the step learned from.
             advantages: `advantages[g][i]` of `groups[g].rollouts[i]`; None or NaN where it carries no gradient.
