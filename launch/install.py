@@ -41,8 +41,8 @@ SUPPORTED = ((3, 11), (3, 12), (3, 13))
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
 COMPILERS = ("g++", "c++", "clang++")
 OLDEST_GLIBC = (2, 31)  # that of llguidance's wheels, the most demanding in the lock
-# The environment takes 3.7 GiB; uv's cache shares its files where both are on one file system.
-NEEDED_GIB = 4.5
+# The environment takes 3.4 GiB; uv's cache shares its files where both are on one file system.
+NEEDED_GIB = 4.0
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HEARTBEAT_SECONDS = 15
 PROBE_SECONDS = 10
@@ -70,6 +70,11 @@ class PipSettings(NamedTuple):
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def without_login(text: str) -> str:
+    """The same with user:password@ gone from every URL, for the terminal and the log."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 # --- the machine ------------------------------------------------------------------------------------------------
@@ -256,7 +261,7 @@ def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) ->
     started = time.monotonic()
     # At the end of the log ("a") and readable from there on ("+").
     with LOG.open("a+", encoding="utf-8", errors="replace") as log:
-        log.write("\n$ " + " ".join(command) + "\n")
+        log.write("\n$ " + without_login(" ".join(command)) + "\n")
         log.flush()
         start_of_output = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
@@ -284,14 +289,14 @@ def explain(what: str, output: str) -> InstallError:
             f"{VENV} and as much for uv's cache where that is on another one (UV_CACHE_DIR); full output: {LOG}."
         )
     names = re.findall(
-        r"No matching distribution found for (\S+)|Because (\S+) was not found|there (?:is|are) no versions? of (\S+)"
-        r"|Because (\S+) has no (?:usable )?wheels|Failed to (?:fetch|download)(?: distribution)?:? `([^`]+)`",
+        r"No matching distribution found for (\S+)|Because ([\w.+=-]+)[^\n]*? (?:was not found|has no )"
+        r"|there (?:is|are) no versions? of (\S+)|Failed to (?:fetch|download)(?: distribution)?:? `([^`]+)`",
         output,
     )
-    missing = list(dict.fromkeys(re.sub(r"//[^/@]*@", "//", name) for groups in names for name in groups if name))
+    missing = list(dict.fromkeys(without_login(name) for groups in names for name in groups if name))
     if missing:
         return InstallError(
-            f"Could not fetch {', '.join(missing[:3])} while installing {what}: check the network and where pip looks "
+            f"Could not fetch {', '.join(missing[:3])} ({what}): check the network and where pip looks "
             "(`pip config list`; PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, HTTPS_PROXY), then run "
             f"it again; full output: {LOG}."
         )
@@ -325,15 +330,15 @@ def install_torch(uv: List[str], settings: PipSettings) -> None:
     from_search_path = [*uv, "pip", "install", "--no-deps", pin, *settings.options]
     from_pytorch = [*uv, "pip", "install", "--no-config", "--no-deps", pin, "--default-index", index]
     if attempt(from_search_path, settings.environment)[0] != 0:
-        say(f"    not on the package search path; trying {index}")
+        say(f"    not on the package search path; trying {without_login(index)}")
         code, output = attempt(from_pytorch, settings.environment)
         if code != 0 and re.search(r"No space left on device|os error 28|Disk quota exceeded", output):
             raise explain(pin, output)
         if code != 0:
             raise InstallError(
-                f"Could not fetch {pin} for this Python, neither from the package search path nor from {index}: make "
-                "that index reachable (HTTPS_PROXY, PIP_CERT), name a mirror of it in TORCH_CPU_INDEX, or put the "
-                f"wheel in a folder named by PIP_FIND_LINKS; full output: {LOG}."
+                f"Could not fetch {pin} for this Python, neither from the package search path nor from "
+                f"{without_login(index)}: make that index reachable (HTTPS_PROXY, PIP_CERT), name a mirror "
+                f"of it in TORCH_CPU_INDEX, or put the wheel in a folder named by PIP_FIND_LINKS; full output: {LOG}."
             )
     say(f"  {pin}: {time.monotonic() - started:.1f} s")
 
@@ -383,7 +388,6 @@ def is_current(stamp: Dict[str, str]) -> bool:
 
 def make_environment(python: str) -> None:
     check_venv_module(python)
-    check_disk()
     if VENV.exists():
         if not STAMP.exists():
             raise InstallError(f"{VENV} is there but was not made by this script: move it away or remove it.")
@@ -395,6 +399,7 @@ def make_environment(python: str) -> None:
                 shutil.rmtree(str(entry))
             elif entry != STAMP:
                 entry.unlink()
+    check_disk()
     VENV.mkdir(exist_ok=True)
     write_stamp()
     step(f"environment .venv from {python}", [python, "-m", "venv", str(VENV)])
@@ -409,7 +414,7 @@ def uv_command() -> List[str]:
 
 def install_packages(settings: PipSettings) -> None:
     for source in settings.dropped:
-        say(f"  done without {re.sub('//[^/@]*@', '//', source)}, which cannot be reached")
+        say(f"  done without {without_login(source)}, which cannot be reached")
     own = ["--python", str(VENV / "bin" / "python")]
     uv = uv_command()
     install_torch([*uv], settings._replace(options=[*own, *settings.options]))
