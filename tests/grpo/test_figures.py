@@ -6,7 +6,7 @@ import pytest
 from fake_run import write_fake_run
 from matplotlib.image import imread
 
-from grpo.figures import mean_and_band, moving_mean, overview
+from grpo.figures import mean_and_band, overview, run_names
 from grpo.metrics_log import Curve, MetricsLine, MetricsLog
 
 
@@ -49,11 +49,11 @@ def test_runs_and_seeds_are_drawn_together(runs: list[Path], tmp_path: Path) -> 
     assert len(set(pictures)) == 3
 
 
-def test_runs_of_the_same_name_keep_apart(tmp_path: Path) -> None:
-    for parent in ("a", "b"):
-        with MetricsLog(tmp_path / parent / "run") as log:
-            log.append(MetricsLine(1, 0.0, {"time/step_s": 1.0, "reward/mean": 0.5}))
-    assert overview([tmp_path / "a" / "run", tmp_path / "b" / "run"], tmp_path / "figures")
+def test_runs_of_the_same_name_are_told_apart_by_their_parents() -> None:
+    assert run_names([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
+    assert run_names([Path("/a/x"), Path("/b/y")]) == ["x", "y"]
+    assert run_names([Path("/a/x"), Path("/a/x")]) == ["x (1)", "x (2)"]
+    assert run_names([]) == []
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
@@ -69,9 +69,3 @@ def test_band_covers_the_steps_that_all_runs_have() -> None:
     mean, low, high = mean_and_band([Curve((0, 1, 2), (1.0, 2.0, 3.0)), Curve((1, 2, 3), (4.0, 1.0, 9.0))])
     assert mean == Curve((1, 2), (3.0, 2.0))
     assert (low.values, high.values) == ((2.0, 1.0), (4.0, 3.0))
-
-
-def test_moving_mean_is_centred() -> None:
-    step = Curve(tuple(range(9)), (0.0,) * 4 + (9.0,) + (0.0,) * 4)
-    smooth = moving_mean(step, 3)
-    assert smooth.values == (0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, 0.0, 0.0)

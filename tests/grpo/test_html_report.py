@@ -134,8 +134,10 @@ def test_charts_summary_and_config_are_there(fake_run: Path) -> None:
 
 def test_chart_readouts_hold_the_values(fake_run: Path) -> None:
     readout = next(json.loads(a["data-readout"] or "") for tag, a in read(fake_run).elements if tag == "figure")
-    assert readout["series"]["held-out"][0] == [0, 0.45]
-    assert [step for step, _ in readout["series"]["held-out"]] == [0, 5, 10, 15, 20]
+    (held_out, points), (training, _) = readout["series"]
+    assert (held_out, training) == ("held-out", "training samples")
+    assert points[0] == [0, 0.45]
+    assert [step for step, _ in points] == [0, 5, 10, 15, 20]
 
 
 def test_a_config_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path) -> None:

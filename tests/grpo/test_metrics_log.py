@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.metrics_log import MetricsLine, MetricsLog, read_history
+from grpo.metrics_log import Curve, MetricsLine, MetricsLog, read_history
 
 
 def write(run_dir: Path, *steps: int) -> None:
@@ -98,3 +98,12 @@ def test_lines_of_the_same_step_are_merged(tmp_path: Path) -> None:
 def test_no_file_is_an_empty_history(tmp_path: Path) -> None:
     history = read_history(tmp_path)
     assert history.lines == () and history.names() == () and history.last_step() is None
+
+
+def test_smoothing_is_centred_and_keeps_the_mean_level() -> None:
+    spike = Curve(tuple(range(100)), (0.0,) * 50 + (10.0,) + (0.0,) * 49)
+    smooth = spike.smooth()
+    assert smooth.steps == spike.steps
+    assert [at for at, value in enumerate(smooth.values) if value] == [48, 49, 50, 51, 52]
+    assert smooth.values[50] == 2.0
+    assert Curve((0, 1, 2), (4.0, 4.0, 4.0)).smooth().values == (4.0, 4.0, 4.0)

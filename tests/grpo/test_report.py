@@ -56,9 +56,8 @@ def test_a_step_reaches_file_and_trackers_alike(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 1]
     assert lines[0]["eval/accuracy"] == 0.5 and "reward/mean" not in lines[0]
     assert abs(lines[1]["time"] - lines[0]["time"]) < 60
-    _, (step, metrics) = tracker.calls[1]  # type: ignore[misc]
-    assert step == 1
-    assert metrics == {name: value for name, value in lines[1].items() if name not in ("step", "time")}
+    metrics = {name: value for name, value in lines[1].items() if name not in ("step", "time")}
+    assert tracker.calls[1] == ("log", (1, metrics))
 
 
 def test_every_line_is_on_the_disk_before_the_next_step(tmp_path: Path) -> None:
