@@ -186,7 +186,7 @@ class GeneratorConfig(Section):
     """Sequences that one replica samples at a time."""
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Of a GPU's memory, for weights and key-value cache."""
-    cpu_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    cpu_cache_gib: Positive = 1
     """Key-value cache of one replica on CPU."""
     compile: bool = True
     """Compile and capture graphs on GPU; on CPU the model always runs eagerly."""
@@ -241,6 +241,8 @@ class Cluster(Section):
     """Ray and devices."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    share_gpus: bool = False
+    """Learner rank i and generator i share one GPU; lower generator.gpu_memory_share to what the learner leaves."""
     address: str | None = None
     """Address of a running Ray cluster (`auto` finds a local one); None starts one for this run, on loopback."""
     start_deadline_s: Seconds = 900.0
@@ -304,6 +306,14 @@ class TrainConfig(Section):
             found.append(
                 f"a minibatch of {groups_of_rank} completions leaves some of learner.ranks={self.learner.ranks} idle"
             )
+        if self.cluster.share_gpus and (
+            self.generator.tensor_parallel_size > 1 or self.generator.replicas != self.learner.ranks
+        ):
+            found.append(
+                "cluster.share_gpus pairs each learner rank with one generator: it needs generator.replicas == "
+                f"learner.ranks and tensor_parallel_size 1, got {self.generator.replicas}, {self.learner.ranks} and "
+                f"{self.generator.tensor_parallel_size}"
+            )
         found += _verifier_problems(self.verifiers)
         return found
 
@@ -316,6 +326,8 @@ class SftSchedule(Section):
     """Rows in one optimizer step."""
     max_tokens: Positive = 1024
     """Rows longer than this, prompt and response together, are dropped, and counted."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints; after the last step and on Ctrl-C there is always one."""
 
 
 class SftConfig(Section):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from safetensors import safe_open
 from transformers import AutoTokenizer
 from vllm import EngineArgs, RequestOutput
 from vllm import SamplingParams as EngineSampling
@@ -21,56 +21,16 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from grpo import config, weight_transfer
-from grpo.types import Completion, SamplingParams, VersionSpan
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorSetup:
-    """What one replica needs to know.
-
-    Attributes:
-        policy_path: folder or hub name of the starting policy.
-        dtype: of weights and activations.
-        generator: sizes and where the engine runs.
-        max_sequence_tokens: longest prompt with its completion.
-        temperature: of training samples; where it is not 1, log-probabilities are taken after it is applied.
-        device: `cpu` or `cuda`.
-        replica: number of this replica.
-    """
-
-    policy_path: str
-    dtype: config.Dtype
-    generator: config.GeneratorConfig
-    max_sequence_tokens: int
-    temperature: float
-    device: Literal["cpu", "cuda"]
-    replica: int
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to sample for.
-
-    Attributes:
-        index: the caller's number for it, given back with the completions.
-        token_ids: the prompt.
-        seed: of its samples; sample i of the group uses seed + i, wherever and beside whatever it runs.
-    """
-
-    index: int
-    token_ids: tuple[int, ...]
-    seed: int
-
-
-Finished = list[tuple[int, tuple[Completion, ...]]]
+from grpo import weight_transfer
+from grpo.setups import GeneratorSetup
+from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
 
 
 class Generator:
     """One vLLM engine with the policy's weights and their version."""
 
     def __init__(self, setup: GeneratorSetup) -> None:
-        """Load the policy. The process's environment must be `engine_environment(setup)` already."""
+        """Load the policy. `grpo.cluster` has set the process's environment."""
         weight_transfer.register()
         on_cpu = setup.device == "cpu"
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
@@ -140,13 +100,15 @@ class Generator:
         """Make ready for new weights. The engine must be idle."""
         self._engine.collective_rpc("start_weight_update")
 
-    def update(self, bucket: np.ndarray) -> None:
-        """Load one bucket of weights: uint8, the bytes of a safetensors file."""
+    def update(self, bucket: np.ndarray) -> list[str]:
+        """Load one bucket of weights: uint8, the bytes of a safetensors file. The names of its tensors."""
         # By file, as the engine may live in other processes of this node; in memory where there is room.
         with tempfile.NamedTemporaryFile(dir=_scratch(bucket.nbytes), suffix=".safetensors") as file:
             file.write(memoryview(bucket))
             file.flush()
             self._engine.collective_rpc("update_weights", args=({"path": file.name},))
+            with safe_open(file.name, framework="pt") as tensors:
+                return list(tensors.keys())
 
     def finish_update(self, policy_version: int) -> None:
         """All buckets have come: sample from them, as `policy_version`, from now on."""

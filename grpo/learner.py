@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import numpy as np
@@ -25,39 +24,11 @@ from grpo import config, losses
 from grpo.attention import PACKED, PackedLayout
 from grpo.batching import RankBatch
 from grpo.packing import Microbatch, TrainingSequence, pack
+from grpo.setups import LearnerSetup
 
 # Logits of so many tokens are held at a time; with a vocabulary of 150,000 that is 0.6 GB in float32.
 LOGIT_CHUNK = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerSetup:
-    """What one rank needs to know.
-
-    Attributes:
-        policy_path: folder or hub name of the starting policy.
-        dtype: of forward and backward.
-        algorithm: the objective; None for supervised fine-tuning.
-        learner: optimizer and batching.
-        temperature: at which completions are sampled, and so log-probabilities compared.
-        total_steps: optimizer steps of the whole run, for the learning-rate schedule.
-        seed: of the rank's random numbers.
-        rank: this rank.
-        world_size: number of ranks.
-        device: `cpu` or `cuda`.
-    """
-
-    policy_path: str
-    dtype: config.Dtype
-    algorithm: config.Algorithm | None
-    learner: config.LearnerConfig
-    temperature: float
-    total_steps: int
-    seed: int
-    rank: int
-    world_size: int
-    device: Literal["cpu", "cuda"]
 
 
 class PolicyLogprobs(nn.Module):
@@ -131,14 +102,15 @@ class LearnerRank:
         self._device = torch.device(setup.device)
         settings = deepspeed_settings(setup)
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
-        module = PolicyLogprobs(_load_model(setup, settings))
+        module = PolicyLogprobs(_load_model(setup, setup.policy_path, settings))
         optimizer = torch.optim.AdamW(
             _parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._reference = None
         if setup.algorithm and setup.algorithm.kl_coefficient > 0:
-            self._reference = PolicyLogprobs(_load_model(setup, None)).to(self._device).requires_grad_(False).eval()
+            reference = PolicyLogprobs(_load_model(setup, setup.reference_path, None))
+            self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._optimizer_steps = 0
 
     def step(self, batch: RankBatch) -> dict[str, float]:
@@ -254,6 +226,11 @@ class LearnerRank:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._setup.learner.zero_stage == 3):
                 yield name, parameter.detach().to(device="cpu", dtype=dtype, copy=True)
 
+    def tensor_names(self) -> list[str]:
+        """Every name under which the policy has a parameter, tied ones under each of their names."""
+        parameters = {name for name, _ in self._engine.module.model.named_parameters(remove_duplicate=False)}
+        return [name for name in self._engine.module.model.state_dict() if name in parameters]
+
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
         """The policy in pieces of about `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
 
@@ -335,26 +312,24 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
     }
 
 
-def _load_model(setup: LearnerSetup, settings: dict[str, Any] | None) -> PreTrainedModel:
+def _load_model(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
     if settings and setup.learner.zero_stage == 3:
         from transformers.integrations import HfDeepSpeedConfig
 
         # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
-        model = _from_pretrained(setup)
+        model = _from_pretrained(setup, path)
         del partitioned
     else:
-        model = _from_pretrained(setup)
+        model = _from_pretrained(setup, path)
     if setup.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _from_pretrained(setup: LearnerSetup) -> PreTrainedModel:
+def _from_pretrained(setup: LearnerSetup, path: str) -> PreTrainedModel:
     attention = PACKED if setup.learner.attention == "packed" else setup.learner.attention
-    return AutoModelForCausalLM.from_pretrained(
-        setup.policy_path, dtype=DTYPES[setup.dtype], attn_implementation=attention
-    )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[setup.dtype], attn_implementation=attention)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from grpo.types import Completion, Group, Prompt, Rollout
 from rewards.build import VerifierSpec
 from rewards.compose import combine
-from rewards.verdict import Status, Verdict
+from rewards.verdict import Verdict
 
 # Yields (index of the prompt, its completions) as groups finish, in any order.
 Generate = Callable[[Sequence[Prompt]], Iterable[tuple[int, Sequence[Completion]]]]
@@ -124,34 +124,3 @@ def check_failures(groups: Iterable[Group], max_share: float) -> None:
             f"{len(failed)} of {len(verdicts)} verdicts failed, above verification.max_failure_share={max_share}: "
             f"{reasons}. Mend the verifier, raise verification.deadline_s, or allow more failures"
         )
-
-
-def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str, float]:
-    """What a step's groups say, by the names of `docs/metrics.md`."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards_PG, valid_PG = reward_tensors(groups)
-    known = rewards_PG[valid_PG]
-    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-    metrics = {
-        "rollout/groups": float(len(groups)),
-        "rollout/accuracy": sum(rollout.correct for rollout in rollouts) / len(rollouts),
-        "rollout/completion_tokens_mean": sum(lengths) / len(lengths),
-        "rollout/completion_tokens_max": float(max(lengths)),
-        "rollout/truncated_share": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
-        "rollout/zero_variance_share": float((advantages_PG == 0).all(dim=1).float().mean()),
-        "rollout/failed_verdicts": float(
-            sum(verdict.status.failed for rollout in rollouts for verdict in rollout.verdicts.values())
-        ),
-    }
-    if len(known):
-        metrics["reward/mean"] = float(known.mean())
-        metrics["reward/std"] = float(known.std(correction=0))
-    for name in rollouts[0].verdicts:
-        verdicts = [rollout.verdicts[name] for rollout in rollouts]
-        scores = [verdict.score for verdict in verdicts if verdict.score is not None]
-        if scores:
-            metrics[f"reward/{name}"] = sum(scores) / len(scores)
-        for status in Status:
-            share = sum(verdict.status is status for verdict in verdicts) / len(verdicts)
-            metrics[f"verdict/{name}/{status}"] = share
-    return metrics

@@ -127,3 +127,22 @@ class SamplingParams:
     max_tokens: int
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to sample for.
+
+    Attributes:
+        index: the caller's number for it, given back with the completions.
+        token_ids: the prompt.
+        seed: of its samples; sample i of the group uses seed + i, wherever and beside whatever it runs.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    seed: int
+
+
+# Groups that finished together: (the request's index, its completions).
+Finished = list[tuple[int, tuple[Completion, ...]]]
