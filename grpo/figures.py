@@ -60,8 +60,8 @@ _STYLE: dict[Any, Any] = {
 }
 # 160 dots an inch: 10 inches give 1600 pixels, which stay sharp when a page shows them 800 wide.
 _DOTS_PER_INCH = 160
-# Above this many steps a line of single steps is mostly noise: draw its moving mean over a faint original.
-_SMOOTH_FROM = 60
+# Bars of a stack; with more of them the edges are mostly noise.
+_MOST_BARS = 100
 
 Runs = Sequence[Path] | Mapping[str, Sequence[Path]]
 
@@ -115,6 +115,16 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """A name for each run folder: its own, with as many parents before it as it takes to tell them apart."""
+    parts = [Path(run).resolve().parts[1:] for run in runs]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, start=1)]
+
+
 def mean_and_band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
     """Mean, lowest and highest value over curves, at the steps that all of them have."""
     shared = sorted(set.intersection(*(set(curve.steps) for curve in curves))) if curves else []
@@ -128,24 +138,11 @@ def mean_and_band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
     )
 
 
-def moving_mean(curve: Curve, window: int) -> Curve:
-    """Centred mean over `window` neighbouring points, fewer at the ends, so that the line is not delayed."""
-    half = window // 2
-    smooth = []
-    for at in range(len(curve.values)):
-        near = curve.values[max(0, at - half) : at + half + 1]
-        smooth.append(sum(near) / len(near))
-    return Curve(curve.steps, tuple(smooth))
-
-
 def _entries(runs: Runs) -> tuple[_Entry, ...]:
     if isinstance(runs, Mapping):
         labelled = [(label, list(paths)) for label, paths in runs.items()]
     else:
-        names = [Path(path).resolve().name for path in runs]
-        labelled = [
-            (name if names.count(name) == 1 else str(path), [path]) for name, path in zip(names, runs, strict=True)
-        ]
+        labelled = [(name, [path]) for name, path in zip(run_names(runs), runs, strict=True)]
     return tuple(
         _Entry(label, _COLOURS[index % len(_COLOURS)], tuple(read_history(Path(path)) for path in paths))
         for index, (label, paths) in enumerate(labelled)
@@ -161,7 +158,8 @@ def _draw_accuracy(axes: Axes, entries: Sequence[_Entry]) -> None:
     if len(entries) == 1 and _measured(entries, ["rollout/accuracy"]):
         # Under the held-out points and fainter: what training itself sees, step by step.
         for mean, _, _ in _shown(entries[0], "rollout/accuracy"):
-            axes.plot(mean.steps, mean.values, color="#8a929b", linewidth=1.3, zorder=1.5, label="training samples")
+            drawn = mean.smooth() if mean.is_noisy() else mean
+            axes.plot(drawn.steps, drawn.values, color="#8a929b", linewidth=1.3, zorder=1.5, label="training samples")
         for line in axes.get_lines()[:1]:
             if line.get_marker() == "o":
                 line.set_label("held-out" + (f", mean of {seeds}" if (seeds := len(entries[0].histories)) > 1 else ""))
@@ -196,18 +194,20 @@ def _draw_step_time(axes: Axes, entries: Sequence[_Entry]) -> None:
 
 
 def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
-    shares, edges = timed.shares(), timed.edges()
+    shares, longest = timed.shares(), max(timed.totals())
+    top, is_cut = timed.top()
+    timed = timed.thinned(_MOST_BARS)
+    edges = timed.edges()
     tops = [0.0] * len(timed.steps)
     for part, seconds in timed.parts.items():
         bottoms, tops = tops, [low + more for low, more in zip(tops, seconds, strict=True)]
         label = f"{part} {shares[part]:.0%}"
         # Flat over each step, not interpolated: a single slow step should look like one.
         axes.stairs(tops, edges, baseline=bottoms, fill=True, color=_PART_COLOURS[part], label=label)
-    top, is_cut = timed.top()
     # The room above the stack is for the legend, which would hide data anywhere else.
     axes.set_ylim(0, 1.42 * top)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_title(f"Step time (longest {max(tops):.1f} s)" if is_cut else "Step time")
+    axes.set_title(f"Step time (longest {longest:.1f} s)" if is_cut else "Step time")
     axes.set_xlabel("step")
     axes.set_ylabel("seconds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -239,9 +239,9 @@ def _draw_curves(axes: Axes, entries: Sequence[_Entry], metric: str, marker: str
             if len(entry.histories) > 1:
                 axes.fill_between(mean.steps, low.values, high.values, color=entry.colour, alpha=0.18, linewidth=0)
             drawn = mean
-            if len(mean.steps) >= _SMOOTH_FROM and not marker:
+            if mean.is_noisy() and not marker:
                 axes.plot(mean.steps, mean.values, color=entry.colour, alpha=0.25, linewidth=1.0)
-                drawn = moving_mean(mean, max(5, len(mean.steps) // 25))
+                drawn = mean.smooth()
             single = marker or ("o" if len(drawn.steps) == 1 else "")
             axes.plot(drawn.steps, drawn.values, color=entry.colour, marker=single, markersize=4.5, label=entry.label)
 

@@ -7,6 +7,7 @@ Several lines may carry the same step (an evaluation that comes in late); a read
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from types import TracebackType
 
 FILE_NAME = "metrics.jsonl"
 RESERVED_NAMES = ("step", "time")
+_NOISY_FROM = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,21 @@ class Curve:
         """The same curve without the points that are not finite numbers."""
         kept = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
         return Curve(tuple(step for step, _ in kept), tuple(value for _, value in kept))
+
+    def is_noisy(self) -> bool:
+        """True where there are so many steps that a line from one to the next shows mostly noise."""
+        return len(self.steps) >= _NOISY_FROM
+
+    def smooth(self) -> Curve:
+        """The mean over neighbouring points, about a twenty-fifth of the run; centred, so that it is not delayed."""
+        half = max(5, len(self.steps) // 25) // 2
+        # Through running sums: a window of its own for each point would take seconds on a run of 10,000 steps.
+        sums = [0.0, *itertools.accumulate(self.values)]
+        smooth = []
+        for at in range(len(self.values)):
+            begin, end = max(0, at - half), min(len(self.values), at + half + 1)
+            smooth.append((sums[end] - sums[begin]) / (end - begin))
+        return Curve(self.steps, tuple(smooth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,7 @@ class MetricsLog:
         if self._last_step is not None and line.step <= self._last_step:
             raise ValueError(
                 f"step {line.step} comes after step {self._last_step} in {self._path}: steps must rise. "
-                f"To go on from an earlier step, call truncate_after({line.step - 1}) first; "
+                f"To go on from a checkpoint, call truncate_after(its step) first; "
                 f"to start anew, use an empty run folder"
             )
         payload = line.to_json().encode()

@@ -187,11 +187,11 @@ def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
         "reward": _number(rollout.reward),
         "verdicts": [
             {
-                "verifier": name,
+                "verifier": _storable(name),
                 "status": verdict.status.value,
                 "score": verdict.score,
                 "reason": _storable(verdict.reason),
-                "parts": [{"name": part, "value": value} for part, value in verdict.parts.items()],
+                "parts": [{"name": _storable(part), "value": value} for part, value in verdict.parts.items()],
             }
             for name, verdict in rollout.verdicts.items()
         ],

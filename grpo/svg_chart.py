@@ -6,6 +6,7 @@ dark page.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from grpo.metrics_log import Curve
 from grpo.step_time import StepTime
 
 WIDTH, HEIGHT = 480, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 470, 10, 194
+LEFT, RIGHT, TOP, BOTTOM = 50, 462, 10, 194
 # A line has no use for more points than it has pixels: twice as many buckets, lowest and highest point of each.
 _MAX_BUCKETS = 210
+# Bars of a stack; with more of them the edges are mostly noise.
+_MOST_BARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,16 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One line (`points` open, `dots` where single values should show) or one area (`points` closed)."""
+    """One line (`points` open, `dots` where single values should show) or one area (`points` closed).
+
+    `is_faint` marks the single steps behind a smoothed line, which carries the label for both.
+    """
 
     label: str
     style: str
     points: str
     is_area: bool = False
+    is_faint: bool = False
     dots: tuple[tuple[float, float], ...] = ()
 
 
@@ -44,7 +51,7 @@ class Chart:
 
     Attributes:
         readout: what a script needs to tell the values under the pointer: the pixel of step 0, pixels per step, and
-            each series as label -> [[step, value], ...].
+            each series as [label, [[step, value], ...]].
         summary: the chart in one sentence, for whoever does not see it.
     """
 
@@ -84,14 +91,18 @@ def line_chart(
     values = [value for curve in drawn.values() for value in curve.values]
     across = _Axis.over(*span, LEFT, RIGHT, whole=True)
     up = _Axis.over(min(values) if low is None else low, max(values) if high is None else high, BOTTOM, TOP)
-    shapes = tuple(
-        _line(label, f"s{position}", curve, across, up, is_dotted=label in dotted or len(curve.steps) == 1)
-        for position, (label, curve) in enumerate(drawn.items(), start=1)
-    )
+    shapes: list[Shape] = []
+    for position, (label, curve) in enumerate(drawn.items(), start=1):
+        few = label in dotted or len(curve.steps) == 1
+        if curve.is_noisy() and not few:
+            shapes.append(_line(label, f"s{position}", curve.smooth(), across, up))
+            shapes.append(dataclasses.replace(_line(label, f"s{position}", curve, across, up), is_faint=True))
+        else:
+            shapes.append(_line(label, f"s{position}", curve, across, up, is_dotted=few))
     return Chart(
         title,
         unit,
-        shapes,
+        tuple(shapes),
         across.ticks(6),
         up.ticks(5),
         _readout(across, drawn),
@@ -103,7 +114,8 @@ def step_time_chart(timed: StepTime) -> Chart:
     """The parts of a step, stacked."""
     shares, longest = timed.shares(), max(timed.totals())
     top, is_cut = timed.top()
-    timed = timed.thinned(_MAX_BUCKETS)
+    readable = timed.thinned(2 * _MAX_BUCKETS)
+    timed = timed.thinned(_MOST_BARS)
     edges = timed.edges()
     across = _Axis(edges[0], edges[-1], LEFT, RIGHT, whole=True)
     up = _Axis.over(0.0, top, BOTTOM, TOP)
@@ -116,7 +128,7 @@ def step_time_chart(timed: StepTime) -> Chart:
         shapes.append(Shape(f"{part} {shares[part]:.0%}", f"part-{part}", points, is_area=True))
         lower = upper
     title = f"Step time (longest {longest:.1f} s)" if is_cut else "Step time"
-    curves = {part: Curve(timed.steps, seconds) for part, seconds in timed.parts.items()}
+    curves = {part: Curve(readable.steps, seconds) for part, seconds in readable.parts.items()}
     sentence = ", ".join(f"{part} {shares[part]:.0%}" for part in timed.parts)
     return Chart(
         title, "seconds", tuple(shapes), across.ticks(6), up.ticks(5), _readout(across, curves), f"shares: {sentence}"
@@ -168,7 +180,7 @@ class _Axis:
         return tuple(Tick(round(self.pixel(number), 1), number_label(number)) for number in numbers)
 
 
-def _line(label: str, style: str, curve: Curve, across: _Axis, up: _Axis, *, is_dotted: bool) -> Shape:
+def _line(label: str, style: str, curve: Curve, across: _Axis, up: _Axis, *, is_dotted: bool = False) -> Shape:
     thin = _thinned(curve)
     places = [
         (across.pixel(step), min(max(up.pixel(value), TOP), BOTTOM))
@@ -206,10 +218,10 @@ def _readout(across: _Axis, curves: Mapping[str, Curve]) -> dict[str, object]:
     return {
         "origin": round(across.pixel(0), 4),
         "scale": round(across.pixel(1) - across.pixel(0), 6),
-        "series": {
-            label: [[step, float(f"{value:.4g}")] for step, value in zip(thin.steps, thin.values, strict=True)]
+        "series": [
+            [label, [[step, float(f"{value:.4g}")] for step, value in zip(thin.steps, thin.values, strict=True)]]
             for label, thin in ((label, _thinned(curve)) for label, curve in curves.items())
-        },
+        ],
     }
 
 

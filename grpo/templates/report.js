@@ -5,7 +5,7 @@ for (const figure of document.querySelectorAll("figure[data-readout]")) {
   const svg = figure.querySelector("svg");
   const cursor = figure.querySelector(".cursor");
   const readout = figure.querySelector(".readout");
-  const steps = [...new Set(Object.values(series).flatMap((points) => points.map(([step]) => step)))].sort((a, b) => a - b);
+  const steps = [...new Set(series.flatMap(([, points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
   let chosen = -1;
 
   const show = (at) => {
@@ -15,7 +15,7 @@ for (const figure of document.querySelectorAll("figure[data-readout]")) {
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     figure.classList.add("reading");
-    const values = Object.entries(series).flatMap(([label, points]) => {
+    const values = series.flatMap(([label, points]) => {
       const point = points.find(([other]) => other === step);
       return point ? [`${label} ${point[1]}`] : [];
     });

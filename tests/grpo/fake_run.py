@@ -141,7 +141,7 @@ def make_metrics(generator: random.Random, step: int, skill: float) -> dict[str,
         "learner/ratio_max": 1.7,
         "learner/mismatch_kl": 2e-5,
         "learner/padding_share": 0.03,
-        "sync/probe_max_difference": 4e-6,
+        "sync/probe_mean_difference": 4e-6,
     }
 
 
