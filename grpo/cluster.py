@@ -103,9 +103,7 @@ def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[An
         return list(ray.get(list(references), timeout=deadline_s))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
-        raise TimeoutError(
-            f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}"
-        ) from None
+        raise TimeoutError(f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}") from None
     except ray.exceptions.RayTaskError as failure:
         raise failure.as_instanceof_cause() from None
 
@@ -140,9 +138,7 @@ class LearnerGroup:
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         """References to the policy's weights in buckets, as they are gathered."""
-        streams = [
-            actor.export_buckets.options(num_returns="streaming").remote(bucket_bytes) for actor in self._actors
-        ]
+        streams = [actor.export_buckets.options(num_returns="streaming").remote(bucket_bytes) for actor in self._actors]
         for reference in streams[0]:
             yield reference
         wait_for([s.completed() for s in streams], self._deadline_s, "gathering the weights from the learner")
@@ -179,7 +175,9 @@ class GeneratorGroup:
         self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
         """Sample for each prompt; (index, completions) as groups finish on any replica."""
-        requests = [Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
+        requests = [
+            Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
         shares = [requests[replica :: len(self._actors)] for replica in range(len(self._actors))]
         running = [
             actor.generate.options(num_returns="streaming").remote(share, sampling)
@@ -305,7 +303,9 @@ class Cluster:
         starting = [actor.start.remote(*address) for actor in actors]
 
         def join() -> LearnerGroup:
-            wait_for(starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}")
+            wait_for(
+                starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
+            )
             return LearnerGroup(actors, self._settings.step_deadline_s)
 
         return join

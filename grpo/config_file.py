@@ -39,9 +39,9 @@ def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) 
         except ValidationError as failure:
             found += [_describe(error) for error in failure.errors()]
             # What is wrong is taken out, so that the rest can still be checked, if defaults can stand in for it.
-            if not all([_remove(data, error["loc"]) for error in failure.errors() if error["type"] != "missing"]) or any(
-                error["type"] == "missing" for error in failure.errors()
-            ):
+            if not all(
+                [_remove(data, error["loc"]) for error in failure.errors() if error["type"] != "missing"]
+            ) or any(error["type"] == "missing" for error in failure.errors()):
                 break
     if config is not None:
         found += config.problems()

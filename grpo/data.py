@@ -58,7 +58,9 @@ def _load_generator(dotted: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as failure:
-        raise ValueError(f"the generator {dotted!r} cannot be found: {failure}; write package.module:function") from failure
+        raise ValueError(
+            f"the generator {dotted!r} cannot be found: {failure}; write package.module:function"
+        ) from failure
     return found
 
 

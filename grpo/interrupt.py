@@ -32,4 +32,6 @@ class Interrupt:
             raise KeyboardInterrupt
         self.requested = True
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        print(f"{name}: stopping after this step, with a checkpoint; once more stops at once", file=sys.stderr, flush=True)
+        print(
+            f"{name}: stopping after this step, with a checkpoint; once more stops at once", file=sys.stderr, flush=True
+        )

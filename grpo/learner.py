@@ -190,7 +190,9 @@ class LearnerRank:
         metrics = dict(zip(_SUMS, sums.tolist(), strict=True))
         # Means are over the tokens that were computed; the loss's denominator also counts those without advantage.
         computed = max(1.0, metrics.pop("tokens"))
-        metrics = {name: total / (batch.trained_tokens if name == "loss" else computed) for name, total in metrics.items()}
+        metrics = {
+            name: total / (batch.trained_tokens if name == "loss" else computed) for name, total in metrics.items()
+        }
         if self._setup.algorithm is None:
             metrics = {name: metrics[name] for name in ("loss", "entropy")}
         else:

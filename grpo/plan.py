@@ -152,7 +152,9 @@ def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:
     )
     longest = rollout.max_prompt_tokens + rollout.max_completion_tokens
     table.add_row("tokens of a step", f"at most {completions * longest:,} ({longest:,} a sequence)")
-    table.add_row("steps", f"{settings.train.steps:,}, {settings.train.steps * algorithm.minibatches:,} optimizer steps")
+    table.add_row(
+        "steps", f"{settings.train.steps:,}, {settings.train.steps * algorithm.minibatches:,} optimizer steps"
+    )
     return table
 
 
@@ -165,7 +167,9 @@ def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
     table.add_row("policy", f"{shape.parameters:,} parameters")
     parts = learner_bytes(shape, settings.policy, settings.learner)
     total = f"{sum(parts.values()) / GIB:.2f} GiB"
-    table.add_row("a learner rank", f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()))
+    table.add_row(
+        "a learner rank", f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    )
     if isinstance(settings, config.TrainConfig):
         size = 2 if settings.policy.dtype == "bfloat16" else 4
         weights = shape.parameters * size / settings.generator.tensor_parallel_size

@@ -114,6 +114,7 @@ class TrainingRun:
         self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
         self.folder = Path(settings.run.folder)
         self.step = 0
+        self._checkpoint_s: float | None = None
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -154,13 +155,14 @@ class TrainingRun:
             cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
         with progress.phase(f"starting {settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"):
             self._start_actors(cluster, str(found.policy.absolute()) if found else self._policy_path)
+        # Lines of steps that no checkpoint holds are forgotten: those steps are made again.
+        self.report.truncate_after(found.step if found else -1)
         if found:
             with progress.phase(f"resuming from step {found.step}"):
                 self.learner.load(str(found.folder.absolute()))
                 state = found.driver_state()
                 self.cursor.load_state_dict(state["cursor"])
                 self.step = found.step
-                self.report.truncate_after(found.step)
         self.sync = WeightSync(
             self.learner,
             self.generators,
@@ -222,9 +224,7 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        groups = self._collect(
-            self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch
-        )
+        groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
         return {
@@ -271,6 +271,7 @@ class TrainingRun:
         newest = checkpoint.latest(self.folder)
         if newest is not None and newest.step == self.step:
             return
+        watch = Stopwatch()
         with self._progress.phase(f"writing the checkpoint of step {self.step}"):
             checkpoint.write(
                 self.folder,
@@ -279,8 +280,6 @@ class TrainingRun:
                 {"step": self.step, "cursor": self.cursor.state_dict()},
                 self.settings.train.keep_checkpoints,
             )
-
-
 
 
 def finished_table(run: config.Run, steps: int) -> ClosingTable | None:

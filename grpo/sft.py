@@ -52,9 +52,8 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         with cluster:
             with progress.phase(f"starting {settings.learner.ranks} learner rank(s)"):
                 learner = cluster.start_learner(_setups(settings, start, cluster))()
-            step = 0
-            if found:
-                step = _resume(found, learner, cursor, report)
+            report.truncate_after(found.step if found else -1)
+            step = _resume(found, learner, cursor) if found else 0
             while step < schedule.steps and not interrupt.requested:
                 metrics = _step(settings, learner, cursor.next(schedule.batch_size))
                 step += 1
@@ -100,12 +99,9 @@ def _setups(settings: SftConfig, start: str, cluster: Cluster) -> list[LearnerSe
     ]
 
 
-def _resume(
-    found: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[TrainingSequence], report: Report
-) -> int:
+def _resume(found: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[TrainingSequence]) -> int:
     learner.load(str(found.folder.absolute()))
     cursor.load_state_dict(found.driver_state()["cursor"])
-    report.truncate_after(found.step)
     return found.step
 
 

@@ -61,7 +61,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             watch.start(None)
 
             metrics = rollout_metrics(groups, advantages_PG) | update_metrics(updates) | speed_metrics(watch, groups)
-            metrics["sync/probe_mean_difference"] = difference
+            metrics |= {"sync/probe_mean_difference": difference} | run.take_checkpoint_metrics()
             if run.evaluation_is_due() or interrupt.requested:
                 metrics |= run.evaluate()
             run.report.step(run.step, metrics, groups, advantages_PG.tolist())

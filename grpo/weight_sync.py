@@ -133,7 +133,5 @@ class WeightSync:
 
 
 def _mean_difference(expected: Scores, found: Scores) -> float:
-    pairs = [
-        abs(a - b) for row, other in zip(expected, found, strict=True) for a, b in zip(row, other, strict=True)
-    ]
+    pairs = [abs(a - b) for row, other in zip(expected, found, strict=True) for a, b in zip(row, other, strict=True)]
     return sum(pairs) / len(pairs)
