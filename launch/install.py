@@ -122,10 +122,10 @@ def interpreter_version(command: str) -> Optional[Tuple[str, Tuple[int, int, int
 def find_interpreter() -> str:
     """The interpreter in $PYTHON, else the first supported one of PYTHONS."""
     remedy = (
-        "choose a supported one with `make train PYTHON=python3.12`, or first install it, for example with "
+        "name a supported one, as in `make train PYTHON=python3.12`, or install one, for example with "
         "`sudo apt-get install python3.11 python3.11-venv`."
     )
-    wanted = " or ".join(f"{major}.{minor}" for major, minor in SUPPORTED)
+    wanted = "{}.{} to {}.{}".format(*SUPPORTED[0], *SUPPORTED[-1])
     chosen = os.environ.get("PYTHON")
     found = []
     for command in [chosen] if chosen else [*PYTHONS, sys.executable]:
