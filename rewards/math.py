@@ -31,7 +31,8 @@ from typing import Any, Literal
 from rewards import find as places
 from rewards import stage
 from rewards.choices import letter_of
-from rewards.equal import Conventions, Undecided, equal
+from rewards.conventions import Conventions
+from rewards.equal import Undecided, equal
 from rewards.evaluate import precise
 from rewards.latex_text import normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
@@ -55,7 +56,7 @@ class Math:
         find: where to look for the answer, in order: `boxed`, `stated`, `last_sentence`.
         problem_column: the prompt's column with the problem's text, to refuse answers that restate it; None to
             accept them.
-        percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.equal.Conventions`.
+        percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.conventions.Conventions`.
 
     Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
     that cannot be decided within the work budget (well under a second) is `timeout`, and the reason says where.

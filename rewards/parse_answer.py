@@ -21,7 +21,7 @@ from rewards.nodes import (
     children,
     walk,
 )  # fmt: skip
-from rewards.parse import ExpressionParser, based
+from rewards.parse_primary import PrimaryParser, based
 
 MAX_ITEMS = 100
 _RELATIONS = {
@@ -51,7 +51,7 @@ _MACROS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname|m
 _ARTICLES = re.compile(r"^(?:an?|the) ")
 
 
-class AnswerParser(ExpressionParser):
+class AnswerParser(PrimaryParser):
     """Completes the expression parser with what a whole answer may be."""
 
     def answer(self) -> Node:

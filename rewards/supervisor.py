@@ -276,8 +276,11 @@ class Supervisor:
             worker.ready, self._stillbirths = True, 0
             return
         if reply[0] == "skipped":
-            while worker.sent and worker.sent[0].ghost and worker.sent[0].batch == reply[1]:
-                worker.sent.popleft()
+            # The first one was thought to be running and so was not taken back; it had not begun either.
+            while worker.sent and worker.sent[0].batch == reply[1]:
+                entry = worker.sent.popleft()
+                if not entry.ghost:
+                    self._queue.appendleft(entry.job)
         elif len(reply) == 4 and worker.sent and reply[0] == worker.sent[0].job.identity:
             verdict = read_verdict(reply[1])
             entry = worker.sent.popleft()
