@@ -66,9 +66,9 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Verifi
     bounds = keywords.pop("bounds", DEFAULT_BOUNDS)
     if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
         raise ValueError(f"verifier {use!r}: bounds must be [least, greatest], got {bounds!r}")
-    found = _locate(use)
+    found: Any = _locate(use)
+    function: Any
     try:
-        function: Callable[..., Any]
         if inspect.isclass(found):
             function = found(**keywords)
         else:
@@ -81,7 +81,8 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Verifi
 
 def _locate(use: str) -> Callable[..., Any]:
     if use in BUILT_IN:
-        return _attribute(*BUILT_IN[use].split(":"), use=use)
+        module, _, attribute = BUILT_IN[use].partition(":")
+        return _attribute(module, attribute, use=use)
     module, colon, attribute = use.rpartition(":")
     if colon and module.endswith(".py"):
         return _take(_load_file(Path(module)), attribute, use)

@@ -13,7 +13,6 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(\\?[A-Za-z]+\b(?!\s*\{)|[-+]?[\d.,/]*\d|[A-Za-z])")
 _BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\}|\\quad)[\s$,;]*")
-_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASH = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
@@ -105,8 +104,6 @@ def hash_mark(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last number written in the text, with its sign and separators, or None."""
-    found = None
     # Only the tail is read: a number further from the end than this is not a final answer.
-    for found in _NUMBER.finditer(text, max(0, len(text) - 2000)):
-        pass
-    return found.group() if found else None
+    found = _NUMBER.findall(text, max(0, len(text) - 2000))
+    return found[-1] if found else None

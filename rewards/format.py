@@ -67,14 +67,12 @@ class Format:
         spots = [text.find(half) for tag in self.tags for half in (f"<{tag}>", f"</{tag}>")]
         in_order = -1 not in spots and spots == sorted(spots)
         parts = {"once": float(once), "order": float(in_order)}
-        pieces = [(text.find(f"<{tag}>") + len(tag) + 2, text.find(f"</{tag}>")) for tag in self.tags]
-        parts["filled"] = float(in_order and all(text[a:b].strip() != "" for a, b in pieces))
+        # Where each tag's content begins and ends, and where the tag itself does.
+        inner = [(text.find(f"<{tag}>") + len(tag) + 2, text.find(f"</{tag}>")) for tag in self.tags]
+        parts["filled"] = float(in_order and all(text[a:b].strip() for a, b in inner))
         if self.only_tags:
-            edges = [
-                0,
-                *(edge for tag in self.tags for edge in (text.find(f"<{tag}>"), text.find(f"</{tag}>") + len(tag) + 3)),
-            ]
-            edges.append(len(text))
-            outside = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-            parts["outside"] = float(in_order and not any(gap.strip() for gap in outside))
+            ends = [0, *(end + len(tag) + 3 for tag, (_, end) in zip(self.tags, inner, strict=True))]
+            starts = [*(start - len(tag) - 2 for tag, (start, _) in zip(self.tags, inner, strict=True)), len(text)]
+            gaps = [text[a:b] for a, b in zip(ends, starts, strict=True)]
+            parts["outside"] = float(in_order and not any(gap.strip() for gap in gaps))
         return parts

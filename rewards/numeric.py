@@ -18,39 +18,45 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 }
 # Digits beyond this are no answer to a question a person asked, and quadratic to convert.
 MAX_CHARACTERS = 400
-_DROPPED = re.compile(
-    r"\\[,;:! ]|\\(?:text|mathrm|mathbf|textbf)\s*\{[^{}]*\}|\\left|\\right|[$\u20ac\u00a3\s{}*]|\\\$"
-)
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{[^{}]*\}|\\[,;:! ]")
+_DROPPED = re.compile(r"\\left|\\right|\\?\$|[\u20ac\u00a3]|(?<=\d)\{(?=,\})|(?<=,)\}(?=\d)")
 _FRACTION = re.compile(r"(?P<sign>[-+]?)\\[dt]?frac(?:\{(?P<a>-?\d+)\}\{(?P<b>-?\d+)\}|(?P<c>\d)(?P<d>\d))")
+_MIXED = re.compile(r"(?P<sign>[-+]?)(?P<whole>\d+)\s+(?P<above>\d+)/(?P<below>\d+)")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(
-    r"(?P<whole>[-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?)(?:[eE](?P<exponent>[-+]?\d{1,3}))?(?:/(?P<below>\d+(?:\.\d+)?))?(?P<percent>%|\\%)?"
+    r"(?P<whole>[-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?)(?:[eE](?P<exponent>[-+]?\d{1,3}))?"
+    r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?))?\s*(?:%|\\%)?(?:\s+(?!(?:or|and|hundred|thousand|[mbtr]+illion|dozen)\b)[A-Za-z]+){0,4}"
 )
 
 
 def rational(text: str) -> Fraction | None:
-    r"""Read a number written as digits, a decimal, `a/b`, `\frac{a}{b}` or `1.5e3`; None where it is not one.
+    r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None where it is none.
 
-    Currency signs, spaces, thousands separators, `\text{...}` and a final period are ignored; `25%` is 25.
+    Currency signs, thousands separators, `\text{...}`, a few words after the number (its unit) and a final period
+    are ignored; `25%` is 25.
     """
     if len(text) > MAX_CHARACTERS:
         return None
-    fraction = _FRACTION.fullmatch(text.strip().strip("$").strip())
+    plain = _DROPPED.sub("", _TEXT.sub(" ", text.replace("\u2212", "-"))).strip(" \t\n*").rstrip(".").strip()
+    fraction = _FRACTION.fullmatch(plain)
     if fraction is not None:
         above, below = int(fraction["a"] or fraction["c"]), int(fraction["b"] or fraction["d"])
         return (Fraction(above, below) * (-1 if fraction["sign"] == "-" else 1)) if below else None
-    plain = _DROPPED.sub("", text.replace("\u2212", "-")).rstrip(".")
+    mixed = _MIXED.fullmatch(plain)
+    if mixed is not None:
+        below = int(mixed["below"])
+        value = int(mixed["whole"]) + Fraction(int(mixed["above"]), below) if below else None
+        return -value if value is not None and mixed["sign"] == "-" else value
+    if _SPACED_THOUSANDS.fullmatch(plain):
+        plain = plain.replace(" ", "")
     match = _NUMBER.fullmatch(plain)
     if match is None or not any(character.isdigit() for character in match["whole"]):
         return None
     value = Fraction(match["whole"].replace(",", ""))
     if match["exponent"]:
         value *= Fraction(10) ** int(match["exponent"])
-    if match["below"]:
-        below_value = Fraction(match["below"])
-        if below_value == 0:
-            return None
-        value /= below_value
-    return value
+    below_value = Fraction(match["below"]) if match["below"] else Fraction(1)
+    return value / below_value if below_value else None
 
 
 class Numeric:

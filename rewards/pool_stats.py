@@ -90,13 +90,10 @@ class Recorder:
         with self._lock:
             verifiers = {}
             for name, statuses in self._statuses.items():
-                calls, ordered = statuses.total(), sorted(self._seconds[name])
+                calls, seconds = statuses.total(), sorted(self._seconds[name])
+                hit_rate = self._hits[name] / max(calls, 1)
                 verifiers[name] = VerifierStats(
-                    calls,
-                    dict(statuses),
-                    _quantile(ordered, 0.5),
-                    _quantile(ordered, 0.99),
-                    self._hits[name] / max(calls, 1),
+                    calls, dict(statuses), _quantile(seconds, 0.5), _quantile(seconds, 0.99), hit_rate
                 )
             events = self._events
             return PoolStats(verifiers, queued, events["started"], events["killed"], events["died"], events["replayed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -60,8 +61,10 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int 
 
 
 class Nursery:
-    """The parent's hold on the nursery process. Start it in the thread that lives as long as the pool: the kernel
-    counts that thread as the parent whose death kills it.
+    """The parent's hold on the nursery process.
+
+    Start it in the thread that lives as long as the pool: the kernel counts that thread as the parent whose death
+    kills it.
 
     Raises:
         NurseryError: it did not come up within `start_s` seconds; the message has the verifier's own error.
@@ -127,14 +130,11 @@ class Nursery:
         if self._process.poll() is not None:
             return  # the kernel has killed its children with it, and their ids may be others' by now
         for kill in (os.kill, os.killpg):
-            try:
+            # It may be dead already, or not have had a group of its own yet.
+            with contextlib.suppress(ProcessLookupError):
                 kill(worker.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # dead already, or killed before it had a group of its own
-        try:
+        with contextlib.suppress(OSError):  # a nursery that is going is noticed at the next fork
             self._control.send(str(worker.pid).encode())
-        except OSError:
-            pass  # the nursery is going; the next fork will tell
 
     def stop(self) -> None:
         """Kill the nursery, and with it every worker that is left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
@@ -101,10 +102,9 @@ class Supervisor:
 
     def wake(self) -> None:
         """There is new work, or it is time to stop."""
-        try:
+        # Where it fails, a wake-up is under way already, or the thread is gone.
+        with contextlib.suppress(OSError):
             self._wake_write.send(b"x")
-        except (BlockingIOError, OSError):
-            pass  # a wake-up is under way already, or the thread is gone
 
     def stop(self) -> None:
         """End the thread and every process."""
