@@ -200,7 +200,7 @@ class WeightSyncConfig(Section):
     bucket_mib: Positive = 512
     """Memory of one piece of a push."""
     probe_sequences: Positive = 2
-    probe_tokens: Positive = 64
+    probe_tokens: Annotated[int, Field(ge=2)] = 64
     """Length to which each probe sequence is cut."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
     """Mean difference of log-probabilities that passes; by default 2e-4 in float32 and 0.05 in bfloat16."""
@@ -283,7 +283,8 @@ class TrainConfig(Section):
         rollout, algorithm = self.rollout, self.algorithm
         if rollout.group_size < 2:
             found.append(
-                "rollout.group_size=1 leaves nothing to compare a completion with, so every advantage is 0; use 2 or more"
+                "rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage is 0; "
+                "use 2 or more"
             )
         if rollout.prompts_per_step % algorithm.minibatches:
             found.append(
@@ -299,12 +300,14 @@ class TrainConfig(Section):
         if sequence > self.learner.microbatch_tokens:
             found.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest sequence: "
-                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower the other"
+                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower "
+                "the others"
             )
-        groups_of_rank = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
-        if groups_of_rank < self.learner.ranks:
+        completions = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
+        if completions < self.learner.ranks:
             found.append(
-                f"a minibatch of {groups_of_rank} completions leaves some of learner.ranks={self.learner.ranks} idle"
+                f"a minibatch of {completions} completions leaves some of learner.ranks={self.learner.ranks} idle; use "
+                "fewer ranks, fewer algorithm.minibatches, or more prompts"
             )
         if self.cluster.share_gpus and (
             self.generator.tensor_parallel_size > 1 or self.generator.replicas != self.learner.ranks
@@ -352,10 +355,13 @@ class SftConfig(Section):
         if self.policy.new and self.policy.new.max_position < self.sft.max_tokens:
             found.append(
                 f"policy.new.max_position={self.policy.new.max_position} is shorter than "
-                f"sft.max_tokens={self.sft.max_tokens}"
+                f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
             )
         if self.sft.batch_size < self.learner.ranks:
-            found.append(f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle")
+            found.append(
+                f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use fewer "
+                "ranks or more rows"
+            )
         return found
 
 
@@ -388,7 +394,9 @@ def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     found = []
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; each logs under its own")
+        found.append(
+            f"verifiers: the name {name!r} is used {names.count(name)} times; give each its own, as it names the metrics"
+        )
     if all(verifier.weight == 0 for verifier in verifiers):
-        found.append("verifiers: every weight is 0, so no completion can earn anything")
+        found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
     return found
