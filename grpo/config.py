@@ -359,8 +359,8 @@ class SftConfig(Section):
             )
         if self.sft.batch_size < self.learner.ranks:
             found.append(
-                f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use fewer "
-                "ranks or more rows"
+                f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use "
+                "fewer ranks or more rows"
             )
         return found
 
@@ -371,13 +371,24 @@ def _policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:
     if (policy.path is None) == (policy.new is None):
         choice = "policy.path (a folder or a hub name) or policy.new" if may_be_new else "policy.path"
         return [f"policy needs exactly one of {choice}" if may_be_new else f"policy needs {choice}"]
-    new = policy.new
-    if new and (new.hidden_size % new.heads or new.heads % new.key_value_heads):
-        return [
+    return _new_policy_problems(policy.new) if policy.new else []
+
+
+# What a byte-pair vocabulary holds beside the tags before it learns anything: every byte, padding, the end.
+BYTES_AND_SPECIAL = 258
+
+
+def _new_policy_problems(new: NewPolicy) -> list[str]:
+    found = []
+    if new.hidden_size % new.heads or new.heads % new.key_value_heads:
+        found.append(
             f"policy.new: heads={new.heads} must divide hidden_size={new.hidden_size} and be a multiple of "
             f"key_value_heads={new.key_value_heads}"
-        ]
-    return []
+        )
+    least = BYTES_AND_SPECIAL + len(new.tags)
+    if new.tokenizer == "bpe" and new.vocabulary < least:
+        found.append(f"policy.new.vocabulary={new.vocabulary} does not hold all bytes and tags; use {least} or more")
+    return found
 
 
 def _dataset_problems(where: str, data: Dataset) -> list[str]:
@@ -395,7 +406,7 @@ def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append(
-            f"verifiers: the name {name!r} is used {names.count(name)} times; give each its own, as it names the metrics"
+            f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own"
         )
     if all(verifier.weight == 0 for verifier in verifiers):
         found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")

@@ -141,7 +141,7 @@ def _describe(error: Any) -> str:
 
 
 def _problems_beside(schema: type[Config], data: dict[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> list[str]:
-    """Broken rules between values of which none is at a `wrong` place; defaults stand in there, where there are some."""
+    """Broken rules between values that are right; defaults, where there are some, stand in for those at `wrong`."""
     for location in wrong:
         _remove(data, location)
     try:

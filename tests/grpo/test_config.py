@@ -148,6 +148,7 @@ def test_rules_of_training(tmp_path: Path, overrides: list[str], told: list[str]
         (["policy.path=x"], ["exactly one of", "policy.new"]),
         (["policy.new.heads=5"], ["heads=5", "hidden_size=64"]),
         (["policy.new.key_value_heads=3"], ["key_value_heads=3"]),
+        (["policy.new={tokenizer: bpe, vocabulary: 261}"], ["policy.new.vocabulary=261", "use 262 or more"]),
     ],
 )
 def test_rules_of_supervised_fine_tuning(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
