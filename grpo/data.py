@@ -19,7 +19,6 @@ from grpo import config
 from grpo.packing import TrainingSequence
 from grpo.types import Prompt
 
-
 # A file of this many bytes is looked into for being blank.
 SMALL_FILE = 1024
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -145,8 +144,8 @@ def load_prompts(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, 
     )
     if not prompts:
         raise ValueError(
-            f"none of the {len(texts)} prompts of {name} has between 1 and rollout.max_prompt_tokens={max_tokens} tokens; "
-            f"the shortest has {min(map(len, token_ids))}"
+            f"none of the {len(texts)} prompts of {name} has between 1 and rollout.max_prompt_tokens={max_tokens} "
+            f"tokens; the shortest has {min(map(len, token_ids))}"
         )
     return PromptSet(prompts, len(texts) - len(prompts))
 

@@ -21,8 +21,14 @@ from grpo.config import Dataset, NewPolicy
 from grpo.data import Cursor, load_prompts, load_rows, load_supervised, render
 from grpo.policy import END
 
+# torchdata calls something of PyTorch's that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+
 ROWS = [{"prompt": "1+1=?", "answer": 2, "level": "easy"}, {"prompt": "12+34=?", "answer": 46, "level": "hard"}]
-CHAT = "{{ '<s>' }}{% for m in messages %}[{{ m['role'] }}:{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}[bot:{% endif %}"
+CHAT = (
+    "{{ '<s>' }}{% for one in messages %}[{{ one['role'] }}:{{ one['content'] }}]{% endfor %}"
+    "{% if add_generation_prompt %}[bot:{% endif %}"
+)
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
 
 
@@ -228,10 +234,6 @@ def test_gsm8k_loads(tokenizer: PreTrainedTokenizerBase) -> None:
     assert found.dropped < 700
     assert all("####" in one.reference for one in found.prompts)
     assert found.prompts[0].text.startswith("Question: Natalia sold clips")
-
-
-# torchdata calls something of PyTorch's that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
 @settings(max_examples=40, deadline=None)
