@@ -405,9 +405,7 @@ def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     found = []
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(
-            f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own"
-        )
+        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
     if all(verifier.weight == 0 for verifier in verifiers):
         found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
     return found
