@@ -363,6 +363,8 @@ class Cluster:
 
 
 def _start_ray(settings: config.Cluster, plan: Plan) -> None:
+    # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     common: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}

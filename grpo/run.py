@@ -272,6 +272,7 @@ class TrainingRun:
         if newest is not None and newest.step == self.step:
             return
         watch = Stopwatch()
+        watch = Stopwatch()
         with self._progress.phase(f"writing the checkpoint of step {self.step}"):
             checkpoint.write(
                 self.folder,
@@ -280,6 +281,12 @@ class TrainingRun:
                 {"step": self.step, "cursor": self.cursor.state_dict()},
                 self.settings.train.keep_checkpoints,
             )
+        self._checkpoint_s = watch.elapsed_s
+
+    def take_checkpoint_metrics(self) -> dict[str, float]:
+        """Seconds of the checkpoint written since this was last asked, if one was."""
+        seconds, self._checkpoint_s = self._checkpoint_s, None
+        return {} if seconds is None else {"time/checkpoint_s": seconds}
 
 
 def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
