@@ -155,8 +155,9 @@ class TrainingRun:
             cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
         with progress.phase(f"starting {settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"):
             self._start_actors(cluster, str(found.policy.absolute()) if found else self._policy_path)
-        # Lines of steps that no checkpoint holds are forgotten: those steps are made again.
-        self.report.truncate_after(found.step if found else -1)
+        # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation
+        # before the first step where the run was stopped before it.
+        self.report.truncate_after(found.step if found and found.step > 0 else -1)
         if found:
             with progress.phase(f"resuming from step {found.step}"):
                 self.learner.load(str(found.folder.absolute()))
@@ -259,7 +260,9 @@ class TrainingRun:
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
-        return self.sync.push(self.step, [list(ids[: limits.probe_tokens]) for ids in probe[: limits.probe_sequences]])
+        # vLLM scores a sequence only where one more token would fit.
+        longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
+        return self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
 
     def evaluation_is_due(self) -> bool:
         """After every so many steps, and after the last."""
@@ -271,7 +274,6 @@ class TrainingRun:
         newest = checkpoint.latest(self.folder)
         if newest is not None and newest.step == self.step:
             return
-        watch = Stopwatch()
         watch = Stopwatch()
         with self._progress.phase(f"writing the checkpoint of step {self.step}"):
             checkpoint.write(
