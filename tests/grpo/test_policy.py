@@ -17,7 +17,7 @@ from grpo.plan import shape_of
 from grpo.policy import END, PAD, make_policy
 
 BYTES = TINY.model_copy(update={"tokenizer": "bpe", "vocabulary": 300})
-TEXTS = ["the sum of the terms", "which number is it", "thirty four and forty six make eighty together"] * 5
+TEXTS = ["the sum of the terms", "which number is it", "thirty four and forty six make eighty together", "123456"] * 5
 ALPHABET = NewPolicy().alphabet
 
 
