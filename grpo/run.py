@@ -131,6 +131,13 @@ class TrainingRun:
     def _open(self, opened: contextlib.ExitStack) -> None:
         settings, progress = self.settings, self._progress
         found = open_folder(settings.run, settings)
+        for name, prompts in (("training", self.training), ("held-out", self.held_out)):
+            if prompts and prompts.dropped:
+                total = prompts.dropped + len(prompts.prompts)
+                progress.show(
+                    f"{prompts.dropped} of {total} {name} prompts are longer than rollout.max_prompt_tokens="
+                    f"{settings.rollout.max_prompt_tokens} and are left out"
+                )
         trackers = open_trackers(
             settings.report.trackers,
             self.folder,

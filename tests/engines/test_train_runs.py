@@ -60,7 +60,7 @@ def cold_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart's cold start, too short to be any good."""
     folder = tmp_path_factory.mktemp("sft")
     small = ["policy.new.hidden_size=64", "policy.new.heads=2", "policy.new.key_value_heads=1"]
-    brief = ["sft.steps=60", "sft.checkpoint_every=30", "data.options.count=2000", "learner.warmup_steps=5"]
+    brief = ["learner.threads=1", "sft.steps=60", "sft.checkpoint_every=30", "data.options.count=2000", "learner.warmup_steps=5"]
     output = finished(grpo("sft", "configs/quickstart_sft.yaml", f"run.folder={folder}", *small, *brief))
     assert "60 steps" in output
     losses = [line["learner/loss"] for line in metrics(folder)]
