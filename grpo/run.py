@@ -12,9 +12,10 @@ from typing import Self
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
+from grpo.actors import GeneratorGroup, LearnerGroup
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
-from grpo.cluster import Cluster, GeneratorGroup, LearnerGroup, Plan
+from grpo.cluster import Cluster, Plan
 from grpo.config_file import dump
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.metrics_log import read_history
