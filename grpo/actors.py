@@ -180,6 +180,7 @@ class GeneratorGroup:
             for actor, share in zip(self._actors, shares, strict=True)
             if share
         ]
+        stream: Any
         while running:
             ready, running = ray.wait(running, num_returns=1, timeout=self._deadline_s, fetch_local=False)
             if not ready:

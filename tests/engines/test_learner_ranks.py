@@ -18,6 +18,7 @@ from grpo.losses import clipped_policy_loss
 
 pytestmark = pytest.mark.slow
 
+# Ranks and ZeRO stage. The ZeRO-1 one also recomputes activations, which must not change a digit.
 SHAPES = {
     "one rank, ZeRO-2": (1, 2),
     "two ranks, ZeRO-2": (2, 2),

@@ -27,7 +27,7 @@ TIMED = ("time", "time/", "throughput/")
 
 
 def grpo(*arguments: str) -> subprocess.Popen[str]:
-    """Start the command line in a process group of its own, as a shell does, so that Ctrl-C can be sent to all of it."""
+    """Start the command line in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-c", "from grpo.cli import app; app()", *arguments],
