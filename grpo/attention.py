@@ -94,7 +94,7 @@ def packed_attention(
     if packed_layout is None:
         raise ValueError("packed attention needs packed_layout=PackedLayout(lengths, device) in the model's call")
     if getattr(module, "sliding_window", None):
-        raise ValueError("packed attention has no sliding window; choose learner.attention=flash_attention_2")
+        raise ValueError("packed attention has no sliding window; train a policy whose config has none")
     grouped = query.shape[1] != key.shape[1]
     outputs: list[Tensor] = []
     for tokens, (rows, longest), gather, scatter in packed_layout.batches:

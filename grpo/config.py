@@ -168,8 +168,6 @@ class LearnerConfig(Section):
     microbatch_tokens: Positive = 4096
     """Tokens that one forward and backward pass of one rank may hold."""
     gradient_checkpointing: bool = False
-    attention: Literal["packed", "flash_attention_2"] = "packed"
-    """`packed` runs everywhere; `flash_attention_2` needs the flash-attn package and a GPU."""
     threads: Positive = 1
     """CPU threads of each rank."""
 

@@ -12,9 +12,10 @@ from typing import Self
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
+from grpo.actors import GeneratorGroup, LearnerGroup
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
-from grpo.cluster import Cluster, GeneratorGroup, LearnerGroup, Plan
+from grpo.cluster import Cluster, Plan
 from grpo.config_file import dump
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.metrics_log import read_history
@@ -131,6 +132,13 @@ class TrainingRun:
     def _open(self, opened: contextlib.ExitStack) -> None:
         settings, progress = self.settings, self._progress
         found = open_folder(settings.run, settings)
+        for name, prompts in (("training", self.training), ("held-out", self.held_out)):
+            if prompts and prompts.dropped:
+                total = prompts.dropped + len(prompts.prompts)
+                progress.show(
+                    f"{prompts.dropped} of {total} {name} prompts are longer than rollout.max_prompt_tokens="
+                    f"{settings.rollout.max_prompt_tokens} and are left out"
+                )
         trackers = open_trackers(
             settings.report.trackers,
             self.folder,

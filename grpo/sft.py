@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo import checkpoint
+from grpo.actors import LearnerGroup
 from grpo.batching import batch
 from grpo.closing_table import ClosingTable
-from grpo.cluster import Cluster, LearnerGroup
+from grpo.cluster import Cluster
 from grpo.config import SftConfig
 from grpo.data import Cursor, load_rows, load_supervised
 from grpo.interrupt import Interrupt

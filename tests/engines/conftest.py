@@ -27,7 +27,13 @@ def ray_running() -> Iterator[None]:
 def policy(folder: Path, *, tied: bool, seed: int) -> str:
     """A random policy of two layers; returns its path."""
     shape = NewPolicy(
-        hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, tie_embeddings=tied, max_position=256
+        hidden_size=64,
+        layers=2,
+        heads=2,
+        key_value_heads=1,
+        intermediate_size=96,
+        tie_embeddings=tied,
+        max_position=256,
     )
     make_policy(shape, [], folder, seed)
     return str(folder)

@@ -27,7 +27,7 @@ TIMED = ("time", "time/", "throughput/")
 
 
 def grpo(*arguments: str) -> subprocess.Popen[str]:
-    """Start the command line in a process group of its own, as a shell does, so that Ctrl-C can be sent to all of it."""
+    """Start the command line in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-c", "from grpo.cli import app; app()", *arguments],
@@ -60,7 +60,13 @@ def cold_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart's cold start, too short to be any good."""
     folder = tmp_path_factory.mktemp("sft")
     small = ["policy.new.hidden_size=64", "policy.new.heads=2", "policy.new.key_value_heads=1"]
-    brief = ["sft.steps=60", "sft.checkpoint_every=30", "data.options.count=2000", "learner.warmup_steps=5"]
+    brief = [
+        "learner.threads=1",
+        "sft.steps=60",
+        "sft.checkpoint_every=30",
+        "data.options.count=2000",
+        "learner.warmup_steps=5",
+    ]
     output = finished(grpo("sft", "configs/quickstart_sft.yaml", f"run.folder={folder}", *small, *brief))
     assert "60 steps" in output
     losses = [line["learner/loss"] for line in metrics(folder)]
@@ -103,7 +109,9 @@ def test_a_run_leaves_all_it_promises(uninterrupted: tuple[Path, str]) -> None:
         assert line["sync/probe_mean_difference"] < 2e-4
         # Both minibatches come from one sampling: the first is on-policy, so the mean divergence stays tiny.
         assert 0 <= line["learner/mismatch_kl"] < 0.05
-        shares = [line[f"verdict/answer/{status}"] for status in ("correct", "wrong", "unparseable", "timeout", "error")]
+        shares = [
+            line[f"verdict/answer/{status}"] for status in ("correct", "wrong", "unparseable", "timeout", "error")
+        ]
         assert sum(shares) == pytest.approx(1.0)
     assert list(stored_steps(folder)) == list(range(1, STEPS + 1))
     assert (folder / "report.html").stat().st_size > 10_000
@@ -145,7 +153,8 @@ def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
 def untimed_without_stop(folder: Path, stopped: int) -> list[dict[str, Any]]:
     """All metrics but clocks; the step that was interrupted may hold an evaluation that the other run did not make."""
     return [
-        {k: v for k, v in line.items() if line["step"] != stopped or not k.startswith("eval/")} for line in untimed(folder)
+        {k: v for k, v in line.items() if line["step"] != stopped or not k.startswith("eval/")}
+        for line in untimed(folder)
     ]
 
 
