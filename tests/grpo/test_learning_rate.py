@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
 from grpo.config import LearnerConfig
-
-# Importing DeepSpeed takes about ten seconds.
-pytestmark = pytest.mark.slow
+from grpo.schedule import learning_rate
 
 
 def rates(total: int = 10, **settings: Any) -> list[float]:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from grpo.learner import learning_rate
-
     learner = LearnerConfig(learning_rate=2.0, **settings)
     return [learning_rate(learner, step, total) for step in range(total)]
 
@@ -41,9 +35,6 @@ def test_never_negative_and_never_above_the_configured_one(schedule: str) -> Non
 
 
 def test_steps_beyond_the_planned_ones_do_not_raise_the_rate_again() -> None:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from grpo.learner import learning_rate
-
     for schedule in ("linear", "cosine"):
         learner = LearnerConfig(learning_rate=2.0, schedule=schedule)
         assert [learning_rate(learner, step, 10) for step in (10, 11, 25)] == pytest.approx([0.0, 0.0, 0.0])
