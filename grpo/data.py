@@ -138,8 +138,10 @@ def load_prompts(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, 
     token_ids = _tokenize(tokenizer, texts, special=not chat)
     name = source.generator or source.path or source.hub
     prompts = tuple(
-        Prompt(f"{name}:{index}", text, tuple(ids), reference, rows[index])
-        for index, (text, ids, reference) in enumerate(zip(texts, token_ids, references, strict=True))
+        Prompt(f"{name}:{index}", text, tuple(ids), reference, row)
+        for index, (text, ids, reference, row) in enumerate(
+            zip(texts, token_ids, references, rows.to_list(), strict=True)
+        )
         if 0 < len(ids) <= max_tokens
     )
     if not prompts:
