@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -199,8 +201,15 @@ def _common_environment(threads: int) -> dict[str, str]:
 
 
 def _learner_environment(device: Device, threads: int) -> dict[str, str]:
-    common = _common_environment(threads)
-    return {**common, "DS_ACCELERATOR": "cpu"} if device == "cpu" else common
+    environment = _common_environment(threads)
+    if device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+        # DeepSpeed compiles a module on its first start. Environments that share torch's default folder for such
+        # modules would compile it anew, for half a minute, each time they take turns.
+        environment["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR") or str(
+            Path(sys.prefix) / "torch_extensions"
+        )
+    return environment
 
 
 def _generator_environment(setup: GeneratorSetup) -> dict[str, str]:
