@@ -58,6 +58,7 @@ class FakeGenerators:
     weights: int = -1
     versions: list[int] = field(default_factory=list)
     asked: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    seeds: list[tuple[int, int]] = field(default_factory=list)
     on_sampled: Callable[[int, int], None] = lambda version, samples: None
     deaf: bool = False
 
@@ -66,6 +67,7 @@ class FakeGenerators:
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
         version = self.versions[-1]
         self.asked.append((sampling.samples, tuple(prompt.id for prompt in prompts)))
+        self.seeds += [(sampling.samples, seed) for seed in seeds]
         self.on_sampled(version, sampling.samples)
         for index in reversed(range(len(prompts))):
             yield index, tuple(self._complete(seeds[index] + i, sampling, version) for i in range(sampling.samples))

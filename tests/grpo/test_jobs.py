@@ -28,10 +28,16 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
+def rows(count: int) -> Iterator[dict[str, str]]:
+    """Questions of the greatest length that the configuration below lets through."""
+    for number in range(count):
+        yield {"prompt": f"{number}+{number}=?", "answer": str(number % 3)}
+
+
 def settings_of(folder: Path, policy: Path, **run: Any) -> TrainConfig:
     path = folder.parent / f"{folder.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"generator": "grpo.arithmetic:questions", "options": {"count": 10}}
+    data = {"generator": f"{__name__}:rows", "options": {"count": 10}}
     path.write_text(
         yaml.safe_dump(
             {
@@ -42,11 +48,11 @@ def settings_of(folder: Path, policy: Path, **run: Any) -> TrainConfig:
                 "rollout": {
                     "prompts_per_step": 4,
                     "group_size": 6,
-                    "max_prompt_tokens": 12,
+                    "max_prompt_tokens": 5,
                     "max_completion_tokens": 20,
                 },
                 "algorithm": {"minibatches": 2},
-                "evaluation": {"every": 2, "data": {**data, "options": {"count": 3, "held_out": True}}},
+                "evaluation": {"every": 2, "data": {**data, "options": {"count": 3}}},
                 "train": {"steps": 5, "checkpoint_every": 2, "keep_checkpoints": 9},
                 "report": {"trackers": []},
             }
@@ -109,6 +115,8 @@ def test_each_step_samples_learns_and_pushes_once(whole: FakeCluster, whole_fold
     # Two epochs of ten prompts.
     seen = [one for ids in training for one in ids]
     assert len(set(seen[:10])) == len(set(seen[10:])) == 10
+    # No step samples with another's seeds, not even for the same prompt.
+    assert len({seed for samples, seed in generators.seeds if samples == 6}) == 20
     assert [samples for samples, _ in generators.asked].count(1) == 4
     assert steps_of(whole_folder) == [0, 1, 2, 3, 4, 5]
 
