@@ -75,7 +75,8 @@ def cold_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(cold_start: Path, folder: Path, *more: str) -> list[str]:
-    """A short run; a wrong verdict costs it nothing but time."""
+    """A short run, with two verifiers so that even a poor policy's completions differ in their rewards."""
+    answer, form = "{name: answer, use: numeric}", "{name: form, use: format, weight: 0.5, options: {tags: [answer]}}"
     return [
         "train",
         "configs/quickstart.yaml",
@@ -86,6 +87,7 @@ def training(cold_start: Path, folder: Path, *more: str) -> list[str]:
         "rollout.max_completion_tokens=40",
         "evaluation.every=2",
         "evaluation.data.options.count=16",
+        f"verifiers=[{answer}, {form}]",
         "learner.threads=1",
         "generator.threads=1",
         *more,
