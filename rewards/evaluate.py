@@ -128,6 +128,8 @@ class Evaluation:
         if op == "root":
             return self._root(first, values[1])
         if op == "log":
+            if len(values) == 1 and self.log_base == 0:
+                return self._log(first)
             base = values[1] if len(values) > 1 else self.arithmetic.number(Fraction(self.log_base))
             return self._log(first) / self._log(base)
         if op == "ln":

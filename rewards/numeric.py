@@ -81,6 +81,10 @@ class Numeric:
         """The verdict; `error` where the reference itself is not a number, which is the dataset's fault."""
         gold = rational(str(reference))
         if gold is None:
+            # GSM8K's reference is the whole worked solution, which ends with `#### N`.
+            marked = places.hash_mark(str(reference))
+            gold = rational(marked) if marked is not None else None
+        if gold is None:
             return error(f"the reference {str(reference)[:60]!r} is not a number; use the math verifier for such rows")
         text = places.after_thinking(completion)
         if text is None:
