@@ -275,7 +275,7 @@ class Supervisor:
         if reply[0] == "ready":
             worker.ready, self._stillbirths = True, 0
             return
-        if reply[0] == "skipped":
+        if reply[0] == "skipped" and worker.taken_back:
             # The first one was thought to be running and so was not taken back; it had not begun either.
             while worker.sent and worker.sent[0].batch == reply[1]:
                 entry = worker.sent.popleft()

@@ -11,7 +11,7 @@ from rewards.verdict import Status
 
 
 def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("name", ["math500", "aime24", "amc23"])
