@@ -67,7 +67,8 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
             return
         batch, jobs = pickle.loads(body)
         for identity, name, completion, reference, prompt in jobs:
-            if page.revoked() >= batch:
+            revoked, kept = page.revoked()
+            if batch <= revoked and identity != kept:
                 connection.sendall(wire.encode_reply(["skipped", batch]))
                 break
             verifier = verifiers[name]

@@ -189,8 +189,8 @@ class WorkerHandle:
         return self.sent[-1].batch - self.sent[0].batch + 1 if self.sent else 0
 
     def take_back(self) -> list[Job]:
-        """Revoke all but the job that is running; they are returned, to be given to another."""
-        self.page.revoke(self.last_batch)
+        """Revoke all but the first job, which is running or about to; they are returned, to be given to another."""
+        self.page.revoke(self.last_batch, self.sent[0].job.identity)
         self.taken_back = True
         jobs = []
         for entry in list(self.sent)[1:]:
