@@ -85,7 +85,9 @@ class Judge(RelationJudge):
         if "tuple" in (kind, other_kind):
             return self._list_as_tuple(kind, items, others)
         if "one" in (kind, other_kind) and len(items) != len(others):
-            return False
+            # "1/2 or 0.5" is one candidate, written twice.
+            single, listed = (items[0], others) if kind == "one" else (others[0], items)
+            return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
         if self.conventions.ordered:

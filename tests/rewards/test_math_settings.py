@@ -54,6 +54,28 @@ def test_sums_and_integrals_are_not_worked_out() -> None:
     assert not accepts("\\frac13", "\\int_0^1 x^2 dx")
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("\\sqrt{10^{40}+1}-10^{20}", "\\frac{1}{\\sqrt{10^{40}+1}+10^{20}}", True),
+        ("\\sqrt{10^{40}+1}-10^{20}", "\\sqrt{10^{40}+2}-10^{20}", False),
+        ("5", "\\ln(10^{100}+1)", False),
+        ("x", "\\sqrt{10^{2000}+1}", False),
+        ("0", "\\sin \\pi", True),
+        ("10^{-30}", "\\sin \\pi", False),
+        ("1", "\\sin^2 10^\\circ + \\cos^2 10^\\circ", True),
+        ("(-1)^n", "-1", False),
+        ("\\lfloor x \\rfloor", "x", False),
+        ("a", "A", False),
+        ("\\frac12", "\\frac12 \\text{ or } 0.5", True),
+        ("\\frac12", "\\frac12 \\text{ or } 0.51", False),
+        ("2,\\! 000", "2000", True),
+    ],
+)
+def test_cancellation_zeros_and_coincidences(gold, answer, same) -> None:
+    assert accepts(gold, answer) is same
+
+
 def test_where_to_look_is_configured() -> None:
     text = "The answer is 5. \\boxed{6}"
     assert Math(find=("boxed",))(text, "6", {}).status is Status.CORRECT
