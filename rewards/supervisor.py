@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rewards.adapt import describe
 from rewards.build import VerifierSpec
 from rewards.pool_stats import Recorder
 from rewards.processes import Nursery, NurseryError, WorkerHandle, pack_setup
@@ -94,6 +95,7 @@ class Supervisor:
         self._started = threading.Event()
         self._start_problem = ""
         self.abandoned: list[Job] = []
+        self.crash = ""
         self._thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -127,6 +129,10 @@ class Supervisor:
                 self._dispatch()
                 self._listen()
                 self._watch()
+        except BaseException as problem:
+            # A mistake of ours. Nobody may wait for verdicts that will not come; the thread's hook prints the rest.
+            self.crash = f"the verifier pool's supervisor failed: {describe(problem)}"
+            raise
         finally:
             for worker in list(self._workers):
                 self.abandoned += [entry.job for entry in worker.sent if not entry.ghost]
@@ -136,6 +142,9 @@ class Supervisor:
             self._selector.close()
             self._wake_read.close()
             self._wake_write.close()
+            while self.crash and (self.abandoned or self._queue):
+                job = self.abandoned.pop() if self.abandoned else self._queue.popleft()
+                self._finish(job, error(self.crash), 0.0, False)
 
     # Capacity
 
@@ -302,7 +311,7 @@ class Supervisor:
         return min(max(float(seconds), 0.0), self._limits.deadline_s) if isinstance(seconds, (int, float)) else 0.0
 
     def _finish(self, job: Job, verdict: Verdict, seconds: float, hit: bool) -> None:
-        if job.start():
+        if job.start() and not job.future.done():
             self._recorder.verdict(job.name, verdict.status, seconds, hit)
             job.future.set_result(verdict)
 

@@ -257,6 +257,18 @@ def test_a_specs_verifier_is_built_in_the_workers_and_its_cache_is_counted() -> 
         assert pool.stats().verifiers["math"].cache_hit_rate == pytest.approx(39 / 40)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_of_the_supervisors_leaves_nobody_waiting(monkeypatch) -> None:
+    with VerifierPool({"hang": hang}, workers=1) as pool:
+        futures = pool.submit_many([("hang", "", "", {})] * 3)
+        monkeypatch.setattr(pool._supervisor, "_watch", lambda: 1 / 0)
+        pool._supervisor.wake()
+        verdicts = [future.result(WAIT) for future in futures]
+        assert all(v.status is Status.ERROR and "ZeroDivisionError" in v.reason for v in verdicts)
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            pool.submit("hang", "", "", {})
+
+
 def test_mistakes_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="did you mean 'numeric'"):
         VerifierPool([VerifierSpec("a", "numerik")], workers=1)
