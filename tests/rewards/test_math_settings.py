@@ -67,6 +67,9 @@ def test_sums_and_integrals_are_not_worked_out() -> None:
         ("(-1)^n", "-1", False),
         ("\\lfloor x \\rfloor", "x", False),
         ("a", "A", False),
+        ("5", "0 \\cup 0", False),
+        ("5", "\\det(5)", False),
+        ("5", "5 \\cup 5", False),
         ("\\frac12", "\\frac12 \\text{ or } 0.5", True),
         ("\\frac12", "\\frac12 \\text{ or } 0.51", False),
         ("2,\\! 000", "2000", True),
@@ -121,6 +124,25 @@ def test_any_text_gets_a_verdict(text, gold) -> None:
     assert not Math()(f"\\boxed{{{text}}}", gold, {}).status.failed
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "x_",
+        "f()",
+        "\\log()",
+        "5_",
+        "\\begin{pmatrix}1\\end",
+        "\\begin{array}{",
+        "a \\sum_{k=1}^n\\pm 2",
+        "\\frac",
+        "\\sqrt[",
+    ],
+)
+def test_answers_that_break_off_are_no_errors(answer) -> None:
+    for gold in ("5", "f(x)=x^2", "\\sum_{k=1}^n k", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"):
+        assert not accepts(gold, answer)
+
+
 pieces = st.sampled_from(
     [
         *"0123456789xyi+-*/^_=<>()[]{},;:|!%'",
@@ -137,7 +159,7 @@ pieces = st.sampled_from(
 
 
 @given(st.lists(pieces, max_size=25), st.sampled_from(["5", "x+1", "(1,2)", "\\{1,2\\}", "x>2", "3:4"]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_any_scrap_of_mathematics_gets_a_verdict(scraps, gold) -> None:
     verdict = Math()("\\boxed{" + "".join(scraps) + "}", gold, {})
     assert verdict.status is not Status.ERROR
