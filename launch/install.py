@@ -47,7 +47,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HEARTBEAT_SECONDS = 15
 PROBE_SECONDS = 10
 LOCK_COMMAND = (
-    "pip compile pyproject.toml --extra cpu --extra math --extra dev --universal --python-version 3.11 "
+    "pip compile pyproject.toml --extra cpu --extra audit --extra dev --universal --python-version 3.11 "
     "--override launch/overrides-cpu.txt --no-annotate --no-header"
 )
 LOCK_HEADER = """\

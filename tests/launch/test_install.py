@@ -511,7 +511,7 @@ def direct_dependencies():
     extras = project["optional-dependencies"]
     return [
         Requirement(text)
-        for group in (project["dependencies"], extras["cpu"], extras["math"], extras["dev"])
+        for group in (project["dependencies"], extras["cpu"], extras["audit"], extras["dev"])
         for text in group
     ]
 
