@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ class Step:
     """One whole step, from one batch of completions to the next.
 
     Attributes:
+        ended: when it ended, seconds since the epoch.
         seconds: wall-clock time from the end of the step before to the end of this one, whatever happened in it.
         generate_s: of these, seconds in which nothing but sampling was waited for.
         verify_s: of these, seconds in which verdicts were waited for.
@@ -26,6 +28,7 @@ class Step:
         optimizer_steps: made in this step.
     """
 
+    ended: float
     seconds: float
     generate_s: float
     verify_s: float
@@ -47,6 +50,8 @@ class Measurement:
         load: load average of the machine over one minute when the run began.
         steps: whole steps, in order; the first ones are warm-up.
         lengths: step (from 1) -> tokens of each of its completions, for the steps whose completions were kept.
+        processor: processor time that all processes of the run had used, at several times: (seconds since the epoch,
+            processor seconds), both rising.
     """
 
     side: str
@@ -54,6 +59,7 @@ class Measurement:
     load: float
     steps: tuple[Step, ...]
     lengths: dict[int, tuple[int, ...]]
+    processor: tuple[tuple[float, float], ...] = ()
 
     def after(self, warm_up: int) -> tuple[Step, ...]:
         """The steps that count.
@@ -65,6 +71,18 @@ class Measurement:
             raise ValueError(f"{self.side} made {len(self.steps)} steps, of which {warm_up} are warm-up: none is left")
         return self.steps[warm_up:]
 
+    def processor_seconds(self, warm_up: int) -> float:
+        """Processor time of all processes over the steps that count: what a busy machine changes least."""
+        begin, end = self.after(warm_up)[0], self.after(warm_up)[-1]
+        return self._processor_at(end.ended) - self._processor_at(begin.ended - begin.seconds)
+
+    def _processor_at(self, moment: float) -> float:
+        """Linear between the two samples around `moment`."""
+        for (time, used), (later, used_later) in itertools.pairwise(self.processor):
+            if time <= moment <= later:
+                return used + (used_later - used) * (moment - time) / max(later - time, 1e-9)
+        raise ValueError(f"{self.side}: no sample of the processor time lies around {moment}")
+
     def write(self, path: Path) -> None:
         """Keep it as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self)) + "\n", encoding="utf-8")
@@ -75,6 +93,7 @@ class Measurement:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["steps"] = tuple(Step(**step) for step in record["steps"])
         record["lengths"] = {int(step): tuple(lengths) for step, lengths in record["lengths"].items()}
+        record["processor"] = tuple((time, used) for time, used in record["processor"])
         return cls(**record)
 
 

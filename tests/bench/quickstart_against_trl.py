@@ -10,6 +10,8 @@ trials find out. `docs/benchmarks.md` says what is measured and tells figures.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import enum
 import importlib.util
 import itertools
@@ -20,12 +22,15 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import long_tail
+import psutil
 import typer
 from measurement import Measurement, Step, mean_of, per_second, quartiles, step_rates, tokens_per_second
 from rich.console import Console
@@ -41,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GRPO = (sys.executable, "-c", "from grpo.cli import app; app()")
 # A completion of so many tokens is one of the tail.
 LONG = 300
+SAMPLE_EVERY_S = 0.5
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
@@ -86,6 +92,7 @@ def long_tailed_settings(
             "data.generator=null",
             f"data.path={rows}",
             "learner.learning_rate=2e-3",
+            "learner.threads=1",
             "sft.max_tokens=512",
             "sft.steps=300",
             "sft.checkpoint_every=300",
@@ -126,26 +133,59 @@ def cold_start(settings: SftConfig, folder: Path) -> Path:
 # --- the two sides ------------------------------------------------------------------------------------------------
 
 
-def run(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
-    """Run a process to its end, its output in `log`.
+class ProcessorTime:
+    """Samples the processor time of a process and all its descendants until it ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Begin to sample, in a thread."""
+        self.samples: list[tuple[float, float]] = []
+        self._root = psutil.Process(process.pid)
+        self._used: dict[psutil.Process, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The process has ended."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.0 if not self.samples else SAMPLE_EVERY_S):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in (self._root, *self._root.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        times = process.cpu_times()
+                        self._used[process] = times.user + times.system
+            # Those that ended keep what they had used when last seen.
+            self.samples.append((time.time(), sum(self._used.values())))
+
+
+def run(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Run a process to its end, its output in `log`; samples of the processor time that it used.
 
     Raises:
         typer.Exit: it failed; the end of its output is shown.
     """
     surroundings = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**surroundings, **(environment or {})},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**surroundings, **(environment or {})}, stdout=output, stderr=subprocess.STDOUT
         )
-    if done.returncode != 0:
+        used = ProcessorTime(process)
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            used.stop()
+    if code != 0:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-        console.print(f"[bold red]failed with exit code {done.returncode}[/]; the end of {log}:\n{tail}", markup=True)
+        console.print(f"failed with exit code {code}; the end of {log}:\n{tail}", markup=False)
         raise typer.Exit(1)
+    return tuple(used.samples)
 
 
 def measure_ours(settings: TrainConfig, steps: int, work: Path) -> Measurement:
@@ -162,7 +202,7 @@ def measure_ours(settings: TrainConfig, steps: int, work: Path) -> Measurement:
     ours = TrainConfig.model_validate(dictionary)
     config.write_text(dump(ours), encoding="utf-8")
     load_average = os.getloadavg()[0]
-    run([*GRPO, "train", str(config)], work / "ours.log")
+    used = run([*GRPO, "train", str(config)], work / "ours.log")
 
     completions = settings.rollout.prompts_per_step * settings.rollout.group_size
     lines = read_history(folder).lines
@@ -171,6 +211,7 @@ def measure_ours(settings: TrainConfig, steps: int, work: Path) -> Measurement:
         numbers = line.metrics
         kept.append(
             Step(
+                ended=line.time,
                 # A line's time is taken when its step is done: what lies between two is one step, recording included.
                 seconds=line.time - before.time,
                 generate_s=numbers["time/generate_s"],
@@ -193,7 +234,7 @@ def measure_ours(settings: TrainConfig, steps: int, work: Path) -> Measurement:
         f"{settings.generator.replicas} generator(s) of {settings.generator.threads} threads, learner of "
         f"{settings.learner.threads}, {settings.learner.microbatch_tokens} tokens a pass"
     )
-    return Measurement("VeriGRPO", described, load_average, tuple(kept), lengths)
+    return Measurement("VeriGRPO", described, load_average, tuple(kept), lengths, used)
 
 
 def measure_trl(settings: TrainConfig, setting: TrlSetting, steps: int, work: Path) -> Measurement:
@@ -205,8 +246,8 @@ def measure_trl(settings: TrainConfig, setting: TrlSetting, steps: int, work: Pa
     options = ["--steps", str(steps), "--microbatch", str(setting.microbatch), "--generation", setting.generation]
     # vLLM is in the same environment, and TRL would tell at every import which versions of it it knows.
     quiet = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(setting.threads)}
-    run([*side, *options], work / "trl.log", quiet)
-    return Measurement.read(result)
+    used = run([*side, *options], work / "trl.log", quiet)
+    return dataclasses.replace(Measurement.read(result), processor=used)
 
 
 def fastest_trl(settings: TrainConfig, candidates: Sequence[TrlSetting], trial_steps: int, work: Path) -> TrlSetting:
@@ -246,6 +287,11 @@ def compare(name: str, rounds: Sequence[tuple[Measurement, Measurement]], warm_u
     each("  verify", lambda step: step.verify_s, ".2f")
     each("  learn", lambda step: step.learn_s, ".2f")
     each("  rest (ours: weight sync, recording)", rest_of, ".2f")
+    used = (
+        sum(one.processor_seconds(warm_up) for one in side) / len(steps)
+        for side, steps in zip((ours, theirs), counted, strict=True)
+    )
+    table.add_row("processor seconds a step, all processes", *(f"{seconds:.2f}" for seconds in used))
     table.add_section()
     each("completions a step", lambda step: step.completions, ".0f")
     each("optimizer steps a step", lambda step: step.optimizer_steps, ".0f")

@@ -71,6 +71,7 @@ def measure(
         rewards.append(sum(score or 0.0 for score in scores) / len(scores))
         return scores
 
+    epoch = time.time() - time.perf_counter()
     spent = {"generate": 0.0, "verify": 0.0}
 
     class Timed(GRPOTrainer):
@@ -153,6 +154,7 @@ def measure(
         generate_s, verify_s = after["generate"] - before["generate"], after["verify"] - before["verify"]
         kept.append(
             Step(
+                ended=epoch + end,
                 seconds=end - begin,
                 generate_s=generate_s,
                 verify_s=verify_s,
