@@ -5,7 +5,7 @@
 Both sides start from the same policy and get the same prompts in the same order, the same verifier, the same number
 of completions and optimizer steps and the same hyper-parameters; each runs alone, in processes of its own. Ours is
 `grpo train` as a user starts it. TRL generates with `transformers`, in the fastest of several settings, which short
-trials find out. `docs/benchmarks.md` says what is measured and tells figures.
+trials find out. `docs/benchmarks.md` says what is measured, and how the two are kept comparable.
 """
 
 from __future__ import annotations
@@ -177,6 +177,10 @@ def run(
         used = ProcessorTime(process)
         try:
             code = process.wait()
+        except KeyboardInterrupt:
+            # It was told too, and ends its own processes before itself.
+            process.wait(timeout=60)
+            raise
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -355,9 +359,9 @@ def main(
     marked_one_in: Annotated[int, typer.Option(min=3, help="long-tailed: one question in so many is long")] = 16,
     trl_threads: Annotated[str, typer.Option(help="thread counts that TRL is tried with")] = "1,2",
     trl_microbatch: Annotated[str, typer.Option(help="completions a pass that TRL is tried with")] = "128,32",
-    trl_generation: Annotated[str, typer.Option(help="`batch`, `continuous`, or both: which TRL is tried with")] = (
-        "batch,continuous"
-    ),
+    trl_generation: Annotated[
+        str, typer.Option(help="`batch`, `continuous`, or both: TRL's tried generation")
+    ] = "batch",
     trial_steps: Annotated[int, typer.Option(min=2, help="steps of each trial of a TRL setting")] = 3,
     ours: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override of our config; may be repeated")
