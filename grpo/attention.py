@@ -7,6 +7,7 @@ sequence into the next, as no query ever meets another sequence's key.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
     Raises:
         ValueError: the lengths are not in ascending order.
     """
-    if any(a > b for a, b in zip(lengths, lengths[1:], strict=False)):
+    if any(shorter > longer for shorter, longer in itertools.pairwise(lengths)):
         raise ValueError("lengths must ascend; pack() lays the shortest sequence first")
     batches: list[tuple[int, int]] = []
     start, total = 0, 0
@@ -93,24 +94,29 @@ def packed_attention(
     if packed_layout is None:
         raise ValueError("packed attention needs packed_layout=PackedLayout(lengths, device) in the model's call")
     if getattr(module, "sliding_window", None):
-        raise ValueError("packed attention has no sliding window; choose learner.attention=flash_attention_2")
+        raise ValueError("packed attention has no sliding window; train a policy whose config has none")
     grouped = query.shape[1] != key.shape[1]
     outputs: list[Tensor] = []
     for tokens, (rows, longest), gather, scatter in packed_layout.batches:
-        padded = []
-        for tensor in (query, key, value):
-            heads, size = tensor.shape[1], tensor.shape[3]
-            part_THD = tensor[0, :, tokens].transpose(0, 1)
-            if gather is not None:
-                part_THD = part_THD.index_select(0, gather)
-            padded.append(part_THD.reshape(rows, longest, heads, size).transpose(1, 2))
+        query_RHLD, key_RHLD, value_RHLD = (
+            _side_by_side(tensor[0, :, tokens], gather, rows, longest) for tensor in (query, key, value)
+        )
         # Padding lies behind each sequence's end, so causality alone keeps real tokens from seeing it.
         output_RHLD = scaled_dot_product_attention(
-            *padded, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+            query_RHLD, key_RHLD, value_RHLD, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
         output = output_RHLD.transpose(1, 2).reshape(rows * longest, query.shape[1], value.shape[3])
         outputs.append(output if scatter is None else output.index_select(0, scatter))
     return torch.cat(outputs).unsqueeze(0), None
+
+
+def _side_by_side(packed_HTD: Tensor, gather: Tensor | None, rows: int, longest: int) -> Tensor:
+    """[heads, tokens, head size] of a run of sequences as [rows, heads, longest, head size]."""
+    heads, _, size = packed_HTD.shape
+    packed_THD = packed_HTD.transpose(0, 1)
+    if gather is not None:
+        packed_THD = packed_THD.index_select(0, gather)
+    return packed_THD.reshape(rows, longest, heads, size).transpose(1, 2)
 
 
 AttentionInterface.register(PACKED, packed_attention)

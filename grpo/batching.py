@@ -54,6 +54,17 @@ def minibatches(
     of a loss that is a multiple of the advantage; `skip_without_advantage` spares computing them while their tokens
     still count in the denominator, so that the gradient is the same to the last digit. It must be off where the
     loss has another term (a KL penalty).
+
+    Args:
+        groups: what was sampled.
+        advantages_PG: of their rollouts; columns beyond a shorter group's rollouts are not read.
+        count: optimizer steps.
+        ranks: data-parallel ranks.
+        microbatch_tokens: tokens that one microbatch may hold.
+        skip_without_advantage: leave rollouts out that add nothing.
+
+    Yields:
+        One batch for each optimizer step; none where no rollout of its groups has a reward.
     """
     per_batch = -(-len(groups) // count)
     for start in range(0, len(groups), per_batch):
@@ -62,7 +73,7 @@ def minibatches(
             groups[start : start + per_batch], advantages_PG[start : start + per_batch].tolist(), strict=True
         ):
             prompt = group.prompt.token_ids
-            for rollout, advantage in zip(group.rollouts, advantages_G, strict=False):
+            for rollout, advantage in zip(group.rollouts, advantages_G[: len(group.rollouts)], strict=True):
                 if rollout.reward is not None:
                     sampled = rollout.completion
                     sequences.append(

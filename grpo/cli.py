@@ -90,7 +90,12 @@ def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     def job() -> None:
         from grpo.plan import schema_of, show_plan
 
-        show_plan(load(schema_of(config), config, overrides or []), Console())
+        settings: TrainConfig | SftConfig
+        if schema_of(config) is SftConfig:
+            settings = load(SftConfig, config, overrides or [])
+        else:
+            settings = load(TrainConfig, config, overrides or [])
+        show_plan(settings, Console())
 
     _guarded(job, debug)
 

@@ -168,8 +168,6 @@ class LearnerConfig(Section):
     microbatch_tokens: Positive = 4096
     """Tokens that one forward and backward pass of one rank may hold."""
     gradient_checkpointing: bool = False
-    attention: Literal["packed", "flash_attention_2"] = "packed"
-    """`packed` runs everywhere; `flash_attention_2` needs the flash-attn package and a GPU."""
     threads: Positive = 1
     """CPU threads of each rank."""
 
@@ -200,7 +198,7 @@ class WeightSyncConfig(Section):
     bucket_mib: Positive = 512
     """Memory of one piece of a push."""
     probe_sequences: Positive = 2
-    probe_tokens: Positive = 64
+    probe_tokens: Annotated[int, Field(ge=2)] = 64
     """Length to which each probe sequence is cut."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
     """Mean difference of log-probabilities that passes; by default 2e-4 in float32 and 0.05 in bfloat16."""
@@ -283,7 +281,8 @@ class TrainConfig(Section):
         rollout, algorithm = self.rollout, self.algorithm
         if rollout.group_size < 2:
             found.append(
-                "rollout.group_size=1 leaves nothing to compare a completion with, so every advantage is 0; use 2 or more"
+                "rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage is 0; "
+                "use 2 or more"
             )
         if rollout.prompts_per_step % algorithm.minibatches:
             found.append(
@@ -299,12 +298,14 @@ class TrainConfig(Section):
         if sequence > self.learner.microbatch_tokens:
             found.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest sequence: "
-                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower the other"
+                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower "
+                "the others"
             )
-        groups_of_rank = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
-        if groups_of_rank < self.learner.ranks:
+        completions = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
+        if completions < self.learner.ranks:
             found.append(
-                f"a minibatch of {groups_of_rank} completions leaves some of learner.ranks={self.learner.ranks} idle"
+                f"a minibatch of {completions} completions leaves some of learner.ranks={self.learner.ranks} idle; use "
+                "fewer ranks, fewer algorithm.minibatches, or more prompts"
             )
         if self.cluster.share_gpus and (
             self.generator.tensor_parallel_size > 1 or self.generator.replicas != self.learner.ranks
@@ -352,10 +353,13 @@ class SftConfig(Section):
         if self.policy.new and self.policy.new.max_position < self.sft.max_tokens:
             found.append(
                 f"policy.new.max_position={self.policy.new.max_position} is shorter than "
-                f"sft.max_tokens={self.sft.max_tokens}"
+                f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
             )
         if self.sft.batch_size < self.learner.ranks:
-            found.append(f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle")
+            found.append(
+                f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use "
+                "fewer ranks or more rows"
+            )
         return found
 
 
@@ -365,13 +369,24 @@ def _policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:
     if (policy.path is None) == (policy.new is None):
         choice = "policy.path (a folder or a hub name) or policy.new" if may_be_new else "policy.path"
         return [f"policy needs exactly one of {choice}" if may_be_new else f"policy needs {choice}"]
-    new = policy.new
-    if new and (new.hidden_size % new.heads or new.heads % new.key_value_heads):
-        return [
+    return _new_policy_problems(policy.new) if policy.new else []
+
+
+# What a byte-pair vocabulary holds beside the tags before it learns anything: every byte, padding, the end.
+BYTES_AND_SPECIAL = 258
+
+
+def _new_policy_problems(new: NewPolicy) -> list[str]:
+    found = []
+    if new.hidden_size % new.heads or new.heads % new.key_value_heads:
+        found.append(
             f"policy.new: heads={new.heads} must divide hidden_size={new.hidden_size} and be a multiple of "
             f"key_value_heads={new.key_value_heads}"
-        ]
-    return []
+        )
+    least = BYTES_AND_SPECIAL + len(new.tags)
+    if new.tokenizer == "bpe" and new.vocabulary < least:
+        found.append(f"policy.new.vocabulary={new.vocabulary} does not hold all bytes and tags; use {least} or more")
+    return found
 
 
 def _dataset_problems(where: str, data: Dataset) -> list[str]:
@@ -388,7 +403,7 @@ def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     found = []
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; each logs under its own")
+        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
     if all(verifier.weight == 0 for verifier in verifiers):
-        found.append("verifiers: every weight is 0, so no completion can earn anything")
+        found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
     return found

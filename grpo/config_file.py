@@ -29,22 +29,22 @@ def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) 
     Raises:
         ValueError: the file cannot be read, or has problems; all of them are told, with their remedies.
     """
-    data = _read(Path(path))
+    data = read(Path(path))
     found = [problem for override in overrides if (problem := _apply(data, override))]
     found += list(_drop_unknown(schema, data))
-    config = None
-    while config is None:
-        try:
-            config = schema.model_validate(data)
-        except ValidationError as failure:
-            found += [_describe(error) for error in failure.errors()]
-            # What is wrong is taken out, so that the rest can still be checked, if defaults can stand in for it.
-            if not all(
-                [_remove(data, error["loc"]) for error in failure.errors() if error["type"] != "missing"]
-            ) or any(error["type"] == "missing" for error in failure.errors()):
-                break
-    if config is not None:
+    config: Config | None = None
+    try:
+        config = schema.model_validate(data)
         found += config.problems()
+    except ValidationError as failure:
+        wrong = [error["loc"] for error in failure.errors()]
+        # Where an item of a list is wrong, pydantic also calls the list too short without it.
+        found += [
+            _describe(error)
+            for error in failure.errors()
+            if not any(other != error["loc"] and other[: len(error["loc"])] == error["loc"] for other in wrong)
+        ]
+        found += _problems_beside(schema, data, wrong)
     if found or config is None:
         count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
         raise ValueError(f"{count} in {path}:\n" + "\n".join(f"  - {problem}" for problem in found))
@@ -56,14 +56,19 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A configuration file as plain data, nothing of it checked yet.
+
+    Raises:
+        ValueError: there is no such file (the nearest name is told), or it is not YAML with keys at its top level.
+    """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"there is no configuration file {path} (looked from {Path.cwd()}){hint}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as failure:
+    except (yaml.YAMLError, UnicodeDecodeError) as failure:
         raise ValueError(f"{path} is not valid YAML: {failure}") from failure
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold keys with values at its top level, got {type(data).__name__}")
@@ -129,23 +134,35 @@ def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _describe(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = _dotted(error["loc"])
     if error["type"] == "missing":
         return f"{where} is missing"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"
 
 
-def _remove(data: Any, location: tuple[int | str, ...]) -> bool:
-    """Delete what lies at `location`; False where it cannot be found."""
+def _problems_beside(schema: type[Config], data: dict[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> list[str]:
+    """Broken rules between values that are right; defaults, where there are some, stand in for those at `wrong`."""
+    for location in wrong:
+        _remove(data, location)
+    try:
+        config = schema.model_validate(data)
+    except ValidationError:
+        # A required value is wrong or missing.
+        return []
+    keys = [_dotted(location) for location in wrong]
+    return [problem for problem in config.problems() if not any(key in problem for key in keys)]
+
+
+def _remove(data: Any, location: tuple[int | str, ...]) -> None:
+    """Delete what lies at `location`, if anything does."""
     *parents, last = location
-    for part in parents:
-        if isinstance(data, dict) and part in data:
+    try:
+        for part in parents:
             data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            return False
-    if isinstance(data, dict) and last in data:
         del data[last]
-        return True
-    return False
+    except (KeyError, IndexError, TypeError):
+        return
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)

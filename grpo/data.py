@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from grpo import config
 from grpo.packing import TrainingSequence
 from grpo.types import Prompt
 
+# A file of this many bytes is looked into for being blank.
+SMALL_FILE = 1024
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
 
 def load_rows(source: config.Dataset) -> datasets.Dataset:
     """Read a source whole.
@@ -25,49 +31,64 @@ def load_rows(source: config.Dataset) -> datasets.Dataset:
         ValueError: nothing is there, it cannot be read, or it has no rows.
     """
     if source.generator:
-        rows = datasets.Dataset.from_list(list(_load_generator(source.generator)(**source.options)))
-        name = source.generator
+        rows = _from_generator(source.generator, source.options)
     elif source.path:
-        path, name = Path(source.path), source.path
-        formats = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-        if path.suffix not in formats:
-            raise ValueError(f"{path} should end in one of {', '.join(formats)}")
-        if not path.is_file():
-            raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty")
-        rows = datasets.load_dataset(formats[path.suffix], data_files=str(path), split="train")
+        rows = _from_file(Path(source.path))
     else:
-        assert source.hub is not None
-        name = source.hub
-        try:
-            rows = datasets.load_dataset(source.hub, source.subset, split=source.split)
-        except (ConnectionError, FileNotFoundError) as failure:
-            raise ValueError(
-                f"the data set {source.hub!r} cannot be read from the hub ({failure}); give a local copy with path="
-            ) from failure
+        rows = _from_hub(source)
     if source.limit:
         rows = rows.select(range(min(source.limit, len(rows))))
     if len(rows) == 0:
-        raise ValueError(f"{name} has no rows")
+        raise ValueError(f"{source.generator or source.path or source.hub} has no rows")
     return rows
 
 
-def _load_generator(dotted: str) -> Any:
+def _from_generator(dotted: str, options: dict[str, Any]) -> datasets.Dataset:
     module, _, function = dotted.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        generator = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as failure:
         raise ValueError(
             f"the generator {dotted!r} cannot be found: {failure}; write package.module:function"
         ) from failure
-    return found
+    try:
+        inspect.signature(generator).bind(**options)
+    except TypeError as failure:
+        raise ValueError(f"the generator {dotted!r} does not take data.options={options}: {failure}") from failure
+    made = list(generator(**options))
+    # A column may be missing from some rows, the first among them.
+    columns = dict.fromkeys(column for row in made for column in row)
+    return datasets.Dataset.from_dict({column: [row.get(column) for row in made] for column in columns})
+
+
+def _from_file(path: Path) -> datasets.Dataset:
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} should end in one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
+    # `datasets` calls a file of blank lines corrupt.
+    if path.stat().st_size < SMALL_FILE and path.read_bytes().strip() in (b"", b"[]"):
+        raise ValueError(f"{path} is empty")
+    try:
+        return datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+    except (datasets.exceptions.DatasetsError, ValueError) as failure:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {failure.__cause__ or failure}") from failure
+
+
+def _from_hub(source: config.Dataset) -> datasets.Dataset:
+    assert source.hub is not None
+    try:
+        return datasets.load_dataset(source.hub, source.subset, split=source.split)
+    except (ConnectionError, FileNotFoundError) as failure:
+        raise ValueError(
+            f"the data set {source.hub!r} cannot be read from the hub ({failure}); give a local copy with path="
+        ) from failure
 
 
 def _column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
     if name not in rows.column_names:
         raise ValueError(f"{key}={name!r} is not a column of the data; it has {', '.join(rows.column_names)}")
-    values = rows[name][:]
+    values: list[Any] = rows[name][:]
     for index, value in enumerate(values):
         if value is None:
             raise ValueError(f"row {index} has nothing in column {name!r} ({key})")
@@ -117,14 +138,16 @@ def load_prompts(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, 
     token_ids = _tokenize(tokenizer, texts, special=not chat)
     name = source.generator or source.path or source.hub
     prompts = tuple(
-        Prompt(f"{name}:{index}", text, tuple(ids), reference, rows[index])
-        for index, (text, ids, reference) in enumerate(zip(texts, token_ids, references, strict=True))
+        Prompt(f"{name}:{index}", text, tuple(ids), reference, row)
+        for index, (text, ids, reference, row) in enumerate(
+            zip(texts, token_ids, references, rows.to_list(), strict=True)
+        )
         if 0 < len(ids) <= max_tokens
     )
     if not prompts:
         raise ValueError(
-            f"none of the {len(texts)} prompts of {name} fits rollout.max_prompt_tokens={max_tokens}; the shortest has "
-            f"{min(map(len, token_ids))} tokens"
+            f"none of the {len(texts)} prompts of {name} has between 1 and rollout.max_prompt_tokens={max_tokens} "
+            f"tokens; the shortest has {min(map(len, token_ids))}"
         )
     return PromptSet(prompts, len(texts) - len(prompts))
 
@@ -154,7 +177,10 @@ def load_supervised(
         if prompt and len(prompt) + len(response) < max_tokens
     )
     if not sequences:
-        raise ValueError(f"none of the {len(responses)} rows fits sft.max_tokens={max_tokens}")
+        shortest = min(len(one) + len(other) + 1 for one, other in zip(prompt_ids, response_ids, strict=True))
+        raise ValueError(
+            f"none of the {len(responses)} rows fits sft.max_tokens={max_tokens}; the shortest has {shortest} tokens"
+        )
     return sequences, len(responses) - len(sequences)
 
 
@@ -175,7 +201,9 @@ class Cursor(Generic[Item]):
         self._start(epoch=0)
 
     def _start(self, epoch: int, state: dict[str, Any] | None = None) -> None:
-        generator = torch.Generator().manual_seed((self._seed << 32) + epoch)
+        # PyTorch's CPU generator reads the lowest 32 bits of a seed and no more.
+        digest = hashlib.blake2b(f"{self._seed}/{epoch}".encode(), digest_size=4).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         self._epoch = epoch
         self._loader: StatefulDataLoader[int] = StatefulDataLoader(
             range(len(self._items)), batch_size=None, shuffle=True, generator=generator, num_workers=0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from vllm import EngineArgs, RequestOutput
 from vllm import SamplingParams as EngineSampling
 from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -78,7 +79,7 @@ class Generator:
         # Cached prefixes have no log-probabilities to give, and may be another version's.
         self._engine.reset_prefix_cache()
         names = [self._new_name() for _ in sequences]
-        for name, ids in zip(names, sequences, strict=True):
+        for name, sequence in zip(names, sequences, strict=True):
             sampling = EngineSampling(
                 max_tokens=1,
                 temperature=0.0,
@@ -87,13 +88,13 @@ class Generator:
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._engine.add_request(name, {"prompt_token_ids": list(ids)}, sampling)
+            self._engine.add_request(name, {"prompt_token_ids": list(sequence)}, sampling)
         scored: dict[str, list[float]] = {}
         while len(scored) < len(names):
             for output in self._step():
                 ids, found = output.prompt_token_ids, output.prompt_logprobs
                 assert ids is not None and found is not None
-                scored[output.request_id] = [found[i][ids[i]].logprob for i in range(1, len(ids))]
+                scored[output.request_id] = [_logprob(found[i], ids[i]) for i in range(1, len(ids))]
         return [scored[name] for name in names]
 
     def begin_update(self) -> None:
@@ -104,7 +105,7 @@ class Generator:
         """Load one bucket of weights: uint8, the bytes of a safetensors file. The names of its tensors."""
         # By file, as the engine may live in other processes of this node; in memory where there is room.
         with tempfile.NamedTemporaryFile(dir=_scratch(bucket.nbytes), suffix=".safetensors") as file:
-            file.write(memoryview(bucket))
+            file.write(bucket.data)
             file.flush()
             self._engine.collective_rpc("update_weights", args=({"path": file.name},))
             with safe_open(file.name, framework="pt") as tensors:
@@ -137,11 +138,16 @@ class Generator:
                 raise RuntimeError(f"vLLM ended a completion with {one.finish_reason!r} instead of stop or length")
             ids = tuple(one.token_ids)
             assert one.logprobs is not None
-            logprobs = tuple(one.logprobs[position][token].logprob for position, token in enumerate(ids))
+            logprobs = tuple(_logprob(one.logprobs[position], token) for position, token in enumerate(ids))
             span = VersionSpan(0, len(ids), self._policy_version)
             reason: Literal["stop", "length"] = "stop" if one.finish_reason == "stop" else "length"
             completions.append(Completion(ids, logprobs, text, reason, (span,)))
         return tuple(completions)
+
+
+def _logprob(of_position: Mapping[int, Logprob] | None, token: int) -> float:
+    assert of_position is not None
+    return of_position[token].logprob
 
 
 def _engine_sampling(sampling: SamplingParams, seed: int) -> EngineSampling:

@@ -5,7 +5,6 @@ Nothing here knows of Ray or vLLM: `grpo.cluster` runs one `LearnerRank` per dev
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +19,11 @@ from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from grpo import config, losses
+from grpo import losses
 from grpo.attention import PACKED, PackedLayout
 from grpo.batching import RankBatch
 from grpo.packing import Microbatch, TrainingSequence, pack
+from grpo.schedule import learning_rate
 from grpo.setups import LearnerSetup
 
 # Logits of so many tokens are held at a time; with a vocabulary of 150,000 that is 0.6 GB in float32.
@@ -67,19 +67,6 @@ def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: f
     with torch.no_grad():
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
     return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropy_T
-
-
-def learning_rate(learner: config.LearnerConfig, step: int, total_steps: int) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then the configured schedule."""
-    if step < learner.warmup_steps:
-        return learner.learning_rate * (step + 1) / learner.warmup_steps
-    progress = (step - learner.warmup_steps) / max(1, total_steps - learner.warmup_steps)
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))),
-    }[learner.schedule]
-    return learner.learning_rate * max(0.0, factor)
 
 
 class LearnerRank:
@@ -263,7 +250,8 @@ class LearnerRank:
 
     def export(self, folder: str) -> None:
         """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
-        weights = dict(self.weights())
+        # Every rank takes part in the gathering; only the first has room and use for the whole.
+        weights = {name: tensor for name, tensor in self.weights() if self._setup.rank == 0}
         if self._setup.rank == 0:
             self._engine.module.model.save_pretrained(folder, state_dict=weights)
             self._tokenizer.save_pretrained(folder)
@@ -316,7 +304,7 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
 
 def _load_model(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
     if settings and setup.learner.zero_stage == 3:
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
@@ -330,8 +318,7 @@ def _load_model(setup: LearnerSetup, path: str, settings: dict[str, Any] | None)
 
 
 def _from_pretrained(setup: LearnerSetup, path: str) -> PreTrainedModel:
-    attention = PACKED if setup.learner.attention == "packed" else setup.learner.attention
-    return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[setup.dtype], attn_implementation=attention)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[setup.dtype], attn_implementation=PACKED)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -116,7 +116,8 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
     """Share sequences out over ranks, the same number of microbatches each, none above `max_tokens`.
 
     Greedy, longest first, each into the emptiest of the fewest microbatches that can hold all (the LPT rule, Graham
-    1969): a rank's work differs from another's by at most about one sequence.
+    1969), so that no two microbatches differ by more than the longest sequence. Dealt out in the order of their sizes,
+    no two ranks differ by more than that either, and the ranks' k-th microbatches, which run together, are alike.
 
     Args:
         lengths: tokens of each sequence.
@@ -147,7 +148,8 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
             bins[emptiest].append(index)
             loads[emptiest] += lengths[index]
         if max(loads) <= max_tokens:
-            return [bins[rank::ranks] for rank in range(ranks)]
+            by_size = [bins[place] for place in sorted(range(len(bins)), key=loads.__getitem__, reverse=True)]
+            return [by_size[rank::ranks] for rank in range(ranks)]
         per_rank += 1
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
 
 from grpo import config
-from grpo.config_file import dump
+from grpo.config_file import dump, read
 from grpo.data import load_prompts, load_supervised
 from grpo.run import load_tokenizer, local_or_hub, plan_of
 
@@ -26,11 +25,7 @@ def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
     Raises:
         ValueError: the file cannot be read.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as failure:
-        raise ValueError(f"{path} cannot be read: {failure}") from failure
-    return config.SftConfig if isinstance(data, dict) and "sft" in data else config.TrainConfig
+    return config.SftConfig if "sft" in read(path) else config.TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 
 
 def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -> None:
-    """Make a small Qwen3 policy in `folder`.
+    """Make a small Qwen3 policy in `folder`, in place of what may be there.
 
     Args:
         new: its shape and tokenizer.
@@ -48,9 +49,14 @@ def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(shape)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    wrapped.save_pretrained(folder)
+    # A folder of this name is taken for a whole policy, so it appears only when it is one.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    wrapped.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _characters(new: NewPolicy) -> Tokenizer:

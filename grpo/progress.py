@@ -36,6 +36,8 @@ _FRAMES_PER_SECOND = 4
 # The pace of the last steps foretells the end better than the mean of all: completions grow while a policy learns.
 _PACE_WINDOW = 20
 _HEADER_EVERY = 20
+# A log wants no more lines than a person reads: faster steps are passed over, but never an evaluation or the last.
+_SECONDS_BETWEEN_LINES = 1.0
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -130,7 +132,9 @@ class PlainProgress:
     def __init__(self, title: str, total_steps: int | None, fields: Sequence[Field], console: Console) -> None:
         self._title, self._fields, self._console = title, tuple(fields), console
         self._pace = _Pace(total_steps)
+        self._total_steps = total_steps
         self._lines = 0
+        self._printed_at = -math.inf
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
@@ -146,6 +150,11 @@ class PlainProgress:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._pace.tick(step)
+        now = time.monotonic()
+        must_show = step == self._total_steps or any(field.sticky and field.metric in metrics for field in self._fields)
+        if now - self._printed_at < _SECONDS_BETWEEN_LINES and not must_show:
+            return
+        self._printed_at = now
         if self._lines % _HEADER_EVERY == 0:
             self._line("     step" + "".join(f"{field.short:>{field.width}}" for field in self._fields) + "    left")
         self._lines += 1

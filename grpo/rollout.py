@@ -46,11 +46,13 @@ def collect(
 
     Raises:
         TimeoutError: a verdict did not come in time: the pool itself hangs, as single verdicts have deadlines.
-        RuntimeError: a prompt got no group.
+        RuntimeError: a prompt got no group, or two.
     """
     verifying: dict[int, tuple[Sequence[Completion], list[Mapping[str, Future[Verdict]]]]] = {}
     missing = set(range(len(prompts)))
     for index, completions in generate(prompts):
+        if index not in missing:
+            raise RuntimeError(f"prompt {index} got a second group")
         missing.remove(index)
         verifying[index] = (completions, [verify(prompts[index], completion) for completion in completions])
         for done in [i for i, (_, verdicts) in verifying.items() if _all_done(verdicts)]:

@@ -12,9 +12,10 @@ from typing import Self
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
+from grpo.actors import GeneratorGroup, LearnerGroup
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
-from grpo.cluster import Cluster, GeneratorGroup, LearnerGroup, Plan
+from grpo.cluster import Cluster, Plan
 from grpo.config_file import dump
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.metrics_log import read_history
@@ -131,6 +132,13 @@ class TrainingRun:
     def _open(self, opened: contextlib.ExitStack) -> None:
         settings, progress = self.settings, self._progress
         found = open_folder(settings.run, settings)
+        for name, prompts in (("training", self.training), ("held-out", self.held_out)):
+            if prompts and prompts.dropped:
+                total = prompts.dropped + len(prompts.prompts)
+                progress.show(
+                    f"{prompts.dropped} of {total} {name} prompts are longer than rollout.max_prompt_tokens="
+                    f"{settings.rollout.max_prompt_tokens} and are left out"
+                )
         trackers = open_trackers(
             settings.report.trackers,
             self.folder,
@@ -155,8 +163,9 @@ class TrainingRun:
             cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
         with progress.phase(f"starting {settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"):
             self._start_actors(cluster, str(found.policy.absolute()) if found else self._policy_path)
-        # Lines of steps that no checkpoint holds are forgotten: those steps are made again.
-        self.report.truncate_after(found.step if found else -1)
+        # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation
+        # before the first step where the run was stopped before it.
+        self.report.truncate_after(found.step if found and found.step > 0 else -1)
         if found:
             with progress.phase(f"resuming from step {found.step}"):
                 self.learner.load(str(found.folder.absolute()))
@@ -259,7 +268,9 @@ class TrainingRun:
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
-        return self.sync.push(self.step, [list(ids[: limits.probe_tokens]) for ids in probe[: limits.probe_sequences]])
+        # vLLM scores a sequence only where one more token would fit.
+        longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
+        return self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
 
     def evaluation_is_due(self) -> bool:
         """After every so many steps, and after the last."""
@@ -280,6 +291,12 @@ class TrainingRun:
                 {"step": self.step, "cursor": self.cursor.state_dict()},
                 self.settings.train.keep_checkpoints,
             )
+        self._checkpoint_s = watch.elapsed_s
+
+    def take_checkpoint_metrics(self) -> dict[str, float]:
+        """Seconds of the checkpoint written since this was last asked, if one was."""
+        seconds, self._checkpoint_s = self._checkpoint_s, None
+        return {} if seconds is None else {"time/checkpoint_s": seconds}
 
 
 def finished_table(run: config.Run, steps: int) -> ClosingTable | None:

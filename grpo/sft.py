@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo import checkpoint
+from grpo.actors import LearnerGroup
 from grpo.batching import batch
 from grpo.closing_table import ClosingTable
-from grpo.cluster import Cluster, LearnerGroup
+from grpo.cluster import Cluster
 from grpo.config import SftConfig
 from grpo.data import Cursor, load_rows, load_supervised
 from grpo.interrupt import Interrupt
@@ -34,7 +35,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
     """
     folder, schedule = Path(settings.run.folder), settings.sft
     found = open_folder(settings.run, settings)
-    start = _starting_policy(settings, folder)
+    start = _starting_policy(settings, folder, make_anew=found is None)
     with progress.phase("reading the data"):
         rows, dropped = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
     if dropped:
@@ -58,20 +59,22 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
                 metrics = _step(settings, learner, cursor.next(schedule.batch_size))
                 step += 1
                 report.step(step, metrics)
+                if step == schedule.steps:
+                    # Before the last checkpoint, which says that the job is done.
+                    learner.export(str((folder / "policy").absolute()))
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
                     with progress.phase(f"writing the checkpoint of step {step}"):
                         checkpoint.write(folder, step, learner.save, {"cursor": cursor.state_dict()}, keep=1)
-            if step == schedule.steps:
-                learner.export(str((folder / "policy").absolute()))
         return report.finish()
 
 
-def _starting_policy(settings: SftConfig, folder: Path) -> str:
+def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> str:
     new = settings.policy.new
     if new is None:
         return local_or_hub(settings.policy.path or "")
     made = folder / "random_policy"
-    if not made.is_dir():
+    # What an attempt left that came to no checkpoint may have been made from other settings.
+    if make_anew or not made.is_dir():
         texts = []
         if new.tokenizer == "bpe":
             rows = load_rows(settings.data)

@@ -44,7 +44,12 @@ def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str,
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a step's optimizer steps; of the ratio, the largest; of the learning rate, the last."""
+    """Means over a step's optimizer steps; of the ratio, the largest; of the learning rate, the last.
+
+    Nothing where there was no optimizer step, which is so where no rollout had a reward.
+    """
+    if not updates:
+        return {}
     metrics = {f"learner/{name}": sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     if "ratio_max" in updates[0]:
         metrics["learner/ratio_max"] = max(update["ratio_max"] for update in updates)

@@ -7,6 +7,7 @@ head that the engine keeps a copy of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,15 +77,17 @@ class WeightSync:
             The largest mean difference of any replica, in nats.
 
         Raises:
+            ValueError: the probe has no token that follows another.
             WeightMismatch: a replica disagrees with the learner.
         """
+        if not any(len(ids) > 1 for ids in probe):
+            raise ValueError("a push cannot be proven on a probe in which no token follows another")
         sent = self.generators.load_weights(self.learner.export_buckets(self.bucket_bytes), policy_version)
         differences = self.compare(probe)
-        worst = max(differences)
-        # A comparison that is not a number must not pass either.
-        if not worst <= self.tolerance:
+        # A difference that is not a number must not pass either; max() would lose it behind a replica that agrees.
+        if not all(difference <= self.tolerance for difference in differences):
             raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
-        return worst
+        return max(differences)
 
     def compare(self, probe: Sequence[Sequence[int]]) -> list[float]:
         """Mean absolute difference of log-probabilities between the learner and each replica, in nats."""
@@ -104,6 +107,11 @@ class WeightSync:
             f"after the push of policy version {policy_version} the log-probabilities of the probe differ from the "
             f"learner's beyond {self.tolerance:.3g}: {replicas}"
         )
+        if not _all_numbers(self.learner.score(probe)()):
+            return (
+                f"{message}. The learner's own log-probabilities are not numbers: the training has diverged; go back "
+                "to a checkpoint with a lower learner.learning_rate"
+            )
         never_sent = [name for name in self.learner.tensor_names() if name not in sent]
         if never_sent:
             return f"{message}. The push never sent {', '.join(never_sent)}"
@@ -126,7 +134,7 @@ class WeightSync:
         for bucket in self.learner.export_buckets(1):
             names = self.generators.load_weights([bucket], policy_version)
             after = self.generators.score(probe)()
-            if any(_mean_difference(a, b) > self.tolerance / 10 for a, b in zip(before, after, strict=True)):
+            if any(_changed(a, b, self.tolerance / 10) for a, b in zip(before, after, strict=True)):
                 stale += names
             before = after
         return stale
@@ -135,3 +143,14 @@ class WeightSync:
 def _mean_difference(expected: Scores, found: Scores) -> float:
     pairs = [abs(a - b) for row, other in zip(expected, found, strict=True) for a, b in zip(row, other, strict=True)]
     return sum(pairs) / len(pairs)
+
+
+def _changed(before: Scores, after: Scores, tolerance: float) -> bool:
+    """True where scores moved by more than `tolerance`, or became numbers, or stopped being numbers."""
+    if not (_all_numbers(before) and _all_numbers(after)):
+        return _all_numbers(before) != _all_numbers(after)
+    return _mean_difference(before, after) > tolerance
+
+
+def _all_numbers(scores: Scores) -> bool:
+    return all(math.isfinite(score) for row in scores for score in row)

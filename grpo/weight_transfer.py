@@ -55,7 +55,8 @@ def _engine_class() -> type[Any]:
             self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: FileUpdate) -> None:
-            self.model.load_weights(list(load_file(update_info.path).items()))
+            model: Any = self.model
+            model.load_weights(list(load_file(update_info.path).items()))
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)

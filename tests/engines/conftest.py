@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def ray_running() -> Iterator[None]:
     """One local Ray for all tests; `Cluster` uses what is running and leaves it running."""
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # More logical CPUs than cores: the learners and generators of a test are started side by side.
     ray.init(
         num_cpus=16, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="ERROR"
@@ -27,7 +29,13 @@ def ray_running() -> Iterator[None]:
 def policy(folder: Path, *, tied: bool, seed: int) -> str:
     """A random policy of two layers; returns its path."""
     shape = NewPolicy(
-        hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, tie_embeddings=tied, max_position=256
+        hidden_size=64,
+        layers=2,
+        heads=2,
+        key_value_heads=1,
+        intermediate_size=96,
+        tie_embeddings=tied,
+        max_position=256,
     )
     make_policy(shape, [], folder, seed)
     return str(folder)

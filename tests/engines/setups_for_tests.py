@@ -21,9 +21,16 @@ def learner_setups(
     learning_rate: float = 1e-2,
     temperature: float = 1.0,
     kl_coefficient: float = 0.0,
+    gradient_checkpointing: bool = False,
 ) -> list[LearnerSetup]:
     settings = config.LearnerConfig.model_validate(
-        {"ranks": ranks, "zero_stage": zero_stage, "learning_rate": learning_rate, "microbatch_tokens": 256}
+        {
+            "ranks": ranks,
+            "zero_stage": zero_stage,
+            "learning_rate": learning_rate,
+            "microbatch_tokens": 256,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
     )
     return [
         LearnerSetup(
@@ -43,7 +50,9 @@ def learner_setups(
     ]
 
 
-def generator_setup(path: str, *, engine: str = "in_actor", temperature: float = 1.0, replica: int = 0) -> GeneratorSetup:
+def generator_setup(
+    path: str, *, engine: str = "in_actor", temperature: float = 1.0, replica: int = 0
+) -> GeneratorSetup:
     settings = config.GeneratorConfig.model_validate({"engine": engine, "max_sequences": 64})
     return GeneratorSetup(
         policy_path=path,

@@ -15,8 +15,9 @@ import torch
 from setups_for_tests import CPU, generator_setup, learner_setups, random_batch, random_sequences
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpo.actors import GeneratorGroup, LearnerGroup
 from grpo.batching import batch
-from grpo.cluster import Cluster, GeneratorGroup, LearnerGroup, Plan
+from grpo.cluster import Cluster, Plan
 from grpo.packing import TrainingSequence
 from grpo.types import Completion, Prompt, SamplingParams
 from grpo.weight_sync import TOLERANCES, WeightMismatch, WeightSync
@@ -49,7 +50,9 @@ def pairs(ray_running: None, tied_policy: str, untied_policy: str) -> Iterator[d
         joins = [
             tied.start_learner(learner_setups(tied_policy, zero_stage=2)),
             tied.start_generators([generator_setup(tied_policy, replica=index) for index in range(2)], 120, 120),
-            untied.start_learner(learner_setups(untied_policy, ranks=2, zero_stage=3, temperature=0.7)),
+            untied.start_learner(
+                learner_setups(untied_policy, ranks=2, zero_stage=3, temperature=0.7, kl_coefficient=0.1)
+            ),
             untied.start_generators([generator_setup(untied_policy, engine="own_process", temperature=0.7)], 120, 120),
         ]
         started: list[Any] = [join() for join in joins]
@@ -139,7 +142,10 @@ def test_greedy_is_transformers_greedy(pairs: dict[str, Pair], tmp_path: Any) ->
 def test_a_push_arrives_and_its_lack_is_seen(pairs: dict[str, Pair], name: str) -> None:
     pair = pairs[name]
     pair.sync.push(6, PROBE)
-    pair.learner.step(random_batch(pair.learner.ranks, seed=3))
+    metrics = pair.learner.step(random_batch(pair.learner.ranks, seed=3))
+    # Earlier steps have led the policy away from the frozen reference, where there is one.
+    assert metrics.get("kl_reference", 1.0) > 1e-4
+    assert ("kl_reference" in metrics) == (name == "untied")
     assert min(pair.sync.compare(PROBE)) > 10 * TOLERANCES["float32"], "the probe must see a step that was not pushed"
     assert pair.sync.push(7, PROBE) < 1e-5
 

@@ -35,7 +35,8 @@ def drawn(progress: LiveProgress, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-def test_a_log_gets_one_line_per_step_within_80_columns() -> None:
+def test_a_log_gets_one_line_per_step_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo.progress._SECONDS_BETWEEN_LINES", 0.0)
     progress, file = plain(total_steps=1000)
     generator = random.Random(0)
     progress.step(0, {"eval/accuracy": 0.45})
@@ -48,6 +49,17 @@ def test_a_log_gets_one_line_per_step_within_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in file.getvalue()
     assert "0.450" in lines[1] and "0.700" in lines[2] and "123,456" in lines[2]
+
+
+def test_a_log_passes_over_fast_steps_but_no_evaluation_and_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
+    progress, file = plain(total_steps=50)
+    for step in range(1, 51):
+        seconds[0] += 0.125  # exact in binary, so that eight of them make a second
+        progress.step(step, {"reward/mean": 0.5} | ({"eval/accuracy": 0.9} if step == 12 else {}))
+    shown = [int(line.split("/50")[0]) for line in file.getvalue().splitlines() if "/50" in line]
+    assert shown == [1, 9, 12, 20, 28, 36, 44, 50]
 
 
 def test_heads_stand_over_their_figures() -> None:
