@@ -135,8 +135,16 @@ class LearnerGroup:
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         """References to the policy's weights in buckets, as they are gathered."""
-        streams = [actor.export_buckets.options(num_returns="streaming").remote(bucket_bytes) for actor in self._actors]
-        yield from streams[0]
+        # Two buckets wait at most: a large policy must not fill the object store while generators still load.
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
+        streams: list[Any] = [actor.export_buckets.options(**options).remote(bucket_bytes) for actor in self._actors]
+        while ray.wait([streams[0]], timeout=self._deadline_s, fetch_local=False)[0]:
+            try:
+                yield next(streams[0])
+            except StopIteration:
+                break
+        else:
+            raise TimeoutError(f"no bucket of weights was gathered from the learner within {self._deadline_s:.0f} s")
         wait_for([s.completed() for s in streams], self._deadline_s, "gathering the weights from the learner")
 
     def save(self, folder: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -98,6 +100,12 @@ def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
         show_plan(settings, Console())
 
     _guarded(job, debug)
+
+
+@app.callback()
+def _start() -> None:
+    # A generator or verifier named by its module may lie in the folder that the command is run from.
+    sys.path.append(os.getcwd())
 
 
 def _guarded(job: Callable[[], None], debug: bool) -> None:

@@ -143,7 +143,7 @@ class Cluster:
                 raise ValueError(
                     f"the job needs {needed:.0f} {resource}s ({plan.learner_ranks} learner ranks, {plan.generators} "
                     f"generators) and the cluster has {have.get(resource, 0.0):.0f}; lower learner.ranks, "
-                    "generator.replicas or generator.tensor_parallel_size, or set cluster.share_gpus=true"
+                    "generator.replicas, generator.tensor_parallel_size or their threads, or set share_gpus"
                 )
         group: PlacementGroup = placement_group(bundles, strategy="PACK")
         if not group.wait(self._settings.start_deadline_s):

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from vllm import EngineArgs, RequestOutput
 from vllm import SamplingParams as EngineSampling
 from vllm.config.weight_transfer import WeightTransferConfig
@@ -35,6 +35,7 @@ class Generator:
         weight_transfer.register()
         on_cpu = setup.device == "cpu"
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
+        self._ends = end_tokens(setup.policy_path, self._tokenizer)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=setup.policy_path,
@@ -67,7 +68,9 @@ class Generator:
             name = self._new_name()
             waiting[name] = request.index
             self._engine.add_request(
-                name, {"prompt_token_ids": list(request.token_ids)}, _engine_sampling(sampling, request.seed)
+                name,
+                {"prompt_token_ids": list(request.token_ids)},
+                _engine_sampling(sampling, request.seed, self._ends),
             )
         while waiting:
             finished = [(waiting.pop(output.request_id), self._completions(output)) for output in self._step()]
@@ -127,9 +130,8 @@ class Generator:
 
     def _completions(self, output: RequestOutput) -> tuple[Completion, ...]:
         sampled = sorted(output.outputs, key=lambda one: one.index)
-        end = self._tokenizer.eos_token_id
         texts = self._tokenizer.batch_decode(
-            [ids[:-1] if ids[-1] == end else ids for ids in (list(one.token_ids) for one in sampled)],
+            [ids[:-1] if ids[-1] in self._ends else ids for ids in (list(one.token_ids) for one in sampled)],
             skip_special_tokens=False,
         )
         completions = []
@@ -150,12 +152,23 @@ def _logprob(of_position: Mapping[int, Logprob] | None, token: int) -> float:
     return of_position[token].logprob
 
 
-def _engine_sampling(sampling: SamplingParams, seed: int) -> EngineSampling:
+def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion: the tokenizer's, and those that the policy's generation config adds."""
+    ends = {tokenizer.eos_token_id}
+    try:
+        more = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        more = None  # a policy need not have one
+    return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}
+
+
+def _engine_sampling(sampling: SamplingParams, seed: int, ends: frozenset[int]) -> EngineSampling:
     return EngineSampling(
         n=sampling.samples,
         temperature=sampling.temperature,
         max_tokens=sampling.max_tokens,
         stop=list(sampling.stop) or None,
+        stop_token_ids=sorted(ends),
         include_stop_str_in_output=True,
         seed=seed,
         logprobs=0,

@@ -15,58 +15,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from grpo import losses
-from grpo.attention import PACKED, PackedLayout
 from grpo.batching import RankBatch
 from grpo.packing import Microbatch, TrainingSequence, pack
+from grpo.policy_logprobs import DTYPES, PolicyLogprobs, load_model
 from grpo.schedule import learning_rate
 from grpo.setups import LearnerSetup
-
-# Logits of so many tokens are held at a time; with a vocabulary of 150,000 that is 0.6 GB in float32.
-LOGIT_CHUNK = 1024
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class PolicyLogprobs(nn.Module):
-    """A causal language model that returns log-probabilities of given next tokens, and nothing as large as logits."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a model with an output head."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each position's target, float32 [T] with gradient; entropy, [T] without."""
-        layout = PackedLayout(batch.lengths_S.tolist(), batch.input_ids_T.device)
-        hidden_TE = self.model.base_model(
-            input_ids=batch.input_ids_T[None],
-            position_ids=batch.position_ids_T[None],
-            packed_layout=layout,
-            use_cache=False,
-        ).last_hidden_state[0]
-        head = self.model.get_output_embeddings()
-        pieces = []
-        for start in range(0, len(hidden_TE), LOGIT_CHUNK):
-            part = slice(start, start + LOGIT_CHUNK)
-            arguments = (head, hidden_TE[part], batch.targets_T[part], temperature)
-            # One chunk is all there is to save: recomputing it would cost time and free nothing.
-            if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
-                pieces.append(_score(*arguments))
-            else:
-                pieces.append(checkpoint(_score, *arguments, use_reentrant=False))
-        logprobs, entropies = zip(*pieces, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
-
-
-def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logprobs_TV = log_softmax(head(hidden_TE).float() / temperature, dim=-1)
-    with torch.no_grad():
-        entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
-    return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropy_T
 
 
 class LearnerRank:
@@ -176,16 +132,15 @@ class LearnerRank:
             torch.distributed.all_reduce(ratio_max, op=torch.distributed.ReduceOp.MAX)
         metrics = dict(zip(_SUMS, sums.tolist(), strict=True))
         # Means are over the tokens that were computed; the loss's denominator also counts those without advantage.
-        computed = max(1.0, metrics.pop("tokens"))
-        metrics = {
-            name: total / (batch.trained_tokens if name == "loss" else computed) for name, total in metrics.items()
-        }
+        computed = metrics.pop("tokens")
+        means = {"loss": metrics.pop("loss") / batch.trained_tokens}
+        # A step that had only filler to compute knows nothing of the rest.
+        if computed:
+            means |= {name: total / computed for name, total in metrics.items()} | {"ratio_max": float(ratio_max)}
         if self._setup.algorithm is None:
-            metrics = {name: metrics[name] for name in ("loss", "entropy")}
+            metrics = {name: means[name] for name in ("loss", "entropy")}
         else:
-            metrics["ratio_max"] = float(ratio_max)
-            if self._reference is None:
-                del metrics["kl_reference"]
+            metrics = {name: mean for name, mean in means.items() if name != "kl_reference" or self._reference}
         metrics["gradient_norm"] = float(self._engine.get_global_grad_norm())
         metrics["learning_rate"] = rate
         return metrics
@@ -264,7 +219,10 @@ class LearnerRank:
         """
         path, state = self._engine.load_checkpoint(str(Path(folder) / "learner"), tag="state")
         if path is None:
-            raise ValueError(f"{folder} holds no learner state that {self._setup.world_size} ranks could read")
+            raise ValueError(
+                f"{folder} holds no learner state that {self._setup.world_size} ranks could read; "
+                "resume with as many learner.ranks as wrote it"
+            )
         self._optimizer_steps = state["optimizer_steps"]
         torch.set_rng_state(state["torch_rng"])
 
@@ -308,17 +266,13 @@ def _load_model(setup: LearnerSetup, path: str, settings: dict[str, Any] | None)
 
         # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
-        model = _from_pretrained(setup, path)
+        model = load_model(path, setup.dtype)
         del partitioned
     else:
-        model = _from_pretrained(setup, path)
+        model = load_model(path, setup.dtype)
     if setup.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _from_pretrained(setup: LearnerSetup, path: str) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[setup.dtype], attn_implementation=PACKED)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

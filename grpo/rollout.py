@@ -110,6 +110,14 @@ def reward_tensors(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     return rewards_PG, valid_PG
 
 
+def known_rows(values_PG: Tensor, valid_PG: Tensor) -> list[list[float | None]]:
+    """The rows of [P, G] as plain numbers, None where not valid."""
+    return [
+        [value if valid else None for value, valid in zip(values_G, valid_G, strict=True)]
+        for values_G, valid_G in zip(values_PG.tolist(), valid_PG.tolist(), strict=True)
+    ]
+
+
 def check_failures(groups: Iterable[Group], max_share: float) -> None:
     """Stop where verifiers fail too often to trust what is learned.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
@@ -32,8 +33,10 @@ from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 
 
-def open_folder(run: config.Run, resolved: config.TrainConfig | config.SftConfig) -> Checkpoint | None:
-    """Make or reopen the run's folder and write the resolved config into it.
+def open_folder(
+    run: config.Run, resolved: config.TrainConfig | config.SftConfig, progress: Progress
+) -> Checkpoint | None:
+    """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
 
     Returns:
         The checkpoint to go on from, if any.
@@ -48,8 +51,21 @@ def open_folder(run: config.Run, resolved: config.TrainConfig | config.SftConfig
             f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(resolved), encoding="utf-8")
+    path = folder / "config.yaml"
+    if found and path.exists():
+        for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
+            progress.show(f"changed since the last start: {line}")
+    path.write_text(dump(resolved), encoding="utf-8")
     return found
+
+
+def changes(before: object, after: object, where: str = "") -> list[str]:
+    """Dotted keys whose values differ between two configurations of plain data, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        inner = (changes(before.get(key), after.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
+        return [line for lines in inner for line in lines if not line.startswith("run.resume:")]
+    return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
@@ -106,6 +122,12 @@ class TrainingRun:
         tokenizer = load_tokenizer(self._policy_path)
         limit = settings.rollout.max_prompt_tokens
         self.training = load_prompts(settings.data, tokenizer, max_tokens=limit)
+        wanted = settings.rollout.prompts_per_step
+        if len(self.training.prompts) < wanted:
+            raise ValueError(
+                f"the data has {len(self.training.prompts)} prompts that fit, fewer than "
+                f"rollout.prompts_per_step={wanted}: a step would ask the same question twice; lower it or add data"
+            )
         self.held_out: PromptSet | None = None
         if settings.evaluation:
             self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit)
@@ -131,7 +153,7 @@ class TrainingRun:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         settings, progress = self.settings, self._progress
-        found = open_folder(settings.run, settings)
+        found = open_folder(settings.run, settings, progress)
         for name, prompts in (("training", self.training), ("held-out", self.held_out)):
             if prompts and prompts.dropped:
                 total = prompts.dropped + len(prompts.prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         TimeoutError: something did not come within its deadline; the message says what.
     """
     folder, schedule = Path(settings.run.folder), settings.sft
-    found = open_folder(settings.run, settings)
+    found = open_folder(settings.run, settings, progress)
     start = _starting_policy(settings, folder, make_anew=found is None)
     with progress.phase("reading the data"):
         rows, dropped = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
@@ -61,11 +62,20 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
                 report.step(step, metrics)
                 if step == schedule.steps:
                     # Before the last checkpoint, which says that the job is done.
-                    learner.export(str((folder / "policy").absolute()))
+                    _export(learner, folder)
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
                     with progress.phase(f"writing the checkpoint of step {step}"):
                         checkpoint.write(folder, step, learner.save, {"cursor": cursor.state_dict()}, keep=1)
         return report.finish()
+
+
+def _export(learner: LearnerGroup, folder: Path) -> None:
+    """Write `policy/`, which appears only when all of it is there."""
+    partial, final = (folder / ".policy.partial").absolute(), folder / "policy"
+    shutil.rmtree(partial, ignore_errors=True)
+    learner.export(str(partial))
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
 
 
 def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> str:

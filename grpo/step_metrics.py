@@ -37,6 +37,9 @@ def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str,
         scores = [verdict.score for verdict in verdicts if verdict.score is not None]
         if scores:
             metrics[f"reward/{name}"] = sum(scores) / len(scores)
+        for part in dict.fromkeys(part for verdict in verdicts for part in verdict.parts):
+            values = [verdict.parts[part] for verdict in verdicts if part in verdict.parts]
+            metrics[f"reward/{name}/{part}"] = sum(values) / len(values)
         for status in Status:
             share = sum(verdict.status is status for verdict in verdicts) / len(verdicts)
             metrics[f"verdict/{name}/{status}"] = share
@@ -50,9 +53,12 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """
     if not updates:
         return {}
-    metrics = {f"learner/{name}": sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    if "ratio_max" in updates[0]:
-        metrics["learner/ratio_max"] = max(update["ratio_max"] for update in updates)
+    metrics: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        metrics[f"learner/{name}"] = sum(values) / len(values)
+    if "learner/ratio_max" in metrics:
+        metrics["learner/ratio_max"] = max(update["ratio_max"] for update in updates if "ratio_max" in update)
     metrics["learner/learning_rate"] = updates[-1]["learning_rate"]
     return metrics
 

@@ -11,7 +11,7 @@ from grpo.closing_table import ClosingTable
 from grpo.config import TrainConfig
 from grpo.interrupt import Interrupt
 from grpo.progress import Progress
-from grpo.rollout import reward_tensors
+from grpo.rollout import known_rows, reward_tensors
 from grpo.run import TrainingRun
 from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.stopwatch import Stopwatch
@@ -62,9 +62,9 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
 
             metrics = rollout_metrics(groups, advantages_PG) | update_metrics(updates) | speed_metrics(watch, groups)
             metrics |= {"sync/probe_mean_difference": difference} | run.take_checkpoint_metrics()
-            if run.evaluation_is_due() or interrupt.requested:
+            if run.evaluation_is_due():
                 metrics |= run.evaluate()
-            run.report.step(run.step, metrics, groups, advantages_PG.tolist())
+            run.report.step(run.step, metrics, groups, known_rows(advantages_PG, valid_PG))
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
         run.save()

@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, str] = {
     "format": "rewards.format:Format",
     "length": "rewards.length:Length",
     "math": "rewards.math:Math",
+    "math_verify": "rewards.math_verify_grader:MathVerify",
     "numeric": "rewards.numeric:Numeric",
     "ordered_list": "rewards.ordered_list:OrderedList",
     "reasoning_gym": "rewards.gym:ReasoningGym",

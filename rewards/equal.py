@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rewards.conventions import Conventions
 from rewards.equal_relations import RelationJudge
-from rewards.nodes import Apply, Bound, Expression, Matrix, Node, Quantity, Ratio, Relation, Sequence, Text, walk
+from rewards.nodes import Apply, Bound, Expression, Matrix, Node, Quantity, Ratio, Relation, Sequence, Text
 from rewards.rational import Budget, TooLarge
 
 DEFAULT = Conventions()
@@ -85,7 +85,9 @@ class Judge(RelationJudge):
         if "tuple" in (kind, other_kind):
             return self._list_as_tuple(kind, items, others)
         if "one" in (kind, other_kind) and len(items) != len(others):
-            return False
+            # "1/2 or 0.5" is one candidate, written twice.
+            single, listed = (items[0], others) if kind == "one" else (others[0], items)
+            return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
         if self.conventions.ordered:
@@ -165,14 +167,16 @@ class Judge(RelationJudge):
 
 def _spread(node: Node) -> Node:
     r"""`1 \pm 2` as the list of its two values; all signs of one answer go together, `\mp` against them."""
-    if not isinstance(node, (Apply, Relation)) or not any(
-        isinstance(each, Apply) and each.op in ("pm", "mp") for each in walk(node)
-    ):
-        return node
     if isinstance(node, Relation):
-        sides = [_spread(side) for side in node.sides]
-        return Relation(tuple(sides), node.ops)
+        return Relation(tuple(_spread(side) for side in node.sides), node.ops)
+    if not _has_sign(node):
+        return node
     return Sequence("", (_signed(node, False), _signed(node, True)))
+
+
+def _has_sign(node: Node) -> bool:
+    """True where a plus-minus can be spread: in an expression, not under a sum or another bound variable."""
+    return isinstance(node, Apply) and (node.op in ("pm", "mp") or any(_has_sign(arg) for arg in node.args))
 
 
 def _signed(node: Node, minus: bool) -> Node:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.nodes import Apply, Bound, Constant, Node, Number, Symbol, rename
-from rewards.rational import Budget, TooLarge, Undefined
+from rewards.rational import Budget, TooLarge, Undefined, exact
 
 # Beyond exp(this) a value is not computed: nothing that a person answers is that large.
 _MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
@@ -128,6 +128,8 @@ class Evaluation:
         if op == "root":
             return self._root(first, values[1])
         if op == "log":
+            if len(values) == 1 and self.log_base == 0:
+                return self._log(first)
             base = values[1] if len(values) > 1 else self.arithmetic.number(Fraction(self.log_base))
             return self._log(first) / self._log(base)
         if op == "ln":
@@ -175,11 +177,11 @@ class Evaluation:
             return (nearest if near else rounding(values[0])) * (1 + 0j)
         if op in ("max", "min"):
             return (max(values) if op == "max" else min(values)) * (1 + 0j)
+        if op not in _WHOLE_NUMBERS:
+            raise Undefined(f"{op} of numbers")
         whole = [Fraction(round(float(value))) for value in values]
         if any(abs(float(value) - int(near)) > 1e-9 for value, near in zip(values, whole, strict=True)):
             raise Undefined(f"{op} of a number that is not whole")
-        from rewards.rational import exact
-
         return self.arithmetic.number(exact(Apply(op, tuple(Number(value) for value in whole)), {}, self.budget))
 
     def _power(self, base: Any, exponent: Any) -> Any:
@@ -229,6 +231,7 @@ class Evaluation:
         return 1 / result if inverse else result
 
 
+_WHOLE_NUMBERS = frozenset(("factorial", "binom", "gcd", "lcm", "mod"))
 # Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
 # ever looked up.
 _TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {

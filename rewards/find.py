@@ -13,6 +13,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(\\?[A-Za-z]+\b(?!\s*\{)|[-+]?[\d.,/]*\d|[A-Za-z])")
 _BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\}|\\quad)[\s$,;]*")
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASH = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
@@ -87,11 +88,12 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
 
 def answer_tag(text: str) -> str | None:
     """The content of the last complete `<answer>...</answer>`, stripped, or None."""
-    close = text.lower().rfind("</answer>")
-    if close < 0:
-        return None
-    start = text.lower().rfind("<answer>", 0, close)
-    return text[start + len("<answer>") : close].strip() if start >= 0 else None
+    # Not by searching text.lower(): lower case may be longer than the text, and its places are not the text's.
+    marks = list(_ANSWER_TAG.finditer(text))
+    for at in range(len(marks) - 1, 0, -1):
+        if marks[at].group(1) and not marks[at - 1].group(1):
+            return text[marks[at - 1].end() : marks[at].start()].strip()
+    return None
 
 
 def hash_mark(text: str) -> str | None:

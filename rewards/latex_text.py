@@ -54,6 +54,7 @@ _BAR_SIDES = re.compile(r"\\(left|right|[bB]igg?[lr])\s*(?:\||\\vert(?![A-Za-z])
 _SPACES = re.compile(
     r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:enspace|thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\})"
 )
+_NO_SPACE = re.compile(r"\\!\s*")
 _FONTS = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])")
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
 _OUTER = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"))
@@ -74,7 +75,7 @@ def normalise(text: str) -> str:
         text = text.translate(_TABLE)
     text = _strip(text)
     if "\\" in text or "~" in text:
-        text = text.replace("\\!", "")
+        text = _NO_SPACE.sub("", text)
         text = _BAR_SIDES.sub(lambda m: "\\lvert " if m[1] == "left" or m[1].endswith("l") else "\\rvert ", text)
         text = _SPACES.sub(" ", _FONTS.sub("", _SIZES.sub("", text)))
         text = _strip(text)

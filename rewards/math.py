@@ -142,7 +142,8 @@ class Math:
 
     def _judge_choice(self, gold: str, plain_gold: str, answer: str, plain: str) -> Verdict:
         chosen = letter_of(gold)
-        if chosen is not None:
+        # A lone small letter is a variable; "(a)" is a choice.
+        if chosen is not None and not (len(plain_gold) == 1 and plain_gold.islower()):
             letter, content = chosen
             answered = letter_of(answer)
             if answered is not None:

@@ -67,17 +67,18 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
             return
         batch, jobs = pickle.loads(body)
         for identity, name, completion, reference, prompt in jobs:
-            if page.revoked() >= batch:
+            revoked, kept = page.revoked()
+            if batch <= revoked and identity != kept:
                 connection.sendall(wire.encode_reply(["skipped", batch]))
                 break
             verifier = verifiers[name]
             page.write_stage("start")
             hits = getattr(verifier, "cache_hits", 0)
-            begun = time.perf_counter()
+            begun, processor = time.perf_counter(), time.process_time()
             verdict = run_one(verifier, completion, reference, prompt)
-            seconds = time.perf_counter() - begun
+            spent = [time.perf_counter() - begun, time.process_time() - processor]
             hit = int(getattr(verifier, "cache_hits", 0) > hits)
-            connection.sendall(wire.encode_reply([identity, wire.verdict_fields(verdict), seconds, hit]))
+            connection.sendall(wire.encode_reply([identity, wire.verdict_fields(verdict), *spent, hit]))
 
 
 def become_worker(
@@ -86,7 +87,9 @@ def become_worker(
     """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
     code = 0
     try:
-        os.setsid()  # its own group, so that the pool can kill a verifier's children with it
+        # A group of its own, so that the pool can kill a verifier's children with it; no session of its own, since
+        # Linux shares processors out by session, and a worker could then not be made to stand back.
+        os.setpgid(0, 0)
         if setup["memory_bytes"] is not None:
             resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

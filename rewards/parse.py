@@ -63,6 +63,14 @@ class ExpressionParser:
         if not self.take(wanted):
             raise Unreadable(f"expected {wanted!r}, found {self.tokens[self.at].text[:20]!r}")
 
+    def skip(self) -> Token:
+        """Step over the next token, which must not be the end, and return it."""
+        token = self.tokens[self.at]
+        if token.kind == "end":
+            raise Unreadable("the answer breaks off")
+        self.at += 1
+        return token
+
     def deeper(self) -> None:
         """Count one level of nesting."""
         self.depth += 1

@@ -87,8 +87,7 @@ class PrimaryParser(ExpressionParser):
     def _in_base(self, digits: str) -> Node:
         self.need("_")
         closing = self.take("{")
-        token = self.tokens[self.at]
-        self.at += 1
+        token = self.skip()
         base = _BASES.get(token.text.strip().lower()) or (int(token.value) if token.value is not None else 0)
         if closing:
             self.need("}")
@@ -105,15 +104,14 @@ class PrimaryParser(ExpressionParser):
             self.deeper()
             inner = self.brackets()
             self.depth -= 1
-            return Apply("call " + name, inner.items if isinstance(inner, Sequence) else (inner,))
+            return Apply("call " + name, _items(inner))
         return Symbol(name)
 
     def _subscript(self) -> str:
         """A subscript as text: it names, and is not worked out."""
         self.need("_")
         if not self.take("{"):
-            self.at += 1
-            return self.tokens[self.at - 1].text
+            return self.skip().text
         pieces = []
         while not self.take("}"):
             if self.tokens[self.at].kind == "end" or self.peek() == "{":
@@ -221,7 +219,7 @@ class PrimaryParser(ExpressionParser):
         if self.peek() in ("(", "{"):
             inner = self.braces() if self.peek() == "{" else self.brackets()
             if isinstance(inner, Sequence):
-                return inner.items
+                return _items(inner)
             while self.peek() in ("!", "^") and self.peek() == "^":
                 if self.degree_follows():
                     self.at += self.degree_follows()
@@ -267,15 +265,10 @@ class PrimaryParser(ExpressionParser):
         self.need("{")
         kind = ""
         while not self.take("}"):
-            if self.tokens[self.at].kind == "end":
-                raise Unreadable("\\begin without a name")
-            kind += self.tokens[self.at].text
-            self.at += 1
+            kind += self.skip().text
         if kind == "array" and self.take("{"):
             while not self.take("}"):
-                self.at += 1
-                if self.tokens[self.at].kind == "end":
-                    raise Unreadable("an array without its columns")
+                self.skip()
         rows: list[list[Node]] = [[]]
         cells = 0
         while not self.take("\\end"):
@@ -288,9 +281,7 @@ class PrimaryParser(ExpressionParser):
                 if cells > MAX_CELLS:
                     raise Unreadable(f"a matrix of more than {MAX_CELLS} entries")
         while not self.take("}"):
-            self.at += 1
-            if self.tokens[self.at].kind == "end":
-                raise Unreadable("\\end without a name")
+            self.skip()
         filled = [tuple(row) for row in rows if row]
         if kind in ("cases", "aligned", "align", "gathered"):
             return Sequence("", tuple(cell for row in filled for cell in row), "and")
@@ -301,6 +292,14 @@ class PrimaryParser(ExpressionParser):
     def cell(self) -> Node:
         """One entry of a matrix."""
         return self.expression()
+
+
+def _items(inner: Node) -> tuple[Node, ...]:
+    """A function's arguments, of which there must be one."""
+    items = inner.items if isinstance(inner, Sequence) else (inner,)
+    if not items:
+        raise Unreadable("a function of nothing")
+    return items
 
 
 def based(digits: str, base: int) -> Node:

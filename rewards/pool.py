@@ -96,7 +96,7 @@ class VerifierPool:
 
         Raises:
             ValueError: no verifier of that name in this pool; nothing is queued then.
-            RuntimeError: the pool is closed.
+            RuntimeError: the pool is closed, or its supervising thread has failed.
         """
         listed = list(calls)
         for name, *_ in listed:
@@ -105,6 +105,8 @@ class VerifierPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the verifier pool is closed")
+            if self._supervisor.crash:
+                raise RuntimeError(self._supervisor.crash)
             first = self._next_identity
             self._next_identity += len(listed)
             jobs = [Job(first + offset, *call) for offset, call in enumerate(listed)]

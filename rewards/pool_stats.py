@@ -65,6 +65,9 @@ class Recorder:
         self._lock = threading.Lock()
         self._statuses: dict[str, Counter[Status]] = {name: Counter() for name in names}
         self._seconds: dict[str, deque[float]] = {name: deque(maxlen=_KEPT) for name in self._statuses}
+        # Only the supervising thread touches these two.
+        self._finished: dict[str, deque[float]] = {name: deque(maxlen=32) for name in self._statuses}
+        self._processor: dict[str, deque[float]] = {name: deque(maxlen=512) for name in self._statuses}
         self._hits: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
 
@@ -80,10 +83,21 @@ class Recorder:
         with self._lock:
             self._events[kind] += 1
 
+    def finished(self, name: str, seconds: float, processor: float) -> None:
+        """Note what a call that came to an end has cost."""
+        self._finished[name].append(seconds)
+        self._processor[name].append(processor)
+
+    def usual_processor_seconds(self, name: str) -> float:
+        """The 99th percentile of the calls that came to an end; infinite before there are enough."""
+        costs = self._processor[name]
+        return _quantile(sorted(costs), 0.99) if len(costs) >= 100 else float("inf")
+
     def mean_seconds(self, name: str) -> float:
         """Mean of the last calls' seconds; infinite before the first call, so that nobody batches blindly."""
-        kept = self._seconds[name]
-        return sum(list(kept)[-32:]) / min(len(kept), 32) if kept else float("inf")
+        kept = self._finished[name]
+        last = [kept[-at] for at in range(1, min(len(kept), 32) + 1)]
+        return sum(last) / len(last) if last else float("inf")
 
     def snapshot(self, queued: int) -> PoolStats:
         """The record so far."""

@@ -127,6 +127,8 @@ class Nursery:
         """Kill a worker with all of its group, and reap it. Its id cannot have been reused: only this reaps it."""
         worker.connection.close()
         worker.page.close()
+        if worker.idle:
+            worker.set_idle(False)  # dying takes processor time as well
         if self._process.poll() is not None:
             return  # the kernel has killed its children with it, and their ids may be others' by now
         for kill in (os.kill, os.killpg):
@@ -167,7 +169,10 @@ class WorkerHandle:
     last_batch: int = 0
     taken_back: bool = False
     stalled: bool = False
-    _ticks_seen: int = -1
+    idle: bool = False
+    waits: bool = False
+    first_used: int = -1
+    last_used: int = -1
 
     def give(self, jobs: list[Job]) -> None:
         """Queue a batch for sending."""
@@ -184,8 +189,8 @@ class WorkerHandle:
         return self.sent[-1].batch - self.sent[0].batch + 1 if self.sent else 0
 
     def take_back(self) -> list[Job]:
-        """Revoke all but the job that is running; they are returned, to be given to another."""
-        self.page.revoke(self.last_batch)
+        """Revoke all but the first job, which is running or about to; they are returned, to be given to another."""
+        self.page.revoke(self.last_batch, self.sent[0].job.identity)
         self.taken_back = True
         jobs = []
         for entry in list(self.sent)[1:]:
@@ -208,13 +213,36 @@ class WorkerHandle:
             del self.outgoing[:count]
         return True
 
-    def sleeps(self) -> bool:
-        """True where the worker waits for something and has used no processor time since the last look."""
+    def set_idle(self, idle: bool) -> None:
+        """Let the worker run only where nobody else wants the processor, or as usual again."""
+        self.idle = idle
+        policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
+        with contextlib.suppress(OSError):  # gone already, or a system without that policy
+            os.sched_setscheduler(self.pid, policy, os.sched_param(0))
+
+    def look(self) -> tuple[bool, float]:
+        """Whether it only waits, and the processor seconds of the call since the first look at it.
+
+        Waiting is: asleep, and no processor time used since the last look.
+        """
         try:
             with open(f"/proc/{self.pid}/stat", "rb") as stat:
-                fields = stat.read().rpartition(b")")[2].split()
-        except OSError:
-            return False
-        ticks = int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
-        unchanged, self._ticks_seen = ticks == self._ticks_seen, ticks
-        return unchanged and fields[0] in (b"S", b"D", b"T")
+                asleep = stat.read().rpartition(b")")[2].split()[0] in (b"S", b"D", b"T")
+            with open(f"/proc/{self.pid}/schedstat", "rb") as schedstat:
+                used = int(schedstat.read().split()[0])  # nanoseconds on a processor; stat counts in hundredths
+        except (OSError, IndexError, ValueError):
+            return False, 0.0
+        waits, self.last_used = asleep and used == self.last_used, used
+        if self.first_used < 0:
+            self.first_used = used
+        return waits, (used - self.first_used) * 1e-9
+
+    def begin_next(self) -> None:
+        """The call that it ran is answered: what is known of it no longer holds."""
+        self.begun_at = time.monotonic()
+        self.stalled = self.waits = False
+        self.first_used, self.last_used = -1, -1
+        if self.idle:
+            self.set_idle(False)
+        if not self.sent:
+            self.taken_back = False

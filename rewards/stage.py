@@ -10,7 +10,7 @@ import mmap
 import struct
 
 PAGE_BYTES = 4096
-_REVOKED = struct.Struct("=Q")
+_REVOKED = struct.Struct("=QQ")
 _STAGE_AT, _STAGE_BYTES = 16, 48
 
 
@@ -24,13 +24,14 @@ class SharedPage:
         """Unmap the page."""
         self._memory.close()
 
-    def revoke(self, batch: int) -> None:
-        """Parent: nothing of `batch` or of an earlier one is to be started any more."""
-        _REVOKED.pack_into(self._memory, 0, batch)
+    def revoke(self, batch: int, kept: int) -> None:
+        """Parent: nothing of `batch` or of an earlier one is to be started any more, but for the call `kept`."""
+        _REVOKED.pack_into(self._memory, 0, batch, kept)
 
-    def revoked(self) -> int:
-        """Worker: the last batch that was revoked, 0 where none was."""
-        return int(_REVOKED.unpack_from(self._memory, 0)[0])
+    def revoked(self) -> tuple[int, int]:
+        """Worker: the last batch that was revoked, 0 where none was, and the call that was not."""
+        batch, kept = _REVOKED.unpack_from(self._memory, 0)
+        return int(batch), int(kept)
 
     def write_stage(self, stage: str) -> None:
         """Worker: say what is being done."""

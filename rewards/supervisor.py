@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rewards.adapt import describe
 from rewards.build import VerifierSpec
 from rewards.pool_stats import Recorder
 from rewards.processes import Nursery, NurseryError, WorkerHandle, pack_setup
@@ -24,9 +25,10 @@ if TYPE_CHECKING:  # pool.py imports this module
     from rewards.pool import Job
 
 # A call that takes longer than this no longer has others waiting behind it in its worker.
-_TAKE_BACK_S = 0.02
-# Share of the deadline after which a busy worker no longer counts as capacity.
-_STALLED_SHARE = 0.25
+_TAKE_BACK_S = 0.01
+# A worker no longer counts as capacity after this share of the deadline, or once its call has used this many times
+# the processor time of its verifier's 99th percentile (and more than the least).
+_STALLED_SHARE, _UNUSUAL, _LEAST_UNUSUAL_S = 0.25, 3.0, 0.005
 # Work sent ahead to one worker: enough to hide the round trip, little enough to share out evenly.
 _BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
 # Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
@@ -93,6 +95,7 @@ class Supervisor:
         self._started = threading.Event()
         self._start_problem = ""
         self.abandoned: list[Job] = []
+        self.crash = ""
         self._thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -126,6 +129,10 @@ class Supervisor:
                 self._dispatch()
                 self._listen()
                 self._watch()
+        except BaseException as problem:
+            # A mistake of ours. Nobody may wait for verdicts that will not come; the thread's hook prints the rest.
+            self.crash = f"the verifier pool's supervisor failed: {describe(problem)}"
+            raise
         finally:
             for worker in list(self._workers):
                 self.abandoned += [entry.job for entry in worker.sent if not entry.ghost]
@@ -135,23 +142,30 @@ class Supervisor:
             self._selector.close()
             self._wake_read.close()
             self._wake_write.close()
+            while self.crash and (self.abandoned or self._queue):
+                job = self.abandoned.pop() if self.abandoned else self._queue.popleft()
+                self._finish(job, error(self.crash), 0.0, False)
 
     # Capacity
 
     def _balance(self) -> None:
         """Keep `workers` processes that are not stalled, within the spares; let go of those no longer needed."""
-        active = sum(not worker.stalled for worker in self._workers)
-        room = self._limits.workers + self._limits.spares - len(self._workers)
-        for _ in range(min(self._limits.workers - active, room)):
-            if self._broken:
-                return
+        while (
+            self._active() < self._limits.workers
+            and len(self._workers) < self._limits.workers + self._limits.spares
+            and not self._broken
+        ):
             self._spawn()
+        active = self._active()
         for worker in list(self._workers):
             if active <= self._limits.workers:
                 return
             if worker.ready and not worker.stalled and not worker.sent:
                 self._remove(worker)
                 active -= 1
+
+    def _active(self) -> int:
+        return sum(not worker.stalled for worker in self._workers)
 
     def _spawn(self) -> None:
         assert self._nursery is not None
@@ -275,27 +289,29 @@ class Supervisor:
         if reply[0] == "ready":
             worker.ready, self._stillbirths = True, 0
             return
-        if reply[0] == "skipped":
+        if reply[0] == "skipped" and worker.taken_back:
             # The first one was thought to be running and so was not taken back; it had not begun either.
             while worker.sent and worker.sent[0].batch == reply[1]:
                 entry = worker.sent.popleft()
                 if not entry.ghost:
                     self._queue.appendleft(entry.job)
-        elif len(reply) == 4 and worker.sent and reply[0] == worker.sent[0].job.identity:
+        elif len(reply) == 5 and worker.sent and reply[0] == worker.sent[0].job.identity:
             verdict = read_verdict(reply[1])
             entry = worker.sent.popleft()
-            seconds = float(reply[2]) if isinstance(reply[2], (int, float)) else 0.0
             if not entry.ghost:
-                self._finish(entry.job, verdict, min(max(seconds, 0.0), self._limits.deadline_s), bool(reply[3]))
+                seconds, processor = self._believable(reply[2]), self._believable(reply[3])
+                self._recorder.finished(entry.job.name, seconds, processor)
+                self._finish(entry.job, verdict, seconds, bool(reply[4]))
         else:
             raise ProtocolError("an answer to nothing it was asked")
-        worker.begun_at = time.monotonic()
-        worker.stalled = False
-        if not worker.sent:
-            worker.taken_back = False
+        worker.begin_next()
+
+    def _believable(self, seconds: object) -> float:
+        """A duration that a worker told, within what is possible."""
+        return min(max(float(seconds), 0.0), self._limits.deadline_s) if isinstance(seconds, (int, float)) else 0.0
 
     def _finish(self, job: Job, verdict: Verdict, seconds: float, hit: bool) -> None:
-        if job.start():
+        if job.start() and not job.future.done():
             self._recorder.verdict(job.name, verdict.status, seconds, hit)
             job.future.set_result(verdict)
 
@@ -314,7 +330,21 @@ class Supervisor:
             elif elapsed > _TAKE_BACK_S:
                 if not worker.taken_back:
                     self._queue.extendleft(reversed(worker.take_back()))
-                worker.stalled = worker.stalled or elapsed > _STALLED_SHARE * self._limits.deadline_s or worker.sleeps()
+                self._look_at_slow(worker, elapsed)
+
+    def _look_at_slow(self, worker: WorkerHandle, elapsed: float) -> None:
+        """Let others take over from a worker that waits, or that is out of the ordinary for its verifier.
+
+        The latter goes on only where a processor is free: a few calls that spin must not slow all the others down.
+        """
+        if worker.stalled and (worker.idle or worker.waits):
+            return  # it has been dealt with, and only its deadline is left
+        worker.waits, processor = worker.look()
+        worker.stalled = worker.stalled or worker.waits or elapsed > _STALLED_SHARE * self._limits.deadline_s
+        usual = self._recorder.usual_processor_seconds(worker.sent[0].job.name)
+        if not worker.idle and processor > max(_LEAST_UNUSUAL_S, _UNUSUAL * usual):
+            worker.stalled = True
+            worker.set_idle(True)
 
     def _kill_overdue(self, worker: WorkerHandle, elapsed: float) -> None:
         stage = worker.page.read_stage()

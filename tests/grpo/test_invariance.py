@@ -22,7 +22,7 @@ from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 
 if TYPE_CHECKING:
-    from grpo.learner import PolicyLogprobs
+    from grpo.policy_logprobs import PolicyLogprobs
 
 # Importing DeepSpeed takes about ten seconds.
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ ADVANTAGES = [[1.2, -0.4, 0.0, -0.8], [0.0, 0.0, 0.0, 0.0], [-0.7, 0.7, 0.0, 0.0
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> PolicyLogprobs:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from grpo.learner import PolicyLogprobs
+    from grpo.policy_logprobs import PolicyLogprobs
 
     return PolicyLogprobs(load_tiny_model(make_tiny_policy(tmp_path_factory.mktemp("policy"))))
 

@@ -220,12 +220,13 @@ def test_fine_tuning_ends_with_a_policy(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_counts_as_finished_has_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class NoSpace(FakeLearner):
         def export(self, folder: str) -> None:
-            if folder == str(tmp_path / "sft" / "policy"):
-                raise OSError("no space left on device")
             super().export(folder)
+            if Path(folder).parent == tmp_path / "sft":
+                raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
         sft(sft_settings(tmp_path / "sft"), monkeypatch, NoSpace())
+    assert not (tmp_path / "sft" / "policy").exists(), "half a policy must not pass for one"
     found = checkpoint.latest(tmp_path / "sft")
     assert found is None or found.step < 3, "a run that is called finished is not gone on with"
     sft(sft_settings(tmp_path / "sft", resume="auto"), monkeypatch)

@@ -1,0 +1,52 @@
+"""The worked examples of docs/verifiers.md, run as they are written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rewards.build import BUILT_IN, VerifierSpec
+from rewards.compose import combine
+from rewards.pool import VerifierPool
+from rewards.verdict import Status
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "verifiers.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_worked_example_of_an_own_verifier(tmp_path, monkeypatch) -> None:
+    code, config = blocks("python")[0], blocks("yaml")[0]
+    (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    specs = [VerifierSpec(**entry) for entry in yaml.safe_load(config)["verifiers"]]
+    prompt = {"related": ["TP53"], "completion_tokens": 896}
+    shape = "<think>Looking at the symptoms.</think><answer>{}</answer>"
+
+    def reward(completion: str) -> float | None:
+        verdicts = {spec.name: pool.submit(spec.name, completion, "BRCA1", prompt).result(30) for spec in specs}
+        return combine(specs, verdicts).value
+
+    with VerifierPool(specs, workers=1) as pool:
+        assert reward(shape.format("BRCA1")) == pytest.approx(1.0 + 0.1 - 0.25)
+        assert reward(shape.format("TP53")) == pytest.approx(0.2 + 0.1 - 0.25)
+        assert reward(shape.format("KRAS")) == pytest.approx(0.1 - 0.25)
+        assert reward("BRCA1") == 0.0
+        assert pool.submit("gene", "nothing", "BRCA1", prompt).result(30).status is Status.UNPARSEABLE
+
+
+def test_the_pool_example() -> None:
+    names: dict[str, object] = {}
+    exec(compile(blocks("python")[1], str(PAGE), "exec"), names)
+    assert names["verdict"].status is Status.CORRECT
+    assert names["report"].calls == 1
+
+
+def test_every_built_in_verifier_is_in_the_table() -> None:
+    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(BUILT_IN) <= rows

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hostile_answers import hostile_completions, hostile_pairs
+from labelled_pairs import read_pairs
+
+from rewards.math import Math
+from rewards.verdict import Status, Verdict
+
+PAIRS = list(read_pairs())
+VERIFY = Math()
+
+
+def verdicts() -> list[Verdict]:
+    return [Math()(pair.completion, pair.gold, {}) for pair in PAIRS[::7]]
+
+
+def test_the_corpus_is_balanced_and_large() -> None:
+    equal = sum(pair.equal for pair in PAIRS)
+    assert len(PAIRS) >= 600
+    assert 0.45 < equal / len(PAIRS) < 0.55
+    assert 0.28 < sum(pair.held_back for pair in PAIRS) / len(PAIRS) < 0.38
+    assert len({pair.kind for pair in PAIRS}) >= 30
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not pair.held_back], ids=lambda pair: pair.kind)
+def test_tuned_pairs(pair) -> None:
+    verdict = VERIFY(pair.completion, pair.gold, {})
+    assert (verdict.status is Status.CORRECT) == pair.equal, (pair.gold, pair.answer, verdict)
+
+
+def test_accuracy_and_false_positives_over_the_whole_corpus() -> None:
+    outcomes = Counter((VERIFY(p.completion, p.gold, {}).status is Status.CORRECT, p.equal) for p in PAIRS)
+    right = outcomes[True, True] + outcomes[False, False]
+    assert right / len(PAIRS) >= 0.97
+    assert outcomes[True, False] / (outcomes[True, False] + outcomes[False, False]) <= 0.005
+
+
+def test_accuracy_on_the_pairs_held_back() -> None:
+    held = [pair for pair in PAIRS if pair.held_back]
+    right = sum((VERIFY(p.completion, p.gold, {}).status is Status.CORRECT) == p.equal for p in held)
+    assert right / len(held) >= 0.97
+
+
+def test_the_same_verdicts_in_a_thread_and_in_a_loop() -> None:
+    expected = verdicts()
+    from_threads: list[list[Verdict]] = []
+    threads = [threading.Thread(target=lambda: from_threads.append(verdicts())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    async def in_loop() -> list[Verdict]:
+        return verdicts()
+
+    assert all(found == expected for found in from_threads) and len(from_threads) == 4
+    assert asyncio.run(in_loop()) == expected
+
+
+@pytest.mark.parametrize("name", hostile_pairs())
+def test_hostile_answers_are_refused_in_time(name) -> None:
+    for gold, answer in (hostile_pairs()[name], hostile_pairs()[name][::-1]):
+        begun = time.perf_counter()
+        verdict = VERIFY(f"\\boxed{{{answer}}}", gold, {})
+        assert time.perf_counter() - begun < 1.0
+        assert verdict.status is not Status.CORRECT
+        assert verdict.status is not Status.TIMEOUT or "undecided at" in verdict.reason
+    assert not Path("/tmp/verigrpo-was-here").exists()
+
+
+@pytest.mark.parametrize("name", hostile_completions())
+def test_hostile_completions_are_searched_in_time(name) -> None:
+    gold, completion = hostile_completions()[name]
+    begun = time.perf_counter()
+    verdict = VERIFY(completion, gold, {})
+    assert time.perf_counter() - begun < 1.0
+    assert verdict.status in (Status.WRONG, Status.UNPARSEABLE)
+
+
+def test_the_verdict_does_not_hang_on_the_order_of_calls() -> None:
+    fresh, used = Math(), Math()
+    for pair in PAIRS[::5]:
+        used(pair.completion, pair.gold, {})
+    for pair in reversed(PAIRS[::5]):
+        assert used(pair.completion, pair.gold, {}) == fresh(pair.completion, pair.gold, {})
