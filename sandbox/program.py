@@ -77,7 +77,8 @@ def leave(code: int) -> NoReturn:
         _print_exception(problem)
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if not stream.closed:
+                stream.flush()
         except (OSError, ValueError, AttributeError):
             code = code or 120  # the interpreter's own code for this
     os._exit(code)

@@ -106,7 +106,7 @@ class Limits:
     Attributes:
         wall_seconds: real time, from the start of the program's process.
         cpu_seconds: processor time over all its processes; None takes `wall_seconds`.
-        memory_bytes: resident memory over all its processes, shared pages counted in each.
+        memory_bytes: resident memory over all its processes, beyond what the preloaded interpreter takes.
         processes: processes and threads together.
         output_bytes: standard output, and again standard error.
         disk_bytes: all files in its scratch directory.

@@ -90,7 +90,7 @@ class Worker:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-s", "-P", "-B", "-c", _BOOT, _PROJECT, str(theirs.fileno())],
-                    env=_ENVIRONMENT | {"PYTHONPATH": ":".join(self._settings.search_path)},
+                    env=self._inherited() | _ENVIRONMENT | {"PYTHONPATH": ":".join(self._settings.search_path)},
                     cwd="/",
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -113,6 +113,10 @@ class Worker:
             self.isolation: Isolation = isolation_from_json(report)
         finally:
             os.close(complaint)
+
+    def _inherited(self) -> dict[str, str]:
+        """Nothing of the supervisor's environment, except where a test leaves that layer out."""
+        return dict(os.environ) if Layer.CLEAN_ENVIRONMENT in self._settings.without else {}
 
     @property
     def pid(self) -> int:

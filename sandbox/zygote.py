@@ -85,6 +85,8 @@ class Zygote:
         self._scratch = ""
         self._scratch_lock = -1
         self._packages: Sequence[SitePackage] = ()
+        # Not the virtual environment's link to it, which programs do not see.
+        self._interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
     def run(self) -> NoReturn:
         """Become the outer process; the inner one never returns either."""
@@ -263,13 +265,14 @@ class Zygote:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("numpy", "__mp_main__")]:
             del sys.modules[name]
         sys.argv[:] = ["main.py"]
-        sys.executable = os.path.realpath(sys.executable)
+        sys.executable = self._interpreter
         sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
         _import_all((*COMMON_MODULES, *self._settings.preload))
         if self._layers.wants(Layer.CLEAN_ENVIRONMENT):
             os.environ.clear()
             self._layers.active.append(Layer.CLEAN_ENVIRONMENT)
         program.open_standard_streams()
+        kernel.limit_malloc_arenas(2)
         os.environ.update(program_environment(scratch, third_party))
         # SIGINT without a handler cannot reach process 1 of a namespace; SIGXFSZ ends a program that writes too much.
         for number in (signal.SIGINT, signal.SIGXFSZ):
@@ -335,6 +338,7 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": ":".join(third_party),
+        "MALLOC_ARENA_MAX": "2",  # otherwise each thread reserves 64 MiB of the address space that a program has
         # Thread pools as wide as the machine would fight over the core that a program gets.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
