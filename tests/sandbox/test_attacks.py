@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -143,7 +144,10 @@ def _within(after: tuple[int, ...], before: tuple[int, ...]) -> bool:
 def _footprint(host: Host) -> tuple[int, int, int, int]:
     process = psutil.Process(host.pid)
     processes = [process, *process.children(recursive=True)]
-    mounts = max(len(Path(f"/proc/{item.pid}/mounts").read_text().splitlines()) for item in processes)
+    mounts = 0
+    for item in processes:
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            mounts = max(mounts, len(Path(f"/proc/{item.pid}/mounts").read_text().splitlines()))
     scratch = sum(1 for path in Path(tempfile.gettempdir()).glob("verigrpo-sandbox-*/run/*"))
     return len(processes), process.num_fds(), mounts, scratch
 
