@@ -66,13 +66,7 @@ FORGERIES = {
     "close_everything_and_exit": "import os\ndef f(x):\n    os.closerange(0, 100)\n    os._exit(0)",
 }
 # Without the answers, on the channel itself. The second column is how the trusted side names it.
-CHANNEL_# In the constants of compiled test code an expected value follows its argument.
-_AFTER = """
-def after(constants, x):
-    if isinstance(x, list): return list(constants[constants.index(tuple(x)) + 1])
-    return constants[constants.index(x) + 1]
-"""
-FORGERIES = {
+CHANNEL_FORGERIES = {
     "reply_before_any_request": (
         "import os\nos.write(4, b'{\"ok\": 14159}\\n' * 3)\nimport time; time.sleep(0.3)\ndef f(x): return 14159",
         {Status.BAD_REPLY},
