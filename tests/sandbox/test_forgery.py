@@ -24,7 +24,9 @@ HONEST = "def f(x): return {3: 14159, 5: 26535}.get(x, [79, 32]) if isinstance(x
 # In the constants of compiled test code an expected value follows its argument.
 _AFTER = """
 def after(constants, x):
-    if isinstance(x, list): return list(constants[constants.index(tuple(x)) + 1])
+    if isinstance(x, list):
+        start = constants.index(x[0]) + len(x)
+        return list(constants[start:start + len(x)])
     return constants[constants.index(x) + 1]
 """
 FORGERIES = {
