@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from sandbox import child, filesystem, kernel
 from sandbox.child import Seal
+from sandbox.template import Template, TemplateLost
 from sandbox.types import Status
 from sandbox.watch import Usage, Watch
 
@@ -57,6 +58,9 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
             os._exit(0)
         if request["kind"] == "stop":
             continue  # what it was meant for has ended already, or has just been ended by the watch
+        if request["kind"] == "forget":
+            cell.forget_template()
+            continue
         try:
             reply = cell.run(request, descriptors)
         except OSError as problem:
@@ -85,6 +89,7 @@ class Cell:
         self._channel = channel
         self._limits = limits
         self._last_pid: int | None = None
+        self._template: Template | None = None
         if seal.private_root:
             filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
             if seal.private_proc:
@@ -93,6 +98,7 @@ class Cell:
                 self._last_pid = os.open(filesystem.VIEW_PROC + "/sys/kernel/ns_last_pid", os.O_WRONLY)
         else:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        self._template_outside = 0
         self._untouched = self._scratch_state()
         # /proc is that of an outer namespace, where this process goes by another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
@@ -105,12 +111,11 @@ class Cell:
             # A program must not learn from its process number what ran here before it.
             with contextlib.suppress(PermissionError):
                 os.pwrite(self._last_pid, b"1", 0)
-        pid = kernel.clone(0)
-        if pid == 0:
-            child.become_program(self._seal, request, descriptors, failure)
+        ignored = self._template_for(request, descriptors[0])
+        pid = self._start(request, descriptors, failure)
         os.close(failure)
         try:
-            watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel)
+            watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, ignored)
             verdict = watch.until_end(pid, started)
             if verdict is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -131,6 +136,34 @@ class Cell:
             for descriptor in descriptors:
                 os.close(descriptor)
             self._empty_scratch()
+
+    def _template_for(self, request: dict[str, Any], program: int) -> int | None:
+        """See to a template where one is wanted; returns its number in the outer `/proc`."""
+        if not (request.get("template") and self._seal.private_proc and self._seal.descendant_kill):
+            self.forget_template()
+            return None
+        if self._template is None:
+            with contextlib.suppress(TemplateLost):
+                self._template = Template(self._seal, request, program)
+                (self._template_outside,) = Watch.children(self._seal.proc, self._own_pid)
+        return self._template_outside if self._template else None
+
+    def forget_template(self) -> None:
+        """End the template, if there is one; the next program is another."""
+        if self._template is not None:
+            self._template.close()
+            self._template = None
+
+    def _start(self, request: dict[str, Any], descriptors: list[int], failure: int) -> int:
+        if self._template is not None:
+            try:
+                return self._template.fork(descriptors[1:4])
+            except TemplateLost:
+                self.forget_template()
+        pid = kernel.clone(0)
+        if pid == 0:
+            child.become_program(self._seal, request, descriptors, failure)
+        return pid
 
     def _judge(
         self, verdict: Status | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
@@ -160,6 +193,11 @@ class Cell:
 
     def _kill_descendants(self) -> bool:
         """Kill and reap everything the program left running; returns whether there was anything."""
+        if self._template is not None:
+            if self._only_template_left():
+                return False
+            self._template.close()
+            self._template = None
         found = False
         while True:
             if self._seal.process_namespace:
@@ -174,6 +212,20 @@ class Cell:
             except ChildProcessError:
                 return found
             found = True
+
+    def _only_template_left(self) -> bool:
+        """Whether no process is left but this one and a template that is alive.
+
+        Nothing is reaped before it has been seen, so a chain of processes that each start the next and exit does not
+        slip through: it leaves its dead behind.
+        """
+        assert self._template is not None
+        left = {int(name) for name in os.listdir(filesystem.VIEW_PROC) if name.isdigit()}
+        if left != {1, self._template.pid}:
+            return False
+        with contextlib.suppress(ChildProcessError):
+            return os.waitpid(self._template.pid, os.WNOHANG)[0] == 0
+        return False
 
     def _scratch_state(self) -> _ScratchState:
         state = os.stat(self._seal.scratch)

@@ -60,6 +60,7 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
     """Seal this process and run what `request` asks for. Never returns.
 
     Args:
+        seal: the worker's layers.
         request: `kind` (`run`, `calls`, `asserts` or `execute`), `limits`, and for `execute` `arguments`,
             `environment`, `address_space` (whether to limit it) and `program_name`.
         descriptors: program, standard input, output, error, and for calls the channel's two pipes.
@@ -69,8 +70,15 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
     failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)  # out of the way of what is set up below
     try:
         assert request["kind"] in _KINDS, request["kind"]
-        source, keep = _prepare(seal, request, descriptors)
-        _restrict(seal, keep)
+        os.setsid()
+        os.chdir(seal.scratch)
+        source = read_all(descriptors[0])
+        if request["kind"] == "execute":
+            _place_program(request, source)
+        place_descriptors(descriptors[1:])
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the cell is not dumpable; a program must own its /proc/self
+        restrict(seal, request, keep=len(descriptors) - 1)
     except BaseException:
         os.write(failure, traceback.format_exc()[-2000:].encode("utf-8", "replace"))
         os._exit(SETUP_FAILED)
@@ -81,23 +89,15 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
     program.run(source, answer_calls=request["kind"] == "calls")
 
 
-def _prepare(seal: Seal, request: dict[str, Any], descriptors: list[int]) -> tuple[bytes, int]:
-    """Everything before privileges are dropped. Returns the program and the number of descriptors it starts with."""
-    os.setsid()
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
-    os.chdir(seal.scratch)
+def place_descriptors(descriptors: list[int]) -> None:
+    """Make `descriptors` 0, 1, 2 and so on, whatever their numbers are now."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, FIRST_FREE) for descriptor in descriptors]
-    source = _read_all(moved[0])
-    if request["kind"] == "execute":
-        _place_program(request, source)
-    for target, descriptor in enumerate(moved[1:]):
+    for target, descriptor in enumerate(moved):
         os.dup2(descriptor, target)
-    if seal.resource_limits:
-        _set_limits(seal, request)
-    return source, len(moved) - 1
 
 
-def _read_all(descriptor: int) -> bytes:
+def read_all(descriptor: int) -> bytes:
+    """The whole file behind a descriptor, wherever its position is."""
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
@@ -144,9 +144,10 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         resource.setrlimit(which, (value, value + more))
 
 
-def _restrict(seal: Seal, keep: int) -> None:
+def restrict(seal: Seal, request: dict[str, Any], keep: int) -> None:
     """Give up every privilege and every descriptor from `keep` upwards, for good."""
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the cell is not dumpable; a program must own its /proc/self
+    if seal.resource_limits:
+        _set_limits(seal, request)
     if seal.rules is not None:
         kernel.restrict_with_landlock(seal.rules)
     if seal.no_capabilities:

@@ -42,7 +42,12 @@ def open_standard_streams() -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
 
 
-def run(source: bytes, answer_calls: bool) -> NoReturn:
+def compiled(source: bytes) -> types.CodeType:
+    """The program's code. Raises what the program's author would see."""
+    return compile(source, _FILE, "exec", dont_inherit=True)  # type: ignore[no-any-return]
+
+
+def run(source: bytes, answer_calls: bool = False, code_object: types.CodeType | None = None) -> NoReturn:
     """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
     # Both generators' states are the worker's, the same for every program.
     if b"random" in source:
@@ -57,7 +62,7 @@ def run(source: bytes, answer_calls: bool) -> NoReturn:
     linecache.cache[_FILE] = (len(text), None, text.splitlines(True), _FILE)
     code = 0
     try:
-        exec(compile(source, _FILE, "exec", dont_inherit=True), module.__dict__)
+        exec(code_object or compiled(source), module.__dict__)
         if answer_calls:
             _answer_calls(module)
     except SystemExit as request:

@@ -119,6 +119,8 @@ def _compile(processes: bool, own_process_namespace: bool, directories: bool) ->
         add(allow, "fcntl", pyseccomp.Arg(1, equal, command))
     for option in _PRCTL_OPTIONS:
         add(allow, "prctl", pyseccomp.Arg(0, equal, option))
+    # On again, never off: the children of a template (see `template.py`) start without it.
+    add(allow, "prctl", pyseccomp.Arg(0, equal, kernel.PR_SET_DUMPABLE), pyseccomp.Arg(1, equal, 1))
     # A stream pair only: a datagram socket could send to any abstract address.
     stream = pyseccomp.Arg(1, masked, _SOCKET_TYPE_MASK, _SOCK_STREAM)
     add(allow, "socketpair", pyseccomp.Arg(0, equal, _AF_UNIX), stream)

@@ -45,14 +45,25 @@ class Watch:
     """Watches one run.
 
     Args:
-        cell: process number of the cell in the outer `/proc`; all its descendants are the program's.
+        cell: process number of the cell in the outer `/proc`; its descendants are the program's.
+        seal: the worker's layers.
         limits: the request's limits.
         outputs: descriptors of standard output and error.
         channel: descriptor on which the supervisor says that the run is to be ended early.
+        ignored: process number, in the outer `/proc`, of the template, which is not the program's.
     """
 
-    def __init__(self, cell: int, seal: Seal, limits: dict[str, Any], outputs: Sequence[int], channel: int) -> None:
+    def __init__(
+        self,
+        cell: int,
+        seal: Seal,
+        limits: dict[str, Any],
+        outputs: Sequence[int],
+        channel: int,
+        ignored: int | None,
+    ) -> None:
         self.usage = Usage()
+        self._ignored = ignored
         self._cell, self._seal, self._limits, self._outputs = cell, seal, limits, outputs
         self._channel = channel
 
@@ -115,7 +126,7 @@ class Watch:
 
     def _descendants(self) -> list[int]:
         found: list[int] = []
-        waiting = self.children(self._seal.proc, self._cell)
+        waiting = [pid for pid in self.children(self._seal.proc, self._cell) if pid != self._ignored]
         while waiting and len(found) < _MAX_WALK:
             pid = waiting.pop()
             found.append(pid)

@@ -182,11 +182,16 @@ class CellHandle:
         self._output_bytes = 0
         self._runs = 0
         self._pristine = True
+        self._templated = False
 
     def __enter__(self) -> CellHandle:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._templated:
+            self._templated = False
+            with contextlib.suppress(OSError):
+                self._channel.send(b'{"kind": "forget"}')
         if self._outputs is None and self._pristine and self._runs < _MAX_RUNS_OF_A_CELL:
             self._worker.give_back(self, self._kind)
         else:
@@ -218,6 +223,7 @@ class CellHandle:
         """
         assert self._outputs is None, "a cell runs one program at a time"
         limits = request["limits"]
+        self._templated = self._templated or bool(request.get("template"))
         stdin_descriptor = sealed_memory("stdin", stdin)
         self._outputs = os.memfd_create("stdout", os.MFD_CLOEXEC), os.memfd_create("stderr", os.MFD_CLOEXEC)
         self._output_bytes = limits["output_bytes"]
