@@ -99,14 +99,15 @@ class Sandbox:
         if self._owner != os.getpid():
             return
         for slot in self._all:
-            for worker in slot.workers.values():
+            # A thread that is running a program sees its worker go and does not start another.
+            for worker in list(slot.workers.values()):
                 worker.stop()
             slot.workers.clear()
 
     @property
     def worker_pids(self) -> list[int]:
         """Process numbers of the workers that are running."""
-        return [worker.pid for slot in self._all for worker in slot.workers.values()]
+        return [worker.pid for slot in self._all for worker in list(slot.workers.values())]
 
     def run(
         self,
@@ -229,6 +230,9 @@ class Sandbox:
                 worker.stop()
                 raise IsolationError(_refusal(self._level, worker.isolation))
             slot.workers[modules] = worker
+            if self._closed:
+                worker.stop()
+                raise SandboxError("this sandbox is closed")
         return worker
 
     def _attempt(self, work: Callable[[Worker], T], modules: tuple[str, ...]) -> T | str:

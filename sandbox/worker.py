@@ -20,6 +20,7 @@ from sandbox.worker_settings import WorkerSettings, isolation_from_json
 
 _START_SECONDS = 60.0  # importing large modules on a busy machine
 _GRACE_SECONDS = 10.0  # beyond a program's own deadline, which the cell keeps, before the worker is given up
+_STOP_SECONDS = 3.0
 _MAX_REPORT = 1 << 16
 _MAX_IDLE_CELLS = 4  # of different limits
 _MAX_RUNS_OF_A_CELL = 256  # then a new one, so that whatever might wear out does not
@@ -133,9 +134,12 @@ class Worker:
         for cell in self._idle.values():
             cell.close()
         self._idle.clear()
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
+        self._control.close()  # the zygote's sign to end, which the outer process waits for, to clean up after it
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def restart(self) -> None:
         """Replace the worker process by a new one."""

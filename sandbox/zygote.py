@@ -119,6 +119,8 @@ class Zygote:
         self._control.close()
         _wait_for_either(supervisor, inner)
         if self._scratch:
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.join(self._scratch, "run"), 0o700)  # whatever the last program made of it
             shutil.rmtree(self._scratch, ignore_errors=True)
         os._exit(0)
 

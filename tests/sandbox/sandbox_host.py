@@ -10,8 +10,10 @@ import ctypes
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ _UNPRIVILEGED = 54_321
 class Host:
     """The test's end of a host process."""
 
-    def __init__(self, mode: str, **arguments: Any) -> None:
+    def __init__(self, mode: str, temporary: Path | None = None, **arguments: Any) -> None:
         self.mode = mode
+        self.temporary = temporary or Path(tempfile.mkdtemp(prefix="sandbox-test-"))
+        self.temporary.chmod(0o777)
         environment = os.environ | {"PYTHONPATH": str(PROJECT), "SANDBOX_TEST_SECRET": "token-3141592653"}
+        environment["TMPDIR"] = str(self.temporary)
         self._process = subprocess.Popen(
             [sys.executable, __file__, mode],
             stdin=subprocess.PIPE,
@@ -52,6 +57,15 @@ class Host:
         self._process.stdin.close()
         self._process.wait(30)
         self._process.stdout.close()
+        self.remove_temporary()
+
+    def remove_temporary(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    @property
+    def scratch_directories(self) -> list[Path]:
+        """What workers without mounts have made on the host's file system."""
+        return list(self.temporary.glob("verigrpo-sandbox-*"))
 
 
 def make_interpreter_readable() -> None:

@@ -148,7 +148,7 @@ def _footprint(host: Host) -> tuple[int, int, int, int]:
     for item in processes:
         with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
             mounts = max(mounts, len(Path(f"/proc/{item.pid}/mounts").read_text().splitlines()))
-    scratch = sum(1 for path in Path(tempfile.gettempdir()).glob("verigrpo-sandbox-*/run/*"))
+    scratch = sum(1 for directory in host.scratch_directories for _ in (directory / "run").iterdir())
     return len(processes), process.num_fds(), mounts, scratch
 
 
