@@ -200,9 +200,9 @@ def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None =
         tests = _live_code_bench(merged, tolerance)
     if not tests:
         raise ValueError(
-            f"no code tests in this row: expected the columns of HumanEval (test, entry_point), MBPP (test_list), APPS or "
-            f"TACO (input_output) or LiveCodeBench (public_test_cases), got {sorted(merged)} and a reference of type "
-            f"{type(reference).__name__}; name the columns in the data section or use another verifier"
+            f"no code tests in this row: expected columns of HumanEval (test, entry_point), MBPP (test_list), APPS "
+            f"or TACO (input_output) or LiveCodeBench (public_test_cases), got {sorted(merged)} and reference "
+            f"a {type(reference).__name__}; name the columns in the data section or use another verifier"
         )
     return tests
 

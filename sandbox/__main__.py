@@ -71,7 +71,9 @@ def _doctor() -> int:
     for item in isolation.missing:
         print(f"  missing   {item.layer}: {item.reason}\n            remedy: {item.remedy}")
     if os.geteuid() != 0:
-        print("  (started without root: programs run as this user, in a user namespace of their own where there is one)")
+        print(
+            "  (started without root: programs run as this user, in a user namespace of their own where there is one)"
+        )
     for language, name in _TOOLS.items():
         path = find_tool(name)
         print(f"  {language.value:11} {path or f'{name} is not installed: such programs get the status no compiler'}")

@@ -19,7 +19,12 @@ _SUM = "print(sum(map(int, input().split())))"
 _SORT = "def ordered(values):\n    return sorted(values)\n"
 _NUMPY = "import numpy as np\nprint(int(np.array(input().split(), dtype=int).sum()))"
 # What a grader without a sandbox runs for one call: load the program, read the arguments, print the result.
-_CALL_HARNESS = "import json, sys\nscope = {}\nexec(sys.argv[1], scope)\nprint(json.dumps(scope['ordered'](*json.load(sys.stdin))))"
+_CALL_HARNESS = """
+import json, sys
+scope = {}
+exec(sys.argv[1], scope)
+print(json.dumps(scope["ordered"](*json.load(sys.stdin))))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Figures:
 
     def __str__(self) -> str:
         return (
-            f"{self.name:22} {self.programs_per_second:7.1f}/s   p50 {self.median_ms:6.2f} ms   p99 {self.p99_ms:6.2f} ms"
+            f"{self.name:22} {self.programs_per_second:7.1f}/s   p50 {self.median_ms:6.2f}   p99 {self.p99_ms:6.2f} ms"
             f"   fresh python -I {self.fresh_per_second:6.2f}/s   ratio {self.ratio:5.1f} (target {self.target:g})"
         )
 
@@ -57,7 +62,9 @@ class Figures:
 WORKLOADS = (
     Workload("one small stdin test", _SUM, [StdinTest("1 2 3", "6")], 2.5),
     Workload("ten stdin tests", _SUM, [StdinTest(f"1 2 {n}", str(3 + n)) for n in range(10)], 8.0),
-    Workload("ten function calls", _SORT, [CallTest("ordered", [[n, 2, 1]], sorted([n, 2, 1])) for n in range(10)], 30.0),
+    Workload(
+        "ten function calls", _SORT, [CallTest("ordered", [[n, 2, 1]], sorted([n, 2, 1])) for n in range(10)], 30.0
+    ),
     Workload("numpy", _NUMPY, [StdinTest("1 2 3", "6")], 15.0),
 )
 

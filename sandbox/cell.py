@@ -4,7 +4,8 @@ A cell is cloned by the worker. It mounts a scratch directory and `/proc`, then 
 each it forks a child that becomes the program, watches it, kills all that is left of it, empties the scratch directory
 and replies, saying whether the program was `pristine`: ended by itself and left nothing at all. A cell is thrown away
 with all its namespaces after any other program, and kept for the next one after a pristine one. In a process namespace
-the cell is process 1: nothing inside can signal it, and when it ends the kernel kills everything inside. It is trusted code; it never sees an expected output.
+the cell is process 1: nothing inside can signal it, and when it ends the kernel kills everything inside. It is trusted
+code; it never sees an expected output.
 """
 
 from __future__ import annotations
@@ -255,6 +256,9 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     """Clone a cell that serves `channel`; returns its process number to the worker.
 
     Args:
+        seal: the worker's layers.
+        channel: the cell's end of its conversation with the supervisor.
+        limits: those that the scratch directory is made for.
         others: descriptors of the worker that the cell must not keep.
     """
     flags = 0

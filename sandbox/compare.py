@@ -24,6 +24,8 @@ def equal_text(got: bytes, expected: str, tolerance: float | None = None, any_or
     space separates words within a line.
 
     Args:
+        got: what was printed.
+        expected: what should have been.
         tolerance: where given, numbers may differ by `tolerance * max(1, |expected|)`.
         any_order: lines may come in any order.
     """
@@ -68,6 +70,8 @@ def equal_encoded(message: Any, expected: Any, tolerance: float | None = None, a
     equals NaN.
 
     Args:
+        message: what the program's side sent, parsed as JSON.
+        expected: plain data.
         tolerance: where given, floats may differ by `tolerance * max(1, |expected|)`.
         any_order: a list's items may come in any order (at the outermost level).
 

@@ -44,7 +44,7 @@ def open_standard_streams() -> None:
 
 def compiled(source: bytes) -> types.CodeType:
     """The program's code. Raises what the program's author would see."""
-    return compile(source, _FILE, "exec", dont_inherit=True)  # type: ignore[no-any-return]
+    return compile(source, _FILE, "exec", dont_inherit=True)
 
 
 def run(source: bytes, answer_calls: bool = False, code_object: types.CodeType | None = None) -> NoReturn:
@@ -111,7 +111,7 @@ def _print_exception(problem: BaseException) -> None:
 
 def _answer_calls(module: types.ModuleType) -> None:
     """Answer one call per line until the other side closes the channel."""
-    requests = open(_REQUESTS, "rb", closefd=False)
+    requests = os.fdopen(_REQUESTS, "rb", closefd=False)
     kept: list[Any] = []
 
     def keep(item: Any) -> int:

@@ -123,6 +123,10 @@ class Sandbox:
         (`SANDBOX_ERROR`), after one more attempt on a new worker.
 
         Args:
+            program: its source; undecodable text is a program that does not compile.
+            stdin: its standard input.
+            limits: what it may use.
+            language: what it is written in.
             preload: modules to have ready, instead of those of the sandbox's `preload` that the program mentions.
 
         Raises:
@@ -161,7 +165,12 @@ class Sandbox:
         """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
 
         Args:
+            program: its source.
+            tests: what to run, in order.
             limits: hold for each test. A call's time is measured from the request to the reply.
+            language: what it is written in; anything but Python takes `StdinTest` only.
+            preload: as for `run`.
+            stop_at_failure: leave out the tests after the first that fails.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -281,6 +290,6 @@ def _encoded(text: str | bytes) -> bytes:
 def _refusal(wanted: IsolationLevel, got: Isolation) -> str:
     missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in got.missing)
     return (
-        f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives {got.level.name.lower()}"
-        f"; missing: {missing}"
+        f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
+        f"{got.level.name.lower()}; missing: {missing}"
     )

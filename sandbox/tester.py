@@ -83,7 +83,7 @@ def names_lacking(code: str, known: dict[str, Any]) -> set[str]:
 
 def run(task: bytes) -> NoReturn:
     """Run the test code of `task` (JSON with `code`, `setup`, `entry_point`) and send the verdict."""
-    replies = open(_REPLIES, "rb", closefd=False)
+    replies = os.fdopen(_REPLIES, "rb", closefd=False)
 
     def send(message: dict[str, Any]) -> None:
         rest = memoryview(json.dumps(message).encode() + b"\n")

@@ -45,6 +45,7 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
         value: the data. Only exact types count: an instance of a subclass of int is not an int, since the subclass
             may define its own `__eq__`.
         handle: keeps an object that is not plain data and returns its number; without it such an object is refused.
+        depth: how deep `value` lies in what is being encoded.
 
     Raises:
         NotPlainData: the value is not plain data, or nested deeper than `MAX_DEPTH`.

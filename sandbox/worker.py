@@ -220,6 +220,7 @@ class CellHandle:
         Args:
             request: as `child.become_program` takes it.
             program: descriptor of the program's text.
+            stdin: its standard input.
             channel: for calls, the two far ends of a `CallChannel`.
 
         Raises:

@@ -40,7 +40,7 @@ def fenced(code: str, tag: str = "python") -> str:
         ("x = 1", None),
         ("", None),
         (fenced("x = 1", "cpp"), None),
-        ("```python title=\"a\"\nx = 1\n```", "x = 1\n"),
+        ('```python title="a"\nx = 1\n```', "x = 1\n"),
         ("```python\n```", "\n"),
     ],
 )
@@ -49,7 +49,7 @@ def test_the_last_block_of_the_right_language(text: str, expected: str | None) -
 
 
 HUMANEVAL_ROW = {
-    "prompt": "import math\n\ndef helper(x):\n    return x + 1\n\ndef area(r):\n    \"\"\"Area.\"\"\"\n",
+    "prompt": 'import math\n\ndef helper(x):\n    return x + 1\n\ndef area(r):\n    """Area."""\n',
     "entry_point": "area",
     "test": "def check(candidate):\n    assert abs(candidate(helper(1)) - 12.566370) < 1e-4\n",
 }
@@ -113,7 +113,13 @@ def test_a_row_without_tests_is_the_users_mistake() -> None:
 def test_a_programs_own_failures_are_wrong() -> None:
     row = {"inputs": ["1"], "outputs": ["1"]}
     verify = CodeVerifier(wall_seconds=0.5)
-    for code in ("while True: pass", "import os; os.kill(os.getpid(), 9)", "x = b'x' * (3 << 30)", "1 / 0", "print('1'"):
+    for code in (
+        "while True: pass",
+        "import os; os.kill(os.getpid(), 9)",
+        "x = b'x' * (3 << 30)",
+        "1 / 0",
+        "print('1'",
+    ):
         assert verify(fenced(code), row, {}).status is Status.WRONG
 
 

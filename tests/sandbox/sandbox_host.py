@@ -73,7 +73,7 @@ def make_interpreter_readable() -> None:
     from sandbox import kernel
 
     prefix = os.path.realpath(sys.base_prefix)
-    closed = [parent for parent in reversed(Path(prefix).parents) if not parent.stat().st_mode & 0o005 == 0o005]
+    closed = [parent for parent in reversed(Path(prefix).parents) if parent.stat().st_mode & 0o005 != 0o005]
     if not closed:
         return
     kernel.unshare(kernel.CLONE_NEWNS)
@@ -88,6 +88,7 @@ def make_interpreter_readable() -> None:
 def forbid_namespaces() -> None:
     """What an unprivileged container does: no new namespaces, whoever asks."""
     import pyseccomp
+
     from sandbox import kernel
 
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)

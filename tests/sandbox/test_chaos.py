@@ -21,7 +21,6 @@ from sandbox_host import PROJECT, Host
 from sandbox import IsolationLevel, Limits, Sandbox, SandboxError, Status, StdinTest
 
 SLOW = "import time; time.sleep(1.0); print('done')"
-MARK = "verigrpo-chaos"
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_a_killed_process_costs_one_retry_at_most(sandbox: Sandbox, generation: 
         assert (result.status, result.exit_code) == (Status.SIGNAL, -signal.SIGKILL)
     else:
         assert (result.status, result.stdout) == (Status.OK, b"done\n"), result
-        assert killed and killed[0] in before or killed
+        assert killed
     assert sandbox.run("print(2)").stdout == b"2\n"
     if generation < 2:
         assert not wait_until_gone(before)
@@ -143,7 +142,9 @@ def test_a_killed_supervisor_leaves_nothing(mode: str) -> None:
 
 def _ask_and_lose(host: Host) -> None:
     with contextlib.suppress(EOFError, OSError):
-        host.ask("run", f"# {MARK}\nopen('left', 'w').write('x')\nimport time; time.sleep(30)", b"", Limits(wall_seconds=60))
+        host.ask(
+            "run", f"# {MARK}\nopen('left', 'w').write('x')\nimport time; time.sleep(30)", b"", Limits(wall_seconds=60)
+        )
 
 
 def test_an_abandoned_scratch_directory_is_swept() -> None:

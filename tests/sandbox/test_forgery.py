@@ -1,5 +1,7 @@
 """Programs that want the reward without the answer. None gets it; all would from a grader that shares their process."""
 
+# ruff: noqa: E501 (programs as literals, one to a line, are easier to compare)
+
 from __future__ import annotations
 
 import subprocess
@@ -51,7 +53,8 @@ FORGERIES = {
     "frame_walk": _AFTER + "import sys\ndef f(x):\n    frame = sys._getframe(1)\n    while frame:\n"
     "        if frame.f_code.co_name == 'check': return after(frame.f_code.co_consts, x)\n"
     "        frame = frame.f_back\n    return 0",
-    "gc_walk": _AFTER + "import gc\ndef f(x):\n    for o in gc.get_objects():\n        code = getattr(o, '__code__', None)\n"
+    "gc_walk": _AFTER
+    + "import gc\ndef f(x):\n    for o in gc.get_objects():\n        code = getattr(o, '__code__', None)\n"
     "        if getattr(code, 'co_name', '') == 'check': return after(code.co_consts, x)\n    return 0",
     "read_the_test": "import re\ndef f(x):\n    try: text = open(__file__).read()\n    except OSError: return 0\n"
     "    found = re.findall(r'candidate\\((.*?)\\) == (.*)', text)\n    return {a: eval(b) for a, b in found}.get(str(x), 0)",
@@ -78,22 +81,43 @@ CHANNEL_FORGERIES = {
         {Status.BAD_REPLY},
     ),
     "read_ahead_and_answer_oneself": (
-        "import os, json\nline = os.read(3, 1 << 16)\nos.write(4, b'{\"ok\": 1}\\n{\"ok\": 14159}\\n')",
+        'import os, json\nline = os.read(3, 1 << 16)\nos.write(4, b\'{"ok": 1}\\n{"ok": 14159}\\n\')',
         {Status.BAD_REPLY},
     ),
     "not_json": ("import os\ndef f(x): os.write(4, b'passed\\n')", {Status.BAD_REPLY}),
     "not_an_object": ("import os\ndef f(x): os.write(4, b'[true]\\n')", {Status.BAD_REPLY}),
     "claims_to_have_passed": ("import os\ndef f(x): os.write(4, b'{\"passed\": true}\\n')", {Status.BAD_REPLY}),
-    "more_than_asked": ("import os\ndef f(x): os.write(4, b'{\"ok\": 1, \"passed\": true}\\n')", {Status.BAD_REPLY}),
-    "unknown_tag": ("import os\ndef f(x): os.write(4, b'{\"ok\": {\"object\": 1}}\\n')", {Status.WRONG_ANSWER, Status.BAD_REPLY}),
-    "very_deep": ("import os\ndef f(x): os.write(4, b'{\"ok\": ' + b'[' * 50000 + b']' * 50000 + b'}\\n')", {Status.BAD_REPLY}),
-    "very_long": ("import os\ndef f(x):\n    while True: os.write(4, b'x' * 65536)", {Status.BAD_REPLY, Status.WALL_TIME}),
+    "more_than_asked": ('import os\ndef f(x): os.write(4, b\'{"ok": 1, "passed": true}\\n\')', {Status.BAD_REPLY}),
+    "unknown_tag": (
+        'import os\ndef f(x): os.write(4, b\'{"ok": {"object": 1}}\\n\')',
+        {Status.WRONG_ANSWER, Status.BAD_REPLY},
+    ),
+    "very_deep": (
+        "import os\ndef f(x): os.write(4, b'{\"ok\": ' + b'[' * 50000 + b']' * 50000 + b'}\\n')",
+        {Status.BAD_REPLY},
+    ),
+    "very_long": (
+        "import os\ndef f(x):\n    while True: os.write(4, b'x' * 65536)",
+        {Status.BAD_REPLY, Status.WALL_TIME},
+    ),
     "not_a_number": ("import os\ndef f(x): os.write(4, b'{\"ok\": NaN}\\n')", {Status.WRONG_ANSWER, Status.BAD_REPLY}),
-    "half_a_reply": ("import os, time\ndef f(x):\n    os.write(4, b'{\"ok\": 141')\n    time.sleep(9)", {Status.WALL_TIME}),
-    "closed_channel": ("import os, time\ndef f(x):\n    os.close(4)\n    time.sleep(9)", {Status.WALL_TIME, Status.NONZERO_EXIT}),
-    "patched_serialiser": ("import json\njson.dumps = lambda x: '{\"ok\": true}'\ndef f(x): return 1", {Status.WRONG_ANSWER}),
+    "half_a_reply": (
+        "import os, time\ndef f(x):\n    os.write(4, b'{\"ok\": 141')\n    time.sleep(9)",
+        {Status.WALL_TIME},
+    ),
+    "closed_channel": (
+        "import os, time\ndef f(x):\n    os.close(4)\n    time.sleep(9)",
+        {Status.WALL_TIME, Status.NONZERO_EXIT},
+    ),
+    "patched_serialiser": (
+        "import json\njson.dumps = lambda x: '{\"ok\": true}'\ndef f(x): return 1",
+        {Status.WRONG_ANSWER},
+    ),
     "own_class": ("class E:\n    def __eq__(self, o): return True\ndef f(x): return E()", {Status.EXCEPTION}),
-    "subclass_of_int": ("class E(int):\n    def __eq__(self, o): return True\ndef f(x): return E(1)", {Status.EXCEPTION}),
+    "subclass_of_int": (
+        "class E(int):\n    def __eq__(self, o): return True\ndef f(x): return E(1)",
+        {Status.EXCEPTION},
+    ),
     "true_for_one": ("def f(x): return True", {Status.WRONG_ANSWER}),
     "infinite_generator": ("import itertools\ndef f(x): return itertools.chain(itertools.repeat(14159))", None),
 }
@@ -142,19 +166,29 @@ def test_forged_replies_fail_the_program(sandbox: Sandbox, name: str) -> None:
 
 def test_a_right_reply_out_of_turn_is_no_reply(sandbox: Sandbox) -> None:
     """Were replies not tied to requests, this program would pass: it answers rightly, before it is asked."""
-    program = "import os, time\ndef f(x):\n    os.write(4, b'{\"ok\": 1}\\n{\"ok\": 2}\\n')\n    time.sleep(0.2)\n    return 1"
+    program = (
+        'import os, time\ndef f(x):\n    os.write(4, b\'{"ok": 1}\\n{"ok": 2}\\n\')\n    time.sleep(0.2)\n    return 1'
+    )
     results = sandbox.grade(program, [CallTest("f", [1], 1), CallTest("f", [2], 2)], Limits(wall_seconds=1.0))
     assert not any(result.passed for result in results)
     assert results[0].status is Status.BAD_REPLY
 
 
 def test_after_a_fatal_call_the_next_one_gets_a_fresh_process(sandbox: Sandbox) -> None:
-    program = "import os, time\ncount = 0\ndef f(x):\n    global count\n    count += 1\n    if x == 1: os._exit(0)\n" \
+    program = (
+        "import os, time\ncount = 0\ndef f(x):\n    global count\n    count += 1\n    if x == 1: os._exit(0)\n"
         "    if x == 2: time.sleep(9)\n    if x == 3: raise ValueError('three')\n    return count"
+    )
     tests = [CallTest("f", [x], e) for x, e in ((0, 1), (1, 0), (0, 1), (2, 0), (0, 1), (3, 0), (0, 3))]
     results = sandbox.grade(program, tests, Limits(wall_seconds=0.5))
     assert [result.status for result in results] == [
-        Status.OK, Status.NONZERO_EXIT, Status.OK, Status.WALL_TIME, Status.OK, Status.EXCEPTION, Status.OK,
+        Status.OK,
+        Status.NONZERO_EXIT,
+        Status.OK,
+        Status.WALL_TIME,
+        Status.OK,
+        Status.EXCEPTION,
+        Status.OK,
     ]
 
 
@@ -184,8 +218,6 @@ if os.fork() == 0:
 def test_what_a_program_returns_cannot_stall_the_trusted_side(sandbox: Sandbox) -> None:
     """Integers that collide in every hash table: building a set of them takes minutes."""
     program = "def f(x):\n    return [(2 ** 61 - 1) * n for n in range(40000)]"
-    body = "[" + ",".join(str((2**61 - 1) * n) for n in range(3)) + "]"
-    assert body
     tests = [CallTest("f", [0], {1, 2, 3}), CallTest("f", [0], [1], any_order=True)]
     results = sandbox.grade(program, tests, LIMITS)
     assert [result.status for result in results] == [Status.WRONG_ANSWER] * 2
