@@ -142,9 +142,8 @@ def test_a_killed_supervisor_leaves_nothing(mode: str) -> None:
 
 def _ask_and_lose(host: Host) -> None:
     with contextlib.suppress(EOFError, OSError):
-        host.ask(
-            "run", f"# {MARK}\nopen('left', 'w').write('x')\nimport time; time.sleep(30)", b"", Limits(wall_seconds=60)
-        )
+        source = "open('left', 'w').write('x')\nimport time; time.sleep(30)"
+        host.ask("run", source, b"", Limits(wall_seconds=60))
 
 
 def test_an_abandoned_scratch_directory_is_swept() -> None:
@@ -222,7 +221,7 @@ def test_nothing_grows_over_many_programs(count: int) -> None:
 
 
 def _footprint(sandbox: Sandbox) -> tuple[int, int, int, int]:
-    """Resident bytes, descriptors, processes and mounts of the supervisor, the worker's outer process and its zygote."""
+    """Resident bytes, descriptors, processes and mounts of the supervisor, the outer process and its zygote."""
     own = psutil.Process()
     outer = psutil.Process(sandbox.worker_pids[0])
     zygote = outer.children()[0]
