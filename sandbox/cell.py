@@ -217,12 +217,12 @@ class Cell:
     def _only_template_left(self) -> bool:
         """Whether no process is left but this one and a template that is alive.
 
-        Nothing is reaped before it has been seen, so a chain of processes that each start the next and exit does not
-        slip through: it leaves its dead behind.
+        What a program left has become this process's child, or has an ancestor that has. Nothing is reaped before it
+        has been seen, so a chain of processes that each start the next and exit does not slip through: it leaves its
+        dead behind.
         """
         assert self._template is not None
-        left = {int(name) for name in os.listdir(filesystem.VIEW_PROC) if name.isdigit()}
-        if left != {1, self._template.pid}:
+        if Watch.own_children(self._seal.proc, self._own_pid) != [self._template_outside]:
             return False
         with contextlib.suppress(ChildProcessError):
             return os.waitpid(self._template.pid, os.WNOHANG)[0] == 0

@@ -47,19 +47,36 @@ def compiled(source: bytes) -> types.CodeType:
     return compile(source, _FILE, "exec", dont_inherit=True)
 
 
-def run(source: bytes, answer_calls: bool = False, code_object: types.CodeType | None = None) -> NoReturn:
-    """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
-    # Both generators' states are the worker's, the same for every program.
-    if b"random" in source:
-        random.seed()
-    if b"random" in source and "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
-    module = types.ModuleType("solution" if answer_calls else "__main__")
+def main_module(source: bytes, name: str = "__main__") -> types.ModuleType:
+    """The module that a program will be executed in, known to imports and to tracebacks."""
+    module = types.ModuleType(name)
     module.__dict__["__builtins__"] = builtins
     module.__dict__["__file__"] = _FILE
-    sys.modules[module.__name__] = module
+    sys.modules[name] = module
     text = source.decode("utf-8", "replace")
     linecache.cache[_FILE] = (len(text), None, text.splitlines(True), _FILE)
+    return module
+
+
+def seed_generators(source: bytes) -> None:
+    """Give a program that mentions them random numbers of its own; the generators' states are the worker's."""
+    if b"random" in source:
+        random.seed()
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed()
+
+
+def run(source: bytes, answer_calls: bool = False) -> NoReturn:
+    """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
+    seed_generators(source)
+    module = main_module(source, "solution" if answer_calls else "__main__")
+    execute(source, None, module, answer_calls)
+
+
+def execute(
+    source: bytes, code_object: types.CodeType | None, module: types.ModuleType, answer_calls: bool = False
+) -> NoReturn:
+    """Execute a program, compiled already or not, in its module, and exit."""
     code = 0
     try:
         exec(code_object or compiled(source), module.__dict__)

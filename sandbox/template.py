@@ -96,18 +96,21 @@ def _become_template(seal: Seal, request: dict[str, Any], program_descriptor: in
 
 
 def _serve(seal: Seal, channel: socket.socket, source: bytes, code: types.CodeType | None) -> None:
+    module = program.main_module(source)
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, _MAX_MESSAGE, 3)
         if not message:
             return
         pid = kernel.clone(kernel.CLONE_PARENT)
         if pid == 0:
-            child.place_descriptors(descriptors)
+            for target, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, target)  # all of them are above _CONTROL
             kernel.close_from(_CONTROL)
             os.setsid()
             os.chdir(seal.scratch)
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-            program.run(source, code_object=code)
+            program.seed_generators(source)
+            program.execute(source, code, module)
         for descriptor in descriptors:
             os.close(descriptor)
         channel.send(str(pid).encode())

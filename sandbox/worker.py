@@ -25,8 +25,17 @@ _MAX_REPORT = 1 << 16
 _MAX_IDLE_CELLS = 4  # of different limits
 _MAX_RUNS_OF_A_CELL = 256  # then a new one, so that whatever might wear out does not
 _STDERR_BYTES = 1 << 16
-_PROJECT = str(Path(__file__).resolve().parent.parent)
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.zygote import main; main()"
+_PACKAGE = str(Path(__file__).resolve().parent)
+# The package's own `__init__` is passed over: it imports asyncio and more for supervisors, and every page that a worker
+# holds is one more to copy in each of its forks.
+_BOOT = """
+import sys, types
+package = types.ModuleType("sandbox")
+package.__path__ = [sys.argv[1]]
+sys.modules["sandbox"] = package
+from sandbox.zygote import main
+main()
+"""
 # Python's own fixed seed makes the order of sets, and so a program's output, the same on every run.
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -90,7 +99,7 @@ class Worker:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-s", "-P", "-B", "-c", _BOOT, _PROJECT, str(theirs.fileno())],
+                    [sys.executable, "-s", "-P", "-B", "-c", _BOOT, _PACKAGE, str(theirs.fileno())],
                     env=self._inherited() | _ENVIRONMENT | {"PYTHONPATH": ":".join(self._settings.search_path)},
                     cwd="/",
                     pass_fds=[theirs.fileno()],
