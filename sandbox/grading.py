@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sandbox.cell_handle import CellHandle, limits_message, sealed_memory
 from sandbox.channel import BadReply, CallChannel, DeadlinePassed, ProgramEnded, parse_object
 from sandbox.compare import equal_encoded, equal_text
 from sandbox.languages import Runnable
@@ -27,7 +28,7 @@ from sandbox.types import (
     TestResult,
 )
 from sandbox.values import NotPlainData, encode
-from sandbox.worker import CellHandle, Worker, limits_message, sealed_memory
+from sandbox.worker import Worker
 
 _TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is ours; what grows in it is what the program returned
 _EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.cell_handle import limits_message, sealed_memory
 from sandbox.types import MEBIBYTE, ExecutionResult, Language, Limits, Status
-from sandbox.worker import Worker, limits_message, sealed_memory
+from sandbox.worker import Worker
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"  # what the private root shows of any machine
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sandbox import grading
+from sandbox.cell_handle import WorkerLost, limits_message, sealed_memory
 from sandbox.languages import Compiler, NotRunnable, Runnable
 from sandbox.types import (
     AssertTest,
@@ -29,7 +30,7 @@ from sandbox.types import (
     Test,
     TestResult,
 )
-from sandbox.worker import Worker, WorkerLost, limits_message, sealed_memory
+from sandbox.worker import Worker
 from sandbox.worker_settings import WorkerSettings
 
 T = TypeVar("T")

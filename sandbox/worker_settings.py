@@ -18,6 +18,7 @@ class WorkerSettings:
         preload: modules imported once, which every program then finds at no cost.
         without: layers left out. For tests, which prove that an attack bites without its layer.
         search_path: where the supervisor finds modules.
+        control_group: descriptor of the `cgroup.procs` to step into, or the reason why there is none.
         temporary: where scratch directories are made where mounts cannot be had.
     """
 
@@ -25,6 +26,7 @@ class WorkerSettings:
     preload: tuple[str, ...]
     search_path: tuple[str, ...]
     without: frozenset[Layer] = frozenset()
+    control_group: int | str = "none was looked for"
     temporary: str = field(default_factory=tempfile.gettempdir)
 
     def to_json(self) -> bytes:
@@ -38,6 +40,7 @@ class WorkerSettings:
             preload=tuple(data["preload"]),
             search_path=tuple(data["search_path"]),
             without=frozenset(Layer(name) for name in data["without"]),
+            control_group=data["control_group"],
             temporary=data["temporary"],
         )
 

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sandbox import cell, filesystem, interpreter, kernel, layers
+from sandbox import cell, control_group, filesystem, interpreter, kernel, layers
 from sandbox.child import FIRST_FREE, Seal, set_constant_limits
 from sandbox.filesystem import SitePackage
 from sandbox.host_scratch import HostScratch
@@ -53,6 +53,7 @@ class Zygote:
         supervisor = os.pidfd_open(self._settings.supervisor)
         if os.getppid() != self._settings.supervisor:
             sys.exit("the supervisor ended before its worker started")
+        self._join_control_group()
         self._packages = self._probe_packages()
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(ImportError, RuntimeError):
@@ -82,6 +83,17 @@ class Zygote:
         if self._host_scratch is not None:
             self._host_scratch.remove()
         os._exit(0)
+
+    def _join_control_group(self) -> None:
+        group = self._settings.control_group
+        if not self._layers.wants(Layer.CGROUP):
+            return
+        if isinstance(group, int):
+            os.write(group, b"0")
+            os.close(group)
+            self._layers.active.append(Layer.CGROUP)
+        else:
+            self._layers.miss(Layer.CGROUP, group, control_group.REMEDY)
 
     def _probe_packages(self) -> list[SitePackage]:
         """Which third-party packages the preloaded modules bring, found out in a process of its own.
