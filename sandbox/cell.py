@@ -215,7 +215,7 @@ class Cell:
             found = True
 
     def _only_template_left(self) -> bool:
-        """Whether no process is left but this one and a template that is alive.
+        """Whether no process is left but this one and a template that is alive and has not been stopped.
 
         What a program left has become this process's child, or has an ancestor that has. Nothing is reaped before it
         has been seen, so a chain of processes that each start the next and exit does not slip through: it leaves its
@@ -225,7 +225,7 @@ class Cell:
         if Watch.own_children(self._seal.proc, self._own_pid) != [self._template_outside]:
             return False
         with contextlib.suppress(ChildProcessError):
-            return os.waitpid(self._template.pid, os.WNOHANG)[0] == 0
+            return os.waitpid(self._template.pid, os.WNOHANG | os.WUNTRACED)[0] == 0
         return False
 
     def _scratch_state(self) -> _ScratchState:

@@ -77,7 +77,10 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
             _place_program(request, source)
         place_descriptors(descriptors[1:])
         kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the cell is not dumpable; a program must own its /proc/self
+        if request["kind"] != "asserts":
+            # The cell is not dumpable, but a program must own its /proc/self. Test code stays closed to other processes
+            # of its user: it knows what is expected.
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         restrict(seal, request, keep=len(descriptors) - 1)
     except BaseException:
         os.write(failure, traceback.format_exc()[-2000:].encode("utf-8", "replace"))

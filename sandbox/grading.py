@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from sandbox.cell_handle import CellHandle, limits_message, sealed_memory
@@ -135,7 +136,6 @@ def _end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[E
             channel.check_silence()
         except BadReply:
             silent = False
-    channel.close()
     return run, silent
 
 
@@ -143,15 +143,15 @@ def _grade_calls(
     worker: Worker, cell: CellHandle, program: int, tests: Sequence[CallTest], limits: Limits, stop_at_failure: bool
 ) -> list[TestResult]:
     """Grade calls in one process, up to and including the first that ends it."""
-    channel = _begin_calls(cell, program, limits, "calls", len(tests))
     verdicts: list[tuple[Status, str]] = []
     ended = False
-    for test in tests:
-        if ended or (stop_at_failure and verdicts and verdicts[-1][0] is not Status.OK):
-            break
-        status, reason, ended = _grade_call(channel, test, limits)
-        verdicts.append((status, reason))
-    run, silent = _end_calls(cell, channel, orderly=not ended)
+    with closing(_begin_calls(cell, program, limits, "calls", len(tests))) as channel:
+        for test in tests:
+            if ended or (stop_at_failure and verdicts and verdicts[-1][0] is not Status.OK):
+                break
+            status, reason, ended = _grade_call(channel, test, limits)
+            verdicts.append((status, reason))
+        run, silent = _end_calls(cell, channel, orderly=not ended)
     if not silent:
         verdicts[-1] = (Status.BAD_REPLY, "a reply that nobody asked for")
     if ended and verdicts[-1][0] is Status.NONZERO_EXIT:
@@ -210,13 +210,11 @@ def _grade_asserts(worker: Worker, cell: CellHandle, program: int, test: AssertT
     tester_limits = Limits(limits.wall_seconds, limits.cpu, max(_TESTER_MEMORY, limits.memory_bytes), 16)
     test_code = sealed_memory("tests", task)
     try:
-        with worker.open_cell(tester_limits) as tester_cell:
-            channel = _begin_calls(cell, program, limits, "calls", 1)
-            try:
-                tester = _begin_calls(tester_cell, test_code, tester_limits, "asserts", 1)
-            except BaseException:
-                channel.close()
-                raise
+        with (
+            worker.open_cell(tester_limits) as tester_cell,
+            closing(_begin_calls(cell, program, limits, "calls", 1)) as channel,
+            closing(_begin_calls(tester_cell, test_code, tester_limits, "asserts", 1)) as tester,
+        ):
             status, reason = _relay(tester, channel, time.monotonic() + limits.wall_seconds)
             tester_run, _ = _end_calls(tester_cell, tester, orderly=status is not Status.WALL_TIME)
             orderly = status in (Status.OK, Status.WRONG_ANSWER)

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,6 +216,48 @@ if os.fork() == 0:
     expected = "[] 0o40700 ['2'] None 3"
     results = sandbox.grade(program, [StdinTest(str(n), expected) for n in range(5)], LIMITS)
     assert [result.status for result in results] == [Status.OK] * 5, results
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP", "SIGINT"])
+def test_a_template_that_is_attacked_is_replaced(sandbox: Sandbox, number: str) -> None:
+    """Programs with several tests are forked from a template; a test that ends or stops it gains and costs nothing."""
+    if sandbox.isolation.level < IsolationLevel.FULL:
+        pytest.skip("needs namespaces: elsewhere there is no template")
+    program = f"import os, signal\nif os.getpid() != 2: os.kill(2, signal.{number})\nprint(input())"
+    results = sandbox.grade(program, [StdinTest(str(n), str(n)) for n in range(5)], LIMITS)
+    assert [result.status for result in results] == [Status.OK] * 5, results
+    assert sum(result.wall_seconds for result in results) < 2.0
+
+
+def test_a_template_keeps_its_memory_to_itself(sandbox: Sandbox) -> None:
+    if sandbox.isolation.level < IsolationLevel.FULL:
+        pytest.skip("needs namespaces: elsewhere there is no template")
+    program = """
+opened = []
+for pid in (1, 2):
+    for name in ("mem", "environ", "maps", "fd/3", "cwd", "root"):
+        try:
+            opened.append(open(f"/proc/{pid}/{name}", "rb").read(1))
+        except OSError as problem:
+            assert problem.errno in (2, 13), problem
+print(opened)
+"""
+    results = sandbox.grade(program, [StdinTest("", "[]")] * 4, LIMITS)
+    assert [result.status for result in results] == [Status.OK] * 4, results
+
+
+def test_a_lost_worker_leaves_no_descriptor_open(sandbox: Sandbox) -> None:
+    sandbox.run("print(1)")
+    before = len(os.listdir("/proc/self/fd"))
+    tests = [CallTest("f", [1], 1), AssertTest("assert f(2) == 2"), StdinTest("", "")]
+    program = "def f(x):\n    import time; time.sleep(0.3)\n    return x"
+    for test in tests:
+        timer = threading.Timer(0.15, lambda: [os.kill(pid, signal.SIGKILL) for pid in sandbox.worker_pids])
+        timer.start()
+        sandbox.grade(program, [test], LIMITS)
+        timer.join()
+    sandbox.run("print(1)")
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_what_a_program_returns_cannot_stall_the_trusted_side(sandbox: Sandbox) -> None:
