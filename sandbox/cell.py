@@ -106,7 +106,6 @@ class Cell:
 
     def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Run one program once and leave no trace of it."""
-        started = time.monotonic()
         failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._last_pid is not None:
             # A program must not learn from its process number what ran here before it.
@@ -114,6 +113,7 @@ class Cell:
                 os.pwrite(self._last_pid, b"1", 0)
         ignored = self._template_for(request, descriptors[0])
         pid = self._start(request, descriptors, failure)
+        started = time.monotonic()
         os.close(failure)
         try:
             watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, ignored)

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from sandbox.compare import equal_encoded, equal_text
 from sandbox.values import NotPlainData, decode, encode
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()
+RELAXED = settings(deadline=None)  # a busy machine is no failure
+# NaN differs from itself and so from what it crosses to; it has a case of its own below.
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False)
+)
 HASHABLE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.binary(),
     lambda inner: st.tuples(inner, inner),
@@ -32,23 +42,21 @@ def crossed(value: Any) -> Any:
 
 
 @given(DATA)
+@RELAXED
 def test_data_crosses_unchanged(value: Any) -> None:
     back = decode(crossed(value))
-    assert repr(back) == repr(value) or back == value
+    assert back == value
     assert type(back) is type(value)
 
 
 @given(DATA)
+@RELAXED
 def test_data_equals_itself(value: Any) -> None:
-    assert equal_encoded(crossed(value), value) or _has_odd_float(value)
-
-
-def _has_odd_float(value: Any) -> bool:
-    """NaN as a part of a complex number compares as Python does."""
-    return "nan" in repr(value)
+    assert equal_encoded(crossed(value), value)
 
 
 @given(st.lists(st.integers() | st.text() | st.tuples(st.integers())), st.randoms())
+@RELAXED
 def test_any_order(values: list[Any], random: Any) -> None:
     shuffled = list(values)
     random.shuffle(shuffled)
@@ -63,7 +71,7 @@ def test_any_order(values: list[Any], random: Any) -> None:
         max_leaves=20,
     )
 )
-@settings(max_examples=200)
+@RELAXED
 def test_no_message_breaks_the_trusted_side(message: Any) -> None:
     for expected in (1, 1.5, "a", [1], {1: 2}, {1, 2}, None, True, b"a", 1j):
         try:
