@@ -160,7 +160,13 @@ class Cell:
             try:
                 return self._template.fork(descriptors[1:4])
             except TemplateLost:
+                # It may have been ended by the very child it had just forked, which may have read and written already.
                 self.forget_template()
+                self._kill_descendants()
+                for descriptor in descriptors[1:4]:
+                    os.lseek(descriptor, 0, os.SEEK_SET)
+                for descriptor in descriptors[2:4]:
+                    os.ftruncate(descriptor, 0)
         pid = kernel.clone(0)
         if pid == 0:
             child.become_program(self._seal, request, descriptors, failure)

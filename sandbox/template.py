@@ -42,7 +42,7 @@ class Template:
 
     def __init__(self, seal: Seal, request: dict[str, Any], program_descriptor: int) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(_READY_SECONDS)
+        self._control.settimeout(min(_READY_SECONDS, request["limits"]["wall_seconds"]))
         self.pid = kernel.clone(0)
         if self.pid == 0:
             _become_template(seal, request, program_descriptor, theirs.fileno())

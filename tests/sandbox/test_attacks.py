@@ -146,7 +146,7 @@ def _footprint(host: Host) -> tuple[int, int, int, int]:
     processes = [process, *process.children(recursive=True)]
     mounts = 0
     for item in processes:
-        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is just ending
             mounts = max(mounts, len(Path(f"/proc/{item.pid}/mounts").read_text().splitlines()))
     scratch = sum(1 for directory in host.scratch_directories for _ in (directory / "run").iterdir())
     return len(processes), process.num_fds(), mounts, scratch
