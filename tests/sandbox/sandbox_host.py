@@ -37,7 +37,11 @@ class Host:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self.isolation = self.ask("open", **arguments)
+        try:
+            self.isolation = self.ask("open", **arguments)
+        except Exception:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
