@@ -1,6 +1,12 @@
-"""Rule-based verifiers: they decide what the policy learns."""
+"""Rule-based verifiers: they decide what the policy learns.
 
+Importing this package is light: each verifier, sympy and the graders it is measured against are imported where
+they are used.
+"""
+
+from rewards.build import VerifierSpec, build_verifier
+from rewards.compose import Reward, combine
 from rewards.verdict import Status, Verdict
 from rewards.verifier import Verifier
 
-__all__ = ["Status", "Verdict", "Verifier"]
+__all__ = ["Reward", "Status", "Verdict", "Verifier", "VerifierSpec", "build_verifier", "combine"]

@@ -1,0 +1,34 @@
+# The commands of a checkout; `make` alone lists them. `make train PYTHON=python3.12` chooses the interpreter.
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint lock clean
+export PYTHON
+
+BIN := .venv/bin
+# What starts the installer; which interpreter the environment gets is the installer's business.
+STARTER := $(or $(shell command -v python3),$(PYTHON))
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+install:  ## make or refresh .venv; does nothing where it is current
+	@test -n "$(STARTER)" || { echo "install: no python3 on the PATH: install Python 3.11, 3.12 or 3.13." >&2; exit 1; }
+	@$(STARTER) launch/install.py
+
+train: install  ## install, cold-start a small policy, train it with GRPO, print the table
+	$(BIN)/grpo sft configs/quickstart_sft.yaml resume=auto
+	$(BIN)/grpo train configs/quickstart.yaml resume=auto
+
+test: install  ## install, then every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: install  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: install  ## resolve pyproject.toml into the lock; OPTIONS=--upgrade renews every pin
+	@$(STARTER) launch/install.py lock $(OPTIONS)
+
+clean:  ## remove .venv and what tools left; runs/ stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,121 @@
+"""The command line: `grpo train`, `grpo sft`, `grpo check`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from grpo.config import SftConfig, TrainConfig
+from grpo.config_file import load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Teach a language model to reason by reinforcement learning from verifiable rewards.
+
+Every command takes a YAML file and any number of dotted overrides, for example
+
+`grpo train configs/quickstart.yaml rollout.group_size=16 resume=auto`
+
+Start with `grpo check CONFIG`: it finds every problem at once and claims nothing.""",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, for example train.steps=100")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
+
+# A user's mistake, and a run that could not go on: distinct for scripts that retry.
+EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train a policy with GRPO, or go on with a run (`resume=auto`).
+
+    The run's folder gets the resolved config, metrics, rollouts, figures, an HTML report, and checkpoints whose
+    `policy/` folder `transformers` and vLLM load as it is. Ctrl-C finishes the step, writes a checkpoint and ends.
+    """
+
+    def job() -> None:
+        settings = load(TrainConfig, config, overrides or [])
+        from grpo.progress import open_progress
+        from grpo.run import finished_table
+        from grpo.train import train as run
+
+        table = finished_table(settings.run, settings.train.steps)
+        if table is None:
+            table = run(settings, open_progress("GRPO", total_steps=settings.train.steps))
+        Console().print(table)
+
+    _guarded(job, debug)
+
+
+@app.command()
+def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Fine-tune a policy on prompt and response rows: the cold start before `grpo train`.
+
+    The policy is written to the run folder's `policy/`, in Hugging Face format.
+    """
+
+    def job() -> None:
+        settings = load(SftConfig, config, overrides or [])
+        from grpo.progress import SFT_FIELDS, open_progress
+        from grpo.run import finished_table
+        from grpo.sft import sft as run
+
+        table = finished_table(settings.run, settings.sft.steps)
+        if table is None:
+            table = run(settings, open_progress("SFT", total_steps=settings.sft.steps, fields=SFT_FIELDS))
+        Console().print(table)
+
+    _guarded(job, debug)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory.
+
+    Nothing is started and nothing is written. Whether the file is for `train` or `sft` is seen from its keys.
+    """
+
+    def job() -> None:
+        from grpo.plan import schema_of, show_plan
+
+        settings: TrainConfig | SftConfig
+        if schema_of(config) is SftConfig:
+            settings = load(SftConfig, config, overrides or [])
+        else:
+            settings = load(TrainConfig, config, overrides or [])
+        show_plan(settings, Console())
+
+    _guarded(job, debug)
+
+
+@app.callback()
+def _start() -> None:
+    # A generator or verifier named by its module may lie in the folder that the command is run from.
+    sys.path.append(os.getcwd())
+
+
+def _guarded(job: Callable[[], None], debug: bool) -> None:
+    """Run a command; an expected failure is one message and an exit code, not a traceback."""
+    try:
+        job()
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (ValueError, RuntimeError, TimeoutError, OSError) as failure:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False).print(f"[bold red]{type(failure).__name__}[/]: {escape(str(failure))}")
+        raise typer.Exit(EXIT_MISTAKE if isinstance(failure, ValueError) else EXIT_FAILED) from failure

@@ -1,0 +1,232 @@
+"""Ray: where learner ranks and generators run. The other half of the Ray room is `grpo.actors`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from grpo import config
+from grpo.actors import GeneratorActor, GeneratorGroup, LearnerActor, LearnerGroup, wait_for
+from grpo.setups import Device, GeneratorSetup, LearnerSetup
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job needs of a cluster.
+
+    Attributes:
+        learner_ranks: learner processes, one device each.
+        learner_threads: CPU threads of each.
+        generators: generator replicas.
+        generator_devices: devices of each replica.
+        generator_threads: CPU threads of each replica.
+        share_gpus: learner rank i and generator i use the same GPU.
+    """
+
+    learner_ranks: int
+    learner_threads: int
+    generators: int = 0
+    generator_devices: int = 0
+    generator_threads: int = 1
+    share_gpus: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """GPUs needed, where devices are GPUs."""
+        sampling = 0 if self.share_gpus else self.generators * self.generator_devices
+        return self.learner_ranks + sampling
+
+    def bundles(self, device: Device) -> list[dict[str, float]]:
+        """Ray resource bundles: learner ranks first, then generators where they have devices of their own."""
+        gpu = device == "cuda"
+        learner = {"CPU": float(self.learner_threads), **({"GPU": 1.0} if gpu else {})}
+        generator = {
+            "CPU": float(self.generator_threads),
+            **({"GPU": float(self.generator_devices)} if gpu and not self.share_gpus else {}),
+        }
+        if self.share_gpus:
+            shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
+            return [shared] * self.learner_ranks
+        return [learner] * self.learner_ranks + [generator] * self.generators
+
+
+class Cluster:
+    """Ray, with the actors of one job; leaving the `with` block ends them all."""
+
+    def __init__(self, settings: config.Cluster, plan: Plan) -> None:
+        """Connect to Ray, or start it on this machine's loopback interface, and reserve what the plan needs.
+
+        Raises:
+            ValueError: the cluster does not have the GPUs or CPUs that the plan needs.
+            TimeoutError: they are there but in use.
+        """
+        self._settings = settings
+        self._plan = plan
+        self._actors: list[Any] = []
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _start_ray(settings, plan)
+        self.device: Device = _choose_device(settings.device)
+        self._group = self._reserve()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        remove_placement_group(self._group)
+        if self._owns_ray:
+            ray.shutdown()
+
+    def start_learner(self, setups: Sequence[LearnerSetup]) -> Callable[[], LearnerGroup]:
+        """Start the ranks; call the result to wait until all have met."""
+        environment = _learner_environment(self.device, self._plan.learner_threads)
+        actors = [
+            self._place(LearnerActor, bundle, self._plan.learner_threads, 1.0, environment).remote(setup)
+            for bundle, setup in enumerate(setups)
+        ]
+        self._actors += actors
+        deadline_s = self._settings.start_deadline_s
+        (address,) = wait_for([actors[0].address.remote()], deadline_s, "the first learner rank's address")
+        starting = [actor.start.remote(*address) for actor in actors]
+
+        def join() -> LearnerGroup:
+            wait_for(
+                starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
+            )
+            return LearnerGroup(actors, self._settings.step_deadline_s)
+
+        return join
+
+    def start_generators(
+        self, setups: Sequence[GeneratorSetup], group_deadline_s: float, update_deadline_s: float
+    ) -> Callable[[], GeneratorGroup]:
+        """Start the replicas; call the result to wait until all engines are up."""
+        first = 0 if self._plan.share_gpus else self._plan.learner_ranks
+        actors = [
+            self._place(
+                GeneratorActor,
+                first + index,
+                self._plan.generator_threads,
+                float(self._plan.generator_devices),
+                _generator_environment(setup),
+            ).remote(setup)
+            for index, setup in enumerate(setups)
+        ]
+        self._actors += actors
+        starting = [actor.ready.remote() for actor in actors]
+
+        def join() -> GeneratorGroup:
+            wait_for(starting, self._settings.start_deadline_s, f"{len(actors)} generators to load the policy")
+            return GeneratorGroup(actors, group_deadline_s, update_deadline_s)
+
+        return join
+
+    def _reserve(self) -> PlacementGroup:
+        have, plan = ray.cluster_resources(), self._plan
+        bundles = plan.bundles(self.device)
+        for resource in ("GPU", "CPU"):
+            needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
+            if needed > have.get(resource, 0.0):
+                raise ValueError(
+                    f"the job needs {needed:.0f} {resource}s ({plan.learner_ranks} learner ranks, {plan.generators} "
+                    f"generators) and the cluster has {have.get(resource, 0.0):.0f}; lower learner.ranks, "
+                    "generator.replicas, generator.tensor_parallel_size or their threads, or set share_gpus"
+                )
+        group: PlacementGroup = placement_group(bundles, strategy="PACK")
+        if not group.wait(self._settings.start_deadline_s):
+            remove_placement_group(group)
+            raise TimeoutError(
+                f"the cluster did not grant {bundles} within cluster.start_deadline_s="
+                f"{self._settings.start_deadline_s:.0f}; other jobs may hold its devices (see `ray status`)"
+            )
+        return group
+
+    def _place(self, cls: type, bundle: int, cpus: float, devices: float, environment: dict[str, str]) -> Any:
+        gpus = 0.0 if self.device == "cpu" else devices * (0.5 if self._plan.share_gpus else 1.0)
+        return ray.remote(cls).options(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            runtime_env={"env_vars": environment},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+        )
+
+
+def _start_ray(settings: config.Cluster, plan: Plan) -> None:
+    # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
+    if settings.address:
+        ray.init(address=settings.address, **common)
+        return
+    cpus = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
+    ray.init(
+        # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
+        num_cpus=max(int(cpus), os.cpu_count() or 1),
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
+
+
+def _choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    if wanted == "gpu" and not has_gpus:
+        raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
+    return "cuda" if has_gpus and wanted != "cpu" else "cpu"
+
+
+def _common_environment(threads: int) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that wait must sleep: spinning ones starve the very thread they wait for as soon as anything else
+        # wants a core (on two busy cores a learner step of 0.6 s took 38 s).
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _learner_environment(device: Device, threads: int) -> dict[str, str]:
+    environment = _common_environment(threads)
+    if device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+        # DeepSpeed compiles a module on its first start. Environments that share torch's default folder for such
+        # modules would compile it anew, for half a minute, each time they take turns.
+        environment["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR") or str(
+            Path(sys.prefix) / "torch_extensions"
+        )
+    return environment
+
+
+def _generator_environment(setup: GeneratorSetup) -> dict[str, str]:
+    own_process = {"auto": setup.device == "cuda", "in_actor": False, "own_process": True}[setup.generator.engine]
+    environment = {
+        **_common_environment(setup.generator.threads),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process)),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # A trainer tells nobody what it runs.
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if setup.device == "cpu":
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(setup.generator.cpu_cache_gib),
+            # Several processes share few cores: binding each to the same first core would starve them.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The model runs eagerly; compiling its helper functions would add 20 s to the first generation.
+            "TORCHDYNAMO_DISABLE": "1",
+        }
+    return environment

@@ -1,0 +1,241 @@
+"""From a data source to Prompts and to supervised rows, with a cursor that resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import datasets
+import torch
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import PreTrainedTokenizerBase
+
+from grpo import config
+from grpo.packing import TrainingSequence
+from grpo.types import Prompt
+
+# A file of this many bytes is looked into for being blank.
+SMALL_FILE = 1024
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def load_rows(source: config.Dataset) -> datasets.Dataset:
+    """Read a source whole.
+
+    Raises:
+        ValueError: nothing is there, it cannot be read, or it has no rows.
+    """
+    if source.generator:
+        rows = _from_generator(source.generator, source.options)
+    elif source.path:
+        rows = _from_file(Path(source.path))
+    else:
+        rows = _from_hub(source)
+    if source.limit:
+        rows = rows.select(range(min(source.limit, len(rows))))
+    if len(rows) == 0:
+        raise ValueError(f"{source.generator or source.path or source.hub} has no rows")
+    return rows
+
+
+def _from_generator(dotted: str, options: dict[str, Any]) -> datasets.Dataset:
+    module, _, function = dotted.partition(":")
+    try:
+        generator = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as failure:
+        raise ValueError(
+            f"the generator {dotted!r} cannot be found: {failure}; write package.module:function"
+        ) from failure
+    try:
+        inspect.signature(generator).bind(**options)
+    except TypeError as failure:
+        raise ValueError(f"the generator {dotted!r} does not take data.options={options}: {failure}") from failure
+    made = list(generator(**options))
+    # A column may be missing from some rows, the first among them.
+    columns = dict.fromkeys(column for row in made for column in row)
+    return datasets.Dataset.from_dict({column: [row.get(column) for row in made] for column in columns})
+
+
+def _from_file(path: Path) -> datasets.Dataset:
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} should end in one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
+    # `datasets` calls a file of blank lines corrupt.
+    if path.stat().st_size < SMALL_FILE and path.read_bytes().strip() in (b"", b"[]"):
+        raise ValueError(f"{path} is empty")
+    try:
+        return datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+    except (datasets.exceptions.DatasetsError, ValueError) as failure:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {failure.__cause__ or failure}") from failure
+
+
+def _from_hub(source: config.Dataset) -> datasets.Dataset:
+    assert source.hub is not None
+    try:
+        return datasets.load_dataset(source.hub, source.subset, split=source.split)
+    except (ConnectionError, FileNotFoundError) as failure:
+        raise ValueError(
+            f"the data set {source.hub!r} cannot be read from the hub ({failure}); give a local copy with path="
+        ) from failure
+
+
+def _column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
+    if name not in rows.column_names:
+        raise ValueError(f"{key}={name!r} is not a column of the data; it has {', '.join(rows.column_names)}")
+    values: list[Any] = rows[name][:]
+    for index, value in enumerate(values):
+        if value is None:
+            raise ValueError(f"row {index} has nothing in column {name!r} ({key})")
+    return values
+
+
+def render(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[str]:
+    """What the policy reads for each question: the template, inside the chat template where there is one."""
+    texts = [source.template.replace("{prompt}", str(question)) for question in questions]
+    if source.chat_template == "never" or not tokenizer.chat_template:
+        return texts
+    system = [{"role": "system", "content": source.system}] if source.system else []
+    return [
+        str(
+            tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        )
+        for text in texts
+    ]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=special)["input_ids"]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts that fit, and how many did not."""
+
+    prompts: tuple[Prompt, ...]
+    dropped: int
+
+
+def load_prompts(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> PromptSet:
+    """Read a source as prompts; those longer than `max_tokens` are dropped and counted.
+
+    Raises:
+        ValueError: a missing column, an empty cell, or no prompt that fits.
+    """
+    rows = load_rows(source)
+    questions = _column(rows, source.prompt, "data.prompt")
+    references = _column(rows, source.reference, "data.reference")
+    texts = render(source, tokenizer, questions)
+    # A chat template writes the special tokens itself.
+    chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
+    token_ids = _tokenize(tokenizer, texts, special=not chat)
+    name = source.generator or source.path or source.hub
+    prompts = tuple(
+        Prompt(f"{name}:{index}", text, tuple(ids), reference, row)
+        for index, (text, ids, reference, row) in enumerate(
+            zip(texts, token_ids, references, rows.to_list(), strict=True)
+        )
+        if 0 < len(ids) <= max_tokens
+    )
+    if not prompts:
+        raise ValueError(
+            f"none of the {len(texts)} prompts of {name} has between 1 and rollout.max_prompt_tokens={max_tokens} "
+            f"tokens; the shortest has {min(map(len, token_ids))}"
+        )
+    return PromptSet(prompts, len(texts) - len(prompts))
+
+
+def load_supervised(
+    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> tuple[tuple[TrainingSequence, ...], int]:
+    """Read a source as prompt-and-response sequences with loss on the response and its end only.
+
+    Returns:
+        The sequences, and how many rows were dropped because they are longer than `max_tokens`.
+
+    Raises:
+        ValueError: a missing column, an empty cell, a tokenizer without an end token, or no row that fits.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token, so a policy could not learn to stop")
+    rows = load_rows(source)
+    questions = _column(rows, source.prompt, "data.prompt")
+    responses = [str(response) for response in _column(rows, source.response, "data.response")]
+    chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
+    prompt_ids = _tokenize(tokenizer, render(source, tokenizer, questions), special=not chat)
+    response_ids = _tokenize(tokenizer, responses, special=False)
+    sequences = tuple(
+        TrainingSequence((*prompt, *response, tokenizer.eos_token_id), len(prompt), (0.0,) * (len(response) + 1), 0.0)
+        for prompt, response in zip(prompt_ids, response_ids, strict=True)
+        if prompt and len(prompt) + len(response) < max_tokens
+    )
+    if not sequences:
+        shortest = min(len(one) + len(other) + 1 for one, other in zip(prompt_ids, response_ids, strict=True))
+        raise ValueError(
+            f"none of the {len(responses)} rows fits sft.max_tokens={max_tokens}; the shortest has {shortest} tokens"
+        )
+    return sequences, len(responses) - len(sequences)
+
+
+Item = TypeVar("Item")
+
+
+class Cursor(Generic[Item]):
+    """An endless, shuffled walk over items that goes on where its state was taken.
+
+    Each epoch is a torchdata StatefulDataLoader of its own, seeded by the run's seed and the epoch's number: resumed
+    in its middle, one loader that goes on over epochs would draw the later ones in another order.
+    """
+
+    def __init__(self, items: Sequence[Item], seed: int) -> None:
+        """Start before the first item of the first epoch."""
+        self._items = items
+        self._seed = seed
+        self._start(epoch=0)
+
+    def _start(self, epoch: int, state: dict[str, Any] | None = None) -> None:
+        # PyTorch's CPU generator reads the lowest 32 bits of a seed and no more.
+        digest = hashlib.blake2b(f"{self._seed}/{epoch}".encode(), digest_size=4).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        self._epoch = epoch
+        self._loader: StatefulDataLoader[int] = StatefulDataLoader(
+            range(len(self._items)), batch_size=None, shuffle=True, generator=generator, num_workers=0
+        )
+        if state is not None:
+            self._loader.load_state_dict(state)
+        self._iterator: Iterator[int] = iter(self._loader)
+
+    def next(self, count: int) -> list[Item]:
+        """The next `count` items, going over into the next epoch where this one ends."""
+        taken: list[Item] = []
+        while len(taken) < count:
+            index = next(self._iterator, None)
+            if index is None:
+                self._start(self._epoch + 1)
+            else:
+                taken.append(self._items[int(index)])
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the walk is, with the number of items it walks over."""
+        return {"items": len(self._items), "epoch": self._epoch, "loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: the state was taken over another number of items.
+        """
+        if state["items"] != len(self._items):
+            raise ValueError(
+                f"the checkpoint walked over {state['items']} rows, the data has {len(self._items)} now; "
+                "resume with the same data and length limits, or start a new run folder"
+            )
+        self._start(state["epoch"], state["loader"])

@@ -1,0 +1,196 @@
+"""`grpo check`: the resolved config and what it would claim, worked out without claiming anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+
+from grpo import config
+from grpo.config_file import dump, read
+from grpo.data import load_prompts, load_supervised
+from grpo.run import load_tokenizer, local_or_hub, plan_of
+
+GIB = 1 << 30
+
+
+def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
+    """Which job a config file is for: `grpo sft` files have a section `sft`.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    return config.SftConfig if "sft" in read(path) else config.TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A policy's size.
+
+    Attributes:
+        parameters: how many.
+        cache_bytes: of the key-value cache for one token.
+        activation_bytes: kept for one token between forward and backward.
+    """
+
+    parameters: int
+    cache_bytes: int
+    activation_bytes: int
+
+
+def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | None:
+    """Size of the policy; None where its config can be read neither locally nor from the hub."""
+    shape: PreTrainedConfig
+    if policy.new:
+        new = policy.new
+        shape = Qwen3Config(
+            vocab_size=new.vocabulary if new.tokenizer == "bpe" else len(set(new.alphabet)) + len(new.tags) + 3,
+            hidden_size=new.hidden_size,
+            intermediate_size=new.intermediate_size,
+            num_hidden_layers=new.layers,
+            num_attention_heads=new.heads,
+            num_key_value_heads=new.key_value_heads,
+            head_dim=new.hidden_size // new.heads,
+            tie_word_embeddings=new.tie_embeddings,
+        )
+    else:
+        try:
+            shape = AutoConfig.from_pretrained(local_or_hub(policy.path or ""))
+        except (OSError, ValueError):
+            return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    size = 2 if policy.dtype == "bfloat16" else 4
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    # Between forward and backward a layer keeps about 34 values per hidden unit (Korthikanti et al. 2022,
+    # arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep) in half
+    # precision; with checkpointing only its input stays.
+    per_layer = hidden * size if learner.gradient_checkpointing else 17 * hidden * size
+    return Shape(
+        sum(parameter.numel() for parameter in model.parameters()),
+        2 * layers * heads * head * size,
+        layers * per_layer,
+    )
+
+
+def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerConfig) -> dict[str, float]:
+    """Memory of one learner rank by what it is for; ZeRO (arXiv:1910.02054, section 3) shards parts of it."""
+    size = 2 if policy.dtype == "bfloat16" else 4
+    master = 4 if policy.dtype == "bfloat16" else 0
+    sharded = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    return {
+        "weights": shape.parameters * size / sharded[3],
+        "gradients": shape.parameters * 4 / sharded[2],
+        "optimizer (Adam, float32 weights)": shape.parameters * (8 + master) / sharded[1],
+        "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens,
+    }
+
+
+def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console) -> None:
+    """Print the resolved config, the actors, the batch arithmetic, the data and the memory.
+
+    Raises:
+        ValueError: the policy or the data cannot be read as configured.
+    """
+    console.print(Syntax(dump(settings), "yaml", background_color="default"))
+    console.print(_actors(settings))
+    console.print(_arithmetic(settings))
+    console.print(_memory(settings))
+    console.print(_data(settings))
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
+    plan, table = plan_of(settings), _table("actors")
+    has_gpus = settings.cluster.device == "gpu" or (settings.cluster.device == "auto" and torch.cuda.is_available())
+    device = "GPU" if has_gpus else "CPU"
+    where = f"1 {device}" if has_gpus else f"{plan.learner_threads} thread(s)"
+    table.add_row("learner", f"{plan.learner_ranks} rank(s), {where} each, ZeRO-{settings.learner.zero_stage}")
+    if isinstance(settings, config.TrainConfig):
+        where = f"{plan.generator_devices} {device}(s)" if has_gpus else f"{plan.generator_threads} thread(s)"
+        table.add_row("generators", f"{plan.generators} vLLM replica(s), {where} each")
+        verification = settings.verification
+        table.add_row("verifiers", f"{verification.workers} worker(s), {verification.deadline_s:g} s a verdict at most")
+    table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else "no GPU; phases take turns on the CPU's cores")
+    table.add_row("Ray", settings.cluster.address or "started for this run, on loopback")
+    return table
+
+
+def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:
+    table, learner = _table("batch"), settings.learner
+    if isinstance(settings, config.SftConfig):
+        table.add_row("an optimizer step", f"{settings.sft.batch_size} rows over {learner.ranks} rank(s)")
+        table.add_row("steps", f"{settings.sft.steps:,}")
+        return table
+    rollout, algorithm = settings.rollout, settings.algorithm
+    completions = rollout.prompts_per_step * rollout.group_size
+    table.add_row(
+        "a step", f"{rollout.prompts_per_step} prompts x {rollout.group_size} completions = {completions:,} completions"
+    )
+    table.add_row(
+        "an optimizer step",
+        f"{completions // algorithm.minibatches:,} completions ({algorithm.minibatches} minibatches) over "
+        f"{learner.ranks} rank(s), in microbatches of at most {learner.microbatch_tokens:,} tokens",
+    )
+    longest = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    table.add_row("tokens of a step", f"at most {completions * longest:,} ({longest:,} a sequence)")
+    table.add_row(
+        "steps", f"{settings.train.steps:,}, {settings.train.steps * algorithm.minibatches:,} optimizer steps"
+    )
+    return table
+
+
+def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
+    table = _table("memory (estimate)")
+    shape = shape_of(settings.policy, settings.learner)
+    if shape is None:
+        table.add_row("unknown", f"the policy {settings.policy.path!r} is not here yet and the hub does not answer")
+        return table
+    table.add_row("policy", f"{shape.parameters:,} parameters")
+    parts = learner_bytes(shape, settings.policy, settings.learner)
+    total = f"{sum(parts.values()) / GIB:.2f} GiB"
+    table.add_row(
+        "a learner rank", f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    )
+    if isinstance(settings, config.TrainConfig):
+        size = 2 if settings.policy.dtype == "bfloat16" else 4
+        weights = shape.parameters * size / settings.generator.tensor_parallel_size
+        cache = settings.generator.max_sequences * settings.max_sequence_tokens * shape.cache_bytes
+        table.add_row(
+            "a generator",
+            f"weights {weights / GIB:.2f} GiB a device; key-value cache of {settings.generator.max_sequences} longest "
+            f"sequences {cache / GIB:.2f} GiB",
+        )
+    return table
+
+
+def _data(settings: config.TrainConfig | config.SftConfig) -> Table:
+    table = _table("data")
+    if settings.policy.new:
+        table.add_row("training", "tokenized when the policy is made")
+        return table
+    tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
+    if isinstance(settings, config.SftConfig):
+        rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
+        table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
+        return table
+    limit = settings.rollout.max_prompt_tokens
+    for name, source in (("training", settings.data), ("held out", settings.evaluation and settings.evaluation.data)):
+        if source:
+            found = load_prompts(source, tokenizer, max_tokens=limit)
+            table.add_row(name, f"{len(found.prompts):,} prompts; {found.dropped:,} too long and left out")
+            table.add_row("", f"the first: {found.prompts[0].text[:200]!r} -> {str(found.prompts[0].reference)[:80]!r}")
+    return table

@@ -1,0 +1,86 @@
+"""Making a policy from nothing: random weights and a tokenizer, saved as `transformers` and vLLM read them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from grpo.config import NewPolicy
+
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+
+
+def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -> None:
+    """Make a small Qwen3 policy in `folder`, in place of what may be there.
+
+    Args:
+        new: its shape and tokenizer.
+        texts: what a byte-pair tokenizer learns its vocabulary from; not read for a character tokenizer.
+        folder: where to put it, in Hugging Face format.
+        seed: of the weights.
+    """
+    tokenizer = _characters(new) if new.tokenizer == "characters" else _byte_pairs(new, texts)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN if new.tokenizer == "characters" else None,
+        clean_up_tokenization_spaces=False,
+    )
+    shape = Qwen3Config(
+        vocab_size=len(wrapped),
+        hidden_size=new.hidden_size,
+        intermediate_size=new.intermediate_size,
+        num_hidden_layers=new.layers,
+        num_attention_heads=new.heads,
+        num_key_value_heads=new.key_value_heads,
+        head_dim=new.hidden_size // new.heads,
+        max_position_embeddings=new.max_position,
+        tie_word_embeddings=new.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=wrapped.eos_token_id,
+        pad_token_id=wrapped.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(shape)
+    # A folder of this name is taken for a whole policy, so it appears only when it is one.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    wrapped.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _characters(new: NewPolicy) -> Tokenizer:
+    # Tags are ordinary added tokens, not special ones: they are part of the text that verifiers read.
+    names = [PAD, END, UNKNOWN, *dict.fromkeys(new.alphabet)]
+    tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens(list(new.tags))
+    return tokenizer
+
+
+def _byte_pairs(new: NewPolicy, texts: Iterable[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=new.vocabulary - len(new.tags),
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(list(new.tags))
+    return tokenizer

@@ -1,0 +1,75 @@
+"""A policy as the learner sees it: a model that gives log-probabilities of packed tokens, and never whole logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from grpo.attention import PACKED, PackedLayout
+from grpo.config import Dtype
+from grpo.packing import Microbatch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Logits of so many tokens are held at a time; with a vocabulary of 150,000 that is 0.6 GB in float32.
+LOGIT_CHUNK = 1024
+
+
+class PolicyLogprobs(nn.Module):
+    """A causal language model that returns log-probabilities of given next tokens, and nothing as large as logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a model with an output head."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability of each position's target, float32 [T] with gradient; entropy, [T] without."""
+        layout = PackedLayout(batch.lengths_S.tolist(), batch.input_ids_T.device)
+        hidden_TE = self.model.base_model(
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            packed_layout=layout,
+            use_cache=False,
+        ).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        pieces = []
+        for start in range(0, len(hidden_TE), LOGIT_CHUNK):
+            part = slice(start, start + LOGIT_CHUNK)
+            arguments = (head, hidden_TE[part], batch.targets_T[part], temperature)
+            # One chunk is all there is to save: recomputing it would cost time and free nothing.
+            if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
+                pieces.append(_score(*arguments))
+            else:
+                pieces.append(checkpoint(_score, *arguments, use_reentrant=False))
+        logprobs, entropies = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs_TV = log_softmax(head(hidden_TE).float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
+    return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropy_T
+
+
+# What some architectures do to logits after the output head, by the key of their config, and its value for "nothing".
+_AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+
+def load_model(path: str, dtype: Dtype) -> PreTrainedModel:
+    """Load a causal language model with packed attention.
+
+    Raises:
+        ValueError: its architecture changes the logits after the output head, which `PolicyLogprobs` would leave out.
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation=PACKED)
+    for key, nothing in _AFTER_THE_HEAD.items():
+        value = getattr(model.config, key, nothing)
+        if value != nothing:
+            raise ValueError(
+                f"{path} scales its logits ({key}={value}), which the learner does not do; take another policy"
+            )
+    return model

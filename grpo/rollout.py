@@ -1,0 +1,136 @@
+"""From prompts to scored groups, through two callables: one that samples and one that verifies."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from grpo.types import Completion, Group, Prompt, Rollout
+from rewards.build import VerifierSpec
+from rewards.compose import combine
+from rewards.verdict import Verdict
+
+# Yields (index of the prompt, its completions) as groups finish, in any order.
+Generate = Callable[[Sequence[Prompt]], Iterable[tuple[int, Sequence[Completion]]]]
+# Starts the verification of one completion: a future for each verifier, by name.
+Verify = Callable[[Prompt, Completion], Mapping[str, Future[Verdict]]]
+
+
+def collect(
+    prompts: Sequence[Prompt],
+    generate: Generate,
+    verify: Verify,
+    specs: Sequence[VerifierSpec],
+    *,
+    verdict_wait_s: float,
+) -> Iterator[tuple[int, Group]]:
+    """Sample and score a group for each prompt; groups come as they finish.
+
+    Verification of a group starts the moment it is sampled and runs beside the sampling of the others.
+
+    Args:
+        prompts: what to sample for.
+        generate: samples.
+        verify: starts the verification of one completion.
+        specs: how verdicts make a reward.
+        verdict_wait_s: longest wait for a verdict once all groups are sampled.
+
+    Yields:
+        (index of the prompt, group).
+
+    Raises:
+        TimeoutError: a verdict did not come in time: the pool itself hangs, as single verdicts have deadlines.
+        RuntimeError: a prompt got no group, or two.
+    """
+    verifying: dict[int, tuple[Sequence[Completion], list[Mapping[str, Future[Verdict]]]]] = {}
+    missing = set(range(len(prompts)))
+    for index, completions in generate(prompts):
+        if index not in missing:
+            raise RuntimeError(f"prompt {index} got a second group")
+        missing.remove(index)
+        verifying[index] = (completions, [verify(prompts[index], completion) for completion in completions])
+        for done in [i for i, (_, verdicts) in verifying.items() if _all_done(verdicts)]:
+            yield done, _group(prompts[done], *verifying.pop(done), specs)
+    if missing:
+        raise RuntimeError(f"{len(missing)} of {len(prompts)} prompts got no group, the first is {min(missing)}")
+    for index in list(verifying):
+        completions, verdicts = verifying.pop(index)
+        pending = [future for named in verdicts for future in named.values()]
+        late = concurrent.futures.wait(pending, timeout=verdict_wait_s).not_done
+        if late:
+            raise TimeoutError(
+                f"{len(late)} verdicts on prompt {prompts[index].id} did not come within {verdict_wait_s:.0f} s"
+            )
+        yield index, _group(prompts[index], completions, verdicts, specs)
+
+
+def _all_done(verdicts: Sequence[Mapping[str, Future[Verdict]]]) -> bool:
+    return all(future.done() for named in verdicts for future in named.values())
+
+
+def _group(
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    futures: Sequence[Mapping[str, Future[Verdict]]],
+    specs: Sequence[VerifierSpec],
+) -> Group:
+    rollouts = []
+    for completion, named in zip(completions, futures, strict=True):
+        verdicts = {name: future.result() for name, future in named.items()}
+        rollouts.append(Rollout(completion, verdicts, combine(specs, verdicts).value))
+    return Group(prompt, tuple(rollouts))
+
+
+def seed_of(run_seed: int, step: int, prompt: Prompt) -> int:
+    """Seed of a group's samples: the same for the same run, step and prompt, wherever it is sampled."""
+    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt.id}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")
+
+
+def reward_tensors(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Rewards of the groups, and which of them are known.
+
+    Returns:
+        rewards_PG, float32 [groups, completions of the largest group], 0 where unknown; valid_PG, bool, same shape.
+    """
+    size = max(len(group.rollouts) for group in groups)
+    rewards_PG = torch.zeros(len(groups), size)
+    valid_PG = torch.zeros(len(groups), size, dtype=torch.bool)
+    for row, group in enumerate(groups):
+        for column, rollout in enumerate(group.rollouts):
+            if rollout.reward is not None:
+                rewards_PG[row, column] = rollout.reward
+                valid_PG[row, column] = True
+    return rewards_PG, valid_PG
+
+
+def known_rows(values_PG: Tensor, valid_PG: Tensor) -> list[list[float | None]]:
+    """The rows of [P, G] as plain numbers, None where not valid."""
+    return [
+        [value if valid else None for value, valid in zip(values_G, valid_G, strict=True)]
+        for values_G, valid_G in zip(values_PG.tolist(), valid_PG.tolist(), strict=True)
+    ]
+
+
+def check_failures(groups: Iterable[Group], max_share: float) -> None:
+    """Stop where verifiers fail too often to trust what is learned.
+
+    Raises:
+        RuntimeError: more than `max_share` of the verdicts are `timeout` or `error`; the commonest reasons are told.
+    """
+    verdicts = [
+        (name, verdict) for group in groups for rollout in group.rollouts for name, verdict in rollout.verdicts.items()
+    ]
+    failed = [f"{name}: {verdict.status}: {verdict.reason}" for name, verdict in verdicts if verdict.status.failed]
+    if len(failed) > max_share * len(verdicts):
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in collections.Counter(failed).most_common(3))
+        raise RuntimeError(
+            f"{len(failed)} of {len(verdicts)} verdicts failed, above verification.max_failure_share={max_share}: "
+            f"{reasons}. Mend the verifier, raise verification.deadline_s, or allow more failures"
+        )

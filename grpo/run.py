@@ -1,0 +1,330 @@
+"""All that a training run holds open: its folder, cluster, verifiers, data and report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from grpo import checkpoint, config
+from grpo.actors import GeneratorGroup, LearnerGroup
+from grpo.checkpoint import Checkpoint
+from grpo.closing_table import ClosingTable, closing_table
+from grpo.cluster import Cluster, Plan
+from grpo.config_file import dump
+from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.metrics_log import read_history
+from grpo.progress import Progress
+from grpo.report import Report
+from grpo.rollout import check_failures, collect, seed_of
+from grpo.setups import GeneratorSetup, LearnerSetup
+from grpo.stopwatch import Stopwatch
+from grpo.trackers import open_trackers
+from grpo.types import Completion, Group, Prompt, SamplingParams
+from grpo.weight_sync import TOLERANCES, WeightSync
+from rewards.build import VerifierSpec
+from rewards.pool import VerifierPool
+from rewards.verdict import Verdict
+
+
+def open_folder(
+    run: config.Run, resolved: config.TrainConfig | config.SftConfig, progress: Progress
+) -> Checkpoint | None:
+    """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
+
+    Returns:
+        The checkpoint to go on from, if any.
+
+    Raises:
+        ValueError: the folder holds a run already and `run.resume` is `never`.
+    """
+    folder = Path(run.folder)
+    found = checkpoint.latest(folder)
+    if run.resume == "never" and (found or (folder / "metrics.jsonl").exists()):
+        raise ValueError(
+            f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    if found and path.exists():
+        for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
+            progress.show(f"changed since the last start: {line}")
+    path.write_text(dump(resolved), encoding="utf-8")
+    return found
+
+
+def changes(before: object, after: object, where: str = "") -> list[str]:
+    """Dotted keys whose values differ between two configurations of plain data, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        inner = (changes(before.get(key), after.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
+        return [line for lines in inner for line in lines if not line.startswith("run.resume:")]
+    return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
+
+
+def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
+    """The actors that a job needs."""
+    learner = settings.learner
+    if isinstance(settings, config.SftConfig):
+        return Plan(learner.ranks, learner.threads)
+    generator = settings.generator
+    return Plan(
+        learner.ranks,
+        learner.threads,
+        generator.replicas,
+        generator.tensor_parallel_size,
+        generator.threads,
+        settings.cluster.share_gpus,
+    )
+
+
+def local_or_hub(path: str) -> str:
+    """A local folder as an absolute path, since actors may run elsewhere; anything else is a hub name."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer.
+
+    Raises:
+        ValueError: there is none at `path`.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as failure:
+        raise ValueError(
+            f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
+            f"a cold start makes one: grpo sft configs/quickstart_sft.yaml"
+        ) from failure
+
+
+class TrainingRun:
+    """A GRPO run, opened: `grpo.train` drives it step by step."""
+
+    learner: LearnerGroup
+    generators: GeneratorGroup
+
+    def __init__(self, settings: config.TrainConfig, progress: Progress) -> None:
+        """Read the data; nothing is claimed yet.
+
+        Raises:
+            ValueError: the data, the policy or the run's folder is not as the config says.
+        """
+        self.settings = settings
+        self._progress = progress
+        self._policy_path = local_or_hub(settings.policy.path or "")
+        tokenizer = load_tokenizer(self._policy_path)
+        limit = settings.rollout.max_prompt_tokens
+        self.training = load_prompts(settings.data, tokenizer, max_tokens=limit)
+        wanted = settings.rollout.prompts_per_step
+        if len(self.training.prompts) < wanted:
+            raise ValueError(
+                f"the data has {len(self.training.prompts)} prompts that fit, fewer than "
+                f"rollout.prompts_per_step={wanted}: a step would ask the same question twice; lower it or add data"
+            )
+        self.held_out: PromptSet | None = None
+        if settings.evaluation:
+            self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit)
+        self.specs = tuple(
+            VerifierSpec(one.name, one.use, one.options, one.weight, one.gate) for one in settings.verifiers
+        )
+        self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
+        self.folder = Path(settings.run.folder)
+        self.step = 0
+        self._checkpoint_s: float | None = None
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as opened:
+            self._open(opened)
+            self._closing = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.__exit__(kind, error, trace)
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        settings, progress = self.settings, self._progress
+        found = open_folder(settings.run, settings, progress)
+        for name, prompts in (("training", self.training), ("held-out", self.held_out)):
+            if prompts and prompts.dropped:
+                total = prompts.dropped + len(prompts.prompts)
+                progress.show(
+                    f"{prompts.dropped} of {total} {name} prompts are longer than rollout.max_prompt_tokens="
+                    f"{settings.rollout.max_prompt_tokens} and are left out"
+                )
+        trackers = open_trackers(
+            settings.report.trackers,
+            self.folder,
+            config=settings.model_dump(mode="json"),
+            project=settings.report.project,
+        )
+        self.report = opened.enter_context(
+            Report(
+                self.folder,
+                trackers=trackers,
+                progress=progress,
+                rollouts_every=settings.report.rollouts_every,
+                total_steps=settings.train.steps,
+            )
+        )
+        verification = settings.verification
+        with progress.phase("starting the verifiers"):
+            self._pool = opened.enter_context(
+                VerifierPool(self.specs, workers=verification.workers, deadline_s=verification.deadline_s)
+            )
+        with progress.phase("starting Ray"):
+            cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
+        with progress.phase(f"starting {settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"):
+            self._start_actors(cluster, str(found.policy.absolute()) if found else self._policy_path)
+        # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation
+        # before the first step where the run was stopped before it.
+        self.report.truncate_after(found.step if found and found.step > 0 else -1)
+        if found:
+            with progress.phase(f"resuming from step {found.step}"):
+                self.learner.load(str(found.folder.absolute()))
+                state = found.driver_state()
+                self.cursor.load_state_dict(state["cursor"])
+                self.step = found.step
+        self.sync = WeightSync(
+            self.learner,
+            self.generators,
+            settings.weight_sync.bucket_mib << 20,
+            settings.weight_sync.tolerance or TOLERANCES[settings.policy.dtype],
+        )
+
+    def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
+        settings = self.settings
+        join_learner = cluster.start_learner(
+            [
+                LearnerSetup(
+                    policy_path=policy_path,
+                    reference_path=self._policy_path,
+                    dtype=settings.policy.dtype,
+                    algorithm=settings.algorithm,
+                    learner=settings.learner,
+                    temperature=settings.rollout.temperature,
+                    total_steps=settings.train.steps * settings.algorithm.minibatches,
+                    seed=settings.run.seed,
+                    rank=rank,
+                    world_size=settings.learner.ranks,
+                    device=cluster.device,
+                )
+                for rank in range(settings.learner.ranks)
+            ]
+        )
+        join_generators = cluster.start_generators(
+            [
+                GeneratorSetup(
+                    policy_path=policy_path,
+                    dtype=settings.policy.dtype,
+                    generator=settings.generator,
+                    max_sequence_tokens=settings.max_sequence_tokens,
+                    temperature=settings.rollout.temperature,
+                    device=cluster.device,
+                    replica=replica,
+                )
+                for replica in range(settings.generator.replicas)
+            ],
+            settings.rollout.deadline_s,
+            settings.weight_sync.deadline_s,
+        )
+        self.learner, self.generators = join_learner(), join_generators()
+
+    def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:
+        """Sample and score a group for each prompt, in the prompts' order."""
+        rollout = self.settings.rollout
+        sampling = SamplingParams(
+            rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
+        )
+        return self._collect(prompts, sampling, watch)
+
+    def evaluate(self) -> dict[str, float]:
+        """Greedy accuracy on the held-out prompts; nothing where there are none."""
+        evaluation = self.settings.evaluation
+        if evaluation is None or self.held_out is None:
+            return {}
+        rollout = self.settings.rollout
+        longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
+        watch = Stopwatch()
+        groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
+        rollouts = [group.rollouts[0] for group in groups]
+        judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
+        return {
+            "eval/accuracy": sum(one.correct for one in judged) / max(1, len(judged)),
+            "eval/completion_tokens_mean": sum(len(one.completion.token_ids) for one in rollouts) / len(rollouts),
+            "eval/failed_verdicts": float(len(rollouts) - len(judged)),
+            "time/eval_s": watch.elapsed_s,
+        }
+
+    def _collect(self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch) -> list[Group]:
+        seeds = [seed_of(self.settings.run.seed, self.step, prompt) for prompt in prompts]
+
+        def generate(asked: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
+            watch.start("generate")
+            yield from self.generators.generate(asked, sampling, seeds)
+            # What is left after the last group was sampled is waiting for verdicts.
+            watch.start("verify")
+
+        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
+        wait_s = 60.0 + 4 * self.settings.verification.deadline_s * len(prompts) * sampling.samples
+        groups = dict(collect(prompts, generate, self._verify, self.specs, verdict_wait_s=wait_s))
+        watch.start(None)
+        check_failures(groups.values(), self.settings.verification.max_failure_share)
+        return [groups[index] for index in range(len(prompts))]
+
+    def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
+        calls = [(spec.name, completion.text, prompt.reference, prompt.row) for spec in self.specs]
+        return dict(zip((spec.name for spec in self.specs), self._pool.submit_many(calls), strict=True))
+
+    def push_weights(self, groups: Sequence[Group] = ()) -> float:
+        """Bring the learner's weights to the generators and prove it on tokens of `groups`."""
+        limits = self.settings.weight_sync
+        sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
+        probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
+        # vLLM scores a sequence only where one more token would fit.
+        longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
+        return self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
+
+    def evaluation_is_due(self) -> bool:
+        """After every so many steps, and after the last."""
+        evaluation = self.settings.evaluation
+        return evaluation is not None and (self.step % evaluation.every == 0 or self.step == self.settings.train.steps)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        newest = checkpoint.latest(self.folder)
+        if newest is not None and newest.step == self.step:
+            return
+        watch = Stopwatch()
+        with self._progress.phase(f"writing the checkpoint of step {self.step}"):
+            checkpoint.write(
+                self.folder,
+                self.step,
+                self.learner.save,
+                {"step": self.step, "cursor": self.cursor.state_dict()},
+                self.settings.train.keep_checkpoints,
+            )
+        self._checkpoint_s = watch.elapsed_s
+
+    def take_checkpoint_metrics(self) -> dict[str, float]:
+        """Seconds of the checkpoint written since this was last asked, if one was."""
+        seconds, self._checkpoint_s = self._checkpoint_s, None
+        return {} if seconds is None else {"time/checkpoint_s": seconds}
+
+
+def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
+    """The closing table of a run that `resume=auto` finds complete; None where there is something left to do."""
+    folder = Path(run.folder)
+    found = checkpoint.latest(folder)
+    if run.resume == "never" or found is None or found.step < steps:
+        return None
+    return closing_table(folder.resolve().name, read_history(folder), {"report": folder / "report.html"})

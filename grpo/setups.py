@@ -1,0 +1,64 @@
+"""What an actor is told when it starts. Importing this imports neither vLLM nor DeepSpeed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from grpo import config
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSetup:
+    """What one rank needs to know.
+
+    Attributes:
+        policy_path: folder or hub name of the starting policy.
+        reference_path: where the frozen reference of a KL penalty starts from; read only where there is one.
+        dtype: of forward and backward.
+        algorithm: the objective; None for supervised fine-tuning.
+        learner: optimizer and batching.
+        temperature: at which completions are sampled, and so log-probabilities compared.
+        total_steps: optimizer steps of the whole run, for the learning-rate schedule.
+        seed: of the rank's random numbers.
+        rank: this rank.
+        world_size: number of ranks.
+        device: `cpu` or `cuda`.
+    """
+
+    policy_path: str
+    reference_path: str
+    dtype: config.Dtype
+    algorithm: config.Algorithm | None
+    learner: config.LearnerConfig
+    temperature: float
+    total_steps: int
+    seed: int
+    rank: int
+    world_size: int
+    device: Device
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSetup:
+    """What one replica needs to know.
+
+    Attributes:
+        policy_path: folder or hub name of the starting policy.
+        dtype: of weights and activations.
+        generator: sizes and where the engine runs.
+        max_sequence_tokens: longest prompt with its completion.
+        temperature: of training samples; where it is not 1, log-probabilities are taken after it is applied.
+        device: `cpu` or `cuda`.
+        replica: number of this replica.
+    """
+
+    policy_path: str
+    dtype: config.Dtype
+    generator: config.GeneratorConfig
+    max_sequence_tokens: int
+    temperature: float
+    device: Device
+    replica: int

@@ -1,0 +1,137 @@
+"""`grpo sft`: supervised fine-tuning on prompt and response rows, which gives a policy its cold start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo import checkpoint
+from grpo.actors import LearnerGroup
+from grpo.batching import batch
+from grpo.closing_table import ClosingTable
+from grpo.cluster import Cluster
+from grpo.config import SftConfig
+from grpo.data import Cursor, load_rows, load_supervised
+from grpo.interrupt import Interrupt
+from grpo.packing import TrainingSequence
+from grpo.policy import make_policy
+from grpo.progress import Progress
+from grpo.report import Report
+from grpo.run import load_tokenizer, local_or_hub, open_folder, plan_of
+from grpo.setups import LearnerSetup
+from grpo.stopwatch import Stopwatch
+from grpo.trackers import open_trackers
+
+
+def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
+    """Fine-tune a policy, or one made from nothing, on the responses of a data set.
+
+    The loss is the mean negative log-likelihood of the response's tokens and of its end. The policy is written to
+    the run folder's `policy/`, in Hugging Face format.
+
+    Raises:
+        ValueError: the config does not fit the data, the policy, the folder or the cluster.
+        TimeoutError: something did not come within its deadline; the message says what.
+    """
+    folder, schedule = Path(settings.run.folder), settings.sft
+    found = open_folder(settings.run, settings, progress)
+    start = _starting_policy(settings, folder, make_anew=found is None)
+    with progress.phase("reading the data"):
+        rows, dropped = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
+    if dropped:
+        progress.show(f"{dropped} of {dropped + len(rows)} rows are longer than sft.max_tokens and are left out")
+    cursor = Cursor(rows, settings.run.seed)
+    trackers = open_trackers(
+        settings.report.trackers, folder, config=settings.model_dump(mode="json"), project=settings.report.project
+    )
+    with (
+        Report(folder, trackers=trackers, progress=progress, total_steps=schedule.steps) as report,
+        Interrupt() as interrupt,
+    ):
+        with progress.phase("starting Ray"):
+            cluster = Cluster(settings.cluster, plan_of(settings))
+        with cluster:
+            with progress.phase(f"starting {settings.learner.ranks} learner rank(s)"):
+                learner = cluster.start_learner(_setups(settings, start, cluster))()
+            report.truncate_after(found.step if found else -1)
+            step = _resume(found, learner, cursor) if found else 0
+            while step < schedule.steps and not interrupt.requested:
+                metrics = _step(settings, learner, cursor.next(schedule.batch_size))
+                step += 1
+                report.step(step, metrics)
+                if step == schedule.steps:
+                    # Before the last checkpoint, which says that the job is done.
+                    _export(learner, folder)
+                if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
+                    with progress.phase(f"writing the checkpoint of step {step}"):
+                        checkpoint.write(folder, step, learner.save, {"cursor": cursor.state_dict()}, keep=1)
+        return report.finish()
+
+
+def _export(learner: LearnerGroup, folder: Path) -> None:
+    """Write `policy/`, which appears only when all of it is there."""
+    partial, final = (folder / ".policy.partial").absolute(), folder / "policy"
+    shutil.rmtree(partial, ignore_errors=True)
+    learner.export(str(partial))
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> str:
+    new = settings.policy.new
+    if new is None:
+        return local_or_hub(settings.policy.path or "")
+    made = folder / "random_policy"
+    # What an attempt left that came to no checkpoint may have been made from other settings.
+    if make_anew or not made.is_dir():
+        texts = []
+        if new.tokenizer == "bpe":
+            rows = load_rows(settings.data)
+            texts = [str(row[settings.data.prompt]) + str(row[settings.data.response]) for row in rows]
+        make_policy(new, texts, made, settings.run.seed)
+    return str(made.absolute())
+
+
+def _setups(settings: SftConfig, start: str, cluster: Cluster) -> list[LearnerSetup]:
+    return [
+        LearnerSetup(
+            policy_path=start,
+            reference_path=start,
+            dtype=settings.policy.dtype,
+            algorithm=None,
+            learner=settings.learner,
+            temperature=1.0,
+            total_steps=settings.sft.steps,
+            seed=settings.run.seed,
+            rank=rank,
+            world_size=settings.learner.ranks,
+            device=cluster.device,
+        )
+        for rank in range(settings.learner.ranks)
+    ]
+
+
+def _resume(found: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[TrainingSequence]) -> int:
+    learner.load(str(found.folder.absolute()))
+    cursor.load_state_dict(found.driver_state()["cursor"])
+    return found.step
+
+
+def _step(settings: SftConfig, learner: LearnerGroup, rows: Sequence[TrainingSequence]) -> dict[str, float]:
+    watch = Stopwatch()
+    watch.start("learn")
+    trained = sum(row.trained_tokens for row in rows)
+    packed = batch(
+        rows, trained_tokens=trained, ranks=learner.ranks, microbatch_tokens=settings.learner.microbatch_tokens
+    )
+    update = learner.step(packed)
+    watch.start(None)
+    times = watch.metrics()
+    tokens = sum(len(row.token_ids) for row in rows)
+    return {
+        **{f"learner/{name}": value for name, value in update.items()},
+        "learner/padding_share": packed.padding_share,
+        **times,
+        "throughput/tokens_per_s": tokens / times["time/step_s"],
+    }

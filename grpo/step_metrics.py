@@ -1,0 +1,75 @@
+"""What one step says in numbers, by the names of `docs/metrics.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from grpo.rollout import reward_tensors
+from grpo.stopwatch import Stopwatch
+from grpo.types import Group
+from rewards.verdict import Status
+
+
+def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str, float]:
+    """What a step's groups say."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards_PG, valid_PG = reward_tensors(groups)
+    known = rewards_PG[valid_PG]
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    metrics = {
+        "rollout/groups": float(len(groups)),
+        "rollout/accuracy": sum(rollout.correct for rollout in rollouts) / len(rollouts),
+        "rollout/completion_tokens_mean": sum(lengths) / len(lengths),
+        "rollout/completion_tokens_max": float(max(lengths)),
+        "rollout/truncated_share": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "rollout/zero_variance_share": float((advantages_PG == 0).all(dim=1).float().mean()),
+        "rollout/failed_verdicts": float(
+            sum(verdict.status.failed for rollout in rollouts for verdict in rollout.verdicts.values())
+        ),
+    }
+    if len(known):
+        metrics["reward/mean"] = float(known.mean())
+        metrics["reward/std"] = float(known.std(correction=0))
+    for name in rollouts[0].verdicts:
+        verdicts = [rollout.verdicts[name] for rollout in rollouts]
+        scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+        if scores:
+            metrics[f"reward/{name}"] = sum(scores) / len(scores)
+        for part in dict.fromkeys(part for verdict in verdicts for part in verdict.parts):
+            values = [verdict.parts[part] for verdict in verdicts if part in verdict.parts]
+            metrics[f"reward/{name}/{part}"] = sum(values) / len(values)
+        for status in Status:
+            share = sum(verdict.status is status for verdict in verdicts) / len(verdicts)
+            metrics[f"verdict/{name}/{status}"] = share
+    return metrics
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over a step's optimizer steps; of the ratio, the largest; of the learning rate, the last.
+
+    Nothing where there was no optimizer step, which is so where no rollout had a reward.
+    """
+    if not updates:
+        return {}
+    metrics: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        metrics[f"learner/{name}"] = sum(values) / len(values)
+    if "learner/ratio_max" in metrics:
+        metrics["learner/ratio_max"] = max(update["ratio_max"] for update in updates if "ratio_max" in update)
+    metrics["learner/learning_rate"] = updates[-1]["learning_rate"]
+    return metrics
+
+
+def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:
+    """Seconds by phase, and sampled completions and tokens by second of the whole step."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    times = watch.metrics()
+    return {
+        **times,
+        "throughput/completions_per_s": len(rollouts) / times["time/step_s"],
+        "throughput/tokens_per_s": tokens / times["time/step_s"],
+    }

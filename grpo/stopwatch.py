@@ -1,0 +1,32 @@
+"""Where the seconds of a step went."""
+
+from __future__ import annotations
+
+import time
+
+
+class Stopwatch:
+    """One phase runs at a time; starting one ends the one before."""
+
+    def __init__(self) -> None:
+        """Start counting, in no phase yet."""
+        self._begun = self._switched = time.perf_counter()
+        self._phase: str | None = None
+        self._seconds: dict[str, float] = {}
+
+    def start(self, phase: str | None) -> None:
+        """End the phase that runs, if any, and start `phase`; None only ends."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
+        self._phase, self._switched = phase, now
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the stopwatch was made."""
+        return time.perf_counter() - self._begun
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>_s` of every phase that ended, and `time/step_s` of the whole."""
+        named = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
+        return {**named, "time/step_s": self.elapsed_s}

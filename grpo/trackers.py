@@ -1,0 +1,127 @@
+"""Where the metrics of a run go besides its own folder: TensorBoard, Weights & Biases.
+
+A tracker is anything with the four methods of `Tracker`; `open_trackers` makes the ones that a config can name.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+TRACKER_NAMES = ("tensorboard", "wandb")
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Tracker(Protocol):
+    """A place that keeps metrics."""
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of one step; `time` is in seconds since the epoch."""
+        ...
+
+    def truncate_after(self, step: int) -> None:
+        """Forget later steps, which a resumed run will log again. Called before the first `log`."""
+        ...
+
+    def close(self) -> None:
+        """Send what is still held back, and let go. Safe to call twice."""
+        ...
+
+
+def open_trackers(
+    names: Iterable[str],
+    run_dir: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    project: str = "verigrpo",
+) -> tuple[Tracker, ...]:
+    """Open the named trackers for a run.
+
+    Args:
+        names: of `TRACKER_NAMES`.
+        run_dir: the run folder; its name becomes the run's name where a tracker wants one.
+        config: the resolved config, kept by trackers that show one.
+        project: the W&B project.
+
+    Raises:
+        ValueError: a name is unknown, or the package behind it is not installed.
+    """
+    chosen = tuple(names)
+    unknown = [name for name in chosen if name not in TRACKER_NAMES]
+    if unknown:
+        raise ValueError(f"trackers: {unknown[0]!r} is not one of {', '.join(TRACKER_NAMES)}")
+    opened: list[Tracker] = []
+    for name in dict.fromkeys(chosen):
+        if name == "tensorboard":
+            opened.append(TensorBoardTracker(run_dir))
+        else:
+            opened.append(WandbTracker(run_dir, config=config, project=project))
+    return tuple(opened)
+
+
+class TensorBoardTracker:
+    """Event files under `tensorboard/` in the run folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / TENSORBOARD_FOLDER
+        self._writer = self._open(purge_step=None)
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, global_step=step, walltime=time)
+        self._writer.flush()
+
+    def truncate_after(self, step: int) -> None:
+        # TensorBoard's own way: a new event file that declares later steps of the older files void.
+        self._writer.close()
+        self._writer = self._open(purge_step=step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _open(self, purge_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=purge_step)
+
+
+class WandbTracker:
+    """A Weights & Biases run, resumed under the same id when the run folder is used again."""
+
+    def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
+        try:
+            import wandb
+        except ImportError as missing:
+            raise ValueError(
+                "trackers: 'wandb' is asked for but not installed; "
+                "install it with `pip install 'verigrpo[wandb]'`, or take 'wandb' out of the trackers"
+            ) from missing
+        run_dir.mkdir(parents=True, exist_ok=True)
+        id_file = run_dir / "wandb_id"
+        run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:12]
+        id_file.write_text(run_id + "\n")
+        self._run: Any = wandb.init(
+            project=project,
+            name=run_dir.resolve().name,
+            dir=str(run_dir),
+            id=run_id,
+            resume="allow",
+            config=dict(config or {}),
+        )
+        # W&B's own counter may only rise, which a resumed run breaks: let the curves run over our step instead.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._run.log({"step": step, "time": time, **finite})
+
+    def truncate_after(self, step: int) -> None:
+        # W&B keeps what it has been sent; the steps made again are drawn over the old ones.
+        return None
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,156 @@
+"""Carrying the learner's weights to the generators, stamped with a version, and proving that they arrived.
+
+The proof is a probe: log-probabilities of a few tokens under the learner and under every generator. A checksum would
+not do: on CPU vLLM repacks linear layers and hashes nothing, and neither hash nor count would notice a tied output
+head that the engine keeps a copy of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Scores = list[list[float]]
+
+# Mean absolute difference of log-probabilities: float32 engines agree to about 1e-6, bfloat16 ones to about 0.02.
+TOLERANCES = {"float32": 2e-4, "bfloat16": 0.05}
+
+
+class WeightSource(Protocol):
+    """The learner, as far as a push needs it."""
+
+    def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
+        """Every tensor of the policy, in buckets."""
+        ...
+
+    def tensor_names(self) -> list[str]:
+        """Every name under which the policy has a tensor, tied ones under each of their names."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], Scores]:
+        """Start scoring; call the result to wait."""
+        ...
+
+
+class WeightTargets(Protocol):
+    """The generators, as far as a push needs them."""
+
+    def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
+        """Load every bucket on every replica; the names of the tensors that came."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[Scores]]:
+        """Start scoring on every replica; call the result to wait."""
+        ...
+
+
+class WeightMismatch(RuntimeError):
+    """A generator does not compute what the learner computes; the message names the tensors at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSync:
+    """Pushes weights and proves each push.
+
+    Attributes:
+        learner: where they come from.
+        generators: where they go.
+        bucket_bytes: memory of one piece.
+        tolerance: mean absolute difference of log-probabilities that passes.
+    """
+
+    learner: WeightSource
+    generators: WeightTargets
+    bucket_bytes: int
+    tolerance: float
+
+    def push(self, policy_version: int, probe: Sequence[Sequence[int]]) -> float:
+        """Make every generator sample from the learner's weights, as `policy_version`.
+
+        Args:
+            policy_version: the stamp.
+            probe: token sequences to compare on.
+
+        Returns:
+            The largest mean difference of any replica, in nats.
+
+        Raises:
+            ValueError: the probe has no token that follows another.
+            WeightMismatch: a replica disagrees with the learner.
+        """
+        if not any(len(ids) > 1 for ids in probe):
+            raise ValueError("a push cannot be proven on a probe in which no token follows another")
+        sent = self.generators.load_weights(self.learner.export_buckets(self.bucket_bytes), policy_version)
+        differences = self.compare(probe)
+        # A difference that is not a number must not pass either; max() would lose it behind a replica that agrees.
+        if not all(difference <= self.tolerance for difference in differences):
+            raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
+        return max(differences)
+
+    def compare(self, probe: Sequence[Sequence[int]]) -> list[float]:
+        """Mean absolute difference of log-probabilities between the learner and each replica, in nats."""
+        from_learner, from_generators = self.learner.score(probe), self.generators.score(probe)
+        expected = from_learner()
+        return [_mean_difference(expected, scores) for scores in from_generators()]
+
+    def _explain(
+        self, policy_version: int, probe: Sequence[Sequence[int]], differences: list[float], sent: list[str]
+    ) -> str:
+        replicas = ", ".join(
+            f"generator {index} by {difference:.3g}"
+            for index, difference in enumerate(differences)
+            if not difference <= self.tolerance
+        )
+        message = (
+            f"after the push of policy version {policy_version} the log-probabilities of the probe differ from the "
+            f"learner's beyond {self.tolerance:.3g}: {replicas}"
+        )
+        if not _all_numbers(self.learner.score(probe)()):
+            return (
+                f"{message}. The learner's own log-probabilities are not numbers: the training has diverged; go back "
+                "to a checkpoint with a lower learner.learning_rate"
+            )
+        never_sent = [name for name in self.learner.tensor_names() if name not in sent]
+        if never_sent:
+            return f"{message}. The push never sent {', '.join(never_sent)}"
+        stale = self._stale_tensors(policy_version, probe)
+        if stale:
+            return f"{message}. These tensors were not in place after the push: {', '.join(stale)}"
+        return (
+            f"{message}. Sending each block again changed nothing, so all tensors arrived: the engines compute "
+            "differently (look at dtype, rope and attention settings of policy.path)"
+        )
+
+    def _stale_tensors(self, policy_version: int, probe: Sequence[Sequence[int]]) -> list[str]:
+        """Names of the tensors that were not in place.
+
+        The smallest possible buckets, one for each block of a layer, are sent again one by one. Sending what was in
+        place changes nothing, so a block after which a generator scores otherwise had not arrived.
+        """
+        stale: list[str] = []
+        before = self.generators.score(probe)()
+        for bucket in self.learner.export_buckets(1):
+            names = self.generators.load_weights([bucket], policy_version)
+            after = self.generators.score(probe)()
+            if any(_changed(a, b, self.tolerance / 10) for a, b in zip(before, after, strict=True)):
+                stale += names
+            before = after
+        return stale
+
+
+def _mean_difference(expected: Scores, found: Scores) -> float:
+    pairs = [abs(a - b) for row, other in zip(expected, found, strict=True) for a, b in zip(row, other, strict=True)]
+    return sum(pairs) / len(pairs)
+
+
+def _changed(before: Scores, after: Scores, tolerance: float) -> bool:
+    """True where scores moved by more than `tolerance`, or became numbers, or stopped being numbers."""
+    if not (_all_numbers(before) and _all_numbers(after)):
+        return _all_numbers(before) != _all_numbers(after)
+    return _mean_difference(before, after) > tolerance
+
+
+def _all_numbers(scores: Scores) -> bool:
+    return all(math.isfinite(score) for row in scores for score in row)

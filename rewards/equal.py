@@ -1,0 +1,195 @@
+"""Whether two parsed answers are equal: first by their form, then by exact values, then by approximate ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rewards.conventions import Conventions
+from rewards.equal_relations import RelationJudge
+from rewards.nodes import Apply, Bound, Expression, Matrix, Node, Quantity, Ratio, Relation, Sequence, Text, walk
+from rewards.rational import Budget, TooLarge
+
+DEFAULT = Conventions()
+
+
+class Undecided(Exception):
+    """The budget ran out, or no stage can tell."""
+
+
+def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: Budget | None = None) -> bool:
+    """Whether `answer` is to be accepted for `gold`.
+
+    Raises:
+        Undecided: it cannot be told within the budget; the message says at which stage.
+    """
+    judge = Judge(conventions, budget or Budget())
+    try:
+        return judge.same(gold, answer)
+    except TooLarge as problem:
+        raise Undecided(f"{judge.stage}: {problem}") from None
+
+
+class Judge(RelationJudge):
+    """The whole comparison: by form, then matrices, tuples, sets and lists."""
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        """The comparison by form; each case hands its parts on."""
+        self.budget.spend(100)
+        if gold == answer:
+            return True
+        gold, answer = _spread(gold), _spread(answer)
+        if isinstance(gold, Text) or isinstance(answer, Text):
+            return isinstance(gold, Text) and isinstance(answer, Text) and gold.words == answer.words
+        if isinstance(gold, Expression) and isinstance(answer, Expression):
+            if isinstance(gold, Bound) or isinstance(answer, Bound):
+                return self._same_bound(gold, answer)
+            return self._same_value(gold, answer)
+        if isinstance(gold, Relation) or isinstance(answer, Relation):
+            return self._same_relation(gold, answer)
+        if isinstance(gold, (Quantity, Ratio)) or isinstance(answer, (Quantity, Ratio)):
+            return self._same_measure(gold, answer)
+        if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+            return self._same_matrix(gold, answer)
+        return self._same_collection(gold, answer)
+
+    def _same_matrix(self, gold: Node, answer: Node) -> bool:
+        left, right = _rows(gold), _rows(answer)
+        if left is None or right is None:
+            return False
+        kind, rows = left
+        other_kind, other_rows = right
+        if "tuple" in (kind, other_kind) and 1 in (len(rows), len(rows[0])) and kind != other_kind:
+            # (1, 2) for a vector: a tuple is neither a row nor a column.
+            rows = (tuple(cell for row in rows for cell in row),)
+            other_rows = (tuple(cell for row in other_rows for cell in row),)
+        elif kind != other_kind:
+            return False
+        return len(rows) == len(other_rows) and all(
+            len(row) == len(other) and all(self.same(a, b) for a, b in zip(row, other, strict=True))
+            for row, other in zip(rows, other_rows, strict=True)
+        )
+
+    def _same_collection(self, gold: Node, answer: Node) -> bool:
+        either_computed = isinstance(gold, (Apply, Bound)) or isinstance(answer, (Apply, Bound))
+        if either_computed and self._same_region(gold, answer):
+            return True
+        left, right = self._items(gold), self._items(answer)
+        if left is None or right is None:
+            return False
+        (kind, items), (other_kind, others) = left, right
+        if "list" not in (kind, other_kind) and kind != other_kind:
+            # A single value in set braces is that value; in a tuple it is not.
+            return {kind, other_kind} == {"one", "set"} and self._matched(items, others)
+        if kind == other_kind == "tuple":
+            return self._same_tuple(gold, items, answer, others)
+        if "tuple" in (kind, other_kind):
+            return self._list_as_tuple(kind, items, others)
+        if "one" in (kind, other_kind) and len(items) != len(others):
+            return False
+        if "set" in (kind, other_kind):
+            items, others = self._distinct(items), self._distinct(others)
+        if self.conventions.ordered:
+            return len(items) == len(others) and all(self.same(a, b) for a, b in zip(items, others, strict=True))
+        if self._matched(items, others):
+            return True
+        return "list" in (kind, other_kind) and self._same_region(gold, answer)
+
+    def _items(self, node: Node) -> tuple[str, tuple[Node, ...]] | None:
+        if not isinstance(node, Sequence):
+            return ("one", (node,)) if isinstance(node, (*Expression, Quantity, Ratio)) else None
+        if node.brackets == "{}" and node.items and all(isinstance(item, Relation) for item in node.items):
+            return "list", node.items  # {x = 2, y = 3} is a solution, not a set of numbers
+        kind = {"{}": "set", "": "list"}.get(node.brackets, "tuple")
+        if kind != "list":
+            return kind, node.items
+        items: list[Node] = []
+        for at, item in enumerate(node.items):
+            item = _spread(item)
+            named = self._named(item) if at == 0 and isinstance(item, Relation) else None
+            if named is not None and not any(isinstance(each, Relation) for each in node.items[1:]):
+                item = _spread(named.value)  # "x = 2, 3"
+            items.extend(item.items if isinstance(item, Sequence) and item.brackets == "" else (item,))
+        return kind, tuple(self._same_name_values(items))
+
+    def _same_name_values(self, items: list[Node]) -> Iterable[Node]:
+        """`x = 2 or x = 3` lists values of one variable; `x = 2, y = 3` assigns to two."""
+        named = [self._named(item) for item in items]
+        if len(items) > 1 and all(each is not None and each.name == named[0].name for each in named if named[0]):
+            return [each.value for each in named if each is not None] if None not in named else items
+        return items
+
+    def _distinct(self, items: tuple[Node, ...]) -> tuple[Node, ...]:
+        kept: list[Node] = []
+        for item in items:
+            if not any(self.same(item, other) for other in kept):
+                kept.append(item)
+        return tuple(kept)
+
+    def _same_tuple(self, gold: Node, items: tuple[Node, ...], answer: Node, others: tuple[Node, ...]) -> bool:
+        assert isinstance(gold, Sequence) and isinstance(answer, Sequence)
+        if len(items) != len(others):
+            return False
+        loose = {"<>": "()", "[]": "()"} if len(items) > 2 else {"<>": "()"}
+        if loose.get(gold.brackets, gold.brackets) != loose.get(answer.brackets, answer.brackets):
+            return False
+        return all(self.same(a, b) for a, b in zip(items, others, strict=True))
+
+    def _list_as_tuple(self, kind: str, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
+        """A bare list against a tuple: assignments by their names' order, plain values as they stand."""
+        listed, ordered = (items, others) if kind == "list" else (others, items)
+        if kind == "one" or len(listed) != len(ordered):
+            return False
+        named = [self._named(item) for item in listed]
+        known = [each for each in named if each is not None and each.name]
+        if known:
+            if len(known) != len(listed) or len({each.name for each in known}) != len(known):
+                return False
+            listed = tuple(each.value for each in sorted(known, key=lambda each: each.name))
+        pairs = zip(listed, ordered, strict=True)
+        return all(self.same(b, a) if kind == "list" else self.same(a, b) for a, b in pairs)
+
+    def _matched(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
+        """Whether the items can be paired one to one. Equality being transitive, taking the first match is enough."""
+        if len(items) != len(others):
+            return False
+        left = list(others)
+        for item in items:
+            for at, other in enumerate(left):
+                if self.same(item, other):
+                    del left[at]
+                    break
+            else:
+                return False
+        return True
+
+
+def _spread(node: Node) -> Node:
+    r"""`1 \pm 2` as the list of its two values; all signs of one answer go together, `\mp` against them."""
+    if not isinstance(node, (Apply, Relation)) or not any(
+        isinstance(each, Apply) and each.op in ("pm", "mp") for each in walk(node)
+    ):
+        return node
+    if isinstance(node, Relation):
+        sides = [_spread(side) for side in node.sides]
+        return Relation(tuple(sides), node.ops)
+    return Sequence("", (_signed(node, False), _signed(node, True)))
+
+
+def _signed(node: Node, minus: bool) -> Node:
+    if not isinstance(node, Apply):
+        return node
+    args = tuple(_signed(arg, minus) for arg in node.args)
+    if node.op in ("pm", "mp"):
+        return Apply("neg", args) if minus == (node.op == "pm") else args[0]
+    return Apply(node.op, args)
+
+
+def _rows(node: Node) -> tuple[str, tuple[tuple[Node, ...], ...]] | None:
+    if isinstance(node, Matrix):
+        return node.kind, node.rows
+    if not isinstance(node, Sequence) or node.brackets not in ("[]", "()", "<>") or not node.items:
+        return None
+    nested = [item.items for item in node.items if isinstance(item, Sequence) and item.brackets in ("[]", "()")]
+    if len(nested) == len(node.items) and len({len(row) for row in nested}) == 1 and nested[0]:
+        return "matrix", tuple(nested)
+    return "tuple", (node.items,)

@@ -1,0 +1,226 @@
+"""Equality of expressions: by exact values, then by approximate ones."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from rewards import stage
+from rewards.conventions import Conventions
+from rewards.evaluate import FLOATS, Evaluation, canonical, compare
+from rewards.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename
+from rewards.rational import Budget, Irrational, TooLarge, Undefined, exact
+from rewards.regions import infinite
+
+# Where free variables are tried: whole numbers (for factorials and (-1)^n, both parities), fractions on both sides
+# of 1, and negative ones (which tell |x| from x). Coincidences would need a root of the difference at every point.
+_WHOLE = ((8, 5, 11, 14, 3, 17, 6, 9), (5, 12, 3, 7, 10, 4, 15, 2))
+_FRACTIONS = (
+    tuple(Fraction(n, 97) for n in (223, 61, 349, 151, 83, 419, 197, 29)),
+    tuple(Fraction(-n, 89) for n in (151, 307, 71, 211, 53, 367, 113, 31)),
+    tuple(Fraction(n, 101) for n in (67, 401, 139, 53, 251, 89, 307, 179)),
+)
+POINTS: tuple[tuple[Fraction, ...], ...] = (*(tuple(map(Fraction, row)) for row in _WHOLE), *_FRACTIONS)
+_NEGATIVE_POINT = 3
+MAX_SYMBOLS = 24
+
+
+class ValueJudge:
+    """Compares values; the judges built on it compare quantities, relations and collections."""
+
+    def __init__(self, conventions: Conventions, budget: Budget) -> None:
+        self.conventions, self.budget, self.stage = conventions, budget, "structure"
+
+    def at(self, name: str) -> None:
+        """Note the stage, for the reason of a timeout."""
+        if name != self.stage:
+            self.stage = name
+            stage.enter(name)
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        """The comparison by form, which hands each part to the judge of its kind."""
+        raise NotImplementedError
+
+    def _same_measure(self, gold: Node, answer: Node) -> bool:
+        raise NotImplementedError
+
+    def _same_region(self, gold: Node, answer: Node) -> bool:
+        raise NotImplementedError
+
+    def _matched(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
+        raise NotImplementedError
+
+    def _same_value(self, gold: Node, answer: Node) -> bool:
+        if measured(gold) or measured(answer):
+            return self._same_measure(gold, answer)
+        sign, other = infinite(gold), infinite(answer)
+        if sign or other:
+            return sign == other
+        for op in ("union", "intersection", "difference"):
+            if isinstance(gold, Apply) and isinstance(answer, Apply) and gold.op == answer.op == op:
+                return (
+                    self._same_region(gold, answer)
+                    or canonical(gold) == canonical(answer)
+                    or (op != "difference" and self._matched(gold.args, answer.args))
+                )
+        if self.conventions.bare_base and isinstance(gold, Number) and isinstance(answer, Number):
+            return gold.value == answer.value or (answer.bare is None and answer.value == gold.bare)
+        if self.conventions.rounded and isinstance(gold, Number) and gold.decimals:
+            return self._rounds_to(gold, answer)
+        return self._equal_values(gold, answer)
+
+    def _equal_values(self, gold: Node, answer: Node) -> bool:
+        names = sorted(free_symbols(gold) | free_symbols(answer))
+        if not names:
+            return self._equal_at(gold, answer, {}, real_only=False) is True
+        if len(names) > MAX_SYMBOLS:
+            raise TooLarge(f"{len(names)} variables")
+        decided = 0
+        for number, row in enumerate(POINTS):
+            env = {name: Fraction(row[at % 8] + at // 8) for at, name in enumerate(names)}
+            verdict = self._equal_at(gold, answer, env, real_only=number == _NEGATIVE_POINT)
+            if verdict is False:
+                return False
+            decided += verdict is True
+        if not decided:
+            if canonical(gold) == canonical(answer):
+                return True
+            raise TooLarge("no point where both have a value")
+        return True
+
+    def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
+        """Equality at one point; None where it says nothing.
+
+        With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real.
+        """
+        self.at("exact values")
+        try:
+            try:
+                left: Fraction | None = exact(gold, env, self.budget)
+            except Irrational:
+                left = None
+            try:
+                right: Fraction | None = exact(answer, env, self.budget)
+            except Irrational:
+                right = None
+            if left is not None and right is not None:
+                return left == right
+        except Undefined:
+            return None if env else False
+        except TooLarge:
+            if self.budget.left < 0:
+                raise
+            return self._large(gold, answer, env)
+        self.at("approximate values")
+        try:
+            same, real = compare(gold, answer, env, self.budget, self.conventions.log_base)
+        except Undefined:
+            return None if env else False
+        return None if real_only and not real else same
+
+    def _large(self, gold: Node, answer: Node, env: dict[str, Fraction]) -> bool | None:
+        """Values too large to be exact: a clear difference still tells; agreement to a hundred digits does not."""
+        self.at("approximate values")
+        if canonical(gold) == canonical(answer):
+            return True
+        try:
+            same, _ = compare(gold, answer, env, self.budget, self.conventions.log_base)
+        except Undefined:
+            return None
+        except TooLarge:
+            # Both would have to be that large to be equal, and an answer's tower is not a plain reference.
+            if _is_huge(answer) and _is_plain(gold):
+                return False
+            raise
+        if same and not env:
+            raise TooLarge("equal to a hundred digits, but too large for an exact comparison")
+        return same
+
+    def _rounds_to(self, gold: Number, answer: Node) -> bool:
+        half = Fraction(1, 2 * 10 ** (gold.decimals or 0))
+        if free_symbols(answer):
+            return False
+        try:
+            return abs(exact(answer, {}, self.budget) - gold.value) <= half
+        except (Irrational, Undefined):
+            place = self.place(answer)
+            return place is not None and abs(place - float(gold.value)) <= float(half)
+
+    def place(self, node: Node) -> float | None:
+        """Where a real constant lies on the line, to float precision; None where it is no such thing."""
+        if not isinstance(node, Expression) or free_symbols(node):
+            return None
+        try:
+            value = Evaluation(FLOATS, {}, self.budget, self.conventions.log_base).value(node)
+        except (Undefined, TooLarge):
+            return None
+        return float(value.real) if abs(value.imag) < 1e-9 * max(1.0, abs(value)) else None
+
+    def _same_bound(self, gold: Node, answer: Node) -> bool:
+        """Sums, integrals and set builders: the same limits, and the same body once the bound variable is renamed."""
+        if not isinstance(gold, Bound) or not isinstance(answer, Bound):
+            return False
+        if gold.op != answer.op or len(gold.limits) != len(answer.limits):
+            return self._same_region(gold, answer)
+        if not all(self.same(a, b) for a, b in zip(gold.limits, answer.limits, strict=True)):
+            return False
+        shared = Symbol("bound")
+        bodies = (rename(each.body, {each.variable: shared}) for each in (gold, answer))
+        return self.same(*bodies)
+
+
+def _is_plain(node: Node) -> bool:
+    return isinstance(node, Number) and abs(node.value) < 10**300
+
+
+def _is_huge(node: Node) -> bool:
+    """True where the value is surely beyond 10^500: a product of powers and factorials that grow without end."""
+    if not isinstance(node, Apply):
+        return isinstance(node, Number) and abs(node.value) >= 10**500
+    if node.op == "neg":
+        return _is_huge(node.args[0])
+    if node.op == "mul":
+        whole = all((isinstance(arg, Number) and abs(arg.value) >= 1) or _is_huge(arg) for arg in node.args)
+        return whole and any(_is_huge(arg) for arg in node.args)
+    if node.op == "factorial":
+        return _at_least(node.args[0], 2000)
+    return node.op == "pow" and _at_least(node.args[0], 2) and _at_least(node.args[1], 2000)
+
+
+def _at_least(node: Node, bound: int) -> bool:
+    """True where the value is surely `bound` or more."""
+    if isinstance(node, Number):
+        return node.value >= bound
+    if isinstance(node, Apply) and node.op in ("pow", "factorial") and _at_least(node.args[0], 2):
+        base, exponent = node.args[0], node.args[-1]
+        if node.op == "pow" and isinstance(base, Number) and isinstance(exponent, Number):
+            # Cut to what floats hold: beyond it the answer is yes all the same.
+            logarithm = math.log(float(min(base.value, Fraction(10**9))))
+            return float(min(exponent.value, Fraction(10**9))) * logarithm >= math.log(bound)
+        return _is_huge(node) or bound <= 2
+    return False
+
+
+def measured(node: Node) -> bool:
+    return under("percent", node) is not None or under("degree", node) is not None
+
+
+def under(op: str, node: Node) -> Node | None:
+    """The value under a percent or degree sign, with a minus before it kept."""
+    if isinstance(node, Apply) and node.op == op:
+        return node.args[0]
+    if isinstance(node, Apply) and node.op == "neg":
+        below = under(op, node.args[0])
+        return Apply("neg", (below,)) if below is not None else None
+    if isinstance(node, Apply) and node.op == "mul":
+        below = under(op, node.args[-1])
+        return Apply("mul", (*node.args[:-1], below)) if below is not None else None
+    return None
+
+
+def times(factor: Fraction, value: Node) -> Node:
+    return value if factor == 1 else Apply("mul", (Number(factor), value))
+
+
+def cross(a: Node, b: Node) -> Node:
+    return Apply("mul", (a, b))

@@ -1,0 +1,109 @@
+"""Where a completion states its final answer: the stage before any parsing.
+
+Every search here is linear in the text and knows nothing of mathematics. A place that is present but unreadable is
+still the place: callers must not go on looking elsewhere, or a policy learns to hide a second answer there.
+"""
+
+from __future__ import annotations
+
+import re
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(\\?[A-Za-z]+\b(?!\s*\{)|[-+]?[\d.,/]*\d|[A-Za-z])")
+_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\}|\\quad)[\s$,;]*")
+_HASH = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_NUMBER = re.compile(
+    r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
+)
+# A box further back than this many unclosed ones is not looked for, so that a text of nothing but "\boxed{" stays
+# linear.
+_UNCLOSED_BOXES_TRIED = 4
+
+
+def after_thinking(text: str) -> str | None:
+    """The text after the last `</think>`; the whole text where there are no tags; None where thinking never ended."""
+    closed = text.rfind(THINK_CLOSE)
+    if closed >= 0:
+        text = text[closed + len(THINK_CLOSE) :]
+    return None if THINK_OPEN in text else text
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the brace that closes the group opened just before `start`, or -1."""
+    depth = 1
+    for match in _BRACE.finditer(text, start):
+        token = match.group()
+        if token == "{":
+            depth += 1
+        elif token == "}":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    return -1
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the last complete `\boxed{...}`, or None.
+
+    Boxes that only "and", "or" or a comma stands between are one answer with several values and come back joined
+    by commas; a box that follows other words replaces the earlier ones.
+    """
+    end = len(text)
+    for _ in range(_UNCLOSED_BOXES_TRIED):
+        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+        if start < 0:
+            return None
+        opening = _BOX.match(text, start)
+        if opening is not None:
+            close = _closing(text, opening.end())
+            if close >= 0:
+                return _with_neighbours(text, start, text[opening.end() : close])
+        else:
+            bare = _BARE_BOX.match(text, start)
+            if bare is not None:
+                return bare.group(1)
+        end = start
+    return None
+
+
+def _with_neighbours(text: str, start: int, content: str) -> str:
+    """Join to `content` the boxes directly before `start` that only a connective separates from it."""
+    values = [content]
+    while len(values) < 16:
+        previous = text.rfind("\\boxed", 0, start)
+        opening = _BOX.match(text, previous) if previous >= 0 else None
+        # Only a short distance is looked at: neighbours are neighbours.
+        if opening is None or start - previous > 300:
+            break
+        close = _closing(text[:start], opening.end())
+        if close < 0 or _BETWEEN_BOXES.fullmatch(text, close + 1, start) is None:
+            break
+        values.append(text[opening.end() : close])
+        start = previous
+    return ", ".join(reversed(values))
+
+
+def answer_tag(text: str) -> str | None:
+    """The content of the last complete `<answer>...</answer>`, stripped, or None."""
+    close = text.lower().rfind("</answer>")
+    if close < 0:
+        return None
+    start = text.lower().rfind("<answer>", 0, close)
+    return text[start + len("<answer>") : close].strip() if start >= 0 else None
+
+
+def hash_mark(text: str) -> str | None:
+    """What follows the last `####` at the start of a line (GSM8K's mark), or None."""
+    if "####" not in text:
+        return None
+    found = _HASH.findall(text)
+    return found[-1] if found else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number written in the text, with its sign and separators, or None."""
+    # Only the tail is read: a number further from the end than this is not a final answer.
+    found = _NUMBER.findall(text, max(0, len(text) - 2000))
+    return found[-1] if found else None

@@ -1,0 +1,78 @@
+"""The shape of a completion: tags exactly once and in order, or the user's own pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewards.verdict import Verdict, correct, wrong
+
+
+class Format:
+    """Think-then-answer tags, each exactly once, in order, none of them empty.
+
+    Args:
+        tags: the tag names, in the order wanted; `()` where only `pattern` counts.
+        opened: tags whose opening half the prompt's template has already written (`("think",)` for chat templates
+            that end in `<think>`): for these the opening tag may be missing.
+        only_tags: nothing but white space may stand outside the tags.
+        pattern: a regular expression that the whole completion must match (dot matches newlines), on top of the
+            tags. It runs on hostile text: one that backtracks is stopped only by the pool's deadline.
+        partial: score the fraction of the checks that hold instead of all or nothing; the status stays `wrong`.
+
+    The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, as far as asked for.
+
+    Raises:
+        ValueError: nothing to check, an `opened` tag that is not in `tags`, or an invalid pattern.
+    """
+
+    def __init__(
+        self,
+        tags: Sequence[str] = ("think", "answer"),
+        opened: Sequence[str] = (),
+        only_tags: bool = False,
+        pattern: str | None = None,
+        partial: bool = False,
+    ) -> None:
+        if not tags and pattern is None:
+            raise ValueError("format has nothing to check: give tags, a pattern, or both")
+        stray = [tag for tag in opened if tag not in tags]
+        if stray:
+            raise ValueError(f"opened names tags that are not in tags: {stray}; tags are {list(tags)}")
+        try:
+            self._pattern = re.compile(pattern, re.DOTALL) if pattern is not None else None
+        except re.error as problem:
+            raise ValueError(f"pattern {pattern!r} is not a regular expression: {problem}") from problem
+        self.tags, self.opened = tuple(tags), frozenset(opened)
+        self.only_tags, self.partial = only_tags, partial
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """The verdict on the shape alone; the reference is not looked at."""
+        parts = self._tag_checks(completion) if self.tags else {}
+        if self._pattern is not None:
+            parts["pattern"] = float(self._pattern.fullmatch(completion) is not None)
+        broken = [name for name, value in parts.items() if value == 0.0]
+        if not broken:
+            return correct("", **parts)
+        score = sum(parts.values()) / len(parts) if self.partial else 0.0
+        return wrong(f"not as asked: {', '.join(broken)}", score, **parts)
+
+    def _tag_checks(self, completion: str) -> dict[str, float]:
+        text = completion
+        for tag in self.opened:
+            if f"<{tag}>" not in text:
+                text = f"<{tag}>" + text
+        once = all(text.count(f"<{tag}>") == 1 and text.count(f"</{tag}>") == 1 for tag in self.tags)
+        spots = [text.find(half) for tag in self.tags for half in (f"<{tag}>", f"</{tag}>")]
+        in_order = -1 not in spots and spots == sorted(spots)
+        parts = {"once": float(once), "order": float(in_order)}
+        # Where each tag's content begins and ends, and where the tag itself does.
+        inner = [(text.find(f"<{tag}>") + len(tag) + 2, text.find(f"</{tag}>")) for tag in self.tags]
+        parts["filled"] = float(in_order and all(text[a:b].strip() for a, b in inner))
+        if self.only_tags:
+            ends = [0, *(end + len(tag) + 3 for tag, (_, end) in zip(self.tags, inner, strict=True))]
+            starts = [*(start - len(tag) - 2 for tag, (start, _) in zip(self.tags, inner, strict=True)), len(text)]
+            gaps = [text[a:b] for a, b in zip(ends, starts, strict=True)]
+            parts["outside"] = float(in_order and not any(gap.strip() for gap in gaps))
+        return parts

@@ -1,0 +1,245 @@
+"""From the answer's characters to tokens: unicode, spacing, fonts, numerals of every form."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rewards.nodes import Unreadable
+from rewards.units import BARE_UNITS
+
+# A longer answer is not one that a person would write; matrices of 20 by 20 fit.
+MAX_ANSWER = 3000
+MAX_TOKENS = 1500
+MAX_DIGITS = 1000
+
+_TABLE = str.maketrans(
+    {
+        "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2217": "*",
+        "\u00f7": "/", "\u2215": "/", "\u2044": "/", "\u2236": ":", "\u2264": "<=", "\u2265": ">=", "\u2a7d": "<=",
+        "\u2a7e": ">=", "\u2260": "!=", "\u2248": "\\approx ", "\u221e": "\\infty ", "\u222a": "\\cup ",
+        "\u2229": "\\cap ", "\u2208": "\\in ", "\u2205": "\\emptyset ", "\u00b1": "\\pm ", "\u2213": "\\mp ",
+        "\u00b0": "^\\circ ", "\u221a": "\\sqrt ", "\u221b": "\\sqrt[3] ", "\u03c0": "\\pi ", "\u03b8": "\\theta ",
+        "\u03b1": "\\alpha ", "\u03b2": "\\beta ", "\u03b3": "\\gamma ", "\u03bb": "\\lambda ", "\u03bc": "\\mu ",
+        "\u03c6": "\\phi ", "\u03c9": "\\omega ", "\u03c3": "\\sigma ", "\u03c1": "\\rho ", "\u03c4": "\\tau ",
+        "\u03b4": "\\delta ", "\u03b5": "\\epsilon ", "\u0394": "\\Delta ", "\u03a9": "\\Omega ",
+        "\u2211": "\\sum ", "\u222b": "\\int ", "\u220f": "\\prod ", "\u211d": "\\mathbb{R} ", "\u2124": "\\mathbb{Z} ",
+        "\u27e8": "\\langle ", "\u27e9": "\\rangle ", "\u230a": "\\lfloor ", "\u230b": "\\rfloor ",
+        "\u2308": "\\lceil ", "\u2309": "\\rceil ", "\u2026": "...", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+        "\u3000": " ", "\u2032": "'", "\u2019": "'", "\uff0c": ",", "\u3001": ",", "\uff1b": ";", "\uff1a": ":",
+        "\uff08": "(", "\uff09": ")", "\uff1d": "=", "\uff0b": "+", "\uff0d": "-", "\uff05": "%", "\u3002": ".",
+        "\uff0e": ".", "\u2192": "\\to ", "\u2245": "\\approx ", "\u2102": "\\mathbb{C} ", "\u2115": "\\mathbb{N} ",
+        "\u211a": "\\mathbb{Q} ", "\u22ef": "...", "\u2016": "\\|", "\u2220": "\\angle ", "\u6216": " or ",
+        "\u548c": " and ",
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+        **{chr(0xFF21 + offset): chr(65 + offset) for offset in range(26)},
+    }
+)  # fmt: skip
+_FRACTIONS = {
+    "\u00bd": (1, 2), "\u2153": (1, 3), "\u2154": (2, 3), "\u00bc": (1, 4), "\u00be": (3, 4), "\u2155": (1, 5),
+    "\u2156": (2, 5), "\u2157": (3, 5), "\u2158": (4, 5), "\u2159": (1, 6), "\u215a": (5, 6), "\u215b": (1, 8),
+    "\u215c": (3, 8), "\u215d": (5, 8), "\u215e": (7, 8),
+}  # fmt: skip
+_UPPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
+_LOWER = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙₓᵢ", "0123456789+-nxi")
+_UPPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
+_LOWER_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓᵢ]+")
+_VULGAR = re.compile("[" + "".join(_FRACTIONS) + "]")
+
+_SIZES = re.compile(
+    r"\\(?:(?:left|right)\s*\.(?!\d)|(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf)(?![A-Za-z]))"
+)
+_BAR_SIDES = re.compile(r"\\(left|right|[bB]igg?[lr])\s*(?:\||\\vert(?![A-Za-z]))")
+_SPACES = re.compile(
+    r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:enspace|thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\})"
+)
+_FONTS = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])")
+_GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
+_OUTER = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"))
+
+
+def normalise(text: str) -> str:
+    r"""One spelling for what looks the same: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
+
+    Raises:
+        Unreadable: longer than `MAX_ANSWER` characters.
+    """
+    if len(text) > MAX_ANSWER:
+        raise Unreadable(f"an answer of {len(text)} characters; the most that is read is {MAX_ANSWER}")
+    if not text.isascii():
+        text = _UPPER_RUN.sub(lambda run: "^{" + run.group().translate(_UPPER) + "}", text)
+        text = _LOWER_RUN.sub(lambda run: "_{" + run.group().translate(_LOWER) + "}", text)
+        text = _VULGAR.sub(lambda one: "\\frac{{{}}}{{{}}}".format(*_FRACTIONS[one.group()]), text)
+        text = text.translate(_TABLE)
+    text = _strip(text)
+    if "\\" in text or "~" in text:
+        text = text.replace("\\!", "")
+        text = _BAR_SIDES.sub(lambda m: "\\lvert " if m[1] == "left" or m[1].endswith("l") else "\\rvert ", text)
+        text = _SPACES.sub(" ", _FONTS.sub("", _SIZES.sub("", text)))
+        text = _strip(text)
+    if "{,}" in text or "{.}" in text:
+        text = _GROUPING.sub(lambda m: "," if m[1] == "," and len(m[2]) == 3 else ".", text)
+    return text
+
+
+def _strip(text: str) -> str:
+    """Take away outer dollars and markdown, the sentence's period, and a trailing line break."""
+    while True:
+        before = text
+        text = text.strip()
+        if text.endswith("\\\\"):
+            text = text[:-2].rstrip()
+        if text.endswith((".", ",", ";")) and not text.endswith(("..", "\\,", "\\;")):
+            text = text[:-1].rstrip()
+        for opening, closing in _OUTER:
+            inner = text[len(opening) : -len(closing)]
+            if (
+                len(text) > len(opening)
+                and text.startswith(opening)
+                and text.endswith(closing)
+                and closing not in inner
+            ):
+                text = inner
+        if text == before:
+            return text
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """`kind` is `number`, `symbol`, `command`, `text`, `unit`, `join`, `sign` or `end`."""
+
+    kind: str
+    text: str
+    value: Fraction | None = None
+    decimals: int | None = None
+    spaced: bool = False
+
+
+_NUMERAL = (
+    r"(?P<repeat>\d*\.\d*(?:\(\d+\)|\\(?:overline|bar|dot)\s*(?:\{\s*\d+\s*\}|\d)))"
+    r"|(?P<dots>\d*\.\d{2,}\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z])))"
+)
+_PLAIN = r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?)"
+_THOUSANDS = r"|(?P<thousands>\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d])(?!,\d)(?! \d)(?:\.\d+)?)"
+_REST = (
+    r"|(?P<text>\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|mathrm|operatorname\*?|mathop)\s*\{(?P<inner>[^{}]*)\})"
+    r"|(?P<command>\\[A-Za-z]+|\\[{}|$%&#_]|\\\\(?:\[[^\]]*\])?)"
+    r"|(?P<word>[A-Za-z]+)"
+    r"|(?P<sign>\*\*|<=|>=|!=|==|\.\.\.|[-+*/^_=<>()\[\]{},;:|!%&'$\u20ac\u00a3\u00a5])"
+)
+_INSIDE = re.compile(r"(?P<space>\s+)|" + _NUMERAL + _PLAIN + _REST)
+_OUTSIDE = re.compile(r"(?P<space>\s+)|" + _NUMERAL + _THOUSANDS + _PLAIN + _REST)
+
+_FUNCTION_NAMES = (
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp sqrt frac gcd lcm max min "
+    "pi theta alpha beta gamma lambda phi infty cbrt asin acos atan"
+)
+FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
+_NAMES = {"infinity": "infty", "inf": "infty", "oo": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_WORDS = "yes no odd even one two six ten red and the not none mon tue wed thu fri sat sun"
+_SHORT_WORDS = frozenset(_WORDS.split())
+_REPEAT = re.compile(r"(\d*)\.(\d*)\D+(\d+)\D*")
+
+
+def tokenise(text: str) -> list[Token]:
+    """Cut normalised text into tokens, the last of kind `end`.
+
+    Raises:
+        Unreadable: a character that no answer has, too many tokens, or a numeral of more than `MAX_DIGITS` digits.
+    """
+    tokens: list[Token] = []
+    at, depth, spaced = 0, 0, False
+    while at < len(text):
+        match = (_INSIDE if depth else _OUTSIDE).match(text, at)
+        if match is None:
+            raise Unreadable(f"{text[at : at + 12]!r} is not understood")
+        at = match.end()
+        kind, piece = match.lastgroup, match.group()
+        if kind == "space":
+            spaced = True
+            continue
+        if kind in ("number", "thousands", "repeat", "dots"):
+            tokens.append(_numeral(kind, piece, spaced))
+        elif kind == "text" or kind == "inner":
+            # \mathrm{i} and the like are upright letters, not words.
+            upright = match["inner"] in ("i", "e", "d") and piece.startswith("\\math")
+            tokens.append(Token("symbol" if upright else "text", match["inner"], spaced=spaced))
+        elif kind == "command":
+            depth += (piece == "\\{") - (piece == "\\}")
+            tokens.append(Token("command", piece, spaced=spaced))
+        elif kind == "word":
+            _word(piece, tokens, spaced)
+        else:
+            depth += (piece in "([") - (piece in ")]")
+            tokens.append(Token("sign", piece, spaced=spaced))
+        spaced = False
+        if len(tokens) > MAX_TOKENS:
+            raise Unreadable(f"more than {MAX_TOKENS} tokens")
+    tokens.append(Token("end", ""))
+    return tokens
+
+
+def _numeral(kind: str, piece: str, spaced: bool) -> Token:
+    if len(piece) > MAX_DIGITS:
+        raise Unreadable(f"a numeral of {len(piece)} characters")
+    if kind == "repeat":
+        match = _REPEAT.fullmatch(piece)
+        assert match is not None
+        return Token("number", piece, _repeating(match[1], match[2], match[3]), spaced=spaced)
+    if kind == "dots":
+        digits = re.split(r"\.\.\.|\\", piece)[0].strip()
+        return Token("number", piece, _guess_period(digits), spaced=spaced)
+    plain = piece.replace(",", "").replace(" ", "")
+    mantissa, _, exponent = plain.lower().partition("e")
+    if len(mantissa) < 12 and mantissa.isdigit() and not exponent:
+        return Token("number", piece, Fraction(int(mantissa)), 0, spaced)
+    value = Fraction(mantissa)
+    if exponent:
+        value *= Fraction(10) ** int(exponent)
+    return Token("number", piece, value, len(mantissa.partition(".")[2]) if not exponent else None, spaced)
+
+
+def _repeating(whole: str, fixed: str, period: str) -> Fraction:
+    scale = 10 ** len(fixed)
+    return Fraction(int(whole + fixed or "0"), scale) + Fraction(int(period), scale * (10 ** len(period) - 1))
+
+
+def _guess_period(digits: str) -> Fraction:
+    """Read `0.1666...`.
+
+    The shortest run that the written digits end with at least twice goes on for ever; without one, the digits are
+    taken as they stand.
+    """
+    whole, _, tail = digits.partition(".")
+    for length in range(1, len(tail) // 2 + 1):
+        period = tail[-length:]
+        start = len(tail)
+        while start >= length and tail[start - length : start] == period:
+            start -= length
+        if len(tail) - start >= 2 * length:
+            return _repeating(whole, tail[:start], period)
+    return Fraction(digits)
+
+
+def _word(word: str, tokens: list[Token], spaced: bool) -> None:
+    """A run of letters: a function, a connective, a unit after a number, a word, or a product of variables."""
+    low = word.lower()
+    if len(word) == 1:
+        tokens.append(Token("symbol", word, spaced=spaced))
+    elif low in _NAMES or low in FUNCTIONS:
+        tokens.append(Token("command", "\\" + _NAMES.get(low, low), spaced=spaced))
+    elif low in ("or", "and"):
+        tokens.append(Token("join", low, spaced=spaced))
+    elif word in BARE_UNITS or low in BARE_UNITS:
+        tokens.append(Token("unit", word, spaced=spaced))
+    elif low == "mod":
+        tokens.append(Token("command", "\\bmod", spaced=spaced))
+    elif len(word) > 3 or low in _SHORT_WORDS:
+        tokens.append(Token("text", word, spaced=spaced))
+    else:
+        split = re.match(r"(.*?)(pi|sqrt)$", word)
+        letters = split[1] if split else word
+        tokens.extend(Token("symbol", letter, spaced=spaced and not at) for at, letter in enumerate(letters))
+        if split:
+            tokens.append(Token("command", "\\" + split[2]))

@@ -1,0 +1,240 @@
+r"""Mathematical answers: find the final one, and decide whether it equals the reference.
+
+The conventions, each a setting of `Math` where users disagree:
+
+1. The final answer is the last complete `\boxed{...}` after `</think>`; boxes that only "and", "or" or a comma
+   separates are one answer. What cannot be read there is `unparseable`: nothing else in the text is looked at. Without
+   a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:", whichever comes last, else the last
+   sentence's value (`find`).
+2. The same value in any form is equal; an exact reference is not matched by a rounded decimal (`rounded`).
+3. A unit missing on one side is ignored; two different units are not equal, exact conversions are (`units`).
+4. A reference `p%` is matched by `p%`, `p/100` and bare `p` (`percent`).
+5. `x=5` matches `5`; another variable does not. Free variables keep their names, bound ones may be renamed.
+6. `{...}` and bare lists are unordered (`ordered`), `(...)` is ordered, an interval equals its inequality.
+7. Several candidates, a superset, or the problem restated unsolved never match a single value: sums, integrals and
+   limits are not worked out, and an answer copied from the problem's text is refused (`problem_column`).
+8. Multiple choice: the letter decides. Text: case, fonts and the final period are ignored.
+9. Nothing, an empty box or an unclosed box is not an answer.
+
+Stages, cheapest first: find, text, exact rationals, parse, structure, exact values, approximate values. There is no
+symbolic stage: evaluation at several points decided more pairs, with fewer errors, in a thirtieth of the time. No
+text of a completion is ever evaluated, and every size is bounded before anything is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+from rewards import find as places
+from rewards import stage
+from rewards.choices import letter_of
+from rewards.conventions import Conventions
+from rewards.equal import Undecided, equal
+from rewards.evaluate import precise
+from rewards.latex_text import normalise
+from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
+from rewards.nodes import Sequence as Items
+from rewards.parse_answer import parse, parse_gold
+from rewards.stated import last_sentence, stated
+from rewards.verdict import Status, Verdict, correct, error, timeout, unparseable, wrong
+
+PLACES = ("boxed", "stated", "last_sentence")
+_INTEGER = re.compile(r"-?\d{1,15}")
+_SIMPLE = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}|(\d{1,15})(?:/(\d{1,15})|\.(\d{1,15}))?)")
+_COMMA_DECIMAL = re.compile(r"(-?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
+_DOT_THOUSANDS = re.compile(r"-?\d{1,3}(?:\.\d{3})+,\d+")
+_MANY_CACHED = 8192
+
+
+class Math:
+    """Verifies mathematical answers by the conventions above.
+
+    Args:
+        find: where to look for the answer, in order: `boxed`, `stated`, `last_sentence`.
+        problem_column: the prompt's column with the problem's text, to refuse answers that restate it; None to
+            accept them.
+        percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.conventions.Conventions`.
+
+    Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
+    that cannot be decided within the work budget (well under a second) is `timeout`, and the reason says where.
+
+    Raises:
+        ValueError: an unknown place or setting.
+    """
+
+    def __init__(
+        self,
+        find: Sequence[str] = PLACES,
+        problem_column: str | None = "problem",
+        percent: Literal["either", "value", "strict"] = "either",
+        units: Literal["missing", "strict", "ignore"] = "missing",
+        ordered: bool = False,
+        rounded: bool = False,
+        bare_base: bool = False,
+        log_base: int = 10,
+        decimal_comma: bool = True,
+    ) -> None:
+        unknown = [place for place in find if place not in PLACES]
+        if unknown or not find:
+            raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {list(find)}")
+        self.find, self.problem_column = tuple(find), problem_column
+        self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
+        self.cache_hits = 0
+        precise()  # mpmath takes a fifth of a second to import: before the first verdict, not during it
+        self._cache: dict[tuple[str, str], Verdict] = {}
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """The verdict on `completion`; `error` where the reference is empty, which is the dataset's fault."""
+        gold = _gold_text(reference)
+        if not gold.strip():
+            return error("the reference answer is empty")
+        stage.enter("find")
+        answer = self.find_answer(completion)
+        if answer is None:
+            return unparseable("no final answer found")
+        # A plain number is never the problem restated, and most answers are plain numbers.
+        problem = prompt.get(self.problem_column) if self.problem_column is not None else None
+        if problem is not None and not _SIMPLE.fullmatch(answer) and _restated(answer, gold, problem):
+            return wrong("the problem restated")
+        key = (gold, answer)
+        known = self._cache.get(key)
+        if known is not None:
+            self.cache_hits += 1
+            return known
+        verdict = self.judge(gold, answer)
+        if len(self._cache) >= _MANY_CACHED:
+            self._cache.clear()
+        self._cache[key] = verdict
+        return verdict
+
+    def find_answer(self, completion: str) -> str | None:
+        """The final answer's text, or None where there is none."""
+        text = places.after_thinking(completion)
+        if text is None:
+            return None
+        for place in self.find:
+            if place == "boxed":
+                answer = places.last_box(text)
+            else:
+                answer = stated(text) if place == "stated" else last_sentence(text)
+            if answer is not None:
+                return answer
+        return None
+
+    def judge(self, gold: str, answer: str) -> Verdict:
+        """The verdict on an answer that was found already."""
+        stage.enter("text")
+        quick = _compare_rationals(gold, answer)
+        if quick is not None:
+            return correct("rational") if quick else _differs(answer, gold)
+        try:
+            plain_gold, plain = normalise(gold), normalise(answer)
+        except Unreadable as problem:
+            return unparseable(str(problem))
+        if not plain.strip(" {}.?"):
+            return unparseable("an empty answer")
+        if plain == plain_gold:
+            return correct("text")
+        return self._judge_choice(gold, plain_gold, answer, plain)
+
+    def _judge_choice(self, gold: str, plain_gold: str, answer: str, plain: str) -> Verdict:
+        chosen = letter_of(gold)
+        if chosen is not None:
+            letter, content = chosen
+            answered = letter_of(answer)
+            if answered is not None:
+                same = answered[0] == letter
+                return correct("choice") if same else _differs(answer, gold)
+            if content:
+                return self._judge_parsed(content, normalise(content), plain)
+            return _differs(answer, gold)
+        return self._judge_parsed(gold, plain_gold, plain)
+
+    def _judge_parsed(self, gold: str, plain_gold: str, plain: str) -> Verdict:
+        stage.enter("parse")
+        try:
+            reference: Node = parse_gold(plain_gold)
+        except Unreadable:
+            # Nothing but the same text can match a reference that is not understood, and that was looked at.
+            return _differs(plain, gold)
+        try:
+            node = parse(plain)
+        except Unreadable as problem:
+            return self._other_reading(reference, plain) or unparseable(f"{str(problem)[:120]}: {plain[:60]!r}")
+        except RecursionError:
+            return unparseable("nested too deep")
+        if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
+            return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
+        try:
+            if equal(reference, node, self.conventions):
+                return correct("equal")
+        except Undecided as problem:
+            return timeout(f"math: undecided at {problem}: {plain[:60]!r}")
+        return self._other_reading(reference, plain) or _differs(plain, gold)
+
+    def _other_reading(self, reference: Node, plain: str) -> Verdict | None:
+        """Separators that have two readings are read as the reference needs them."""
+        if self.conventions.decimal_comma and isinstance(reference, Number):
+            match = _COMMA_DECIMAL.fullmatch(plain)
+            if match is not None:
+                whole = re.sub(r"[. ]", "", match[2])
+                if Fraction(f"{match[1]}{whole}.{match[3]}") == reference.value:
+                    return correct("decimal comma")
+        if isinstance(reference, Items) and re.fullmatch(r"-?\d+(?:,-?\d+)+", plain):
+            try:
+                if equal(reference, parse(plain.replace(",", ", ")), self.conventions):
+                    return correct("list")
+            except (Unreadable, Undecided):
+                return None
+        return None
+
+
+def _gold_text(reference: Any) -> str:
+    """The reference as text; a whole float is written as the integer that it is."""
+    if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
+        return str(int(reference))
+    return str(reference)
+
+
+def _compare_rationals(gold: str, answer: str) -> bool | None:
+    """Compare integers, decimals and fractions at once; None where one of them is something else."""
+    if gold == answer and _INTEGER.fullmatch(gold):
+        return True
+    left = _SIMPLE.fullmatch(gold)
+    right = _SIMPLE.fullmatch(answer) if left is not None else None
+    if left is None or right is None:
+        return None
+    (a, b), (c, d) = _parts(left), _parts(right)
+    return None if b == 0 or d == 0 else a * d == b * c
+
+
+def _parts(match: re.Match[str]) -> tuple[int, int]:
+    sign = -1 if match[1] else 1
+    if match[2]:
+        return sign * int(match[2]), int(match[3])
+    if match[5]:
+        return sign * int(match[4]), int(match[5])
+    if match[6]:
+        return sign * int(match[4] + match[6]), 10 ** len(match[6])
+    return sign * int(match[4]), 1
+
+
+def _differs(answer: str, gold: str) -> Verdict:
+    return Verdict(0.0, Status.WRONG, f"{answer[:80]!r} is not {gold[:80]!r}")
+
+
+_WORK_LEFT = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|binom|cdot|times|log|sin|cos|tan)")
+_SQUEEZE = re.compile(r"[\s$]|\\(?:[,;:! ]|left|right|displaystyle)|\\[dt](?=frac)")
+
+
+def _restated(answer: str, gold: str, problem: object) -> bool:
+    """True where an unworked expression was copied from the problem and the reference is another text."""
+    if not isinstance(problem, str) or not _WORK_LEFT.search(answer, 1):
+        return False
+    squeezed = _SQUEEZE.sub("", answer[:2000])
+    if len(squeezed) < 3 or squeezed == _SQUEEZE.sub("", gold):
+        return False
+    return _SQUEEZE.sub("", gold).lstrip("-").isdigit() and squeezed in _SQUEEZE.sub("", problem[:20000])

@@ -1,0 +1,172 @@
+"""The process that worker processes are forked from: small, single-threaded, with the verifiers already built.
+
+Forking the trainer itself would copy its threads' locks in whatever state they are, and starting an interpreter
+per worker costs a hundred times more than a fork. So the pool starts this process once and asks it for workers.
+Should building the verifiers leave a thread running, the nursery starts itself anew without them and every worker
+builds its own.
+
+Run as `python -m rewards.nursery CONTROL_FD PARENT_PID [bare]`, with the pickled set-up on standard input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from rewards import stage, wire
+from rewards.adapt import Adapted, describe
+from rewards.build import build_verifier
+from rewards.verdict import Verdict, error
+from rewards.verifier import Verifier
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+_COMMAND_BYTES = 64
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the parent dies, and leave at once where it already has."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def build_all(setup: Mapping[str, Any]) -> dict[str, Verifier]:
+    """The verifiers of the set-up: specs are built, objects are adapted unless they already are."""
+    verifiers: dict[str, Verifier] = {}
+    for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
+        if use is not None:
+            verifiers[name] = build_verifier(use, options)
+        else:
+            verifiers[name] = thing if isinstance(thing, Adapted) else Adapted(thing)
+    return verifiers
+
+
+def run_one(verifier: Verifier, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+    """Call a verifier; a failure of the adapting itself becomes `error` as well."""
+    try:
+        return verifier(completion, reference, prompt)
+    except (Exception, SystemExit) as problem:
+        return error(describe(problem))
+
+
+def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Verifier]) -> None:
+    """A worker's life: read batches, run what is not revoked, answer each job as it ends."""
+    while True:
+        header = wire.receive_exactly(connection, wire.LENGTH.size)
+        body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
+        if body is None:
+            return
+        batch, jobs = pickle.loads(body)
+        for identity, name, completion, reference, prompt in jobs:
+            if page.revoked() >= batch:
+                connection.sendall(wire.encode_reply(["skipped", batch]))
+                break
+            verifier = verifiers[name]
+            page.write_stage("start")
+            hits = getattr(verifier, "cache_hits", 0)
+            begun = time.perf_counter()
+            verdict = run_one(verifier, completion, reference, prompt)
+            seconds = time.perf_counter() - begun
+            hit = int(getattr(verifier, "cache_hits", 0) > hits)
+            connection.sendall(wire.encode_reply([identity, wire.verdict_fields(verdict), seconds, hit]))
+
+
+def become_worker(
+    connection: socket.socket, page_descriptor: int, setup: Mapping[str, Any], verifiers: dict[str, Verifier] | None
+) -> NoReturn:
+    """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
+    code = 0
+    try:
+        os.setsid()  # its own group, so that the pool can kill a verifier's children with it
+        if setup["memory_bytes"] is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        page = stage.SharedPage(page_descriptor)
+        os.close(page_descriptor)
+        stage.share(page)
+        built = build_all(setup) if verifiers is None else verifiers
+        connection.sendall(wire.encode_reply(["ready", os.getpid()]))
+        serve(connection, page, built)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the pool closed
+    except BaseException as problem:
+        sys.stderr.write(f"verifier worker: {describe(problem)}\n")
+        code = 1
+    finally:
+        os._exit(code)
+
+
+def main(arguments: list[str]) -> int:
+    """Build the verifiers, then fork a worker or reap one at each command until the pool goes away."""
+    control_descriptor, parent, bare = int(arguments[0]), int(arguments[1]), "bare" in arguments[2:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
+    control = socket.socket(fileno=control_descriptor)
+    setup = pickle.loads(sys.stdin.buffer.read()) if not bare else pickle.loads(_read_saved(int(arguments[3])))
+    sys.path[:] = setup["path"]
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    verifiers = None
+    if not bare:
+        try:
+            verifiers = build_all(setup)
+        except (Exception, SystemExit) as problem:
+            control.send(f"failed {describe(problem)}".encode()[:4000])
+            return 1
+    if len(os.listdir("/proc/self/task")) > 1:
+        _start_anew(control, parent, setup)
+    gc.collect()
+    gc.freeze()  # objects shared with the workers stay shared: collections do not touch their pages
+    control.send(b"ready")
+    while True:
+        command, descriptors, _, _ = socket.recv_fds(control, _COMMAND_BYTES, 2)
+        if not command:
+            return 0
+        if command == b"fork":
+            control.send(str(_fork(control, descriptors, setup, verifiers)).encode())
+        else:
+            # Only on command: until then the zombie keeps its id from being given to a stranger.
+            os.waitpid(int(command), 0)
+
+
+def _fork(
+    control: socket.socket, descriptors: list[int], setup: Mapping[str, Any], verifiers: dict[str, Verifier] | None
+) -> int:
+    nursery = os.getpid()
+    child = os.fork()
+    if child == 0:
+        die_with_parent(nursery)
+        control.close()
+        become_worker(socket.socket(fileno=descriptors[0]), descriptors[1], setup, verifiers)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return child
+
+
+def _start_anew(control: socket.socket, parent: int, setup: Mapping[str, Any]) -> NoReturn:
+    saved = os.memfd_create("setup")
+    os.write(saved, pickle.dumps(setup))
+    os.set_inheritable(saved, True)
+    control.set_inheritable(True)
+    arguments = [str(control.fileno()), str(parent), "bare", str(saved)]
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "rewards.nursery", *arguments])
+
+
+def _read_saved(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as saved:
+        saved.seek(0)
+        return saved.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

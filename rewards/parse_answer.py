@@ -1,0 +1,278 @@
+"""Whole answers: lists, sets, tuples, intervals, relations, text, ratios and times, made of expressions."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from rewards.latex_text import normalise, tokenise
+from rewards.nodes import (
+    Apply,
+    Bound,
+    Expression,
+    Node,
+    Number,
+    Ratio,
+    Relation,
+    Sequence,
+    Symbol,
+    Text,
+    Unreadable,
+    children,
+    walk,
+)  # fmt: skip
+from rewards.parse_primary import PrimaryParser, based
+
+MAX_ITEMS = 100
+_RELATIONS = {
+    "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\leq": "<=", "\\le": "<=",
+    "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\leqslant": "<=", "\\geqslant": ">=", "\\neq": "!=",
+    "\\ne": "!=", "\\approx": "~", "\\sim": "~", "\\simeq": "~", "\\in": "in", "\\equiv": "=", "\\to": "=",
+    "\\rightarrow": "=",
+}  # fmt: skip
+_OPENERS = {"(": "(", "[": "[", "\\{": "{", "\\langle": "<"}
+_ENDERS = {")": ")", "]": "]", "\\}": "}", "\\rangle": ">"}
+# Words before a value that change nothing.
+_FILLER_WORDS = "exactly answer is the final therefore thus so total equals equal to area volume"
+_FILLERS = frozenset(_FILLER_WORDS.split())
+_MONTH_NAMES = (
+    "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sep sept|october oct|"
+    "november nov|december dec"
+)
+_MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES.split("|"), 1) for name in names.split()}
+_DATE = re.compile(
+    r"(?:(?P<month>[a-z]+)\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?"
+    r"|(?P<day2>\d{1,2})(?:st|nd|rd|th)? (?:of )?(?P<month2>[a-z]+)\.?)"
+    r"(?:,? (?P<year>\d{4}))?"
+)
+_CLOCK = re.compile(r"(\d{1,2}) ?: ?(\d{2})(?: ?: ?(\d{2}))?\s*(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
+_BASED = re.compile(r"\(?(?:\\text\{)?(?=[0-9A-F]*\d|[0-9A-F]{2})([0-9A-F]+)\}?\)?_\{?(\d{1,2})\}?")
+_MACROS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname|mathbf)\s*(?=\{)|[{}$\\*\"`]")
+_ARTICLES = re.compile(r"^(?:an?|the) ")
+
+
+class AnswerParser(PrimaryParser):
+    """Completes the expression parser with what a whole answer may be."""
+
+    def answer(self) -> Node:
+        """The whole of the tokens as one answer."""
+        value = self.listing()
+        if self.tokens[self.at].kind != "end":
+            raise Unreadable(f"{self.tokens[self.at].text[:20]!r} was not expected")
+        return value
+
+    def listing(self, ends: tuple[str, ...] = ()) -> Node:
+        """Items between commas, semicolons, "or" and "and"; the item itself where there is only one."""
+        items = [self.item()]
+        joiner = ","
+        while True:
+            word = self._connective()
+            if word is None or self.peek() in ends:
+                break
+            joiner = word if word != "," else joiner
+            items.append(self.item())
+            if len(items) > MAX_ITEMS:
+                raise Unreadable(f"more than {MAX_ITEMS} items")
+        return items[0] if len(items) == 1 else Sequence("", tuple(items), joiner)
+
+    def _connective(self) -> str | None:
+        """Step over what stands between two items; None where nothing does."""
+        found: str | None = None
+        while True:
+            token = self.tokens[self.at]
+            word = token.text if token.kind == "join" else self.joins(token) if token.kind == "text" else None
+            if word is not None:
+                found = word
+            elif self.peek() in (",", ";", "\\&") or (self.peek() == "\\\\" and self.tokens[self.at + 1].kind != "end"):
+                found = found or ","
+            elif self.peek() in ("\\vee", "\\lor", "\\wedge", "\\land"):
+                found = "or" if self.peek() in ("\\vee", "\\lor") else "and"
+            else:
+                return found
+            self.at += 1
+
+    def item(self) -> Node:
+        """One item: a relation chain, a union of sets, or an expression."""
+        self._skip_fillers()
+        if self.tokens[self.at].kind == "text":
+            return self._words()
+        sides, ops = [self.united()], []
+        while self.peek() in _RELATIONS:
+            ops.append(_RELATIONS[self.peek()])
+            self.at += 1
+            sides.append(self.united())
+        if self.peek() == ":" and not self.bar_closes:
+            return self._ratio(sides, ops)
+        return Relation(tuple(sides), tuple(ops)) if ops else sides[0]
+
+    def _words(self) -> Node:
+        """Words up to the next connective; `Unreadable` where mathematics follows them."""
+        pieces = []
+        while self.tokens[self.at].kind in ("text", "symbol", "unit") and self.joins(self.tokens[self.at]) is None:
+            pieces.append(self.tokens[self.at].text)
+            self.at += 1
+        return Text(words(" ".join(pieces)))
+
+    def _skip_fillers(self) -> None:
+        while self.tokens[self.at].kind == "text":
+            following = self.tokens[self.at + 1]
+            words = self.tokens[self.at].text.replace(":", " ").lower().split()
+            named = following.text in ("=", ":") and following.kind == "sign"
+            if not named and not (all(word in _FILLERS for word in words) and following.kind != "end"):
+                return
+            self.at += 2 if named else 1
+        self.take("\\approx", "\\therefore", "\\implies", "\\Rightarrow", "=")
+
+    def _ratio(self, sides: list[Node], ops: list[str]) -> Node:
+        items = [sides.pop()]
+        while self.take(":"):
+            items.append(self.expression())
+        ratio = Ratio(tuple(items))
+        return Relation((*sides, ratio), tuple(ops)) if ops else ratio
+
+    def united(self) -> Node:
+        r"""Sets joined by \cup, \cap or \setminus."""
+        value = self.expression()
+        while self.peek() in ("\\cup", "\\cap", "\\setminus", "\\backslash"):
+            op = {"\\cup": "union", "\\cap": "intersection"}.get(self.peek(), "difference")
+            self.at += 1
+            value = Apply(op, (value, self.expression()))
+        return value
+
+    def brackets(self) -> Node:
+        r"""`(...)`, `[...)`, `\{...\}`, `\langle...\rangle`: a group around one expression, else a sequence."""
+        opening = _OPENERS[self.peek()]
+        self.at += 1
+        outer, self.bar_closes = self.bar_closes, 1 if opening == "{" else 0
+        if self.peek() in _ENDERS:
+            items: tuple[Node, ...] = ()
+        else:
+            inner = self.listing()
+            items = inner.items if isinstance(inner, Sequence) and inner.brackets == "" else (inner,)
+            if opening == "{" and self.take("|", "\\mid", ":"):
+                inner = self._builder(items)
+                self.bar_closes = outer
+                return inner
+        self.bar_closes = outer
+        closing = _ENDERS.get(self.peek())
+        if closing is None:
+            raise Unreadable("a bracket that is not closed")
+        self.at += 1
+        if (opening == "{" and closing != "}") or (opening == "<" and closing != ">"):
+            raise Unreadable("brackets that do not match")
+        if len(items) == 1 and opening in "([" and closing in ")]":
+            if opening + closing not in ("()", "[]"):
+                raise Unreadable("an interval with one end")
+            return self._script_on_group(items[0])
+        return Sequence(opening + closing, items)
+
+    def _script_on_group(self, value: Node) -> Node:
+        """`(1011)_2` is a numeral; another subscript on a bracket is not understood."""
+        if self.peek() == "_" and isinstance(value, Number):
+            return self._in_base(str(value.value))
+        return value
+
+    def _builder(self, items: tuple[Node, ...]) -> Node:
+        condition = self.listing()
+        self.need("\\}")
+        element = items[0]
+        if isinstance(element, Relation) and element.ops == ("in",):
+            element = element.sides[0]
+        if len(items) != 1 or not isinstance(element, Symbol):
+            raise Unreadable("a set builder over more than one variable")
+        return Bound("set", element.name, (), condition)
+
+    def braces(self) -> Node:
+        """Plain braces: a group, or a set whose braces were not escaped."""
+        start = self.at
+        self.need("{")
+        if self.take("}"):
+            raise Unreadable("empty braces")
+        inner = self.listing()
+        if self.take("\\choose"):
+            inner = Apply("binom", (inner, self.expression()))
+        self.need("}")
+        if isinstance(inner, Sequence) and inner.brackets == "":
+            return Sequence("{}", inner.items)
+        if not isinstance(inner, Expression) and start == 0:
+            return inner
+        return inner
+
+    def cell(self) -> Node:
+        """An entry of a matrix, or one line of a system."""
+        return self.item()
+
+
+def parse(text: str) -> Node:
+    """Read an answer.
+
+    Raises:
+        Unreadable: it is nothing that is understood, or it is too large.
+    """
+    plain = normalise(text)
+    if not plain:
+        raise Unreadable("an empty answer")
+    special = _special(plain)
+    if special is not None:
+        return special
+    tokens = tokenise(plain)
+    has_words = any(token.kind in ("text", "join", "unit") for token in tokens)
+    try:
+        node = AnswerParser(tokens).answer()
+    except Unreadable:
+        if has_words:
+            return Text(words(plain))
+        raise
+    return _checked(node, plain)
+
+
+@lru_cache(maxsize=4096)
+def parse_gold(text: str) -> Node:
+    """`parse`, remembered: a prompt's gold answer is read once for its whole group."""
+    return parse(text)
+
+
+def _checked(node: Node, plain: str) -> Node:
+    """Refuse sets and text inside arithmetic, which no rule gives a meaning."""
+    for below in walk(node):
+        # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
+        allowed = not isinstance(below, Apply) or below.op in ("union", "intersection", "difference", "neg", "pm")
+        if not allowed and not all(isinstance(child, Expression) for child in children(below)):
+            raise Unreadable("a list, a text or a unit inside arithmetic")
+    return node
+
+
+def _special(plain: str) -> Node | None:
+    """Numerals in a base, dates, and times of day, before anything is cut into tokens."""
+    if "_" in plain:
+        numeral = _BASED.fullmatch(plain.replace(" ", ""))
+        if numeral is not None and 2 <= int(numeral[2]) <= 36:
+            return based(numeral[1], int(numeral[2]))
+    if ":" in plain:
+        clock = _CLOCK.fullmatch(_MACROS.sub("", plain).strip())
+        if clock is not None:
+            return _clock(clock)
+    if len(plain) < 60 and any(character.isdigit() for character in plain):
+        date = _DATE.fullmatch(words(plain).strip())
+        if date is not None:
+            month = _MONTHS.get(date["month"] or date["month2"])
+            if month is not None:
+                return Text(f"date {date['year'] or ''} {month} {int(date['day'] or date['day2'])}")
+    return None
+
+
+def _clock(match: re.Match[str]) -> Node:
+    hours, minutes, seconds = int(match[1]), int(match[2]), int(match[3] or 0)
+    items = tuple(AnswerParser(tokenise(piece)).answer() for piece in match.groups()[:3] if piece)
+    if match[4] is not None:
+        hours = hours % 12 + (12 if match[4].lower() == "p" else 0)
+    possible = hours < 24 and minutes < 60 and seconds < 60
+    if match[4] is not None and not possible:
+        raise Unreadable("a time that no clock shows")
+    return Ratio(items, hours * 3600 + minutes * 60 + seconds if possible else None, match[4] is not None)
+
+
+def words(text: str) -> str:
+    """Text as it is compared: lower case, no fonts, single spaces, no article in front, no final period."""
+    plain = " ".join(_MACROS.sub(" ", text).lower().split()).strip(" .,;!").replace(" ,", ",")
+    return _ARTICLES.sub("", plain)

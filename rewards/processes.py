@@ -1,0 +1,220 @@
+"""The pool's processes as their parent sees them: the nursery, and the workers it forks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewards.build import VerifierSpec
+from rewards.stage import PAGE_BYTES, SharedPage
+from rewards.verifier import Verifier
+from rewards.wire import LENGTH, Inbox
+
+if TYPE_CHECKING:
+    from rewards.pool import Job
+
+_CONTROL_BYTES = 8192
+
+
+class NurseryError(Exception):
+    """The nursery did not start, died, or did not answer."""
+
+
+def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int | None) -> bytes:
+    """Everything the nursery must know, pickled.
+
+    Raises:
+        ValueError: a verifier that cannot be pickled, or that another process could not import.
+    """
+    entries: dict[str, tuple[str | None, dict[str, Any], Any]] = {}
+    for name, verifier in verifiers.items():
+        if isinstance(verifier, VerifierSpec):
+            entries[name] = (verifier.use, dict(verifier.options), None)
+            continue
+        home = getattr(verifier, "__module__", None)
+        if home == "__main__":
+            raise ValueError(
+                f"verifier {name!r} is defined in the script that was started, which workers do not import; "
+                f"move it to a module, or name it as 'path/to/file.py:function' in a VerifierSpec"
+            )
+        entries[name] = (None, {}, verifier)
+    try:
+        pickled = pickle.dumps(entries)
+    except (pickle.PicklingError, AttributeError, TypeError) as problem:
+        raise ValueError(
+            f"verifiers {sorted(entries)} cannot be sent to a worker ({problem}); "
+            f"give module-level functions, objects of plain data, or a VerifierSpec"
+        ) from problem
+    memory_bytes = None if memory_mb is None else memory_mb << 20
+    return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": list(sys.path)})
+
+
+class Nursery:
+    """The parent's hold on the nursery process.
+
+    Start it in the thread that lives as long as the pool: the kernel counts that thread as the parent whose death
+    kills it.
+
+    Raises:
+        NurseryError: it did not come up within `start_s` seconds; the message has the verifier's own error.
+    """
+
+    def __init__(self, setup: bytes, start_s: float) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        ours.settimeout(start_s)
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
+        # One thread per process: libraries that start a pool of threads at import would spoil the forking.
+        single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rewards.nursery", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, **single, "PYTHONPATH": path},
+            )
+        finally:
+            theirs.close()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(setup)
+            self._process.stdin.close()
+            said = ours.recv(_CONTROL_BYTES).decode("utf-8", "replace")
+        except (OSError, TimeoutError) as problem:
+            self.stop()
+            raise NurseryError(f"the verifiers were not loaded within {start_s:g} s: {problem!r}") from problem
+        if said != "ready":
+            self.stop()
+            raise NurseryError(said.removeprefix("failed ") or "the process that loads the verifiers died")
+
+    def fork(self) -> WorkerHandle:
+        """A new worker; it says `ready` on its connection when it can take work.
+
+        Raises:
+            NurseryError: the nursery died or did not answer.
+        """
+        ours, theirs = socket.socketpair()
+        page = os.memfd_create("verifier-page")
+        try:
+            os.ftruncate(page, PAGE_BYTES)
+            socket.send_fds(self._control, [b"fork"], [theirs.fileno(), page])
+            answer = self._control.recv(_CONTROL_BYTES)
+            if not answer:
+                raise NurseryError("the process that workers are forked from died")
+            ours.setblocking(False)
+            return WorkerHandle(int(answer), ours, SharedPage(page))
+        except OSError as problem:
+            ours.close()
+            raise NurseryError(f"no worker could be forked: {problem!r}") from problem
+        finally:
+            theirs.close()
+            os.close(page)
+
+    def end(self, worker: WorkerHandle) -> None:
+        """Kill a worker with all of its group, and reap it. Its id cannot have been reused: only this reaps it."""
+        worker.connection.close()
+        worker.page.close()
+        if self._process.poll() is not None:
+            return  # the kernel has killed its children with it, and their ids may be others' by now
+        for kill in (os.kill, os.killpg):
+            # It may be dead already, or not have had a group of its own yet.
+            with contextlib.suppress(ProcessLookupError):
+                kill(worker.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # a nursery that is going is noticed at the next fork
+            self._control.send(str(worker.pid).encode())
+
+    def stop(self) -> None:
+        """Kill the nursery, and with it every worker that is left."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+
+@dataclass(slots=True)
+class Sent:
+    """A job that was sent to a worker. A ghost was taken back: should it run all the same, nobody listens."""
+
+    batch: int
+    job: Job
+    ghost: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class WorkerHandle:
+    """One worker as its parent sees it: what it was sent and has not answered, the first entry being what it runs."""
+
+    pid: int
+    connection: socket.socket
+    page: SharedPage
+    inbox: Inbox = field(default_factory=Inbox)
+    sent: deque[Sent] = field(default_factory=deque)
+    outgoing: bytearray = field(default_factory=bytearray)
+    ready: bool = False
+    begun_at: float = field(default_factory=time.monotonic)
+    last_batch: int = 0
+    taken_back: bool = False
+    stalled: bool = False
+    _ticks_seen: int = -1
+
+    def give(self, jobs: list[Job]) -> None:
+        """Queue a batch for sending."""
+        self.last_batch += 1
+        if not self.sent:
+            self.begun_at = time.monotonic()
+        self.sent.extend(Sent(self.last_batch, job) for job in jobs)
+        listed = [(job.identity, job.name, job.completion, job.reference, job.prompt) for job in jobs]
+        body = pickle.dumps((self.last_batch, listed), protocol=pickle.HIGHEST_PROTOCOL)
+        self.outgoing += LENGTH.pack(len(body)) + body
+
+    def batches_in_flight(self) -> int:
+        """How many batches are not answered in full."""
+        return self.sent[-1].batch - self.sent[0].batch + 1 if self.sent else 0
+
+    def take_back(self) -> list[Job]:
+        """Revoke all but the job that is running; they are returned, to be given to another."""
+        self.page.revoke(self.last_batch)
+        self.taken_back = True
+        jobs = []
+        for entry in list(self.sent)[1:]:
+            if not entry.ghost:
+                entry.ghost = True
+                jobs.append(entry.job)
+        return jobs
+
+    def flush(self) -> bool:
+        """Send what fits; True where nothing is left to send.
+
+        Raises:
+            OSError: the worker is gone.
+        """
+        while self.outgoing:
+            try:
+                count = self.connection.send(self.outgoing)
+            except BlockingIOError:
+                return False
+            del self.outgoing[:count]
+        return True
+
+    def sleeps(self) -> bool:
+        """True where the worker waits for something and has used no processor time since the last look."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as stat:
+                fields = stat.read().rpartition(b")")[2].split()
+        except OSError:
+            return False
+        ticks = int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+        unchanged, self._ticks_seen = ticks == self._ticks_seen, ticks
+        return unchanged and fields[0] in (b"S", b"D", b"T")

@@ -1,0 +1,112 @@
+"""Units of measure: only exact conversions, and only where a unit was written as one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+
+from rewards.nodes import Unit
+
+# name: (base unit, how many of it). Different base units never convert into each other.
+_TABLE: Mapping[str, tuple[str, str]] = {
+    "metre": ("1", "m meter metre meters metres"),
+    "metre kilo": ("1000", "km kilometer kilometre kilometers kilometres"),
+    "metre centi": ("1/100", "cm centimeter centimetre centimeters centimetres"),
+    "metre milli": ("1/1000", "mm millimeter millimetre millimeters millimetres"),
+    "metre inch": ("254/10000", "in inch inches"),
+    "metre foot": ("3048/10000", "ft foot feet"),
+    "metre yard": ("9144/10000", "yd yard yards"),
+    "metre mile": ("1609344/1000", "mi mile miles"),
+    "second": ("1", "s sec secs second seconds"),
+    "second minute": ("60", "min mins minute minutes"),
+    "second hour": ("3600", "h hr hrs hour hours"),
+    "second day": ("86400", "day days"),
+    "second week": ("604800", "week weeks"),
+    "gram": ("1", "g gram grams"),
+    "gram kilo": ("1000", "kg kilogram kilograms"),
+    "gram milli": ("1/1000", "mg milligram milligrams"),
+    "gram ounce": ("28349523125/1000000000", "oz ounce ounces"),
+    "gram pound": ("45359237/100000", "lb lbs pound pounds"),
+    "litre": ("1", "l L liter litre liters litres"),
+    "litre milli": ("1/1000", "ml mL milliliter millilitre milliliters millilitres"),
+    "month": ("1", "month months"),
+    "month year": ("12", "yr yrs year years"),
+    "USD": ("1", "dollar dollars usd USD bucks"),
+    "USD cent": ("1/100", "cent cents"),
+    "EUR": ("1", "euro euros EUR"),
+    "GBP": ("1", "GBP"),
+    "newton": ("1", "N newton newtons"),
+    "joule": ("1", "J joule joules"),
+    "watt": ("1", "W watt watts"),
+    "volt": ("1", "V volt volts"),
+    "hertz": ("1", "Hz hertz"),
+    "kelvin": ("1", "K kelvin"),
+    "mole": ("1", "mol mole moles"),
+    "square unit": ("1", ""),
+    "length unit": ("1", "unit units"),
+}
+UNITS: Mapping[str, tuple[str, Fraction]] = {
+    word: (name.split()[0], Fraction(factor)) for name, (factor, words) in _TABLE.items() for word in words.split()
+}
+# Words that count as units without a text macro, after a number. Single letters never do: `5m` is 5 times m.
+BARE_UNITS = frozenset(word for word in UNITS if len(word) > 1 and word not in ("in", "min")) | {
+    "mph", "kph", "degrees", "degree", "percent", "square", "cubic", "sq",
+}  # fmt: skip
+CURRENCY: Mapping[str, Unit] = {
+    "$": Unit(Fraction(1), (("USD", 1),)),
+    "\\$": Unit(Fraction(1), (("USD", 1),)),
+    "\u20ac": Unit(Fraction(1), (("EUR", 1),)),
+    "\u00a3": Unit(Fraction(1), (("GBP", 1),)),
+    "\\pounds": Unit(Fraction(1), (("GBP", 1),)),
+    "\\euro": Unit(Fraction(1), (("EUR", 1),)),
+    "\u00a5": Unit(Fraction(1), (("JPY", 1),)),
+}
+_SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour"}
+_PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
+_MAX_LENGTH = 60
+# Words that make what they follow another value, or no value.
+_VALUE_WORDS = (
+    "or and not more less least most than about if when where mod modulo hundred thousand million billion trillion "
+    "dozen half but to for is base choose"
+)
+_NO_UNITS = frozenset(_VALUE_WORDS.split())
+
+
+def read_unit(text: str) -> Unit | None:
+    """Read `km/h`, `square inches`, `cm^2`, `miles per hour`, or any counted noun (`apples`).
+
+    None where it is no unit at all: no letters, other signs, words that change the value, too long.
+    """
+    text = _SHORT.get(text.strip(), text.strip())
+    if not text or len(text) > _MAX_LENGTH:
+        return None
+    powers: dict[str, int] = {}
+    factor, sign, at, raised = Fraction(1), 1, 0, 1
+    while at < len(text):
+        part = _PART.match(text, at)
+        if part is None:
+            return None
+        at = part.end()
+        if part[1]:
+            sign = -1
+            continue
+        word = part[2]
+        if word is None:
+            continue
+        if word.lower() in _NO_UNITS:
+            return None
+        if word.lower() in ("square", "sq", "cubic"):
+            raised = 3 if word.lower() == "cubic" else 2
+            continue
+        base, size = UNITS.get(word) or UNITS.get(word.lower()) or (_singular(word.lower()), Fraction(1))
+        power = sign * raised * int(part[3] or 1)
+        powers[base] = powers.get(base, 0) + power
+        factor *= size**power
+        raised = 1
+    dimensions = tuple(sorted((base, power) for base, power in powers.items() if power))
+    return Unit(factor, dimensions) if dimensions else None
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

@@ -1,0 +1,105 @@
+"""How the pool and its processes talk.
+
+Parent to worker: length-prefixed pickles, since the parent is trusted and references may be any Python value.
+Worker to parent: length-prefixed JSON, since the worker has read hostile text; nothing it sends is ever unpickled,
+and a message longer than `MAX_REPLY` ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterator
+
+from rewards.adapt import as_verdict
+from rewards.verdict import Status, Verdict, error
+
+LENGTH = struct.Struct("=I")
+MAX_REPLY = 1 << 18
+# A reason or a set of parts longer than this is cut before it is sent.
+MAX_REASON, MAX_PARTS = 600, 64
+
+
+class ProtocolError(Exception):
+    """A worker sent something that is not a reply."""
+
+
+class Inbox:
+    """Cuts the byte stream of a worker into replies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[list[object]]:
+        """Yield each complete reply.
+
+        Raises:
+            ProtocolError: too long, no JSON, or no list.
+        """
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= LENGTH.size:
+                (size,) = LENGTH.unpack_from(self._buffer, start)
+                if size > MAX_REPLY:
+                    raise ProtocolError(f"a reply of {size} bytes")
+                if len(self._buffer) - start - LENGTH.size < size:
+                    break
+                body = self._buffer[start + LENGTH.size : start + LENGTH.size + size]
+                start += LENGTH.size + size
+                try:
+                    reply = json.loads(body)
+                except (ValueError, RecursionError) as problem:
+                    raise ProtocolError("a reply that is no JSON") from problem
+                if not isinstance(reply, list) or not reply:
+                    raise ProtocolError("a reply that is no list")
+                yield reply
+        finally:
+            del self._buffer[:start]
+
+
+def encode_reply(reply: list[object]) -> bytes:
+    """One reply, framed."""
+    body = json.dumps(reply, allow_nan=False).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+def verdict_fields(verdict: Verdict) -> list[object]:
+    """A verdict as plain data; parts that are no finite numbers make it an `error`."""
+    parts = dict(list(verdict.parts.items())[:MAX_PARTS])
+    for name, value in parts.items():
+        if as_verdict(value, (-1e300, 1e300)).status.failed:
+            return [None, Status.ERROR.value, f"part {str(name)[:60]!r} is {value!r:.60}, not a finite number", {}]
+    plain = {str(name)[:100]: float(value) for name, value in parts.items()}
+    return [verdict.score, verdict.status.value, str(verdict.reason)[:MAX_REASON], plain]
+
+
+def read_verdict(fields: object) -> Verdict:
+    """The verdict from plain data that an untrusted process sent.
+
+    Raises:
+        ProtocolError: it is no verdict.
+    """
+    if not isinstance(fields, list) or len(fields) != 4:
+        raise ProtocolError("a verdict without its four fields")
+    score, status, reason, parts = fields
+    if not (score is None or isinstance(score, (int, float))) or not isinstance(reason, str):
+        raise ProtocolError("a verdict with fields of the wrong type")
+    if not isinstance(parts, dict) or not all(isinstance(value, (int, float)) for value in parts.values()):
+        raise ProtocolError("a verdict whose parts are no numbers")
+    try:
+        return Verdict(None if score is None else float(score), Status(status), reason, parts)
+    except (ValueError, OverflowError) as problem:
+        return error(f"the worker sent no verdict: {problem}")
+
+
+def receive_exactly(connection: socket.socket, size: int) -> bytes | None:
+    """Worker: read `size` bytes, or None at the end of the stream."""
+    chunks = bytearray()
+    while len(chunks) < size:
+        data = connection.recv(min(1 << 20, size - len(chunks)))
+        if not data:
+            return None
+        chunks += data
+    return bytes(chunks)

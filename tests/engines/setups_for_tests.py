@@ -1,0 +1,83 @@
+"""Short ways to the set-ups that the engines are started with."""
+
+from __future__ import annotations
+
+import random
+
+from grpo import config
+from grpo.batching import TrainBatch, batch
+from grpo.packing import TrainingSequence
+from grpo.setups import GeneratorSetup, LearnerSetup
+
+CPU = config.Cluster(device="cpu", start_deadline_s=240, step_deadline_s=120)
+
+
+def learner_setups(
+    path: str,
+    *,
+    ranks: int = 1,
+    zero_stage: int = 2,
+    dtype: config.Dtype = "float32",
+    learning_rate: float = 1e-2,
+    temperature: float = 1.0,
+    kl_coefficient: float = 0.0,
+    gradient_checkpointing: bool = False,
+) -> list[LearnerSetup]:
+    settings = config.LearnerConfig.model_validate(
+        {
+            "ranks": ranks,
+            "zero_stage": zero_stage,
+            "learning_rate": learning_rate,
+            "microbatch_tokens": 256,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
+    )
+    return [
+        LearnerSetup(
+            policy_path=path,
+            reference_path=path,
+            dtype=dtype,
+            algorithm=config.Algorithm(kl_coefficient=kl_coefficient),
+            learner=settings,
+            temperature=temperature,
+            total_steps=10,
+            seed=0,
+            rank=rank,
+            world_size=ranks,
+            device="cpu",
+        )
+        for rank in range(ranks)
+    ]
+
+
+def generator_setup(
+    path: str, *, engine: str = "in_actor", temperature: float = 1.0, replica: int = 0
+) -> GeneratorSetup:
+    settings = config.GeneratorConfig.model_validate({"engine": engine, "max_sequences": 64})
+    return GeneratorSetup(
+        policy_path=path,
+        dtype="float32",
+        generator=settings,
+        max_sequence_tokens=128,
+        temperature=temperature,
+        device="cpu",
+        replica=replica,
+    )
+
+
+def random_sequences(count: int, seed: int = 0) -> list[TrainingSequence]:
+    """Prompts and completions of random tokens and lengths, with log-probabilities and advantages to match."""
+    generator = random.Random(seed)
+    sequences = []
+    for _ in range(count):
+        prompt, completion = generator.randint(2, 9), generator.randint(1, 40)
+        tokens = tuple(generator.randrange(3, 20) for _ in range(prompt + completion))
+        old = tuple(generator.uniform(-3.3, -2.9) for _ in range(completion))
+        sequences.append(TrainingSequence(tokens, prompt, old, generator.choice((-1.2, -0.3, 0.4, 1.5))))
+    return sequences
+
+
+def random_batch(ranks: int, count: int = 24, seed: int = 0) -> TrainBatch:
+    sequences = random_sequences(count, seed)
+    trained = sum(sequence.trained_tokens for sequence in sequences)
+    return batch(sequences, trained_tokens=trained, ranks=ranks, microbatch_tokens=256)

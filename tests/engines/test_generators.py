@@ -1,0 +1,195 @@
+"""vLLM as a generator, beside a learner: what it samples, what it says of it, and whether a push arrives."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import safetensors.torch
+import torch
+from setups_for_tests import CPU, generator_setup, learner_setups, random_batch, random_sequences
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo.actors import GeneratorGroup, LearnerGroup
+from grpo.batching import batch
+from grpo.cluster import Cluster, Plan
+from grpo.packing import TrainingSequence
+from grpo.types import Completion, Prompt, SamplingParams
+from grpo.weight_sync import TOLERANCES, WeightMismatch, WeightSync
+
+pytestmark = pytest.mark.slow
+
+PROBE = [list(sequence.token_ids) for sequence in random_sequences(3, seed=9)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A learner with its generators, and the policy that both started from."""
+
+    learner: LearnerGroup
+    generators: GeneratorGroup
+    path: str
+    temperature: float
+
+    @property
+    def sync(self) -> WeightSync:
+        return WeightSync(self.learner, self.generators, 1 << 14, TOLERANCES["float32"])
+
+
+@pytest.fixture(scope="module")
+def pairs(ray_running: None, tied_policy: str, untied_policy: str) -> Iterator[dict[str, Pair]]:
+    """`tied`: ZeRO-2, two replicas in their actors. `untied`: ZeRO-3 on two ranks, an engine in its own process."""
+    with contextlib.ExitStack() as opened:
+        tied = opened.enter_context(Cluster(CPU, Plan(1, 1, 2, 1, 1)))
+        untied = opened.enter_context(Cluster(CPU, Plan(2, 1, 1, 1, 1)))
+        joins = [
+            tied.start_learner(learner_setups(tied_policy, zero_stage=2)),
+            tied.start_generators([generator_setup(tied_policy, replica=index) for index in range(2)], 120, 120),
+            untied.start_learner(
+                learner_setups(untied_policy, ranks=2, zero_stage=3, temperature=0.7, kl_coefficient=0.1)
+            ),
+            untied.start_generators([generator_setup(untied_policy, engine="own_process", temperature=0.7)], 120, 120),
+        ]
+        started: list[Any] = [join() for join in joins]
+        yield {
+            "tied": Pair(started[0], started[1], tied_policy, 1.0),
+            "untied": Pair(started[2], started[3], untied_policy, 0.7),
+        }
+
+
+def prompts(path: str, count: int) -> list[Prompt]:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = [f"{index}+{index % 7}=?" for index in range(count)]
+    return [Prompt(f"p{i}", text, tuple(tokenizer(text)["input_ids"]), None, {}) for i, text in enumerate(texts)]
+
+
+def sample(
+    pair: Pair, asked: Sequence[Prompt], seeds: Sequence[int], *, samples: int = 4, temperature: float | None = None
+) -> dict[int, tuple[Completion, ...]]:
+    chosen = pair.temperature if temperature is None else temperature
+    return dict(pair.generators.generate(asked, SamplingParams(samples, 24, chosen), seeds))
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_groups_are_whole_and_their_logprobs_are_the_policys(pairs: dict[str, Pair], name: str) -> None:
+    pair = pairs[name]
+    pair.sync.push(3, PROBE)
+    asked = prompts(pair.path, 5)
+    groups = sample(pair, asked, seeds=range(5))
+    assert sorted(groups) == [0, 1, 2, 3, 4]
+    scored = pair.learner.score(
+        [[*asked[index].token_ids, *one.token_ids] for index in range(5) for one in groups[index]]
+    )()
+    assert pair.temperature != 1.0 or len(scored) == 20
+    for row, (index, one) in zip(scored, [(i, c) for i in range(5) for c in groups[i]], strict=True):
+        assert one.spans[0].policy_version == 3
+        assert (one.finish_reason == "length") == (len(one.token_ids) == 24 and one.token_ids[-1] != 1)
+        assert "<end>" not in one.text
+        if pair.temperature == 1.0:
+            assert row[len(asked[index].token_ids) - 1 :] == pytest.approx(one.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_fresh_samples_have_ratio_one(pairs: dict[str, Pair], name: str) -> None:
+    """On-policy, before any update, the learner must give what the generator gave, temperature included."""
+    pair = pairs[name]
+    pair.sync.push(4, PROBE)
+    asked = prompts(pair.path, 6)
+    groups = sample(pair, asked, seeds=range(6))
+    sequences = [
+        TrainingSequence((*asked[i].token_ids, *one.token_ids), len(asked[i].token_ids), one.logprobs, 1.0)
+        for i, completions in groups.items()
+        for one in completions
+    ]
+    trained = sum(one.trained_tokens for one in sequences)
+    packed = batch(sequences, trained_tokens=trained, ranks=pair.learner.ranks, microbatch_tokens=256)
+    metrics = pair.learner.step(packed)
+    assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    assert metrics["mismatch_kl"] < 1e-6
+    assert metrics["loss"] == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_a_seed_fixes_a_completion_whatever_runs_beside_it(pairs: dict[str, Pair]) -> None:
+    pair = pairs["tied"]
+    asked = prompts(pair.path, 6)
+    together = sample(pair, asked, seeds=[10, 11, 12, 13, 14, 15])
+    alone = sample(pair, asked[2:3], seeds=[12])
+    assert [one.token_ids for one in alone[0]] == [one.token_ids for one in together[2]]
+    other = sample(pair, asked[2:3], seeds=[99])
+    assert [one.token_ids for one in other[0]] != [one.token_ids for one in together[2]]
+    assert len({one.token_ids for one in together[2]}) > 1, "the samples of a group must differ"
+
+
+def test_greedy_is_transformers_greedy(pairs: dict[str, Pair], tmp_path: Any) -> None:
+    pair = pairs["tied"]
+    pair.sync.push(5, PROBE)
+    pair.learner.export(str(tmp_path / "policy"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32)
+    asked = prompts(pair.path, 3)
+    groups = sample(pair, asked, seeds=[0, 0, 0], samples=1, temperature=0.0)
+    for index, prompt in enumerate(asked):
+        ids = torch.tensor([prompt.token_ids])
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        assert groups[index][0].token_ids == tuple(expected[0, len(prompt.token_ids) :].tolist())
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_a_push_arrives_and_its_lack_is_seen(pairs: dict[str, Pair], name: str) -> None:
+    pair = pairs[name]
+    pair.sync.push(6, PROBE)
+    metrics = pair.learner.step(random_batch(pair.learner.ranks, seed=3))
+    # Earlier steps have led the policy away from the frozen reference, where there is one.
+    assert metrics.get("kl_reference", 1.0) > 1e-4
+    assert ("kl_reference" in metrics) == (name == "untied")
+    assert min(pair.sync.compare(PROBE)) > 10 * TOLERANCES["float32"], "the probe must see a step that was not pushed"
+    assert pair.sync.push(7, PROBE) < 1e-5
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """A learner whose export leaves a tensor out, or spoils one on its way."""
+
+    learner: LearnerGroup
+    dropped: str = ""
+    spoiled: list[str] | None = None
+
+    def tensor_names(self) -> list[str]:
+        return self.learner.tensor_names()
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Any:
+        return self.learner.score(sequences)
+
+    def export_buckets(self, bucket_bytes: int) -> Iterable[Any]:
+        for reference in self.learner.export_buckets(bucket_bytes):
+            tensors = safetensors.torch.load(bytes(ray.get(reference)))
+            tensors.pop(self.dropped, None)
+            if self.spoiled and self.spoiled[0] in tensors:
+                tensors[self.spoiled.pop()].add_(0.1)
+            if tensors:
+                yield ray.put(np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8))
+
+
+def test_the_probe_catches_a_tied_head_that_was_not_sent(pairs: dict[str, Pair]) -> None:
+    """vLLM on CPU keeps an output head of its own even where it is tied; PyTorch lists a tied parameter once."""
+    pair = pairs["tied"]
+    pair.learner.step(random_batch(1, seed=4))
+    sync = WeightSync(Lossy(pair.learner, dropped="lm_head.weight"), pair.generators, 1 << 14, TOLERANCES["float32"])
+    with pytest.raises(WeightMismatch, match=r"never sent lm_head\.weight$"):
+        sync.push(8, PROBE)
+    assert pair.sync.push(9, PROBE) < 1e-5
+
+
+def test_the_probe_names_a_block_that_was_spoiled_on_its_way(pairs: dict[str, Pair]) -> None:
+    pair = pairs["tied"]
+    spoiled = "model.layers.1.mlp.down_proj.weight"
+    sync = WeightSync(Lossy(pair.learner, spoiled=[spoiled]), pair.generators, 1 << 14, TOLERANCES["float32"])
+    with pytest.raises(WeightMismatch) as caught:
+        sync.push(10, PROBE)
+    named = str(caught.value).split(": ")[-1].split(", ")
+    assert spoiled in named
+    assert all(name.startswith("model.layers.1.mlp.") for name in named), named

@@ -1,0 +1,167 @@
+"""Whole jobs through the command line: cold start, training, Ctrl-C, resume, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM
+
+from grpo import checkpoint
+from grpo.rollout_store import stored_steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS = 5
+ROOT = Path(__file__).resolve().parents[2]
+# Wall-clock figures differ between runs; everything else must not.
+TIMED = ("time", "time/", "throughput/")
+
+
+def grpo(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command line in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from grpo.cli import app; app()", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def cold_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's cold start, too short to be any good."""
+    folder = tmp_path_factory.mktemp("sft")
+    small = ["policy.new.hidden_size=64", "policy.new.heads=2", "policy.new.key_value_heads=1"]
+    brief = [
+        "learner.threads=1",
+        "sft.steps=60",
+        "sft.checkpoint_every=30",
+        "data.options.count=2000",
+        "learner.warmup_steps=5",
+    ]
+    output = finished(grpo("sft", "configs/quickstart_sft.yaml", f"run.folder={folder}", *small, *brief))
+    assert "60 steps" in output
+    losses = [line["learner/loss"] for line in metrics(folder)]
+    assert losses[-1] < 0.6 * losses[0], "supervised fine-tuning must learn"
+    return folder
+
+
+def training(cold_start: Path, folder: Path, *more: str) -> list[str]:
+    """A short run, with two verifiers so that even a poor policy's completions differ in their rewards."""
+    answer, form = "{name: answer, use: numeric}", "{name: form, use: format, weight: 0.5, options: {tags: [answer]}}"
+    return [
+        "train",
+        "configs/quickstart.yaml",
+        f"policy.path={cold_start / 'policy'}",
+        f"run.folder={folder}",
+        f"train.steps={STEPS}",
+        "rollout.prompts_per_step=8",
+        "rollout.max_completion_tokens=40",
+        "evaluation.every=2",
+        "evaluation.data.options.count=16",
+        f"verifiers=[{answer}, {form}]",
+        "learner.threads=1",
+        "generator.threads=1",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cold_start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, finished(grpo(*training(cold_start, folder)))
+
+
+def test_a_run_leaves_all_it_promises(uninterrupted: tuple[Path, str]) -> None:
+    folder, output = uninterrupted
+    lines = metrics(folder)
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert "eval/accuracy" in lines[0] and "eval/accuracy" in lines[2] and "eval/accuracy" in lines[STEPS]
+    for line in lines[1:]:
+        assert line["rollout/groups"] == 8
+        assert line["rollout/failed_verdicts"] == 0
+        assert line["sync/probe_mean_difference"] < 2e-4
+        # Both minibatches come from one sampling: the first is on-policy, so the mean divergence stays tiny.
+        assert 0 <= line["learner/mismatch_kl"] < 0.05
+        shares = [
+            line[f"verdict/answer/{status}"] for status in ("correct", "wrong", "unparseable", "timeout", "error")
+        ]
+        assert sum(shares) == pytest.approx(1.0)
+    assert list(stored_steps(folder)) == list(range(1, STEPS + 1))
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / "figures" / "overview.png").stat().st_size > 10_000
+    assert list((folder / "tensorboard").iterdir())
+    assert "held-out accuracy" in output and "completions/s" in output
+    newest = checkpoint.latest(folder)
+    assert newest is not None and newest.step == STEPS
+    AutoModelForCausalLM.from_pretrained(newest.policy)
+
+
+def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
+    cold_start: Path, uninterrupted: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "interrupted"
+    process = grpo(*training(cold_start, folder))
+    waited = time.monotonic()
+    while len(metrics(folder)) < 3:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() - waited < 400, "no second step in 400 s"
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family, "actors run in processes of their own"
+    os.killpg(process.pid, signal.SIGINT)
+    output = finished(process)
+    assert "stopping after this step" in output
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, [one.cmdline() for one in alive]
+    stopped = checkpoint.latest(folder)
+    assert stopped is not None and 2 <= stopped.step < STEPS
+
+    output = finished(grpo(*training(cold_start, folder, "resume=auto")))
+    assert f"resuming from step {stopped.step}" in output
+    assert untimed_without_stop(folder, stopped.step) == untimed_without_stop(uninterrupted[0], stopped.step)
+    again = finished(grpo(*training(cold_start, folder, "resume=auto")))
+    assert "held-out accuracy" in again and "starting" not in again, "a complete run only shows its table"
+
+
+def untimed_without_stop(folder: Path, stopped: int) -> list[dict[str, Any]]:
+    """All metrics but clocks; the step that was interrupted may hold an evaluation that the other run did not make."""
+    return [
+        {k: v for k, v in line.items() if line["step"] != stopped or not k.startswith("eval/")}
+        for line in untimed(folder)
+    ]
+
+
+def test_a_folder_in_use_is_not_written_over(cold_start: Path, uninterrupted: tuple[Path, str]) -> None:
+    process = grpo(*training(cold_start, uninterrupted[0]))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "already holds a run" in output and "resume=auto" in output and "Traceback" not in output

@@ -1,0 +1,118 @@
+"""Engines that do nothing but keep count, to run whole jobs without Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from grpo.batching import TrainBatch
+from grpo.types import Completion, Prompt, SamplingParams, VersionSpan
+
+ANSWERS = ("<answer>1</answer>", "<answer>2</answer>", "nothing")
+
+
+@dataclass
+class FakeLearner:
+    """Its weights are the number of its optimizer steps."""
+
+    ranks: int = 1
+    optimizer_steps: int = 0
+    trained_tokens: list[int] = field(default_factory=list)
+    exports: list[str] = field(default_factory=list)
+
+    def step(self, batch: TrainBatch) -> dict[str, float]:
+        assert len(batch.ranks) == self.ranks
+        self.optimizer_steps += 1
+        self.trained_tokens.append(batch.ranks[0].trained_tokens)
+        return {"loss": 0.5, "entropy": 1.0, "ratio_max": 1.0, "gradient_norm": 0.1, "learning_rate": 1e-4}
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
+        return lambda: [[-float(self.optimizer_steps)] * (len(ids) - 1) for ids in sequences]
+
+    def tensor_names(self) -> list[str]:
+        return ["weight"]
+
+    def export_buckets(self, bucket_bytes: int) -> Iterator[int]:
+        yield self.optimizer_steps
+
+    def save(self, folder: str) -> None:
+        self.export(f"{folder}/policy")
+        (Path(folder) / "learner").write_text(str(self.optimizer_steps))
+
+    def load(self, folder: str) -> None:
+        self.optimizer_steps = int((Path(folder) / "learner").read_text())
+
+    def export(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "config.json").write_text("{}")
+        self.exports.append(folder)
+
+
+@dataclass
+class FakeGenerators:
+    """Answers by the seed; `on_sampled(policy version, samples)` is called before each batch of prompts."""
+
+    max_sequence_tokens: int
+    weights: int = -1
+    versions: list[int] = field(default_factory=list)
+    asked: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    seeds: list[tuple[int, int]] = field(default_factory=list)
+    on_sampled: Callable[[int, int], None] = lambda version, samples: None
+    deaf: bool = False
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
+        version = self.versions[-1]
+        self.asked.append((sampling.samples, tuple(prompt.id for prompt in prompts)))
+        self.seeds += [(sampling.samples, seed) for seed in seeds]
+        self.on_sampled(version, sampling.samples)
+        for index in reversed(range(len(prompts))):
+            yield index, tuple(self._complete(seeds[index] + i, sampling, version) for i in range(sampling.samples))
+
+    def _complete(self, seed: int, sampling: SamplingParams, version: int) -> Completion:
+        text = ANSWERS[seed % 3]
+        # As long as may be, which is when limits matter.
+        count = sampling.max_tokens
+        return Completion((5,) * count, (-1.0,) * count, text, "length", (VersionSpan(0, count, version),))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
+        # vLLM refuses a prompt after which no token fits.
+        assert all(len(ids) < self.max_sequence_tokens for ids in sequences)
+        return lambda: [[[-float(self.weights)] * (len(ids) - 1) for ids in sequences]]
+
+    def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
+        for weights in buckets:
+            self.weights = self.weights if self.deaf else weights
+        self.versions.append(policy_version)
+        return ["weight"]
+
+
+@dataclass
+class FakeCluster:
+    """Stands in for `Cluster(settings, plan)` and for what it returns."""
+
+    learner: FakeLearner
+    generators: FakeGenerators | None = None
+    device: Literal["cpu"] = "cpu"
+    closed: bool = False
+
+    def __call__(self, *_: Any) -> FakeCluster:
+        return self
+
+    def __enter__(self) -> FakeCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def start_learner(self, setups: Sequence[Any]) -> Callable[[], FakeLearner]:
+        assert len(setups) == self.learner.ranks
+        return lambda: self.learner
+
+    def start_generators(self, *_: Any) -> Callable[[], FakeGenerators]:
+        assert self.generators is not None
+        generators = self.generators
+        return lambda: generators

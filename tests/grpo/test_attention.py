@@ -1,0 +1,134 @@
+"""Packed attention against the same model run on each sequence alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_policy import load_tiny_model, make_tiny_policy
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from grpo.attention import MAX_PADDING_SHARE, PackedLayout, length_batches, packed_attention
+
+CPU = torch.device("cpu")
+MIXES = [[1], [5], [1, 1, 1], [4, 4, 4, 4], [1, 2, 3, 4, 5], [2, 9, 10, 10, 11, 40], [30, 31, 32, 33], [1, 50]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> PreTrainedModel:
+    return load_tiny_model(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> PreTrainedModel:
+    return load_tiny_model(folder, "sdpa")
+
+
+def tokens(lengths: Sequence[int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(3, 20, (length,), generator=generator) for length in lengths]
+
+
+def run_packed(model: PreTrainedModel, sequences: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    lengths = [len(one) for one in sequences]
+    logits = model(
+        input_ids=torch.cat(list(sequences))[None],
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        packed_layout=PackedLayout(lengths, CPU),
+        use_cache=False,
+    ).logits[0]
+    return logits.split(lengths)
+
+
+def gradients(model: PreTrainedModel, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Of a loss that weighs every logit of every token differently."""
+    model.zero_grad()
+    loss = sum((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum() for output in outputs)
+    assert isinstance(loss, Tensor)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=str)
+def test_logits_and_gradients_equal_those_of_each_sequence_alone(
+    packed: PreTrainedModel, plain: PreTrainedModel, lengths: list[int]
+) -> None:
+    sequences = tokens(lengths)
+    together = run_packed(packed, sequences)
+    alone = [plain(input_ids=one[None], use_cache=False).logits[0] for one in sequences]
+    for found, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    found_gradients, expected_gradients = gradients(packed, together), gradients(plain, alone)
+    assert found_gradients.keys() == expected_gradients.keys()
+    for name, expected in expected_gradients.items():
+        torch.testing.assert_close(found_gradients[name], expected, rtol=1e-7, atol=1e-7, msg=name)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.integers(1, 24), min_size=1, max_size=8).map(sorted))
+def test_any_mix_of_lengths_gives_the_logits_of_each_sequence_alone(
+    packed: PreTrainedModel, plain: PreTrainedModel, lengths: list[int]
+) -> None:
+    sequences = tokens(lengths)
+    with torch.no_grad():
+        for found, one in zip(run_packed(packed, sequences), sequences, strict=True):
+            expected = plain(input_ids=one[None], use_cache=False).logits[0]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", range(5))
+def test_changing_one_sequence_changes_no_other(packed: PreTrainedModel, changed: int) -> None:
+    # 6, 7 and 8 are padded to one length; 2 and 20 are runs of their own.
+    sequences = tokens([2, 6, 7, 8, 20])
+    before = run_packed(packed, sequences)
+    sequences[changed] = (sequences[changed] + 1) % 20
+    after = run_packed(packed, sequences)
+    for index, (one, other) in enumerate(zip(before, after, strict=True)):
+        assert torch.equal(one, other) == (index != changed)
+
+
+@torch.no_grad()
+def test_a_later_token_changes_no_earlier_one(packed: PreTrainedModel) -> None:
+    sequences = tokens([6, 7, 8])
+    before = run_packed(packed, sequences)
+    sequences[1] = torch.cat([sequences[1][:4], (sequences[1][4:] + 1) % 20])
+    after = run_packed(packed, sequences)
+    torch.testing.assert_close(before[1][:4], after[1][:4], rtol=0, atol=0)
+    assert not torch.allclose(before[1][4:], after[1][4:])
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40).map(sorted))
+def test_length_batches_cover_everything_with_little_padding(lengths: list[int]) -> None:
+    batches = length_batches(lengths)
+    assert [index for start, stop in batches for index in range(start, stop)] == list(range(len(lengths)))
+    for start, stop in batches:
+        computed = (stop - start) * lengths[stop - 1]
+        assert computed - sum(lengths[start:stop]) <= MAX_PADDING_SHARE * computed
+
+
+def test_sequences_of_one_length_are_one_batch() -> None:
+    assert length_batches([5] * 9) == [(0, 9)]
+    assert length_batches([4, 5, 40, 40]) == [(0, 2), (2, 4)]
+
+
+def test_what_cannot_be_attended_to_is_refused() -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        length_batches([3, 2])
+    query = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="packed_layout"):
+        packed_attention(torch.nn.Identity(), query, query, query, None)
+    windowed = torch.nn.Identity()
+    windowed.sliding_window = 128  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="sliding window"):
+        packed_attention(windowed, query, query, query, None, packed_layout=PackedLayout([2], CPU))

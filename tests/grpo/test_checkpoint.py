@@ -1,0 +1,130 @@
+"""Checkpoints are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo.checkpoint import STATE, Checkpoint, latest, write
+
+
+class Unpicklable:
+    """What a checkpoint must not bring to life."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+def write_learner(folder: str) -> None:
+    (Path(folder) / "learner" / "state").mkdir(parents=True)
+    (Path(folder) / "learner" / "state" / "rank_0.pt").write_bytes(b"weights")
+    (Path(folder) / "policy").mkdir()
+    (Path(folder) / "policy" / "config.json").write_text("{}")
+
+
+def listing(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_is_found_again(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    state = {"step": 3, "cursor": {"epoch": 1, "order": torch.arange(4), "nested": [1.5, None, "x"]}}
+    written = write(tmp_path, 3, write_learner, state, keep=2)
+    found = latest(tmp_path)
+    assert found == written == Checkpoint(3, tmp_path / "checkpoints" / "step_000003")
+    assert (found.policy / "config.json").read_text() == "{}"
+    assert (found.folder / "learner" / "state" / "rank_0.pt").read_bytes() == b"weights"
+    read = found.driver_state()
+    assert read["step"] == 3 and read["cursor"]["nested"] == [1.5, None, "x"]
+    assert torch.equal(read["cursor"]["order"], torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), RuntimeError("a rank died"), KeyboardInterrupt()]
+)
+def test_what_fails_half_way_leaves_the_older_one(tmp_path: Path, failure: BaseException) -> None:
+    older = write(tmp_path, 1, write_learner, {"step": 1}, keep=1)
+
+    def fail(folder: str) -> None:
+        write_learner(folder)
+        raise failure
+
+    with pytest.raises(type(failure)):
+        write(tmp_path, 2, fail, {"step": 2}, keep=1)
+    assert latest(tmp_path) == older
+    assert older.driver_state() == {"step": 1}
+    assert listing(tmp_path) == ["step_000001"]
+
+
+def test_a_driver_state_that_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = write(tmp_path, 1, write_learner, {"step": 1}, keep=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 2, write_learner, {"step": 2}, keep=1)
+    assert latest(tmp_path) == older and listing(tmp_path) == ["step_000001"]
+
+
+def test_it_has_no_name_before_it_is_whole_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(path.name)
+        # The folder of all checkpoints is synced last, to make the new name last.
+        assert latest(tmp_path) is None or path.name == "checkpoints"
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", watch)
+
+    def look(folder: str) -> None:
+        write_learner(folder)
+        assert latest(tmp_path) is None
+
+    write(tmp_path, 1, look, {}, keep=1)
+    assert {"rank_0.pt", "config.json", STATE, "learner", "checkpoints"} <= set(synced)
+    assert synced[-1] == "checkpoints"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (2, 9, 10, 999_999, 1_000_000):
+        write(tmp_path, step, write_learner, {"step": step}, keep=2)
+    assert listing(tmp_path) == ["step_1000000", "step_999999"]
+    newest = latest(tmp_path)
+    assert newest is not None and newest.step == 1_000_000
+
+
+def test_what_a_killed_writer_left_is_passed_over_and_cleared(tmp_path: Path) -> None:
+    write(tmp_path, 1, write_learner, {"step": 1}, keep=5)
+    left = tmp_path / "checkpoints" / ".step_000002.partial"
+    left.mkdir()
+    (left / "half").write_text("x")
+    (tmp_path / "checkpoints" / "step_old").mkdir()
+    (tmp_path / "checkpoints" / "step_000007.bak").mkdir()
+    found = latest(tmp_path)
+    assert found is not None and found.step == 1
+    written = write(tmp_path, 2, write_learner, {"step": 2}, keep=5)
+    assert not (written.folder / "half").exists() and not left.exists()
+
+
+def test_a_step_may_be_written_again(tmp_path: Path) -> None:
+    write(tmp_path, 1, write_learner, {"step": 1, "take": 1}, keep=1)
+    again = write(tmp_path, 1, write_learner, {"step": 1, "take": 2}, keep=1)
+    assert again.driver_state()["take"] == 2 and listing(tmp_path) == ["step_000001"]
+
+
+def test_the_driver_state_brings_nothing_to_life(tmp_path: Path) -> None:
+    written = write(tmp_path, 1, write_learner, {"object": Unpicklable()}, keep=1)
+    with pytest.raises(pickle.UnpicklingError):
+        written.driver_state()

@@ -1,0 +1,160 @@
+"""The command line, as far as it goes without engines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click import unstyle
+from tiny_policy import TINY, make_tiny_policy
+from typer.testing import CliRunner, Result
+
+from grpo.cli import app
+
+SETTINGS = {
+    "data": {"generator": "grpo.arithmetic:questions", "options": {"count": 50}},
+    "verifiers": [{"name": "answer", "use": "numeric"}],
+    "rollout": {"prompts_per_step": 6, "group_size": 4, "max_prompt_tokens": 12, "max_completion_tokens": 40},
+    "algorithm": {"minibatches": 3},
+    "learner": {"zero_stage": 3, "microbatch_tokens": 500},
+    "train": {"steps": 7},
+    "cluster": {"device": "cpu"},
+}
+
+
+def invoke(*arguments: object) -> Result:
+    # Wide enough that no line is broken.
+    return CliRunner(env={"COLUMNS": "400", "TERM": "dumb"}).invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, policy: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(SETTINGS | {"run": {"folder": str(tmp_path / "run")}, "policy": {"path": str(policy)}})
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ([], ["train", "sft", "check", "dotted overrides", "rollout.group_size=16", "grpo check CONFIG"]),
+        (["train"], ["CONFIG", "KEY=VALUE", "GRPO", "resume=auto", "Ctrl-C", "checkpoint", "HTML report", "--debug"]),
+        (["sft"], ["CONFIG", "KEY=VALUE", "prompt and response", "policy/", "Hugging Face"]),
+        (["check"], ["CONFIG", "KEY=VALUE", "resolved", "batch arithmetic", "memory", "Nothing is started"]),
+    ],
+)
+def test_help_says_what_matters(command: list[str], told: list[str]) -> None:
+    result = invoke(*command, "--help")
+    text = " ".join(unstyle(result.output).replace("│", " ").split())
+    assert result.exit_code == 0
+    assert [part for part in told if part not in text] == []
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "check"])
+def test_a_mistake_is_told_whole_and_without_a_traceback(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "bad.yaml"
+    section = {"sft": {"stepz": 1}} if command == "sft" else {"train": {"steps": "many"}}
+    path.write_text(yaml.safe_dump({"policyy": {}, "run": {"seed": "x"}, **section}))
+    result = invoke(command, path, "learner.ranks=0", "nonsense")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output and result.stdout == ""
+    problems = [line for line in result.stderr.splitlines() if line.startswith("  - ")]
+    for part in ("policyy is not a known key; did you mean policy?", "run.seed", "learner.ranks", "'nonsense'"):
+        assert [part in problem for problem in problems].count(True) == 1, part
+    assert f"{len(problems)} problems in {path}" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "check"])
+def test_a_file_that_is_not_there_is_told(tmp_path: Path, command: str) -> None:
+    (tmp_path / "quickstart.yaml").write_text("{}")
+    result = invoke(command, tmp_path / "quickstrat.yaml")
+    assert result.exit_code == 2
+    assert "there is no configuration file" in result.stderr and "did you mean" in result.stderr
+
+
+def test_square_brackets_in_a_message_are_no_markup(tmp_path: Path) -> None:
+    result = invoke("train", tmp_path / "[red]absent[/].yaml")
+    assert "[red]absent[/].yaml" in result.stderr
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    result = invoke("train", tmp_path / "absent.yaml", "--debug")
+    assert isinstance(result.exception, ValueError)
+
+
+def test_check_prints_the_config_and_the_plan(config: Path) -> None:
+    result = invoke("check", config, "learner.ranks=2")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in (
+        # Resolved: what the file sets, what an override sets, what is left to the default.
+        "minibatches: 3",
+        "ranks: 2",
+        "clip_high: 0.28",
+        "2 rank(s), 1 thread(s) each, ZeRO-3",
+        "1 vLLM replica(s), 1 thread(s) each",
+        "6 prompts x 4 completions = 24 completions",
+        "8 completions (3 minibatches) over 2 rank(s), in microbatches of at most 500 tokens",
+        "at most 1,248 (52 a sequence)",
+        "7, 21 optimizer steps",
+        "no GPU",
+        "50 prompts; 0 too long and left out",
+        "=?'",
+        "parameters",
+    ):
+        assert part in text, part
+    assert not (config.parent / "run").exists()
+
+
+def test_check_of_a_cold_start_needs_no_policy(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    new = TINY.model_dump(mode="json")
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"folder": str(tmp_path / "run")},
+                "policy": {"new": new},
+                "data": {"generator": "grpo.arithmetic:demonstrations", "options": {"count": 9}},
+                "sft": {"steps": 70, "batch_size": 5, "max_tokens": 100},
+            }
+        )
+    )
+    result = invoke("check", path)
+    assert result.exit_code == 0, result.output
+    assert "5 rows over 1 rank(s)" in " ".join(result.stdout.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_tells_what_is_wrong_with_the_data(config: Path) -> None:
+    result = invoke("check", config, "rollout.max_prompt_tokens=3")
+    assert result.exit_code == 2
+    assert "none of the 50 prompts" in result.stderr and "Traceback" not in result.output
+
+
+def test_check_of_a_policy_that_is_not_there_names_the_remedy(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = invoke("check", config, "policy.path=runs/no_such/policy")
+    assert result.exit_code == 2
+    assert "grpo sft" in result.stderr and "runs/no_such/policy" in result.stderr
+
+
+def test_help_is_quick_to_come() -> None:
+    """Help imports none of the libraries that take seconds."""
+    program = (
+        "import sys\nfrom grpo.cli import app\n"
+        "try:\n    app(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'ray', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,267 @@
+"""Configurations: every problem is told, with its remedy, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grpo.config import SftConfig, TrainConfig
+from grpo.config_file import dump, load
+from grpo.plan import schema_of
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRAIN: dict[str, Any] = {
+    "run": {"folder": "runs/test"},
+    "policy": {"path": "policy"},
+    "data": {"path": "rows.jsonl"},
+    "verifiers": [{"name": "answer", "use": "numeric"}, {"name": "form", "use": "format", "weight": 0.1}],
+    "train": {"steps": 10},
+}
+SFT: dict[str, Any] = {
+    "run": {"folder": "runs/test"},
+    "policy": {"new": {"hidden_size": 64}},
+    "data": {"generator": "grpo.arithmetic:demonstrations"},
+    "sft": {"steps": 10},
+}
+
+
+def write(folder: Path, data: dict[str, Any]) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def problems(folder: Path, schema: Any, data: dict[str, Any], *overrides: str) -> list[str]:
+    """What is told of a configuration, one line for each problem; it must have some."""
+    with pytest.raises(ValueError) as caught:
+        load(schema, write(folder, data), overrides)
+    first, *lines = str(caught.value).split("\n  - ")
+    assert first == f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in {folder / 'config.yaml'}:"
+    return lines
+
+
+def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
+    settings = load(TrainConfig, write(tmp_path, TRAIN))
+    assert settings.rollout.group_size == 8
+    assert settings.verifiers[1].weight == 0.1
+    assert settings.evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("rollout.group_sise=4", "rollout.group_sise is not a known key; did you mean rollout.group_size?"),
+        ("rolout.group_size=4", "rolout is not a known key; did you mean rollout?"),
+        ("verifiers.1.wieght=0.5", "verifiers.1.wieght is not a known key; did you mean verifiers.1.weight?"),
+        ("evaluation={data: {path: a.jsonl, sytem: x}}", "evaluation.data.sytem is not a known key; did you mean"),
+        ("policy.new={layer: 2}", "policy.new.layer is not a known key; did you mean policy.new.layers?"),
+        ("run.zzz=1", "run.zzz is not a known key; known here: folder, seed, resume"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, override: str, told: str) -> None:
+    assert problems(tmp_path, TrainConfig, TRAIN, override)[0].startswith(told)
+
+
+def test_all_problems_are_told_together(tmp_path: Path) -> None:
+    data = TRAIN | {
+        "rollout": {"group_size": 1, "prompts_per_step": "many", "temprature": 1.0},
+        "learner": {"zero_stage": 4, "learning_rate": -1.0},
+        "data": {"path": "rows.jsonl", "generator": "a:b"},
+        "verifiers": [{"name": "a", "use": "numeric"}, {"name": "a", "use": "numeric"}],
+        "train": {"steps": 0},
+    }
+    told = problems(tmp_path, TrainConfig, data, "algorithm.minibatches=5", "nonsense", "algorithm.clip_low=2")
+    for part in [
+        "nonsense",
+        "rollout.temprature is not a known key; did you mean rollout.temperature?",
+        "rollout.prompts_per_step: ",
+        "learner.zero_stage: ",
+        "learner.learning_rate: ",
+        "algorithm.clip_low: ",
+        "train.steps: ",
+    ]:
+        assert len([line for line in told if part in line]) == 1, (part, told)
+    assert len(told) == 7
+
+
+def test_rules_between_sections_are_told_beside_wrong_values(tmp_path: Path) -> None:
+    told = problems(tmp_path, TrainConfig, TRAIN, "rollout.group_size=1", "learner.zero_stage=4", "rollout.typo=1")
+    assert len(told) == 3
+    assert "rollout.group_size=1" in told[2]
+
+
+def test_a_default_in_place_of_a_wrong_value_is_not_blamed(tmp_path: Path) -> None:
+    # The default of 4,096 would not hold these sequences; what was meant may.
+    (told,) = problems(
+        tmp_path, TrainConfig, TRAIN, "learner.microbatch_tokens=16k", "rollout.max_completion_tokens=8192"
+    )
+    assert told.endswith("got '16k'")
+
+
+def test_a_wrong_required_value_is_not_also_called_missing(tmp_path: Path) -> None:
+    (told,) = problems(tmp_path, TrainConfig, TRAIN, "train.steps=soon")
+    assert told.startswith("train.steps: ") and told.endswith("got 'soon'")
+
+
+def test_a_missing_value_is_named(tmp_path: Path) -> None:
+    data = {key: value for key, value in TRAIN.items() if key not in ("train", "verifiers")}
+    assert problems(tmp_path, TrainConfig, data) == ["verifiers is missing", "train is missing"]
+    assert problems(tmp_path, TrainConfig, TRAIN | {"verifiers": [{"name": "a"}]}) == ["verifiers.0.use is missing"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["rollout.group_size=1"], ["rollout.group_size=1", "use 2 or more"]),
+        (["algorithm.minibatches=3"], ["rollout.prompts_per_step=32", "algorithm.minibatches=3", "whole groups"]),
+        (["generator.replicas=40"], ["generator.replicas=40", "fewer replicas"]),
+        (["learner.microbatch_tokens=300"], ["learner.microbatch_tokens=300", "= 512", "raise the one"]),
+        (["learner.ranks=300"], ["256 completions", "learner.ranks=300"]),
+        (["cluster.share_gpus=true", "generator.replicas=2"], ["cluster.share_gpus", "generator.replicas"]),
+        (["cluster.share_gpus=true", "generator.tensor_parallel_size=2"], ["cluster.share_gpus"]),
+        (["policy.path=null"], ["policy needs policy.path"]),
+        (["policy.path=null", "policy.new={}"], ["policy.new", "grpo sft"]),
+        (["data.path=null"], ["data needs one of hub, path or generator"]),
+        (["data.generator=a:b"], ["data: give a generator, or a hub name and/or a path"]),
+        (["data.template=hello"], ["data.template must contain {prompt}"]),
+        (["evaluation={data: {}}"], ["evaluation.data needs one of"]),
+        (["verifiers.1.name=answer"], ["'answer' is used 2 times"]),
+        (["verifiers.0.weight=0", "verifiers.1.weight=0"], ["every weight is 0"]),
+        (["weight_sync.probe_tokens=1"], ["weight_sync.probe_tokens", "greater than or equal to 2"]),
+        (["verifiers=[]"], ["verifiers", "at least 1 item"]),
+    ],
+)
+def test_rules_of_training(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, *overrides)
+    assert all(part in line for part in told), line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["sft.max_tokens=5000", "policy.new.max_position=9000"], ["learner.microbatch_tokens=4096", "=5000"]),
+        (["policy.new.max_position=100"], ["policy.new.max_position=100", "sft.max_tokens=1024"]),
+        (["sft.batch_size=2", "learner.ranks=3"], ["sft.batch_size=2", "learner.ranks=3"]),
+        (["policy.path=x"], ["exactly one of", "policy.new"]),
+        (["policy.new.heads=5"], ["heads=5", "hidden_size=64"]),
+        (["policy.new.key_value_heads=3"], ["key_value_heads=3"]),
+        (["policy.new={tokenizer: bpe, vocabulary: 261}"], ["policy.new.vocabulary=261", "use 262 or more"]),
+    ],
+)
+def test_rules_of_supervised_fine_tuning(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
+    (line,) = problems(tmp_path, SftConfig, SFT, *overrides)
+    assert all(part in line for part in told), line
+
+
+def test_the_edges_of_the_rules_pass(tmp_path: Path) -> None:
+    overrides = ["learner.microbatch_tokens=512", "algorithm.minibatches=32", "learner.ranks=8", "rollout.group_size=8"]
+    settings = load(TrainConfig, write(tmp_path, TRAIN), overrides)
+    assert settings.max_sequence_tokens == 512
+    with_evaluation = load(
+        TrainConfig, write(tmp_path, TRAIN), ["evaluation={data: {path: a.jsonl}, max_completion_tokens: 300}"]
+    )
+    assert with_evaluation.max_sequence_tokens == 256 + 300
+
+
+def test_overrides_reach_sections_lists_and_what_the_file_leaves_out(tmp_path: Path) -> None:
+    settings = load(
+        TrainConfig,
+        write(tmp_path, TRAIN | {"evaluation": None}),
+        [
+            "rollout.group_size=16",
+            "verifiers.1.weight=0.5",
+            "verifiers.0={name: first, use: numeric, options: {find: [boxed]}}",
+            "evaluation.data.path=held_out.jsonl",
+            "learner.learning_rate=3e-5",
+            "data.template='{prompt} = ?'",
+            "resume=auto",
+        ],
+    )
+    assert settings.rollout.group_size == 16
+    assert [verifier.name for verifier in settings.verifiers] == ["first", "form"]
+    assert settings.verifiers[1].weight == 0.5
+    assert settings.verifiers[0].options == {"find": ["boxed"]}
+    assert settings.evaluation is not None and settings.evaluation.data.path == "held_out.jsonl"
+    assert settings.learner.learning_rate == 3e-5
+    assert settings.data.template == "{prompt} = ?"
+    assert settings.run.resume == "auto"
+
+
+def test_the_last_override_of_a_key_counts(tmp_path: Path) -> None:
+    settings = load(TrainConfig, write(tmp_path, TRAIN), ["train.steps=3", "train.steps=4"])
+    assert settings.train.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.steps", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("train.steps={", "not valid YAML"),
+        ("verifiers.7.weight=1", "leads nowhere"),
+        ("verifiers.name=1", "leads nowhere"),
+        ("run.folder.deep=1", "leads nowhere"),
+        ("run.folder.very.deep=1", "leads nowhere"),
+    ],
+)
+def test_a_bad_override_is_told(tmp_path: Path, override: str, told: str) -> None:
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, override)
+    assert told in line and repr(override) in line
+
+
+def test_what_is_dumped_loads_as_the_same(tmp_path: Path) -> None:
+    overrides = [
+        "evaluation={data: {hub: a/b, options: {x: [1, null]}}}",
+        "data.system='Grüße: \"x\"\n'",
+        "rollout.stop=[a]",
+    ]
+    settings = load(TrainConfig, write(tmp_path, TRAIN), overrides)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(settings), encoding="utf-8")
+    assert load(TrainConfig, again) == settings
+    supervised = load(SftConfig, write(tmp_path, SFT))
+    again.write_text(dump(supervised), encoding="utf-8")
+    assert load(SftConfig, again) == supervised
+
+
+def test_a_configuration_does_not_change_after_it_is_read(tmp_path: Path) -> None:
+    settings = load(TrainConfig, write(tmp_path, TRAIN))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.train.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("absent.yaml", None, "there is no configuration file"),
+        ("trian.yaml", None, "did you mean"),
+        ("broken.yaml", "run: [", "not valid YAML"),
+        ("list.yaml", "- 1", "must hold keys with values"),
+        ("empty.yaml", "", "must hold keys with values"),
+        ("binary.yaml", b"\xff\xfe\x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, text: str | bytes | None, told: str) -> None:
+    (tmp_path / "train.yaml").write_text("run: {}")
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=name) as caught:
+        load(TrainConfig, tmp_path / name)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_recipe_loads_and_is_short(path: Path) -> None:
+    settings = load(schema_of(path), path)
+    # A YAML file of the folder that configures the other job would be loaded by the wrong schema.
+    assert isinstance(settings, SftConfig) == path.stem.endswith("_sft")
+    told = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line.strip()[0] != "#"]
+    assert len(told) <= 40
+
+
+def test_there_are_recipes() -> None:
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert {"quickstart", "quickstart_sft", "gsm8k", "gsm8k_cpu", "math_8gpu"} <= names

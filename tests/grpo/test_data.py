@@ -1,0 +1,290 @@
+"""From sources to prompts and supervised rows, and the cursor that resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_policy import make_tiny_policy
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from grpo.config import Dataset, NewPolicy
+from grpo.data import Cursor, load_prompts, load_rows, load_supervised, render
+from grpo.policy import END
+
+# torchdata calls something of PyTorch's that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+
+ROWS = [{"prompt": "1+1=?", "answer": 2, "level": "easy"}, {"prompt": "12+34=?", "answer": 46, "level": "hard"}]
+CHAT = (
+    "{{ '<s>' }}{% for one in messages %}[{{ one['role'] }}:{{ one['content'] }}]{% endfor %}"
+    "{% if add_generation_prompt %}[bot:{% endif %}"
+)
+GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    new = NewPolicy(hidden_size=8, layers=1, heads=2, key_value_heads=1, intermediate_size=8)
+    made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(make_tiny_policy(tmp_path_factory.mktemp("p"), new))
+    return made
+
+
+@pytest.fixture
+def chatty(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template and a beginning-of-sequence token that it puts before plain text."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.save_pretrained(tmp_path / "chatty")
+    made = AutoTokenizer.from_pretrained(tmp_path / "chatty")
+    made.add_special_tokens({"bos_token": "<s>"})
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", made.bos_token_id)]
+    )
+    made.chat_template = CHAT
+    return made
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Dataset:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Dataset(path=str(path))
+
+
+def count_up(count: int, offset: int = 0) -> Iterator[dict[str, Any]]:
+    """A generator of rows, named in a test's configuration."""
+    for number in range(count):
+        yield {"prompt": f"{number}", "answer": number + offset} | ({"note": "odd"} if number % 2 else {})
+
+
+def test_jsonl_parquet_and_generator_give_the_same_prompts(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    monkeypatch.setattr("grpo.arithmetic.rows_of_a_test", lambda: ROWS, raising=False)
+    sources = [
+        write_jsonl(tmp_path / "rows.jsonl", ROWS),
+        Dataset(path=str(tmp_path / "rows.parquet")),
+        Dataset(generator="grpo.arithmetic:rows_of_a_test"),
+    ]
+    for source in sources:
+        prompts = load_prompts(source, tokenizer, max_tokens=20).prompts
+        assert [(one.text, one.reference) for one in prompts] == [("1+1=?", 2), ("12+34=?", 46)]
+        assert [dict(one.row)["level"] for one in prompts] == ["easy", "hard"]
+        assert tokenizer.decode(prompts[1].token_ids) == "12+34=?"
+        assert len({one.id for one in prompts}) == 2
+
+
+def test_columns_are_mapped_and_rows_limited(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [{"question": f"{number}?", "solution": str(number)} for number in range(9)]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows).model_copy(
+        update={"prompt": "question", "reference": "solution", "limit": 4}
+    )
+    found = load_prompts(source, tokenizer, max_tokens=20).prompts
+    assert [one.reference for one in found] == ["0", "1", "2", "3"]
+    assert len(load_rows(source.model_copy(update={"limit": 100}))) == 9
+
+
+def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
+    rows = load_rows(Dataset(generator=f"{__name__}:count_up", options={"count": 3, "offset": 5}))
+    assert rows[:] == {"prompt": ["0", "1", "2"], "answer": [5, 6, 7], "note": [None, "odd", None]}
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"generator": "nowhere.at_all:rows"}, "No module named 'nowhere'"),
+        ({"generator": "grpo.arithmetic:nothing"}, "no attribute 'nothing'"),
+        ({"generator": "grpo.arithmetic"}, "package.module:function"),
+        ({"generator": "grpo.arithmetic:questions", "options": {"cuont": 3}}, "does not take data.options"),
+        ({"generator": "grpo.arithmetic:questions", "options": {"count": 0}}, "has no rows"),
+        ({"path": "absent.jsonl"}, "there is no file"),
+        ({"path": "rows.csv"}, "should end in one of .jsonl, .json, .parquet"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_told(source: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_rows(Dataset(**source))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.jsonl", b"", "is empty"),
+        ("blank.jsonl", b"\n \n", "is empty"),
+        ("none.json", b"[]\n", "is empty"),
+        ("broken.jsonl", b'{"prompt": "1"}\n{oops\n', "cannot be read as jsonl"),
+        ("broken.parquet", b"PAR1 is not all of it", "cannot be read as parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        load_rows(Dataset(path=str(tmp_path / name)))
+    assert told in str(caught.value) and name in str(caught.value)
+
+
+def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"data\.reference='solution' is not .* it has prompt, answer, level"):
+        load_prompts(source.model_copy(update={"reference": "solution"}), tokenizer, max_tokens=20)
+    with pytest.raises(ValueError, match=r"data\.response='response' is not a column"):
+        load_supervised(source, tokenizer, max_tokens=20)
+
+
+def test_an_empty_cell_is_told_with_its_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "3", "answer": None, "level": "x"}])
+    with pytest.raises(ValueError, match="row 2 has nothing in column 'answer'"):
+        load_prompts(source, tokenizer, max_tokens=20)
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [{"prompt": "1" * length, "answer": length} for length in (3, 4, 5, 9, 0)]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = load_prompts(source, tokenizer, max_tokens=4)
+    assert [one.reference for one in found.prompts] == [3, 4]
+    assert found.dropped == 3
+    # A prompt keeps its id whatever else is left out.
+    ids = {one.reference: one.id for one in load_prompts(source, tokenizer, max_tokens=100).prompts}
+    assert ids[9] == f"{source.path}:3"
+    assert {one.reference: one.id for one in found.prompts} == {3: ids[3], 4: ids[4]}
+
+
+def test_where_no_prompt_fits_the_shortest_is_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"none of the 2 prompts .*rollout\.max_prompt_tokens=4.* the shortest has 5"):
+        load_prompts(source, tokenizer, max_tokens=4)
+
+
+def test_the_template_is_filled_once(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    source = Dataset(path="x", template="{prompt};{x}")
+    assert render(source, tokenizer, ["1 {prompt}", "2"]) == ["1 {prompt};{x}", "2;{x}"]
+
+
+def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", ROWS).model_copy(update={"system": "0", "template": "{prompt}!"})
+    prompt = load_prompts(source, chatty, max_tokens=100).prompts[0]
+    assert prompt.text == "<s>[system:0][user:1+1=?!][bot:"
+    # The template wrote the first token itself; the tokenizer must not write another.
+    assert list(prompt.token_ids).count(chatty.bos_token_id) == 1
+    plain = load_prompts(source.model_copy(update={"chat_template": "never"}), chatty, max_tokens=100).prompts[0]
+    assert plain.text == "1+1=?!"
+    assert list(plain.token_ids).count(chatty.bos_token_id) == 1
+    assert plain.token_ids[0] == chatty.bos_token_id
+
+
+def test_supervised_rows_have_loss_on_response_and_end_only(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [{"prompt": "1+1=?", "response": "<answer>2</answer>"}, {"prompt": "7", "response": ""}]
+    (first, second), dropped = load_supervised(write_jsonl(tmp_path / "rows.jsonl", rows), tokenizer, max_tokens=50)
+    assert dropped == 0
+    assert tokenizer.decode(first.token_ids[: first.prompt_length]) == "1+1=?"
+    assert tokenizer.decode(first.token_ids[first.prompt_length :]) == f"<answer>2</answer>{END}"
+    assert first.trained_tokens == 4
+    # Where there is nothing to say, the end is what is learned.
+    assert second.token_ids[second.prompt_length :] == (tokenizer.eos_token_id,)
+
+
+def test_supervised_rows_carry_no_second_first_token(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "1", "response": "2"}])
+    for chat_template in ("auto", "never"):
+        (row,), _ = load_supervised(source.model_copy(update={"chat_template": chat_template}), chatty, max_tokens=99)
+        assert row.token_ids.count(chatty.bos_token_id) == 1
+        assert row.token_ids[0] == chatty.bos_token_id
+
+
+def test_supervised_rows_that_do_not_fit_are_left_out_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [{"prompt": "1" * length, "response": "22"} for length in (1, 2, 3)]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    # The end token counts.
+    kept, dropped = load_supervised(source, tokenizer, max_tokens=5)
+    assert [row.prompt_length for row in kept] == [1, 2] and dropped == 1
+    with pytest.raises(ValueError, match=r"none of the 3 rows fits sft\.max_tokens=3; the shortest has 4 tokens"):
+        load_supervised(source, tokenizer, max_tokens=3)
+
+
+def test_a_tokenizer_without_an_end_cannot_be_trained(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.save_pretrained(tmp_path / "endless")
+    endless = AutoTokenizer.from_pretrained(tmp_path / "endless")
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+        load_supervised(write_jsonl(tmp_path / "rows.jsonl", ROWS), endless, max_tokens=99)
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason=f"{GSM8K.name} is not here; it is no part of the repository")
+def test_gsm8k_loads(tokenizer: PreTrainedTokenizerBase) -> None:
+    source = Dataset(path=os.fspath(GSM8K), prompt="question", template="Question: {prompt}\nAnswer: ")
+    assert len(load_rows(source)) == 7473
+    found = load_prompts(source.model_copy(update={"limit": 500}), tokenizer, max_tokens=400)
+    assert len(found.prompts) + found.dropped == 500
+    assert found.dropped < 50
+    assert all("####" in one.reference for one in found.prompts)
+    assert found.prompts[0].text.startswith("Question: Natalia sold clips")
+    assert found.prompts[0].row["answer"] == found.prompts[0].reference
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 8), st.integers(0, 99))
+def test_resuming_anywhere_equals_never_having_stopped(items: int, takes: list[int], stop: int, seed: int) -> None:
+    uninterrupted = Cursor(range(items), seed)
+    expected = [uninterrupted.next(count) for count in takes]
+    first = Cursor(range(items), seed)
+    found = [first.next(count) for count in takes[:stop]]
+    second = Cursor(range(items), seed)
+    second.load_state_dict(first.state_dict())
+    found += [second.next(count) for count in takes[stop:]]
+    assert found == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 20), st.integers(0, 99))
+def test_each_epoch_walks_over_everything_once(items: int, seed: int) -> None:
+    cursor = Cursor(range(items), seed)
+    assert [sorted(cursor.next(items)) for _ in range(3)] == [list(range(items))] * 3
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        cursor = Cursor(range(50), seed)
+        return [cursor.next(50), cursor.next(50)]
+
+    assert epochs(1) == epochs(1)
+    orders = [*epochs(1), *epochs(2), list(range(50))]
+    assert len({tuple(order) for order in orders}) == 5
+
+
+def test_the_global_random_state_does_not_matter() -> None:
+    torch.manual_seed(1)
+    first = Cursor(range(30), 5).next(30)
+    torch.manual_seed(2)
+    assert Cursor(range(30), 5).next(30) == first
+
+
+def test_other_data_is_refused() -> None:
+    state = Cursor(range(10), 0).state_dict()
+    with pytest.raises(ValueError, match="walked over 10 rows, the data has 9 now"):
+        Cursor(range(9), 0).load_state_dict(state)
+
+
+def test_a_state_survives_a_checkpoint_file(tmp_path: Path) -> None:
+    cursor = Cursor(range(7), 3)
+    cursor.next(4)
+    torch.save(cursor.state_dict(), tmp_path / "state.pt")
+    resumed = Cursor(range(7), 3)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed.next(9) == cursor.next(9)

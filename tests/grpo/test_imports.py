@@ -1,0 +1,122 @@
+"""Who may import whom: each engine has one room, and the rest works on a machine that has none of them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENGINES = {"ray", "vllm", "deepspeed"}
+ROOMS = {
+    "ray": {"grpo/actors.py", "grpo/cluster.py"},
+    "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
+    "deepspeed": {"grpo/learner.py"},
+}
+# What drives the engines; everything else in `grpo` is pure.
+DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "run", "sft", "train"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file of every module of a package."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    assert found
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, anywhere in it; relative ones as they are written."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            yield from [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def test_each_engine_has_its_room() -> None:
+    for engine, rooms in ROOMS.items():
+        found = {
+            str(path.relative_to(ROOT))
+            for package in ("grpo", "rewards", "sandbox")
+            for path in modules(package).values()
+            if engine in packages(path)
+        }
+        assert found == rooms, engine
+
+
+def test_rewards_know_nothing_of_training_and_the_sandbox_nothing_of_either() -> None:
+    for package, forbidden in (("rewards", {"grpo"}), ("sandbox", {"grpo", "rewards"})):
+        for name, path in modules(package).items():
+            assert not packages(path) & forbidden, name
+
+
+def test_nothing_is_imported_relatively() -> None:
+    for package in ("grpo", "rewards", "sandbox"):
+        for name, path in modules(package).items():
+            assert not [one for one in imported(path) if one.startswith(".")], name
+
+
+def test_mathematics_imports_no_room_beyond_it() -> None:
+    """types and config <- pure mathematics <- rollout collection <- engines."""
+    allowed = {
+        "advantages": set[str](),
+        "losses": set[str](),
+        "types": {"rewards.verdict"},
+        "config": set[str](),
+        "packing": set[str](),
+        "attention": set[str](),
+        "batching": {"grpo.attention", "grpo.packing", "grpo.types"},
+        "rollout": {"grpo.types", "rewards.build", "rewards.compose", "rewards.verdict"},
+    }
+    for name, expected in allowed.items():
+        own = {one for one in imported(ROOT / "grpo" / f"{name}.py") if one.split(".")[0] in ("grpo", "rewards")}
+        assert own <= expected, name
+
+
+PROGRAM = """
+import importlib, sys
+for engine in {engines}:
+    sys.modules[engine] = None  # as if it were not installed
+for name in {names}:
+    importlib.import_module(name)
+"""
+
+
+def run_without_engines(names: list[str]) -> None:
+    program = PROGRAM.format(engines=sorted(ENGINES), names=names)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_all_but_the_drivers_import_where_no_engine_is_installed() -> None:
+    pure = [name for name in modules("grpo") if name.removeprefix("grpo.") not in DRIVERS]
+    assert {"grpo", "grpo.types", "grpo.batching", "grpo.cli", "grpo.report"} <= set(pure)
+    run_without_engines([*pure, "rewards", "rewards.pool", "rewards.build", "sandbox"])
+
+
+def test_importing_a_package_is_light() -> None:
+    program = (
+        "import sys, grpo, rewards, sandbox\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'sympy', 'ray', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,243 @@
+"""Training and fine-tuning from end to end, with engines that only keep count."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_engines import FakeCluster, FakeGenerators, FakeLearner
+from fake_run import silent_progress
+from tiny_policy import TINY, make_tiny_policy
+
+from grpo import checkpoint
+from grpo.config import SftConfig, TrainConfig
+from grpo.config_file import load
+from grpo.metrics_log import read_history
+from grpo.weight_sync import WeightMismatch
+
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+def rows(count: int) -> Iterator[dict[str, str]]:
+    """Questions of the greatest length that the configuration below lets through."""
+    for number in range(count):
+        yield {"prompt": f"{number}+{number}=?", "answer": str(number % 3)}
+
+
+def settings_of(folder: Path, policy: Path, **run: Any) -> TrainConfig:
+    path = folder.parent / f"{folder.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"generator": f"{__name__}:rows", "options": {"count": 10}}
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"folder": str(folder), **run},
+                "policy": {"path": str(policy)},
+                "data": data,
+                "verifiers": [{"name": "answer", "use": "numeric", "options": {"find": ["answer_tag"]}}],
+                "rollout": {
+                    "prompts_per_step": 4,
+                    "group_size": 6,
+                    "max_prompt_tokens": 5,
+                    "max_completion_tokens": 20,
+                },
+                "algorithm": {"minibatches": 2},
+                "evaluation": {"every": 2, "data": {**data, "options": {"count": 3}}},
+                "train": {"steps": 5, "checkpoint_every": 2, "keep_checkpoints": 9},
+                "report": {"trackers": []},
+            }
+        )
+    )
+    return load(TrainConfig, path)
+
+
+def train(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, **generators: Any) -> FakeCluster:
+    from grpo.train import train as run
+
+    cluster = FakeCluster(FakeLearner(), FakeGenerators(settings.max_sequence_tokens, **generators))
+    monkeypatch.setattr("grpo.run.Cluster", cluster)
+    try:
+        run(settings, silent_progress())
+    finally:
+        assert cluster.closed
+    return cluster
+
+
+def fakes(cluster: FakeCluster) -> tuple[FakeLearner, FakeGenerators]:
+    assert cluster.generators is not None
+    return cluster.learner, cluster.generators
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [line.step for line in read_history(folder).lines]
+
+
+def ctrl_c_at(version: int) -> Any:
+    """Sent while a step samples; at version 0, while the evaluation before the first step does."""
+
+    def send(current: int, samples: int) -> None:
+        if current == version and samples == (6 if version else 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return send
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "whole"
+
+
+@pytest.fixture(scope="module")
+def whole(whole_folder: Path, policy: Path) -> Iterator[FakeCluster]:
+    """A run that nothing stops."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield train(settings_of(whole_folder, policy), monkeypatch)
+
+
+def test_each_step_samples_learns_and_pushes_once(whole: FakeCluster, whole_folder: Path) -> None:
+    learner, generators = fakes(whole)
+    assert generators.versions == [0, 1, 2, 3, 4, 5]
+    assert generators.weights == learner.optimizer_steps == 10
+    # Six completions of twenty tokens for each of the two prompts of a minibatch.
+    assert learner.trained_tokens == [240] * 10
+    training = [ids for samples, ids in generators.asked if samples == 6]
+    assert [len(ids) for ids in training] == [4] * 5
+    # Two epochs of ten prompts.
+    seen = [one for ids in training for one in ids]
+    assert len(set(seen[:10])) == len(set(seen[10:])) == 10
+    # No step samples with another's seeds, not even for the same prompt.
+    assert len({seed for samples, seed in generators.seeds if samples == 6}) == 20
+    assert [samples for samples, _ in generators.asked].count(1) == 4
+    assert steps_of(whole_folder) == [0, 1, 2, 3, 4, 5]
+
+
+def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, whole_folder: Path) -> None:
+    lines = read_history(whole_folder).lines
+    assert [line.step for line in lines if "eval/accuracy" in line.metrics] == [0, 2, 4, 5]
+    names = sorted(path.name for path in (whole_folder / "checkpoints").iterdir())
+    assert names == ["step_000002", "step_000004", "step_000005"]
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 4])
+def test_stopped_and_resumed_it_is_the_same_run(
+    tmp_path: Path,
+    policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: FakeCluster,
+    whole_folder: Path,
+    stop_at: int,
+) -> None:
+    folder = tmp_path / "parts"
+    train(settings_of(folder, policy), monkeypatch, on_sampled=ctrl_c_at(stop_at))
+    stopped = checkpoint.latest(folder)
+    # The step in which the signal comes is finished.
+    assert stopped is not None and stopped.step == (stop_at + 1 if stop_at else 0)
+    resumed = train(settings_of(folder, policy, resume="auto"), monkeypatch)
+    assert steps_of(folder) == [0, 1, 2, 3, 4, 5]
+    learner, generators = fakes(resumed)
+    assert learner.optimizer_steps == 10
+    assert generators.versions[0] == stopped.step
+
+    def timeless(path: Path) -> list[dict[str, float]]:
+        return [
+            {k: v for k, v in line.metrics.items() if not k.startswith(("time/", "throughput/", "eval/"))}
+            for line in read_history(path).lines
+        ]
+
+    assert timeless(folder) == timeless(whole_folder)
+    asked = [ids for samples, ids in generators.asked if samples == 6]
+    expected = [ids for samples, ids in fakes(whole)[1].asked if samples == 6]
+    assert asked == expected[len(expected) - len(asked) :]
+
+
+def test_a_folder_in_use_is_refused_unless_it_is_resumed(policy: Path, whole: FakeCluster, whole_folder: Path) -> None:
+    with pytest.raises(ValueError, match="already holds a run; go on with it by resume=auto"):
+        from grpo.train import train as run
+
+        run(settings_of(whole_folder, policy), silent_progress())
+
+
+def test_a_push_that_does_not_arrive_stops_the_run(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightMismatch, match="policy version 0"):
+        train(settings_of(tmp_path / "run", policy), monkeypatch, deaf=True)
+
+
+def test_verifiers_that_fail_stop_the_run(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("def broken(completion, reference):\n    raise KeyError('planted')\n")
+    settings = settings_of(tmp_path / "run", policy)
+    (verifier,) = settings.verifiers
+    verifier = verifier.model_copy(update={"use": f"{broken}:broken", "options": {}})
+    with pytest.raises(RuntimeError, match="3 of 3 verdicts failed"):
+        train(settings.model_copy(update={"verifiers": (verifier,)}), monkeypatch)
+
+
+def sft_settings(folder: Path, hidden_size: int = 16, **more: Any) -> SftConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / "sft.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"folder": str(folder), **more},
+                "policy": {"new": {**TINY.model_dump(mode="json"), "hidden_size": hidden_size}},
+                "data": {"generator": "grpo.arithmetic:demonstrations", "options": {"count": 30}},
+                "sft": {"steps": 3, "batch_size": 4, "max_tokens": 100},
+                "report": {"trackers": []},
+            }
+        )
+    )
+    return load(SftConfig, path)
+
+
+def sft(settings: SftConfig, monkeypatch: pytest.MonkeyPatch, learner: FakeLearner | None = None) -> FakeLearner:
+    from grpo.sft import sft as run
+
+    cluster = FakeCluster(learner or FakeLearner())
+    monkeypatch.setattr("grpo.sft.Cluster", cluster)
+    run(settings, silent_progress())
+    return cluster.learner
+
+
+def test_fine_tuning_ends_with_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = sft(sft_settings(tmp_path / "sft"), monkeypatch)
+    assert learner.optimizer_steps == 3
+    assert (tmp_path / "sft" / "policy" / "config.json").is_file()
+    assert steps_of(tmp_path / "sft") == [1, 2, 3]
+
+
+def test_what_counts_as_finished_has_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoSpace(FakeLearner):
+        def export(self, folder: str) -> None:
+            super().export(folder)
+            if Path(folder).parent == tmp_path / "sft":
+                raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        sft(sft_settings(tmp_path / "sft"), monkeypatch, NoSpace())
+    assert not (tmp_path / "sft" / "policy").exists(), "half a policy must not pass for one"
+    found = checkpoint.latest(tmp_path / "sft")
+    assert found is None or found.step < 3, "a run that is called finished is not gone on with"
+    sft(sft_settings(tmp_path / "sft", resume="auto"), monkeypatch)
+    assert (tmp_path / "sft" / "policy" / "config.json").is_file()
+
+
+def test_a_failed_attempt_leaves_no_policy_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    with pytest.raises(ValueError, match=r"sft\.max_tokens=5"):
+        settings = sft_settings(tmp_path / "sft")
+        sft(settings.model_copy(update={"sft": settings.sft.model_copy(update={"max_tokens": 5})}), monkeypatch)
+    sft(sft_settings(tmp_path / "sft", hidden_size=32), monkeypatch)
+    assert AutoConfig.from_pretrained(tmp_path / "sft" / "random_policy").hidden_size == 32

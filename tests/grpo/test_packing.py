@@ -1,0 +1,133 @@
+"""Packing: what each position of a microbatch holds, and how sequences are shared out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from grpo.packing import TrainingSequence, filler, pack, split_evenly
+
+LONG = TrainingSequence((11, 12, 13, 14, 15), 2, (-0.5, -0.25, -0.125), 2.0)
+SHORT = TrainingSequence((21, 22, 23), 1, (-1.0, -2.0), -1.0)
+
+
+def test_each_position_holds_what_predicts_the_next_token() -> None:
+    packed = pack([LONG, SHORT])
+    # The shorter one comes first.
+    assert packed.lengths_S.tolist() == [3, 5]
+    assert packed.input_ids_T.tolist() == [21, 22, 23, 11, 12, 13, 14, 15]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert packed.targets_T.tolist() == [22, 23, 0, 12, 13, 14, 15, 0]
+    # The last prompt token predicts the first sampled one; the last token predicts nothing.
+    assert packed.weights_T.tolist() == [1, 1, 0, 0, 1, 1, 1, 0]
+    assert packed.old_logprobs_T.tolist() == [-1.0, -2.0, 0, 0, -0.5, -0.25, -0.125, 0]
+    assert packed.advantages_T.tolist() == [-1, -1, 0, 0, 2, 2, 2, 0]
+    assert {packed.input_ids_T.dtype, packed.position_ids_T.dtype, packed.targets_T.dtype} == {torch.int64}
+    assert {packed.weights_T.dtype, packed.old_logprobs_T.dtype, packed.advantages_T.dtype} == {torch.float32}
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> TrainingSequence:
+    prompt, sampled = draw(st.integers(1, 6)), draw(st.integers(1, 8))
+    token_ids = tuple(draw(st.lists(st.integers(1, 99), min_size=prompt + sampled, max_size=prompt + sampled)))
+    logprobs = tuple(-float(draw(st.integers(1, 9))) for _ in range(sampled))
+    return TrainingSequence(token_ids, prompt, logprobs, float(draw(st.integers(-3, 3))))
+
+
+@given(st.lists(sequences(), min_size=1, max_size=6))
+def test_nothing_is_lost_and_nothing_is_mixed_up(chosen: list[TrainingSequence]) -> None:
+    packed = pack(chosen)
+    found, start = [], 0
+    for length in packed.lengths_S.tolist():
+        here = slice(start, start + length)
+        assert packed.targets_T[here].tolist() == [*packed.input_ids_T[start + 1 : start + length].tolist(), 0]
+        assert packed.position_ids_T[here].tolist() == list(range(length))
+        trained = packed.weights_T[here].nonzero().flatten()
+        first = int(trained[0]) + 1
+        # What is trained on are the last tokens without a gap.
+        assert trained.tolist() == list(range(first - 1, length - 1))
+        (advantage,) = set(packed.advantages_T[here][trained].tolist())
+        found.append(
+            TrainingSequence(
+                tuple(packed.input_ids_T[here].tolist()),
+                first,
+                tuple(packed.old_logprobs_T[here][trained].tolist()),
+                advantage,
+            )
+        )
+        start += length
+    assert start == len(packed.input_ids_T)
+    assert packed.lengths_S.tolist() == sorted(packed.lengths_S.tolist())
+    assert sorted(found, key=repr) == sorted(chosen, key=repr)
+
+
+def test_lengths_stay_on_the_cpu() -> None:
+    moved = pack([LONG, SHORT]).to(torch.device("meta"))
+    assert moved.input_ids_T.device.type == moved.weights_T.device.type == "meta"
+    assert moved.lengths_S.tolist() == [3, 5]
+
+
+def test_nothing_cannot_be_packed_or_shared_out() -> None:
+    with pytest.raises(ValueError, match="at least one sequence"):
+        pack([])
+    with pytest.raises(ValueError, match="nothing to share out"):
+        split_evenly([], 2, 10)
+
+
+@given(
+    st.lists(st.integers(1, 64), min_size=1, max_size=40),
+    st.integers(1, 5),
+    st.integers(64, 200),
+)
+@example([10, 9, 9, 8, 6, 8], 2, 22)
+def test_sequences_are_shared_out_evenly(lengths: list[int], ranks: int, budget: int) -> None:
+    shares = split_evenly(lengths, ranks, budget)
+    assert sorted(index for rank in shares for chosen in rank for index in chosen) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in chosen) <= budget for rank in shares for chosen in rank)
+    assert len(shares) == ranks
+    assert len({len(rank) for rank in shares}) == 1
+    loads = [sum(lengths[index] for chosen in rank for index in chosen) for rank in shares]
+    assert max(loads) - min(loads) <= max(lengths)
+    # Not more microbatches than one more for every half-empty one would explain.
+    assert len(shares[0]) <= -(-2 * sum(lengths) // (budget * ranks)) + 1
+
+
+def test_the_fewest_microbatches_that_hold_everything() -> None:
+    assert [len(rank) for rank in split_evenly([10] * 8, 2, 40)] == [1, 1]
+    assert [len(rank) for rank in split_evenly([10] * 9, 2, 40)] == [2, 2]
+    # 30 tokens would fit two microbatches of 15 by their sum alone, but 10s only go in singly.
+    assert [len(rank) for rank in split_evenly([10, 10, 10], 1, 15)] == [3]
+
+
+def test_a_sequence_beyond_the_budget_is_refused_with_the_key_to_change() -> None:
+    with pytest.raises(ValueError, match=r"65 tokens .* learner\.microbatch_tokens=64"):
+        split_evenly([3, 65], 1, 64)
+
+
+def test_a_filler_carries_no_loss() -> None:
+    empty = filler(LONG)
+    assert empty.trained_tokens == 0
+    assert len(empty.token_ids) <= len(LONG.token_ids)
+    packed = pack([empty])
+    assert not packed.weights_T.any() and not packed.advantages_T.any()
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "prompt_length", "logprobs", "message"),
+    [
+        ((1, 2), 0, (0.0, 0.0), "prompt and a completion"),
+        ((1, 2), 2, (), "prompt and a completion"),
+        ((1, 2, 3), 1, (0.0,), "2 completion tokens came with 1 log-probabilities"),
+    ],
+)
+def test_a_sequence_is_checked_when_it_is_made(
+    token_ids: tuple[int, ...], prompt_length: int, logprobs: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingSequence(token_ids, prompt_length, logprobs, 0.0)
+
+
+def test_trained_tokens_are_the_completion_s() -> None:
+    assert (LONG.trained_tokens, SHORT.trained_tokens) == (3, 2)

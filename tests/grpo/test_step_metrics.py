@@ -1,0 +1,156 @@
+"""What a step says in numbers: right, and by names that are documented."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from fake_run import make_groups, make_rollout
+from test_metric_names import is_documented
+
+from grpo.advantages import group_normalised
+from grpo.rollout import reward_tensors
+from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
+from grpo.stopwatch import Stopwatch
+from grpo.types import Group, Prompt
+from rewards import verdict
+
+PROMPT = Prompt("p", "?", (1,), "0", {})
+GROUPS = [
+    Group(
+        PROMPT,
+        (
+            make_rollout("aa", {"answer": verdict.correct(), "form": verdict.correct()}),
+            make_rollout("aaaaaa", {"answer": verdict.wrong(), "form": verdict.correct(score=0.5)}, finish="length"),
+        ),
+    ),
+    Group(
+        PROMPT,
+        (
+            make_rollout("aaaa", {"answer": verdict.unparseable(), "form": verdict.wrong()}),
+            make_rollout("aaaa", {"answer": verdict.timeout("slow"), "form": verdict.wrong()}),
+        ),
+    ),
+]
+
+
+class Clock:
+    """A clock that only moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("grpo.stopwatch.time.perf_counter", made)
+    return made
+
+
+def test_phases_add_up(clock: Clock) -> None:
+    watch = Stopwatch()
+    clock.now += 1
+    for phase, seconds in [("generate", 4), ("verify", 0.5), ("generate", 2), ("learn", 8), (None, 16), ("sync", 32)]:
+        watch.start(phase)
+        clock.now += seconds
+    # A phase that still runs is not in its own entry yet, but in the whole.
+    assert watch.metrics() == {
+        "time/generate_s": 6.0,
+        "time/verify_s": 0.5,
+        "time/learn_s": 8.0,
+        "time/step_s": 63.5,
+    }
+    watch.start(None)
+    assert watch.metrics()["time/sync_s"] == 32.0
+    assert watch.elapsed_s == 63.5
+
+
+def test_what_a_step_s_groups_say() -> None:
+    rewards_PG, valid_PG = reward_tensors(GROUPS)
+    found = rollout_metrics(GROUPS, group_normalised(rewards_PG, valid_PG))
+    # Known rewards are 1, 0.25 and 0; the fourth verdict failed.
+    mean = 1.25 / 3
+    assert found == pytest.approx(
+        {
+            "rollout/groups": 2.0,
+            "rollout/accuracy": 0.25,
+            "rollout/completion_tokens_mean": 4.0,
+            "rollout/completion_tokens_max": 6.0,
+            "rollout/truncated_share": 0.25,
+            "rollout/zero_variance_share": 0.5,
+            "rollout/failed_verdicts": 1.0,
+            "reward/mean": mean,
+            "reward/std": math.sqrt(((1 - mean) ** 2 + (0.25 - mean) ** 2 + mean**2) / 3),
+            "reward/answer": 1 / 3,
+            "reward/form": 1.5 / 4,
+            "verdict/answer/correct": 0.25,
+            "verdict/answer/wrong": 0.25,
+            "verdict/answer/unparseable": 0.25,
+            "verdict/answer/timeout": 0.25,
+            "verdict/answer/error": 0.0,
+            "verdict/form/correct": 0.5,
+            "verdict/form/wrong": 0.5,
+            "verdict/form/unparseable": 0.0,
+            "verdict/form/timeout": 0.0,
+            "verdict/form/error": 0.0,
+        }
+    )
+
+
+def test_where_every_verdict_failed_no_reward_is_made_up() -> None:
+    lost = Group(PROMPT, (make_rollout("aa", {"answer": verdict.error("broke")}),) * 2)
+    found = rollout_metrics([lost], torch.zeros(1, 2))
+    assert not [name for name in found if name.startswith("reward/")]
+    assert found["rollout/failed_verdicts"] == 2.0 and found["rollout/accuracy"] == 0.0
+
+
+def test_updates_are_averaged_but_for_the_largest_ratio_and_the_last_rate() -> None:
+    updates = [
+        {"loss": 1.0, "gradient_norm": 2.0, "ratio_max": 3.0, "learning_rate": 1e-3, "padding_share": 0.5},
+        {"loss": -2.0, "gradient_norm": 4.0, "ratio_max": 1.5, "learning_rate": 5e-4, "padding_share": 0.0},
+    ]
+    assert update_metrics(updates) == {
+        "learner/loss": -0.5,
+        "learner/gradient_norm": 3.0,
+        "learner/ratio_max": 3.0,
+        "learner/learning_rate": 5e-4,
+        "learner/padding_share": 0.25,
+    }
+    assert update_metrics([]) == {}
+
+
+def test_speed_is_over_the_whole_step(clock: Clock) -> None:
+    watch = Stopwatch()
+    watch.start("generate")
+    clock.now += 2
+    watch.start(None)
+    clock.now += 6
+    assert speed_metrics(watch, GROUPS) == {
+        "time/generate_s": 2.0,
+        "time/step_s": 8.0,
+        "throughput/completions_per_s": 0.5,
+        "throughput/tokens_per_s": 2.0,
+    }
+
+
+def test_every_name_is_documented(clock: Clock) -> None:
+    groups = make_groups(random.Random(0), 1, 0.5)
+    rewards_PG, valid_PG = reward_tensors(groups)
+    watch = Stopwatch()
+    for phase in ("generate", "verify", "learn", "sync", None):
+        watch.start(phase)
+        clock.now += 1
+    update = {name: 1.0 for name in ("loss", "entropy", "ratio_max", "gradient_norm", "learning_rate", "mismatch_kl")}
+    found = (
+        rollout_metrics(groups, group_normalised(rewards_PG, valid_PG))
+        | update_metrics([update])
+        | speed_metrics(watch, groups)
+    )
+    assert len(found) > 20
+    assert [name for name in found if not is_documented(name)] == []
