@@ -1,0 +1,296 @@
+"""Code reward: run the program of a completion against the dataset row's tests in the sandbox.
+
+The program is the last complete fenced block of the right language after the reasoning. The tests are read from the row
+in the formats of HumanEval, MBPP, APPS and TACO (`input_output`), and LiveCodeBench; see `read_tests`.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import json
+import os
+import pickle
+import re
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from rewards import verdict
+from rewards.verdict import Verdict
+from sandbox import (
+    AssertTest,
+    CallTest,
+    IsolationLevel,
+    Language,
+    Limits,
+    Sandbox,
+    Status,
+    StdinTest,
+    Test,
+    TestResult,
+)
+
+_ALIASES = {
+    Language.PYTHON: {"python", "py", "python3"},
+    Language.CPP: {"cpp", "c++", "cc", "cxx"},
+    Language.JAVASCRIPT: {"javascript", "js", "node"},
+    Language.BASH: {"bash", "sh", "shell"},
+}
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*\Z")
+_END_OF_REASONING = "</think>"
+_MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published is a tenth of it
+
+# One sandbox per process and isolation level: verifiers are copied into worker processes, sandboxes cannot be.
+_sandboxes: dict[tuple[int, IsolationLevel], Sandbox] = {}
+_sandboxes_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class CodeVerifier:
+    """Scores a completion by its program's tests.
+
+    Attributes:
+        language: what the program must be written in.
+        partial_credit: score the fraction of tests passed instead of all or nothing.
+        wall_seconds: real and processor time of each test.
+        memory_mebibytes: memory of each test.
+        level: the weakest isolation at which programs may run.
+        tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
+        max_tests: run only so many tests of a row, evenly spread over it; None runs all.
+    """
+
+    language: Language = Language.PYTHON
+    partial_credit: bool = False
+    wall_seconds: float = 6.0
+    memory_mebibytes: int = 512
+    level: IsolationLevel = IsolationLevel.CONFINED
+    tolerance: float | None = None
+    max_tests: int | None = None
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """Return the verdict on `completion`.
+
+        A program that fails, runs out of a limit or cheats is `wrong`; no program is `unparseable`; a failure of the
+        sandbox, or a missing compiler, is `error`.
+
+        Raises:
+            ValueError: the row has no tests in any known format.
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        tests = read_tests(reference, prompt, self.tolerance)
+        code = extract_code(completion, self.language)
+        if code is None:
+            return verdict.unparseable(f"no complete {self.language.value} block")
+        chosen = _spread(tests, self.max_tests)
+        limits = Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20)
+        results = _sandbox(self.level).grade(
+            complete_program(code, prompt),
+            chosen,
+            limits,
+            self.language,
+            stop_at_failure=not self.partial_credit,
+        )
+        return self._verdict(results, len(chosen))
+
+    def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
+        for result in results:
+            if result.status in (Status.SANDBOX_ERROR, Status.NO_COMPILER):
+                return verdict.error(f"{result.status.value}: {result.reason}"[:300])
+        passed = sum(result.passed for result in results)
+        if passed == count:
+            return verdict.correct(f"all {count} tests passed", tests_passed=1.0)
+        number, first = next((number, result) for number, result in enumerate(results) if not result.passed)
+        reason = f"test {number + 1} of {count}: {first.status.value}: {first.reason}"[:300]
+        if not self.partial_credit:
+            return verdict.wrong(reason)
+        return verdict.wrong(reason, score=passed / count, tests_passed=passed / count)
+
+
+def _sandbox(level: IsolationLevel) -> Sandbox:
+    key = os.getpid(), level
+    with _sandboxes_lock:
+        if key not in _sandboxes:
+            _sandboxes[key] = Sandbox(level=level)
+        return _sandboxes[key]
+
+
+def _spread(tests: Sequence[Test], most: int | None) -> list[Test]:
+    if most is None or len(tests) <= most:
+        return list(tests)
+    return [tests[index * len(tests) // most] for index in range(most)]
+
+
+def extract_code(completion: str, language: Language) -> str | None:
+    """The last complete fenced block of `language`, or the last without a language; None where there is neither.
+
+    What stands before the end of the reasoning (`</think>`) is not looked at. A block that is not closed is no block:
+    the completion was cut off.
+    """
+    text = completion.rpartition(_END_OF_REASONING)[2]
+    tagged = untagged = None
+    fence, tag, lines = "", "", list[str]()
+    for line in text.splitlines():
+        match = _FENCE.match(line)
+        if not fence:
+            if match:
+                fence, tag, lines = match.group(1), match.group(2).lower(), []
+        elif match and match.group(1)[0] == fence[0] and len(match.group(1)) >= len(fence) and not match.group(2):
+            block = "\n".join(lines) + "\n"
+            if tag in _ALIASES[language]:
+                tagged = block
+            elif not tag:
+                untagged = block
+            fence = ""
+        else:
+            lines.append(line)
+    return tagged if tagged is not None else untagged
+
+
+def complete_program(code: str, row: Mapping[str, Any]) -> str:
+    """The program to run: `code`, with what a HumanEval row's prompt provides before the function under test.
+
+    A block that does not define the function is taken for its body and put after the prompt.
+    """
+    stub, entry = row.get("prompt"), row.get("entry_point")
+    if not isinstance(stub, str) or not isinstance(entry, str):
+        return code
+    definition = re.compile(rf"^[ \t]*(async[ \t]+)?def[ \t]+{re.escape(entry)}\b", re.MULTILINE)
+    start = definition.search(stub)
+    if start is None:
+        return code
+    return stub[: start.start()] + "\n" + code if definition.search(code) else stub + code
+
+
+def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None = None) -> list[Test]:
+    """Read the tests of a dataset row.
+
+    The reference may itself be the mapping, JSON text or list that holds the tests. Known formats, in this order:
+    HumanEval (`test`, `entry_point`, `prompt`), MBPP (`test_list`, `test_setup_code` or `test_imports`), APPS and TACO
+    (`input_output` with `inputs`, `outputs` and perhaps `fn_name`), LiveCodeBench (`public_test_cases`,
+    `private_test_cases`, `metadata`).
+
+    Args:
+        reference: the row's reference answer.
+        row: the row's other columns.
+        tolerance: given to every test that compares numbers.
+
+    Raises:
+        ValueError: none of the formats fits, or the row has no test.
+    """
+    merged = dict(row)
+    value = _from_json(reference)
+    if isinstance(value, Mapping):
+        merged.update({"input_output": value} if "inputs" in value else value)
+    elif isinstance(value, list):
+        merged["test_list"] = value
+    elif isinstance(value, str) and "entry_point" in row and "test" not in row:
+        merged["test"] = value
+    tests: list[Test] = []
+    if isinstance(merged.get("test"), str) and isinstance(merged.get("entry_point"), str):
+        tests = [AssertTest(merged["test"], merged["entry_point"], _python_or_nothing(merged.get("prompt")))]
+    elif merged.get("test_list"):
+        tests = _mbpp(merged)
+    elif merged.get("input_output"):
+        tests = _apps(_from_json(merged["input_output"]), tolerance)
+    elif "public_test_cases" in merged or "private_test_cases" in merged:
+        tests = _live_code_bench(merged, tolerance)
+    if not tests:
+        raise ValueError(
+            f"no code tests in this row: expected columns of HumanEval (test, entry_point), MBPP (test_list), APPS "
+            f"or TACO (input_output) or LiveCodeBench (public_test_cases), got {sorted(merged)} and reference "
+            f"a {type(reference).__name__}; name the columns in the data section or use another verifier"
+        )
+    return tests
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _python_or_nothing(text: Any) -> str:
+    """Trusted set-up code of a row: HumanEval's prompts are Python and define helpers that their tests call."""
+    if not isinstance(text, str):
+        return ""
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return ""
+    return text
+
+
+def _mbpp(row: Mapping[str, Any]) -> list[Test]:
+    imports = row.get("test_imports") or []
+    setup = "\n".join([*imports, row.get("test_setup_code") or ""])
+    return [AssertTest(code, setup=setup) for code in row["test_list"]]
+
+
+def _apps(content: Any, tolerance: float | None) -> list[Test]:
+    if not isinstance(content, Mapping):
+        return []
+    inputs, outputs = list(content.get("inputs", [])), list(content.get("outputs", []))
+    if len(inputs) != len(outputs):
+        raise ValueError(f"input_output has {len(inputs)} inputs and {len(outputs)} outputs; they must be as many")
+    function = content.get("fn_name")
+    if not function:
+        return [
+            StdinTest(_joined(given), _joined(expected), tolerance)
+            for given, expected in zip(inputs, outputs, strict=True)
+        ]
+    # Both datasets wrap every expected result in a list of its own.
+    wrapped = all(isinstance(expected, list) and len(expected) == 1 for expected in outputs)
+    return [
+        CallTest(function, given, expected[0] if wrapped else expected, tolerance=tolerance)
+        for given, expected in zip(inputs, outputs, strict=True)
+    ]
+
+
+def _joined(lines: Any) -> str:
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
+
+
+def _live_code_bench(row: Mapping[str, Any], tolerance: float | None) -> list[Test]:
+    metadata = _from_json(row.get("metadata") or "{}")
+    function = metadata.get("func_name") if isinstance(metadata, Mapping) else None
+    cases = _from_json(row.get("public_test_cases") or [])
+    private = _from_json(row.get("private_test_cases") or [])
+    if isinstance(private, str):
+        private = _unpack(private)
+    tests: list[Test] = []
+    for case in [*cases, *private]:
+        if case.get("testtype") == "functional":
+            if not function:
+                raise ValueError("a functional LiveCodeBench test needs metadata.func_name, which this row lacks")
+            arguments = [json.loads(line) for line in case["input"].splitlines() if line.strip()]
+            tests.append(CallTest(function, arguments, json.loads(case["output"]), tolerance=tolerance))
+        else:
+            tests.append(StdinTest(case["input"], case["output"], tolerance))
+    return tests
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of plain data only: LiveCodeBench packs its private tests as a pickled string."""
+
+    def find_class(self, module_name: str, global_name: str) -> NoReturn:
+        raise ValueError(f"private_test_cases holds a {module_name}.{global_name}; only plain data is read")
+
+
+def _unpack(packed: str) -> list[dict[str, Any]]:
+    """LiveCodeBench's private tests: base64 of zlib of a pickled JSON text."""
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(base64.b64decode(packed), _MAX_UNPACKED)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"private_test_cases unpacks to more than {_MAX_UNPACKED} bytes")
+    text = _PlainUnpickler(io.BytesIO(data)).load()
+    cases = json.loads(text)
+    if not isinstance(cases, list):
+        raise ValueError(f"private_test_cases must hold a list of tests, got {type(cases).__name__}")
+    return cases

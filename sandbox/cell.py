@@ -1,0 +1,287 @@
+"""The process around one program: it holds the program's namespaces and runs it once per test, each time afresh.
+
+A cell is cloned by the worker. It mounts a scratch directory and `/proc`, then waits for requests on its channel. For
+each it forks a child that becomes the program, watches it, kills all that is left of it, empties the scratch directory
+and replies, saying whether the program was `pristine`: ended by itself and left nothing at all. A cell is thrown away
+with all its namespaces after any other program, and kept for the next one after a pristine one. In a process namespace
+the cell is process 1: nothing inside can signal it, and when it ends the kernel kills everything inside. It is trusted
+code; it never sees an expected output.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from sandbox import child, filesystem, kernel
+from sandbox.child import Seal
+from sandbox.template import Template, TemplateLost
+from sandbox.types import Status
+from sandbox.watch import Usage, Watch
+
+MAX_MESSAGE = 1 << 16
+_MAX_DESCRIPTORS = 6
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """One message and the descriptors it carries; None at the end of the conversation."""
+    message, ancillary, _, _ = channel.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4))
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return (json.loads(message) if message else None), list(descriptors)
+
+
+def _read_now(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, MAX_MESSAGE)
+    except BlockingIOError:
+        return b""
+
+
+def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoReturn:
+    """Run programs until the channel closes. Never returns."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory and descriptors are closed to programs of the same user
+    cell = Cell(seal, limits, channel.fileno())
+    while True:
+        request, descriptors = receive(channel)
+        if request is None:
+            os._exit(0)
+        if request["kind"] == "stop":
+            continue  # what it was meant for has ended already, or has just been ended by the watch
+        if request["kind"] == "forget":
+            cell.forget_template()
+            continue
+        try:
+            reply = cell.run(request, descriptors)
+        except OSError as problem:
+            reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}
+        channel.send(json.dumps(reply).encode())
+
+
+@dataclass(slots=True)
+class _ScratchState:
+    """What `stat` says of a scratch directory that nobody has touched."""
+
+    mode: int
+    modified: int
+    changed: int
+
+
+class Cell:
+    """One program's namespaces.
+
+    Raises:
+        OSError: a mount is refused.
+    """
+
+    def __init__(self, seal: Seal, limits: dict[str, Any], channel: int) -> None:
+        self._seal = seal
+        self._channel = channel
+        self._limits = limits
+        self._last_pid: int | None = None
+        self._template: Template | None = None
+        if seal.private_root:
+            filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
+            if seal.private_proc:
+                filesystem.mount_proc(filesystem.VIEW_PROC)
+                filesystem.hide_slot_proc()
+                self._last_pid = os.open(filesystem.VIEW_PROC + "/sys/kernel/ns_last_pid", os.O_WRONLY)
+        else:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        self._template_outside = 0
+        self._untouched = self._scratch_state()
+        # /proc is that of an outer namespace, where this process goes by another number.
+        self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
+
+    def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """Run one program once and leave no trace of it."""
+        failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._last_pid is not None:
+            # A program must not learn from its process number what ran here before it.
+            with contextlib.suppress(PermissionError):
+                os.pwrite(self._last_pid, b"1", 0)
+        ignored = self._template_for(request, descriptors[0])
+        pid = self._start(request, descriptors, failure)
+        started = time.monotonic()
+        os.close(failure)
+        try:
+            watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, ignored)
+            verdict = watch.until_end(pid, started)
+            if verdict is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _, wait_status, rusage = os.wait4(pid, 0)
+            code = os.waitstatus_to_exitcode(wait_status)
+            wall = time.monotonic() - started
+            usage = watch.usage.joined(rusage)
+            left_behind = self._kill_descendants() if self._seal.descendant_kill else False
+            setup_problem = _read_now(failed)
+            reply = self._judge(verdict, code, usage, request["limits"], descriptors)
+            if setup_problem:
+                reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
+            pristine = verdict is None and code >= 0 and not left_behind and self._scratch_untouched()
+            return reply | {"wall_seconds": wall, "pristine": pristine}
+        finally:
+            os.close(failed)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._empty_scratch()
+
+    def _template_for(self, request: dict[str, Any], program: int) -> int | None:
+        """See to a template where one is wanted; returns its number in the outer `/proc`."""
+        if not (request.get("template") and self._seal.private_proc and self._seal.descendant_kill):
+            self.forget_template()
+            return None
+        if self._template is None:
+            with contextlib.suppress(TemplateLost):
+                self._template = Template(self._seal, request, program)
+                (self._template_outside,) = Watch.children(self._seal.proc, self._own_pid)
+        return self._template_outside if self._template else None
+
+    def forget_template(self) -> None:
+        """End the template, if there is one; the next program is another."""
+        if self._template is not None:
+            self._template.close()
+            self._template = None
+
+    def _start(self, request: dict[str, Any], descriptors: list[int], failure: int) -> int:
+        if self._template is not None:
+            try:
+                return self._template.fork(descriptors[1:4])
+            except TemplateLost:
+                # It may have been ended by the very child it had just forked, which may have read and written already.
+                self.forget_template()
+                self._kill_descendants()
+                for descriptor in descriptors[1:4]:
+                    os.lseek(descriptor, 0, os.SEEK_SET)
+                for descriptor in descriptors[2:4]:
+                    os.ftruncate(descriptor, 0)
+        pid = kernel.clone(0)
+        if pid == 0:
+            child.become_program(self._seal, request, descriptors, failure)
+        return pid
+
+    def _judge(
+        self, verdict: Status | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
+    ) -> dict[str, Any]:
+        """Name how the program ended, the most telling limit first."""
+        status = verdict
+        if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
+            status = Status.OUTPUT
+        if status is None and (code == -signal.SIGXCPU or usage.cpu_seconds > limits["cpu_seconds"]):
+            status = Status.CPU_TIME
+        if status is None and code != 0 and (code == -signal.SIGXFSZ or self._disk_full(limits)):
+            status = Status.DISK
+        if status is None:
+            status = Status.OK if code == 0 else Status.NONZERO_EXIT if code > 0 else Status.SIGNAL
+        return {
+            "status": status.value,
+            "exit_code": code,
+            "cpu_seconds": usage.cpu_seconds,
+            "memory_bytes": usage.memory_bytes,
+        }
+
+    def _disk_full(self, limits: dict[str, Any]) -> bool:
+        if not self._seal.private_root:
+            return False  # the watch measures there
+        state = os.statvfs(filesystem.SCRATCH_RUN)
+        return state.f_bavail == 0 or state.f_favail == 0
+
+    def _kill_descendants(self) -> bool:
+        """Kill and reap everything the program left running; returns whether there was anything."""
+        if self._template is not None:
+            if self._only_template_left():
+                return False
+            self._template.close()
+            self._template = None
+        found = False
+        while True:
+            if self._seal.process_namespace:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)  # reaches this namespace only, all of it at once, and not process 1
+            else:
+                for pid in Watch.children(self._seal.proc, self._own_pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return found
+            found = True
+
+    def _only_template_left(self) -> bool:
+        """Whether no process is left but this one and a template that is alive and has not been stopped.
+
+        What a program left has become this process's child, or has an ancestor that has. Nothing is reaped before it
+        has been seen, so a chain of processes that each start the next and exit does not slip through: it leaves its
+        dead behind.
+        """
+        assert self._template is not None
+        if Watch.own_children(self._seal.proc, self._own_pid) != [self._template_outside]:
+            return False
+        with contextlib.suppress(ChildProcessError):
+            return os.waitpid(self._template.pid, os.WNOHANG | os.WUNTRACED)[0] == 0
+        return False
+
+    def _scratch_state(self) -> _ScratchState:
+        state = os.stat(self._seal.scratch)
+        return _ScratchState(state.st_mode, state.st_mtime_ns, state.st_ctime_ns)
+
+    def _scratch_untouched(self) -> bool:
+        return self._scratch_state() == self._untouched and not os.listdir(self._seal.scratch)
+
+    def _empty_scratch(self) -> None:
+        """Give the next run a scratch directory that tells nothing of this one."""
+        if self._scratch_untouched():
+            return
+        if self._seal.private_root:
+            kernel.unmount(filesystem.SCRATCH_RUN)
+            filesystem.mount_scratch(self._limits["disk_bytes"], self._limits["files"])
+        else:
+            os.chmod(self._seal.scratch, 0o700)
+            for entry in os.scandir(self._seal.scratch):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+        self._untouched = self._scratch_state()
+
+
+def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: list[int]) -> int:
+    """Clone a cell that serves `channel`; returns its process number to the worker.
+
+    Args:
+        seal: the worker's layers.
+        channel: the cell's end of its conversation with the supervisor.
+        limits: those that the scratch directory is made for.
+        others: descriptors of the worker that the cell must not keep.
+    """
+    flags = 0
+    if seal.process_namespace:
+        flags |= kernel.CLONE_NEWPID
+    if seal.private_root:
+        flags |= kernel.CLONE_NEWNS
+    pid = kernel.clone(flags)
+    if pid != 0:
+        return pid
+    try:
+        for descriptor in others:
+            os.close(descriptor)
+        serve(seal, channel, limits)
+    except OSError as problem:
+        reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
+        with contextlib.suppress(OSError):
+            channel.send(json.dumps(reply).encode())
+    finally:
+        os._exit(1)

@@ -1,0 +1,145 @@
+"""The trusted end of the call channel: one line asked, one line answered, under a deadline.
+
+Whatever comes back is foreign. A reply that nobody asked for, that is too long or that is not JSON of the agreed form
+is a `BadReply`, which fails the program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from typing import Any
+
+MAX_LINE = 8 << 20  # bytes; the longest reply that is still read
+_CHUNK = 1 << 16
+
+
+class BadReply(Exception):
+    """The program broke the agreement of the channel."""
+
+
+class ProgramEnded(Exception):
+    """The program ended, or closed the channel, instead of answering."""
+
+
+class DeadlinePassed(Exception):
+    """No answer came in time."""
+
+
+class CallChannel:
+    """A pair of pipes to a program's process. `far_ends` are for the program; close them here once they are passed."""
+
+    def __init__(self) -> None:
+        far_requests, self._requests = os.pipe2(os.O_CLOEXEC)
+        self._replies, far_replies = os.pipe2(os.O_CLOEXEC)
+        self.far_ends = (far_requests, far_replies)
+        self._buffer = bytearray()
+        self.ended = False  # whether the other side has closed its end
+        os.set_blocking(self._requests, False)
+        os.set_blocking(self._replies, False)
+
+    def close_far_ends(self) -> None:
+        for descriptor in self.far_ends:
+            os.close(descriptor)
+        self.far_ends = (-1, -1)
+
+    def close(self) -> None:
+        """Close this side; idempotent."""
+        self.close_requests()
+        if self._replies >= 0:
+            os.close(self._replies)
+        self._replies = -1
+
+    def close_requests(self) -> None:
+        """Tell the other side that no more will be asked; idempotent."""
+        if self._requests >= 0:
+            os.close(self._requests)
+        self._requests = -1
+
+    def ask(self, line: bytes, deadline: float) -> bytes:
+        """Send one line and return the one line that answers it.
+
+        Args:
+            line: without its end.
+            deadline: on `time.monotonic`'s clock.
+
+        Raises:
+            BadReply: something was waiting before anything was asked, or came after the answer, or is too long.
+            ProgramEnded, DeadlinePassed: no answer came.
+        """
+        self.check_silence()
+        self.send(line, deadline)
+        answer = self.receive(deadline)
+        self.check_silence()
+        return answer
+
+    def check_silence(self) -> None:
+        """Make sure that nothing has come that nobody asked for.
+
+        Raises:
+            BadReply: something has.
+        """
+        if self._buffer or self._read():
+            raise BadReply("a reply that nobody asked for")
+
+    def send(self, line: bytes, deadline: float) -> None:
+        rest = memoryview(line + b"\n")
+        while rest:
+            _wait([], [self._requests], deadline)
+            try:
+                rest = rest[os.write(self._requests, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                self.ended = True
+                raise ProgramEnded from None
+
+    def receive(self, deadline: float) -> bytes:
+        while b"\n" not in self._buffer:
+            _wait([self._replies], [], deadline)
+            chunk = self._read()
+            if chunk == b"":
+                self.ended = True
+                raise ProgramEnded
+            if len(self._buffer) > MAX_LINE:
+                raise BadReply(f"a reply longer than {MAX_LINE} bytes")
+        line, _, rest = self._buffer.partition(b"\n")
+        self._buffer = rest
+        return bytes(line)
+
+    def _read(self) -> bytes | None:
+        """What can be read at once: None if nothing is there yet, empty at the end."""
+        try:
+            chunk = os.read(self._replies, _CHUNK)
+        except BlockingIOError:
+            return None
+        self._buffer += chunk
+        return chunk
+
+
+def _wait(reading: list[int], writing: list[int], deadline: float) -> None:
+    poll = select.poll()
+    for descriptor in reading:
+        poll.register(descriptor, select.POLLIN)
+    for descriptor in writing:
+        poll.register(descriptor, select.POLLOUT)
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(left * 1000):
+        raise DeadlinePassed
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """A line of the channel as a JSON object.
+
+    Raises:
+        BadReply: it is none.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadReply("a reply that is not JSON") from None
+    if type(message) is not dict:
+        raise BadReply("a reply that is not an object")
+    return message

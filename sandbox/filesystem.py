@@ -1,0 +1,192 @@
+"""What a program sees of the file system: a private read-only root where mounts can be had, and Landlock rules.
+
+The private root is assembled once per worker from bind mounts and made read-only. Below it lie four places of ours:
+`/scratch` (each program mounts its own size-limited tmpfs on `/scratch/run`, which `/tmp` and `/dev/shm` also name),
+`/view` (each program mounts its own `/proc` on `/view/proc`), `/slot` (the worker's `/proc`, covered before a program
+starts; the kernel lets nobody mount a `/proc` who cannot see one already) and `/site` (preloaded third-party modules).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import landlockpy
+
+from sandbox import kernel
+
+SCRATCH, SCRATCH_RUN = "/scratch", "/scratch/run"
+VIEW, VIEW_PROC = "/view", "/view/proc"
+SLOT_PROC = "/slot/proc"
+SITE = "/site"
+# Compilers, interpreters and shared libraries; nothing of /etc but what the loader and the clock need.
+SYSTEM_PATHS = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/localtime",
+)
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_WRITABLE_DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
+# Flags that a mount brings along from outside; a namespace of lesser privilege may not clear them.
+_KEPT_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class SitePackage:
+    """One file or directory of third-party modules that a preloaded module needs."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+
+def interpreter_paths() -> list[str]:
+    """The directories of the running interpreter and its standard library, without third-party modules."""
+    paths = {os.path.realpath(sys.base_prefix), os.path.realpath(sysconfig.get_path("stdlib"))}
+    return [path for path in sorted(paths) if not path.startswith("/usr/") and path != "/usr"]
+
+
+def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
+    """Where the loaded modules `top_level` and their shared libraries (`<name>.libs`) lie outside the standard library.
+
+    Only modules that are already imported are looked at.
+    """
+    found: dict[str, SitePackage] = {}
+    standard = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    for name in top_level:
+        module_file = getattr(sys.modules.get(name), "__file__", None)
+        if not module_file:
+            continue
+        place = os.path.dirname(module_file) if os.path.basename(module_file).startswith("__init__.") else module_file
+        real = os.path.realpath(place)
+        if real.startswith(standard) and "site-packages" not in real:
+            continue
+        for path in (real, os.path.join(os.path.dirname(real), name + ".libs")):
+            if os.path.exists(path):
+                found[path] = SitePackage(path)
+    return list(found.values())
+
+
+def _bind_read_only(source: str, base: str, target: str) -> None:
+    place = base + target
+    if os.path.isdir(source):
+        os.makedirs(place, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "x"):
+            pass
+    kernel.mount(source, place, None, kernel.MS_BIND | kernel.MS_REC)
+    present = os.statvfs(place).f_flag
+    flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+    flags |= present & _KEPT_FLAGS
+    if present & os.ST_NOATIME:
+        flags |= kernel.MS_NOATIME
+    elif present & os.ST_RELATIME:
+        flags |= kernel.MS_RELATIME
+    kernel.mount(None, place, None, flags)
+
+
+def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
+    """Assemble the private root on `base` (any directory; what it held is hidden, not touched) and move into it.
+
+    Needs a mount namespace of its own and CAP_SYS_ADMIN over it.
+    """
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    sources = [path for path in (*SYSTEM_PATHS, *interpreter_paths()) if os.path.lexists(path)]
+    # The sources may lie below `base` (an interpreter in /tmp), so they are bound by descriptor.
+    held = {path: os.open(path, os.O_PATH) for path in sources if not os.path.islink(path)}
+    held_packages = {package.name: os.open(package.path, os.O_PATH) for package in packages}
+    links = {path: os.readlink(path) for path in sources if os.path.islink(path)}
+    held_proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+    held_devices = {name: os.open("/dev/" + name, os.O_PATH) for name in _DEVICES if os.path.exists("/dev/" + name)}
+    try:
+        # 1 MiB and 512 inodes hold the skeleton of directories, no data.
+        size = "size=1m,mode=755,nr_inodes=512"
+        kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, size)
+        for path, target in links.items():
+            os.makedirs(base + os.path.dirname(path), exist_ok=True)
+            os.symlink(target, base + path)
+        for path, descriptor in held.items():
+            _bind_read_only(f"/proc/self/fd/{descriptor}", base, path)
+        for name, descriptor in held_packages.items():
+            _bind_read_only(f"/proc/self/fd/{descriptor}", base, f"{SITE}/{name}")
+        for directory in ("/dev", SCRATCH_RUN, VIEW_PROC, SLOT_PROC):
+            os.makedirs(base + directory, exist_ok=True)
+        for name, descriptor in held_devices.items():
+            with open(f"{base}/dev/{name}", "x"):
+                pass
+            kernel.mount(f"/proc/self/fd/{descriptor}", f"{base}/dev/{name}", None, kernel.MS_BIND)
+        kernel.mount(f"/proc/self/fd/{held_proc}", base + SLOT_PROC, None, kernel.MS_BIND | kernel.MS_REC)
+        _link_well_known_places(base)
+        os.chdir(base)
+        kernel.pivot_root_here()
+        kernel.mount(None, "/", None, kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)
+    finally:
+        for descriptor in (*held.values(), *held_packages.values(), *held_devices.values(), held_proc):
+            os.close(descriptor)
+
+
+def _link_well_known_places(base: str) -> None:
+    os.symlink("/proc/self/fd", base + "/dev/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"{base}/dev/{name}")
+    for link, target in (("/dev/shm", SCRATCH_RUN), ("/tmp", SCRATCH_RUN), ("/proc", VIEW_PROC)):
+        if not os.path.lexists(base + link):
+            os.symlink(target, base + link)
+
+
+def mount_scratch(size_bytes: int, files: int) -> None:
+    """Give this mount namespace a fresh, empty scratch directory."""
+    options = f"size={size_bytes},mode=700,nr_inodes={files + 1}"
+    kernel.mount("tmpfs", SCRATCH_RUN, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+
+
+def mount_proc(target: str) -> None:
+    """Mount the `/proc` of this process namespace."""
+    kernel.mount("proc", target, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+
+
+def hide_slot_proc() -> None:
+    """Cover the worker's `/proc`, so that a program sees its own processes only."""
+    kernel.mount("tmpfs", SLOT_PROC, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV, "size=4k,mode=000")
+
+
+def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePackage]) -> landlockpy.Ruleset:
+    """The rules under which every program of a worker runs: read what it needs, write its scratch directory.
+
+    Raises:
+        landlockpy.UnsupportedError: the kernel has no Landlock.
+    """
+    access = landlockpy.AccessFS
+    read = access.READ_FILE | access.READ_DIR | access.EXECUTE
+    rules = landlockpy.Ruleset(scoped=landlockpy.Scope.ABSTRACT_UNIX_SOCKET | landlockpy.Scope.SIGNAL)
+    readable = [*SYSTEM_PATHS, *interpreter_paths()]
+    readable += [SITE] if private_root else [package.path for package in packages]
+    for path in readable:
+        if os.path.isdir(path):
+            rules.allow_path(path, read)
+        elif os.path.exists(path):
+            rules.allow_path(path, access.READ_FILE | access.EXECUTE)
+    for name in _DEVICES:
+        path = "/dev/" + name
+        if os.path.exists(path):
+            write = access.WRITE_FILE | access.TRUNCATE if path in _WRITABLE_DEVICES else access(0)
+            rules.allow_path(path, access.READ_FILE | write)
+    # The rule on the directory above a mount point holds for whatever each program mounts there later.
+    writable = SCRATCH if private_root else scratch
+    rules.allow_path(writable, rules.handled_fs & ~(access.MAKE_CHAR | access.MAKE_BLOCK | access.IOCTL_DEV))
+    if private_root:
+        rules.allow_path(VIEW, read)
+        rules.allow_path("/dev", access.READ_DIR)
+    return rules

@@ -1,0 +1,99 @@
+"""The worker's interpreter, made to look to a program like one started for it alone."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from sandbox import filesystem, kernel, program
+from sandbox.filesystem import SitePackage
+
+# Modules that programs commonly import; each costs a fresh interpreter more than it costs a fork.
+COMMON_MODULES = tuple(
+    """
+    abc array bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools
+    heapq io itertools json linecache math operator queue random re statistics string struct sys textwrap threading
+    time traceback types typing
+    """.split()  # noqa: SIM905 (a list of 33 quoted words is harder to read)
+)
+_OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
+# Not a virtual environment's link to it, which programs do not see.
+_EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], clean_environment: bool) -> None:
+    """Import what programs will want and set up search path, streams, environment and signals.
+
+    Args:
+        preload: third-party modules to import.
+        scratch: the programs' working directory.
+        third_party: directories where the preloaded modules are found.
+        clean_environment: False only where a test leaves that layer out.
+    """
+    standard = (*filesystem.interpreter_paths(), "/usr/")
+    sys.path[:] = [path for path in sys.path if path.startswith(standard) and "-packages" not in path]
+    sys.path += third_party
+    sys.path_importer_cache.clear()
+    sys.argv[:] = ["main.py"]
+    sys.executable = _EXECUTABLE
+    sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
+    import_all((*COMMON_MODULES, *preload))
+    program.open_standard_streams()
+    kernel.limit_malloc_arenas(2)
+    if clean_environment:
+        os.environ.clear()
+    os.environ.update(program_environment(scratch, third_party))
+    # SIGINT without a handler cannot reach process 1 of a namespace; SIGXFSZ ends a program that writes too much.
+    for number in (signal.SIGINT, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def settle() -> None:
+    """The last thing before programs are served: nothing of ours is to be found or collected by them."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in _OWN_MODULES:
+            del sys.modules[name]
+    atexit._clear()  # what our own modules registered is not for programs to run
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent's objects
+
+
+def third_party_packages(preload: Sequence[str]) -> list[SitePackage]:
+    """Import `preload` in this (throw-away) process and tell which third-party packages that brought."""
+    import_all(preload)
+    loaded = {name.partition(".")[0] for name in sys.modules} - set(_OWN_MODULES)
+    return filesystem.site_packages(sorted(loaded))
+
+
+def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, str]:
+    """The whole environment of a program."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": ":".join(third_party),
+        "MALLOC_ARENA_MAX": "2",  # otherwise each thread reserves 64 MiB of the address space that a program has
+        # Thread pools as wide as the machine would fight over the core that a program gets.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+
+
+def import_all(names: Sequence[str]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if "numpy" in names:
+        for name in ("numpy.random", "numpy.linalg", "numpy.fft"):  # imported on first use, otherwise by every child
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)

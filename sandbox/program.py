@@ -1,0 +1,165 @@
+"""Inside the sandbox: run a Python program as an interpreter would, or answer calls to its functions.
+
+Everything here shares a process with foreign code that may patch or replace it at will. Nothing here is trusted; what
+it sends is data that the trusted side checks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import io
+import json
+import linecache
+import os
+import random
+import sys
+import threading
+import traceback
+import types
+from typing import Any, NoReturn
+
+from sandbox import values
+
+_FILE = "main.py"
+_REQUESTS, _REPLIES = 3, 4  # descriptors of the call channel
+_MESSAGE_LENGTH = 500  # of an exception's text sent over the channel
+
+
+def open_standard_streams() -> None:
+    """Make text streams on descriptors 0, 1 and 2, whatever these will refer to once a program starts.
+
+    The worker does this once. A stream that has not been used holds nothing of the file behind its descriptor.
+    """
+    binary_in = io.BufferedReader(io.FileIO(0, "r", closefd=False), 1 << 16)
+    binary_out = io.BufferedWriter(io.FileIO(1, "w", closefd=False), 1 << 16)
+    binary_error = io.BufferedWriter(io.FileIO(2, "w", closefd=False), 1 << 13)
+    sys.stdin = io.TextIOWrapper(binary_in, encoding="utf-8", errors="surrogateescape")
+    sys.stdout = io.TextIOWrapper(binary_out, encoding="utf-8", errors="surrogateescape", newline="\n")
+    sys.stderr = io.TextIOWrapper(
+        binary_error, encoding="utf-8", errors="backslashreplace", newline="\n", line_buffering=True
+    )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+
+
+def compiled(source: bytes) -> types.CodeType:
+    """The program's code. Raises what the program's author would see."""
+    return compile(source, _FILE, "exec", dont_inherit=True)
+
+
+def main_module(source: bytes, name: str = "__main__") -> types.ModuleType:
+    """The module that a program will be executed in, known to imports and to tracebacks."""
+    module = types.ModuleType(name)
+    module.__dict__["__builtins__"] = builtins
+    module.__dict__["__file__"] = _FILE
+    sys.modules[name] = module
+    text = source.decode("utf-8", "replace")
+    linecache.cache[_FILE] = (len(text), None, text.splitlines(True), _FILE)
+    return module
+
+
+def seed_generators(source: bytes) -> None:
+    """Give a program that mentions them random numbers of its own; the generators' states are the worker's."""
+    if b"random" in source:
+        random.seed()
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed()
+
+
+def run(source: bytes, answer_calls: bool = False) -> NoReturn:
+    """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
+    seed_generators(source)
+    module = main_module(source, "solution" if answer_calls else "__main__")
+    execute(source, None, module, answer_calls)
+
+
+def execute(
+    source: bytes, code_object: types.CodeType | None, module: types.ModuleType, answer_calls: bool = False
+) -> NoReturn:
+    """Execute a program, compiled already or not, in its module, and exit."""
+    code = 0
+    try:
+        exec(code_object or compiled(source), module.__dict__)
+        if answer_calls:
+            _answer_calls(module)
+    except SystemExit as request:
+        code = _exit_code(request)
+    except BaseException as problem:
+        code = 1
+        _print_exception(problem)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Wait for threads, run exit functions, flush, and exit."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except BaseException as problem:
+        _print_exception(problem)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if not stream.closed:
+                stream.flush()
+        except (OSError, ValueError, AttributeError):
+            code = code or 120  # the interpreter's own code for this
+    os._exit(code)
+
+
+def _exit_code(request: SystemExit) -> int:
+    if request.code is None:
+        return 0
+    if isinstance(request.code, int):
+        return request.code & 0xFF
+    try:
+        print(request.code, file=sys.stderr)
+    except BaseException as problem:
+        _print_exception(problem)
+    return 1
+
+
+def _print_exception(problem: BaseException) -> None:
+    try:
+        frames = problem.__traceback__.tb_next if problem.__traceback__ else None  # without this file's own frame
+        traceback.print_exception(type(problem), problem, frames)
+    except BaseException:  # the program owns sys.stderr and may have broken it; its exit code still tells
+        return
+
+
+def _answer_calls(module: types.ModuleType) -> None:
+    """Answer one call per line until the other side closes the channel."""
+    requests = os.fdopen(_REQUESTS, "rb", closefd=False)
+    kept: list[Any] = []
+
+    def keep(item: Any) -> int:
+        kept.append(item)
+        return len(kept) - 1
+
+    for line in requests:
+        request = json.loads(line)
+        try:
+            function = _find(module, request["function"])
+            arguments = [values.decode(item, kept.__getitem__) for item in request["arguments"]]
+            keywords = {name: values.decode(item, kept.__getitem__) for name, item in request["keywords"].items()}
+            result = function(*arguments, **keywords)
+            reply = {"ok": values.encode(result, keep if request["handles"] else None)}
+        except SystemExit:
+            raise
+        except BaseException as problem:
+            reply = {"exception": type(problem).__name__, "message": str(problem)[:_MESSAGE_LENGTH]}
+        _send(json.dumps(reply).encode())
+
+
+def _find(module: types.ModuleType, name: str) -> Any:
+    if name in module.__dict__:
+        return module.__dict__[name]
+    solution = module.__dict__.get("Solution")
+    if solution is not None:
+        return getattr(solution(), name)
+    raise NameError(f"name {name!r} is not defined")
+
+
+def _send(message: bytes) -> None:
+    rest = memoryview(message + b"\n")
+    while rest:
+        rest = rest[os.write(_REPLIES, rest) :]

@@ -1,0 +1,296 @@
+"""`Sandbox`: the one object that users of this room hold."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sandbox import grading
+from sandbox.cell_handle import WorkerLost, limits_message, sealed_memory
+from sandbox.languages import Compiler, NotRunnable, Runnable
+from sandbox.types import (
+    AssertTest,
+    CallTest,
+    ExecutionResult,
+    Isolation,
+    IsolationError,
+    IsolationLevel,
+    Language,
+    Layer,
+    Limits,
+    SandboxError,
+    Status,
+    Test,
+    TestResult,
+)
+from sandbox.worker import Worker
+from sandbox.worker_settings import WorkerSettings
+
+T = TypeVar("T")
+_ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
+_DEFAULT_LIMITS = Limits()
+
+
+class _Slot:
+    """Room for one program at a time: a worker for each set of preloaded modules, started when first needed."""
+
+    def __init__(self) -> None:
+        self.workers: dict[tuple[str, ...], Worker] = {}
+
+
+class Sandbox:
+    """Runs and grades untrusted programs. Safe from many threads, and from coroutines through the `_async` methods.
+
+    Use it as a context manager, or call `close`. It belongs to the process that made it: after a fork, make another.
+
+    Args:
+        level: the weakest isolation at which programs may run.
+        workers: how many programs run at the same time; one per core is right.
+        preload: modules kept imported in a worker of their own, which serves the programs that mention them.
+        without: layers to leave out. For tests only.
+
+    Raises:
+        IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
+        SandboxError: a worker could not be started.
+    """
+
+    def __init__(
+        self,
+        level: IsolationLevel = IsolationLevel.CONFINED,
+        workers: int = 1,
+        preload: Sequence[str] = ("numpy",),
+        without: frozenset[Layer] = frozenset(),
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self._level, self._preload, self._without = level, tuple(preload), without
+        self._owner = os.getpid()
+        self._compiler = Compiler()
+        self._all = [_Slot() for _ in range(workers)]
+        self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
+        try:
+            self.isolation: Isolation = self._worker(self._all[0], ()).isolation
+        except BaseException:
+            self.close()
+            raise
+        for slot in self._all:
+            self._free.put(slot)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers and whatever they run; idempotent."""
+        with self._lock:
+            self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._owner != os.getpid():
+            return
+        for slot in self._all:
+            # A thread that is running a program sees its worker go and does not start another.
+            for worker in list(slot.workers.values()):
+                worker.stop()
+            slot.workers.clear()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process numbers of the workers that are running."""
+        return [worker.pid for slot in self._all for worker in list(slot.workers.values())]
+
+    def run(
+        self,
+        program: str | bytes,
+        stdin: str | bytes = b"",
+        limits: Limits = _DEFAULT_LIMITS,
+        language: Language = Language.PYTHON,
+        preload: Sequence[str] | None = None,
+    ) -> ExecutionResult:
+        """Run a program once.
+
+        A failure of the program is a status of the result, never an exception; so is a failure of the sandbox
+        (`SANDBOX_ERROR`), after one more attempt on a new worker.
+
+        Args:
+            program: its source; undecodable text is a program that does not compile.
+            stdin: its standard input.
+            limits: what it may use.
+            language: what it is written in.
+            preload: modules to have ready, instead of those of the sandbox's `preload` that the program mentions.
+
+        Raises:
+            SandboxError: the sandbox is closed or belongs to another process.
+        """
+        source = _encoded(program)
+
+        def attempt(worker: Worker) -> ExecutionResult:
+            try:
+                runnable = self._compiler.prepare(worker, source, language)
+            except NotRunnable as problem:
+                return self._not_run(problem)
+            descriptor = sealed_memory("program", runnable.content)
+            try:
+                with worker.open_cell(limits) as cell:
+                    request = runnable.request | {"limits": limits_message(limits)}
+                    cell.begin(request, descriptor, _encoded(stdin))
+                    return cell.finish()
+            finally:
+                os.close(descriptor)
+
+        outcome = self._attempt(attempt, self._modules(source, language, preload))
+        if isinstance(outcome, str):
+            return self._not_run(NotRunnable(Status.SANDBOX_ERROR, outcome))
+        return outcome
+
+    def grade(
+        self,
+        program: str | bytes,
+        tests: Sequence[Test],
+        limits: Limits = _DEFAULT_LIMITS,
+        language: Language = Language.PYTHON,
+        preload: Sequence[str] | None = None,
+        stop_at_failure: bool = False,
+    ) -> list[TestResult]:
+        """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
+
+        Args:
+            program: its source.
+            tests: what to run, in order.
+            limits: hold for each test. A call's time is measured from the request to the reply.
+            language: what it is written in; anything but Python takes `StdinTest` only.
+            preload: as for `run`.
+            stop_at_failure: leave out the tests after the first that fails.
+
+        Raises:
+            SandboxError: the sandbox is closed or belongs to another process.
+            ValueError: call tests or test code for a language other than Python.
+        """
+        if language is not Language.PYTHON and any(isinstance(test, CallTest | AssertTest) for test in tests):
+            raise ValueError(f"only Python programs can be tested by calls; {language.value} takes StdinTest")
+        source = _encoded(program)
+
+        def attempt(worker: Worker) -> list[TestResult]:
+            try:
+                runnable: Runnable = self._compiler.prepare(worker, source, language)
+            except NotRunnable as problem:
+                return [TestResult(False, problem.status, problem.reason, isolation=self.isolation) for _ in tests]
+            return grading.grade(worker, runnable, tests, limits, stop_at_failure)
+
+        outcome = self._attempt(attempt, self._modules(source, language, preload))
+        if isinstance(outcome, str):
+            return [TestResult(False, Status.SANDBOX_ERROR, outcome, isolation=self.isolation) for _ in tests]
+        return outcome
+
+    async def run_async(
+        self,
+        program: str | bytes,
+        stdin: str | bytes = b"",
+        limits: Limits = _DEFAULT_LIMITS,
+        language: Language = Language.PYTHON,
+        preload: Sequence[str] | None = None,
+    ) -> ExecutionResult:
+        """`run`, without blocking the event loop."""
+        return await asyncio.wrap_future(self._threads.submit(self.run, program, stdin, limits, language, preload))
+
+    async def grade_async(
+        self,
+        program: str | bytes,
+        tests: Sequence[Test],
+        limits: Limits = _DEFAULT_LIMITS,
+        language: Language = Language.PYTHON,
+        preload: Sequence[str] | None = None,
+        stop_at_failure: bool = False,
+    ) -> list[TestResult]:
+        """`grade`, without blocking the event loop."""
+        return await asyncio.wrap_future(
+            self._threads.submit(self.grade, program, tests, limits, language, preload, stop_at_failure)
+        )
+
+    def _modules(self, source: bytes, language: Language, preload: Sequence[str] | None) -> tuple[str, ...]:
+        if preload is not None:
+            return tuple(sorted(preload))
+        if language is not Language.PYTHON:
+            return ()
+        mentioned = [name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)]
+        return tuple(sorted(mentioned))
+
+    def _worker(self, slot: _Slot, modules: tuple[str, ...]) -> Worker:
+        worker = slot.workers.get(modules)
+        if worker is None:
+            settings = WorkerSettings(
+                supervisor=os.getpid(),
+                preload=modules,
+                search_path=tuple(path for path in sys.path if path and os.path.isdir(path)),
+                without=self._without,
+            )
+            worker = Worker(settings)
+            if worker.isolation.level < self._level:
+                worker.stop()
+                raise IsolationError(_refusal(self._level, worker.isolation))
+            slot.workers[modules] = worker
+            if self._closed:
+                worker.stop()
+                raise SandboxError("this sandbox is closed")
+        return worker
+
+    def _attempt(self, work: Callable[[Worker], T], modules: tuple[str, ...]) -> T | str:
+        """Do `work` on a free slot's worker; the reason of the failure where the sandbox failed twice."""
+        if self._closed:
+            raise SandboxError("this sandbox is closed")
+        if self._owner != os.getpid():
+            raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
+        slot = self._free.get()
+        reason = ""
+        try:
+            for _ in range(_ATTEMPTS):
+                try:
+                    return work(self._worker(slot, modules))
+                except (WorkerLost, SandboxError) as problem:
+                    reason = str(problem)
+                    lost = slot.workers.pop(modules, None)
+                    if lost is not None:
+                        lost.stop()
+                    if self._closed:
+                        raise SandboxError("this sandbox was closed while a program ran") from problem
+            return reason
+        finally:
+            self._free.put(slot)
+
+    def _not_run(self, problem: NotRunnable) -> ExecutionResult:
+        said = problem.result
+        return ExecutionResult(
+            status=problem.status,
+            exit_code=None,
+            stdout=b"",
+            stderr=said.stderr if said else b"",
+            wall_seconds=said.wall_seconds if said else 0.0,
+            cpu_seconds=said.cpu_seconds if said else 0.0,
+            memory_bytes=said.memory_bytes if said else 0,
+            isolation=self.isolation,
+            reason=problem.reason,
+        )
+
+
+def _encoded(text: str | bytes) -> bytes:
+    # A lone surrogate in a model's text is a program that does not compile, not an error of ours.
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+
+
+def _refusal(wanted: IsolationLevel, got: Isolation) -> str:
+    missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in got.missing)
+    return (
+        f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
+        f"{got.level.name.lower()}; missing: {missing}"
+    )

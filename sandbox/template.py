@@ -1,0 +1,119 @@
+"""A sealed process that holds one compiled program and forks it for each of its tests.
+
+Sealing takes as long as a small program runs. A program with many tests is therefore sealed once, in a template that
+never runs any of it; each test is a fork of the template, made as the cell's own child. A test cannot look into the
+template (it is not dumpable, and the system-call list has no ptrace) nor change it; if a test kills it or leaves
+anything behind, the cell throws it away and seals the next test anew.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import traceback
+import types
+from typing import Any, NoReturn
+
+from sandbox import child, kernel, program
+from sandbox.child import Seal
+
+_CONTROL = 3  # descriptor of the template's socket
+# Whatever takes longer to compile is compiled by each test, in its own time. Both waits together stay well below the
+# grace that the supervisor gives a cell, so that no program can make the sandbox seem to have failed.
+_READY_SECONDS = 2.0
+_FORK_SECONDS = 1.0  # a template that takes longer has been stopped by one of its tests
+_MAX_MESSAGE = 4096
+
+
+class TemplateLost(Exception):
+    """The template did not answer."""
+
+
+class Template:
+    """The cell's handle on a template process.
+
+    Raises:
+        TemplateLost: it could not be sealed.
+    """
+
+    def __init__(self, seal: Seal, request: dict[str, Any], program_descriptor: int) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(min(_READY_SECONDS, request["limits"]["wall_seconds"]))
+        self.pid = kernel.clone(0)
+        if self.pid == 0:
+            _become_template(seal, request, program_descriptor, theirs.fileno())
+        theirs.close()
+        try:
+            ready = self._control.recv(_MAX_MESSAGE)
+        except OSError:
+            ready = b""
+        if ready != b"ready":
+            self.close()
+            raise TemplateLost
+        self._control.settimeout(_FORK_SECONDS)
+
+    def fork(self, descriptors: list[int]) -> int:
+        """Start a test on `descriptors` (standard input, output, error); returns its process number.
+
+        Raises:
+            TemplateLost: the template is gone or stopped.
+        """
+        try:
+            packed = array.array("i", descriptors)
+            self._control.sendmsg([b"fork"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
+            answer = self._control.recv(_MAX_MESSAGE)
+        except OSError:
+            raise TemplateLost from None
+        if not answer:
+            raise TemplateLost
+        return int(json.loads(answer))
+
+    def close(self) -> None:
+        """End the template process and reap it, if that has not been done; idempotent."""
+        self._control.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _become_template(seal: Seal, request: dict[str, Any], program_descriptor: int, control: int) -> NoReturn:
+    try:
+        os.chdir("/")
+        source = child.read_all(program_descriptor)
+        child.place_descriptors([0, 1, 2, control])
+        child.restrict(seal, request, keep=_CONTROL + 1)
+        code: types.CodeType | None = None
+        with contextlib.suppress(Exception):  # each test shall see for itself why it does not compile
+            code = program.compiled(source)
+        with socket.socket(fileno=_CONTROL) as channel:
+            channel.send(b"ready")
+            _serve(seal, channel, source, code)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(child.SETUP_FAILED)
+
+
+def _serve(seal: Seal, channel: socket.socket, source: bytes, code: types.CodeType | None) -> None:
+    module = program.main_module(source)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(channel, _MAX_MESSAGE, 3)
+        if not message:
+            return
+        pid = kernel.clone(kernel.CLONE_PARENT)
+        if pid == 0:
+            for target, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, target)  # all of them are above _CONTROL
+            kernel.close_from(_CONTROL)
+            os.setsid()
+            os.chdir(seal.scratch)
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+            program.seed_generators(source)
+            program.execute(source, code, module)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        channel.send(str(pid).encode())

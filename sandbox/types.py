@@ -1,0 +1,234 @@
+"""The words of this room: programs, limits, tests, what came of them, and how well the run was isolated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+MEBIBYTE = 1 << 20
+
+
+class IsolationLevel(IntEnum):
+    """How strongly a program is held, from weakest to strongest. Compare with `<` and `>=`.
+
+    `NONE` nothing at all. `LIMITED` resource limits only. `FILTERED` plus the system-call allow-list. `CONFINED` plus
+    a view of the file system that shows only what a program needs (Landlock or a private root). `FULL` all of it:
+    user, process, mount, network and IPC namespaces of its own, a private root, Landlock, the allow-list and limits.
+    """
+
+    NONE = 0
+    LIMITED = 1
+    FILTERED = 2
+    CONFINED = 3
+    FULL = 4
+
+
+class Layer(StrEnum):
+    """One mechanism that stands between a program and the machine."""
+
+    OWN_UID = "own uid"
+    USER_NAMESPACE = "user namespace"
+    PROCESS_NAMESPACE = "process namespace"
+    NETWORK_NAMESPACE = "network namespace"
+    IPC_NAMESPACE = "ipc namespace"
+    PRIVATE_ROOT = "private root"
+    PRIVATE_PROC = "private proc"
+    LANDLOCK = "landlock"
+    SECCOMP = "seccomp"
+    RESOURCE_LIMITS = "resource limits"
+    WATCH = "watch"
+    CGROUP = "cgroup"
+    NO_CAPABILITIES = "no capabilities"
+    CLOSED_DESCRIPTORS = "closed descriptors"
+    CLEAN_ENVIRONMENT = "clean environment"
+    DESCENDANT_KILL = "descendant kill"
+
+
+@dataclass(frozen=True, slots=True)
+class MissingLayer:
+    """A layer that is not in force: why, and what a person can do about it."""
+
+    layer: Layer
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What holds a worker's programs: the level, the layers in force, the layers missing."""
+
+    level: IsolationLevel
+    active: tuple[Layer, ...]
+    missing: tuple[MissingLayer, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.level.name.lower()}: {', '.join(self.active) or 'no layer'}"
+        if self.missing:
+            text += "; missing: " + ", ".join(str(item.layer) for item in self.missing)
+        return text
+
+
+class Status(StrEnum):
+    """How a program ended. All but `SANDBOX_ERROR` are the program's own doing."""
+
+    OK = "ok"
+    NONZERO_EXIT = "nonzero exit"
+    SIGNAL = "signal"
+    WALL_TIME = "wall time"
+    CPU_TIME = "cpu time"
+    MEMORY = "memory"
+    PROCESSES = "processes"
+    OUTPUT = "output"
+    DISK = "disk"
+    COMPILE_ERROR = "compile error"
+    NO_COMPILER = "no compiler"
+    WRONG_ANSWER = "wrong answer"
+    EXCEPTION = "exception"
+    BAD_REPLY = "bad reply"
+    SANDBOX_ERROR = "sandbox error"
+
+
+class Language(StrEnum):
+    """What a program is written in."""
+
+    PYTHON = "python"
+    CPP = "cpp"
+    JAVASCRIPT = "javascript"
+    BASH = "bash"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run of a program may use. Every limit has a `Status` of its own.
+
+    Attributes:
+        wall_seconds: real time, from the start of the program's process.
+        cpu_seconds: processor time over all its processes; None takes `wall_seconds`.
+        memory_bytes: resident memory over all its processes, beyond what the preloaded interpreter takes.
+        processes: processes and threads together.
+        output_bytes: standard output, and again standard error.
+        disk_bytes: all files in its scratch directory.
+        files: how many files the scratch directory may hold.
+        open_files: open descriptors per process.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    wall_seconds: float = 10.0
+    cpu_seconds: float | None = None
+    memory_bytes: int = 512 * MEBIBYTE
+    processes: int = 64
+    output_bytes: int = 8 * MEBIBYTE
+    disk_bytes: int = 64 * MEBIBYTE
+    files: int = 2048
+    open_files: int = 256
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"limits.{name} must be positive, got {value!r}")
+
+    @property
+    def cpu(self) -> float:
+        """Processor seconds allowed."""
+        return self.wall_seconds if self.cpu_seconds is None else self.cpu_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionResult:
+    """What came of one run.
+
+    Attributes:
+        status: how it ended.
+        exit_code: as the shell knows it, negative for a signal; None where there was no process to ask.
+        stdout, stderr: captured bytes, at most `Limits.output_bytes` and 64 KiB.
+        wall_seconds, cpu_seconds: time used by the program and its descendants.
+        memory_bytes: peak resident memory, the preloaded interpreter included.
+        isolation: what held it.
+        reason: one short line for a person.
+    """
+
+    status: Status
+    exit_code: int | None
+    stdout: bytes
+    stderr: bytes
+    wall_seconds: float
+    cpu_seconds: float
+    memory_bytes: int
+    isolation: Isolation
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StdinTest:
+    """The program reads `stdin` and must print `stdout` (trailing white space and line ends are forgiven).
+
+    Attributes:
+        tolerance: where given, numbers may differ by this much, absolutely for small and relatively for large ones.
+        any_order: the lines may come in any order.
+    """
+
+    stdin: str
+    stdout: str
+    tolerance: float | None = None
+    any_order: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallTest:
+    """The program defines `function` (at top level or as a method of `Solution`), which must return `expected`.
+
+    Arguments and results are plain data: None, bool, int, float, complex, str, bytes, list, tuple, dict, set.
+    """
+
+    function: str
+    arguments: Sequence[Any]
+    expected: Any
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
+    any_order: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AssertTest:
+    """Test code with `assert` statements, run in a sandbox of its own; names it lacks are calls to the program.
+
+    Attributes:
+        code: the test code. If it defines `check`, then `check(<entry_point>)` is called.
+        entry_point: the function under test, also known to the test code as `candidate`.
+        setup: trusted code run before `code` (imports, helper functions).
+    """
+
+    code: str
+    entry_point: str | None = None
+    setup: str = ""
+
+
+Test = StdinTest | CallTest | AssertTest
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """What came of one test: `passed` is True only where `status` is `OK`."""
+
+    __test__ = False  # not a test class, whatever pytest makes of its name
+
+    passed: bool
+    status: Status
+    reason: str = ""
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+    isolation: Isolation | None = None
+
+
+class SandboxError(RuntimeError):
+    """The sandbox could not be started or was used after it was closed."""
+
+
+class IsolationError(SandboxError):
+    """The isolation that can be had here is below the configured minimum."""

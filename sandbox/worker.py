@@ -1,0 +1,176 @@
+"""The supervisor's handle on one worker process: start it, open cells in it, run programs in them, replace it."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sandbox.cell_handle import CellHandle, WorkerLost, limits_message
+from sandbox.control_group import ControlGroup, delegated_group
+from sandbox.types import Isolation, Layer, Limits, SandboxError
+from sandbox.worker_settings import WorkerSettings, isolation_from_json
+
+_START_SECONDS = 60.0  # importing large modules on a busy machine
+_STOP_SECONDS = 3.0
+_MAX_REPORT = 1 << 16
+_MAX_IDLE_CELLS = 4  # of different limits
+_STDERR_BYTES = 1 << 16
+_PACKAGE = str(Path(__file__).resolve().parent)
+# The package's own `__init__` is passed over: it imports asyncio and more for supervisors, and every page that a worker
+# holds is one more to copy in each of its forks.
+_BOOT = """
+import sys, types
+package = types.ModuleType("sandbox")
+package.__path__ = [sys.argv[1]]
+sys.modules["sandbox"] = package
+from sandbox.zygote import main
+main()
+"""
+# Python's own fixed seed makes the order of sets, and so a program's output, the same on every run.
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class Worker:
+    """One worker process. Not for use by two threads at once.
+
+    Raises:
+        SandboxError: it could not be started; the message carries what it said.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._idle: dict[tuple[int, int], CellHandle] = {}
+        self._group: ControlGroup | None = None
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        complaint = os.memfd_create("complaint", os.MFD_CLOEXEC)
+        settings = self._settings
+        passed = [theirs.fileno()]
+        if Layer.CGROUP not in settings.without:
+            group = _make_group()
+            settings = replace(settings, control_group=group if isinstance(group, str) else group.join_descriptor)
+            if isinstance(group, ControlGroup):
+                self._group = group
+                passed.append(group.join_descriptor)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-s", "-P", "-B", "-c", _BOOT, _PACKAGE, str(theirs.fileno())],
+                    env=self._inherited() | _ENVIRONMENT | {"PYTHONPATH": ":".join(self._settings.search_path)},
+                    cwd="/",
+                    pass_fds=passed,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=complaint,
+                    start_new_session=True,
+                )
+            ours.settimeout(_START_SECONDS)
+            self._control = ours
+            try:
+                ours.send(settings.to_json())
+                report = ours.recv(_MAX_REPORT)
+            except OSError as problem:
+                report = b""
+                os.write(complaint, f"\n{problem}".encode())
+            if not report:
+                self.stop()
+                said = os.pread(complaint, _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
+                raise SandboxError(f"a sandbox worker could not start: {said[-1500:] or 'it said nothing'}")
+            self.isolation: Isolation = isolation_from_json(report)
+        finally:
+            if self._group is not None:
+                self._group.close_descriptor()
+            os.close(complaint)
+
+    def _inherited(self) -> dict[str, str]:
+        """Nothing of the supervisor's environment, except where a test leaves that layer out."""
+        return dict(os.environ) if Layer.CLEAN_ENVIRONMENT in self._settings.without else {}
+
+    @property
+    def pid(self) -> int:
+        """Process number of the worker's outer process."""
+        return self._process.pid
+
+    @property
+    def allows_executables(self) -> bool:
+        """Whether programs may start other programs: only where namespaces bound and find them."""
+        return {Layer.PROCESS_NAMESPACE, Layer.PRIVATE_ROOT} <= set(self.isolation.active)
+
+    def stop(self) -> None:
+        """End the worker and, through it, every program it holds; idempotent."""
+        for cell in self._idle.values():
+            cell.close()
+        self._idle.clear()
+        self._control.close()  # the zygote's sign to end, which the outer process waits for, to clean up after it
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._group is not None:
+            self._group.remove()
+            self._group = None
+
+    def restart(self) -> None:
+        """Replace the worker process by a new one."""
+        self.stop()
+        self._start()
+
+    def open_cell(self, limits: Limits) -> CellHandle:
+        """A cell for one program: one that only pristine programs have used, or else a new one.
+
+        Raises:
+            WorkerLost: the worker is gone.
+        """
+        idle = self._idle.pop((limits.disk_bytes, limits.files), None)
+        if idle is not None:
+            return idle
+        if self._group is not None:
+            self._group.allow(limits)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            descriptors = array.array("i", [theirs.fileno()])
+            try:
+                self._control.sendmsg(
+                    [json.dumps(limits_message(limits)).encode()],
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)],
+                )
+            except OSError as problem:
+                ours.close()
+                raise WorkerLost(f"the worker is gone: {problem}") from problem
+        return CellHandle(ours, self, (limits.disk_bytes, limits.files))
+
+    def give_back(self, cell: CellHandle, kind: tuple[int, int]) -> None:
+        """Keep a cell for the next program with the same limits, or close it where one is kept already."""
+        if kind in self._idle or len(self._idle) >= _MAX_IDLE_CELLS:
+            cell.close()
+        else:
+            self._idle[kind] = cell
+
+
+def _make_group() -> ControlGroup | str:
+    """A control group for one worker, or the reason why there is none."""
+    parent = delegated_group()
+    if isinstance(parent, str):
+        return parent
+    try:
+        return ControlGroup(parent, f"sandbox-{os.getpid()}-{secrets.token_hex(4)}")
+    except OSError as problem:
+        return f"no group can be made in {parent}: {problem}"

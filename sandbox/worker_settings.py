@@ -1,0 +1,76 @@
+"""What a worker is told when it starts, and what it reports back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field
+
+from sandbox.types import Isolation, IsolationLevel, Layer, MissingLayer
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Settings of one worker.
+
+    Attributes:
+        supervisor: process number of the process that asks for programs to be run; the worker ends with it.
+        preload: modules imported once, which every program then finds at no cost.
+        without: layers left out. For tests, which prove that an attack bites without its layer.
+        search_path: where the supervisor finds modules.
+        control_group: descriptor of the `cgroup.procs` to step into, or the reason why there is none.
+        temporary: where scratch directories are made where mounts cannot be had.
+    """
+
+    supervisor: int
+    preload: tuple[str, ...]
+    search_path: tuple[str, ...]
+    without: frozenset[Layer] = frozenset()
+    control_group: int | str = "none was looked for"
+    temporary: str = field(default_factory=tempfile.gettempdir)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self) | {"without": sorted(self.without)}).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> WorkerSettings:
+        data = json.loads(text)
+        return cls(
+            supervisor=data["supervisor"],
+            preload=tuple(data["preload"]),
+            search_path=tuple(data["search_path"]),
+            without=frozenset(Layer(name) for name in data["without"]),
+            control_group=data["control_group"],
+            temporary=data["temporary"],
+        )
+
+
+def level_of(active: frozenset[Layer]) -> IsolationLevel:
+    """The strongest level whose layers are all in force."""
+    namespaces = {
+        Layer.USER_NAMESPACE,
+        Layer.PROCESS_NAMESPACE,
+        Layer.NETWORK_NAMESPACE,
+        Layer.IPC_NAMESPACE,
+        Layer.PRIVATE_ROOT,
+    }
+    if Layer.RESOURCE_LIMITS not in active:
+        return IsolationLevel.NONE
+    if Layer.SECCOMP not in active:
+        return IsolationLevel.LIMITED
+    if Layer.LANDLOCK in active and namespaces <= active:
+        return IsolationLevel.FULL
+    if Layer.LANDLOCK in active or Layer.PRIVATE_ROOT in active:
+        return IsolationLevel.CONFINED
+    return IsolationLevel.FILTERED
+
+
+def isolation_to_json(active: list[Layer], missing: list[MissingLayer]) -> bytes:
+    return json.dumps({"active": active, "missing": [asdict(item) for item in missing]}).encode()
+
+
+def isolation_from_json(text: bytes) -> Isolation:
+    data = json.loads(text)
+    active = tuple(Layer(name) for name in data["active"])
+    missing = tuple(MissingLayer(Layer(item["layer"]), item["reason"], item["remedy"]) for item in data["missing"])
+    return Isolation(level_of(frozenset(active)), active, missing)

@@ -1,0 +1,234 @@
+"""The worker process: a warm interpreter that has put every layer in place and clones a cell for each program.
+
+Two processes. The outer one watches the supervisor (by descriptor, so that nothing depends on which thread started it)
+and ends everything when the supervisor goes. The inner one, the zygote, is process 1 of the worker's own process
+namespace: however it ends, the kernel ends all programs with it. The zygote holds no program, no input and no expected
+output; it hands descriptors on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sandbox import cell, control_group, filesystem, interpreter, kernel, layers
+from sandbox.child import FIRST_FREE, Seal, set_constant_limits
+from sandbox.filesystem import SitePackage
+from sandbox.host_scratch import HostScratch
+from sandbox.layers import Layers
+from sandbox.syscall_filter import SyscallFilter
+from sandbox.types import Layer
+from sandbox.worker_settings import WorkerSettings, isolation_to_json
+
+_ALWAYS_POSSIBLE = (
+    Layer.RESOURCE_LIMITS,
+    Layer.WATCH,
+    Layer.NO_CAPABILITIES,
+    Layer.CLOSED_DESCRIPTORS,
+    Layer.DESCENDANT_KILL,
+)
+
+
+class Zygote:
+    """Puts the layers in place, in the order in which privileges allow it, and then serves."""
+
+    def __init__(self, control: socket.socket, settings: WorkerSettings) -> None:
+        self._control, self._settings = control, settings
+        self._layers = Layers(settings.without)
+        self._packages: Sequence[SitePackage] = ()
+        self._host_scratch: HostScratch | None = None
+
+    def run(self) -> NoReturn:
+        """Become the outer process; the inner one never returns either."""
+        supervisor = os.pidfd_open(self._settings.supervisor)
+        if os.getppid() != self._settings.supervisor:
+            sys.exit("the supervisor ended before its worker started")
+        self._join_control_group()
+        self._packages = self._probe_packages()
+        self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(ImportError, RuntimeError):
+            importlib.import_module("pyseccomp")  # runs the loader's tools to find libseccomp; later it cannot
+        namespaces = layers.possible_namespaces(self._layers)
+        mounts = bool(namespaces & kernel.CLONE_NEWNS)
+        as_root = os.geteuid() == 0
+        uid = layers.own_uid(self._layers)
+        if not mounts:
+            self._host_scratch = HostScratch(self._settings.temporary, uid)
+        elif as_root:
+            # As root, so that an interpreter that only root may read can be bound into the private root.
+            kernel.unshare(kernel.CLONE_NEWNS)
+            filesystem.enter_private_root(tempfile.gettempdir(), self._packages)
+        if uid is not None:
+            layers.become(uid, self._layers)
+        if namespaces:
+            layers.enter_namespaces(namespaces, self._proc)
+        inner = os.fork()
+        if inner == 0:
+            if self._host_scratch is not None:
+                self._host_scratch.let_go()
+            os.close(supervisor)
+            self._be_inner(namespaces, build_root=mounts and not as_root)
+        self._control.close()
+        _wait_for_either(supervisor, inner)
+        if self._host_scratch is not None:
+            self._host_scratch.remove()
+        os._exit(0)
+
+    def _join_control_group(self) -> None:
+        group = self._settings.control_group
+        if not self._layers.wants(Layer.CGROUP):
+            return
+        if isinstance(group, int):
+            os.write(group, b"0")
+            os.close(group)
+            self._layers.active.append(Layer.CGROUP)
+        else:
+            self._layers.miss(Layer.CGROUP, group, control_group.REMEDY)
+
+    def _probe_packages(self) -> list[SitePackage]:
+        """Which third-party packages the preloaded modules bring, found out in a process of its own.
+
+        Importing them here would run their code, and keep their files open, before any layer is in place.
+        """
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                packages = interpreter.third_party_packages(self._settings.preload)
+                os.write(writing, json.dumps([package.path for package in packages]).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            text = pipe.read()
+        os.waitpid(pid, 0)
+        return [SitePackage(path) for path in json.loads(text or b"[]")]
+
+    def _be_inner(self, namespaces: int, build_root: bool) -> NoReturn:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        record = self._layers
+        if build_root:
+            filesystem.enter_private_root(tempfile.gettempdir(), self._packages)
+        private_root = record.has(Layer.PRIVATE_ROOT)
+        if private_root and namespaces & kernel.CLONE_NEWPID and record.wants(Layer.PRIVATE_PROC):
+            try:
+                filesystem.mount_proc(filesystem.SLOT_PROC)
+                record.active.append(Layer.PRIVATE_PROC)
+            except OSError as problem:
+                record.miss(Layer.PRIVATE_PROC, str(problem), "do not mask parts of /proc in the container")
+        third_party: list[str] = []
+        if self._packages:
+            places = {os.path.dirname(package.path) for package in self._packages}
+            third_party = [filesystem.SITE] if private_root else sorted(places)
+        scratch = filesystem.SCRATCH_RUN
+        if self._host_scratch is not None:
+            scratch = self._host_scratch.run
+        clean = record.wants(Layer.CLEAN_ENVIRONMENT)
+        interpreter.prepare(self._settings.preload, scratch, third_party, clean)
+        if clean:
+            record.active.append(Layer.CLEAN_ENVIRONMENT)
+        seal = self._seal(scratch)
+        self._control.send(isolation_to_json(record.active, record.missing))
+        interpreter.settle()
+        serve(self._control, seal)
+
+    def _seal(self, scratch: str) -> Seal:
+        record = self._layers
+        rules = syscalls = None
+        private_root = record.has(Layer.PRIVATE_ROOT)
+        own_processes = record.has(Layer.PROCESS_NAMESPACE)
+        if record.wants(Layer.LANDLOCK):
+            try:
+                with filesystem.landlock_rules(private_root, scratch, self._packages) as made:
+                    rules = fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
+                record.active.append(Layer.LANDLOCK)
+            except OSError as problem:
+                record.miss(Layer.LANDLOCK, str(problem), "Linux 5.13 or later with landlock among lsm= at boot")
+        if record.wants(Layer.SECCOMP):
+            try:
+                syscalls = SyscallFilter(own_processes, own_processes, private_root)
+                record.active.append(Layer.SECCOMP)
+            except (ImportError, OSError, RuntimeError) as problem:
+                record.miss(Layer.SECCOMP, str(problem), "install pyseccomp and libseccomp (Debian: libseccomp2)")
+        kernel.shrink_capability_bounds()
+        record.active += [layer for layer in _ALWAYS_POSSIBLE if record.wants(layer)]
+        if record.has(Layer.RESOURCE_LIMITS):
+            set_constant_limits()
+        reserved, resident = _own_memory(self._proc)
+        return Seal(
+            scratch=scratch,
+            private_root=private_root,
+            process_namespace=own_processes,
+            private_proc=record.has(Layer.PRIVATE_PROC),
+            rules=rules,
+            syscalls=syscalls,
+            resource_limits=record.has(Layer.RESOURCE_LIMITS),
+            limit_processes=record.has(Layer.OWN_UID) or record.has(Layer.USER_NAMESPACE),
+            watch=record.has(Layer.WATCH),
+            no_capabilities=record.has(Layer.NO_CAPABILITIES),
+            close_descriptors=record.has(Layer.CLOSED_DESCRIPTORS),
+            descendant_kill=record.has(Layer.DESCENDANT_KILL),
+            base_address_space=reserved,
+            base_memory=resident,
+            proc=self._proc,
+        )
+
+
+def _own_memory(proc: int) -> tuple[int, int]:
+    """Bytes that this process has reserved, and has resident."""
+    descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
+    try:
+        reserved, resident = os.read(descriptor, 256).split()[:2]
+    finally:
+        os.close(descriptor)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return int(reserved) * page, int(resident) * page
+
+
+def _wait_for_either(supervisor: int, inner: int) -> None:
+    """Return once the supervisor or the zygote has ended, with the zygote reaped."""
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    poll.register(os.pidfd_open(inner), select.POLLIN)
+    poll.poll()
+    os.kill(inner, signal.SIGKILL)
+    os.waitpid(inner, 0)
+
+
+def serve(control: socket.socket, seal: Seal) -> NoReturn:
+    """Clone a cell for every request until the supervisor closes the channel."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    cells: dict[int, int] = {}  # process descriptor -> process number
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor in cells:
+                os.waitpid(cells.pop(descriptor), 0)
+                poll.unregister(descriptor)
+                os.close(descriptor)
+                continue
+            request, descriptors = cell.receive(control)
+            if request is None:
+                os._exit(0)
+            with socket.socket(fileno=descriptors[0]) as channel:
+                pid = cell.start(seal, channel, request, [control.fileno(), *cells])
+            handle = os.pidfd_open(pid)
+            cells[handle] = pid
+            poll.register(handle, select.POLLIN)
+
+
+def main() -> NoReturn:
+    """Entry point: the control socket's descriptor is the last argument."""
+    control = socket.socket(fileno=int(sys.argv[-1]))
+    settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE))
+    Zygote(control, settings).run()

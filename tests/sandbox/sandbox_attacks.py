@@ -1,0 +1,465 @@
+"""Programs that try to get out, get at, or use up. Each prints ESCAPED where it succeeds.
+
+`without` (layers) or `loosened` (limits) says what must be taken away for the attack to succeed; a test takes it away
+and sees the attack succeed, so that no attack is contained by accident. Where two layers hold an attack, both go.
+"""
+
+# ruff: noqa: E501 (programs as literals, one to a line, are easier to compare)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sandbox import Layer, Limits, Status
+
+MIB = 1 << 20
+TIGHT = Limits(wall_seconds=6.0, memory_bytes=200 * MIB, processes=32, output_bytes=MIB, disk_bytes=16 * MIB, files=300)
+_FILES = frozenset({Layer.PRIVATE_ROOT, Layer.LANDLOCK})
+_SECCOMP = frozenset({Layer.SECCOMP})
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    source: str
+    without: frozenset[Layer] = frozenset()
+    loosened: Limits | None = None
+    limits: Limits = TIGHT
+    statuses: frozenset[Status] = field(default_factory=lambda: frozenset(Status) - {Status.SANDBOX_ERROR})
+    needs_mounts: bool = False  # the target is a property of the private scratch mount
+
+
+def _resource(name: str, source: str, status: set[Status], **keywords: object) -> Attack:
+    return Attack(name, source, statuses=frozenset(status), **keywords)  # type: ignore[arg-type]
+
+
+def _limits(**changes: object) -> Limits:
+    values = {name: getattr(TIGHT, name) for name in Limits.__slots__}
+    return Limits(**(values | changes))  # type: ignore[arg-type]
+
+
+_NO_LIMITS = frozenset({Layer.WATCH, Layer.RESOURCE_LIMITS})
+RESOURCES = [
+    _resource(
+        "sleep",
+        "import time; time.sleep(1.2); print('ESCAPED')",
+        {Status.WALL_TIME},
+        limits=_limits(wall_seconds=0.4),
+        loosened=_limits(wall_seconds=5.0),
+    ),
+    _resource(
+        "read_a_silent_pipe",
+        "import os; r, w = os.pipe(); import threading, time\n"
+        "threading.Timer(1.2, os.write, (w, b'x')).start(); os.read(r, 1); print('ESCAPED')",
+        {Status.WALL_TIME},
+        limits=_limits(wall_seconds=0.4),
+        loosened=_limits(wall_seconds=5.0),
+    ),
+    _resource(
+        "spin",
+        "import time\nwhile time.process_time() < 1: pass\nprint('ESCAPED')",
+        {Status.CPU_TIME},
+        limits=_limits(cpu_seconds=0.3),
+        loosened=_limits(cpu_seconds=9.0),
+    ),
+    _resource(
+        "spin_ignoring_signals",
+        "import signal, time\nfor n in (24, 15, 14, 2): signal.signal(n, signal.SIG_IGN)\n"
+        "while time.process_time() < 1: pass\nprint('ESCAPED')",
+        {Status.CPU_TIME},
+        limits=_limits(cpu_seconds=0.3),
+        loosened=_limits(cpu_seconds=9.0),
+    ),
+    _resource(
+        "spin_in_children",
+        """
+import os, time
+children = []
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        while time.process_time() < 0.25: pass
+        os._exit(0)
+    children.append(pid)
+for pid in children: os.waitpid(pid, 0)
+print('ESCAPED')""",
+        {Status.CPU_TIME},
+        limits=_limits(cpu_seconds=0.4),
+        loosened=_limits(cpu_seconds=9.0),
+    ),
+    _resource(
+        "regex_without_end",
+        "import re, time\nimport signal\nsignal.alarm(0)\nre.match(r'(a+)+$', 'a' * 26 + 'b'); print('ESCAPED')",
+        {Status.WALL_TIME, Status.CPU_TIME},
+        limits=_limits(wall_seconds=0.4),
+        loosened=_limits(wall_seconds=60.0),
+    ),
+    _resource(
+        "touch_memory",
+        "kept = []\nfor _ in range(80): kept.append(b'x' * (10 << 20))\nprint('ESCAPED')",
+        {Status.MEMORY},
+        limits=_limits(memory_bytes=100 * MIB),
+        without=_NO_LIMITS,
+    ),
+    _resource(
+        "reserve_memory",
+        "import mmap; m = mmap.mmap(-1, 5 << 30); print('ESCAPED')",
+        {Status.MEMORY, Status.NONZERO_EXIT},
+        without=_NO_LIMITS,
+    ),
+    _resource(
+        "share_memory_among_children",
+        """
+import os, time
+for _ in range(4):
+    if os.fork() == 0:
+        kept = [bytearray(os.urandom(1 << 20) * 80)]
+        time.sleep(0.6)
+        os._exit(0)
+for _ in range(4): os.wait()
+print('ESCAPED')""",
+        {Status.MEMORY},
+        without=frozenset({Layer.WATCH}),
+    ),
+    _resource(
+        "big_power",
+        "x = 7 ** (10 ** 10); print('ESCAPED')",
+        {Status.CPU_TIME, Status.WALL_TIME, Status.MEMORY},
+        limits=_limits(wall_seconds=0.4),
+        loosened=None,
+    ),
+    _resource(
+        "fork_bomb",
+        """
+import os, time
+started = 0
+for _ in range(150):
+    try:
+        if os.fork() == 0:
+            time.sleep(1); os._exit(0)
+        started += 1
+    except OSError: time.sleep(0.005)
+print('ESCAPED' if started > 120 else started)
+time.sleep(0.3)""",
+        {Status.PROCESSES},
+        without=_NO_LIMITS,
+    ),
+    _resource(
+        "fork_without_end",
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        {Status.PROCESSES, Status.MEMORY},
+        limits=_limits(wall_seconds=1.5),
+    ),
+    _resource(
+        "thread_bomb",
+        """
+import threading, time
+started = 0
+for _ in range(150):
+    try:
+        threading.Thread(target=time.sleep, args=(1,), daemon=True).start()
+        started += 1
+    except RuntimeError: time.sleep(0.005)
+print('ESCAPED' if started > 120 else started)
+time.sleep(0.3)""",
+        {Status.PROCESSES},
+        without=_NO_LIMITS,
+    ),
+    _resource(
+        "flood_output",
+        "import os, time\nfor _ in range(40): os.write(1, b'x' * (1 << 18)); time.sleep(0.01)\n"
+        "os.lseek(1, 0, 0); os.write(1, b'ESCAPED')",
+        {Status.OUTPUT},
+        loosened=_limits(output_bytes=32 * MIB),
+    ),
+    _resource(
+        "flood_errors",
+        "import os, time\nfor _ in range(40): os.write(2, b'x' * (1 << 18)); time.sleep(0.01)\nprint('ESCAPED')",
+        {Status.OUTPUT},
+        loosened=_limits(output_bytes=32 * MIB),
+    ),
+    _resource(
+        "fill_disk",
+        "for n in range(5):\n    with open(f'f{n}', 'wb') as f:\n        for _ in range(8):"
+        " f.write(b'x' * MIB)\n    import time; time.sleep(0.05)\nprint('ESCAPED')".replace("MIB", "(1 << 20)"),
+        {Status.DISK},
+        loosened=_limits(disk_bytes=64 * MIB),
+    ),
+    _resource(
+        "one_big_file",
+        "f = open('f', 'wb')\nfor _ in range(40): f.write(b'x' * (1 << 20))\nprint('ESCAPED')",
+        {Status.DISK},
+        loosened=_limits(disk_bytes=64 * MIB),
+    ),
+    _resource(
+        "many_files",
+        "import time\nfor n in range(900):\n    open(f'f{n}', 'w').close()\n"
+        "    if n % 100 == 0: time.sleep(0.02)\nprint('ESCAPED')",
+        {Status.DISK},
+        loosened=_limits(files=2000),
+    ),
+    _resource(
+        "many_descriptors",
+        "kept = [open('/dev/null') for _ in range(400)]; print('ESCAPED')",
+        {Status.NONZERO_EXIT},
+        loosened=_limits(open_files=1000),
+    ),
+    _resource(
+        "core_dump",
+        "import resource\nprint('ESCAPED' if resource.getrlimit(resource.RLIMIT_CORE)[1] else 'none')",
+        {Status.OK},
+        without=frozenset({Layer.RESOURCE_LIMITS}),
+    ),
+]
+
+_READ = "try:\n    text = open({path!r}).read()\n    print('ESCAPED')\nexcept OSError as e: print(e)"
+FILES = [
+    Attack("read_passwd", _READ.format(path="/etc/passwd"), _FILES),
+    Attack("read_project", _READ.format(path="@PROJECT@/sandbox/service.py"), _FILES),
+    Attack("read_secret_file", _READ.format(path="@CANARY@"), _FILES),
+    Attack("read_root_only_file", _READ.format(path="@PRIVATE@"), _FILES | {Layer.OWN_UID}),
+    Attack("read_through_proc_root", _READ.format(path="/proc/self/root/@CANARY@"), _FILES),
+    Attack(
+        "read_relative",
+        "import os\ntry:\n    os.chdir('/')\n    for _ in range(20): os.chdir('..')\n"
+        "    open('.' + '@CANARY@').read(); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "list_root",
+        "import os\ntry: print('ESCAPED' if os.listdir('/') else '')\nexcept OSError as e: print(e)",
+        frozenset({Layer.LANDLOCK}),
+    ),
+    Attack(
+        "list_host_tmp",
+        "import os\ntry: print('ESCAPED' if '@FOLDER@' in os.listdir('/tmp') else '')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "append_to_host_file",
+        "try:\n    open('@CANARY@', 'a').write('x'); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "truncate_host_file",
+        "import os\ntry:\n    os.truncate('@CANARY@', 3); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "remove_host_file",
+        "import os\ntry:\n    os.unlink('@DIRECTORY@/victim'); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "create_host_file",
+        "try:\n    open('@DIRECTORY@/new', 'w').close(); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "symlink_to_host_file",
+        "import os\ntry:\n    os.symlink('@CANARY@', 'link'); open('link').read()\n"
+        "    print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "hard_link_to_host_file",
+        "import os\ntry:\n    os.link('@CANARY@', '@DIRECTORY@/hard'); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES | {Layer.OWN_UID},
+    ),
+    Attack("read_etc_hosts", _READ.format(path="/etc/hosts"), _FILES),
+    Attack(
+        "list_sys",
+        "import os\ntry:\n    os.listdir('/sys/kernel'); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "run_a_host_program",
+        "import subprocess\ntry:\n    print(subprocess.run(['@DIRECTORY@/program'],"
+        " capture_output=True, text=True).stdout)\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack(
+        "make_executable_and_setuid",
+        "import os\nopen('x', 'w').close()\ntry:\n    os.chmod('x', 0o4755)\n"
+        "    print('ESCAPED' if not os.statvfs('.').f_flag & os.ST_NOSUID else 'nosuid')\nexcept OSError as e: print(e)",
+        _FILES,
+        needs_mounts=True,
+    ),
+]
+
+_AS_ROOT = frozenset({Layer.SECCOMP, Layer.LANDLOCK, Layer.OWN_UID, Layer.USER_NAMESPACE, Layer.NO_CAPABILITIES})
+PROCESSES = [
+    Attack(
+        "see_other_processes",
+        """
+import os
+try: pids = [int(n) for n in os.listdir('/proc') if n.isdigit()]
+except OSError: pids = []
+found = False
+for pid in pids:
+    try: found |= b'sandbox_host' in open(f'/proc/{pid}/cmdline', 'rb').read()
+    except OSError: pass
+print('ESCAPED' if found else len(pids))""",
+        _FILES,
+    ),
+    Attack(
+        "signal_a_stranger",
+        "import os\ntry:\n    os.kill(@VICTIM@, 0); print('ESCAPED')\nexcept OSError as e: print(e)",
+        frozenset({Layer.PROCESS_NAMESPACE, Layer.SECCOMP, Layer.LANDLOCK, Layer.OWN_UID}),
+    ),
+    Attack(
+        "read_a_strangers_environment",
+        "try:\n    print('ESCAPED' if open('/proc/@VICTIM@/environ', 'rb').read() else '')\n"
+        "except OSError as e: print(e)",
+        _AS_ROOT,
+    ),
+    Attack(
+        "priority_of_a_stranger",
+        "import os\ntry:\n    os.setpriority(os.PRIO_PROCESS, @VICTIM@, 19); print('ESCAPED')\n"
+        "except OSError as e: print(e)",
+        _AS_ROOT,
+    ),
+    Attack(
+        "affinity_of_a_stranger",
+        "import os\ntry:\n    os.sched_setaffinity(@VICTIM@, {0}); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _AS_ROOT,
+    ),
+    Attack(
+        "capabilities",
+        "caps = [l for l in open('/proc/self/status') if l.startswith('CapEff')][0]\n"
+        "print('ESCAPED' if int(caps.split()[1], 16) else 'none')",
+        frozenset({Layer.NO_CAPABILITIES}),
+    ),
+    Attack(
+        "mount_something",
+        """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print('ESCAPED' if libc.mount(b'tmpfs', b'/site', b'tmpfs', 0, None) == 0 else ctypes.get_errno())""",
+        frozenset({Layer.NO_CAPABILITIES, Layer.SECCOMP, Layer.LANDLOCK}),
+    ),
+    Attack(
+        "inherited_descriptors",
+        """
+import os
+found = []
+for number in range(3, 256):
+    try: os.fstat(number); found.append(number)
+    except OSError: pass
+print('ESCAPED' if found else 'none')""",
+        frozenset({Layer.CLOSED_DESCRIPTORS}),
+    ),
+    Attack(
+        "secret_in_environment",
+        "import os; print('ESCAPED' if any('3141592653' in v for v in os.environ.values()) else '')",
+        frozenset({Layer.CLEAN_ENVIRONMENT}),
+    ),
+    Attack(
+        "secret_in_first_environment",
+        "try: print('ESCAPED' if b'3141592653' in open('/proc/self/environ', 'rb').read() else '')\n"
+        "except OSError as e: print(e)",
+        frozenset({Layer.CLEAN_ENVIRONMENT}),
+    ),
+    Attack(
+        "outlive_the_program",
+        """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+print('left one behind')""",
+    ),
+]
+
+_SOCKET = "import socket\ntry:\n    s = socket.socket({arguments}); print('ESCAPED')\nexcept OSError as e: print(e)"
+_LOCAL = frozenset({Layer.SECCOMP, Layer.NETWORK_NAMESPACE, Layer.LANDLOCK})
+NETWORK = [
+    Attack(f"socket_{name}", _SOCKET.format(arguments=arguments), _SECCOMP)
+    for name, arguments in (
+        ("tcp", "socket.AF_INET, socket.SOCK_STREAM"),
+        ("udp", "socket.AF_INET, socket.SOCK_DGRAM"),
+        ("tcp6", "socket.AF_INET6, socket.SOCK_STREAM"),
+        ("unix", "socket.AF_UNIX, socket.SOCK_STREAM"),
+        ("netlink", "socket.AF_NETLINK, socket.SOCK_RAW, 0"),
+        ("datagram_pair_for_abstract_names", "fileno=socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].detach()"),
+    )
+] + [
+    Attack(
+        "connect_to_a_local_server",
+        "import socket\ntry:\n    socket.create_connection(('127.0.0.1', @PORT@), 1)\n"
+        "    print('ESCAPED')\nexcept OSError as e: print(e)",
+        _LOCAL,
+    ),
+    Attack(
+        "connect_to_an_abstract_socket",
+        "import socket\ntry:\n    s = socket.socket(socket.AF_UNIX)\n"
+        "    s.connect('\\0@ABSTRACT@'); print('ESCAPED')\nexcept OSError as e: print(e)",
+        _LOCAL,
+    ),
+]
+
+# Calls with harmless arguments: anything but a refusal by the filter (ENOSYS, EPERM) shows that the call got through.
+_CALL = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+result = libc.syscall(ctypes.c_long({number}), *[ctypes.c_long(n) for n in {arguments}])
+print('ESCAPED' if result >= 0 or ctypes.get_errno() not in (1, 38) else ctypes.get_errno())"""
+_BAD = -1  # a descriptor or pointer that cannot be
+KERNEL = [
+    Attack(f"call_{name}", _CALL.format(number=number, arguments=arguments), _SECCOMP)
+    for name, number, arguments in (
+        ("ptrace", 101, (0, 0, 0, 0)),
+        ("process_vm_readv", 310, (_BAD, 0, 0, 0, 0, 0)),
+        ("process_vm_writev", 311, (_BAD, 0, 0, 0, 0, 0)),
+        ("io_uring_setup", 425, (0, 0)),
+        ("userfaultfd", 323, (1,)),
+        ("perf_event_open", 298, (0, 0, _BAD, _BAD, 0)),
+        ("keyctl", 250, (0, -3, 0)),
+        ("add_key", 248, (0, 0, 0, 0, 0)),
+        ("unshare_user", 272, (0x10000000,)),
+        ("setns", 308, (_BAD, 0)),
+        ("memfd_create", 319, (_BAD, 0)),
+        ("memfd_secret", 447, (1 << 20,)),
+        ("shmget", 29, (0, 4096, 0o1600)),
+        ("semget", 64, (0, 1, 0o1600)),
+        ("msgget", 68, (0, 0o1600)),
+        ("mq_open", 240, (0, 0, 0, 0)),
+        ("inotify_init", 294, (0,)),
+        ("personality", 135, (0xFFFFFFFF,)),
+        ("kcmp", 312, "[__import__('os').getpid()] * 2 + [0, 0, 0]"),
+        ("name_to_handle_at", 303, (_BAD, 0, 0, 0, 0)),
+        ("modify_ldt", 154, (0, 0, 0)),
+        ("vmsplice", 278, (_BAD, 0, 0, 0)),
+        ("adjtimex", 159, (0,)),
+        ("landlock_create_ruleset", 444, (0, 0, 1)),
+        ("seccomp", 317, (2, 0, 0)),
+        ("pidfd_getfd", 438, (_BAD, 0, 0)),
+        ("process_madvise", 440, (_BAD, 0, 0, 0, 0)),
+        ("open_tree", 428, (_BAD, 0, 0)),
+        ("get_mempolicy", 239, (0, 0, 0, 0, 0)),
+        ("prctl_parent_death_signal", 157, (1, 0, 0, 0, 0)),
+        ("prctl_not_dumpable", 157, (4, 0, 0, 0, 0)),
+        ("fcntl_signal_a_stranger", 72, (0, 8, 1)),
+        ("fcntl_grow_a_pipe", 72, (_BAD, 1031, 1 << 20)),
+        ("ioctl_terminal_injection", 16, (0, 0x5412, 0)),
+        ("ioctl_terminal_injection_in_64_bits", 16, (0, 0x100005412, 0)),
+        ("prlimit_of_a_stranger", 302, (1, 7, 0, 0)),
+    )
+] + [
+    Attack(
+        "call_through_the_32_bit_gate",
+        """
+import ctypes, mmap
+code = bytes([0x53, 0xB8, 20, 0, 0, 0, 0xCD, 0x80, 0x5B, 0xC3])  # push rbx; mov eax, getpid; int 0x80; pop rbx; ret
+memory = mmap.mmap(-1, 4096, prot=7)
+memory.write(code)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print('ESCAPED' if ctypes.CFUNCTYPE(ctypes.c_int)(address)() > 0 else 'refused')""",
+        _SECCOMP,
+    ),
+]
+
+ATTACKS = [*RESOURCES, *FILES, *PROCESSES, *NETWORK, *KERNEL]

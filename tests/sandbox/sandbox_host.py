@@ -1,0 +1,150 @@
+"""A process that is what a test needs it to be (root, unprivileged, without namespaces) and runs programs on request.
+
+Started as `python sandbox_host.py MODE`; requests and answers are pickles on standard input and output, which is sound
+between two processes of one test.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+MODES = ("root", "unprivileged", "no_namespaces")
+_UNPRIVILEGED = 54_321
+
+
+class Host:
+    """The test's end of a host process."""
+
+    def __init__(self, mode: str, temporary: Path | None = None, **arguments: Any) -> None:
+        self.mode = mode
+        self.temporary = temporary or Path(tempfile.mkdtemp(prefix="sandbox-test-"))
+        self.temporary.chmod(0o777)
+        environment = os.environ | {"PYTHONPATH": str(PROJECT), "SANDBOX_TEST_SECRET": "token-3141592653"}
+        environment["TMPDIR"] = str(self.temporary)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        try:
+            self.isolation = self.ask("open", **arguments)
+        except Exception:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        pickle.dump((method, arguments, keywords), self._process.stdin)
+        self._process.stdin.flush()
+        kind, value = pickle.load(self._process.stdout)
+        if kind == "raised":
+            raise value
+        return value
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+        self.remove_temporary()
+
+    def remove_temporary(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    @property
+    def scratch_directories(self) -> list[Path]:
+        """What workers without mounts have made on the host's file system."""
+        return list(self.temporary.glob("verigrpo-sandbox-*"))
+
+
+def make_interpreter_readable() -> None:
+    """Where only root can reach the interpreter, show it to all in a mount namespace of this process alone."""
+    from sandbox import kernel
+
+    prefix = os.path.realpath(sys.base_prefix)
+    closed = [parent for parent in reversed(Path(prefix).parents) if parent.stat().st_mode & 0o005 != 0o005]
+    if not closed:
+        return
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    held = os.open(prefix, os.O_PATH)
+    kernel.mount("tmpfs", str(closed[0]), "tmpfs", 0, "mode=755")
+    os.makedirs(prefix)
+    kernel.mount(f"/proc/self/fd/{held}", prefix, None, kernel.MS_BIND | kernel.MS_REC)
+    os.close(held)
+
+
+def forbid_namespaces() -> None:
+    """What an unprivileged container does: no new namespaces, whoever asks."""
+    import pyseccomp
+
+    from sandbox import kernel
+
+    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    for flag in (
+        kernel.CLONE_NEWUSER,
+        kernel.CLONE_NEWNS,
+        kernel.CLONE_NEWPID,
+        kernel.CLONE_NEWNET,
+        kernel.CLONE_NEWIPC,
+        kernel.CLONE_NEWUTS,
+    ):
+        for call in ("unshare", "clone"):
+            rules.add_rule(pyseccomp.ERRNO(errno.EPERM), call, pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
+    rules.load()
+
+
+def main() -> None:
+    mode = sys.argv[1]
+    if mode != "root" and os.geteuid() == 0:
+        make_interpreter_readable()
+        os.setgroups([])
+        os.setresgid(_UNPRIVILEGED, _UNPRIVILEGED, _UNPRIVILEGED)
+        os.setresuid(_UNPRIVILEGED, _UNPRIVILEGED, _UNPRIVILEGED)
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self belongs to the new user
+    if mode == "no_namespaces":
+        forbid_namespaces()
+    from sandbox import Sandbox
+
+    sandbox: Sandbox | None = None
+    answers = os.fdopen(os.dup(1), "wb")
+    while True:
+        try:
+            method, arguments, keywords = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            break
+        try:
+            value: Any
+            if method == "open":
+                sandbox = Sandbox(*arguments, **keywords)
+                value = sandbox.isolation
+            else:
+                value = getattr(sandbox, method)
+                value = value(*arguments, **keywords) if callable(value) else value
+            answer = ("returned", value)
+        except Exception as problem:
+            answer = ("raised", problem)
+        pickle.dump(answer, answers)
+        answers.flush()
+    if sandbox is not None:
+        sandbox.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Honest programs work, whoever started the sandbox."""
+
+from __future__ import annotations
+
+import pytest
+from sandbox_honest import HONEST, Honest
+from sandbox_host import Host
+
+from sandbox import Status
+
+
+@pytest.mark.parametrize("program", HONEST, ids=lambda program: program.name)
+def test_works(host: Host, program: Honest) -> None:
+    stdin = program.stdin.encode("utf-8", "surrogateescape")
+    result = host.ask("run", program.source, stdin, program.limits, program.language)
+    if result.status is Status.NO_COMPILER and "not installed" in result.reason:
+        pytest.skip(result.reason)
+    if program.processes and host.mode == "no_namespaces":
+        # Refused as documented: without a process namespace nothing would bound and find them.
+        assert result.status in (Status.NONZERO_EXIT, Status.NO_COMPILER, Status.OK), result
+        assert result.stdout.decode() != program.stdout
+        return
+    assert result.stdout.decode("utf-8", "replace") == program.stdout, result
+    assert result.exit_code == program.exit_code, result
+    assert result.status is (Status.OK if program.exit_code == 0 else Status.NONZERO_EXIT), result
+
+
+def test_there_are_enough_programs() -> None:
+    assert len({program.name for program in HONEST}) == len(HONEST) >= 40

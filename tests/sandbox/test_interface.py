@@ -1,0 +1,252 @@
+"""The interface: what results say, levels and refusal, threads and coroutines, languages, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sandbox_host import PROJECT, Host
+
+import sandbox.languages
+from sandbox import (
+    AssertTest,
+    CallTest,
+    IsolationError,
+    IsolationLevel,
+    Language,
+    Layer,
+    Limits,
+    Sandbox,
+    SandboxError,
+    Status,
+    StdinTest,
+)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Sandbox]:
+    with Sandbox(workers=2) as made:
+        yield made
+
+
+def test_a_result_says_how_it_went(shared: Sandbox) -> None:
+    source = (
+        "import sys, time\nx = b'x' * (60 << 20)\nt = time.process_time()\nwhile time.process_time() - t < 0.2: pass\n"
+        "time.sleep(0.2)\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(5)"
+    )
+    result = shared.run(source)
+    assert (result.status, result.exit_code, result.stdout) == (Status.NONZERO_EXIT, 5, b"out\n")
+    assert result.stderr == b"err\n"
+    assert 0.2 <= result.cpu_seconds < 1.0
+    assert result.wall_seconds >= 0.4
+    assert 60 << 20 <= result.memory_bytes < 200 << 20
+    assert result.isolation == shared.isolation
+    assert pickle.loads(pickle.dumps(result)) == result
+
+
+def test_a_crash_is_a_signal(shared: Sandbox) -> None:
+    result = shared.run("import ctypes; ctypes.string_at(0)")
+    assert (result.status, result.exit_code) == (Status.SIGNAL, -11)
+    result = shared.run("import os; os.abort()")
+    assert (result.status, result.exit_code) == (Status.SIGNAL, -6)
+
+
+def test_a_memory_error_is_named(shared: Sandbox) -> None:
+    assert shared.run("x = bytearray(1 << 40)").status is Status.MEMORY
+
+
+def test_a_program_cannot_blame_the_sandbox(shared: Sandbox) -> None:
+    """An `error` keeps a completion out of the statistics, so a program must not be able to bring one about."""
+    for source in (
+        "import os; os._exit(70)",
+        "import os; os.write(2, b'\\0sandbox: Traceback'); os._exit(70)",
+        "import os, signal; os.kill(1, signal.SIGKILL); os.kill(os.getppid(), signal.SIGTERM); print(1)",
+        "import os\nfor n in range(3, 300):\n    try: os.write(n, b'{}')\n    except OSError: pass",
+        "import os, sys\nos.closerange(0, 300)",
+        'print(\'{"status": "sandbox error"}\')',
+    ):
+        assert shared.run(source).status is not Status.SANDBOX_ERROR, source
+
+
+@pytest.mark.parametrize("limit", [field for field in Limits.__slots__])
+def test_limits_must_be_positive(limit: str) -> None:
+    with pytest.raises(ValueError, match=f"limits.{limit} must be positive, got 0"):
+        Limits(**{limit: 0})
+
+
+def test_the_processor_limit_defaults_to_the_real_one() -> None:
+    assert Limits(wall_seconds=3.0).cpu == 3.0
+    assert Limits(wall_seconds=3.0, cpu_seconds=1.0).cpu == 1.0
+
+
+def test_below_the_minimum_nothing_runs() -> None:
+    without = frozenset({Layer.SECCOMP})
+    with pytest.raises(IsolationError, match=r"need isolation filtered, this machine gives limited.*seccomp"):
+        Sandbox(level=IsolationLevel.FILTERED, without=without)
+    with Sandbox(level=IsolationLevel.LIMITED, without=without) as weak:
+        assert weak.isolation.level is IsolationLevel.LIMITED
+        assert Layer.SECCOMP in [item.layer for item in weak.isolation.missing]
+        assert Layer.SECCOMP not in weak.isolation.active
+
+
+@pytest.mark.parametrize(
+    ("without", "level"),
+    [
+        (set(), IsolationLevel.FULL),
+        ({Layer.LANDLOCK}, IsolationLevel.CONFINED),
+        ({Layer.PRIVATE_ROOT}, IsolationLevel.CONFINED),
+        ({Layer.USER_NAMESPACE}, IsolationLevel.CONFINED),
+        ({Layer.USER_NAMESPACE, Layer.LANDLOCK}, IsolationLevel.FILTERED),
+        ({Layer.SECCOMP}, IsolationLevel.LIMITED),
+        ({Layer.RESOURCE_LIMITS}, IsolationLevel.NONE),
+    ],
+    ids=str,
+)
+def test_the_level_follows_from_the_layers(root_host: Host, without: set[Layer], level: IsolationLevel) -> None:
+    host = Host("root", level=IsolationLevel.NONE, without=frozenset(without))
+    assert host.isolation.level is level
+    assert host.ask("run", "print(6 * 7)").stdout == b"42\n"
+    host.close()
+
+
+def test_without_namespaces_the_report_says_how_to_get_them() -> None:
+    host = Host("no_namespaces", level=IsolationLevel.CONFINED)
+    missing = {item.layer: item for item in host.isolation.missing}
+    assert "Operation not permitted" in missing[Layer.USER_NAMESPACE].reason
+    assert "max_user_namespaces" in missing[Layer.USER_NAMESPACE].remedy
+    host.close()
+    with pytest.raises(IsolationError, match=r"need isolation full, this machine gives confined.*max_user_namespaces"):
+        Host("no_namespaces", level=IsolationLevel.FULL)
+
+
+def test_many_threads(shared: Sandbox) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda n: shared.run("print(int(input()) ** 2)", str(n)), range(80)))
+    assert [result.stdout for result in results] == [b"%d\n" % n**2 for n in range(80)]
+
+
+def test_coroutines_do_not_block_each_other(shared: Sandbox) -> None:
+    async def all_at_once() -> tuple[list[bytes], list[bool], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        runs = [shared.run_async("import time; time.sleep(0.2); print(input())", str(n)) for n in range(4)]
+        grades = [shared.grade_async("print(1)", [StdinTest("", "1"), StdinTest("", "2")])]
+        results, graded = await asyncio.gather(*runs), await asyncio.gather(*grades)
+        ticking.cancel()
+        return [result.stdout for result in results], [test.passed for test in graded[0]], ticks
+
+    stdout, passed, ticks = asyncio.run(all_at_once())
+    assert stdout == [b"0\n", b"1\n", b"2\n", b"3\n"]
+    assert passed == [True, False]
+    assert ticks >= 10
+
+
+def test_two_workers_work_at_the_same_time(shared: Sandbox) -> None:
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: shared.run("import time; time.sleep(1.0)"), range(2)))
+    assert time.monotonic() - started < 1.9
+
+
+def test_stop_at_the_first_failure(shared: Sandbox) -> None:
+    tests = [StdinTest("1", "1"), StdinTest("2", "1"), StdinTest("3", "3")]
+    assert [result.passed for result in shared.grade("print(input())", tests)] == [True, False, True]
+    assert [result.passed for result in shared.grade("print(input())", tests, stop_at_failure=True)] == [True, False]
+    calls = [CallTest("f", [n], 1) for n in range(3)]
+    assert [result.passed for result in shared.grade("def f(x): return x", calls, stop_at_failure=True)] == [False]
+
+
+def test_tests_of_all_kinds_together(shared: Sandbox) -> None:
+    program = "def f(x):\n    return x + 1\nif __name__ == '__main__':\n    print(f(int(input())))"
+    tests = [
+        StdinTest("1", "2"),
+        CallTest("f", [1], 2),
+        CallTest("f", [2], 3),
+        AssertTest("assert f(5) == 6"),
+        StdinTest("7", "8"),
+    ]
+    assert [result.status for result in shared.grade(program, tests)] == [Status.OK] * 5
+    assert shared.grade(program, []) == []
+
+
+def test_assert_code_may_use_objects_of_the_program(shared: Sandbox) -> None:
+    program = (
+        "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
+        "def total(pairs): return sum(p.a + p.b for p in pairs)"
+    )
+    tests = [AssertTest("assert total([Pair(1, 2), Pair(3, 4)]) == 10"), AssertTest("assert total([Pair(1, 2)]) == 10")]
+    assert [result.passed for result in shared.grade(program, tests)] == [True, False]
+
+
+def test_assert_code_sees_exceptions(shared: Sandbox) -> None:
+    code = "try:\n    f(-1)\nexcept ValueError as e:\n    assert 'negative' in str(e)\nelse:\n    raise AssertionError"
+    raising = "def f(x):\n    if x < 0: raise ValueError('negative')"
+    assert shared.grade(raising, [AssertTest(code)])[0].passed
+    assert not shared.grade("def f(x): pass", [AssertTest(code)])[0].passed
+
+
+def test_other_languages_take_standard_input_only(shared: Sandbox) -> None:
+    with pytest.raises(ValueError, match="only Python programs can be tested by calls"):
+        shared.grade("int main() {}", [CallTest("f", [], 1)], language=Language.CPP)
+
+
+def test_compilation(shared: Sandbox) -> None:
+    if sandbox.languages.find_tool("g++") is None or shared.isolation.level < IsolationLevel.FULL:
+        pytest.skip("needs g++ and namespaces")
+    broken = shared.run("int main() { return x; }", language=Language.CPP)
+    assert (broken.status, broken.exit_code) == (Status.COMPILE_ERROR, None)
+    assert "was not declared" in broken.reason
+    source = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n + 1; }"
+    assert shared.run(source, "1", language=Language.CPP).stdout == b"2"
+    started = time.monotonic()
+    results = shared.grade(source, [StdinTest(str(n), str(n + 1)) for n in range(5)], language=Language.CPP)
+    assert all(result.passed for result in results)
+    assert time.monotonic() - started < 0.5, "compiled again although its executable is cached"
+    leak = shared.run('#include "/etc/passwd"\nint main() {}', language=Language.CPP)
+    assert leak.status is Status.COMPILE_ERROR
+    assert b"root:" not in leak.stderr
+    bounded = shared.run('#include "/dev/zero"\nint main() {}', language=Language.CPP)
+    assert bounded.status is Status.COMPILE_ERROR
+
+
+def test_a_missing_compiler_is_a_status(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.languages, "find_tool", lambda name: None)
+    for language in (Language.CPP, Language.JAVASCRIPT, Language.BASH):
+        result = shared.run("", language=language)
+        assert result.status is Status.NO_COMPILER
+        assert "is not installed" in result.reason
+
+
+def test_preloaded_modules_are_chosen_per_run(shared: Sandbox) -> None:
+    loaded = "import sys; print('numpy' in sys.modules)"
+    assert shared.run(loaded, preload=()).stdout == b"False\n"
+    assert shared.run(loaded, preload=("numpy",)).stdout == b"True\n"
+    assert shared.run("import sys; print('json' in sys.modules, 'sandbox' in sys.modules)").stdout == b"True False\n"
+
+
+def test_wrong_use_is_told() -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Sandbox(workers=0)
+    made = Sandbox()
+    made.close()
+    with pytest.raises(SandboxError, match="closed"):
+        made.grade("", [StdinTest("", "")])
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, sandbox; print(sorted({'torch', 'ray', 'vllm', 'grpo', 'rewards', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
