@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -106,6 +107,8 @@ def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 def _start() -> None:
     # A generator or verifier named by its module may lie in the folder that the command is run from.
     sys.path.append(os.getcwd())
+    # torchdata calls what torch has deprecated; nobody who reads a run's output can do anything about it.
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 
 def _guarded(job: Callable[[], None], debug: bool) -> None:

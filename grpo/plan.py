@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
 from grpo.config_file import dump, read
 from grpo.data import load_prompts, load_supervised
+from grpo.policy import shape_of as new_shape
 from grpo.run import load_tokenizer, local_or_hub, plan_of
 
 GIB = 1 << 30
@@ -48,16 +49,8 @@ def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | No
     shape: PreTrainedConfig
     if policy.new:
         new = policy.new
-        shape = Qwen3Config(
-            vocab_size=new.vocabulary if new.tokenizer == "bpe" else len(set(new.alphabet)) + len(new.tags) + 3,
-            hidden_size=new.hidden_size,
-            intermediate_size=new.intermediate_size,
-            num_hidden_layers=new.layers,
-            num_attention_heads=new.heads,
-            num_key_value_heads=new.key_value_heads,
-            head_dim=new.hidden_size // new.heads,
-            tie_word_embeddings=new.tie_embeddings,
-        )
+        characters = len(set(new.alphabet)) + len(new.tags) + 3
+        shape = new_shape(new, new.vocabulary if new.tokenizer == "bpe" else characters)
     else:
         try:
             shape = AutoConfig.from_pretrained(local_or_hub(policy.path or ""))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from grpo.config import NewPolicy
 
@@ -32,8 +33,28 @@ def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -
         unk_token=UNKNOWN if new.tokenizer == "characters" else None,
         clean_up_tokenization_spaces=False,
     )
-    shape = Qwen3Config(
-        vocab_size=len(wrapped),
+    shape = shape_of(new, len(wrapped))
+    shape.eos_token_id, shape.pad_token_id = wrapped.eos_token_id, wrapped.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(shape)
+    # A folder of this name is taken for a whole policy, so it appears only when it is one.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    # The bar of a file that is written in a millisecond only litters the log.
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(partial)
+    transformers_logging.enable_progress_bar()
+    wrapped.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def shape_of(new: NewPolicy, vocabulary: int) -> Qwen3Config:
+    """The architecture of a new policy with a vocabulary of so many tokens."""
+    return Qwen3Config(
+        vocab_size=vocabulary,
         hidden_size=new.hidden_size,
         intermediate_size=new.intermediate_size,
         num_hidden_layers=new.layers,
@@ -43,20 +64,7 @@ def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -
         max_position_embeddings=new.max_position,
         tie_word_embeddings=new.tie_embeddings,
         bos_token_id=None,
-        eos_token_id=wrapped.eos_token_id,
-        pad_token_id=wrapped.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(shape)
-    # A folder of this name is taken for a whole policy, so it appears only when it is one.
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    wrapped.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def _characters(new: NewPolicy) -> Tokenizer:
