@@ -65,6 +65,8 @@ class TrlSetting:
     threads: int
     microbatch: int
     generation: str
+    # Whether threads that wait spin, which is faster on an idle machine and ruinous on a busy one.
+    wait: str = "active"
 
 
 # --- the two tasks ------------------------------------------------------------------------------------------------
@@ -250,8 +252,10 @@ def measure_trl(settings: TrainConfig, setting: TrlSetting, steps: int, work: Pa
     options = ["--steps", str(steps), "--microbatch", str(setting.microbatch), "--generation", setting.generation]
     # vLLM is in the same environment, and TRL would tell at every import which versions of it it knows.
     quiet = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(setting.threads)}
+    quiet["OMP_WAIT_POLICY"] = setting.wait
     used = run([*side, *options], work / "trl.log", quiet)
-    return dataclasses.replace(Measurement.read(result), processor=used)
+    measured = Measurement.read(result)
+    return dataclasses.replace(measured, settings=f"{measured.settings}, {setting.wait} waiting", processor=used)
 
 
 def fastest_trl(settings: TrainConfig, candidates: Sequence[TrlSetting], trial_steps: int, work: Path) -> TrlSetting:
@@ -358,7 +362,7 @@ def main(
     ] = None,
     marked_one_in: Annotated[int, typer.Option(min=3, help="long-tailed: one question in so many is long")] = 16,
     trl_threads: Annotated[str, typer.Option(help="thread counts that TRL is tried with")] = "1,2",
-    trl_microbatch: Annotated[str, typer.Option(help="completions a pass that TRL is tried with")] = "128,32",
+    trl_microbatch: Annotated[str, typer.Option(help="completions a pass that TRL is tried with")] = "64,32,16",
     trl_generation: Annotated[
         str, typer.Option(help="`batch`, `continuous`, or both: TRL's tried generation")
     ] = "batch",
@@ -374,9 +378,10 @@ def main(
         raise typer.Exit(2)
     work = work.absolute()
     candidates = [
-        TrlSetting(threads, microbatch, generation)
+        TrlSetting(threads, microbatch, generation, wait)
         for generation in trl_generation.split(",")
         for threads in numbers(trl_threads)
+        for wait in (("active", "passive") if threads > 1 else ("passive",))
         for microbatch in numbers(trl_microbatch)
     ]
     console.print(
