@@ -74,7 +74,12 @@ class Cluster:
         self._actors: list[Any] = []
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            _start_ray(settings, plan)
+            if settings.address:
+                ray.init(address=settings.address, **_quiet())
+            else:
+                # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
+                needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
+                start_local_ray(max(int(needed), os.cpu_count() or 1))
         self.device: Device = _choose_device(settings.device)
         self._group = self._reserve()
 
@@ -103,9 +108,11 @@ class Cluster:
         starting = [actor.start.remote(*address) for actor in actors]
 
         def join() -> LearnerGroup:
-            wait_for(
-                starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
-            )
+            what = f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
+            if self.device == "cpu":
+                # A process killed while it compiled leaves its lock, on which all later ones wait.
+                what += f" (where a start was killed before, remove {environment['TORCH_EXTENSIONS_DIR']}/*/lock)"
+            wait_for(starting, deadline_s, what)
             return LearnerGroup(actors, self._settings.step_deadline_s)
 
         return join
@@ -164,23 +171,24 @@ class Cluster:
         )
 
 
-def _start_ray(settings: config.Cluster, plan: Plan) -> None:
+def start_local_ray(cpus: int) -> None:
+    """Start Ray for this process, with every port on the loopback interface and no dashboard.
+
+    Args:
+        cpus: logical CPUs that actors may ask for together.
+    """
+    # Ray takes the loopback address for this machine's own only where it cannot form a cluster. It reads the variable
+    # when it is imported, and its child processes read it when they start.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(num_cpus=cpus, include_dashboard=False, **_quiet())
+
+
+def _quiet() -> dict[str, Any]:
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
-    if settings.address:
-        ray.init(address=settings.address, **common)
-        return
-    cpus = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
-    ray.init(
-        # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
-        num_cpus=max(int(cpus), os.cpu_count() or 1),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        **common,
-    )
+    return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
 
 
 def _choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:

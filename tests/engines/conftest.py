@@ -1,29 +1,13 @@
-"""The real engines for tests: Ray, started once, and small random policies."""
+"""Small random policies for the real engines."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from grpo.config import NewPolicy
 from grpo.policy import make_policy
-
-
-@pytest.fixture(scope="session")
-def ray_running() -> Iterator[None]:
-    """One local Ray for all tests; `Cluster` uses what is running and leaves it running."""
-    import ray
-
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # More logical CPUs than cores: the learners and generators of a test are started side by side.
-    ray.init(
-        num_cpus=16, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="ERROR"
-    )
-    yield
-    ray.shutdown()
 
 
 def policy(folder: Path, *, tied: bool, seed: int) -> str:

@@ -24,9 +24,6 @@ from rewards import verdict
 if TYPE_CHECKING:
     from grpo.policy_logprobs import PolicyLogprobs
 
-# Importing DeepSpeed takes about ten seconds.
-pytestmark = pytest.mark.slow
-
 PROMPT = (5, 6, 7, 8)
 ADVANTAGES = [[1.2, -0.4, 0.0, -0.8], [0.0, 0.0, 0.0, 0.0], [-0.7, 0.7, 0.0, 0.0]]
 
@@ -155,12 +152,10 @@ def test_supervised_rows_too(policy: PolicyLogprobs) -> None:
 def test_log_probabilities_and_entropy_are_those_of_the_whole_logits(
     policy: PolicyLogprobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grpo import learner
-
     sequence = TrainingSequence((3, 9, 4, 11, 6, 13), 2, (0.0,) * 4, 0.0)
     microbatch = pack([sequence])
     for chunk in (1024, 4):
-        monkeypatch.setattr(learner, "LOGIT_CHUNK", chunk)
+        monkeypatch.setattr("grpo.policy_logprobs.LOGIT_CHUNK", chunk)
         logprobs_T, entropy_T = policy(microbatch, 0.5)
         plain = load_tiny_model(Path(policy.model.name_or_path), "sdpa")
         logits_TV = plain(input_ids=torch.tensor([sequence.token_ids]), use_cache=False).logits[0].float() / 0.5
@@ -174,8 +169,6 @@ def test_log_probabilities_and_entropy_are_those_of_the_whole_logits(
 def test_chunks_of_logits_change_no_gradient(
     policy: PolicyLogprobs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grpo import learner
-
     whole = step(policy, cut(groups, 1, 1000, skip=False).ranks)
-    monkeypatch.setattr(learner, "LOGIT_CHUNK", 7)
+    monkeypatch.setattr("grpo.policy_logprobs.LOGIT_CHUNK", 7)
     assert_same(step(policy, cut(groups, 1, 1000, skip=False).ranks), whole)

@@ -112,7 +112,7 @@ def test_math_verify_agrees_on_plain_answers() -> None:
 
 
 @pytest.mark.slow
-def test_the_same_verdicts_in_a_ray_actor() -> None:
+def test_the_same_verdicts_in_a_ray_actor(ray_running: None) -> None:
     ray = pytest.importorskip("ray")
     from labelled_pairs import read_pairs
 
@@ -132,9 +132,6 @@ def test_the_same_verdicts_in_a_ray_actor() -> None:
 
     pairs = [(pair.gold, pair.completion) for pair in read_pairs()][::4]
     here = Math()
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
-    try:
-        actor = ray.remote(Grader).remote(str(Path(__file__).resolve().parents[2]))
-        assert ray.get(actor.grade.remote(pairs)) == [here(c, g, {}).status.value for g, c in pairs]
-    finally:
-        ray.shutdown()
+    actor = ray.remote(Grader).remote(str(Path(__file__).resolve().parents[2]))
+    assert ray.get(actor.grade.remote(pairs), timeout=120) == [here(c, g, {}).status.value for g, c in pairs]
+    ray.kill(actor)
