@@ -62,7 +62,7 @@ def cold_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sft")
     small = ["policy.new.hidden_size=64", "policy.new.heads=2", "policy.new.key_value_heads=1"]
     brief = [
-        "learner.threads=1",
+        "learner.ranks=1",
         "sft.steps=60",
         "sft.checkpoint_every=30",
         "data.options.count=2000",
@@ -89,8 +89,8 @@ def training(cold_start: Path, folder: Path, *more: str) -> list[str]:
         "evaluation.every=2",
         "evaluation.data.options.count=16",
         f"verifiers=[{answer}, {form}]",
-        "learner.threads=1",
-        "generator.threads=1",
+        "learner.ranks=1",
+        "generator.replicas=2",
         *more,
     ]
 
