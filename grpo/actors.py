@@ -6,6 +6,7 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class LearnerActor:
         from grpo.learner import LearnerRank
 
         self._rank = LearnerRank(self._setup, master_address, master_port)
+        spare_the_collector()
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         return self._rank.step(batch.ranks[self._setup.rank])
@@ -66,6 +68,7 @@ class GeneratorActor:
         from grpo.generator import Generator
 
         self._generator = Generator(setup)
+        spare_the_collector()
 
     def ready(self) -> None:
         return None
@@ -84,6 +87,16 @@ class GeneratorActor:
 
     def finish_update(self, policy_version: int) -> None:
         self._generator.finish_update(policy_version)
+
+
+def spare_the_collector() -> None:
+    """Take all that start-up has made out of the garbage collector's rounds: it stays as long as the process.
+
+    The engines make garbage for every token; walking their million other objects again and again costs vLLM 8 % of a
+    small policy's generation.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:

@@ -11,10 +11,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from grpo.packing import Place
 
 PACKED = "packed"
 
@@ -29,7 +32,7 @@ def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
         ValueError: the lengths are not in ascending order.
     """
     if any(shorter > longer for shorter, longer in itertools.pairwise(lengths)):
-        raise ValueError("lengths must ascend; pack() lays the shortest sequence first")
+        raise ValueError("lengths must ascend")
     batches: list[tuple[int, int]] = []
     start, total = 0, 0
     for stop, length in enumerate(lengths):
@@ -43,26 +46,34 @@ def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class PackedLayout:
-    """Where each sequence of a packed row lies, worked out once and used by every layer."""
+    """Where each sequence of a packed row lies, worked out once and used by every layer.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        """Lay out sequences of these lengths (ascending) that follow each other in one row."""
-        self.batches: list[tuple[slice, tuple[int, int], Tensor | None, Tensor | None]] = []
-        token = 0
-        for start, stop in length_batches(lengths):
-            rows, longest = stop - start, lengths[stop - 1]
-            total = sum(lengths[start:stop])
-            gather = scatter = None
-            if total < rows * longest:
-                # Row i, column j of the padded batch reads packed token first_i + j, and any token where it pads.
-                counts_R = torch.tensor(lengths[start:stop])
-                first_R = torch.cumsum(counts_R, 0) - counts_R
-                column_L = torch.arange(longest)
-                inside_RL = column_L[None, :] < counts_R[:, None]
-                gather = torch.where(inside_RL, first_R[:, None] + column_L, 0).flatten().to(device)
-                scatter = inside_RL.flatten().nonzero().flatten().to(device)
-            self.batches.append((slice(token, token + total), (rows, longest), gather, scatter))
-            token += total
+    A prompt that several sequences share is laid beside each of them, where its queries are the same and give the same;
+    one of them is kept.
+    """
+
+    def __init__(self, places: Sequence[Place], device: torch.device) -> None:
+        """Lay out the sequences of one packed row."""
+        order = sorted(range(len(places)), key=lambda index: places[index].length)
+        ascending = [places[index].length for index in order]
+        self.batches: list[tuple[tuple[int, int], Tensor]] = []
+        # Which element of all padded batches, one after another, holds a packed token's output.
+        kept_N = np.empty(max(place.rest + place.rest_length for place in places), dtype=np.int64)
+        first = 0
+        for start, stop in length_batches(ascending):
+            longest = ascending[stop - 1]
+            # Row i, column j of the padded batch reads this packed token, and any token where it pads.
+            gather_RL = np.zeros((stop - start, longest), dtype=np.int64)
+            for row, index in enumerate(order[start:stop]):
+                place = places[index]
+                gather_RL[row, : place.prompt_length] = np.arange(place.prompt, place.prompt + place.prompt_length)
+                gather_RL[row, place.prompt_length : place.length] = np.arange(
+                    place.rest, place.rest + place.rest_length
+                )
+                kept_N[gather_RL[row, : place.length]] = first + np.arange(place.length)
+                first += longest
+            self.batches.append((gather_RL.shape, torch.from_numpy(gather_RL.reshape(-1)).to(device)))
+        self.kept_N = torch.from_numpy(kept_N).to(device)
 
 
 def packed_attention(
@@ -80,8 +91,8 @@ def packed_attention(
 
     Args:
         module: the attention layer.
-        query: [1, heads, T, head size].
-        key: [1, key-value heads, T, head size].
+        query: [1, heads, N, head size].
+        key: [1, key-value heads, N, head size].
         value: like `key`.
         attention_mask: must be None.
         scaling: of the scores; 1 / sqrt(head size) where None.
@@ -89,34 +100,26 @@ def packed_attention(
         packed_layout: where the sequences lie; passed through the model's keyword arguments.
 
     Returns:
-        [1, T, heads, head size], and None for the weights.
+        [1, N, heads, head size], and None for the weights.
     """
     if packed_layout is None:
-        raise ValueError("packed attention needs packed_layout=PackedLayout(lengths, device) in the model's call")
+        raise ValueError("packed attention needs packed_layout=PackedLayout(places, device) in the model's call")
     if getattr(module, "sliding_window", None):
         raise ValueError("packed attention has no sliding window; train a policy whose config has none")
     grouped = query.shape[1] != key.shape[1]
+    query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     outputs: list[Tensor] = []
-    for tokens, (rows, longest), gather, scatter in packed_layout.batches:
+    for (rows, longest), gather in packed_layout.batches:
         query_RHLD, key_RHLD, value_RHLD = (
-            _side_by_side(tensor[0, :, tokens], gather, rows, longest) for tensor in (query, key, value)
+            tensor.index_select(0, gather).view(rows, longest, *tensor.shape[1:]).transpose(1, 2)
+            for tensor in (query_NHD, key_NHD, value_NHD)
         )
         # Padding lies behind each sequence's end, so causality alone keeps real tokens from seeing it.
         output_RHLD = scaled_dot_product_attention(
             query_RHLD, key_RHLD, value_RHLD, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-        output = output_RHLD.transpose(1, 2).reshape(rows * longest, query.shape[1], value.shape[3])
-        outputs.append(output if scatter is None else output.index_select(0, scatter))
-    return torch.cat(outputs).unsqueeze(0), None
-
-
-def _side_by_side(packed_HTD: Tensor, gather: Tensor | None, rows: int, longest: int) -> Tensor:
-    """[heads, tokens, head size] of a run of sequences as [rows, heads, longest, head size]."""
-    heads, _, size = packed_HTD.shape
-    packed_THD = packed_HTD.transpose(0, 1)
-    if gather is not None:
-        packed_THD = packed_THD.index_select(0, gather)
-    return packed_THD.reshape(rows, longest, heads, size).transpose(1, 2)
+        outputs.append(output_RHLD.transpose(1, 2).reshape(rows * longest, query.shape[1], value.shape[3]))
+    return torch.cat(outputs).index_select(0, packed_layout.kept_N).unsqueeze(0), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpo.attention import length_batches
-from grpo.packing import Microbatch, TrainingSequence, filler, pack, split_evenly
+from grpo.packing import Microbatch, TrainingSequence, filler, pack, sharing_units, split_evenly
 from grpo.types import Group
 
 
@@ -33,10 +33,17 @@ class TrainBatch:
     Attributes:
         ranks: one part for each rank.
         padding_share: of all positions that attention computes, how many are padding or filler.
+        shared_share: of all tokens of the sequences, how many need no computing, since another completion of the same
+            prompt shares them or nothing follows them.
     """
 
     ranks: tuple[RankBatch, ...]
     padding_share: float
+    shared_share: float
+
+    def shares(self) -> dict[str, float]:
+        """What packing wasted and saved, as metrics."""
+        return {"padding_share": self.padding_share, "shared_share": self.shared_share}
 
 
 def minibatches(
@@ -93,19 +100,34 @@ def minibatches(
 def batch(
     sequences: Sequence[TrainingSequence], *, trained_tokens: int, ranks: int, microbatch_tokens: int
 ) -> TrainBatch:
-    """Pack sequences for all ranks, evenly, each rank the same number of microbatches."""
-    shares = split_evenly([len(one.token_ids) for one in sequences], ranks, microbatch_tokens)
+    """Pack sequences for all ranks, evenly, each rank the same number of microbatches.
+
+    Completions of one prompt stay together, so that it is computed once, as far as that lets work be dealt out evenly.
+    """
+    total = sum(len(one.token_ids) for one in sequences)
+    # Quarters of what a rank or a microbatch takes are small enough to deal out evenly.
+    units = sharing_units(sequences, min(microbatch_tokens, total // ranks) // 4)
+    shares = split_evenly([tokens for _, tokens in units], ranks, microbatch_tokens)
     empty = filler(min(sequences, key=lambda one: one.prompt_length))
     parts = tuple(
         RankBatch(
-            tuple(pack([sequences[index] for index in chosen] or [empty]) for chosen in microbatches), trained_tokens
+            tuple(
+                pack([sequences[index] for unit in chosen for index in units[unit][0]] or [empty])
+                for chosen in microbatches
+            ),
+            trained_tokens,
         )
         for microbatches in shares
     )
-    real = sum(len(one.token_ids) for one in sequences if one.weight)
-    return TrainBatch(parts, 1.0 - real / sum(_attended(one) for part in parts for one in part.microbatches))
+    packed = [one for part in parts for one in part.microbatches]
+    real = sum(len(one.token_ids) - 1 for one in sequences if one.weight)
+    return TrainBatch(
+        parts,
+        padding_share=1.0 - real / sum(_attended(one) for one in packed),
+        shared_share=max(0.0, 1.0 - sum(len(one.input_ids_N) for one in packed) / total),
+    )
 
 
 def _attended(microbatch: Microbatch) -> int:
-    lengths = microbatch.lengths_S.tolist()
+    lengths = sorted(place.length for place in microbatch.places)
     return sum((stop - start) * lengths[stop - 1] for start, stop in length_batches(lengths))

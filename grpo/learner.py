@@ -151,13 +151,7 @@ class LearnerRank:
         self._engine.eval()
         packed = pack([TrainingSequence(tuple(ids), 1, (0.0,) * (len(ids) - 1), 0.0) for ids in sequences])
         logprobs_T, _ = self._engine(packed.to(self._device), 1.0)
-        rows = logprobs_T.float().cpu().split(packed.lengths_S.tolist())
-        # pack() lays the sequences out shortest first.
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        scored: list[list[float]] = [[] for _ in sequences]
-        for index, row in zip(order, rows, strict=True):
-            scored[index] = row[:-1].tolist()
-        return scored
+        return [row.tolist() for row in logprobs_T.float().cpu().split(packed.lengths_S.tolist())]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the policy under its Hugging Face name, whole, in the policy's dtype, on the CPU.

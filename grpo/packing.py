@@ -1,7 +1,7 @@
 """Packing: sequences of very different lengths into microbatches without padding between them.
 
-A microbatch is one row of concatenated sequences. Nothing crosses a sequence's border: positions restart at each
-one, and attention is told where they lie (`grpo.attention`).
+A microbatch is one row of concatenated sequences; completions of one prompt share its tokens. Nothing crosses a
+sequence's border: positions go on from its own prompt, and attention is told where it lies (`grpo.attention`).
 """
 
 from __future__ import annotations
@@ -51,23 +51,52 @@ class TrainingSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Microbatch:
-    """Packed tensors for one forward and backward pass; position t holds what predicts token t + 1.
+class Place:
+    """Where a sequence lies in a packed row: its prompt, which others may share, and what follows it.
 
     Attributes:
-        input_ids_T: int64, the sequences one after another.
-        position_ids_T: int64, from 0 in each sequence.
-        lengths_S: int64, tokens of each sequence.
-        targets_T: int64, the next token of the same sequence (0 at a sequence's last position).
-        weights_T: float32, 1 where the next token is a completion's, else 0.
-        old_logprobs_T: float32, of the next token under the policy that sampled it.
+        prompt: first position of the prompt.
+        prompt_length: positions of the prompt.
+        rest: first position of what follows the prompt, its last token left out.
+        rest_length: positions of that, possibly 0.
+    """
+
+    prompt: int
+    prompt_length: int
+    rest: int
+    rest_length: int
+
+    @property
+    def length(self) -> int:
+        """Positions of the whole sequence."""
+        return self.prompt_length + self.rest_length
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """Packed tensors for one forward and backward pass.
+
+    The model computes N tokens: each prompt once, however many completions follow it, and of each completion all but
+    the last token, which predicts nothing. The loss is over T predicted tokens: the completions', one after another.
+
+    Attributes:
+        input_ids_N: int64, what the model reads.
+        position_ids_N: int64, from 0 in each sequence.
+        places: where each sequence lies among the N, in the order in which their completions lie among the T.
+        source_T: int64, the position among the N whose output predicts the token.
+        targets_T: int64, the predicted token.
+        lengths_S: int64, predicted tokens of each sequence.
+        weights_T: float32, 1, or 0 in a sequence that is only there to fill a rank.
+        old_logprobs_T: float32, of the token under the policy that sampled it.
         advantages_T: float32.
     """
 
-    input_ids_T: Tensor
-    position_ids_T: Tensor
-    lengths_S: Tensor
+    input_ids_N: Tensor
+    position_ids_N: Tensor
+    places: tuple[Place, ...]
+    source_T: Tensor
     targets_T: Tensor
+    lengths_S: Tensor
     weights_T: Tensor
     old_logprobs_T: Tensor
     advantages_T: Tensor
@@ -75,10 +104,12 @@ class Microbatch:
     def to(self, device: torch.device) -> Microbatch:
         """The same microbatch with its token tensors on `device`; lengths stay on the CPU, where they are read."""
         return Microbatch(
-            self.input_ids_T.to(device),
-            self.position_ids_T.to(device),
-            self.lengths_S,
+            self.input_ids_N.to(device),
+            self.position_ids_N.to(device),
+            self.places,
+            self.source_T.to(device),
             self.targets_T.to(device),
+            self.lengths_S,
             self.weights_T.to(device),
             self.old_logprobs_T.to(device),
             self.advantages_T.to(device),
@@ -86,30 +117,79 @@ class Microbatch:
 
 
 def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
-    """Concatenate sequences into one microbatch, shortest first so that attention can run them in even batches."""
+    """Lay sequences into one row without padding, each distinct prompt once (prefix sharing, arXiv:2506.05433)."""
     if not sequences:
         raise ValueError("a microbatch needs at least one sequence")
-    ordered = sorted(sequences, key=lambda sequence: len(sequence.token_ids))
-    lengths_S = np.array([len(sequence.token_ids) for sequence in ordered], dtype=np.int64)
-    total = int(lengths_S.sum())
-    input_ids_T = np.concatenate([np.asarray(sequence.token_ids, dtype=np.int64) for sequence in ordered])
-    starts_S = np.cumsum(lengths_S) - lengths_S
-    position_ids_T = np.arange(total, dtype=np.int64) - np.repeat(starts_S, lengths_S)
-    targets_T = np.zeros(total, dtype=np.int64)
-    weights_T, old_T, advantages_T = (np.zeros(total, dtype=np.float32) for _ in range(3))
-    for start, sequence in zip(starts_S.tolist(), ordered, strict=True):
-        stop = start + len(sequence.token_ids)
-        targets_T[start : stop - 1] = input_ids_T[start + 1 : stop]
-        completion = slice(start + sequence.prompt_length - 1, stop - 1)
-        weights_T[completion] = sequence.weight
-        old_T[completion] = sequence.old_logprobs
-        advantages_T[completion] = sequence.advantage
-    return Microbatch(
-        *(
-            torch.from_numpy(array)
-            for array in (input_ids_T, position_ids_T, lengths_S, targets_T, weights_T, old_T, advantages_T)
-        )
+    pieces: list[tuple[int, ...]] = []
+    positions: list[np.ndarray] = []
+    prompts: dict[tuple[int, ...], int] = {}
+    places: list[Place] = []
+    computed = 0
+    for sequence in sequences:
+        length = sequence.prompt_length
+        prompt, rest = sequence.token_ids[:length], sequence.token_ids[length:-1]
+        if prompt not in prompts:
+            prompts[prompt] = computed
+            pieces.append(prompt)
+            positions.append(np.arange(length))
+            computed += length
+        places.append(Place(prompts[prompt], length, computed, len(rest)))
+        pieces.append(rest)
+        positions.append(np.arange(length, length + len(rest)))
+        computed += len(rest)
+    lengths_S = np.array([len(sequence.old_logprobs) for sequence in sequences])
+    sources = [
+        (place.prompt + place.prompt_length - 1, *range(place.rest, place.rest + place.rest_length)) for place in places
+    ]
+    integers = (
+        [token for piece in pieces for token in piece],
+        np.concatenate(positions),
+        [position for source in sources for position in source],
+        [token for sequence in sequences for token in sequence.token_ids[sequence.prompt_length :]],
     )
+    floats = (
+        np.repeat([sequence.weight for sequence in sequences], lengths_S),
+        [logprob for sequence in sequences for logprob in sequence.old_logprobs],
+        np.repeat([sequence.advantage for sequence in sequences], lengths_S),
+    )
+    input_ids_N, position_ids_N, source_T, targets_T = (torch.from_numpy(np.asarray(one, np.int64)) for one in integers)
+    weights_T, old_logprobs_T, advantages_T = (torch.from_numpy(np.asarray(one, np.float32)) for one in floats)
+    return Microbatch(
+        input_ids_N,
+        position_ids_N,
+        tuple(places),
+        source_T,
+        targets_T,
+        torch.from_numpy(lengths_S),
+        weights_T,
+        old_logprobs_T,
+        advantages_T,
+    )
+
+
+def sharing_units(sequences: Sequence[TrainingSequence], max_tokens: int) -> list[tuple[list[int], int]]:
+    """Sequences that are best computed together because they share a prompt.
+
+    Args:
+        sequences: what to train on.
+        max_tokens: tokens at which a unit is closed and another begun, so that units can be dealt out evenly. A single
+            sequence may be longer.
+
+    Returns:
+        (indices of the unit's sequences, tokens that the model computes for them) for each unit.
+    """
+    units: list[tuple[list[int], int]] = []
+    open_units: dict[tuple[int, ...], int] = {}
+    for index, sequence in enumerate(sequences):
+        prompt = sequence.token_ids[: sequence.prompt_length]
+        own = len(sequence.token_ids) - sequence.prompt_length - 1
+        unit = open_units.get(prompt)
+        if unit is not None and units[unit][1] + own <= max_tokens:
+            units[unit] = ([*units[unit][0], index], units[unit][1] + own)
+        else:
+            open_units[prompt] = len(units)
+            units.append(([index], len(prompt) + own))
+    return units
 
 
 def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:

@@ -26,14 +26,16 @@ class PolicyLogprobs(nn.Module):
         self.model = model
 
     def forward(self, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each position's target, float32 [T] with gradient; entropy, [T] without."""
-        layout = PackedLayout(batch.lengths_S.tolist(), batch.input_ids_T.device)
-        hidden_TE = self.model.base_model(
-            input_ids=batch.input_ids_T[None],
-            position_ids=batch.position_ids_T[None],
+        """Log-probability of each predicted token, float32 [T] with gradient; entropy before it, [T] without."""
+        layout = PackedLayout(batch.places, batch.input_ids_N.device)
+        hidden_NE = self.model.base_model(
+            input_ids=batch.input_ids_N[None],
+            position_ids=batch.position_ids_N[None],
             packed_layout=layout,
             use_cache=False,
         ).last_hidden_state[0]
+        # Only what predicts a completion's token meets the output head, the largest matrix of many policies.
+        hidden_TE = hidden_NE.index_select(0, batch.source_T)
         head = self.model.get_output_embeddings()
         pieces = []
         for start in range(0, len(hidden_TE), LOGIT_CHUNK):

@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
-from grpo.actors import GeneratorGroup, LearnerGroup
+from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
 from grpo.cluster import Cluster, Plan
@@ -200,6 +200,7 @@ class TrainingRun:
             settings.weight_sync.bucket_mib << 20,
             settings.weight_sync.tolerance or TOLERANCES[settings.policy.dtype],
         )
+        spare_the_collector()
 
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
         settings = self.settings

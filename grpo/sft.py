@@ -130,8 +130,7 @@ def _step(settings: SftConfig, learner: LearnerGroup, rows: Sequence[TrainingSeq
     times = watch.metrics()
     tokens = sum(len(row.token_ids) for row in rows)
     return {
-        **{f"learner/{name}": value for name, value in update.items()},
-        "learner/padding_share": packed.padding_share,
+        **{f"learner/{name}": value for name, value in {**update, **packed.shares()}.items()},
         **times,
         "throughput/tokens_per_s": tokens / times["time/step_s"],
     }

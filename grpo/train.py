@@ -44,7 +44,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
 
             watch.start("learn")
             updates = [
-                {**run.learner.step(batch), "padding_share": batch.padding_share}
+                {**run.learner.step(batch), **batch.shares()}
                 for batch in minibatches(
                     groups,
                     advantages_PG,

@@ -81,8 +81,9 @@ def test_weights_after_further_steps_agree(learners: dict[str, LearnerGroup], tm
         other = exported(learner, tmp_path / str(index))
         assert other.keys() == one.keys()
         for tensor in one:
-            # Adam divides by the root of the second moment, which magnifies float noise in tiny gradients.
-            assert torch.allclose(other[tensor], one[tensor], atol=2e-4), (name, tensor)
+            # Adam's step is as large for a gradient of float noise as for any other, so single elements may go either
+            # way; a gradient that is wrong moves all of them, by about 1e-2.
+            assert float((other[tensor] - one[tensor]).abs().mean()) < 1e-5, (name, tensor)
 
 
 def test_export_loads_in_transformers_and_scores_alike(learners: dict[str, LearnerGroup], tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_however_it_is_split_the_same_tokens_are_trained(
         assert len(one.ranks) == ranks
         assert len({len(rank.microbatches) for rank in one.ranks}) == 1
         assert len({rank.trained_tokens for rank in one.ranks}) == 1
-        assert all(len(microbatch.input_ids_T) <= 20 for microbatch in microbatches(one))
+        assert all(len(microbatch.input_ids_N) <= 20 for microbatch in microbatches(one))
         # No token is trained on twice.
         assert not together.keys() & trained(one).keys()
         assert sum(float(microbatch.weights_T.sum()) for microbatch in microbatches(one)) == len(trained(one))
@@ -181,9 +181,21 @@ def test_padding_share_is_what_attention_pads() -> None:
         return batch(rows, trained_tokens=1, ranks=1, microbatch_tokens=100).padding_share
 
     assert share([8, 8, 8]) == 0.0
-    assert share([6, 8]) == pytest.approx(2 / 16)
+    # The last token of each is not computed.
+    assert share([6, 8]) == pytest.approx(2 / 14)
     # Too unlike to be padded to one length: two runs without padding.
     assert share([2, 8]) == 0.0
+
+
+def test_a_group_s_prompt_is_computed_once_and_the_rest_of_the_work_is_still_even() -> None:
+    groups = [make_group(number, [4] * 8) for number in range(1, 9)]
+    (found,) = cut(groups, [[1.0, -1.0] * 4] * 8, ranks=2, microbatch_tokens=1000)
+    # Each sequence has 7 tokens; 8 groups of 3 prompt tokens and 8 x 3 completion tokens are computed.
+    assert [len(one.input_ids_N) for one in microbatches(found)] == [4 * 27, 4 * 27]
+    assert found.shares() == {"padding_share": 0.0, "shared_share": pytest.approx(1 - 8 * 27 / (64 * 7))}
+    # One group for four ranks is cut up, or three of them would be idle: two completions and the prompt for each.
+    (found,) = cut(groups[:1], [[1.0, -1.0] * 4], ranks=4, microbatch_tokens=1000)
+    assert [len(one.input_ids_N) for one in microbatches(found)] == [9, 9, 9, 9]
 
 
 def test_batches_are_values() -> None:

@@ -46,7 +46,7 @@ def groups(policy: PolicyLogprobs) -> list[Group]:
         for length in lengths:
             tokens = tuple(torch.randint(3, 20, (length,), generator=generator).tolist())
             logprobs, _ = policy(pack([TrainingSequence((*PROMPT, *tokens), 4, (0.0,) * length, 0.0)]), 0.7)
-            moved = logprobs[3:-1].detach() + 0.4 * torch.randn(length, generator=generator)
+            moved = logprobs.detach() + 0.4 * torch.randn(length, generator=generator)
             completion = Completion(tokens, tuple(moved.tolist()), "text", "stop", (VersionSpan(0, length, 0),))
             rollouts.append(Rollout(completion, {"answer": verdict.correct()}, 1.0))
         made.append(Group(Prompt(f"p{number}", "?", PROMPT, "0", {}), tuple(rollouts)))
@@ -160,9 +160,10 @@ def test_log_probabilities_and_entropy_are_those_of_the_whole_logits(
         plain = load_tiny_model(Path(policy.model.name_or_path), "sdpa")
         logits_TV = plain(input_ids=torch.tensor([sequence.token_ids]), use_cache=False).logits[0].float() / 0.5
         expected_TV = logits_TV.log_softmax(-1)
-        by_hand = [expected_TV[position, token] for position, token in enumerate(sequence.token_ids[1:])]
-        torch.testing.assert_close(logprobs_T[:-1], torch.stack(by_hand), rtol=1e-5, atol=1e-5)
-        entropy = torch.distributions.Categorical(logits=logits_TV).entropy()
+        # The prompt's second token predicts the first of four completion tokens.
+        by_hand = [expected_TV[position, sequence.token_ids[position + 1]] for position in range(1, 5)]
+        torch.testing.assert_close(logprobs_T, torch.stack(by_hand), rtol=1e-5, atol=1e-5)
+        entropy = torch.distributions.Categorical(logits=logits_TV[1:5]).entropy()
         torch.testing.assert_close(entropy_T, entropy, rtol=1e-4, atol=1e-5)
 
 

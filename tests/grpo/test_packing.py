@@ -7,31 +7,37 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grpo.packing import TrainingSequence, filler, pack, split_evenly
+from grpo.packing import Place, TrainingSequence, filler, pack, sharing_units, split_evenly
 
 LONG = TrainingSequence((11, 12, 13, 14, 15), 2, (-0.5, -0.25, -0.125), 2.0)
 SHORT = TrainingSequence((21, 22, 23), 1, (-1.0, -2.0), -1.0)
 
 
-def test_each_position_holds_what_predicts_the_next_token() -> None:
-    packed = pack([LONG, SHORT])
-    # The shorter one comes first.
-    assert packed.lengths_S.tolist() == [3, 5]
-    assert packed.input_ids_T.tolist() == [21, 22, 23, 11, 12, 13, 14, 15]
-    assert packed.position_ids_T.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
-    assert packed.targets_T.tolist() == [22, 23, 0, 12, 13, 14, 15, 0]
-    # The last prompt token predicts the first sampled one; the last token predicts nothing.
-    assert packed.weights_T.tolist() == [1, 1, 0, 0, 1, 1, 1, 0]
-    assert packed.old_logprobs_T.tolist() == [-1.0, -2.0, 0, 0, -0.5, -0.25, -0.125, 0]
-    assert packed.advantages_T.tolist() == [-1, -1, 0, 0, 2, 2, 2, 0]
-    assert {packed.input_ids_T.dtype, packed.position_ids_T.dtype, packed.targets_T.dtype} == {torch.int64}
+SIBLING = TrainingSequence((11, 12, 16), 2, (-3.0,), -2.0)
+
+
+def test_the_model_reads_what_predicts_something_and_each_prompt_once() -> None:
+    packed = pack([LONG, SHORT, SIBLING])
+    # 15, 23 and 16 end their sequences; SIBLING's prompt is LONG's, so it brings nothing of its own.
+    assert packed.input_ids_N.tolist() == [11, 12, 13, 14, 21, 22]
+    assert packed.position_ids_N.tolist() == [0, 1, 2, 3, 0, 1]
+    assert packed.places == (Place(0, 2, 2, 2), Place(4, 1, 5, 1), Place(0, 2, 6, 0))
+    # The last prompt token predicts the first sampled one of every completion.
+    assert packed.source_T.tolist() == [1, 2, 3, 4, 5, 1]
+    assert packed.targets_T.tolist() == [13, 14, 15, 22, 23, 16]
+    assert packed.lengths_S.tolist() == [3, 2, 1]
+    assert packed.weights_T.tolist() == [1] * 6
+    assert packed.old_logprobs_T.tolist() == [-0.5, -0.25, -0.125, -1.0, -2.0, -3.0]
+    assert packed.advantages_T.tolist() == [2, 2, 2, -1, -1, -2]
+    assert {packed.input_ids_N.dtype, packed.position_ids_N.dtype, packed.source_T.dtype} == {torch.int64}
     assert {packed.weights_T.dtype, packed.old_logprobs_T.dtype, packed.advantages_T.dtype} == {torch.float32}
 
 
 @st.composite
 def sequences(draw: st.DrawFn) -> TrainingSequence:
-    prompt, sampled = draw(st.integers(1, 6)), draw(st.integers(1, 8))
-    token_ids = tuple(draw(st.lists(st.integers(1, 99), min_size=prompt + sampled, max_size=prompt + sampled)))
+    prompt, sampled = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    # So few different tokens that prompts are often the same.
+    token_ids = tuple(draw(st.lists(st.integers(1, 2), min_size=prompt + sampled, max_size=prompt + sampled)))
     logprobs = tuple(-float(draw(st.integers(1, 9))) for _ in range(sampled))
     return TrainingSequence(token_ids, prompt, logprobs, float(draw(st.integers(-3, 3))))
 
@@ -40,33 +46,49 @@ def sequences(draw: st.DrawFn) -> TrainingSequence:
 def test_nothing_is_lost_and_nothing_is_mixed_up(chosen: list[TrainingSequence]) -> None:
     packed = pack(chosen)
     found, start = [], 0
-    for length in packed.lengths_S.tolist():
-        here = slice(start, start + length)
-        assert packed.targets_T[here].tolist() == [*packed.input_ids_T[start + 1 : start + length].tolist(), 0]
-        assert packed.position_ids_T[here].tolist() == list(range(length))
-        trained = packed.weights_T[here].nonzero().flatten()
-        first = int(trained[0]) + 1
-        # What is trained on are the last tokens without a gap.
-        assert trained.tolist() == list(range(first - 1, length - 1))
-        (advantage,) = set(packed.advantages_T[here][trained].tolist())
-        found.append(
-            TrainingSequence(
-                tuple(packed.input_ids_T[here].tolist()),
-                first,
-                tuple(packed.old_logprobs_T[here][trained].tolist()),
-                advantage,
-            )
-        )
-        start += length
-    assert start == len(packed.input_ids_T)
-    assert packed.lengths_S.tolist() == sorted(packed.lengths_S.tolist())
-    assert sorted(found, key=repr) == sorted(chosen, key=repr)
+    for place, trained in zip(packed.places, packed.lengths_S.tolist(), strict=True):
+        prompt = slice(place.prompt, place.prompt + place.prompt_length)
+        rest = slice(place.rest, place.rest + place.rest_length)
+        here = slice(start, start + trained)
+        positions = [*packed.position_ids_N[prompt].tolist(), *packed.position_ids_N[rest].tolist()]
+        assert positions == list(range(place.length))
+        read = [*packed.input_ids_N[prompt].tolist(), *packed.input_ids_N[rest].tolist()]
+        last = int(packed.targets_T[here][-1])
+        # Each target follows the token that is its source.
+        sources = [*range(*prompt.indices(10**6)), *range(*rest.indices(10**6))][place.prompt_length - 1 :]
+        assert packed.source_T[here].tolist() == sources
+        assert packed.targets_T[here].tolist() == [*read[place.prompt_length :], last]
+        (advantage,) = set(packed.advantages_T[here].tolist())
+        logprobs = tuple(packed.old_logprobs_T[here].tolist())
+        found.append(TrainingSequence((*read, last), place.prompt_length, logprobs, advantage))
+        start += trained
+    assert start == len(packed.targets_T)
+    assert found == chosen
+    prompts = {one.token_ids[: one.prompt_length] for one in chosen}
+    own = sum(len(one.token_ids) - one.prompt_length - 1 for one in chosen)
+    assert len(packed.input_ids_N) == sum(len(prompt) for prompt in prompts) + own
+
+
+@given(st.lists(sequences(), min_size=1, max_size=12), st.integers(0, 30))
+def test_units_hold_one_prompt_and_no_more_than_asked(chosen: list[TrainingSequence], max_tokens: int) -> None:
+    units = sharing_units(chosen, max_tokens)
+    assert sorted(index for indices, _ in units for index in indices) == list(range(len(chosen)))
+    for indices, tokens in units:
+        together = [chosen[index] for index in indices]
+        assert len({one.token_ids[: one.prompt_length] for one in together}) == 1
+        assert tokens == len(pack(together).input_ids_N)
+        assert tokens <= max_tokens or len(indices) == 1
+
+
+def test_completions_of_one_prompt_are_one_unit() -> None:
+    assert sharing_units([LONG, SHORT, SIBLING], 100) == [([0, 2], 4), ([1], 2)]
+    assert sharing_units([LONG, SHORT, LONG], 5) == [([0], 4), ([1], 2), ([2], 4)]
 
 
 def test_lengths_stay_on_the_cpu() -> None:
     moved = pack([LONG, SHORT]).to(torch.device("meta"))
-    assert moved.input_ids_T.device.type == moved.weights_T.device.type == "meta"
-    assert moved.lengths_S.tolist() == [3, 5]
+    assert moved.input_ids_N.device.type == moved.source_T.device.type == moved.weights_T.device.type == "meta"
+    assert moved.lengths_S.tolist() == [3, 2]
 
 
 def test_nothing_cannot_be_packed_or_shared_out() -> None:
