@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint lock clean
 export PYTHON
+# Without compiled modules each of a run's processes would compile vLLM, torch and the rest anew at its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 # What starts the installer; which interpreter the environment gets is the installer's business.

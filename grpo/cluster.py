@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -108,11 +106,9 @@ class Cluster:
         starting = [actor.start.remote(*address) for actor in actors]
 
         def join() -> LearnerGroup:
-            what = f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
-            if self.device == "cpu":
-                # A process killed while it compiled leaves its lock, on which all later ones wait.
-                what += f" (where a start was killed before, remove {environment['TORCH_EXTENSIONS_DIR']}/*/lock)"
-            wait_for(starting, deadline_s, what)
+            wait_for(
+                starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
+            )
             return LearnerGroup(actors, self._settings.step_deadline_s)
 
         return join
@@ -212,11 +208,6 @@ def _learner_environment(device: Device, threads: int) -> dict[str, str]:
     environment = _common_environment(threads)
     if device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
-        # DeepSpeed compiles a module on its first start. Environments that share torch's default folder for such
-        # modules would compile it anew, for half a minute, each time they take turns.
-        environment["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR") or str(
-            Path(sys.prefix) / "torch_extensions"
-        )
     return environment
 
 

@@ -14,11 +14,13 @@ import deepspeed
 import numpy as np
 import safetensors.torch
 import torch
+from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from grpo import losses
 from grpo.batching import RankBatch
+from grpo.compiled_operators import compile_alone
 from grpo.packing import Microbatch, TrainingSequence, pack
 from grpo.policy_logprobs import DTYPES, PolicyLogprobs, load_model
 from grpo.schedule import learning_rate
@@ -41,6 +43,7 @@ class LearnerRank:
         torch.manual_seed(setup.seed)
         if setup.device == "cpu":
             torch.set_num_threads(setup.learner.threads)
+            compile_alone(build_shm_op)
         deepspeed.init_distributed("gloo" if setup.device == "cpu" else "nccl", verbose=False)
         self._device = torch.device(setup.device)
         settings = deepspeed_settings(setup)
