@@ -22,7 +22,7 @@ from grpo.packing import Place
 PACKED = "packed"
 
 # A batch of sequences may hold at most this share of padding; more is split off into the next batch.
-MAX_PADDING_SHARE = 0.25
+MAX_PADDING_SHARE = 0.05
 
 
 def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:

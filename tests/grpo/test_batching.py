@@ -182,9 +182,9 @@ def test_padding_share_is_what_attention_pads() -> None:
 
     assert share([8, 8, 8]) == 0.0
     # The last token of each is not computed.
-    assert share([6, 8]) == pytest.approx(2 / 14)
+    assert share([20, 21]) == pytest.approx(1 / 40)
     # Too unlike to be padded to one length: two runs without padding.
-    assert share([2, 8]) == 0.0
+    assert share([6, 8]) == 0.0
 
 
 def test_a_group_s_prompt_is_computed_once_and_the_rest_of_the_work_is_still_even() -> None:
