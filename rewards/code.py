@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rewards import verdict
+from rewards import stage, verdict
 from rewards.verdict import Verdict
 from sandbox import (
     AssertTest,
@@ -44,9 +44,12 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*\Z")
 _END_OF_REASONING = "</think>"
 _MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published is a tenth of it
 
-# One sandbox per process and isolation level: verifiers are copied into worker processes, sandboxes cannot be.
-_sandboxes: dict[tuple[int, IsolationLevel], Sandbox] = {}
+# A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
+# are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
+_sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
+# Beside the tests, a verdict may have to wait for a program before it, start a cell and, in C++, compile.
+_MARGIN_SECONDS, _COMPILING_SECONDS = 5.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +60,67 @@ class CodeVerifier:
         language: what the program must be written in.
         partial_credit: score the fraction of tests passed instead of all or nothing.
         wall_seconds: real and processor time of each test.
+        program_seconds: real time of all tests together; a program that uses it up is `wrong`.
         memory_mebibytes: memory of each test.
         level: the weakest isolation at which programs may run.
         tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
         max_tests: run only so many tests of a row, evenly spread over it; None runs all.
+        preload: modules kept imported for the programs that mention them.
+        concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
+
+    Raises:
+        ValueError: an option that is not one, or out of range.
     """
 
     language: Language = Language.PYTHON
     partial_credit: bool = False
     wall_seconds: float = 6.0
+    program_seconds: float = 12.0
     memory_mebibytes: int = 512
     level: IsolationLevel = IsolationLevel.CONFINED
     tolerance: float | None = None
     max_tests: int | None = None
+    preload: Sequence[str] = ("numpy",)
+    concurrent_programs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "language", _language(self.language))
+        object.__setattr__(self, "level", _level(self.level))
+        for name in ("wall_seconds", "program_seconds", "memory_mebibytes", "max_tests", "concurrent_programs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"code: {name} must be positive, got {value!r}")
+
+    @property
+    def deadline_seconds(self) -> float:
+        """The shortest deadline of a pool under which every program's timeout is its own: `wrong`, not `timeout`."""
+        compiling = _COMPILING_SECONDS if self.language is Language.CPP else 0.0
+        return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
+
+    def prepare(self) -> None:
+        """Start the sandbox in the process that a pool's workers are forked from, for all of them to use.
+
+        Raises:
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        with _sandboxes_lock:
+            if self._key not in _sandboxes:
+                count = self.concurrent_programs or len(os.sched_getaffinity(0))
+                sandbox = Sandbox(self.level, count, self.preload)
+                sandbox.share()
+                _sandboxes[self._key] = os.getpid(), sandbox
+
+    def _sandbox(self) -> Sandbox:
+        with _sandboxes_lock:
+            maker, sandbox = _sandboxes.get(self._key, (0, None))
+            if sandbox is None or not (sandbox.shared or maker == os.getpid()):
+                sandbox = Sandbox(self.level, preload=self.preload)
+                _sandboxes[self._key] = os.getpid(), sandbox
+            return sandbox
+
+    @property
+    def _key(self) -> tuple[IsolationLevel, tuple[str, ...]]:
+        return self.level, tuple(self.preload)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.
@@ -86,14 +137,17 @@ class CodeVerifier:
         if code is None:
             return verdict.unparseable(f"no complete {self.language.value} block")
         chosen = _spread(tests, self.max_tests)
+        stage.enter("running the program", elsewhere=True)
         limits = Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20)
-        results = _sandbox(self.level).grade(
+        results = self._sandbox().grade(
             complete_program(code, prompt),
             chosen,
             limits,
             self.language,
             stop_at_failure=not self.partial_credit,
+            total_seconds=self.program_seconds,
         )
+        stage.enter("verdict")
         return self._verdict(results, len(chosen))
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
@@ -110,12 +164,21 @@ class CodeVerifier:
         return verdict.wrong(reason, score=passed / count, tests_passed=passed / count)
 
 
-def _sandbox(level: IsolationLevel) -> Sandbox:
-    key = os.getpid(), level
-    with _sandboxes_lock:
-        if key not in _sandboxes:
-            _sandboxes[key] = Sandbox(level=level)
-        return _sandboxes[key]
+def _language(value: Any) -> Language:
+    try:
+        return Language(value)
+    except ValueError:
+        known = ", ".join(language.value for language in Language)
+        raise ValueError(f"code: language must be one of {known}, got {value!r}") from None
+
+
+def _level(value: Any) -> IsolationLevel:
+    if isinstance(value, IsolationLevel):
+        return value
+    known = {level.name.lower(): level for level in IsolationLevel}
+    if value not in known:
+        raise ValueError(f"code: level must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
 
 
 def _spread(tests: Sequence[Test], most: int | None) -> list[Test]:
