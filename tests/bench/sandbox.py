@@ -1,7 +1,7 @@
 """Measure the sandbox: `python tests/bench/sandbox.py [--seconds 20] [--repeat 3] [--json FILE]`, on one and two cores.
 
-Each repetition is a process of its own, pinned to its cores, and measures every workload beside a fresh `python -I` of a
-bare virtual environment for each test, in alternating slices (`sandbox.benchmark`). The spread over repetitions is
+Each repetition is a process of its own, pinned to its cores, and measures every workload beside a fresh `python -I` (of
+a bare virtual environment) for each test, in alternating slices (`sandbox.benchmark`). The spread over repetitions is
 printed. Measure on a quiet machine.
 """
 
