@@ -150,11 +150,7 @@ class Sandbox:
         """
         source = _encoded(program)
 
-        def attempt(worker: Worker) -> ExecutionResult:
-            try:
-                runnable = self._compiler.prepare(worker, source, language)
-            except NotRunnable as problem:
-                return self._not_run(problem)
+        def work(worker: Worker, runnable: Runnable) -> ExecutionResult:
             descriptor = sealed_memory("program", runnable.content)
             try:
                 with worker.open_cell(limits) as cell:
@@ -164,10 +160,8 @@ class Sandbox:
             finally:
                 os.close(descriptor)
 
-        outcome = self._attempt(attempt, self._modules(source, language, preload))
-        if isinstance(outcome, str):
-            return self._not_run(NotRunnable(Status.SANDBOX_ERROR, outcome))
-        return outcome
+        outcome = self._attempt(work, source, language, preload)
+        return self._not_run(outcome) if isinstance(outcome, NotRunnable) else outcome
 
     def grade(
         self,
@@ -198,16 +192,12 @@ class Sandbox:
             raise ValueError(f"only Python programs can be tested by calls; {language.value} takes StdinTest")
         source = _encoded(program)
 
-        def attempt(worker: Worker) -> list[TestResult]:
-            try:
-                runnable: Runnable = self._compiler.prepare(worker, source, language)
-            except NotRunnable as problem:
-                return [TestResult(False, problem.status, problem.reason, isolation=self.isolation) for _ in tests]
+        def work(worker: Worker, runnable: Runnable) -> list[TestResult]:
             return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds)
 
-        outcome = self._attempt(attempt, self._modules(source, language, preload))
-        if isinstance(outcome, str):
-            return [TestResult(False, Status.SANDBOX_ERROR, outcome, isolation=self.isolation) for _ in tests]
+        outcome = self._attempt(work, source, language, preload)
+        if isinstance(outcome, NotRunnable):
+            return [TestResult(False, outcome.status, outcome.reason, isolation=self.isolation) for _ in tests]
         return outcome
 
     async def run_async(
@@ -263,18 +253,28 @@ class Sandbox:
                 raise SandboxError("this sandbox is closed")
         return worker
 
-    def _attempt(self, work: Callable[[Worker], T], modules: tuple[str, ...]) -> T | str:
-        """Do `work` on a free slot's worker; the reason of the failure where the sandbox failed twice."""
+    def _attempt(
+        self,
+        work: Callable[[Worker, Runnable], T],
+        source: bytes,
+        language: Language,
+        preload: Sequence[str] | None,
+    ) -> T | NotRunnable:
+        """Make a program runnable and do `work` with it, on a free slot's worker; or why that could not be done."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._owner != os.getpid() and not self._slots.shared:
             raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
+        modules = self._modules(source, language, preload)
         slot = self._slots.take()
         reason = ""
         try:
             for _ in range(_ATTEMPTS):
                 try:
-                    return work(self._worker(slot, modules))
+                    worker = self._worker(slot, modules)
+                    return work(worker, self._compiler.prepare(worker, source, language))
+                except NotRunnable as problem:
+                    return problem
                 except (WorkerLost, SandboxError) as problem:
                     reason = str(problem)
                     lost = slot.workers.pop(modules, None)
@@ -282,7 +282,7 @@ class Sandbox:
                         lost.stop()
                     if self._closed:
                         raise SandboxError("this sandbox was closed while a program ran") from problem
-            return reason
+            return NotRunnable(Status.SANDBOX_ERROR, reason)
         finally:
             self._slots.give_back(slot)
 
