@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from grpo.code_rewards import code_problems
 from grpo.config import SftConfig, TrainConfig
 
 Config = TypeVar("Config", TrainConfig, SftConfig)
@@ -36,6 +37,8 @@ def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) 
     try:
         config = schema.model_validate(data)
         found += config.problems()
+        if isinstance(config, TrainConfig):
+            found += code_problems(config.verifiers, config.verification.deadline_s)
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
         # Where an item of a list is wrong, pydantic also calls the list too short without it.

@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
+from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
 from grpo.data import load_prompts, load_supervised
 from grpo.policy import shape_of as new_shape
@@ -90,13 +91,17 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console)
     """Print the resolved config, the actors, the batch arithmetic, the data and the memory.
 
     Raises:
-        ValueError: the policy or the data cannot be read as configured.
+        ValueError: the policy or the data cannot be read as configured, or the sandbox cannot be had as demanded.
     """
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
     console.print(_actors(settings))
     console.print(_arithmetic(settings))
     console.print(_memory(settings))
     console.print(_data(settings))
+    if isinstance(settings, config.TrainConfig):
+        isolation = isolation_table(settings.verifiers, _table("sandbox"))
+        if isolation is not None:
+            console.print(isolation)
 
 
 def _table(title: str) -> Table:

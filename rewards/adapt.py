@@ -53,6 +53,18 @@ class Adapted:
         return int(getattr(self.function, "cache_hits", 0))
 
 
+def prepare(verifier: object) -> None:
+    """Call the `prepare()` of a verifier, or of the object that it adapts, where there is one.
+
+    The pool does so once, in the process that its workers are forked from: what is opened there is theirs as well.
+    It must leave no thread running.
+    """
+    function = verifier.function if isinstance(verifier, Adapted) else verifier
+    method = getattr(function, "prepare", None)
+    if callable(method):
+        method()
+
+
 def takes_prompt(function: Callable[..., Any]) -> bool:
     """True where a third positional argument can be given.
 

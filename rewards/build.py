@@ -22,6 +22,7 @@ ENTRY_POINTS = "grpo.verifiers"
 # Name in the config -> where it is defined; imported only when asked for.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.choice:Choice",
+    "code": "rewards.code:CodeVerifier",
     "exact": "rewards.exact:Exact",
     "format": "rewards.format:Format",
     "length": "rewards.length:Length",

@@ -1,38 +1,22 @@
 """Code reward: run the program of a completion against the dataset row's tests in the sandbox.
 
 The program is the last complete fenced block of the right language after the reasoning. The tests are read from the row
-in the formats of HumanEval, MBPP, APPS and TACO (`input_output`), and LiveCodeBench; see `read_tests`.
+in the formats of HumanEval, MBPP, APPS and TACO (`input_output`), and LiveCodeBench; see `code_tests.read_tests`.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
-import io
-import json
 import os
-import pickle
 import re
 import threading
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from rewards import verdict
+from rewards import stage, verdict
+from rewards.code_tests import read_tests
 from rewards.verdict import Verdict
-from sandbox import (
-    AssertTest,
-    CallTest,
-    IsolationLevel,
-    Language,
-    Limits,
-    Sandbox,
-    Status,
-    StdinTest,
-    Test,
-    TestResult,
-)
+from sandbox import IsolationLevel, Language, Limits, Sandbox, Status, Test, TestResult
 
 _ALIASES = {
     Language.PYTHON: {"python", "py", "python3"},
@@ -42,11 +26,13 @@ _ALIASES = {
 }
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*\Z")
 _END_OF_REASONING = "</think>"
-_MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published is a tenth of it
 
-# One sandbox per process and isolation level: verifiers are copied into worker processes, sandboxes cannot be.
-_sandboxes: dict[tuple[int, IsolationLevel], Sandbox] = {}
+# A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
+# are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
+_sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
+# Beside the tests, a verdict may have to wait for a program before it, start a cell and, in C++, compile.
+_MARGIN_SECONDS, _COMPILING_SECONDS = 5.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +43,67 @@ class CodeVerifier:
         language: what the program must be written in.
         partial_credit: score the fraction of tests passed instead of all or nothing.
         wall_seconds: real and processor time of each test.
+        program_seconds: real time of all tests together; a program that uses it up is `wrong`.
         memory_mebibytes: memory of each test.
         level: the weakest isolation at which programs may run.
         tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
         max_tests: run only so many tests of a row, evenly spread over it; None runs all.
+        preload: modules kept imported for the programs that mention them.
+        concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
+
+    Raises:
+        ValueError: an option that is not one, or out of range.
     """
 
     language: Language = Language.PYTHON
     partial_credit: bool = False
     wall_seconds: float = 6.0
+    program_seconds: float = 12.0
     memory_mebibytes: int = 512
     level: IsolationLevel = IsolationLevel.CONFINED
     tolerance: float | None = None
     max_tests: int | None = None
+    preload: Sequence[str] = ("numpy",)
+    concurrent_programs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "language", _language(self.language))
+        object.__setattr__(self, "level", _level(self.level))
+        for name in ("wall_seconds", "program_seconds", "memory_mebibytes", "max_tests", "concurrent_programs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"code: {name} must be positive, got {value!r}")
+
+    @property
+    def deadline_seconds(self) -> float:
+        """The shortest deadline of a pool under which every program's timeout is its own: `wrong`, not `timeout`."""
+        compiling = _COMPILING_SECONDS if self.language is Language.CPP else 0.0
+        return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
+
+    def prepare(self) -> None:
+        """Start the sandbox in the process that a pool's workers are forked from, for all of them to use.
+
+        Raises:
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        with _sandboxes_lock:
+            if self._key not in _sandboxes:
+                count = self.concurrent_programs or len(os.sched_getaffinity(0))
+                sandbox = Sandbox(self.level, count, self.preload)
+                sandbox.share()
+                _sandboxes[self._key] = os.getpid(), sandbox
+
+    def _sandbox(self) -> Sandbox:
+        with _sandboxes_lock:
+            maker, sandbox = _sandboxes.get(self._key, (0, None))
+            if sandbox is None or not (sandbox.shared or maker == os.getpid()):
+                sandbox = Sandbox(self.level, preload=self.preload)
+                _sandboxes[self._key] = os.getpid(), sandbox
+            return sandbox
+
+    @property
+    def _key(self) -> tuple[IsolationLevel, tuple[str, ...]]:
+        return self.level, tuple(self.preload)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.
@@ -86,14 +120,17 @@ class CodeVerifier:
         if code is None:
             return verdict.unparseable(f"no complete {self.language.value} block")
         chosen = _spread(tests, self.max_tests)
+        stage.enter("running the program", elsewhere=True)
         limits = Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20)
-        results = _sandbox(self.level).grade(
+        results = self._sandbox().grade(
             complete_program(code, prompt),
             chosen,
             limits,
             self.language,
             stop_at_failure=not self.partial_credit,
+            total_seconds=self.program_seconds,
         )
+        stage.enter("verdict")
         return self._verdict(results, len(chosen))
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
@@ -110,12 +147,21 @@ class CodeVerifier:
         return verdict.wrong(reason, score=passed / count, tests_passed=passed / count)
 
 
-def _sandbox(level: IsolationLevel) -> Sandbox:
-    key = os.getpid(), level
-    with _sandboxes_lock:
-        if key not in _sandboxes:
-            _sandboxes[key] = Sandbox(level=level)
-        return _sandboxes[key]
+def _language(value: Any) -> Language:
+    try:
+        return Language(value)
+    except ValueError:
+        known = ", ".join(language.value for language in Language)
+        raise ValueError(f"code: language must be one of {known}, got {value!r}") from None
+
+
+def _level(value: Any) -> IsolationLevel:
+    if isinstance(value, IsolationLevel):
+        return value
+    known = {level.name.lower(): level for level in IsolationLevel}
+    if value not in known:
+        raise ValueError(f"code: level must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
 
 
 def _spread(tests: Sequence[Test], most: int | None) -> list[Test]:
@@ -163,134 +209,3 @@ def complete_program(code: str, row: Mapping[str, Any]) -> str:
     if start is None:
         return code
     return stub[: start.start()] + "\n" + code if definition.search(code) else stub + code
-
-
-def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None = None) -> list[Test]:
-    """Read the tests of a dataset row.
-
-    The reference may itself be the mapping, JSON text or list that holds the tests. Known formats, in this order:
-    HumanEval (`test`, `entry_point`, `prompt`), MBPP (`test_list`, `test_setup_code` or `test_imports`), APPS and TACO
-    (`input_output` with `inputs`, `outputs` and perhaps `fn_name`), LiveCodeBench (`public_test_cases`,
-    `private_test_cases`, `metadata`).
-
-    Args:
-        reference: the row's reference answer.
-        row: the row's other columns.
-        tolerance: given to every test that compares numbers.
-
-    Raises:
-        ValueError: none of the formats fits, or the row has no test.
-    """
-    merged = dict(row)
-    value = _from_json(reference)
-    if isinstance(value, Mapping):
-        merged.update({"input_output": value} if "inputs" in value else value)
-    elif isinstance(value, list):
-        merged["test_list"] = value
-    elif isinstance(value, str) and "entry_point" in row and "test" not in row:
-        merged["test"] = value
-    tests: list[Test] = []
-    if isinstance(merged.get("test"), str) and isinstance(merged.get("entry_point"), str):
-        tests = [AssertTest(merged["test"], merged["entry_point"], _python_or_nothing(merged.get("prompt")))]
-    elif merged.get("test_list"):
-        tests = _mbpp(merged)
-    elif merged.get("input_output"):
-        tests = _apps(_from_json(merged["input_output"]), tolerance)
-    elif "public_test_cases" in merged or "private_test_cases" in merged:
-        tests = _live_code_bench(merged, tolerance)
-    if not tests:
-        raise ValueError(
-            f"no code tests in this row: expected columns of HumanEval (test, entry_point), MBPP (test_list), APPS "
-            f"or TACO (input_output) or LiveCodeBench (public_test_cases), got {sorted(merged)} and reference "
-            f"a {type(reference).__name__}; name the columns in the data section or use another verifier"
-        )
-    return tests
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _python_or_nothing(text: Any) -> str:
-    """Trusted set-up code of a row: HumanEval's prompts are Python and define helpers that their tests call."""
-    if not isinstance(text, str):
-        return ""
-    try:
-        ast.parse(text)
-    except SyntaxError:
-        return ""
-    return text
-
-
-def _mbpp(row: Mapping[str, Any]) -> list[Test]:
-    imports = row.get("test_imports") or []
-    setup = "\n".join([*imports, row.get("test_setup_code") or ""])
-    return [AssertTest(code, setup=setup) for code in row["test_list"]]
-
-
-def _apps(content: Any, tolerance: float | None) -> list[Test]:
-    if not isinstance(content, Mapping):
-        return []
-    inputs, outputs = list(content.get("inputs", [])), list(content.get("outputs", []))
-    if len(inputs) != len(outputs):
-        raise ValueError(f"input_output has {len(inputs)} inputs and {len(outputs)} outputs; they must be as many")
-    function = content.get("fn_name")
-    if not function:
-        return [
-            StdinTest(_joined(given), _joined(expected), tolerance)
-            for given, expected in zip(inputs, outputs, strict=True)
-        ]
-    # Both datasets wrap every expected result in a list of its own.
-    wrapped = all(isinstance(expected, list) and len(expected) == 1 for expected in outputs)
-    return [
-        CallTest(function, given, expected[0] if wrapped else expected, tolerance=tolerance)
-        for given, expected in zip(inputs, outputs, strict=True)
-    ]
-
-
-def _joined(lines: Any) -> str:
-    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
-
-
-def _live_code_bench(row: Mapping[str, Any], tolerance: float | None) -> list[Test]:
-    metadata = _from_json(row.get("metadata") or "{}")
-    function = metadata.get("func_name") if isinstance(metadata, Mapping) else None
-    cases = _from_json(row.get("public_test_cases") or [])
-    private = _from_json(row.get("private_test_cases") or [])
-    if isinstance(private, str):
-        private = _unpack(private)
-    tests: list[Test] = []
-    for case in [*cases, *private]:
-        if case.get("testtype") == "functional":
-            if not function:
-                raise ValueError("a functional LiveCodeBench test needs metadata.func_name, which this row lacks")
-            arguments = [json.loads(line) for line in case["input"].splitlines() if line.strip()]
-            tests.append(CallTest(function, arguments, json.loads(case["output"]), tolerance=tolerance))
-        else:
-            tests.append(StdinTest(case["input"], case["output"], tolerance))
-    return tests
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of plain data only: LiveCodeBench packs its private tests as a pickled string."""
-
-    def find_class(self, module_name: str, global_name: str) -> NoReturn:
-        raise ValueError(f"private_test_cases holds a {module_name}.{global_name}; only plain data is read")
-
-
-def _unpack(packed: str) -> list[dict[str, Any]]:
-    """LiveCodeBench's private tests: base64 of zlib of a pickled JSON text."""
-    unpacker = zlib.decompressobj()
-    data = unpacker.decompress(base64.b64decode(packed), _MAX_UNPACKED)
-    if unpacker.unconsumed_tail:
-        raise ValueError(f"private_test_cases unpacks to more than {_MAX_UNPACKED} bytes")
-    text = _PlainUnpickler(io.BytesIO(data)).load()
-    cases = json.loads(text)
-    if not isinstance(cases, list):
-        raise ValueError(f"private_test_cases must hold a list of tests, got {type(cases).__name__}")
-    return cases

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from rewards import stage, wire
-from rewards.adapt import Adapted, describe
+from rewards.adapt import Adapted, describe, prepare
 from rewards.build import build_verifier
 from rewards.verdict import Verdict, error
 from rewards.verifier import Verifier
@@ -91,7 +91,10 @@ def become_worker(
         # Linux shares processors out by session, and a worker could then not be made to stand back.
         os.setpgid(0, 0)
         if setup["memory_bytes"] is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
+            # The soft limit only: a sandbox that a verifier starts has its own limits for what it runs.
+            most = resource.getrlimit(resource.RLIMIT_AS)[1]
+            allowed = setup["memory_bytes"] if most == resource.RLIM_INFINITY else min(setup["memory_bytes"], most)
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         page = stage.SharedPage(page_descriptor)
         os.close(page_descriptor)
@@ -128,6 +131,12 @@ def main(arguments: list[str]) -> int:
             return 1
     if len(os.listdir("/proc/self/task")) > 1:
         _start_anew(control, parent, setup)
+    try:
+        for verifier in (verifiers or {}).values():
+            prepare(verifier)
+    except (Exception, SystemExit) as problem:
+        control.send(f"failed {describe(problem)}".encode()[:4000])
+        return 1
     gc.collect()
     gc.freeze()  # objects shared with the workers stay shared: collections do not touch their pages
     control.send(b"ready")

@@ -12,6 +12,7 @@ import struct
 PAGE_BYTES = 4096
 _REVOKED = struct.Struct("=QQ")
 _STAGE_AT, _STAGE_BYTES = 16, 48
+_ELSEWHERE_AT = _STAGE_AT + _STAGE_BYTES
 
 
 class SharedPage:
@@ -33,10 +34,15 @@ class SharedPage:
         batch, kept = _REVOKED.unpack_from(self._memory, 0)
         return int(batch), int(kept)
 
-    def write_stage(self, stage: str) -> None:
-        """Worker: say what is being done."""
+    def write_stage(self, stage: str, elsewhere: bool = False) -> None:
+        """Worker: say what is being done, and whether another process does it on this one's behalf."""
         encoded = stage.encode("ascii", "replace")[:_STAGE_BYTES]
         self._memory[_STAGE_AT : _STAGE_AT + _STAGE_BYTES] = encoded.ljust(_STAGE_BYTES, b"\0")
+        self._memory[_ELSEWHERE_AT] = elsewhere
+
+    def works_elsewhere(self) -> bool:
+        """Parent: whether the worker, if it waits, waits for a process that works on its behalf."""
+        return self._memory[_ELSEWHERE_AT] != 0
 
     def read_stage(self) -> str:
         """Parent: the stage last written; a worker may have written anything, so only plain characters pass."""
@@ -53,7 +59,13 @@ def share(page: SharedPage) -> None:
     _page = page
 
 
-def enter(stage: str) -> None:
-    """Tell the parent, if there is one, that the verifier now does `stage`."""
+def enter(stage: str, elsewhere: bool = False) -> None:
+    """Tell the parent, if there is one, that the verifier now does `stage`.
+
+    Args:
+        stage: a word or two.
+        elsewhere: another process does the work, such as a sandbox: while this one waits for it, the processor is not
+            free for one more worker.
+    """
     if _page is not None:
-        _page.write_stage(stage)
+        _page.write_stage(stage, elsewhere)

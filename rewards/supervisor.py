@@ -339,7 +339,8 @@ class Supervisor:
         """
         if worker.stalled and (worker.idle or worker.waits):
             return  # it has been dealt with, and only its deadline is left
-        worker.waits, processor = worker.look()
+        waits, processor = worker.look()
+        worker.waits = waits and not worker.page.works_elsewhere()
         worker.stalled = worker.stalled or worker.waits or elapsed > _STALLED_SHARE * self._limits.deadline_s
         usual = self._recorder.usual_processor_seconds(worker.sent[0].job.name)
         if not worker.idle and processor > max(_LEAST_UNUSUAL_S, _UNUSUAL * usual):

@@ -1,20 +1,32 @@
-"""Programs per second at the isolation in force, beside a fresh `python -I` for each test, in the same run."""
+"""Programs per second at the isolation in force, beside a fresh `python -I` for each test, in the same run.
+
+The fresh interpreter is that of a bare virtual environment made for the purpose, with the interpreter that programs run
+in: the `.pth` files of an environment in use can more than double the time that its interpreter takes to start.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import resource
 import statistics
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+import venv
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 from sandbox.service import Sandbox
 from sandbox.types import CallTest, Limits, StdinTest, Test
 
 _LIMITS = Limits(wall_seconds=10.0)
+_SLICES = 4
 _SUM = "print(sum(map(int, input().split())))"
 _SORT = "def ordered(values):\n    return sorted(values)\n"
 _NUMPY = "import numpy as np\nprint(int(np.array(input().split(), dtype=int).sum()))"
@@ -46,16 +58,24 @@ class Figures:
     median_ms: float
     p99_ms: float
     fresh_per_second: float
+    processor_ms: float
+    fresh_processor_ms: float
     target: float
 
     @property
     def ratio(self) -> float:
         return self.programs_per_second / self.fresh_per_second
 
+    @property
+    def processor_ratio(self) -> float:
+        """The same in processor time, which neighbours on a busy machine disturb less."""
+        return self.fresh_processor_ms / self.processor_ms
+
     def __str__(self) -> str:
         return (
             f"{self.name:22} {self.programs_per_second:7.1f}/s   p50 {self.median_ms:6.2f}   p99 {self.p99_ms:6.2f} ms"
             f"   fresh python -I {self.fresh_per_second:6.2f}/s   ratio {self.ratio:5.1f} (target {self.target:g})"
+            f"   processor {self.processor_ms:6.2f} ms, ratio {self.processor_ratio:5.1f}"
         )
 
 
@@ -69,8 +89,8 @@ WORKLOADS = (
 )
 
 
-def measure(workload: Workload, sandbox: Sandbox, threads: int, seconds: float) -> Figures:
-    """Run a workload for about `seconds` in the sandbox and as long in fresh interpreters, in alternating slices."""
+def measure(workload: Workload, sandbox: Sandbox, threads: int, seconds: float, interpreter: Path) -> Figures:
+    """Run a workload for about `seconds`, half in the sandbox and half in fresh interpreters, in alternating slices."""
 
     def sandboxed() -> None:
         results = sandbox.grade(workload.program, workload.tests, _LIMITS)
@@ -78,20 +98,24 @@ def measure(workload: Workload, sandbox: Sandbox, threads: int, seconds: float) 
 
     def fresh() -> None:
         for test in workload.tests:
-            _fresh_interpreter(workload.program, test)
+            _fresh_interpreter(interpreter, workload.program, test)
 
     for _ in range(threads):
         sandboxed()
     fresh()
     times: list[float] = []
-    ours = theirs = 0.0
+    ours = theirs = our_processor = their_processor = 0.0
     their_count = 0
     # Slices, so that a neighbour's burst of load falls on both.
-    for _ in range(4):
-        slice_times, elapsed = _for_a_while(sandboxed, threads, seconds / 4)
+    for _ in range(_SLICES):
+        before = _processor_seconds(sandbox)
+        slice_times, elapsed = _for_a_while(sandboxed, threads, seconds / (2 * _SLICES))
+        our_processor += _processor_seconds(sandbox) - before
         times += slice_times
         ours += elapsed
-        fresh_times, elapsed = _for_a_while(fresh, threads, seconds / 4)
+        before = time.process_time() + _children_seconds()
+        fresh_times, elapsed = _for_a_while(fresh, threads, seconds / (2 * _SLICES))
+        their_processor += time.process_time() + _children_seconds() - before
         their_count += len(fresh_times)
         theirs += elapsed
     times.sort()
@@ -101,6 +125,8 @@ def measure(workload: Workload, sandbox: Sandbox, threads: int, seconds: float) 
         median_ms=statistics.median(times) * 1e3,
         p99_ms=times[int(len(times) * 0.99)] * 1e3,
         fresh_per_second=their_count / theirs,
+        processor_ms=our_processor / len(times) * 1e3,
+        fresh_processor_ms=their_processor / their_count * 1e3,
         target=workload.target,
     )
 
@@ -122,13 +148,44 @@ def _for_a_while(work: Callable[[], None], threads: int, seconds: float) -> tupl
     return collected, time.perf_counter() - started
 
 
-def _fresh_interpreter(program: str, test: Test) -> None:
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _processor_seconds(sandbox: Sandbox) -> float:
+    """Of this process, and of the sandbox's workers with all that they have run."""
+    total = time.process_time()
+    for pid in sandbox.worker_pids:
+        worker = psutil.Process(pid)
+        for process in (worker, *worker.children(recursive=True)):
+            used = process.cpu_times()
+            total += used.user + used.system + used.children_user + used.children_system
+    return total
+
+
+@contextlib.contextmanager
+def bare_interpreter() -> Iterator[Path]:
+    """The interpreter of a virtual environment that holds nothing, but numpy where there is one; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as folder:
+        venv.create(folder, symlinks=True)
+        found = importlib.util.find_spec("numpy")
+        if found is not None and found.origin is not None:
+            (places,) = Path(folder).glob("lib/python*/site-packages")
+            package = Path(found.origin).parent
+            for path in (package, package.with_name("numpy.libs")):
+                if path.is_dir():
+                    (places / path.name).symlink_to(path)
+        yield Path(folder) / "bin" / "python"
+
+
+def _fresh_interpreter(interpreter: Path, program: str, test: Test) -> None:
     if isinstance(test, CallTest):
-        command = [sys.executable, "-I", "-c", _CALL_HARNESS, program]
+        command = [str(interpreter), "-I", "-c", _CALL_HARNESS, program]
         given, expected = json.dumps(test.arguments), json.dumps(test.expected)
     else:
         assert isinstance(test, StdinTest)
-        command = [sys.executable, "-I", "-c", program]
+        command = [str(interpreter), "-I", "-c", program]
         given, expected = test.stdin, test.stdout
     done = subprocess.run(command, input=given.encode(), capture_output=True, check=True)
     assert done.stdout.decode().strip() == expected, done
@@ -136,5 +193,5 @@ def _fresh_interpreter(program: str, test: Test) -> None:
 
 def run(workers: int, seconds: float) -> list[Figures]:
     """Measure every workload; prints nothing."""
-    with Sandbox(workers=workers) as sandbox:
-        return [measure(workload, sandbox, workers, seconds) for workload in WORKLOADS]
+    with Sandbox(workers=workers) as sandbox, bare_interpreter() as interpreter:
+        return [measure(workload, sandbox, workers, seconds, interpreter) for workload in WORKLOADS]

@@ -130,13 +130,15 @@ class Cell:
             reply = self._judge(verdict, code, usage, request["limits"], descriptors)
             if setup_problem:
                 reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
-            pristine = verdict is None and code >= 0 and not left_behind and self._scratch_untouched()
+            untouched = self._scratch_untouched()
+            if not untouched:
+                self._empty_scratch()
+            pristine = verdict is None and code >= 0 and not left_behind and untouched
             return reply | {"wall_seconds": wall, "pristine": pristine}
         finally:
             os.close(failed)
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._empty_scratch()
 
     def _template_for(self, request: dict[str, Any], program: int) -> int | None:
         """See to a template where one is wanted; returns its number in the outer `/proc`."""
@@ -243,8 +245,6 @@ class Cell:
 
     def _empty_scratch(self) -> None:
         """Give the next run a scratch directory that tells nothing of this one."""
-        if self._scratch_untouched():
-            return
         if self._seal.private_root:
             kernel.unmount(filesystem.SCRATCH_RUN)
             filesystem.mount_scratch(self._limits["disk_bytes"], self._limits["files"])

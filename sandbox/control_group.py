@@ -34,7 +34,6 @@ class ControlGroup:
     def __init__(self, parent: Path, name: str) -> None:
         self._path = parent / name
         self._path.mkdir()
-        self._memory = self._processes = 0
         try:
             self.allow(Limits())
             # The worker steps in by itself, through this descriptor, before it starts anything.
@@ -45,14 +44,15 @@ class ControlGroup:
 
     def allow(self, limits: Limits) -> None:
         """Make room for a program with `limits`, in case there is less."""
-        memory = _WORKER_MEMORY + 2 * limits.memory_bytes
-        processes = _WORKER_PROCESSES + 2 * limits.processes
-        if memory > self._memory:
-            (self._path / "memory.max").write_text(str(memory))
-            self._memory = memory
-        if processes > self._processes:
-            (self._path / "pids.max").write_text(str(processes))
-            self._processes = processes
+        for name, wanted in (
+            ("memory.max", _WORKER_MEMORY + 2 * limits.memory_bytes),
+            ("pids.max", _WORKER_PROCESSES + 2 * limits.processes),
+        ):
+            file = self._path / name
+            # Read each time: another process that shares the worker may have raised it.
+            allowed = file.read_text().strip() if file.exists() else "max"
+            if allowed == "max" or int(allowed) < wanted:
+                file.write_text(str(wanted))
 
     def close_descriptor(self) -> None:
         """Close `join_descriptor`, once the worker has its own; idempotent."""

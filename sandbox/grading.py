@@ -7,10 +7,12 @@ program's process, its files, arguments or environment, nor those of any process
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from sandbox.cell_handle import CellHandle, limits_message, sealed_memory
@@ -34,20 +36,28 @@ from sandbox.worker import Worker
 _TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is ours; what grows in it is what the program returned
 _EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take
 _TEMPLATE_TESTS = 3  # from so many tests with standard input on, a template saves more time than it takes
+_NO_TIME = 0.001  # seconds; a limit must be positive
 _MAX_CALLS = 1_000_000  # of one piece of test code
 
 
 def grade(
-    worker: Worker, runnable: Runnable, tests: Sequence[Test], limits: Limits, stop_at_failure: bool
+    worker: Worker,
+    runnable: Runnable,
+    tests: Sequence[Test],
+    limits: Limits,
+    stop_at_failure: bool,
+    total_seconds: float = math.inf,
 ) -> list[TestResult]:
     """Run `tests` in order and return a result for each; with `stop_at_failure` none after the first failure.
 
     Consecutive call tests share a process, as the calls of one grader would; after a call that ended it, or was ended,
-    the next test gets a fresh one. Every other test has a process of its own.
+    the next test gets a fresh one. Every other test has a process of its own. Tests that `total_seconds` of real time
+    leave no time for have failed by it.
 
     Raises:
         WorkerLost: the sandbox failed; nothing is known of the program.
     """
+    end = time.monotonic() + total_seconds
     program = sealed_memory("program", runnable.content)
     results: list[TestResult] = []
     if runnable.request["kind"] == "run" and sum(isinstance(test, StdinTest) for test in tests) >= _TEMPLATE_TESTS:
@@ -56,13 +66,18 @@ def grade(
         with worker.open_cell(limits) as cell:
             while len(results) < len(tests):
                 test = tests[len(results)]
-                if isinstance(test, CallTest):
+                left = end - time.monotonic()
+                allowed = limits if left > limits.wall_seconds else replace(limits, wall_seconds=max(left, _NO_TIME))
+                if left <= 0:
+                    reason = f"nothing is left of the {total_seconds:g} s for all tests"
+                    results.append(_result(worker, Status.WALL_TIME, reason))
+                elif isinstance(test, CallTest):
                     calls = _leading_calls(tests[len(results) :])
-                    results += _grade_calls(worker, cell, program, calls, limits, stop_at_failure)
+                    results += _grade_calls(worker, cell, program, calls, allowed, stop_at_failure, end)
                 elif isinstance(test, AssertTest):
-                    results.append(_grade_asserts(worker, cell, program, test, limits))
+                    results.append(_grade_asserts(worker, cell, program, test, allowed))
                 else:
-                    results.append(_grade_stdin(worker, cell, program, runnable, test, limits))
+                    results.append(_grade_stdin(worker, cell, program, runnable, test, allowed))
                 if stop_at_failure and not results[-1].passed:
                     break
     finally:
@@ -140,16 +155,22 @@ def _end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[E
 
 
 def _grade_calls(
-    worker: Worker, cell: CellHandle, program: int, tests: Sequence[CallTest], limits: Limits, stop_at_failure: bool
+    worker: Worker,
+    cell: CellHandle,
+    program: int,
+    tests: Sequence[CallTest],
+    limits: Limits,
+    stop_at_failure: bool,
+    end: float,
 ) -> list[TestResult]:
-    """Grade calls in one process, up to and including the first that ends it."""
+    """Grade calls in one process, up to and including the first that ends it, until `end` by the clock."""
     verdicts: list[tuple[Status, str]] = []
     ended = False
     with closing(_begin_calls(cell, program, limits, "calls", len(tests))) as channel:
         for test in tests:
             if ended or (stop_at_failure and verdicts and verdicts[-1][0] is not Status.OK):
                 break
-            status, reason, ended = _grade_call(channel, test, limits)
+            status, reason, ended = _grade_call(channel, test, limits, end)
             verdicts.append((status, reason))
         run, silent = _end_calls(cell, channel, orderly=not ended)
     if not silent:
@@ -178,7 +199,7 @@ def _why_ended(run: ExecutionResult) -> tuple[Status, str]:
     return run.status, run.reason
 
 
-def _grade_call(channel: CallChannel, test: CallTest, limits: Limits) -> tuple[Status, str, bool]:
+def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[Status, str, bool]:
     """One call: its status, a reason, and whether the process is of no further use."""
     request = {
         "function": test.function,
@@ -187,7 +208,7 @@ def _grade_call(channel: CallChannel, test: CallTest, limits: Limits) -> tuple[S
         "handles": False,
     }
     try:
-        line = channel.ask(json.dumps(request).encode(), time.monotonic() + limits.wall_seconds)
+        line = channel.ask(json.dumps(request).encode(), min(end, time.monotonic() + limits.wall_seconds))
         reply = parse_object(line)
         if set(reply) == {"exception", "message"}:
             return Status.EXCEPTION, f"{reply['exception']}: {reply['message']}"[:300], False

@@ -31,6 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+_ABOVE_ALL_DESCRIPTORS = 1 << 30  # the kernel's own limit (fs.nr_open) is at most that
 LAST_CAPABILITY = 63  # beyond the last one known the kernel answers EINVAL, which is ignored
 
 SIGCHLD = 17
@@ -38,8 +39,10 @@ _NUMBERS = {
     "x86_64": {"clone": 56, "pivot_root": 155, "close_range": 436, "landlock_restrict_self": 446},
     "aarch64": {"clone": 220, "pivot_root": 41, "close_range": 436, "landlock_restrict_self": 446},
 }
+_CLONE = _NUMBERS.get(platform.machine(), {}).get("clone", -1)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc_locked = ctypes.PyDLL(None, use_errno=True)
+_prctl, _syscall, _capset = _libc_locked.prctl, _libc_locked.syscall, _libc_locked.capset
 _CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
 _NO_CAPABILITIES = bytes(24)
 
@@ -71,12 +74,15 @@ def clone(flags: int) -> int:
     the same address. `random` has to be seeded by hand.
     """
     # PyDLL keeps the interpreter lock through the call, so the child starts out holding its own copy of it.
-    return _checked(_libc_locked.syscall(ctypes.c_long(_number("clone")), flags | SIGCHLD, 0, 0, 0, 0), "clone")
+    pid: int = _syscall(_CLONE, flags | SIGCHLD, 0, 0, 0, 0)
+    return pid if pid >= 0 else _checked(pid, f"clone (call {_number('clone')})")
 
 
 def prctl(option: int, value: int = 0) -> None:
     """Set one attribute of this process."""
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl({option})")
+    # Plain numbers through a function already looked up: whatever else ctypes can do copies pages in each fork.
+    if _prctl(option, value, 0, 0, 0) < 0:
+        _checked(-1, f"prctl({option})")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -110,13 +116,12 @@ def shrink_capability_bounds() -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability of this process."""
-    _checked(_libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
+    _checked(_capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` upwards."""
-    number = ctypes.c_long(_number("close_range"))
-    _checked(_libc.syscall(number, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0)), "close_range")
+    os.closerange(first, _ABOVE_ALL_DESCRIPTORS)  # one system call, which Python's own code makes
 
 
 def set_seccomp_filter(program: bytes) -> None:
@@ -128,8 +133,8 @@ def set_seccomp_filter(program: bytes) -> None:
 def restrict_with_landlock(ruleset: int) -> None:
     """Enforce Landlock rules for this process, as `landlockpy` does, but with few enough pages touched for each run."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    number = ctypes.c_long(_number("landlock_restrict_self"))
-    _checked(_libc.syscall(number, ctypes.c_int(ruleset), ctypes.c_uint(0)), "landlock_restrict_self")
+    if _syscall(_number("landlock_restrict_self"), ruleset, 0) < 0:
+        _checked(-1, "landlock_restrict_self")
 
 
 def limit_malloc_arenas(count: int) -> None:

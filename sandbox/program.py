@@ -6,6 +6,7 @@ it sends is data that the trusted side checks.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import builtins
 import io
@@ -93,8 +94,11 @@ def execute(
 def leave(code: int) -> NoReturn:
     """Wait for threads, run exit functions, flush, and exit."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+        # Both touch, and so copy, many pages of the parent's, even where there is nothing to do.
+        if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
+            threading._shutdown()  # type: ignore[attr-defined]
+        if atexit._ncallbacks():
+            atexit._run_exitfuncs()
     except BaseException as problem:
         _print_exception(problem)
     for stream in (sys.stdout, sys.stderr):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import math
 import os
-import queue
 import re
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import TypeVar
 from sandbox import grading
 from sandbox.cell_handle import WorkerLost, limits_message, sealed_memory
 from sandbox.languages import Compiler, NotRunnable, Runnable
+from sandbox.slots import Slot, Slots
 from sandbox.types import (
     AssertTest,
     CallTest,
@@ -35,20 +37,14 @@ from sandbox.worker_settings import WorkerSettings
 
 T = TypeVar("T")
 _ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
+_STARTED_AT_ONCE = 16  # workers; each start is a quarter of a second of one core
 _DEFAULT_LIMITS = Limits()
-
-
-class _Slot:
-    """Room for one program at a time: a worker for each set of preloaded modules, started when first needed."""
-
-    def __init__(self) -> None:
-        self.workers: dict[tuple[str, ...], Worker] = {}
 
 
 class Sandbox:
     """Runs and grades untrusted programs. Safe from many threads, and from coroutines through the `_async` methods.
 
-    Use it as a context manager, or call `close`. It belongs to the process that made it: after a fork, make another.
+    Use it as a context manager, or call `close`. It belongs to the process that made it, unless that calls `share`.
 
     Args:
         level: the weakest isolation at which programs may run.
@@ -73,18 +69,15 @@ class Sandbox:
         self._level, self._preload, self._without = level, tuple(preload), without
         self._owner = os.getpid()
         self._compiler = Compiler()
-        self._all = [_Slot() for _ in range(workers)]
-        self._free: queue.LifoQueue[_Slot] = queue.LifoQueue()
+        self._slots = Slots(workers)
         self._lock = threading.Lock()
         self._closed = False
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
         try:
-            self.isolation: Isolation = self._worker(self._all[0], ()).isolation
+            self.isolation: Isolation = self._worker(self._slots.all[0], ()).isolation
         except BaseException:
             self.close()
             raise
-        for slot in self._all:
-            self._free.put(slot)
 
     def __enter__(self) -> Sandbox:
         return self
@@ -99,16 +92,38 @@ class Sandbox:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._owner != os.getpid():
             return
-        for slot in self._all:
+        for slot in self._slots.all:
             # A thread that is running a program sees its worker go and does not start another.
             for worker in list(slot.workers.values()):
                 worker.stop()
             slot.workers.clear()
 
+    def share(self) -> None:
+        """Start all workers now, and let processes forked from now on run programs in them, too.
+
+        Between all of these processes `workers` programs run at the same time. What a process runs ends with it, at
+        once and however it ends; the workers end with the process that made the sandbox, or when that closes it.
+        Call it from a process of one thread, before any program is run.
+
+        Raises:
+            SandboxError: a worker could not be started.
+        """
+        installed = tuple(sorted(name for name in self._preload if importlib.util.find_spec(name)))
+        wanted = [(slot, modules) for slot in self._slots.all for modules in dict.fromkeys([(), installed])]
+        with ThreadPoolExecutor(min(_STARTED_AT_ONCE, len(wanted))) as starting:
+            for started in [starting.submit(self._worker, *pair) for pair in wanted]:
+                started.result()
+        self._slots.share()
+
+    @property
+    def shared(self) -> bool:
+        """Whether forks of the process that made it may use it."""
+        return self._slots.shared
+
     @property
     def worker_pids(self) -> list[int]:
         """Process numbers of the workers that are running."""
-        return [worker.pid for slot in self._all for worker in list(slot.workers.values())]
+        return [worker.pid for slot in self._slots.all for worker in list(slot.workers.values())]
 
     def run(
         self,
@@ -135,11 +150,7 @@ class Sandbox:
         """
         source = _encoded(program)
 
-        def attempt(worker: Worker) -> ExecutionResult:
-            try:
-                runnable = self._compiler.prepare(worker, source, language)
-            except NotRunnable as problem:
-                return self._not_run(problem)
+        def work(worker: Worker, runnable: Runnable) -> ExecutionResult:
             descriptor = sealed_memory("program", runnable.content)
             try:
                 with worker.open_cell(limits) as cell:
@@ -149,10 +160,8 @@ class Sandbox:
             finally:
                 os.close(descriptor)
 
-        outcome = self._attempt(attempt, self._modules(source, language, preload))
-        if isinstance(outcome, str):
-            return self._not_run(NotRunnable(Status.SANDBOX_ERROR, outcome))
-        return outcome
+        outcome = self._attempt(work, source, language, preload)
+        return self._not_run(outcome) if isinstance(outcome, NotRunnable) else outcome
 
     def grade(
         self,
@@ -162,6 +171,7 @@ class Sandbox:
         language: Language = Language.PYTHON,
         preload: Sequence[str] | None = None,
         stop_at_failure: bool = False,
+        total_seconds: float = math.inf,
     ) -> list[TestResult]:
         """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
 
@@ -172,6 +182,7 @@ class Sandbox:
             language: what it is written in; anything but Python takes `StdinTest` only.
             preload: as for `run`.
             stop_at_failure: leave out the tests after the first that fails.
+            total_seconds: real time for all tests together, compiling left out; what it leaves no time for has failed.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -181,16 +192,12 @@ class Sandbox:
             raise ValueError(f"only Python programs can be tested by calls; {language.value} takes StdinTest")
         source = _encoded(program)
 
-        def attempt(worker: Worker) -> list[TestResult]:
-            try:
-                runnable: Runnable = self._compiler.prepare(worker, source, language)
-            except NotRunnable as problem:
-                return [TestResult(False, problem.status, problem.reason, isolation=self.isolation) for _ in tests]
-            return grading.grade(worker, runnable, tests, limits, stop_at_failure)
+        def work(worker: Worker, runnable: Runnable) -> list[TestResult]:
+            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds)
 
-        outcome = self._attempt(attempt, self._modules(source, language, preload))
-        if isinstance(outcome, str):
-            return [TestResult(False, Status.SANDBOX_ERROR, outcome, isolation=self.isolation) for _ in tests]
+        outcome = self._attempt(work, source, language, preload)
+        if isinstance(outcome, NotRunnable):
+            return [TestResult(False, outcome.status, outcome.reason, isolation=self.isolation) for _ in tests]
         return outcome
 
     async def run_async(
@@ -212,10 +219,11 @@ class Sandbox:
         language: Language = Language.PYTHON,
         preload: Sequence[str] | None = None,
         stop_at_failure: bool = False,
+        total_seconds: float = math.inf,
     ) -> list[TestResult]:
         """`grade`, without blocking the event loop."""
         return await asyncio.wrap_future(
-            self._threads.submit(self.grade, program, tests, limits, language, preload, stop_at_failure)
+            self._threads.submit(self.grade, program, tests, limits, language, preload, stop_at_failure, total_seconds)
         )
 
     def _modules(self, source: bytes, language: Language, preload: Sequence[str] | None) -> tuple[str, ...]:
@@ -226,7 +234,7 @@ class Sandbox:
         mentioned = [name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)]
         return tuple(sorted(mentioned))
 
-    def _worker(self, slot: _Slot, modules: tuple[str, ...]) -> Worker:
+    def _worker(self, slot: Slot, modules: tuple[str, ...]) -> Worker:
         worker = slot.workers.get(modules)
         if worker is None:
             settings = WorkerSettings(
@@ -245,18 +253,28 @@ class Sandbox:
                 raise SandboxError("this sandbox is closed")
         return worker
 
-    def _attempt(self, work: Callable[[Worker], T], modules: tuple[str, ...]) -> T | str:
-        """Do `work` on a free slot's worker; the reason of the failure where the sandbox failed twice."""
+    def _attempt(
+        self,
+        work: Callable[[Worker, Runnable], T],
+        source: bytes,
+        language: Language,
+        preload: Sequence[str] | None,
+    ) -> T | NotRunnable:
+        """Make a program runnable and do `work` with it, on a free slot's worker; or why that could not be done."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
-        if self._owner != os.getpid():
-            raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
-        slot = self._free.get()
+        if self._owner != os.getpid() and not self._slots.shared:
+            raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
+        modules = self._modules(source, language, preload)
+        slot = self._slots.take()
         reason = ""
         try:
             for _ in range(_ATTEMPTS):
                 try:
-                    return work(self._worker(slot, modules))
+                    worker = self._worker(slot, modules)
+                    return work(worker, self._compiler.prepare(worker, source, language))
+                except NotRunnable as problem:
+                    return problem
                 except (WorkerLost, SandboxError) as problem:
                     reason = str(problem)
                     lost = slot.workers.pop(modules, None)
@@ -264,9 +282,9 @@ class Sandbox:
                         lost.stop()
                     if self._closed:
                         raise SandboxError("this sandbox was closed while a program ran") from problem
-            return reason
+            return NotRunnable(Status.SANDBOX_ERROR, reason)
         finally:
-            self._free.put(slot)
+            self._slots.give_back(slot)
 
     def _not_run(self, problem: NotRunnable) -> ExecutionResult:
         said = problem.result

@@ -8,12 +8,11 @@ anything behind, the cell throws it away and seals the next test anew.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import json
 import os
 import signal
 import socket
+import struct
 import traceback
 import types
 from typing import Any, NoReturn
@@ -26,7 +25,8 @@ _CONTROL = 3  # descriptor of the template's socket
 # grace that the supervisor gives a cell, so that no program can make the sandbox seem to have failed.
 _READY_SECONDS = 2.0
 _FORK_SECONDS = 1.0  # a template that takes longer has been stopped by one of its tests
-_MAX_MESSAGE = 4096
+_MAX_MESSAGE = 64
+_DESCRIPTORS = struct.Struct("3i")  # standard input, output and error of a test
 
 
 class TemplateLost(Exception):
@@ -63,14 +63,14 @@ class Template:
             TemplateLost: the template is gone or stopped.
         """
         try:
-            packed = array.array("i", descriptors)
+            packed = _DESCRIPTORS.pack(*descriptors)
             self._control.sendmsg([b"fork"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
             answer = self._control.recv(_MAX_MESSAGE)
         except OSError:
             raise TemplateLost from None
         if not answer:
             raise TemplateLost
-        return int(json.loads(answer))
+        return int(answer)
 
     def close(self) -> None:
         """End the template process and reap it, if that has not been done; idempotent."""
@@ -100,20 +100,22 @@ def _become_template(seal: Seal, request: dict[str, Any], program_descriptor: in
 
 def _serve(seal: Seal, channel: socket.socket, source: bytes, code: types.CodeType | None) -> None:
     module = program.main_module(source)
+    space = socket.CMSG_SPACE(_DESCRIPTORS.size)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(channel, _MAX_MESSAGE, 3)
+        message, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE, space)
         if not message:
             return
+        stdin, stdout, stderr = _DESCRIPTORS.unpack(ancillary[0][2])
         pid = kernel.clone(kernel.CLONE_PARENT)
         if pid == 0:
-            for target, descriptor in enumerate(descriptors):
-                os.dup2(descriptor, target)  # all of them are above _CONTROL
+            os.dup2(stdin, 0)  # all of them are above _CONTROL
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
             kernel.close_from(_CONTROL)
             os.setsid()
             os.chdir(seal.scratch)
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
             program.seed_generators(source)
             program.execute(source, code, module)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        channel.send(str(pid).encode())
+        kernel.close_from(_CONTROL + 1)
+        channel.send(b"%d" % pid)

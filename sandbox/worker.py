@@ -39,6 +39,8 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # Functions of shared libraries are looked up once in the worker, not again in every program.
+    "LD_BIND_NOW": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -54,6 +56,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._owner = os.getpid()
         self._idle: dict[tuple[int, int], CellHandle] = {}
         self._group: ControlGroup | None = None
         self._start()
@@ -114,11 +117,14 @@ class Worker:
         return {Layer.PROCESS_NAMESPACE, Layer.PRIVATE_ROOT} <= set(self.isolation.active)
 
     def stop(self) -> None:
-        """End the worker and, through it, every program it holds; idempotent."""
-        for cell in self._idle.values():
-            cell.close()
-        self._idle.clear()
+        """End the worker and, through it, every program it holds; idempotent.
+
+        In a fork of the process that started it, it is only let go of.
+        """
+        self.close_idle_cells()
         self._control.close()  # the zygote's sign to end, which the outer process waits for, to clean up after it
+        if self._owner != os.getpid():
+            return
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -127,11 +133,6 @@ class Worker:
         if self._group is not None:
             self._group.remove()
             self._group = None
-
-    def restart(self) -> None:
-        """Replace the worker process by a new one."""
-        self.stop()
-        self._start()
 
     def open_cell(self, limits: Limits) -> CellHandle:
         """A cell for one program: one that only pristine programs have used, or else a new one.
@@ -156,6 +157,12 @@ class Worker:
                 ours.close()
                 raise WorkerLost(f"the worker is gone: {problem}") from problem
         return CellHandle(ours, self, (limits.disk_bytes, limits.files))
+
+    def close_idle_cells(self) -> None:
+        """End the cells that are kept for the next program."""
+        for cell in self._idle.values():
+            cell.close()
+        self._idle.clear()
 
     def give_back(self, cell: CellHandle, kind: tuple[int, int]) -> None:
         """Keep a cell for the next program with the same limits, or close it where one is kept already."""

@@ -13,6 +13,7 @@ import fcntl
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -53,6 +54,9 @@ class Zygote:
         supervisor = os.pidfd_open(self._settings.supervisor)
         if os.getppid() != self._settings.supervisor:
             sys.exit("the supervisor ended before its worker started")
+        # A supervisor's own bound on its address space is not one for programs, which have theirs.
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         self._join_control_group()
         self._packages = self._probe_packages()
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)

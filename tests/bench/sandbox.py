@@ -1,9 +1,8 @@
 """Measure the sandbox: `python tests/bench/sandbox.py [--seconds 20] [--repeat 3] [--json FILE]`, on one and two cores.
 
-Each repetition is a process of its own, pinned to its cores, and measures every workload beside a fresh `python -I` for
-each test in alternating slices (`sandbox.benchmark`). The spread over repetitions is printed. Measure on a quiet
-machine, and in an environment without editable installs: their `.pth` files double the start of an interpreter, which
-flatters the sandbox.
+Each repetition is a process of its own, pinned to its cores, and measures every workload beside a fresh `python -I` (of
+a bare virtual environment) for each test, in alternating slices (`sandbox.benchmark`). The spread over repetitions is
+printed. Measure on a quiet machine.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from rewards.code import CodeVerifier, extract_code, read_tests
+from rewards.code import CodeVerifier, extract_code
+from rewards.code_tests import read_tests
 from rewards.verdict import Status
 from sandbox import AssertTest, CallTest, Language, StdinTest
 
@@ -63,6 +64,12 @@ def test_humaneval_row() -> None:
     assert body.status is Status.CORRECT, body
     assert verify(fenced("def area(r):\n    return 3 * r * r"), "", HUMANEVAL_ROW).status is Status.WRONG
     assert verify("the area is pi r squared", "", HUMANEVAL_ROW).status is Status.UNPARSEABLE
+
+
+def test_it_travels_to_other_nodes_after_use() -> None:
+    verify = CodeVerifier(language="python", level="confined", preload=[])  # as a config gives them
+    assert verify(fenced("def area(r):\n    return 0"), "", HUMANEVAL_ROW).status is Status.WRONG
+    assert pickle.loads(pickle.dumps(verify)) == verify
 
 
 def test_mbpp_row_with_partial_credit() -> None:

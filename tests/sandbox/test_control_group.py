@@ -1,6 +1,6 @@
-"""Control groups on a simulated tree: what is found, written and removed.
+"""Control groups: what is found, written and removed on a simulated tree, and the kernel's own where it has them.
 
-Joining one for real needs a machine that delegates it; there `python -m sandbox doctor` lists the layer as in force.
+What needs `memory` and `pids` delegated is skipped elsewhere, with the reason.
 """
 
 from __future__ import annotations
@@ -64,6 +64,50 @@ def test_limits_only_rise(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file.unlink()  # the kernel lets a group go with its files
     group.remove()
     assert not made.exists()
+
+
+def test_what_another_process_raised_is_not_lowered(tree: Path) -> None:
+    made = tree / "fs/slice/worker-2"
+    group = ControlGroup.__new__(ControlGroup)
+    group._path = made
+    made.mkdir()
+    (made / "memory.max").write_text(f"{64 << 30}\n")
+    (made / "pids.max").write_text("max\n")
+    group.allow(Limits(processes=100))
+    assert (made / "memory.max").read_text() == f"{64 << 30}\n"
+    assert 100 <= int((made / "pids.max").read_text()) < 1000
+
+
+def mounted_groups() -> list[Path]:
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(line[1]) for line in lines if line[2] == "cgroup2" and os.access(line[1], os.W_OK)]
+
+
+@pytest.mark.skipif(not mounted_groups(), reason="no writable control group of version 2 is mounted")
+def test_a_group_that_cannot_be_limited_is_not_left_behind() -> None:
+    parent = mounted_groups()[0]
+    if (parent / "cgroup.subtree_control").read_text().strip():
+        pytest.skip(f"{parent} hands controllers on")
+    with pytest.raises(OSError, match=r"memory\.max"):
+        ControlGroup(parent, f"sandbox-test-{os.getpid()}")
+    assert not (parent / f"sandbox-test-{os.getpid()}").exists()
+
+
+def test_a_worker_is_held_by_its_group() -> None:
+    parent = delegated_group()
+    if isinstance(parent, str):
+        pytest.skip(parent)
+    with Sandbox() as sandbox:
+        assert Layer.CGROUP in sandbox.isolation.active
+        (worker,) = sandbox.worker_pids
+        (line,) = [one for one in Path(f"/proc/{worker}/cgroup").read_text().splitlines() if one.startswith("0::")]
+        group = parent / Path(line).name
+        assert group.name.startswith(f"sandbox-{os.getpid()}-")
+        limits = Limits(memory_bytes=3 << 30, processes=200)
+        assert sandbox.run("print(1)", limits=limits).stdout == b"1\n"
+        assert int((group / "memory.max").read_text()) >= 2 * limits.memory_bytes
+        assert 400 <= int((group / "pids.max").read_text()) <= 600
+    assert not group.exists()
 
 
 def test_it_is_reported_either_way() -> None:

@@ -1,0 +1,81 @@
+"""What a config with the code verifier is told before anything is started."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from grpo.code_rewards import code_problems, isolation_table
+from grpo.config import TrainConfig, VerifierConfig
+from grpo.config_file import load
+from rewards.code import CodeVerifier
+from sandbox import Isolation, IsolationLevel, Layer, MissingLayer
+from sandbox.worker import Worker
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "code_quickstart.yaml"
+
+
+def verifier(use: str = "code", **options: Any) -> VerifierConfig:
+    return VerifierConfig(name="tests", use=use, options=options)
+
+
+@pytest.mark.parametrize("use", ["code", "rewards.code:CodeVerifier"])
+def test_a_deadline_must_leave_programs_their_time(use: str) -> None:
+    needed = CodeVerifier(program_seconds=4).deadline_seconds
+    assert code_problems([verifier(use, program_seconds=4)], needed) == []
+    (problem,) = code_problems([verifier(use, program_seconds=4)], needed - 0.1)
+    assert "verification.deadline_s" in problem and f"{needed:g} or more" in problem
+    assert code_problems([verifier("math")], 0.1) == []
+
+
+def test_the_config_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="deadline_s=3 could end the verifier 'tests' before"):
+        load(TrainConfig, CONFIG, ["verification.deadline_s=3"])
+    load(TrainConfig, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"language": "ada"}, "verifiers: tests: code: language must be one of"),
+        ({"seconds": 3}, "verifiers: tests: .*unexpected keyword argument 'seconds'"),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, Any], message: str) -> None:
+    (problem,) = code_problems([verifier(**options)], 100)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(problem)
+
+
+def shown(table: Table) -> str:
+    output = io.StringIO()
+    Console(width=300, file=output).print(table)
+    return output.getvalue()
+
+
+def test_the_isolation_in_force_is_shown() -> None:
+    assert isolation_table([verifier("math")], Table()) is None
+    table = isolation_table([verifier(level="none")], Table("", ""))
+    assert table is not None
+    assert "none is the least that 'tests' accepts" in shown(table)
+    assert "resource limits" in shown(table)
+
+
+def test_too_little_isolation_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Worker._start
+
+    def weak(self: Worker) -> None:
+        start(self)
+        missing = (MissingLayer(Layer.LANDLOCK, "no such call", "boot a newer kernel"),)
+        self.isolation = Isolation(IsolationLevel.LIMITED, (Layer.RESOURCE_LIMITS,), missing)
+
+    monkeypatch.setattr(Worker, "_start", weak)
+    with pytest.raises(ValueError, match=r"verifier 'tests': .*need isolation confined.*gives limited.*newer kernel"):
+        isolation_table([verifier()], Table("", ""))
+    table = isolation_table([verifier(level="limited")], Table("", ""))
+    assert table is not None and "boot a newer kernel" in shown(table)

@@ -1,0 +1,108 @@
+"""One sandbox used by the process that made it and by its forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sandbox import Limits, Sandbox, SandboxError, Status
+from sandbox.slots import Slots
+
+SLEEP = "import time\ntime.sleep(0.4)\nprint('done')"
+
+
+@pytest.fixture
+def shared() -> Iterator[Sandbox]:
+    with Sandbox(workers=1, preload=()) as sandbox:
+        sandbox.share()
+        yield sandbox
+
+
+def in_a_fork(work: Callable[[], bool]) -> int:
+    """Start `work` in a fork, whose exit code is 0 where it returned True."""
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = 0 if work() else 1
+        finally:
+            os._exit(code)
+    return pid
+
+
+def succeeded(pid: int) -> bool:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_forks_run_programs_one_at_a_time(shared: Sandbox) -> None:
+    started = time.monotonic()
+    pids = [in_a_fork(lambda: shared.run(SLEEP).stdout == b"done\n") for _ in range(3)]
+    assert shared.run(SLEEP).stdout == b"done\n"
+    assert all([succeeded(pid) for pid in pids])
+    assert time.monotonic() - started > 4 * 0.4, "programs of one slot ran beside each other"
+
+
+def test_a_fork_that_is_killed_gives_its_slot_back(shared: Sandbox) -> None:
+    reading, writing = os.pipe()
+
+    def hold() -> bool:
+        os.write(writing, b"x")
+        return shared.run("while True: pass", limits=Limits(wall_seconds=60)).status is Status.OK
+
+    pid = in_a_fork(hold)
+    os.read(reading, 1)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    started = time.monotonic()
+    assert shared.run("print(1)").stdout == b"1\n"
+    assert time.monotonic() - started < 5
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+def test_a_fork_closes_nothing_of_its_parents(shared: Sandbox) -> None:
+    (worker,) = shared.worker_pids
+    assert shared.run("print(1)").stdout == b"1\n"
+
+    def close() -> bool:
+        shared.close()
+        return True
+
+    assert succeeded(in_a_fork(close))
+    assert shared.run("print(2)").stdout == b"2\n"
+    assert shared.worker_pids == [worker]
+
+
+def test_without_sharing_a_fork_is_refused() -> None:
+    def refused() -> bool:
+        with pytest.raises(SandboxError, match="share it before a fork"):
+            sandbox.run("print(1)")
+        return True
+
+    with Sandbox(preload=()) as sandbox:
+        assert succeeded(in_a_fork(refused))
+
+
+def test_only_the_slot_of_home_keeps_idle_cells() -> None:
+    class Counting:
+        closed = 0
+
+        def close_idle_cells(self) -> None:
+            self.closed += 1
+
+    slots = Slots(2)
+    workers = [Counting(), Counting()]
+    for slot, worker in zip(slots.all, workers, strict=True):
+        slot.workers[()] = worker  # type: ignore[assignment]
+    slots.share()
+    first, second = slots.take(), slots.take()
+    assert {first.number, second.number} == {0, 1}
+    slots.give_back(first)
+    slots.give_back(second)
+    assert workers[first.number].closed == 0 and workers[second.number].closed == 1
+    assert slots.take() is first, "a process comes back to the slot whose cells it keeps"
