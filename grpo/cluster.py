@@ -179,7 +179,8 @@ def start_local_ray(cpus: int) -> None:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(num_cpus=cpus, include_dashboard=False, **_quiet())
+    # Not one that RAY_ADDRESS names or that happens to run here: cluster.address is how to join one.
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_quiet())
 
 
 def _quiet() -> dict[str, Any]:
