@@ -36,18 +36,33 @@ class PolicyLogprobs(nn.Module):
         ).last_hidden_state[0]
         # Only what predicts a completion's token meets the output head, the largest matrix of many policies.
         hidden_TE = hidden_NE.index_select(0, batch.source_T)
-        head = self.model.get_output_embeddings()
-        pieces = []
-        for start in range(0, len(hidden_TE), LOGIT_CHUNK):
-            part = slice(start, start + LOGIT_CHUNK)
-            arguments = (head, hidden_TE[part], batch.targets_T[part], temperature)
-            # One chunk is all there is to save: recomputing it would cost time and free nothing.
-            if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
-                pieces.append(_score(*arguments))
-            else:
-                pieces.append(checkpoint(_score, *arguments, use_reentrant=False))
-        logprobs, entropies = zip(*pieces, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
+        return chunked_logprobs(self.model.get_output_embeddings(), hidden_TE, batch.targets_T, temperature)
+
+
+def chunked_logprobs(
+    head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of targets and entropies, float32 [T], with the logits of `LOGIT_CHUNK` tokens at a time.
+
+    The backward pass computes each chunk's logits again instead of keeping them.
+
+    Args:
+        head: the output head, hidden size to vocabulary.
+        hidden_TE: what it reads.
+        targets_T: token ids.
+        temperature: that logits are divided by.
+    """
+    pieces = []
+    for start in range(0, len(hidden_TE), LOGIT_CHUNK):
+        part = slice(start, start + LOGIT_CHUNK)
+        arguments = (head, hidden_TE[part], targets_T[part], temperature)
+        # One chunk is all there is to save: recomputing it would cost time and free nothing.
+        if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
+            pieces.append(_score(*arguments))
+        else:
+            pieces.append(checkpoint(_score, *arguments, use_reentrant=False))
+    logprobs, entropies = zip(*pieces, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

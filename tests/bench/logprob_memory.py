@@ -1,0 +1,96 @@
+"""Peak memory of log-probabilities at a vocabulary of 150,000: whole logits against `PolicyLogprobs`' chunks.
+
+    .venv/bin/python tests/bench/logprob_memory.py [--tokens 4096] [--vocabulary 151936] [--hidden 1024]
+
+Only the output head and what follows it, forward and backward, each way in a process of its own, as the peak of a
+process never falls. Log-probabilities and the gradient of the hidden states are compared first. The memory that the
+inputs take is subtracted. Runs on a CUDA GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from grpo.policy_logprobs import LOGIT_CHUNK, chunked_logprobs  # noqa: E402
+
+GIB = 1 << 30
+WAYS = ("whole logits in float32", "chunks")
+
+
+def whole(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor) -> Tensor:
+    """What most trainers do: all logits, in float32, through log_softmax."""
+    logits_TV = head(hidden_TE).float()
+    return logits_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
+
+
+def peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(way: str, tokens: int, vocabulary: int, hidden: int, channel: Connection) -> None:
+    """Send (peak bytes above the inputs, seconds, log-probabilities, gradient)."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    head = nn.Linear(hidden, vocabulary, bias=False, device=device, dtype=dtype)
+    hidden_TE = torch.randn(tokens, hidden, device=device, dtype=dtype, requires_grad=True)
+    targets_T = torch.randint(vocabulary, (tokens,), device=device)
+    # The gradient of the head's weights is there either way.
+    head.weight.grad = torch.zeros_like(head.weight)
+    before = peak_bytes()
+    started = time.perf_counter()
+    if way == WAYS[0]:
+        logprobs_T = whole(head, hidden_TE, targets_T)
+    else:
+        logprobs_T, _ = chunked_logprobs(head, hidden_TE, targets_T, 1.0)
+    (logprobs_T * torch.linspace(-1, 1, tokens, device=device)).sum().backward()  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - started
+    assert hidden_TE.grad is not None
+    found = (peak_bytes() - before, seconds, logprobs_T.detach().cpu().numpy(), hidden_TE.grad.float().cpu().numpy())
+    channel.send(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--hidden", type=int, default=1024)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    found = {}
+    for way in WAYS:
+        here, there = context.Pipe()
+        process = context.Process(target=measure, args=(way, options.tokens, options.vocabulary, options.hidden, there))
+        process.start()
+        found[way] = here.recv()
+        process.join()
+    for index in (2, 3):
+        torch.testing.assert_close(*(torch.from_numpy(found[way][index]) for way in WAYS), rtol=1e-3, atol=1e-4)
+    one = options.tokens * options.vocabulary * 4
+    print(f"{options.tokens} tokens x {options.vocabulary} = {one / GIB:.2f} GiB in float32; chunks of {LOGIT_CHUNK}")
+    print(
+        json.dumps(
+            {way: {"peak_gib": taken / GIB, "seconds": seconds} for way, (taken, seconds, *_) in found.items()},
+            indent=2,
+        )
+    )
+    print(f"ratio of the peaks: {found[WAYS[0]][0] / found[WAYS[1]][0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
