@@ -23,7 +23,9 @@ class TrainingSequence:
         prompt_length: how many of them are the prompt's.
         old_logprobs: of the completion's tokens under the policy that sampled them (any value for supervised rows).
         advantage: of the completion.
-        weight: of each completion token in the loss: 1, or 0 for a sequence that is only there to fill a rank.
+        weight: of each completion token in the loss (`grpo.aggregation`), 0 for a sequence that carries none.
+        proximal_logprobs: of the completion's tokens under the learner at the start of the step; None where the ratio
+            is to the sampler.
     """
 
     token_ids: tuple[int, ...]
@@ -31,6 +33,7 @@ class TrainingSequence:
     old_logprobs: tuple[float, ...]
     advantage: float
     weight: float = 1.0
+    proximal_logprobs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt_length < len(self.token_ids):
@@ -38,11 +41,12 @@ class TrainingSequence:
                 f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, "
                 f"{self.prompt_length} of them prompt"
             )
-        if len(self.old_logprobs) != len(self.token_ids) - self.prompt_length:
-            raise ValueError(
-                f"{len(self.token_ids) - self.prompt_length} completion tokens came with "
-                f"{len(self.old_logprobs)} log-probabilities"
-            )
+        for logprobs in (self.old_logprobs, self.proximal_logprobs):
+            if logprobs is not None and len(logprobs) != len(self.token_ids) - self.prompt_length:
+                raise ValueError(
+                    f"{len(self.token_ids) - self.prompt_length} completion tokens came with "
+                    f"{len(logprobs)} log-probabilities"
+                )
 
     @property
     def trained_tokens(self) -> int:
@@ -59,9 +63,11 @@ class Microbatch:
         position_ids_T: int64, from 0 in each sequence.
         lengths_S: int64, tokens of each sequence.
         targets_T: int64, the next token of the same sequence (0 at a sequence's last position).
-        weights_T: float32, 1 where the next token is a completion's, else 0.
+        weights_T: float32, the weight of the next token in the loss: more than 0 where it is a completion's.
         old_logprobs_T: float32, of the next token under the policy that sampled it.
         advantages_T: float32.
+        proximal_logprobs_T: float32, of the next token under the learner at the start of the step; None where the ratio
+            is to the sampler.
     """
 
     input_ids_T: Tensor
@@ -71,6 +77,7 @@ class Microbatch:
     weights_T: Tensor
     old_logprobs_T: Tensor
     advantages_T: Tensor
+    proximal_logprobs_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:
         """The same microbatch with its token tensors on `device`; lengths stay on the CPU, where they are read."""
@@ -82,6 +89,7 @@ class Microbatch:
             self.weights_T.to(device),
             self.old_logprobs_T.to(device),
             self.advantages_T.to(device),
+            None if self.proximal_logprobs_T is None else self.proximal_logprobs_T.to(device),
         )
 
 
@@ -97,6 +105,8 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
     position_ids_T = np.arange(total, dtype=np.int64) - np.repeat(starts_S, lengths_S)
     targets_T = np.zeros(total, dtype=np.int64)
     weights_T, old_T, advantages_T = (np.zeros(total, dtype=np.float32) for _ in range(3))
+    is_proximal = any(sequence.proximal_logprobs is not None for sequence in ordered)
+    proximal_T = np.zeros(total, dtype=np.float32) if is_proximal else None
     for start, sequence in zip(starts_S.tolist(), ordered, strict=True):
         stop = start + len(sequence.token_ids)
         targets_T[start : stop - 1] = input_ids_T[start + 1 : stop]
@@ -104,11 +114,17 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
         weights_T[completion] = sequence.weight
         old_T[completion] = sequence.old_logprobs
         advantages_T[completion] = sequence.advantage
+        if proximal_T is not None:
+            proximal_T[completion] = sequence.proximal_logprobs
     return Microbatch(
-        *(
-            torch.from_numpy(array)
-            for array in (input_ids_T, position_ids_T, lengths_S, targets_T, weights_T, old_T, advantages_T)
-        )
+        input_ids_T=torch.from_numpy(input_ids_T),
+        position_ids_T=torch.from_numpy(position_ids_T),
+        lengths_S=torch.from_numpy(lengths_S),
+        targets_T=torch.from_numpy(targets_T),
+        weights_T=torch.from_numpy(weights_T),
+        old_logprobs_T=torch.from_numpy(old_T),
+        advantages_T=torch.from_numpy(advantages_T),
+        proximal_logprobs_T=None if proximal_T is None else torch.from_numpy(proximal_T),
     )
 
 
@@ -156,4 +172,5 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
 def filler(like: TrainingSequence) -> TrainingSequence:
     """A sequence that carries no loss, for a rank that has none left while others still work."""
     token_ids = like.token_ids[: like.prompt_length + 1]
-    return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, weight=0.0)
+    proximal = None if like.proximal_logprobs is None else (0.0,)
+    return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)

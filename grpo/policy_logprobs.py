@@ -25,8 +25,8 @@ class PolicyLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each position's target, float32 [T] with gradient; entropy, [T] without."""
+    def forward(self, batch: Microbatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probability of each position's target, float32 [T] with gradient; entropy, [T], with it if asked for."""
         layout = PackedLayout(batch.lengths_S.tolist(), batch.input_ids_T.device)
         hidden_TE = self.model.base_model(
             input_ids=batch.input_ids_T[None],
@@ -38,7 +38,7 @@ class PolicyLogprobs(nn.Module):
         pieces = []
         for start in range(0, len(hidden_TE), LOGIT_CHUNK):
             part = slice(start, start + LOGIT_CHUNK)
-            arguments = (head, hidden_TE[part], batch.targets_T[part], temperature)
+            arguments = (head, hidden_TE[part], batch.targets_T[part], temperature, entropy_gradient)
             # One chunk is all there is to save: recomputing it would cost time and free nothing.
             if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
                 pieces.append(_score(*arguments))
@@ -48,9 +48,11 @@ class PolicyLogprobs(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     logprobs_TV = log_softmax(head(hidden_TE).float() / temperature, dim=-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
     return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropy_T
 

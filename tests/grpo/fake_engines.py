@@ -19,13 +19,13 @@ class FakeLearner:
 
     ranks: int = 1
     optimizer_steps: int = 0
-    trained_tokens: list[int] = field(default_factory=list)
+    denominators: list[float] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         assert len(batch.ranks) == self.ranks
         self.optimizer_steps += 1
-        self.trained_tokens.append(batch.ranks[0].trained_tokens)
+        self.denominators.append(batch.ranks[0].denominator)
         return {"loss": 0.5, "entropy": 1.0, "ratio_max": 1.0, "gradient_norm": 0.1, "learning_rate": 1e-4}
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:

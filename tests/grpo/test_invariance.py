@@ -71,7 +71,7 @@ def step(policy: PolicyLogprobs, ranks: Sequence[RankBatch], kl: float = 0.0) ->
     for rank in ranks:
         for microbatch in rank.microbatches:
             # As LearnerRank.step: times the ranks, divided by the global count, then averaged over the ranks.
-            part = objective(policy, microbatch, kl) * (len(ranks) / rank.trained_tokens) / len(ranks)
+            part = objective(policy, microbatch, kl) * (len(ranks) / rank.denominator) / len(ranks)
             part.backward()  # type: ignore[no-untyped-call]
             loss = loss + part.detach()
     return {"loss": loss} | {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
@@ -137,7 +137,7 @@ def test_supervised_rows_too(policy: PolicyLogprobs) -> None:
     trained = sum(row.trained_tokens for row in rows)
 
     def loss_of(ranks: int, microbatch_tokens: int) -> float:
-        cut_up = batch(rows, trained_tokens=trained, ranks=ranks, microbatch_tokens=microbatch_tokens)
+        cut_up = batch(rows, denominator=float(trained), ranks=ranks, microbatch_tokens=microbatch_tokens)
         with torch.no_grad():
             return -sum(
                 float((policy(one, 1.0)[0] * one.weights_T).sum()) for rank in cut_up.ranks for one in rank.microbatches

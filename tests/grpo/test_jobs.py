@@ -109,7 +109,7 @@ def test_each_step_samples_learns_and_pushes_once(whole: FakeCluster, whole_fold
     assert generators.versions == [0, 1, 2, 3, 4, 5]
     assert generators.weights == learner.optimizer_steps == 10
     # Six completions of twenty tokens for each of the two prompts of a minibatch.
-    assert learner.trained_tokens == [240] * 10
+    assert learner.denominators == [240] * 10
     training = [ids for samples, ids in generators.asked if samples == 6]
     assert [len(ids) for ids in training] == [4] * 5
     # Two epochs of ten prompts.
