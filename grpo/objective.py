@@ -218,18 +218,19 @@ def _measured(
     kept_T: Tensor | None,
 ) -> Terms:
     ratio_T = torch.exp(logprobs_T - batch.old_logprobs_T)
-    rows = [
+    rows: list[Tensor | None] = [
         entropy_T,
         policy.clipped_low_T,
         policy.clipped_high_T,
-        torch.zeros_like(ratio_T) if kl_T is None else kl_T,
+        kl_T,
         losses.k3_kl(batch.old_logprobs_T, logprobs_T),
-        torch.ones_like(ratio_T) if weight_T is None else weight_T,
-        torch.zeros_like(ratio_T) if kept_T is None else ~kept_T,
+        weight_T,
+        None if kept_T is None else ~kept_T,
         ratio_T,
         ratio_T.square(),
     ]
-    summed = [torch.where(mask_T, row, 0).sum(dtype=torch.float64) for row in rows]
+    nothing = loss_sum.new_zeros((), dtype=torch.float64)
+    summed = [nothing if row is None else torch.where(mask_T, row, 0).sum(dtype=torch.float64) for row in rows]
     sums = torch.stack([loss_sum.double(), mask_T.sum().double(), *summed])
     clamped_N = policy.ratio_T[mask_T].log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return Terms(

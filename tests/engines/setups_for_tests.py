@@ -21,6 +21,7 @@ def learner_setups(
     dtype: config.Dtype = "float32",
     learning_rate: float = 1e-2,
     temperature: float = 1.0,
+    algorithm: Algorithm | None = None,
     kl_coefficient: float = 0.0,
     gradient_checkpointing: bool = False,
     skipped_folder: str = "skipped",
@@ -32,6 +33,7 @@ def learner_setups(
             "learning_rate": learning_rate,
             "microbatch_tokens": 256,
             "gradient_checkpointing": gradient_checkpointing,
+            "max_skipped_steps": 2,
         }
     )
     return [
@@ -39,7 +41,7 @@ def learner_setups(
             policy_path=path,
             reference_path=path,
             dtype=dtype,
-            algorithm=Algorithm(kl="k3" if kl_coefficient else "none", kl_coefficient=kl_coefficient),
+            algorithm=algorithm or Algorithm(kl="k3" if kl_coefficient else "none", kl_coefficient=kl_coefficient),
             learner=settings,
             temperature=temperature,
             total_steps=10,
