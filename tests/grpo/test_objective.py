@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 import torch
 from test_batching import make_group
+from test_metric_names import is_documented
 from tiny_policy import load_tiny_model, make_tiny_policy
 from torch import Tensor
 
@@ -180,6 +181,15 @@ def test_metrics_by_hand() -> None:
     # Mean of r - log r - 1.
     assert found["mismatch_kl"] == pytest.approx((2 - math.log(2) - 1 + 0.5 + math.log(2) - 1) / 4)
     assert not {"kl_reference", "importance_weight", "masked_share"} & found.keys()
+
+
+def test_every_metric_is_documented(policy: PolicyLogprobs, groups: list[Group]) -> None:
+    algorithm = Algorithm(
+        kl="k3", kl_coefficient=0.1, proximal="recomputed", importance_weight="token", mismatch_mask="token"
+    )
+    _, metrics = step(policy, groups, algorithm, 1, 1000)
+    assert {"kl_reference", "importance_weight", "masked_share"} <= metrics.keys()
+    assert [name for name in metrics if not is_documented(f"learner/{name}")] == []
 
 
 def test_masked_tokens_are_counted_and_stay_in_the_denominator() -> None:

@@ -140,6 +140,24 @@ def test_updates_are_averaged_but_for_the_largest_ratio_and_the_last_rate() -> N
     assert update_metrics([]) == {}
 
 
+def test_what_is_filtered_refilled_and_penalised_is_counted() -> None:
+    settings = settings_with(refill_rounds=1, overlong_filter=True, kl="k1", kl_coefficient=0.1, kl_place="reward")
+    found = rollout_metrics(GROUPS, settings, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    # One prompt a step was asked for; one completion is cut; three with a reward have 2, 6 and 4 tokens.
+    assert found["rollout/refilled_groups"] == 1.0
+    assert found["rollout/overlong_filtered"] == 1.0
+    assert found["rollout/kl_reference"] == pytest.approx(6.0 / 12)
+    assert [name for name in found if not is_documented(name)] == []
+
+
+def test_skipped_steps_are_added_up_and_measure_nothing_else() -> None:
+    done = {"loss": 1.0, "learning_rate": 1e-3, "skipped_steps": 0.0}
+    found = update_metrics(
+        [done, {"learning_rate": 5e-4, "skipped_steps": 1.0}, {"learning_rate": 1e-4, "skipped_steps": 1.0}]
+    )
+    assert found == {"learner/loss": 1.0, "learner/learning_rate": 1e-4, "learner/skipped_steps": 2.0}
+
+
 def test_speed_is_over_the_whole_step(clock: Clock) -> None:
     watch = Stopwatch()
     watch.start("generate")
