@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from grpo.batching import ProximalLogprobs
+from grpo.config import TrainConfig
 from grpo.losses import kl_estimate
 from grpo.packing import Microbatch, TrainingSequence, filler, pack, split_evenly
 from grpo.types import Group
@@ -29,6 +31,17 @@ class ScoringBatch:
 
     ranks: tuple[tuple[Microbatch, ...], ...]
     places: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+class Scorer(Protocol):
+    """All learner ranks."""
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks."""
+
+    def logprobs(self, batch: ScoringBatch, source: Source) -> Sequence[Sequence[Tensor]]:
+        """[rank][microbatch] -> log-probability of each position's target, float32 [T]."""
 
 
 def pack_for_scoring(sequences: Sequence[TrainingSequence], ranks: int, microbatch_tokens: int) -> ScoringBatch:
@@ -63,22 +76,9 @@ def unpack(batch: ScoringBatch, scored: Sequence[Sequence[Tensor]]) -> dict[int,
 
 
 def rescore(
-    groups: Sequence[Group],
-    wanted_PG: Tensor,
-    score: Callable[[ScoringBatch], Sequence[Sequence[Tensor]]],
-    *,
-    ranks: int,
-    microbatch_tokens: int,
-) -> list[list[tuple[float, ...] | None]]:
-    """Log-probabilities of the wanted rollouts' completion tokens: [group][rollout], None where not wanted.
-
-    Args:
-        groups: what was sampled.
-        wanted_PG: bool, which rollouts.
-        score: the learner's; [rank][microbatch] -> log-probability of each position's target.
-        ranks: data-parallel ranks.
-        microbatch_tokens: tokens that one microbatch may hold.
-    """
+    settings: TrainConfig, learner: Scorer, groups: Sequence[Group], wanted_PG: Tensor, source: Source
+) -> ProximalLogprobs:
+    """Log-probabilities of the wanted rollouts' completion tokens: [group][rollout], None where not wanted."""
     found: list[list[tuple[float, ...] | None]] = [[None] * len(group.rollouts) for group in groups]
     where = [(row, column) for row, column in wanted_PG.nonzero().tolist()]
     sequences = []
@@ -86,16 +86,36 @@ def rescore(
         prompt, sampled = groups[row].prompt.token_ids, groups[row].rollouts[column].completion
         sequences.append(TrainingSequence((*prompt, *sampled.token_ids), len(prompt), sampled.logprobs, 0.0))
     if sequences:
-        batch = pack_for_scoring(sequences, ranks, microbatch_tokens)
-        for number, logprobs in unpack(batch, score(batch)).items():
+        batch = pack_for_scoring(sequences, learner.ranks, settings.learner.microbatch_tokens)
+        for number, logprobs in unpack(batch, learner.logprobs(batch, source)).items():
             row, column = where[number]
             found[row][column] = logprobs
     return found
 
 
+def proximal_logprobs(
+    settings: TrainConfig, learner: Scorer, groups: Sequence[Group], advantages_PG: Tensor, carries_loss_PG: Tensor
+) -> ProximalLogprobs | None:
+    """What the learner makes of the completions before the first update; None where the ratio is to the sampler."""
+    algorithm = settings.algorithm
+    if algorithm.proximal == "rollout":
+        return None
+    computed_PG = advantages_PG != 0 if algorithm.only_advantages_teach else torch.ones_like(carries_loss_PG)
+    return rescore(settings, learner, groups, carries_loss_PG & computed_PG, "policy")
+
+
+def kl_to_reference(settings: TrainConfig, learner: Scorer, groups: Sequence[Group], valid_PG: Tensor) -> Tensor:
+    """KL(sampler || reference) of each completion, summed over its tokens: [P, G], 0 where no reward needs it."""
+    algorithm = settings.algorithm
+    if not algorithm.kl_in_reward or algorithm.kl == "none":
+        return torch.zeros(valid_PG.shape)
+    reference = rescore(settings, learner, groups, valid_PG, "reference")
+    return divergences(groups, reference, tuple(valid_PG.shape), algorithm.kl)
+
+
 def divergences(
     groups: Sequence[Group],
-    reference: Sequence[Sequence[tuple[float, ...] | None]],
+    reference: ProximalLogprobs,
     shape: tuple[int, ...],
     estimate: Literal["k1", "k2", "k3"],
 ) -> Tensor:

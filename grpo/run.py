@@ -9,14 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
 import yaml
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
 from grpo.actors import GeneratorGroup, LearnerGroup
-from grpo.batching import ProximalLogprobs
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
 from grpo.cluster import Cluster, Plan
@@ -25,7 +22,6 @@ from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.metrics_log import read_history
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.rescoring import Source, divergences, rescore
 from grpo.rollout import check_failures, collect, seed_of, with_refills
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.stopwatch import Stopwatch
@@ -263,33 +259,6 @@ class TrainingRun:
         )
         check_failures(groups, self.settings.verification.max_failure_share)
         return groups
-
-    def kl_to_reference(self, groups: Sequence[Group], valid_PG: Tensor) -> Tensor:
-        """KL(sampler || reference) of each completion, summed over its tokens, where the reward needs it, else 0."""
-        algorithm = self.settings.algorithm
-        if not algorithm.kl_in_reward or algorithm.kl == "none":
-            return torch.zeros(valid_PG.shape)
-        reference = self._rescore(groups, valid_PG, "reference")
-        return divergences(groups, reference, tuple(valid_PG.shape), algorithm.kl)
-
-    def proximal_logprobs(
-        self, groups: Sequence[Group], advantages_PG: Tensor, carries_loss_PG: Tensor
-    ) -> ProximalLogprobs | None:
-        """What the learner makes of the completions before the first update; None where the ratio is to the sampler."""
-        algorithm = self.settings.algorithm
-        if algorithm.proximal == "rollout":
-            return None
-        computed_PG = advantages_PG != 0 if algorithm.only_advantages_teach else torch.ones_like(carries_loss_PG)
-        return self._rescore(groups, carries_loss_PG & computed_PG, "policy")
-
-    def _rescore(self, groups: Sequence[Group], wanted_PG: Tensor, source: Source) -> ProximalLogprobs:
-        return rescore(
-            groups,
-            wanted_PG,
-            lambda batch: self.learner.logprobs(batch, source),
-            ranks=self.learner.ranks,
-            microbatch_tokens=self.settings.learner.microbatch_tokens,
-        )
 
     def refresh_reference(self) -> None:
         """Make the reference the present policy after every so many steps, where that is asked for."""

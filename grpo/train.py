@@ -11,6 +11,7 @@ from grpo.config import TrainConfig
 from grpo.interrupt import Interrupt
 from grpo.objective import advantages_of, carries_loss
 from grpo.progress import Progress
+from grpo.rescoring import kl_to_reference, proximal_logprobs
 from grpo.rollout import known_rows, reward_tensors
 from grpo.run import TrainingRun
 from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
@@ -43,7 +44,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             carries_loss_PG = carries_loss(algorithm, groups, rewards_PG, valid_PG)
 
             watch.start("learn")
-            kl_PG = run.kl_to_reference(groups, valid_PG)
+            kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
             advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
             updates = [
                 {**run.learner.step(batch), "padding_share": batch.padding_share}
@@ -55,7 +56,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
                     microbatch_tokens=settings.learner.microbatch_tokens,
                     skip_without_advantage=algorithm.only_advantages_teach,
                     carries_loss_PG=carries_loss_PG,
-                    proximal=run.proximal_logprobs(groups, advantages_PG, carries_loss_PG),
+                    proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG),
                     aggregation=algorithm.aggregation,
                     length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
                 )

@@ -207,6 +207,11 @@ def test_groups_without_variance_are_refilled_and_a_resume_asks_the_same(
         pytest.approx(more / (4.0 + more)) for more in refilled
     ]
 
+    # Not even a prompt that comes twice in one step, at the end of an epoch and at the beginning of the next, is
+    # sampled with the same seed.
+    seeds = [seed for samples, seed in generators.seeds if samples == 6]
+    assert len(set(seeds)) == len(seeds)
+
     sent = []
 
     def ctrl_c_once(version: int, samples: int) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from grpo.batching import minibatches
 from grpo.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, advantages_of, carries_loss, policy_terms
-from grpo.objective_config import PRESETS, Aggregation, Algorithm, Preset
+from grpo.objective_config import KL, PRESETS, Advantage, Aggregation, Algorithm, Preset, Ratio
 from grpo.objective_totals import Totals, ratio_quantiles
 from grpo.packing import Microbatch, TrainingSequence, pack
 from grpo.rollout import reward_tensors
@@ -220,6 +221,23 @@ def test_a_recomputed_proximal_policy_takes_the_sampler_s_place_in_the_ratio() -
     assert float(torch.autograd.grad(terms.loss_sum, logprobs_T)[0][0]) == pytest.approx(-2.2)
 
 
+def test_weights_and_masks_look_from_the_sampler_to_where_the_ratio_starts() -> None:
+    """And not to where the policy has gone since, but where the ratio starts from the sampler."""
+
+    def loss_of(proximal: tuple[float, ...] | None, **keys: Any) -> float:
+        batch = pack([TrainingSequence((1, 2), 1, (-2.0,), 1.0, proximal_logprobs=proximal)])
+        algorithm = Algorithm(proximal="recomputed" if proximal else "rollout", clip_high=9.0, mask_high=2.0, **keys)
+        logprobs_T = torch.tensor([-2.0 + math.log(3.0), 0.0])
+        return float(policy_terms(algorithm, batch, logprobs_T, logprobs_T, None).loss_sum)
+
+    near = (-2.0 + math.log(1.5),)
+    # The policy's ratio to the sampler is 3, of it 1.5 from the sampler to the proximal policy and 2 from there.
+    assert loss_of(near, importance_weight="token", importance_cap=9.0) == pytest.approx(-2.0 * 1.5)
+    assert loss_of(near, mismatch_mask="token") == pytest.approx(-2.0)
+    assert loss_of(None) == pytest.approx(-3.0)
+    assert loss_of(None, mismatch_mask="token") == 0.0
+
+
 def test_the_entropy_bonus_raises_entropy(policy: PolicyLogprobs) -> None:
     batch = pack([TrainingSequence((3, 4, 5, 6, 7), 2, (-1.0,) * 3, 0.0)])
     algorithm = Algorithm(entropy_coefficient=1.0)
@@ -282,6 +300,14 @@ def test_presets_expand_and_yield_to_what_is_given_beside_them() -> None:
         assert Algorithm.model_validate(found.model_dump()) == found
     own = Algorithm.model_validate({"preset": "gspo", "clip_low": 0.1})
     assert (own.ratio, own.clip_low, own.clip_high) == ("sequence", 0.1, 4e-4)
+
+
+def test_every_key_and_choice_is_documented() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"[a-z][a-z0-9_+]*", document))
+    assert [key for key in Algorithm.model_fields if key not in words] == []
+    choices = [*get_args(Advantage), *get_args(Ratio), *get_args(Aggregation), *get_args(KL), *get_args(Preset)]
+    assert [choice for choice in choices if choice not in words] == []
 
 
 @pytest.mark.parametrize(
