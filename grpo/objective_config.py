@@ -268,6 +268,11 @@ class Algorithm(Section):
                 "algorithm.kl=k1 in the loss has a gradient that does not depend on the reference; set "
                 "algorithm.kl_corrected=true, algorithm.kl=k2, or algorithm.kl_place=reward"
             )
+        if self.advantage == "maxrl" and self.kl_in_reward:
+            yield (
+                "algorithm.advantage=maxrl needs rewards of 0 and more, and a divergence lowers them below; "
+                "set algorithm.kl_place=loss"
+            )
         if self.kl_corrected and not self.kl_in_loss:
             yield (
                 "algorithm.kl_corrected=true corrects a divergence in the loss, and there is none; set algorithm.kl, "

@@ -72,7 +72,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             metrics |= {"sync/probe_mean_difference": difference} | run.take_checkpoint_metrics()
             if run.evaluation_is_due():
                 metrics |= run.evaluate()
-            run.report.step(run.step, metrics, groups, known_rows(advantages_PG, valid_PG))
+            run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
         run.save()

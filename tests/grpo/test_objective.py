@@ -320,6 +320,11 @@ def test_every_key_and_choice_is_documented() -> None:
         ({"kl": "k1", "kl_coefficient": 0.1}, 8, r"does not depend on the reference; set algorithm\.kl_corrected"),
         ({"kl": "k1", "kl_coefficient": 0.1, "kl_place": "reward"}, 8, None),
         ({"kl": "k3", "kl_coefficient": 0.1, "kl_place": "reward", "kl_corrected": True}, 8, r"there is none; set"),
+        (
+            {"preset": "maxrl", "kl": "k1", "kl_coefficient": 0.1, "kl_place": "reward"},
+            8,
+            r"set algorithm\.kl_place=loss",
+        ),
         ({"reference_refresh": 10}, 8, r"reference_refresh=10 has no reference"),
         ({"importance_weight": "token"}, 8, r"set algorithm\.proximal=recomputed"),
         ({"mismatch_mask": "token", "mask_low": 1.5}, 8, r"mask_low=1\.5 .* both sides of 1"),
