@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from grpo.batching import TrainBatch
+from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 
 class LearnerActor:
@@ -44,6 +46,12 @@ class LearnerActor:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._rank.score(sequences)
+
+    def logprobs(self, batch: ScoringBatch, source: Source) -> list[Tensor]:
+        return self._rank.logprobs(batch.ranks[self._setup.rank], source)
+
+    def refresh_reference(self) -> None:
+        self._rank.refresh_reference()
 
     def tensor_names(self) -> list[str]:
         return self._rank.tensor_names()
@@ -141,6 +149,17 @@ class LearnerGroup:
         """Start scoring tokens under the learner's policy; call the result to wait for it."""
         references = [actor.score.remote(sequences) for actor in self._actors]
         return lambda: list(wait_for(references, self._deadline_s, "scoring the probe in the learner")[0])
+
+    def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
+        """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
+        shared = ray.put(batch)
+        references = [actor.logprobs.remote(shared, source) for actor in self._actors]
+        return wait_for(references, self._deadline_s, f"scoring completions under the {source}")
+
+    def refresh_reference(self) -> None:
+        """Make the reference the policy as it is now."""
+        references = [actor.refresh_reference.remote() for actor in self._actors]
+        wait_for(references, self._deadline_s, "refreshing the reference")
 
     def tensor_names(self) -> list[str]:
         """Every name under which the policy has a tensor."""

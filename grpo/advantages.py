@@ -1,6 +1,16 @@
-"""Advantages: how much better a completion did than its group. Pure functions of tensors."""
+"""Advantages: how much better a completion did than others. Pure functions of tensors.
+
+Every function takes `rewards_PG`, float [prompts, completions of a group], any value where not valid, and `valid_PG`,
+bool of the same shape, False where a verdict failed or the row is padding. It returns float32 [P, G], exactly 0 where
+not valid. A group with fewer than two valid rewards has nothing to be compared with, and one without variance nothing
+to tell its completions apart by: all but `reinforce_plus_plus` give 0 there. What is not valid takes no part in any
+mean, deviation or count.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,21 +19,23 @@ from torch import Tensor
 ZERO_VARIANCE = 1e-6
 
 
-def group_normalised(rewards_PG: Tensor, valid_PG: Tensor, *, scale_by_std: bool = True) -> Tensor:
-    """Group-normalised advantages, with no value model.
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Statistics of the valid rewards of each group, in float64."""
 
-    A_i = (r_i - mean(r)) / std(r) over the valid rewards of a group: GRPO, Shao et al. 2024 (arXiv:2402.03300),
-    equation 3 with outcome supervision; std is the sample standard deviation (n - 1). With `scale_by_std=False` the
-    division is left out: Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783).
+    rewards_PG: Tensor
+    valid_PG: Tensor
+    count_P1: Tensor
+    mean_P1: Tensor
+    centred_PG: Tensor
+    std_P1: Tensor
+    informative_P1: Tensor
 
-    Args:
-        rewards_PG: rewards, float, [prompts, completions of a group]; any value where not valid.
-        valid_PG: bool, same shape; False where a verdict failed or the row is padding.
-        scale_by_std: divide by the group's standard deviation.
+    def where_informative(self, advantages_PG: Tensor) -> Tensor:
+        return torch.where(self.informative_P1 & self.valid_PG, advantages_PG, 0.0).float()
 
-    Returns:
-        float [P, G]; 0 where not valid, in groups with fewer than two valid rewards, and in groups without variance.
-    """
+
+def _groups(rewards_PG: Tensor, valid_PG: Tensor) -> _Groups:
     if rewards_PG.shape != valid_PG.shape or rewards_PG.dim() != 2:
         raise ValueError(f"expected two [P, G] tensors, got {tuple(rewards_PG.shape)} and {tuple(valid_PG.shape)}")
     rewards_PG = torch.where(valid_PG, rewards_PG, 0.0).double()
@@ -31,6 +43,125 @@ def group_normalised(rewards_PG: Tensor, valid_PG: Tensor, *, scale_by_std: bool
     mean_P1 = rewards_PG.sum(dim=1, keepdim=True) / count_P1.clamp(min=1)
     centred_PG = torch.where(valid_PG, rewards_PG - mean_P1, 0.0)
     std_P1 = (centred_PG.square().sum(dim=1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
-    scale_P1 = std_P1 if scale_by_std else torch.ones_like(std_P1)
     informative_P1 = (count_P1 >= 2) & (std_P1 > ZERO_VARIANCE)
-    return torch.where(informative_P1, centred_PG / scale_P1.clamp(min=ZERO_VARIANCE), 0.0).float()
+    return _Groups(rewards_PG, valid_PG, count_P1, mean_P1, centred_PG, std_P1, informative_P1)
+
+
+def informative_groups(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """Which groups have two or more valid rewards that differ: bool [P]."""
+    return _groups(rewards_PG, valid_PG).informative_P1[:, 0]
+
+
+def group_normalised(rewards_PG: Tensor, valid_PG: Tensor, *, scale_by_std: bool = True) -> Tensor:
+    """A_i = (r_i - mean(r)) / std(r) over a group.
+
+    GRPO, Shao et al. 2024 (arXiv:2402.03300), equation 3 with outcome supervision; std is the sample standard
+    deviation (n - 1). With `scale_by_std=False` the division is left out: Dr. GRPO, Liu et al. 2025
+    (arXiv:2503.20783), section 3.2.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    scale_P1 = groups.std_P1.clamp(min=ZERO_VARIANCE) if scale_by_std else torch.ones_like(groups.std_P1)
+    return groups.where_informative(groups.centred_PG / scale_P1)
+
+
+def leave_one_out(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """A_i = r_i - mean of the other rewards of its group, which is n / (n - 1) (r_i - mean(r)).
+
+    RLOO, Ahmadian et al. 2024 (arXiv:2402.14740).
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    return groups.where_informative(groups.centred_PG * groups.count_P1 / (groups.count_P1 - 1).clamp(min=1))
+
+
+def reinforce_plus_plus(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """A_i = (r_i - mean(r)) / std(r) over the whole batch, whichever group a completion is of.
+
+    REINFORCE++, Hu et al. 2025 (arXiv:2501.03262); its discount is 1. Groups of one are welcome, and a
+    group without variance is compared with the other groups. 0 everywhere where the whole batch has no variance.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    return _whitened(groups.rewards_PG, valid_PG)
+
+
+def reinforce_plus_plus_baseline(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """A_i = (d_i - mean(d)) / std(d) over the whole batch, with d_i = r_i - mean of its group.
+
+    REINFORCE++ with baseline, Hu et al. 2025 (arXiv:2501.03262). The mean of d is 0 up to rounding, so that
+    a group without variance gets 0 here by definition.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    return groups.where_informative(_whitened(groups.centred_PG, valid_PG))
+
+
+def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """A_i = (r_i - mean of its group) / std of the rewards of the whole batch.
+
+    Liu et al. 2025, "Part I: Tricks or Traps" (arXiv:2508.08221). Unlike in
+    `reinforce_plus_plus_baseline` the deviation is that of the rewards before the group's mean is taken away.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    count = valid_PG.sum()
+    mean = groups.rewards_PG.sum() / count.clamp(min=1)
+    spread_PG = torch.where(valid_PG, groups.rewards_PG - mean, 0.0)
+    std = (spread_PG.square().sum() / (count - 1).clamp(min=1)).sqrt()
+    return groups.where_informative(groups.centred_PG / std.clamp(min=ZERO_VARIANCE))
+
+
+def maxrl(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """A_i = (r_i - mean(r)) / mean(r) over a group; 0 where nobody earned anything.
+
+    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710): for rewards of 0 and 1 it is an unbiased estimate of a truncated
+    series of the gradient of log(success rate).
+
+    Raises:
+        ValueError: a valid reward is negative, as of a ratio to the mean nothing sensible comes then.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    if bool((groups.rewards_PG < 0).any()):
+        raise ValueError(
+            f"algorithm.advantage=maxrl divides by the mean reward and got a reward of "
+            f"{float(groups.rewards_PG.min()):g}; use rewards of 0 and more, or another advantage"
+        )
+    return groups.where_informative(groups.centred_PG / groups.mean_P1.clamp(min=ZERO_VARIANCE))
+
+
+def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, k: int) -> Tensor:
+    """A_i = (mean over the k-subsets with i of their best reward - mean over all k-subsets) / std over all k-subsets.
+
+    Pass@k training, Chen et al. 2025 (arXiv:2508.10751), in closed form and for rewards of any value: for
+    rewards of 0 and 1 this is its analytical advantage. With rewards in rising order, reward j is the best of
+    C(j - 1, k - 1) subsets. The deviation is over all subsets (divided by their number).
+
+    A group shortened to k valid rewards or fewer gets 0.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    advantages_PG = torch.zeros_like(groups.rewards_PG)
+    for row, informative in enumerate(groups.informative_P1[:, 0].tolist()):
+        where_N = valid_PG[row].nonzero()[:, 0]
+        if informative and len(where_N) > k:
+            advantages_PG[row, where_N] = _pass_at_k_of_one(groups.rewards_PG[row, where_N], k)
+    return advantages_PG.float()
+
+
+def _pass_at_k_of_one(rewards_N: Tensor, k: int) -> Tensor:
+    count = len(rewards_N)
+    rising_N, order_N = rewards_N.sort()
+    best_of_N = rising_N.new_tensor([math.comb(j, k - 1) for j in range(count)]) / math.comb(count, k)
+    mean = (best_of_N * rising_N).sum()
+    std = (best_of_N * (rising_N - mean).square()).sum().sqrt()
+    if float(std) <= ZERO_VARIANCE:
+        return torch.zeros_like(rewards_N)
+    # Among the subsets with i: those in which i is the best, and for each better j those in which j is.
+    subsets_with_one = math.comb(count - 1, k - 1)
+    own_N = rising_N.new_tensor([math.comb(j, k - 1) for j in range(count)]) * rising_N
+    above_N = rising_N.new_tensor([math.comb(j - 1, k - 2) if j and k > 1 else 0 for j in range(count)]) * rising_N
+    later_N = above_N.sum() - above_N.cumsum(0)
+    return torch.empty_like(rewards_N).scatter_(0, order_N, ((own_N + later_N) / subsets_with_one - mean) / std)
+
+
+def _whitened(values_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """Mean 0 and sample deviation 1 over what is valid; 0 where there is no variance."""
+    count = valid_PG.sum()
+    centred_PG = torch.where(valid_PG, values_PG - values_PG.sum() / count.clamp(min=1), 0.0)
+    std = (centred_PG.square().sum() / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(std > ZERO_VARIANCE, centred_PG / std.clamp(min=ZERO_VARIANCE), 0.0).float()

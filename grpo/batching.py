@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo.aggregation import aggregation_weights
 from grpo.attention import length_batches
-from grpo.packing import Microbatch, TrainingSequence, filler, pack, sharing_units, split_evenly
+from grpo.objective_config import Aggregation
+from grpo.packing import Microbatch, TrainingSequence, deal_out, filler, pack
 from grpo.types import Group
+
+# [group][rollout] -> log-probabilities of a completion's tokens; None where they were not needed.
+ProximalLogprobs = Sequence[Sequence[tuple[float, ...] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +23,12 @@ class RankBatch:
 
     Attributes:
         microbatches: packed; every rank has the same number.
-        trained_tokens: completion tokens of the whole global batch, which is the loss's denominator. Tokens without
-            advantage count although they need not be computed.
+        denominator: of the whole global batch's loss (`grpo.aggregation`). Tokens without advantage count although they
+            need not be computed.
     """
 
     microbatches: tuple[Microbatch, ...]
-    trained_tokens: int
+    denominator: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +59,17 @@ def minibatches(
     ranks: int,
     microbatch_tokens: int,
     skip_without_advantage: bool,
+    carries_loss_PG: Tensor | None = None,
+    proximal: ProximalLogprobs | None = None,
+    aggregation: Aggregation = "token_mean",
+    length_divisor: int = 1,
 ) -> Iterator[TrainBatch]:
     """Cut a step's groups into `count` optimizer steps of whole groups.
 
-    Rollouts without a reward are left out altogether. Those whose advantage is exactly 0 add nothing to the gradient
-    of a loss that is a multiple of the advantage; `skip_without_advantage` spares computing them while their tokens
-    still count in the denominator, so that the gradient is the same to the last digit. It must be off where the
-    loss has another term (a KL penalty).
+    Rollouts that carry no loss, and groups of such only, are left out altogether. Those whose advantage is exactly 0
+    add nothing to the gradient of a loss that is a multiple of the advantage; `skip_without_advantage` spares
+    computing them while they still count in the denominator, so that the gradient is the same to the last digit. It
+    must be off where the loss has another term (a KL penalty, an entropy bonus).
 
     Args:
         groups: what was sampled.
@@ -69,56 +78,79 @@ def minibatches(
         ranks: data-parallel ranks.
         microbatch_tokens: tokens that one microbatch may hold.
         skip_without_advantage: leave rollouts out that add nothing.
+        carries_loss_PG: bool, which rollouts take part; by default those with a reward.
+        proximal: [group][rollout] -> log-probabilities of the completion under the learner at the start of the step,
+            None where they were not needed; None where the ratio is to the sampler.
+        aggregation: how tokens are weighted against each other.
+        length_divisor: of the aggregation `constant`.
 
     Yields:
-        One batch for each optimizer step; none where no rollout of its groups has a reward.
+        One batch for each optimizer step; none where no rollout of its groups carries loss.
     """
-    per_batch = -(-len(groups) // count)
-    for start in range(0, len(groups), per_batch):
-        sequences = []
-        for group, advantages_G in zip(
-            groups[start : start + per_batch], advantages_PG[start : start + per_batch].tolist(), strict=True
-        ):
-            prompt = group.prompt.token_ids
-            for rollout, advantage in zip(group.rollouts, advantages_G[: len(group.rollouts)], strict=True):
-                if rollout.reward is not None:
-                    sampled = rollout.completion
-                    sequences.append(
-                        TrainingSequence((*prompt, *sampled.token_ids), len(prompt), sampled.logprobs, advantage)
-                    )
+    if carries_loss_PG is None:
+        carries = [[rollout.reward is not None for rollout in group.rollouts] for group in groups]
+    else:
+        carries = [row[: len(group.rollouts)] for group, row in zip(groups, carries_loss_PG.tolist(), strict=True)]
+    left = [place for place, row in enumerate(carries) if any(row)]
+    advantages = advantages_PG.tolist()
+    for number in range(count):
+        places = left[number * len(left) // count : (number + 1) * len(left) // count]
+        lengths = [
+            [
+                len(rollout.completion.token_ids) if carried else 0
+                for rollout, carried in zip(groups[place].rollouts, carries[place], strict=True)
+            ]
+            for place in places
+        ]
+        weights, denominator = aggregation_weights(lengths, aggregation, length_divisor=length_divisor)
+        sequences = [
+            sequence
+            for place, weights_G in zip(places, weights, strict=True)
+            for sequence in _sequences(
+                groups[place], advantages[place], weights_G, proximal[place] if proximal is not None else None
+            )
+        ]
         if sequences:
             computed = [one for one in sequences if one.advantage != 0.0] if skip_without_advantage else sequences
             yield batch(
                 # A batch without any advantage still is an optimizer step, of a gradient of zero.
                 computed or [filler(sequences[0])],
-                trained_tokens=sum(one.trained_tokens for one in sequences),
+                denominator=denominator,
                 ranks=ranks,
                 microbatch_tokens=microbatch_tokens,
             )
 
 
-def batch(
-    sequences: Sequence[TrainingSequence], *, trained_tokens: int, ranks: int, microbatch_tokens: int
-) -> TrainBatch:
-    """Pack sequences for all ranks, evenly, each rank the same number of microbatches.
+def _sequences(
+    group: Group,
+    advantages_G: Sequence[float],
+    weights_G: Sequence[float],
+    proximal_G: Sequence[tuple[float, ...] | None] | None,
+) -> Iterator[TrainingSequence]:
+    prompt, size = group.prompt.token_ids, len(group.rollouts)
+    proximal_G = proximal_G or [None] * size
+    for rollout, advantage, weight, proximal in zip(
+        group.rollouts, advantages_G[:size], weights_G, proximal_G, strict=True
+    ):
+        if weight:
+            sampled = rollout.completion
+            tokens = (*prompt, *sampled.token_ids)
+            yield TrainingSequence(tokens, len(prompt), sampled.logprobs, advantage, weight, proximal)
 
-    Completions of one prompt stay together, so that it is computed once, as far as that lets work be dealt out evenly.
-    """
-    total = sum(len(one.token_ids) for one in sequences)
-    # Quarters of what a rank or a microbatch takes are small enough to deal out evenly.
-    units = sharing_units(sequences, min(microbatch_tokens, total // ranks) // 4)
-    shares = split_evenly([tokens for _, tokens in units], ranks, microbatch_tokens)
+
+def batch(
+    sequences: Sequence[TrainingSequence], *, denominator: float, ranks: int, microbatch_tokens: int
+) -> TrainBatch:
+    """Pack sequences for all ranks, evenly, each rank the same number of microbatches."""
+    shares = deal_out(sequences, ranks, microbatch_tokens)
     empty = filler(min(sequences, key=lambda one: one.prompt_length))
     parts = tuple(
         RankBatch(
-            tuple(
-                pack([sequences[index] for unit in chosen for index in units[unit][0]] or [empty])
-                for chosen in microbatches
-            ),
-            trained_tokens,
+            tuple(pack([sequences[index] for index in chosen] or [empty]) for chosen in microbatches), denominator
         )
         for microbatches in shares
     )
+    total = sum(len(one.token_ids) for one in sequences)
     packed = [one for part in parts for one in part.microbatches]
     real = sum(len(one.token_ids) - 1 for one in sequences if one.weight)
     return TrainBatch(

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from grpo.objective_config import Algorithm
+from grpo.section import Positive, Seconds, Section
 
 Dtype = Literal["float32", "bfloat16"]
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration. Unknown keys are refused; values are not changed after they are read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class Run(Section):
@@ -78,7 +73,7 @@ class Dataset(Section):
     """Local `.jsonl`, `.json` or `.parquet` file; read instead of the hub where both are given."""
     generator: str | None = None
     """`package.module:function` that yields rows; it is called with `options`."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the generator."""
     prompt: str = "prompt"
     """Column with the question."""
@@ -107,7 +102,7 @@ class VerifierConfig(Section):
     """Its share of the reward."""
     gate: bool = False
     """Where it is not `correct`, the others earn nothing."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the verifier."""
 
 
@@ -138,19 +133,6 @@ class Rollout(Section):
     """The run stops when no group at all has finished for so long."""
 
 
-class Algorithm(Section):
-    """The objective: GRPO's clipped surrogate with group-normalised advantages."""
-
-    divide_by_std: bool = True
-    """Divide advantages by the group's standard deviation (GRPO); without it, Dr. GRPO."""
-    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
-    clip_high: Annotated[float, Field(ge=0)] = 0.28
-    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the k3 divergence to the frozen starting policy; 0 keeps no reference."""
-    minibatches: Positive = 1
-    """Optimizer steps on each batch of rollouts."""
-
-
 class LearnerConfig(Section):
     """DeepSpeed: how the policy is updated."""
 
@@ -170,6 +152,8 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     threads: Positive = 1
     """CPU threads of each rank."""
+    max_skipped_steps: Positive = 5
+    """The run stops after so many optimizer steps in a row whose loss or gradient is not finite."""
 
 
 class GeneratorConfig(Section):
@@ -279,11 +263,7 @@ class TrainConfig(Section):
         if self.evaluation:
             found += _dataset_problems("evaluation.data", self.evaluation.data)
         rollout, algorithm = self.rollout, self.algorithm
-        if rollout.group_size < 2:
-            found.append(
-                "rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage is 0; "
-                "use 2 or more"
-            )
+        found += algorithm.problems(rollout.group_size)
         if rollout.prompts_per_step % algorithm.minibatches:
             found.append(
                 f"rollout.prompts_per_step={rollout.prompts_per_step} is not divisible by "

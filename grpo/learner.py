@@ -5,6 +5,7 @@ Nothing here knows of Ray or vLLM: `grpo.cluster` runs one `LearnerRank` per dev
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,18 @@ from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from grpo import losses
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
+from grpo.objective import Terms, policy_terms, supervised_terms
+from grpo.objective_totals import Totals
 from grpo.packing import Microbatch, TrainingSequence, pack
 from grpo.policy_logprobs import DTYPES, PolicyLogprobs, load_model
+from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.setups import LearnerSetup
+
+# In a checkpoint: the reference, where it is no longer the starting policy.
+REFERENCE = "reference.pt"
 
 
 class LearnerRank:
@@ -54,99 +60,102 @@ class LearnerRank:
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._reference = None
-        if setup.algorithm and setup.algorithm.kl_coefficient > 0:
+        if setup.algorithm and setup.algorithm.needs_reference:
             reference = PolicyLogprobs(_load_model(setup, setup.reference_path, None))
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._optimizer_steps = 0
+        self._skipped_in_a_row = 0
 
     def step(self, batch: RankBatch) -> dict[str, float]:
         """One optimizer step: every microbatch forward and backward, then one update.
 
-        The loss is the sum over all trained tokens of all ranks divided by their number, whichever way they were
-        split: DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number first.
+        The loss is the weighted sum over all trained tokens of all ranks divided by the global denominator, whichever
+        way they were split: DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number
+        first. Where loss or gradient is not finite, no rank takes the step, and each writes its part of the batch.
 
         Returns:
-            Global metrics, the same on every rank.
+            Global metrics, the same on every rank; of a step that was skipped little but `skipped_steps`.
+
+        Raises:
+            RuntimeError: the last `learner.max_skipped_steps` steps were all skipped.
         """
         self._engine.train()
         rate = learning_rate(self._setup.learner, self._optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        sums = torch.zeros(len(_SUMS), dtype=torch.float64)
-        ratio_max = torch.zeros(1, dtype=torch.float64)
+        totals = Totals()
         last = len(batch.microbatches) - 1
         for index, microbatch in enumerate(batch.microbatches):
-            microbatch = microbatch.to(self._device)
             self._engine.set_gradient_accumulation_boundary(index == last)
-            logprobs_T, entropy_T = self._engine(microbatch, self._setup.temperature)
-            loss_sum, parts, largest = self._objective(microbatch, logprobs_T, entropy_T)
-            self._engine.backward(loss_sum * (self._setup.world_size / batch.trained_tokens))
-            sums += parts.cpu()
-            ratio_max = torch.maximum(ratio_max, largest.cpu())
+            terms = self._terms(microbatch.to(self._device))
+            # 1, or no number where the loss is none: the gradient is none either then, and DeepSpeed, which looks at
+            # the norm of the whole, takes no step on any rank and clears what it has gathered, at every ZeRO stage.
+            finite = terms.loss_sum.detach() * 0 + 1
+            self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
+            totals.add(terms)
         self._engine.step()
         self._optimizer_steps += 1
-        return self._metrics(sums, ratio_max, batch, rate)
+        if not self._engine.was_step_applied():
+            return self._skipped(batch, rate)
+        self._skipped_in_a_row = 0
+        if self._setup.world_size > 1:
+            totals.added, totals.largest = totals.added.to(self._device), totals.largest.to(self._device)
+            torch.distributed.all_reduce(totals.added)
+            torch.distributed.all_reduce(totals.largest, op=torch.distributed.ReduceOp.MAX)
+        return totals.metrics(batch.denominator, self._setup.algorithm) | {
+            "gradient_norm": float(self._engine.get_global_grad_norm()),
+            "learning_rate": rate,
+            "skipped_steps": 0.0,
+        }
 
-    def _objective(self, batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss with gradient, summed metrics in the order of `_SUMS`, and the largest ratio."""
-        weights_T = batch.weights_T
+    def _terms(self, batch: Microbatch) -> Terms:
         algorithm = self._setup.algorithm
         if algorithm is None:
-            loss_sum = -(logprobs_T * weights_T).sum()
-            zero = loss_sum.detach().double() * 0
-            summed = [loss_sum.detach(), weights_T.sum(), (entropy_T * weights_T).sum(), zero, zero, zero, zero]
-            return loss_sum, torch.stack([value.double() for value in summed]), zero[None]
-        policy = losses.clipped_policy_loss(
-            logprobs_T,
-            batch.old_logprobs_T,
-            batch.advantages_T,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-        )
-        loss_T, kl_T = policy.loss_T, torch.zeros_like(logprobs_T)
-        if self._reference is not None:
+            return supervised_terms(batch, *self._engine(batch, self._setup.temperature))
+        logprobs_T, entropy_T = self._engine(batch, self._setup.temperature, bool(algorithm.entropy_coefficient))
+        reference_T = None
+        if self._reference is not None and algorithm.kl_in_loss:
             with torch.no_grad():
                 reference_T, _ = self._reference(batch, self._setup.temperature)
-            kl_T = losses.k3_kl(logprobs_T, reference_T)
-            loss_T = loss_T + algorithm.kl_coefficient * kl_T
-        loss_sum = (loss_T * weights_T).sum()
-        with torch.no_grad():
-            summed = [
-                loss_sum,
-                weights_T.sum(),
-                *(
-                    (values_T * weights_T).sum()
-                    for values_T in (
-                        entropy_T,
-                        policy.clipped_low_T.float(),
-                        policy.clipped_high_T.float(),
-                        kl_T,
-                        losses.k3_kl(batch.old_logprobs_T, logprobs_T),
-                    )
-                ),
-            ]
-            largest = (policy.ratio_T * weights_T).max().double()[None]
-        return loss_sum, torch.stack([value.detach().double() for value in summed]), largest
+        return policy_terms(algorithm, batch, logprobs_T, entropy_T, reference_T)
 
-    def _metrics(self, sums: Tensor, ratio_max: Tensor, batch: RankBatch, rate: float) -> dict[str, float]:
-        if self._setup.world_size > 1:
-            sums, ratio_max = sums.to(self._device), ratio_max.to(self._device)
-            torch.distributed.all_reduce(sums)
-            torch.distributed.all_reduce(ratio_max, op=torch.distributed.ReduceOp.MAX)
-        metrics = dict(zip(_SUMS, sums.tolist(), strict=True))
-        # Means are over the tokens that were computed; the loss's denominator also counts those without advantage.
-        computed = metrics.pop("tokens")
-        means = {"loss": metrics.pop("loss") / batch.trained_tokens}
-        # A step that had only filler to compute knows nothing of the rest.
-        if computed:
-            means |= {name: total / computed for name, total in metrics.items()} | {"ratio_max": float(ratio_max)}
-        if self._setup.algorithm is None:
-            metrics = {name: means[name] for name in ("loss", "entropy")}
-        else:
-            metrics = {name: mean for name, mean in means.items() if name != "kl_reference" or self._reference}
-        metrics["gradient_norm"] = float(self._engine.get_global_grad_norm())
-        metrics["learning_rate"] = rate
-        return metrics
+    def _skipped(self, batch: RankBatch, rate: float) -> dict[str, float]:
+        """Keep a batch whose loss or gradient is not finite for inspection, and stop where there are too many."""
+        self._skipped_in_a_row += 1
+        folder = Path(self._setup.skipped_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"optimizer_step_{self._optimizer_steps:06d}_rank_{self._setup.rank}.pt"
+        # Plain data and tensors, which torch.load(weights_only=True) reads.
+        microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
+        torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
+        if self._skipped_in_a_row >= self._setup.learner.max_skipped_steps:
+            raise RuntimeError(
+                f"loss or gradient of {self._skipped_in_a_row} optimizer steps in a row was not finite, as many as "
+                f"learner.max_skipped_steps allows; their batches are in {folder}. Look for log-probabilities that are "
+                "not finite in them, lower learner.learning_rate, or resume from an earlier checkpoint"
+            )
+        return {"learning_rate": rate, "skipped_steps": 1.0}
+
+    @torch.no_grad()
+    def logprobs(self, microbatches: Sequence[Microbatch], source: Source) -> list[Tensor]:
+        """Log-probability of each position's target at the training temperature: float32 [T] for each microbatch.
+
+        Args:
+            microbatches: as many on every rank.
+            source: `policy` as it is now, or the `reference`.
+        """
+        self._engine.eval()
+        policy = self._reference if source == "reference" else self._engine
+        assert policy is not None
+        return [policy(one.to(self._device), self._setup.temperature)[0].float().cpu() for one in microbatches]
+
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """Make the reference the policy as it is now."""
+        assert self._reference is not None
+        reference = dict(self._reference.model.named_parameters(remove_duplicate=False))
+        for name, tensor in self.weights():
+            reference[name].copy_(tensor)
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -195,9 +204,16 @@ class LearnerRank:
         self._engine.save_checkpoint(
             str(Path(folder) / "learner"),
             tag="state",
-            client_state={"optimizer_steps": self._optimizer_steps, "torch_rng": torch.get_rng_state()},
+            client_state={
+                "optimizer_steps": self._optimizer_steps,
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "torch_rng": torch.get_rng_state(),
+            },
             save_latest=False,
         )
+        algorithm = self._setup.algorithm
+        if self._reference is not None and algorithm and algorithm.reference_refresh and self._setup.rank == 0:
+            torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
         self.export(str(Path(folder) / "policy"))
 
     def export(self, folder: str) -> None:
@@ -221,10 +237,11 @@ class LearnerRank:
                 "resume with as many learner.ranks as wrote it"
             )
         self._optimizer_steps = state["optimizer_steps"]
+        self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
+        reference = Path(folder) / REFERENCE
+        if self._reference is not None and reference.exists():
+            self._reference.load_state_dict(torch.load(reference, weights_only=True, map_location=self._device))
         torch.set_rng_state(state["torch_rng"])
-
-
-_SUMS = ("loss", "tokens", "entropy", "clip_low_share", "clip_high_share", "kl_reference", "mismatch_kl")
 
 
 def block_of(name: str) -> str:

@@ -23,7 +23,9 @@ class TrainingSequence:
         prompt_length: how many of them are the prompt's.
         old_logprobs: of the completion's tokens under the policy that sampled them (any value for supervised rows).
         advantage: of the completion.
-        weight: of each completion token in the loss: 1, or 0 for a sequence that is only there to fill a rank.
+        weight: of each completion token in the loss (`grpo.aggregation`), 0 for a sequence that carries none.
+        proximal_logprobs: of the completion's tokens under the learner at the start of the step; None where the ratio
+            is to the sampler.
     """
 
     token_ids: tuple[int, ...]
@@ -31,6 +33,7 @@ class TrainingSequence:
     old_logprobs: tuple[float, ...]
     advantage: float
     weight: float = 1.0
+    proximal_logprobs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt_length < len(self.token_ids):
@@ -38,11 +41,12 @@ class TrainingSequence:
                 f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, "
                 f"{self.prompt_length} of them prompt"
             )
-        if len(self.old_logprobs) != len(self.token_ids) - self.prompt_length:
-            raise ValueError(
-                f"{len(self.token_ids) - self.prompt_length} completion tokens came with "
-                f"{len(self.old_logprobs)} log-probabilities"
-            )
+        for logprobs in (self.old_logprobs, self.proximal_logprobs):
+            if logprobs is not None and len(logprobs) != len(self.token_ids) - self.prompt_length:
+                raise ValueError(
+                    f"{len(self.token_ids) - self.prompt_length} completion tokens came with "
+                    f"{len(logprobs)} log-probabilities"
+                )
 
     @property
     def trained_tokens(self) -> int:
@@ -86,9 +90,11 @@ class Microbatch:
         source_T: int64, the position among the N whose output predicts the token.
         targets_T: int64, the predicted token.
         lengths_S: int64, predicted tokens of each sequence.
-        weights_T: float32, 1, or 0 in a sequence that is only there to fill a rank.
+        weights_T: float32, the token's weight in the loss; 0 in a sequence that is only there to fill a rank.
         old_logprobs_T: float32, of the token under the policy that sampled it.
         advantages_T: float32.
+        proximal_logprobs_T: float32, of the next token under the learner at the start of the step; None where the ratio
+            is to the sampler.
     """
 
     input_ids_N: Tensor
@@ -100,6 +106,7 @@ class Microbatch:
     weights_T: Tensor
     old_logprobs_T: Tensor
     advantages_T: Tensor
+    proximal_logprobs_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:
         """The same microbatch with its token tensors on `device`; lengths stay on the CPU, where they are read."""
@@ -113,6 +120,7 @@ class Microbatch:
             self.weights_T.to(device),
             self.old_logprobs_T.to(device),
             self.advantages_T.to(device),
+            None if self.proximal_logprobs_T is None else self.proximal_logprobs_T.to(device),
         )
 
 
@@ -152,6 +160,12 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
         [logprob for sequence in sequences for logprob in sequence.old_logprobs],
         np.repeat([sequence.advantage for sequence in sequences], lengths_S),
     )
+    proximal_T = None
+    if any(sequence.proximal_logprobs is not None for sequence in sequences):
+        proximal = [
+            logprob for sequence in sequences for logprob in sequence.proximal_logprobs or sequence.old_logprobs
+        ]
+        proximal_T = torch.tensor(proximal, dtype=torch.float32)
     input_ids_N, position_ids_N, source_T, targets_T = (torch.from_numpy(np.asarray(one, np.int64)) for one in integers)
     weights_T, old_logprobs_T, advantages_T = (torch.from_numpy(np.asarray(one, np.float32)) for one in floats)
     return Microbatch(
@@ -164,6 +178,7 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
         weights_T,
         old_logprobs_T,
         advantages_T,
+        proximal_T,
     )
 
 
@@ -233,7 +248,21 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
         per_rank += 1
 
 
+def deal_out(sequences: Sequence[TrainingSequence], ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Share sequences out over ranks as `split_evenly` does, those of one prompt together as far as that stays even.
+
+    Returns:
+        [rank][microbatch] -> indices into `sequences`.
+    """
+    total = sum(len(one.token_ids) for one in sequences)
+    # Quarters of what a rank or a microbatch takes are small enough to deal out evenly.
+    units = sharing_units(sequences, min(max_tokens, total // ranks) // 4)
+    shares = split_evenly([tokens for _, tokens in units], ranks, max_tokens)
+    return [[[index for unit in chosen for index in units[unit][0]] for chosen in share] for share in shares]
+
+
 def filler(like: TrainingSequence) -> TrainingSequence:
     """A sequence that carries no loss, for a rank that has none left while others still work."""
     token_ids = like.token_ids[: like.prompt_length + 1]
-    return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, weight=0.0)
+    proximal = None if like.proximal_logprobs is None else (0.0,)
+    return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)

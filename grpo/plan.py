@@ -15,6 +15,7 @@ from grpo import config
 from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
 from grpo.data import load_prompts, load_supervised
+from grpo.objective_config import PRESETS
 from grpo.policy import shape_of as new_shape
 from grpo.run import load_tokenizer, local_or_hub, plan_of
 
@@ -95,6 +96,8 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console)
     """
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
     console.print(_actors(settings))
+    if isinstance(settings, config.TrainConfig):
+        console.print(_objective(settings))
     console.print(_arithmetic(settings))
     console.print(_memory(settings))
     console.print(_data(settings))
@@ -124,6 +127,68 @@ def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
         table.add_row("verifiers", f"{verification.workers} worker(s), {verification.deadline_s:g} s a verdict at most")
     table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else "no GPU; phases take turns on the CPU's cores")
     table.add_row("Ray", settings.cluster.address or "started for this run, on loopback")
+    return table
+
+
+# What each choice computes, for one who reads the plan; equations and papers are in docs/objectives.md.
+_SAID = {
+    "group_std": "(r - mean of the group) / deviation of the group",
+    "group_mean": "r - mean of the group",
+    "leave_one_out": "r - mean of the others of the group",
+    "reinforce++": "(r - mean of the batch) / deviation of the batch",
+    "reinforce++_baseline": "r - mean of the group, then normalised over the batch",
+    "batch_std": "(r - mean of the group) / deviation of the batch's rewards",
+    "maxrl": "(r - mean of the group) / mean of the group",
+    "pass_at_k": "share in the best of k",
+    "token": "each token's, clipped",
+    "sequence": "geometric mean over the sequence, clipped",
+    "sequence_token": "geometric mean over the sequence, clipped, each token with its own gradient",
+    "cispo": "each token's, a clipped weight on log-probabilities",
+    "geometric": "geometric mean of each token's, clipped",
+    "soft": "each token's, through a sigmoid",
+    "token_mean": "every token counts alike",
+    "sequence_mean": "every completion counts alike",
+    "constant": "sum of a completion's tokens / a constant",
+    "prompt_mean": "every prompt counts alike",
+}
+
+_RATIO_TO = {"rollout": "sampler's probabilities", "recomputed": "learner's at the start of the step"}
+
+
+def _objective(settings: config.TrainConfig) -> Table:
+    table, chosen = _table("objective"), settings.algorithm
+    expanded = PRESETS.get(chosen.preset or "", {})
+    if chosen.preset:
+        kept = [key for key, value in expanded.items() if getattr(chosen, key) == value]
+        table.add_row("preset", f"{chosen.preset}: " + ", ".join(f"{key}={getattr(chosen, key)}" for key in kept))
+        changed = [key for key in expanded if key not in kept]
+        if changed:
+            table.add_row("instead of it", ", ".join(f"{key}={getattr(chosen, key)}" for key in changed))
+    table.add_row("advantage", f"{chosen.advantage}: {_SAID[chosen.advantage]}")
+    edges = f"{1 - chosen.clip_low:g} to {1 + chosen.clip_high:g}"
+    bounds = f", from {edges}" if chosen.ratio != "soft" else ""
+    dual = f", no further than {chosen.dual_clip:g}" if chosen.dual_clip else ""
+    table.add_row("ratio", f"{chosen.ratio}: {_SAID[chosen.ratio]}{bounds}{dual}; to the {_RATIO_TO[chosen.proximal]}")
+    divisor = chosen.length_divisor or settings.rollout.max_completion_tokens
+    constant = f" ({divisor:,})" if chosen.aggregation == "constant" else ""
+    table.add_row("aggregation", f"{chosen.aggregation}: {_SAID[chosen.aggregation]}{constant}")
+    refreshed = f", refreshed every {chosen.reference_refresh} steps" if chosen.reference_refresh else ", frozen"
+    corrected = ", times the ratio to the sampler" if chosen.kl_corrected else ""
+    table.add_row(
+        "KL",
+        f"{chosen.kl_coefficient:g} x {chosen.kl} in the {chosen.kl_place}{corrected}; reference: the starting policy"
+        f"{refreshed}"
+        if chosen.needs_reference
+        else "none, and no reference is held",
+    )
+    mismatch = []
+    if chosen.importance_weight != "none":
+        mismatch.append(f"weight per {chosen.importance_weight}, at most {chosen.importance_cap:g}")
+    if chosen.mismatch_mask != "none":
+        mismatch.append(f"mask per {chosen.mismatch_mask}, kept {chosen.mask_low:g} to {chosen.mask_high:g}")
+    table.add_row("mismatch", "; ".join(mismatch) or "not corrected")
+    if chosen.entropy_coefficient:
+        table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to what is maximised")
     return table
 
 

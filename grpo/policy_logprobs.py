@@ -13,8 +13,9 @@ from grpo.config import Dtype
 from grpo.packing import Microbatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Logits of so many tokens are held at a time; with a vocabulary of 150,000 that is 0.6 GB in float32.
-LOGIT_CHUNK = 1024
+# Logits held at a time, in float32: of 440 tokens with a vocabulary of 150,000. The backward pass holds three times as
+# much.
+LOGIT_BYTES = 1 << 28
 
 
 class PolicyLogprobs(nn.Module):
@@ -25,8 +26,8 @@ class PolicyLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Microbatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each predicted token, float32 [T] with gradient; entropy before it, [T] without."""
+    def forward(self, batch: Microbatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probability of each predicted token, float32 [T] with gradient; entropy, [T], with it if asked for."""
         layout = PackedLayout(batch.places, batch.input_ids_N.device)
         hidden_NE = self.model.base_model(
             input_ids=batch.input_ids_N[None],
@@ -36,13 +37,14 @@ class PolicyLogprobs(nn.Module):
         ).last_hidden_state[0]
         # Only what predicts a completion's token meets the output head, the largest matrix of many policies.
         hidden_TE = hidden_NE.index_select(0, batch.source_T)
-        return chunked_logprobs(self.model.get_output_embeddings(), hidden_TE, batch.targets_T, temperature)
+        head = self.model.get_output_embeddings()
+        return chunked_logprobs(head, hidden_TE, batch.targets_T, temperature, entropy_gradient)
 
 
 def chunked_logprobs(
-    head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float
+    head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of targets and entropies, float32 [T], with the logits of `LOGIT_CHUNK` tokens at a time.
+    """Log-probabilities of targets and entropies, float32 [T], with `LOGIT_BYTES` of logits at a time.
 
     The backward pass computes each chunk's logits again instead of keeping them.
 
@@ -51,13 +53,17 @@ def chunked_logprobs(
         hidden_TE: what it reads.
         targets_T: token ids.
         temperature: that logits are divided by.
+        entropy_gradient: give entropies a gradient too.
     """
     pieces = []
-    for start in range(0, len(hidden_TE), LOGIT_CHUNK):
-        part = slice(start, start + LOGIT_CHUNK)
-        arguments = (head, hidden_TE[part], targets_T[part], temperature)
+    # An output head that ZeRO-3 has left an empty shell of keeps its whole shape in ds_shape.
+    vocabulary = int(getattr(head.weight, "ds_shape", head.weight.shape)[0])  # type: ignore[index]
+    chunk = max(1, LOGIT_BYTES // (4 * vocabulary))
+    for start in range(0, len(hidden_TE), chunk):
+        part = slice(start, start + chunk)
+        arguments = (head, hidden_TE[part], targets_T[part], temperature, entropy_gradient)
         # One chunk is all there is to save: recomputing it would cost time and free nothing.
-        if len(hidden_TE) <= LOGIT_CHUNK or not torch.is_grad_enabled():
+        if len(hidden_TE) <= chunk or not torch.is_grad_enabled():
             pieces.append(_score(*arguments))
         else:
             pieces.append(checkpoint(_score, *arguments, use_reentrant=False))
@@ -65,9 +71,11 @@ def chunked_logprobs(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _score(head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    head: nn.Module, hidden_TE: Tensor, targets_T: Tensor, temperature: float, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     logprobs_TV = log_softmax(head(hidden_TE).float() / temperature, dim=-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
     return logprobs_TV.gather(1, targets_T[:, None])[:, 0], entropy_T
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from grpo.advantages import informative_groups
 from grpo.types import Completion, Group, Prompt, Rollout
 from rewards.build import VerifierSpec
 from rewards.compose import combine
@@ -70,6 +71,33 @@ def collect(
         yield index, _group(prompts[index], completions, verdicts, specs)
 
 
+def with_refills(
+    prompts: Sequence[Prompt],
+    sample: Callable[[Sequence[Prompt], int], Sequence[Group]],
+    more: Callable[[int], Sequence[Prompt]],
+    rounds: int,
+) -> list[Group]:
+    """Groups of the prompts, and of others asked in place of groups without variance, until enough have some.
+
+    DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, bounded and without waste: a round asks for
+    exactly as many prompts as are missing, so that no group with variance is ever too many, and every group that was
+    sampled is returned.
+
+    Args:
+        prompts: of the first round; as many groups with variance are wanted.
+        sample: prompts and the number of the round, from 0 -> their groups.
+        more: how many -> further prompts.
+        rounds: after the first, at most.
+    """
+    groups = list(sample(prompts, 0))
+    for number in range(1, rounds + 1):
+        missing = len(prompts) - int(informative_groups(*reward_tensors(groups)).sum())
+        if missing == 0:
+            break
+        groups += sample(more(missing), number)
+    return groups
+
+
 def _all_done(verdicts: Sequence[Mapping[str, Future[Verdict]]]) -> bool:
     return all(future.done() for named in verdicts for future in named.values())
 
@@ -87,9 +115,10 @@ def _group(
     return Group(prompt, tuple(rollouts))
 
 
-def seed_of(run_seed: int, step: int, prompt: Prompt) -> int:
-    """Seed of a group's samples: the same for the same run, step and prompt, wherever it is sampled."""
-    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt.id}".encode(), digest_size=6).digest()
+def seed_of(run_seed: int, step: int, prompt: Prompt, refill: int = 0) -> int:
+    """Seed of a group's samples: the same for the same run, step, refill and prompt, wherever it is sampled."""
+    again = f"/{refill}" if refill else ""
+    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt.id}{again}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big")
 
 

@@ -22,7 +22,7 @@ from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.metrics_log import read_history
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.rollout import check_failures, collect, seed_of
+from grpo.rollout import check_failures, collect, seed_of, with_refills
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
@@ -87,6 +87,11 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
 def local_or_hub(path: str) -> str:
     """A local folder as an absolute path, since actors may run elsewhere; anything else is a hub name."""
     return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
+def skipped_folder(run: config.Run) -> str:
+    """Where the learner keeps batches whose loss or gradient is not finite."""
+    return str((Path(run.folder) / "skipped").absolute())
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -218,6 +223,7 @@ class TrainingRun:
                     rank=rank,
                     world_size=settings.learner.ranks,
                     device=cluster.device,
+                    skipped_folder=skipped_folder(settings.run),
                 )
                 for rank in range(settings.learner.ranks)
             ]
@@ -241,12 +247,25 @@ class TrainingRun:
         self.learner, self.generators = join_learner(), join_generators()
 
     def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:
-        """Sample and score a group for each prompt, in the prompts' order."""
+        """Sample and score a group for each prompt, in the prompts' order, then those of `refill_rounds`."""
         rollout = self.settings.rollout
         sampling = SamplingParams(
             rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
         )
-        return self._collect(prompts, sampling, watch)
+        groups = with_refills(
+            prompts,
+            lambda asked, number: self._collect(asked, sampling, watch, number),
+            self.cursor.next,
+            self.settings.algorithm.refill_rounds,
+        )
+        check_failures(groups, self.settings.verification.max_failure_share)
+        return groups
+
+    def refresh_reference(self) -> None:
+        """Make the reference the present policy after every so many steps, where that is asked for."""
+        every = self.settings.algorithm.reference_refresh
+        if every and self.step % every == 0:
+            self.learner.refresh_reference()
 
     def evaluate(self) -> dict[str, float]:
         """Greedy accuracy on the held-out prompts; nothing where there are none."""
@@ -257,6 +276,7 @@ class TrainingRun:
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
         groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
+        check_failures(groups, self.settings.verification.max_failure_share)
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
         return {
@@ -266,8 +286,10 @@ class TrainingRun:
             "time/eval_s": watch.elapsed_s,
         }
 
-    def _collect(self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch) -> list[Group]:
-        seeds = [seed_of(self.settings.run.seed, self.step, prompt) for prompt in prompts]
+    def _collect(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch, refill: int = 0
+    ) -> list[Group]:
+        seeds = [seed_of(self.settings.run.seed, self.step, prompt, refill) for prompt in prompts]
 
         def generate(asked: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
             watch.start("generate")
@@ -279,7 +301,6 @@ class TrainingRun:
         wait_s = 60.0 + 4 * self.settings.verification.deadline_s * len(prompts) * sampling.samples
         groups = dict(collect(prompts, generate, self._verify, self.specs, verdict_wait_s=wait_s))
         watch.start(None)
-        check_failures(groups.values(), self.settings.verification.max_failure_share)
         return [groups[index] for index in range(len(prompts))]
 
     def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from grpo import config
+from grpo.objective_config import Algorithm
 
 Device = Literal["cpu", "cuda"]
 
@@ -26,12 +27,13 @@ class LearnerSetup:
         rank: this rank.
         world_size: number of ranks.
         device: `cpu` or `cuda`.
+        skipped_folder: where batches are kept whose loss or gradient is not finite; every rank must reach it.
     """
 
     policy_path: str
     reference_path: str
     dtype: config.Dtype
-    algorithm: config.Algorithm | None
+    algorithm: Algorithm | None
     learner: config.LearnerConfig
     temperature: float
     total_steps: int
@@ -39,6 +41,7 @@ class LearnerSetup:
     rank: int
     world_size: int
     device: Device
+    skipped_folder: str
 
 
 @dataclass(frozen=True, slots=True)

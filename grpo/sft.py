@@ -18,7 +18,7 @@ from grpo.packing import TrainingSequence
 from grpo.policy import make_policy
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.run import load_tokenizer, local_or_hub, open_folder, plan_of
+from grpo.run import load_tokenizer, local_or_hub, open_folder, plan_of, skipped_folder
 from grpo.setups import LearnerSetup
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
@@ -107,6 +107,7 @@ def _setups(settings: SftConfig, start: str, cluster: Cluster) -> list[LearnerSe
             rank=rank,
             world_size=settings.learner.ranks,
             device=cluster.device,
+            skipped_folder=skipped_folder(settings.run),
         )
         for rank in range(settings.learner.ranks)
     ]
@@ -123,7 +124,7 @@ def _step(settings: SftConfig, learner: LearnerGroup, rows: Sequence[TrainingSeq
     watch.start("learn")
     trained = sum(row.trained_tokens for row in rows)
     packed = batch(
-        rows, trained_tokens=trained, ranks=learner.ranks, microbatch_tokens=settings.learner.microbatch_tokens
+        rows, denominator=float(trained), ranks=learner.ranks, microbatch_tokens=settings.learner.microbatch_tokens
     )
     update = learner.step(packed)
     watch.start(None)

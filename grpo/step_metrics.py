@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from grpo.advantages import informative_groups
+from grpo.config import TrainConfig
 from grpo.rollout import reward_tensors
 from grpo.stopwatch import Stopwatch
 from grpo.types import Group
 from rewards.verdict import Status
 
 
-def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str, float]:
-    """What a step's groups say."""
+def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tensor) -> dict[str, float]:
+    """What a step's groups say; `kl_PG` is their divergence from the reference where the reward has one."""
+    algorithm = settings.algorithm
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards_PG, valid_PG = reward_tensors(groups)
     known = rewards_PG[valid_PG]
@@ -24,11 +27,20 @@ def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str,
         "rollout/completion_tokens_mean": sum(lengths) / len(lengths),
         "rollout/completion_tokens_max": float(max(lengths)),
         "rollout/truncated_share": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
-        "rollout/zero_variance_share": float((advantages_PG == 0).all(dim=1).float().mean()),
+        "rollout/zero_variance_share": float(1 - informative_groups(rewards_PG, valid_PG).float().mean()),
         "rollout/failed_verdicts": float(
             sum(verdict.status.failed for rollout in rollouts for verdict in rollout.verdicts.values())
         ),
     }
+    if algorithm.refill_rounds:
+        metrics["rollout/refilled_groups"] = float(len(groups) - settings.rollout.prompts_per_step)
+    if algorithm.overlong_filter:
+        metrics["rollout/overlong_filtered"] = float(
+            sum(one.completion.finish_reason == "length" and one.reward is not None for one in rollouts)
+        )
+    if algorithm.kl_in_reward:
+        scored = sum(len(one.completion.token_ids) for one in rollouts if one.reward is not None)
+        metrics["rollout/kl_reference"] = float(kl_PG.sum()) / max(1, scored)
     if len(known):
         metrics["reward/mean"] = float(known.mean())
         metrics["reward/std"] = float(known.std(correction=0))
@@ -47,7 +59,7 @@ def rollout_metrics(groups: Sequence[Group], advantages_PG: Tensor) -> dict[str,
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a step's optimizer steps; of the ratio, the largest; of the learning rate, the last.
+    """Means over a step's optimizer steps; of the ratio, the largest; of skipped steps, the sum; of the rate, the last.
 
     Nothing where there was no optimizer step, which is so where no rollout had a reward.
     """
@@ -59,6 +71,8 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         metrics[f"learner/{name}"] = sum(values) / len(values)
     if "learner/ratio_max" in metrics:
         metrics["learner/ratio_max"] = max(update["ratio_max"] for update in updates if "ratio_max" in update)
+    if "learner/skipped_steps" in metrics:
+        metrics["learner/skipped_steps"] = sum(update["skipped_steps"] for update in updates)
     metrics["learner/learning_rate"] = updates[-1]["learning_rate"]
     return metrics
 

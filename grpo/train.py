@@ -5,12 +5,13 @@ Data flows one way; the weights are the only edge back.
 
 from __future__ import annotations
 
-from grpo.advantages import group_normalised
 from grpo.batching import minibatches
 from grpo.closing_table import ClosingTable
 from grpo.config import TrainConfig
 from grpo.interrupt import Interrupt
+from grpo.objective import advantages_of, carries_loss
 from grpo.progress import Progress
+from grpo.rescoring import kl_to_reference, proximal_logprobs
 from grpo.rollout import known_rows, reward_tensors
 from grpo.run import TrainingRun
 from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
@@ -18,16 +19,16 @@ from grpo.stopwatch import Stopwatch
 
 
 def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
-    """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300), or go on with a run.
+    """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or one of its relatives, or go on with a run.
 
     Each step samples a group of completions for each of P prompts from the current policy, scores them, and takes
-    `algorithm.minibatches` optimizer steps on the clipped objective with group-normalised advantages.
+    `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md).
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
         WeightMismatch: a generator does not compute what the learner computes.
         TimeoutError: something did not come within its deadline; the message says what.
-        RuntimeError: verifiers fail too often.
+        RuntimeError: verifiers fail too often, or loss and gradient are not finite.
     """
     algorithm, schedule = settings.algorithm, settings.train
     with TrainingRun(settings, progress) as run, Interrupt() as interrupt:
@@ -40,9 +41,11 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             groups = run.collect(prompts, watch)
 
             rewards_PG, valid_PG = reward_tensors(groups)
-            advantages_PG = group_normalised(rewards_PG, valid_PG, scale_by_std=algorithm.divide_by_std)
+            carries_loss_PG = carries_loss(algorithm, groups, rewards_PG, valid_PG)
 
             watch.start("learn")
+            kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
+            advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
             updates = [
                 {**run.learner.step(batch), **batch.shares()}
                 for batch in minibatches(
@@ -51,20 +54,25 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
                     count=algorithm.minibatches,
                     ranks=run.learner.ranks,
                     microbatch_tokens=settings.learner.microbatch_tokens,
-                    skip_without_advantage=algorithm.kl_coefficient == 0,
+                    skip_without_advantage=algorithm.only_advantages_teach,
+                    carries_loss_PG=carries_loss_PG,
+                    proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG),
+                    aggregation=algorithm.aggregation,
+                    length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
                 )
             ]
             run.step += 1
+            run.refresh_reference()
 
             watch.start("sync")
             difference = run.push_weights(groups)
             watch.start(None)
 
-            metrics = rollout_metrics(groups, advantages_PG) | update_metrics(updates) | speed_metrics(watch, groups)
+            metrics = rollout_metrics(groups, settings, kl_PG) | update_metrics(updates) | speed_metrics(watch, groups)
             metrics |= {"sync/probe_mean_difference": difference} | run.take_checkpoint_metrics()
             if run.evaluation_is_due():
                 metrics |= run.evaluate()
-            run.report.step(run.step, metrics, groups, known_rows(advantages_PG, valid_PG))
+            run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
         run.save()

@@ -110,7 +110,7 @@ def make_batch(options: argparse.Namespace, vocabulary: int) -> TrainBatch:
             sequences.append(TrainingSequence((*prompt, *sampled), len(prompt), old, 1.0 if member % 2 else -1.0))
     return batch(
         sequences,
-        trained_tokens=sum(one.trained_tokens for one in sequences),
+        denominator=sum(one.trained_tokens for one in sequences),
         ranks=1,
         microbatch_tokens=options.microbatch_tokens,
     )
@@ -159,6 +159,7 @@ def main() -> None:
             rank=0,
             world_size=1,
             device="cuda" if on_gpu else "cpu",
+            skipped_folder=folder,
         )
         learner = LearnerRank(setup, "127.0.0.1", free_port())
     made = make_batch(options, shape.vocab_size)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from grpo.policy_logprobs import LOGIT_CHUNK, chunked_logprobs  # noqa: E402
+from grpo.policy_logprobs import LOGIT_BYTES, chunked_logprobs  # noqa: E402
 
 GIB = 1 << 30
 WAYS = ("whole logits in float32", "chunks")
@@ -82,7 +82,10 @@ def main() -> None:
     for index in (2, 3):
         torch.testing.assert_close(*(torch.from_numpy(found[way][index]) for way in WAYS), rtol=1e-3, atol=1e-4)
     one = options.tokens * options.vocabulary * 4
-    print(f"{options.tokens} tokens x {options.vocabulary} = {one / GIB:.2f} GiB in float32; chunks of {LOGIT_CHUNK}")
+    print(
+        f"{options.tokens} tokens x {options.vocabulary} logits = {one / GIB:.2f} GiB in float32; "
+        f"chunks of {LOGIT_BYTES / GIB:.2f} GiB"
+    )
     print(
         json.dumps(
             {way: {"peak_gib": taken / GIB, "seconds": seconds} for way, (taken, seconds, *_) in found.items()},

@@ -60,11 +60,11 @@ def sequences(groups: int, group_size: int, prompt_tokens: int, mean: int, longe
     return made
 
 
-def packed_step(policy: PolicyLogprobs, made: TrainBatch) -> None:
+def packed_step(policy: PolicyLogprobs, made: TrainBatch, trained: int) -> None:
     """Gradient of the mean of advantage times log-probability, as the learner computes it."""
     for microbatch in made.ranks[0].microbatches:
         logprobs_T, _ = policy(microbatch, 1.0)
-        loss = -(logprobs_T * microbatch.advantages_T).sum() / made.ranks[0].trained_tokens
+        loss = -(logprobs_T * microbatch.advantages_T).sum() / trained
         loss.backward()
 
 
@@ -112,7 +112,7 @@ def main(
     rows = sequences(groups, group_size, prompt_tokens, mean, longest)
     trained = sum(one.trained_tokens for one in rows)
     tokens = sum(len(one.token_ids) for one in rows)
-    made = batch(rows, trained_tokens=trained, ranks=1, microbatch_tokens=microbatch_tokens)
+    made = batch(rows, denominator=trained, ranks=1, microbatch_tokens=microbatch_tokens)
     width = max(len(one.token_ids) for one in rows)
     per_microbatch = max(1, microbatch_tokens // max(1, tokens // len(rows)))
     cut = [rows[start : start + per_microbatch] for start in range(0, len(rows), per_microbatch)]
@@ -121,7 +121,7 @@ def main(
         for start in range(0, len(rows), max(1, microbatch_tokens // width))
     ]
     ways: dict[str, tuple[torch.nn.Module, Callable[[], None]]] = {
-        "packed": (policy, lambda: packed_step(policy, made)),
+        "packed": (policy, lambda: packed_step(policy, made, trained)),
         "padded": (plain, lambda: padded_step(plain, cut, trained, 0)),
         "padded to the batch": (plain, lambda: padded_step(plain, whole, trained, width)),
     }

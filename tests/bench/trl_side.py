@@ -46,8 +46,10 @@ def measure(
     load_average = os.getloadavg()[0]
     settings = load(TrainConfig, config)
     rollout, algorithm, learner = settings.rollout, settings.algorithm, settings.learner
-    if len(settings.verifiers) != 1 or algorithm.kl_coefficient or learner.schedule != "constant":
+    if len(settings.verifiers) != 1 or algorithm.needs_reference or learner.schedule != "constant":
         raise ValueError("the comparison is for one verifier, no KL penalty and a constant learning rate")
+    if algorithm.advantage not in ("group_std", "group_mean") or algorithm.ratio != "token":
+        raise ValueError("the comparison is for GRPO's advantage, with or without deviation, and a clipped token ratio")
     verifier = build_verifier(settings.verifiers[0].use, settings.verifiers[0].options)
     completions_per_step = rollout.prompts_per_step * rollout.group_size
     completions_per_update = completions_per_step // algorithm.minibatches
@@ -121,7 +123,7 @@ def measure(
             shuffle_dataset=False,
             # The objective and the optimizer of our config.
             loss_type="dapo",
-            scale_rewards="group" if algorithm.divide_by_std else "none",
+            scale_rewards="group" if algorithm.advantage == "group_std" else "none",
             epsilon=algorithm.clip_low,
             epsilon_high=algorithm.clip_high,
             beta=0.0,

@@ -6,6 +6,7 @@ import random
 
 from grpo import config
 from grpo.batching import TrainBatch, batch
+from grpo.objective_config import Algorithm
 from grpo.packing import TrainingSequence
 from grpo.setups import GeneratorSetup, LearnerSetup
 
@@ -20,8 +21,10 @@ def learner_setups(
     dtype: config.Dtype = "float32",
     learning_rate: float = 1e-2,
     temperature: float = 1.0,
+    algorithm: Algorithm | None = None,
     kl_coefficient: float = 0.0,
     gradient_checkpointing: bool = False,
+    skipped_folder: str = "skipped",
 ) -> list[LearnerSetup]:
     settings = config.LearnerConfig.model_validate(
         {
@@ -30,6 +33,7 @@ def learner_setups(
             "learning_rate": learning_rate,
             "microbatch_tokens": 256,
             "gradient_checkpointing": gradient_checkpointing,
+            "max_skipped_steps": 2,
         }
     )
     return [
@@ -37,7 +41,7 @@ def learner_setups(
             policy_path=path,
             reference_path=path,
             dtype=dtype,
-            algorithm=config.Algorithm(kl_coefficient=kl_coefficient),
+            algorithm=algorithm or Algorithm(kl="k3" if kl_coefficient else "none", kl_coefficient=kl_coefficient),
             learner=settings,
             temperature=temperature,
             total_steps=10,
@@ -45,6 +49,7 @@ def learner_setups(
             rank=rank,
             world_size=ranks,
             device="cpu",
+            skipped_folder=skipped_folder,
         )
         for rank in range(ranks)
     ]
@@ -80,4 +85,4 @@ def random_sequences(count: int, seed: int = 0) -> list[TrainingSequence]:
 def random_batch(ranks: int, count: int = 24, seed: int = 0) -> TrainBatch:
     sequences = random_sequences(count, seed)
     trained = sum(sequence.trained_tokens for sequence in sequences)
-    return batch(sequences, trained_tokens=trained, ranks=ranks, microbatch_tokens=256)
+    return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=256)

@@ -107,7 +107,7 @@ def test_fresh_samples_have_ratio_one(pairs: dict[str, Pair], name: str) -> None
         for one in completions
     ]
     trained = sum(one.trained_tokens for one in sequences)
-    packed = batch(sequences, trained_tokens=trained, ranks=pair.learner.ranks, microbatch_tokens=256)
+    packed = batch(sequences, denominator=float(trained), ranks=pair.learner.ranks, microbatch_tokens=256)
     metrics = pair.learner.step(packed)
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-3)
     assert metrics["mismatch_kl"] < 1e-6

@@ -155,6 +155,42 @@ def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
     assert "held-out accuracy" in again and "starting" not in again, "a complete run only shows its table"
 
 
+def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path: Path) -> None:
+    """A preset with much beside it: reference in the reward, refreshed; recomputed ratios, corrected; refills."""
+    objective = [
+        f"algorithm.{choice}"
+        for choice in (
+            "preset=rloo",
+            "ratio=sequence",
+            "aggregation=prompt_mean",
+            "reference_refresh=1",
+            "proximal=recomputed",
+            "importance_weight=token",
+            "mismatch_mask=geometric",
+            "entropy_coefficient=0.001",
+            "refill_rounds=1",
+        )
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished(grpo(*training(cold_start, whole, *objective, "train.steps=3")))
+    lines = metrics(whole)[1:]
+    for line in lines:
+        assert line["learner/skipped_steps"] == 0.0
+        assert line["learner/masked_share"] == 0.0, "sampler and learner agree"
+        assert line["learner/importance_weight"] == pytest.approx(1.0, abs=1e-3)
+        assert line["learner/ratio_p50"] == pytest.approx(1.0, abs=0.05)
+        assert line["rollout/groups"] == 8 + line["rollout/refilled_groups"]
+        assert line["rollout/zero_variance_share"] == 0 or line["rollout/refilled_groups"] > 0
+    # The reference is refreshed after every step, and so is what sampled the next.
+    assert all(line["rollout/kl_reference"] == pytest.approx(0.0, abs=1e-4) for line in lines)
+    assert "advantage: leave_one_out" in (whole / "config.yaml").read_text()
+
+    finished(grpo(*training(cold_start, parts, *objective, "train.steps=2")))
+    finished(grpo(*training(cold_start, parts, *objective, "train.steps=3", "resume=auto")))
+    held = [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in untimed(whole)]
+    assert [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in untimed(parts)] == held
+
+
 def test_a_folder_in_use_is_not_written_over(cold_start: Path, uninterrupted: tuple[Path, str]) -> None:
     process = grpo(*training(cold_start, uninterrupted[0]))
     output, _ = process.communicate(timeout=120)

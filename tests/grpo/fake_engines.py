@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from grpo.batching import TrainBatch
+from grpo.rescoring import ScoringBatch, Source
 from grpo.types import Completion, Prompt, SamplingParams, VersionSpan
 
 ANSWERS = ("<answer>1</answer>", "<answer>2</answer>", "nothing")
@@ -19,17 +23,29 @@ class FakeLearner:
 
     ranks: int = 1
     optimizer_steps: int = 0
-    trained_tokens: list[int] = field(default_factory=list)
+    denominators: list[float] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
+    proximal: list[float] = field(default_factory=list)
+    refreshed: list[int] = field(default_factory=list)
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         assert len(batch.ranks) == self.ranks
         self.optimizer_steps += 1
-        self.trained_tokens.append(batch.ranks[0].trained_tokens)
+        self.denominators.append(batch.ranks[0].denominator)
+        for microbatch in batch.ranks[0].microbatches:
+            if microbatch.proximal_logprobs_T is not None:
+                self.proximal += microbatch.proximal_logprobs_T[microbatch.weights_T > 0].tolist()
         return {"loss": 0.5, "entropy": 1.0, "ratio_max": 1.0, "gradient_norm": 0.1, "learning_rate": 1e-4}
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
         return lambda: [[-float(self.optimizer_steps)] * (len(ids) - 1) for ids in sequences]
+
+    def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
+        value = -1.5 if source == "reference" else -2.0 - self.optimizer_steps
+        return [[torch.full_like(one.weights_T, value) for one in rank] for rank in batch.ranks]
+
+    def refresh_reference(self) -> None:
+        self.refreshed.append(self.optimizer_steps)
 
     def tensor_names(self) -> list[str]:
         return ["weight"]

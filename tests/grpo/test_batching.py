@@ -72,7 +72,7 @@ def test_every_completion_token_is_trained_with_its_own_advantage() -> None:
         1100: 1.0, 1101: 1.0, 1200: -1.0,
         2100: 0.5, 2200: -0.5, 2201: -0.5, 2202: -0.5,
     }  # fmt: skip
-    assert found.ranks[0].trained_tokens == 7
+    assert found.ranks[0].denominator == 7
     (old,) = {float(value) for one in microbatches(found) for value in one.old_logprobs_T[one.weights_T > 0]}
     assert old == -0.5
 
@@ -81,13 +81,13 @@ def test_minibatches_are_made_of_whole_groups_in_order() -> None:
     groups = [make_group(number, [1, 2]) for number in range(1, 7)]
     found = cut(groups, [[1.0, -1.0]] * 6, count=3)
     assert [{token // 1000 for token in trained(one)} for one in found] == [{1, 2}, {3, 4}, {5, 6}]
-    assert [one.ranks[0].trained_tokens for one in found] == [6, 6, 6]
+    assert [one.ranks[0].denominator for one in found] == [6, 6, 6]
 
 
 def test_a_rollout_without_a_reward_is_left_out_of_loss_and_count() -> None:
     (found,) = cut([make_group(1, [2, 5, 3], [1.0, None, 0.0])], [[1.0, 0.0, -1.0]], skip=False)
     assert {token // 100 for token in trained(found)} == {11, 13}
-    assert found.ranks[0].trained_tokens == 5
+    assert found.ranks[0].denominator == 5
 
 
 def test_what_has_no_advantage_is_skipped_but_counted() -> None:
@@ -96,7 +96,7 @@ def test_what_has_no_advantage_is_skipped_but_counted() -> None:
     (skipped,), (computed,) = cut(groups, advantages), cut(groups, advantages, skip=False)
     assert {token // 100 for token in trained(skipped)} == {11, 13}
     assert {token // 100 for token in trained(computed)} == {11, 12, 13, 21, 22, 23}
-    assert skipped.ranks[0].trained_tokens == computed.ranks[0].trained_tokens == 22
+    assert skipped.ranks[0].denominator == computed.ranks[0].denominator == 22
 
 
 def test_a_tiny_advantage_is_not_skipped() -> None:
@@ -110,7 +110,7 @@ def test_a_batch_without_any_advantage_still_is_a_step(ranks: int) -> None:
     assert len(found) == 2
     assert [len(rank.microbatches) for rank in found[0].ranks] == [1] * ranks
     assert trained(found[0]) == {}
-    assert found[0].ranks[0].trained_tokens == 7
+    assert found[0].ranks[0].denominator == 7
     assert found[0].padding_share == 1.0
 
 
@@ -155,7 +155,7 @@ def test_however_it_is_split_the_same_tokens_are_trained(
     for one in found:
         assert len(one.ranks) == ranks
         assert len({len(rank.microbatches) for rank in one.ranks}) == 1
-        assert len({rank.trained_tokens for rank in one.ranks}) == 1
+        assert len({rank.denominator for rank in one.ranks}) == 1
         assert all(len(microbatch.input_ids_N) <= 20 for microbatch in microbatches(one))
         # No token is trained on twice.
         assert not together.keys() & trained(one).keys()
@@ -163,12 +163,12 @@ def test_however_it_is_split_the_same_tokens_are_trained(
         assert 0.0 <= one.padding_share <= 1.0
         together |= trained(one)
     assert together == expected
-    assert sum(one.ranks[0].trained_tokens for one in found) == sum(length for row in cells for length, _ in row)
+    assert sum(one.ranks[0].denominator for one in found) == sum(length for row in cells for length, _ in row)
 
 
 def test_a_rank_without_a_sequence_gets_one_without_loss() -> None:
     sequence = TrainingSequence((7, 8, 9), 2, (-1.0,), 1.0)
-    found = batch([sequence], trained_tokens=1, ranks=3, microbatch_tokens=8)
+    found = batch([sequence], denominator=1.0, ranks=3, microbatch_tokens=8)
     weights = [float(rank.microbatches[0].weights_T.sum()) for rank in found.ranks]
     assert sorted(weights) == [0.0, 0.0, 1.0]
     # Three tokens are real, two fillers of three are not.
@@ -178,7 +178,7 @@ def test_a_rank_without_a_sequence_gets_one_without_loss() -> None:
 def test_padding_share_is_what_attention_pads() -> None:
     def share(lengths: Sequence[int]) -> float:
         rows = [TrainingSequence(tuple(range(length)), 1, (0.0,) * (length - 1), 1.0) for length in lengths]
-        return batch(rows, trained_tokens=1, ranks=1, microbatch_tokens=100).padding_share
+        return batch(rows, denominator=1.0, ranks=1, microbatch_tokens=100).padding_share
 
     assert share([8, 8, 8]) == 0.0
     # The last token of each is not computed.

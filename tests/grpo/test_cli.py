@@ -116,6 +116,26 @@ def test_check_prints_the_config_and_the_plan(config: Path) -> None:
     assert not (config.parent / "run").exists()
 
 
+def test_check_prints_what_a_preset_expands_to(config: Path) -> None:
+    result = invoke("check", config, "algorithm.preset=gspo", "algorithm.clip_low=0.001")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "ratio: sequence" in told and "clip_high: 0.0004" in told and "aggregation: sequence_mean" in told
+    assert "preset gspo: advantage=group_std, ratio=sequence, clip_high=0.0004" in told
+    assert "instead of it clip_low=0.001" in told
+    assert "ratio sequence: geometric mean over the sequence, clipped, from 0.999 to 1.0004; to the sampler's" in told
+    assert "KL none, and no reference is held" in told
+
+
+def test_check_refuses_what_cannot_work_with_a_remedy(config: Path) -> None:
+    result = invoke("check", config, "algorithm.kl_coefficient=0.1", "algorithm.importance_weight=token")
+    assert result.exit_code != 0
+    told = " ".join(result.output.split())
+    assert "2 problems" in told and "set algorithm.kl=k3" in told and "set algorithm.proximal=recomputed" in told
+    result = invoke("check", config, "algorithm.preset=gpso")
+    assert result.exit_code != 0 and "algorithm.preset" in result.output
+
+
 def test_check_of_a_cold_start_needs_no_policy(tmp_path: Path) -> None:
     path = tmp_path / "sft.yaml"
     new = TINY.model_dump(mode="json")

@@ -71,7 +71,7 @@ def step(policy: PolicyLogprobs, ranks: Sequence[RankBatch], kl: float = 0.0) ->
     for rank in ranks:
         for microbatch in rank.microbatches:
             # As LearnerRank.step: times the ranks, divided by the global count, then averaged over the ranks.
-            part = objective(policy, microbatch, kl) * (len(ranks) / rank.trained_tokens) / len(ranks)
+            part = objective(policy, microbatch, kl) * (len(ranks) / rank.denominator) / len(ranks)
             part.backward()  # type: ignore[no-untyped-call]
             loss = loss + part.detach()
     return {"loss": loss} | {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
@@ -137,7 +137,7 @@ def test_supervised_rows_too(policy: PolicyLogprobs) -> None:
     trained = sum(row.trained_tokens for row in rows)
 
     def loss_of(ranks: int, microbatch_tokens: int) -> float:
-        cut_up = batch(rows, trained_tokens=trained, ranks=ranks, microbatch_tokens=microbatch_tokens)
+        cut_up = batch(rows, denominator=float(trained), ranks=ranks, microbatch_tokens=microbatch_tokens)
         with torch.no_grad():
             return -sum(
                 float((policy(one, 1.0)[0] * one.weights_T).sum()) for rank in cut_up.ranks for one in rank.microbatches
@@ -154,8 +154,8 @@ def test_log_probabilities_and_entropy_are_those_of_the_whole_logits(
 ) -> None:
     sequence = TrainingSequence((3, 9, 4, 11, 6, 13), 2, (0.0,) * 4, 0.0)
     microbatch = pack([sequence])
-    for chunk in (1024, 4):
-        monkeypatch.setattr("grpo.policy_logprobs.LOGIT_CHUNK", chunk)
+    for tokens in (1024, 3):
+        monkeypatch.setattr("grpo.policy_logprobs.LOGIT_BYTES", tokens * 4 * policy.model.config.vocab_size)
         logprobs_T, entropy_T = policy(microbatch, 0.5)
         plain = load_tiny_model(Path(policy.model.name_or_path), "sdpa")
         logits_TV = plain(input_ids=torch.tensor([sequence.token_ids]), use_cache=False).logits[0].float() / 0.5
@@ -171,5 +171,5 @@ def test_chunks_of_logits_change_no_gradient(
     policy: PolicyLogprobs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step(policy, cut(groups, 1, 1000, skip=False).ranks)
-    monkeypatch.setattr("grpo.policy_logprobs.LOGIT_CHUNK", 7)
+    monkeypatch.setattr("grpo.policy_logprobs.LOGIT_BYTES", 7 * 4 * policy.model.config.vocab_size)
     assert_same(step(policy, cut(groups, 1, 1000, skip=False).ranks), whole)

@@ -18,6 +18,7 @@ from grpo import checkpoint
 from grpo.config import SftConfig, TrainConfig
 from grpo.config_file import load
 from grpo.metrics_log import read_history
+from grpo.objective_config import Algorithm
 from grpo.weight_sync import WeightMismatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -109,7 +110,7 @@ def test_each_step_samples_learns_and_pushes_once(whole: FakeCluster, whole_fold
     assert generators.versions == [0, 1, 2, 3, 4, 5]
     assert generators.weights == learner.optimizer_steps == 10
     # Six completions of twenty tokens for each of the two prompts of a minibatch.
-    assert learner.trained_tokens == [240] * 10
+    assert learner.denominators == [240] * 10
     training = [ids for samples, ids in generators.asked if samples == 6]
     assert [len(ids) for ids in training] == [4] * 5
     # Two epochs of ten prompts.
@@ -182,6 +183,79 @@ def test_verifiers_that_fail_stop_the_run(tmp_path: Path, policy: Path, monkeypa
     verifier = verifier.model_copy(update={"use": f"{broken}:broken", "options": {}})
     with pytest.raises(RuntimeError, match="3 of 3 verdicts failed"):
         train(settings.model_copy(update={"verifiers": (verifier,)}), monkeypatch)
+
+
+def with_algorithm(settings: TrainConfig, **keys: Any) -> TrainConfig:
+    algorithm = Algorithm.model_validate({"minibatches": 2, **keys})
+    assert not list(algorithm.problems(settings.rollout.group_size))
+    return settings.model_copy(update={"algorithm": algorithm})
+
+
+def test_groups_without_variance_are_refilled_and_a_resume_asks_the_same(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody ever answers 0, which is right for four prompts of ten."""
+    whole = train(with_algorithm(settings_of(tmp_path / "whole", policy), refill_rounds=4), monkeypatch)
+    learner, generators = fakes(whole)
+    # Four groups with variance in every step, two in each minibatch, whatever had to be asked for them.
+    assert learner.denominators == [240.0] * 10
+    lines = read_history(tmp_path / "whole").lines
+    refilled = [line.metrics["rollout/refilled_groups"] for line in lines if line.step]
+    assert sum(refilled) > 0
+    assert [line.metrics["rollout/groups"] for line in lines if line.step] == [4.0 + more for more in refilled]
+    assert [line.metrics["rollout/zero_variance_share"] for line in lines if line.step] == [
+        pytest.approx(more / (4.0 + more)) for more in refilled
+    ]
+
+    # Not even a prompt that comes twice in one step, at the end of an epoch and at the beginning of the next, is
+    # sampled with the same seed.
+    seeds = [seed for samples, seed in generators.seeds if samples == 6]
+    assert len(set(seeds)) == len(seeds)
+
+    sent = []
+
+    def ctrl_c_once(version: int, samples: int) -> None:
+        if version == 2 and samples == 6 and not sent:
+            sent.append(version)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    parts = tmp_path / "parts"
+    train(with_algorithm(settings_of(parts, policy), refill_rounds=4), monkeypatch, on_sampled=ctrl_c_once)
+    resumed = train(with_algorithm(settings_of(parts, policy, resume="auto"), refill_rounds=4), monkeypatch)
+    asked = [ids for samples, ids in fakes(resumed)[1].asked if samples == 6]
+    expected = [ids for samples, ids in generators.asked if samples == 6]
+    assert asked == expected[len(expected) - len(asked) :]
+
+
+def test_completions_at_the_limit_may_be_left_out_of_the_loss(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of these are cut, so that there is nothing to step on, and everything is still reported."""
+    done = train(with_algorithm(settings_of(tmp_path / "run", policy), overlong_filter=True), monkeypatch)
+    assert done.learner.optimizer_steps == 0
+    lines = read_history(tmp_path / "run").lines
+    assert [line.metrics["rollout/overlong_filtered"] for line in lines if line.step] == [24.0] * 5
+
+
+def test_rescored_completions_reach_reward_and_ratio(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = with_algorithm(
+        settings_of(tmp_path / "run", policy),
+        kl="k1",
+        kl_coefficient=0.1,
+        kl_place="reward",
+        reference_refresh=2,
+        proximal="recomputed",
+        importance_weight="token",
+    )
+    learner = train(settings, monkeypatch).learner
+    # Sampled at -1.0, under the reference -1.5.
+    lines = read_history(tmp_path / "run").lines
+    assert [line.metrics["rollout/kl_reference"] for line in lines if line.step] == [pytest.approx(0.5)] * 5
+    # Both minibatches of a step start from the policy before the first of them.
+    assert sorted(set(learner.proximal), reverse=True) == [-2.0, -4.0, -6.0, -8.0, -10.0]
+    assert learner.refreshed == [4, 8]
 
 
 def sft_settings(folder: Path, hidden_size: int = 16, **more: Any) -> SftConfig:

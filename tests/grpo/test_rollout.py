@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.rollout import check_failures, collect, reward_tensors, seed_of
+from grpo.rollout import check_failures, collect, reward_tensors, seed_of, with_refills
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 from rewards.build import VerifierSpec
@@ -187,6 +187,35 @@ def test_the_commonest_reasons_are_told_first() -> None:
         check_failures([failing("a", "b", "c", "b"), failing("b", "c")], 0.5)
 
 
+def refilled(script: list[list[Group]], rounds: int) -> tuple[list[Group], list[tuple[int, int]]]:
+    """Groups come as scripted, round by round; also told: which rounds were asked for how many."""
+    asked: list[tuple[int, int]] = []
+
+    def sample(prompts: Sequence[Prompt], number: int) -> list[Group]:
+        asked.append((number, len(prompts)))
+        assert len(prompts) == len(script[number])
+        return script[number]
+
+    found = with_refills([make_prompt(0)] * len(script[0]), sample, lambda count: [make_prompt(1)] * count, rounds)
+    return found, asked
+
+
+def test_groups_without_variance_are_replaced_and_none_is_lost() -> None:
+    mixed, same, failed = make_group(1.0, 0.0), make_group(1.0, 1.0), make_group(1.0, None)
+    script = [[mixed, same, failed, mixed], [same, mixed], [mixed]]
+    found, asked = refilled(script, rounds=3)
+    # Two were missing, then one; with four of variance nobody is asked again.
+    assert asked == [(0, 4), (1, 2), (2, 1)]
+    assert found == [mixed, same, failed, mixed, same, mixed, mixed]
+
+
+def test_refilling_ends_after_its_rounds() -> None:
+    same = make_group(0.0, 0.0)
+    found, asked = refilled([[same, same], [same, same], [same, same]], rounds=1)
+    assert asked == [(0, 2), (1, 2)] and len(found) == 4
+    assert refilled([[same, same]], rounds=0) == ([same, same], [(0, 2)])
+
+
 @given(st.integers(0, 3), st.integers(0, 50), st.integers(0, 50))
 def test_seeds_are_stable_and_fit_the_engine(run_seed: int, step: int, number: int) -> None:
     seed = seed_of(run_seed, step, make_prompt(number))
@@ -202,6 +231,8 @@ def test_seeds_do_not_depend_on_the_process() -> None:
 def test_seeds_are_distinct_over_runs_steps_and_prompts() -> None:
     seeds = [seed_of(run, step, make_prompt(n)) for run in range(3) for step in range(12) for n in range(50)]
     assert len(set(seeds)) == len(seeds)
+    # A prompt that comes again in a refill of the same step is sampled anew.
+    assert seed_of(0, 0, make_prompt(0), 1) not in seeds
     # Sample i of a group uses seed + i: neighbours must not share them.
     ordered = sorted(seeds)
     assert min(b - a for a, b in itertools.pairwise(ordered)) > 64

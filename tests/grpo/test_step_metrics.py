@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
 from fake_run import make_groups, make_rollout
 from test_metric_names import is_documented
 
-from grpo.advantages import group_normalised
-from grpo.rollout import reward_tensors
+from grpo.config import TrainConfig
 from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.types import Group, Prompt
 from rewards import verdict
 
+
+def settings_with(**algorithm: Any) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"path": "policy"},
+            "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "exact"}],
+            "rollout": {"prompts_per_step": 1},
+            "algorithm": algorithm,
+            "train": {"steps": 1},
+        }
+    )
+
+
+SETTINGS = settings_with()
 PROMPT = Prompt("p", "?", (1,), "0", {})
 GROUPS = [
     Group(
@@ -72,8 +88,7 @@ def test_phases_add_up(clock: Clock) -> None:
 
 
 def test_what_a_step_s_groups_say() -> None:
-    rewards_PG, valid_PG = reward_tensors(GROUPS)
-    found = rollout_metrics(GROUPS, group_normalised(rewards_PG, valid_PG))
+    found = rollout_metrics(GROUPS, SETTINGS, torch.zeros(2, 2))
     # Known rewards are 1, 0.25 and 0; the fourth verdict failed.
     mean = 1.25 / 3
     assert found == pytest.approx(
@@ -105,7 +120,7 @@ def test_what_a_step_s_groups_say() -> None:
 
 def test_where_every_verdict_failed_no_reward_is_made_up() -> None:
     lost = Group(PROMPT, (make_rollout("aa", {"answer": verdict.error("broke")}),) * 2)
-    found = rollout_metrics([lost], torch.zeros(1, 2))
+    found = rollout_metrics([lost], SETTINGS, torch.zeros(1, 2))
     assert not [name for name in found if name.startswith("reward/")]
     assert found["rollout/failed_verdicts"] == 2.0 and found["rollout/accuracy"] == 0.0
 
@@ -125,6 +140,24 @@ def test_updates_are_averaged_but_for_the_largest_ratio_and_the_last_rate() -> N
     assert update_metrics([]) == {}
 
 
+def test_what_is_filtered_refilled_and_penalised_is_counted() -> None:
+    settings = settings_with(refill_rounds=1, overlong_filter=True, kl="k1", kl_coefficient=0.1, kl_place="reward")
+    found = rollout_metrics(GROUPS, settings, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    # One prompt a step was asked for; one completion is cut; three with a reward have 2, 6 and 4 tokens.
+    assert found["rollout/refilled_groups"] == 1.0
+    assert found["rollout/overlong_filtered"] == 1.0
+    assert found["rollout/kl_reference"] == pytest.approx(6.0 / 12)
+    assert [name for name in found if not is_documented(name)] == []
+
+
+def test_skipped_steps_are_added_up_and_measure_nothing_else() -> None:
+    done = {"loss": 1.0, "learning_rate": 1e-3, "skipped_steps": 0.0}
+    found = update_metrics(
+        [done, {"learning_rate": 5e-4, "skipped_steps": 1.0}, {"learning_rate": 1e-4, "skipped_steps": 1.0}]
+    )
+    assert found == {"learner/loss": 1.0, "learner/learning_rate": 1e-4, "learner/skipped_steps": 2.0}
+
+
 def test_speed_is_over_the_whole_step(clock: Clock) -> None:
     watch = Stopwatch()
     watch.start("generate")
@@ -141,16 +174,13 @@ def test_speed_is_over_the_whole_step(clock: Clock) -> None:
 
 def test_every_name_is_documented(clock: Clock) -> None:
     groups = make_groups(random.Random(0), 1, 0.5)
-    rewards_PG, valid_PG = reward_tensors(groups)
     watch = Stopwatch()
     for phase in ("generate", "verify", "learn", "sync", None):
         watch.start(phase)
         clock.now += 1
     update = {name: 1.0 for name in ("loss", "entropy", "ratio_max", "gradient_norm", "learning_rate", "mismatch_kl")}
     found = (
-        rollout_metrics(groups, group_normalised(rewards_PG, valid_PG))
-        | update_metrics([update])
-        | speed_metrics(watch, groups)
+        rollout_metrics(groups, SETTINGS, torch.zeros(1, 1)) | update_metrics([update]) | speed_metrics(watch, groups)
     )
     assert len(found) > 20
     assert [name for name in found if not is_documented(name)] == []
