@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo.config import VerifierConfig
+from grpo.run import specs_of
 from rewards.build import BUILT_IN, VerifierSpec
 from rewards.compose import combine
 from rewards.pool import VerifierPool
+from rewards.selection import check_rows, choose
 from rewards.verdict import Status
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "verifiers.md"
@@ -38,6 +41,23 @@ def test_the_worked_example_of_an_own_verifier(tmp_path, monkeypatch) -> None:
         assert reward(shape.format("KRAS")) == pytest.approx(0.1 - 0.25)
         assert reward("BRCA1") == 0.0
         assert pool.submit("gene", "nothing", "BRCA1", prompt).result(30).status is Status.UNPARSEABLE
+
+
+def test_the_mixed_data_example(tmp_path) -> None:
+    specs = specs_of([VerifierConfig.model_validate(entry) for entry in yaml.safe_load(blocks("yaml")[1])["verifiers"]])
+    rows = [
+        ("algebra", "5/6", "<think>a</think><answer>\\boxed{\\frac{5}{6}}</answer>", {"answer", "form"}, 1.1),
+        ("geometry", "7", "\\boxed{7}", {"answer", "form"}, 1.0),
+        ("trivia", "Paris", "<think>a</think><answer>paris</answer>", {"place", "form"}, 1.1),
+    ]
+    with VerifierPool(specs, workers=1) as pool:
+        for kind, reference, completion, judges, expected in rows:
+            chosen = choose(specs, {"kind": kind})
+            verdicts = {one.name: pool.submit(one.name, completion, reference, {}).result(30) for one in chosen}
+            assert set(verdicts) == judges
+            assert combine(chosen, verdicts).value == pytest.approx(expected)
+    with pytest.raises(ValueError, match="kind='history'"):
+        check_rows(specs, [("row 3", {"kind": "history"})])
 
 
 def test_the_pool_example() -> None:
