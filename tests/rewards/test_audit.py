@@ -57,7 +57,9 @@ def test_wilson_intervals(count, of, low, high) -> None:
 
 
 def test_kinds_of_references() -> None:
-    kinds = {"5": "integer", "0.5": "rational", "x+1": "expression", "x=5": "relation", "1,2": "list", "\\{1\\}": "set",
+    assert kind_of("2 + 3 = 5\n#### 5") == kind_of(5.0) == "integer"
+    kinds = {"5": "integer", "-3": "integer", "-0.5": "rational",
+             "0.5": "rational", "x+1": "expression", "x=5": "relation", "1,2": "list", "\\{1\\}": "set",
              "\\text{yes}": "text", "5\\%": "percent", "5 \\text{ cm}": "quantity", "3:4": "ratio or time",
              "\\frac{1": "unreadable", "\\pi": "constant", "x": "symbol"}  # fmt: skip
     assert {reference: kind_of(reference) for reference in kinds} == kinds
@@ -71,6 +73,10 @@ def test_math_verify_agrees_on_plain_answers() -> None:
     assert verify("<think>\\boxed{1}</think>\\boxed{2}", "2", {}).status is Status.CORRECT
     assert verify("\\boxed{3}", "2", {}).status is Status.WRONG
     assert verify("<think>\\boxed{2}", "2", {}).status is Status.UNPARSEABLE
+    # It knows nothing of answer tags by itself.
+    for answer in ("-2", "$-2$", "\\boxed{-2}", "\\frac{-4}{2}", " -2 "):
+        assert verify(f"<think>3</think><answer>{answer}</answer>", "-2", {}).status is Status.CORRECT, answer
+    assert verify("<answer>-3</answer>", "-2", {}).status is Status.WRONG
 
 
 @pytest.mark.slow
