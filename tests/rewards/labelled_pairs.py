@@ -30,8 +30,12 @@ def read_pairs() -> Iterator[Pair]:
 
 
 def read_second() -> Iterator[Pair]:
-    """The second set, all of it held back, written once the misses on the first held back were known."""
-    yield from _read("second_")
+    """The second set, all of it held back, written once the misses on the first held back were known.
+
+    The few pairs that turned out to be in the first set as well are left out.
+    """
+    known = {(pair.gold, pair.answer) for pair in read_pairs()}
+    yield from (pair for pair in _read("second_") if (pair.gold, pair.answer) not in known)
 
 
 def _read(prefix: str) -> Iterator[Pair]:
