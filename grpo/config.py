@@ -120,6 +120,9 @@ class Verification(Section):
     """The worker processes that run verifiers."""
 
     workers: Positive = 1
+    """Processes that work at the same time: on the driver's node, or on each with `per_node`."""
+    per_node: bool = False
+    """One pool on every node of the Ray cluster; by default one on the driver's node."""
     deadline_s: Seconds = 10.0
     """A verdict that takes longer is a `timeout`, and its worker is killed."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -142,7 +142,9 @@ def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
         where = f"{plan.generator_devices} {device}(s)" if has_gpus else f"{plan.generator_threads} thread(s)"
         table.add_row("generators", f"{plan.generators} vLLM replica(s), {where} each")
         verification = settings.verification
-        table.add_row("verifiers", f"{verification.workers} worker(s), {verification.deadline_s:g} s a verdict at most")
+        where = " on every node" if verification.per_node else ""
+        limit = f"{verification.deadline_s:g} s a verdict at most"
+        table.add_row("verifiers", f"{verification.workers} worker(s){where}, {limit}")
     table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else "no GPU; phases take turns on the CPU's cores")
     table.add_row("Ray", settings.cluster.address or "started for this run, on loopback")
     return table

@@ -28,6 +28,7 @@ from grpo.step_metrics import verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
 from grpo.types import Completion, Group, Prompt, SamplingParams
+from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
 from rewards.build import VerifierSpec
 from rewards.length import TOKENS_COLUMN
@@ -127,6 +128,7 @@ class TrainingRun:
 
     learner: LearnerGroup
     generators: GeneratorGroup
+    _pool: VerifierPool | NodePool
 
     def __init__(self, settings: config.TrainConfig, progress: Progress) -> None:
         """Read the data; nothing is claimed yet.
@@ -194,13 +196,15 @@ class TrainingRun:
                 total_steps=settings.train.steps,
             )
         )
-        verification = settings.verification
-        with progress.phase("starting the verifiers"):
-            self._pool = opened.enter_context(
-                VerifierPool(self.specs, workers=verification.workers, deadline_s=verification.deadline_s)
-            )
+        pool = settings.verification.model_dump(include={"workers", "deadline_s"})
+        if not settings.verification.per_node:
+            with progress.phase("starting the verifiers"):
+                self._pool = opened.enter_context(VerifierPool(self.specs, **pool))
         with progress.phase("starting Ray"):
             cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
+        if settings.verification.per_node:
+            with progress.phase("starting the verifiers on every node"):
+                self._pool = opened.enter_context(NodePool(self.specs, **pool))
         with progress.phase(f"starting {settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"):
             self._start_actors(cluster, str(found.policy.absolute()) if found else self._policy_path)
         # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation

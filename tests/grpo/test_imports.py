@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENGINES = {"ray", "vllm", "deepspeed"}
 ROOMS = {
-    "ray": {"grpo/actors.py", "grpo/cluster.py"},
+    "ray": {"grpo/actors.py", "grpo/cluster.py", "grpo/verifier_nodes.py"},
     "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
     "deepspeed": {"grpo/learner.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
-DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "run", "sft", "train"}
+DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "run", "sft", "train", "verifier_nodes"}
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -154,6 +154,23 @@ def test_mixed_data_are_judged_by_the_verifiers_of_their_rows(
     assert metrics["rollout/accuracy"] == pytest.approx(half)
 
 
+@pytest.mark.slow
+def test_verifiers_on_every_node_give_the_same_verdicts(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch, ray_running: None
+) -> None:
+    train(mixed_settings(tmp_path / "here", policy), monkeypatch)
+    train(mixed_settings(tmp_path / "nodes", policy, verification={"per_node": True}), monkeypatch)
+    here, nodes = (
+        [
+            (group.prompt_id, [(rollout.completion, rollout.verdicts, rollout.reward) for rollout in group.rollouts])
+            for group in read_groups(tmp_path / folder, 5)
+        ]
+        for folder in ("here", "nodes")
+    )
+    assert here == nodes
+    assert "verifier/number/p99_s" in read_history(tmp_path / "nodes").lines[-1].metrics
+
+
 def test_a_row_of_an_unknown_kind_is_refused_before_anything_starts(tmp_path: Path, policy: Path) -> None:
     from grpo.train import train as run
 
