@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.config import VerifierConfig
+from grpo.config import Dataset, VerifierConfig
+from grpo.data import load_rows
 from grpo.run import specs_of
 from rewards.build import BUILT_IN, VerifierSpec
 from rewards.compose import combine
@@ -58,6 +59,21 @@ def test_the_mixed_data_example(tmp_path) -> None:
             assert combine(chosen, verdicts).value == pytest.approx(expected)
     with pytest.raises(ValueError, match="kind='history'"):
         check_rows(specs, [("row 3", {"kind": "history"})])
+
+
+def test_the_reasoning_gym_example() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
+    config = yaml.safe_load(blocks("yaml")[2])
+    assert config["data"]["options"]["task"] == "leg_counting"
+    source = Dataset.model_validate(config["data"] | {"limit": 20})
+    rows = load_rows(source).to_list()
+    specs = specs_of([VerifierConfig.model_validate(entry) for entry in config["verifiers"]])
+    with VerifierPool(specs, workers=1) as pool:
+        for row in rows:
+            assert row[source.prompt] and source.template.count("{prompt}") == 1
+            right, other = (f"Let me see.\n<answer>{answer}</answer>" for answer in (row["answer"], "many"))
+            assert pool.submit("answer", right, row["answer"], row).result(60).status is Status.CORRECT
+            assert pool.submit("answer", other, row["answer"], row).result(60).status is Status.WRONG
 
 
 def test_the_pool_example() -> None:
