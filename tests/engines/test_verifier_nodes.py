@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -106,40 +107,53 @@ from grpo.verifier_nodes import NodePool
 from rewards.build import VerifierSpec
 from rewards.verdict import Status
 
+
+def share_and_take_over(cluster, second):
+    with NodePool([VerifierSpec("told", {use!r})], workers=1, deadline_s=20.0) as pool:
+        assert pool.nodes == 2, pool.nodes
+
+        def submit(count, seconds):
+            return [pool.submit_many([("told", seconds, "yes" if n % 2 else "no", {{}})])[0] for n in range(count)]
+
+        def check(futures):
+            verdicts = [future.result(120) for future in futures]
+            assert [v.status for v in verdicts] == [Status.WRONG, Status.CORRECT] * (len(futures) // 2), verdicts
+            return [v.reason for v in verdicts]
+
+        where = check(submit(40, "0.05"))
+        assert len(set(where)) == 2 and min(map(where.count, set(where))) >= 10, where
+        assert pool.take_recent()["told"].statuses.total() == 40
+        futures = submit(40, "0.3")
+        time.sleep(1.0)
+        cluster.remove_node(second, allow_graceful=False)
+        after = check(futures)
+        assert set(after) <= set(where), (after, where)
+        check(submit(4, "0"))
+        assert pool.nodes == 1, pool.nodes
+
+
 cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 2, "include_dashboard": False}})
-second = cluster.add_node(num_cpus=2)
-ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-cluster.wait_for_nodes()
-with NodePool([VerifierSpec("told", {use!r})], workers=1, deadline_s=20.0) as pool:
-    assert pool.nodes == 2, pool.nodes
-    def submit(count, seconds):
-        return [pool.submit_many([("told", seconds, "yes" if n % 2 else "no", {{}})])[0] for n in range(count)]
-    def check(futures):
-        verdicts = [future.result(120) for future in futures]
-        assert [v.status for v in verdicts] == [Status.WRONG, Status.CORRECT] * (len(futures) // 2), verdicts
-        return [v.reason for v in verdicts]
-    where = check(submit(40, "0.05"))
-    assert len(set(where)) == 2 and min(map(where.count, set(where))) >= 10, where
-    assert pool.take_recent()["told"].statuses.total() == 40
-    futures = submit(40, "0.3")
-    time.sleep(1.0)
-    cluster.remove_node(second, allow_graceful=False)
-    after = check(futures)
-    assert set(after) <= set(where), (after, where)
-    check(submit(4, "0"))
-    assert pool.nodes == 1, pool.nodes
-print("both nodes worked, and one was enough")
-ray.shutdown()
-cluster.shutdown()
+try:
+    second = cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    cluster.wait_for_nodes()
+    share_and_take_over(cluster, second)
+    print("both nodes worked, and one was enough")
+finally:
+    ray.shutdown()
+    cluster.shutdown()
 """
 
 
 def test_two_nodes_share_the_calls_and_one_takes_over_the_others() -> None:
     program = TWO_NODES.format(root=str(ROOT), use=f"{__file__}:told")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    # A folder of its own, with a short name for the sockets in it: from Ray's usual one, other programs on this
+    # machine would take the address of this cluster for theirs.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "one was enough" in done.stdout
 
