@@ -97,7 +97,7 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
         if not report.accepted:
             line("  a verifier whose reference is no answer, such as a program's tests, cannot be checked this way")
     if report.failed:
-        line(f"  {report.failed:,} verdicts were `timeout` or `error`, which teach nothing", "yellow")
+        line(f"  {report.failed:,} verdict(s) `timeout` or `error`, which teach nothing", "yellow")
     if report.rows > report.accepted:
         line("  refused, so that the policy could never be right:", "yellow")
         _show_offenders(report.refused, report.rows - report.accepted, line)
@@ -106,7 +106,7 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
         _show_offenders(report.fooled, report.scrambled_accepted, line)
     if report.unreadable:
         line(
-            f"  {report.unreadable:,} gold answers cannot be parsed as mathematics: only the same text matches",
+            f"  {report.unreadable:,} gold answer(s) cannot be parsed as mathematics: only the same text matches",
             "yellow",
         )
         for row, problem in report.first_unreadable[:_SHOWN]:

@@ -186,7 +186,7 @@ def test_check_warns_of_gold_answers_that_the_math_parser_cannot_read(config: Pa
     rows = [{"prompt": "a", "answer": "\\frac{1}{"}, {"prompt": "b", "answer": "2"}]
     result = check_rows_of(config, rows, verifiers=[{"name": "answer", "use": "math"}])
     assert result.exit_code == 0, result.output
-    assert "1 gold answers cannot be parsed as mathematics" in result.stdout and "rows.jsonl:0: '" in result.stdout
+    assert "1 gold answer(s) cannot be parsed as mathematics" in result.stdout and "rows.jsonl:0: '" in result.stdout
 
 
 def test_check_survives_a_verifier_that_hangs(config: Path) -> None:

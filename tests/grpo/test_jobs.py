@@ -227,7 +227,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
     def timeless(path: Path) -> list[dict[str, float]]:
         return [
-            {k: v for k, v in line.metrics.items() if not k.startswith(("time/", "throughput/", "eval/"))}
+            {k: v for k, v in line.metrics.items() if not k.startswith(("time/", "throughput/", "verifier/", "eval/"))}
             for line in read_history(path).lines
         ]
 
