@@ -1,4 +1,4 @@
-"""The command line: `grpo train`, `grpo sft`, `grpo check`."""
+"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo audit`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""Teach a language model to reason by reinforcement learning from verifiable rewards.
 
-Every command takes a YAML file and any number of dotted overrides, for example
+Every job takes a YAML file and any number of dotted overrides, for example
 
 `grpo train configs/quickstart.yaml rollout.group_size=16 resume=auto`
 
@@ -36,6 +36,8 @@ Overrides = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
 
+# Gold answers that `grpo check` looks at: all of most data sets, a minute or so of the math verifier on one core.
+GOLD_LIMIT = 20_000
 # A user's mistake, and a run that could not go on: distinct for scripts that retry.
 EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -84,10 +86,20 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory.
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gold_limit: Annotated[
+        int, typer.Option(min=0, help="gold answers to check at most, drawn by chance where there are more; 0: none")
+    ] = GOLD_LIMIT,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 where gold answers do not behave")] = False,
+    debug: Debug = False,
+) -> None:
+    """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory, gold answers.
 
-    Nothing is started and nothing is written. Whether the file is for `train` or `sft` is seen from its keys.
+    Every gold answer of the data must be `correct` to its verifier, and another row's must not: what does not behave
+    is told as a warning, or fails the check with `--strict`. No device is claimed and nothing is written. Whether the
+    file is for `train` or `sft` is seen from its keys.
     """
 
     def job() -> None:
@@ -98,7 +110,33 @@ def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
             settings = load(SftConfig, config, overrides or [])
         else:
             settings = load(TrainConfig, config, overrides or [])
-        show_plan(settings, Console())
+        if not show_plan(settings, Console(), gold_limit=gold_limit) and strict:
+            raise typer.Exit(EXIT_FAILED)
+
+    _guarded(job, debug)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, for example runs/quickstart")],
+    verifier: Annotated[
+        list[str] | None, typer.Option(help="verifier to audit, by its name in the run; default: `math` and `numeric`")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="verdicts to look at most, drawn by chance")] = 20_000,
+    show: Annotated[int, typer.Option(min=0, help="disagreements of each kind to print")] = 3,
+    deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds after which Math-Verify is killed")] = 5.0,
+    debug: Debug = False,
+) -> None:
+    """Grade a run's stored rollouts again with Math-Verify (extra `audit`), and tell where the two disagree.
+
+    The rates of false positives and false negatives are estimates with 95 % intervals: Math-Verify errs too, so read
+    the texts. All disagreements are written to `audit.jsonl` in the run's folder.
+    """
+
+    def job() -> None:
+        from grpo.audit import audit_run
+
+        audit_run(run, Console(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)
 
     _guarded(job, debug)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,25 @@ def _learned(history: History) -> list[tuple[str, str]]:
     failed = sum(history.curve("rollout/failed_verdicts").finite().values)
     if failed:
         rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors, kept out of the learning)"))
+    rows += _verdicts(history)
     return rows
+
+
+def _verdicts(history: History) -> list[tuple[str, str]]:
+    """The slowest verdicts of each verifier: a policy that finds answers which are slow to judge shows here first."""
+    found = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
+    verifiers = [match[1] for match in found if match]
+    rows = []
+    for verifier in verifiers:
+        slow = history.curve(f"verifier/{verifier}/p99_s").finite().values
+        if slow:
+            figure = f"99th percentile {_brief(statistics.median(slow))}, at worst {_brief(max(slow))}"
+            rows.append((f"{verifier} verdicts", figure))
+    return rows
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.2g} ms"
 
 
 def _speed(history: History) -> list[tuple[str, str]]:

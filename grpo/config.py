@@ -91,8 +91,11 @@ class Dataset(Section):
     """Read only so many rows."""
 
 
+Cell = bool | int | float | str
+
+
 class VerifierConfig(Section):
-    """One verifier and its share of the reward. The first one's `correct` counts as accuracy."""
+    """One verifier and its share of the reward. A row's first one's `correct` counts as accuracy."""
 
     name: str
     """Its name in the metrics."""
@@ -104,12 +107,17 @@ class VerifierConfig(Section):
     """Where it is not `correct`, the others earn nothing."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the verifier."""
+    when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
+    """Column -> value, or list of values: it judges only the rows that have them. By default it judges all."""
 
 
 class Verification(Section):
     """The worker processes that run verifiers."""
 
     workers: Positive = 1
+    """Processes that work at the same time: on the driver's node, or on each with `per_node`."""
+    per_node: bool = False
+    """One pool on every node of the Ray cluster; by default one on the driver's node."""
     deadline_s: Seconds = 10.0
     """A verdict that takes longer is a `timeout`, and its worker is killed."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -386,4 +394,10 @@ def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
         found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
     if all(verifier.weight == 0 for verifier in verifiers):
         found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
+    for verifier in verifiers:
+        found += [
+            f"verifiers: {verifier.name!r} has an empty list of values in when.{column}, so it judges nothing; give one"
+            for column, values in verifier.when.items()
+            if values == ()
+        ]
     return found

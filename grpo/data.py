@@ -24,10 +24,15 @@ SMALL_FILE = 1024
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
+class HubUnreachable(ValueError):
+    """The data set is named on the hub, and the hub does not answer: nothing is known of it."""
+
+
 def load_rows(source: config.Dataset) -> datasets.Dataset:
     """Read a source whole.
 
     Raises:
+        HubUnreachable: the hub does not answer.
         ValueError: nothing is there, it cannot be read, or it has no rows.
     """
     if source.generator:
@@ -79,7 +84,11 @@ def _from_hub(source: config.Dataset) -> datasets.Dataset:
     assert source.hub is not None
     try:
         return datasets.load_dataset(source.hub, source.subset, split=source.split)
-    except (ConnectionError, FileNotFoundError) as failure:
+    except ConnectionError as failure:
+        raise HubUnreachable(
+            f"the hub does not answer for the data set {source.hub!r} ({failure}); give a local copy with path="
+        ) from failure
+    except FileNotFoundError as failure:
         raise ValueError(
             f"the data set {source.hub!r} cannot be read from the hub ({failure}); give a local copy with path="
         ) from failure

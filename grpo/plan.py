@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
@@ -14,10 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from grpo import config
 from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
-from grpo.data import load_prompts, load_supervised
+from grpo.data import HubUnreachable, load_prompts, load_supervised
+from grpo.gold_check import check_gold_answers
 from grpo.objective_config import PRESETS
 from grpo.policy import shape_of as new_shape
-from grpo.run import load_tokenizer, local_or_hub, plan_of
+from grpo.run import load_tokenizer, local_or_hub, plan_of, specs_of
+from grpo.types import Prompt
+from rewards.selection import check_rows
 
 GIB = 1 << 30
 
@@ -88,11 +93,20 @@ def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerCo
     }
 
 
-def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console) -> None:
-    """Print the resolved config, the actors, the batch arithmetic, the data and the memory.
+def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int) -> bool:
+    """Print the resolved config, the actors, the batch arithmetic, the data, the memory, and what verifiers say of it.
+
+    Args:
+        settings: of either job.
+        console: where to.
+        gold_limit: gold answers that are checked at most; 0 checks none.
+
+    Returns:
+        False where gold answers were checked and some did not behave; see `grpo.gold_check`.
 
     Raises:
-        ValueError: the policy or the data cannot be read as configured, or the sandbox cannot be had as demanded.
+        ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, or the sandbox
+            cannot be had as demanded.
     """
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
     console.print(_actors(settings))
@@ -100,11 +114,23 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console)
         console.print(_objective(settings))
     console.print(_arithmetic(settings))
     console.print(_memory(settings))
-    console.print(_data(settings))
-    if isinstance(settings, config.TrainConfig):
-        isolation = isolation_table(settings.verifiers, _table("sandbox"))
-        if isolation is not None:
-            console.print(isolation)
+    if isinstance(settings, config.SftConfig):
+        console.print(_supervised_data(settings))
+        return True
+    table, prompts, unreachable = _prompts(settings)
+    console.print(table)
+    isolation = isolation_table(settings.verifiers, _table("sandbox"))
+    if isolation is not None:
+        console.print(isolation)
+    specs = specs_of(settings.verifiers)
+    for found in prompts:
+        check_rows(specs, ((prompt.id, prompt.row) for prompt in found))
+    for problem in unreachable:
+        console.print(f"[yellow]gold answers of the {escape(problem)}[/]", soft_wrap=True)
+    if not prompts or not gold_limit:
+        return True
+    asked = [prompt for found in prompts for prompt in found]
+    return check_gold_answers(specs, asked, settings.verification, console, limit=gold_limit)
 
 
 def _table(title: str) -> Table:
@@ -124,7 +150,9 @@ def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
         where = f"{plan.generator_devices} {device}(s)" if has_gpus else f"{plan.generator_threads} thread(s)"
         table.add_row("generators", f"{plan.generators} vLLM replica(s), {where} each")
         verification = settings.verification
-        table.add_row("verifiers", f"{verification.workers} worker(s), {verification.deadline_s:g} s a verdict at most")
+        where = " on every node" if verification.per_node else ""
+        limit = f"{verification.deadline_s:g} s a verdict at most"
+        table.add_row("verifiers", f"{verification.workers} worker(s){where}, {limit}")
     table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else "no GPU; phases take turns on the CPU's cores")
     table.add_row("Ray", settings.cluster.address or "started for this run, on loopback")
     return table
@@ -240,20 +268,34 @@ def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
     return table
 
 
-def _data(settings: config.TrainConfig | config.SftConfig) -> Table:
+def _supervised_data(settings: config.SftConfig) -> Table:
     table = _table("data")
     if settings.policy.new:
         table.add_row("training", "tokenized when the policy is made")
         return table
     tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
-    if isinstance(settings, config.SftConfig):
-        rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
-        table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
-        return table
-    limit = settings.rollout.max_prompt_tokens
-    for name, source in (("training", settings.data), ("held out", settings.evaluation and settings.evaluation.data)):
-        if source:
-            found = load_prompts(source, tokenizer, max_tokens=limit)
-            table.add_row(name, f"{len(found.prompts):,} prompts; {found.dropped:,} too long and left out")
-            table.add_row("", f"the first: {found.prompts[0].text[:200]!r} -> {str(found.prompts[0].reference)[:80]!r}")
+    rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
+    table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
     return table
+
+
+def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]], list[str]]:
+    """The prompts of training and evaluation with a table of them, and what the hub did not answer."""
+    table = _table("data")
+    tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
+    limit = settings.rollout.max_prompt_tokens
+    prompts: list[Sequence[Prompt]] = []
+    unreachable: list[str] = []
+    for name, source in (("training", settings.data), ("held out", settings.evaluation and settings.evaluation.data)):
+        if not source:
+            continue
+        try:
+            found = load_prompts(source, tokenizer, max_tokens=limit)
+        except HubUnreachable as failure:
+            table.add_row(name, "unknown: the hub does not answer")
+            unreachable.append(f"{name} data could not be checked: {failure}")
+            continue
+        table.add_row(name, f"{len(found.prompts):,} prompts; {found.dropped:,} too long and left out")
+        table.add_row("", f"the first: {found.prompts[0].text[:200]!r} -> {str(found.prompts[0].reference)[:80]!r}")
+        prompts.append(found.prompts)
+    return table, prompts, unreachable

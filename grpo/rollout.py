@@ -15,6 +15,7 @@ from grpo.advantages import informative_groups
 from grpo.types import Completion, Group, Prompt, Rollout
 from rewards.build import VerifierSpec
 from rewards.compose import combine
+from rewards.selection import choose
 from rewards.verdict import Verdict
 
 # Yields (index of the prompt, its completions) as groups finish, in any order.
@@ -38,8 +39,8 @@ def collect(
     Args:
         prompts: what to sample for.
         generate: samples.
-        verify: starts the verification of one completion.
-        specs: how verdicts make a reward.
+        verify: starts the verification of one completion by the verifiers that judge its row.
+        specs: how verdicts make a reward; of these, a row's reward is made of those that judge it.
         verdict_wait_s: longest wait for a verdict once all groups are sampled.
 
     Yields:
@@ -109,9 +110,10 @@ def _group(
     specs: Sequence[VerifierSpec],
 ) -> Group:
     rollouts = []
+    chosen = choose(specs, prompt.row)
     for completion, named in zip(completions, futures, strict=True):
         verdicts = {name: future.result() for name, future in named.items()}
-        rollouts.append(Rollout(completion, verdicts, combine(specs, verdicts).value))
+        rollouts.append(Rollout(completion, verdicts, combine(chosen, verdicts).value))
     return Group(prompt, tuple(rollouts))
 
 

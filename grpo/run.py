@@ -24,12 +24,16 @@ from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import check_failures, collect, seed_of, with_refills
 from grpo.setups import GeneratorSetup, LearnerSetup
+from grpo.step_metrics import verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
 from grpo.types import Completion, Group, Prompt, SamplingParams
+from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
 from rewards.build import VerifierSpec
+from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
+from rewards.selection import check_rows, choose
 from rewards.verdict import Verdict
 
 
@@ -84,6 +88,21 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
     )
 
 
+def specs_of(verifiers: Sequence[config.VerifierConfig]) -> tuple[VerifierSpec, ...]:
+    """The configured verifiers, as the pool and the reward need them."""
+    return tuple(
+        VerifierSpec(
+            one.name,
+            one.use,
+            one.options,
+            one.weight,
+            one.gate,
+            {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},
+        )
+        for one in verifiers
+    )
+
+
 def local_or_hub(path: str) -> str:
     """A local folder as an absolute path, since actors may run elsewhere; anything else is a hub name."""
     return str(Path(path).absolute()) if Path(path).is_dir() else path
@@ -114,6 +133,7 @@ class TrainingRun:
 
     learner: LearnerGroup
     generators: GeneratorGroup
+    _pool: VerifierPool | NodePool
 
     def __init__(self, settings: config.TrainConfig, progress: Progress) -> None:
         """Read the data; nothing is claimed yet.
@@ -136,9 +156,9 @@ class TrainingRun:
         self.held_out: PromptSet | None = None
         if settings.evaluation:
             self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit)
-        self.specs = tuple(
-            VerifierSpec(one.name, one.use, one.options, one.weight, one.gate) for one in settings.verifiers
-        )
+        self.specs = specs_of(settings.verifiers)
+        for prompts in (self.training, self.held_out):
+            check_rows(self.specs, ((prompt.id, prompt.row) for prompt in prompts.prompts) if prompts else ())
         self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
         self.folder = Path(settings.run.folder)
         self.step = 0
@@ -181,13 +201,15 @@ class TrainingRun:
                 total_steps=settings.train.steps,
             )
         )
-        verification = settings.verification
-        with progress.phase("starting the verifiers"):
-            self._pool = opened.enter_context(
-                VerifierPool(self.specs, workers=verification.workers, deadline_s=verification.deadline_s)
-            )
+        pool = settings.verification.model_dump(include={"workers", "deadline_s"})
+        if not settings.verification.per_node:
+            with progress.phase("starting the verifiers"):
+                self._pool = opened.enter_context(VerifierPool(self.specs, **pool))
         with progress.phase("starting Ray"):
             cluster = opened.enter_context(Cluster(settings.cluster, plan_of(settings)))
+        if settings.verification.per_node:
+            with progress.phase("starting the verifiers on every node"):
+                self._pool = opened.enter_context(NodePool(self.specs, **pool))
         with progress.phase(f"starting {settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"):
             self._start_actors(cluster, str(found.policy.absolute()) if found else self._policy_path)
         # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation
@@ -252,6 +274,8 @@ class TrainingRun:
         sampling = SamplingParams(
             rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
         )
+        # What evaluations asked of the pool is not a step's.
+        self._pool.take_recent()
         groups = with_refills(
             prompts,
             lambda asked, number: self._collect(asked, sampling, watch, number),
@@ -266,6 +290,10 @@ class TrainingRun:
         every = self.settings.algorithm.reference_refresh
         if every and self.step % every == 0:
             self.learner.refresh_reference()
+
+    def verifier_metrics(self) -> dict[str, float]:
+        """Latencies and cache hits of the verdicts since `collect` began."""
+        return verifier_metrics(self._pool.take_recent())
 
     def evaluate(self) -> dict[str, float]:
         """Greedy accuracy on the held-out prompts; nothing where there are none."""
@@ -304,8 +332,10 @@ class TrainingRun:
         return [groups[index] for index in range(len(prompts))]
 
     def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
-        calls = [(spec.name, completion.text, prompt.reference, prompt.row) for spec in self.specs]
-        return dict(zip((spec.name for spec in self.specs), self._pool.submit_many(calls), strict=True))
+        row = {**prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
+        names = [spec.name for spec in choose(self.specs, prompt.row)]
+        futures = self._pool.submit_many([(name, completion.text, prompt.reference, row) for name in names])
+        return dict(zip(names, futures, strict=True))
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""

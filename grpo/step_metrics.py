@@ -11,6 +11,7 @@ from grpo.config import TrainConfig
 from grpo.rollout import reward_tensors
 from grpo.stopwatch import Stopwatch
 from grpo.types import Group
+from rewards.pool_stats import Tally
 from rewards.verdict import Status
 
 
@@ -44,8 +45,9 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
     if len(known):
         metrics["reward/mean"] = float(known.mean())
         metrics["reward/std"] = float(known.std(correction=0))
-    for name in rollouts[0].verdicts:
-        verdicts = [rollout.verdicts[name] for rollout in rollouts]
+    # In mixed data a verifier judges some of the rollouts only, and its figures are over those.
+    for name in dict.fromkeys(name for rollout in rollouts for name in rollout.verdicts):
+        verdicts = [rollout.verdicts[name] for rollout in rollouts if name in rollout.verdicts]
         scores = [verdict.score for verdict in verdicts if verdict.score is not None]
         if scores:
             metrics[f"reward/{name}"] = sum(scores) / len(scores)
@@ -74,6 +76,17 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if "learner/skipped_steps" in metrics:
         metrics["learner/skipped_steps"] = sum(update["skipped_steps"] for update in updates)
     metrics["learner/learning_rate"] = updates[-1]["learning_rate"]
+    return metrics
+
+
+def verifier_metrics(tallies: Mapping[str, Tally]) -> dict[str, float]:
+    """What the pool counted over a step: seconds of a verdict, and how many came from the verifier's own cache."""
+    metrics: dict[str, float] = {}
+    for name, tally in tallies.items():
+        stats = tally.stats()
+        metrics[f"verifier/{name}/p50_s"] = stats.p50_s
+        metrics[f"verifier/{name}/p99_s"] = stats.p99_s
+        metrics[f"verifier/{name}/cache_hit_share"] = stats.cache_hit_rate
     return metrics
 
 

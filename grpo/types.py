@@ -96,7 +96,7 @@ class Rollout:
 
     @property
     def correct(self) -> bool:
-        """True where the first configured verifier said `correct`."""
+        """True where the first verifier that judges its row said `correct`."""
         return next(iter(self.verdicts.values())).status is Status.CORRECT
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.gold import answers_of
 from rewards.latex_text import normalise
 from rewards.nodes import Apply, Bound, Matrix, Node, Number, Quantity, Ratio, Relation, Symbol, Text, Unreadable
 from rewards.nodes import Sequence as Items
@@ -23,13 +24,15 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """One rollout as a run stored it: what was asked, what came, what was right, and how the run graded it."""
+    """One rollout as a run stored it: what was asked, what came, what was right, and how which verifier graded it."""
 
     problem: str
     completion: str
     reference: Any
     status: Status
     step: int = 0
+    verifier: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +143,11 @@ def audit(rollouts: Sequence[StoredRollout], theirs: Sequence[Verdict]) -> Audit
 def kind_of(reference: Any) -> str:
     """The form of a reference answer in a word: integer, rational, expression, equation, tuple, set, matrix, ..."""
     try:
-        node: Node = parse(normalise(str(reference)))
+        node: Node = parse(normalise(answers_of(reference)[0]))
     except Unreadable:
         return "unreadable"
+    while isinstance(node, Apply) and node.op == "neg":
+        node = node.args[0]
     if isinstance(node, Number):
         return "integer" if node.value.denominator == 1 else "rational"
     if isinstance(node, Items):

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -40,12 +40,13 @@ class VerifierSpec:
     """One verifier as the config names it.
 
     Attributes:
-        name: its name in logs, and in the dataset column that chooses a verifier per row.
+        name: its name in logs.
         use: a built-in name, `package.module:function`, `package.module.function`, `path/to/file.py:function`, or
             the name of an entry point of group `grpo.verifiers`.
         options: keyword arguments. `bounds: [least, greatest]` is taken out and limits the believed score.
         weight: its share of the reward.
         gate: where it is not `correct`, the others count for nothing.
+        when: column -> values; it judges only rows that have one of the values in each column (`rewards.selection`).
     """
 
     name: str
@@ -53,6 +54,7 @@ class VerifierSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     gate: bool = False
+    when: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Verifier:

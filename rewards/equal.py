@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from rewards.conventions import Conventions
 from rewards.equal_relations import RelationJudge
 from rewards.nodes import Apply, Bound, Expression, Matrix, Node, Quantity, Ratio, Relation, Sequence, Text
 from rewards.rational import Budget, TooLarge
+from rewards.spelled import without_echo
 
 DEFAULT = Conventions()
+_BETWEEN_WORDS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
 class Undecided(Exception):
@@ -39,7 +42,7 @@ class Judge(RelationJudge):
             return True
         gold, answer = _spread(gold), _spread(answer)
         if isinstance(gold, Text) or isinstance(answer, Text):
-            return isinstance(gold, Text) and isinstance(answer, Text) and gold.words == answer.words
+            return isinstance(gold, Text) and isinstance(answer, Text) and self._same_words(gold.words, answer.words)
         if isinstance(gold, Expression) and isinstance(answer, Expression):
             if isinstance(gold, Bound) or isinstance(answer, Bound):
                 return self._same_bound(gold, answer)
@@ -51,6 +54,13 @@ class Judge(RelationJudge):
         if isinstance(gold, Matrix) or isinstance(answer, Matrix):
             return self._same_matrix(gold, answer)
         return self._same_collection(gold, answer)
+
+    def _same_words(self, gold: str, answer: str) -> bool:
+        """The same words; of a bare list of words, in any order."""
+        if gold == answer or without_echo(answer) == without_echo(gold):
+            return True
+        ours, theirs = (_BETWEEN_WORDS.split(words) for words in (gold, answer))
+        return not self.conventions.ordered and len(ours) > 1 and sorted(ours) == sorted(theirs)
 
     def _same_matrix(self, gold: Node, answer: Node) -> bool:
         left, right = _rows(gold), _rows(answer)

@@ -6,19 +6,32 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.equal_measures import MeasureJudge
-from rewards.equal_values import MAX_SYMBOLS, POINTS, cross
+from rewards.equal_values import MAX_SYMBOLS, POINTS, cross, measured
 from rewards.evaluate import canonical
-from rewards.nodes import Apply, Expression, Node, Number, Relation, Sequence, Symbol, free_symbols, rename, walk
+from rewards.nodes import (
+    Apply,
+    Expression,
+    Node,
+    Number,
+    Quantity,
+    Relation,
+    Sequence,
+    Symbol,
+    free_symbols,
+    rename,
+    walk,
+)
 from rewards.regions import Region, as_region
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`name = value`, with the parameters of a function's definition."""
+    """`name = value`, with the parameters of a function's definition; `first` of a chain that names nothing."""
 
     name: str
     value: Node
     parameters: tuple[str, ...] = ()
+    first: Node | None = None
 
 
 class RelationJudge(MeasureJudge):
@@ -53,7 +66,8 @@ class RelationJudge(MeasureJudge):
         assert other is not None
         if isinstance(gold, Relation):
             return bool(free_symbols(other.value)) and self._same_chain(gold, answer)
-        return self.same(gold, other.value)
+        # "60 seconds = 1 minute": both sides are the answer, and the reference may have either.
+        return self.same(gold, other.value) or (other.first is not None and self.same(gold, other.first))
 
     def _named(self, node: Node) -> Named | None:
         """Read `x = 5`, `5 = x`, `f(2) = 5`, `AB = 5`, `n = 3 + 4 = 7`, `5 = 5.0`, `x ~ 5` as a name and its value."""
@@ -72,7 +86,7 @@ class RelationJudge(MeasureJudge):
         if name is None or _name_of(sides[0]) in free_symbols(sides[-1]):
             if free_symbols(node) or not self._chain_agrees(sides):
                 return None
-            return Named("", sides[-1])
+            return Named("", sides[-1], first=sides[0] if any(map(_has_unit, sides)) else None)
         if not self._chain_agrees(sides[1:]):
             return None
         left = sides[0]
@@ -143,6 +157,10 @@ class RelationJudge(MeasureJudge):
             a.low_in == b.low_in and a.high_in == b.high_in and self.same(a.low, b.low) and self.same(a.high, b.high)
             for a, b in zip(left.intervals, right.intervals, strict=True)
         )
+
+
+def _has_unit(node: Node) -> bool:
+    return isinstance(node, Quantity) or measured(node)
 
 
 def _name_of(node: Node) -> str | None:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from rewards import stage
 from rewards.conventions import Conventions
 from rewards.evaluate import FLOATS, Evaluation, canonical, compare
-from rewards.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename
+from rewards.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename, walk
 from rewards.rational import Budget, Irrational, TooLarge, Undefined, exact
 from rewards.regions import infinite
 
@@ -85,13 +85,28 @@ class ValueJudge:
         if not decided:
             if canonical(gold) == canonical(answer):
                 return True
+            if self._has_a_value(gold, names) and not self._has_a_value(answer, names):
+                return False  # 0/0 is the policy's doing, not a question that we could not decide
             raise TooLarge("no point where both have a value")
         return True
+
+    def _has_a_value(self, node: Node, names: list[str]) -> bool:
+        for row in POINTS:
+            env = {name: Fraction(row[at % 8] + at // 8) for at, name in enumerate(names)}
+            try:
+                exact(node, env, self.budget)
+            except Irrational:
+                return True
+            except Undefined:
+                continue
+            return True
+        return False
 
     def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
         """Equality at one point; None where it says nothing.
 
-        With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real.
+        With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real. But who
+        writes an absolute value means negative values as well: ln|x| is real where ln x is not, and another answer.
         """
         self.at("exact values")
         try:
@@ -116,7 +131,9 @@ class ValueJudge:
             same, real = compare(gold, answer, env, self.budget, self.conventions.log_base)
         except Undefined:
             return None if env else False
-        return None if real_only and not real else same
+        if real_only and real < 2:
+            return False if real == 1 and (_has_absolute(gold) or _has_absolute(answer)) else None
+        return same
 
     def _large(self, gold: Node, answer: Node, env: dict[str, Fraction]) -> bool | None:
         """Values too large to be exact: a clear difference still tells; agreement to a hundred digits does not."""
@@ -167,6 +184,10 @@ class ValueJudge:
         shared = Symbol("bound")
         bodies = (rename(each.body, {each.variable: shared}) for each in (gold, answer))
         return self.same(*bodies)
+
+
+def _has_absolute(node: Node) -> bool:
+    return any(isinstance(each, Apply) and each.op == "abs" for each in walk(node))
 
 
 def _is_plain(node: Node) -> bool:

@@ -262,8 +262,8 @@ def _stand_in(node: Node) -> Fraction:
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
 
 
-def compare(gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budget, log_base: int) -> tuple[bool, bool]:
-    """Whether both have the same value at the point `env`, and whether both are real there.
+def compare(gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budget, log_base: int) -> tuple[bool, int]:
+    """Whether both have the same value at the point `env`, and how many of the two are real there.
 
     Floats decide where they differ clearly; where they agree, a hundred digits do.
 
@@ -287,10 +287,10 @@ def compare(gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budge
 
 def _compare_in(
     arithmetic: Arithmetic, gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budget, log_base: int
-) -> tuple[bool, bool]:
+) -> tuple[bool, int]:
     left = Evaluation(arithmetic, env, budget, log_base)
     right = Evaluation(arithmetic, env, budget, log_base)
     a, b = left.value(gold), right.value(answer)
     tolerance = arithmetic.closeness * max(left.loss, right.loss)
     same = bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
-    return same, all(bool(abs(value.imag) <= 1e-6 * abs(value)) for value in (a, b))
+    return same, sum(bool(abs(value.imag) <= 1e-6 * abs(value)) for value in (a, b))

@@ -69,6 +69,12 @@ def last_box(text: str) -> str | None:
     return None
 
 
+def has_unclosed_box(text: str) -> bool:
+    r"""True where the last `\boxed{` is never closed: an answer was begun there, and nothing else stands for it."""
+    openings = list(_BOX.finditer(text, max(text.rfind("\\boxed"), text.rfind("\\fbox"), 0)))
+    return bool(openings) and _closing(text, openings[-1].end()) < 0
+
+
 def _with_neighbours(text: str, start: int, content: str) -> str:
     """Join to `content` the boxes directly before `start` that only a connective separates from it."""
     values = [content]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ class ReasoningGym:
         find: the places to look; see `rewards.exact.Exact`.
         pass_mark: the least score that counts as `correct`; the score itself is the scorer's, from 0 to 1.
 
-    The prompt is the row as `rows` gives it: its columns `question`, `answer` and `metadata` are the entry that the
-    scorer wants.
+    The prompt is a row as `rows` gives it, with the whole entry that the scorer wants in `entry`; or a row of your own
+    with reasoning-gym's columns `question`, `answer` and `metadata`.
 
     Raises:
         ValueError: reasoning-gym is not installed.
@@ -37,8 +38,8 @@ class ReasoningGym:
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The scorer's word; `error` where the row does not say which task it is of."""
-        metadata = prompt.get("metadata") or {}
-        task = self.task or metadata.get("source_dataset")
+        entry = _entry(reference, prompt)
+        task = self.task or entry["metadata"].get("source_dataset")
         if not task:
             return error("the row has no metadata['source_dataset'] and the verifier no task")
         answer = find_text(completion, self.find)
@@ -46,19 +47,58 @@ class ReasoningGym:
             return unparseable(f"no answer found in {', '.join(self.find)}")
         if task not in self._scorers:
             self._scorers[task] = _library().get_score_answer_fn(task)
-        entry = {"question": prompt.get("question", ""), "answer": reference, "metadata": metadata}
         score = float(self._scorers[task](answer, entry))
         return Verdict(score, Status.CORRECT if score >= self.pass_mark else Status.WRONG, task)
 
 
 def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str, Any]]:
-    """`size` rows of a task, as dictionaries with `question`, `answer` and `metadata`.
+    """`size` rows of a task, for `data.generator`.
+
+    Yields:
+        `question`, `answer` (empty where the task has no single one) and `entry`: all that the scorer needs, as JSON.
+        Tables of rows would force one type on each field of the metadata, and turn its tuples into lists, after which
+        some scorers fail and others give another score.
 
     Raises:
         ValueError: reasoning-gym is not installed.
     """
     for entry in _library().create_dataset(task, size=size, seed=seed, **settings):
-        yield {"question": entry["question"], "answer": entry["answer"], "metadata": dict(entry["metadata"])}
+        answer = entry["answer"]
+        yield {
+            "question": entry["question"],
+            "answer": "" if answer is None else str(answer),
+            "entry": json.dumps(_to_plain(dict(entry))),
+        }
+
+
+def _entry(reference: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    stored = prompt.get("entry")
+    if isinstance(stored, str):
+        entry: dict[str, Any] = _from_plain(json.loads(stored))
+        return entry
+    return {"question": prompt.get("question", ""), "answer": reference, "metadata": prompt.get("metadata") or {}}
+
+
+def _to_plain(value: Any) -> Any:
+    """What JSON has no form for, as lists with a name in front: tuples, and dictionaries whose keys are no text."""
+    if isinstance(value, dict):
+        return {"dict": [[_to_plain(key), _to_plain(item)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_to_plain(item) for item in value]}
+    if isinstance(value, list):
+        return [_to_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_plain(item) for item in value]
+    if isinstance(value, dict):
+        ((kind, items),) = value.items()
+        if kind == "tuple":
+            return tuple(_from_plain(item) for item in items)
+        return {_from_plain(key): _from_plain(item) for key, item in items}
+    return value
 
 
 def _library() -> Any:

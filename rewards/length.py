@@ -7,6 +7,9 @@ from typing import Any
 
 from rewards.verdict import Verdict, correct, error, wrong
 
+# The column in which a run hands every verifier the completion's number of tokens, the end token included.
+TOKENS_COLUMN = "completion_tokens"
+
 
 class Length:
     """0 up to `limit - buffer` tokens, falling linearly to -1 at `limit`, -1 beyond (DAPO, arXiv 2503.14476, eq. 13).
@@ -14,7 +17,8 @@ class Length:
     Args:
         limit: the most tokens that a completion may have.
         buffer: the last tokens before the limit, over which the punishment grows.
-        tokens_column: where the caller of the verifier puts the completion's number of tokens.
+        tokens_column: where the caller of the verifier puts the completion's number of tokens; a run uses the
+            default.
         characters_per_token: where that column is missing, estimate the tokens from the characters; None makes a
             missing column an `error`.
 
@@ -26,7 +30,7 @@ class Length:
         self,
         limit: int,
         buffer: int,
-        tokens_column: str = "completion_tokens",
+        tokens_column: str = TOKENS_COLUMN,
         characters_per_token: float | None = None,
     ) -> None:
         if not 0 < buffer <= limit:

@@ -37,7 +37,7 @@ from rewards.evaluate import precise
 from rewards.latex_text import normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.nodes import Sequence as Items
-from rewards.parse_answer import parse, parse_gold
+from rewards.parse_answer import parse, parse_gold, words
 from rewards.stated import last_sentence, stated
 from rewards.verdict import Status, Verdict, correct, error, timeout, unparseable, wrong
 
@@ -118,6 +118,8 @@ class Math:
         for place in self.find:
             if place == "boxed":
                 answer = places.last_box(text)
+                if answer is None and places.has_unclosed_box(text):
+                    return None
             else:
                 answer = stated(text) if place == "stated" else last_sentence(text)
             if answer is not None:
@@ -170,7 +172,9 @@ class Math:
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
-            if equal(reference, node, self.conventions):
+            # Where words are wanted, words are read: "New York" without \text is no product of letters.
+            spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
+            if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
         except Undecided as problem:
             return timeout(f"math: undecided at {problem}: {plain[:60]!r}")

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.find import after_thinking
+from rewards.find import after_thinking, answer_tag
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 
 _MISSING = "math-verify is not installed; install the extra with `pip install 'verigrpo[audit]'`"
@@ -18,6 +18,8 @@ _MISSING = "math-verify is not installed; install the extra with `pip install 'v
 
 class MathVerify:
     """Math-Verify's word on the completion after its thinking, with its defaults but for the timeouts.
+
+    It knows boxes, dollar signs and "answer is", but no `<answer>` tags: what is inside the last ones is boxed for it.
 
     Raises:
         ValueError: math-verify is not installed.
@@ -42,9 +44,16 @@ class MathVerify:
         gold = self._parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
         if not gold:
             return error(f"math-verify cannot read the reference {str(reference)[:60]!r}")
-        answer = self._parse(text, parsing_timeout=None)
+        answer = self._parse(_as_it_reads(text), parsing_timeout=None)
         if not answer:
             return unparseable("math-verify reads no answer")
         if self._verify(gold, answer, timeout_seconds=None):
             return correct()
         return wrong(f"math-verify read {str(answer[-1])[:80]!r}")
+
+
+def _as_it_reads(text: str) -> str:
+    tagged = answer_tag(text)
+    if tagged is None or "\\boxed" in tagged or "$" in tagged:
+        return text if tagged is None else tagged
+    return f"\\boxed{{{tagged}}}"

@@ -22,6 +22,7 @@ from rewards.nodes import (
     walk,
 )  # fmt: skip
 from rewards.parse_primary import PrimaryParser, based
+from rewards.spelled import without_gloss
 
 MAX_ITEMS = 100
 _RELATIONS = {
@@ -209,7 +210,7 @@ def parse(text: str) -> Node:
     Raises:
         Unreadable: it is nothing that is understood, or it is too large.
     """
-    plain = normalise(text)
+    plain = without_gloss(normalise(text))
     if not plain:
         raise Unreadable("an empty answer")
     special = _special(plain)

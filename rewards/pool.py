@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.build import VerifierSpec
-from rewards.pool_stats import PoolStats, Recorder
+from rewards.pool_stats import PoolStats, Recorder, Tally
 from rewards.supervisor import Limits, Supervisor
 from rewards.verdict import Verdict, error
 from rewards.verifier import Verifier
@@ -117,6 +117,10 @@ class VerifierPool:
     def stats(self) -> PoolStats:
         """Counts and latencies so far, per verifier and for the pool."""
         return self._recorder.snapshot(queued=len(self._queue))
+
+    def take_recent(self) -> dict[str, Tally]:
+        """What was counted since this was last asked, by verifier."""
+        return self._recorder.take_recent()
 
     def close(self) -> None:
         """Kill the workers; calls not yet decided come to `error`. Safe to call twice."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards.verdict import Status
 
@@ -58,25 +58,52 @@ class PoolStats:
     replayed: int
 
 
+@dataclass(slots=True)
+class Tally:
+    """What is counted of one verifier; tallies of several pools can be added up."""
+
+    statuses: Counter[Status] = field(default_factory=Counter)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    hits: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Take over what another one counted."""
+        self.statuses.update(other.statuses)
+        self.seconds.extend(other.seconds)
+        self.hits += other.hits
+
+    def stats(self) -> VerifierStats:
+        """The record that a reader wants."""
+        calls, seconds = self.statuses.total(), sorted(self.seconds)
+        hit_rate = self.hits / max(calls, 1)
+        return VerifierStats(calls, dict(self.statuses), _quantile(seconds, 0.5), _quantile(seconds, 0.99), hit_rate)
+
+
 class Recorder:
     """Counts, written by the supervising thread and read by any."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._lock = threading.Lock()
-        self._statuses: dict[str, Counter[Status]] = {name: Counter() for name in names}
-        self._seconds: dict[str, deque[float]] = {name: deque(maxlen=_KEPT) for name in self._statuses}
+        self._total = {name: Tally() for name in names}
+        self._recent = {name: Tally() for name in self._total}
         # Only the supervising thread touches these two.
-        self._finished: dict[str, deque[float]] = {name: deque(maxlen=32) for name in self._statuses}
-        self._processor: dict[str, deque[float]] = {name: deque(maxlen=512) for name in self._statuses}
-        self._hits: Counter[str] = Counter()
+        self._finished: dict[str, deque[float]] = {name: deque(maxlen=32) for name in self._total}
+        self._processor: dict[str, deque[float]] = {name: deque(maxlen=512) for name in self._total}
         self._events: Counter[str] = Counter()
 
     def verdict(self, name: str, status: Status, seconds: float, hit: bool) -> None:
         """Count one verdict."""
         with self._lock:
-            self._statuses[name][status] += 1
-            self._seconds[name].append(seconds)
-            self._hits[name] += hit
+            for tally in (self._total[name], self._recent[name]):
+                tally.statuses[status] += 1
+                tally.seconds.append(seconds)
+                tally.hits += hit
+
+    def take_recent(self) -> dict[str, Tally]:
+        """What was counted since this was last asked, by verifier; those without a verdict are left out."""
+        with self._lock:
+            recent, self._recent = self._recent, {name: Tally() for name in self._total}
+        return {name: tally for name, tally in recent.items() if tally.statuses}
 
     def event(self, kind: str) -> None:
         """Count `started`, `killed`, `died` or `replayed`."""
@@ -102,13 +129,7 @@ class Recorder:
     def snapshot(self, queued: int) -> PoolStats:
         """The record so far."""
         with self._lock:
-            verifiers = {}
-            for name, statuses in self._statuses.items():
-                calls, seconds = statuses.total(), sorted(self._seconds[name])
-                hit_rate = self._hits[name] / max(calls, 1)
-                verifiers[name] = VerifierStats(
-                    calls, dict(statuses), _quantile(seconds, 0.5), _quantile(seconds, 0.99), hit_rate
-                )
+            verifiers = {name: tally.stats() for name, tally in self._total.items()}
             events = self._events
             return PoolStats(verifiers, queued, events["started"], events["killed"], events["died"], events["replayed"])
 

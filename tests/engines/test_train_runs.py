@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 5
 ROOT = Path(__file__).resolve().parents[2]
 # Wall-clock figures differ between runs; everything else must not.
-TIMED = ("time", "time/", "throughput/")
+TIMED = ("time", "time/", "throughput/", "verifier/")
 
 
 def grpo(*arguments: str) -> subprocess.Popen[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,8 +51,21 @@ def config(tmp_path: Path, policy: Path) -> Path:
     [
         ([], ["train", "sft", "check", "dotted overrides", "rollout.group_size=16", "grpo check CONFIG"]),
         (["train"], ["CONFIG", "KEY=VALUE", "GRPO", "resume=auto", "Ctrl-C", "checkpoint", "HTML report", "--debug"]),
+        (["audit"], ["RUN", "Math-Verify", "audit.jsonl", "--limit", "95 % intervals"]),
         (["sft"], ["CONFIG", "KEY=VALUE", "prompt and response", "policy/", "Hugging Face"]),
-        (["check"], ["CONFIG", "KEY=VALUE", "resolved", "batch arithmetic", "memory", "Nothing is started"]),
+        (
+            ["check"],
+            [
+                "CONFIG",
+                "KEY=VALUE",
+                "resolved",
+                "batch arithmetic",
+                "memory",
+                "gold-limit",
+                "strict",
+                "No device is claimed",
+            ],
+        ),
     ],
 )
 def test_help_says_what_matters(command: list[str], told: list[str]) -> None:
@@ -159,6 +174,85 @@ def test_check_tells_what_is_wrong_with_the_data(config: Path) -> None:
     result = invoke("check", config, "rollout.max_prompt_tokens=3")
     assert result.exit_code == 2
     assert "none of the 50 prompts" in result.stderr and "Traceback" not in result.output
+
+
+def check_rows_of(config: Path, rows: list[dict[str, object]], *arguments: str, **settings: object) -> Result:
+    data = config.with_name("rows.jsonl")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": {"path": str(data)}} | settings))
+    return invoke("check", config, *arguments)
+
+
+def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> None:
+    good = [{"prompt": f"{n}", "answer": str(n)} for n in range(40)]
+    result = check_rows_of(config, good)
+    assert result.exit_code == 0, result.output
+    assert "answer: 40 of 40 gold answers are `correct`; of 40 answers of other rows, 0 are" in result.stdout
+
+    bad = [*good, {"prompt": "41", "answer": "forty-one"}]
+    result = check_rows_of(config, bad)
+    assert result.exit_code == 0, result.output
+    assert "answer: 40 of 41 gold answers" in result.stdout
+    assert "rows.jsonl:40: reference 'forty-one'" in result.stdout and "not a number" in result.stdout
+    assert check_rows_of(config, bad, "--strict").exit_code == 1
+    assert check_rows_of(config, good, "--strict").exit_code == 0
+
+    result = check_rows_of(config, bad, "--gold-limit", "7")
+    assert "7 of 41 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
+    assert "gold answers" not in check_rows_of(config, bad, "--gold-limit", "0").stdout
+
+
+def test_check_warns_of_gold_answers_that_the_math_parser_cannot_read(config: Path) -> None:
+    rows = [{"prompt": "a", "answer": "\\frac{1}{"}, {"prompt": "b", "answer": "2"}]
+    result = check_rows_of(config, rows, verifiers=[{"name": "answer", "use": "math"}])
+    assert result.exit_code == 0, result.output
+    assert "1 gold answer(s) cannot be parsed as mathematics" in result.stdout and "rows.jsonl:0: '" in result.stdout
+
+
+def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
+    stuck = config.with_name("stuck.py")
+    stuck.write_text("import time\n\n\ndef verify(completion, reference):\n    time.sleep(600)\n")
+    rows = [{"prompt": f"{n}", "answer": str(n)} for n in range(9)]
+    begun = time.monotonic()
+    result = check_rows_of(config, rows, verifiers=[{"name": "own", "use": f"{stuck}:verify"}],
+                           verification={"deadline_s": 0.5, "workers": 2})  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "hung until their deadline" in result.stdout
+    assert time.monotonic() - begun < 60
+
+
+def test_check_of_mixed_data(config: Path) -> None:
+    rows = [
+        {"prompt": "1", "answer": "1", "kind": "sum"},
+        {"prompt": "2", "answer": "Paris", "kind": "place"},
+        {"prompt": "3", "answer": "2", "kind": "sum"},
+    ]
+    verifiers = [
+        {"name": "number", "use": "numeric", "when": {"kind": ["sum", "product"]}},
+        {"name": "name", "use": "exact", "when": {"kind": "place"}},
+        {"name": "form", "use": "format", "weight": 0.1},
+    ]
+    result = check_rows_of(config, rows, verifiers=verifiers)
+    assert result.exit_code == 0, result.output
+    assert "number: 2 of 2 gold" in result.stdout and "name: 1 of 1 gold" in result.stdout
+    rows[1]["kind"] = "plaice"
+    result = check_rows_of(config, rows, verifiers=verifiers)
+    assert result.exit_code == 2
+    assert "rows.jsonl:1 has kind='plaice'" in result.stderr and "name: kind is 'place'" in result.stderr
+
+
+def test_check_where_the_hub_does_not_answer(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good config stays good; what could not be looked at is told after the plan."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = yaml.safe_load(config.read_text()) | {"data": {"hub": "nobody/nothing"}}
+    config.write_text(yaml.safe_dump(settings))
+    result = invoke("check", config)
+    assert result.exit_code == 0, result.output
+    assert "unknown: the hub does not answer" in result.stdout
+    plan, _, told = result.stdout.partition("gold answers of the training data could not be checked:")
+    assert "nobody/nothing" in told and "path=" in told
+    assert "memory" in plan
 
 
 def test_check_of_a_policy_that_is_not_there_names_the_remedy(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

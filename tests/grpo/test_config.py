@@ -130,6 +130,7 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["evaluation={data: {}}"], ["evaluation.data needs one of"]),
         (["verifiers.1.name=answer"], ["'answer' is used 2 times"]),
         (["verifiers.0.weight=0", "verifiers.1.weight=0"], ["every weight is 0"]),
+        (["verifiers.0.when={kind: []}"], ["'answer' has an empty list of values in when.kind"]),
         (["weight_sync.probe_tokens=1"], ["weight_sync.probe_tokens", "greater than or equal to 2"]),
         (["verifiers=[]"], ["verifiers", "at least 1 item"]),
     ],

@@ -19,6 +19,7 @@ from grpo.config import SftConfig, TrainConfig
 from grpo.config_file import load
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
+from grpo.rollout_store import read_groups
 from grpo.weight_sync import WeightMismatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -33,6 +34,22 @@ def rows(count: int) -> Iterator[dict[str, str]]:
     """Questions of the greatest length that the configuration below lets through."""
     for number in range(count):
         yield {"prompt": f"{number}+{number}=?", "answer": str(number % 3)}
+
+
+def mixed_rows(count: int) -> Iterator[dict[str, str]]:
+    """Sums and words by turns."""
+    for number in range(count):
+        yield {"prompt": f"{number}+{number}=?", "answer": "1", "kind": ("sum", "word")[number % 2]}
+
+
+MIXED = {
+    "data": {"generator": f"{__name__}:mixed_rows", "options": {"count": 4}},
+    "verifiers": [
+        {"name": "number", "use": "numeric", "options": {"find": ["answer_tag"]}, "when": {"kind": "sum"}},
+        {"name": "word", "use": "exact", "options": {"find": ["answer_tag"]}, "when": {"kind": ["word"]}},
+        {"name": "length", "use": "length", "options": {"limit": 24, "buffer": 8}, "weight": 0.5},
+    ],
+}
 
 
 def settings_of(folder: Path, policy: Path, **run: Any) -> TrainConfig:
@@ -105,6 +122,66 @@ def whole(whole_folder: Path, policy: Path) -> Iterator[FakeCluster]:
         yield train(settings_of(whole_folder, policy), monkeypatch)
 
 
+def mixed_settings(folder: Path, policy: Path, **sections: Any) -> TrainConfig:
+    path = folder.with_suffix(".yaml")
+    plain = settings_of(folder, policy).model_dump(mode="json")
+    path.write_text(yaml.safe_dump(plain | MIXED | {"evaluation": None} | sections))
+    return load(TrainConfig, path)
+
+
+def test_mixed_data_are_judged_by_the_verifiers_of_their_rows(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(mixed_settings(tmp_path / "run", policy), monkeypatch)
+    groups = read_groups(tmp_path / "run", 1)
+    assert len(groups) == 4
+    for group in groups:
+        judge = {"0": "number", "1": "word"}[str(int(group.prompt_id.rpartition(":")[2]) % 2)]
+        for rollout in group.rollouts:
+            answer, length = rollout.verdicts
+            assert (answer.verifier, length.verifier) == (judge, "length")
+            right = rollout.completion == "<answer>1</answer>"
+            assert answer.status == ("correct" if right else "wrong" if "2" in rollout.completion else "unparseable")
+            # Twenty tokens are half-way between 16 and 24: the run hands the verifier the completion's own count.
+            assert length.score == -0.5 and "20 tokens" in length.reason
+            assert rollout.reward == right - 0.25
+    metrics = read_history(tmp_path / "run").lines[-1].metrics
+    for name in ("number", "word"):
+        statuses = [metrics[f"verdict/{name}/{status}"] for status in ("correct", "wrong", "unparseable")]
+        assert sum(statuses) == pytest.approx(1.0)
+        assert 0 <= metrics[f"verifier/{name}/p50_s"] <= metrics[f"verifier/{name}/p99_s"]
+        assert metrics[f"verifier/{name}/cache_hit_share"] == 0.0
+    half = (metrics["verdict/number/correct"] + metrics["verdict/word/correct"]) / 2
+    assert metrics["rollout/accuracy"] == pytest.approx(half)
+
+
+@pytest.mark.slow
+def test_verifiers_on_every_node_give_the_same_verdicts(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch, ray_running: None
+) -> None:
+    train(mixed_settings(tmp_path / "here", policy), monkeypatch)
+    train(mixed_settings(tmp_path / "nodes", policy, verification={"per_node": True}), monkeypatch)
+    here, nodes = (
+        [
+            (group.prompt_id, [(rollout.completion, rollout.verdicts, rollout.reward) for rollout in group.rollouts])
+            for group in read_groups(tmp_path / folder, 5)
+        ]
+        for folder in ("here", "nodes")
+    )
+    assert here == nodes
+    assert "verifier/number/p99_s" in read_history(tmp_path / "nodes").lines[-1].metrics
+
+
+def test_a_row_of_an_unknown_kind_is_refused_before_anything_starts(tmp_path: Path, policy: Path) -> None:
+    from grpo.train import train as run
+
+    verifiers = [{**MIXED["verifiers"][0]}, MIXED["verifiers"][2]]
+    with pytest.raises(ValueError, match=r"mixed_rows:1 has kind='word', for which no verifier but length") as refused:
+        run(mixed_settings(tmp_path / "run", policy, verifiers=verifiers), silent_progress())
+    assert "add its value to a verifier's `when`" in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_each_step_samples_learns_and_pushes_once(whole: FakeCluster, whole_folder: Path) -> None:
     learner, generators = fakes(whole)
     assert generators.versions == [0, 1, 2, 3, 4, 5]
@@ -151,7 +228,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
     def timeless(path: Path) -> list[dict[str, float]]:
         return [
-            {k: v for k, v in line.metrics.items() if not k.startswith(("time/", "throughput/", "eval/"))}
+            {k: v for k, v in line.metrics.items() if not k.startswith(("time/", "throughput/", "verifier/", "eval/"))}
             for line in read_history(path).lines
         ]
 

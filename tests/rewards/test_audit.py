@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from rewards.audit import StoredRollout, audit, kind_of, wilson
-from rewards.exact import Exact
-from rewards.gold import GoldRow, check_gold, scramble
 from rewards.math import Math
 from rewards.verdict import Status, correct, error, unparseable, wrong
 
@@ -61,44 +57,12 @@ def test_wilson_intervals(count, of, low, high) -> None:
 
 
 def test_kinds_of_references() -> None:
-    kinds = {"5": "integer", "0.5": "rational", "x+1": "expression", "x=5": "relation", "1,2": "list", "\\{1\\}": "set",
+    assert kind_of("2 + 3 = 5\n#### 5") == kind_of(5.0) == "integer"
+    kinds = {"5": "integer", "-3": "integer", "-0.5": "rational",
+             "0.5": "rational", "x+1": "expression", "x=5": "relation", "1,2": "list", "\\{1\\}": "set",
              "\\text{yes}": "text", "5\\%": "percent", "5 \\text{ cm}": "quantity", "3:4": "ratio or time",
              "\\frac{1": "unreadable", "\\pi": "constant", "x": "symbol"}  # fmt: skip
     assert {reference: kind_of(reference) for reference in kinds} == kinds
-
-
-def test_the_gold_check_tells_what_does_not_verify() -> None:
-    rows = [
-        GoldRow("5", name="a"),
-        GoldRow("1 2", name="b"),
-        GoldRow("\\text{yes}", name="c"),
-        GoldRow("", name="d"),
-    ]
-    report = check_gold(Math(), rows)
-    assert (report.rows, report.accepted) == (4, 3)
-    assert [each.row.name for each in report.refused] == ["d"]
-    assert [row.name for row, _ in report.unreadable] == ["b", "d"]
-    assert report.scrambled == 3 and report.scrambled_accepted == 0
-    assert not report.sound
-
-
-def test_the_gold_check_finds_a_verifier_that_accepts_everything() -> None:
-    report = check_gold(lambda completion, reference, prompt: correct(), [GoldRow(str(n)) for n in range(30)])
-    assert report.accepted == 30 and report.scrambled_accepted == 30
-    assert len(report.fooled) == 10 and not report.sound
-
-
-def test_the_gold_check_suits_other_verifiers() -> None:
-    assert check_gold(
-        Exact(), [GoldRow("Paris"), GoldRow("Rome")], completion_of=lambda a: f"<answer>{a}</answer>"
-    ).sound
-
-
-@pytest.mark.parametrize("answer", ["42", "\\frac{14}{3}", "\\text{Evelyn}", "x^2", "(C)", "0.5", "\\pi"])
-def test_a_scrambled_answer_is_another_one(answer) -> None:
-    for seed in range(20):
-        other = scramble(answer, random.Random(seed))
-        assert other is None if answer == "\\pi" else other != answer and len(other) == len(answer)
 
 
 def test_math_verify_agrees_on_plain_answers() -> None:
@@ -109,6 +73,10 @@ def test_math_verify_agrees_on_plain_answers() -> None:
     assert verify("<think>\\boxed{1}</think>\\boxed{2}", "2", {}).status is Status.CORRECT
     assert verify("\\boxed{3}", "2", {}).status is Status.WRONG
     assert verify("<think>\\boxed{2}", "2", {}).status is Status.UNPARSEABLE
+    # It knows nothing of answer tags by itself.
+    for answer in ("-2", "$-2$", "\\boxed{-2}", "\\frac{-4}{2}", " -2 "):
+        assert verify(f"<think>3</think><answer>{answer}</answer>", "-2", {}).status is Status.CORRECT, answer
+    assert verify("<answer>-3</answer>", "-2", {}).status is Status.WRONG
 
 
 @pytest.mark.slow

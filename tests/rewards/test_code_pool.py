@@ -39,10 +39,20 @@ def of_sandbox(process: psutil.Process) -> bool:
     return any("sandbox.zygote" in word for word in process.cmdline())
 
 
+earlier: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    """What tests of other files have left running in this process's care is not looked at."""
+    earlier.clear()
+    earlier.update(psutil.Process().children(recursive=True))
+
+
 def family(sandbox: bool) -> set[psutil.Process]:
     """Living descendants of this process: those of the sandbox, programs included, or the pool's own."""
     found = set()
-    for process in psutil.Process().children(recursive=True):
+    for process in set(psutil.Process().children(recursive=True)) - earlier:
         try:
             if process.status() != psutil.STATUS_ZOMBIE and of_sandbox(process) == sandbox and process.cmdline():
                 found.add(process)

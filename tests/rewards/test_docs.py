@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo.config import Dataset, VerifierConfig
+from grpo.data import load_rows
+from grpo.run import specs_of
 from rewards.build import BUILT_IN, VerifierSpec
 from rewards.compose import combine
 from rewards.pool import VerifierPool
+from rewards.selection import check_rows, choose
 from rewards.verdict import Status
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "verifiers.md"
@@ -38,6 +42,38 @@ def test_the_worked_example_of_an_own_verifier(tmp_path, monkeypatch) -> None:
         assert reward(shape.format("KRAS")) == pytest.approx(0.1 - 0.25)
         assert reward("BRCA1") == 0.0
         assert pool.submit("gene", "nothing", "BRCA1", prompt).result(30).status is Status.UNPARSEABLE
+
+
+def test_the_mixed_data_example(tmp_path) -> None:
+    specs = specs_of([VerifierConfig.model_validate(entry) for entry in yaml.safe_load(blocks("yaml")[1])["verifiers"]])
+    rows = [
+        ("algebra", "5/6", "<think>a</think><answer>\\boxed{\\frac{5}{6}}</answer>", {"answer", "form"}, 1.1),
+        ("geometry", "7", "\\boxed{7}", {"answer", "form"}, 1.0),
+        ("trivia", "Paris", "<think>a</think><answer>paris</answer>", {"place", "form"}, 1.1),
+    ]
+    with VerifierPool(specs, workers=1) as pool:
+        for kind, reference, completion, judges, expected in rows:
+            chosen = choose(specs, {"kind": kind})
+            verdicts = {one.name: pool.submit(one.name, completion, reference, {}).result(30) for one in chosen}
+            assert set(verdicts) == judges
+            assert combine(chosen, verdicts).value == pytest.approx(expected)
+    with pytest.raises(ValueError, match="kind='history'"):
+        check_rows(specs, [("row 3", {"kind": "history"})])
+
+
+def test_the_reasoning_gym_example() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
+    config = yaml.safe_load(blocks("yaml")[2])
+    assert config["data"]["options"]["task"] == "leg_counting"
+    source = Dataset.model_validate(config["data"] | {"limit": 20})
+    rows = load_rows(source).to_list()
+    specs = specs_of([VerifierConfig.model_validate(entry) for entry in config["verifiers"]])
+    with VerifierPool(specs, workers=1) as pool:
+        for row in rows:
+            assert row[source.prompt] and source.template.count("{prompt}") == 1
+            right, other = (f"Let me see.\n<answer>{answer}</answer>" for answer in (row["answer"], "many"))
+            assert pool.submit("answer", right, row["answer"], row).result(60).status is Status.CORRECT
+            assert pool.submit("answer", other, row["answer"], row).result(60).status is Status.WRONG
 
 
 def test_the_pool_example() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import hostile_completions, hostile_pairs
-from labelled_pairs import read_pairs
+from labelled_pairs import read_pairs, read_second
 
 from rewards.math import Math
 from rewards.verdict import Status, Verdict
 
 PAIRS = list(read_pairs())
+SECOND = list(read_second())
 VERIFY = Math()
 
 
@@ -46,6 +47,19 @@ def test_accuracy_on_the_pairs_held_back() -> None:
     held = [pair for pair in PAIRS if pair.held_back]
     right = sum((VERIFY(p.completion, p.gold, {}).status is Status.CORRECT) == p.equal for p in held)
     assert right / len(held) >= 0.97
+
+
+def test_the_second_set_is_balanced_and_of_all_kinds() -> None:
+    assert len(SECOND) >= 150
+    assert 0.45 < sum(pair.equal for pair in SECOND) / len(SECOND) < 0.55
+    assert {pair.kind for pair in SECOND} == {pair.kind for pair in PAIRS}
+    assert not {(pair.gold, pair.answer) for pair in SECOND} & {(pair.gold, pair.answer) for pair in PAIRS}
+
+
+def test_accuracy_and_false_positives_on_the_second_set() -> None:
+    outcomes = Counter((VERIFY(p.completion, p.gold, {}).status is Status.CORRECT, p.equal) for p in SECOND)
+    assert (outcomes[True, True] + outcomes[False, False]) / len(SECOND) >= 0.97
+    assert outcomes[True, False] / (outcomes[True, False] + outcomes[False, False]) <= 0.005
 
 
 def test_the_same_verdicts_in_a_thread_and_in_a_loop() -> None:

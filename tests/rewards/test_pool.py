@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from pool_verifiers import (
 
 from rewards.build import VerifierSpec
 from rewards.pool import VerifierPool
+from rewards.pool_stats import Tally
 from rewards.verdict import Status
 
 WAIT = 30
@@ -58,6 +60,30 @@ def test_verdicts_come_back_in_their_own_futures() -> None:
     assert stats.verifiers["right"].calls == 500
     assert stats.verifiers["right"].statuses[Status.CORRECT] == sum(n % 7 == 3 for n in range(500))
     assert 0 < stats.verifiers["right"].p50_s <= stats.verifiers["right"].p99_s < 1
+
+
+def test_what_was_counted_since_the_last_time_is_told_once() -> None:
+    with VerifierPool([VerifierSpec("math", "math"), VerifierSpec("other", "exact")], workers=1) as pool:
+
+        def judge(*answers: str) -> None:
+            calls = [("math", f"\\boxed{{{answer}}}", "\\pi", {}) for answer in answers]
+            concurrent.futures.wait(pool.submit_many(calls), timeout=WAIT)
+
+        judge("\\pi", "x^2+1")
+        first = pool.take_recent()
+        judge("x^2+1", "x^2+1", "\\pi", "y^3+1")
+        second = pool.take_recent()
+        assert pool.take_recent() == {}
+    assert list(first) == list(second) == ["math"]
+    assert first["math"].statuses == {Status.CORRECT: 1, Status.WRONG: 1} and first["math"].hits == 0
+    assert second["math"].statuses == {Status.CORRECT: 1, Status.WRONG: 3}
+    assert second["math"].stats().cache_hit_rate == 0.75 and len(second["math"].seconds) == 4
+    both = Tally()
+    both.add(first["math"])
+    both.add(second["math"])
+    stats = both.stats()
+    assert stats.calls == 6 and stats.cache_hit_rate == 0.5
+    assert stats.p99_s == max((*first["math"].seconds, *second["math"].seconds))
 
 
 @pytest.mark.parametrize("verifier", [hang, spin, deaf_hang])

@@ -206,7 +206,26 @@ def test_reasoning_gym_rows_score_by_their_own_task() -> None:
         assert verify(f"<answer>{row['answer']}</answer>", row["answer"], row).status is RIGHT
         assert verify("<answer>100000</answer>", row["answer"], row).status is WRONG
         assert verify("no answer", row["answer"], row).status is NONE
+    own = {"question": "?", "metadata": {"source_dataset": "leg_counting"}}
+    assert verify("<answer>12</answer>", "12", own).status is RIGHT
     assert verify("<answer>1</answer>", "1", {}).status is Status.ERROR
+
+
+@pytest.mark.parametrize("task", ["arc_agi", "futoshiki", "graph_color", "knights_knaves", "codeio", "spell_backward"])
+def test_reasoning_gym_rows_survive_the_way_through_the_data(task) -> None:
+    """Tuples, keys that are no text and fields of several types: each has broken a scorer."""
+    gym = pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
+    from grpo.config import Dataset
+    from grpo.data import load_rows
+    from rewards.gym import ReasoningGym
+
+    options = {"task": task, "size": 6, "seed": 1}
+    loaded = load_rows(Dataset(generator="rewards.gym:rows", options=options)).to_list()
+    verify, scorer = ReasoningGym(), gym.get_score_answer_fn(task)
+    for row, entry in zip(loaded, gym.create_dataset(**{"name": task, "size": 6, "seed": 1}), strict=True):
+        assert row["question"] == entry["question"]
+        for answer in (entry["answer"] or "{}", "7"):
+            assert verify(f"<answer>{answer}</answer>", row["answer"], row).score == float(scorer(answer, entry))
 
 
 def test_reasoning_gym_says_how_to_install_it(monkeypatch) -> None:

@@ -1,0 +1,269 @@
+"""One verifier pool on every node of the Ray cluster, behind the interface of a single one.
+
+The driver's node may have few cores, and verdicts of programs or long proofs want many. Each node gets an actor with a
+`VerifierPool` of its own; a batch of calls goes to the node with the fewest calls in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from grpo.actors import wait_for
+from rewards.build import VerifierSpec
+from rewards.pool import VerifierPool
+from rewards.pool_stats import Tally
+from rewards.verdict import Verdict, error
+
+Call = tuple[str, str, Any, Mapping[str, Any]]
+# Batches that one actor may have in flight: they only wait for its workers, and each is a coroutine.
+_CONCURRENCY = 100_000
+_STATS_S = 30.0
+
+
+class VerifierActor:
+    """A pool in a Ray process of its own."""
+
+    def start(self, specs: Sequence[VerifierSpec], workers: int, deadline_s: float, folder: str) -> None:
+        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it."""
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        sys.path.append(folder)
+        self._pool = VerifierPool(specs, workers=workers, deadline_s=deadline_s)
+
+    async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
+        futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
+        return list(await asyncio.gather(*futures))
+
+    async def take_recent(self) -> dict[str, Tally]:
+        return self._pool.take_recent()
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Calls that were submitted together, until their futures are resolved; on one node at a time."""
+
+    calls: list[Call]
+    futures: list[Future[Verdict]]
+    losses: int = 0
+
+    def finish(self, verdicts: Sequence[Verdict]) -> None:
+        for future, verdict in zip(self.futures, verdicts, strict=True):
+            if future.set_running_or_notify_cancel():
+                future.set_result(verdict)
+
+
+@dataclass(eq=False)
+class _Node:
+    """A node's actor, and how many calls are with it."""
+
+    identity: str
+    actor: Any
+    in_flight: int = 0
+    batches: set[_Batch] = field(default_factory=set)
+
+
+class NodePool:
+    """Runs verifiers on every node of a Ray cluster; futures and verdicts are those of `VerifierPool`.
+
+    Where an actor or its node dies, its calls go to another node, at most `replays` times each; after that, or where
+    no node is left, they come to `error`. An actor that died on a node that lives is started again, `replays` times.
+
+    Args:
+        verifiers: specs, each of which every node must be able to build.
+        workers: processes that work at the same time on each node.
+        deadline_s: seconds that one call may take; see VerifierPool.
+        replays: how often calls are given to another node, and an actor is started again.
+        start_s: seconds that starting the actors may take.
+
+    Raises:
+        ValueError: a verifier that cannot be built on some node.
+        TimeoutError: an actor did not start in time.
+    """
+
+    def __init__(
+        self,
+        verifiers: Iterable[VerifierSpec],
+        *,
+        workers: int,
+        deadline_s: float,
+        replays: int = 2,
+        start_s: float = 120.0,
+    ) -> None:
+        specs = tuple(verifiers)
+        self._names = frozenset(spec.name for spec in specs)
+        self._start_with = (specs, workers, deadline_s, os.getcwd())
+        self._replays = replays
+        self._lock = threading.Lock()
+        self._nodes: list[_Node] = []
+        self._restarts: dict[str, int] = {}
+        self._starting: list[_Node] = []
+        self._waiting: list[_Batch] = []
+        self._closed = False
+        started = [self._create(identity) for identity in _living_nodes()]
+        try:
+            wait_for([reference for _, reference in started], start_s, f"{len(started)} verifier pools to start")
+        except (ValueError, TimeoutError, RuntimeError):
+            for node, _ in started:
+                ray.kill(node.actor)
+            raise
+        self._nodes = [node for node, _ in started]
+        # What Ray tells in threads of its own is worked through in this one, which may call Ray again.
+        self._landed: queue.SimpleQueue[tuple[_Node, _Batch | None, Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="verifier-nodes", daemon=True)
+        self._thread.start()
+
+    def submit_many(self, calls: Iterable[Call]) -> list[Future[Verdict]]:
+        """Queue several calls `(name, completion, reference, prompt)` on one node; one future each, in order.
+
+        Raises:
+            ValueError: no verifier of that name.
+            RuntimeError: the pool is closed.
+        """
+        listed = list(calls)
+        for name, *_ in listed:
+            if name not in self._names:
+                raise ValueError(f"no verifier {name!r} in this pool; it has {', '.join(sorted(self._names))}")
+        batch = _Batch(listed, [Future() for _ in listed])
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the verifier pool is closed")
+            self._send(batch)
+        return batch.futures
+
+    def take_recent(self) -> dict[str, Tally]:
+        """What the nodes that live counted since this was last asked, by verifier."""
+        with self._lock:
+            references = [node.actor.take_recent.remote() for node in self._nodes]
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=_STATS_S) if references else ([], [])
+        total: dict[str, Tally] = {}
+        for reference in ready:
+            try:
+                counted = ray.get(reference)
+            except ray.exceptions.RayActorError:
+                continue  # what it counted died with it
+            for name, tally in counted.items():
+                total.setdefault(name, Tally()).add(tally)
+        return total
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that take calls."""
+        with self._lock:
+            return len(self._nodes)
+
+    def close(self) -> None:
+        """Kill the actors and their workers; calls not yet decided come to `error`. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            open_batches = [*self._waiting, *(batch for node in self._nodes for batch in node.batches)]
+            for node in (*self._nodes, *self._starting):
+                ray.kill(node.actor)
+            self._nodes, self._starting, self._waiting = [], [], []
+        self._landed.put(None)
+        self._thread.join()
+        for batch in open_batches:
+            batch.finish([error("the verifier pool was closed before this verdict")] * len(batch.calls))
+
+    def __enter__(self) -> NodePool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _create(self, identity: str) -> tuple[_Node, Any]:
+        actor: Any = (
+            ray.remote(VerifierActor)
+            .options(
+                # It only waits for its workers; cores are for them, and beside engines they are whoever's are free.
+                num_cpus=0,
+                max_concurrency=_CONCURRENCY,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+            )
+            .remote()
+        )
+        return _Node(identity, actor), actor.start.remote(*self._start_with)
+
+    def _send(self, batch: _Batch) -> None:
+        """Give a batch to a node, or keep it until one is up; the lock is held."""
+        if self._nodes:
+            node = min(self._nodes, key=lambda each: each.in_flight)
+            node.in_flight += len(batch.calls)
+            node.batches.add(batch)
+            self._when_done(node, batch, node.actor.verify.remote(batch.calls))
+        elif self._starting:
+            self._waiting.append(batch)
+        else:
+            batch.finish([error("the verifier pools of all nodes have died")] * len(batch.calls))
+
+    def _when_done(self, node: _Node, batch: _Batch | None, reference: Any) -> None:
+        reference.future().add_done_callback(lambda done: self._landed.put((node, batch, done)))
+
+    def _run(self) -> None:
+        while (landed := self._landed.get()) is not None:
+            node, batch, done = landed
+            failure = done.exception()
+            with self._lock:
+                if self._closed:
+                    continue  # `close` answers for all that is open
+                if batch is None:
+                    self._settle_start(node, failure)
+                    continue
+                node.batches.discard(batch)
+                node.in_flight -= len(batch.calls)
+                if failure is not None:
+                    self._lose(node)
+                    self._resend(batch, failure)
+            if failure is None:
+                batch.finish(done.result())
+
+    def _resend(self, batch: _Batch, failure: BaseException) -> None:
+        batch.losses += 1
+        if batch.losses <= self._replays:
+            self._send(batch)
+            return
+        reason = f"its verifier pool died {batch.losses} times: {str(failure).splitlines()[0]}"
+        batch.finish([error(reason)] * len(batch.calls))
+
+    def _lose(self, node: _Node) -> None:
+        """Take a node out, once; its other batches land one by one, each with the same failure."""
+        if node not in self._nodes:
+            return
+        self._nodes.remove(node)
+        ray.kill(node.actor)
+        restarts = self._restarts.get(node.identity, 0)
+        if restarts < self._replays and node.identity in _living_nodes():
+            self._restarts[node.identity] = restarts + 1
+            again, reference = self._create(node.identity)
+            self._starting.append(again)
+            self._when_done(again, None, reference)
+
+    def _settle_start(self, node: _Node, failure: BaseException | None) -> None:
+        self._starting.remove(node)
+        if failure is None:
+            self._nodes.append(node)
+        if failure is None or not self._starting:
+            waiting, self._waiting = self._waiting, []
+            for batch in waiting:
+                self._send(batch)
+
+
+def _living_nodes() -> list[str]:
+    """The nodes that may be given work: those with CPUs, which a head node may be without."""
+    living = [node for node in ray.nodes() if node["Alive"]]
+    return [str(node["NodeID"]) for node in living if node["Resources"].get("CPU")] or [
+        str(node["NodeID"]) for node in living
+    ]

@@ -1,0 +1,76 @@
+"""Which verifiers judge a row: mixed data, where a column of the row says what kind of task it is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rewards.build import VerifierSpec
+
+
+def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
+    """True where every column of the spec's `when` has one of its values; always true without `when`."""
+    return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
+
+
+def choose(specs: Sequence[VerifierSpec], row: Mapping[str, Any]) -> tuple[VerifierSpec, ...]:
+    """The verifiers that judge a row, in the config's order; the first one decides whether an answer is right."""
+    return tuple(spec for spec in specs if applies(spec, row))
+
+
+def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """See that every row `(its name, its columns)` has the verifiers that it needs.
+
+    A row needs a verifier of some weight. Where the first verifier has a `when`, so that what is right hangs on the
+    row's kind, it also needs one with a `when`: otherwise a misspelt kind would be graded on its form alone.
+
+    Raises:
+        ValueError: a row without; the row, its values and the values that verifiers are chosen by are told.
+    """
+    conditional = [spec for spec in specs if spec.when]
+    if not conditional:
+        return
+    by_kind = bool(specs[0].when)
+    columns = list(dict.fromkeys(column for spec in conditional for column in spec.when))
+    passed: set[tuple[str, ...]] = set()
+    for name, row in rows:
+        kind = tuple(repr(row.get(column)) for column in columns)
+        if kind in passed:
+            continue
+        missing = [column for column in columns if column not in row]
+        if missing:
+            near = difflib.get_close_matches(missing[0], list(row), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"row {name} has no column {missing[0]!r}, by which verifiers[].when chooses; it has "
+                f"{', '.join(row)}{hint}"
+            )
+        chosen = choose(specs, row)
+        if not any(spec.weight for spec in chosen) or (by_kind and not any(spec.when for spec in chosen)):
+            raise ValueError(_refusal(name, row, columns, conditional, chosen))
+        passed.add(kind)
+
+
+def _has_one_of(value: Any, wanted: Sequence[Any]) -> bool:
+    # 1 == True in Python, and a column of numbers is not one of truth values.
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in wanted)
+
+
+def _refusal(
+    name: str,
+    row: Mapping[str, Any],
+    columns: Sequence[str],
+    conditional: Sequence[VerifierSpec],
+    chosen: Sequence[VerifierSpec],
+) -> str:
+    has = ", ".join(f"{column}={row[column]!r}" for column in columns)
+    known = "; ".join(
+        f"{spec.name}: " + ", ".join(f"{column} is {' or '.join(map(repr, v))}" for column, v in spec.when.items())
+        for spec in conditional
+    )
+    weightless = f" but {', '.join(spec.name for spec in chosen)}" if chosen else ""
+    return (
+        f"row {name} has {has}, for which no verifier{weightless} is configured (known: {known}); mend the row, leave "
+        "it out, or add its value to a verifier's `when`"
+    )

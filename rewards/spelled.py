@@ -1,0 +1,52 @@
+"""What English says twice: a number with its name behind it, and a short answer such as "yes, it is"."""
+
+from __future__ import annotations
+
+import re
+
+_ONES = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_VALUES = {word: value for value, word in enumerate(_ONES)} | {word: 10 * at for at, word in enumerate(_TENS, 2)}
+_SCALES = {"thousand": 1000, "million": 10**6, "billion": 10**9}
+_GLOSS = re.compile(
+    r"(?P<value>-?\d{1,12})\s*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?\(\s*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?"
+    r"(?P<words>[A-Za-z][A-Za-z -]{2,80})\}?\s*\)\s*\}?"
+)
+_SUBJECT = r"(?:it|he|she|they|we|i|you|this|that|there|these|those)"
+_VERB = r"(?:is|are|am|was|were|does|do|did|can|could|will|would|has|have|had|must|should|may)"
+_SHORT_ANSWER = re.compile(rf"(yes|no), {_SUBJECT} (?:{_VERB}( not|n't)?|(ca|wo)n't|(cannot))")
+
+
+def number_of(text: str) -> int | None:
+    """The whole number that English words name; None where they name none."""
+    total = group = 0
+    found = False
+    for word in text.lower().replace("-", " ").split():
+        if word in _VALUES:
+            group += _VALUES[word]
+        elif word == "hundred" and 0 < group < 10:
+            group *= 100
+        elif word in _SCALES and 0 < group < 1000:
+            total, group = total + group * _SCALES[word], 0
+        elif word != "and" or not found:
+            return None
+        found = True
+    return total + group if found else None
+
+
+def without_gloss(plain: str) -> str:
+    """`8 (eight)` without its gloss; the text as it is where the words name another number, or none."""
+    match = _GLOSS.fullmatch(plain.strip())
+    return match["value"] if match is not None and number_of(match["words"]) == int(match["value"]) else plain
+
+
+def without_echo(words: str) -> str:
+    """`yes, it is` and `no, it is not` as `yes` and `no`; what says otherwise than its first word is left as it is."""
+    match = _SHORT_ANSWER.fullmatch(words)
+    if match is None:
+        return words
+    denied = any(match.groups()[1:])
+    return match[1] if denied == (match[1] == "no") else words
