@@ -6,6 +6,7 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 
 from __future__ import annotations
 
+import collections
 import gc
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -244,10 +245,19 @@ class GeneratorGroup:
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
         """Load all buckets on every replica and stamp them as `policy_version`; the names of the tensors that came."""
         names: list[str] = []
-        self._all("begin a weight update", [actor.begin_update.remote() for actor in self._actors])
+        # An actor takes its calls in order, so none waits for the answer to the one before it; but a bucket is only
+        # asked for when the one before the last is loaded, or they would fill the object store.
+        begun = [actor.begin_update.remote() for actor in self._actors]
+        loading: collections.deque[list[Any]] = collections.deque()
         for bucket in buckets:
-            names += self._all("load a bucket of weights", [actor.update.remote(bucket) for actor in self._actors])[0]
-        self._all("finish a weight update", [actor.finish_update.remote(policy_version) for actor in self._actors])
+            loading.append([actor.update.remote(bucket) for actor in self._actors])
+            if len(loading) > 1:
+                names += self._all("load a bucket of weights", loading.popleft())[0]
+        finished = [actor.finish_update.remote(policy_version) for actor in self._actors]
+        self._all("begin a weight update", begun)
+        for loaded in loading:
+            names += self._all("load a bucket of weights", loaded)[0]
+        self._all("finish a weight update", finished)
         return names
 
     def _all(self, what: str, references: Sequence[Any]) -> list[Any]:

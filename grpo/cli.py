@@ -53,7 +53,7 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     def job() -> None:
         settings = load(TrainConfig, config, overrides or [])
         from grpo.progress import open_progress
-        from grpo.run import finished_table
+        from grpo.run_folder import finished_table
         from grpo.train import train as run
 
         table = finished_table(settings.run, settings.train.steps)
@@ -74,7 +74,7 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
     def job() -> None:
         settings = load(SftConfig, config, overrides or [])
         from grpo.progress import SFT_FIELDS, open_progress
-        from grpo.run import finished_table
+        from grpo.run_folder import finished_table
         from grpo.sft import sft as run
 
         table = finished_table(settings.run, settings.sft.steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,9 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from grpo import weight_transfer
 from grpo.setups import GeneratorSetup
 from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
+
+# A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
+HAND_ON_S = 0.05
 
 
 class Generator:
@@ -62,7 +66,7 @@ class Generator:
         self._requests = 0
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Finished]:
-        """Sample for all requests, handing on each group as soon as its last completion is done."""
+        """Sample for all requests, handing groups on as they finish, those of `HAND_ON_S` together."""
         waiting: dict[str, int] = {}
         for request in requests:
             name = self._new_name()
@@ -72,10 +76,13 @@ class Generator:
                 {"prompt_token_ids": list(request.token_ids)},
                 _engine_sampling(sampling, request.seed, self._ends),
             )
+        finished: Finished = []
+        handed_on = time.monotonic()
         while waiting:
-            finished = [(waiting.pop(output.request_id), self._completions(output)) for output in self._step()]
-            if finished:
+            finished += [(waiting.pop(output.request_id), self._completions(output)) for output in self._step()]
+            if finished and (not waiting or time.monotonic() - handed_on > HAND_ON_S):
                 yield finished
+                finished, handed_on = [], time.monotonic()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token but the first of each sequence, at temperature 1."""

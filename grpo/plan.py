@@ -20,7 +20,7 @@ from grpo.data import HubUnreachable, load_prompts, load_supervised
 from grpo.gold_check import check_gold_answers
 from grpo.objective_config import PRESETS
 from grpo.policy import shape_of as new_shape
-from grpo.run import load_tokenizer, local_or_hub, plan_of, specs_of
+from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.types import Prompt
 from rewards.selection import check_rows
 

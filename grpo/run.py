@@ -9,20 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from grpo import checkpoint, config
 from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
-from grpo.checkpoint import Checkpoint
-from grpo.closing_table import ClosingTable, closing_table
-from grpo.cluster import Cluster, Plan
-from grpo.config_file import dump
+from grpo.cluster import Cluster
 from grpo.data import Cursor, PromptSet, load_prompts
-from grpo.metrics_log import read_history
+from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import check_failures, collect, seed_of, with_refills
+from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.step_metrics import verifier_metrics
 from grpo.stopwatch import Stopwatch
@@ -30,102 +25,10 @@ from grpo.trackers import open_trackers
 from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
-from rewards.build import VerifierSpec
 from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
 from rewards.verdict import Verdict
-
-
-def open_folder(
-    run: config.Run, resolved: config.TrainConfig | config.SftConfig, progress: Progress
-) -> Checkpoint | None:
-    """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
-
-    Returns:
-        The checkpoint to go on from, if any.
-
-    Raises:
-        ValueError: the folder holds a run already and `run.resume` is `never`.
-    """
-    folder = Path(run.folder)
-    found = checkpoint.latest(folder)
-    if run.resume == "never" and (found or (folder / "metrics.jsonl").exists()):
-        raise ValueError(
-            f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
-    if found and path.exists():
-        for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
-            progress.show(f"changed since the last start: {line}")
-    path.write_text(dump(resolved), encoding="utf-8")
-    return found
-
-
-def changes(before: object, after: object, where: str = "") -> list[str]:
-    """Dotted keys whose values differ between two configurations of plain data, with both values."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = [*before, *(key for key in after if key not in before)]
-        inner = (changes(before.get(key), after.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
-        return [line for lines in inner for line in lines if not line.startswith("run.resume:")]
-    return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
-
-
-def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
-    """The actors that a job needs."""
-    learner = settings.learner
-    if isinstance(settings, config.SftConfig):
-        return Plan(learner.ranks, learner.threads)
-    generator = settings.generator
-    return Plan(
-        learner.ranks,
-        learner.threads,
-        generator.replicas,
-        generator.tensor_parallel_size,
-        generator.threads,
-        settings.cluster.share_gpus,
-    )
-
-
-def specs_of(verifiers: Sequence[config.VerifierConfig]) -> tuple[VerifierSpec, ...]:
-    """The configured verifiers, as the pool and the reward need them."""
-    return tuple(
-        VerifierSpec(
-            one.name,
-            one.use,
-            one.options,
-            one.weight,
-            one.gate,
-            {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},
-        )
-        for one in verifiers
-    )
-
-
-def local_or_hub(path: str) -> str:
-    """A local folder as an absolute path, since actors may run elsewhere; anything else is a hub name."""
-    return str(Path(path).absolute()) if Path(path).is_dir() else path
-
-
-def skipped_folder(run: config.Run) -> str:
-    """Where the learner keeps batches whose loss or gradient is not finite."""
-    return str((Path(run.folder) / "skipped").absolute())
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
-
-    Raises:
-        ValueError: there is none at `path`.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as failure:
-        raise ValueError(
-            f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
-            f"a cold start makes one: grpo sft configs/quickstart_sft.yaml"
-        ) from failure
 
 
 class TrainingRun:
@@ -371,12 +274,3 @@ class TrainingRun:
         """Seconds of the checkpoint written since this was last asked, if one was."""
         seconds, self._checkpoint_s = self._checkpoint_s, None
         return {} if seconds is None else {"time/checkpoint_s": seconds}
-
-
-def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
-    """The closing table of a run that `resume=auto` finds complete; None where there is something left to do."""
-    folder = Path(run.folder)
-    found = checkpoint.latest(folder)
-    if run.resume == "never" or found is None or found.step < steps:
-        return None
-    return closing_table(folder.resolve().name, read_history(folder), {"report": folder / "report.html"})

@@ -16,9 +16,10 @@ from grpo.data import Cursor, load_rows, load_supervised
 from grpo.interrupt import Interrupt
 from grpo.packing import TrainingSequence
 from grpo.policy import make_policy
+from grpo.preparation import load_tokenizer, local_or_hub, plan_of
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.run import load_tokenizer, local_or_hub, open_folder, plan_of, skipped_folder
+from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import LearnerSetup
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers

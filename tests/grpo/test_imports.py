@@ -18,7 +18,7 @@ ROOMS = {
     "deepspeed": {"grpo/learner.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
-DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "run", "sft", "train", "verifier_nodes"}
+DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "preparation", "run", "sft", "train", "verifier_nodes"}
 
 
 def modules(package: str) -> dict[str, Path]:

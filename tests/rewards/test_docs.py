@@ -10,7 +10,7 @@ import yaml
 
 from grpo.config import Dataset, VerifierConfig
 from grpo.data import load_rows
-from grpo.run import specs_of
+from grpo.preparation import specs_of
 from rewards.build import BUILT_IN, VerifierSpec
 from rewards.compose import combine
 from rewards.pool import VerifierPool
