@@ -1,4 +1,4 @@
-"""The command line: `grpo train`, `grpo sft`, `grpo check`."""
+"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo launch`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -91,16 +91,41 @@ def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     """
 
     def job() -> None:
-        from grpo.plan import schema_of, show_plan
+        from grpo.plan import show_plan
 
-        settings: TrainConfig | SftConfig
-        if schema_of(config) is SftConfig:
-            settings = load(SftConfig, config, overrides or [])
-        else:
-            settings = load(TrainConfig, config, overrides or [])
-        show_plan(settings, Console())
+        show_plan(_load_either(config, overrides), Console())
 
     _guarded(job, debug)
+
+
+@app.command()
+def launch(
+    target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where to")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and start nothing")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a Ray cluster that is up.
+
+    The nodes come from the config's section `launch` (docs/cluster.md). Whether it is `grpo train` or `grpo sft` is
+    seen from the config's keys; either goes on from its newest checkpoint where there is one.
+    """
+    status = 0
+
+    def job() -> None:
+        from launch.job import Job
+        from launch.start import render, start
+
+        nonlocal status
+        described = Job(_load_either(config, overrides), Path.cwd())
+        if dry_run:
+            print(render(target, described), end="")
+        else:
+            status = start(target, described)
+
+    _guarded(job, debug)
+    raise typer.Exit(status)
 
 
 @app.callback()
@@ -109,6 +134,15 @@ def _start() -> None:
     sys.path.append(os.getcwd())
     # torchdata calls what torch has deprecated; nobody who reads a run's output can do anything about it.
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+
+
+def _load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftConfig:
+    """A config of either job, which is seen from its keys."""
+    from grpo.plan import schema_of
+
+    if schema_of(path) is SftConfig:
+        return load(SftConfig, path, overrides or [])
+    return load(TrainConfig, path, overrides or [])
 
 
 def _guarded(job: Callable[[], None], debug: bool) -> None:

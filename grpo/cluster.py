@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo import config
 from grpo.actors import GeneratorActor, GeneratorGroup, LearnerActor, LearnerGroup, wait_for
+from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
 from grpo.setups import Device, GeneratorSetup, LearnerSetup
 
 
@@ -45,13 +46,24 @@ class Plan:
         sampling = 0 if self.share_gpus else self.generators * self.generator_devices
         return self.learner_ranks + sampling
 
-    def bundles(self, device: Device) -> list[dict[str, float]]:
-        """Ray resource bundles: learner ranks first, then generators where they have devices of their own."""
+    def bundles(self, device: Device, kept: Collection[str] = ()) -> list[dict[str, float]]:
+        """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
+
+        Args:
+            device: what the actors compute on.
+            kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
+                to the nodes that have it.
+        """
         gpu = device == "cuda"
-        learner = {"CPU": float(self.learner_threads), **({"GPU": 1.0} if gpu else {})}
+        learner = {
+            "CPU": float(self.learner_threads),
+            **({"GPU": 1.0} if gpu else {}),
+            **({LEARNER_NODE: 1.0} if LEARNER_NODE in kept else {}),
+        }
         generator = {
             "CPU": float(self.generator_threads),
             **({"GPU": float(self.generator_devices)} if gpu and not self.share_gpus else {}),
+            **({GENERATOR_NODE: 1.0} if GENERATOR_NODE in kept else {}),
         }
         if self.share_gpus:
             shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
@@ -143,7 +155,7 @@ class Cluster:
 
     def _reserve(self) -> PlacementGroup:
         have, plan = ray.cluster_resources(), self._plan
-        bundles = plan.bundles(self.device)
+        bundles = plan.bundles(self.device, have)
         for resource in ("GPU", "CPU"):
             needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
             if needed > have.get(resource, 0.0):

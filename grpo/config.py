@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo.launch_config import Launch
+
 Dtype = Literal["float32", "bfloat16"]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -266,6 +268,8 @@ class TrainConfig(Section):
     train: Schedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    launch: Launch | None = None
+    """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -341,6 +345,8 @@ class SftConfig(Section):
     sft: SftSchedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    launch: Launch | None = None
+    """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
