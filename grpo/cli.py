@@ -36,6 +36,9 @@ Overrides = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
 
+# Longest wait for one probe: that of vLLM's start, on a file system that has not read it yet.
+PREFLIGHT_S = 180.0
+
 # A user's mistake, and a run that could not go on: distinct for scripts that retry.
 EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -84,16 +87,32 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="also try every node of the cluster; see below")] = False,
+    debug: Debug = False,
+) -> None:
     """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory.
 
-    Nothing is started and nothing is written. Whether the file is for `train` or `sft` is seen from its keys.
+    Nothing is started and nothing is written, unless `--cluster` is given: then each node of the cluster (of this
+    machine, where `cluster.address` names none) takes part in an all-reduce, samples a completion, receives new
+    weights and runs a program in the sandbox. Whether the file is for `train` or `sft` is seen from its keys.
     """
 
     def job() -> None:
         from grpo.plan import show_plan
 
-        show_plan(_load_either(config, overrides), Console())
+        settings = _load_either(config, overrides)
+        show_plan(settings, Console())
+        if cluster:
+            from grpo.cluster import preflight
+            from grpo.preflight import table_of
+
+            found = preflight(settings.cluster, PREFLIGHT_S)
+            Console().print(table_of(found))
+            if not all(outcome.passed for outcomes in found.values() for outcome in outcomes.values()):
+                raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
 
     _guarded(job, debug)
 
