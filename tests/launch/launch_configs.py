@@ -56,11 +56,12 @@ class Slurm:
         return [int(line) for line in (self.folder / "attempts").read_text().splitlines()]
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that the job has on its nodes."""
+        """Every process that the job has on its nodes; Slurm's own is none of them."""
+        ours = {os.getpid(), int((self.folder / "controller.pid").read_text())}
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("FAKE_SLURM") == str(self.folder) and process.pid != os.getpid():
+                if process.environ().get("FAKE_SLURM") == str(self.folder) and process.pid not in ours:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from launch_configs import Slurm, fake_slurm, job
 
+from grpo.cluster import Plan
 from launch import slurm
 
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
@@ -250,3 +251,11 @@ def test_nodes_of_two_kinds_are_kept_for_their_actors(tmp_path: Path) -> None:
     assert f"cpus=16 gpus=4 resources='{json.dumps({'generator_node': 1_000_000})}'" in script
     assert '--het-group="${group_of[$node]}"' in script
     assert "--het-group" not in slurm.render(job(tmp_path, {}))
+
+
+def test_actors_go_to_the_nodes_that_are_kept_for_them() -> None:
+    plan = Plan(2, 4, 1, 2, 3)
+    kept = {"learner_node": 1_000_000.0, "generator_node": 1_000_000.0, "CPU": 64.0}
+    learner, generator = {"CPU": 4.0, "GPU": 1.0, "learner_node": 1.0}, {"CPU": 3.0, "GPU": 2.0, "generator_node": 1.0}
+    assert plan.bundles("cuda", kept) == [learner, learner, generator]
+    assert plan.bundles("cpu", {"CPU": 64.0}) == [{"CPU": 4.0}, {"CPU": 4.0}, {"CPU": 3.0}]
