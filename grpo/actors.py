@@ -32,9 +32,7 @@ class LearnerActor:
 
     def address(self) -> tuple[str, int]:
         """This node's address and a port that is free on it, for the ranks to meet at."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return free_address()
 
     def start(self, master_address: str, master_port: int) -> None:
         from grpo.learner import LearnerRank
@@ -96,6 +94,13 @@ class GeneratorActor:
 
     def finish_update(self, policy_version: int) -> None:
         self._generator.finish_update(policy_version)
+
+
+def free_address() -> tuple[str, int]:
+    """This node's address and a port that is free on it."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
 def spare_the_collector() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo audit`."""
+"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo launch`, `grpo audit`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -38,6 +38,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback o
 
 # Gold answers that `grpo check` looks at: all of most data sets, a minute or so of the math verifier on one core.
 GOLD_LIMIT = 20_000
+# Longest wait for one probe: that of vLLM's start, on a file system that has not read it yet.
+PREFLIGHT_S = 180.0
 # A user's mistake, and a run that could not go on: distinct for scripts that retry.
 EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -93,24 +95,32 @@ def check(
         int, typer.Option(min=0, help="gold answers to check at most, drawn by chance where there are more; 0: none")
     ] = GOLD_LIMIT,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 where gold answers do not behave")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="also try every node of the cluster; see below")] = False,
     debug: Debug = False,
 ) -> None:
     """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory, gold answers.
 
     Every gold answer of the data must be `correct` to its verifier, and another row's must not: what does not behave
-    is told as a warning, or fails the check with `--strict`. No device is claimed and nothing is written. Whether the
-    file is for `train` or `sft` is seen from its keys.
+    is told as a warning, or fails the check with `--strict`. Nothing is claimed and nothing is written, unless
+    `--cluster` is given: then each node of the cluster (of this machine, where `cluster.address` names none) takes part
+    in an all-reduce, samples a completion, receives new weights and runs a program in the sandbox. Whether the file is
+    for `train` or `sft` is seen from its keys.
     """
 
     def job() -> None:
-        from grpo.plan import schema_of, show_plan
+        from grpo.plan import show_plan
 
-        settings: TrainConfig | SftConfig
-        if schema_of(config) is SftConfig:
-            settings = load(SftConfig, config, overrides or [])
-        else:
-            settings = load(TrainConfig, config, overrides or [])
-        if not show_plan(settings, Console(), gold_limit=gold_limit) and strict:
+        settings = _load_either(config, overrides)
+        gold_behaves = show_plan(settings, Console(), gold_limit=gold_limit)
+        if cluster:
+            from grpo.cluster import preflight
+            from grpo.preflight import table_of
+
+            found = preflight(settings.cluster, PREFLIGHT_S)
+            Console().print(table_of(found))
+            if not all(outcome.passed for outcomes in found.values() for outcome in outcomes.values()):
+                raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
+        if strict and not gold_behaves:
             raise typer.Exit(EXIT_FAILED)
 
     _guarded(job, debug)
@@ -141,12 +151,51 @@ def audit(
     _guarded(job, debug)
 
 
+@app.command()
+def launch(
+    target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where to")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and start nothing")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a Ray cluster that is up.
+
+    The nodes come from the config's section `launch` (docs/cluster.md). Whether it is `grpo train` or `grpo sft` is
+    seen from the config's keys; either goes on from its newest checkpoint where there is one.
+    """
+    status = 0
+
+    def job() -> None:
+        from launch.job import Job
+        from launch.start import render, start
+
+        nonlocal status
+        described = Job(_load_either(config, overrides), Path.cwd())
+        if dry_run:
+            print(render(target, described), end="")
+        else:
+            status = start(target, described)
+
+    _guarded(job, debug)
+    raise typer.Exit(status)
+
+
 @app.callback()
 def _start() -> None:
     # A generator or verifier named by its module may lie in the folder that the command is run from.
     sys.path.append(os.getcwd())
     # torchdata calls what torch has deprecated; nobody who reads a run's output can do anything about it.
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+
+
+def _load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftConfig:
+    """A config of either job, which is seen from its keys."""
+    from grpo.plan import schema_of
+
+    if schema_of(path) is SftConfig:
+        return load(SftConfig, path, overrides or [])
+    return load(TrainConfig, path, overrides or [])
 
 
 def _guarded(job: Callable[[], None], debug: bool) -> None:

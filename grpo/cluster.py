@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from grpo import config
-from grpo.actors import GeneratorActor, GeneratorGroup, LearnerActor, LearnerGroup, wait_for
+from grpo.actors import GeneratorActor, GeneratorGroup, LearnerActor, LearnerGroup, free_address, wait_for
+from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
+from grpo.preflight import NodeProbes, Outcome, generator_setup, new_weights, probe_all
 from grpo.setups import Device, GeneratorSetup, LearnerSetup
 
 
@@ -43,13 +45,24 @@ class Plan:
         sampling = 0 if self.share_gpus else self.generators * self.generator_devices
         return self.learner_ranks + sampling
 
-    def bundles(self, device: Device) -> list[dict[str, float]]:
-        """Ray resource bundles: learner ranks first, then generators where they have devices of their own."""
+    def bundles(self, device: Device, kept: Collection[str] = ()) -> list[dict[str, float]]:
+        """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
+
+        Args:
+            device: what the actors compute on.
+            kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
+                to the nodes that have it.
+        """
         gpu = device == "cuda"
-        learner = {"CPU": float(self.learner_threads), **({"GPU": 1.0} if gpu else {})}
+        learner = {
+            "CPU": float(self.learner_threads),
+            **({"GPU": 1.0} if gpu else {}),
+            **({LEARNER_NODE: 1.0} if LEARNER_NODE in kept else {}),
+        }
         generator = {
             "CPU": float(self.generator_threads),
             **({"GPU": float(self.generator_devices)} if gpu and not self.share_gpus else {}),
+            **({GENERATOR_NODE: 1.0} if GENERATOR_NODE in kept else {}),
         }
         if self.share_gpus:
             shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
@@ -70,14 +83,9 @@ class Cluster:
         self._settings = settings
         self._plan = plan
         self._actors: list[Any] = []
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            if settings.address:
-                ray.init(address=settings.address, **_quiet())
-            else:
-                # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
-                needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
-                start_local_ray(max(int(needed), os.cpu_count() or 1))
+        # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
+        needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
+        self._owns_ray = _connect(settings, max(int(needed), os.cpu_count() or 1))
         self.device: Device = _choose_device(settings.device)
         self._group = self._reserve()
 
@@ -139,7 +147,7 @@ class Cluster:
 
     def _reserve(self) -> PlacementGroup:
         have, plan = ray.cluster_resources(), self._plan
-        bundles = plan.bundles(self.device)
+        bundles = plan.bundles(self.device, have)
         for resource in ("GPU", "CPU"):
             needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
             if needed > have.get(resource, 0.0):
@@ -165,6 +173,76 @@ class Cluster:
             runtime_env={"env_vars": environment},
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
         )
+
+
+class NodeActor:
+    """The probes of `grpo.preflight` on one node."""
+
+    def __init__(self, name: str, actor: Any, deadline_s: float) -> None:
+        """Use an actor that lives there."""
+        self.name = name
+        self._actor = actor
+        self._deadline_s = deadline_s
+
+    def start(self, probe: str, *arguments: Any) -> Callable[[], Outcome]:
+        """Start a method of `NodeProbes`; call the result to wait for it."""
+        reference = getattr(self._actor, probe).remote(*arguments)
+        return lambda: cast(Outcome, wait_for([reference], self._deadline_s, f"{probe} on {self.name}")[0])
+
+    def address(self) -> tuple[str, int]:
+        """The node's address and a free port on it."""
+        (found,) = wait_for([self._actor.address.remote()], self._deadline_s, f"the address of {self.name}")
+        return cast(tuple[str, int], found)
+
+
+class _ProbesActor(NodeProbes):
+    def address(self) -> tuple[str, int]:
+        return free_address()
+
+
+def preflight(settings: config.Cluster, deadline_s: float) -> dict[str, dict[str, Outcome]]:
+    """Try on every node what a job needs of it: node -> probe -> outcome.
+
+    Raises:
+        ValueError: a GPU was asked for and the cluster has none.
+        TimeoutError: the first node's process did not start.
+    """
+    owns_ray = _connect(settings, os.cpu_count() or 1)
+    device = _choose_device(settings.device)
+    actors: list[Any] = []
+    nodes: list[NodeActor] = []
+    try:
+        for node in sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeName"])):
+            # A node without GPU in a cluster that has some would only hold the others up: it holds no actor either.
+            if device == "cuda" and not node["Resources"].get("GPU"):
+                continue
+            environment = _generator_environment(generator_setup("", device))
+            actor = ray.remote(_ProbesActor).options(
+                num_cpus=1,
+                num_gpus=1.0 if device == "cuda" else 0.0,
+                runtime_env={"env_vars": environment},
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )
+            actors.append(actor.remote(device))
+            name = f"{node['NodeName']} ({len(nodes)})"
+            nodes.append(NodeActor(name, actors[-1], deadline_s))
+        return probe_all(nodes, ray.put(new_weights()), deadline_s)
+    finally:
+        for handle in actors:
+            ray.kill(handle, no_restart=True)
+        if owns_ray:
+            ray.shutdown()
+
+
+def _connect(settings: config.Cluster, cpus: int) -> bool:
+    """Whether Ray was not running in this process, and now is."""
+    if ray.is_initialized():
+        return False
+    if settings.address:
+        ray.init(address=settings.address, **_quiet())
+    else:
+        start_local_ray(cpus)
+    return True
 
 
 def start_local_ray(cpus: int) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from grpo.launch_config import Launch
 from grpo.objective_config import Algorithm
 from grpo.section import Positive, Seconds, Section
 
@@ -258,6 +259,8 @@ class TrainConfig(Section):
     train: Schedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    launch: Launch | None = None
+    """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -329,6 +332,8 @@ class SftConfig(Section):
     sft: SftSchedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    launch: Launch | None = None
+    """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""

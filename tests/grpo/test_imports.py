@@ -13,7 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENGINES = {"ray", "vllm", "deepspeed"}
 ROOMS = {
-    "ray": {"grpo/actors.py", "grpo/cluster.py", "grpo/verifier_nodes.py"},
+    # The launchers only knock: one waits until a cluster is up, one hands it a job.
+    "ray": {
+        "grpo/actors.py",
+        "grpo/cluster.py",
+        "grpo/verifier_nodes.py",
+        "launch/ray_job.py",
+        "launch/ready.py",
+    },
     "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
     "deepspeed": {"grpo/learner.py"},
 }
@@ -50,7 +57,7 @@ def test_each_engine_has_its_room() -> None:
     for engine, rooms in ROOMS.items():
         found = {
             str(path.relative_to(ROOT))
-            for package in ("grpo", "rewards", "sandbox")
+            for package in ("grpo", "launch", "rewards", "sandbox")
             for path in modules(package).values()
             if engine in packages(path)
         }
@@ -63,8 +70,12 @@ def test_rewards_know_nothing_of_training_and_the_sandbox_nothing_of_either() ->
             assert not packages(path) & forbidden, name
 
 
+def test_only_the_command_line_knows_the_launchers() -> None:
+    assert [name for name, path in modules("grpo").items() if "launch" in packages(path)] == ["grpo.cli"]
+
+
 def test_nothing_is_imported_relatively() -> None:
-    for package in ("grpo", "rewards", "sandbox"):
+    for package in ("grpo", "launch", "rewards", "sandbox"):
         for name, path in modules(package).items():
             assert not [one for one in imported(path) if one.startswith(".")], name
 
@@ -79,7 +90,8 @@ def test_mathematics_imports_no_room_beyond_it() -> None:
         "mismatch": {"grpo.losses"},
         "section": set[str](),
         "objective_config": {"grpo.section"},
-        "config": {"grpo.section", "grpo.objective_config"},
+        "launch_config": {"grpo.section"},
+        "config": {"grpo.section", "grpo.objective_config", "grpo.launch_config"},
         "packing": set[str](),
         "flops": {"grpo.packing"},
         "attention": {"grpo.packing"},

@@ -1,0 +1,135 @@
+"""What is launched: one command of `grpo`, its configuration, and the nodes that it asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Literal
+
+from grpo.config import SftConfig, TrainConfig
+from grpo.config_file import dump
+from grpo.launch_config import Launch, Nodes, Secret
+from grpo.preparation import plan_of
+
+Target = Literal["local", "slurm", "kuberay", "ray"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run and where it is to go.
+
+    Attributes:
+        settings: the resolved configuration.
+        working_folder: the folder that relative paths of the configuration start from, absolute.
+    """
+
+    settings: TrainConfig | SftConfig
+    working_folder: Path
+
+    @property
+    def command(self) -> str:
+        """Which command of `grpo` runs it."""
+        return "sft" if isinstance(self.settings, SftConfig) else "train"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, absolute."""
+        return self.working_folder / self.settings.run.folder
+
+    @property
+    def name(self) -> str:
+        """A name for the scheduler: letters, digits and dashes, from the run's folder."""
+        return re.sub(r"[^a-z0-9]+", "-", f"grpo-{self.folder.name}".lower()).strip("-")[:40].rstrip("-")
+
+    @property
+    def launch(self) -> Launch:
+        """The cluster section.
+
+        Raises:
+            ValueError: the configuration has none.
+        """
+        if self.settings.launch is None:
+            raise ValueError(
+                "the configuration has no section `launch`, so nobody knows which nodes to ask for; "
+                "add one with nodes, gpus_per_node and cpus_per_node (docs/cluster.md)"
+            )
+        return self.settings.launch
+
+    def snapshot(self, address: str | None) -> str:
+        """The configuration as the job will read it, whatever happens to the file that it came from.
+
+        Args:
+            address: `cluster.address` of the job.
+        """
+        settings = self.settings
+        run = settings.run.model_copy(update={"folder": str(self.folder), "resume": "auto"})
+        cluster = settings.cluster.model_copy(update={"address": address})
+        return dump(settings.model_copy(update={"run": run, "cluster": cluster}))
+
+
+def secret_file(secret: Secret) -> str | None:
+    """The shell command that exports a secret from its file; None where it has none. The value is never in it."""
+    return f'{secret.name}="$(<{quote(secret.file)})"; export {secret.name}' if secret.file else None
+
+
+def capacity_problems(job: Job) -> list[str]:
+    """What the job's actors need and the nodes of the cluster section do not have."""
+    settings, launch, plan = job.settings, job.launch, plan_of(job.settings)
+    learner = ("learner.ranks", plan.learner_ranks, 1, plan.learner_threads)
+    replicas = ("generator.replicas", plan.generators, plan.generator_devices, plan.generator_threads)
+    placed: list[tuple[str, Nodes, list[tuple[str, int, int, int]]]]
+    if launch.generators is None:
+        placed = [("launch", launch, [learner, replicas])]
+    elif isinstance(settings, SftConfig):
+        return ["launch.generators asks for nodes that supervised fine-tuning would leave idle; leave it out"]
+    elif plan.share_gpus:
+        return ["cluster.share_gpus puts learner and generators on one GPU, launch.generators on other nodes; keep one"]
+    else:
+        placed = [("launch", launch, [learner]), ("launch.generators", launch.generators, [replicas])]
+    on_gpus = settings.cluster.device != "cpu" and any(group.gpus_per_node for group in launch.groups)
+    found = []
+    for where, group, actors in placed:
+        cpus = sum(count * threads for _, count, _, threads in actors)
+        if cpus > group.nodes * group.cpus_per_node:
+            found.append(
+                f"{' and '.join(name for name, *_ in actors)} need {cpus} CPUs and {where} asks for {group.nodes} x "
+                f"{group.cpus_per_node}; raise {where}.nodes or {where}.cpus_per_node"
+            )
+        if not on_gpus:
+            continue
+        gpus = sum(count * devices for _, count, devices, _ in actors) if not plan.share_gpus else plan.learner_ranks
+        if gpus > group.nodes * group.gpus_per_node:
+            found.append(
+                f"{' and '.join(name for name, *_ in actors)} need {gpus} GPUs and {where} asks for {group.nodes} x "
+                f"{group.gpus_per_node}; raise {where}.nodes or {where}.gpus_per_node"
+            )
+        if replicas in actors and plan.generator_devices > group.gpus_per_node:
+            found.append(
+                f"generator.tensor_parallel_size={plan.generator_devices} does not fit a node of {where} with "
+                f"{group.gpus_per_node} GPUs; lower it"
+            )
+    return found
+
+
+def storage_problems(job: Job) -> list[str]:
+    """A run's folder that some node could not reach."""
+    launch = job.launch
+    if launch.storage is None:
+        if launch.all_nodes == 1:
+            return []
+        return ["launch.storage must name the folder that all nodes share: checkpoints are written by each of them"]
+    if not job.folder.is_relative_to(launch.storage):
+        return [f"run.folder={job.folder} does not lie in launch.storage={launch.storage}, which all nodes share"]
+    return []
+
+
+def refuse(found: list[str]) -> None:
+    """Tell all problems at once.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if found:
+        raise ValueError("this cannot be launched:\n" + "\n".join(f"  - {problem}" for problem in found))

@@ -1,0 +1,179 @@
+"""KubeRay: one RayJob (ray.io/v1) and the ConfigMap with its configuration, as plain data and as YAML."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE, Launch, Nodes
+from launch.job import Job, capacity_problems, refuse, storage_problems
+
+CONFIG_FOLDER = "/etc/verigrpo"
+# How long Kubernetes waits between SIGTERM and SIGKILL when it takes a pod away.
+GRACE_S = 120
+
+
+def manifests(job: Job) -> list[dict[str, Any]]:
+    """The ConfigMap and the RayJob.
+
+    Raises:
+        ValueError: something that Kubernetes needs is missing, or the nodes do not fit the job.
+    """
+    refuse(capacity_problems(job) + storage_problems(job) + _problems(job))
+    launch, name = job.launch, re.sub(r"\.", "-", job.name)
+    metadata = {"name": name, "namespace": launch.kuberay.namespace, "labels": {"app.kubernetes.io/name": "verigrpo"}}
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {"config.yaml": job.snapshot("auto")},
+    }
+    ray_job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": metadata,
+        "spec": {
+            "entrypoint": f"grpo {job.command} {CONFIG_FOLDER}/config.yaml",
+            "submissionMode": "K8sJobMode",
+            # Each attempt gets a cluster of its own, in which the run goes on from its newest checkpoint.
+            "backoffLimit": launch.max_restarts,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": launch.kuberay.ttl_s,
+            "rayClusterSpec": _cluster(launch, name),
+        },
+    }
+    return [config_map, ray_job]
+
+
+def render(job: Job) -> str:
+    """Both as one YAML stream, for `kubectl apply -f`.
+
+    Raises:
+        ValueError: as `manifests`.
+    """
+    return yaml.safe_dump_all(manifests(job), sort_keys=False)
+
+
+def submit(job: Job) -> str:
+    """Hand the manifests to kubectl; what it answered.
+
+    Raises:
+        ValueError: as `manifests`, or there is no kubectl.
+        RuntimeError: kubectl refused.
+    """
+    text = render(job)
+    if shutil.which("kubectl") is None:
+        raise ValueError("there is no kubectl on the PATH: install it, or print the manifest with --dry-run")
+    done = subprocess.run(["kubectl", "apply", "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"kubectl refused the manifest: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _problems(job: Job) -> list[str]:
+    launch, found = job.launch, []
+    if launch.image is None:
+        found.append("launch.image must name the container image of the pods (the Dockerfile builds one)")
+    if launch.storage is None or launch.kuberay.storage_claim is None:
+        found.append("launch.storage and launch.kuberay.storage_claim must say what the pods share, and where")
+    for where, group in (("launch", launch), ("launch.generators", launch.generators)):
+        if group is not None and group.memory_gib_per_node is None:
+            found.append(f"{where}.memory_gib_per_node must say how much memory a pod gets")
+    found += [
+        f"launch.secrets: {secret.name} names no Kubernetes secret; give kubernetes: {{secret: ..., key: ...}}"
+        for secret in launch.secrets
+        if secret.kubernetes is None
+    ]
+    return found
+
+
+def _cluster(launch: Launch, name: str) -> dict[str, Any]:
+    roles = (LEARNER_NODE, GENERATOR_NODE) if launch.generators else (None, None)
+    workers = [
+        {
+            "groupName": group_name,
+            "replicas": count,
+            "minReplicas": count,
+            "maxReplicas": count,
+            "rayStartParams": _start(group, role),
+            "template": _pod(launch, group, name, "ray-worker"),
+        }
+        for group_name, group, role, count in (
+            ("nodes", launch, roles[0], launch.nodes - 1),
+            ("generators", launch.generators, roles[1], launch.generators.nodes if launch.generators else 0),
+        )
+        if group is not None and count > 0
+    ]
+    return {
+        "rayVersion": version("ray"),
+        # The operator makes the token, a secret of its own, and gives it to every pod.
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": False,
+        "headGroupSpec": {
+            "rayStartParams": _start(launch, roles[0]),
+            "template": _pod(launch, launch, name, "ray-head"),
+        },
+        "workerGroupSpecs": workers,
+    }
+
+
+def _start(group: Nodes, role: str | None) -> dict[str, str]:
+    start = {"num-cpus": str(group.cpus_per_node)}
+    if role:
+        # A string within a string: KubeRay puts the value into a shell command as it is.
+        start["resources"] = json.dumps(json.dumps({role: 1_000_000}))
+    return start
+
+
+def _pod(launch: Launch, group: Nodes, name: str, container: str) -> dict[str, Any]:
+    kuberay = launch.kuberay
+    amounts = {"cpu": str(group.cpus_per_node), "memory": f"{group.memory_gib_per_node}Gi"}
+    if group.gpus_per_node:
+        amounts["nvidia.com/gpu"] = str(group.gpus_per_node)
+    variables = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", **launch.variables}
+    environment: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in variables.items()]
+    environment += [
+        {
+            "name": secret.name,
+            "valueFrom": {"secretKeyRef": {"name": secret.kubernetes.secret, "key": secret.kubernetes.key}},
+        }
+        for secret in launch.secrets
+        if secret.kubernetes is not None
+    ]
+    spec: dict[str, Any] = {
+        "terminationGracePeriodSeconds": GRACE_S,
+        "containers": [
+            {
+                "name": container,
+                "image": launch.image,
+                "env": environment,
+                # Requests equal to limits: Kubernetes then takes other pods away first.
+                "resources": {"limits": amounts, "requests": dict(amounts)},
+                "volumeMounts": [
+                    {"name": "storage", "mountPath": launch.storage},
+                    {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
+                    {"name": "shared-memory", "mountPath": "/dev/shm"},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "storage", "persistentVolumeClaim": {"claimName": kuberay.storage_claim}},
+            {"name": "config", "configMap": {"name": name}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{kuberay.shared_memory_gib}Gi"}},
+        ],
+    }
+    if group.node_selector:
+        spec["nodeSelector"] = dict(group.node_selector)
+    if kuberay.service_account:
+        spec["serviceAccountName"] = kuberay.service_account
+    if kuberay.image_pull_secret:
+        spec["imagePullSecrets"] = [{"name": kuberay.image_pull_secret}]
+    if group.gpus_per_node and kuberay.tolerate_gpu_taint:
+        spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return {"spec": spec}

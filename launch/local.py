@@ -1,0 +1,75 @@
+"""This machine: the same command, environment and secrets as elsewhere, with Ray started for the run on loopback."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from grpo.launch_config import Secret
+from launch.job import Job, capacity_problems, refuse
+
+
+def render(job: Job) -> str:
+    """The command with its environment, secrets by reference.
+
+    Raises:
+        ValueError: the job needs more than one machine, or another launcher.
+    """
+    launch = job.launch
+    found = capacity_problems(job)
+    if launch.all_nodes > 1:
+        found.append(f"launch.nodes asks for {launch.all_nodes} machines and this is one; override it for a local run")
+    found += [
+        f"launch.secrets: {secret.name} names only a Kubernetes secret; here it needs a file or an environment variable"
+        for secret in launch.secrets
+        if not (secret.file or secret.environment)
+    ]
+    refuse(found)
+    shown = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
+    shown += [
+        f'{secret.name}="$(<{shlex.quote(secret.file)})"' if secret.file else f'{secret.name}="${secret.environment}"'
+        for secret in launch.secrets
+    ]
+    return " ".join([*shown, "grpo", job.command, "CONFIG", "resume=auto"]) + "\n"
+
+
+def run(job: Job) -> int:
+    """Run it to its end; the exit status.
+
+    Raises:
+        ValueError: as `render`, or a secret is not where it should be.
+    """
+    render(job)
+    environment = {**os.environ, **job.launch.variables}
+    environment |= {secret.name: value_of(secret) for secret in job.launch.secrets}
+    with tempfile.TemporaryDirectory(prefix="grpo-launch-") as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(job.snapshot(job.settings.cluster.address), encoding="utf-8")
+        program = [sys.executable, "-c", "from grpo.cli import app; app()", job.command, str(config)]
+        with subprocess.Popen(program, env=environment) as process:
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:
+                    # The terminal sent it to the run too, which finishes its step.
+                    continue
+
+
+def value_of(secret: Secret) -> str:
+    """A secret's value, for the environment of a process of ours.
+
+    Raises:
+        ValueError: it is not where the reference says.
+    """
+    if secret.file:
+        try:
+            return Path(secret.file).read_text(encoding="utf-8").rstrip("\n")
+        except OSError as failure:
+            raise ValueError(f"the secret {secret.name} cannot be read from {secret.file}: {failure}") from failure
+    if secret.environment and secret.environment in os.environ:
+        return os.environ[secret.environment]
+    raise ValueError(f"the secret {secret.name} comes from the variable {secret.environment}, which is not set")

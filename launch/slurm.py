@@ -1,0 +1,100 @@
+"""One Slurm script: Ray's head and workers, the run, and what happens at a time limit or a preemption."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import jinja2
+
+from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE, Nodes
+from launch.job import Job, capacity_problems, refuse, secret_file, storage_problems
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(job: Job) -> str:
+    """The script.
+
+    Raises:
+        ValueError: the nodes do not fit the job, or a value cannot stand in such a script.
+    """
+    launch = job.launch
+    found = capacity_problems(job) + storage_problems(job)
+    if not re.fullmatch(r"[A-Za-z0-9_./@+-]+", str(job.folder)):
+        found.append(f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@")
+    found += [
+        f"launch.secrets: {secret.name} names only a Kubernetes secret; on Slurm it needs a file or an environment"
+        for secret in launch.secrets
+        if not (secret.file or secret.environment)
+    ]
+    refuse(found)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+        # Bash's ${#array[@]} would begin a comment of Jinja's.
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters["quote"] = shlex.quote
+
+    def options(group: Nodes) -> list[str]:
+        slurm = launch.slurm
+        wanted: list[tuple[str, str | int | None]] = [
+            ("partition", group.partition),
+            ("account", slurm.account),
+            ("qos", slurm.qos),
+            ("constraint", slurm.constraint),
+            ("time", slurm.time_limit),
+            ("nodes", group.nodes),
+            ("ntasks-per-node", 1),
+            ("cpus-per-task", group.cpus_per_node),
+            ("gpus-per-node", group.gpus_per_node or None),
+            ("mem", f"{group.memory_gib_per_node}G" if group.memory_gib_per_node else 0),
+        ]
+        return [f"--{name}={value}" for name, value in wanted if value is not None]
+
+    def resources(index: int) -> str:
+        roles = (LEARNER_NODE, GENERATOR_NODE)
+        return json.dumps({roles[index]: 1_000_000} if launch.generators else {})
+
+    def nodelist(index: int) -> str:
+        return f"$SLURM_JOB_NODELIST_HET_GROUP_{index}" if launch.generators else "$SLURM_JOB_NODELIST"
+
+    return environment.get_template("slurm.sh.j2").render(
+        job=job,
+        launch=launch,
+        folder=str(job.folder),
+        gpus=any(group.gpus_per_node for group in launch.groups),
+        binds=sorted({str(job.working_folder), *([launch.storage] if launch.storage else [])}),
+        options=options,
+        resources=resources,
+        nodelist=nodelist,
+        secret_file=secret_file,
+    )
+
+
+def submit(job: Job) -> str:
+    """Write the script and the configuration into the run's folder and hand them to sbatch; what sbatch answered.
+
+    Raises:
+        ValueError: as `render`, or there is no sbatch.
+        RuntimeError: sbatch refused.
+    """
+    script = render(job)
+    if shutil.which("sbatch") is None:
+        raise ValueError("there is no sbatch on the PATH: launch from a login node, or print the script with --dry-run")
+    folder = job.folder / "launch"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(job.snapshot(None), encoding="utf-8")
+    (folder / "job.sh").write_text(script, encoding="utf-8")
+    done = subprocess.run(["sbatch", str(folder / "job.sh")], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"sbatch refused {folder / 'job.sh'}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()

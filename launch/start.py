@@ -1,0 +1,31 @@
+"""`grpo launch`: from a configuration and a target to a printed script or a started job."""
+
+from __future__ import annotations
+
+from launch import kuberay, local, ray_job, slurm
+from launch.job import Job, Target
+
+RENDERERS = {"local": local.render, "slurm": slurm.render, "kuberay": kuberay.render, "ray": ray_job.render}
+SUBMITTERS = {"slurm": slurm.submit, "kuberay": kuberay.submit, "ray": ray_job.submit}
+
+
+def render(target: Target, job: Job) -> str:
+    """What would be run or submitted.
+
+    Raises:
+        ValueError: the job cannot go there; every reason is told.
+    """
+    return RENDERERS[target](job)
+
+
+def start(target: Target, job: Job) -> int:
+    """Run the job here, or submit it; the exit status.
+
+    Raises:
+        ValueError: the job cannot go there; every reason is told.
+        RuntimeError: the scheduler refused.
+    """
+    if target == "local":
+        return local.run(job)
+    print(SUBMITTERS[target](job), flush=True)
+    return 0

@@ -1,0 +1,88 @@
+"""The Slurm script with real Ray, vLLM and DeepSpeed: two Ray nodes, a run, a warning before the time limit, a resume.
+
+Only Slurm itself is a stand-in; its two nodes are two Ray nodes on this machine, each with one CPU, so that the
+learner and the generator must be placed on different ones.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from launch_configs import ROOT, fake_slurm, settings
+
+from grpo import checkpoint
+from grpo.config import NewPolicy
+from grpo.policy import make_policy
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEPS = 4
+SMALL = NewPolicy(hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_job_trains_on_two_ray_nodes_is_warned_and_goes_on(tmp_path: Path) -> None:
+    addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+    if not any(address.count(".") == 3 for address in addresses):
+        pytest.skip("this machine has no IPv4 address but loopback, on which Ray nodes do not find each other")
+    make_policy(SMALL, [], tmp_path / "policy", 1)
+    # A random policy answers nothing right; completions of odd and even length differ in their rewards.
+    (tmp_path / "lengths.py").write_text("def odd(completion, reference):\n    return len(completion) % 2 == 1\n")
+    data = settings(
+        tmp_path,
+        {"venv": sys.prefix, "environment": {"PYTHONPATH": str(ROOT)}, "nodes_deadline_s": 240},
+        verifiers=[{"name": "odd", "use": f"{tmp_path}/lengths.py:odd"}],
+        rollout={"prompts_per_step": 4, "group_size": 4, "max_prompt_tokens": 24, "max_completion_tokens": 16},
+        learner={"microbatch_tokens": 512, "learning_rate": 1e-3},
+        train={"steps": STEPS, "checkpoint_every": 100},
+        cluster={"device": "cpu"},
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    slurm = fake_slurm(tmp_path / "slurm", "node-a node-b")
+    done = subprocess.run(
+        [sys.executable, "-c", "from grpo.cli import app; app()", "launch", "slurm", str(tmp_path / "config.yaml")],
+        env={**slurm.environment, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "Submitted batch job 4711\n"), done.stderr
+
+    run, started = tmp_path / "run", time.monotonic()
+    log = run / "launch" / "slurm-4711.out"
+    try:
+        while len(metrics(run)) < 2:
+            assert not (slurm.folder / "done").exists(), log.read_text()
+            assert time.monotonic() - started < 400, log.read_text()
+            time.sleep(0.02)
+        slurm.signal_batch(signal.SIGUSR1)
+        assert slurm.wait(400) == [0, 0], log.read_text()
+    finally:
+        left = slurm.processes()
+        for process in left:
+            process.kill()
+    told = log.read_text()
+    assert not left, left
+    assert told.count("2 Ray nodes are up: node-a, node-b") == 2
+    assert "asking for a checkpoint" in told and "resuming from step" in told
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert any(line["learner/gradient_norm"] > 0 for line in lines[1:])
+    assert all(line["sync/probe_mean_difference"] < 2e-4 for line in lines[1:])
+    newest = checkpoint.latest(run)
+    assert newest is not None and newest.step == STEPS
+    assert not list((run / "launch").glob("job-*")), "the token must not stay"
+    assert not list(Path("/tmp").glob("grpo-4711-*"))
