@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo import checkpoint, config
 from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
+from grpo.adapters import require_peft
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
 from grpo.cluster import Cluster, Plan
@@ -119,8 +120,9 @@ class TrainingRun:
         """Read the data; nothing is claimed yet.
 
         Raises:
-            ValueError: the data, the policy or the run's folder is not as the config says.
+            ValueError: the data, the policy or the run's folder is not as the config says, or peft is missing.
         """
+        require_peft(settings.learner)
         self.settings = settings
         self._progress = progress
         self._policy_path = local_or_hub(settings.policy.path or "")

@@ -16,6 +16,7 @@ ROOMS = {
     "ray": {"grpo/actors.py", "grpo/cluster.py"},
     "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
     "deepspeed": {"grpo/learner.py"},
+    "peft": {"grpo/adapters.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
 DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "run", "sft", "train"}
