@@ -162,6 +162,7 @@ def test_a_new_learner_goes_on_from_a_checkpoint_to_the_bit(
 ) -> None:
     """As a resumed run does it: started with the checkpoint's policy, in which adapters are merged."""
     learner = learners["two ranks, ZeRO-3"]
+    learner.step(random_batch(2, seed=6))
     learner.save(str(tmp_path))
     scores = scored(learner, "policy"), scored(learner, "reference")
     following = [learner.step(random_batch(2, seed=seed)) for seed in (7, 8)]
