@@ -22,8 +22,8 @@ class Checkpoint:
 
     Attributes:
         step: optimizer or training steps done when it was written.
-        folder: holds `policy/` (Hugging Face format), `learner/` (DeepSpeed's state, every rank's) and the driver's
-            state.
+        folder: holds `policy/` (Hugging Face format), `learner/` (DeepSpeed's state, every rank's), with LoRA
+            `adapter/` (peft's format), and the driver's state.
     """
 
     step: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from grpo.launch_config import Launch
 from grpo.objective_config import Algorithm
@@ -142,6 +142,26 @@ class Rollout(Section):
     """The run stops when no group at all has finished for so long."""
 
 
+def _targets(value: object) -> object:
+    # Of a union pydantic would tell one error for each of its sides.
+    names = list(value) if isinstance(value, list | tuple) else []
+    if value == "all-linear" or (names and all(isinstance(name, str) for name in names)):
+        return value
+    raise ValueError("expected all-linear, or a list of names of linear layers such as [q_proj, v_proj]")
+
+
+class Lora(Section):
+    """Adapters of low rank, which are trained in place of the policy's own weights (arXiv:2106.09685)."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of what an adapter reads, in training steps; above 0 a step is not quite on-policy, as sampling has none."""
+    targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_targets)] = "all-linear"
+    """Linear layers by name, such as `[q_proj, v_proj]`; all-linear are all but the output head."""
+
+
 class LearnerConfig(Section):
     """DeepSpeed: how the policy is updated."""
 
@@ -163,6 +183,8 @@ class LearnerConfig(Section):
     """CPU threads of each rank."""
     max_skipped_steps: Positive = 5
     """The run stops after so many optimizer steps in a row whose loss or gradient is not finite."""
+    lora: Lora | None = None
+    """Train adapters and leave the policy's weights as they are; None trains all weights."""
 
 
 class GeneratorConfig(Section):
@@ -275,6 +297,11 @@ class TrainConfig(Section):
             found += _dataset_problems("evaluation.data", self.evaluation.data)
         rollout, algorithm = self.rollout, self.algorithm
         found += algorithm.problems(rollout.group_size)
+        if self.learner.lora and algorithm.reference_refresh:
+            found.append(
+                f"algorithm.reference_refresh={algorithm.reference_refresh} cannot refresh the reference of "
+                "learner.lora, which is the policy without its adapters; leave one of the two out"
+            )
         if rollout.prompts_per_step % algorithm.minibatches:
             found.append(
                 f"rollout.prompts_per_step={rollout.prompts_per_step} is not divisible by "
@@ -347,6 +374,11 @@ class SftConfig(Section):
             found.append(
                 f"policy.new.max_position={self.policy.new.max_position} is shorter than "
                 f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
+            )
+        if self.policy.new and self.learner.lora:
+            found.append(
+                "learner.lora would leave the random weights of policy.new as they are; give policy.path, or take "
+                "learner.lora out"
             )
         if self.sft.batch_size < self.learner.ranks:
             found.append(

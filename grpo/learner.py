@@ -6,8 +6,10 @@ Nothing here knows of Ray or vLLM: `grpo.cluster` runs one `LearnerRank` per dev
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
 from grpo.objective import Terms, policy_terms, supervised_terms
@@ -31,6 +34,8 @@ from grpo.setups import LearnerSetup
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
 REFERENCE = "reference.pt"
+# In a checkpoint: LoRA's adapters alone.
+ADAPTER = "adapter"
 
 
 class LearnerRank:
@@ -54,13 +59,17 @@ class LearnerRank:
         self._device = torch.device(setup.device)
         settings = deepspeed_settings(setup)
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
-        module = PolicyLogprobs(_load_model(setup, setup.policy_path, settings))
+        self._lora = setup.learner.lora
+        # A checkpoint's policy has its adapters merged; they belong into what the run started from.
+        module = PolicyLogprobs(_load_model(setup, setup.reference_path if self._lora else setup.policy_path, settings))
+        if self._lora:
+            add_adapters(module.model, self._lora, setup.seed)
         optimizer = torch.optim.AdamW(
             _parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._reference = None
-        if setup.algorithm and setup.algorithm.needs_reference:
+        if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
             reference = PolicyLogprobs(_load_model(setup, setup.reference_path, None))
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._optimizer_steps = 0
@@ -112,12 +121,23 @@ class LearnerRank:
         algorithm = self._setup.algorithm
         if algorithm is None:
             return supervised_terms(batch, *self._engine(batch, self._setup.temperature))
+        reference_T = self._reference_logprobs(batch) if algorithm.kl_in_loss else None
         logprobs_T, entropy_T = self._engine(batch, self._setup.temperature, bool(algorithm.entropy_coefficient))
-        reference_T = None
-        if self._reference is not None and algorithm.kl_in_loss:
-            with torch.no_grad():
-                reference_T, _ = self._reference(batch, self._setup.temperature)
         return policy_terms(algorithm, batch, logprobs_T, entropy_T, reference_T)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: Microbatch) -> Tensor:
+        """Log-probabilities under the reference, [T]: a second model, or with LoRA the policy without adapters."""
+        if self._reference is not None:
+            logprobs_T: Tensor = self._reference(batch, self._setup.temperature)[0]
+            return logprobs_T
+        assert self._lora is not None
+        training = self._engine.training
+        self._engine.eval()
+        with adapters_off(self._engine.module):
+            logprobs_T = self._engine(batch, self._setup.temperature)[0]
+        self._engine.train(training)
+        return logprobs_T
 
     def _skipped(self, batch: RankBatch, rate: float) -> dict[str, float]:
         """Keep a batch whose loss or gradient is not finite for inspection, and stop where there are too many."""
@@ -145,9 +165,10 @@ class LearnerRank:
             source: `policy` as it is now, or the `reference`.
         """
         self._engine.eval()
-        policy = self._reference if source == "reference" else self._engine
-        assert policy is not None
-        return [policy(one.to(self._device), self._setup.temperature)[0].float().cpu() for one in microbatches]
+        on_device = (one.to(self._device) for one in microbatches)
+        if source == "reference":
+            return [self._reference_logprobs(one).float().cpu() for one in on_device]
+        return [self._engine(one, self._setup.temperature)[0].float().cpu() for one in on_device]
 
     @torch.no_grad()
     def refresh_reference(self) -> None:
@@ -168,18 +189,23 @@ class LearnerRank:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the policy under its Hugging Face name, whole, in the policy's dtype, on the CPU.
 
+        Adapters are merged into what is yielded, and the learner's own tensors stay as they are.
+
         Tied tensors come once for each of their names: vLLM on CPU keeps an output head of its own even where the
         configuration ties it. All ranks must iterate together: ZeRO-3 gathers each tensor from all of them.
         """
         dtype = DTYPES[self._setup.dtype]
-        for name, parameter in self._engine.module.model.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._setup.learner.zero_stage == 3):
-                yield name, parameter.detach().to(device="cpu", dtype=dtype, copy=True)
+        for one in policy_tensors(self._engine.module.model):
+            with self._gathered(one.parts):
+                yield one.name, one.merged().to(device="cpu", dtype=dtype, copy=True)
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
+        enabled = self._setup.learner.zero_stage == 3
+        return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)  # type: ignore[no-any-return]
 
     def tensor_names(self) -> list[str]:
         """Every name under which the policy has a parameter, tied ones under each of their names."""
-        parameters = {name for name, _ in self._engine.module.model.named_parameters(remove_duplicate=False)}
-        return [name for name in self._engine.module.model.state_dict() if name in parameters]
+        return [one.name for one in policy_tensors(self._engine.module.model)]
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
         """The policy in pieces of about `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
@@ -200,7 +226,10 @@ class LearnerRank:
             yield _serialise(bucket)
 
     def save(self, folder: str) -> None:
-        """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0)."""
+        """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0).
+
+        With LoRA the state is that of the adapters, which are also written by themselves as peft reads them.
+        """
         self._engine.save_checkpoint(
             str(Path(folder) / "learner"),
             tag="state",
@@ -208,13 +237,36 @@ class LearnerRank:
                 "optimizer_steps": self._optimizer_steps,
                 "skipped_in_a_row": self._skipped_in_a_row,
                 "torch_rng": torch.get_rng_state(),
+                "frozen_sum": self._frozen_sum(),
             },
             save_latest=False,
+            exclude_frozen_parameters=self._lora is not None,
         )
         algorithm = self._setup.algorithm
         if self._reference is not None and algorithm and algorithm.reference_refresh and self._setup.rank == 0:
             torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
+        if self._lora:
+            self._export_adapter(Path(folder) / ADAPTER)
         self.export(str(Path(folder) / "policy"))
+
+    @torch.no_grad()
+    def _export_adapter(self, folder: Path) -> None:
+        dtype, tensors = DTYPES[self._setup.dtype], {}
+        for name, parameter in adapter_tensors(self._engine.module.model):
+            with self._gathered([parameter]):
+                if self._setup.rank == 0:
+                    tensors[name] = parameter.detach().to(device="cpu", dtype=dtype, copy=True)
+        if self._setup.rank == 0:
+            save_adapter(self._engine.module.model, tensors, self._setup.reference_path, folder)
+
+    def _frozen_sum(self) -> float:
+        """Sum of the magnitudes of all frozen parameters: tells one base from another."""
+        total = 0.0
+        for parameter in self._engine.module.parameters():
+            if not parameter.requires_grad:
+                with self._gathered([parameter]):
+                    total += float(parameter.detach().abs().sum(dtype=torch.float64))
+        return total
 
     def export(self, folder: str) -> None:
         """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
@@ -228,13 +280,29 @@ class LearnerRank:
         """Go on from what `save` wrote.
 
         Raises:
-            ValueError: there is nothing, or it was written by another number of ranks.
+            ValueError: there is nothing, it was written by another number of ranks, or its adapters are not those that
+                `learner.lora` asks for or belong into other weights.
         """
-        path, state = self._engine.load_checkpoint(str(Path(folder) / "learner"), tag="state")
+        adapter = Path(folder) / ADAPTER
+        if adapter.is_dir() != (self._lora is not None):
+            raise ValueError(
+                f"{folder} was written {'with' if adapter.is_dir() else 'without'} learner.lora; resume with the "
+                "learner.lora that the run started with"
+            )
+        if self._lora:
+            check_adapter(self._engine.module.model, adapter)
+        path, state = self._engine.load_checkpoint(
+            str(Path(folder) / "learner"), tag="state", load_module_strict=self._lora is None
+        )
         if path is None:
             raise ValueError(
                 f"{folder} holds no learner state that {self._setup.world_size} ranks could read; "
                 "resume with as many learner.ranks as wrote it"
+            )
+        if self._lora and not math.isclose(state["frozen_sum"], self._frozen_sum(), rel_tol=1e-9):
+            raise ValueError(
+                f"the adapters in {folder} were trained on other weights than those of {self._setup.reference_path}; "
+                "resume with the policy.path and policy.dtype that the run started from"
             )
         self._optimizer_steps = state["optimizer_steps"]
         self._skipped_in_a_row = state.get("skipped_in_a_row", 0)

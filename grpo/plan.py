@@ -14,6 +14,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
+from grpo.adapters import require_peft, trained_parameters
 from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
 from grpo.data import HubUnreachable, load_prompts, load_supervised
@@ -42,17 +43,23 @@ class Shape:
 
     Attributes:
         parameters: how many.
+        trained: how many have gradients and optimizer state: all, or with LoRA the adapters, which come on top.
         cache_bytes: of the key-value cache for one token.
         activation_bytes: kept for one token between forward and backward.
     """
 
     parameters: int
+    trained: int
     cache_bytes: int
     activation_bytes: int
 
 
 def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | None:
-    """Size of the policy; None where its config can be read neither locally nor from the hub."""
+    """Size of the policy; None where its config can be read neither locally nor from the hub.
+
+    Raises:
+        ValueError: a target of `learner.lora` names no linear layer of the policy.
+    """
     shape: PreTrainedConfig
     if policy.new:
         new = policy.new
@@ -75,6 +82,7 @@ def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | No
     per_layer = hidden * size if learner.gradient_checkpointing else 17 * hidden * size
     return Shape(
         sum(parameter.numel() for parameter in model.parameters()),
+        trained_parameters(model, learner.lora),
         2 * layers * heads * head * size,
         layers * per_layer,
     )
@@ -85,10 +93,11 @@ def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerCo
     size = 2 if policy.dtype == "bfloat16" else 4
     master = 4 if policy.dtype == "bfloat16" else 0
     sharded = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    held = shape.parameters + (shape.trained if learner.lora else 0)
     return {
-        "weights": shape.parameters * size / sharded[3],
-        "gradients": shape.parameters * 4 / sharded[2],
-        "optimizer (Adam, float32 weights)": shape.parameters * (8 + master) / sharded[1],
+        "weights": held * size / sharded[3],
+        "gradients": shape.trained * 4 / sharded[2],
+        "optimizer (Adam, float32 weights)": shape.trained * (8 + master) / sharded[1],
         "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens,
     }
 
@@ -105,9 +114,10 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
         False where gold answers were checked and some did not behave; see `grpo.gold_check`.
 
     Raises:
-        ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, or the sandbox
-            cannot be had as demanded.
+        ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, the sandbox cannot
+            be had as demanded, or what LoRA needs is not installed.
     """
+    require_peft(settings.learner)
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
     console.print(_actors(settings))
     if isinstance(settings, config.TrainConfig):
@@ -201,11 +211,12 @@ def _objective(settings: config.TrainConfig) -> Table:
     constant = f" ({divisor:,})" if chosen.aggregation == "constant" else ""
     table.add_row("aggregation", f"{chosen.aggregation}: {_SAID[chosen.aggregation]}{constant}")
     refreshed = f", refreshed every {chosen.reference_refresh} steps" if chosen.reference_refresh else ", frozen"
+    without = ", as the policy without its adapters" if settings.learner.lora else ""
     corrected = ", times the ratio to the sampler" if chosen.kl_corrected else ""
     table.add_row(
         "KL",
         f"{chosen.kl_coefficient:g} x {chosen.kl} in the {chosen.kl_place}{corrected}; reference: the starting policy"
-        f"{refreshed}"
+        f"{without}{refreshed}"
         if chosen.needs_reference
         else "none, and no reference is held",
     )
@@ -250,7 +261,9 @@ def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
     if shape is None:
         table.add_row("unknown", f"the policy {settings.policy.path!r} is not here yet and the hub does not answer")
         return table
-    table.add_row("policy", f"{shape.parameters:,} parameters")
+    lora = settings.learner.lora
+    adapters = f", and {shape.trained:,} of adapters of rank {lora.rank}, which alone are trained" if lora else ""
+    table.add_row("policy", f"{shape.parameters:,} parameters{adapters}")
     parts = learner_bytes(shape, settings.policy, settings.learner)
     total = f"{sum(parts.values()) / GIB:.2f} GiB"
     table.add_row(

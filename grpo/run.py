@@ -11,6 +11,7 @@ from typing import Self
 
 from grpo import checkpoint, config
 from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
+from grpo.adapters import require_peft
 from grpo.cluster import Cluster
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
@@ -42,8 +43,9 @@ class TrainingRun:
         """Read the data; nothing is claimed yet.
 
         Raises:
-            ValueError: the data, the policy or the run's folder is not as the config says.
+            ValueError: the data, the policy or the run's folder is not as the config says, or peft is missing.
         """
+        require_peft(settings.learner)
         self.settings = settings
         self._progress = progress
         self._policy_path = local_or_hub(settings.policy.path or "")

@@ -17,7 +17,8 @@ class LearnerSetup:
 
     Attributes:
         policy_path: folder or hub name of the starting policy.
-        reference_path: where the frozen reference of a KL penalty starts from; read only where there is one.
+        reference_path: where the frozen reference of a KL penalty starts from, and the weights that LoRA adapts; read
+            only where there is one or the other.
         dtype: of forward and backward.
         algorithm: the objective; None for supervised fine-tuning.
         learner: optimizer and batching.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grpo import checkpoint
 from grpo.actors import LearnerGroup
+from grpo.adapters import require_peft
 from grpo.batching import batch
 from grpo.closing_table import ClosingTable
 from grpo.cluster import Cluster
@@ -35,6 +36,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
         TimeoutError: something did not come within its deadline; the message says what.
     """
+    require_peft(settings.learner)
     folder, schedule = Path(settings.run.folder), settings.sft
     found = open_folder(settings.run, settings, progress)
     start = _starting_policy(settings, folder, make_anew=found is None)

@@ -25,6 +25,7 @@ def learner_setups(
     kl_coefficient: float = 0.0,
     gradient_checkpointing: bool = False,
     skipped_folder: str = "skipped",
+    lora: config.Lora | None = None,
 ) -> list[LearnerSetup]:
     settings = config.LearnerConfig.model_validate(
         {
@@ -34,6 +35,7 @@ def learner_setups(
             "microbatch_tokens": 256,
             "gradient_checkpointing": gradient_checkpointing,
             "max_skipped_steps": 2,
+            "lora": lora,
         }
     )
     return [

@@ -133,6 +133,14 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["verifiers.0.when={kind: []}"], ["'answer' has an empty list of values in when.kind"]),
         (["weight_sync.probe_tokens=1"], ["weight_sync.probe_tokens", "greater than or equal to 2"]),
         (["verifiers=[]"], ["verifiers", "at least 1 item"]),
+        (["learner.lora.rank=0"], ["learner.lora.rank", "greater than or equal to 1"]),
+        (["learner.lora.targets=[]"], ["learner.lora.targets", "all-linear", "[]"]),
+        (["learner.lora.targets=q_proj"], ["learner.lora.targets", "all-linear", "'q_proj'"]),
+        (["learner.lora.ranks=4"], ["learner.lora.ranks is not a known key", "did you mean learner.lora.rank?"]),
+        (
+            ["learner.lora={}", "algorithm={kl: k3, kl_coefficient: 0.1, reference_refresh: 2}"],
+            ["algorithm.reference_refresh=2", "learner.lora", "leave one"],
+        ),
     ],
 )
 def test_rules_of_training(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
@@ -149,6 +157,7 @@ def test_rules_of_training(tmp_path: Path, overrides: list[str], told: list[str]
         (["policy.path=x"], ["exactly one of", "policy.new"]),
         (["policy.new.heads=5"], ["heads=5", "hidden_size=64"]),
         (["policy.new.key_value_heads=3"], ["key_value_heads=3"]),
+        (["learner.lora.rank=8"], ["learner.lora", "random weights of policy.new", "policy.path"]),
         (["policy.new={tokenizer: bpe, vocabulary: 261}"], ["policy.new.vocabulary=261", "use 262 or more"]),
     ],
 )
