@@ -155,7 +155,7 @@ class Sandbox:
             try:
                 with worker.open_cell(limits) as cell:
                     request = runnable.request | {"limits": limits_message(limits)}
-                    cell.begin(request, descriptor, _encoded(stdin))
+                    cell.begin(request, descriptor, [_encoded(stdin)])
                     return cell.finish()
             finally:
                 os.close(descriptor)
