@@ -72,9 +72,10 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
 
 @dataclass(slots=True)
 class _ScratchState:
-    """What `stat` says of a scratch directory that nobody has touched."""
+    """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
 
     mode: int
+    size: int
     modified: int
     changed: int
 
@@ -104,6 +105,7 @@ class Cell:
         self._untouched = self._scratch_state()
         # /proc is that of an outer namespace, where this process goes by another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
+        self._children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
 
     def run_all(self, request: dict[str, Any], descriptors: list[int]) -> list[dict[str, Any]]:
         """Run one program once for each of its inputs, until the time for all of them ends or a stop is asked for."""
@@ -128,15 +130,13 @@ class Cell:
 
     def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Run one program once and leave no trace of it."""
-        failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._last_pid is not None:
             # A program must not learn from its process number what ran here before it.
             with contextlib.suppress(PermissionError):
                 os.pwrite(self._last_pid, b"1", 0)
         ignored = self._template_for(request, descriptors[0])
-        pid = self._start(request, descriptors, failure)
+        pid, failed = self._start(request, descriptors)
         started = time.monotonic()
-        os.close(failure)
         try:
             watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, ignored)
             verdict = watch.until_end(pid, started)
@@ -148,7 +148,7 @@ class Cell:
             wall = time.monotonic() - started
             usage = watch.usage.joined(rusage)
             left_behind = self._kill_descendants() if self._seal.descendant_kill else False
-            setup_problem = _read_now(failed)
+            setup_problem = b"" if failed is None else _read_now(failed)
             reply = self._judge(verdict, code, usage, request["limits"], descriptors)
             if setup_problem:
                 reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
@@ -158,7 +158,8 @@ class Cell:
             pristine = verdict is None and code >= 0 and not left_behind and untouched
             return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
         finally:
-            os.close(failed)
+            if failed is not None:
+                os.close(failed)
 
     def _template_for(self, request: dict[str, Any], program: int) -> int | None:
         """See to a template where one is wanted; returns its number in the outer `/proc`."""
@@ -177,10 +178,11 @@ class Cell:
             self._template.close()
             self._template = None
 
-    def _start(self, request: dict[str, Any], descriptors: list[int], failure: int) -> int:
+    def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
+        """Start the program; returns its process number and, where it seals itself, where it tells that this failed."""
         if self._template is not None:
             try:
-                return self._template.fork(descriptors[1:4])
+                return self._template.fork(descriptors[1:4]), None
             except TemplateLost:
                 # It may have been ended by the very child it had just forked, which may have read and written already.
                 self.forget_template()
@@ -189,10 +191,12 @@ class Cell:
                     os.lseek(descriptor, 0, os.SEEK_SET)
                 for descriptor in descriptors[2:4]:
                     os.ftruncate(descriptor, 0)
+        failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         pid = kernel.clone(0)
         if pid == 0:
             child.become_program(self._seal, request, descriptors, failure)
-        return pid
+        os.close(failure)
+        return pid, failed
 
     def _judge(
         self, verdict: Status | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
@@ -250,7 +254,7 @@ class Cell:
         dead behind.
         """
         assert self._template is not None
-        if Watch.own_children(self._seal.proc, self._own_pid) != [self._template_outside]:
+        if os.pread(self._children, 64, 0).split() != [b"%d" % self._template_outside]:
             return False
         with contextlib.suppress(ChildProcessError):
             return os.waitpid(self._template.pid, os.WNOHANG | os.WUNTRACED)[0] == 0
@@ -258,10 +262,12 @@ class Cell:
 
     def _scratch_state(self) -> _ScratchState:
         state = os.stat(self._seal.scratch)
-        return _ScratchState(state.st_mode, state.st_mtime_ns, state.st_ctime_ns)
+        return _ScratchState(state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
     def _scratch_untouched(self) -> bool:
-        return self._scratch_state() == self._untouched and not os.listdir(self._seal.scratch)
+        if self._scratch_state() != self._untouched:
+            return False
+        return self._seal.private_root or not os.listdir(self._seal.scratch)
 
     def _empty_scratch(self) -> None:
         """Give the next run a scratch directory that tells nothing of this one."""
