@@ -61,7 +61,7 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         if request["kind"] == "stop":
             continue  # what it was meant for has ended already, or has just been ended by the watch
         if request["kind"] == "forget":
-            cell.forget_template()
+            cell.forget_program()
             continue
         try:
             replies = cell.run_all(request, descriptors)
@@ -93,6 +93,7 @@ class Cell:
         self._limits = limits
         self._last_pid: int | None = None
         self._template: Template | None = None
+        self._template_pays = True  # it does not for a program that writes files, each of which would end it
         if seal.private_root:
             filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
             if seal.private_proc:
@@ -154,6 +155,9 @@ class Cell:
                 reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
             untouched = self._scratch_untouched()
             if not untouched:
+                if self._template is not None:
+                    self.forget_template()  # its working directory is about to go
+                    self._template_pays = False
                 self._empty_scratch()
             pristine = verdict is None and code >= 0 and not left_behind and untouched
             return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
@@ -163,7 +167,7 @@ class Cell:
 
     def _template_for(self, request: dict[str, Any], program: int) -> int | None:
         """See to a template where one is wanted; returns its number in the outer `/proc`."""
-        if not (request.get("template") and self._seal.private_proc and self._seal.descendant_kill):
+        if not (request.get("template") and self._template_pays and self._seal.private_proc and self._seal.descendant_kill):
             self.forget_template()
             return None
         if self._template is None:
@@ -172,8 +176,13 @@ class Cell:
                 (self._template_outside,) = Watch.children(self._seal.proc, self._own_pid)
         return self._template_outside if self._template else None
 
+    def forget_program(self) -> None:
+        """Make ready for another program."""
+        self.forget_template()
+        self._template_pays = True
+
     def forget_template(self) -> None:
-        """End the template, if there is one; the next program is another."""
+        """End the template, if there is one."""
         if self._template is not None:
             self._template.close()
             self._template = None

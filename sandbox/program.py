@@ -59,17 +59,22 @@ def main_module(source: bytes, name: str = "__main__") -> types.ModuleType:
     return module
 
 
-def seed_generators(source: bytes) -> None:
-    """Give a program that mentions them random numbers of its own; the generators' states are the worker's."""
-    if b"random" in source:
-        random.seed()
-        if "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed()
+def mentions_generators(source: bytes) -> bool:
+    """Whether a program may draw random numbers."""
+    return b"random" in source
+
+
+def seed_generators() -> None:
+    """Give a program random numbers of its own; the generators' states are the worker's."""
+    random.seed()
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
 
 
 def run(source: bytes, answer_calls: bool = False) -> NoReturn:
     """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
-    seed_generators(source)
+    if mentions_generators(source):
+        seed_generators()
     module = main_module(source, "solution" if answer_calls else "__main__")
     execute(source, None, module, answer_calls)
 
