@@ -167,7 +167,9 @@ class Cell:
 
     def _template_for(self, request: dict[str, Any], program: int) -> int | None:
         """See to a template where one is wanted; returns its number in the outer `/proc`."""
-        if not (request.get("template") and self._template_pays and self._seal.private_proc and self._seal.descendant_kill):
+        if not (
+            request.get("template") and self._template_pays and self._seal.private_proc and self._seal.descendant_kill
+        ):
             self.forget_template()
             return None
         if self._template is None:

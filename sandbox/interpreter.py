@@ -117,6 +117,7 @@ def settle() -> None:
             del sys.modules[name]
     atexit._clear()  # what our own modules registered is not for programs to run
     gc.collect()
+    kernel.trim_malloc()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent's objects
 
 

@@ -155,3 +155,8 @@ def restrict_with_landlock(ruleset: int) -> None:
 def limit_malloc_arenas(count: int) -> None:
     """Let the C library reserve at most `count` heaps of 64 MiB of address space, instead of one for each thread."""
     _libc.mallopt(-8, count)  # M_ARENA_MAX
+
+
+def trim_malloc() -> None:
+    """Give what the C library holds and nobody uses back to the kernel, so that no fork copies it."""
+    _libc.malloc_trim(0)
