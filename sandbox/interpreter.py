@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import linecache
 import os
 import signal
 import site
@@ -98,6 +99,7 @@ def rehearse() -> None:
     Each page that a child writes to is copied for it, one page fault at a time; a cache that is full is only read.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    real_main = sys.modules["__main__"]
     for _ in range(_REHEARSALS):
         place = os.memfd_create("rehearsal")
         os.write(place, _REHEARSAL_INPUT)
@@ -108,6 +110,8 @@ def rehearse() -> None:
         assert code == 0, code
         os.close(place)
     os.close(nowhere)
+    sys.modules["__main__"] = real_main
+    linecache.clearcache()
 
 
 def settle() -> None:
