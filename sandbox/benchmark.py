@@ -27,6 +27,7 @@ from sandbox.types import CallTest, Limits, StdinTest, Test
 
 _LIMITS = Limits(wall_seconds=10.0)
 _SLICES = 4
+_LOOKS = 20  # at processor times, while processes come and go
 _SUM = "print(sum(map(int, input().split())))"
 _SORT = "def ordered(values):\n    return sorted(values)\n"
 _NUMPY = "import numpy as np\nprint(int(np.array(input().split(), dtype=int).sum()))"
@@ -155,13 +156,18 @@ def _children_seconds() -> float:
 
 def _processor_seconds(sandbox: Sandbox) -> float:
     """Of this process, and of the sandbox's workers with all that they have run."""
-    total = time.process_time()
-    for pid in sandbox.worker_pids:
-        worker = psutil.Process(pid)
-        for process in (worker, *worker.children(recursive=True)):
-            used = process.cpu_times()
-            total += used.user + used.system + used.children_user + used.children_system
-    return total
+    for _ in range(_LOOKS):
+        total = time.process_time()
+        try:
+            for pid in sandbox.worker_pids:
+                worker = psutil.Process(pid)
+                for process in (worker, *worker.children(recursive=True)):
+                    used = process.cpu_times()
+                    total += used.user + used.system + used.children_user + used.children_system
+            return total
+        except psutil.NoSuchProcess:
+            continue  # the last program's template has just ended; its time is in its parent's now
+    raise RuntimeError(f"the workers' processor time could not be read {_LOOKS} times in a row; is a worker gone?")
 
 
 @contextlib.contextmanager

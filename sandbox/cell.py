@@ -28,7 +28,8 @@ from sandbox.types import Status
 from sandbox.watch import Usage, Watch
 
 MAX_MESSAGE = 1 << 16
-_MAX_DESCRIPTORS = 6
+_MAX_DESCRIPTORS = 253  # the kernel's bound for one message
+_LEAST_SECONDS = 0.001  # for a run that begins as the time for all ends
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
@@ -60,20 +61,21 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         if request["kind"] == "stop":
             continue  # what it was meant for has ended already, or has just been ended by the watch
         if request["kind"] == "forget":
-            cell.forget_template()
+            cell.forget_program()
             continue
         try:
-            reply = cell.run(request, descriptors)
+            replies = cell.run_all(request, descriptors)
         except OSError as problem:
-            reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}
-        channel.send(json.dumps(reply).encode())
+            replies = [{"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}]
+        channel.send(json.dumps(replies).encode())
 
 
 @dataclass(slots=True)
 class _ScratchState:
-    """What `stat` says of a scratch directory that nobody has touched."""
+    """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
 
     mode: int
+    size: int
     modified: int
     changed: int
 
@@ -91,6 +93,7 @@ class Cell:
         self._limits = limits
         self._last_pid: int | None = None
         self._template: Template | None = None
+        self._template_pays = True  # it does not for a program that writes files, each of which would end it
         if seal.private_root:
             filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
             if seal.private_proc:
@@ -103,18 +106,38 @@ class Cell:
         self._untouched = self._scratch_state()
         # /proc is that of an outer namespace, where this process goes by another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
+        self._children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
+
+    def run_all(self, request: dict[str, Any], descriptors: list[int]) -> list[dict[str, Any]]:
+        """Run one program once for each of its inputs, until the time for all of them ends or a stop is asked for."""
+        program, *streams = descriptors
+        channel = streams[3 * request["runs"] :]
+        limits, end = request["limits"], request["end"]
+        replies: list[dict[str, Any]] = []
+        try:
+            for first in range(0, 3 * request["runs"], 3):
+                left = end - time.monotonic()
+                if replies and left <= 0:
+                    break
+                if left < limits["wall_seconds"]:
+                    request["limits"] = limits | {"wall_seconds": max(left, _LEAST_SECONDS)}
+                replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
+                if replies[-1]["stopped"]:
+                    break
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return replies
 
     def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Run one program once and leave no trace of it."""
-        failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._last_pid is not None:
             # A program must not learn from its process number what ran here before it.
             with contextlib.suppress(PermissionError):
                 os.pwrite(self._last_pid, b"1", 0)
         ignored = self._template_for(request, descriptors[0])
-        pid = self._start(request, descriptors, failure)
+        pid, failed = self._start(request, descriptors)
         started = time.monotonic()
-        os.close(failure)
         try:
             watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, ignored)
             verdict = watch.until_end(pid, started)
@@ -126,23 +149,27 @@ class Cell:
             wall = time.monotonic() - started
             usage = watch.usage.joined(rusage)
             left_behind = self._kill_descendants() if self._seal.descendant_kill else False
-            setup_problem = _read_now(failed)
+            setup_problem = b"" if failed is None else _read_now(failed)
             reply = self._judge(verdict, code, usage, request["limits"], descriptors)
             if setup_problem:
                 reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
             untouched = self._scratch_untouched()
             if not untouched:
+                if self._template is not None:
+                    self.forget_template()  # its working directory is about to go
+                    self._template_pays = False
                 self._empty_scratch()
             pristine = verdict is None and code >= 0 and not left_behind and untouched
-            return reply | {"wall_seconds": wall, "pristine": pristine}
+            return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
         finally:
-            os.close(failed)
-            for descriptor in descriptors:
-                os.close(descriptor)
+            if failed is not None:
+                os.close(failed)
 
     def _template_for(self, request: dict[str, Any], program: int) -> int | None:
         """See to a template where one is wanted; returns its number in the outer `/proc`."""
-        if not (request.get("template") and self._seal.private_proc and self._seal.descendant_kill):
+        if not (
+            request.get("template") and self._template_pays and self._seal.private_proc and self._seal.descendant_kill
+        ):
             self.forget_template()
             return None
         if self._template is None:
@@ -151,16 +178,22 @@ class Cell:
                 (self._template_outside,) = Watch.children(self._seal.proc, self._own_pid)
         return self._template_outside if self._template else None
 
+    def forget_program(self) -> None:
+        """Make ready for another program."""
+        self.forget_template()
+        self._template_pays = True
+
     def forget_template(self) -> None:
-        """End the template, if there is one; the next program is another."""
+        """End the template, if there is one."""
         if self._template is not None:
             self._template.close()
             self._template = None
 
-    def _start(self, request: dict[str, Any], descriptors: list[int], failure: int) -> int:
+    def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
+        """Start the program; returns its process number and, where it seals itself, where it tells that this failed."""
         if self._template is not None:
             try:
-                return self._template.fork(descriptors[1:4])
+                return self._template.fork(descriptors[1:4]), None
             except TemplateLost:
                 # It may have been ended by the very child it had just forked, which may have read and written already.
                 self.forget_template()
@@ -169,10 +202,12 @@ class Cell:
                     os.lseek(descriptor, 0, os.SEEK_SET)
                 for descriptor in descriptors[2:4]:
                     os.ftruncate(descriptor, 0)
+        failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         pid = kernel.clone(0)
         if pid == 0:
             child.become_program(self._seal, request, descriptors, failure)
-        return pid
+        os.close(failure)
+        return pid, failed
 
     def _judge(
         self, verdict: Status | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
@@ -230,7 +265,7 @@ class Cell:
         dead behind.
         """
         assert self._template is not None
-        if Watch.own_children(self._seal.proc, self._own_pid) != [self._template_outside]:
+        if os.pread(self._children, 64, 0).split() != [b"%d" % self._template_outside]:
             return False
         with contextlib.suppress(ChildProcessError):
             return os.waitpid(self._template.pid, os.WNOHANG | os.WUNTRACED)[0] == 0
@@ -238,10 +273,12 @@ class Cell:
 
     def _scratch_state(self) -> _ScratchState:
         state = os.stat(self._seal.scratch)
-        return _ScratchState(state.st_mode, state.st_mtime_ns, state.st_ctime_ns)
+        return _ScratchState(state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
     def _scratch_untouched(self) -> bool:
-        return self._scratch_state() == self._untouched and not os.listdir(self._seal.scratch)
+        if self._scratch_state() != self._untouched:
+            return False
+        return self._seal.private_root or not os.listdir(self._seal.scratch)
 
     def _empty_scratch(self) -> None:
         """Give the next run a scratch directory that tells nothing of this one."""
@@ -282,6 +319,6 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     except OSError as problem:
         reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
         with contextlib.suppress(OSError):
-            channel.send(json.dumps(reply).encode())
+            channel.send(json.dumps([reply]).encode())
     finally:
         os._exit(1)

@@ -6,13 +6,14 @@ import array
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sandbox.types import ExecutionResult, Limits, Status
+from sandbox.types import MEBIBYTE, ExecutionResult, Limits, Status
 
 if TYPE_CHECKING:
     from sandbox.worker import Worker
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _GRACE_SECONDS = 10.0  # beyond a program's own deadline, which the cell keeps, before the worker is given up
 _MAX_REPORT = 1 << 16
 _STDERR_BYTES = 1 << 16
+_MOST_RUNS = 32  # with their descriptors, of which one message carries 253 at most
+_OUTPUTS_AT_ONCE = 512 * MEBIBYTE
 _MAX_RUNS_OF_A_CELL = 256  # then a new one, so that whatever might wear out does not
 # How interpreters and run-times say that memory ran out. A program can print these too, and gains nothing by it: a
 # failure gets another name.
@@ -56,12 +59,17 @@ def limits_message(limits: Limits, runs: int = 1) -> dict[str, Any]:
     }
 
 
+def most_runs(limits: Limits) -> int:
+    """How many runs may be begun at once: as many as leave outputs, which all stay in memory, within bounds."""
+    return max(1, min(_MOST_RUNS, _OUTPUTS_AT_ONCE // (2 * limits.output_bytes)))
+
+
 class CellHandle:
     """The supervisor's end of one cell. A context manager; leaving it ends the cell, unless it may be kept."""
 
     def __init__(self, channel: socket.socket, worker: Worker, kind: tuple[int, int]) -> None:
         self._channel, self._worker, self._kind = channel, worker, kind
-        self._outputs: tuple[int, int] | None = None
+        self._outputs: list[int] = []  # of the current runs: standard output and error, for each in turn
         self._deadline = 0.0
         self._output_bytes = 0
         self._runs = 0
@@ -76,7 +84,7 @@ class CellHandle:
             self._templated = False
             with contextlib.suppress(OSError):
                 self._channel.send(b'{"kind": "forget"}')
-        if self._outputs is None and self._pristine and self._runs < _MAX_RUNS_OF_A_CELL:
+        if not self._outputs and self._pristine and self._runs < _MAX_RUNS_OF_A_CELL:
             self._worker.give_back(self, self._kind)
         else:
             self.close()
@@ -84,42 +92,54 @@ class CellHandle:
     def close(self) -> None:
         """End the cell and everything in it."""
         self._channel.close()
-        for descriptor in self._outputs or ():
+        self._close_outputs()
+
+    def _close_outputs(self) -> None:
+        for descriptor in self._outputs:
             os.close(descriptor)
-        self._outputs = None
+        self._outputs = []
 
     def begin(
         self,
         request: dict[str, Any],
         program: int,
-        stdin: bytes = b"",
+        inputs: Sequence[bytes] = (b"",),
         channel: Sequence[int] = (),
+        end: float = math.inf,
     ) -> None:
-        """Start one run.
+        """Start a run for each input, one after the other.
 
         Args:
             request: as `child.become_program` takes it.
             program: descriptor of the program's text.
-            stdin: its standard input.
+            inputs: its standard input in each run, at most `most_runs` of them.
             channel: for calls, the two far ends of a `CallChannel`.
+            end: on `time.monotonic`'s clock; what is running then is ended, and what has not begun is left out.
 
         Raises:
             WorkerLost: the cell is gone.
         """
-        assert self._outputs is None, "a cell runs one program at a time"
+        assert not self._outputs, "a cell runs one program at a time"
         limits = request["limits"]
         self._templated = self._templated or bool(request.get("template"))
-        stdin_descriptor = sealed_memory("stdin", stdin)
-        self._outputs = os.memfd_create("stdout", os.MFD_CLOEXEC), os.memfd_create("stderr", os.MFD_CLOEXEC)
         self._output_bytes = limits["output_bytes"]
-        self._deadline = time.monotonic() + limits["wall_seconds"] + _GRACE_SECONDS
-        descriptors = array.array("i", [program, stdin_descriptor, *self._outputs, *channel])
+        self._deadline = time.monotonic() + limits["wall_seconds"] * len(inputs) + _GRACE_SECONDS
+        descriptors = array.array("i", [program])
+        stdin_descriptors: list[int] = []
         try:
-            self._channel.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+            for stdin in inputs:
+                stdin_descriptors.append(sealed_memory("stdin", stdin))
+                self._outputs.append(os.memfd_create("stdout", os.MFD_CLOEXEC))
+                self._outputs.append(os.memfd_create("stderr", os.MFD_CLOEXEC))
+                descriptors.extend((stdin_descriptors[-1], *self._outputs[-2:]))
+            descriptors.extend(channel)
+            message = json.dumps(request | {"runs": len(inputs), "end": end}).encode()
+            self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
         except OSError as problem:
             raise WorkerLost(f"the cell is gone: {problem}") from problem
         finally:
-            os.close(stdin_descriptor)
+            for descriptor in stdin_descriptors:
+                os.close(descriptor)
 
     def request_stop(self) -> None:
         """Ask for the current run to be ended now; `finish` still tells how it went."""
@@ -127,12 +147,21 @@ class CellHandle:
             self._channel.send(b'{"kind": "stop"}')
 
     def finish(self) -> ExecutionResult:
-        """Wait for the current run's end.
+        """Wait for the end of the current run, where there is only one.
 
         Raises:
-            WorkerLost: the cell did not answer by the run's deadline and a grace, or told of a failure of its own.
+            WorkerLost: as for `finish_all`.
         """
-        assert self._outputs is not None, "nothing was begun"
+        (result,) = self.finish_all()
+        return result
+
+    def finish_all(self) -> list[ExecutionResult]:
+        """Wait for the end of the current runs; fewer than were begun if their time ended or a stop was asked for.
+
+        Raises:
+            WorkerLost: the cell did not answer by the runs' deadline and a grace, or told of a failure of its own.
+        """
+        assert self._outputs, "nothing was begun"
         try:
             self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
             message = self._channel.recv(_MAX_REPORT)
@@ -140,15 +169,18 @@ class CellHandle:
             raise WorkerLost(f"the cell did not answer: {problem}") from problem
         if not message:
             raise WorkerLost("the cell ended without an answer")
-        reply = json.loads(message)
+        results = [
+            self._result(reply, *self._outputs[2 * run : 2 * run + 2]) for run, reply in enumerate(json.loads(message))
+        ]
+        self._close_outputs()
+        return results
+
+    def _result(self, reply: dict[str, Any], stdout_descriptor: int, stderr_descriptor: int) -> ExecutionResult:
         status = Status(reply["status"])
         if status is Status.SANDBOX_ERROR:
             raise WorkerLost(reply["reason"])
-        stdout = os.pread(self._outputs[0], self._output_bytes, 0)
-        stderr = os.pread(self._outputs[1], _STDERR_BYTES, 0)
-        for descriptor in self._outputs:
-            os.close(descriptor)
-        self._outputs = None
+        stdout = os.pread(stdout_descriptor, self._output_bytes, 0)
+        stderr = os.pread(stderr_descriptor, _STDERR_BYTES, 0)
         self._runs += 1
         self._pristine = self._pristine and reply["pristine"]
         if status in (Status.NONZERO_EXIT, Status.SIGNAL) and _says_out_of_memory(stderr):

@@ -6,6 +6,7 @@ program's process, its files, arguments or environment, nor those of any process
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -13,9 +14,9 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from sandbox.cell_handle import CellHandle, limits_message, sealed_memory
+from sandbox.cell_handle import CellHandle, limits_message, most_runs, sealed_memory
 from sandbox.channel import BadReply, CallChannel, DeadlinePassed, ProgramEnded, parse_object
 from sandbox.compare import equal_encoded, equal_text
 from sandbox.languages import Runnable
@@ -33,6 +34,7 @@ from sandbox.types import (
 from sandbox.values import NotPlainData, encode
 from sandbox.worker import Worker
 
+T = TypeVar("T", bound=Test)
 _TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is ours; what grows in it is what the program returned
 _EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take
 _TEMPLATE_TESTS = 3  # from so many tests with standard input on, a template saves more time than it takes
@@ -72,26 +74,26 @@ def grade(
                     reason = f"nothing is left of the {total_seconds:g} s for all tests"
                     results.append(_result(worker, Status.WALL_TIME, reason))
                 elif isinstance(test, CallTest):
-                    calls = _leading_calls(tests[len(results) :])
+                    calls = _leading(CallTest, tests[len(results) :])
                     results += _grade_calls(worker, cell, program, calls, allowed, stop_at_failure, end)
                 elif isinstance(test, AssertTest):
                     results.append(_grade_asserts(worker, cell, program, test, allowed))
                 else:
-                    results.append(_grade_stdin(worker, cell, program, runnable, test, allowed))
-                if stop_at_failure and not results[-1].passed:
+                    # Where a failure ends it all, no more tests run in vain than have passed.
+                    room = len(results) + 1 if stop_at_failure else len(tests)
+                    inputs = _leading(StdinTest, tests[len(results) :])[: min(room, most_runs(limits))]
+                    results += _grade_stdin(worker, cell, program, runnable, inputs, limits, end)
+                if stop_at_failure and not all(result.passed for result in results):
                     break
     finally:
         os.close(program)
-    return results
+    failures = [number for number, result in enumerate(results) if not result.passed]
+    return results[: failures[0] + 1] if stop_at_failure and failures else results
 
 
-def _leading_calls(tests: Sequence[Test]) -> list[CallTest]:
-    calls: list[CallTest] = []
-    for test in tests:
-        if not isinstance(test, CallTest):
-            break
-        calls.append(test)
-    return calls
+def _leading(kind: type[T], tests: Sequence[Test]) -> list[T]:
+    """The tests of one kind with which `tests` begins."""
+    return list(itertools.takewhile(lambda test: isinstance(test, kind), tests))  # type: ignore[arg-type]
 
 
 def _result(worker: Worker, status: Status, reason: str, run: ExecutionResult | None = None) -> TestResult:
@@ -107,12 +109,21 @@ def _result(worker: Worker, status: Status, reason: str, run: ExecutionResult | 
 
 
 def _grade_stdin(
-    worker: Worker, cell: CellHandle, program: int, runnable: Runnable, test: StdinTest, limits: Limits
-) -> TestResult:
-    cell.begin(
-        runnable.request | {"limits": limits_message(limits)}, program, test.stdin.encode("utf-8", "surrogatepass")
-    )
-    run = cell.finish()
+    worker: Worker,
+    cell: CellHandle,
+    program: int,
+    runnable: Runnable,
+    tests: Sequence[StdinTest],
+    limits: Limits,
+    end: float,
+) -> list[TestResult]:
+    """Grade tests by their output, at least one of them, as many as `end` by the clock leaves time for."""
+    inputs = [test.stdin.encode("utf-8", "surrogatepass") for test in tests]
+    cell.begin(runnable.request | {"limits": limits_message(limits)}, program, inputs, end=end)
+    return [_judged(worker, test, run) for test, run in zip(tests, cell.finish_all(), strict=False)]
+
+
+def _judged(worker: Worker, test: StdinTest, run: ExecutionResult) -> TestResult:
     if run.status is not Status.OK:
         return _result(worker, run.status, run.reason, run)
     if equal_text(run.stdout, test.stdout, test.tolerance, test.any_order):

@@ -6,8 +6,10 @@ import atexit
 import contextlib
 import gc
 import importlib
+import linecache
 import os
 import signal
+import site
 import sys
 from collections.abc import Sequence
 
@@ -22,9 +24,17 @@ COMMON_MODULES = tuple(
     time traceback types typing
     """.split()  # noqa: SIM905 (a list of 33 quoted words is harder to read)
 )
+_REDUCED_MODULES = {"shutil", "tempfile"}  # imported by our own modules without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
 # Not a virtual environment's link to it, which programs do not see.
 _EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _forget_reduced() -> None:
+    """Let modules that our own imports have brought, or kept out, be imported afresh by programs that want them."""
+    for name, module in list(sys.modules.items()):
+        if module is None or name in _REDUCED_MODULES:
+            del sys.modules[name]
 
 
 def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], clean_environment: bool) -> None:
@@ -43,7 +53,12 @@ def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], cl
     sys.argv[:] = ["main.py"]
     sys.executable = _EXECUTABLE
     sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
+    site.setquit()  # of what `site` does for an interpreter, only the names that programs use
+    site.setcopyright()
+    site.sethelper()
+    _forget_reduced()
     import_all((*COMMON_MODULES, *preload))
+    rehearse()
     program.open_standard_streams()
     kernel.limit_malloc_arenas(2)
     if clean_environment:
@@ -54,6 +69,51 @@ def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], cl
         signal.signal(number, signal.SIG_DFL)
 
 
+# What nearly every program does, in the ways in which most do it.
+_REHEARSAL = b"""
+import sys
+def main():
+    n, *rest = map(int, input().split())
+    table = {}
+    for i in range(n):
+        word, value = sys.stdin.readline().strip().split()
+        table[word] = table.get(word, 0) + int(value)
+    values = sorted(table.items(), key=lambda pair: -pair[1])
+    print(sum(rest), len(values))
+    print(*[f"{word}={value:.2f}" for word, value in values], sep=", ")
+    sys.stdout.write("\\n".join(map(str, rest)) + "\\n")
+    rest = list(map(int, sys.stdin.read().split()))
+    for i, value in enumerate(rest):
+        print(i, value)
+    print(max(rest), " ".join(str(value) for value in rest))
+if __name__ == "__main__":
+    main()
+"""
+_REHEARSAL_INPUT = b"3 1 2 3\na 1\nb 2\na 3\n4 5 6\n7 8\n"
+_REHEARSALS = 3  # after so many the interpreter's caches change no more
+
+
+def rehearse() -> None:
+    """Run a program of our own, so that the interpreter's caches of what programs look up are filled before any fork.
+
+    Each page that a child writes to is copied for it, one page fault at a time; a cache that is full is only read.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    real_main = sys.modules["__main__"]
+    for _ in range(_REHEARSALS):
+        place = os.memfd_create("rehearsal")
+        os.write(place, _REHEARSAL_INPUT)
+        os.lseek(place, 0, os.SEEK_SET)
+        program.open_standard_streams(place, nowhere, nowhere)
+        module = program.main_module(_REHEARSAL)
+        code = program.executed(_REHEARSAL, program.compiled(_REHEARSAL), module, False)
+        assert code == 0, code
+        os.close(place)
+    os.close(nowhere)
+    sys.modules["__main__"] = real_main
+    linecache.clearcache()
+
+
 def settle() -> None:
     """The last thing before programs are served: nothing of ours is to be found or collected by them."""
     for name in list(sys.modules):
@@ -61,6 +121,7 @@ def settle() -> None:
             del sys.modules[name]
     atexit._clear()  # what our own modules registered is not for programs to run
     gc.collect()
+    kernel.trim_malloc()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent's objects
 
 

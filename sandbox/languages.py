@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox.cell_handle import limits_message, sealed_memory
-from sandbox.types import MEBIBYTE, ExecutionResult, Language, Limits, Status
+from sandbox.types import MEBIBYTE, ExecutionResult, Isolation, Language, Limits, Status
 from sandbox.worker import Worker
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"  # what the private root shows of any machine
@@ -43,6 +43,21 @@ class NotRunnable(Exception):
     status: Status
     reason: str
     result: ExecutionResult | None = None
+
+    def as_result(self, isolation: Isolation) -> ExecutionResult:
+        """What is said of the program, in the form in which runs are told of."""
+        said = self.result
+        return ExecutionResult(
+            status=self.status,
+            exit_code=None,
+            stdout=b"",
+            stderr=said.stderr if said else b"",
+            wall_seconds=said.wall_seconds if said else 0.0,
+            cpu_seconds=said.cpu_seconds if said else 0.0,
+            memory_bytes=said.memory_bytes if said else 0,
+            isolation=isolation,
+            reason=self.reason,
+        )
 
 
 def find_tool(name: str) -> str | None:

@@ -27,14 +27,14 @@ _REQUESTS, _REPLIES = 3, 4  # descriptors of the call channel
 _MESSAGE_LENGTH = 500  # of an exception's text sent over the channel
 
 
-def open_standard_streams() -> None:
-    """Make text streams on descriptors 0, 1 and 2, whatever these will refer to once a program starts.
+def open_standard_streams(stdin: int = 0, stdout: int = 1, stderr: int = 2) -> None:
+    """Make text streams on three descriptors, whatever these will refer to once a program starts.
 
     The worker does this once. A stream that has not been used holds nothing of the file behind its descriptor.
     """
-    binary_in = io.BufferedReader(io.FileIO(0, "r", closefd=False), 1 << 16)
-    binary_out = io.BufferedWriter(io.FileIO(1, "w", closefd=False), 1 << 16)
-    binary_error = io.BufferedWriter(io.FileIO(2, "w", closefd=False), 1 << 13)
+    binary_in = io.BufferedReader(io.FileIO(stdin, "r", closefd=False), 1 << 16)
+    binary_out = io.BufferedWriter(io.FileIO(stdout, "w", closefd=False), 1 << 16)
+    binary_error = io.BufferedWriter(io.FileIO(stderr, "w", closefd=False), 1 << 13)
     sys.stdin = io.TextIOWrapper(binary_in, encoding="utf-8", errors="surrogateescape")
     sys.stdout = io.TextIOWrapper(binary_out, encoding="utf-8", errors="surrogateescape", newline="\n")
     sys.stderr = io.TextIOWrapper(
@@ -59,17 +59,22 @@ def main_module(source: bytes, name: str = "__main__") -> types.ModuleType:
     return module
 
 
-def seed_generators(source: bytes) -> None:
-    """Give a program that mentions them random numbers of its own; the generators' states are the worker's."""
-    if b"random" in source:
-        random.seed()
-        if "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed()
+def mentions_generators(source: bytes) -> bool:
+    """Whether a program may draw random numbers."""
+    return b"random" in source
+
+
+def seed_generators() -> None:
+    """Give a program random numbers of its own; the generators' states are the worker's."""
+    random.seed()
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
 
 
 def run(source: bytes, answer_calls: bool = False) -> NoReturn:
     """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
-    seed_generators(source)
+    if mentions_generators(source):
+        seed_generators()
     module = main_module(source, "solution" if answer_calls else "__main__")
     execute(source, None, module, answer_calls)
 
@@ -78,6 +83,11 @@ def execute(
     source: bytes, code_object: types.CodeType | None, module: types.ModuleType, answer_calls: bool = False
 ) -> NoReturn:
     """Execute a program, compiled already or not, in its module, and exit."""
+    os._exit(executed(source, code_object, module, answer_calls))
+
+
+def executed(source: bytes, code_object: types.CodeType | None, module: types.ModuleType, answer_calls: bool) -> int:
+    """Do all that comes before the exit itself, and return the exit code."""
     code = 0
     try:
         exec(code_object or compiled(source), module.__dict__)
@@ -88,11 +98,11 @@ def execute(
     except BaseException as problem:
         code = 1
         _print_exception(problem)
-    leave(code)
+    return _finished(code)
 
 
-def leave(code: int) -> NoReturn:
-    """Wait for threads, run exit functions, flush, and exit."""
+def _finished(code: int) -> int:
+    """Wait for threads, run exit functions and flush; returns the exit code."""
     try:
         # Both touch, and so copy, many pages of the parent's, even where there is nothing to do.
         if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
@@ -107,7 +117,7 @@ def leave(code: int) -> NoReturn:
                 stream.flush()
         except (OSError, ValueError, AttributeError):
             code = code or 120  # the interpreter's own code for this
-    os._exit(code)
+    return code
 
 
 def _exit_code(request: SystemExit) -> int:

@@ -155,13 +155,13 @@ class Sandbox:
             try:
                 with worker.open_cell(limits) as cell:
                     request = runnable.request | {"limits": limits_message(limits)}
-                    cell.begin(request, descriptor, _encoded(stdin))
+                    cell.begin(request, descriptor, [_encoded(stdin)])
                     return cell.finish()
             finally:
                 os.close(descriptor)
 
         outcome = self._attempt(work, source, language, preload)
-        return self._not_run(outcome) if isinstance(outcome, NotRunnable) else outcome
+        return outcome.as_result(self.isolation) if isinstance(outcome, NotRunnable) else outcome
 
     def grade(
         self,
@@ -285,20 +285,6 @@ class Sandbox:
             return NotRunnable(Status.SANDBOX_ERROR, reason)
         finally:
             self._slots.give_back(slot)
-
-    def _not_run(self, problem: NotRunnable) -> ExecutionResult:
-        said = problem.result
-        return ExecutionResult(
-            status=problem.status,
-            exit_code=None,
-            stdout=b"",
-            stderr=said.stderr if said else b"",
-            wall_seconds=said.wall_seconds if said else 0.0,
-            cpu_seconds=said.cpu_seconds if said else 0.0,
-            memory_bytes=said.memory_bytes if said else 0,
-            isolation=self.isolation,
-            reason=problem.reason,
-        )
 
 
 def _encoded(text: str | bytes) -> bytes:

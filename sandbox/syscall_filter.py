@@ -52,6 +52,7 @@ _IOCTL_REQUESTS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x400
 _CLONE_THREAD = 0x10000
 _AF_UNIX, _SOCK_STREAM, _SOCKET_TYPE_MASK = 1, 1, 0xF
 _OPTIMIZE_TREE = 2  # a binary tree over call numbers instead of a list: a third of the time to load
+_MAX_COMPLAINT = 1000  # bytes
 _OWN_PID_PLACEHOLDER = 0x7ABCDEF1  # above every possible pid, so it cannot occur otherwise
 
 
@@ -66,12 +67,12 @@ class SyscallFilter:
             found and its contents are removed without a walk.
 
     Raises:
-        OSError, RuntimeError: libseccomp is missing or refuses.
+        OSError: libseccomp is missing or refuses.
     """
 
     def __init__(self, processes: bool, own_process_namespace: bool, directories: bool) -> None:
         self._signals_everywhere = own_process_namespace
-        self._code = _compile(processes, own_process_namespace, directories)
+        self._code = _compiled_apart(processes, own_process_namespace, directories)
         self._prepare(self._code)
 
     def _prepare(self, code: bytes) -> None:
@@ -91,6 +92,31 @@ def _with_pid(code: bytes, pid: int) -> bytes:
         if struct.unpack_from("I", patched, offset + 4)[0] == _OWN_PID_PLACEHOLDER:
             struct.pack_into("I", patched, offset + 4, pid)
     return bytes(patched)
+
+
+def _compiled_apart(processes: bool, own_process_namespace: bool, directories: bool) -> bytes:
+    """The filter's instructions, made in a process of its own: each fork of this one would copy what libseccomp maps.
+
+    Raises:
+        OSError: libseccomp is missing or refuses.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        failed = 1
+        try:
+            os.write(writing, _compile(processes, own_process_namespace, directories))  # some 4 KiB
+            failed = 0
+        except (ImportError, OSError, RuntimeError) as problem:
+            os.write(writing, str(problem).encode("utf-8", "replace")[:_MAX_COMPLAINT])
+        finally:
+            os._exit(failed)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = pipe.read()
+    if os.waitpid(pid, 0)[1] != 0:
+        raise OSError(answer.decode("utf-8", "replace") or "the process that compiles the filter ended early")
+    return answer
 
 
 def _compile(processes: bool, own_process_namespace: bool, directories: bool) -> bytes:

@@ -83,7 +83,7 @@ class Template:
 
 def _become_template(seal: Seal, request: dict[str, Any], program_descriptor: int, control: int) -> NoReturn:
     try:
-        os.chdir("/")
+        os.chdir(seal.scratch)  # each test starts there; the cell ends a template whose scratch directory it replaces
         source = child.read_all(program_descriptor)
         child.place_descriptors([0, 1, 2, control])
         child.restrict(seal, request, keep=_CONTROL + 1)
@@ -92,30 +92,39 @@ def _become_template(seal: Seal, request: dict[str, Any], program_descriptor: in
             code = program.compiled(source)
         with socket.socket(fileno=_CONTROL) as channel:
             channel.send(b"ready")
-            _serve(seal, channel, source, code)
+            _serve(channel, source, code)
     except BaseException:
         traceback.print_exc()
     os._exit(child.SETUP_FAILED)
 
 
-def _serve(seal: Seal, channel: socket.socket, source: bytes, code: types.CodeType | None) -> None:
+def _serve(channel: socket.socket, source: bytes, code: types.CodeType | None) -> None:
     module = program.main_module(source)
+    draws = program.mentions_generators(source)
     space = socket.CMSG_SPACE(_DESCRIPTORS.size)
+    # Looked up beforehand: what is found through other objects changes their reference counts, and copies their pages.
+    receive, send, unpack = channel.recvmsg, channel.send, _DESCRIPTORS.unpack
+    duplicate, close_range, set_group = os.dup2, os.closerange, os.setpgid
+    executed, leave = program.executed, os._exit
+    clone, become_dumpable = kernel.prepared_clone(kernel.CLONE_PARENT), kernel.prepared_dumpable()
     while True:
-        message, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE, space)
+        message, ancillary, _, _ = receive(_MAX_MESSAGE, space)
         if not message:
             return
-        stdin, stdout, stderr = _DESCRIPTORS.unpack(ancillary[0][2])
-        pid = kernel.clone(kernel.CLONE_PARENT)
+        stdin, stdout, stderr = unpack(ancillary[0][2])
+        pid = clone()
         if pid == 0:
-            os.dup2(stdin, 0)  # all of them are above _CONTROL
-            os.dup2(stdout, 1)
-            os.dup2(stderr, 2)
-            kernel.close_from(_CONTROL)
-            os.setsid()
-            os.chdir(seal.scratch)
-            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-            program.seed_generators(source)
-            program.execute(source, code, module)
-        kernel.close_from(_CONTROL + 1)
-        channel.send(b"%d" % pid)
+            duplicate(stdin, 0)  # all of them are above _CONTROL
+            duplicate(stdout, 1)
+            duplicate(stderr, 2)
+            close_range(_CONTROL, kernel.ABOVE_ALL_DESCRIPTORS)
+            # A group suffices to keep its signals to itself; for each new session the kernel makes a scheduling group.
+            set_group(0, 0)
+            become_dumpable()
+            if draws:
+                program.seed_generators()
+            leave(executed(source, code, module, False))
+        close_range(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
+        if pid < 0:
+            return  # no process could be started; the cell tries without a template
+        send(b"%d" % pid)

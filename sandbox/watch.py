@@ -134,11 +134,6 @@ class Watch:
         return found
 
     @staticmethod
-    def own_children(proc: int, pid: int) -> list[int]:
-        """Process numbers of the children of `pid`, which has one thread."""
-        return [int(number) for number in _read(proc, f"{pid}/task/{pid}/children").split()]
-
-    @staticmethod
     def children(proc: int, pid: int) -> list[int]:
         """Process numbers of all children of `pid`, whichever of its threads started them."""
         found: list[int] = []

@@ -25,8 +25,12 @@ _STDERR_BYTES = 1 << 16
 _PACKAGE = str(Path(__file__).resolve().parent)
 # The package's own `__init__` is passed over: it imports asyncio and more for supervisors, and every page that a worker
 # holds is one more to copy in each of its forks.
+# So is `site`, which runs whatever the environment's `.pth` files say; and `shutil`, which modules of ours import, does
+# without the compression libraries, whose mappings each fork would have to copy.
 _BOOT = """
 import sys, types
+for name in ("bz2", "lzma", "zlib"):
+    sys.modules[name] = None
 package = types.ModuleType("sandbox")
 package.__path__ = [sys.argv[1]]
 sys.modules["sandbox"] = package
@@ -75,7 +79,7 @@ class Worker:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-s", "-P", "-B", "-c", _BOOT, _PACKAGE, str(theirs.fileno())],
+                    [sys.executable, "-S", "-P", "-B", "-c", _BOOT, _PACKAGE, str(theirs.fileno())],
                     env=self._inherited() | _ENVIRONMENT | {"PYTHONPATH": ":".join(self._settings.search_path)},
                     cwd="/",
                     pass_fds=passed,

@@ -8,9 +8,7 @@ output; it hands descriptors on.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import importlib
 import json
 import os
 import resource
@@ -48,6 +46,7 @@ class Zygote:
         self._layers = Layers(settings.without)
         self._packages: Sequence[SitePackage] = ()
         self._host_scratch: HostScratch | None = None
+        self._syscalls: SyscallFilter | None = None
 
     def run(self) -> NoReturn:
         """Become the outer process; the inner one never returns either."""
@@ -60,10 +59,15 @@ class Zygote:
         self._join_control_group()
         self._packages = self._probe_packages()
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(ImportError, RuntimeError):
-            importlib.import_module("pyseccomp")  # runs the loader's tools to find libseccomp; later it cannot
         namespaces = layers.possible_namespaces(self._layers)
         mounts = bool(namespaces & kernel.CLONE_NEWNS)
+        if self._layers.wants(Layer.SECCOMP):
+            own_processes = bool(namespaces & kernel.CLONE_NEWPID)
+            try:
+                self._syscalls = SyscallFilter(own_processes, own_processes, mounts)
+            except OSError as problem:
+                remedy = "install pyseccomp and libseccomp (Debian: libseccomp2)"
+                self._layers.miss(Layer.SECCOMP, str(problem), remedy)
         as_root = os.geteuid() == 0
         uid = layers.own_uid(self._layers)
         if not mounts:
@@ -148,7 +152,7 @@ class Zygote:
 
     def _seal(self, scratch: str) -> Seal:
         record = self._layers
-        rules = syscalls = None
+        rules = None
         private_root = record.has(Layer.PRIVATE_ROOT)
         own_processes = record.has(Layer.PROCESS_NAMESPACE)
         if record.wants(Layer.LANDLOCK):
@@ -158,12 +162,8 @@ class Zygote:
                 record.active.append(Layer.LANDLOCK)
             except OSError as problem:
                 record.miss(Layer.LANDLOCK, str(problem), "Linux 5.13 or later with landlock among lsm= at boot")
-        if record.wants(Layer.SECCOMP):
-            try:
-                syscalls = SyscallFilter(own_processes, own_processes, private_root)
-                record.active.append(Layer.SECCOMP)
-            except (ImportError, OSError, RuntimeError) as problem:
-                record.miss(Layer.SECCOMP, str(problem), "install pyseccomp and libseccomp (Debian: libseccomp2)")
+        if self._syscalls is not None:
+            record.active.append(Layer.SECCOMP)
         kernel.shrink_capability_bounds()
         record.active += [layer for layer in _ALWAYS_POSSIBLE if record.wants(layer)]
         if record.has(Layer.RESOURCE_LIMITS):
@@ -175,7 +175,7 @@ class Zygote:
             process_namespace=own_processes,
             private_proc=record.has(Layer.PRIVATE_PROC),
             rules=rules,
-            syscalls=syscalls,
+            syscalls=self._syscalls,
             resource_limits=record.has(Layer.RESOURCE_LIMITS),
             limit_processes=record.has(Layer.OWN_UID) or record.has(Layer.USER_NAMESPACE),
             watch=record.has(Layer.WATCH),

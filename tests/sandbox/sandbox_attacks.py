@@ -335,7 +335,7 @@ print('ESCAPED' if found else len(pids))""",
         """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
-print('ESCAPED' if libc.mount(b'tmpfs', b'/site', b'tmpfs', 0, None) == 0 else ctypes.get_errno())""",
+print('ESCAPED' if libc.mount(b'tmpfs', b'/slot', b'tmpfs', 0, None) == 0 else ctypes.get_errno())""",
         frozenset({Layer.NO_CAPABILITIES, Layer.SECCOMP, Layer.LANDLOCK}),
     ),
     Attack(

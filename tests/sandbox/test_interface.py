@@ -250,3 +250,42 @@ def test_importing_is_light() -> None:
     code = "import sys, sandbox; print(sorted({'torch', 'ray', 'vllm', 'grpo', 'rewards', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_tests_with_input_are_graded_in_order_however_many_there_are(shared: Sandbox) -> None:
+    tests = [StdinTest(f"{n}", f"{n * n}" if n % 7 else "wrong") for n in range(1, 71)]
+    results = shared.grade("n = int(input()); print(n * n)", tests)
+    assert [result.passed for result in results] == [n % 7 != 0 for n in range(1, 71)]
+    stopped = shared.grade("n = int(input()); print(n * n)", tests, stop_at_failure=True)
+    assert [result.passed for result in stopped] == [True] * 6 + [False]
+
+
+def test_no_test_finds_what_another_was_given_or_left(shared: Sandbox) -> None:
+    source = (
+        "import os, signal\n"
+        "mine = input()\n"
+        "seen = [os.getcwd() == os.environ['HOME'], os.listdir('.'), sorted(os.listdir('/proc/self/fd'))[:3]]\n"
+        "seen += [len(os.listdir('/proc/self/fd')), os.getpgid(0) == os.getpid()]\n"
+        "for number in range(3, 256):\n"
+        "    try:\n"
+        "        seen.append(os.pread(number, 100, 0))\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "print(seen, flush=True)\n"
+        "if mine in '37':\n"
+        "    open('left-' + mine, 'w').write(mine)\n"
+        "if mine == '5':\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    os.kill(0, signal.SIGTERM)\n"
+    )
+    expected = "[True, [], ['0', '1', '2'], 4, True]"  # the fourth descriptor is the listing's own
+    results = shared.grade(source, [StdinTest(str(n), expected) for n in range(10)])
+    assert [result.status for result in results] == [Status.OK] * 10, results
+
+
+def test_the_time_for_all_tests_ends_the_one_that_runs_and_fails_the_rest(shared: Sandbox) -> None:
+    started = time.monotonic()
+    tests = [StdinTest("", "done")] * 6
+    results = shared.grade("import time; time.sleep(0.6); print('done')", tests, total_seconds=1.0)
+    assert time.monotonic() - started < 2.0
+    assert [result.status for result in results] == [Status.OK] + [Status.WALL_TIME] * 5
