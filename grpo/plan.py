@@ -114,8 +114,8 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
         False where gold answers were checked and some did not behave; see `grpo.gold_check`.
 
     Raises:
-        ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, the sandbox cannot
-            be had as demanded, or what LoRA needs is not installed.
+        ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, the sandbox
+            cannot be had as demanded, or what LoRA needs is not installed.
     """
     require_peft(settings.learner)
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
