@@ -50,6 +50,15 @@ class PolicyFlops:
         mlp = 3 * hidden * config.intermediate_size
         return cls(layers * (attention + mlp), hidden * config.vocab_size, layers * heads * size)
 
+    @classmethod
+    def of_known(cls, config: PreTrainedConfig) -> PolicyFlops | None:
+        """As `of`; None for a mixture of experts, and where the config has other names for its sizes."""
+        experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+        if experts or not all(hasattr(config, name) for name in sizes):
+            return None
+        return cls.of(config)
+
     def training(self, microbatch: Microbatch) -> float:
         """FLOPs of forward and backward, two for a multiply and an add.
 

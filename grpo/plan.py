@@ -80,9 +80,10 @@ def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerCo
     size = 2 if policy.dtype == "bfloat16" else 4
     master = 4 if policy.dtype == "bfloat16" else 0
     sharded = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    gradients = 1 if learner.reduces_once(policy.dtype) else sharded[2]
     return {
         "weights": shape.parameters * size / sharded[3],
-        "gradients": shape.parameters * 4 / sharded[2],
+        "gradients": shape.parameters * 4 / gradients,
         "optimizer (Adam, float32 weights)": shape.parameters * (8 + master) / sharded[1],
         "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens,
     }

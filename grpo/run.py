@@ -179,6 +179,7 @@ class TrainingRun:
                 progress=progress,
                 rollouts_every=settings.report.rollouts_every,
                 total_steps=settings.train.steps,
+                mismatch_alarm=settings.report.mismatch_alarm,
             )
         )
         verification = settings.verification
