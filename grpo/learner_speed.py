@@ -43,8 +43,8 @@ class SpeedMeter:
         """End a step.
 
         Returns:
-            float64 [computed tokens, FLOPs], to be summed over ranks, and float64 [seconds, bytes at the peak], of which
-            ranks take the maximum.
+            float64 [computed tokens, FLOPs], to be summed over ranks.
+            float64 [seconds, bytes at the peak], of which ranks take the maximum.
         """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -162,14 +162,14 @@ class Report:
 
     def _warn_of_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:
         alarm, found = self._mismatch_alarm, metrics.get(MISMATCH, 0.0)
-        # Not "above", which no number that is not finite would be.
+        # A divergence that is no number is not within the threshold either.
         if alarm is None or found <= alarm:
             return
         self._mismatch_alarm = None
         self._progress.show(
             f"step {step}: learner and generators disagree about the policy: {MISMATCH} {found:.2g} nats is above "
-            f"report.mismatch_alarm={alarm:g}. Compare policy.dtype and sync/probe_mean_difference, or correct for it by "
-            "algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md); this is said once"
+            f"report.mismatch_alarm={alarm:g}. Compare policy.dtype and sync/probe_mean_difference, or correct for it "
+            "by algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md); this is said once"
         )
 
     def _is_stored_step(self, step: int) -> bool:

@@ -59,8 +59,10 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a step's optimizer steps; of the ratio and the memory, the largest; of skipped steps and seconds, the
-    sum; of the learning rate, the last; of speeds, the amount over the time of all; of the mismatch, also the first.
+    """Means over a step's optimizer steps, but for some.
+
+    Of the ratio and the memory it is the largest, of skipped steps and seconds the sum, of the learning rate the last;
+    of speeds the whole amount over the whole time, of the mismatch also the first.
 
     Nothing where there was no optimizer step, which is so where no rollout had a reward.
     """
