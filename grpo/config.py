@@ -264,6 +264,9 @@ class Cluster(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     share_gpus: bool = False
     """Learner rank i and generator i share one GPU; lower generator.gpu_memory_share to what the learner leaves."""
+    sleep: bool = False
+    """With share_gpus, take turns in the GPU's memory: optimizer states are in the host's memory while completions are
+    sampled, the generator's weights and cache while the policy is updated."""
     address: str | None = None
     """Address of a running Ray cluster (`auto` finds a local one); None starts one for this run, on loopback."""
     start_deadline_s: Seconds = 900.0
@@ -335,8 +338,23 @@ class TrainConfig(Section):
                 f"learner.ranks and tensor_parallel_size 1, got {self.generator.replicas}, {self.learner.ranks} and "
                 f"{self.generator.tensor_parallel_size}"
             )
+        found += self._sleep_problems()
         found += _verifier_problems(self.verifiers)
         return found
+
+    def _sleep_problems(self) -> list[str]:
+        if not self.cluster.sleep:
+            return []
+        if not self.cluster.share_gpus:
+            return [
+                "cluster.sleep has nobody to make room for without cluster.share_gpus; set that, or leave sleep out"
+            ]
+        if self.learner.zero_stage == 3 and self.learner.offload == "none":
+            return [
+                "cluster.sleep cannot move the optimizer states of learner.zero_stage=3, for which DeepSpeed wants an "
+                "optimizer of its own; use learner.offload=optimizer, which keeps them off it, or zero_stage 1 or 2"
+            ]
+        return []
 
 
 class SftSchedule(Section):

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from deepspeed.comm.torch import build_shm_op
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -126,7 +127,7 @@ class LearnerRank:
             return tensors
         joined = torch.cat(tensors).to(self._device)
         torch.distributed.all_reduce(joined, op=getattr(torch.distributed.ReduceOp, how))
-        return joined.cpu().split([len(one) for one in tensors])
+        return torch.split(joined.cpu(), [len(one) for one in tensors])
 
     def _reduction(self, microbatches: int) -> AbstractContextManager[None]:
         """Holds back the reduction of gradients to its end, where it is to happen once and would not by itself."""
@@ -227,6 +228,17 @@ class LearnerRank:
                 size += tensor.nbytes
         if bucket:
             yield _serialise(bucket)
+
+    def sleep(self) -> None:
+        """Move optimizer states and float32 weights into the host's memory, unless they live there; end with `wake`."""
+        if self._setup.learner.offload == "none":
+            states = (OffloadStateTypeEnum.optim_states, OffloadStateTypeEnum.hp_params)
+            self._engine.offload_states(include=states, pin_memory=self._device.type == "cuda")
+
+    def wake(self) -> None:
+        """Move back what `sleep` moved."""
+        if self._setup.learner.offload == "none":
+            self._engine.reload_states()
 
     def save(self, folder: str) -> None:
         """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0)."""

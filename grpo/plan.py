@@ -20,6 +20,12 @@ from grpo.policy import shape_of as new_shape
 from grpo.run import load_tokenizer, local_or_hub, plan_of
 
 GIB = 1 << 30
+# What of a learner rank's memory `learner.offload` moves to the host, by the first word of its name below.
+OFFLOADED: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "optimizer": ("optimizer",),
+    "parameters": ("weights", "optimizer"),
+}
 
 
 def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
@@ -225,10 +231,12 @@ def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
         return table
     table.add_row("policy", f"{shape.parameters:,} parameters")
     parts = learner_bytes(shape, settings.policy, settings.learner)
-    total = f"{sum(parts.values()) / GIB:.2f} GiB"
-    table.add_row(
-        "a learner rank", f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-    )
+    offloaded = {name for name in parts if name.split()[0] in OFFLOADED[settings.learner.offload]}
+    for title, names in (("a learner rank", parts.keys() - offloaded), ("in the host's memory", offloaded)):
+        held = {name: size for name, size in parts.items() if name in names}
+        if held:
+            total = f"{sum(held.values()) / GIB:.2f} GiB"
+            table.add_row(title, f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items()))
     if isinstance(settings, config.TrainConfig):
         size = 2 if settings.policy.dtype == "bfloat16" else 4
         weights = shape.parameters * size / settings.generator.tensor_parallel_size

@@ -26,6 +26,7 @@ from grpo.rollout import check_failures, collect, seed_of, with_refills
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
+from grpo.turns import Turns
 from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.weight_sync import TOLERANCES, WeightSync
 from rewards.build import VerifierSpec
@@ -210,6 +211,7 @@ class TrainingRun:
 
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
         settings = self.settings
+        takes_turns = settings.cluster.sleep and cluster.device == "cuda"
         join_learner = cluster.start_learner(
             [
                 LearnerSetup(
@@ -239,6 +241,7 @@ class TrainingRun:
                     temperature=settings.rollout.temperature,
                     device=cluster.device,
                     replica=replica,
+                    sleeps=takes_turns,
                 )
                 for replica in range(settings.generator.replicas)
             ],
@@ -246,6 +249,7 @@ class TrainingRun:
             settings.weight_sync.deadline_s,
         )
         self.learner, self.generators = join_learner(), join_generators()
+        self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
 
     def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:
         """Sample and score a group for each prompt, in the prompts' order, then those of `refill_rounds`."""
@@ -290,6 +294,7 @@ class TrainingRun:
     def _collect(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch, refill: int = 0
     ) -> list[Group]:
+        self.turns.generate()
         seeds = [seed_of(self.settings.run.seed, self.step, prompt, refill) for prompt in prompts]
 
         def generate(asked: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
@@ -310,6 +315,7 @@ class TrainingRun:
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""
+        self.turns.generate()
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
@@ -328,6 +334,7 @@ class TrainingRun:
         if newest is not None and newest.step == self.step:
             return
         watch = Stopwatch()
+        self.turns.learn()
         with self._progress.phase(f"writing the checkpoint of step {self.step}"):
             checkpoint.write(
                 self.folder,

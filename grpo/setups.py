@@ -56,6 +56,7 @@ class GeneratorSetup:
         temperature: of training samples; where it is not 1, log-probabilities are taken after it is applied.
         device: `cpu` or `cuda`.
         replica: number of this replica.
+        sleeps: it will give its memory back between rounds; on `cuda` only.
     """
 
     policy_path: str
@@ -65,3 +66,4 @@ class GeneratorSetup:
     temperature: float
     device: Device
     replica: int
+    sleeps: bool = False

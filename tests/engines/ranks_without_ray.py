@@ -32,6 +32,7 @@ class Case:
     steps: int = 2
     resume: bool = False
     broken: bool = False
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Outcome:
     fine_weights: float
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def small_microbatches(seed: int, ranks: int) -> TrainBatch:
     """Several microbatches for each rank."""
     from setups_for_tests import random_sequences
@@ -64,9 +72,7 @@ def small_microbatches(seed: int, ranks: int) -> TrainBatch:
 
 def run_cases(path: str, folder: Path, cases: dict[str, Case], ranks: int = 2) -> dict[str, Outcome]:
     """Outcome of each case on rank 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
         running = [pool.submit(_rank, rank, ranks, port, path, str(folder), cases) for rank in range(ranks)]
         outcomes = [one.result(timeout=400) for one in running]
@@ -103,6 +109,10 @@ def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[
         learner = LearnerRank(setup, "127.0.0.1", port)
         metrics = []
         for step in range(case.steps):
+            if case.sleeps:
+                learner.sleep()
+                learner.score([[3, 4, 5]])
+                learner.wake()
             counted[0] = 0
             metrics.append(learner.step(small_microbatches(step, ranks).ranks[rank]))
             if step == 0:

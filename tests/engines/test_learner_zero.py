@@ -12,8 +12,11 @@ pytestmark = pytest.mark.slow
 
 MICROBATCH = {"reduce_gradients": "microbatch"}
 FLOAT32 = {
-    "ZeRO-1": Case({"zero_stage": 1, "peak_tflops": 0.5}),
+    "ZeRO-1": Case({"zero_stage": 1, "peak_tflops": 0.5}, steps=3),
     "ZeRO-2": Case({"zero_stage": 2}),
+    "ZeRO-1, sleeping": Case({"zero_stage": 1}, steps=3, sleeps=True, resume=True),
+    "ZeRO-2, sleeping": Case({"zero_stage": 2}, steps=3, sleeps=True),
+    "ZeRO-3, offload, sleeping": Case({"zero_stage": 3, "offload": "optimizer"}, steps=3, sleeps=True),
     "ZeRO-2, overlapped": Case({"zero_stage": 2, "overlap_comm": True}),
     "ZeRO-2, each microbatch": Case({"zero_stage": 2, **MICROBATCH}),
     "ZeRO-3": Case({"zero_stage": 3}, resume=True),
@@ -28,6 +31,7 @@ BFLOAT16 = {
     "bfloat16, ZeRO-1": Case({"zero_stage": 1}, "bfloat16", resume=True),
     "bfloat16, ZeRO-1, offload": Case({"zero_stage": 1, "offload": "optimizer"}, "bfloat16"),
     "bfloat16, ZeRO-2": Case({"zero_stage": 2}, "bfloat16"),
+    "bfloat16, ZeRO-2, sleeping": Case({"zero_stage": 2}, "bfloat16", sleeps=True),
     "bfloat16, ZeRO-2, offload": Case({"zero_stage": 2, "offload": "optimizer"}, "bfloat16", resume=True),
     "bfloat16, ZeRO-3": Case({"zero_stage": 3}, "bfloat16"),
 }
@@ -68,6 +72,12 @@ def test_offload_changes_nothing_in_bfloat16(outcomes: dict[str, Outcome], stage
     for found, expected in zip(offloaded, plain, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+
+
+def test_sleeping_changes_nothing_in_bfloat16(outcomes: dict[str, Outcome]) -> None:
+    plain, slept = (outcomes[f"bfloat16, ZeRO-2{how}"].metrics for how in ("", ", sleeping"))
+    for key in ("loss", "gradient_norm", "entropy"):
+        assert [one[key] for one in slept] == [one[key] for one in plain]
 
 
 @pytest.mark.parametrize("name", [name for name, case in (FLOAT32 | BFLOAT16).items() if case.resume])
