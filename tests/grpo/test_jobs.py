@@ -136,11 +136,8 @@ def test_on_a_shared_gpu_learner_and_generators_take_turns(
     assert learner.optimizer_steps == 10
     learn = ["generators sleep", "learner wakes"]
     generate = ["learner sleeps", "generators wake"]
-    # Steps 2, 4 and 5 end with a checkpoint, which is the learner's turn again.
-    expected = (learn + generate) * 5
-    for step in (2, 4):
-        expected += learn + generate
-    assert turns == ["learner sleeps", *expected, *learn]
+    # Five steps, of which the second and the fourth end with a checkpoint, which is the learner's turn again; the last.
+    assert turns == ["learner sleeps", *(learn + generate) * (5 + 2), *learn]
 
 
 def test_nobody_sleeps_where_there_is_no_gpu(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
