@@ -9,7 +9,11 @@ import torch
 from ranks_without_ray import free_port, small_microbatches
 from setups_for_tests import learner_setups
 
-pytestmark = [pytest.mark.slow, pytest.mark.gpu]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def test_a_sleeping_learner_gives_its_optimizer_states_back(untied_policy: str) -> None:
