@@ -58,6 +58,12 @@ class LearnerActor:
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
         yield from self._rank.export_buckets(bucket_bytes)
 
+    def sleep(self) -> None:
+        self._rank.sleep()
+
+    def wake(self) -> None:
+        self._rank.wake()
+
     def save(self, folder: str) -> None:
         self._rank.save(folder)
 
@@ -94,6 +100,12 @@ class GeneratorActor:
 
     def finish_update(self, policy_version: int) -> None:
         self._generator.finish_update(policy_version)
+
+    def sleep(self) -> None:
+        self._generator.sleep()
+
+    def wake(self) -> None:
+        self._generator.wake()
 
 
 def free_address() -> tuple[str, int]:
@@ -185,6 +197,14 @@ class LearnerGroup:
             raise TimeoutError(f"no bucket of weights was gathered from the learner within {self._deadline_s:.0f} s")
         wait_for([s.completed() for s in streams], self._deadline_s, "gathering the weights from the learner")
 
+    def sleep(self) -> None:
+        """Move optimizer states off the devices."""
+        wait_for([actor.sleep.remote() for actor in self._actors], self._deadline_s, "moving states off the devices")
+
+    def wake(self) -> None:
+        """Move them back."""
+        wait_for([actor.wake.remote() for actor in self._actors], self._deadline_s, "moving states to the devices")
+
     def save(self, folder: str) -> None:
         """Write training state and policy into `folder`, which every rank must be able to reach."""
         wait_for([actor.save.remote(folder) for actor in self._actors], self._deadline_s, "saving a checkpoint")
@@ -264,6 +284,14 @@ class GeneratorGroup:
             names += self._all("load a bucket of weights", loaded)[0]
         self._all("finish a weight update", finished)
         return names
+
+    def sleep(self) -> None:
+        """Give the devices' memory back; what was sampled before is not kept in the cache."""
+        self._all("give memory back", [actor.sleep.remote() for actor in self._actors])
+
+    def wake(self) -> None:
+        """Take it again."""
+        self._all("take memory again", [actor.wake.remote() for actor in self._actors])
 
     def _all(self, what: str, references: Sequence[Any]) -> list[Any]:
         return wait_for(references, self._update_deadline_s, f"{what} on the generators")

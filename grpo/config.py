@@ -168,6 +168,14 @@ class LearnerConfig(Section):
     ranks: Positive = 1
     """Data-parallel processes, one device each."""
     zero_stage: Literal[1, 2, 3] = 2
+    reduce_gradients: Literal["auto", "step", "microbatch"] = "auto"
+    """How often ranks add up their gradients. `step`: once, each rank holding whole gradients in float32 until then.
+    `microbatch`: after each, so that a rank keeps its share only. `auto`: once wherever sums stay float32, which they
+    do not in bfloat16 at stages 2 and 3."""
+    overlap_comm: bool | None = None
+    """Communicate while the backward pass runs; None leaves it to DeepSpeed, which does so at stage 3."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lives in the host's memory: optimizer states and float32 weights, or (stage 3) all parameters too."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Of the learning rate after the warm-up, to 0 at the last step for cosine and linear."""
@@ -181,10 +189,39 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     threads: Positive = 1
     """CPU threads of each rank."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """TFLOP/s of one device at most, against which learner/mfu counts; None takes the maker's figure of a known GPU."""
     max_skipped_steps: Positive = 5
     """The run stops after so many optimizer steps in a row whose loss or gradient is not finite."""
     lora: Lora | None = None
     """Train adapters and leave the policy's weights as they are; None trains all weights."""
+
+    def reduces_once(self, dtype: Dtype) -> bool:
+        """Whether gradients are added up over ranks once per optimizer step, and whole on each until then."""
+        if self.reduce_gradients == "auto":
+            return self.zero_stage == 1 or dtype == "float32"
+        return self.reduce_gradients == "step"
+
+    def problems(self, dtype: Dtype) -> list[str]:
+        """Choices that cannot go together, each with its remedy."""
+        found = []
+        if self.offload == "parameters" and self.zero_stage != 3:
+            found.append(
+                f"learner.offload=parameters needs learner.zero_stage=3, got {self.zero_stage}: only there are "
+                "parameters fetched one by one; use stage 3, or offload=optimizer"
+            )
+        if self.reduce_gradients == "step" and self.zero_stage > 1 and dtype == "bfloat16":
+            found.append(
+                f"learner.reduce_gradients=step with policy.dtype=bfloat16 and learner.zero_stage={self.zero_stage} "
+                "would sum the microbatches' gradients in bfloat16; use zero_stage=1, which sums them in float32, or "
+                "reduce_gradients=microbatch"
+            )
+        if self.reduce_gradients == "microbatch" and self.zero_stage == 1:
+            found.append(
+                "learner.reduce_gradients=microbatch has nothing to save with learner.zero_stage=1, which keeps whole "
+                "gradients on every rank; use zero_stage 2 or 3, or reduce_gradients=auto"
+            )
+        return found
 
 
 class GeneratorConfig(Section):
@@ -246,6 +283,8 @@ class ReportConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     rollouts_every: Positive = 1
     """Steps between stored rollouts."""
+    mismatch_alarm: Annotated[float, Field(gt=0)] | None = 0.01
+    """Nats of learner/mismatch_kl_first above which the run says that learner and generators disagree; None never."""
     project: str = "verigrpo"
     """Project name for wandb."""
 
@@ -256,6 +295,9 @@ class Cluster(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     share_gpus: bool = False
     """Learner rank i and generator i share one GPU; lower generator.gpu_memory_share to what the learner leaves."""
+    sleep: bool = False
+    """With share_gpus, take turns in the GPU's memory: optimizer states are in the host's memory while completions are
+    sampled, the generator's weights and cache while the policy is updated."""
     address: str | None = None
     """Address of a running Ray cluster (`auto` finds a local one); None starts one for this run, on loopback."""
     start_deadline_s: Seconds = 900.0
@@ -302,6 +344,7 @@ class TrainConfig(Section):
                 f"algorithm.reference_refresh={algorithm.reference_refresh} cannot refresh the reference of "
                 "learner.lora, which is the policy without its adapters; leave one of the two out"
             )
+        found += self.learner.problems(self.policy.dtype)
         if rollout.prompts_per_step % algorithm.minibatches:
             found.append(
                 f"rollout.prompts_per_step={rollout.prompts_per_step} is not divisible by "
@@ -333,8 +376,23 @@ class TrainConfig(Section):
                 f"learner.ranks and tensor_parallel_size 1, got {self.generator.replicas}, {self.learner.ranks} and "
                 f"{self.generator.tensor_parallel_size}"
             )
+        found += self._sleep_problems()
         found += _verifier_problems(self.verifiers)
         return found
+
+    def _sleep_problems(self) -> list[str]:
+        if not self.cluster.sleep:
+            return []
+        if not self.cluster.share_gpus:
+            return [
+                "cluster.sleep has nobody to make room for without cluster.share_gpus; set that, or leave sleep out"
+            ]
+        if self.learner.zero_stage == 3 and self.learner.offload == "none":
+            return [
+                "cluster.sleep cannot move the optimizer states of learner.zero_stage=3, for which DeepSpeed wants an "
+                "optimizer of its own; use learner.offload=optimizer, which keeps them off it, or zero_stage 1 or 2"
+            ]
+        return []
 
 
 class SftSchedule(Section):
@@ -365,6 +423,7 @@ class SftConfig(Section):
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
         found = [*_policy_problems(self.policy, may_be_new=True), *_dataset_problems("data", self.data)]
+        found += self.learner.problems(self.policy.dtype)
         if self.sft.max_tokens > self.learner.microbatch_tokens:
             found.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest row, "

@@ -50,17 +50,31 @@ class PolicyFlops:
         mlp = 3 * hidden * config.intermediate_size
         return cls(layers * (attention + mlp), hidden * config.vocab_size, layers * heads * size)
 
-    def training(self, microbatch: Microbatch) -> float:
+    @classmethod
+    def of_known(cls, config: PreTrainedConfig) -> PolicyFlops | None:
+        """As `of`; None for a mixture of experts, and where the config has other names for its sizes."""
+        experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+        if experts or not all(hasattr(config, name) for name in sizes):
+            return None
+        return cls.of(config)
+
+    def training(self, microbatch: Microbatch, *, frozen: bool = False) -> float:
         """FLOPs of forward and backward, two for a multiply and an add.
 
         6 for each weight that a token meets: 2 forward, 4 backward (Kaplan et al. 2020, arXiv:2001.08361, section
-        2.1), and 6 for each pair of a token with one that it sees, the causal half of L^2, times the attention's width
+        2.1), and 12 times the attention's width for each pair of a token with one that it sees, the causal half of L^2
         (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B, which counts both halves). A prompt that a group
         shares counts once, as it is computed once; recomputation by gradient checkpointing does not count.
+
+        Args:
+            microbatch: what is computed.
+            frozen: the weights get no gradient of their own, which leaves 4 of the 6; adapters are not counted.
         """
         pairs = sum(place.length * (place.length + 1) / 2 for place in microbatch.places)
+        each = 4.0 if frozen else 6.0
         return (
-            6.0 * self.layer_weights * len(microbatch.input_ids_N)
-            + 6.0 * self.head_weights * len(microbatch.targets_T)
+            each * self.layer_weights * len(microbatch.input_ids_N)
+            + each * self.head_weights * len(microbatch.targets_T)
             + 12.0 * self.attention_width * pairs
         )

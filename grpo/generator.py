@@ -52,6 +52,7 @@ class Generator:
                 gpu_memory_utilization=setup.generator.gpu_memory_share,
                 enforce_eager=on_cpu or not setup.generator.compile,
                 enable_prefix_caching=True,
+                enable_sleep_mode=setup.sleeps,
                 logprobs_mode="raw_logprobs" if setup.temperature == 1.0 else "processed_logprobs",
                 weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKEND),
                 # The policy's own default temperature and top-k must not slip into the samples.
@@ -127,6 +128,15 @@ class Generator:
         self._engine.set_weight_version(str(policy_version))
         self._engine.reset_prefix_cache()
         self._policy_version = policy_version
+
+    def sleep(self) -> None:
+        """Move the weights into the host's memory and drop the cache. The engine must be idle; end with `wake`."""
+        self._engine.sleep(level=1)
+
+    def wake(self) -> None:
+        """Take back what `sleep` gave."""
+        self._engine.wake_up()
+        self._engine.reset_prefix_cache()
 
     def _new_name(self) -> str:
         self._requests += 1

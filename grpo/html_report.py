@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from grpo import svg_chart
 from grpo.closing_table import ClosingTable, closing_table
-from grpo.metrics_log import History, read_history
+from grpo.metrics_log import Curve, History, read_history
 from grpo.rollout_store import StoredGroup, StoredRollout, read_groups, step_path, stored_steps
 from grpo.step_time import step_time
 from grpo.svg_chart import Chart, line_chart, step_time_chart
@@ -188,7 +188,6 @@ def _hash(source: str) -> str:
 def _page(run_dir: Path) -> Page:
     history = read_history(run_dir)
     name = run_dir.resolve().name
-    charts = _main_charts(history)
     config_file = run_dir / CONFIG_NAME
     config = config_file.read_text(encoding="utf-8", errors="replace") if config_file.exists() else ""
     finished = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.lines[-1].time)) if history.lines else ""
@@ -198,14 +197,14 @@ def _page(run_dir: Path) -> Page:
         finished=finished,
         table=closing_table(name, history),
         summary=_config_summary(config),
-        charts=charts,
+        charts=_main_charts(history, _mismatch_alarm(config)),
         more_charts=_more_charts(history),
         sample_steps=tuple(_sample_step(run_dir, step) for step in _first_middle_last(stored_steps(run_dir))),
         config=config,
     )
 
 
-def _main_charts(history: History) -> tuple[Chart, ...]:
+def _main_charts(history: History, mismatch_alarm: float | None) -> tuple[Chart, ...]:
     timed, span = step_time(history), _span(history)
     accuracy = {"held-out": history.curve("eval/accuracy"), "training samples": history.curve("rollout/accuracy")}
     length = {"mean": history.curve("rollout/completion_tokens_mean")}
@@ -214,8 +213,26 @@ def _main_charts(history: History) -> tuple[Chart, ...]:
         line_chart("Mean reward", {"mean reward": history.curve("reward/mean")}, span),
         line_chart("Completion length", length, span, unit="tokens", low=0.0),
         step_time_chart(timed) if timed else None,
+        _mismatch_chart(history, mismatch_alarm),
     )
     return tuple(chart for chart in found if chart)
+
+
+def _mismatch_chart(history: History, alarm: float | None) -> Chart | None:
+    """How far learner and generators are apart, beside the threshold of the alarm."""
+    first = history.curve("learner/mismatch_kl_first")
+    curves = {"first update": first, "all updates": history.curve("learner/mismatch_kl")}
+    if first.finite() and alarm is not None:
+        curves["alarm"] = Curve(first.steps, (alarm,) * len(first.steps))
+    return line_chart("Mismatch of learner and generators", curves, _span(history), unit="nats", low=0.0)
+
+
+def _mismatch_alarm(config: str) -> float | None:
+    try:
+        found = _look_up(yaml.safe_load(config), "report.mismatch_alarm")
+    except yaml.YAMLError:
+        return None
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _more_charts(history: History) -> tuple[Chart, ...]:

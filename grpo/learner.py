@@ -5,25 +5,28 @@ Nothing here knows of Ray or vLLM: `grpo.cluster` runs one `LearnerRank` per dev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import numpy as np
 import safetensors.torch
 import torch
 from deepspeed.comm.torch import build_shm_op
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
+from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
 from grpo.packing import Microbatch, TrainingSequence, pack
@@ -31,6 +34,7 @@ from grpo.policy_logprobs import DTYPES, PolicyLogprobs, load_model
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.setups import LearnerSetup
+from grpo.zero import zero_settings
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
 REFERENCE = "reference.pt"
@@ -72,6 +76,12 @@ class LearnerRank:
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
             reference = PolicyLogprobs(_load_model(setup, setup.reference_path, None))
             self._reference = reference.to(self._device).requires_grad_(False).eval()
+        self._meter = SpeedMeter(
+            self._engine.module.model.config,
+            self._device,
+            setup.learner.peak_tflops,
+            frozen=setup.learner.lora is not None,
+        )
         self._optimizer_steps = 0
         self._skipped_in_a_row = 0
 
@@ -88,34 +98,58 @@ class LearnerRank:
         Raises:
             RuntimeError: the last `learner.max_skipped_steps` steps were all skipped.
         """
+        self._meter.start()
         self._engine.train()
         rate = learning_rate(self._setup.learner, self._optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         totals = Totals()
         last = len(batch.microbatches) - 1
-        for index, microbatch in enumerate(batch.microbatches):
-            self._engine.set_gradient_accumulation_boundary(index == last)
-            terms = self._terms(microbatch.to(self._device))
-            # 1, or no number where the loss is none: the gradient is none either then, and DeepSpeed, which looks at
-            # the norm of the whole, takes no step on any rank and clears what it has gathered, at every ZeRO stage.
-            finite = terms.loss_sum.detach() * 0 + 1
-            self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
-            totals.add(terms)
+        with self._reduction(len(batch.microbatches)):
+            for index, microbatch in enumerate(batch.microbatches):
+                self._engine.set_gradient_accumulation_boundary(index == last)
+                terms = self._terms(microbatch.to(self._device))
+                # 1, or no number where the loss is none: the gradient is none either then, and DeepSpeed, which looks
+                # at the norm of the whole, takes no step on any rank and clears what it has gathered, at every stage.
+                finite = terms.loss_sum.detach() * 0 + 1
+                self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
+                totals.add(terms)
+        self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         self._optimizer_steps += 1
         if not self._engine.was_step_applied():
             return self._skipped(batch, rate)
         self._skipped_in_a_row = 0
-        if self._setup.world_size > 1:
-            totals.added, totals.largest = totals.added.to(self._device), totals.largest.to(self._device)
-            torch.distributed.all_reduce(totals.added)
-            torch.distributed.all_reduce(totals.largest, op=torch.distributed.ReduceOp.MAX)
-        return totals.metrics(batch.denominator, self._setup.algorithm) | {
-            "gradient_norm": float(self._engine.get_global_grad_norm()),
-            "learning_rate": rate,
-            "skipped_steps": 0.0,
-        }
+        summed, largest = self._meter.stop(batch.microbatches)
+        totals.added, summed = self._over_ranks("SUM", totals.added, summed)
+        totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
+        speed = self._meter.metrics(summed, largest, self._setup.world_size)
+        return (
+            totals.metrics(batch.denominator, self._setup.algorithm)
+            | speed
+            | {
+                "gradient_norm": float(self._engine.get_global_grad_norm()),
+                "learning_rate": rate,
+                "skipped_steps": 0.0,
+            }
+        )
+
+    def _over_ranks(self, how: Literal["SUM", "MAX"], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Each tensor, float64 on the CPU, summed over all ranks or its maximum, in one collective."""
+        if self._setup.world_size == 1:
+            return tensors
+        joined = torch.cat(tensors).to(self._device)
+        torch.distributed.all_reduce(joined, op=getattr(torch.distributed.ReduceOp, how))
+        return torch.split(joined.cpu(), [len(one) for one in tensors])
+
+    def _reduction(self, microbatches: int) -> AbstractContextManager[None]:
+        """Holds back the reduction of gradients to its end, where it is to happen once and would not by itself."""
+        learner = self._setup.learner
+        # ZeRO-1 reduces at the last microbatch anyway.
+        held_back = learner.zero_stage > 1 and microbatches > 1 and self._setup.world_size > 1
+        if held_back and learner.reduces_once(self._setup.dtype):
+            return self._engine.coalesce_grad_reduction()  # type: ignore[no-any-return]
+        return contextlib.nullcontext()
 
     def _terms(self, batch: Microbatch) -> Terms:
         algorithm = self._setup.algorithm
@@ -225,6 +259,17 @@ class LearnerRank:
         if bucket:
             yield _serialise(bucket)
 
+    def sleep(self) -> None:
+        """Move optimizer states and float32 weights into the host's memory, unless they live there; end with `wake`."""
+        if self._setup.learner.offload == "none":
+            states = (OffloadStateTypeEnum.optim_states, OffloadStateTypeEnum.hp_params)
+            self._engine.offload_states(include=states, pin_memory=self._device.type == "cuda")
+
+    def wake(self) -> None:
+        """Move back what `sleep` moved."""
+        if self._setup.learner.offload == "none":
+            self._engine.reload_states()
+
     def save(self, folder: str) -> None:
         """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0).
 
@@ -333,10 +378,14 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": setup.learner.gradient_clip,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": setup.learner.zero_stage},
+        "zero_optimization": zero_settings(setup.learner, setup.device),
+        # With offload too, the optimizer is torch's, whose step is the same to the bit wherever it runs.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bfloat16},
         # Gradients of many microbatches are summed in float32 even where they are computed in bfloat16.
         "data_types": {"grad_accum_dtype": "fp32"},
+        # Reduced once, the sum need not be rounded for it; reduced often, half the traffic counts for more.
+        "communication_data_type": "bf16" if bfloat16 and not setup.learner.reduces_once(setup.dtype) else "fp32",
         "wall_clock_breakdown": False,
         "steps_per_print": 1 << 30,
     }

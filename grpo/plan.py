@@ -26,6 +26,12 @@ from grpo.types import Prompt
 from rewards.selection import check_rows
 
 GIB = 1 << 30
+# What of a learner rank's memory `learner.offload` moves to the host, by the first word of its name below.
+OFFLOADED: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "optimizer": ("optimizer",),
+    "parameters": ("weights", "optimizer"),
+}
 
 
 def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
@@ -93,10 +99,11 @@ def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerCo
     size = 2 if policy.dtype == "bfloat16" else 4
     master = 4 if policy.dtype == "bfloat16" else 0
     sharded = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    gradients = 1 if learner.reduces_once(policy.dtype) else sharded[2]
     held = shape.parameters + (shape.trained if learner.lora else 0)
     return {
         "weights": held * size / sharded[3],
-        "gradients": shape.trained * 4 / sharded[2],
+        "gradients": shape.trained * 4 / gradients,
         "optimizer (Adam, float32 weights)": shape.trained * (8 + master) / sharded[1],
         "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens,
     }
@@ -265,10 +272,12 @@ def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
     adapters = f", and {shape.trained:,} of adapters of rank {lora.rank}, which alone are trained" if lora else ""
     table.add_row("policy", f"{shape.parameters:,} parameters{adapters}")
     parts = learner_bytes(shape, settings.policy, settings.learner)
-    total = f"{sum(parts.values()) / GIB:.2f} GiB"
-    table.add_row(
-        "a learner rank", f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-    )
+    offloaded = {name for name in parts if name.split()[0] in OFFLOADED[settings.learner.offload]}
+    for title, names in (("a learner rank", parts.keys() - offloaded), ("in the host's memory", offloaded)):
+        held = {name: size for name, size in parts.items() if name in names}
+        if held:
+            total = f"{sum(held.values()) / GIB:.2f} GiB"
+            table.add_row(title, f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items()))
     if isinstance(settings, config.TrainConfig):
         size = 2 if settings.policy.dtype == "bfloat16" else 4
         weights = shape.parameters * size / settings.generator.tensor_parallel_size

@@ -39,6 +39,7 @@ from grpo.trackers import Tracker
 from grpo.types import Group
 
 FIGURES_FOLDER = "figures"
+MISMATCH = "learner/mismatch_kl_first"
 
 
 class Report:
@@ -52,6 +53,7 @@ class Report:
         progress: Progress | None = None,
         rollouts_every: int = 1,
         total_steps: int | None = None,
+        mismatch_alarm: float | None = None,
     ) -> None:
         """Open the run folder, made if it is missing.
 
@@ -62,6 +64,7 @@ class Report:
             rollouts_every: store the rollouts of every so many steps, and of the first and the last one;
                 0 stores none.
             total_steps: the last step planned, for the display and for storing its rollouts.
+            mismatch_alarm: nats of learner/mismatch_kl_first above which the display says so, once.
 
         Raises:
             ValueError: `rollouts_every` is negative, or `metrics.jsonl` holds a line that is not ours.
@@ -74,6 +77,7 @@ class Report:
         self._progress = progress or open_progress("GRPO", total_steps=total_steps)
         self._rollouts_every = rollouts_every
         self._total_steps = total_steps
+        self._mismatch_alarm = mismatch_alarm
         self._unstored: tuple[int, Sequence[Group], Advantages] | None = None
         self._opened = time.monotonic()
         self._seconds_before = self._seconds_logged()
@@ -123,6 +127,7 @@ class Report:
         for tracker in self._trackers:
             tracker.log(step, now, numbers)
         self._progress.step(step, numbers)
+        self._warn_of_mismatch(step, numbers)
 
     def finish(self) -> ClosingTable:
         """Write the figures and the HTML report, close everything, and return the closing table."""
@@ -154,6 +159,18 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _warn_of_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:
+        alarm, found = self._mismatch_alarm, metrics.get(MISMATCH, 0.0)
+        # A divergence that is no number is not within the threshold either.
+        if alarm is None or found <= alarm:
+            return
+        self._mismatch_alarm = None
+        self._progress.show(
+            f"step {step}: learner and generators disagree about the policy: {MISMATCH} {found:.2g} nats is above "
+            f"report.mismatch_alarm={alarm:g}. Compare policy.dtype and sync/probe_mean_difference, or correct for it "
+            "by algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md); this is said once"
+        )
 
     def _is_stored_step(self, step: int) -> bool:
         return (

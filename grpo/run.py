@@ -23,6 +23,7 @@ from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.step_metrics import verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
+from grpo.turns import Turns
 from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
@@ -104,6 +105,7 @@ class TrainingRun:
                 progress=progress,
                 rollouts_every=settings.report.rollouts_every,
                 total_steps=settings.train.steps,
+                mismatch_alarm=settings.report.mismatch_alarm,
             )
         )
         pool = settings.verification.model_dump(include={"workers", "deadline_s"})
@@ -136,6 +138,7 @@ class TrainingRun:
 
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
         settings = self.settings
+        takes_turns = settings.cluster.sleep and cluster.device == "cuda"
         join_learner = cluster.start_learner(
             [
                 LearnerSetup(
@@ -165,6 +168,7 @@ class TrainingRun:
                     temperature=settings.rollout.temperature,
                     device=cluster.device,
                     replica=replica,
+                    sleeps=takes_turns,
                 )
                 for replica in range(settings.generator.replicas)
             ],
@@ -172,6 +176,7 @@ class TrainingRun:
             settings.weight_sync.deadline_s,
         )
         self.learner, self.generators = join_learner(), join_generators()
+        self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
 
     def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:
         """Sample and score a group for each prompt, in the prompts' order, then those of `refill_rounds`."""
@@ -222,6 +227,7 @@ class TrainingRun:
     def _collect(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch, refill: int = 0
     ) -> list[Group]:
+        self.turns.generate()
         seeds = [seed_of(self.settings.run.seed, self.step, prompt, refill) for prompt in prompts]
 
         def generate(asked: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
@@ -244,6 +250,7 @@ class TrainingRun:
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""
+        self.turns.generate()
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
@@ -262,6 +269,7 @@ class TrainingRun:
         if newest is not None and newest.step == self.step:
             return
         watch = Stopwatch()
+        self.turns.learn()
         with self._progress.phase(f"writing the checkpoint of step {self.step}"):
             checkpoint.write(
                 self.folder,

@@ -57,6 +57,7 @@ class GeneratorSetup:
         temperature: of training samples; where it is not 1, log-probabilities are taken after it is applied.
         device: `cpu` or `cuda`.
         replica: number of this replica.
+        sleeps: it will give its memory back between rounds; on `cuda` only.
     """
 
     policy_path: str
@@ -66,3 +67,4 @@ class GeneratorSetup:
     temperature: float
     device: Device
     replica: int
+    sleeps: bool = False

@@ -61,7 +61,10 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a step's optimizer steps; of the ratio, the largest; of skipped steps, the sum; of the rate, the last.
+    """Means over a step's optimizer steps, but for some.
+
+    Of the ratio and the memory it is the largest, of skipped steps and seconds the sum, of the learning rate the last;
+    of speeds the whole amount over the whole time, of the mismatch also the first.
 
     Nothing where there was no optimizer step, which is so where no rollout had a reward.
     """
@@ -71,10 +74,18 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in dict.fromkeys(name for update in updates for name in update):
         values = [update[name] for update in updates if name in update]
         metrics[f"learner/{name}"] = sum(values) / len(values)
-    if "learner/ratio_max" in metrics:
-        metrics["learner/ratio_max"] = max(update["ratio_max"] for update in updates if "ratio_max" in update)
-    if "learner/skipped_steps" in metrics:
-        metrics["learner/skipped_steps"] = sum(update["skipped_steps"] for update in updates)
+    for name in ("ratio_max", "peak_memory_gib"):
+        if f"learner/{name}" in metrics:
+            metrics[f"learner/{name}"] = max(update[name] for update in updates if name in update)
+    for name in ("skipped_steps", "compute_s"):
+        if f"learner/{name}" in metrics:
+            metrics[f"learner/{name}"] = sum(update[name] for update in updates if name in update)
+    for name in ("tokens_per_s", "tflops_per_s", "mfu"):
+        if f"learner/{name}" in metrics:
+            timed = [(update[name], update["compute_s"]) for update in updates if name in update]
+            metrics[f"learner/{name}"] = sum(rate * s for rate, s in timed) / sum(s for _, s in timed)
+    if "mismatch_kl" in updates[0]:
+        metrics["learner/mismatch_kl_first"] = updates[0]["mismatch_kl"]
     metrics["learner/learning_rate"] = updates[-1]["learning_rate"]
     return metrics
 

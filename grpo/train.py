@@ -44,6 +44,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             carries_loss_PG = carries_loss(algorithm, groups, rewards_PG, valid_PG)
 
             watch.start("learn")
+            run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
             advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
             updates = [

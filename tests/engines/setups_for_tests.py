@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from grpo import config
 from grpo.batching import TrainBatch, batch
@@ -11,6 +12,15 @@ from grpo.packing import TrainingSequence
 from grpo.setups import GeneratorSetup, LearnerSetup
 
 CPU = config.Cluster(device="cpu", start_deadline_s=240, step_deadline_s=120)
+
+
+# What a step measures of the machine, and so never measures alike twice.
+SPEED = ("compute_s", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_gib")
+
+
+def without_speed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a step says of the policy."""
+    return {name: value for name, value in metrics.items() if name not in SPEED}
 
 
 def learner_setups(

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from setups_for_tests import SPEED
 from transformers import AutoModelForCausalLM
 
 from grpo import checkpoint
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 5
 ROOT = Path(__file__).resolve().parents[2]
 # Wall-clock figures differ between runs; everything else must not.
-TIMED = ("time", "time/", "throughput/", "verifier/")
+TIMED = ("time", "time/", "throughput/", "verifier/", *(f"learner/{name}" for name in SPEED))
 
 
 def grpo(*arguments: str) -> subprocess.Popen[str]:

@@ -27,8 +27,21 @@ class FakeLearner:
     exports: list[str] = field(default_factory=list)
     proximal: list[float] = field(default_factory=list)
     refreshed: list[int] = field(default_factory=list)
+    awake: bool = True
+    turns: list[str] = field(default_factory=list)
+
+    def sleep(self) -> None:
+        assert self.awake
+        self.awake = False
+        self.turns.append("learner sleeps")
+
+    def wake(self) -> None:
+        assert not self.awake
+        self.awake = True
+        self.turns.append("learner wakes")
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
+        assert self.awake
         assert len(batch.ranks) == self.ranks
         self.optimizer_steps += 1
         self.denominators.append(batch.ranks[0].denominator)
@@ -54,6 +67,7 @@ class FakeLearner:
         yield self.optimizer_steps
 
     def save(self, folder: str) -> None:
+        assert self.awake
         self.export(f"{folder}/policy")
         (Path(folder) / "learner").write_text(str(self.optimizer_steps))
 
@@ -77,10 +91,23 @@ class FakeGenerators:
     seeds: list[tuple[int, int]] = field(default_factory=list)
     on_sampled: Callable[[int, int], None] = lambda version, samples: None
     deaf: bool = False
+    awake: bool = True
+    turns: list[str] = field(default_factory=list)
+
+    def sleep(self) -> None:
+        assert self.awake
+        self.awake = False
+        self.turns.append("generators sleep")
+
+    def wake(self) -> None:
+        assert not self.awake
+        self.awake = True
+        self.turns.append("generators wake")
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
+        assert self.awake
         version = self.versions[-1]
         self.asked.append((sampling.samples, tuple(prompt.id for prompt in prompts)))
         self.seeds += [(sampling.samples, seed) for seed in seeds]
@@ -100,6 +127,7 @@ class FakeGenerators:
         return lambda: [[[-float(self.weights)] * (len(ids) - 1) for ids in sequences]]
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
+        assert self.awake
         for weights in buckets:
             self.weights = self.weights if self.deaf else weights
         self.versions.append(policy_version)
@@ -112,7 +140,7 @@ class FakeCluster:
 
     learner: FakeLearner
     generators: FakeGenerators | None = None
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     closed: bool = False
 
     def __call__(self, *_: Any) -> FakeCluster:

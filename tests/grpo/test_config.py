@@ -120,6 +120,17 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["generator.replicas=40"], ["generator.replicas=40", "fewer replicas"]),
         (["learner.microbatch_tokens=300"], ["learner.microbatch_tokens=300", "= 512", "raise the one"]),
         (["learner.ranks=300"], ["256 completions", "learner.ranks=300"]),
+        (["learner.offload=parameters"], ["learner.offload=parameters needs", "offload=optimizer"]),
+        (
+            ["policy.dtype=bfloat16", "learner.reduce_gradients=step"],
+            ["learner.reduce_gradients=step", "zero_stage=1", "reduce_gradients=microbatch"],
+        ),
+        (["learner.zero_stage=1", "learner.reduce_gradients=microbatch"], ["nothing to save", "zero_stage 2 or 3"]),
+        (["cluster.sleep=true"], ["cluster.sleep has nobody", "cluster.share_gpus"]),
+        (
+            ["cluster.share_gpus=true", "cluster.sleep=true", "learner.zero_stage=3"],
+            ["learner.zero_stage=3", "learner.offload=optimizer", "zero_stage 1 or 2"],
+        ),
         (["cluster.share_gpus=true", "generator.replicas=2"], ["cluster.share_gpus", "generator.replicas"]),
         (["cluster.share_gpus=true", "generator.tensor_parallel_size=2"], ["cluster.share_gpus"]),
         (["policy.path=null"], ["policy needs policy.path"]),

@@ -140,6 +140,19 @@ def test_chart_readouts_hold_the_values(fake_run: Path) -> None:
     assert [step for step, _ in points] == [0, 5, 10, 15, 20]
 
 
+def test_the_mismatch_stands_beside_its_threshold(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("report: {mismatch_alarm: 0.01}")
+    with Report(tmp_path, progress=silent_progress()) as report:
+        for step in (1, 2):
+            report.step(step, {"learner/mismatch_kl_first": step * 1e-4, "learner/mismatch_kl": step * 1e-3})
+        report.finish()
+    figures = [attributes for tag, attributes in read(tmp_path).elements if tag == "figure"]
+    series = dict(json.loads(figures[0]["data-readout"] or "")["series"])
+    assert series["first update"] == [[1, 1e-4], [2, 2e-4]]
+    assert series["all updates"] == [[1, 1e-3], [2, 2e-3]]
+    assert series["alarm"] == [[1, 0.01], [2, 0.01]]
+
+
 def test_a_config_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{: broken")
     page = PageReader(write_html(tmp_path).read_text())

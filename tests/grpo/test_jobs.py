@@ -20,6 +20,7 @@ from grpo.config_file import load
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
 from grpo.rollout_store import read_groups
+from grpo.train import train as run_training
 from grpo.weight_sync import WeightMismatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -80,12 +81,10 @@ def settings_of(folder: Path, policy: Path, **run: Any) -> TrainConfig:
 
 
 def train(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, **generators: Any) -> FakeCluster:
-    from grpo.train import train as run
-
     cluster = FakeCluster(FakeLearner(), FakeGenerators(settings.max_sequence_tokens, **generators))
     monkeypatch.setattr("grpo.run.Cluster", cluster)
     try:
-        run(settings, silent_progress())
+        run_training(settings, silent_progress())
     finally:
         assert cluster.closed
     return cluster
@@ -197,6 +196,32 @@ def test_each_step_samples_learns_and_pushes_once(whole: FakeCluster, whole_fold
     assert len({seed for samples, seed in generators.seeds if samples == 6}) == 20
     assert [samples for samples, _ in generators.asked].count(1) == 4
     assert steps_of(whole_folder) == [0, 1, 2, 3, 4, 5]
+
+
+def test_on_a_shared_gpu_learner_and_generators_take_turns(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path / "run", policy)
+    shared = settings.cluster.model_copy(update={"share_gpus": True, "sleep": True})
+    settings = settings.model_copy(update={"cluster": shared})
+    turns: list[str] = []
+    learner = FakeLearner(turns=turns)
+    cluster = FakeCluster(learner, FakeGenerators(settings.max_sequence_tokens, turns=turns), device="cuda")
+    monkeypatch.setattr("grpo.run.Cluster", cluster)
+    # The fakes refuse to work while they sleep.
+    run_training(settings, silent_progress())
+    assert learner.optimizer_steps == 10
+    learn = ["generators sleep", "learner wakes"]
+    generate = ["learner sleeps", "generators wake"]
+    # Five steps, of which the second and the fourth end with a checkpoint, which is the learner's turn again; the last.
+    assert turns == ["learner sleeps", *(learn + generate) * (5 + 2), *learn]
+
+
+def test_nobody_sleeps_where_there_is_no_gpu(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path / "run", policy)
+    shared = settings.cluster.model_copy(update={"share_gpus": True, "sleep": True})
+    learner, generators = fakes(train(settings.model_copy(update={"cluster": shared}), monkeypatch))
+    assert learner.turns == generators.turns == []
 
 
 def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, whole_folder: Path) -> None:

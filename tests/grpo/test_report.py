@@ -14,6 +14,7 @@ from rich.console import Console
 
 from grpo.closing_table import ClosingTable
 from grpo.metrics_log import read_history
+from grpo.progress import open_progress
 from grpo.report import Report
 from grpo.rollout_store import read_groups, stored_steps
 
@@ -44,6 +45,19 @@ def test_importing_the_report_starts_nothing_heavy() -> None:
     program = f"import sys, grpo.report; print([name for name in {heavy} if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize("above", [0.02, float("nan")])
+def test_a_mismatch_above_the_threshold_is_said_once(tmp_path: Path, above: float) -> None:
+    said = StringIO()
+    progress = open_progress("GRPO", console=Console(file=said, width=400))
+    with Report(tmp_path, progress=progress, mismatch_alarm=0.01) as report:
+        report.step(1, {"learner/mismatch_kl_first": 0.009, "learner/mismatch_kl": 0.5})
+        assert "disagree" not in said.getvalue()
+        report.step(2, {"learner/mismatch_kl_first": above})
+        report.step(3, {"learner/mismatch_kl_first": above})
+    assert said.getvalue().count("step 2: learner and generators disagree") == said.getvalue().count("disagree") == 1
+    assert "report.mismatch_alarm=0.01" in said.getvalue()
 
 
 def test_a_step_reaches_file_and_trackers_alike(tmp_path: Path) -> None:

@@ -140,6 +140,21 @@ def test_updates_are_averaged_but_for_the_largest_ratio_and_the_last_rate() -> N
     assert update_metrics([]) == {}
 
 
+def test_speeds_are_the_amount_over_the_time_and_the_first_mismatch_is_kept() -> None:
+    updates = [
+        {"learning_rate": 1.0, "compute_s": 1.0, "tokens_per_s": 30.0, "peak_memory_gib": 2.0, "mismatch_kl": 1e-5},
+        {"learning_rate": 1.0, "skipped_steps": 1.0},
+        {"learning_rate": 1.0, "compute_s": 3.0, "tokens_per_s": 10.0, "peak_memory_gib": 1.0, "mismatch_kl": 3e-3},
+    ]
+    found = update_metrics(updates)
+    assert found["learner/tokens_per_s"] == 60.0 / 4.0
+    assert found["learner/compute_s"] == 4.0
+    assert found["learner/peak_memory_gib"] == 2.0
+    assert found["learner/mismatch_kl_first"] == 1e-5
+    # Of a step whose first update was skipped nobody knows it: by the second the policy may have moved.
+    assert "learner/mismatch_kl_first" not in update_metrics(updates[1:])
+
+
 def test_what_is_filtered_refilled_and_penalised_is_counted() -> None:
     settings = settings_with(refill_rounds=1, overlong_filter=True, kl="k1", kl_coefficient=0.1, kl_place="reward")
     found = rollout_metrics(GROUPS, settings, torch.tensor([[1.0, 2.0], [3.0, 0.0]]))

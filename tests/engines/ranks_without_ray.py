@@ -1,0 +1,142 @@
+"""Learner ranks as plain processes, to look at what Ray's actors would hide: which collectives DeepSpeed calls.
+
+One pair of processes runs all cases one after another, as importing the engines takes longer than the cases do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo import config
+from grpo.batching import TrainBatch, batch
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of a learner, and what is done with it."""
+
+    learner: dict[str, Any]
+    dtype: config.Dtype = "float32"
+    steps: int = 2
+    resume: bool = False
+    broken: bool = False
+    sleeps: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 saw.
+
+    Attributes:
+        metrics: of each step, the broken one among them.
+        reduced: elements that went through reductions in the last ordinary step.
+        resumed: metrics of one more step, and of the same after going back to the checkpoint before it.
+        fine_gradients: share of the first step's gradient that bfloat16 could not hold.
+        fine_weights: share of the optimizer's weights that bfloat16 could not hold.
+    """
+
+    metrics: list[dict[str, float]]
+    reduced: int
+    resumed: list[dict[str, float]]
+    fine_gradients: float
+    fine_weights: float
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def small_microbatches(seed: int, ranks: int) -> TrainBatch:
+    """Several microbatches for each rank."""
+    from setups_for_tests import random_sequences
+
+    sequences = random_sequences(24, seed)
+    trained = sum(sequence.trained_tokens for sequence in sequences)
+    return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=64)
+
+
+def run_cases(path: str, folder: Path, cases: dict[str, Case], ranks: int = 2) -> dict[str, Outcome]:
+    """Outcome of each case on rank 0."""
+    port = free_port()
+    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(_rank, rank, ranks, port, path, str(folder), cases) for rank in range(ranks)]
+        outcomes = [one.result(timeout=400) for one in running]
+        return outcomes[0]
+
+
+def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[str, Case]) -> dict[str, Outcome]:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed.comm
+    from setups_for_tests import learner_setups
+
+    from grpo.learner import LearnerRank
+
+    counted = [0]
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            tensors = [one for one in (*arguments, *named.values()) if isinstance(one, torch.Tensor)]
+            counted[0] += max((one.numel() for one in tensors), default=0)
+            return function(*arguments, **named)
+
+        return call
+
+    for name in ("all_reduce", "reduce", "reduce_scatter_fn", "reduce_scatter_tensor", "reduce_scatter"):
+        if hasattr(deepspeed.comm, name):
+            setattr(deepspeed.comm, name, counting(getattr(deepspeed.comm, name)))
+    outcomes = {}
+    for name, case in cases.items():
+        (base,) = learner_setups(path, dtype=case.dtype)
+        settings = base.learner.model_copy(update={**case.learner, "ranks": ranks})
+        setup = dataclasses.replace(
+            base, learner=settings, rank=rank, world_size=ranks, skipped_folder=f"{folder}/skipped/{name}"
+        )
+        learner = LearnerRank(setup, "127.0.0.1", port)
+        metrics = []
+        for step in range(case.steps):
+            if case.sleeps:
+                learner.sleep()
+                learner.score([[3, 4, 5]])
+                learner.wake()
+            counted[0] = 0
+            metrics.append(learner.step(small_microbatches(step, ranks).ranks[rank]))
+            if step == 0:
+                states = learner._engine.optimizer.optimizer.state
+                # After one step the first moment is a tenth of the gradient, which is below the clip.
+                gradients = _finer_than_bfloat16([state["exp_avg"] / 0.1 for state in states.values()])
+                weights = _finer_than_bfloat16(list(states))
+        reduced, resumed = counted[0], []
+        if case.broken:
+            part = small_microbatches(0, ranks).ranks[rank]
+            metrics.append(learner.step(dataclasses.replace(part, denominator=math.nan)))
+        if case.resume:
+            learner.save(f"{folder}/{name}")
+            torch.distributed.barrier()
+            resumed.append(learner.step(small_microbatches(7, ranks).ranks[rank]))
+            learner.load(f"{folder}/{name}")
+            resumed.append(learner.step(small_microbatches(7, ranks).ranks[rank]))
+        outcomes[name] = Outcome(metrics, reduced, resumed, gradients, weights)
+        learner._engine.destroy()
+    return outcomes
+
+
+def _finer_than_bfloat16(tensors: list[Tensor]) -> float:
+    values = torch.cat([one.detach().flatten() for one in tensors])
+    values = values[values != 0]
+    # A thirtieth of bfloat16's own spacing, and far above what float32 rounds.
+    return float(((values.bfloat16().float() - values).abs() > 1e-4 * values.abs()).float().mean())

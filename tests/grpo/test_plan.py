@@ -1,0 +1,54 @@
+"""What `grpo check` says of memory."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from grpo.config import LearnerConfig, Policy, SftConfig
+from grpo.plan import Shape, _memory, learner_bytes
+
+SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1)
+
+
+@pytest.mark.parametrize(
+    ("learner", "dtype", "gradients"),
+    [
+        # Whole until the one reduction; a share where each microbatch is reduced.
+        ({"zero_stage": 2}, "float32", 4000),
+        ({"zero_stage": 2}, "bfloat16", 1000),
+        ({"zero_stage": 1}, "bfloat16", 4000),
+        ({"zero_stage": 3, "reduce_gradients": "microbatch"}, "float32", 1000),
+    ],
+)
+def test_gradients_are_whole_where_they_are_reduced_once(learner: dict[str, Any], dtype: str, gradients: int) -> None:
+    policy = Policy.model_validate({"path": "policy", "dtype": dtype})
+    found = learner_bytes(SHAPE, policy, LearnerConfig.model_validate({"ranks": 4, **learner}))
+    assert found["gradients"] == gradients
+
+
+@pytest.mark.parametrize(
+    ("offload", "there"),
+    [("none", []), ("optimizer", ["optimizer"]), ("parameters", ["weights", "optimizer"])],
+)
+def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: list[str]) -> None:
+    settings = SftConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"new": {}},
+            "data": {"path": "rows.jsonl"},
+            "learner": {"zero_stage": 3, "offload": offload},
+            "sft": {"steps": 1},
+        }
+    )
+    printed = StringIO()
+    Console(file=printed, width=400).print(_memory(settings))
+    lines = {line.split("  ")[1].strip(): line for line in printed.getvalue().splitlines() if "GiB" in line}
+    host = lines.get("in the host's memory", "")
+    for name in ("weights 0", "gradients 0", "optimizer ("):
+        offloaded = name.split()[0] in there
+        assert (f" {name}" in host) == offloaded
+        assert (f" {name}" in lines["a learner rank"]) != offloaded
