@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import deepspeed
 import numpy as np
@@ -21,20 +21,20 @@ import torch
 from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
+from grpo.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
 from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
 from grpo.packing import Microbatch, TrainingSequence, pack
-from grpo.policy_logprobs import DTYPES, PolicyLogprobs, load_model
+from grpo.policy_logprobs import DTYPES, PolicyLogprobs
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.setups import LearnerSetup
-from grpo.zero import zero_settings
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
 REFERENCE = "reference.pt"
@@ -65,16 +65,16 @@ class LearnerRank:
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
         self._lora = setup.learner.lora
         # A checkpoint's policy has its adapters merged; they belong into what the run started from.
-        module = PolicyLogprobs(_load_model(setup, setup.reference_path if self._lora else setup.policy_path, settings))
+        module = PolicyLogprobs(load_policy(setup, setup.reference_path if self._lora else setup.policy_path, settings))
         if self._lora:
             add_adapters(module.model, self._lora, setup.seed)
         optimizer = torch.optim.AdamW(
-            _parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
+            parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
-            reference = PolicyLogprobs(_load_model(setup, setup.reference_path, None))
+            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None))
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._meter = SpeedMeter(
             self._engine.module.model.config,
@@ -364,54 +364,3 @@ def block_of(name: str) -> str:
 
 def _serialise(tensors: dict[str, Tensor]) -> np.ndarray:
     return np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8)
-
-
-def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
-    """DeepSpeed's configuration for a rank.
-
-    Microbatches are counted by `LearnerRank.step`, which sets the accumulation boundary itself; DeepSpeed is told of
-    one microbatch per step, so that it does not divide the loss a second time.
-    """
-    bfloat16 = setup.dtype == "bfloat16"
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": setup.learner.gradient_clip,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": zero_settings(setup.learner, setup.device),
-        # With offload too, the optimizer is torch's, whose step is the same to the bit wherever it runs.
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": bfloat16},
-        # Gradients of many microbatches are summed in float32 even where they are computed in bfloat16.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        # Reduced once, the sum need not be rounded for it; reduced often, half the traffic counts for more.
-        "communication_data_type": "bf16" if bfloat16 and not setup.learner.reduces_once(setup.dtype) else "fp32",
-        "wall_clock_breakdown": False,
-        "steps_per_print": 1 << 30,
-    }
-
-
-def _load_model(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
-    if settings and setup.learner.zero_stage == 3:
-        from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-        # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
-        partitioned = HfDeepSpeedConfig(settings)
-        model = load_model(path, setup.dtype)
-        del partitioned
-    else:
-        model = load_model(path, setup.dtype)
-    if setup.learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only; norms and biases have none."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # ds_shape is the whole shape of a parameter of which ZeRO-3 left an empty shell here.
-    dimensions = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in named}
-    return [
-        {"params": [p for name, p in named if dimensions[name] >= 2], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if dimensions[name] < 2], "weight_decay": 0.0},
-    ]

@@ -77,4 +77,6 @@ def fake_slurm(folder: Path, *components: str, programs: Mapping[str, str] | Non
         (binaries / name).chmod(0o755)
     (folder / "nodes").write_text("\n".join(components))
     path = f"{binaries}:{os.environ['PATH']}"
-    return Slurm(folder, {**os.environ, "PATH": path, "FAKE_SLURM": str(folder), "COLUMNS": "200"})
+    # A Ray that other tests have started in this process has left its variables.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return Slurm(folder, {**inherited, "PATH": path, "FAKE_SLURM": str(folder), "COLUMNS": "200"})

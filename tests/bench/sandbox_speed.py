@@ -1,4 +1,6 @@
-"""Measure the sandbox: `python tests/bench/sandbox.py [--seconds 20] [--repeat 3] [--json FILE]`, on one and two cores.
+"""Measure the sandbox on one and two cores.
+
+    python tests/bench/sandbox_speed.py [--seconds 20] [--repeat 3] [--json FILE]
 
 Each repetition is a process of its own, pinned to its cores, and measures every workload beside a fresh `python -I` (of
 a bare virtual environment) for each test, in alternating slices (`sandbox.benchmark`). The spread over repetitions is
