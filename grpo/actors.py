@@ -157,11 +157,17 @@ class LearnerGroup:
         """Data-parallel ranks."""
         return len(self._actors)
 
+    def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
+        """An optimizer step on all ranks for each batch, in order, sent all at once; the global metrics of each."""
+        started = []
+        for batch in batches:
+            shared = ray.put(batch)
+            started.append([actor.step.remote(shared) for actor in self._actors])
+        return [dict(wait_for(step, self._deadline_s, "a learner step")[0]) for step in started]
+
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on all ranks; the global metrics."""
-        shared = ray.put(batch)
-        results = wait_for([actor.step.remote(shared) for actor in self._actors], self._deadline_s, "a learner step")
-        return dict(results[0])
+        return self.steps([batch])[0]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
         """Start scoring tokens under the learner's policy; call the result to wait for it."""

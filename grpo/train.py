@@ -47,9 +47,8 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
             advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
-            updates = [
-                {**run.learner.step(batch), **batch.shares()}
-                for batch in minibatches(
+            batches = list(
+                minibatches(
                     groups,
                     advantages_PG,
                     count=algorithm.minibatches,
@@ -61,6 +60,9 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
                     aggregation=algorithm.aggregation,
                     length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
                 )
+            )
+            updates = [
+                {**update, **batch.shares()} for batch, update in zip(batches, run.learner.steps(batches), strict=True)
             ]
             run.step += 1
             run.refresh_reference()

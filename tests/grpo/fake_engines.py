@@ -40,6 +40,9 @@ class FakeLearner:
         self.awake = True
         self.turns.append("learner wakes")
 
+    def steps(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
+        return [self.step(batch) for batch in batches]
+
     def step(self, batch: TrainBatch) -> dict[str, float]:
         assert self.awake
         assert len(batch.ranks) == self.ranks
