@@ -11,6 +11,7 @@ processes tell more than the seconds of the clock; both are printed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
 import sys
@@ -42,7 +43,12 @@ def worked(completion: str, reference: float, prompt: object) -> bool:
 def processor_seconds() -> float:
     """Of this process and all below it, those that were reaped included."""
     here = psutil.Process()
-    return sum(sum(each.cpu_times()[:4]) for each in (here, *here.children(recursive=True)))
+    spent = 0.0
+    for each in (here, *here.children(recursive=True)):
+        # A worker may end between being listed and being asked; the nursery has then counted it among its children.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            spent += sum(each.cpu_times()[:4])
+    return spent
 
 
 def run(kinds: list[str], work: float, deadline: float, workers: int, spares: int) -> tuple[float, float]:
