@@ -125,6 +125,15 @@ def storage_problems(job: Job) -> list[str]:
     return []
 
 
+def secret_problems(job: Job) -> list[str]:
+    """Secrets that only Kubernetes could hand over, for launchers that have no Kubernetes."""
+    return [
+        f"launch.secrets: {secret.name} names only a Kubernetes secret; here it needs a file or an environment variable"
+        for secret in job.launch.secrets
+        if not (secret.file or secret.environment)
+    ]
+
+
 def refuse(found: list[str]) -> None:
     """Tell all problems at once.
 

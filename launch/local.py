@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from grpo.launch_config import Secret
-from launch.job import Job, capacity_problems, refuse
+from launch.job import Job, capacity_problems, refuse, secret_problems
 
 
 def render(job: Job) -> str:
@@ -20,14 +20,9 @@ def render(job: Job) -> str:
         ValueError: the job needs more than one machine, or another launcher.
     """
     launch = job.launch
-    found = capacity_problems(job)
+    found = capacity_problems(job) + secret_problems(job)
     if launch.all_nodes > 1:
         found.append(f"launch.nodes asks for {launch.all_nodes} machines and this is one; override it for a local run")
-    found += [
-        f"launch.secrets: {secret.name} names only a Kubernetes secret; here it needs a file or an environment variable"
-        for secret in launch.secrets
-        if not (secret.file or secret.environment)
-    ]
     refuse(found)
     shown = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
     shown += [

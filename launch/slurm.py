@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE, Nodes
-from launch.job import Job, capacity_problems, refuse, secret_file, storage_problems
+from launch.job import Job, capacity_problems, refuse, secret_file, secret_problems, storage_problems
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,14 +24,9 @@ def render(job: Job) -> str:
         ValueError: the nodes do not fit the job, or a value cannot stand in such a script.
     """
     launch = job.launch
-    found = capacity_problems(job) + storage_problems(job)
+    found = capacity_problems(job) + storage_problems(job) + secret_problems(job)
     if not re.fullmatch(r"[A-Za-z0-9_./@+-]+", str(job.folder)):
         found.append(f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@")
-    found += [
-        f"launch.secrets: {secret.name} names only a Kubernetes secret; on Slurm it needs a file or an environment"
-        for secret in launch.secrets
-        if not (secret.file or secret.environment)
-    ]
     refuse(found)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
