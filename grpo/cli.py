@@ -1,4 +1,4 @@
-"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo launch`, `grpo audit`."""
+"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo config`, `grpo launch`, `grpo audit`."""
 
 from __future__ import annotations
 
@@ -179,6 +179,27 @@ def launch(
 
     _guarded(job, debug)
     raise typer.Exit(status)
+
+
+@app.command()
+def config(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="a section or key, for example rollout or learner.lora.rank")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the whole page docs/config.md")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what can be configured: every key with its values, default and meaning, or those under one name."""
+
+    def job() -> None:
+        from grpo import config_reference
+
+        if markdown:
+            print(config_reference.markdown(), end="")
+        else:
+            config_reference.show(config_reference.matching(key or ""), Console())
+
+    _guarded(job, debug)
 
 
 @app.callback()

@@ -1,0 +1,204 @@
+"""Every key of the configuration in words, read from the schema itself: `grpo config`, and docs/config.md."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+
+from grpo.config import SftConfig, TrainConfig
+
+JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig, "sft": SftConfig}
+HEADER = """\
+# Every key of the configuration
+
+Written from the schema by `grpo config --markdown`; a test holds that it is current. On the command line any key may be
+given as a dotted override, `rollout.group_size=16`; an item of a list by its number, `verifiers.0.weight=0.5`. Unknown
+keys are refused with the nearest one named, and `grpo check CONFIG` prints a configuration with all defaults filled in.
+`grpo config rollout` shows a part of this page in the terminal.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key.
+
+    Attributes:
+        name: dotted; `[]` stands for the items of a list.
+        kind: what values it takes, in words.
+        default: as YAML would write it; None where the key must be given.
+        text: what it does; may be empty where name and kind say it.
+    """
+
+    name: str
+    kind: str
+    default: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A section with its own keys, those of sections inside it left out.
+
+    Attributes:
+        name: dotted; `[]` stands for the items of a list.
+        text: what the section is about.
+        keys: in the order of the schema.
+    """
+
+    name: str
+    text: str
+    keys: tuple[Key, ...]
+
+
+def reference() -> list[Part]:
+    """All sections of all jobs, each once, in the order of the schema."""
+    parts: dict[str, Part] = {}
+    jobs: dict[str, list[str]] = {}
+    for job, schema in JOBS.items():
+        tree = schema.model_json_schema()
+        for part in _parts(tree["$defs"], tree, name="", text=""):
+            parts.setdefault(part.name, part)
+            jobs.setdefault(part.name, []).append(job)
+    return [
+        part
+        if len(jobs[part.name]) == len(JOBS)
+        else replace(part, text=f"{part.text} Of `grpo {jobs[part.name][0]}`.")
+        for part in parts.values()
+        if part.keys
+    ]
+
+
+def matching(wanted: str) -> list[Part]:
+    """The sections and keys that lie at or under a dotted name; all of them for an empty one.
+
+    Raises:
+        ValueError: there is none; the nearest names are told.
+    """
+    plain = _plain(wanted)
+    found = []
+    for part in reference():
+        keys = tuple(key for key in part.keys if not plain or f"{_plain(key.name)}.".startswith(f"{plain}."))
+        if keys:
+            found.append(replace(part, keys=keys))
+    if not found:
+        names = {_plain(key.name) for part in reference() for key in part.keys}
+        # The last word alone finds a key whose section was forgotten.
+        near = [name for name in names if name.split(".")[-1] == plain.split(".")[-1]]
+        near += difflib.get_close_matches(plain, names, n=3)
+        hint = f"; did you mean {', '.join(dict.fromkeys(near[:3]))}?" if near else ""
+        raise ValueError(f"no key of the configuration is called {wanted!r}{hint}")
+    return found
+
+
+def show(parts: Sequence[Part], console: Console) -> None:
+    """Print them as a person reads them."""
+    for part in parts:
+        console.print(f"\n[bold]{escape(part.name)}[/]  {escape(part.text)}", highlight=False)
+        for key in part.keys:
+            default = "must be given" if key.default is None else f"default {key.default}"
+            console.print(f"  [cyan]{escape(key.name)}[/]: {escape(key.kind)}; {escape(default)}", highlight=False)
+            if key.text:
+                console.print(Padding(escape(key.text), (0, 0, 0, 6)), highlight=False)
+
+
+def markdown() -> str:
+    """The page docs/config.md."""
+    lines = [HEADER]
+    for part in reference():
+        lines.append(f"## `{part.name}`\n")
+        lines.append(f"{part.text}\n")
+        lines += ["| key | values | default | what it does |", "|---|---|---|---|"]
+        for key in part.keys:
+            default = "must be given" if key.default is None else f"`{key.default}`"
+            short = key.name.removeprefix(f"{part.name}.")
+            lines.append(f"| `{short}` | {_cell(key.kind)} | {_cell(default)} | {_cell(key.text)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _plain(name: str) -> str:
+    """`verifiers[].weight`, `verifiers.0.weight` and `verifiers.weight` are one key."""
+    return ".".join(part for part in name.replace("[]", "").split(".") if not part.isdigit())
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").strip()
+
+
+def _parts(definitions: Mapping[str, Any], schema: Mapping[str, Any], *, name: str, text: str) -> Iterator[Part]:
+    keys: list[Key] = []
+    inner: list[Part] = []
+    for field, value in schema["properties"].items():
+        dotted = f"{name}.{field}" if name else field
+        described = value.get("description", "")
+        section, is_list = _section(definitions, value)
+        if section is None:
+            default = None if field in schema.get("required", ()) else _default(value)
+            keys.append(Key(dotted, _kind(definitions, value), default, described))
+            continue
+        left_out = "The section may be left out." if value.get("default", ...) is None else ""
+        about = " ".join(f"{section.get('description', '')} {described} {left_out}".split())
+        inner += _parts(definitions, section, name=f"{dotted}[]" if is_list else dotted, text=about)
+    if name:
+        yield Part(name, text, tuple(keys))
+    yield from inner
+
+
+def _section(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, bool]:
+    """The section that a value is, or is a list of; and whether it is a list."""
+    for choice in (value, *value.get("anyOf", ()), *value.get("allOf", ())):
+        is_list = choice.get("type") == "array"
+        target = (choice.get("items", {}) if is_list else choice).get("$ref")
+        if target:
+            found = definitions[target.rsplit("/", 1)[-1]]
+            if "properties" in found:
+                return found, is_list
+    return None, False
+
+
+def _default(value: Mapping[str, Any]) -> str:
+    if "default" not in value:
+        # A factory: pydantic tells no value, and ours are all empty.
+        return {"array": "[]", "object": "{}"}[value["type"]]
+    default = value["default"]
+    return default if isinstance(default, str) and default else json.dumps(default)
+
+
+def _kind(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> str:
+    """What values a key takes, in words."""
+    if "$ref" in value:
+        return _kind(definitions, definitions[value["$ref"].rsplit("/", 1)[-1]])
+    if "anyOf" in value:
+        return " or ".join(_kind(definitions, choice) for choice in value["anyOf"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    kind = value.get("type")
+    if kind == "array":
+        if "prefixItems" in value:
+            return "list of " + ", ".join(_kind(definitions, item) for item in value["prefixItems"])
+        return f"list of: {_kind(definitions, value.get('items', {}))}"
+    if kind == "object":
+        of = value.get("additionalProperties", True)
+        return "mapping" + ("" if of is True else f" to: {_kind(definitions, of)}")
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+    return words.get(str(kind), "anything") + _bounds(value)
+
+
+def _bounds(value: Mapping[str, Any]) -> str:
+    told = [
+        ("minimum", "at least"),
+        ("exclusiveMinimum", "above"),
+        ("maximum", "at most"),
+        ("exclusiveMaximum", "below"),
+    ]
+    found = [f"{words} {value[name]:g}" for name, words in told if name in value]
+    return f" {' and '.join(found)}" if found else ""
