@@ -199,13 +199,14 @@ class Schedule(Section):
 class ReportConfig(Section):
     """What is recorded."""
 
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "prometheus"], ...] = ("tensorboard",)
+    """Where metrics go besides the run's folder; `prometheus` is the endpoint that Ray has on each node."""
     rollouts_every: Positive = 1
     """Steps between stored rollouts."""
     mismatch_alarm: Annotated[float, Field(gt=0)] | None = 0.01
     """Nats of learner/mismatch_kl_first above which the run says that learner and generators disagree; None never."""
     project: str = "verigrpo"
-    """Project name for wandb."""
+    """Project of wandb, experiment of mlflow."""
 
 
 class Cluster(Section):

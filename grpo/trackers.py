@@ -1,4 +1,4 @@
-"""Where the metrics of a run go besides its own folder: TensorBoard, Weights & Biases.
+"""Where the metrics of a run go besides its own folder: TensorBoard, Weights & Biases, MLflow, Prometheus.
 
 A tracker is anything with the four methods of `Tracker`; `open_trackers` makes the ones that a config can name.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-TRACKER_NAMES = ("tensorboard", "wandb")
+TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "prometheus")
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -44,7 +44,7 @@ def open_trackers(
         names: of `TRACKER_NAMES`.
         run_dir: the run folder; its name becomes the run's name where a tracker wants one.
         config: the resolved config, kept by trackers that show one.
-        project: the W&B project.
+        project: the W&B project, or the MLflow experiment.
 
     Raises:
         ValueError: a name is unknown, or the package behind it is not installed.
@@ -57,8 +57,14 @@ def open_trackers(
     for name in dict.fromkeys(chosen):
         if name == "tensorboard":
             opened.append(TensorBoardTracker(run_dir))
-        else:
+        elif name == "wandb":
             opened.append(WandbTracker(run_dir, config=config, project=project))
+        elif name == "mlflow":
+            opened.append(MlflowTracker(run_dir, config=config, project=project))
+        else:
+            from grpo.ray_metrics import RayMetricsTracker
+
+            opened.append(RayMetricsTracker(run_dir))
     return tuple(opened)
 
 
@@ -95,10 +101,7 @@ class WandbTracker:
         try:
             import wandb
         except ImportError as missing:
-            raise ValueError(
-                "trackers: 'wandb' is asked for but not installed; "
-                "install it with `pip install 'verigrpo[wandb]'`, or take 'wandb' out of the trackers"
-            ) from missing
+            raise _not_installed("wandb") from missing
         run_dir.mkdir(parents=True, exist_ok=True)
         id_file = run_dir / "wandb_id"
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:12]
@@ -125,3 +128,62 @@ class WandbTracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class MlflowTracker:
+    """An MLflow run, gone on with when the run folder is used again; MLFLOW_TRACKING_URI says where it is kept."""
+
+    def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
+        try:
+            from mlflow import MlflowClient
+        except ImportError as missing:
+            raise _not_installed("mlflow") from missing
+        self._client = MlflowClient()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        id_file = run_dir / "mlflow_id"
+        if id_file.exists():
+            self._run_id = id_file.read_text().strip()
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
+            found = self._client.get_experiment_by_name(project)
+            experiment = found.experiment_id if found else self._client.create_experiment(project)
+            self._run_id = self._client.create_run(experiment, run_name=run_dir.resolve().name).info.run_id
+            id_file.write_text(self._run_id + "\n")
+            for name, value in _flat(config or {}):
+                self._client.log_param(self._run_id, name, value)
+        self._open = True
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        self._client.log_batch(
+            self._run_id,
+            metrics=[
+                Metric(name, value, int(time * 1000), step) for name, value in metrics.items() if math.isfinite(value)
+            ],
+        )
+
+    def truncate_after(self, step: int) -> None:
+        # MLflow keeps what it has been sent; a step made again has a second, later point.
+        return None
+
+    def close(self) -> None:
+        if self._open:
+            self._client.set_terminated(self._run_id)
+            self._open = False
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys with their values as text, cut to the length that MLflow takes."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", str(value)[:500]
+
+
+def _not_installed(tracker: str) -> ValueError:
+    return ValueError(
+        f"trackers: {tracker!r} is asked for but not installed; "
+        f"install it with `pip install 'verigrpo[{tracker}]'`, or take {tracker!r} out of the trackers"
+    )

@@ -42,15 +42,16 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_tracker_is_refused_before_any_is_opened(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'mlflow' is not one of tensorboard, wandb"):
-        open_trackers(["tensorboard", "mlflow"], tmp_path)
+    with pytest.raises(ValueError, match=r"'comet' is not one of tensorboard, wandb, mlflow, prometheus"):
+        open_trackers(["tensorboard", "comet"], tmp_path)
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_a_missing_wandb_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"pip install 'verigrpo\[wandb\]'"):
-        open_trackers(["wandb"], tmp_path)
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_told_with_its_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf"pip install 'verigrpo\[{name}\]'"):
+        open_trackers([name], tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
@@ -67,3 +68,24 @@ def test_wandb_gets_the_steps_offline(tmp_path: Path, monkeypatch: pytest.Monkey
     files = list(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
     assert files and all(file.stem == f"run-{run_id}" for file in files)
     assert any(b"reward/mean" in file.read_bytes() for file in files)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra `mlflow` is not installed")
+def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    # The whole of MLflow would want a database; the client alone still writes files where it is told to.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/store")
+    run_dir = tmp_path / "quickstart"
+    for step, reward in ((1, 0.25), (2, 0.5)):
+        (tracker,) = open_trackers(["mlflow"], run_dir, config={"rollout": {"group_size": 8}}, project="sums")
+        tracker.log(step, 1000.0 + step, {"reward/mean": reward, "learner/loss": float("nan")})
+        tracker.close()
+        tracker.close()
+    run_id = (run_dir / "mlflow_id").read_text().strip()
+    history = MlflowClient().get_metric_history(run_id, "reward/mean")
+    assert [(point.step, point.value, point.timestamp) for point in history] == [(1, 0.25, 1001000), (2, 0.5, 1002000)]
+    run = MlflowClient().get_run(run_id)
+    assert run.data.params == {"rollout.group_size": "8"}
+    assert (run.info.status, "learner/loss" in run.data.metrics) == ("FINISHED", False)
