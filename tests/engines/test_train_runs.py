@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from docs_pages import unpack
 from setups_for_tests import SPEED
 from transformers import AutoModelForCausalLM
 
@@ -28,12 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMED = ("time", "time/", "throughput/", "verifier/", *(f"learner/{name}" for name in SPEED))
 
 
-def grpo(*arguments: str) -> subprocess.Popen[str]:
+def grpo(*arguments: str, folder: Path = ROOT) -> subprocess.Popen[str]:
     """Start the command line in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-c", "from grpo.cli import app; app()", *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -197,3 +198,13 @@ def test_a_folder_in_use_is_not_written_over(cold_start: Path, uninterrupted: tu
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "already holds a run" in output and "resume=auto" in output and "Traceback" not in output
+
+
+def test_the_run_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
+    unpack(tmp_path)
+    output = finished(grpo("train", "mine.yaml", f"policy.path={cold_start / 'policy'}", folder=tmp_path))
+    assert "2 steps" in output
+    lines = metrics(tmp_path / "runs" / "mine")
+    assert [line["step"] for line in lines][-2:] == [1, 2]
+    assert lines[-1]["rollout/groups"] == 2 and lines[-1]["rollout/failed_verdicts"] == 0
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
