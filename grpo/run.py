@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from grpo import checkpoint, config
-from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
+from grpo.actors import LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
 from grpo.cluster import Cluster
 from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.generator_group import GeneratorGroup
 from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
@@ -134,6 +136,7 @@ class TrainingRun:
             settings.weight_sync.bucket_mib << 20,
             settings.weight_sync.tolerance or TOLERANCES[settings.policy.dtype],
         )
+        self.generators.on_restart(self._push_to)
         spare_the_collector()
 
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
@@ -169,11 +172,13 @@ class TrainingRun:
                     device=cluster.device,
                     replica=replica,
                     sleeps=takes_turns,
+                    partial=settings.rollout.partial,
                 )
                 for replica in range(settings.generator.replicas)
             ],
             settings.rollout.deadline_s,
             settings.weight_sync.deadline_s,
+            self._progress.show,
         )
         self.learner, self.generators = join_learner(), join_generators()
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
@@ -251,12 +256,19 @@ class TrainingRun:
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""
         self.turns.generate()
+        return self.sync.push(self.step, self._probe(groups))
+
+    def _push_to(self, replica: int) -> None:
+        """Bring the present weights to one replica, which was restarted, and prove it."""
+        replace(self.sync, generators=self.generators.only(replica)).push(self.step, self._probe())
+
+    def _probe(self, groups: Sequence[Group] = ()) -> list[list[int]]:
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
         # vLLM scores a sequence only where one more token would fit.
         longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
-        return self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
+        return [list(ids[:longest]) for ids in probe[: limits.probe_sequences]]
 
     def evaluation_is_due(self) -> bool:
         """After every so many steps, and after the last."""

@@ -124,6 +124,9 @@ class FakeGenerators:
         count = sampling.max_tokens
         return Completion((5,) * count, (-1.0,) * count, text, "length", (VersionSpan(0, count, version),))
 
+    def on_restart(self, push: Callable[[int], None]) -> None:
+        pass
+
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
         # vLLM refuses a prompt after which no token fits.
         assert all(len(ids) < self.max_sequence_tokens for ids in sequences)
