@@ -9,11 +9,13 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from grpo.batching import TrainBatch
+from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import LearnerSetup
 
@@ -71,12 +73,23 @@ class LearnerActor:
     def export(self, folder: str) -> None:
         self._rank.export(folder)
 
+    def start_profile(self) -> None:
+        self._profiler = OperatorProfiler(f"learner rank {self._setup.rank}")
+
+    def stop_profile(self, folder: str) -> ActorProfile:
+        return self._profiler.stop(Path(folder) / f"learner_{self._setup.rank}.json.gz")
+
 
 def free_address() -> tuple[str, int]:
     """This node's address and a port that is free on it."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def write_timeline(path: Path) -> None:
+    """Write Ray's own record of which process did what when, for chrome://tracing or ui.perfetto.dev."""
+    ray.timeline(str(path))
 
 
 def spare_the_collector() -> None:
@@ -190,3 +203,12 @@ class LearnerGroup:
     def export(self, folder: str) -> None:
         """Write the policy alone, in Hugging Face format."""
         wait_for([actor.export.remote(folder) for actor in self._actors], self._deadline_s, "exporting the policy")
+
+    def start_profile(self) -> None:
+        """Watch what the ranks compute from now on."""
+        wait_for([actor.start_profile.remote() for actor in self._actors], self._deadline_s, "starting the profile")
+
+    def stop_profile(self, folder: str) -> list[ActorProfile]:
+        """What each has computed since; traces are written into `folder`."""
+        ending = [actor.stop_profile.remote(folder) for actor in self._actors]
+        return wait_for(ending, self._deadline_s, "writing the learner's profile")

@@ -1,4 +1,4 @@
-"""The command line: `grpo train`, `grpo sft`, `grpo check`, `grpo config`, `grpo launch`, `grpo audit`."""
+"""The command line of `grpo`: one function for each command."""
 
 from __future__ import annotations
 
@@ -147,6 +147,30 @@ def audit(
         from grpo.audit import audit_run
 
         audit_run(run, Console(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)
+
+    _guarded(job, debug)
+
+
+@app.command()
+def profile(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps to watch, after two that warm up")] = 3,
+    debug: Debug = False,
+) -> None:
+    """Train for a few steps and tell where the time goes, and what to try next.
+
+    Learner and generators run under PyTorch's profiler, in a folder beside the run's. The traces, and Ray's time line,
+    are for ui.perfetto.dev. A step takes longer than without: compare phases and operators, not throughput.
+    """
+
+    def job() -> None:
+        settings = load(TrainConfig, config, overrides or [])
+        from grpo.profile import WARM_UP
+        from grpo.profile import profile as run
+        from grpo.progress import open_progress
+
+        run(settings, open_progress("Profile", total_steps=WARM_UP + steps), Console(), steps)
 
     _guarded(job, debug)
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from grpo.actors import wait_for
+from grpo.profiling import ActorProfile
 from grpo.replica import Lost, Replica, Work, result_of
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
 
@@ -251,6 +252,17 @@ class GeneratorGroup:
         lost: dict[Replica, Lost] = {}
         self._settle("take memory again", {one: one.actor.wake.remote() for one in self._up()}, lost)
         self._replace_all(lost)
+
+    def start_profile(self) -> None:
+        """Watch what the engines compute from now on."""
+        names = [(one, f"generator {one.index}") for one in self._up()]
+        starting = [replica.actor.start_profile.remote(name) for replica, name in names]
+        wait_for(starting, self.limits.update_s, "starting the profile")
+
+    def stop_profile(self, folder: str) -> list[ActorProfile]:
+        """What each has computed since; traces are written into `folder`."""
+        ending = [one.actor.stop_profile.remote(f"{folder}/generator_{one.index}.json.gz") for one in self._up()]
+        return wait_for(ending, self.limits.update_s, "writing the generators' profile")
 
     def _up(self) -> list[Replica]:
         return [replica for replica in self._replicas if replica.up]

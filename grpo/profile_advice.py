@@ -10,8 +10,15 @@ from grpo.step_time import TIMED_PARTS
 
 # A phase below this share of a step is not worth anybody's time.
 WORTH_A_LOOK = 0.10
+# Where operators take less than this share of a phase, Python and waiting take the most of it.
+BUSY = 0.5
 # A completion that is so many times as long as the mean keeps a step waiting for it alone.
 LONG_TAIL = 4.0
+# What gives each of Python's rounds more to compute.
+MORE_AT_ONCE = {
+    "generate": "more completions at a time: a larger rollout.group_size or prompts_per_step, or fewer replicas",
+    "learn": "a larger learner.microbatch_tokens, or fewer learner.ranks",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +38,15 @@ class Advice:
     try_next: str
 
 
-def advice(settings: TrainConfig, metrics: Mapping[str, float], cores: int, on_gpu: bool) -> list[Advice]:
+def advice(
+    settings: TrainConfig, metrics: Mapping[str, float], computing: Mapping[str, float], cores: int, on_gpu: bool
+) -> list[Advice]:
     """What to try, that with the largest share first.
 
     Args:
         settings: of the profiled run.
         metrics: means over its steps, by the names of docs/metrics.md.
+        computing: of a phase's time, the share that the operators of its busiest actor take.
         cores: processors of the machine.
         on_gpu: whether learner and generators computed on GPUs.
     """
@@ -47,6 +57,16 @@ def advice(settings: TrainConfig, metrics: Mapping[str, float], cores: int, on_g
         for phase, share in shares.items()
         if share >= WORTH_A_LOOK
         for seen, try_next in _of_phase(phase, settings, metrics, cores, on_gpu)
+    ]
+    found += [
+        Advice(
+            phase,
+            share,
+            f"operators take {computing[phase]:.0%} of it, the rest is Python and waiting",
+            MORE_AT_ONCE[phase],
+        )
+        for phase, share in shares.items()
+        if share >= WORTH_A_LOOK and computing.get(phase, 1.0) < BUSY
     ]
     wasted = metrics.get("rollout/zero_variance_share", 0.0)
     if wasted > 0.5:
@@ -73,7 +93,10 @@ def _of_phase(
             yield from _learn(settings, metrics, on_gpu)
         case "sync":
             mismatch = "the push of the weights and its proof"
-            yield mismatch, "a larger weight_sync.bucket_mib; several algorithm.minibatches for one push; docs/cluster.md"
+            yield (
+                mismatch,
+                "a larger weight_sync.bucket_mib; several algorithm.minibatches for one push; docs/cluster.md",
+            )
 
 
 def _generate(

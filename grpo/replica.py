@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.actors import raised_by, spare_the_collector
 from grpo.engine_loop import EngineLoop
+from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.setups import GeneratorSetup
 from grpo.types import EngineDied, Report, Request, SamplingParams
 
@@ -70,6 +72,13 @@ class GeneratorActor:
 
     def wake(self) -> None:
         self._loop.call(lambda generator: generator.wake())
+
+    def start_profile(self, name: str) -> None:
+        # In the thread that computes, which is the one that the profiler watches.
+        self._profiler = self._loop.call(lambda _: OperatorProfiler(name))
+
+    def stop_profile(self, trace: str) -> ActorProfile:
+        return self._loop.call(lambda _: self._profiler.stop(Path(trace)))
 
 
 class Lost(RuntimeError):

@@ -5,6 +5,8 @@ Data flows one way; the weights are the only edge back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from grpo.batching import minibatches
 from grpo.closing_table import ClosingTable
 from grpo.config import TrainConfig
@@ -18,7 +20,9 @@ from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.stopwatch import Stopwatch
 
 
-def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
+def train(
+    settings: TrainConfig, progress: Progress, after_step: Callable[[TrainingRun], None] | None = None
+) -> ClosingTable:
     """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or one of its relatives, or go on with a run.
 
     Each step samples a group of completions for each of P prompts from the current policy, scores them, and takes
@@ -79,5 +83,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
+            if after_step:
+                after_step(run)
         run.save()
         return run.report.finish()

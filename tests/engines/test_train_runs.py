@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -208,3 +209,17 @@ def test_the_run_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in lines][-2:] == [1, 2]
     assert lines[-1]["rollout/groups"] == 2 and lines[-1]["rollout/failed_verdicts"] == 0
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+
+
+def test_a_profile_says_where_the_time_goes(cold_start: Path, tmp_path: Path) -> None:
+    unpack(tmp_path)
+    policy = f"policy.path={cold_start / 'policy'}"
+    output = finished(grpo("profile", "mine.yaml", policy, "--steps", "1", folder=tmp_path))
+    assert "A step, mean of 1" in output and "aten::mm" in output
+    assert "learner rank 0 (the busiest of 1)" in output and "generator 0 (the busiest of 1)" in output
+    traces = tmp_path / "runs" / "mine_profile_1" / "traces"
+    for name in ("learner_0.json.gz", "generator_0.json.gz"):
+        events = json.loads(gzip.decompress((traces / name).read_bytes()))["traceEvents"]
+        assert any(event.get("name") == "aten::mm" or "onednn_mm" in str(event.get("name")) for event in events), name
+    assert json.loads((traces / "ray_timeline.json").read_text())
+    assert not (tmp_path / "runs" / "mine").exists()

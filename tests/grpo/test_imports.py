@@ -37,6 +37,7 @@ DRIVERS = {
     "learner",
     "plan",
     "preparation",
+    "profile",
     "ray_metrics",
     "replica",
     "run",
