@@ -13,14 +13,16 @@ from grpo import checkpoint, config
 from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
 from grpo.cluster import Cluster
+from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.rollout import check_failures, collect, seed_of, with_refills
+from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
-from grpo.step_metrics import verifier_metrics
+from grpo.staleness import Ledger
+from grpo.step_metrics import lag_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
 from grpo.turns import Turns
@@ -128,6 +130,11 @@ class TrainingRun:
                 state = found.driver_state()
                 self.cursor.load_state_dict(state["cursor"])
                 self.step = found.step
+        self.rollouts = self._collector()
+        if found and "rollouts" in state:
+            self.rollouts.load_state_dict(state["rollouts"], self.training.prompts)
+        if settings.rollout.max_policy_lag:
+            self.learner.meanwhile(self.rollouts.drain)
         self.sync = WeightSync(
             self.learner,
             self.generators,
@@ -178,18 +185,28 @@ class TrainingRun:
         self.learner, self.generators = join_learner(), join_generators()
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
 
-    def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:
-        """Sample and score a group for each prompt, in the prompts' order, then those of `refill_rounds`."""
+    def _collector(self) -> Collector:
         rollout = self.settings.rollout
         sampling = SamplingParams(
             rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
         )
-        # What evaluations asked of the pool is not a step's.
-        self._pool.take_recent()
-        groups = with_refills(
-            prompts,
-            lambda asked, number: self._collect(asked, sampling, watch, number),
+        open_groups = rollout.prompts_per_step * (1 + rollout.max_policy_lag)
+        return Collector(
+            self.generators.stream(sampling),
+            Verifying(self._verify, self.specs),
+            Ledger(rollout.prompts_per_step, rollout.max_policy_lag, self.settings.train.steps, self.step),
             self.cursor.next,
+            run_seed=self.settings.run.seed,
+            verdict_wait_s=self._verdict_wait_s(open_groups * sampling.samples),
+        )
+
+    def collect(self, watch: Stopwatch) -> list[Group]:
+        """A step's groups, sampled and scored, in the order of their prompts, then those of `refill_rounds`."""
+        self.turns.generate()
+        self.rollouts.fill()
+        groups = with_refills(
+            self.settings.rollout.prompts_per_step,
+            lambda count, number: self.rollouts.take(count, watch, number),
             self.settings.algorithm.refill_rounds,
         )
         check_failures(groups, self.settings.verification.max_failure_share)
@@ -202,8 +219,12 @@ class TrainingRun:
             self.learner.refresh_reference()
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Latencies and cache hits of the verdicts since `collect` began."""
+        """Latencies and cache hits of the verdicts since the last step, those of evaluations left out."""
         return verifier_metrics(self._pool.take_recent())
+
+    def lag_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """How old the tokens of the step that was just taken are, and what is under way beside it."""
+        return lag_metrics(groups, self.step - 1) | self.rollouts.metrics()
 
     def evaluate(self) -> dict[str, float]:
         """Greedy accuracy on the held-out prompts; nothing where there are none."""
@@ -213,8 +234,10 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
+        groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
         check_failures(groups, self.settings.verification.max_failure_share)
+        # What an evaluation asked of the pool is not a step's.
+        self._pool.take_recent()
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
         return {
@@ -224,23 +247,22 @@ class TrainingRun:
             "time/eval_s": watch.elapsed_s,
         }
 
-    def _collect(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch, refill: int = 0
-    ) -> list[Group]:
+    def _answers(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Group]:
         self.turns.generate()
-        seeds = [seed_of(self.settings.run.seed, self.step, prompt, refill) for prompt in prompts]
+        seeds = [seed_of(self.settings.run.seed, self.step, prompt) for prompt in prompts]
 
         def generate(asked: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
-            watch.start("generate")
-            yield from self.generators.generate(asked, sampling, seeds)
-            # What is left after the last group was sampled is waiting for verdicts.
-            watch.start("verify")
+            for finished in self.generators.generate(asked, sampling, seeds):
+                yield finished
+                self.rollouts.drain()
 
-        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
-        wait_s = 60.0 + 4 * self.settings.verification.deadline_s * len(prompts) * sampling.samples
+        wait_s = self._verdict_wait_s(len(prompts) * sampling.samples)
         groups = dict(collect(prompts, generate, self._verify, self.specs, verdict_wait_s=wait_s))
-        watch.start(None)
         return [groups[index] for index in range(len(prompts))]
+
+    def _verdict_wait_s(self, completions: int) -> float:
+        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
+        return 60.0 + 4 * self.settings.verification.deadline_s * completions
 
     def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
         row = {**prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
@@ -256,7 +278,9 @@ class TrainingRun:
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
         # vLLM scores a sequence only where one more token would fit.
         longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
-        return self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
+        difference = self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
+        self.rollouts.pushed(self.step)
+        return difference
 
     def evaluation_is_due(self) -> bool:
         """After every so many steps, and after the last."""
@@ -275,7 +299,7 @@ class TrainingRun:
                 self.folder,
                 self.step,
                 self.learner.save,
-                {"step": self.step, "cursor": self.cursor.state_dict()},
+                {"step": self.step, "cursor": self.cursor.state_dict(), "rollouts": self.rollouts.state_dict()},
                 self.settings.train.keep_checkpoints,
             )
         self._checkpoint_s = watch.elapsed_s
