@@ -6,7 +6,6 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 
 from __future__ import annotations
 
-import collections
 import gc
 import socket
 import time
@@ -17,8 +16,7 @@ import ray
 
 from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
-from grpo.setups import GeneratorSetup, LearnerSetup
-from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
+from grpo.setups import LearnerSetup
 
 # How often the driver looks after the generators while it waits for the learner.
 MEANWHILE_S = 0.1
@@ -78,40 +76,6 @@ class LearnerActor:
         self._rank.export(folder)
 
 
-class GeneratorActor:
-    """A generator in a Ray process of its own; the driver never imports vLLM."""
-
-    def __init__(self, setup: GeneratorSetup) -> None:
-        from grpo.generator import Generator
-
-        self._generator = Generator(setup)
-        spare_the_collector()
-
-    def ready(self) -> None:
-        return None
-
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Finished]:
-        yield from self._generator.generate(requests, sampling)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._generator.score(sequences)
-
-    def begin_update(self) -> None:
-        self._generator.begin_update()
-
-    def update(self, bucket: np.ndarray) -> list[str]:
-        return self._generator.update(bucket)
-
-    def finish_update(self, policy_version: int) -> None:
-        self._generator.finish_update(policy_version)
-
-    def sleep(self) -> None:
-        self._generator.sleep()
-
-    def wake(self) -> None:
-        self._generator.wake()
-
-
 def free_address() -> tuple[str, int]:
     """This node's address and a port that is free on it."""
     with socket.socket() as probe:
@@ -149,10 +113,14 @@ def wait_for(
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
         raise TimeoutError(f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}") from None
     except ray.exceptions.RayTaskError as failure:
-        # What the actor raised, not Ray's wrapping of it; the remote traceback stays reachable as the cause.
-        raise (failure.cause if isinstance(failure.cause, Exception) else failure) from failure
+        raise raised_by(failure) from failure
     except ray.exceptions.RayActorError as failure:
         raise RuntimeError(f"a process died while the run waited for {what}: {failure}") from failure
+
+
+def raised_by(failure: Any) -> Exception:
+    """What an actor raised, not Ray's wrapping of it; keep the wrapping as its cause, it has the remote traceback."""
+    return failure.cause if isinstance(failure.cause, Exception) else failure
 
 
 class LearnerGroup:
@@ -241,82 +209,3 @@ class LearnerGroup:
 
     def _wait(self, references: Sequence[Any], what: str) -> list[Any]:
         return wait_for(references, self._deadline_s, what, self._meanwhile)
-
-
-class GeneratorGroup:
-    """All generator replicas; prompts are dealt out to them in turn."""
-
-    def __init__(self, actors: Sequence[Any], deadline_s: float, update_deadline_s: float) -> None:
-        """Use actors that have started.
-
-        Args:
-            actors: the replicas.
-            deadline_s: longest wait for the next finished group.
-            update_deadline_s: longest wait for one part of a weight update.
-        """
-        self._actors = list(actors)
-        self._deadline_s = deadline_s
-        self._update_deadline_s = update_deadline_s
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
-    ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
-        """Sample for each prompt; (index, completions) as groups finish on any replica."""
-        requests = [
-            Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-        ]
-        shares = [requests[replica :: len(self._actors)] for replica in range(len(self._actors))]
-        running: list[Any] = [
-            actor.generate.options(num_returns="streaming").remote(share, sampling)
-            for actor, share in zip(self._actors, shares, strict=True)
-            if share
-        ]
-        stream: Any
-        while running:
-            ready, running = ray.wait(running, num_returns=1, timeout=self._deadline_s, fetch_local=False)
-            if not ready:
-                raise TimeoutError(
-                    f"no group finished within rollout.deadline_s={self._deadline_s:.0f} on "
-                    f"{len(running)} generators; shorten completions, raise the deadline, or look at their logs"
-                )
-            for stream in ready:
-                try:
-                    reference = next(stream)
-                except StopIteration:
-                    continue
-                yield from wait_for([reference], self._deadline_s, "a finished group")[0]
-                running.append(stream)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
-        """Start scoring tokens on every replica; call the result to wait: [replica][sequence][token]."""
-        references = [actor.score.remote(sequences) for actor in self._actors]
-        return lambda: wait_for(references, self._update_deadline_s, "scoring the probe in the generators")
-
-    def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
-        """Load all buckets on every replica and stamp them as `policy_version`; the names of the tensors that came."""
-        names: list[str] = []
-        # An actor takes its calls in order, so none waits for the answer to the one before it; but a bucket is only
-        # asked for when the one before the last is loaded, or they would fill the object store.
-        begun = [actor.begin_update.remote() for actor in self._actors]
-        loading: collections.deque[list[Any]] = collections.deque()
-        for bucket in buckets:
-            loading.append([actor.update.remote(bucket) for actor in self._actors])
-            if len(loading) > 1:
-                names += self._all("load a bucket of weights", loading.popleft())[0]
-        finished = [actor.finish_update.remote(policy_version) for actor in self._actors]
-        self._all("begin a weight update", begun)
-        for loaded in loading:
-            names += self._all("load a bucket of weights", loaded)[0]
-        self._all("finish a weight update", finished)
-        return names
-
-    def sleep(self) -> None:
-        """Give the devices' memory back; what was sampled before is not kept in the cache."""
-        self._all("give memory back", [actor.sleep.remote() for actor in self._actors])
-
-    def wake(self) -> None:
-        """Take it again."""
-        self._all("take memory again", [actor.wake.remote() for actor in self._actors])
-
-    def _all(self, what: str, references: Sequence[Any]) -> list[Any]:
-        return wait_for(references, self._update_deadline_s, f"{what} on the generators")

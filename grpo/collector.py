@@ -101,7 +101,7 @@ class Collector:
         return [self._buffer.pop(group) for group in self._ledger.take(count)]
 
     def drain(self) -> None:
-        """Start the verification of what has been sampled by now, and buffer what has been verified; waits for nothing."""
+        """Start to verify what has been sampled by now, and buffer what has been verified; waits for nothing."""
         self._receive(self._stream.finished(wait=False) if self._stream.unfinished else [])
 
     def pushed(self, version: int) -> None:
@@ -110,7 +110,7 @@ class Collector:
             self._ledger.advance(version)
 
     def metrics(self) -> dict[str, float]:
-        """What is under way; and the share of the time since this was last asked in which there was nothing to sample."""
+        """What is under way, and in which share of the time since the last call there was nothing to sample."""
         return {
             "rollout/groups_in_flight": float(len(self._ledger.unfinished)),
             "rollout/groups_buffered": float(self._ledger.buffered),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from grpo import checkpoint, config
-from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
+from grpo.actors import LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
+from grpo.batching import TrainBatch
 from grpo.cluster import Cluster
 from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.generator_group import GeneratorGroup
 from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
@@ -70,6 +73,8 @@ class TrainingRun:
         self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
         self.folder = Path(settings.run.folder)
         self.step = 0
+        # The version that the learner will be when it has done all that was asked of it.
+        self._begun = 0
         self._checkpoint_s: float | None = None
         self._closing = contextlib.ExitStack()
 
@@ -141,6 +146,7 @@ class TrainingRun:
             settings.weight_sync.bucket_mib << 20,
             settings.weight_sync.tolerance or TOLERANCES[settings.policy.dtype],
         )
+        self.generators.on_restart(self._push_to)
         spare_the_collector()
 
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
@@ -176,11 +182,13 @@ class TrainingRun:
                     device=cluster.device,
                     replica=replica,
                     sleeps=takes_turns,
+                    partial=settings.rollout.partial,
                 )
                 for replica in range(settings.generator.replicas)
             ],
             settings.rollout.deadline_s,
             settings.weight_sync.deadline_s,
+            self._progress.show,
         )
         self.learner, self.generators = join_learner(), join_generators()
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
@@ -211,6 +219,11 @@ class TrainingRun:
         )
         check_failures(groups, self.settings.verification.max_failure_share)
         return groups
+
+    def learn(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
+        """An optimizer step for each batch, in order: what comes out is the next version of the policy."""
+        self._begun = self.step + 1
+        return self.learner.steps(batches)
 
     def refresh_reference(self) -> None:
         """Make the reference the present policy after every so many steps, where that is asked for."""
@@ -273,14 +286,23 @@ class TrainingRun:
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""
         self.turns.generate()
+        difference = self.sync.push(self.step, self._probe(groups))
+        self.rollouts.pushed(self.step)
+        return difference
+
+    def _push_to(self, replica: int) -> None:
+        """Bring the present weights to one replica, which was restarted, and prove it."""
+        # The learner hands its weights over after the steps that it has begun, and they are the next version then.
+        version = max(self.step, self._begun)
+        replace(self.sync, generators=self.generators.only(replica)).push(version, self._probe())
+
+    def _probe(self, groups: Sequence[Group] = ()) -> list[list[int]]:
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
         # vLLM scores a sequence only where one more token would fit.
         longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
-        difference = self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
-        self.rollouts.pushed(self.step)
-        return difference
+        return [list(ids[:longest]) for ids in probe[: limits.probe_sequences]]
 
     def evaluation_is_due(self) -> bool:
         """After every so many steps, and after the last."""

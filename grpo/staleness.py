@@ -128,7 +128,7 @@ class Ledger:
         return self._are_there(count, [group for group, one in self._open.items() if one.place is not None])
 
     def take(self, count: int) -> list[int]:
-        """The present step's groups, in the order in which they were asked for: the due, then those that finished first.
+        """The present step's groups, in the order in which they were asked for: the due and those that finished first.
 
         Call only where `are_finished(count)`.
         """

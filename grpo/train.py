@@ -61,9 +61,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
                     length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
                 )
             )
-            updates = [
-                {**update, **batch.shares()} for batch, update in zip(batches, run.learner.steps(batches), strict=True)
-            ]
+            updates = [{**update, **batch.shares()} for batch, update in zip(batches, run.learn(batches), strict=True)]
             run.step += 1
             run.refresh_reference()
 

@@ -200,6 +200,9 @@ class FakeGenerators:
         while stream.unfinished:
             yield from stream.finished()
 
+    def on_restart(self, push: Callable[[int], None]) -> None:
+        pass
+
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
         # vLLM refuses a prompt after which no token fits.
         assert all(len(ids) < self.max_sequence_tokens for ids in sequences)

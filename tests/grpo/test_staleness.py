@@ -132,7 +132,9 @@ def test_whatever_comes_when(
     assert batches == [number // prompts for number in range(prompts * steps)]
     if not lag:
         assert numbers == sorted(numbers)
-        assert all(ticket.batch == at for at, step in enumerate(schedule.trained) for ticket in _tickets(schedule, step))
+        assert all(
+            ticket.batch == at for at, step in enumerate(schedule.trained) for ticket in _tickets(schedule, step)
+        )
 
 
 def _tickets(schedule: Schedule, step: list[int]) -> list[Ticket]:
