@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from grpo.batching import TrainBatch
 from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import LearnerSetup
+
+# How often the driver looks after the generators while it waits for the learner.
+MEANWHILE_S = 0.1
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,15 +106,22 @@ def spare_the_collector() -> None:
     gc.freeze()
 
 
-def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
-    """The results of `references`, or an error that says what did not come.
+def wait_for(
+    references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
+) -> list[Any]:
+    """The results of `references`, or an error that says what did not come; `meanwhile` is done again and again.
 
     Raises:
         TimeoutError: they did not all come within `deadline_s`.
         Exception: what an actor raised.
     """
+    give_up_at = time.monotonic() + deadline_s
+    while meanwhile and time.monotonic() < give_up_at:
+        if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
+            break
+        meanwhile()
     try:
-        return list(ray.get(list(references), timeout=deadline_s))
+        return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
         raise TimeoutError(f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}") from None
@@ -132,6 +143,11 @@ class LearnerGroup:
         """Use actors that have started."""
         self._actors = list(actors)
         self._deadline_s = deadline_s
+        self._meanwhile: Callable[[], None] | None = None
+
+    def meanwhile(self, work: Callable[[], None]) -> None:
+        """Do this again and again while optimizer steps, log-probabilities and checkpoints are waited for."""
+        self._meanwhile = work
 
     @property
     def ranks(self) -> int:
@@ -144,7 +160,7 @@ class LearnerGroup:
         for batch in batches:
             shared = ray.put(batch)
             started.append([actor.step.remote(shared) for actor in self._actors])
-        return [dict(wait_for(step, self._deadline_s, "a learner step")[0]) for step in started]
+        return [dict(self._wait(step, "a learner step")[0]) for step in started]
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on all ranks; the global metrics."""
@@ -159,7 +175,7 @@ class LearnerGroup:
         """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
         shared = ray.put(batch)
         references = [actor.logprobs.remote(shared, source) for actor in self._actors]
-        return wait_for(references, self._deadline_s, f"scoring completions under the {source}")
+        return self._wait(references, f"scoring completions under the {source}")
 
     def refresh_reference(self) -> None:
         """Make the reference the policy as it is now."""
@@ -194,7 +210,7 @@ class LearnerGroup:
 
     def save(self, folder: str) -> None:
         """Write training state and policy into `folder`, which every rank must be able to reach."""
-        wait_for([actor.save.remote(folder) for actor in self._actors], self._deadline_s, "saving a checkpoint")
+        self._wait([actor.save.remote(folder) for actor in self._actors], "saving a checkpoint")
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote."""
@@ -212,3 +228,6 @@ class LearnerGroup:
         """What each has computed since; traces are written into `folder`."""
         ending = [actor.stop_profile.remote(folder) for actor in self._actors]
         return wait_for(ending, self._deadline_s, "writing the learner's profile")
+
+    def _wait(self, references: Sequence[Any], what: str) -> list[Any]:
+        return wait_for(references, self._deadline_s, what, self._meanwhile)

@@ -141,6 +141,8 @@ class Rollout(Section):
     """Strings that end a completion."""
     deadline_s: Seconds = 1800.0
     """The run stops when no group at all has finished for so long."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 0
+    """Versions of the policy by which sampling may run ahead of training (docs/async.md); 0 samples, then trains."""
     partial: Literal["continue", "restart"] = "continue"
     """What happens to completions that are under way when new weights come: they go on under them, each token stamped
     with the version that sampled it, or begin again."""
@@ -314,6 +316,11 @@ class TrainConfig(Section):
     def _sleep_problems(self) -> list[str]:
         if not self.cluster.sleep:
             return []
+        if self.rollout.max_policy_lag:
+            return [
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} samples while the policy is trained, and with "
+                "cluster.sleep the generators sleep then; leave one of the two out"
+            ]
         if not self.cluster.share_gpus:
             return [
                 "cluster.sleep has nobody to make room for without cluster.share_gpus; set that, or leave sleep out"

@@ -1,4 +1,4 @@
-"""Seconds that the quickstart's generators need for the completions of a step, and what they use of a processor when idle.
+"""Seconds that the quickstart's generators need for the completions of a step, and what they use when idle.
 
     python tests/bench/generation.py runs/quickstart_sft/policy
 
