@@ -1,0 +1,93 @@
+"""How fast a run was, in the terms of the simulator: from its metrics and its stored completions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo.config_file import read
+from grpo.metrics_log import read_history
+from grpo.rollout_store import read_groups, stored_steps
+from grpo.simulate import Deployment, Schedule, Speeds, simulate
+
+CONFIG_NAME = "config.yaml"
+# The first step compiles, and fills caches.
+FIRST_STEP = 2
+
+
+def speeds_of(run: Path) -> Speeds:
+    """Speeds that explain a run's seconds best, by least squares without negative speeds.
+
+    Decoding is fitted to `time/generate_s` of the stored steps: of each, the simulator tells how many engine steps it
+    took and how many sequences ran in them. Learning is fitted to `time/learn_s` against completion tokens; a push is
+    the median `time/sync_s`. Prefill is not told apart, and is in the seconds of decoding.
+
+    Raises:
+        ValueError: the folder holds no run, the run overlapped sampling with learning, or it is too short.
+    """
+    if not (run / CONFIG_NAME).is_file():
+        raise ValueError(f"{run} has no {CONFIG_NAME}; give the folder of a run, its run.folder")
+    # Only what is needed, or a run of an earlier release, whose other settings had other names, would be refused.
+    settings = read(run / CONFIG_NAME)
+    metrics = {line.step: line.metrics for line in read_history(run).lines if line.step >= FIRST_STEP}
+    timed = [step for step in stored_steps(run) if "time/generate_s" in metrics.get(step, {})]
+    if len(timed) < 2:
+        raise ValueError(
+            f"{run} has {len(timed)} stored steps after the first with their times in metrics.jsonl, and speeds are "
+            "fitted to two or more; take a longer run, or give the speeds as options"
+        )
+    base_s, sequence_s = _decoding(settings, run, metrics, timed)
+    tokens = [metrics[step]["throughput/tokens_per_s"] * metrics[step]["time/step_s"] for step in timed]
+    learn_base_s, learn_token_s = fit([1.0] * len(timed), tokens, [metrics[step]["time/learn_s"] for step in timed])
+    return Speeds(
+        decode_base_s=base_s,
+        decode_sequence_s=sequence_s,
+        learn_base_s=learn_base_s,
+        learn_token_s=learn_token_s * settings["learner"]["ranks"],
+        push_s=statistics.median(metrics[step]["time/sync_s"] for step in timed),
+    )
+
+
+def _decoding(
+    settings: Mapping[str, Any], run: Path, metrics: Mapping[int, Mapping[str, float]], steps: Sequence[int]
+) -> tuple[float, float]:
+    deployment = Deployment(settings["generator"]["replicas"], settings["generator"]["max_sequences"])
+    engine_steps: list[float] = []
+    sequences: list[float] = []
+    seconds: list[float] = []
+    for step in steps:
+        groups = read_groups(run, step)
+        if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
+            raise ValueError(
+                f"step {step} of {run} learned from tokens of other versions than its own: sampling ran beside "
+                "learning, and its seconds cannot be told apart; give the speeds as options, or take them from a run "
+                "with rollout.max_policy_lag=0"
+            )
+        longest = max(len(group.rollouts) for group in groups)
+        lengths = np.zeros((len(groups), longest), dtype=np.int64)
+        for row, group in enumerate(groups):
+            lengths[row, : len(group.rollouts)] = [rollout.completion_tokens for rollout in group.rollouts]
+        schedule = Schedule(len(groups))
+        for found, speeds in ((engine_steps, Speeds(1.0)), (sequences, Speeds(0.0, 1.0))):
+            found.append(simulate(schedule, deployment, speeds, lengths, 1)[0].ready_s)
+        seconds.append(metrics[step]["time/generate_s"])
+    return fit(engine_steps, sequences, seconds)
+
+
+def fit(first: Sequence[float], second: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """The (a, b), none negative, for which `a * first + b * second` is nearest to `seconds`, by least squares."""
+    design, wanted = np.array([first, second]).T, np.array(seconds)
+    # The best without bounds where it is inside them, otherwise the better of the two edges.
+    candidates = [np.linalg.lstsq(design, wanted, rcond=None)[0]]
+    for column in (0, 1):
+        square = float(design[:, column] @ design[:, column])
+        edge = np.zeros(2)
+        edge[column] = max(0.0, float(design[:, column] @ wanted)) / square if square else 0.0
+        candidates.append(edge)
+    inside = [one for one in candidates if (one >= 0).all()]
+    best = min(inside, key=lambda one: float(np.square(design @ one - wanted).sum()))
+    return float(best[0]), float(best[1])
