@@ -242,7 +242,7 @@ class _Generators:
         count = self._count - np.bincount(of[over], minlength=len(self._count))
         running = np.minimum(self._deployment.max_sequences, count)
         since_s = np.where(count > 0, np.maximum(0.0, held_s - last_s), 0.0)
-        reached += since_s / (speeds.decode_base_s + speeds.decode_sequence_s * running)
+        reached += since_s / (speeds.decode_base_s + speeds.decode_sequence_s * np.maximum(running, 1))
 
         runs = ~over & (self._starts <= reached[of])
         left = np.where(runs, np.minimum(self._left, self._ends - reached[of]), self._left)

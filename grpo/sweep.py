@@ -135,10 +135,10 @@ class Sweep:
             prompts_per_step=wanted,
             step_s=seconds / len(steps),
             completions_per_s=wanted * lengths_NG.shape[1] * len(steps) / seconds,
-            generator_idle=1 - busy / seconds,
+            generator_idle=_idle(busy, seconds),
             slots_used=sum(step.slot_s for step in steps) / (seconds * replicas * slots),
-            learner_idle=1 - learning / seconds,
-            gpu_idle=1 - used / seconds,
+            learner_idle=_idle(learning, seconds),
+            gpu_idle=_idle(used, seconds),
             mean_lag=_mean_lag(steps, warm_up),
         )
 
@@ -226,6 +226,11 @@ def record_of(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _working_s(step: Step) -> float:
     return step.ended_s - step.ready_s
+
+
+def _idle(busy_s: float, seconds: float) -> float:
+    # Rounding must not make a share of -0 %.
+    return max(0.0, 1 - busy_s / seconds)
 
 
 def _warm_up(lag: int) -> int:
