@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from grpo.config_file import read
 from grpo.metrics_log import read_history
 from grpo.rollout_store import read_groups, stored_steps
-from grpo.simulate import Deployment, Schedule, Speeds, simulate
+from grpo.simulate import Deployment, Integers, Schedule, Speeds, simulate
 
 CONFIG_NAME = "config.yaml"
 # The first step compiles, and fills caches.
 FIRST_STEP = 2
+# Of the fit; it stands still after two or three.
+ROUNDS = 4
 
 
 def speeds_of(run: Path) -> Speeds:
@@ -56,29 +59,38 @@ def _decoding(
     settings: Mapping[str, Any], run: Path, metrics: Mapping[int, Mapping[str, float]], steps: Sequence[int]
 ) -> tuple[float, float]:
     deployment = Deployment(settings["generator"]["replicas"], settings["generator"]["max_sequences"])
-    engine_steps: list[float] = []
-    sequences: list[float] = []
-    seconds: list[float] = []
-    for step in steps:
-        groups = read_groups(run, step)
-        if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
-            raise ValueError(
-                f"step {step} of {run} learned from tokens of other versions than its own: sampling ran beside "
-                "learning, and its seconds cannot be told apart; give the speeds as options, or take them from a run "
-                "with rollout.max_policy_lag=0"
-            )
-        longest = max(len(group.rollouts) for group in groups)
-        lengths = np.zeros((len(groups), longest), dtype=np.int64)
-        for row, group in enumerate(groups):
-            lengths[row, : len(group.rollouts)] = [rollout.completion_tokens for rollout in group.rollouts]
-        schedule = Schedule(len(groups))
-        for found, speeds in ((engine_steps, Speeds(1.0)), (sequences, Speeds(0.0, 1.0))):
-            found.append(simulate(schedule, deployment, speeds, lengths, 1)[0].ready_s)
-        seconds.append(metrics[step]["time/generate_s"])
-    return fit(engine_steps, sequences, seconds)
+    lengths = [_lengths(run, step) for step in steps]
+    seconds = [metrics[step]["time/generate_s"] for step in steps]
+
+    def predicted(base_s: float, sequence_s: float) -> list[float]:
+        speeds = Speeds(base_s, sequence_s)
+        return [simulate(Schedule(len(one)), deployment, speeds, one, 1)[0].ready_s for one in lengths]
+
+    engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
+    found = fit(engine_steps, sequences, seconds)
+    for _ in range(ROUNDS):
+        # Which replica is the last depends on the speeds, and only for a given one are the seconds linear in them.
+        a_bit = 1e-6 * max(found)
+        here = np.array(predicted(*found))
+        engine_steps = (np.array(predicted(found[0] + a_bit, found[1])) - here) / a_bit
+        sequences = (np.array(predicted(found[0], found[1] + a_bit)) - here) / a_bit
+        found = fit(engine_steps, sequences, seconds)
+    return found
 
 
-def fit(first: Sequence[float], second: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+def _lengths(run: Path, step: int) -> Integers:
+    """Tokens of a step's completions, [groups, completions of a group]."""
+    groups = read_groups(run, step)
+    if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
+        raise ValueError(
+            f"step {step} of {run} learned from tokens of other versions than its own: sampling ran beside "
+            "learning, and its seconds cannot be told apart; give the speeds as options, or take them from a run "
+            "with rollout.max_policy_lag=0"
+        )
+    return np.array([[rollout.completion_tokens for rollout in group.rollouts] for group in groups])
+
+
+def fit(first: ArrayLike, second: ArrayLike, seconds: ArrayLike) -> tuple[float, float]:
     """The (a, b), none negative, for which `a * first + b * second` is nearest to `seconds`, by least squares."""
     design, wanted = np.array([first, second]).T, np.array(seconds)
     # The best without bounds where it is inside them, otherwise the better of the two edges.

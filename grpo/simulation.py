@@ -88,7 +88,9 @@ def show(
         ValueError: a list or a number in it is not usable.
     """
     sweep = request.sweep()
-    rows = sweep.rows(numbers(gpus, int, "--gpus"), numbers(lags, int, "--lag"), numbers(shares, float, "--share"))
+    rows = sweep.rows(
+        numbers(gpus, int, "--gpus"), numbers(lags, int, "--lag"), numbers(shares, float, "--generator-share")
+    )
     if as_json:
         # Not through rich, which would wrap it.
         console.file.write(json.dumps(record_of(sweep, rows), indent=2) + "\n")
