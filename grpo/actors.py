@@ -6,9 +6,9 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 
 from __future__ import annotations
 
-import collections
 import gc
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ import ray
 
 from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
-from grpo.setups import GeneratorSetup, LearnerSetup
-from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
+from grpo.setups import LearnerSetup
+
+# How often the driver looks after the generators while it waits for the learner.
+MEANWHILE_S = 0.1
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,40 +76,6 @@ class LearnerActor:
         self._rank.export(folder)
 
 
-class GeneratorActor:
-    """A generator in a Ray process of its own; the driver never imports vLLM."""
-
-    def __init__(self, setup: GeneratorSetup) -> None:
-        from grpo.generator import Generator
-
-        self._generator = Generator(setup)
-        spare_the_collector()
-
-    def ready(self) -> None:
-        return None
-
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Finished]:
-        yield from self._generator.generate(requests, sampling)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._generator.score(sequences)
-
-    def begin_update(self) -> None:
-        self._generator.begin_update()
-
-    def update(self, bucket: np.ndarray) -> list[str]:
-        return self._generator.update(bucket)
-
-    def finish_update(self, policy_version: int) -> None:
-        self._generator.finish_update(policy_version)
-
-    def sleep(self) -> None:
-        self._generator.sleep()
-
-    def wake(self) -> None:
-        self._generator.wake()
-
-
 def free_address() -> tuple[str, int]:
     """This node's address and a port that is free on it."""
     with socket.socket() as probe:
@@ -125,23 +93,34 @@ def spare_the_collector() -> None:
     gc.freeze()
 
 
-def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
-    """The results of `references`, or an error that says what did not come.
+def wait_for(
+    references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
+) -> list[Any]:
+    """The results of `references`, or an error that says what did not come; `meanwhile` is done again and again.
 
     Raises:
         TimeoutError: they did not all come within `deadline_s`.
         Exception: what an actor raised.
     """
+    give_up_at = time.monotonic() + deadline_s
+    while meanwhile and time.monotonic() < give_up_at:
+        if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
+            break
+        meanwhile()
     try:
-        return list(ray.get(list(references), timeout=deadline_s))
+        return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
         raise TimeoutError(f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}") from None
     except ray.exceptions.RayTaskError as failure:
-        # What the actor raised, not Ray's wrapping of it; the remote traceback stays reachable as the cause.
-        raise (failure.cause if isinstance(failure.cause, Exception) else failure) from failure
+        raise raised_by(failure) from failure
     except ray.exceptions.RayActorError as failure:
         raise RuntimeError(f"a process died while the run waited for {what}: {failure}") from failure
+
+
+def raised_by(failure: Any) -> Exception:
+    """What an actor raised, not Ray's wrapping of it; keep the wrapping as its cause, it has the remote traceback."""
+    return failure.cause if isinstance(failure.cause, Exception) else failure
 
 
 class LearnerGroup:
@@ -151,6 +130,11 @@ class LearnerGroup:
         """Use actors that have started."""
         self._actors = list(actors)
         self._deadline_s = deadline_s
+        self._meanwhile: Callable[[], None] | None = None
+
+    def meanwhile(self, work: Callable[[], None]) -> None:
+        """Do this again and again while optimizer steps, log-probabilities and checkpoints are waited for."""
+        self._meanwhile = work
 
     @property
     def ranks(self) -> int:
@@ -163,7 +147,7 @@ class LearnerGroup:
         for batch in batches:
             shared = ray.put(batch)
             started.append([actor.step.remote(shared) for actor in self._actors])
-        return [dict(wait_for(step, self._deadline_s, "a learner step")[0]) for step in started]
+        return [dict(self._wait(step, "a learner step")[0]) for step in started]
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on all ranks; the global metrics."""
@@ -178,7 +162,7 @@ class LearnerGroup:
         """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
         shared = ray.put(batch)
         references = [actor.logprobs.remote(shared, source) for actor in self._actors]
-        return wait_for(references, self._deadline_s, f"scoring completions under the {source}")
+        return self._wait(references, f"scoring completions under the {source}")
 
     def refresh_reference(self) -> None:
         """Make the reference the policy as it is now."""
@@ -213,7 +197,7 @@ class LearnerGroup:
 
     def save(self, folder: str) -> None:
         """Write training state and policy into `folder`, which every rank must be able to reach."""
-        wait_for([actor.save.remote(folder) for actor in self._actors], self._deadline_s, "saving a checkpoint")
+        self._wait([actor.save.remote(folder) for actor in self._actors], "saving a checkpoint")
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote."""
@@ -223,81 +207,5 @@ class LearnerGroup:
         """Write the policy alone, in Hugging Face format."""
         wait_for([actor.export.remote(folder) for actor in self._actors], self._deadline_s, "exporting the policy")
 
-
-class GeneratorGroup:
-    """All generator replicas; prompts are dealt out to them in turn."""
-
-    def __init__(self, actors: Sequence[Any], deadline_s: float, update_deadline_s: float) -> None:
-        """Use actors that have started.
-
-        Args:
-            actors: the replicas.
-            deadline_s: longest wait for the next finished group.
-            update_deadline_s: longest wait for one part of a weight update.
-        """
-        self._actors = list(actors)
-        self._deadline_s = deadline_s
-        self._update_deadline_s = update_deadline_s
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
-    ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
-        """Sample for each prompt; (index, completions) as groups finish on any replica."""
-        requests = [
-            Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-        ]
-        shares = [requests[replica :: len(self._actors)] for replica in range(len(self._actors))]
-        running: list[Any] = [
-            actor.generate.options(num_returns="streaming").remote(share, sampling)
-            for actor, share in zip(self._actors, shares, strict=True)
-            if share
-        ]
-        stream: Any
-        while running:
-            ready, running = ray.wait(running, num_returns=1, timeout=self._deadline_s, fetch_local=False)
-            if not ready:
-                raise TimeoutError(
-                    f"no group finished within rollout.deadline_s={self._deadline_s:.0f} on "
-                    f"{len(running)} generators; shorten completions, raise the deadline, or look at their logs"
-                )
-            for stream in ready:
-                try:
-                    reference = next(stream)
-                except StopIteration:
-                    continue
-                yield from wait_for([reference], self._deadline_s, "a finished group")[0]
-                running.append(stream)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
-        """Start scoring tokens on every replica; call the result to wait: [replica][sequence][token]."""
-        references = [actor.score.remote(sequences) for actor in self._actors]
-        return lambda: wait_for(references, self._update_deadline_s, "scoring the probe in the generators")
-
-    def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
-        """Load all buckets on every replica and stamp them as `policy_version`; the names of the tensors that came."""
-        names: list[str] = []
-        # An actor takes its calls in order, so none waits for the answer to the one before it; but a bucket is only
-        # asked for when the one before the last is loaded, or they would fill the object store.
-        begun = [actor.begin_update.remote() for actor in self._actors]
-        loading: collections.deque[list[Any]] = collections.deque()
-        for bucket in buckets:
-            loading.append([actor.update.remote(bucket) for actor in self._actors])
-            if len(loading) > 1:
-                names += self._all("load a bucket of weights", loading.popleft())[0]
-        finished = [actor.finish_update.remote(policy_version) for actor in self._actors]
-        self._all("begin a weight update", begun)
-        for loaded in loading:
-            names += self._all("load a bucket of weights", loaded)[0]
-        self._all("finish a weight update", finished)
-        return names
-
-    def sleep(self) -> None:
-        """Give the devices' memory back; what was sampled before is not kept in the cache."""
-        self._all("give memory back", [actor.sleep.remote() for actor in self._actors])
-
-    def wake(self) -> None:
-        """Take it again."""
-        self._all("take memory again", [actor.wake.remote() for actor in self._actors])
-
-    def _all(self, what: str, references: Sequence[Any]) -> list[Any]:
-        return wait_for(references, self._update_deadline_s, f"{what} on the generators")
+    def _wait(self, references: Sequence[Any], what: str) -> list[Any]:
+        return wait_for(references, self._deadline_s, what, self._meanwhile)

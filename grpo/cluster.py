@@ -1,4 +1,4 @@
-"""Ray: where learner ranks and generators run. The other half of the Ray room is `grpo.actors`."""
+"""Ray: where learner ranks and generators run. The rest of the Ray room says how they are called."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from grpo import config
-from grpo.actors import GeneratorActor, GeneratorGroup, LearnerActor, LearnerGroup, free_address, wait_for
+from grpo.actors import LearnerActor, LearnerGroup, free_address, wait_for
+from grpo.generator_group import GeneratorGroup, Limits
 from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
 from grpo.preflight import NodeProbes, Outcome, generator_setup, new_weights, probe_all
+from grpo.replica import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.setups import Device, GeneratorSetup, LearnerSetup
 
 
@@ -122,26 +124,51 @@ class Cluster:
         return join
 
     def start_generators(
-        self, setups: Sequence[GeneratorSetup], group_deadline_s: float, update_deadline_s: float
+        self,
+        setups: Sequence[GeneratorSetup],
+        group_deadline_s: float,
+        update_deadline_s: float,
+        tell: Callable[[str], object] = print,
     ) -> Callable[[], GeneratorGroup]:
-        """Start the replicas; call the result to wait until all engines are up."""
+        """Start the replicas; call the result to wait until all engines are up.
+
+        Args:
+            setups: one for each replica.
+            group_deadline_s: longest wait for the next finished group.
+            update_deadline_s: longest wait for one part of a weight update.
+            tell: is given a line about each replica that is restarted.
+        """
         first = 0 if self._plan.share_gpus else self._plan.learner_ranks
-        actors = [
-            self._place(
+
+        def place(index: int, after: Any) -> Any:
+            actor = self._place(
                 GeneratorActor,
                 first + index,
                 self._plan.generator_threads,
                 float(self._plan.generator_devices),
-                _generator_environment(setup),
-            ).remote(setup)
-            for index, setup in enumerate(setups)
-        ]
-        self._actors += actors
-        starting = [actor.ready.remote() for actor in actors]
+                _generator_environment(setups[index]),
+                concurrency_groups=CONCURRENCY_GROUPS,
+            ).remote(setups[index], after)
+            self._actors.append(actor)
+            return actor
+
+        settings = setups[0].generator
+        group = GeneratorGroup(
+            place,
+            len(setups),
+            Limits(
+                start_s=self._settings.start_deadline_s,
+                group_s=group_deadline_s,
+                update_s=update_deadline_s,
+                hang_s=settings.hang_deadline_s,
+                max_restarts=settings.max_restarts,
+            ),
+            tell,
+        )
 
         def join() -> GeneratorGroup:
-            wait_for(starting, self._settings.start_deadline_s, f"{len(actors)} generators to load the policy")
-            return GeneratorGroup(actors, group_deadline_s, update_deadline_s)
+            group.wait_started()
+            return group
 
         return join
 
@@ -165,9 +192,13 @@ class Cluster:
             )
         return group
 
-    def _place(self, cls: type, bundle: int, cpus: float, devices: float, environment: dict[str, str]) -> Any:
+    def _place(
+        self, cls: type, bundle: int, cpus: float, devices: float, environment: dict[str, str], **fixed: Any
+    ) -> Any:
         gpus = 0.0 if self.device == "cpu" else devices * (0.5 if self._plan.share_gpus else 1.0)
-        return ray.remote(cls).options(
+        # What Ray wants to know of a class once and for all, not of each actor.
+        remote = ray.remote(**fixed)(cls) if fixed else ray.remote(cls)
+        return remote.options(
             num_cpus=cpus,
             num_gpus=gpus,
             runtime_env={"env_vars": environment},
@@ -291,10 +322,9 @@ def _learner_environment(device: Device, threads: int) -> dict[str, str]:
 
 
 def _generator_environment(setup: GeneratorSetup) -> dict[str, str]:
-    own_process = {"auto": setup.device == "cuda", "in_actor": False, "own_process": True}[setup.generator.engine]
     environment = {
         **_common_environment(setup.generator.threads),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(setup.generator.in_own_process(setup.device))),
         "VLLM_LOGGING_LEVEL": "WARNING",
         # A trainer tells nobody what it runs.
         "VLLM_NO_USAGE_STATS": "1",

@@ -141,6 +141,11 @@ class Rollout(Section):
     """Strings that end a completion."""
     deadline_s: Seconds = 1800.0
     """The run stops when no group at all has finished for so long."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 0
+    """Versions of the policy by which sampling may run ahead of training (docs/async.md); 0 samples, then trains."""
+    partial: Literal["continue", "restart"] = "continue"
+    """What happens to completions that are under way when new weights come: they go on under them, each token stamped
+    with the version that sampled it, or begin again."""
 
 
 class GeneratorConfig(Section):
@@ -161,6 +166,14 @@ class GeneratorConfig(Section):
     """Compile and capture graphs on GPU; on CPU the model always runs eagerly."""
     threads: Positive = 1
     """CPU threads of each replica."""
+    hang_deadline_s: Seconds = 300.0
+    """A replica whose engine does not finish a step for so long, while it has work, is restarted."""
+    max_restarts: Annotated[int, Field(ge=0)] = 10
+    """Restarts of replicas, all together, that a run survives."""
+
+    def in_own_process(self, device: Literal["cpu", "cuda"]) -> bool:
+        """Whether the engine runs in processes of its own."""
+        return {"auto": device == "cuda", "in_actor": False, "own_process": True}[self.engine]
 
 
 class WeightSyncConfig(Section):
@@ -302,6 +315,11 @@ class TrainConfig(Section):
     def _sleep_problems(self) -> list[str]:
         if not self.cluster.sleep:
             return []
+        if self.rollout.max_policy_lag:
+            return [
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} samples while the policy is trained, and with "
+                "cluster.sleep the generators sleep then; leave one of the two out"
+            ]
         if not self.cluster.share_gpus:
             return [
                 "cluster.sleep has nobody to make room for without cluster.share_gpus; set that, or leave sleep out"

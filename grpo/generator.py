@@ -6,10 +6,11 @@ it brings, and in processes of its own on GPU. Nothing here knows of Ray; `grpo.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,23 +22,32 @@ from vllm import SamplingParams as EngineSampling
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from grpo import weight_transfer
 from grpo.setups import GeneratorSetup
-from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
+from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 
-# A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
-HAND_ON_S = 0.05
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: Request
+    sampling: SamplingParams
 
 
 class Generator:
-    """One vLLM engine with the policy's weights and their version."""
+    """One vLLM engine with the policy's weights and their version.
+
+    Requests may be under way while weights are updated: they are held between two engine steps, and go on under the new
+    version or, with `rollout.partial` = `restart`, begin again.
+    """
 
     def __init__(self, setup: GeneratorSetup) -> None:
         """Load the policy. `grpo.cluster` has set the process's environment."""
         weight_transfer.register()
         on_cpu = setup.device == "cpu"
+        own_process = setup.generator.in_own_process(setup.device)
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
         self._ends = end_tokens(setup.policy_path, self._tokenizer)
         self._engine = LLMEngine.from_engine_args(
@@ -58,37 +68,45 @@ class Generator:
                 # The policy's own default temperature and top-k must not slip into the samples.
                 generation_config="vllm",
                 disable_log_stats=True,
-                # Steps follow one another without guessing ahead: the same requests give the same batches.
-                async_scheduling=False if on_cpu else None,
+                # Steps follow one another without guessing ahead: the same requests give the same batches. And only an
+                # engine in its own process waits, when it is paused, for a step that was begun ahead.
+                async_scheduling=None if own_process else False,
             )
         )
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
-        self._policy_version = 0
+        self._engine.set_weight_version("0")
+        self._restart = setup.partial == "restart"
+        self._asked: dict[str, _Asked] = {}
+        self._finished: Finished = []
+        self._scored: dict[str, RequestOutput] = {}
+        # While weights are updated: what begins when they are in place.
+        self._held: list[_Asked] | None = None
         self._requests = 0
 
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Finished]:
-        """Sample for all requests, handing groups on as they finish, those of `HAND_ON_S` together."""
-        waiting: dict[str, int] = {}
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._finished) or (bool(self._asked) and self._held is None)
+
+    def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        """Begin to sample for all requests."""
         for request in requests:
-            name = self._new_name()
-            waiting[name] = request.index
-            self._engine.add_request(
-                name,
-                {"prompt_token_ids": list(request.token_ids)},
-                _engine_sampling(sampling, request.seed, self._ends),
-            )
-        finished: Finished = []
-        handed_on = time.monotonic()
-        while waiting:
-            finished += [(waiting.pop(output.request_id), self._completions(output)) for output in self._step()]
-            if finished and (not waiting or time.monotonic() - handed_on > HAND_ON_S):
-                yield finished
-                finished, handed_on = [], time.monotonic()
+            self._start(_Asked(request, sampling))
+
+    def step(self) -> Finished:
+        """Sample a token of each running completion; the groups that this finished, and those of calls before it.
+
+        Raises:
+            EngineDied: the engine's process is gone.
+        """
+        if self._asked and self._held is None:
+            self._advance()
+        finished, self._finished = self._finished, []
+        return finished
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token but the first of each sequence, at temperature 1."""
-        # Cached prefixes have no log-probabilities to give, and may be another version's.
-        self._engine.reset_prefix_cache()
+        assert self._held is None, "a paused engine scores nothing"
         names = [self._new_name() for _ in sequences]
         for name, sequence in zip(names, sequences, strict=True):
             sampling = EngineSampling(
@@ -100,16 +118,20 @@ class Generator:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._engine.add_request(name, {"prompt_token_ids": list(sequence)}, sampling)
-        scored: dict[str, list[float]] = {}
-        while len(scored) < len(names):
-            for output in self._step():
-                ids, found = output.prompt_token_ids, output.prompt_logprobs
-                assert ids is not None and found is not None
-                scored[output.request_id] = [_logprob(found[i], ids[i]) for i in range(1, len(ids))]
-        return [scored[name] for name in names]
+        while len(self._scored) < len(names):
+            self._advance()
+        scored, self._scored = self._scored, {}
+        return [_prompt_logprobs(scored[name]) for name in names]
 
     def begin_update(self) -> None:
-        """Make ready for new weights. The engine must be idle."""
+        """Make ready for new weights: hold what is under way."""
+        # Level 0 only pauses; a step that was begun ahead is finished first, and its tokens are the old version's.
+        self._engine.sleep(level=0, mode="keep")
+        self._held = []
+        if self._restart:
+            self._engine.abort_request(list(self._asked))
+            self._held = list(self._asked.values())
+            self._asked.clear()
         self._engine.collective_rpc("start_weight_update")
 
     def update(self, bucket: np.ndarray) -> list[str]:
@@ -125,12 +147,17 @@ class Generator:
     def finish_update(self, policy_version: int) -> None:
         """All buckets have come: sample from them, as `policy_version`, from now on."""
         self._engine.collective_rpc("finish_weight_update")
+        # Keys and values are the old weights': those of running requests are computed again from their tokens.
+        self._engine.reset_prefix_cache(reset_running_requests=True)
         self._engine.set_weight_version(str(policy_version))
-        self._engine.reset_prefix_cache()
-        self._policy_version = policy_version
+        self._engine.wake_up(tags=["scheduling"])
+        held, self._held = self._held or [], None
+        for asked in held:
+            self._start(asked)
 
     def sleep(self) -> None:
         """Move the weights into the host's memory and drop the cache. The engine must be idle; end with `wake`."""
+        assert not self._asked, "what is under way would be lost"
         self._engine.sleep(level=1)
 
     def wake(self) -> None:
@@ -142,8 +169,30 @@ class Generator:
         self._requests += 1
         return str(self._requests)
 
-    def _step(self) -> list[RequestOutput]:
-        return [output for output in self._engine.step() if isinstance(output, RequestOutput) and output.finished]
+    def _start(self, asked: _Asked) -> None:
+        if self._held is not None:
+            self._held.append(asked)
+            return
+        name = self._new_name()
+        with _alive():
+            self._engine.add_request(
+                name,
+                {"prompt_token_ids": list(asked.request.token_ids)},
+                _engine_sampling(asked.sampling, asked.request.seed, self._ends),
+            )
+        self._asked[name] = asked
+
+    def _advance(self) -> None:
+        with _alive():
+            outputs = self._engine.step()
+        for output in outputs:
+            if not isinstance(output, RequestOutput) or not output.finished:
+                continue
+            asked = self._asked.pop(output.request_id, None)
+            if asked is None:
+                self._scored[output.request_id] = output
+            else:
+                self._finished.append((asked.request.index, self._completions(output)))
 
     def _completions(self, output: RequestOutput) -> tuple[Completion, ...]:
         sampled = sorted(output.outputs, key=lambda one: one.index)
@@ -156,12 +205,28 @@ class Generator:
             if one.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended a completion with {one.finish_reason!r} instead of stop or length")
             ids = tuple(one.token_ids)
-            assert one.logprobs is not None
+            assert one.logprobs is not None and one.weight_versions is not None
             logprobs = tuple(_logprob(one.logprobs[position], token) for position, token in enumerate(ids))
-            span = VersionSpan(0, len(ids), self._policy_version)
+            # The engine stamps what each of its steps sampled, wherever it runs.
+            spans = tuple(VersionSpan(span.start, span.end, int(span.version)) for span in one.weight_versions)
             reason: Literal["stop", "length"] = "stop" if one.finish_reason == "stop" else "length"
-            completions.append(Completion(ids, logprobs, text, reason, (span,)))
+            completions.append(Completion(ids, logprobs, text, reason, spans))
         return tuple(completions)
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as dead:
+        # vLLM's own error cannot be read where vLLM is not installed.
+        raise EngineDied("the process of a generator's engine is gone") from dead
+
+
+def _prompt_logprobs(output: RequestOutput) -> list[float]:
+    ids, found = output.prompt_token_ids, output.prompt_logprobs
+    assert ids is not None and found is not None
+    return [_logprob(found[i], ids[i]) for i in range(1, len(ids))]
 
 
 def _logprob(of_position: Mapping[int, Logprob] | None, token: int) -> float:

@@ -105,7 +105,10 @@ class NodeProbes:
         make_policy(SMALL, [], Path(path), seed=1)
         self._generator = Generator(generator_setup(path, self._device))
         started = time.monotonic()
-        ((_, completions),) = next(self._generator.generate([Request(0, PROBE, 0)], SamplingParams(1, 8, 1.0, ())))
+        self._generator.submit([Request(0, PROBE, 0)], SamplingParams(1, 8, 1.0, ()))
+        while not (finished := self._generator.step()):
+            pass
+        ((_, completions),) = finished
         return f"{len(completions[0].token_ids)} token(s) in {1000 * (time.monotonic() - started):.0f} ms"
 
     def _weight_push(self, bucket: np.ndarray) -> str:

@@ -50,52 +50,76 @@ def collect(
         TimeoutError: a verdict did not come in time: the pool itself hangs, as single verdicts have deadlines.
         RuntimeError: a prompt got no group, or two.
     """
-    verifying: dict[int, tuple[Sequence[Completion], list[Mapping[str, Future[Verdict]]]]] = {}
+    verifying = Verifying(verify, specs)
     missing = set(range(len(prompts)))
     for index, completions in generate(prompts):
         if index not in missing:
             raise RuntimeError(f"prompt {index} got a second group")
         missing.remove(index)
-        verifying[index] = (completions, [verify(prompts[index], completion) for completion in completions])
-        for done in [i for i, (_, verdicts) in verifying.items() if _all_done(verdicts)]:
-            yield done, _group(prompts[done], *verifying.pop(done), specs)
+        verifying.start(index, prompts[index], completions)
+        yield from verifying.done()
     if missing:
         raise RuntimeError(f"{len(missing)} of {len(prompts)} prompts got no group, the first is {min(missing)}")
-    for index in list(verifying):
-        completions, verdicts = verifying.pop(index)
-        pending = [future for named in verdicts for future in named.values()]
-        late = concurrent.futures.wait(pending, timeout=verdict_wait_s).not_done
-        if late:
-            raise TimeoutError(
-                f"{len(late)} verdicts on prompt {prompts[index].id} did not come within {verdict_wait_s:.0f} s"
-            )
-        yield index, _group(prompts[index], completions, verdicts, specs)
+    while verifying:
+        if not verifying.wait(verdict_wait_s):
+            raise verifying.late(verdict_wait_s)
+        yield from verifying.done()
 
 
-def with_refills(
-    prompts: Sequence[Prompt],
-    sample: Callable[[Sequence[Prompt], int], Sequence[Group]],
-    more: Callable[[int], Sequence[Prompt]],
-    rounds: int,
-) -> list[Group]:
-    """Groups of the prompts, and of others asked in place of groups without variance, until enough have some.
+class Verifying:
+    """Groups that are sampled and wait for their verdicts."""
+
+    def __init__(self, verify: Verify, specs: Sequence[VerifierSpec]) -> None:
+        """Begin with none; the arguments are those of `collect`."""
+        self._verify = verify
+        self._specs = specs
+        self._waiting: dict[int, tuple[Prompt, Sequence[Completion], list[Mapping[str, Future[Verdict]]]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def start(self, index: int, prompt: Prompt, completions: Sequence[Completion]) -> None:
+        """Start the verification of a group, which the caller knows by `index`."""
+        self._waiting[index] = (prompt, completions, [self._verify(prompt, completion) for completion in completions])
+
+    def done(self) -> list[tuple[int, Group]]:
+        """Hand out the groups that have all of their verdicts by now."""
+        done = [index for index, (_, _, verdicts) in self._waiting.items() if _all_done(verdicts)]
+        return [(index, _group(*self._waiting.pop(index), self._specs)) for index in done]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the verdicts of the group that was started first; False where some are still out."""
+        return not concurrent.futures.wait(self._first()[1], timeout=timeout_s).not_done
+
+    def late(self, waited_s: float) -> TimeoutError:
+        """The error that tells what `wait` waited for."""
+        prompt, pending = self._first()
+        count = sum(not future.done() for future in pending)
+        return TimeoutError(f"{count} verdicts on prompt {prompt.id} did not come within {waited_s:.0f} s")
+
+    def _first(self) -> tuple[Prompt, list[Future[Verdict]]]:
+        prompt, _, verdicts = next(iter(self._waiting.values()))
+        return prompt, [future for named in verdicts for future in named.values()]
+
+
+def with_refills(wanted: int, sample: Callable[[int, int], Sequence[Group]], rounds: int) -> list[Group]:
+    """So many groups, and others in place of groups without variance, until enough have some.
 
     DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, bounded and without waste: a round asks for
-    exactly as many prompts as are missing, so that no group with variance is ever too many, and every group that was
+    exactly as many groups as are missing, so that no group with variance is ever too many, and every group that was
     sampled is returned.
 
     Args:
-        prompts: of the first round; as many groups with variance are wanted.
-        sample: prompts and the number of the round, from 0 -> their groups.
-        more: how many -> further prompts.
+        wanted: groups of the first round, and groups with variance that are wanted.
+        sample: how many, and the number of the round, from 0 -> further groups.
         rounds: after the first, at most.
     """
-    groups = list(sample(prompts, 0))
+    groups = list(sample(wanted, 0))
     for number in range(1, rounds + 1):
-        missing = len(prompts) - int(informative_groups(*reward_tensors(groups)).sum())
+        missing = wanted - int(informative_groups(*reward_tensors(groups)).sum())
         if missing == 0:
             break
-        groups += sample(more(missing), number)
+        groups += sample(missing, number)
     return groups
 
 
@@ -118,7 +142,11 @@ def _group(
 
 
 def seed_of(run_seed: int, step: int, prompt: Prompt, refill: int = 0) -> int:
-    """Seed of a group's samples: the same for the same run, step, refill and prompt, wherever it is sampled."""
+    """Seed of a group's samples: the same for the same run, step, refill and prompt, wherever it is sampled.
+
+    `step` is the one that the group is for where nothing is sampled ahead, whenever it is sampled
+    (`grpo.staleness.Ticket.batch`).
+    """
     again = f"/{refill}" if refill else ""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt.id}{again}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big")

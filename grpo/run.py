@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from grpo import checkpoint, config
-from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
+from grpo.actors import LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
+from grpo.batching import TrainBatch
 from grpo.cluster import Cluster
+from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.generator_group import GeneratorGroup
 from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.rollout import check_failures, collect, seed_of, with_refills
+from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
-from grpo.step_metrics import verifier_metrics
+from grpo.staleness import Ledger
+from grpo.step_metrics import lag_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
 from grpo.turns import Turns
@@ -68,6 +73,8 @@ class TrainingRun:
         self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
         self.folder = Path(settings.run.folder)
         self.step = 0
+        # The version that the learner will be when it has done all that was asked of it.
+        self._begun = 0
         self._checkpoint_s: float | None = None
         self._closing = contextlib.ExitStack()
 
@@ -128,12 +135,18 @@ class TrainingRun:
                 state = found.driver_state()
                 self.cursor.load_state_dict(state["cursor"])
                 self.step = found.step
+        self.rollouts = self._collector()
+        if found and "rollouts" in state:
+            self.rollouts.load_state_dict(state["rollouts"], self.training.prompts)
+        if settings.rollout.max_policy_lag:
+            self.learner.meanwhile(self.rollouts.drain)
         self.sync = WeightSync(
             self.learner,
             self.generators,
             settings.weight_sync.bucket_mib << 20,
             settings.weight_sync.tolerance or TOLERANCES[settings.policy.dtype],
         )
+        self.generators.on_restart(self._push_to)
         spare_the_collector()
 
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
@@ -169,31 +182,48 @@ class TrainingRun:
                     device=cluster.device,
                     replica=replica,
                     sleeps=takes_turns,
+                    partial=settings.rollout.partial,
                 )
                 for replica in range(settings.generator.replicas)
             ],
             settings.rollout.deadline_s,
             settings.weight_sync.deadline_s,
+            self._progress.show,
         )
         self.learner, self.generators = join_learner(), join_generators()
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
 
-    def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:
-        """Sample and score a group for each prompt, in the prompts' order, then those of `refill_rounds`."""
+    def _collector(self) -> Collector:
         rollout = self.settings.rollout
         sampling = SamplingParams(
             rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
         )
-        # What evaluations asked of the pool is not a step's.
-        self._pool.take_recent()
-        groups = with_refills(
-            prompts,
-            lambda asked, number: self._collect(asked, sampling, watch, number),
+        open_groups = rollout.prompts_per_step * (1 + rollout.max_policy_lag)
+        return Collector(
+            self.generators.stream(sampling),
+            Verifying(self._verify, self.specs),
+            Ledger(rollout.prompts_per_step, rollout.max_policy_lag, self.settings.train.steps, self.step),
             self.cursor.next,
+            run_seed=self.settings.run.seed,
+            verdict_wait_s=self._verdict_wait_s(open_groups * sampling.samples),
+        )
+
+    def collect(self, watch: Stopwatch) -> list[Group]:
+        """A step's groups, sampled and scored, in the order of their prompts, then those of `refill_rounds`."""
+        self.turns.generate()
+        self.rollouts.fill()
+        groups = with_refills(
+            self.settings.rollout.prompts_per_step,
+            lambda count, number: self.rollouts.take(count, watch, number),
             self.settings.algorithm.refill_rounds,
         )
         check_failures(groups, self.settings.verification.max_failure_share)
         return groups
+
+    def learn(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
+        """An optimizer step for each batch, in order: what comes out is the next version of the policy."""
+        self._begun = self.step + 1
+        return self.learner.steps(batches)
 
     def refresh_reference(self) -> None:
         """Make the reference the present policy after every so many steps, where that is asked for."""
@@ -202,8 +232,12 @@ class TrainingRun:
             self.learner.refresh_reference()
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Latencies and cache hits of the verdicts since `collect` began."""
+        """Latencies and cache hits of the verdicts since the last step, those of evaluations left out."""
         return verifier_metrics(self._pool.take_recent())
+
+    def lag_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """How old the tokens of the step that was just taken are, and what is under way beside it."""
+        return lag_metrics(groups, self.step - 1) | self.rollouts.metrics()
 
     def evaluate(self) -> dict[str, float]:
         """Greedy accuracy on the held-out prompts; nothing where there are none."""
@@ -213,8 +247,10 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
+        groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
         check_failures(groups, self.settings.verification.max_failure_share)
+        # What an evaluation asked of the pool is not a step's.
+        self._pool.take_recent()
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
         return {
@@ -224,23 +260,22 @@ class TrainingRun:
             "time/eval_s": watch.elapsed_s,
         }
 
-    def _collect(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, watch: Stopwatch, refill: int = 0
-    ) -> list[Group]:
+    def _answers(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Group]:
         self.turns.generate()
-        seeds = [seed_of(self.settings.run.seed, self.step, prompt, refill) for prompt in prompts]
+        seeds = [seed_of(self.settings.run.seed, self.step, prompt) for prompt in prompts]
 
         def generate(asked: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
-            watch.start("generate")
-            yield from self.generators.generate(asked, sampling, seeds)
-            # What is left after the last group was sampled is waiting for verdicts.
-            watch.start("verify")
+            for finished in self.generators.generate(asked, sampling, seeds):
+                yield finished
+                self.rollouts.drain()
 
-        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
-        wait_s = 60.0 + 4 * self.settings.verification.deadline_s * len(prompts) * sampling.samples
+        wait_s = self._verdict_wait_s(len(prompts) * sampling.samples)
         groups = dict(collect(prompts, generate, self._verify, self.specs, verdict_wait_s=wait_s))
-        watch.start(None)
         return [groups[index] for index in range(len(prompts))]
+
+    def _verdict_wait_s(self, completions: int) -> float:
+        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
+        return 60.0 + 4 * self.settings.verification.deadline_s * completions
 
     def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
         row = {**prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
@@ -251,12 +286,23 @@ class TrainingRun:
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""
         self.turns.generate()
+        difference = self.sync.push(self.step, self._probe(groups))
+        self.rollouts.pushed(self.step)
+        return difference
+
+    def _push_to(self, replica: int) -> None:
+        """Bring the present weights to one replica, which was restarted, and prove it."""
+        # The learner hands its weights over after the steps that it has begun, and they are the next version then.
+        version = max(self.step, self._begun)
+        replace(self.sync, generators=self.generators.only(replica)).push(version, self._probe())
+
+    def _probe(self, groups: Sequence[Group] = ()) -> list[list[int]]:
         limits = self.settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self.training.prompts if len(prompt.token_ids) > 1]
         # vLLM scores a sequence only where one more token would fit.
         longest = min(limits.probe_tokens, self.settings.max_sequence_tokens - 1)
-        return self.sync.push(self.step, [list(ids[:longest]) for ids in probe[: limits.probe_sequences]])
+        return [list(ids[:longest]) for ids in probe[: limits.probe_sequences]]
 
     def evaluation_is_due(self) -> bool:
         """After every so many steps, and after the last."""
@@ -275,7 +321,7 @@ class TrainingRun:
                 self.folder,
                 self.step,
                 self.learner.save,
-                {"step": self.step, "cursor": self.cursor.state_dict()},
+                {"step": self.step, "cursor": self.cursor.state_dict(), "rollouts": self.rollouts.state_dict()},
                 self.settings.train.keep_checkpoints,
             )
         self._checkpoint_s = watch.elapsed_s

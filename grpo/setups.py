@@ -58,6 +58,7 @@ class GeneratorSetup:
         device: `cpu` or `cuda`.
         replica: number of this replica.
         sleeps: it will give its memory back between rounds; on `cuda` only.
+        partial: what happens to completions that are under way when new weights come.
     """
 
     policy_path: str
@@ -68,3 +69,4 @@ class GeneratorSetup:
     device: Device
     replica: int
     sleeps: bool = False
+    partial: Literal["continue", "restart"] = "continue"

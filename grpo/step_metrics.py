@@ -10,7 +10,7 @@ from grpo.advantages import informative_groups
 from grpo.config import TrainConfig
 from grpo.rollout import reward_tensors
 from grpo.stopwatch import Stopwatch
-from grpo.types import Group
+from grpo.types import Group, Rollout
 from rewards.pool_stats import Tally
 from rewards.verdict import Status
 
@@ -101,6 +101,28 @@ def verifier_metrics(tallies: Mapping[str, Tally]) -> dict[str, float]:
     return metrics
 
 
+def lag_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """How old the tokens of a step's groups are, in versions of the policy.
+
+    Args:
+        groups: that the step trained on.
+        version: of the policy when the step began.
+    """
+    spans = [span for group in groups for rollout in group.rollouts for span in rollout.completion.spans]
+    tokens = sum(span.stop - span.start for span in spans)
+    carried = [any(_oldest(rollout) < version for rollout in group.rollouts) for group in groups]
+    return {
+        "rollout/policy_lag_mean": sum((span.stop - span.start) * (version - span.policy_version) for span in spans)
+        / tokens,
+        "rollout/policy_lag_max": float(max(version - span.policy_version for span in spans)),
+        "rollout/groups_carried_over": float(sum(carried)),
+    }
+
+
+def _oldest(rollout: Rollout) -> int:
+    return min(span.policy_version for span in rollout.completion.spans)
+
+
 def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:
     """Seconds by phase, and sampled completions and tokens by second of the whole step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -108,6 +130,7 @@ def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]
     times = watch.metrics()
     return {
         **times,
+        "time/learner_idle_s": times.get("time/generate_s", 0.0) + times.get("time/verify_s", 0.0),
         "throughput/completions_per_s": len(rollouts) / times["time/step_s"],
         "throughput/tokens_per_s": tokens / times["time/step_s"],
     }

@@ -22,7 +22,8 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
     """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or one of its relatives, or go on with a run.
 
     Each step samples a group of completions for each of P prompts from the current policy, scores them, and takes
-    `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md).
+    `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md). With
+    `rollout.max_policy_lag` groups of the next steps are sampled meanwhile (docs/async.md).
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
@@ -37,8 +38,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             run.report.step(0, run.evaluate())
         while run.step < schedule.steps and not interrupt.requested:
             watch = Stopwatch()
-            prompts = run.cursor.next(settings.rollout.prompts_per_step)
-            groups = run.collect(prompts, watch)
+            groups = run.collect(watch)
 
             rewards_PG, valid_PG = reward_tensors(groups)
             carries_loss_PG = carries_loss(algorithm, groups, rewards_PG, valid_PG)
@@ -61,9 +61,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
                     length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
                 )
             )
-            updates = [
-                {**update, **batch.shares()} for batch, update in zip(batches, run.learner.steps(batches), strict=True)
-            ]
+            updates = [{**update, **batch.shares()} for batch, update in zip(batches, run.learn(batches), strict=True)]
             run.step += 1
             run.refresh_reference()
 
@@ -72,7 +70,7 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             watch.start(None)
 
             metrics = rollout_metrics(groups, settings, kl_PG) | update_metrics(updates) | speed_metrics(watch, groups)
-            metrics |= {"sync/probe_mean_difference": difference} | run.verifier_metrics()
+            metrics |= {"sync/probe_mean_difference": difference} | run.verifier_metrics() | run.lag_metrics(groups)
             metrics |= run.take_checkpoint_metrics()
             if run.evaluation_is_due():
                 metrics |= run.evaluate()

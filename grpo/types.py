@@ -146,3 +146,20 @@ class Request:
 
 # Groups that finished together: (the request's index, its completions).
 Finished = list[tuple[int, tuple[Completion, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a generator says when it is asked.
+
+    Attributes:
+        finished: groups that finished since it was last asked.
+        stalled_s: seconds that its engine has been in its present step or call; 0 where it waits for work.
+    """
+
+    finished: Finished
+    stalled_s: float
+
+
+class EngineDied(RuntimeError):
+    """The process that a generator's engine runs in is gone."""

@@ -15,9 +15,10 @@ import torch
 from setups_for_tests import CPU, generator_setup, learner_setups, random_batch, random_sequences
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.actors import GeneratorGroup, LearnerGroup
+from grpo.actors import LearnerGroup
 from grpo.batching import batch
 from grpo.cluster import Cluster, Plan
+from grpo.generator_group import GeneratorGroup
 from grpo.packing import TrainingSequence
 from grpo.types import Completion, Prompt, SamplingParams
 from grpo.weight_sync import TOLERANCES, WeightMismatch, WeightSync

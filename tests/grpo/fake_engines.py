@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
-from grpo.types import Completion, Prompt, SamplingParams, VersionSpan
+from grpo.types import Completion, Finished, Prompt, Request, SamplingParams, VersionSpan
 
 ANSWERS = ("<answer>1</answer>", "<answer>2</answer>", "nothing")
 
@@ -29,6 +30,10 @@ class FakeLearner:
     refreshed: list[int] = field(default_factory=list)
     awake: bool = True
     turns: list[str] = field(default_factory=list)
+    work: Callable[[], None] = lambda: None
+
+    def meanwhile(self, work: Callable[[], None]) -> None:
+        self.work = work
 
     def sleep(self) -> None:
         assert self.awake
@@ -46,6 +51,7 @@ class FakeLearner:
     def step(self, batch: TrainBatch) -> dict[str, float]:
         assert self.awake
         assert len(batch.ranks) == self.ranks
+        self.work()
         self.optimizer_steps += 1
         self.denominators.append(batch.ranks[0].denominator)
         for microbatch in batch.ranks[0].microbatches:
@@ -84,21 +90,94 @@ class FakeLearner:
 
 
 @dataclass
+class Sampling:
+    """A request on its way: it is finished after `ticks`, and its tokens come evenly over them."""
+
+    request: Request
+    ticks: int
+    done: int = 0
+    # Of each tick that is done, the version that sampled.
+    versions: list[int] = field(default_factory=list)
+
+
+@dataclass
+class FakeStream:
+    """`finished` is the clock: each call is a tick, and one that waits ticks until something is finished."""
+
+    generators: FakeGenerators
+    sampling: SamplingParams
+    running: list[Sampling] = field(default_factory=list)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.running)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        fakes = self.generators
+        assert fakes.awake
+        assert not {request.index for request in requests} & {one.request.index for one in self.running}
+        fakes.asked.append((self.sampling.samples, tuple(request.token_ids for request in requests)))
+        fakes.seeds += [(self.sampling.samples, request.seed) for request in requests]
+        fakes.on_sampled(fakes.versions[-1], self.sampling.samples)
+        self.running += [Sampling(request, fakes.latency(request.seed)) for request in requests]
+
+    def finished(self, wait: bool = True) -> Finished:
+        if wait and not self.running:
+            raise RuntimeError("nothing is unfinished")
+        assert self.generators.awake or not self.running
+        found: list[Sampling] = []
+        while not found:
+            for one in self.running:
+                one.done += 1
+                one.versions.append(self.generators.versions[-1])
+            found = [one for one in self.running if one.done >= one.ticks]
+            self.running = [one for one in self.running if one.done < one.ticks]
+            if not wait:
+                break
+        return [(one.request.index, self._completions(one)) for one in reversed(found)]
+
+    def restart(self) -> None:
+        for one in self.running:
+            one.done, one.versions = 0, []
+
+    def _completions(self, one: Sampling) -> tuple[Completion, ...]:
+        count = self.sampling.max_tokens
+        # As long as may be, which is when limits matter.
+        sampled = [one.versions[token * len(one.versions) // count] for token in range(count)]
+        spans, begin = [], 0
+        for version, tokens in itertools.groupby(sampled):
+            end = begin + len(list(tokens))
+            spans.append(VersionSpan(begin, end, version))
+            begin = end
+        return tuple(
+            Completion((5,) * count, (-1.0,) * count, ANSWERS[(one.request.seed + i) % 3], "length", tuple(spans))
+            for i in range(self.sampling.samples)
+        )
+
+
+@dataclass
 class FakeGenerators:
-    """Answers by the seed; `on_sampled(policy version, samples)` is called before each batch of prompts."""
+    """Answers by the seed; `on_sampled(policy version, samples)` is called when requests come.
+
+    `latency(seed)` is after how many ticks a request is finished; `restarts` begins unfinished ones again at a push.
+    """
 
     max_sequence_tokens: int
     weights: int = -1
     versions: list[int] = field(default_factory=list)
-    asked: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    asked: list[tuple[int, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
     seeds: list[tuple[int, int]] = field(default_factory=list)
     on_sampled: Callable[[int, int], None] = lambda version, samples: None
+    latency: Callable[[int], int] = lambda seed: 1
+    restarts: bool = False
     deaf: bool = False
     awake: bool = True
     turns: list[str] = field(default_factory=list)
+    streams: list[FakeStream] = field(default_factory=list)
 
     def sleep(self) -> None:
         assert self.awake
+        assert not any(stream.running for stream in self.streams)
         self.awake = False
         self.turns.append("generators sleep")
 
@@ -107,22 +186,22 @@ class FakeGenerators:
         self.awake = True
         self.turns.append("generators wake")
 
+    def stream(self, sampling: SamplingParams) -> FakeStream:
+        self.streams.append(FakeStream(self, sampling))
+        return self.streams[-1]
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
-        assert self.awake
-        version = self.versions[-1]
-        self.asked.append((sampling.samples, tuple(prompt.id for prompt in prompts)))
-        self.seeds += [(sampling.samples, seed) for seed in seeds]
-        self.on_sampled(version, sampling.samples)
-        for index in reversed(range(len(prompts))):
-            yield index, tuple(self._complete(seeds[index] + i, sampling, version) for i in range(sampling.samples))
+        stream = self.stream(sampling)
+        stream.submit(
+            [Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
+        )
+        while stream.unfinished:
+            yield from stream.finished()
 
-    def _complete(self, seed: int, sampling: SamplingParams, version: int) -> Completion:
-        text = ANSWERS[seed % 3]
-        # As long as may be, which is when limits matter.
-        count = sampling.max_tokens
-        return Completion((5,) * count, (-1.0,) * count, text, "length", (VersionSpan(0, count, version),))
+    def on_restart(self, push: Callable[[int], None]) -> None:
+        pass
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
         # vLLM refuses a prompt after which no token fits.
@@ -134,6 +213,9 @@ class FakeGenerators:
         for weights in buckets:
             self.weights = self.weights if self.deaf else weights
         self.versions.append(policy_version)
+        if self.restarts:
+            for stream in self.streams:
+                stream.restart()
         return ["weight"]
 
 

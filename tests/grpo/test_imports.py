@@ -17,6 +17,8 @@ ROOMS = {
     "ray": {
         "grpo/actors.py",
         "grpo/cluster.py",
+        "grpo/generator_group.py",
+        "grpo/replica.py",
         "grpo/verifier_nodes.py",
         "launch/ray_job.py",
         "launch/ready.py",
@@ -26,7 +28,20 @@ ROOMS = {
     "peft": {"grpo/adapters.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
-DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "preparation", "run", "sft", "train", "verifier_nodes"}
+DRIVERS = {
+    "actors",
+    "cluster",
+    "generator",
+    "generator_group",
+    "learner",
+    "plan",
+    "preparation",
+    "replica",
+    "run",
+    "sft",
+    "train",
+    "verifier_nodes",
+}
 
 
 def modules(package: str) -> dict[str, Path]:

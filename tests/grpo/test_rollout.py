@@ -191,13 +191,12 @@ def refilled(script: list[list[Group]], rounds: int) -> tuple[list[Group], list[
     """Groups come as scripted, round by round; also told: which rounds were asked for how many."""
     asked: list[tuple[int, int]] = []
 
-    def sample(prompts: Sequence[Prompt], number: int) -> list[Group]:
-        asked.append((number, len(prompts)))
-        assert len(prompts) == len(script[number])
+    def sample(count: int, number: int) -> list[Group]:
+        asked.append((number, count))
+        assert count == len(script[number])
         return script[number]
 
-    found = with_refills([make_prompt(0)] * len(script[0]), sample, lambda count: [make_prompt(1)] * count, rounds)
-    return found, asked
+    return with_refills(len(script[0]), sample, rounds), asked
 
 
 def test_groups_without_variance_are_replaced_and_none_is_lost() -> None:

@@ -1,0 +1,196 @@
+"""How far sampling may run ahead of the policy: which groups may be asked for, and which a step trains on.
+
+Version n is the policy after n training steps, and step n trains version n. Sampling may run `max_policy_lag` = k
+versions ahead of training, which makes four rules of a step's P prompts:
+
+- Admission. While the policy is at version v, no more than (v + 1 + k) P groups have been asked for in all.
+- Birth. A group is born with the version that was there when it was asked for, so all its tokens are of that version
+  or a later one. Once it is sampled, it is born with the oldest version that any of its tokens is of.
+- Due. A group is due at the step k after its birth. Step n waits for all that are due by then.
+- Filling. Step n then fills up to P groups with those that finished first.
+
+Hence no token that a step trains on is more than k versions old; no more than (1 + k) P groups are open, so that the
+buffer of finished groups needs no bound of its own; no more than P are due at once, as only (n + 1) P were asked for by
+version n - k and n P are trained; and as no fewer than P are open when a step asks for its groups, it always gets them.
+With k = 0 the groups of a step are those asked for at its beginning.
+
+A refill (`algorithm.refill_rounds`) asks for some more groups and takes as many more for the step: both counts of
+admission and of training rise alike, and what is said above still holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Ticket(NamedTuple):
+    """A group that may be asked for.
+
+    Attributes:
+        group: its number, which no other group of the run has.
+        batch: what its samples' seeds are made of, beside the prompt: groups 0 to P - 1 are batch 0, and so on, at
+            whatever time they are asked for; of a refill it is the step.
+        refill: the round of refilling, 0 for the plain.
+    """
+
+    group: int
+    batch: int
+    refill: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """A group that was asked for and not yet taken; `place` tells the order in which groups finished."""
+
+    birth: int
+    sampled: bool = False
+    place: int | None = None
+
+
+class Ledger:
+    """Every group that is asked for, until a step takes it: each is taken once, and none too late."""
+
+    def __init__(self, prompts_per_step: int, max_policy_lag: int, steps: int, version: int = 0) -> None:
+        """Start with nothing open.
+
+        Args:
+            prompts_per_step: P.
+            max_policy_lag: k, 0 for on-policy.
+            steps: of the whole run; no group is asked for that no step would train on.
+            version: of the policy.
+        """
+        self._prompts_per_step = prompts_per_step
+        self._lag = max_policy_lag
+        self._steps = steps
+        self._version = version
+        self._asked = self._planned = version * prompts_per_step
+        self._finished = 0
+        self._open: dict[int, _Open] = {}
+
+    @property
+    def version(self) -> int:
+        """The policy's, which is also the number of the step that comes next."""
+        return self._version
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Groups that were asked for and are not finished, in the order of asking."""
+        return [group for group, one in self._open.items() if one.place is None]
+
+    @property
+    def buffered(self) -> int:
+        """Groups that are finished and wait for a step."""
+        return len(self._open) - len(self.unfinished)
+
+    def admit(self) -> list[Ticket]:
+        """All groups that may be asked for now; the caller must ask for them."""
+        admitted = min(self._version + 1 + self._lag, self._steps) * self._prompts_per_step
+        batches = [number // self._prompts_per_step for number in range(self._planned, admitted)]
+        self._planned = max(self._planned, admitted)
+        return [self._issue(batch, 0) for batch in batches]
+
+    def refill(self, count: int, refill: int) -> list[Ticket]:
+        """So many more for the present step, which must take as many more; the caller must ask for them."""
+        assert len(self._open) + count <= (1 + self._lag) * self._prompts_per_step
+        return [self._issue(self._version, refill) for _ in range(count)]
+
+    def sampled(self, group: int, oldest_version: int) -> None:
+        """All completions of a group are there.
+
+        Raises:
+            RuntimeError: it was not asked for, or is already there; or it holds tokens of a version from before it was
+                asked for, which a generator that missed a push would give.
+        """
+        one = self._open.get(group)
+        if one is None or one.sampled:
+            raise RuntimeError(f"group {group} came {'twice' if one else 'without having been asked for'}")
+        if oldest_version < one.birth:
+            raise RuntimeError(
+                f"group {group} was asked for at policy version {one.birth} and has tokens of version "
+                f"{oldest_version}: a generator has missed a weight push"
+            )
+        one.sampled, one.birth = True, oldest_version
+
+    def finish(self, group: int) -> None:
+        """A sampled group has all of its verdicts."""
+        one = self._open[group]
+        assert one.sampled and one.place is None
+        one.place, self._finished = self._finished, self._finished + 1
+
+    def are_sampled(self, count: int) -> bool:
+        """A step that wants `count` groups need not wait for completions, though perhaps for verdicts."""
+        return self._are_there(count, [group for group, one in self._open.items() if one.sampled])
+
+    def are_finished(self, count: int) -> bool:
+        """A step that wants `count` groups can take them: so many are finished, and all that are due among them."""
+        return self._are_there(count, [group for group, one in self._open.items() if one.place is not None])
+
+    def take(self, count: int) -> list[int]:
+        """The present step's groups, in the order in which they were asked for: the due and those that finished first.
+
+        Call only where `are_finished(count)`.
+        """
+        assert self.are_finished(count)
+        due = self._due()
+        assert len(due) <= count, (due, count)
+        places = {g: one.place for g, one in self._open.items() if one.place is not None and g not in due}
+        chosen = sorted([*due, *sorted(places, key=lambda group: places[group])[: count - len(due)]])
+        for group in chosen:
+            del self._open[group]
+        return chosen
+
+    def advance(self, version: int) -> None:
+        """The generators sample from `version` from now on, one step after the present one."""
+        assert version == self._version + 1
+        overdue = [group for group, one in self._open.items() if one.birth + self._lag < version]
+        assert not overdue, overdue
+        self._version = version
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is open, as plain data. Groups that are not finished are told as such, sampled or not."""
+        finished = [group for group, one in self._open.items() if one.place is not None]
+        return {
+            "prompts_per_step": self._prompts_per_step,
+            "max_policy_lag": self._lag,
+            "asked": self._asked,
+            "planned": self._planned,
+            "finished": [[g, self._open[g].birth] for g in sorted(finished, key=lambda g: self._open[g].place or 0)],
+            "unfinished": self.unfinished,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, at the present version. Unfinished groups are to be asked for again, and are born anew.
+
+        Raises:
+            ValueError: groups are open, and the settings that they were asked for under have changed.
+        """
+        is_open = bool(state["finished"] or state["unfinished"])
+        before, lag = state["prompts_per_step"], state["max_policy_lag"]
+        if is_open and (before != self._prompts_per_step or lag > self._lag):
+            raise ValueError(
+                f"the checkpoint holds groups that were sampled ahead under rollout.prompts_per_step={before} and "
+                f"rollout.max_policy_lag={lag}, which {self._prompts_per_step} and {self._lag} have no place for; "
+                "resume with the same prompts and the same lag or a larger one"
+            )
+        self._asked = state["asked"]
+        self._planned = state["planned"] if is_open else self._version * self._prompts_per_step
+        entries = {group: _Open(self._version) for group in state["unfinished"]}
+        for place, (group, birth) in enumerate(state["finished"]):
+            entries[group] = _Open(birth, sampled=True, place=place)
+        self._finished = len(state["finished"])
+        self._open = {group: entries[group] for group in sorted(entries)}
+
+    def _issue(self, batch: int, refill: int) -> Ticket:
+        ticket = Ticket(self._asked, batch, refill)
+        self._open[ticket.group] = _Open(self._version)
+        self._asked += 1
+        return ticket
+
+    def _due(self) -> list[int]:
+        return [group for group, one in self._open.items() if one.birth + self._lag <= self._version]
+
+    def _are_there(self, count: int, groups: Iterable[int]) -> bool:
+        there = set(groups)
+        return len(there) >= count and there.issuperset(self._due())
