@@ -11,6 +11,7 @@ class Sampled:
     group: int
     length: float
     left: float
+    number: int = 0
     runs: bool = False
 
 
@@ -31,7 +32,9 @@ class VirtualReplica:
         return {one.group for one in self.sequences}
 
     def submit(self, group: int, lengths: Sequence[int]) -> None:
-        self.sequences += [Sampled(group, float(length), float(length)) for length in lengths]
+        self.sequences += [
+            Sampled(group, float(length), float(length), number) for number, length in enumerate(lengths)
+        ]
         self._fill()
 
     def next_end_s(self) -> float:
