@@ -197,7 +197,7 @@ class Cluster:
     ) -> Any:
         gpus = 0.0 if self.device == "cpu" else devices * (0.5 if self._plan.share_gpus else 1.0)
         # What Ray wants to know of a class once and for all, not of each actor.
-        remote = ray.remote(**fixed)(cls) if fixed else ray.remote(cls)
+        remote: Any = ray.remote(**fixed)(cls) if fixed else ray.remote(cls)
         return remote.options(
             num_cpus=cpus,
             num_gpus=gpus,

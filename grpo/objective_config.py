@@ -232,6 +232,13 @@ class Algorithm(Section):
         """Every term of the loss is a multiple of the advantage, so that a completion without one adds nothing."""
         return not self.kl_in_loss and not self.entropy_coefficient
 
+    @property
+    def corrects_lag(self) -> bool:
+        """Tokens of older versions are weighed, or left out, by what the policy has moved since they were sampled."""
+        if self.mismatch_mask != "none":
+            return True
+        return self.ratio == "cispo" if self.proximal == "rollout" else self.importance_weight != "none"
+
     def problems(self, group_size: int) -> Iterator[str]:
         """What no single key can know, each with its remedy."""
         if group_size < 2 and self.advantage in _NEEDS_GROUP:

@@ -131,6 +131,9 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
         console.print(_objective(settings))
     console.print(_arithmetic(settings))
     console.print(_memory(settings))
+    warning = isinstance(settings, config.TrainConfig) and lag_warning(settings)
+    if warning:
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
     if isinstance(settings, config.SftConfig):
         console.print(_supervised_data(settings))
         return True
@@ -255,11 +258,35 @@ def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:
         f"{learner.ranks} rank(s), in microbatches of at most {learner.microbatch_tokens:,} tokens",
     )
     longest = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    if rollout.max_policy_lag:
+        open_groups = (1 + rollout.max_policy_lag) * rollout.prompts_per_step
+        table.add_row(
+            "sampling ahead",
+            f"by {rollout.max_policy_lag} versions of the policy at most: {open_groups:,} groups under way or waiting",
+        )
     table.add_row("tokens of a step", f"at most {completions * longest:,} ({longest:,} a sequence)")
     table.add_row(
         "steps", f"{settings.train.steps:,}, {settings.train.steps * algorithm.minibatches:,} optimizer steps"
     )
     return table
+
+
+def lag_warning(settings: config.TrainConfig) -> str | None:
+    """What is missing in the objective to train on tokens of older policies, with the remedy."""
+    lag, algorithm = settings.rollout.max_policy_lag, settings.algorithm
+    if not lag or algorithm.corrects_lag:
+        return None
+    found = f"rollout.max_policy_lag={lag} trains on tokens of policies up to {lag} versions old, and "
+    if algorithm.proximal == "recomputed":
+        return (
+            f"{found}algorithm.proximal=recomputed without algorithm.importance_weight takes them for the present "
+            "policy's own: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
+        )
+    return (
+        f"{found}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy has "
+        "moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
+        "algorithm.proximal=recomputed with algorithm.importance_weight=token (docs/async.md)"
+    )
 
 
 def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:

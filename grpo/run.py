@@ -112,7 +112,8 @@ class TrainingRun:
                 progress=progress,
                 rollouts_every=settings.report.rollouts_every,
                 total_steps=settings.train.steps,
-                mismatch_alarm=settings.report.mismatch_alarm,
+                # On tokens of older versions it would be the policy's progress that is measured.
+                mismatch_alarm=None if settings.rollout.max_policy_lag else settings.report.mismatch_alarm,
             )
         )
         pool = settings.verification.model_dump(include={"workers", "deadline_s"})

@@ -131,6 +131,11 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
             ["cluster.share_gpus=true", "cluster.sleep=true", "learner.zero_stage=3"],
             ["learner.zero_stage=3", "learner.offload=optimizer", "zero_stage 1 or 2"],
         ),
+        (
+            ["cluster.share_gpus=true", "cluster.sleep=true", "rollout.max_policy_lag=1"],
+            ["rollout.max_policy_lag=1 samples while", "cluster.sleep", "leave one of the two out"],
+        ),
+        (["rollout.max_policy_lag=-1"], ["rollout.max_policy_lag", "greater than or equal to 0"]),
         (["cluster.share_gpus=true", "generator.replicas=2"], ["cluster.share_gpus", "generator.replicas"]),
         (["cluster.share_gpus=true", "generator.tensor_parallel_size=2"], ["cluster.share_gpus"]),
         (["policy.path=null"], ["policy needs policy.path"]),

@@ -114,6 +114,9 @@ def test_mathematics_imports_no_room_beyond_it() -> None:
         "attention": {"grpo.packing"},
         "batching": {"grpo.aggregation", "grpo.attention", "grpo.objective_config", "grpo.packing", "grpo.types"},
         "rescoring": {"grpo.batching", "grpo.config", "grpo.losses", "grpo.packing", "grpo.types"},
+        "staleness": set[str](),
+        "group_state": {"grpo.types", "rewards.verdict"},
+        "collector": {"grpo.group_state", "grpo.rollout", "grpo.staleness", "grpo.stopwatch", "grpo.types"},
         "rollout": {
             "grpo.advantages",
             "grpo.types",

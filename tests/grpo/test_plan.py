@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from grpo.config import LearnerConfig, Policy, SftConfig
-from grpo.plan import Shape, _memory, learner_bytes
+from grpo.config import LearnerConfig, Policy, SftConfig, TrainConfig
+from grpo.objective_config import Algorithm
+from grpo.plan import Shape, _memory, lag_warning, learner_bytes
 
 SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1)
 
@@ -52,3 +53,35 @@ def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: li
         offloaded = name.split()[0] in there
         assert (f" {name}" in host) == offloaded
         assert (f" {name}" in lines["a learner rank"]) != offloaded
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ({}, "Set algorithm.preset=cispo"),
+        ({"preset": "gspo"}, "the edges of algorithm.ratio=sequence"),
+        ({"proximal": "recomputed"}, "set algorithm.importance_weight=token"),
+        # The ratio of a recomputed proximal policy is 1 at first, whatever sampled.
+        ({"preset": "cispo", "proximal": "recomputed"}, "set algorithm.importance_weight=token"),
+        ({"preset": "cispo"}, None),
+        ({"mismatch_mask": "token"}, None),
+        ({"proximal": "recomputed", "importance_weight": "token"}, None),
+        ({"proximal": "recomputed", "mismatch_mask": "geometric"}, None),
+    ],
+)
+def test_an_objective_that_does_not_correct_for_lag_is_warned_of(algorithm: dict[str, Any], said: str | None) -> None:
+    settings = TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"path": "policy"},
+            "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "numeric"}],
+            "rollout": {"max_policy_lag": 2},
+            "algorithm": Algorithm.model_validate(algorithm),
+            "train": {"steps": 1},
+        }
+    )
+    warning = lag_warning(settings)
+    assert (warning is None) if said is None else (said in (warning or "") and "max_policy_lag=2" in (warning or ""))
+    on_policy = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"max_policy_lag": 0})})
+    assert lag_warning(on_policy) is None
