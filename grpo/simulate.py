@@ -4,12 +4,10 @@ Pure arithmetic on lengths and speeds; docs/simulator.md tells the model and wha
 birth and due date are those of the training loop:
 
 - while the policy is at version v, (v + 1 + k) * P groups have been submitted, k being `rollout.max_policy_lag`;
-- a group's birth is the version at its submission, and it is due at step birth + k;
-- step n waits for the P groups that were born first, and of those born together takes the ones that finished first.
-
-Hence all that is due is taken: (n + 1) * P groups were submitted up to version n - k, and n * P were taken before step
-n, none of them while an older one was left. Were a younger group taken in an older one's place because it happens to be
-finished, more than P would fall due at once: admission leaves no room to spare.
+- a group's birth is the version at its submission and, once it is finished, that of its first token, which is later
+  where it had to wait for a slot; it is due at step birth + k;
+- step n takes the P oldest groups that are finished, of those born together the ones that finished first, as soon as no
+  more than m * P of the others are due by step n + m, for every m. So none is left that is too old for its step.
 
 Nothing is submitted between two weight pushes. So a replica's future is known at each push, and it is worked out for
 all its sequences at once: a replica decodes one token of every running sequence per engine step, so that on a clock
@@ -19,6 +17,7 @@ took follows from how many sequences ran in each.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from dataclasses import dataclass
 from typing import Literal
@@ -89,7 +88,7 @@ class Schedule:
         prompts_per_step: P, groups in a training step.
         max_policy_lag: k, by how many versions the newest policy may be ahead of one that sampled a token.
         partial: what a weight push does to groups in flight: `continue` goes on under the new weights, `restart` drops
-            their tokens, and their birth becomes the new version.
+            their tokens; either way they stay due when they were.
         prompt_tokens: length of a prompt.
     """
 
@@ -117,7 +116,7 @@ class Step:
         learned_s: the optimizer had made version n + 1.
         ended_s: that version had arrived: the next step begins.
         groups: the groups learned from, by the order of their submission from 0, rising.
-        births: their birth versions.
+        births: the versions that sampled their first tokens.
         tokens: learned from, each group's prompt counted once.
         sampled_tokens: completion tokens that all replicas sampled from `began_s` to `ended_s`.
         busy_s: seconds in which a replica had something to do in that time, summed over replicas.
@@ -172,9 +171,8 @@ def simulate(
         generators.submit(new, version, now_s)
         waiting = np.concatenate([waiting, new])
 
-        ready_s, chosen = _choose(waiting, generators, wanted, now_s)
+        ready_s, chosen, births = _choose(waiting, generators, schedule, version, now_s)
         waiting = np.setdiff1d(waiting, chosen, assume_unique=True)
-        births = generators.births[chosen]
         assert births.min() >= version - lag, "what was due at an earlier step was taken there"
         tokens = int(lengths_NG[chosen].sum()) + wanted * schedule.prompt_tokens
         learned_s = ready_s + speeds.learn_base_s + speeds.learn_token_s * tokens / deployment.learner_gpus
@@ -186,11 +184,30 @@ def simulate(
     return tuple(done)
 
 
-def _choose(waiting: Integers, generators: _Generators, wanted: int, now_s: float) -> tuple[float, Integers]:
-    """When a step is ready, and the groups that it learns from, rising."""
-    finished_s, births = generators.finished_s[waiting], generators.births[waiting]
-    oldest = np.lexsort((waiting, finished_s, births))[:wanted]
-    return max(now_s, float(finished_s[oldest].max())), np.sort(waiting[oldest])
+def _choose(
+    waiting: Integers, generators: _Generators, schedule: Schedule, version: int, now_s: float
+) -> tuple[float, Integers, Integers]:
+    """When a step is ready, the groups that it learns from, rising, and their births."""
+    wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag
+    finished_s = generators.finished_s[waiting]
+    first_token = np.where(generators.started[waiting] < 0, version, generators.started[waiting])
+
+    def choice(time_s: float) -> tuple[Integers, Integers] | None:
+        there = finished_s <= time_s
+        births = np.where(there, first_token, generators.births[waiting])
+        order = np.lexsort((waiting, finished_s, births, ~there))
+        due = np.bincount(np.maximum(births[order[wanted:]] + lag - version, 0), minlength=lag + 1)
+        if (np.cumsum(due)[: lag + 1] > wanted * np.arange(lag + 1)).any():
+            return None
+        chosen = order[:wanted][np.argsort(waiting[order[:wanted]])]
+        return waiting[chosen], births[chosen]
+
+    # What could be taken at one time can be taken at any later one.
+    times_s = np.maximum(np.sort(finished_s)[wanted - 1 :], now_s)
+    first = bisect.bisect_left(range(len(times_s)), True, key=lambda at: choice(times_s[at]) is not None)
+    found = choice(times_s[first])
+    assert found is not None
+    return float(times_s[first]), *found
 
 
 class _Generators:
@@ -203,6 +220,8 @@ class _Generators:
         self._schedule, self._deployment, self._speeds, self._lengths_NG = schedule, deployment, speeds, lengths_NG
         groups = len(lengths_NG)
         self.births = np.zeros(groups, dtype=np.int64)
+        # The version that sampled a group's first token; -1 for none, as far as the last push knows.
+        self.started = np.full(groups, -1)
         self.finished_s = np.full(groups, np.inf)
         self._replica_of = np.zeros(groups, dtype=np.int64)
         self._group: Integers = np.empty(0, dtype=np.int64)
@@ -253,10 +272,12 @@ class _Generators:
 
         again = self._prefill_s(runs, left)
         unfinished = np.unique(self._group[~over])
+        begun = np.unique(self._group[self._length - left >= 1])
+        self.started[begun[self.started[begun] < 0]] = version - 1
         self._keep(~over, left, runs)
         if self._schedule.partial == "restart":
             self._keep(np.zeros(len(self._group), dtype=np.bool_), self._left, self._runs)
-            self.births[unfinished] = version
+            self.started[unfinished] = -1
             self._append(unfinished)
         self._resumes_s = ended_s + np.maximum(0.0, self._resumes_s - held_s) + again
         return sampled, float((until_s - began_s).sum()), slot_s

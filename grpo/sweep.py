@@ -47,7 +47,7 @@ class Row:
         slots_used: mean share of the sequences that a replica may sample at a time.
         learner_idle: share of time in which the learner waited for groups: neither training nor pushing.
         gpu_idle: share of all GPUs' time in which they neither sampled nor trained nor pushed.
-        mean_lag: versions between a group's birth and its step, mean over groups.
+        mean_lag: versions between a group's first token and its step, mean over groups.
     """
 
     gpus: int

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from virtual_engines import VirtualReplica, VirtualReplicas
 
 from grpo.simulate import Deployment, Integers, Schedule, Speeds, Step, groups_needed, simulate
+from grpo.staleness import Ledger
 
 
 def constant(schedule: Schedule, steps: int, size: int, tokens: int) -> Integers:
@@ -100,40 +101,44 @@ def runs(draw: st.DrawFn, partial: str = "continue") -> dict[str, Any]:
 def plainly(
     schedule: Schedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
 ) -> list[tuple[float, float, float, tuple[int, ...]]]:
-    """The same run one event after the other: when each step was ready and ended, its replicas' work, its groups."""
+    """The same run event by event, by the loop's ledger: when each step was ready and ended, busy seconds, groups."""
     replicas = [
         VirtualReplica(deployment.max_sequences, speeds.decode_base_s, speeds.decode_sequence_s)
         for _ in range(deployment.replicas)
     ]
     engines = VirtualReplicas(replicas)
-    births: dict[int, int] = {}
-    waiting: list[int] = []
+    ledger = Ledger(schedule.prompts_per_step, schedule.max_policy_lag, steps + schedule.max_policy_lag)
+    first_token: dict[int, int] = {}
+    sampled: set[int] = set()
     told = []
     for version in range(steps):
-        while len(births) < (version + 1 + schedule.max_policy_lag) * schedule.prompts_per_step:
-            group = len(births)
-            births[group] = version
-            waiting.append(group)
-            engines.submit(group, lengths_NG[group].tolist(), schedule.prompt_tokens * speeds.prefill_token_s)
+        for ticket in ledger.admit():
+            prefill_s = schedule.prompt_tokens * speeds.prefill_token_s
+            engines.submit(ticket.group, lengths_NG[ticket.group].tolist(), prefill_s)
         before_s = engines.busy_s
         while True:
             ended_s = engines.ended_s()
-            order = sorted(waiting, key=lambda group: (births[group], ended_s.get(group, float("inf")), group))
-            chosen = order[: schedule.prompts_per_step]
-            if all(group in ended_s for group in chosen):
+            for group in sorted(ended_s.keys() - sampled, key=lambda group: ended_s[group]):
+                ledger.sampled(group, first_token.get(group, version))
+                ledger.finish(group)
+                sampled.add(group)
+            if ledger.are_finished(schedule.prompts_per_step):
                 break
             engines.run_to_next_end()
         ready_s = engines.now_s
-        waiting = [group for group in waiting if group not in chosen]
+        chosen = ledger.take(schedule.prompts_per_step)
         tokens = sum(lengths_NG[group].sum() + schedule.prompt_tokens for group in chosen)
         engines.run_until(ready_s + speeds.learn_base_s + speeds.learn_token_s * tokens / deployment.learner_gpus)
         engines.hold(speeds.push_s)
+        ledger.advance(version + 1)
+        for group in engines.begun(lengths_NG.shape[1]):
+            first_token.setdefault(group, version)
         for replica in replicas:
             running = [one for one in replica.sequences if one.runs]
             again = sum(one.length - one.left for one in running)
             again += schedule.prompt_tokens * len({one.group for one in running})
             replica.blocked_until_s = max(replica.blocked_until_s, replica.now_s) + again * speeds.prefill_token_s
-        told.append((ready_s, engines.now_s, engines.busy_s - before_s, tuple(sorted(chosen))))
+        told.append((ready_s, engines.now_s, engines.busy_s - before_s, tuple(chosen)))
     return told
 
 
@@ -173,14 +178,19 @@ def test_nothing_is_too_old_nothing_used_twice_and_no_work_is_lost(run: dict[str
             )
 
 
-def test_a_restart_samples_again_and_is_born_again() -> None:
+def test_a_restart_samples_again_and_stays_due() -> None:
     schedule = Schedule(1, 1, "restart")
     lengths = np.array([[3], [20], [3], [3]])
     steps = simulate(schedule, Deployment(1, 8), Speeds(1.0, learn_base_s=5.0), lengths, 3)
-    # At 8 s, the first push, the long one has 8 tokens and begins again; the one submitted then is finished first.
-    assert [step.groups for step in steps] == [(0,), (2,), (3,)]
-    assert [step.ready_s for step in steps] == [3.0, 11.0, 19.0]
-    assert steps[1].births == (1,)
+    # At 8 s, the first push, the long one has 8 tokens and begins again. It is waited for though another is there; from
+    # then on it is as young as that one.
+    assert [step.ready_s for step in steps] == [3.0, 28.0, 33.0]
+    assert [step.groups for step in steps] == [(0,), (2,), (1,)]
+    assert [step.births for step in steps] == [(0,), (1,), (1,)]
+    assert sum(step.sampled_tokens for step in steps) == 8 + 3 + 20 + 3 + 3
+    going_on = simulate(Schedule(1, 1), Deployment(1, 8), Speeds(1.0, learn_base_s=5.0), lengths, 3)
+    assert [step.ready_s for step in going_on] == [3.0, 20.0, 25.0]
+    assert [step.groups for step in going_on] == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("tail", ["none", "log-normal", "Pareto"])

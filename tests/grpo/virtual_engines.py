@@ -115,6 +115,16 @@ class VirtualReplicas:
         """When each finished group was finished."""
         return {group: end_s for replica in self.replicas for group, end_s in replica.ended_s.items()}
 
+    def begun(self, size: int) -> set[int]:
+        """Groups of which a completion has a whole token; a group has `size` of them."""
+        found = set(self.ended_s())
+        for replica in self.replicas:
+            for group in replica.groups():
+                own = [one for one in replica.sequences if one.group == group]
+                if len(own) < size or any(one.length - one.left >= 1 for one in own):
+                    found.add(group)
+        return found
+
     @property
     def busy_s(self) -> float:
         return sum(replica.busy_s for replica in self.replicas)
