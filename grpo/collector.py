@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from grpo.group_state import group_from_state, group_state, known_prompt
 from grpo.rollout import Verifying, seed_of
-from grpo.staleness import Ledger, Ticket
+from grpo.staleness import OpenGroups, Ticket
 from grpo.stopwatch import Stopwatch
 from grpo.types import Finished, Group, Prompt, Request
 
@@ -44,7 +44,7 @@ class Collector:
         self,
         stream: Stream,
         verifying: Verifying,
-        ledger: Ledger,
+        open_groups: OpenGroups,
         next_prompts: Callable[[int], Sequence[Prompt]],
         *,
         run_seed: int,
@@ -55,14 +55,14 @@ class Collector:
         Args:
             stream: samples; nobody else's.
             verifying: starts verification and knows when it is over.
-            ledger: which groups may be asked for, and which a step takes.
+            open_groups: which groups may be asked for, and which a step takes.
             next_prompts: how many -> the prompts to ask next.
             run_seed: what the samples' seeds are made of.
             verdict_wait_s: longest wait for verdicts once all that a step needs is sampled.
         """
         self._stream = stream
         self._verifying = verifying
-        self._ledger = ledger
+        self._open = open_groups
         self._next_prompts = next_prompts
         self._run_seed = run_seed
         self._verdict_wait_s = verdict_wait_s
@@ -74,7 +74,7 @@ class Collector:
 
     def fill(self) -> None:
         """Ask for all groups that may be asked for now, and again for those that a resume found unfinished."""
-        self._ask(self._ledger.admit())
+        self._ask(self._open.admit())
 
     def take(self, count: int, watch: Stopwatch, refill: int = 0) -> list[Group]:
         """A step's groups, in the order in which they were asked for; in a refill, after asking for as many more.
@@ -84,11 +84,11 @@ class Collector:
                 hangs, as single verdicts have deadlines.
         """
         if refill:
-            self._ask(self._ledger.refill(count, refill))
+            self._ask(self._open.refill(count, refill))
         give_up_at = None
         self.drain()
-        while not self._ledger.are_finished(count):
-            if not self._ledger.are_sampled(count):
+        while not self._open.are_finished(count):
+            if not self._open.are_sampled(count):
                 watch.start("generate")
                 self._receive(self._stream.finished())
             else:
@@ -98,7 +98,7 @@ class Collector:
                     raise self._verifying.late(self._verdict_wait_s)
                 self.drain()
         watch.start(None)
-        return [self._buffer.pop(group) for group in self._ledger.take(count)]
+        return [self._buffer.pop(group) for group in self._open.take(count)]
 
     def drain(self) -> None:
         """Start to verify what has been sampled by now, and buffer what has been verified; waits for nothing."""
@@ -106,23 +106,23 @@ class Collector:
 
     def pushed(self, version: int) -> None:
         """The generators sample from this version from now on."""
-        if version != self._ledger.version:
-            self._ledger.advance(version)
+        if version != self._open.version:
+            self._open.advance(version)
 
     def metrics(self) -> dict[str, float]:
         """What is under way, and in which share of the time since the last call there was nothing to sample."""
         return {
-            "rollout/groups_in_flight": float(len(self._ledger.unfinished)),
-            "rollout/groups_buffered": float(self._ledger.buffered),
+            "rollout/groups_in_flight": float(len(self._open.unfinished)),
+            "rollout/groups_buffered": float(self._open.buffered),
             "time/generator_idle_share": self._idle.take_share(),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What is under way, as plain data and tensors; what is not finished will be sampled again."""
         self.drain()
-        asked = {group: self._asked[group] for group in self._ledger.unfinished}
+        asked = {group: self._asked[group] for group in self._open.unfinished}
         return {
-            "ledger": self._ledger.state_dict(),
+            "open": self._open.state_dict(),
             "buffer": {group: group_state(one) for group, one in self._buffer.items()},
             "asked": {group: (prompt.id, seed) for group, (prompt, seed) in asked.items()},
         }
@@ -134,7 +134,7 @@ class Collector:
             ValueError: settings or data do not fit the groups that were under way.
         """
         by_id = {prompt.id: prompt for prompt in prompts}
-        self._ledger.load_state_dict(state["ledger"])
+        self._open.load_state_dict(state["open"])
         self._buffer = {group: group_from_state(one, by_id) for group, one in state["buffer"].items()}
         self._asked = {group: (known_prompt(name, by_id), seed) for group, (name, seed) in state["asked"].items()}
         self._unsent = list(self._asked)
@@ -153,10 +153,10 @@ class Collector:
     def _receive(self, sampled: Finished) -> None:
         for group, completions in sampled:
             versions = [span.policy_version for one in completions for span in one.spans]
-            self._ledger.sampled(group, min(versions))
+            self._open.sampled(group, min(versions))
             self._verifying.start(group, self._asked[group][0], completions)
         for group, verified in self._verifying.done():
-            self._ledger.finish(group)
+            self._open.finish(group)
             del self._asked[group]
             self._buffer[group] = verified
         self._idle.note(self._stream.unfinished)

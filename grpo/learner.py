@@ -38,6 +38,8 @@ from grpo.setups import LearnerSetup
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
 REFERENCE = "reference.pt"
+# What each rank draws its random numbers from, by its number.
+RANDOM_STATE = "random_rank_{}.pt"
 # In a checkpoint: LoRA's adapters alone.
 ADAPTER = "adapter"
 
@@ -281,12 +283,16 @@ class LearnerRank:
             client_state={
                 "optimizer_steps": self._optimizer_steps,
                 "skipped_in_a_row": self._skipped_in_a_row,
-                "torch_rng": torch.get_rng_state(),
                 "frozen_sum": self._frozen_sum(),
             },
             save_latest=False,
             exclude_frozen_parameters=self._lora is not None,
         )
+        # Of every rank its own: DeepSpeed keeps what the first one says, and dropout is drawn on each.
+        random_state = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(self._device)
+        torch.save(random_state, Path(folder) / "learner" / RANDOM_STATE.format(self._setup.rank))
         algorithm = self._setup.algorithm
         if self._reference is not None and algorithm and algorithm.reference_refresh and self._setup.rank == 0:
             torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
@@ -354,7 +360,10 @@ class LearnerRank:
         reference = Path(folder) / REFERENCE
         if self._reference is not None and reference.exists():
             self._reference.load_state_dict(torch.load(reference, weights_only=True, map_location=self._device))
-        torch.set_rng_state(state["torch_rng"])
+        random_state = torch.load(Path(folder) / "learner" / RANDOM_STATE.format(self._setup.rank), weights_only=True)
+        torch.set_rng_state(random_state["cpu"])
+        if "cuda" in random_state and self._device.type == "cuda":
+            torch.cuda.set_rng_state(random_state["cuda"], self._device)
 
 
 def block_of(name: str) -> str:

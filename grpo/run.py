@@ -24,7 +24,7 @@ from grpo.report import Report
 from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
-from grpo.staleness import Ledger
+from grpo.staleness import OpenGroups
 from grpo.step_metrics import lag_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
@@ -199,14 +199,14 @@ class TrainingRun:
         sampling = SamplingParams(
             rollout.group_size, rollout.max_completion_tokens, rollout.temperature, tuple(rollout.stop)
         )
-        open_groups = rollout.prompts_per_step * (1 + rollout.max_policy_lag)
+        most = rollout.prompts_per_step * (1 + rollout.max_policy_lag)
         return Collector(
             self.generators.stream(sampling),
             Verifying(self._verify, self.specs),
-            Ledger(rollout.prompts_per_step, rollout.max_policy_lag, self.settings.train.steps, self.step),
+            OpenGroups(rollout.prompts_per_step, rollout.max_policy_lag, self.settings.train.steps, self.step),
             self.cursor.next,
             run_seed=self.settings.run.seed,
-            verdict_wait_s=self._verdict_wait_s(open_groups * sampling.samples),
+            verdict_wait_s=self._verdict_wait_s(most * sampling.samples),
         )
 
     def collect(self, watch: Stopwatch) -> list[Group]:

@@ -50,7 +50,7 @@ class _Open:
     place: int | None = None
 
 
-class Ledger:
+class OpenGroups:
     """Every group that is asked for, until a step takes it: each is taken once, and none too late."""
 
     def __init__(self, prompts_per_step: int, max_policy_lag: int, steps: int, version: int = 0) -> None:

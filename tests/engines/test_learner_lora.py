@@ -177,6 +177,18 @@ def test_a_new_learner_goes_on_from_a_checkpoint_to_the_bit(
         assert [without_speed(other.step(random_batch(2, seed=seed))) for seed in (7, 8)] == following
 
 
+def test_every_rank_draws_its_own_dropout_again(ray_running: None, tied_policy: str, tmp_path: Path) -> None:
+    setups = learner_setups(tied_policy, ranks=2, lora=LORA.model_copy(update={"dropout": 0.3}))
+    with Cluster(CPU, Plan(learner_ranks=2, learner_threads=1)) as cluster:
+        learner = cluster.start_learner(setups)()
+        # The ranks' shares differ in size, and so do their states from here on.
+        learner.step(random_batch(2, seed=6))
+        learner.save(str(tmp_path))
+        following = without_speed(learner.step(random_batch(2, seed=7)))
+        learner.load(str(tmp_path))
+        assert without_speed(learner.step(random_batch(2, seed=7))) == following
+
+
 def test_a_checkpoint_on_other_weights_or_without_adapters_is_refused(
     learners: dict[str, LearnerGroup], untied_policy: str, tied_policy: str, tmp_path: Path
 ) -> None:

@@ -74,4 +74,4 @@ def test_completions_go_on_over_pushes_within_the_bound(tmp_path: Path, tied_pol
     middle = checkpoint.Checkpoint(3, folder / "checkpoints" / "step_000003").driver_state()["rollouts"]
     assert len(middle["buffer"]) + len(middle["asked"]) == LAG * PROMPTS
     last = checkpoint.latest(folder)
-    assert last is not None and not last.driver_state()["rollouts"]["ledger"]["unfinished"]
+    assert last is not None and not last.driver_state()["rollouts"]["open"]["unfinished"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.staleness import Ledger, Ticket
+from grpo.staleness import OpenGroups, Ticket
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Schedule:
     restarts: bool
     refills: bool
     resumes: bool
-    ledger: Ledger = field(init=False)
+    open_groups: OpenGroups = field(init=False)
     # Of what is sampled: the version of its first token, None before it has one.
     sampling: dict[int, int | None] = field(default_factory=dict)
     verifying: dict[int, int] = field(default_factory=dict)
@@ -32,12 +32,12 @@ class Schedule:
     trained: list[list[int]] = field(default_factory=list)
 
     def run(self) -> None:
-        self.ledger = Ledger(self.prompts_per_step, self.lag, self.steps)
+        self.open_groups = OpenGroups(self.prompts_per_step, self.lag, self.steps)
         while len(self.trained) < self.steps:
-            self.ask(self.ledger.admit())
+            self.ask(self.open_groups.admit())
             step = self.take(self.prompts_per_step)
             if self.refills and (more := self.chance.randint(0, self.prompts_per_step)):
-                self.ask(self.ledger.refill(more, 1))
+                self.ask(self.open_groups.refill(more, 1))
                 step += self.take(more)
             self.trained.append(step)
             # The learner steps, and the others go on beside it.
@@ -54,15 +54,15 @@ class Schedule:
         assert under_way <= (1 + self.lag) * self.prompts_per_step
 
     def take(self, count: int) -> list[int]:
-        version = self.ledger.version
-        while not self.ledger.are_finished(count):
+        version = self.open_groups.version
+        while not self.open_groups.are_finished(count):
             assert self.sampling or self.verifying, "a step waits, and nothing is under way"
             # Where it need not wait for completions it gets along with verdicts, whatever else is sampled.
-            if self.ledger.are_sampled(count):
+            if self.open_groups.are_sampled(count):
                 self.decide()
             else:
                 self.something_else()
-        chosen = self.ledger.take(count)
+        chosen = self.open_groups.take(count)
         oldest = dict(self.finished)
         assert all(version - self.lag <= oldest[group] <= version for group in chosen)
         # What was left lying is younger than what was taken, or was finished later.
@@ -82,27 +82,27 @@ class Schedule:
         group = self.chance.choice(list(self.sampling))
         first = self.sampling[group]
         if first is None:
-            self.sampling[group] = self.ledger.version
+            self.sampling[group] = self.open_groups.version
         else:
             del self.sampling[group]
             self.verifying[group] = first
-            self.ledger.sampled(group, first)
+            self.open_groups.sampled(group, first)
 
     def decide(self) -> None:
         group = self.chance.choice(list(self.verifying))
         self.finished.append((group, self.verifying.pop(group)))
-        self.ledger.finish(group)
+        self.open_groups.finish(group)
 
     def push(self, version: int) -> None:
-        self.ledger.advance(version)
+        self.open_groups.advance(version)
         if self.restarts:
             self.sampling = dict.fromkeys(self.sampling)
 
     def resume(self) -> None:
-        state = self.ledger.state_dict()
-        self.ledger = Ledger(self.prompts_per_step, self.lag, self.steps, self.ledger.version)
-        self.ledger.load_state_dict(state)
-        # What had no verdicts is sampled again; at once, so that what is open stays what the ledger says.
+        state = self.open_groups.state_dict()
+        self.open_groups = OpenGroups(self.prompts_per_step, self.lag, self.steps, self.open_groups.version)
+        self.open_groups.load_state_dict(state)
+        # What had no verdicts is sampled again; at once, so that what is open stays what the open_groups says.
         assert set(state["unfinished"]) == {*self.sampling, *self.verifying}
         self.sampling, self.verifying = dict.fromkeys(state["unfinished"]), {}
 
@@ -126,7 +126,7 @@ def test_whatever_comes_when(
     # Every group is trained on, once.
     numbers = [group for step in schedule.trained for group in step]
     assert sorted(numbers) == [ticket.group for ticket in schedule.asked] == list(range(len(numbers)))
-    assert not schedule.ledger.unfinished and not schedule.ledger.buffered
+    assert not schedule.open_groups.unfinished and not schedule.open_groups.buffered
     # Seeds do not depend on who came when: batch by batch, and refills by their step.
     batches = [ticket.batch for ticket in schedule.asked if not ticket.refill]
     assert batches == [number // prompts for number in range(prompts * steps)]
@@ -141,27 +141,27 @@ def _tickets(schedule: Schedule, step: list[int]) -> list[Ticket]:
     return [schedule.asked[group] for group in step]
 
 
-def sampled(ledger: Ledger, groups: list[int], version: int) -> None:
+def sampled(open_groups: OpenGroups, groups: list[int], version: int) -> None:
     for group in groups:
-        ledger.sampled(group, version)
-        ledger.finish(group)
+        open_groups.sampled(group, version)
+        open_groups.finish(group)
 
 
 def test_a_step_waits_for_the_group_that_would_be_too_old_for_the_next() -> None:
-    ledger = Ledger(2, 1, steps=9)
-    assert [ticket.group for ticket in ledger.admit()] == [0, 1, 2, 3] and ledger.admit() == []
-    sampled(ledger, [1, 3], 0)
-    assert ledger.take(2) == [1, 3]
-    ledger.advance(1)
-    assert [ticket.group for ticket in ledger.admit()] == [4, 5]
-    sampled(ledger, [5, 4, 2], 1)
+    open_groups = OpenGroups(2, 1, steps=9)
+    assert [ticket.group for ticket in open_groups.admit()] == [0, 1, 2, 3] and open_groups.admit() == []
+    sampled(open_groups, [1, 3], 0)
+    assert open_groups.take(2) == [1, 3]
+    open_groups.advance(1)
+    assert [ticket.group for ticket in open_groups.admit()] == [4, 5]
+    sampled(open_groups, [5, 4, 2], 1)
     # Group 0 was asked for at version 0.
-    assert not ledger.are_finished(2) and not ledger.are_sampled(2)
-    ledger.sampled(0, 0)
-    assert ledger.are_sampled(2) and not ledger.are_finished(2)
-    ledger.finish(0)
+    assert not open_groups.are_finished(2) and not open_groups.are_sampled(2)
+    open_groups.sampled(0, 0)
+    assert open_groups.are_sampled(2) and not open_groups.are_finished(2)
+    open_groups.finish(0)
     # Group 2 is younger than it might be: its first token is of version 1.
-    assert ledger.take(2) == [0, 5]
+    assert open_groups.take(2) == [0, 5]
 
 
 def test_a_young_group_is_not_trained_on_in_place_of_one_that_could_not_wait() -> None:
@@ -190,30 +190,30 @@ def test_a_young_group_is_not_trained_on_in_place_of_one_that_could_not_wait() -
 
 
 def test_a_generator_that_missed_a_push_is_told() -> None:
-    ledger = Ledger(1, 1, steps=9)
-    ledger.admit()
-    sampled(ledger, [0], 0)
-    ledger.take(1)
-    ledger.advance(1)
-    ledger.admit()
+    open_groups = OpenGroups(1, 1, steps=9)
+    open_groups.admit()
+    sampled(open_groups, [0], 0)
+    open_groups.take(1)
+    open_groups.advance(1)
+    open_groups.admit()
     with pytest.raises(RuntimeError, match=r"group 2 was asked for at policy version 1 and has tokens of version 0"):
-        ledger.sampled(2, 0)
-    ledger.sampled(2, 1)
+        open_groups.sampled(2, 0)
+    open_groups.sampled(2, 1)
     with pytest.raises(RuntimeError, match="group 2 came twice"):
-        ledger.sampled(2, 1)
+        open_groups.sampled(2, 1)
     with pytest.raises(RuntimeError, match="group 0 came without having been asked for"):
-        ledger.sampled(0, 1)
+        open_groups.sampled(0, 1)
 
 
 def test_what_was_sampled_ahead_is_not_resumed_under_a_smaller_lag() -> None:
-    ledger = Ledger(2, 2, steps=9)
-    ledger.admit()
-    state = ledger.state_dict()
-    Ledger(2, 3, steps=9).load_state_dict(state)
+    open_groups = OpenGroups(2, 2, steps=9)
+    open_groups.admit()
+    state = open_groups.state_dict()
+    OpenGroups(2, 3, steps=9).load_state_dict(state)
     for prompts, lag in ((2, 1), (3, 2)):
         with pytest.raises(ValueError, match=r"rollout\.prompts_per_step=2 and rollout\.max_policy_lag=2"):
-            Ledger(prompts, lag, steps=9).load_state_dict(state)
+            OpenGroups(prompts, lag, steps=9).load_state_dict(state)
     # With nothing open the settings are free.
-    later = Ledger(3, 0, steps=9, version=4)
-    later.load_state_dict(Ledger(2, 2, steps=9, version=4).state_dict())
+    later = OpenGroups(3, 0, steps=9, version=4)
+    later.load_state_dict(OpenGroups(2, 2, steps=9, version=4).state_dict())
     assert [ticket.batch for ticket in later.admit()] == [4, 4, 4]
