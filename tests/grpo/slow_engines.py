@@ -20,7 +20,7 @@ from grpo.config import TrainConfig
 from grpo.config_file import load
 from grpo.lengths import Floats
 from grpo.simulate import Deployment, Speeds
-from grpo.staleness import Ledger
+from grpo.staleness import OpenGroups
 from grpo.train import train
 from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
 from rewards import verdict
@@ -182,13 +182,13 @@ class Driven:
 def spy_on_takes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The groups that each step of the real loop takes from now on."""
     taken: list[list[int]] = []
-    take: Callable[[Ledger, int], list[int]] = Ledger.take
+    take: Callable[[OpenGroups, int], list[int]] = OpenGroups.take
 
-    def spy(ledger: Ledger, count: int) -> list[int]:
-        taken.append(take(ledger, count))
+    def spy(open_groups: OpenGroups, count: int) -> list[int]:
+        taken.append(take(open_groups, count))
         return taken[-1]
 
-    monkeypatch.setattr(Ledger, "take", spy)
+    monkeypatch.setattr(OpenGroups, "take", spy)
     return taken
 
 

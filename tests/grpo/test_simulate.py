@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from virtual_engines import VirtualReplica, VirtualReplicas
 
 from grpo.simulate import Deployment, Integers, Schedule, Speeds, Step, groups_needed, simulate
-from grpo.staleness import Ledger
+from grpo.staleness import OpenGroups
 
 
 def constant(schedule: Schedule, steps: int, size: int, tokens: int) -> Integers:
@@ -101,36 +101,36 @@ def runs(draw: st.DrawFn, partial: str = "continue") -> dict[str, Any]:
 def plainly(
     schedule: Schedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
 ) -> list[tuple[float, float, float, tuple[int, ...]]]:
-    """The same run event by event, by the loop's ledger: when each step was ready and ended, busy seconds, groups."""
+    """The same run event by event, by the rules of the loop itself: each step ready, ended, busy seconds, groups."""
     replicas = [
         VirtualReplica(deployment.max_sequences, speeds.decode_base_s, speeds.decode_sequence_s)
         for _ in range(deployment.replicas)
     ]
     engines = VirtualReplicas(replicas)
-    ledger = Ledger(schedule.prompts_per_step, schedule.max_policy_lag, steps + schedule.max_policy_lag)
+    open_groups = OpenGroups(schedule.prompts_per_step, schedule.max_policy_lag, steps + schedule.max_policy_lag)
     first_token: dict[int, int] = {}
     sampled: set[int] = set()
     told = []
     for version in range(steps):
-        for ticket in ledger.admit():
+        for ticket in open_groups.admit():
             prefill_s = schedule.prompt_tokens * speeds.prefill_token_s
             engines.submit(ticket.group, lengths_NG[ticket.group].tolist(), prefill_s)
         before_s = engines.busy_s
         while True:
             ended_s = engines.ended_s()
             for group in sorted(ended_s.keys() - sampled, key=lambda group: ended_s[group]):
-                ledger.sampled(group, first_token.get(group, version))
-                ledger.finish(group)
+                open_groups.sampled(group, first_token.get(group, version))
+                open_groups.finish(group)
                 sampled.add(group)
-            if ledger.are_finished(schedule.prompts_per_step):
+            if open_groups.are_finished(schedule.prompts_per_step):
                 break
             engines.run_to_next_end()
         ready_s = engines.now_s
-        chosen = ledger.take(schedule.prompts_per_step)
+        chosen = open_groups.take(schedule.prompts_per_step)
         tokens = sum(lengths_NG[group].sum() + schedule.prompt_tokens for group in chosen)
         engines.run_until(ready_s + speeds.learn_base_s + speeds.learn_token_s * tokens / deployment.learner_gpus)
         engines.hold(speeds.push_s)
-        ledger.advance(version + 1)
+        open_groups.advance(version + 1)
         for group in engines.begun(lengths_NG.shape[1]):
             first_token.setdefault(group, version)
         for replica in replicas:

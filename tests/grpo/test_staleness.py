@@ -166,27 +166,27 @@ def test_a_step_waits_for_the_group_that_would_be_too_old_for_the_next() -> None
 
 def test_a_young_group_is_not_trained_on_in_place_of_one_that_could_not_wait() -> None:
     """Were groups 6 and 7 taken at step 1 because they are there, four would be due at step 2."""
-    ledger = Ledger(2, 2, steps=9)
-    assert len(ledger.admit()) == 6
-    sampled(ledger, [0, 1], 0)
-    assert ledger.take(2) == [0, 1]
-    ledger.advance(1)
-    assert [ticket.group for ticket in ledger.admit()] == [6, 7]
-    sampled(ledger, [6, 7], 1)
-    sampled(ledger, [5], 0)
+    open_groups = OpenGroups(2, 2, steps=9)
+    assert len(open_groups.admit()) == 6
+    sampled(open_groups, [0, 1], 0)
+    assert open_groups.take(2) == [0, 1]
+    open_groups.advance(1)
+    assert [ticket.group for ticket in open_groups.admit()] == [6, 7]
+    sampled(open_groups, [6, 7], 1)
+    sampled(open_groups, [5], 0)
     # Three are finished, but of the four oldest no more than two may be left for step 2.
-    assert not ledger.are_finished(2) and not ledger.are_sampled(2)
-    ledger.sampled(3, 0)
-    assert ledger.are_sampled(2) and not ledger.are_finished(2)
-    ledger.finish(3)
-    assert ledger.take(2) == [3, 5]
-    ledger.advance(2)
-    assert len(ledger.admit()) == 2
+    assert not open_groups.are_finished(2) and not open_groups.are_sampled(2)
+    open_groups.sampled(3, 0)
+    assert open_groups.are_sampled(2) and not open_groups.are_finished(2)
+    open_groups.finish(3)
+    assert open_groups.take(2) == [3, 5]
+    open_groups.advance(2)
+    assert len(open_groups.admit()) == 2
     # Sampled from its first token at version 1, group 2 need not be trained on yet, but is as old as 6 and 7.
-    sampled(ledger, [2], 1)
-    assert not ledger.are_finished(2)
-    sampled(ledger, [4], 0)
-    assert ledger.take(2) == [4, 6]
+    sampled(open_groups, [2], 1)
+    assert not open_groups.are_finished(2)
+    sampled(open_groups, [4], 0)
+    assert open_groups.take(2) == [4, 6]
 
 
 def test_a_generator_that_missed_a_push_is_told() -> None:
