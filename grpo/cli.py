@@ -176,6 +176,76 @@ def profile(
 
 
 @app.command()
+def simulate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="lengths and speeds as recorded in this run's folder")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="LENGTHS", help="lengths from a distribution; see below for how it is written")
+    ] = None,
+    gpus: Annotated[str, typer.Option(help="sizes of the cluster")] = "8,32,128,512,1000",
+    lag: Annotated[str, typer.Option(help="values of rollout.max_policy_lag")] = "0,1,4",
+    generator_share: Annotated[
+        str, typer.Option(help="shares of the GPUs that generate; the best of them is shown")
+    ] = "0.25,0.5,0.625,0.75,0.875",
+    all_splits: Annotated[bool, typer.Option("--all-splits", help="show every share, not only the best")] = False,
+    scale_batch: Annotated[
+        bool, typer.Option("--scale-batch", help="let rollout.prompts_per_step grow with the GPUs")
+    ] = False,
+    decode_base_s: Annotated[float | None, typer.Option(help="seconds of an engine step")] = None,
+    decode_sequence_s: Annotated[float | None, typer.Option(help="seconds that each sequence in it adds")] = None,
+    prefill_token_s: Annotated[
+        float | None, typer.Option(help="seconds for a token of a prompt, or one computed again after a push")
+    ] = None,
+    learn_base_s: Annotated[float | None, typer.Option(help="seconds of a training step")] = None,
+    learn_token_s: Annotated[float | None, typer.Option(help="GPU-seconds that each token in it adds")] = None,
+    push_s: Annotated[float | None, typer.Option(help="seconds of a weight push")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="length of a prompt; by default rollout.max_prompt_tokens")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="training steps to measure in each simulated run")] = 40,
+    seed: Annotated[int, typer.Option(help="of the lengths, which are the same for every lag and split")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print assumptions and all rows as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """Predict step time, throughput and idle shares by policy lag and number of GPUs, without any GPU.
+
+    Give `--from RUN`, for the lengths of a run's stored rollouts and speeds fitted to its metrics, or `--lengths`:
+    `constant:tokens=500`, `lognormal:median=600,sigma=0.8` (or `mean=`), `pareto:minimum=200,alpha=1.5`, or a mixture,
+    `0.95*lognormal:median=600,sigma=0.5+0.05*pareto:minimum=3000,alpha=1.2`, cut at rollout.max_completion_tokens.
+    Without `--from`, speeds are estimates for a policy of 4 billion parameters on GPUs of 80 GB, to be replaced by the
+    options. docs/simulator.md tells what is modelled and what is not. Nothing is claimed and nothing is written.
+    """
+
+    def job() -> None:
+        from grpo.simulation import Request, show
+
+        given = {
+            "decode_base_s": decode_base_s,
+            "decode_sequence_s": decode_sequence_s,
+            "prefill_token_s": prefill_token_s,
+            "learn_base_s": learn_base_s,
+            "learn_token_s": learn_token_s,
+            "push_s": push_s,
+        }
+        request = Request(
+            settings=load(TrainConfig, config, overrides or []),
+            run=run,
+            lengths=lengths,
+            speeds={name: seconds for name, seconds in given.items() if seconds is not None},
+            prompt_tokens=prompt_tokens,
+            steps=steps,
+            seed=seed,
+            scale_batch=scale_batch,
+        )
+        show(request, gpus, lag, generator_share, Console(), all_splits=all_splits, as_json=as_json)
+
+    _guarded(job, debug)
+
+
+@app.command()
 def launch(
     target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where to")],
     config: ConfigPath,

@@ -6,12 +6,14 @@ versions ahead of training, which makes four rules of a step's P prompts:
 - Admission. While the policy is at version v, no more than (v + 1 + k) P groups have been asked for in all.
 - Birth. A group is born with the version that was there when it was asked for, so all its tokens are of that version
   or a later one. Once it is sampled, it is born with the oldest version that any of its tokens is of.
-- Due. A group is due at the step k after its birth. Step n waits for all that are due by then.
-- Filling. Step n then fills up to P groups with those that finished first.
+- Due. A group is due at the step k after its birth.
+- Taking. Step n trains on the P oldest groups that are there, of those born together on the ones that finished first,
+  as soon as no more than m P of the others are due by step n + m, for every m; that is, none by step n.
 
 Hence no token that a step trains on is more than k versions old; no more than (1 + k) P groups are open, so that the
-buffer of finished groups needs no bound of its own; no more than P are due at once, as only (n + 1) P were asked for by
-version n - k and n P are trained; and as no fewer than P are open when a step asks for its groups, it always gets them.
+buffer of finished groups needs no bound of its own; and a step always gets its groups, as it may take the P oldest of
+all that are open: only (n + m + 1) P were asked for by version n + m - k, and n P are trained. A step that trained on
+young groups because they are there, and left old ones that are not yet due, would have more than P due at once later.
 With k = 0 the groups of a step are those asked for at its beginning.
 
 A refill (`algorithm.refill_rounds`) asks for some more groups and takes as many more for the step: both counts of
@@ -20,7 +22,6 @@ admission and of training rise alike, and what is said above still holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,25 +122,22 @@ class OpenGroups:
 
     def are_sampled(self, count: int) -> bool:
         """A step that wants `count` groups need not wait for completions, though perhaps for verdicts."""
-        return self._are_there(count, [group for group, one in self._open.items() if one.sampled])
+        return self._choice(count, [group for group, one in self._open.items() if one.sampled]) is not None
 
     def are_finished(self, count: int) -> bool:
-        """A step that wants `count` groups can take them: so many are finished, and all that are due among them."""
-        return self._are_there(count, [group for group, one in self._open.items() if one.place is not None])
+        """A step that wants `count` groups can take them, and leaves none that would be too old for its step."""
+        return self._choice(count, self._finished_groups()) is not None
 
     def take(self, count: int) -> list[int]:
-        """The present step's groups, in the order in which they were asked for: the due and those that finished first.
+        """The present step's groups, the oldest that are finished, in the order in which they were asked for.
 
         Call only where `are_finished(count)`.
         """
-        assert self.are_finished(count)
-        due = self._due()
-        assert len(due) <= count, (due, count)
-        places = {g: one.place for g, one in self._open.items() if one.place is not None and g not in due}
-        chosen = sorted([*due, *sorted(places, key=lambda group: places[group])[: count - len(due)]])
+        chosen = self._choice(count, self._finished_groups())
+        assert chosen is not None
         for group in chosen:
             del self._open[group]
-        return chosen
+        return sorted(chosen)
 
     def advance(self, version: int) -> None:
         """The generators sample from `version` from now on, one step after the present one."""
@@ -188,9 +186,19 @@ class OpenGroups:
         self._asked += 1
         return ticket
 
-    def _due(self) -> list[int]:
-        return [group for group, one in self._open.items() if one.birth + self._lag <= self._version]
+    def _finished_groups(self) -> list[int]:
+        return [group for group, one in self._open.items() if one.place is not None]
 
-    def _are_there(self, count: int, groups: Iterable[int]) -> bool:
-        there = set(groups)
-        return len(there) >= count and there.issuperset(self._due())
+    def _choice(self, count: int, there: list[int]) -> set[int] | None:
+        """What a step takes of the groups that are there; None where those left would be too old."""
+        if len(there) < count:
+            return None
+        # Whatever a step may take without leaving too old ones, it may take the oldest instead.
+        places = {group: self._open[group].place for group in there}
+        order = sorted(there, key=lambda group: (self._open[group].birth, places[group] is None, places[group] or 0))
+        chosen = set(order[:count])
+        left = [one.birth + self._lag for group, one in self._open.items() if group not in chosen]
+        for later in range(self._lag + 1):
+            if sum(due <= self._version + later for due in left) > later * self._prompts_per_step:
+                return None
+        return chosen

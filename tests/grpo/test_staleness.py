@@ -65,10 +65,9 @@ class Schedule:
         chosen = self.open_groups.take(count)
         oldest = dict(self.finished)
         assert all(version - self.lag <= oldest[group] <= version for group in chosen)
-        # What was left lying finished no earlier than what was taken without being due.
-        due = [group for group in chosen if oldest[group] + self.lag == version]
-        left = [group for group, _ in self.finished if group not in due]
-        assert set(left[: count - len(due)]) == set(chosen) - set(due)
+        # What was left lying is younger than what was taken, or was finished later.
+        order = sorted(self.finished, key=lambda one: one[1])
+        assert sorted(group for group, _ in order[:count]) == chosen
         self.finished = [(group, birth) for group, birth in self.finished if group not in chosen]
         return chosen
 
@@ -110,7 +109,8 @@ class Schedule:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.randoms(use_true_random=False),
+    # Not st.randoms: hypothesis draws from it so evenly that hardly any group stays behind for long.
+    st.integers(0, 10**6),
     st.integers(1, 5),
     st.integers(0, 4),
     st.integers(1, 9),
@@ -119,9 +119,9 @@ class Schedule:
     st.booleans(),
 )
 def test_whatever_comes_when(
-    chance: random.Random, prompts: int, lag: int, steps: int, restarts: bool, refills: bool, resumes: bool
+    seed: int, prompts: int, lag: int, steps: int, restarts: bool, refills: bool, resumes: bool
 ) -> None:
-    schedule = Schedule(chance, prompts, lag, steps, restarts, refills, resumes)
+    schedule = Schedule(random.Random(seed), prompts, lag, steps, restarts, refills, resumes)
     schedule.run()
     # Every group is trained on, once.
     numbers = [group for step in schedule.trained for group in step]
@@ -162,6 +162,31 @@ def test_a_step_waits_for_the_group_that_would_be_too_old_for_the_next() -> None
     open_groups.finish(0)
     # Group 2 is younger than it might be: its first token is of version 1.
     assert open_groups.take(2) == [0, 5]
+
+
+def test_a_young_group_is_not_trained_on_in_place_of_one_that_could_not_wait() -> None:
+    """Were groups 6 and 7 taken at step 1 because they are there, four would be due at step 2."""
+    open_groups = OpenGroups(2, 2, steps=9)
+    assert len(open_groups.admit()) == 6
+    sampled(open_groups, [0, 1], 0)
+    assert open_groups.take(2) == [0, 1]
+    open_groups.advance(1)
+    assert [ticket.group for ticket in open_groups.admit()] == [6, 7]
+    sampled(open_groups, [6, 7], 1)
+    sampled(open_groups, [5], 0)
+    # Three are finished, but of the four oldest no more than two may be left for step 2.
+    assert not open_groups.are_finished(2) and not open_groups.are_sampled(2)
+    open_groups.sampled(3, 0)
+    assert open_groups.are_sampled(2) and not open_groups.are_finished(2)
+    open_groups.finish(3)
+    assert open_groups.take(2) == [3, 5]
+    open_groups.advance(2)
+    assert len(open_groups.admit()) == 2
+    # Sampled from its first token at version 1, group 2 need not be trained on yet, but is as old as 6 and 7.
+    sampled(open_groups, [2], 1)
+    assert not open_groups.are_finished(2)
+    sampled(open_groups, [4], 0)
+    assert open_groups.take(2) == [4, 6]
 
 
 def test_a_generator_that_missed_a_push_is_told() -> None:
