@@ -18,10 +18,14 @@ from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
+from grpo.weight_buckets import Bucket, TensorInfo
+from grpo.weight_link import WeightLink
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from grpo.weight_senders import GroupTransport, Handle
 
 
 class LearnerActor:
@@ -52,11 +56,21 @@ class LearnerActor:
     def refresh_reference(self) -> None:
         self._rank.refresh_reference()
 
-    def tensor_names(self) -> list[str]:
-        return self._rank.tensor_names()
+    def tensors(self) -> list[TensorInfo]:
+        return self._rank.tensors()
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
         yield from self._rank.export_buckets(bucket_bytes)
+
+    def open_sender(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
+        address = ray.util.get_node_ip_address()
+        return address, self._rank.open_sender(transport, address, members, deadline_s)
+
+    def join_receivers(self) -> None:
+        self._rank.join_receivers()
+
+    def send_bucket(self, bucket: Bucket) -> Handle | None:
+        return self._rank.send_bucket(bucket)
 
     def sleep(self) -> None:
         self._rank.sleep()
@@ -92,10 +106,13 @@ class GeneratorActor:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._generator.score(sequences)
 
+    def join_sender(self, invitation: dict[str, Any]) -> None:
+        self._generator.join_sender(invitation)
+
     def begin_update(self) -> None:
         self._generator.begin_update()
 
-    def update(self, bucket: np.ndarray) -> list[str]:
+    def update(self, bucket: np.ndarray | Bucket) -> list[str]:
         return self._generator.update(bucket)
 
     def finish_update(self, policy_version: int) -> None:
@@ -136,7 +153,10 @@ def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[An
         return list(ray.get(list(references), timeout=deadline_s))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
-        raise TimeoutError(f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}") from None
+        which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
+        raise TimeoutError(
+            f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
+        ) from None
     except ray.exceptions.RayTaskError as failure:
         # What the actor raised, not Ray's wrapping of it; the remote traceback stays reachable as the cause.
         raise (failure.cause if isinstance(failure.cause, Exception) else failure) from failure
@@ -151,11 +171,19 @@ class LearnerGroup:
         """Use actors that have started."""
         self._actors = list(actors)
         self._deadline_s = deadline_s
+        self.link: WeightLink | None = None
+        """Carries weights past Ray's object store; None where they go through it."""
 
     @property
     def ranks(self) -> int:
         """Data-parallel ranks."""
         return len(self._actors)
+
+    def connect(
+        self, generators: GeneratorGroup, transport: GroupTransport, workers_each: int, deadline_s: float
+    ) -> None:
+        """Carry weights to these generators past Ray's object store from now on (`grpo.weight_link`)."""
+        self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for)
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         """An optimizer step on all ranks for each batch, in order, sent all at once; the global metrics of each."""
@@ -187,10 +215,20 @@ class LearnerGroup:
 
     def tensor_names(self) -> list[str]:
         """Every name under which the policy has a tensor."""
-        return list(wait_for([self._actors[0].tensor_names.remote()], self._deadline_s, "the tensors' names")[0])
+        return [tensor.name for tensor in self.tensors()]
+
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor of the policy, without its values."""
+        return list(wait_for([self._actors[0].tensors.remote()], self._deadline_s, "the tensors' names")[0])
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
-        """References to the policy's weights in buckets, as they are gathered."""
+        """The policy's weights in buckets; ask for one only when the one before the last is loaded.
+
+        They are references to arrays, or where `link` is set, what is told of a bucket that it brings by itself.
+        """
+        if self.link is not None:
+            yield from self.link.buckets(self._actors, self.tensors(), bucket_bytes)
+            return
         # Two buckets wait at most: a large policy must not fill the object store while generators still load.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
         streams: list[Any] = [actor.export_buckets.options(**options).remote(bucket_bytes) for actor in self._actors]
@@ -238,6 +276,11 @@ class GeneratorGroup:
         self._actors = list(actors)
         self._deadline_s = deadline_s
         self._update_deadline_s = update_deadline_s
+
+    @property
+    def actors(self) -> list[Any]:
+        """The replicas as they are now; one that was started again is another."""
+        return list(self._actors)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]

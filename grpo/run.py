@@ -139,6 +139,7 @@ class TrainingRun:
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
         settings = self.settings
         takes_turns = settings.cluster.sleep and cluster.device == "cuda"
+        transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
         join_learner = cluster.start_learner(
             [
                 LearnerSetup(
@@ -169,6 +170,7 @@ class TrainingRun:
                     device=cluster.device,
                     replica=replica,
                     sleeps=takes_turns,
+                    transport=transport,
                 )
                 for replica in range(settings.generator.replicas)
             ],
@@ -176,6 +178,10 @@ class TrainingRun:
             settings.weight_sync.deadline_s,
         )
         self.learner, self.generators = join_learner(), join_generators()
+        if transport != "object_store":
+            self.learner.connect(
+                self.generators, transport, settings.generator.tensor_parallel_size, settings.weight_sync.deadline_s
+            )
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
 
     def collect(self, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group]:

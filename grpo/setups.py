@@ -58,6 +58,7 @@ class GeneratorSetup:
         device: `cpu` or `cuda`.
         replica: number of this replica.
         sleeps: it will give its memory back between rounds; on `cuda` only.
+        transport: how new weights come to it.
     """
 
     policy_path: str
@@ -68,3 +69,4 @@ class GeneratorSetup:
     device: Device
     replica: int
     sleeps: bool = False
+    transport: config.ChosenTransport = "object_store"

@@ -144,6 +144,7 @@ class FakeCluster:
     learner: FakeLearner
     generators: FakeGenerators | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    nodes: int = 1
     closed: bool = False
 
     def __call__(self, *_: Any) -> FakeCluster:

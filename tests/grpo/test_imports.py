@@ -21,12 +21,32 @@ ROOMS = {
         "launch/ray_job.py",
         "launch/ready.py",
     },
-    "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
+    "vllm": {
+        "grpo/generator.py",
+        "grpo/gpu_senders.py",
+        "grpo/gpu_transfer_engines.py",
+        "grpo/transfer_engines.py",
+        "grpo/weight_transfer.py",
+    },
     "deepspeed": {"grpo/learner.py"},
     "peft": {"grpo/adapters.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
-DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "preparation", "run", "sft", "train", "verifier_nodes"}
+DRIVERS = {
+    "actors",
+    "cluster",
+    "generator",
+    "gpu_senders",
+    "gpu_transfer_engines",
+    "learner",
+    "plan",
+    "preparation",
+    "run",
+    "sft",
+    "train",
+    "transfer_engines",
+    "verifier_nodes",
+}
 
 
 def modules(package: str) -> dict[str, Path]:
