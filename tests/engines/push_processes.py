@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -186,11 +187,12 @@ class RemoteProcess:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         context = get_context("forkserver")
         # Importing takes longer than all that is tried; one process does it, and the others are its copies.
-        os.environ["DS_ACCELERATOR"] = "cpu"
         context.set_forkserver_preload(["grpo.learner", "grpo.weight_receiver", "setups_for_tests"])
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self.process.start()
+        # What a process frees goes back at once, so that its resident memory is what it holds.
+        with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu", MALLOC_MMAP_THRESHOLD_=str(1 << 17)):
+            self.process.start()
         theirs.close()
         self._answers = 0
         self._calls = 0
@@ -291,5 +293,3 @@ def push(
 
 def link_to(receivers: Sequence[RemoteProcess], deadline_s: float = 60.0) -> WeightLink:
     return WeightLink("gloo", lambda: receivers, 1, deadline_s, wait_for)
-
-

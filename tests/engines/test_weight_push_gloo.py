@@ -118,7 +118,7 @@ def test_zero_stages_and_tied_embeddings(zero_stage: int, tied: bool, tied_polic
 def test_memory_of_a_push_is_bounded_by_the_bucket(large_policy: str) -> None:
     """ZeRO-3 on two ranks: what a push adds to a rank's memory, over gloo and as files."""
     port = free_port()
-    bucket, slack = 16 * MIB, 6 * MIB
+    bucket = 16 * MIB
     with processes(*[(Learner, large_policy, rank, 2, 3, port) for rank in range(2)], (Receiver,)) as made:
         *learners, receiver = made
         link = link_to([receiver], deadline_s=120.0)
@@ -131,6 +131,7 @@ def test_memory_of_a_push_is_bounded_by_the_bucket(large_policy: str) -> None:
         over_gloo = [peak - start for peak, start in zip(peaks, begin, strict=True)]
         files = wait_for([one.export.remote(bucket) for one in learners], 240, "exporting")
         print(f"gloo {[one / MIB for one in over_gloo]} MiB, files {[peak / MIB for peak, _ in files]} MiB")
-        assert max(over_gloo) < bucket + slack
-        assert max(peak for peak, _ in files) < 2 * bucket + slack
+        assert max(over_gloo) < bucket
+        # A file is made in a bucket's memory, beside what is gathered.
+        assert files[0][0] < 1.75 * bucket and files[1][0] < bucket
         assert files[0][1] == get(receiver.digests.remote()) and not files[1][1]
