@@ -5,6 +5,7 @@ The learner's ranks and the generators are Ray actors, or anything whose methods
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ class WeightLink:
         self._deadline_s = deadline_s
         self._wait_for = wait_for
         self._joined: list[Any] = []
+        self._chosen: Sequence[Any] | None = None
         self._numbers = itertools.count()
 
     def buckets(self, ranks: Sequence[Any], tensors: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[Bucket]:
@@ -78,18 +80,28 @@ class WeightLink:
             self._joined = []
             raise
 
+    @contextlib.contextmanager
+    def only(self, receivers: Sequence[Any]) -> Iterator[None]:
+        """Inside, pushes go to these of the generators alone: to one that was started again, say."""
+        self._chosen = receivers
+        try:
+            yield
+        finally:
+            self._chosen = None
+
     def join(self, ranks: Sequence[Any]) -> None:
         """Bring the learner's ranks and all generators together, unless they already are.
 
         Raises:
             TimeoutError: one did not come; the message names it.
         """
-        receivers = list(self._receivers())
+        every = list(self._receivers())
+        receivers = every if self._chosen is None else list(self._chosen)
         if receivers == self._joined:
             return
         members = ["the learner"] + [
-            f"generator {replica}" + (f" (worker {worker})" if self._workers_each > 1 else "")
-            for replica in range(len(receivers))
+            f"generator {every.index(receiver)}" + (f" (worker {worker})" if self._workers_each > 1 else "")
+            for receiver in receivers
             for worker in range(self._workers_each)
         ]
         opening = [rank.open_sender.remote(self._transport, members, self._deadline_s) for rank in ranks]
@@ -97,8 +109,8 @@ class WeightLink:
         joining = [rank.join_receivers.remote() for rank in ranks]
         told = {"address": address, "port": port, "members": members, "deadline_s": self._deadline_s}
         coming = [
-            receiver.join_sender.remote({**told, "first_rank": 1 + replica * self._workers_each})
-            for replica, receiver in enumerate(receivers)
+            receiver.join_sender.remote({**told, "first_rank": 1 + place * self._workers_each})
+            for place, receiver in enumerate(receivers)
         ]
         # The learner's end knows by name who has not come.
         self._wait(joining, "the learner to meet the generators")

@@ -29,6 +29,10 @@ class FakeLearner:
     refreshed: list[int] = field(default_factory=list)
     awake: bool = True
     turns: list[str] = field(default_factory=list)
+    connected: list[str] = field(default_factory=list)
+
+    def connect(self, generators: FakeGenerators, transport: str, workers_each: int, deadline_s: float) -> None:
+        self.connected.append(transport)
 
     def sleep(self) -> None:
         assert self.awake
