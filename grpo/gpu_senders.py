@@ -112,9 +112,14 @@ class IpcSender:
         handle: tuple[Any, ...] = tuple(arguments[6:])
         return str(torch.cuda.get_device_properties(packed.device).uuid), handle
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Give the buckets' memory back."""
         self._read.clear()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """There is no connection to end."""
+        self.release()
 
 
 def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | None:

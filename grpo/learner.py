@@ -274,7 +274,9 @@ class LearnerRank:
             self._engine.offload_states(include=states, pin_memory=self._device.type == "cuda")
 
     def wake(self) -> None:
-        """Move back what `sleep` moved."""
+        """Move back what `sleep` moved. The generators have loaded all that was sent."""
+        if self._sender is not None:
+            self._sender.release()
         if self._setup.learner.offload == "none":
             self._engine.reload_states()
 

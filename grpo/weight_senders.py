@@ -35,6 +35,10 @@ class Sender(Protocol):
         """Gather a bucket and send it; with `ipc`, where this GPU's copy lies."""
         ...
 
+    def release(self) -> None:
+        """Give memory back that only generators read; they have read all of it."""
+        ...
+
     def close(self) -> None:
         """End the connections; `open` may follow."""
         ...
@@ -66,6 +70,9 @@ class GroupSender:
         port = int(listener.getsockname()[1])
         self._roll = RollCall(Invitation(address, port, tuple(members), deadline_s), SENDER, listener)
         return port
+
+    def release(self) -> None:
+        """There is none: what was sent has arrived."""
 
     def close(self) -> None:
         """End the connections."""
