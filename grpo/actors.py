@@ -6,10 +6,12 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from grpo.batching import TrainBatch
 from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import LearnerSetup
+from grpo.weight_buckets import Bucket, TensorInfo
+from grpo.weight_link import WeightLink
 
 # How often the driver looks after the generators while it waits for the learner.
 MEANWHILE_S = 0.1
@@ -26,6 +30,9 @@ MEANWHILE_S = 0.1
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from grpo.generator_group import GeneratorGroup
+    from grpo.weight_senders import GroupTransport, Handle
 
 
 class LearnerActor:
@@ -56,11 +63,21 @@ class LearnerActor:
     def refresh_reference(self) -> None:
         self._rank.refresh_reference()
 
-    def tensor_names(self) -> list[str]:
-        return self._rank.tensor_names()
+    def tensors(self) -> list[TensorInfo]:
+        return self._rank.tensors()
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
         yield from self._rank.export_buckets(bucket_bytes)
+
+    def open_sender(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
+        address = ray.util.get_node_ip_address()
+        return address, self._rank.open_sender(transport, address, members, deadline_s)
+
+    def join_receivers(self) -> None:
+        self._rank.join_receivers()
+
+    def send_bucket(self, bucket: Bucket) -> Handle | None:
+        return self._rank.send_bucket(bucket)
 
     def sleep(self) -> None:
         self._rank.sleep()
@@ -124,7 +141,10 @@ def wait_for(
         return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
-        raise TimeoutError(f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s: {what}") from None
+        which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
+        raise TimeoutError(
+            f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
+        ) from None
     except ray.exceptions.RayTaskError as failure:
         raise raised_by(failure) from failure
     except ray.exceptions.RayActorError as failure:
@@ -144,6 +164,8 @@ class LearnerGroup:
         self._actors = list(actors)
         self._deadline_s = deadline_s
         self._meanwhile: Callable[[], None] | None = None
+        self.link: WeightLink | None = None
+        """Carries weights past Ray's object store; None where they go through it."""
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         """Do this again and again while optimizer steps, log-probabilities and checkpoints are waited for."""
@@ -153,6 +175,16 @@ class LearnerGroup:
     def ranks(self) -> int:
         """Data-parallel ranks."""
         return len(self._actors)
+
+    def connect(
+        self, generators: GeneratorGroup, transport: GroupTransport, workers_each: int, deadline_s: float
+    ) -> None:
+        """Carry weights to these generators past Ray's object store from now on (`grpo.weight_link`)."""
+        self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for)
+
+    def pushing_to(self, receivers: Sequence[Any]) -> AbstractContextManager[object]:
+        """Inside, weights go to these generators alone."""
+        return self.link.only(receivers) if self.link else contextlib.nullcontext()
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         """An optimizer step on all ranks for each batch, in order, sent all at once; the global metrics of each."""
@@ -184,10 +216,20 @@ class LearnerGroup:
 
     def tensor_names(self) -> list[str]:
         """Every name under which the policy has a tensor."""
-        return list(wait_for([self._actors[0].tensor_names.remote()], self._deadline_s, "the tensors' names")[0])
+        return [tensor.name for tensor in self.tensors()]
+
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor of the policy, without its values."""
+        return list(wait_for([self._actors[0].tensors.remote()], self._deadline_s, "the tensors' names")[0])
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
-        """References to the policy's weights in buckets, as they are gathered."""
+        """The policy's weights in buckets; ask for one only when the one before the last is loaded.
+
+        They are references to arrays, or where `link` is set, what is told of a bucket that it brings by itself.
+        """
+        if self.link is not None:
+            yield from self.link.buckets(self._actors, self.tensors(), bucket_bytes)
+            return
         # Two buckets wait at most: a large policy must not fill the object store while generators still load.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
         streams: list[Any] = [actor.export_buckets.options(**options).remote(bucket_bytes) for actor in self._actors]

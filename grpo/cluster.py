@@ -91,6 +91,11 @@ class Cluster:
         self.device: Device = _choose_device(settings.device)
         self._group = self._reserve()
 
+    @property
+    def nodes(self) -> int:
+        """Nodes that are up."""
+        return sum(1 for node in ray.nodes() if node["Alive"])
+
     def __enter__(self) -> Cluster:
         return self
 

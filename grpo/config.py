@@ -176,17 +176,47 @@ class GeneratorConfig(Section):
         return {"auto": device == "cuda", "in_actor": False, "own_process": True}[self.engine]
 
 
+ChosenTransport = Literal["object_store", "gloo", "nccl", "ipc"]
+
+
 class WeightSyncConfig(Section):
     """Carrying new weights to the generators, and proving that they arrived."""
 
+    transport: Literal["auto", "object_store", "gloo", "nccl", "ipc"] = "auto"
+    """How the bytes travel: as files through Ray's object store, over TCP (gloo), between GPUs (nccl), or not at all,
+    as both use the same GPU (ipc). `auto`: on GPUs ipc with cluster.share_gpus, else nccl; without GPUs object_store
+    on one node, gloo on several."""
     bucket_mib: Positive = 512
-    """Memory of one piece of a push."""
+    """Memory of one piece of a push; a layer's attention or MLP that is larger is a piece by itself."""
     probe_sequences: Positive = 2
     probe_tokens: Annotated[int, Field(ge=2)] = 64
     """Length to which each probe sequence is cut."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
     """Mean difference of log-probabilities that passes; by default 2e-4 in float32 and 0.05 in bfloat16."""
     deadline_s: Seconds = 600.0
+    """Longest wait for any part of a push: for a generator to come, or for one piece to be sent or loaded."""
+
+    def choose(self, device: Literal["cpu", "cuda"], nodes: int, *, share_gpus: bool) -> ChosenTransport:
+        """The transport of a run.
+
+        Args:
+            device: what learner and generators compute on.
+            nodes: of the cluster.
+            share_gpus: a learner rank and a generator have one GPU together.
+
+        Raises:
+            ValueError: the chosen one needs a GPU and there is none.
+        """
+        if self.transport in ("nccl", "ipc") and device == "cpu":
+            raise ValueError(
+                f"weight_sync.transport={self.transport} carries weights between GPUs, and this run computes on CPUs; "
+                "use gloo, object_store or auto"
+            )
+        if self.transport != "auto":
+            return self.transport
+        if device == "cuda":
+            return "ipc" if share_gpus else "nccl"
+        return "object_store" if nodes == 1 else "gloo"
 
 
 class Evaluation(Section):
@@ -310,6 +340,7 @@ class TrainConfig(Section):
                 f"{self.generator.tensor_parallel_size}"
             )
         found += self._sleep_problems()
+        found += self._transport_problems()
         found += _verifier_problems(self.verifiers)
         return found
 
@@ -329,6 +360,25 @@ class TrainConfig(Section):
             return [
                 "cluster.sleep cannot move the optimizer states of learner.zero_stage=3, for which DeepSpeed wants an "
                 "optimizer of its own; use learner.offload=optimizer, which keeps them off it, or zero_stage 1 or 2"
+            ]
+        return []
+
+    def _transport_problems(self) -> list[str]:
+        transport, shared = self.weight_sync.transport, self.cluster.share_gpus
+        if transport in ("nccl", "ipc") and self.cluster.device == "cpu":
+            return [
+                f"weight_sync.transport={transport} carries weights between GPUs, and cluster.device is cpu; use gloo, "
+                "object_store or auto"
+            ]
+        if transport == "ipc" and not shared:
+            return [
+                "weight_sync.transport=ipc hands over memory of a GPU that learner and generator share, and "
+                "cluster.share_gpus is not set; set it, or use nccl or auto"
+            ]
+        if transport == "nccl" and shared:
+            return [
+                "weight_sync.transport=nccl cannot join learner and generator on one GPU, as cluster.share_gpus puts "
+                "them; use ipc or auto, or give each a GPU of its own"
             ]
         return []
 

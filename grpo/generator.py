@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import safe_open
@@ -29,6 +29,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from grpo import weight_transfer
 from grpo.setups import GeneratorSetup
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
+from grpo.weight_buckets import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Generator:
                 enable_prefix_caching=True,
                 enable_sleep_mode=setup.sleeps,
                 logprobs_mode="raw_logprobs" if setup.temperature == 1.0 else "processed_logprobs",
-                weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKEND),
+                weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKENDS[setup.transport]),
                 # The policy's own default temperature and top-k must not slip into the samples.
                 generation_config="vllm",
                 disable_log_stats=True,
@@ -74,7 +75,8 @@ class Generator:
                 async_scheduling=None if own_process else False,
             )
         )
-        self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
+        if setup.transport == "object_store":
+            self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
         self._restart = setup.partial == "restart"
         self._asked: dict[str, _Asked] = {}
@@ -130,6 +132,10 @@ class Generator:
         scored, self._scored = self._scored, {}
         return [_prompt_logprobs(scored[name]) for name in names]
 
+    def join_sender(self, invitation: dict[str, Any]) -> None:
+        """Meet the learner for pushes to come (`grpo.weight_link`). The engine must be idle."""
+        self._engine.collective_rpc("init_weight_transfer_engine", args=(invitation,))
+
     def begin_update(self) -> None:
         """Make ready for new weights: hold what is under way."""
         # Level 0 only pauses; a step that was begun ahead is finished first, and its tokens are the old version's.
@@ -141,8 +147,15 @@ class Generator:
             self._asked.clear()
         self._engine.collective_rpc("start_weight_update")
 
-    def update(self, bucket: np.ndarray) -> list[str]:
-        """Load one bucket of weights: uint8, the bytes of a safetensors file. The names of its tensors."""
+    def update(self, bucket: np.ndarray | Bucket) -> list[str]:
+        """Load one bucket of weights. The names of its tensors.
+
+        Args:
+            bucket: uint8, the bytes of a safetensors file; or what is told of a bucket that comes by another transport.
+        """
+        if isinstance(bucket, Bucket):
+            self._engine.collective_rpc("update_weights", args=(bucket.update_info(),))
+            return bucket.names
         # By file, as the engine may live in other processes of this node; in memory where there is room.
         with tempfile.NamedTemporaryFile(dir=_scratch(bucket.nbytes), suffix=".safetensors") as file:
             file.write(bucket.data)

@@ -151,6 +151,11 @@ class GeneratorGroup:
         while stream.unfinished:
             yield from stream.finished()
 
+    @property
+    def actors(self) -> list[Any]:
+        """The replicas that are up; one that was started again is another."""
+        return [replica.actor for replica in self._up()]
+
     def ask(self, work: Sequence[Work]) -> None:
         """Deal out work. Streams call this."""
         shares: dict[Replica, dict[int, Work]] = {}
@@ -351,6 +356,11 @@ class OneReplica:
 
     group: GeneratorGroup
     replica: Replica
+
+    @property
+    def actors(self) -> list[Any]:
+        """Its actor, alone."""
+        return [self.replica.actor]
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
         """Load all buckets; the names of the tensors that came.

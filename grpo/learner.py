@@ -16,14 +16,13 @@ from typing import Literal
 
 import deepspeed
 import numpy as np
-import safetensors.torch
 import torch
 from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
+from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, save_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
 from grpo.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
@@ -35,6 +34,9 @@ from grpo.policy_logprobs import DTYPES, PolicyLogprobs
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.setups import LearnerSetup
+from grpo.weight_buckets import Bucket, TensorInfo
+from grpo.weight_senders import GroupTransport, Handle, Sender, make_sender
+from grpo.weight_source import PolicyWeights
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
 REFERENCE = "reference.pt"
@@ -86,6 +88,9 @@ class LearnerRank:
         )
         self._optimizer_steps = 0
         self._skipped_in_a_row = 0
+        gather = self._gathered if setup.learner.zero_stage == 3 else None
+        self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
+        self._sender: Sender | None = None
 
     def step(self, batch: RankBatch) -> dict[str, float]:
         """One optimizer step: every microbatch forward and backward, then one update.
@@ -225,41 +230,44 @@ class LearnerRank:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the policy under its Hugging Face name, whole, in the policy's dtype, on the CPU.
 
-        Adapters are merged into what is yielded, and the learner's own tensors stay as they are.
-
-        Tied tensors come once for each of their names: vLLM on CPU keeps an output head of its own even where the
-        configuration ties it. All ranks must iterate together: ZeRO-3 gathers each tensor from all of them.
+        Adapters are merged into what is yielded, and the learner's own tensors stay as they are; tied tensors come once
+        for each of their names. All ranks must iterate together: ZeRO-3 gathers each tensor from all of them.
         """
-        dtype = DTYPES[self._setup.dtype]
-        for one in policy_tensors(self._engine.module.model):
-            with self._gathered(one.parts):
-                yield one.name, one.merged().to(device="cpu", dtype=dtype, copy=True)
+        return iter(self._weights)
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
         enabled = self._setup.learner.zero_stage == 3
         return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)  # type: ignore[no-any-return]
 
-    def tensor_names(self) -> list[str]:
-        """Every name under which the policy has a parameter, tied ones under each of their names."""
-        return [one.name for one in policy_tensors(self._engine.module.model)]
+    def tensors(self) -> list[TensorInfo]:
+        """Name, dtype and whole shape of every tensor, tied ones under each of their names."""
+        return self._weights.infos()
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
-        """The policy in pieces of about `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
+        """The policy in pieces of at most `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
 
-        Rank 0 yields them; the other ranks take part in the gathering and yield nothing. A piece ends only where a
-        layer's block does (`self_attn`, `mlp`), as vLLM fuses tensors of one block and wants them together.
+        Rank 0 yields them; the other ranks take part in the gathering and yield nothing. A piece's memory is used again
+        for the next one. A piece ends only where a layer's block does (`self_attn`, `mlp`), and is as large as that
+        where a block is larger.
         """
-        bucket: dict[str, Tensor] = {}
-        size = 0
-        for name, tensor in self.weights():
-            if self._setup.rank == 0:
-                if size >= bucket_bytes and block_of(name) != block_of(next(reversed(bucket))):
-                    yield _serialise(bucket)
-                    bucket, size = {}, 0
-                bucket[name] = tensor
-                size += tensor.nbytes
-        if bucket:
-            yield _serialise(bucket)
+        return self._weights.files(bucket_bytes, wanted=self._setup.rank == 0)
+
+    def open_sender(self, transport: GroupTransport, address: str, members: Sequence[str], deadline_s: float) -> int:
+        """Make ready to send buckets to generators; the port at which they find this rank (`Sender.open`)."""
+        if self._sender is None:
+            self._sender = make_sender(transport, self._weights, self._setup.rank)
+        return self._sender.open(address, members, deadline_s)
+
+    def join_receivers(self) -> None:
+        """Wait for the generators that were told of this rank."""
+        assert self._sender is not None
+        self._sender.join()
+
+    @torch.no_grad()
+    def send_bucket(self, bucket: Bucket) -> Handle | None:
+        """Gather a bucket, all ranks together, and send it to the generators (`Sender.send`)."""
+        assert self._sender is not None
+        return self._sender.send(bucket)
 
     def sleep(self) -> None:
         """Move optimizer states and float32 weights into the host's memory, unless they live there; end with `wake`."""
@@ -268,7 +276,9 @@ class LearnerRank:
             self._engine.offload_states(include=states, pin_memory=self._device.type == "cuda")
 
     def wake(self) -> None:
-        """Move back what `sleep` moved."""
+        """Move back what `sleep` moved. The generators have loaded all that was sent."""
+        if self._sender is not None:
+            self._sender.release()
         if self._setup.learner.offload == "none":
             self._engine.reload_states()
 
@@ -364,12 +374,3 @@ class LearnerRank:
         torch.set_rng_state(random_state["cpu"])
         if "cuda" in random_state and self._device.type == "cuda":
             torch.cuda.set_rng_state(random_state["cuda"], self._device)
-
-
-def block_of(name: str) -> str:
-    """The block of a layer that a tensor belongs to: `model.layers.0.self_attn` for its `q_proj.weight`."""
-    return name.rsplit(".", 2)[0]
-
-
-def _serialise(tensors: dict[str, Tensor]) -> np.ndarray:
-    return np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8)

@@ -16,6 +16,7 @@ from grpo.engine_loop import EngineLoop
 from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.setups import GeneratorSetup
 from grpo.types import EngineDied, Report, Request, SamplingParams
+from grpo.weight_buckets import Bucket
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,10 +59,13 @@ class GeneratorActor:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._loop.call(lambda generator: generator.score(sequences))
 
+    def join_sender(self, invitation: dict[str, Any]) -> None:
+        self._loop.call(lambda generator: generator.join_sender(invitation))
+
     def begin_update(self) -> None:
         self._loop.call(lambda generator: generator.begin_update())
 
-    def update(self, bucket: np.ndarray) -> list[str]:
+    def update(self, bucket: np.ndarray | Bucket) -> list[str]:
         return self._loop.call(lambda generator: generator.update(bucket))
 
     def finish_update(self, policy_version: int) -> None:

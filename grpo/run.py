@@ -153,6 +153,7 @@ class TrainingRun:
     def _start_actors(self, cluster: Cluster, policy_path: str) -> None:
         settings = self.settings
         takes_turns = settings.cluster.sleep and cluster.device == "cuda"
+        transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
         join_learner = cluster.start_learner(
             [
                 LearnerSetup(
@@ -184,6 +185,7 @@ class TrainingRun:
                     replica=replica,
                     sleeps=takes_turns,
                     partial=settings.rollout.partial,
+                    transport=transport,
                 )
                 for replica in range(settings.generator.replicas)
             ],
@@ -192,6 +194,10 @@ class TrainingRun:
             self._progress.show,
         )
         self.learner, self.generators = join_learner(), join_generators()
+        if transport != "object_store":
+            self.learner.connect(
+                self.generators, transport, settings.generator.tensor_parallel_size, settings.weight_sync.deadline_s
+            )
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
 
     def _collector(self) -> Collector:
@@ -295,7 +301,9 @@ class TrainingRun:
         """Bring the present weights to one replica, which was restarted, and prove it."""
         # The learner hands its weights over after the steps that it has begun, and they are the next version then.
         version = max(self.step, self._begun)
-        replace(self.sync, generators=self.generators.only(replica)).push(version, self._probe())
+        restarted = self.generators.only(replica)
+        with self.learner.pushing_to(restarted.actors):
+            replace(self.sync, generators=restarted).push(version, self._probe())
 
     def _probe(self, groups: Sequence[Group] = ()) -> list[list[int]]:
         limits = self.settings.weight_sync

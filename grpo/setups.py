@@ -59,6 +59,7 @@ class GeneratorSetup:
         replica: number of this replica.
         sleeps: it will give its memory back between rounds; on `cuda` only.
         partial: what happens to completions that are under way when new weights come.
+        transport: how new weights come to it.
     """
 
     policy_path: str
@@ -70,3 +71,4 @@ class GeneratorSetup:
     replica: int
     sleeps: bool = False
     partial: Literal["continue", "restart"] = "continue"
+    transport: config.ChosenTransport = "object_store"

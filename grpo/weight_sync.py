@@ -22,7 +22,7 @@ class WeightSource(Protocol):
     """The learner, as far as a push needs it."""
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
-        """Every tensor of the policy, in buckets."""
+        """Every tensor of the policy, in buckets: themselves, or what is told of those that travel another way."""
         ...
 
     def tensor_names(self) -> list[str]:
@@ -38,7 +38,10 @@ class WeightTargets(Protocol):
     """The generators, as far as a push needs them."""
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
-        """Load every bucket on every replica; the names of the tensors that came."""
+        """Load every bucket on every replica; the names of the tensors that came.
+
+        The next bucket is asked for only when the one before the last is loaded: memory is for two.
+        """
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[Scores]]:

@@ -1,4 +1,4 @@
-"""vLLM's end of a weight push: a backend of its weight-transfer interface that reads safetensors files.
+"""Makes our ends of a weight push known to vLLM.
 
 vLLM's workers may be in other processes than the generator, so `register` is also named in this package's
 `vllm.general_plugins` entry point, which vLLM calls in each of them.
@@ -6,62 +6,27 @@ vLLM's workers may be in other processes than the generator, so `register` is al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from grpo.config import ChosenTransport
 
-from safetensors.torch import load_file
-
-BACKEND = "grpo_file"
+# Transport -> vLLM's name for the engine of `grpo.transfer_engines` or `grpo.gpu_transfer_engines` that receives it.
+BACKENDS: dict[ChosenTransport, str] = {
+    "object_store": "grpo_file",
+    "gloo": "grpo_gloo",
+    "nccl": "grpo_nccl",
+    "ipc": "grpo_ipc",
+}
+_ENGINES = {
+    "grpo_file": ("grpo.transfer_engines", "FileWeightTransferEngine"),
+    "grpo_gloo": ("grpo.transfer_engines", "GlooWeightTransferEngine"),
+    "grpo_nccl": ("grpo.gpu_transfer_engines", "NcclWeightTransferEngine"),
+    "grpo_ipc": ("grpo.gpu_transfer_engines", "IpcWeightTransferEngine"),
+}
 
 
 def register() -> None:
-    """Make the backend known to vLLM in this process. Safe to call twice."""
+    """Make the engines known to vLLM in this process. Safe to call twice."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, _engine_class())
-
-
-def _engine_class() -> type[Any]:
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-    @dataclass
-    class NothingToInit(WeightTransferInitInfo):
-        pass
-
-    @dataclass
-    class FileUpdate(WeightTransferUpdateInfo):
-        path: str
-
-    class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
-        """Loads each file into the model through vLLM's layerwise reload, as its own backends do."""
-
-        init_info_cls = NothingToInit
-        update_info_cls = FileUpdate
-
-        def init_transfer_engine(self, init_info: NothingToInit) -> None:
-            """There is no connection to make."""
-
-        def start_weight_update(self) -> None:
-            initialize_layerwise_reload(self.model)
-
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            # The base class waits for an accelerator here, which a CPU does not have.
-            self.receive_weights(self.parse_update_info(update_info))
-
-        def receive_weights(self, update_info: FileUpdate) -> None:
-            model: Any = self.model
-            model.load_weights(list(load_file(update_info.path).items()))
-
-        def finish_weight_update(self) -> None:
-            finalize_layerwise_reload(self.model, self.model_config)
-
-        def shutdown(self) -> None:
-            """There is nothing to release."""
-
-    return FileWeightTransferEngine
+    for name, (module, engine) in _ENGINES.items():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, engine)

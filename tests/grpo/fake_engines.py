@@ -31,9 +31,13 @@ class FakeLearner:
     awake: bool = True
     turns: list[str] = field(default_factory=list)
     work: Callable[[], None] = lambda: None
+    connected: list[str] = field(default_factory=list)
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         self.work = work
+
+    def connect(self, generators: FakeGenerators, transport: str, workers_each: int, deadline_s: float) -> None:
+        self.connected.append(transport)
 
     def sleep(self) -> None:
         assert self.awake
@@ -226,6 +230,7 @@ class FakeCluster:
     learner: FakeLearner
     generators: FakeGenerators | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    nodes: int = 1
     closed: bool = False
 
     def __call__(self, *_: Any) -> FakeCluster:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import SftConfig, TrainConfig, WeightSyncConfig
 from grpo.config_file import dump, load
 from grpo.plan import schema_of
 
@@ -147,6 +147,15 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["verifiers.1.name=answer"], ["'answer' is used 2 times"]),
         (["verifiers.0.weight=0", "verifiers.1.weight=0"], ["every weight is 0"]),
         (["verifiers.0.when={kind: []}"], ["'answer' has an empty list of values in when.kind"]),
+        (
+            ["weight_sync.transport=nccl", "cluster.device=cpu"],
+            ["weight_sync.transport=nccl", "cluster.device", "gloo, object_store or auto"],
+        ),
+        (["weight_sync.transport=ipc"], ["weight_sync.transport=ipc", "cluster.share_gpus", "use nccl or auto"]),
+        (
+            ["weight_sync.transport=nccl", "cluster.share_gpus=true"],
+            ["weight_sync.transport=nccl", "cluster.share_gpus", "use ipc or auto"],
+        ),
         (["weight_sync.probe_tokens=1"], ["weight_sync.probe_tokens", "greater than or equal to 2"]),
         (["verifiers=[]"], ["verifiers", "at least 1 item"]),
         (["learner.lora.rank=0"], ["learner.lora.rank", "greater than or equal to 1"]),
@@ -180,6 +189,28 @@ def test_rules_of_training(tmp_path: Path, overrides: list[str], told: list[str]
 def test_rules_of_supervised_fine_tuning(tmp_path: Path, overrides: list[str], told: list[str]) -> None:
     (line,) = problems(tmp_path, SftConfig, SFT, *overrides)
     assert all(part in line for part in told), line
+
+
+@pytest.mark.parametrize(
+    ("device", "nodes", "shared", "chosen"),
+    [
+        ("cpu", 1, False, "object_store"),
+        ("cpu", 2, False, "gloo"),
+        ("cuda", 1, False, "nccl"),
+        ("cuda", 4, False, "nccl"),
+        ("cuda", 1, True, "ipc"),
+        ("cpu", 1, True, "object_store"),
+    ],
+)
+def test_auto_chooses_a_transport(device: Literal["cpu", "cuda"], nodes: int, shared: bool, chosen: str) -> None:
+    assert WeightSyncConfig().choose(device, nodes, share_gpus=shared) == chosen
+    assert WeightSyncConfig(transport="gloo").choose(device, nodes, share_gpus=shared) == "gloo"
+
+
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_a_transport_between_gpus_is_refused_without_one(transport: Literal["nccl", "ipc"]) -> None:
+    with pytest.raises(ValueError, match=f"transport={transport} carries weights between GPUs.*use gloo"):
+        WeightSyncConfig(transport=transport).choose("cpu", 1, share_gpus=True)
 
 
 def test_the_edges_of_the_rules_pass(tmp_path: Path) -> None:

@@ -24,7 +24,13 @@ ROOMS = {
         "launch/ray_job.py",
         "launch/ready.py",
     },
-    "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
+    "vllm": {
+        "grpo/generator.py",
+        "grpo/gpu_senders.py",
+        "grpo/gpu_transfer_engines.py",
+        "grpo/transfer_engines.py",
+        "grpo/weight_transfer.py",
+    },
     "deepspeed": {"grpo/learner.py"},
     "peft": {"grpo/adapters.py"},
 }
@@ -34,6 +40,8 @@ DRIVERS = {
     "cluster",
     "generator",
     "generator_group",
+    "gpu_senders",
+    "gpu_transfer_engines",
     "learner",
     "plan",
     "preparation",
@@ -43,6 +51,7 @@ DRIVERS = {
     "run",
     "sft",
     "train",
+    "transfer_engines",
     "verifier_nodes",
 }
 

@@ -210,7 +210,7 @@ def test_on_a_shared_gpu_learner_and_generators_take_turns(
     monkeypatch.setattr("grpo.run.Cluster", cluster)
     # The fakes refuse to work while they sleep.
     run_training(settings, silent_progress())
-    assert learner.optimizer_steps == 10
+    assert learner.optimizer_steps == 10 and learner.connected == ["ipc"]
     learn = ["generators sleep", "learner wakes"]
     generate = ["learner sleeps", "generators wake"]
     # Five steps, of which the second and the fourth end with a checkpoint, which is the learner's turn again; the last.
@@ -221,7 +221,7 @@ def test_nobody_sleeps_where_there_is_no_gpu(tmp_path: Path, policy: Path, monke
     settings = settings_of(tmp_path / "run", policy)
     shared = settings.cluster.model_copy(update={"share_gpus": True, "sleep": True})
     learner, generators = fakes(train(settings.model_copy(update={"cluster": shared}), monkeypatch))
-    assert learner.turns == generators.turns == []
+    assert learner.turns == generators.turns == learner.connected == []
 
 
 def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, whole_folder: Path) -> None:

@@ -1,0 +1,206 @@
+"""Who takes part in a push, and the connections between them: the learner's rank 0 and every process of every engine.
+
+A `RollCall` is a small store at the learner, by which both ends say that they have come; so a push that somebody never
+arrives at ends at its deadline and says who it was. `GlooGroup` adds connections that carry bytes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+SENDER = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What one needs to know to join.
+
+    Attributes:
+        address: of the learner's rank 0.
+        port: where its store listens.
+        members: name of every member, the learner first.
+        deadline_s: longest wait for any of them.
+    """
+
+    address: str
+    port: int
+    members: tuple[str, ...]
+    deadline_s: float
+
+
+class RollCall:
+    """The members of a group, and which of them have arrived where."""
+
+    def __init__(self, invitation: Invitation, rank: int, listener: socket.socket | None = None) -> None:
+        """Connect to the store, or with a `listener` serve it.
+
+        Raises:
+            TimeoutError: it does not answer.
+        """
+        self.rank = rank
+        self.members = invitation.members
+        self.deadline_s = invitation.deadline_s
+        try:
+            self.store = TCPStore(
+                invitation.address,
+                invitation.port,
+                is_master=listener is not None,
+                timeout=datetime.timedelta(seconds=self.deadline_s),
+                wait_for_workers=False,
+                master_listen_fd=listener.detach() if listener is not None else None,
+            )
+        except (distributed.DistNetworkError, distributed.DistStoreError) as failure:
+            raise TimeoutError(
+                f"{self._me} found nobody at {invitation.address}:{invitation.port} within {self.deadline_s:.0f} s, "
+                f"where {self.members[SENDER]} should be: {failure}"
+            ) from failure
+
+    @property
+    def _me(self) -> str:
+        return self.members[self.rank]
+
+    def arrive(self, where: str) -> None:
+        """Say that this member has come to `where`."""
+        self.store.set(f"{where}/{self.rank}", "here")
+
+    def wait_for_others(self, where: str, what: str) -> None:
+        """Wait until all others have come to `where`.
+
+        Raises:
+            TimeoutError: some did not by the deadline; the message names them.
+        """
+        keys = [f"{where}/{rank}" for rank in range(len(self.members)) if rank != self.rank]
+        try:
+            self.store.wait(keys, datetime.timedelta(seconds=self.deadline_s))
+        except distributed.DistStoreError:
+            raise TimeoutError(
+                f"{', '.join(self.missing(where))} did not come within weight_sync.deadline_s={self.deadline_s:.0f}: "
+                f"{what}. Look whether it still runs, what its log says, and whether it reaches {self._me}'s node"
+            ) from None
+
+    def missing(self, where: str) -> list[str]:
+        """Names of those who have not come to `where`."""
+        return [
+            name
+            for rank, name in enumerate(self.members)
+            if rank != self.rank and not self.store.check([f"{where}/{rank}"])
+        ]
+
+    def forget(self, where: str) -> None:
+        """Everybody has come and gone."""
+        for rank in range(len(self.members)):
+            self.store.delete_key(f"{where}/{rank}")
+
+
+class GlooGroup:
+    """A process group of its own, beside whatever `torch.distributed` holds in this process; bytes flow from rank 0."""
+
+    def __init__(self, roll: RollCall) -> None:
+        """Connect every member with every other; returns when all have come.
+
+        Raises:
+            TimeoutError: some have not by the deadline.
+        """
+        self._roll = roll
+        roll.arrive("join")
+        roll.wait_for_others("join", "joining the group that carries the weights")
+        # torch's stubs do not know all of it.
+        gloo: Any = distributed.ProcessGroupGloo
+        options = gloo._Options()
+        options._timeout = datetime.timedelta(seconds=roll.deadline_s)
+        options._devices = [gloo.create_device(hostname=_own_address(roll.store))]
+        options._threads = 2
+        self._group = gloo(PrefixStore("gloo", roll.store), roll.rank, len(roll.members), options)
+        self._options = distributed.BroadcastOptions()
+        self._options.rootRank, self._options.rootTensor = SENDER, 0
+
+    def send(self, number: int, parts: Sequence[Tensor]) -> None:
+        """Send parts of a bucket, uint8 on the CPU; returns when all have them.
+
+        Raises:
+            TimeoutError: not within the deadline; the message names who did not take them.
+            RuntimeError: a connection broke.
+        """
+        works = [self._start(part) for part in parts]
+        for work in works:
+            self._finish(work, f"sending bucket {number}", number)
+
+    def arrive(self, number: int) -> None:
+        """A receiver is ready for a bucket."""
+        self._roll.arrive(f"bucket {number}")
+
+    def wait_for_receivers(self, number: int) -> None:
+        """The sender waits until all receivers are ready for a bucket.
+
+        Raises:
+            TimeoutError: some are not; the message names them.
+        """
+        self._roll.wait_for_others(f"bucket {number}", f"bucket {number} of weights waits for it")
+
+    def sent(self, number: int) -> None:
+        """The sender is done with a bucket."""
+        self._roll.forget(f"bucket {number}")
+
+    def start_receiving(self, number: int, parts: Sequence[Tensor]) -> list[distributed.Work]:
+        """Start to receive into parts, uint8 on the CPU, in the order in which they are sent."""
+        return [self._start(part) for part in parts]
+
+    def finish_receiving(self, work: distributed.Work, number: int) -> None:
+        """Wait for one part.
+
+        Raises:
+            TimeoutError: it did not come within the deadline.
+            RuntimeError: the connection broke.
+        """
+        self._finish(work, f"receiving bucket {number} from {self._roll.members[SENDER]}", number)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._group.shutdown()
+
+    def _start(self, part: Tensor) -> distributed.Work:
+        assert part.dtype == torch.uint8 and part.is_contiguous() and part.device.type == "cpu"
+        work: distributed.Work = self._group.broadcast([part], self._options)
+        return work
+
+    def _finish(self, work: distributed.Work, what: str, number: int) -> None:
+        started = time.monotonic()
+        try:
+            work.wait()
+        except RuntimeError as failure:
+            me, seconds = self._roll.members[self._roll.rank], time.monotonic() - started
+            if "imed out" in str(failure):
+                raise TimeoutError(
+                    f"{me}: {what} was not done within weight_sync.deadline_s={self._roll.deadline_s:.0f}; all had "
+                    "come to it, so one of the members has stopped since or the network is too slow for the deadline: "
+                    f"{', '.join(self._roll.members)}"
+                ) from failure
+            raise RuntimeError(
+                f"{me}: a connection broke after {seconds:.1f} s of {what}; one of the members has died or the network "
+                f"failed: {', '.join(self._roll.members)}"
+            ) from failure
+
+
+def listen(address: str) -> socket.socket:
+    """A socket that listens on that address only, on a port that the system chooses."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind((address, 0))
+    listener.listen()
+    return listener
+
+
+def _own_address(store: TCPStore) -> str:
+    """The address of the interface that leads to the store."""
+    with socket.socket(socket.AF_INET6 if ":" in store.host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # Connecting a datagram socket sends nothing; it chooses a route.
+        probe.connect((store.host, store.port))
+        return str(probe.getsockname()[0])

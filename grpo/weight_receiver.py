@@ -1,0 +1,67 @@
+"""A generator's end of a push over gloo. Nothing here knows of vLLM: what loads the tensors is handed in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.weight_buckets import Bucket, Message, messages
+from grpo.weight_group import GlooGroup
+
+
+class BucketReceiver:
+    """A receiver's end of `gloo`: memory for one bucket, and the order in which its tensors are handed on."""
+
+    def __init__(self, group: GlooGroup) -> None:
+        self._group = group
+        self._memory = _Memory()
+
+    def receive(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
+        """Receive a bucket and `load` its blocks one by one, each while what follows still comes.
+
+        Raises:
+            TimeoutError: it did not come within the deadline.
+            RuntimeError: the connection broke.
+        """
+        found = messages(bucket.tensors)
+        parts = self._memory.parts(found)
+        self._group.arrive(bucket.number)
+        works = self._group.start_receiving(bucket.number, [torch.from_numpy(part) for part in parts])
+        block: list[tuple[str, Tensor]] = []
+        name = ""
+        for message, part, work in zip(found, parts, works, strict=True):
+            self._group.finish_receiving(work, bucket.number)
+            for start, info in zip(message.starts, message.tensors, strict=True):
+                if block and info.block != name:
+                    load(block)
+                    block = []
+                name = info.block
+                offset = start - message.start
+                mine = torch.from_numpy(part[offset : offset + info.nbytes])
+                block.append((info.name, mine.view(getattr(torch, info.dtype)).view(info.shape)))
+        load(block)
+
+    def close(self) -> None:
+        """Give the memory and the connections back."""
+        self._memory = _Memory()
+        self._group.close()
+
+
+class _Memory:
+    """A bucket's memory, used again for the next one unless somebody still holds on to a tensor in it."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def parts(self, found: Sequence[Message]) -> list[np.ndarray]:
+        """Memory for each message."""
+        needed = found[-1].end
+        # Every array and tensor cut from it refers to it; two references are this object's and the call's. vLLM holds
+        # on to what it was given of a layer until the whole layer has come.
+        if len(self._bytes) < needed or sys.getrefcount(self._bytes) > 2:
+            self._bytes = np.empty(needed, dtype=np.uint8)
+        return [self._bytes[message.start : message.end] for message in found]

@@ -1,0 +1,146 @@
+"""The learner's end of a push: one sender for each transport that does not go through Ray's object store.
+
+Every rank has a sender, as all take part in the gathering; what leaves through the group leaves from rank 0 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from grpo.weight_buckets import Bucket, Message, messages, runs
+from grpo.weight_group import SENDER, GlooGroup, Invitation, RollCall, listen
+from grpo.weight_source import GATHERED_SHARE, PolicyWeights, as_bytes
+
+GroupTransport = Literal["gloo", "nccl", "ipc"]
+# Where a GPU's copy of a bucket lies: its identity, and what CUDA needs to open the memory.
+Handle = tuple[str, tuple[Any, ...]]
+
+
+class Sender(Protocol):
+    """One rank's end of a transport."""
+
+    def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
+        """Make ready for the receivers; the port at which they find this rank, 0 where they need none."""
+        ...
+
+    def join(self) -> None:
+        """Wait for the receivers."""
+        ...
+
+    def send(self, bucket: Bucket) -> Handle | None:
+        """Gather a bucket and send it; with `ipc`, where this GPU's copy lies."""
+        ...
+
+    def release(self) -> None:
+        """Give memory back that only generators read; they have read all of it."""
+        ...
+
+    def close(self) -> None:
+        """End the connections; `open` may follow."""
+        ...
+
+
+def make_sender(transport: GroupTransport, weights: PolicyWeights, rank: int) -> Sender:
+    """The sender of a rank."""
+    if transport == "gloo":
+        return GlooSender(weights, rank)
+    from grpo.gpu_senders import IpcSender, NcclSender
+
+    return NcclSender(weights, rank) if transport == "nccl" else IpcSender(weights, rank)
+
+
+class GroupSender:
+    """What `gloo` and `nccl` share: rank 0 serves the store at which the receivers meet it."""
+
+    def __init__(self, weights: PolicyWeights, rank: int) -> None:
+        self._weights = weights
+        self._rank = rank
+        self._roll: RollCall | None = None
+
+    def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
+        """Serve the store; the port at which it listens."""
+        self.close()
+        if self._rank != SENDER:
+            return 0
+        listener = listen(address)
+        port = int(listener.getsockname()[1])
+        self._roll = RollCall(Invitation(address, port, tuple(members), deadline_s), SENDER, listener)
+        return port
+
+    def release(self) -> None:
+        """There is none: what was sent has arrived."""
+
+    def close(self) -> None:
+        """End the connections."""
+        self._roll = None
+
+
+class GlooSender(GroupSender):
+    """Over TCP, from the host's memory."""
+
+    _group: GlooGroup | None = None
+
+    def join(self) -> None:
+        """Wait for the receivers.
+
+        Raises:
+            TimeoutError: some did not come; the message names them.
+        """
+        if self._roll is not None:
+            self._group = GlooGroup(self._roll)
+
+    def send(self, bucket: Bucket) -> None:
+        """Send a bucket's messages; memory beside the policy's is what ZeRO-3 gathers, and small tensors' messages.
+
+        Raises:
+            TimeoutError: a receiver did not come or take all within the deadline; the message names it.
+            RuntimeError: a connection broke.
+        """
+        group, failure = self._group, None
+        if group is not None:
+            failure = failure_of(group.wait_for_receivers, bucket.number)
+        limit = GATHERED_SHARE * bucket.nbytes if self._weights.sharded else float("inf")
+        for run in runs(messages(bucket.tensors), limit):
+            with self._weights.whole([tensor.name for message in run for tensor in message.tensors]) as tensors:
+                # After a failure the gathering goes on: the other ranks are at it, and would wait for this one.
+                if group is not None and failure is None:
+                    failure = failure_of(group.send, bucket.number, _parts(run, tensors))
+        if failure is not None:
+            raise failure
+        if group is not None:
+            group.sent(bucket.number)
+
+    def close(self) -> None:
+        """End the connections."""
+        if self._group is not None:
+            self._group.close()
+        self._group = None
+        super().close()
+
+
+def failure_of(call: Callable[..., object], *arguments: object) -> TimeoutError | RuntimeError | None:
+    """What a call raised, if it failed as transports do."""
+    try:
+        call(*arguments)
+    except (TimeoutError, RuntimeError) as failure:
+        return failure
+    return None
+
+
+def _parts(run: Sequence[Message], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each message's bytes, uint8 on the CPU: a lone tensor's own, small ones' copied side by side."""
+    parts, following = [], iter(tensors)
+    for message in run:
+        if len(message.tensors) == 1:
+            parts.append(as_bytes(next(following)).cpu())
+            continue
+        part = torch.zeros(message.end - message.start, dtype=torch.uint8)
+        for start, info in zip(message.starts, message.tensors, strict=True):
+            offset = start - message.start
+            part[offset : offset + info.nbytes].copy_(as_bytes(next(following)))
+        parts.append(part)
+    return parts

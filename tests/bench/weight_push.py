@@ -1,0 +1,171 @@
+"""How fast weights are pushed over gloo, beside a plain gloo broadcast of the same bytes between the same processes.
+
+    python tests/bench/weight_push.py [--receivers 1] [--layers 7] [--bucket-mib 64] [--rounds 15]
+
+First the receivers must hold what the sender has, to the bit, and then both are timed in turns: from the driver's call
+to the last answer. A push is the whole of it (announcements, messages, tensors handed over by name) and is timed twice:
+to the arrival of all tensors, and with copying each into the receiver's weights, as an engine does at least. The
+broadcast is one flat tensor, likewise without and with the copy. There is no vLLM here: what its reload adds does not
+depend on the transport. Memory is each process's resident peak during its first push, above what it held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from measurement import quartiles
+from push_processes import (
+    PlainLearner,
+    Receiver,
+    RemoteProcess,
+    get,
+    link_to,
+    peak_memory,
+    processes,
+    push,
+    reset_peak,
+    wait_for,
+)
+from torch import Tensor
+
+HIDDEN, INTERMEDIATE = 1024, 2816
+MIB = 1 << 20
+
+
+class Sender(PlainLearner):
+    """The learner's end, which can also broadcast all its bytes as one tensor."""
+
+    _flat: Tensor | None = None
+
+    def broadcast(self) -> None:
+        if self._flat is None:
+            self._flat = torch.cat([tensor.reshape(-1) for _, tensor in self._weights]).view(torch.uint8)
+        assert self._sender._group is not None
+        self._sender._group.send(0, [self._flat])
+
+    def reset_peak(self) -> int:
+        return reset_peak()
+
+    def peak(self) -> int:
+        return peak_memory()
+
+
+class Target(Receiver):
+    """A receiver that copies what it gets into its weights, or only takes it."""
+
+    _flat: Tensor | None = None
+    _room: Tensor | None = None
+    copies = True
+
+    def copy(self, copies: bool) -> None:
+        self.copies = copies
+
+    def prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    def _load(self, block: list[tuple[str, Tensor]]) -> None:
+        for name, tensor in block:
+            if self.copies:
+                self._weights[name].copy_(tensor)
+
+    def broadcast(self) -> None:
+        if self._flat is None:
+            size = sum(tensor.nbytes for tensor in self._weights.values())
+            self._flat = torch.zeros(size, dtype=torch.uint8)
+            self._room = torch.zeros(size, dtype=torch.uint8)
+        assert self._receiver is not None and self._room is not None
+        group = self._receiver._group
+        group.finish_receiving(group.start_receiving(0, [self._flat])[0], 0)
+        if self.copies:
+            self._room.copy_(self._flat)
+
+    def reset_peak(self) -> int:
+        return reset_peak()
+
+    def peak(self) -> int:
+        return peak_memory()
+
+
+def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
+    """A policy of 49 MiB a layer, in float32."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (8192, HIDDEN)}
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.self_attn.{one}_proj.weight": (HIDDEN, HIDDEN) for one in "qkvo"}
+        shapes |= {f"{name}.mlp.{one}_proj.weight": (INTERMEDIATE, HIDDEN) for one in ("gate", "up")}
+        shapes[f"{name}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+        shapes |= {f"{name}.{one}_layernorm.weight": (HIDDEN,) for one in ("input", "post_attention")}
+    return shapes | {"model.norm.weight": (HIDDEN,)}
+
+
+def timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def measure(receivers: int, layers: int, bucket_bytes: int, rounds: int) -> None:
+    shapes = shapes_of(layers)
+    with processes((Sender, shapes), *[(Target,)] * receivers) as (sender, *targets):
+        every: list[RemoteProcess] = [sender, *targets]
+        wait_for([one.prepare.remote(shapes) for one in targets], 300, "weights")
+        link = link_to(targets, deadline_s=120.0)
+        link.join([sender])
+        before = wait_for([one.reset_peak.remote() for one in every], 300, "memory")
+        push(link, [sender], targets, bucket_bytes)
+        extra = [peak - start for peak, start in zip(_all(every, "peak"), before, strict=True)]
+        expected = get(sender.digests.remote())
+        assert all(get(one.digests.remote()) == expected for one in targets), "a push left other weights than were sent"
+        total = sum(tensor.nbytes for tensor in get(sender.tensors.remote()))
+        largest = max(tensor.nbytes for tensor in get(sender.tensors.remote()))
+        seconds: dict[str, list[float]] = {}
+        for _ in range(rounds + 1):
+            for copies in (False, True):
+                wait_for([one.copy.remote(copies) for one in targets], 60, "a setting")
+                words = "copied into the weights" if copies else "arrived"
+                for what, call in (
+                    ("broadcast", lambda: _all(every, "broadcast")),
+                    ("push", lambda: push(link, [sender], targets, bucket_bytes)),
+                ):
+                    seconds.setdefault(f"{what}, {words}", []).append(timed(call))
+    print(
+        f"{total / MIB:.0f} MiB to {receivers} receiver(s), buckets of {bucket_bytes / MIB:.0f} MiB, largest tensor "
+        f"{largest / MIB:.0f} MiB; load {os.getloadavg()[0]:.1f}; peak memory above the weights: sender "
+        f"{extra[0] / MIB:.1f} MiB, receivers {', '.join(f'{one / MIB:.1f}' for one in extra[1:])} MiB"
+    )
+    # The first round makes the broadcast's memory.
+    rates = {what: [total / one / 1e9 for one in found[1:]] for what, found in seconds.items()}
+    for what, found in rates.items():
+        print(f"  {what:38} GB/s: " + " / ".join(f"{one:.2f}" for one in quartiles(found)))
+    for words in ("arrived", "copied into the weights"):
+        pairs = zip(rates[f"push, {words}"], rates[f"broadcast, {words}"], strict=True)
+        ratios = quartiles([ours / plain for ours, plain in pairs])
+        print(f"  push against broadcast, {words}: " + " / ".join(f"{one:.2f}" for one in ratios))
+        of_medians = statistics.median(rates[f"push, {words}"]) / statistics.median(rates[f"broadcast, {words}"])
+        print(f"    of the medians: {of_medians:.2f}")
+
+
+def _all(every: Sequence[RemoteProcess], method: str) -> list[Any]:
+    return wait_for([getattr(one, method).remote() for one in every], 300, method)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--receivers", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=7)
+    parser.add_argument("--bucket-mib", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    measure(options.receivers, options.layers, options.bucket_mib * MIB, options.rounds)

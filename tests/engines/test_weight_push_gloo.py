@@ -1,0 +1,137 @@
+"""Weights over gloo between real processes: what arrives, what it takes, and what happens when somebody is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from push_processes import Learner, PlainLearner, Receiver, RemoteProcess, get, link_to, processes, push, wait_for
+from ranks_without_ray import free_port
+
+from grpo.config import NewPolicy
+from grpo.policy import make_policy
+from grpo.weight_link import WeightLink
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+# A layer's blocks of 2 MiB and 9 MiB, an embedding of 12 MiB, and small ones between.
+SHAPES = {"model.embed_tokens.weight": (3000, 1048), "model.norm.weight": (33,)} | {
+    f"model.layers.{layer}.{name}": shape
+    for layer in range(3)
+    for name, shape in {
+        "self_attn.q_proj.weight": (512, 512),
+        "self_attn.k_proj.bias": (7,),
+        "self_attn.o_proj.weight": (512, 512),
+        "mlp.up_proj.weight": (2304, 512),
+        "mlp.down_proj.weight": (512, 2304),
+        "input_layernorm.weight": (512,),
+    }.items()
+}
+
+
+@pytest.fixture
+def group() -> Iterator[list[RemoteProcess]]:
+    """A learner without DeepSpeed, and three receivers."""
+    with processes((PlainLearner, SHAPES), *[(Receiver,)] * 3) as made:
+        wait_for([one.digests.remote() for one in made], 120, "the processes to start")
+        yield made
+
+
+def test_what_is_sent_arrives_bit_for_bit(group: list[RemoteProcess]) -> None:
+    """Two and three processes; buckets smaller and larger than a block, and the whole in one."""
+    learner, *others = group
+    expected = get(learner.digests.remote())
+    assert set(expected) == set(SHAPES)
+    for receivers, sizes in ((others[:1], (1, 10 * MIB, 1 << 40)), (others[1:], (10 * MIB,))):
+        link = link_to(receivers)
+        for bucket_bytes in sizes:
+            assert sorted(push(link, [learner], receivers, bucket_bytes)) == sorted(SHAPES)
+            for receiver in receivers:
+                assert get(receiver.digests.remote()) == expected
+    blocks = get(others[0].blocks.remote())
+    assert ["model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"] in blocks
+    # vLLM keeps tensors of a layer until all of it has come: their memory must stay theirs.
+    held = get(others[0].held_sum.remote())
+    push(link_to(others[:1]), [learner], others[:1], 8 * MIB)
+    assert get(others[0].held_sum.remote()) == pytest.approx(held * 4 / 3)
+
+
+def test_a_push_that_somebody_misses_ends_at_its_deadline_and_names_it(group: list[RemoteProcess]) -> None:
+    """Frozen before it joins, frozen before a push, dead; the one that is started in its place gets the next push."""
+    learner, first, second, third = group
+    both = [first, second]
+
+    def named(link: WeightLink, receivers: list[RemoteProcess]) -> None:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"^generator 1 did not come .*deadline_s=4") as caught:
+            push(link, [learner], receivers, 10 * MIB)
+        assert time.monotonic() - started < 30 and "generator 0" not in str(caught.value)
+
+    link = link_to(both, deadline_s=4.0)
+    for _ in range(2):
+        second.stop()
+        named(link, both)
+        second.go_on()
+        get(second.digests.remote())  # it has given up what it was frozen in
+        push(link, [learner], both, 10 * MIB)
+    push(link, [learner], both, 10 * MIB)
+    second.kill()
+    named(link, [first])
+    both[1] = third
+    push(link, [learner], both, 10 * MIB)
+    assert get(third.digests.remote()) == get(first.digests.remote()) == get(learner.digests.remote())
+
+
+@pytest.fixture(scope="module")
+def large_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """96 MiB, its largest tensor 3 MiB."""
+    shape = NewPolicy(
+        hidden_size=384, layers=12, heads=4, key_value_heads=4, intermediate_size=1536, tie_embeddings=False
+    )
+    folder = tmp_path_factory.mktemp("large") / "policy"
+    make_policy(shape, [], folder, 3)
+    return str(folder)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_zero_stages_and_tied_embeddings(zero_stage: int, tied: bool, tied_policy: str, untied_policy: str) -> None:
+    """Two learner ranks and a receiver, before and after a step."""
+    port = free_port()
+    path = tied_policy if tied else untied_policy
+    ranks = [(Learner, path, rank, 2, zero_stage, port) for rank in range(2)]
+    with processes(*ranks, (Receiver,)) as (*learners, receiver):
+        link = link_to([receiver], deadline_s=120.0)
+        before = None
+        for seed in range(2):
+            names = push(link, learners, [receiver], 1 << 15)
+            assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(names) and len(names) == len(set(names))
+            sent = wait_for([one.digests.remote() for one in learners], 120, "digests")
+            assert get(receiver.digests.remote()) == sent[0] == sent[1]
+            assert sent[0] != before
+            before = sent[0]
+            wait_for([one.step.remote(seed, 2) for one in learners], 120, "a step")
+
+
+def test_memory_of_a_push_is_bounded_by_the_bucket(large_policy: str) -> None:
+    """ZeRO-3 on two ranks: what a push adds to a rank's memory, over gloo and as files."""
+    port = free_port()
+    bucket = 16 * MIB
+    with processes(*[(Learner, large_policy, rank, 2, 3, port) for rank in range(2)], (Receiver,)) as made:
+        *learners, receiver = made
+        link = link_to([receiver], deadline_s=120.0)
+        push(link, learners, [receiver], bucket)  # connections and first allocations
+        whole = sum(tensor.nbytes for tensor in get(learners[0].tensors.remote()))
+        assert whole > 5 * bucket
+        begin = wait_for([one.reset_peak.remote() for one in learners], 60, "memory")
+        push(link, learners, [receiver], bucket)
+        peaks = wait_for([one.peak.remote() for one in learners], 60, "memory")
+        over_gloo = [peak - start for peak, start in zip(peaks, begin, strict=True)]
+        files = wait_for([one.export.remote(bucket) for one in learners], 240, "exporting")
+        print(f"gloo {[one / MIB for one in over_gloo]} MiB, files {[peak / MIB for peak, _ in files]} MiB")
+        assert max(over_gloo) < bucket
+        # A file is made in a bucket's memory, beside what is gathered.
+        assert files[0][0] < 1.75 * bucket and files[1][0] < bucket
+        assert files[0][1] == get(receiver.digests.remote()) and not files[1][1]
