@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import itertools
 import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,27 +65,42 @@ class EndpointSampler:
             RuntimeError: the server refuses a request, or goes on failing.
             TimeoutError: no completion came for `deadline_s`.
         """
-        pool = concurrent.futures.ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="endpoint")
-        left = iter(enumerate(questions))
-        waiting: dict[concurrent.futures.Future[Sample], int] = {}
-        try:
-            while True:
-                # Twice as many as are asked at a time: no thread waits for the next question.
-                for index, question in itertools.islice(left, 2 * self._settings.concurrency - len(waiting)):
-                    waiting[pool.submit(self._ask, question, sampling)] = index
-                if not waiting:
+        left: queue.SimpleQueue[tuple[int, Question]] = queue.SimpleQueue()
+        for numbered in enumerate(questions):
+            left.put(numbered)
+        came: queue.SimpleQueue[tuple[int, Sample | BaseException]] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def work() -> None:
+            while not stopped.is_set():
+                try:
+                    index, question = left.get_nowait()
+                except queue.Empty:
                     return
-                done, _ = concurrent.futures.wait(waiting, deadline_s, return_when=concurrent.futures.FIRST_COMPLETED)
-                if not done:
+                try:
+                    came.put((index, self._ask(question, sampling)))
+                except BaseException as failure:  # whatever it is, it is raised where the completion is waited for
+                    came.put((index, failure))
+                    return
+
+        # Daemons: a request that hangs must not hold up the end of the process.
+        for number in range(min(self._settings.concurrency, len(questions))):
+            threading.Thread(target=work, name=f"endpoint-{number}", daemon=True).start()
+        try:
+            for _ in questions:
+                try:
+                    index, found = came.get(timeout=deadline_s)
+                except queue.Empty:
                     raise TimeoutError(
-                        f"no completion came from {self._client.base_url} within deadline_s={deadline_s:.0f}; raise "
-                        "it, or lower endpoint.concurrency"
-                    )
-                for future in done:
-                    yield waiting.pop(future), future.result()
+                        f"no completion came from {self._client.base_url} within deadline_s={deadline_s:g}; raise it, "
+                        "or lower endpoint.concurrency"
+                    ) from None
+                if isinstance(found, BaseException):
+                    raise found
+                yield index, found
         finally:
             # What is being asked cannot be called back; what is queued is not asked any more.
-            pool.shutdown(wait=False, cancel_futures=True)
+            stopped.set()
 
     def _ask(self, question: Question, sampling: SamplingParams) -> Sample:
         common: dict[str, Any] = {

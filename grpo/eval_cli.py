@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
@@ -18,7 +17,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback o
 class _RunsByDefault(TyperGroup):
     """A group whose command `run` need not be named: `grpo eval MODEL` is `grpo eval run MODEL`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -43,9 +42,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="for example generator.replicas=8 or task.data.prompt=question"),
     ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="name of a task, or path of a task file; may be given often")
-    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="name of a task, or of a task file; may come often")] = None,
     data: Annotated[Path | None, typer.Option(help="local copy of the task's data (.jsonl, .json, .parquet)")] = None,
     k: Annotated[int | None, typer.Option(help="completions for each problem and seed; default: the task's")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the task's")] = None,

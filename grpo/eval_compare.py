@@ -98,7 +98,7 @@ def compare_tables(task: str, first: Sequence[Judged], second: Sequence[Judged])
         len(theirs) - len(shared),
         mean_estimate([float(one) for one in before]),
         mean_estimate([float(one) for one in after]),
-        mean_estimate([float(one) for one in differences]),
+        mean_estimate([float(one) for one in differences], shares=False),
         paired_p_value(differences),
         better,
         worse,
@@ -123,9 +123,8 @@ def compare_folders(first: Path, second: Path, console: Console, *, show: int, o
             f"{first} has {', '.join(_tasks(first)) or 'no task'} to its end, {second} has "
             f"{', '.join(_tasks(second)) or 'no task'}: nothing to compare; give the folders that grpo eval --out wrote"
         )
-    found = [
-        compare_tables(name, read_table(first / name / TABLE), read_table(second / name / TABLE)) for name in shared
-    ]
+    tables = [(name, read_table(first / name / TABLE), read_table(second / name / TABLE)) for name in shared]
+    found = [compare_tables(*one) for one in tables]
     console.print(_table(first, second, found))
     for one in found:
         for title, flips in (("B turned right", one.better), ("B turned wrong", one.worse)):
@@ -147,20 +146,20 @@ def _tasks(folder: Path) -> list[str]:
 
 
 def _table(first: Path, second: Path, found: Sequence[Comparison]) -> Table:
-    table = Table(title=f"A = {first}, B = {second}", title_justify="left")
-    for name in ("task", "shared problems", "A", "B", "B - A", "95 % interval", "p", "turned right", "turned wrong"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    table = Table(title=f"A = {first}\nB = {second}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(style="dim")
+    table.add_column(justify="right")
     for one in found:
-        left_out = f" (+{one.only_first}/+{one.only_second})" if one.only_first or one.only_second else ""
+        left_out = f", +{one.only_first:,} only in A, +{one.only_second:,} only in B"
         table.add_row(
-            one.task,
-            f"{one.shared:,}{left_out}",
-            f"{one.first.value:.2%}",
-            f"{one.second.value:.2%}",
-            f"{one.difference.value:+.2%}",
-            f"{one.difference.low:+.2%} to {one.difference.high:+.2%}",
-            f"{one.p_value:.4f}" if one.p_value >= 1e-4 else "< 0.0001",
-            f"{len(one.better):,}",
-            f"{len(one.worse):,}",
+            one.task, "shared problems", f"{one.shared:,}{left_out if one.only_first or one.only_second else ''}"
         )
+        for name, estimate in (("A", one.first), ("B", one.second)):
+            table.add_row("", name, f"{estimate.value:.2%} ({estimate.low:.2%} to {estimate.high:.2%})")
+        gained = one.difference
+        table.add_row("", "B - A", f"{gained.value:+.2%} ({gained.low:+.2%} to {gained.high:+.2%})")
+        table.add_row("", "p, paired", f"{one.p_value:.4f}" if one.p_value >= 1e-4 else "< 0.0001")
+        table.add_row("", "turned right, wrong", f"{len(one.better):,}, {len(one.worse):,}")
+        table.add_section()
     return table

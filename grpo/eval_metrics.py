@@ -78,7 +78,9 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetri
         estimates[f"pass@{j}"] = mean_estimate([pass_at_k(len(one), sum(one), j) for one in known if len(one) >= j])
     if votes and k > 1:
         estimates[f"maj@{k}"] = mean_estimate([_majority(group, seeds) for group in groups])
-    estimates["completion_tokens"] = _mean(groups, lambda row: row.record.completion_tokens)
+    estimates["completion_tokens"] = mean_estimate(
+        [statistics.fmean(row.record.completion_tokens for row in group) for group in groups], shares=False
+    )
     estimates["truncated"] = _mean(groups, lambda row: row.record.finish_reason == "length")
     statuses = Counter(row.record.status.value for row in rows)
     for status in Status:

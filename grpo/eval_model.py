@@ -48,8 +48,8 @@ def find_policy(given: str) -> str:
         if (candidate / "config.json").is_file():
             return str(candidate.absolute())
     raise ValueError(
-        f"{given} holds no policy: expected config.json in it, in its policy/, or in the policy/ of a checkpoint in its "
-        "checkpoints/; give a folder in Hugging Face format, a run or a checkpoint"
+        f"{given} holds no policy: expected config.json in it, in its policy/, or in the policy/ of a checkpoint in "
+        "its checkpoints/; give a folder in Hugging Face format, a run or a checkpoint"
     )
 
 
@@ -71,8 +71,8 @@ def open_model(given: str) -> Model:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as failure:
         raise ValueError(
-            f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub answers to: "
-            f"{str(failure).splitlines()[0]}"
+            f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub answers "
+            f"to: {str(failure).splitlines()[0]}"
         ) from failure
     folder = Path(path)
     if folder.is_dir():

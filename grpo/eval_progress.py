@@ -81,7 +81,7 @@ def results_table(model: str, found: Mapping[str, TaskMetrics]) -> Table:
     for task, metrics in found.items():
         head = [task, f"{metrics.problems:,} x {metrics.k * len(metrics.seeds)}"]
         for name, one in metrics.estimates.items():
-            if name.startswith("avg@") or (name.startswith("status/") and one.value == 0):
+            if name.startswith("avg@") or name == "status/correct" or (name.startswith("status/") and one.value == 0):
                 continue
             table.add_row(*head, name, *_figures(name, one))
             head = ["", ""]

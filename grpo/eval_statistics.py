@@ -107,7 +107,7 @@ def majority_is_correct(classes: Sequence[int | None], correct: Sequence[bool]) 
     return sum(right[number] for number in winners) / len(winners)
 
 
-def mean_estimate(values_P: Sequence[float], seed: int = 0) -> Estimate:
+def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int = 0) -> Estimate:
     """The mean over problems with a 95 % interval that resamples problems.
 
     Where every problem is 0 or 1, the Wilson interval (1927), which stays honest at 0 of n and n of n. Elsewhere the
@@ -117,6 +117,7 @@ def mean_estimate(values_P: Sequence[float], seed: int = 0) -> Estimate:
 
     Args:
         values_P: one number for each problem.
+        shares: the numbers lie between 0 and 1; only then can Wilson's interval be theirs.
         seed: of the resampling.
 
     Raises:
@@ -128,11 +129,11 @@ def mean_estimate(values_P: Sequence[float], seed: int = 0) -> Estimate:
         raise ValueError(f"a mean needs at least one problem and finite numbers, got {count} values")
     mean = float(array_P.mean())
     standard_error = float(array_P.std(ddof=1)) / math.sqrt(count) if count > 1 else None
-    if np.isin(array_P, (0.0, 1.0)).all():
+    if shares and np.isin(array_P, (0.0, 1.0)).all():
         rate = wilson(int(array_P.sum()), count)
         return Estimate(mean, rate.low, rate.high, standard_error, count, "wilson")
     if count == 1:
-        raise ValueError("the interval of a single problem that is neither 0 nor 1 is unknown; evaluate more problems")
+        raise ValueError("the interval of a single problem is unknown; evaluate more problems")
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student_t(0.975, count - 1))
     low, high = np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail))
     return Estimate(mean, float(low), float(high), standard_error, count, "bootstrap")

@@ -169,7 +169,8 @@ def _parse(line: bytes) -> Record | None:
 
 def _record(fields: Mapping[str, Any]) -> Record:
     own: dict[str, Any] = {field.name: fields[field.name] for field in dataclasses.fields(Record)}
-    return Record(**{**own, "status": Status(own["status"])})
+    own["status"] = Status(own["status"])
+    return Record(**own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,19 +208,8 @@ def read_table(path: Path) -> list[Judged]:
     """
     if not path.is_file():
         raise ValueError(f"there is no {path}: give the folder of an evaluation of this task that has come to its end")
-    own = {field.name for field in dataclasses.fields(Record)}
-    return [
-        Judged(
-            Record(
-                **{name: Status(value) if name == "status" else value for name, value in row.items() if name in own}
-            ),
-            row["question"],
-            row["reference"],
-            row["answer"],
-            row["answer_class"],
-        )
-        for row in pq.read_table(path).to_pylist()
-    ]
+    rows = pq.read_table(path).to_pylist()
+    return [Judged(_record(row), row["question"], row["reference"], row["answer"], row["answer_class"]) for row in rows]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

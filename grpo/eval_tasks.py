@@ -125,11 +125,17 @@ def _problem(task: Task, index: int, row: dict[str, Any]) -> Problem:
 
 def _reference(task: Task, value: Any) -> Any:
     if task.reference_join is not None and isinstance(value, list):
-        return task.reference_join.join(map(str, value)) or None
+        return task.reference_join.join(_without_dollars(str(one)) for one in value) or None
     if task.reference_after is not None and value is not None:
         _, mark, answer = str(value).rpartition(task.reference_after)
         return answer.strip() or None if mark else None
     return value
+
+
+def _without_dollars(text: str) -> str:
+    """One answer's mathematics, out of the dollars around it, between which a joining comma would end it."""
+    text = text.strip()
+    return text[1:-1] if text.count("$") == 2 and text.startswith("$") and text.endswith("$") else text
 
 
 def _shuffle(task: Task, name: str, row: dict[str, Any]) -> str:

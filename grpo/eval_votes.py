@@ -11,8 +11,10 @@ from grpo.eval_store import Record
 from grpo.eval_tasks import Answers
 from rewards.verdict import Status, Verdict
 
-# (completion, reference) of each call -> a future for each verdict.
-Judge = Callable[[Sequence[tuple[str, Any, Mapping[str, Any]]]], Sequence[Future[Verdict]]]
+# (completion, reference, the row's other columns).
+Call = tuple[str, Any, Mapping[str, Any]]
+# A future for each call's verdict.
+Judge = Callable[[Sequence[Call]], Sequence[Future[Verdict]]]
 
 
 def vote(

@@ -7,6 +7,7 @@ has one; the numbers are made of what is stored and of nothing else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import queue
@@ -41,7 +42,7 @@ from grpo.eval_store import (
 )
 from grpo.eval_tasks import Problem, answers_of, load_problems
 from grpo.eval_types import Question, Sample, Sampler
-from grpo.eval_votes import vote
+from grpo.eval_votes import Call, vote
 from grpo.preparation import load_tokenizer
 from grpo.types import Prompt, SamplingParams
 from rewards.build import VerifierSpec
@@ -49,6 +50,7 @@ from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 
+Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
 
 
@@ -218,7 +220,7 @@ def _sample(
 ) -> None:
     """Sample and judge what is missing; each completion is stored as its verdict comes."""
     problems = {problem.id: problem for problem in job.problems}
-    judged: queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]] = queue.SimpleQueue()
+    judged: Done = queue.SimpleQueue()
     chosen = job.sampling
     sampling = SamplingParams(1, chosen.max_tokens, chosen.temperature, chosen.stop, chosen.top_p)
     total = len(job.problems) * chosen.k * len(settings.seeds)
@@ -235,7 +237,7 @@ def _sample(
         for index, sample in sampler.sample(_questions(job, missing), sampling, settings.deadline_s):
             key = missing[index]
             future = _judge(job, pool, problems[key[0]], sample.text, sample.tokens)
-            future.add_done_callback(lambda done, key=key, sample=sample: judged.put((key, sample, done)))
+            future.add_done_callback(functools.partial(_hand_over, judged, key, sample))
             under_way += 1
             while not judged.empty():
                 keep(0.0)
@@ -247,6 +249,10 @@ def _sample(
                 raise TimeoutError(
                     f"{under_way} verdicts of {job.task.name} did not come within {_wait_s(job, under_way):.0f} s"
                 ) from None
+
+
+def _hand_over(judged: Done, key: Key, sample: Sample, future: Future[Verdict]) -> None:
+    judged.put((key, sample, future))
 
 
 def _questions(job: Job, keys: Sequence[Key]) -> list[Question]:
@@ -267,6 +273,10 @@ def _rows(
 ) -> tuple[list[Judged], int]:
     """The completions that this evaluation wants, in order, with their votes; how many pairs were undecided."""
     answers = answers_of(job.task)
+
+    def judge(calls: Sequence[Call]) -> list[Future[Verdict]]:
+        return pool.submit_many([(job.task.name, *call) for call in calls])
+
     rows: list[Judged] = []
     undecided = 0
     for problem in job.problems:
@@ -275,12 +285,7 @@ def _rows(
             found: list[str | None] = [None] * len(own)
             classes: list[int | None] = [None] * len(own)
             if answers is not None:
-                found, classes, failed = vote(
-                    own,
-                    answers,
-                    lambda calls: pool.submit_many([(job.task.name, *call) for call in calls]),
-                    _wait_s(job, len(own) ** 2),
-                )
+                found, classes, failed = vote(own, answers, judge, _wait_s(job, len(own) ** 2))
                 undecided += failed
             reference = json.dumps(problem.reference, default=str)
             rows += [
@@ -295,6 +300,6 @@ def _check_failures(job: Job, rows: Sequence[Judged], most: float) -> None:
     if len(failed) > most * len(rows):
         raise RuntimeError(
             f"{len(failed)} of {len(rows)} verdicts of {job.task.name} failed, above max_failure_share={most:g}; the "
-            f"first: {failed[0].status.value}: {failed[0].reason}. The completions are stored: mend the verifier or raise "
-            "task.verifier.deadline_s, and the same command asks it again"
+            f"first: {failed[0].status.value}: {failed[0].reason}. The completions are stored: mend the verifier or "
+            "raise task.verifier.deadline_s, and the same command asks it again"
         )
