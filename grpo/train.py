@@ -77,7 +77,9 @@ def train(settings: TrainConfig, progress: Progress) -> ClosingTable:
             if run.evaluation_is_due():
                 metrics |= run.evaluate()
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
+            run.report_evaluations()
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
         run.save()
+        run.report_evaluations(wait=not interrupt.requested)
         return run.report.finish()
