@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from grpo.config import SftConfig, TrainConfig
 from grpo.config_file import load
+from grpo.eval_cli import eval_app
+from grpo.guarded import EXIT_FAILED
+from grpo.guarded import guarded as _guarded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,8 +41,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback o
 GOLD_LIMIT = 20_000
 # Longest wait for one probe: that of vLLM's start, on a file system that has not read it yet.
 PREFLIGHT_S = 180.0
-# A user's mistake, and a run that could not go on: distinct for scripts that retry.
-EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+app.add_typer(eval_app, name="eval")
 
 
 @app.command()
@@ -311,16 +312,3 @@ def _load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftCo
     if schema_of(path) is SftConfig:
         return load(SftConfig, path, overrides or [])
     return load(TrainConfig, path, overrides or [])
-
-
-def _guarded(job: Callable[[], None], debug: bool) -> None:
-    """Run a command; an expected failure is one message and an exit code, not a traceback."""
-    try:
-        job()
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (ValueError, RuntimeError, TimeoutError, OSError) as failure:
-        if debug:
-            raise
-        Console(stderr=True, highlight=False).print(f"[bold red]{type(failure).__name__}[/]: {escape(str(failure))}")
-        raise typer.Exit(EXIT_MISTAKE if isinstance(failure, ValueError) else EXIT_FAILED) from failure

@@ -227,6 +227,12 @@ class Evaluation(Section):
     """Steps between evaluations; before the first and after the last there is always one."""
     max_completion_tokens: Positive | None = None
     """By default as in training."""
+    mode: Literal["inline", "background"] = "inline"
+    """`background` evaluates an exported policy by `grpo eval` in a process of its own, while training goes on."""
+    devices: str | None = None
+    """GPUs for the background, which training leaves free, as CUDA_VISIBLE_DEVICES names them; on CPU none."""
+    deadline_s: Seconds = 7200.0
+    """Longest evaluation in the background."""
 
 
 class Schedule(Section):
@@ -341,6 +347,7 @@ class TrainConfig(Section):
             )
         found += self._sleep_problems()
         found += self._transport_problems()
+        found += self._background_problems()
         found += _verifier_problems(self.verifiers)
         return found
 
@@ -380,6 +387,19 @@ class TrainConfig(Section):
                 "weight_sync.transport=nccl cannot join learner and generator on one GPU, as cluster.share_gpus puts "
                 "them; use ipc or auto, or give each a GPU of its own"
             ]
+        return []
+
+    def _background_problems(self) -> list[str]:
+        evaluation = self.evaluation
+        if evaluation is None:
+            return []
+        if evaluation.mode == "background" and self.verifiers[0].when:
+            return [
+                "evaluation.mode=background judges by the first verifier alone, which has a `when`; use inline, or "
+                "give the first verifier no `when`"
+            ]
+        if evaluation.mode == "inline" and evaluation.devices is not None:
+            return ["evaluation.devices are for evaluation.mode=background; set that, or leave them out"]
         return []
 
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from grpo.code_rewards import code_problems
 from grpo.config import SftConfig, TrainConfig
+from grpo.eval_config import EvalConfig, Task
 
-Config = TypeVar("Config", TrainConfig, SftConfig)
+Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, Task)
 
 
 def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -30,7 +31,21 @@ def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) 
     Raises:
         ValueError: the file cannot be read, or has problems; all of them are told, with their remedies.
     """
-    data = read(Path(path))
+    return resolve(schema, read(Path(path)), overrides, str(path))
+
+
+def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """Apply `key=value` overrides to plain data and check everything, as `load` does.
+
+    Args:
+        schema: what the data configure.
+        data: of the file, or of what stands in for one; overrides change it.
+        overrides: as `load` takes them.
+        source: where the data come from, for messages.
+
+    Raises:
+        ValueError: the data have problems; all of them are told, with their remedies.
+    """
     found = [problem for override in overrides if (problem := _apply(data, override))]
     found += list(_drop_unknown(schema, data))
     config: Config | None = None
@@ -50,7 +65,7 @@ def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) 
         found += _problems_beside(schema, data, wrong)
     if found or config is None:
         count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
-        raise ValueError(f"{count} in {path}:\n" + "\n".join(f"  - {problem}" for problem in found))
+        raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in found))
     return config
 
 

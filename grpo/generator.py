@@ -268,6 +268,7 @@ def _engine_sampling(sampling: SamplingParams, seed: int, ends: frozenset[int]) 
     return EngineSampling(
         n=sampling.samples,
         temperature=sampling.temperature,
+        top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
         stop=list(sampling.stop) or None,
         stop_token_ids=sorted(ends),

@@ -131,8 +131,12 @@ class MetricsLog:
         """The highest step in the file, None where there is none."""
         return self._last_step
 
-    def append(self, line: MetricsLine) -> None:
+    def append(self, line: MetricsLine, *, late: bool = False) -> None:
         """Write one line to the disk.
+
+        Args:
+            line: the metrics of a step.
+            late: they are of a step that has its line, or were passed over: readers merge them.
 
         Raises:
             ValueError: the step is not above the last one in the file, or a name is reserved.
@@ -140,7 +144,7 @@ class MetricsLog:
         for name in RESERVED_NAMES:
             if name in line.metrics:
                 raise ValueError(f"the metric name {name!r} is reserved for the line itself; rename the metric")
-        if self._last_step is not None and line.step <= self._last_step:
+        if not late and self._last_step is not None and line.step <= self._last_step:
             raise ValueError(
                 f"step {line.step} comes after step {self._last_step} in {self._path}: steps must rise. "
                 f"To go on from a checkpoint, call truncate_after(its step) first; "
@@ -151,7 +155,7 @@ class MetricsLog:
         if written != len(payload):
             raise OSError(f"wrote {written} of {len(payload)} bytes to {self._path}; is the disk full?")
         os.fsync(self._descriptor)
-        self._last_step = line.step
+        self._last_step = line.step if self._last_step is None else max(line.step, self._last_step)
 
     def truncate_after(self, step: int) -> None:
         """Drop every line of a later step, so that a resumed run does not count its steps twice."""

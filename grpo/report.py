@@ -129,6 +129,23 @@ class Report:
         self._progress.step(step, numbers)
         self._warn_of_mismatch(step, numbers)
 
+    def late(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep and show numbers of a step that was reported before, such as an evaluation that has only now ended.
+
+        Args:
+            step: whose they are.
+            metrics: name -> number, none of which the step has yet.
+
+        Raises:
+            ValueError: a metric has a reserved name.
+        """
+        now, numbers = time.time(), {name: float(value) for name, value in metrics.items()}
+        self._log.append(MetricsLine(step, now, numbers), late=True)
+        for tracker in self._trackers:
+            tracker.log(step, now, numbers)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._progress.show(f"step {step}, evaluated in the background: {told}")
+
     def finish(self) -> ClosingTable:
         """Write the figures and the HTML report, close everything, and return the closing table."""
         # Imported here: matplotlib takes a second, which neither `import grpo.report` nor a failing run should pay.

@@ -13,6 +13,7 @@ from typing import Self
 from grpo import checkpoint, config
 from grpo.actors import LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
+from grpo.background_evaluation import MOST_OWED, BackgroundEvaluation
 from grpo.batching import TrainBatch
 from grpo.cluster import Cluster
 from grpo.collector import Collector
@@ -130,6 +131,9 @@ class TrainingRun:
         # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation
         # before the first step where the run was stopped before it.
         self.report.truncate_after(found.step if found and found.step > 0 else -1)
+        if self._background:
+            opened.callback(self._background.close)
+            self._background.forget_after(found.step if found and found.step > 0 else -1)
         if found:
             with progress.phase(f"resuming from step {found.step}"):
                 self.learner.load(str(found.folder.absolute()))
@@ -199,6 +203,9 @@ class TrainingRun:
                 self.generators, transport, settings.generator.tensor_parallel_size, settings.weight_sync.deadline_s
             )
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
+        self._background: BackgroundEvaluation | None = None
+        if settings.evaluation and settings.evaluation.mode == "background" and self.held_out:
+            self._background = BackgroundEvaluation(settings, self.held_out, cluster.device)
 
     def _collector(self) -> Collector:
         rollout = self.settings.rollout
@@ -247,9 +254,16 @@ class TrainingRun:
         return lag_metrics(groups, self.step - 1) | self.rollouts.metrics()
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy accuracy on the held-out prompts; nothing where there are none."""
+        """Greedy accuracy on the held-out prompts; nothing where there are none, or where it comes in late."""
         evaluation = self.settings.evaluation
         if evaluation is None or self.held_out is None:
+            return {}
+        if self._background:
+            # Policies that wait fill the disk: where evaluation is the slower, training waits for it.
+            if self._background.owed >= MOST_OWED:
+                self.report_evaluations(wait=True)
+            self.turns.learn()
+            self._background.add(self.step, self.learner.export)
             return {}
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
@@ -317,6 +331,15 @@ class TrainingRun:
         """After every so many steps, and after the last."""
         evaluation = self.settings.evaluation
         return evaluation is not None and (self.step % evaluation.every == 0 or self.step == self.settings.train.steps)
+
+    def report_evaluations(self, *, wait: bool = False) -> None:
+        """Report what the background has evaluated meanwhile; with `wait`, all that it still owes."""
+        if self._background is None:
+            return
+        owed = self._background.owed if wait else 0
+        with self._progress.phase(f"waiting for {owed} evaluation(s)") if owed else contextlib.nullcontext():
+            for late in self._background.finished(wait=wait):
+                self.report.late(late.step, late.metrics)
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""

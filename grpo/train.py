@@ -79,9 +79,11 @@ def train(
             if run.evaluation_is_due():
                 metrics |= run.evaluate()
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
+            run.report_evaluations()
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
             if after_step:
                 after_step(run)
         run.save()
+        run.report_evaluations(wait=not interrupt.requested)
         return run.report.finish()

@@ -121,12 +121,14 @@ class SamplingParams:
         max_tokens: the longest completion, in tokens.
         temperature: 0 is greedy.
         stop: strings that end a completion, kept in its text.
+        top_p: sample from the likeliest tokens of this share; for evaluation only, as a learner cannot reproduce it.
     """
 
     samples: int
     max_tokens: int
     temperature: float = 1.0
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

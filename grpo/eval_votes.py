@@ -1,0 +1,60 @@
+"""Which completions of a problem give the same answer, as the task's own verifier sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from grpo.eval_statistics import equivalence_classes
+from grpo.eval_store import Record
+from grpo.eval_tasks import Answers
+from rewards.verdict import Status, Verdict
+
+# (completion, reference, the row's other columns).
+Call = tuple[str, Any, Mapping[str, Any]]
+# A future for each call's verdict.
+Judge = Callable[[Sequence[Call]], Sequence[Future[Verdict]]]
+
+
+def vote(
+    records: Sequence[Record], answers: Answers, judge: Judge, wait_s: float
+) -> tuple[list[str | None], list[int | None], int]:
+    """Class the completions of one problem and seed by what they answer.
+
+    All that are correct are one class: each was verified against the same reference. Of the others, two are of the same
+    class where the verifier calls the one correct with the other's answer as reference. Completions without an answer,
+    and those whose verdict failed, do not vote.
+
+    Args:
+        records: completions of one problem and seed, in order.
+        answers: how they state an answer.
+        judge: starts verdicts.
+        wait_s: longest wait for one of them.
+
+    Returns:
+        Each completion's answer; each completion's class; how many pairs the verifier could not decide, which count as
+        different.
+    """
+    found = [answers.find(record.completion) for record in records]
+    wrong: dict[str, str] = {}
+    for record, answer in zip(records, found, strict=True):
+        if answer is not None and not record.correct and not record.status.failed:
+            wrong.setdefault(answer, record.completion)
+    texts = list(wrong)
+    undecided, same = 0, set[tuple[str, str]]()
+    if answers.by_verifier:
+        pairs = [(one, other) for at, one in enumerate(texts) for other in texts[at + 1 :]]
+        futures = judge([(wrong[other], one, {}) for one, other in pairs])
+        for pair, future in zip(pairs, futures, strict=True):
+            verdict = future.result(wait_s)
+            undecided += verdict.status.failed
+            if verdict.status is Status.CORRECT:
+                same.add(pair)
+    numbers = dict(zip(texts, equivalence_classes(texts, lambda one, other: (one, other) in same), strict=True))
+    # Class 0 is the right answer's.
+    classes = [
+        0 if record.correct else numbers[answer] + 1 if answer in numbers and not record.status.failed else None
+        for record, answer in zip(records, found, strict=True)
+    ]
+    return found, classes, undecided

@@ -1,0 +1,25 @@
+"""How a command of the command line fails: one message and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+# A user's mistake, and a run that could not go on: distinct for scripts that retry.
+EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+
+def guarded(job: Callable[[], None], debug: bool) -> None:
+    """Run a command; an expected failure is one message and an exit code, not a traceback."""
+    try:
+        job()
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (ValueError, RuntimeError, TimeoutError, OSError) as failure:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False).print(f"[bold red]{type(failure).__name__}[/]: {escape(str(failure))}")
+        raise typer.Exit(EXIT_MISTAKE if isinstance(failure, ValueError) else EXIT_FAILED) from failure
