@@ -106,6 +106,7 @@ class TrainingRun:
                 rollouts_every=settings.report.rollouts_every,
                 total_steps=settings.train.steps,
                 mismatch_alarm=settings.report.mismatch_alarm,
+                rollouts_max_mib=settings.report.rollouts_max_mib,
             )
         )
         pool = settings.verification.model_dump(include={"workers", "deadline_s"})
@@ -215,6 +216,7 @@ class TrainingRun:
         watch = Stopwatch()
         groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
         check_failures(groups, self.settings.verification.max_failure_share)
+        self.report.evaluation(self.step, groups)
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
         return {

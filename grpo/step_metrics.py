@@ -108,6 +108,7 @@ def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]
     times = watch.metrics()
     return {
         **times,
+        **watch.starts(),
         "throughput/completions_per_s": len(rollouts) / times["time/step_s"],
         "throughput/tokens_per_s": tokens / times["time/step_s"],
     }
