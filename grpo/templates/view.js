@@ -32,7 +32,11 @@ function svg(name, attributes, ...children) {
 const option = (value, text, chosen) => el("option", { value, selected: chosen }, text ?? String(value));
 const fixed = (value, digits = 2) => (value === null || value === undefined ? "none" : Number(value).toFixed(digits).replace("-", "\u2212"));
 const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
-const short = (value) => (value === null ? "none" : String(Number(Number(value).toPrecision(4))).replace("-", "\u2212"));
+const short = (value) => {
+  if (value === null) return "none";
+  const size = Math.abs(value), number = Number(value);
+  return (size && size < 1e-3 ? number.toExponential(2) : String(Number(number.toPrecision(4)))).replaceAll("-", "\u2212");
+};
 const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
 // --- asking ----------------------------------------------------------------------------------------------------
@@ -263,8 +267,8 @@ function drawRow(row, at) {
   const made = el("div", { class: "row", role: "option", id: `row-${at}`, "aria-selected": at === groups.chosen ? "true" : "false",
     "aria-setsize": groups.total, "aria-posinset": at + 1, onclick: () => choose(at) },
     el("div", {}, row.prompt.replace(/\s+/g, " ")),
-    el("div", { class: "facts" }, tally, `step ${row.step}`, el("span", { title: told }, `reward ${fixed(row.reward)}`), `${Math.round(row.tokens)} tokens`,
-      row.matches < row.completions ? `${row.matches} of ${row.completions}` : null));
+    el("div", { class: "facts" }, tally, ...[`step ${row.step}`, `reward ${fixed(row.reward)}`, `${Math.round(row.tokens)} tokens`,
+      row.matches < row.completions ? `${row.matches} of ${row.completions} match` : ""].map((fact) => el("span", { title: told }, fact))));
   made.style.top = `${at * ROW}px`;
   return made;
 }
@@ -313,7 +317,7 @@ async function openGroup(source, step, group, isWanted = () => true) {
 
 function scale(found) {
   const steps = [["p0", "90 %"], ["p1", "50 %"], ["p2", "20 %"], ["p3", "5 %"], ["p4", "less"]];
-  return el("span", { class: "scale" }, "sampled at", ...steps.map(([style, told]) => el("i", { class: style }, told)),
+  return el("span", { class: "scale" }, "probability of at least", ...steps.map(([style, told]) => el("i", { class: style }, told)),
     found.has_tokenizer ? null : "no tokenizer lies beside the run: tokens by number");
 }
 
@@ -576,7 +580,8 @@ function begin() {
     if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || /^(input|select|textarea)$/i.test(event.target.tagName)) return;
     event.preventDefault();
     location.hash = "groups";
-    setTimeout(() => $("filters").elements.text.focus());
+    showSection();
+    $("filters").elements.text.focus();
   });
   if (embedded) refresh();
   else poll();

@@ -16,7 +16,8 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0 --force-color-profile=srgb"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0 "
+    "--force-color-profile=srgb"
 )
 # Keys whose code is not the letter's.
 KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9, "Enter": 13}
@@ -36,7 +37,8 @@ class Browser:
         port = told.read_text().split("\n")[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
             target = next(one for one in json.load(answer) if one["type"] == "page")
-        self._socket = connect(target["webSocketDebuggerUrl"], max_size=None)
+        self._connection = connect(target["webSocketDebuggerUrl"], max_size=None)
+        self._socket = self._connection.__enter__()
         self._numbers = itertools.count(1)
         self.errors: list[str] = []
         self.requested: list[str] = []
@@ -68,12 +70,20 @@ class Browser:
 
     def wait(self, expression: str, seconds: float = 20.0) -> Any:
         """The value of an expression once it is true."""
-        return self._until(lambda: self.ask(expression), expression, seconds)
+        # An element has no value of its own; that it is there is what is waited for.
+        return self._until(
+            lambda: self.ask(f"((found) => found instanceof Node || found)({expression})"), expression, seconds
+        )
 
     def press(self, key: str, text: str = "") -> None:
         code = KEYS.get(key) or ord(key.upper())
         shared = {"key": key, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **shared, **({"text": text} if text else {}))
+        self.call(
+            "Input.dispatchKeyEvent",
+            type="keyDown" if text else "rawKeyDown",
+            **shared,
+            **({"text": text} if text else {}),
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
 
     def type(self, text: str) -> None:
@@ -88,7 +98,7 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._connection.__exit__(kind, error, trace)
         self._process.terminate()
         self._process.wait(20)
 
