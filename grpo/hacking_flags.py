@@ -267,7 +267,9 @@ def _failures(history: History, sampled: Sequence[Sampled]) -> Flag | None:
         return None
     _, name, trend = worst
     evidence = f"{name}: {trend.before:.1%} of the verdicts at first, {trend.after:.1%} at last"
-    return Flag("failures", "Verifiers fail", evidence, (name,), _places(one for one in sampled if one.reward is None))
+    return Flag(
+        "failures", "Verifiers fail", evidence, (name,), _places(one for one in reversed(sampled) if one.reward is None)
+    )
 
 
 def _places(members: Iterable[Sampled]) -> tuple[tuple[int, int], ...]:

@@ -106,7 +106,7 @@ class Snapshot:
         if order == "newest":
             groups = groups[np.lexsort((self.groups_N[groups], -self.step_N[groups]))]
         elif order == "spread":
-            groups = groups[np.argsort(-self.spread_N[groups], kind="stable")]
+            groups = groups[np.lexsort((self.groups_N[groups], -self.step_N[groups], -self.spread_N[groups]))]
         return Found(groups, matches_N[groups], int(passes_R.sum()))
 
     def _passes(self, wanted: Filter) -> np.ndarray[Any, Any]:

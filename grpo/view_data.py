@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import yaml
 from tokenizers import Tokenizer
 
-from grpo import audit, figures
+from grpo import audit
 from grpo.closing_table import closing_table
 from grpo.hacking_flags import Sampled, hacking_flags
 from grpo.html_report import CONFIG_NAME, mismatch_alarm_of, mismatch_chart, plain, visible
-from grpo.metrics_log import FILE_NAME, History, read_history
+from grpo.metrics_log import FILE_NAME, History, read_history, run_names
 from grpo.rollout_index import STATUSES, Filter, Order, RolloutIndex
 from grpo.rollout_store import (
     EVALUATIONS,
@@ -164,7 +164,7 @@ class RunData:
 
 def open_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
     """The runs to look at, each with a name that tells it from the others."""
-    return tuple(RunData(Path(folder), name) for folder, name in zip(folders, figures.run_names(folders), strict=True))
+    return tuple(RunData(Path(folder), name) for folder, name in zip(folders, run_names(folders), strict=True))
 
 
 def state(runs: Sequence[RunData]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ function fromFile(what, query) {
   if (query.order === "oldest") rows.reverse();
   const mixed = (row) => Math.min(row.statuses.correct ?? 0, row.completions - (row.statuses.correct ?? 0)) / row.completions;
   if (query.order === "spread") rows.sort((a, b) => mixed(b) - mixed(a));
-  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: held.rows.length,
+  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: held.of_groups, holds: held.rows.length,
     of_completions: held.of_completions, unread: 0, problems: [], rows: rows.slice(query.offset, query.offset + query.limit) };
 }
 
@@ -215,21 +215,38 @@ const filterGroups = guarded(async (keep = false) => {
   groups.asking = new AbortController();
   const query = wanted(), begun = performance.now();
   const found = await ask("groups", { ...query, offset: 0, limit: PAGE }, groups.asking.signal);
+  const more = found.groups - groups.total;
   groups.query = query;
   groups.total = found.groups;
   groups.pages = new Map([[0, found.rows]]);
   $("rows").style.height = `${found.groups * ROW}px`;
   if (!keep) $("list").scrollTop = 0;
+  const holds = embedded ? `; this file holds ${count(found.holds, "group")}` : "";
   const unread = found.unread ? `; ${count(found.unread, "step")} still being read` : "";
   const torn = found.problems.length ? `; ${found.problems.join("; ")}` : "";
   $("found").textContent = `${found.groups.toLocaleString("en")} of ${count(found.of_groups, "group")}, `
-    + `${found.completions.toLocaleString("en")} of ${count(found.of_completions, "completion")}${unread}${torn}`;
-  if (!keep || groups.chosen < 0) groups.chosen = found.groups ? 0 : -1;
+    + `${found.completions.toLocaleString("en")} of ${count(found.of_completions, "completion")}${holds}${unread}${torn}`;
+  if (keep && groups.shown) await findShown(more);
+  else groups.chosen = found.groups ? 0 : -1;
   await showRows();
   performance.measure("filter", { start: begun, end: performance.now() });
   performance.mark("groups");
   if (!keep || !groups.shown) await showDetail();
 });
+
+// While a run goes on new groups come before or after the chosen one, which stays chosen and in its place.
+async function findShown(more) {
+  const before = groups.chosen;
+  groups.chosen = -1;
+  for (const at of [before, before + more]) {
+    const row = at >= 0 && at < groups.total ? (await rowsOf(Math.floor(at / PAGE)))[at % PAGE] : null;
+    if (row && row.step === groups.shown.step && row.group === groups.shown.group) {
+      groups.chosen = at;
+      $("list").scrollTop += (at - before) * ROW;
+      return;
+    }
+  }
+}
 
 async function rowsOf(page) {
   if (!groups.pages.has(page)) {
@@ -431,6 +448,7 @@ function showMetric(name) {
   location.hash = "curves";
   showAllCharts();
   $("metric-text").focus();
+  setTimeout(() => $("metric-text").scrollIntoView(), 100);
 }
 
 const visit = guarded(async (step, group) => {
@@ -440,7 +458,9 @@ const visit = guarded(async (step, group) => {
   groups.shown = null;
   location.hash = "groups";
   await filterGroups();
-  await openGroup("training", step, group);
+  const at = (await rowsOf(0)).findIndex((row) => row.group === group);
+  if (at >= 0) await choose(at);
+  else await openGroup("training", step, group);
   $("detail").focus();
 });
 

@@ -24,6 +24,7 @@ ROOMS = {
     "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
     "deepspeed": {"grpo/learner.py"},
     "peft": {"grpo/adapters.py"},
+    "fastapi": {"grpo/view.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
 DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "preparation", "run", "sft", "train", "verifier_nodes"}

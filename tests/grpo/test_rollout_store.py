@@ -60,9 +60,8 @@ def test_pandas_and_datasets_read_the_files(tmp_path: Path, monkeypatch: pytest.
         write_step(tmp_path, step, groups, make_advantages(groups))
     frame = pandas.read_parquet(tmp_path / "rollouts")
     assert len(frame) == 2 * 4 * 8
-    rows = datasets.Dataset.from_parquet(
-        [str(path) for path in sorted((tmp_path / "rollouts").glob("*.parquet"))], cache_dir=str(tmp_path / "cache")
-    )
+    files = str(tmp_path / "rollouts" / "*.parquet")
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.num_rows == len(frame)
     assert rows[0]["verdicts"][0]["verifier"] == "exact"
 
