@@ -8,6 +8,7 @@ host, or come from another site, are refused. No path is ever taken from a reque
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import threading
@@ -182,7 +183,9 @@ def serve(runs: Sequence[RunData], *, host: str, port: int, say: Callable[[str],
     say(f"http://{address}:{socket.getsockname()[1]}/")
     reader.start()
     try:
-        server.run([socket])
+        # Ctrl-C is how it ends.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([socket])
     finally:
         stopping.set()
 

@@ -201,7 +201,13 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
             "statuses": STATUSES,
             "sections": [{"name": name, "metrics": members} for name, members in sections.items()],
         }
-    ) | {"main": charts(runs, [name for name in MAIN_METRICS if name in names])}
+    ) | {"main": charts(runs, _main_metrics(names))}
+
+
+def _main_metrics(names: Sequence[str]) -> list[str]:
+    # Supervised fine-tuning earns no reward; a policy-gradient loss, where there is one, says nothing to a reader.
+    first = [] if "reward/mean" in names else ["learner/loss"]
+    return [name for name in (*first, *MAIN_METRICS) if name in names]
 
 
 def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ Makes a run of that size (kept in the folder, and used again), starts the server
 it has read everything, and opens the page. Printed: seconds from the start of the command to the first answer and to
 the whole index; milliseconds from the navigation to the first paint, to the curves and to the first groups; and from
 the last key of a filter to its groups on the screen, with the page's own wait for further keys, and of the server's
-answer alone. Every filter is a new one, so that nothing answers from memory.
+answer alone. Every filter is a new one, so that nothing answers from memory. On a machine that others use as well, the
+processor time of an answer tells more than the clock; both are printed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "grpo")]
 
+import psutil  # noqa: E402
 from chromium import Browser  # noqa: E402
 from fake_run import make_advantages, make_metrics, silent_progress  # noqa: E402
 
@@ -36,30 +38,8 @@ from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan  # noqa: 
 from rewards import verdict  # noqa: E402
 
 GROUPS, SIZE = 32, 8
-WORDS = [
-    "so",
-    "we",
-    "have",
-    "that",
-    "the",
-    "sum",
-    "of",
-    "12",
-    "and",
-    "7",
-    "is",
-    "19",
-    "then",
-    "multiply",
-    "by",
-    "x",
-    "therefore",
-    "because",
-    "let",
-    "us",
-    "check",
-    "again",
-]
+TEXT = "so we have that the sum of 12 and 7 is 19 then multiply by x therefore because let us check again"
+WORDS = TEXT.split()
 # What a person may type or tick; the numbers make each one new.
 FILTERS = (
     {"text": "therefore check {n}"},
@@ -200,8 +180,11 @@ def main() -> None:
         )
         memory = int((Path("/proc") / str(server.pid) / "status").read_text().split("VmRSS:")[1].split()[0]) / 1024
         print(f"command to first answer {up:.1f} s, to the whole index {whole:.1f} s; {memory:.0f} MiB resident")
+        process = psutil.Process(server.pid)
+        worked = sum(process.cpu_times()[:2])
         answers = [one for number in range(11, 11 + options.repeats) for one in measure_server(url, number)]
-        print(f"filter, server's answer: {told(answers)}")
+        worked = 1000 * (sum(process.cpu_times()[:2]) - worked) / len(answers)
+        print(f"filter, server's answer: {told(answers)}; {worked:.0f} ms of processor time each")
         paints, curves, firsts, filters = [], [], [], []
         for repeat in range(options.repeats):
             with tempfile.TemporaryDirectory() as profile, Browser(Path(profile) / "profile") as browser:

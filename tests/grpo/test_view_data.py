@@ -288,3 +288,15 @@ def test_the_overview_of_a_whole_run(tmp_path: Path) -> None:
     assert [chart["metric"] for chart in found["main"]] == list(view_data.MAIN_METRICS)
     assert {section["name"] for section in found["sections"]} >= {"reward", "rollout", "learner", "time", "verdict"}
     assert found["runs"][0]["stored"] == [1, 10, 20]
+
+
+def test_fine_tuning_shows_its_loss_and_needs_no_completions(tmp_path: Path) -> None:
+    with Report(tmp_path, progress=silent_progress()) as report:
+        for step in (1, 2):
+            report.step(step, {"learner/loss": 1.0 / step, "time/step_s": 0.1, "time/learn_s": 0.1})
+    runs = view_data.open_runs([tmp_path])
+    for index in runs[0].indexes.values():
+        index.refresh()
+    assert [chart["metric"] for chart in view_data.overview(runs)["main"]] == ["learner/loss", "time/step_s"]
+    assert view_data.list_groups(runs[0], "training", Filter(text="x"))["groups"] == 0
+    assert runs[0].flags() == [] and view_data.mismatch(runs[0])["last"] is None
