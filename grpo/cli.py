@@ -247,6 +247,48 @@ def simulate(
 
 
 @app.command()
+def view(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, for example runs/quickstart")],
+    host: Annotated[
+        str, typer.Option(help="address to serve on; any but this one shows the runs to a network")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8642,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="write the page as one file, and serve nothing")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="write the curves as PNG, and serve nothing")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Look at runs in a browser: curves, groups of completions, what was learned, signs of reward hacking.
+
+    The page is served to this machine only, needs no network, and follows runs that still go on (docs/looking.md).
+    """
+
+    def job() -> None:
+        from grpo.view_data import open_runs
+
+        console = Console()
+        opened = open_runs(runs)
+        if export is not None:
+            from grpo.view_page import export as write
+
+            console.print(f"written: {write(opened, export)}", soft_wrap=True)
+        if png is not None:
+            from grpo.figures import overview
+
+            for path in overview(runs, png):
+                console.print(f"written: {path}", soft_wrap=True)
+        if export is None and png is None:
+            from grpo.view import serve
+
+            serve(opened, host=host, port=port, say=lambda url: console.print(f"{url}  (Ctrl-C ends it)"))
+
+    _guarded(job, debug)
+
+
+@app.command()
 def launch(
     target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where to")],
     config: ConfigPath,

@@ -252,6 +252,8 @@ class ReportConfig(Section):
     """Where metrics go besides the run's folder; `prometheus` is the endpoint that Ray has on each node."""
     rollouts_every: Positive = 1
     """Steps between stored rollouts."""
+    rollouts_max_mib: Positive | None = 4096
+    """MiB that stored completions may take; above it steps in between are removed, evenly. None: no limit."""
     mismatch_alarm: Annotated[float, Field(gt=0)] | None = 0.01
     """Nats of learner/mismatch_kl_first above which the run says that learner and generators disagree; None never."""
     project: str = "verigrpo"

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from grpo.metrics_log import Curve, History, read_history
+from grpo.metrics_log import Curve, History, read_history, run_names
 from grpo.step_time import PARTS, StepTime, mean_step_time, step_time
 
 # Okabe and Ito's colours, told apart by colour-blind readers, from dark to light in use.
@@ -113,16 +113,6 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
             draw(figure.add_subplot(), entries)
             written.append(_save(figure, folder / f"{name}.png"))
     return tuple(written)
-
-
-def run_names(runs: Sequence[Path]) -> list[str]:
-    """A name for each run folder: its own, with as many parents before it as it takes to tell them apart."""
-    parts = [Path(run).resolve().parts[1:] for run in runs]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, start=1)]
 
 
 def mean_and_band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:

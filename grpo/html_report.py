@@ -8,6 +8,7 @@ exactly the one script and the one style sheet whose hashes it names.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -197,7 +198,7 @@ def _page(run_dir: Path) -> Page:
         finished=finished,
         table=closing_table(name, history),
         summary=_config_summary(config),
-        charts=_main_charts(history, _mismatch_alarm(config)),
+        charts=_main_charts(history, mismatch_alarm_of(config)),
         more_charts=_more_charts(history),
         sample_steps=tuple(_sample_step(run_dir, step) for step in _first_middle_last(stored_steps(run_dir))),
         config=config,
@@ -213,21 +214,26 @@ def _main_charts(history: History, mismatch_alarm: float | None) -> tuple[Chart,
         line_chart("Mean reward", {"mean reward": history.curve("reward/mean")}, span),
         line_chart("Completion length", length, span, unit="tokens", low=0.0),
         step_time_chart(timed) if timed else None,
-        _mismatch_chart(history, mismatch_alarm),
+        mismatch_chart(history, mismatch_alarm),
     )
     return tuple(chart for chart in found if chart)
 
 
-def _mismatch_chart(history: History, alarm: float | None) -> Chart | None:
+def mismatch_chart(history: History, alarm: float | None) -> Chart | None:
     """How far learner and generators are apart, beside the threshold of the alarm."""
     first = history.curve("learner/mismatch_kl_first")
     curves = {"first update": first, "all updates": history.curve("learner/mismatch_kl")}
     if first.finite() and alarm is not None:
         curves["alarm"] = Curve(first.steps, (alarm,) * len(first.steps))
-    return line_chart("Mismatch of learner and generators", curves, _span(history), unit="nats", low=0.0)
+    chart = line_chart("Mismatch of learner and generators", curves, _span(history), unit="nats", low=0.0)
+    if chart is None:
+        return None
+    shapes = (dataclasses.replace(shape, style="alarm") if shape.label == "alarm" else shape for shape in chart.shapes)
+    return dataclasses.replace(chart, shapes=tuple(shapes))
 
 
-def _mismatch_alarm(config: str) -> float | None:
+def mismatch_alarm_of(config: str) -> float | None:
+    """The threshold that a run's config names, None where it names none."""
     try:
         found = _look_up(yaml.safe_load(config), "report.mismatch_alarm")
     except yaml.YAMLError:

@@ -113,6 +113,16 @@ def read_history(run_dir: Path) -> History:
     return History(tuple(merged[step] for step in sorted(merged)))
 
 
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """A name for each run folder: its own, with as many parents before it as it takes to tell them apart."""
+    parts = [Path(run).resolve().parts[1:] for run in runs]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, start=1)]
+
+
 class MetricsLog:
     """Appends lines to a run's metrics file; each is one write, on the disk when `append` returns."""
 

@@ -15,7 +15,8 @@
 Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
 trackers; `finish` may be called on that way too. What lies in the run folder afterwards:
 
-    metrics.jsonl  rollouts/step_000010.parquet  figures/*.png  report.html  tensorboard/
+    metrics.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet  figures/*.png  report.html
+    tensorboard/
 
 The run's `config.yaml` is written by the job and only read here. Metric names, the Parquet columns and their units
 are documented in `docs/metrics.md`. Figures and the HTML report are made from the run folder alone, so
@@ -54,6 +55,7 @@ class Report:
         rollouts_every: int = 1,
         total_steps: int | None = None,
         mismatch_alarm: float | None = None,
+        rollouts_max_mib: int | None = None,
     ) -> None:
         """Open the run folder, made if it is missing.
 
@@ -65,6 +67,7 @@ class Report:
                 0 stores none.
             total_steps: the last step planned, for the display and for storing its rollouts.
             mismatch_alarm: nats of learner/mismatch_kl_first above which the display says so, once.
+            rollouts_max_mib: MiB that stored completions may take together; above it steps in between are removed.
 
         Raises:
             ValueError: `rollouts_every` is negative, or `metrics.jsonl` holds a line that is not ours.
@@ -78,6 +81,8 @@ class Report:
         self._rollouts_every = rollouts_every
         self._total_steps = total_steps
         self._mismatch_alarm = mismatch_alarm
+        self._rollouts_max_mib = rollouts_max_mib
+        self._is_thinned = False
         self._unstored: tuple[int, Sequence[Group], Advantages] | None = None
         self._opened = time.monotonic()
         self._seconds_before = self._seconds_logged()
@@ -146,6 +151,13 @@ class Report:
         told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._progress.show(f"step {step}, evaluated in the background: {told}")
 
+    def evaluation(self, step: int, groups: Sequence[Group]) -> None:
+        """Store what the policy of `step` answered to held-out prompts, where rollouts are stored at all."""
+        if groups and self._rollouts_every:
+            nothing = [[None] * len(group.rollouts) for group in groups]
+            rollout_store.write_step(self.run_dir, step, groups, nothing, rollout_store.EVALUATIONS)
+            self._keep_within_limit()
+
     def finish(self) -> ClosingTable:
         """Write the figures and the HTML report, close everything, and return the closing table."""
         # Imported here: matplotlib takes a second, which neither `import grpo.report` nor a failing run should pay.
@@ -201,6 +213,18 @@ class Report:
         if self._unstored is not None:
             rollout_store.write_step(self.run_dir, *self._unstored)
             self._unstored = None
+            self._keep_within_limit()
+
+    def _keep_within_limit(self) -> None:
+        limit = self._rollouts_max_mib
+        if limit is None or not rollout_store.thin(self.run_dir, limit << 20) or self._is_thinned:
+            return
+        self._is_thinned = True
+        self._progress.show(
+            f"stored completions have reached report.rollouts_max_mib={limit}: from now on steps in between are "
+            "removed, so that those kept stay spread over the run; raise it, or store fewer by report.rollouts_every. "
+            "This is said once"
+        )
 
     def _seconds_logged(self) -> float:
         logged = read_history(self.run_dir).curve("time/run_s").finite()

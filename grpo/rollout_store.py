@@ -1,6 +1,7 @@
 """The completions of a run: one Parquet file per stored step, one row per completion.
 
-The columns are documented in `docs/metrics.md`. They are plain enough for `pandas.read_parquet` and
+What a step learned from lies in `rollouts/`, what an evaluation sampled of the held-out prompts in `evaluations/`, with
+the same columns. They are documented in `docs/metrics.md` and are plain enough for `pandas.read_parquet` and
 `datasets.load_dataset("parquet", ...)`: no Arrow map or union, whatever has no fixed shape (the reference, the
 dataset row) is a JSON string.
 """
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from grpo.types import Group, Rollout
 
 FOLDER_NAME = "rollouts"
+EVALUATIONS = "evaluations"
 SCHEMA_VERSION = "1"
 
 _NAMED_NUMBER = pa.struct([("name", pa.string()), ("value", pa.float64())])
@@ -99,14 +101,14 @@ class StoredGroup:
     rollouts: tuple[StoredRollout, ...]
 
 
-def step_path(run_dir: Path, step: int) -> Path:
+def step_path(run_dir: Path, step: int, folder: str = FOLDER_NAME) -> Path:
     """Where the rollouts of a step are stored."""
-    return run_dir / FOLDER_NAME / f"step_{step:06d}.parquet"
+    return run_dir / folder / f"step_{step:06d}.parquet"
 
 
-def stored_steps(run_dir: Path) -> tuple[int, ...]:
+def stored_steps(run_dir: Path, folder: str = FOLDER_NAME) -> tuple[int, ...]:
     """The steps whose rollouts are stored, rising."""
-    found = (re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in (run_dir / FOLDER_NAME).glob("step_*"))
+    found = (re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in (run_dir / folder).glob("step_*"))
     return tuple(sorted(int(match.group(1)) for match in found if match))
 
 
@@ -121,14 +123,16 @@ def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
             )
 
 
-def write_step(run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages) -> Path:
+def write_step(
+    run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = FOLDER_NAME
+) -> Path:
     """Store the rollouts of one step; the file appears whole or not at all.
 
     Raises:
         ValueError: `advantages` has not one number for each rollout.
     """
     check_shape(groups, advantages)
-    path = step_path(run_dir, step)
+    path = step_path(run_dir, step, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(_rows(step, groups, advantages)), schema=SCHEMA)
     beside = path.with_name(path.name + ".partial")
@@ -137,10 +141,10 @@ def write_step(run_dir: Path, step: int, groups: Sequence[Group], advantages: Ad
     return path
 
 
-def read_groups(run_dir: Path, step: int) -> tuple[StoredGroup, ...]:
+def read_groups(run_dir: Path, step: int, folder: str = FOLDER_NAME) -> tuple[StoredGroup, ...]:
     """Read the groups of one stored step, in the order in which they were scored."""
     columns = [name for name in SCHEMA.names if name not in ("row", "token_ids", "logprobs")]
-    rows = pq.read_table(step_path(run_dir, step), columns=columns).to_pylist()
+    rows = pq.read_table(step_path(run_dir, step, folder), columns=columns).to_pylist()
     by_group: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         by_group.setdefault(row["group"], []).append(row)
@@ -159,9 +163,40 @@ def read_groups(run_dir: Path, step: int) -> tuple[StoredGroup, ...]:
 
 def truncate_after(run_dir: Path, step: int) -> None:
     """Remove the stored rollouts of later steps, which a resumed run will make again."""
-    for stored in stored_steps(run_dir):
-        if stored > step:
-            step_path(run_dir, stored).unlink()
+    for folder in (FOLDER_NAME, EVALUATIONS):
+        for stored in stored_steps(run_dir, folder):
+            if stored > step:
+                step_path(run_dir, stored, folder).unlink()
+
+
+def thin(run_dir: Path, most_bytes: int) -> int:
+    """Remove stored steps until all of them together take at most `most_bytes`.
+
+    What is kept stays spread over the run: always the step goes whose neighbours are nearest to each other, the
+    oldest of several. The first and the last step of each folder are never removed, so the rest may still be more.
+
+    Returns:
+        How many were removed.
+    """
+    kept = {folder: list(stored_steps(run_dir, folder)) for folder in (FOLDER_NAME, EVALUATIONS)}
+    sizes = {
+        (folder, step): step_path(run_dir, step, folder).stat().st_size for folder in kept for step in kept[folder]
+    }
+    total, removed = sum(sizes.values()), 0
+    while total > most_bytes:
+        inner = [
+            (after - before, step, folder)
+            for folder, steps in kept.items()
+            for before, step, after in zip(steps, steps[1:], steps[2:], strict=False)
+        ]
+        if not inner:
+            break
+        _, step, folder = min(inner)
+        step_path(run_dir, step, folder).unlink()
+        kept[folder].remove(step)
+        total -= sizes[folder, step]
+        removed += 1
+    return removed
 
 
 def _rows(step: int, groups: Sequence[Group], advantages: Advantages) -> Iterable[dict[str, Any]]:

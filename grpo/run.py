@@ -115,6 +115,7 @@ class TrainingRun:
                 total_steps=settings.train.steps,
                 # On tokens of older versions it would be the policy's progress that is measured.
                 mismatch_alarm=None if settings.rollout.max_policy_lag else settings.report.mismatch_alarm,
+                rollouts_max_mib=settings.report.rollouts_max_mib,
             )
         )
         pool = settings.verification.model_dump(include={"workers", "deadline_s"})
@@ -272,6 +273,7 @@ class TrainingRun:
         check_failures(groups, self.settings.verification.max_failure_share)
         # What an evaluation asked of the pool is not a step's.
         self._pool.take_recent()
+        self.report.evaluation(self.step, groups)
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
         return {

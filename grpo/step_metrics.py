@@ -131,6 +131,7 @@ def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]
     return {
         **times,
         "time/learner_idle_s": times.get("time/generate_s", 0.0) + times.get("time/verify_s", 0.0),
+        **watch.starts(),
         "throughput/completions_per_s": len(rollouts) / times["time/step_s"],
         "throughput/tokens_per_s": tokens / times["time/step_s"],
     }

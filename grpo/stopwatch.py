@@ -13,6 +13,7 @@ class Stopwatch:
         self._begun = self._switched = time.perf_counter()
         self._phase: str | None = None
         self._seconds: dict[str, float] = {}
+        self._first: dict[str, float] = {}
 
     def start(self, phase: str | None) -> None:
         """End the phase that runs, if any, and start `phase`; None only ends."""
@@ -20,11 +21,17 @@ class Stopwatch:
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
         self._phase, self._switched = phase, now
+        if phase is not None:
+            self._first.setdefault(phase, now - self._begun)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the stopwatch was made."""
         return time.perf_counter() - self._begun
+
+    def starts(self) -> dict[str, float]:
+        """`time/<phase>_from_s` of every phase: when it first began, in seconds since the stopwatch was made."""
+        return {f"time/{phase}_from_s": seconds for phase, seconds in self._first.items()}
 
     def metrics(self) -> dict[str, float]:
         """`time/<phase>_s` of every phase that ended, and `time/step_s` of the whole."""

@@ -51,6 +51,7 @@ def config(tmp_path: Path, policy: Path) -> Path:
     [
         ([], ["train", "sft", "check", "dotted overrides", "rollout.group_size=16", "grpo check CONFIG"]),
         (["train"], ["CONFIG", "KEY=VALUE", "GRPO", "resume=auto", "Ctrl-C", "checkpoint", "HTML report", "--debug"]),
+        (["view"], ["RUN...", "--export", "--png", "--host", "this machine only"]),
         (["audit"], ["RUN", "Math-Verify", "audit.jsonl", "--limit", "95 % intervals"]),
         (["sft"], ["CONFIG", "KEY=VALUE", "prompt and response", "policy/", "Hugging Face"]),
         (

@@ -151,6 +151,9 @@ def test_the_mismatch_stands_beside_its_threshold(tmp_path: Path) -> None:
     assert series["first update"] == [[1, 1e-4], [2, 2e-4]]
     assert series["all updates"] == [[1, 1e-3], [2, 2e-3]]
     assert series["alarm"] == [[1, 0.01], [2, 0.01]]
+    # A threshold has the colour of a warning, not of a third series.
+    lines = [attributes["class"] for tag, attributes in read(tmp_path).elements if tag == "polyline"]
+    assert lines[:3] == ["line alarm", "line s2", "line s1"]
 
 
 def test_a_config_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path) -> None:

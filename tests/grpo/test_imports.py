@@ -33,6 +33,7 @@ ROOMS = {
     },
     "deepspeed": {"grpo/learner.py"},
     "peft": {"grpo/adapters.py"},
+    "fastapi": {"grpo/view.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
 DRIVERS = {

@@ -19,7 +19,7 @@ from grpo.config import SftConfig, TrainConfig
 from grpo.config_file import load
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
-from grpo.rollout_store import read_groups
+from grpo.rollout_store import EVALUATIONS, read_groups, stored_steps
 from grpo.train import train as run_training
 from grpo.weight_sync import WeightMismatch
 
@@ -227,6 +227,11 @@ def test_nobody_sleeps_where_there_is_no_gpu(tmp_path: Path, policy: Path, monke
 def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, whole_folder: Path) -> None:
     lines = read_history(whole_folder).lines
     assert [line.step for line in lines if "eval/accuracy" in line.metrics] == [0, 2, 4, 5]
+    assert stored_steps(whole_folder, EVALUATIONS) == (0, 2, 4, 5)
+    assert [len(one.rollouts) for one in read_groups(whole_folder, 4, EVALUATIONS)] == [1, 1, 1]
+    # Where each phase of a step began, for its time line.
+    begins = [lines[1].metrics[f"time/{phase}_from_s"] for phase in ("generate", "verify", "learn", "sync")]
+    assert begins == sorted(begins) and 0 <= begins[0] < begins[-1] < lines[1].metrics["time/step_s"]
     names = sorted(path.name for path in (whole_folder / "checkpoints").iterdir())
     assert names == ["step_000002", "step_000004", "step_000005"]
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from grpo.closing_table import ClosingTable
 from grpo.metrics_log import read_history
 from grpo.progress import open_progress
 from grpo.report import Report
-from grpo.rollout_store import read_groups, stored_steps
+from grpo.rollout_store import EVALUATIONS, read_groups, stored_steps
+from grpo.types import Completion, Group, VersionSpan
 
 
 class RecordingTracker:
@@ -189,3 +191,25 @@ def test_supervised_fine_tuning_is_reported_by_its_loss(tmp_path: Path) -> None:
     assert dict(closing.rows)["loss"] == "3.0000 -> 1.0000"
     assert dict(closing.rows)["tokens/s"] == "5,000"
     assert (tmp_path / "sft" / "figures" / "loss.png").exists()
+
+
+def test_stored_completions_are_bounded_and_it_is_said_once(tmp_path: Path) -> None:
+    said = StringIO()
+    progress = open_progress("GRPO", console=Console(file=said, width=400))
+    generator = random.Random(0)
+    # Rollouts whose log-probabilities do not compress: about 0.4 MiB a step.
+    groups = make_groups(generator, 1, 0.5, groups=1, size=4)
+    wide, span = tuple(generator.random() for _ in range(25_000)), (VersionSpan(0, 25_000, 0),)
+    rollouts = tuple(
+        replace(one, completion=Completion((1,) * 25_000, wide[i:] + wide[:i], "x", "stop", span))
+        for i, one in enumerate(groups[0].rollouts)
+    )
+    with Report(tmp_path, progress=progress, rollouts_max_mib=2) as report:
+        report.evaluation(0, groups)
+        for step in range(1, 10):
+            report.step(step, {}, [Group(groups[0].prompt, rollouts)], [[0.0] * 4])
+    kept = stored_steps(tmp_path)
+    assert kept[0] == 1 and kept[-1] == 9 and 3 <= len(kept) < 9
+    assert sum(path.stat().st_size for path in (tmp_path / "rollouts").iterdir()) <= 2 << 20
+    assert said.getvalue().count("report.rollouts_max_mib=2") == 1
+    assert stored_steps(tmp_path, EVALUATIONS) == (0,)

@@ -60,9 +60,8 @@ def test_pandas_and_datasets_read_the_files(tmp_path: Path, monkeypatch: pytest.
         write_step(tmp_path, step, groups, make_advantages(groups))
     frame = pandas.read_parquet(tmp_path / "rollouts")
     assert len(frame) == 2 * 4 * 8
-    rows = datasets.Dataset.from_parquet(
-        [str(path) for path in sorted((tmp_path / "rollouts").glob("*.parquet"))], cache_dir=str(tmp_path / "cache")
-    )
+    files = str(tmp_path / "rollouts" / "*.parquet")
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.num_rows == len(frame)
     assert rows[0]["verdicts"][0]["verifier"] == "exact"
 
@@ -115,3 +114,35 @@ def test_truncating_removes_later_steps_only(tmp_path: Path, group: Group) -> No
     assert stored_steps(tmp_path) == (2, 10, 11, 1000000)
     rollout_store.truncate_after(tmp_path, 10)
     assert stored_steps(tmp_path) == (2, 10)
+
+
+def test_evaluations_lie_beside_the_rollouts(tmp_path: Path, group: Group) -> None:
+    write_step(tmp_path, 4, [group], [[None, None]], rollout_store.EVALUATIONS)
+    assert stored_steps(tmp_path) == ()
+    assert stored_steps(tmp_path, rollout_store.EVALUATIONS) == (4,)
+    assert read_groups(tmp_path, 4, rollout_store.EVALUATIONS)[0].prompt_id == "gsm8k/7"
+    rollout_store.truncate_after(tmp_path, 3)
+    assert stored_steps(tmp_path, rollout_store.EVALUATIONS) == ()
+
+
+def test_thinning_keeps_ends_and_spread(tmp_path: Path, group: Group) -> None:
+    for step in range(1, 10):
+        size = write_step(tmp_path, step, [group], [[0.0, None]]).stat().st_size
+    assert rollout_store.thin(tmp_path, 9 * size + 100) == 0
+    assert rollout_store.thin(tmp_path, 6 * size + 100) == 3
+    assert stored_steps(tmp_path) == (1, 3, 5, 7, 8, 9)
+    # Fewer and fewer, always evenly; the first and the last step stay even where they are more than what is allowed.
+    assert rollout_store.thin(tmp_path, 3 * size + 100) == 3
+    assert stored_steps(tmp_path) == (1, 5, 9)
+    assert rollout_store.thin(tmp_path, 1) == 1
+    assert stored_steps(tmp_path) == (1, 9)
+
+
+def test_dense_rollouts_go_before_sparse_evaluations(tmp_path: Path, group: Group) -> None:
+    for step in range(1, 10):
+        size = write_step(tmp_path, step, [group], [[0.0, None]]).stat().st_size
+    for step in (0, 4, 8):
+        write_step(tmp_path, step, [group], [[None, None]], rollout_store.EVALUATIONS)
+    rollout_store.thin(tmp_path, 7 * size + 100)
+    assert stored_steps(tmp_path, rollout_store.EVALUATIONS) == (0, 4, 8)
+    assert len(stored_steps(tmp_path)) == 4

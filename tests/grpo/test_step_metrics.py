@@ -84,6 +84,13 @@ def test_phases_add_up(clock: Clock) -> None:
     }
     watch.start(None)
     assert watch.metrics()["time/sync_s"] == 32.0
+    # A phase that comes back is where it first was.
+    assert watch.starts() == {
+        "time/generate_from_s": 1.0,
+        "time/verify_from_s": 5.0,
+        "time/learn_from_s": 7.5,
+        "time/sync_from_s": 31.5,
+    }
     assert watch.elapsed_s == 63.5
 
 
@@ -181,6 +188,7 @@ def test_speed_is_over_the_whole_step(clock: Clock) -> None:
     clock.now += 6
     assert speed_metrics(watch, GROUPS) == {
         "time/generate_s": 2.0,
+        "time/generate_from_s": 0.0,
         "time/step_s": 8.0,
         "throughput/completions_per_s": 0.5,
         "throughput/tokens_per_s": 2.0,

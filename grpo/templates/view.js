@@ -1,0 +1,610 @@
+"use strict";
+// The page of `grpo view`. Whatever a run wrote is only ever set as text: no markup is made from data anywhere.
+
+const ROW = 56, PAGE = 100, POLL_MS = 2000;
+const MARKS = { correct: "✓", wrong: "✗", unparseable: "?", timeout: "⧖", error: "!" };
+const SVG = "http://www.w3.org/2000/svg";
+const GEOMETRY = { width: 480, height: 220, left: 50, right: 462, top: 10, bottom: 194 };
+const $ = (id) => document.getElementById(id);
+const embedded = $("exported") ? JSON.parse($("exported").textContent) : null;
+let overview = null, version = null, run = 0;
+
+// --- making elements -------------------------------------------------------------------------------------------
+
+function el(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else made.setAttribute(key, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+function svg(name, attributes, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+const option = (value, text, chosen) => el("option", { value, selected: chosen }, text ?? String(value));
+const fixed = (value, digits = 2) => (value === null || value === undefined ? "none" : Number(value).toFixed(digits).replace("-", "\u2212"));
+const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
+const short = (value) => {
+  if (value === null) return "none";
+  const size = Math.abs(value), number = Number(value);
+  return (size && size < 1e-3 ? number.toExponential(2) : String(Number(number.toPrecision(4)))).replaceAll("-", "\u2212");
+};
+const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+
+// --- asking ----------------------------------------------------------------------------------------------------
+
+async function ask(what, query = {}, signal) {
+  if (embedded) return fromFile(what, query);
+  const pairs = Object.entries(query).flatMap(([key, value]) =>
+    (Array.isArray(value) ? value : [value]).filter((one) => one !== "" && one !== undefined).map((one) => [key, one]));
+  const answer = await fetch(`/api/${what}?${new URLSearchParams(pairs)}`, { signal });
+  const data = await answer.json();
+  if (!answer.ok) throw new Error(typeof data.detail === "string" ? data.detail : `the server did not accept: ${JSON.stringify(data.detail)}`);
+  return data;
+}
+
+// The same answers from what an exported page holds.
+function fromFile(what, query) {
+  const one = embedded.runs[query.run ?? 0];
+  if (what === "overview") return embedded.overview;
+  if (what === "charts") return embedded.charts.filter((chart) => query.metric.includes(chart.metric));
+  if (what === "flags" || what === "mismatch") return one[what];
+  if (what === "learned") return one.learned;
+  if (what === "timeline") return one.timeline[query.step];
+  const held = one.groups[query.source];
+  const place = (group) => held.details.find((other) => other.step === group.step && other.group === group.group);
+  if (what === "group") return place({ step: Number(query.step), group: Number(query.group) });
+  const within = (value, low, high) => (low === "" || (value !== null && value >= Number(low))) && (high === "" || (value !== null && value <= Number(high)));
+  const text = query.text.toLowerCase();
+  const passes = (group, each) => within(group.step, query.step_low, query.step_high)
+    && within(each.completion_tokens, query.tokens_low, query.tokens_high)
+    && within(each.reward, query.reward_low, query.reward_high)
+    && (!query.status.length || each.verdicts.some((verdict) => query.status.includes(verdict.status)))
+    && (!text || each.completion.toLowerCase().includes(text) || group.prompt.toLowerCase().includes(text));
+  const rows = held.rows.map((row) => ({ ...row, matches: place(row).completions.filter((each) => passes(place(row), each)).length }))
+    .filter((row) => row.matches);
+  if (query.order === "oldest") rows.reverse();
+  const mixed = (row) => Math.min(row.statuses.correct ?? 0, row.completions - (row.statuses.correct ?? 0)) / row.completions;
+  if (query.order === "spread") rows.sort((a, b) => mixed(b) - mixed(a));
+  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: held.of_groups, holds: held.rows.length,
+    of_completions: held.of_completions, unread: 0, problems: [], rows: rows.slice(query.offset, query.offset + query.limit) };
+}
+
+// A failure of the page's own is told on the page; a request that a newer one replaced is none.
+function guarded(action) {
+  return async (...given) => {
+    try {
+      await action(...given);
+    } catch (failure) {
+      if (failure.name === "AbortError") return;
+      $("problem").textContent = failure instanceof TypeError && !embedded
+        ? `The server does not answer: is \`grpo view\` still running? (${failure.message})` : failure.message;
+      $("problem").hidden = false;
+      return;
+    }
+    $("problem").hidden = true;
+  };
+}
+
+// --- charts ----------------------------------------------------------------------------------------------------
+
+function drawChart(chart) {
+  const { width, height, left, right, top, bottom } = GEOMETRY;
+  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${chart.title}: ${chart.summary}` });
+  for (const tick of chart.y_ticks) {
+    const label = svg("text", { x: left - 6, y: tick.at + 4, "text-anchor": "end" });
+    label.textContent = tick.label;
+    drawing.append(svg("line", { class: "grid", x1: left, x2: right, y1: tick.at, y2: tick.at }), label);
+  }
+  for (const tick of chart.x_ticks) {
+    const label = svg("text", { x: tick.at, y: bottom + 18, "text-anchor": "middle" });
+    label.textContent = tick.label;
+    drawing.append(label);
+  }
+  for (const shape of [...chart.shapes].reverse()) {
+    if (shape.is_area) drawing.append(svg("polygon", { class: `area ${shape.style}`, points: shape.points }));
+    else drawing.append(svg("polyline", { class: `line ${shape.style}${shape.is_faint ? " faint" : ""}`, points: shape.points }));
+    for (const [x, y] of shape.dots) drawing.append(svg("circle", { class: `dot ${shape.style}`, cx: x, cy: y, r: 3.2 }));
+  }
+  const cursor = svg("line", { class: "cursor", x1: 0, x2: 0, y1: top, y2: bottom });
+  drawing.append(cursor);
+  const named = chart.shapes.filter((shape) => !shape.is_faint);
+  const legend = el("div", { class: "legend" }, ...(named.length > 1
+    ? named.map((shape) => el("span", { class: shape.style }, el("i"), el("span", {}, shape.label))) : []));
+  const told = el("div", { class: "readout", "aria-live": "polite" });
+  const figure = el("figure", { class: "card" },
+    el("figcaption", {}, el("span", {}, chart.title), el("span", { class: "soft" }, chart.unit)), drawing, el("div", { class: "foot" }, legend, told));
+  readOut(figure, drawing, cursor, told, chart.readout);
+  return figure;
+}
+
+// Tells the values under the pointer, or at the step chosen with the arrow keys.
+function readOut(figure, drawing, cursor, told, { origin, scale, series }) {
+  const steps = [...new Set(series.flatMap(([, points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
+  const values = series.map(([label, points]) => [label, new Map(points)]);
+  let chosen = -1;
+  const show = (at) => {
+    chosen = Math.max(0, Math.min(steps.length - 1, at));
+    const step = steps[chosen];
+    cursor.setAttribute("x1", origin + scale * step);
+    cursor.setAttribute("x2", origin + scale * step);
+    figure.classList.add("reading");
+    told.textContent = `step ${step}: ` + values.filter(([, known]) => known.has(step)).map(([label, known]) =>
+      values.length > 1 ? `${label} ${short(known.get(step))}` : short(known.get(step))).join(", ");
+  };
+  const hide = () => { chosen = -1; figure.classList.remove("reading"); told.textContent = ""; };
+  drawing.addEventListener("pointermove", (event) => {
+    const box = drawing.getBoundingClientRect();
+    const step = ((event.clientX - box.left) * GEOMETRY.width / box.width - origin) / scale;
+    let nearest = 0;
+    steps.forEach((other, at) => { if (Math.abs(other - step) < Math.abs(steps[nearest] - step)) nearest = at; });
+    show(nearest);
+  });
+  drawing.addEventListener("pointerleave", hide);
+  drawing.addEventListener("blur", hide);
+  drawing.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: 0, End: steps.length - 1 };
+    if (event.key in moves) { show(moves[event.key]); event.preventDefault(); }
+  });
+}
+
+// --- curves ----------------------------------------------------------------------------------------------------
+
+function showRuns() {
+  $("runs").replaceChildren(...overview.runs.map((one, at) =>
+    el("li", { class: `r${at % 6 + 1}`, title: one.folder }, el("i"), el("span", {}, one.name), " ",
+      el("span", { class: "soft" }, one.last_step === null ? "no step yet" : `step ${one.last_step}`))));
+  $("run").replaceChildren(...overview.runs.map((one, at) => option(at, one.name, at === run)));
+  $("run-label").hidden = overview.runs.length < 2;
+  document.title = `${overview.runs.map((one) => one.name).join(", ")} · VeriGRPO`;
+  $("live").textContent = embedded ? `exported ${embedded.made}` : "";
+}
+
+// One column for each run; rows that only some of them have are there as well.
+function showOutcomes() {
+  const labels = [...new Set(overview.runs.flatMap((one) => one.table.map(([label]) => label)))];
+  const tables = overview.runs.map((one) => new Map(one.table));
+  const several = overview.runs.length > 1;
+  $("outcomes").parentElement.classList.toggle("several", several);
+  $("outcomes").replaceChildren(el("section", { class: "card outcome" }, several ? null : el("h2", {}, "Outcome"), el("table", {},
+    el("thead", { hidden: !several }, el("tr", {}, el("th", { scope: "col" }, "outcome"), ...overview.runs.map((one) => el("th", { scope: "col" }, one.name)))),
+    el("tbody", {}, ...labels.map((label) => el("tr", {}, el("th", { scope: "row" }, label),
+      ...tables.map((table) => el("td", {}, (table.get(label) ?? "").replace("->", "→")))))))));
+  $("main-charts").replaceChildren(...overview.main.map(drawChart));
+  if (!overview.main.length) $("main-charts").append(el("p", { class: "soft" }, "No step was reported yet."));
+  performance.mark("curves");
+}
+
+const showAllCharts = guarded(async () => {
+  const text = $("metric-text").value.trim().toLowerCase();
+  const open = new Set([...$("all-charts").querySelectorAll("details[open]")].map((one) => one.dataset.name));
+  const made = [];
+  for (const section of overview.sections) {
+    const metrics = section.metrics.filter((name) => name.toLowerCase().includes(text));
+    if (!metrics.length) continue;
+    const place = el("div", { class: "charts" });
+    const fill = guarded(async () => place.replaceChildren(...(await ask("charts", { metric: metrics })).map(drawChart)));
+    const box = el("details", { class: "card", "data-name": section.name }, el("summary", {}, `${section.name} `,
+      el("span", { class: "soft" }, count(metrics.length, "curve"))), place);
+    box.addEventListener("toggle", () => { if (box.open && !place.children.length) fill(); });
+    box.open = text !== "" || open.has(section.name);
+    made.push(box);
+  }
+  $("all-charts").replaceChildren(...(made.length ? made : [el("p", { class: "soft" }, "No metric has this in its name.")]));
+});
+
+// --- groups ----------------------------------------------------------------------------------------------------
+
+const groups = { total: 0, pages: new Map(), query: null, chosen: -1, shown: null, asking: null };
+
+function wanted() {
+  const form = new FormData($("filters"));
+  return { run, ...Object.fromEntries([...form].filter(([key]) => key !== "status")), status: form.getAll("status") };
+}
+
+const filterGroups = guarded(async (keep = false) => {
+  groups.asking?.abort();
+  groups.asking = new AbortController();
+  const query = wanted(), begun = performance.now();
+  const found = await ask("groups", { ...query, offset: 0, limit: PAGE }, groups.asking.signal);
+  const more = found.groups - groups.total;
+  groups.query = query;
+  groups.total = found.groups;
+  groups.pages = new Map([[0, found.rows]]);
+  $("rows").style.height = `${found.groups * ROW}px`;
+  if (!keep) $("list").scrollTop = 0;
+  const holds = embedded ? `; this file holds ${count(found.holds, "group")}` : "";
+  const unread = found.unread ? `; ${count(found.unread, "step")} still being read` : "";
+  const torn = found.problems.length ? `; ${found.problems.join("; ")}` : "";
+  $("found").textContent = `${found.groups.toLocaleString("en")} of ${count(found.of_groups, "group")}, `
+    + `${found.completions.toLocaleString("en")} of ${count(found.of_completions, "completion")}${holds}${unread}${torn}`;
+  if (keep && groups.shown) await findShown(more);
+  else groups.chosen = found.groups ? 0 : -1;
+  await showRows();
+  performance.measure("filter", { start: begun, end: performance.now() });
+  performance.mark("groups");
+  if (!keep || !groups.shown) await showDetail();
+});
+
+// While a run goes on new groups come before or after the chosen one, which stays chosen and in its place.
+async function findShown(more) {
+  const before = groups.chosen;
+  groups.chosen = -1;
+  for (const at of [before, before + more]) {
+    const row = at >= 0 && at < groups.total ? (await rowsOf(Math.floor(at / PAGE)))[at % PAGE] : null;
+    if (row && row.step === groups.shown.step && row.group === groups.shown.group) {
+      groups.chosen = at;
+      $("list").scrollTop += (at - before) * ROW;
+      return;
+    }
+  }
+}
+
+async function rowsOf(page) {
+  if (!groups.pages.has(page)) {
+    const asked = ask("groups", { ...groups.query, offset: page * PAGE, limit: PAGE });
+    groups.pages.set(page, asked.then((found) => found.rows));
+  }
+  return groups.pages.get(page);
+}
+
+async function showRows() {
+  const query = groups.query;
+  const first = Math.max(0, Math.floor($("list").scrollTop / ROW) - 4);
+  const last = Math.min(groups.total - 1, Math.ceil(($("list").scrollTop + $("list").clientHeight) / ROW) + 4);
+  const made = [];
+  for (let at = first; at <= last; at += 1) {
+    const row = (await rowsOf(Math.floor(at / PAGE)))[at % PAGE];
+    if (row) made.push(drawRow(row, at));
+  }
+  // While a page was waited for the filter may have become another one.
+  if (query !== groups.query) return;
+  $("rows").replaceChildren(...made);
+  if (!groups.total) $("rows").replaceChildren(el("p", { class: "row soft" }, "Nothing passes the filter."));
+  if (groups.chosen >= first && groups.chosen <= last) $("list").setAttribute("aria-activedescendant", `row-${groups.chosen}`);
+  else $("list").removeAttribute("aria-activedescendant");
+}
+
+function drawRow(row, at) {
+  const tally = el("span", { class: "tally", "aria-hidden": "true" });
+  for (const [status, number] of Object.entries(row.statuses)) {
+    const part = el("i", { class: `status-${status}` });
+    part.style.flex = number;
+    tally.append(part);
+  }
+  const told = Object.entries(row.statuses).map(([status, number]) => `${number} ${status}`).join(", ");
+  const made = el("div", { class: "row", role: "option", id: `row-${at}`, "aria-selected": at === groups.chosen ? "true" : "false",
+    "aria-setsize": groups.total, "aria-posinset": at + 1, onclick: () => choose(at) },
+    el("div", {}, row.prompt.replace(/\s+/g, " ")),
+    el("div", { class: "facts" }, tally, ...[`step ${row.step}`, `reward ${fixed(row.reward)}`, `${Math.round(row.tokens)} tokens`,
+      row.matches < row.completions ? `${row.matches} of ${row.completions} match` : ""].map((fact) => el("span", { title: told }, fact))));
+  made.style.top = `${at * ROW}px`;
+  return made;
+}
+
+const choose = guarded(async (at) => {
+  if (!groups.total) return;
+  groups.chosen = Math.max(0, Math.min(groups.total - 1, at));
+  const list = $("list"), top = groups.chosen * ROW;
+  if (top < list.scrollTop) list.scrollTop = top;
+  if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+  await showRows();
+  await showDetail();
+});
+
+async function showDetail() {
+  if (groups.chosen < 0) {
+    groups.shown = null;
+    $("detail").replaceChildren();
+    return;
+  }
+  const at = groups.chosen;
+  const row = (await rowsOf(Math.floor(at / PAGE)))[at % PAGE];
+  if (row) await openGroup(groups.query.source, row.step, row.group, () => at === groups.chosen);
+}
+
+let shading = false;
+async function openGroup(source, step, group, isWanted = () => true) {
+  const found = await ask("group", { run, source, step, group, tokens: shading });
+  if (!isWanted()) return;
+  groups.shown = { source, step, group };
+  const again = guarded(() => openGroup(source, step, group));
+  const shade = el("input", { type: "checkbox", checked: shading, onchange: (event) => { shading = event.target.checked; again(); } });
+  const can = found.completions.some((one) => one.tokens) || !embedded;
+  const ranked = [...found.completions].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity));
+  const largest = Math.max(1e-9, ...ranked.map((one) => Math.abs(one.advantage ?? 0)));
+  const text = $("filters").elements.text.value.trim();
+  $("detail").replaceChildren(
+    el("div", { class: "head" }, el("h2", {}, `step ${found.step}, group ${found.group}`), el("span", { class: "soft" }, found.prompt_id),
+      can ? el("label", { class: "push" }, shade, "shade tokens by log-probability") : null, shading && can ? scale(found) : null),
+    el("div", { class: "prompt" },
+      el("div", {}, el("div", { class: "soft" }, "prompt"), pre(found.prompt, text)),
+      el("div", {}, el("div", { class: "soft" }, "reference"), pre(found.reference, ""))),
+    el("div", { class: "completions" }, ...ranked.map((one) => drawCompletion(one, largest, text))));
+  $("detail").scrollTop = 0;
+}
+
+function scale(found) {
+  const steps = [["p0", "90 %"], ["p1", "50 %"], ["p2", "20 %"], ["p3", "5 %"], ["p4", "less"]];
+  return el("span", { class: "scale" }, "probability of at least", ...steps.map(([style, told]) => el("i", { class: style }, told)),
+    found.has_tokenizer ? null : "no tokenizer lies beside the run: tokens by number");
+}
+
+function pre(text, sought) {
+  return el("pre", { tabindex: 0 }, ...marked(text, sought));
+}
+
+// The text with what was searched for marked in it.
+function marked(text, sought) {
+  if (!sought) return [text];
+  const parts = [], lower = text.toLowerCase(), needle = sought.toLowerCase();
+  // Some letters change their length in lower case; then positions would not fit, and nothing is marked.
+  if (lower.length !== text.length) return [text];
+  let from = 0;
+  for (let at = lower.indexOf(needle); at >= 0; at = lower.indexOf(needle, from)) {
+    parts.push(text.slice(from, at), el("mark", {}, text.slice(at, at + needle.length)));
+    from = at + needle.length;
+  }
+  return [...parts, text.slice(from)];
+}
+
+function drawCompletion(one, largest, text) {
+  const versions = one.versions.length > 1 ? `${one.versions[0]} to ${one.versions.at(-1)}` : one.versions[0];
+  const ended = { stop: "ended by itself", length: "cut at the limit" }[one.finish_reason] ?? one.finish_reason;
+  const gauge = el("i", { class: one.advantage > 0 ? "up" : "down" });
+  const share = Math.abs(one.advantage ?? 0) / largest * 50;
+  gauge.style.width = `${share}%`;
+  gauge.style.left = one.advantage > 0 ? "50%" : `${50 - share}%`;
+  return el("article", { class: "card completion", "aria-label": `completion ${one.sample}` },
+    el("p", { class: "score" }, el("span", {}, "reward ", el("b", {}, one.reward === null ? "none" : short(one.reward))),
+      el("span", {}, "advantage ", el("b", { class: one.advantage > 0 ? "up" : one.advantage < 0 ? "down" : "" }, one.advantage === null ? "none" : signed(one.advantage)))),
+    el("div", { class: "gauge", "aria-hidden": "true" }, gauge),
+    el("p", { class: "soft" }, `${count(one.completion_tokens, "token")}, ${ended}, policy ${versions}`),
+    shading && one.tokens ? shadedTokens(one) : pre(one.completion, text),
+    verdictList(one.verdicts));
+}
+
+function shadedTokens(one) {
+  const made = el("pre", { tabindex: 0, class: "tokens" });
+  let before = one.tokens[0]?.[2];
+  for (const [text, logprob, policy] of one.tokens) {
+    const chance = Math.exp(logprob);
+    const level = [0.9, 0.5, 0.2, 0.05].filter((limit) => chance < limit).length;
+    made.append(el("span", { class: `p${level}${policy !== before ? " version" : ""}`,
+      title: `log-probability ${fixed(logprob, 3)} (${(chance * 100).toPrecision(3)} %), policy ${policy}` }, text));
+    before = policy;
+  }
+  if (one.tokens.length < one.completion_tokens) made.append(`\n[... ${count(one.completion_tokens - one.tokens.length, "token")} more, not shaded ...]`);
+  return made;
+}
+
+function verdictList(verdicts) {
+  return el("ul", { class: "verdicts" }, ...verdicts.map((one) => el("li", {},
+    el("span", { class: `status status-${one.status}` }, `${MARKS[one.status] ?? "·"} ${one.status}`), " ",
+    `${one.verifier}${one.score === null ? "" : `: ${short(one.score)}`} `, el("span", { class: "soft" }, one.reason),
+    one.parts.length ? el("span", { class: "soft" }, ` (${one.parts.map((part) => `${part.name} ${short(part.value)}`).join(", ")})`) : null)));
+}
+
+// --- learned ---------------------------------------------------------------------------------------------------
+
+function offerSteps() {
+  const { stored, evaluated, timed } = overview.runs[run];
+  const steps = evaluated.length > 1 ? evaluated : stored;
+  const offered = embedded ? (embedded.runs[run].learned ? [embedded.runs[run].learned.before, embedded.runs[run].learned.after] : []) : steps;
+  const keep = (id, fallback) => (offered.includes(Number($(id).value)) && $(id).value !== "" ? Number($(id).value) : fallback);
+  const [before, after] = [keep("before", offered[0]), keep("after", offered.at(-1))];
+  $("before").replaceChildren(...offered.slice(0, -1).map((step) => option(step, undefined, step === before)));
+  $("after").replaceChildren(...offered.slice(1).map((step) => option(step, undefined, step === after)));
+  const known = embedded ? Object.keys(embedded.runs[run].timeline).map(Number) : timed;
+  const step = $("step").value === "" ? known.at(-1) : Number($("step").value);
+  $("step").replaceChildren(...known.map((one) => option(one, undefined, one === step)));
+}
+
+const showLearned = guarded(async () => {
+  if ($("before").value === "" || $("after").value === "") {
+    $("learned-body").replaceChildren(el("p", { class: "soft" }, "It takes two steps with stored completions."));
+    return;
+  }
+  const found = await ask("learned", { run, before: $("before").value, after: $("after").value });
+  const { better, worse, same, unknown } = found.counts, of = better + worse + same + unknown;
+  $("learned-counts").textContent = of ? `${found.source === "held-out" ? "held-out prompts" : "training prompts that came again"}: `
+    + `${better} better, ${worse} worse, ${same} as before${unknown ? `, ${unknown} unknown` : ""}` : "no prompt has stored completions at both";
+  const shown = found.prompts.filter((one) => !$("kind").value || one.kind === $("kind").value);
+  const side = (one, name) => el("div", {}, el("p", { class: "soft" }, `step ${one.step}: `,
+    el("span", { class: `status status-${one.status}` }, `${MARKS[one.status] ?? "·"} ${one.status}`), ` reward ${one.reward === null ? "unknown" : short(one.reward)}`
+      + `${one.of > 1 ? ` (mean of ${one.known})` : ""}, ${count(one.completion_tokens, "token")}`), pre(one.completion, ""), el("p", { class: "soft" }, one.reason));
+  const prompts = el("div", {}, ...shown.map((one) => el("article", { class: "card compared" },
+    el("div", {}, el("b", {}, one.prompt), el("span", { class: "soft" }, `  reference ${one.reference}`)),
+    el("div", { class: "sides" }, side(one.before), side(one.after)))));
+  if (shown.length < of && !$("kind").value) prompts.append(el("p", { class: "soft" }, `The ${shown.length} that changed most.`));
+  const rows = found.metrics.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), el("td", {}, short(one.before)), el("td", {}, short(one.after)),
+    el("td", {}, `${one.difference > 0 ? "+" : ""}${short(one.difference)}`)));
+  $("learned-body").replaceChildren(prompts, el("div", { class: "card metrics", tabindex: 0, "aria-label": "metrics" }, el("table", { class: "numbers" },
+    el("thead", {}, el("tr", {}, ...["last measured by", `step ${found.before}`, `step ${found.after}`, "difference"].map((name) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, ...rows))));
+});
+
+// --- flags, mismatch, time line, config ------------------------------------------------------------------------
+
+const showFlags = guarded(async () => {
+  const found = await ask("flags", { run });
+  $("flag-count").textContent = found.length ? String(found.length) : "";
+  $("flag-list").replaceChildren(...found.map((one) => el("article", { class: "card flag" }, el("h2", {}, one.title), el("p", {}, one.evidence),
+    ...one.metrics.map((name) => el("button", { type: "button", onclick: () => showMetric(name) }, `curve of ${name}`)),
+    ...one.groups.map(([step, group]) => el("button", { type: "button", onclick: () => visit(step, group) }, `step ${step}, group ${group}`)))));
+  if (!found.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far."));
+});
+
+function showMetric(name) {
+  $("metric-text").value = name;
+  location.hash = "curves";
+  showAllCharts();
+  $("metric-text").focus();
+  setTimeout(() => $("metric-text").scrollIntoView(), 100);
+}
+
+const visit = guarded(async (step, group) => {
+  $("filters").reset();
+  Object.assign($("filters").elements.step_low, { value: step });
+  Object.assign($("filters").elements.step_high, { value: step });
+  groups.shown = null;
+  location.hash = "groups";
+  await filterGroups();
+  const at = (await rowsOf(0)).findIndex((row) => row.group === group);
+  if (at >= 0) await choose(at);
+  else await openGroup("training", step, group);
+  $("detail").focus();
+});
+
+const showMismatch = guarded(async () => {
+  const found = await ask("mismatch", { run });
+  const alarm = found.alarm === null ? "no alarm is set" : `the alarm (report.mismatch_alarm) is at ${short(found.alarm)}`;
+  $("mismatch-told").textContent = found.last === null ? "This run has no learner/mismatch_kl_first."
+    : `Divergence of learner and generators before the policy moves: ${short(found.last)} nats at last, ${short(found.worst)} at worst (step ${found.worst_step}); ${alarm}`
+      + (found.above.length ? `, and ${count(found.above.length, "step is", "steps are")} above it, the first ${found.above[0]}.` : ".");
+  $("mismatch-told").className = found.above.length ? "down" : "";
+  $("mismatch-charts").replaceChildren(...found.charts.map(drawChart));
+});
+
+const showTimeLine = guarded(async () => {
+  if ($("step").value === "") {
+    $("lanes").replaceChildren(el("p", { class: "soft" }, "No step was timed yet."));
+    return;
+  }
+  const found = await ask("timeline", { run, step: $("step").value });
+  const at = (seconds) => `${seconds / found.end * 100}%`;
+  const lanes = found.lanes.map((lane) => {
+    const track = el("div", { class: "track" });
+    for (const span of lane.spans) {
+      const told = `${span.phase} ${fixed(span.to - span.from)} s`;
+      const bar = el("div", { class: `part-${span.phase} phase-${span.phase}`, title: `${told}, from ${fixed(span.from)} to ${fixed(span.to)} s` });
+      bar.style.left = at(span.from);
+      bar.style.width = at(span.to - span.from);
+      track.append(bar);
+    }
+    const edge = el("div", { class: "edge" });
+    edge.style.left = at(found.seconds);
+    track.append(edge);
+    const told = lane.spans.map((span) => `${span.phase} ${fixed(span.to - span.from)} s`).join(", ");
+    return el("div", { class: "lane" }, el("span", {}, lane.actor, " ", el("span", { class: "soft" }, told)), track);
+  });
+  const axis = el("div", { class: "axis" }, ...[0, 0.25, 0.5, 0.75, 1].map((share) => {
+    const label = el("span", {}, `${fixed(share * found.end)} s`);
+    label.style.left = `${share * 100}%`;
+    return label;
+  }));
+  $("lanes").replaceChildren(...lanes, el("div", { class: "lane" }, el("span"), axis));
+  $("timeline-told").textContent = `${fixed(found.seconds)} s${found.end > found.seconds ? `, ${fixed(found.end)} s with what came after it` : ""}`
+    + (found.compute ? `; the learner's ranks computed for ${fixed(found.compute)} s` : "")
+    + (found.recorded ? "" : "; this run did not record when phases began: they are laid one after the other")
+    + ". Verify is the wait after the last completion: verdicts are made while others are still sampled.";
+  $("timeline-chart").replaceChildren(...(found.chart ? [drawChart(found.chart)] : []));
+});
+
+const showConfig = guarded(async () => { $("config-text").textContent = overview.runs[run].config || "The run's folder has no config.yaml."; });
+
+function moveStep(by) {
+  const select = $("step"), at = select.selectedIndex + by;
+  if (at >= 0 && at < select.options.length) { select.selectedIndex = at; showTimeLine(); }
+}
+
+// --- the page --------------------------------------------------------------------------------------------------
+
+const SECTIONS = { curves: showAllCharts, groups: () => filterGroups(groups.query !== null), learned: showLearned, flags: showFlags,
+  mismatch: showMismatch, timeline: showTimeLine, config: showConfig };
+const section = () => (location.hash.slice(1) in SECTIONS ? location.hash.slice(1) : "curves");
+
+async function showSection() {
+  for (const name of Object.keys(SECTIONS)) {
+    $(`section-${name}`).hidden = name !== section();
+    const link = document.querySelector(`nav a[href="#${name}"]`);
+    if (name === section()) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  await SECTIONS[section()]();
+}
+
+const refresh = guarded(async () => {
+  overview = await ask("overview");
+  showRuns();
+  showOutcomes();
+  offerSteps();
+  await showSection();
+  if (section() !== "flags") await showFlags();
+});
+
+async function poll() {
+  try {
+    const state = document.hidden ? null : await ask("state");
+    if (state && state.version !== version) {
+      version = state.version;
+      await refresh();
+    }
+    $("live").textContent = state?.unread ? `reading ${count(state.unread, "step")}` : "";
+  } catch (failure) {
+    $("live").textContent = "the server does not answer";
+  }
+  setTimeout(poll, POLL_MS);
+}
+
+function changeTheme() {
+  const order = ["", "light", "dark"], names = { "": "as the system", light: "light", dark: "dark" };
+  const root = document.documentElement, next = order[(order.indexOf(root.dataset.theme ?? "") + 1) % 3];
+  root.dataset.theme = next;
+  $("theme").textContent = `theme: ${names[next]}`;
+}
+
+function soon(action, wait) {
+  let timer = 0;
+  return () => { clearTimeout(timer); timer = setTimeout(action, wait); };
+}
+
+function begin() {
+  $("theme").addEventListener("click", changeTheme);
+  addEventListener("hashchange", showSection);
+  $("run").addEventListener("change", () => {
+    run = Number($("run").value);
+    groups.query = groups.shown = null;
+    for (const id of ["before", "after", "step"]) $(id).replaceChildren();
+    offerSteps();
+    showSection().then(showFlags);
+  });
+  $("statuses").append(...Object.keys(MARKS).map((status) => el("label", {}, el("input", { type: "checkbox", name: "status", value: status }),
+    el("span", { class: `status-${status}` }, status))));
+  $("filters").addEventListener("input", soon(() => filterGroups(), 80));
+  $("filters").addEventListener("reset", () => setTimeout(() => filterGroups()));
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  $("list").addEventListener("scroll", guarded(showRows));
+  $("list").addEventListener("keydown", (event) => {
+    const many = Math.floor($("list").clientHeight / ROW);
+    const moves = { ArrowDown: groups.chosen + 1, ArrowUp: groups.chosen - 1, PageDown: groups.chosen + many, PageUp: groups.chosen - many,
+      Home: 0, End: groups.total - 1 };
+    if (event.key in moves) { choose(moves[event.key]); event.preventDefault(); }
+    if (event.key === "Enter") $("detail").focus();
+  });
+  $("detail").addEventListener("keydown", (event) => { if (event.key === "Escape") $("list").focus(); });
+  $("metric-text").addEventListener("input", soon(showAllCharts, 120));
+  for (const id of ["before", "after", "kind"]) $(id).addEventListener("change", showLearned);
+  $("step").addEventListener("change", showTimeLine);
+  $("step-back").addEventListener("click", () => moveStep(-1));
+  $("step-on").addEventListener("click", () => moveStep(1));
+  addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || /^(input|select|textarea)$/i.test(event.target.tagName)) return;
+    event.preventDefault();
+    location.hash = "groups";
+    showSection();
+    $("filters").elements.text.focus();
+  });
+  if (embedded) refresh();
+  else poll();
+}
+
+begin();
