@@ -52,13 +52,19 @@ class PackedLayout:
     one of them is kept.
     """
 
-    def __init__(self, places: Sequence[Place], device: torch.device) -> None:
-        """Lay out the sequences of one packed row."""
+    def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
+        """Lay out the sequences of one packed row.
+
+        Args:
+            places: of the sequences.
+            device: of queries, keys and values.
+            positions: of the row where something follows its last sequence, whose output nobody reads; None where not.
+        """
         order = sorted(range(len(places)), key=lambda index: places[index].length)
         ascending = [places[index].length for index in order]
         self.batches: list[tuple[tuple[int, int], Tensor]] = []
         # Which element of all padded batches, one after another, holds a packed token's output.
-        kept_N = np.empty(max(place.rest + place.rest_length for place in places), dtype=np.int64)
+        kept_N = np.zeros(positions or max(place.rest + place.rest_length for place in places), dtype=np.int64)
         first = 0
         for start, stop in length_batches(ascending):
             longest = ascending[stop - 1]

@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from grpo.attention import PACKED
 from grpo.config import LearnerConfig
 from grpo.policy_logprobs import load_model
+from grpo.sequence_parallel import ULYSSES
 from grpo.setups import Device, LearnerSetup
 
 
@@ -39,15 +41,16 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
 
 def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
     """Load a model, at ZeRO-3 only this rank's shard of it; whole where `settings` is None."""
+    attention = ULYSSES if setup.learner.sequence_parallel > 1 else PACKED
     if settings and setup.learner.zero_stage == 3:
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
-        model = load_model(path, setup.dtype)
+        model = load_model(path, setup.dtype, attention)
         del partitioned
     else:
-        model = load_model(path, setup.dtype)
+        model = load_model(path, setup.dtype, attention)
     if setup.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -21,7 +21,7 @@ import torch
 from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
 from grpo.batching import RankBatch
@@ -34,6 +34,7 @@ from grpo.packing import Microbatch, TrainingSequence, pack
 from grpo.policy_logprobs import DTYPES, PolicyLogprobs
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
+from grpo.sequence_parallel import SequenceGroup, register_attention
 from grpo.setups import LearnerSetup
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
@@ -43,7 +44,7 @@ ADAPTER = "adapter"
 
 
 class LearnerRank:
-    """One data-parallel rank: a policy under DeepSpeed."""
+    """One rank: a policy under DeepSpeed, with microbatches of its own or shared with its neighbours."""
 
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
         """Join the other ranks and load the policy. Blocks until all ranks have come."""
@@ -55,7 +56,6 @@ class LearnerRank:
             MASTER_ADDR=master_address,
             MASTER_PORT=str(master_port),
         )
-        torch.manual_seed(setup.seed)
         if setup.device == "cpu":
             torch.set_num_threads(setup.learner.threads)
             compile_alone(build_shm_op)
@@ -64,8 +64,10 @@ class LearnerRank:
         settings = deepspeed_settings(setup)
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
         self._lora = setup.learner.lora
+        self._group = self._form_group()
         # A checkpoint's policy has its adapters merged; they belong into what the run started from.
-        module = PolicyLogprobs(load_policy(setup, setup.reference_path if self._lora else setup.policy_path, settings))
+        path = setup.reference_path if self._lora else setup.policy_path
+        module = PolicyLogprobs(load_policy(setup, path, settings), self._group)
         if self._lora:
             add_adapters(module.model, self._lora, setup.seed)
         optimizer = torch.optim.AdamW(
@@ -74,7 +76,7 @@ class LearnerRank:
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
-            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None))
+            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group)
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._meter = SpeedMeter(
             self._engine.module.model.config,
@@ -85,12 +87,27 @@ class LearnerRank:
         self._optimizer_steps = 0
         self._skipped_in_a_row = 0
 
+    def _form_group(self) -> SequenceGroup | None:
+        """The ranks that share this one's microbatches, and their attention; None where it has its own."""
+        size = self._setup.learner.sequence_parallel
+        if size == 1:
+            return None
+        group = SequenceGroup(size)
+        register_attention(AutoConfig.from_pretrained(self._setup.policy_path), group)
+        return group
+
+    @property
+    def _counts(self) -> bool:
+        """Whether this rank speaks for its microbatches; of ranks that share them, the first does."""
+        return self._group is None or self._group.rank == 0
+
     def step(self, batch: RankBatch) -> dict[str, float]:
         """One optimizer step: every microbatch forward and backward, then one update.
 
         The loss is the weighted sum over all trained tokens of all ranks divided by the global denominator, whichever
         way they were split: DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number
-        first. Where loss or gradient is not finite, no rank takes the step, and each writes its part of the batch.
+        first. Ranks that share a microbatch compute the same loss, each with the gradient of its own tokens, so that
+        their gradients add up as any others do. Where loss or gradient is not finite, no rank takes the step, and each writes its part of the batch.
 
         Returns:
             Global metrics, the same on every rank; of a step that was skipped little but `skipped_steps`.
@@ -100,6 +117,8 @@ class LearnerRank:
         """
         self._meter.start()
         self._engine.train()
+        # Dropout of a step is drawn from its number, and so the same after a resume, on every rank and device.
+        torch.manual_seed(self._seed_of_step())
         rate = learning_rate(self._setup.learner, self._optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -113,7 +132,8 @@ class LearnerRank:
                 # at the norm of the whole, takes no step on any rank and clears what it has gathered, at every stage.
                 finite = terms.loss_sum.detach() * 0 + 1
                 self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
-                totals.add(terms)
+                if self._counts:
+                    totals.add(terms)
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         self._optimizer_steps += 1
@@ -121,6 +141,7 @@ class LearnerRank:
             return self._skipped(batch, rate)
         self._skipped_in_a_row = 0
         summed, largest = self._meter.stop(batch.microbatches)
+        summed /= self._setup.learner.sequence_parallel
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
@@ -133,6 +154,10 @@ class LearnerRank:
                 "skipped_steps": 0.0,
             }
         )
+
+    def _seed_of_step(self) -> int:
+        entropy = (self._setup.seed % (1 << 32), self._setup.rank, self._optimizer_steps)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _over_ranks(self, how: Literal["SUM", "MAX"], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Each tensor, float64 on the CPU, summed over all ranks or its maximum, in one collective."""
@@ -177,11 +202,12 @@ class LearnerRank:
         """Keep a batch whose loss or gradient is not finite for inspection, and stop where there are too many."""
         self._skipped_in_a_row += 1
         folder = Path(self._setup.skipped_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"optimizer_step_{self._optimizer_steps:06d}_rank_{self._setup.rank}.pt"
-        # Plain data and tensors, which torch.load(weights_only=True) reads.
-        microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
-        torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
+        if self._counts:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"optimizer_step_{self._optimizer_steps:06d}_rank_{self._setup.rank}.pt"
+            # Plain data and tensors, which torch.load(weights_only=True) reads.
+            microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
+            torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
         if self._skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient of {self._skipped_in_a_row} optimizer steps in a row was not finite, as many as "
@@ -281,7 +307,6 @@ class LearnerRank:
             client_state={
                 "optimizer_steps": self._optimizer_steps,
                 "skipped_in_a_row": self._skipped_in_a_row,
-                "torch_rng": torch.get_rng_state(),
                 "frozen_sum": self._frozen_sum(),
             },
             save_latest=False,
@@ -354,7 +379,6 @@ class LearnerRank:
         reference = Path(folder) / REFERENCE
         if self._reference is not None and reference.exists():
             self._reference.load_state_dict(torch.load(reference, weights_only=True, map_location=self._device))
-        torch.set_rng_state(state["torch_rng"])
 
 
 def block_of(name: str) -> str:

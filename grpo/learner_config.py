@@ -35,7 +35,10 @@ class LearnerConfig(Section):
     """DeepSpeed: how the policy is updated."""
 
     ranks: Positive = 1
-    """Data-parallel processes, one device each."""
+    """Processes, one device each."""
+    sequence_parallel: Positive = 1
+    """Neighbouring ranks that share each microbatch's tokens, for sequences that one device does not hold; 1 gives each
+    rank microbatches of its own. It must divide the ranks and the policy's attention heads."""
     zero_stage: Literal[1, 2, 3] = 2
     reduce_gradients: Literal["auto", "step", "microbatch"] = "auto"
     """How often ranks add up their gradients. `step`: once, each rank holding whole gradients in float32 until then.
@@ -54,7 +57,7 @@ class LearnerConfig(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the whole gradient."""
     microbatch_tokens: Positive = 4096
-    """Tokens that one forward and backward pass of one rank may hold."""
+    """Tokens that one forward and backward pass of a rank may hold, or of sequence_parallel ranks together."""
     gradient_checkpointing: bool = False
     threads: Positive = 1
     """CPU threads of each rank."""
@@ -65,6 +68,11 @@ class LearnerConfig(Section):
     lora: Lora | None = None
     """Train adapters and leave the policy's weights as they are; None trains all weights."""
 
+    @property
+    def data_parallel(self) -> int:
+        """How many microbatches are computed at the same time."""
+        return self.ranks // self.sequence_parallel
+
     def reduces_once(self, dtype: Dtype) -> bool:
         """Whether gradients are added up over ranks once per optimizer step, and whole on each until then."""
         if self.reduce_gradients == "auto":
@@ -74,6 +82,11 @@ class LearnerConfig(Section):
     def problems(self, dtype: Dtype) -> list[str]:
         """Choices that cannot go together, each with its remedy."""
         found = []
+        if self.ranks % self.sequence_parallel:
+            found.append(
+                f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, the "
+                "ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
+            )
         if self.offload == "parameters" and self.zero_stage != 3:
             found.append(
                 f"learner.offload=parameters needs learner.zero_stage=3, got {self.zero_stage}: only there are "

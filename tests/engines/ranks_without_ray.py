@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from grpo import config
-from grpo.batching import TrainBatch, batch
+from grpo.batching import RankBatch, TrainBatch, batch
+from grpo.objective_config import Algorithm
+from grpo.rescoring import Source
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Case:
 
     learner: dict[str, Any]
     dtype: config.Dtype = "float32"
+    algorithm: Algorithm | None = None
+    group_size: int = 1
     steps: int = 2
     resume: bool = False
     broken: bool = False
@@ -45,6 +49,8 @@ class Outcome:
         resumed: metrics of one more step, and of the same after going back to the checkpoint before it.
         fine_gradients: share of the first step's gradient that bfloat16 could not hold.
         fine_weights: share of the optimizer's weights that bfloat16 could not hold.
+        scored: log-probabilities of a batch after all steps, under the policy, and the reference where there is one.
+        weights: the policy after the ordinary steps.
     """
 
     metrics: list[dict[str, float]]
@@ -52,6 +58,8 @@ class Outcome:
     resumed: list[dict[str, float]]
     fine_gradients: float
     fine_weights: float
+    scored: list[list[Tensor]]
+    weights: dict[str, Tensor]
 
 
 def free_port() -> int:
@@ -61,11 +69,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def small_microbatches(seed: int, ranks: int) -> TrainBatch:
-    """Several microbatches for each rank."""
+def small_microbatches(seed: int, ranks: int, group_size: int = 1) -> TrainBatch:
+    """Several microbatches for each rank, of groups that share a prompt."""
     from setups_for_tests import random_sequences
 
-    sequences = random_sequences(24, seed)
+    sequences = random_sequences(24, seed, group_size)
     trained = sum(sequence.trained_tokens for sequence in sequences)
     return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=64)
 
@@ -104,9 +112,19 @@ def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[
         (base,) = learner_setups(path, dtype=case.dtype)
         settings = base.learner.model_copy(update={**case.learner, "ranks": ranks})
         setup = dataclasses.replace(
-            base, learner=settings, rank=rank, world_size=ranks, skipped_folder=f"{folder}/skipped/{name}"
+            base,
+            learner=settings,
+            algorithm=case.algorithm or base.algorithm,
+            rank=rank,
+            world_size=ranks,
+            skipped_folder=f"{folder}/skipped/{name}",
         )
         learner = LearnerRank(setup, "127.0.0.1", port)
+
+        def part(seed: int, settings: config.LearnerConfig = settings, case: Case = case) -> RankBatch:
+            share = rank // settings.sequence_parallel
+            return small_microbatches(seed, settings.data_parallel, case.group_size).ranks[share]
+
         metrics = []
         for step in range(case.steps):
             if case.sleeps:
@@ -114,23 +132,25 @@ def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[
                 learner.score([[3, 4, 5]])
                 learner.wake()
             counted[0] = 0
-            metrics.append(learner.step(small_microbatches(step, ranks).ranks[rank]))
+            metrics.append(learner.step(part(step)))
             if step == 0:
                 states = learner._engine.optimizer.optimizer.state
                 # After one step the first moment is a tenth of the gradient, which is below the clip.
-                gradients = _finer_than_bfloat16([state["exp_avg"] / 0.1 for state in states.values()])
-                weights = _finer_than_bfloat16(list(states))
+                fine_gradients = _finer_than_bfloat16([state["exp_avg"] / 0.1 for state in states.values()])
+                fine_weights = _finer_than_bfloat16(list(states))
         reduced, resumed = counted[0], []
+        sources: tuple[Source, ...] = ("policy", "reference") if setup.algorithm.needs_reference else ("policy",)
+        scored = [learner.logprobs(part(9).microbatches, source) for source in sources]
+        weights = dict(learner.weights())
         if case.broken:
-            part = small_microbatches(0, ranks).ranks[rank]
-            metrics.append(learner.step(dataclasses.replace(part, denominator=math.nan)))
+            metrics.append(learner.step(dataclasses.replace(part(0), denominator=math.nan)))
         if case.resume:
             learner.save(f"{folder}/{name}")
             torch.distributed.barrier()
-            resumed.append(learner.step(small_microbatches(7, ranks).ranks[rank]))
+            resumed.append(learner.step(part(7)))
             learner.load(f"{folder}/{name}")
-            resumed.append(learner.step(small_microbatches(7, ranks).ranks[rank]))
-        outcomes[name] = Outcome(metrics, reduced, resumed, gradients, weights)
+            resumed.append(learner.step(part(7)))
+        outcomes[name] = Outcome(metrics, reduced, resumed, fine_gradients, fine_weights, scored, weights)
         learner._engine.destroy()
     return outcomes
 

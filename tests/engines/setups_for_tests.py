@@ -82,13 +82,22 @@ def generator_setup(
     )
 
 
-def random_sequences(count: int, seed: int = 0) -> list[TrainingSequence]:
-    """Prompts and completions of random tokens and lengths, with log-probabilities and advantages to match."""
+def random_sequences(count: int, seed: int = 0, group_size: int = 1) -> list[TrainingSequence]:
+    """Prompts and completions of random tokens and lengths, with log-probabilities and advantages to match.
+
+    Args:
+        count: sequences.
+        seed: of all that is random.
+        group_size: neighbours that share a prompt.
+    """
     generator = random.Random(seed)
-    sequences = []
-    for _ in range(count):
+    sequences: list[TrainingSequence] = []
+    for number in range(count):
         prompt, completion = generator.randint(2, 9), generator.randint(1, 40)
         tokens = tuple(generator.randrange(3, 20) for _ in range(prompt + completion))
+        if number % group_size:
+            before = sequences[-1]
+            prompt, tokens = before.prompt_length, (*before.token_ids[: before.prompt_length], *tokens[prompt:])
         old = tuple(generator.uniform(-3.3, -2.9) for _ in range(completion))
         sequences.append(TrainingSequence(tokens, prompt, old, generator.choice((-1.2, -0.3, 0.4, 1.5))))
     return sequences

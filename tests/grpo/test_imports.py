@@ -22,7 +22,7 @@ ROOMS = {
         "launch/ready.py",
     },
     "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
-    "deepspeed": {"grpo/learner.py"},
+    "deepspeed": {"grpo/learner.py", "grpo/sequence_parallel.py"},
     "peft": {"grpo/adapters.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
