@@ -107,7 +107,8 @@ class LearnerRank:
         The loss is the weighted sum over all trained tokens of all ranks divided by the global denominator, whichever
         way they were split: DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number
         first. Ranks that share a microbatch compute the same loss, each with the gradient of its own tokens, so that
-        their gradients add up as any others do. Where loss or gradient is not finite, no rank takes the step, and each writes its part of the batch.
+        their gradients add up as any others do. Where loss or gradient is not finite, no rank takes the step, and each
+        writes its part of the batch.
 
         Returns:
             Global metrics, the same on every rank; of a step that was skipped little but `skipped_steps`.

@@ -84,8 +84,8 @@ class LearnerConfig(Section):
         found = []
         if self.ranks % self.sequence_parallel:
             found.append(
-                f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, the "
-                "ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
+                f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, "
+                "the ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
             found.append(

@@ -81,17 +81,18 @@ class PolicyLogprobs(nn.Module):
         self.model = model
         head = model.get_output_embeddings()
         if not isinstance(head, LogprobHead):
-            model.set_output_embeddings(LogprobHead(head))  # type: ignore[arg-type]
+            model.set_output_embeddings(LogprobHead(head))
         self._group = group
 
     def forward(self, batch: Microbatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probability of each predicted token, float32 [T] with gradient; entropy, [T], with it if asked for."""
         part = self._group.part(batch) if self._group else None
-        own = part or batch
+        own = batch if part is None else part
+        layout = PackedLayout(batch.places, batch.input_ids_N.device, part.positions if part else None)
         hidden_NE = self.model.base_model(
             input_ids=own.input_ids_N[None],
             position_ids=own.position_ids_N[None],
-            packed_layout=PackedLayout(batch.places, batch.input_ids_N.device, part and part.positions),
+            packed_layout=layout,
             use_cache=False,
         ).last_hidden_state[0]
         # Only what predicts a completion's token meets the output head, the largest matrix of many policies.

@@ -1,8 +1,8 @@
 """Long sequences: the tokens of one microbatch shared by several ranks, after DeepSpeed-Ulysses.
 
-Jacobs et al. 2023 (arXiv:2309.14509): each rank holds a part of the tokens and all that is computed token by token. Only
-around attention an all-to-all turns parts of the tokens with all heads into all tokens with parts of the heads, and back.
-So attention sees the whole packed row, and its layout stays that of `grpo.attention`.
+Jacobs et al. 2023 (arXiv:2309.14509): each rank holds a part of the tokens and all that is computed token by token.
+Only around attention an all-to-all turns parts of the tokens with all heads into all tokens with parts of the heads,
+and back. So attention sees the whole packed row, and its layout stays that of `grpo.attention`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def check_heads(policy: PreTrainedConfig, size: int) -> None:
     Raises:
         ValueError: query heads are no multiple of `size`, or key-value heads neither a multiple nor a divisor of it.
     """
-    heads = policy.num_attention_heads
-    shared = getattr(policy, "num_key_value_heads", None) or heads
+    if size == 1:
+        return
+    heads: int = policy.num_attention_heads
+    shared: int = getattr(policy, "num_key_value_heads", None) or heads
 
     def fits(ranks: int) -> bool:
         return heads % ranks == 0 and (shared % ranks == 0 or ranks % shared == 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +27,13 @@ OBJECTIVES = {
     "sequence, ZeRO-3": (GSPO, {"zero_stage": 3}),
     "geometric, ZeRO-2, offload": (GMPO, {"zero_stage": 2, "offload": "optimizer"}),
 }
-# Every name once, and how many ranks share a microbatch in worlds of two and of four.
-WORLDS = {"two ranks share": (2, 2), "two times two ranks share": (4, 2)}
+# How many ranks there are, how many of them share a microbatch, and what is tried with them.
+WORLDS: dict[str, tuple[int, int, list[str]]] = {
+    "one rank": (1, 1, list(OBJECTIVES)),
+    "two ranks share": (2, 2, list(OBJECTIVES)),
+    "two times two ranks share": (4, 2, ["token, ZeRO-3", "sequence, ZeRO-1"]),
+}
+SHARED = [(world, name) for world, (_, size, names) in WORLDS.items() if size > 1 for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +42,24 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Ou
     shape = NewPolicy(hidden_size=64, layers=2, heads=4, key_value_heads=2, intermediate_size=96, max_position=256)
     make_policy(shape, [], folder / "policy", seed=3)
 
-    def run(ranks: int, shared: int) -> dict[str, Outcome]:
-        cases = {
-            name: Case(
-                {**settings, "sequence_parallel": shared}, algorithm=algorithm, group_size=4, resume=True, broken=True
-            )
-            for name, (algorithm, settings) in OBJECTIVES.items()
-        }
-        return run_cases(str(folder / "policy"), folder / f"{ranks}_{shared}", cases, ranks)
+    def run(ranks: int, size: int, names: list[str]) -> dict[str, Outcome]:
+        cases = {}
+        for name in names:
+            algorithm, settings = OBJECTIVES[name]
+            learner = {**settings, "sequence_parallel": size}
+            cases[name] = Case(learner, algorithm=algorithm, group_size=4, resume=size > 1, broken=size > 1)
+        return run_cases(str(folder / "policy"), folder / f"{ranks}_{size}", cases, ranks)
 
-    worlds = {"alone": (1, 1), **WORLDS}
     with ThreadPoolExecutor() as pool:
-        running = {name: pool.submit(run, *world) for name, world in worlds.items()}
+        running = {name: pool.submit(run, *world) for name, world in WORLDS.items()}
         return {name: one.result() for name, one in running.items()}
 
 
-@pytest.mark.parametrize("world", list(WORLDS))
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize(("world", "name"), SHARED)
 def test_shared_tokens_take_the_step_of_one_rank(
-    outcomes: dict[str, dict[str, Outcome]], name: str, world: str
+    outcomes: dict[str, dict[str, Outcome]], world: str, name: str
 ) -> None:
-    alone, shared = outcomes["alone"][name], outcomes[world][name]
+    alone, shared = outcomes["one rank"][name], outcomes[world][name]
     for found, expected in zip(shared.metrics[:2], alone.metrics[:2], strict=True):
         assert found["gradient_norm"] > 0.01
         for key, value in without_speed(expected).items():
@@ -71,17 +72,16 @@ def test_shared_tokens_take_the_step_of_one_rank(
 def test_shared_tokens_are_scored_as_by_one_rank(outcomes: dict[str, dict[str, Outcome]]) -> None:
     for name in OBJECTIVES:
         for found, expected in zip(
-            outcomes["two ranks share"][name].scored, outcomes["alone"][name].scored, strict=True
+            outcomes["two ranks share"][name].scored, outcomes["one rank"][name].scored, strict=True
         ):
             assert len(found) == len(expected) > 1
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("world", list(WORLDS))
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize(("world", "name"), SHARED)
 def test_a_state_of_shared_ranks_resumes_to_the_bit(
-    outcomes: dict[str, dict[str, Outcome]], name: str, world: str
+    outcomes: dict[str, dict[str, Outcome]], world: str, name: str
 ) -> None:
     broken, (went_on, resumed) = outcomes[world][name].metrics[-1], outcomes[world][name].resumed
     assert broken["skipped_steps"] == 1 and went_on["skipped_steps"] == 0
