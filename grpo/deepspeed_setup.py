@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from grpo.attention import PACKED
+from grpo.attention import PACKED, PackedLayout, VarlenLayout
 from grpo.config import LearnerConfig
 from grpo.policy_logprobs import load_model
 from grpo.sequence_parallel import ULYSSES
@@ -54,6 +54,19 @@ def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None)
     if setup.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def attention_layout(setup: LearnerSetup) -> type[PackedLayout | VarlenLayout]:
+    """How `learner.attention` lays out sequences.
+
+    Raises:
+        ValueError: the device has no such kernel.
+    """
+    if setup.learner.attention == "sdpa":
+        return PackedLayout
+    if setup.device == "cpu":
+        raise ValueError("learner.attention=varlen is a GPU's kernel and the learner is on a CPU; use sdpa")
+    return VarlenLayout
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

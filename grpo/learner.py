@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer
 from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
-from grpo.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
+from grpo.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
 from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
@@ -67,7 +67,8 @@ class LearnerRank:
         self._group = self._form_group()
         # A checkpoint's policy has its adapters merged; they belong into what the run started from.
         path = setup.reference_path if self._lora else setup.policy_path
-        module = PolicyLogprobs(load_policy(setup, path, settings), self._group)
+        layout = attention_layout(setup)
+        module = PolicyLogprobs(load_policy(setup, path, settings), self._group, layout)
         if self._lora:
             add_adapters(module.model, self._lora, setup.seed)
         optimizer = torch.optim.AdamW(
@@ -76,7 +77,7 @@ class LearnerRank:
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
-            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group)
+            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group, layout)
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._meter = SpeedMeter(
             self._engine.module.model.config,

@@ -48,6 +48,9 @@ class LearnerConfig(Section):
     """Communicate while the backward pass runs; None leaves it to DeepSpeed, which does so at stage 3."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lives in the host's memory: optimizer states and float32 weights, or (stage 3) all parameters too."""
+    attention: Literal["sdpa", "varlen"] = "sdpa"
+    """How attention computes packed sequences: `sdpa`, torch's own on any device, with sequences of similar length side
+    by side; `varlen`, FlashAttention for variable lengths, on a GPU in bfloat16."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Of the learning rate after the warm-up, to 0 at the last step for cosine and linear."""
@@ -86,6 +89,11 @@ class LearnerConfig(Section):
             found.append(
                 f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, "
                 "the ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
+            )
+        if self.attention == "varlen" and dtype == "float32":
+            found.append(
+                "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set that to bfloat16, "
+                "or use learner.attention=sdpa"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
             found.append(

@@ -8,7 +8,7 @@ from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from grpo.attention import PACKED, PackedLayout
+from grpo.attention import PACKED, PackedLayout, VarlenLayout
 from grpo.config import Dtype
 from grpo.packing import Microbatch
 from grpo.sequence_parallel import SequenceGroup
@@ -70,25 +70,31 @@ class LogprobHead(nn.Linear):
 class PolicyLogprobs(nn.Module):
     """A causal language model that returns log-probabilities of given next tokens, and nothing as large as logits."""
 
-    def __init__(self, model: PreTrainedModel, group: SequenceGroup | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        group: SequenceGroup | None = None,
+        layout: type[PackedLayout | VarlenLayout] = PackedLayout,
+    ) -> None:
         """Wrap a model with an output head, which becomes a `LogprobHead`.
 
         Args:
             model: changed in place.
             group: the ranks that share each microbatch's tokens, where there are several; all must make the same calls.
+            layout: how attention lays out sequences.
         """
         super().__init__()
         self.model = model
         head = model.get_output_embeddings()
         if not isinstance(head, LogprobHead):
             model.set_output_embeddings(LogprobHead(head))
-        self._group = group
+        self._group, self._layout = group, layout
 
     def forward(self, batch: Microbatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probability of each predicted token, float32 [T] with gradient; entropy, [T], with it if asked for."""
         part = self._group.part(batch) if self._group else None
         own = batch if part is None else part
-        layout = PackedLayout(batch.places, batch.input_ids_N.device, part.positions if part else None)
+        layout = self._layout(batch.places, batch.input_ids_N.device, part.positions if part else None)
         hidden_NE = self.model.base_model(
             input_ids=own.input_ids_N[None],
             position_ids=own.position_ids_N[None],
