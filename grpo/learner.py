@@ -16,14 +16,13 @@ from typing import Literal
 
 import deepspeed
 import numpy as np
-import safetensors.torch
 import torch
 from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, policy_tensors, save_adapter
+from grpo.adapters import adapters_off, add_adapters, check_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
 from grpo.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
@@ -31,7 +30,8 @@ from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
 from grpo.packing import Microbatch, TrainingSequence, pack
-from grpo.policy_logprobs import DTYPES, PolicyLogprobs
+from grpo.policy_export import PolicyExport
+from grpo.policy_logprobs import PolicyLogprobs
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.sequence_parallel import SequenceGroup, register_attention
@@ -62,7 +62,6 @@ class LearnerRank:
         deepspeed.init_distributed("gloo" if setup.device == "cpu" else "nccl", verbose=False)
         self._device = torch.device(setup.device)
         settings = deepspeed_settings(setup)
-        self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
         self._lora = setup.learner.lora
         self._group = self._form_group()
         # A checkpoint's policy has its adapters merged; they belong into what the run started from.
@@ -75,6 +74,8 @@ class LearnerRank:
             parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
+        self._export = PolicyExport(self._engine.module.model, tokenizer, setup, self._gathered)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
             reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group, layout)
@@ -249,43 +250,24 @@ class LearnerRank:
         return [row.tolist() for row in logprobs_T.float().cpu().split(packed.lengths_S.tolist())]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the policy under its Hugging Face name, whole, in the policy's dtype, on the CPU.
+        """Every tensor of the policy, as `PolicyExport.weights` gives it. All ranks must iterate together."""
+        return self._export.weights()
 
-        Adapters are merged into what is yielded, and the learner's own tensors stay as they are.
+    def tensor_names(self) -> list[str]:
+        """Every name under which the policy has a parameter, tied ones under each of their names."""
+        return self._export.tensor_names()
 
-        Tied tensors come once for each of their names: vLLM on CPU keeps an output head of its own even where the
-        configuration ties it. All ranks must iterate together: ZeRO-3 gathers each tensor from all of them.
-        """
-        dtype = DTYPES[self._setup.dtype]
-        for one in policy_tensors(self._engine.module.model):
-            with self._gathered(one.parts):
-                yield one.name, one.merged().to(device="cpu", dtype=dtype, copy=True)
+    def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
+        """The policy in pieces of about `bucket_bytes`, as `PolicyExport.buckets` cuts them."""
+        return self._export.buckets(bucket_bytes)
+
+    def export(self, folder: str) -> None:
+        """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
+        self._export.policy(folder)
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
         enabled = self._setup.learner.zero_stage == 3
         return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)  # type: ignore[no-any-return]
-
-    def tensor_names(self) -> list[str]:
-        """Every name under which the policy has a parameter, tied ones under each of their names."""
-        return [one.name for one in policy_tensors(self._engine.module.model)]
-
-    def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
-        """The policy in pieces of about `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
-
-        Rank 0 yields them; the other ranks take part in the gathering and yield nothing. A piece ends only where a
-        layer's block does (`self_attn`, `mlp`), as vLLM fuses tensors of one block and wants them together.
-        """
-        bucket: dict[str, Tensor] = {}
-        size = 0
-        for name, tensor in self.weights():
-            if self._setup.rank == 0:
-                if size >= bucket_bytes and block_of(name) != block_of(next(reversed(bucket))):
-                    yield _serialise(bucket)
-                    bucket, size = {}, 0
-                bucket[name] = tensor
-                size += tensor.nbytes
-        if bucket:
-            yield _serialise(bucket)
 
     def sleep(self) -> None:
         """Move optimizer states and float32 weights into the host's memory, unless they live there; end with `wake`."""
@@ -309,7 +291,7 @@ class LearnerRank:
             client_state={
                 "optimizer_steps": self._optimizer_steps,
                 "skipped_in_a_row": self._skipped_in_a_row,
-                "frozen_sum": self._frozen_sum(),
+                "frozen_sum": self._export.frozen_sum(),
             },
             save_latest=False,
             exclude_frozen_parameters=self._lora is not None,
@@ -318,35 +300,8 @@ class LearnerRank:
         if self._reference is not None and algorithm and algorithm.reference_refresh and self._setup.rank == 0:
             torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
         if self._lora:
-            self._export_adapter(Path(folder) / ADAPTER)
+            self._export.adapter(Path(folder) / ADAPTER)
         self.export(str(Path(folder) / "policy"))
-
-    @torch.no_grad()
-    def _export_adapter(self, folder: Path) -> None:
-        dtype, tensors = DTYPES[self._setup.dtype], {}
-        for name, parameter in adapter_tensors(self._engine.module.model):
-            with self._gathered([parameter]):
-                if self._setup.rank == 0:
-                    tensors[name] = parameter.detach().to(device="cpu", dtype=dtype, copy=True)
-        if self._setup.rank == 0:
-            save_adapter(self._engine.module.model, tensors, self._setup.reference_path, folder)
-
-    def _frozen_sum(self) -> float:
-        """Sum of the magnitudes of all frozen parameters: tells one base from another."""
-        total = 0.0
-        for parameter in self._engine.module.parameters():
-            if not parameter.requires_grad:
-                with self._gathered([parameter]):
-                    total += float(parameter.detach().abs().sum(dtype=torch.float64))
-        return total
-
-    def export(self, folder: str) -> None:
-        """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
-        # Every rank takes part in the gathering; only the first has room and use for the whole.
-        weights = {name: tensor for name, tensor in self.weights() if self._setup.rank == 0}
-        if self._setup.rank == 0:
-            self._engine.module.model.save_pretrained(folder, state_dict=weights)
-            self._tokenizer.save_pretrained(folder)
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote.
@@ -371,7 +326,7 @@ class LearnerRank:
                 f"{folder} holds no learner state that {self._setup.world_size} ranks could read; "
                 "resume with as many learner.ranks as wrote it"
             )
-        if self._lora and not math.isclose(state["frozen_sum"], self._frozen_sum(), rel_tol=1e-9):
+        if self._lora and not math.isclose(state["frozen_sum"], self._export.frozen_sum(), rel_tol=1e-9):
             raise ValueError(
                 f"the adapters in {folder} were trained on other weights than those of {self._setup.reference_path}; "
                 "resume with the policy.path and policy.dtype that the run started from"
@@ -381,12 +336,3 @@ class LearnerRank:
         reference = Path(folder) / REFERENCE
         if self._reference is not None and reference.exists():
             self._reference.load_state_dict(torch.load(reference, weights_only=True, map_location=self._device))
-
-
-def block_of(name: str) -> str:
-    """The block of a layer that a tensor belongs to: `model.layers.0.self_attn` for its `q_proj.weight`."""
-    return name.rsplit(".", 2)[0]
-
-
-def _serialise(tensors: dict[str, Tensor]) -> np.ndarray:
-    return np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8)

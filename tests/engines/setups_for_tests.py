@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from grpo import config
 from grpo.batching import TrainBatch, batch
 from grpo.objective_config import Algorithm
 from grpo.packing import TrainingSequence
 from grpo.setups import GeneratorSetup, LearnerSetup
+
+if TYPE_CHECKING:
+    from grpo.actors import LearnerGroup
 
 CPU = config.Cluster(device="cpu", start_deadline_s=240, step_deadline_s=120)
 
@@ -107,3 +112,17 @@ def random_batch(ranks: int, count: int = 24, seed: int = 0) -> TrainBatch:
     sequences = random_sequences(count, seed)
     trained = sum(sequence.trained_tokens for sequence in sequences)
     return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=256)
+
+
+@contextlib.contextmanager
+def started_learners(setups: Mapping[str, list[LearnerSetup]]) -> Iterator[dict[str, LearnerGroup]]:
+    """Learners side by side, each of as many ranks as it has setups; Ray must be running."""
+    # Not above: ranks without Ray read this file too.
+    from grpo.cluster import Cluster, Plan
+
+    with contextlib.ExitStack() as opened:
+        joining = {}
+        for name, ranks in setups.items():
+            cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=len(ranks), learner_threads=1)))
+            joining[name] = cluster.start_learner(ranks)
+        yield {name: join() for name, join in joining.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from setups_for_tests import CPU, learner_setups, random_batch, random_sequences, without_speed
+from setups_for_tests import learner_setups, random_batch, random_sequences, started_learners, without_speed
 
 from grpo import config
 from grpo.actors import LearnerGroup
 from grpo.batching import TrainBatch, batch
-from grpo.cluster import Cluster, Plan
 from grpo.objective_config import Algorithm
 from grpo.rescoring import Source, pack_for_scoring, unpack
 
@@ -36,20 +34,19 @@ def skipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learners(ray_running: None, tied_policy: str, skipped: Path) -> Iterator[dict[str, LearnerGroup]]:
-    with contextlib.ExitStack() as opened:
-        joining = {}
-        for name, (ranks, stage, dtype) in SHAPES.items():
-            cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=ranks, learner_threads=1)))
-            setups = learner_setups(
-                tied_policy,
-                ranks=ranks,
-                zero_stage=stage,
-                dtype=dtype,
-                algorithm=ALGORITHM,
-                skipped_folder=str(skipped / name),
-            )
-            joining[name] = cluster.start_learner(setups)
-        yield {name: join() for name, join in joining.items()}
+    setups = {
+        name: learner_setups(
+            tied_policy,
+            ranks=ranks,
+            zero_stage=stage,
+            dtype=dtype,
+            algorithm=ALGORITHM,
+            skipped_folder=str(skipped / name),
+        )
+        for name, (ranks, stage, dtype) in SHAPES.items()
+    }
+    with started_learners(setups) as started:
+        yield started
 
 
 def broken_batch(ranks: int, kind: str) -> TrainBatch:

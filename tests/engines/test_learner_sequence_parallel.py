@@ -9,7 +9,7 @@ import torch
 from ranks_without_ray import Case, Outcome, run_cases
 from setups_for_tests import without_speed
 
-from grpo.config import NewPolicy
+from grpo.config import Lora, NewPolicy
 from grpo.objective_config import Algorithm
 from grpo.policy import make_policy
 
@@ -26,6 +26,7 @@ OBJECTIVES = {
     "sequence, ZeRO-1": (GSPO, {"zero_stage": 1}),
     "sequence, ZeRO-3": (GSPO, {"zero_stage": 3}),
     "geometric, ZeRO-2, offload": (GMPO, {"zero_stage": 2, "offload": "optimizer"}),
+    "LoRA, ZeRO-2": (TOKEN, {"zero_stage": 2, "lora": Lora(rank=4, alpha=8)}),
 }
 # How many ranks there are, how many of them share a microbatch, and what is tried with them.
 WORLDS: dict[str, tuple[int, int, list[str]]] = {
