@@ -32,6 +32,7 @@ def learner_setups(
     path: str,
     *,
     ranks: int = 1,
+    sequence_parallel: int = 1,
     zero_stage: int = 2,
     dtype: config.Dtype = "float32",
     learning_rate: float = 1e-2,
@@ -45,6 +46,7 @@ def learner_setups(
     settings = config.LearnerConfig.model_validate(
         {
             "ranks": ranks,
+            "sequence_parallel": sequence_parallel,
             "zero_stage": zero_stage,
             "learning_rate": learning_rate,
             "microbatch_tokens": 256,

@@ -19,10 +19,12 @@ from grpo.rescoring import Source, pack_for_scoring, unpack
 
 pytestmark = pytest.mark.slow
 
-SHAPES: dict[str, tuple[int, int, config.Dtype]] = {
-    "one rank, ZeRO-1, bfloat16": (1, 1, "bfloat16"),
-    "two ranks, ZeRO-2": (2, 2, "float32"),
-    "two ranks, ZeRO-3": (2, 3, "float32"),
+# Ranks, how many of them share each microbatch, ZeRO stage and dtype.
+SHAPES: dict[str, tuple[int, int, int, config.Dtype]] = {
+    "one rank, ZeRO-1, bfloat16": (1, 1, 1, "bfloat16"),
+    "two ranks, ZeRO-2": (2, 1, 2, "float32"),
+    "two ranks, ZeRO-3": (2, 1, 3, "float32"),
+    "two ranks share, ZeRO-2": (2, 2, 2, "float32"),
 }
 ALGORITHM = Algorithm(kl="k3", kl_coefficient=0.1, reference_refresh=1)
 
@@ -38,12 +40,13 @@ def learners(ray_running: None, tied_policy: str, skipped: Path) -> Iterator[dic
         name: learner_setups(
             tied_policy,
             ranks=ranks,
+            sequence_parallel=shared,
             zero_stage=stage,
             dtype=dtype,
             algorithm=ALGORITHM,
             skipped_folder=str(skipped / name),
         )
-        for name, (ranks, stage, dtype) in SHAPES.items()
+        for name, (ranks, shared, stage, dtype) in SHAPES.items()
     }
     with started_learners(setups) as started:
         yield started
@@ -102,7 +105,7 @@ def scored(learner: LearnerGroup, source: Source) -> list[list[float]]:
     return [list(found[number]) for number in range(5)]
 
 
-@pytest.mark.parametrize("name", ["two ranks, ZeRO-2", "two ranks, ZeRO-3"])
+@pytest.mark.parametrize("name", ["two ranks, ZeRO-2", "two ranks, ZeRO-3", "two ranks share, ZeRO-2"])
 def test_the_reference_stays_until_it_is_refreshed(
     learners: dict[str, LearnerGroup], name: str, tmp_path: Path
 ) -> None:

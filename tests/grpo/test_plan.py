@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from grpo.config import LearnerConfig, Policy, SftConfig
-from grpo.plan import Shape, _memory, learner_bytes
+from grpo.plan import Shape, _actors, _memory, learner_bytes, shape_of
 
 SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1)
 
@@ -52,3 +52,26 @@ def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: li
         offloaded = name.split()[0] in there
         assert (f" {name}" in host) == offloaded
         assert (f" {name}" in lines["a learner rank"]) != offloaded
+
+
+def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
+    policy, told = Policy.model_validate({"new": {"heads": 4, "key_value_heads": 2}}), {}
+    for size in (1, 2):
+        learner = {"ranks": 4, "sequence_parallel": size, "microbatch_tokens": 4096}
+        settings = SftConfig.model_validate(
+            {
+                "run": {"folder": "run"},
+                "policy": policy.model_dump(),
+                "data": {"path": "rows.jsonl"},
+                "learner": learner,
+                "sft": {"steps": 1},
+            }
+        )
+        printed = StringIO()
+        Console(file=printed, width=400).print(_actors(settings))
+        told[size] = "2 share each microbatch" in printed.getvalue()
+        found = learner_bytes(SHAPE, policy, settings.learner)
+        assert found["activations of a microbatch"] == 4096 / size
+    assert told == {1: False, 2: True}
+    with pytest.raises(ValueError, match=r"sequence_parallel=3 cannot .* choose one of 1, 2, 4$"):
+        shape_of(policy, LearnerConfig(ranks=3, sequence_parallel=3))
