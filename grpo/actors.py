@@ -52,13 +52,13 @@ class LearnerActor:
         spare_the_collector()
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
-        return self._rank.step(batch.ranks[self._setup.rank])
+        return self._rank.step(batch.ranks[self._setup.share])
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._rank.score(sequences)
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[Tensor]:
-        return self._rank.logprobs(batch.ranks[self._setup.rank], source)
+        return self._rank.logprobs(batch.ranks[self._setup.share], source)
 
     def refresh_reference(self) -> None:
         self._rank.refresh_reference()
@@ -159,10 +159,17 @@ def raised_by(failure: Any) -> Exception:
 class LearnerGroup:
     """All learner ranks, called alike."""
 
-    def __init__(self, actors: Sequence[Any], deadline_s: float) -> None:
-        """Use actors that have started."""
+    def __init__(self, actors: Sequence[Any], deadline_s: float, sequence_parallel: int = 1) -> None:
+        """Use actors that have started.
+
+        Args:
+            actors: the ranks.
+            deadline_s: longest wait for a call.
+            sequence_parallel: neighbouring ranks that share each microbatch, and answer alike.
+        """
         self._actors = list(actors)
         self._deadline_s = deadline_s
+        self._sequence_parallel = sequence_parallel
         self._meanwhile: Callable[[], None] | None = None
         self.link: WeightLink | None = None
         """Carries weights past Ray's object store; None where they go through it."""
@@ -173,8 +180,8 @@ class LearnerGroup:
 
     @property
     def ranks(self) -> int:
-        """Data-parallel ranks."""
-        return len(self._actors)
+        """Data-parallel ranks; those that share their microbatches count as one."""
+        return len(self._actors) // self._sequence_parallel
 
     def connect(
         self, generators: GeneratorGroup, transport: GroupTransport, workers_each: int, deadline_s: float
@@ -207,7 +214,8 @@ class LearnerGroup:
         """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
         shared = ray.put(batch)
         references = [actor.logprobs.remote(shared, source) for actor in self._actors]
-        return self._wait(references, f"scoring completions under the {source}")
+        scored = self._wait(references, f"scoring completions under the {source}")
+        return scored[:: self._sequence_parallel]
 
     def refresh_reference(self) -> None:
         """Make the reference the policy as it is now."""

@@ -55,7 +55,7 @@ def informative_groups(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 def group_normalised(rewards_PG: Tensor, valid_PG: Tensor, *, scale_by_std: bool = True) -> Tensor:
     """A_i = (r_i - mean(r)) / std(r) over a group.
 
-    GRPO, Shao et al. 2024 (arXiv:2402.03300), equation 3 with outcome supervision; std is the sample standard
+    GRPO, Shao et al. 2024 (arXiv:2402.03300), section 4.1.2, outcome supervision; std is the sample standard
     deviation (n - 1). With `scale_by_std=False` the division is left out: Dr. GRPO, Liu et al. 2025
     (arXiv:2503.20783), section 3.2.
     """

@@ -124,7 +124,7 @@ class Cluster:
             wait_for(
                 starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
             )
-            return LearnerGroup(actors, self._settings.step_deadline_s)
+            return LearnerGroup(actors, self._settings.step_deadline_s, setups[0].learner.sequence_parallel)
 
         return join
 

@@ -334,7 +334,7 @@ class TrainConfig(Section):
                 "the others"
             )
         completions = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
-        if completions < self.learner.ranks:
+        if completions < self.learner.data_parallel:
             found.append(
                 f"a minibatch of {completions} completions leaves some of learner.ranks={self.learner.ranks} idle; use "
                 "fewer ranks, fewer algorithm.minibatches, or more prompts"
@@ -449,7 +449,7 @@ class SftConfig(Section):
                 "learner.lora would leave the random weights of policy.new as they are; give policy.path, or take "
                 "learner.lora out"
             )
-        if self.sft.batch_size < self.learner.ranks:
+        if self.sft.batch_size < self.learner.data_parallel:
             found.append(
                 f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use "
                 "fewer ranks or more rows"

@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from grpo.attention import PACKED, PackedLayout, VarlenLayout
 from grpo.config import LearnerConfig
 from grpo.policy_logprobs import load_model
+from grpo.sequence_parallel import ULYSSES
 from grpo.setups import Device, LearnerSetup
 
 
@@ -39,18 +41,32 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
 
 def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
     """Load a model, at ZeRO-3 only this rank's shard of it; whole where `settings` is None."""
+    attention = ULYSSES if setup.learner.sequence_parallel > 1 else PACKED
     if settings and setup.learner.zero_stage == 3:
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
-        model = load_model(path, setup.dtype)
+        model = load_model(path, setup.dtype, attention)
         del partitioned
     else:
-        model = load_model(path, setup.dtype)
+        model = load_model(path, setup.dtype, attention)
     if setup.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def attention_layout(setup: LearnerSetup) -> type[PackedLayout | VarlenLayout]:
+    """How `learner.attention` lays out sequences.
+
+    Raises:
+        ValueError: the device has no such kernel.
+    """
+    if setup.learner.attention == "sdpa":
+        return PackedLayout
+    if setup.device == "cpu":
+        raise ValueError("learner.attention=varlen is a GPU's kernel and the learner is on a CPU; use sdpa")
+    return VarlenLayout
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -20,19 +20,21 @@ import torch
 from deepspeed.comm.torch import build_shm_op
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from grpo.adapters import adapter_tensors, adapters_off, add_adapters, check_adapter, save_adapter
+from grpo.adapters import adapters_off, add_adapters, check_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
-from grpo.deepspeed_setup import deepspeed_settings, load_policy, parameter_groups
+from grpo.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
 from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
 from grpo.packing import Microbatch, TrainingSequence, pack
+from grpo.policy_export import PolicyExport
 from grpo.policy_logprobs import DTYPES, PolicyLogprobs
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
+from grpo.sequence_parallel import SequenceGroup, register_attention
 from grpo.setups import LearnerSetup
 from grpo.weight_buckets import Bucket, TensorInfo
 from grpo.weight_senders import GroupTransport, Handle, Sender, make_sender
@@ -40,14 +42,12 @@ from grpo.weight_source import PolicyWeights
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
 REFERENCE = "reference.pt"
-# What each rank draws its random numbers from, by its number.
-RANDOM_STATE = "random_rank_{}.pt"
 # In a checkpoint: LoRA's adapters alone.
 ADAPTER = "adapter"
 
 
 class LearnerRank:
-    """One data-parallel rank: a policy under DeepSpeed."""
+    """One rank: a policy under DeepSpeed, with microbatches of its own or shared with its neighbours."""
 
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
         """Join the other ranks and load the policy. Blocks until all ranks have come."""
@@ -59,26 +59,32 @@ class LearnerRank:
             MASTER_ADDR=master_address,
             MASTER_PORT=str(master_port),
         )
-        torch.manual_seed(setup.seed)
         if setup.device == "cpu":
             torch.set_num_threads(setup.learner.threads)
             compile_alone(build_shm_op)
         deepspeed.init_distributed("gloo" if setup.device == "cpu" else "nccl", verbose=False)
         self._device = torch.device(setup.device)
         settings = deepspeed_settings(setup)
-        self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
         self._lora = setup.learner.lora
+        self._group = self._form_group()
         # A checkpoint's policy has its adapters merged; they belong into what the run started from.
-        module = PolicyLogprobs(load_policy(setup, setup.reference_path if self._lora else setup.policy_path, settings))
+        path = setup.reference_path if self._lora else setup.policy_path
+        layout = attention_layout(setup)
+        module = PolicyLogprobs(load_policy(setup, path, settings), self._group, layout)
         if self._lora:
             add_adapters(module.model, self._lora, setup.seed)
         optimizer = torch.optim.AdamW(
             parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
+        gather = self._gathered if setup.learner.zero_stage == 3 else None
+        self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
+        self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
+        self._sender: Sender | None = None
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
-            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None))
+            reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group, layout)
             self._reference = reference.to(self._device).requires_grad_(False).eval()
         self._meter = SpeedMeter(
             self._engine.module.model.config,
@@ -88,16 +94,29 @@ class LearnerRank:
         )
         self._optimizer_steps = 0
         self._skipped_in_a_row = 0
-        gather = self._gathered if setup.learner.zero_stage == 3 else None
-        self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
-        self._sender: Sender | None = None
+
+    def _form_group(self) -> SequenceGroup | None:
+        """The ranks that share this one's microbatches, and their attention; None where it has its own."""
+        size = self._setup.learner.sequence_parallel
+        if size == 1:
+            return None
+        group = SequenceGroup(size)
+        register_attention(AutoConfig.from_pretrained(self._setup.policy_path), group)
+        return group
+
+    @property
+    def _counts(self) -> bool:
+        """Whether this rank speaks for its microbatches; of ranks that share them, the first does."""
+        return self._group is None or self._group.rank == 0
 
     def step(self, batch: RankBatch) -> dict[str, float]:
         """One optimizer step: every microbatch forward and backward, then one update.
 
         The loss is the weighted sum over all trained tokens of all ranks divided by the global denominator, whichever
         way they were split: DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number
-        first. Where loss or gradient is not finite, no rank takes the step, and each writes its part of the batch.
+        first. Ranks that share a microbatch compute the same loss, each with the gradient of its own tokens, so that
+        their gradients add up as any others do. Where loss or gradient is not finite, no rank takes the step, and each
+        writes its part of the batch.
 
         Returns:
             Global metrics, the same on every rank; of a step that was skipped little but `skipped_steps`.
@@ -107,6 +126,8 @@ class LearnerRank:
         """
         self._meter.start()
         self._engine.train()
+        # Dropout of a step is drawn from its number, and so the same after a resume, on every rank and device.
+        torch.manual_seed(self._seed_of_step())
         rate = learning_rate(self._setup.learner, self._optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -120,7 +141,8 @@ class LearnerRank:
                 # at the norm of the whole, takes no step on any rank and clears what it has gathered, at every stage.
                 finite = terms.loss_sum.detach() * 0 + 1
                 self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
-                totals.add(terms)
+                if self._counts:
+                    totals.add(terms)
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         self._optimizer_steps += 1
@@ -128,6 +150,7 @@ class LearnerRank:
             return self._skipped(batch, rate)
         self._skipped_in_a_row = 0
         summed, largest = self._meter.stop(batch.microbatches)
+        summed /= self._setup.learner.sequence_parallel
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
@@ -140,6 +163,10 @@ class LearnerRank:
                 "skipped_steps": 0.0,
             }
         )
+
+    def _seed_of_step(self) -> int:
+        entropy = (self._setup.seed % (1 << 32), self._setup.rank, self._optimizer_steps)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _over_ranks(self, how: Literal["SUM", "MAX"], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Each tensor, float64 on the CPU, summed over all ranks or its maximum, in one collective."""
@@ -184,11 +211,12 @@ class LearnerRank:
         """Keep a batch whose loss or gradient is not finite for inspection, and stop where there are too many."""
         self._skipped_in_a_row += 1
         folder = Path(self._setup.skipped_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"optimizer_step_{self._optimizer_steps:06d}_rank_{self._setup.rank}.pt"
-        # Plain data and tensors, which torch.load(weights_only=True) reads.
-        microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
-        torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
+        if self._counts:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"optimizer_step_{self._optimizer_steps:06d}_rank_{self._setup.rank}.pt"
+            # Plain data and tensors, which torch.load(weights_only=True) reads.
+            microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
+            torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
         if self._skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient of {self._skipped_in_a_row} optimizer steps in a row was not finite, as many as "
@@ -228,12 +256,12 @@ class LearnerRank:
         return [row.tolist() for row in logprobs_T.float().cpu().split(packed.lengths_S.tolist())]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the policy under its Hugging Face name, whole, in the policy's dtype, on the CPU.
-
-        Adapters are merged into what is yielded, and the learner's own tensors stay as they are; tied tensors come once
-        for each of their names. All ranks must iterate together: ZeRO-3 gathers each tensor from all of them.
-        """
+        """Every tensor of the policy, as `PolicyWeights` gives it. All ranks must iterate together."""
         return iter(self._weights)
+
+    def export(self, folder: str) -> None:
+        """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
+        self._export.policy(folder)
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
         enabled = self._setup.learner.zero_stage == 3
@@ -293,49 +321,17 @@ class LearnerRank:
             client_state={
                 "optimizer_steps": self._optimizer_steps,
                 "skipped_in_a_row": self._skipped_in_a_row,
-                "frozen_sum": self._frozen_sum(),
+                "frozen_sum": self._export.frozen_sum(),
             },
             save_latest=False,
             exclude_frozen_parameters=self._lora is not None,
         )
-        # Of every rank its own: DeepSpeed keeps what the first one says, and dropout is drawn on each.
-        random_state = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            random_state["cuda"] = torch.cuda.get_rng_state(self._device)
-        torch.save(random_state, Path(folder) / "learner" / RANDOM_STATE.format(self._setup.rank))
         algorithm = self._setup.algorithm
         if self._reference is not None and algorithm and algorithm.reference_refresh and self._setup.rank == 0:
             torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
         if self._lora:
-            self._export_adapter(Path(folder) / ADAPTER)
+            self._export.adapter(Path(folder) / ADAPTER)
         self.export(str(Path(folder) / "policy"))
-
-    @torch.no_grad()
-    def _export_adapter(self, folder: Path) -> None:
-        dtype, tensors = DTYPES[self._setup.dtype], {}
-        for name, parameter in adapter_tensors(self._engine.module.model):
-            with self._gathered([parameter]):
-                if self._setup.rank == 0:
-                    tensors[name] = parameter.detach().to(device="cpu", dtype=dtype, copy=True)
-        if self._setup.rank == 0:
-            save_adapter(self._engine.module.model, tensors, self._setup.reference_path, folder)
-
-    def _frozen_sum(self) -> float:
-        """Sum of the magnitudes of all frozen parameters: tells one base from another."""
-        total = 0.0
-        for parameter in self._engine.module.parameters():
-            if not parameter.requires_grad:
-                with self._gathered([parameter]):
-                    total += float(parameter.detach().abs().sum(dtype=torch.float64))
-        return total
-
-    def export(self, folder: str) -> None:
-        """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
-        # Every rank takes part in the gathering; only the first has room and use for the whole.
-        weights = {name: tensor for name, tensor in self.weights() if self._setup.rank == 0}
-        if self._setup.rank == 0:
-            self._engine.module.model.save_pretrained(folder, state_dict=weights)
-            self._tokenizer.save_pretrained(folder)
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote.
@@ -360,7 +356,7 @@ class LearnerRank:
                 f"{folder} holds no learner state that {self._setup.world_size} ranks could read; "
                 "resume with as many learner.ranks as wrote it"
             )
-        if self._lora and not math.isclose(state["frozen_sum"], self._frozen_sum(), rel_tol=1e-9):
+        if self._lora and not math.isclose(state["frozen_sum"], self._export.frozen_sum(), rel_tol=1e-9):
             raise ValueError(
                 f"the adapters in {folder} were trained on other weights than those of {self._setup.reference_path}; "
                 "resume with the policy.path and policy.dtype that the run started from"
@@ -370,7 +366,3 @@ class LearnerRank:
         reference = Path(folder) / REFERENCE
         if self._reference is not None and reference.exists():
             self._reference.load_state_dict(torch.load(reference, weights_only=True, map_location=self._device))
-        random_state = torch.load(Path(folder) / "learner" / RANDOM_STATE.format(self._setup.rank), weights_only=True)
-        torch.set_rng_state(random_state["cpu"])
-        if "cuda" in random_state and self._device.type == "cuda":
-            torch.cuda.set_rng_state(random_state["cuda"], self._device)

@@ -35,7 +35,10 @@ class LearnerConfig(Section):
     """DeepSpeed: how the policy is updated."""
 
     ranks: Positive = 1
-    """Data-parallel processes, one device each."""
+    """Processes, one device each."""
+    sequence_parallel: Positive = 1
+    """Neighbouring ranks that share each microbatch's tokens, for sequences that one device does not hold; 1 gives each
+    rank microbatches of its own. It must divide the ranks and the policy's attention heads."""
     zero_stage: Literal[1, 2, 3] = 2
     reduce_gradients: Literal["auto", "step", "microbatch"] = "auto"
     """How often ranks add up their gradients. `step`: once, each rank holding whole gradients in float32 until then.
@@ -45,6 +48,9 @@ class LearnerConfig(Section):
     """Communicate while the backward pass runs; None leaves it to DeepSpeed, which does so at stage 3."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lives in the host's memory: optimizer states and float32 weights, or (stage 3) all parameters too."""
+    attention: Literal["sdpa", "varlen"] = "sdpa"
+    """How attention computes packed sequences: `sdpa`, torch's own on any device, with sequences of similar length side
+    by side; `varlen`, FlashAttention for variable lengths, on a GPU in bfloat16."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Of the learning rate after the warm-up, to 0 at the last step for cosine and linear."""
@@ -54,7 +60,7 @@ class LearnerConfig(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the whole gradient."""
     microbatch_tokens: Positive = 4096
-    """Tokens that one forward and backward pass of one rank may hold."""
+    """Tokens that one forward and backward pass of a rank may hold, or of sequence_parallel ranks together."""
     gradient_checkpointing: bool = False
     threads: Positive = 1
     """CPU threads of each rank."""
@@ -65,6 +71,11 @@ class LearnerConfig(Section):
     lora: Lora | None = None
     """Train adapters and leave the policy's weights as they are; None trains all weights."""
 
+    @property
+    def data_parallel(self) -> int:
+        """How many microbatches are computed at the same time."""
+        return self.ranks // self.sequence_parallel
+
     def reduces_once(self, dtype: Dtype) -> bool:
         """Whether gradients are added up over ranks once per optimizer step, and whole on each until then."""
         if self.reduce_gradients == "auto":
@@ -74,6 +85,16 @@ class LearnerConfig(Section):
     def problems(self, dtype: Dtype) -> list[str]:
         """Choices that cannot go together, each with its remedy."""
         found = []
+        if self.ranks % self.sequence_parallel:
+            found.append(
+                f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, "
+                "the ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
+            )
+        if self.attention == "varlen" and dtype == "float32":
+            found.append(
+                "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set that to bfloat16, "
+                "or use learner.attention=sdpa"
+            )
         if self.offload == "parameters" and self.zero_stage != 3:
             found.append(
                 f"learner.offload=parameters needs learner.zero_stage=3, got {self.zero_stage}: only there are "

@@ -22,6 +22,7 @@ from grpo.gold_check import check_gold_answers
 from grpo.objective_config import PRESETS
 from grpo.policy import shape_of as new_shape
 from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
+from grpo.sequence_parallel import check_heads
 from grpo.types import Prompt
 from rewards.selection import check_rows
 
@@ -64,7 +65,8 @@ def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | No
     """Size of the policy; None where its config can be read neither locally nor from the hub.
 
     Raises:
-        ValueError: a target of `learner.lora` names no linear layer of the policy.
+        ValueError: a target of `learner.lora` names no linear layer of the policy, or its heads cannot be shared out as
+            `learner.sequence_parallel` asks.
     """
     shape: PreTrainedConfig
     if policy.new:
@@ -76,6 +78,7 @@ def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | No
             shape = AutoConfig.from_pretrained(local_or_hub(policy.path or ""))
         except (OSError, ValueError):
             return None
+    check_heads(shape, learner.sequence_parallel)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
     size = 2 if policy.dtype == "bfloat16" else 4
@@ -105,7 +108,7 @@ def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerCo
         "weights": held * size / sharded[3],
         "gradients": shape.trained * 4 / gradients,
         "optimizer (Adam, float32 weights)": shape.trained * (8 + master) / sharded[1],
-        "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens,
+        "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens / learner.sequence_parallel,
     }
 
 
@@ -122,7 +125,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
 
     Raises:
         ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, the sandbox
-            cannot be had as demanded, or what LoRA needs is not installed.
+            cannot be had as demanded, what LoRA needs is not installed, or the policy's heads cannot be shared out.
     """
     require_peft(settings.learner)
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
@@ -165,7 +168,9 @@ def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
     has_gpus = settings.cluster.device == "gpu" or (settings.cluster.device == "auto" and torch.cuda.is_available())
     device = "GPU" if has_gpus else "CPU"
     where = f"1 {device}" if has_gpus else f"{plan.learner_threads} thread(s)"
-    table.add_row("learner", f"{plan.learner_ranks} rank(s), {where} each, ZeRO-{settings.learner.zero_stage}")
+    learner = settings.learner
+    shared = f", {learner.sequence_parallel} share each microbatch" if learner.sequence_parallel > 1 else ""
+    table.add_row("learner", f"{learner.ranks} rank(s), {where} each, ZeRO-{learner.zero_stage}{shared}")
     if isinstance(settings, config.TrainConfig):
         where = f"{plan.generator_devices} {device}(s)" if has_gpus else f"{plan.generator_threads} thread(s)"
         table.add_row("generators", f"{plan.generators} vLLM replica(s), {where} each")

@@ -1,4 +1,4 @@
-"""Peak memory of log-probabilities at a vocabulary of 150,000: whole logits against `PolicyLogprobs`' chunks.
+"""Peak memory of log-probabilities at a vocabulary of 150,000: whole logits against `LogprobHead`'s chunks.
 
     .venv/bin/python tests/bench/logprob_memory.py [--tokens 4096] [--vocabulary 151936] [--hidden 1024]
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from grpo.policy_logprobs import LOGIT_BYTES, chunked_logprobs  # noqa: E402
+from grpo.policy_logprobs import LOGIT_BYTES, LogprobHead  # noqa: E402
 
 GIB = 1 << 30
 WAYS = ("whole logits in float32", "chunks")
@@ -57,7 +57,7 @@ def measure(way: str, tokens: int, vocabulary: int, hidden: int, channel: Connec
     if way == WAYS[0]:
         logprobs_T = whole(head, hidden_TE, targets_T)
     else:
-        logprobs_T, _ = chunked_logprobs(head, hidden_TE, targets_T, 1.0)
+        logprobs_T, _ = LogprobHead(head)(hidden_TE, targets_T, 1.0)
     (logprobs_T * torch.linspace(-1, 1, tokens, device=device)).sum().backward()  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - started
     assert hidden_TE.grad is not None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from grpo import config
 from grpo.batching import TrainBatch, batch
 from grpo.objective_config import Algorithm
 from grpo.packing import TrainingSequence
 from grpo.setups import GeneratorSetup, LearnerSetup
+
+if TYPE_CHECKING:
+    from grpo.actors import LearnerGroup
 
 CPU = config.Cluster(device="cpu", start_deadline_s=240, step_deadline_s=120)
 
@@ -27,6 +32,7 @@ def learner_setups(
     path: str,
     *,
     ranks: int = 1,
+    sequence_parallel: int = 1,
     zero_stage: int = 2,
     dtype: config.Dtype = "float32",
     learning_rate: float = 1e-2,
@@ -40,6 +46,7 @@ def learner_setups(
     settings = config.LearnerConfig.model_validate(
         {
             "ranks": ranks,
+            "sequence_parallel": sequence_parallel,
             "zero_stage": zero_stage,
             "learning_rate": learning_rate,
             "microbatch_tokens": 256,
@@ -82,13 +89,22 @@ def generator_setup(
     )
 
 
-def random_sequences(count: int, seed: int = 0) -> list[TrainingSequence]:
-    """Prompts and completions of random tokens and lengths, with log-probabilities and advantages to match."""
+def random_sequences(count: int, seed: int = 0, group_size: int = 1) -> list[TrainingSequence]:
+    """Prompts and completions of random tokens and lengths, with log-probabilities and advantages to match.
+
+    Args:
+        count: sequences.
+        seed: of all that is random.
+        group_size: neighbours that share a prompt.
+    """
     generator = random.Random(seed)
-    sequences = []
-    for _ in range(count):
+    sequences: list[TrainingSequence] = []
+    for number in range(count):
         prompt, completion = generator.randint(2, 9), generator.randint(1, 40)
         tokens = tuple(generator.randrange(3, 20) for _ in range(prompt + completion))
+        if number % group_size:
+            before = sequences[-1]
+            prompt, tokens = before.prompt_length, (*before.token_ids[: before.prompt_length], *tokens[prompt:])
         old = tuple(generator.uniform(-3.3, -2.9) for _ in range(completion))
         sequences.append(TrainingSequence(tokens, prompt, old, generator.choice((-1.2, -0.3, 0.4, 1.5))))
     return sequences
@@ -98,3 +114,17 @@ def random_batch(ranks: int, count: int = 24, seed: int = 0) -> TrainBatch:
     sequences = random_sequences(count, seed)
     trained = sum(sequence.trained_tokens for sequence in sequences)
     return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=256)
+
+
+@contextlib.contextmanager
+def started_learners(setups: Mapping[str, list[LearnerSetup]]) -> Iterator[dict[str, LearnerGroup]]:
+    """Learners side by side, each of as many ranks as it has setups; Ray must be running."""
+    # Not above: ranks without Ray read this file too.
+    from grpo.cluster import Cluster, Plan
+
+    with contextlib.ExitStack() as opened:
+        joining = {}
+        for name, ranks in setups.items():
+            cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=len(ranks), learner_threads=1)))
+            joining[name] = cluster.start_learner(ranks)
+        yield {name: join() for name, join in joining.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from setups_for_tests import CPU, generator_setup, learner_setups, random_batch, random_sequences, without_speed
+from setups_for_tests import (
+    CPU,
+    generator_setup,
+    learner_setups,
+    random_batch,
+    random_sequences,
+    started_learners,
+    without_speed,
+)
 from transformers import AutoModelForCausalLM
 
 from grpo.actors import LearnerGroup
@@ -39,21 +46,20 @@ PROBE = [list(sequence.token_ids) for sequence in random_sequences(3, seed=9)]
 
 @pytest.fixture(scope="module")
 def learners(ray_running: None, tied_policy: str) -> Iterator[dict[str, LearnerGroup]]:
-    with contextlib.ExitStack() as opened:
-        joining = {}
-        for name, (ranks, stage, dtype) in SHAPES.items():
-            cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=ranks, learner_threads=1)))
-            setups = learner_setups(
-                tied_policy,
-                ranks=ranks,
-                zero_stage=stage,
-                dtype=dtype,
-                kl_coefficient=0.1,
-                gradient_checkpointing=stage == 1,
-                lora=LORA,
-            )
-            joining[name] = cluster.start_learner(setups)
-        yield {name: join() for name, join in joining.items()}
+    setups = {
+        name: learner_setups(
+            tied_policy,
+            ranks=ranks,
+            zero_stage=stage,
+            dtype=dtype,
+            kl_coefficient=0.1,
+            gradient_checkpointing=stage == 1,
+            lora=LORA,
+        )
+        for name, (ranks, stage, dtype) in SHAPES.items()
+    }
+    with started_learners(setups) as started:
+        yield started
 
 
 def plain_torch_step(path: str) -> tuple[float, float, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from setups_for_tests import CPU, learner_setups, random_batch, random_sequences, without_speed
+from setups_for_tests import learner_setups, random_batch, random_sequences, started_learners, without_speed
 
 from grpo import config
 from grpo.actors import LearnerGroup
 from grpo.batching import TrainBatch, batch
-from grpo.cluster import Cluster, Plan
 from grpo.objective_config import Algorithm
 from grpo.rescoring import Source, pack_for_scoring, unpack
 
 pytestmark = pytest.mark.slow
 
-SHAPES: dict[str, tuple[int, int, config.Dtype]] = {
-    "one rank, ZeRO-1, bfloat16": (1, 1, "bfloat16"),
-    "two ranks, ZeRO-2": (2, 2, "float32"),
-    "two ranks, ZeRO-3": (2, 3, "float32"),
+# Ranks, how many of them share each microbatch, ZeRO stage and dtype.
+SHAPES: dict[str, tuple[int, int, int, config.Dtype]] = {
+    "one rank, ZeRO-1, bfloat16": (1, 1, 1, "bfloat16"),
+    "two ranks, ZeRO-2": (2, 1, 2, "float32"),
+    "two ranks, ZeRO-3": (2, 1, 3, "float32"),
+    "two ranks share, ZeRO-2": (2, 2, 2, "float32"),
 }
 ALGORITHM = Algorithm(kl="k3", kl_coefficient=0.1, reference_refresh=1)
 
@@ -36,20 +36,20 @@ def skipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learners(ray_running: None, tied_policy: str, skipped: Path) -> Iterator[dict[str, LearnerGroup]]:
-    with contextlib.ExitStack() as opened:
-        joining = {}
-        for name, (ranks, stage, dtype) in SHAPES.items():
-            cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=ranks, learner_threads=1)))
-            setups = learner_setups(
-                tied_policy,
-                ranks=ranks,
-                zero_stage=stage,
-                dtype=dtype,
-                algorithm=ALGORITHM,
-                skipped_folder=str(skipped / name),
-            )
-            joining[name] = cluster.start_learner(setups)
-        yield {name: join() for name, join in joining.items()}
+    setups = {
+        name: learner_setups(
+            tied_policy,
+            ranks=ranks,
+            sequence_parallel=shared,
+            zero_stage=stage,
+            dtype=dtype,
+            algorithm=ALGORITHM,
+            skipped_folder=str(skipped / name),
+        )
+        for name, (ranks, shared, stage, dtype) in SHAPES.items()
+    }
+    with started_learners(setups) as started:
+        yield started
 
 
 def broken_batch(ranks: int, kind: str) -> TrainBatch:
@@ -105,7 +105,7 @@ def scored(learner: LearnerGroup, source: Source) -> list[list[float]]:
     return [list(found[number]) for number in range(5)]
 
 
-@pytest.mark.parametrize("name", ["two ranks, ZeRO-2", "two ranks, ZeRO-3"])
+@pytest.mark.parametrize("name", ["two ranks, ZeRO-2", "two ranks, ZeRO-3", "two ranks share, ZeRO-2"])
 def test_the_reference_stays_until_it_is_refreshed(
     learners: dict[str, LearnerGroup], name: str, tmp_path: Path
 ) -> None:

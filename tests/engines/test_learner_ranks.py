@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from setups_for_tests import CPU, learner_setups, random_batch, random_sequences, without_speed
+from setups_for_tests import learner_setups, random_batch, random_sequences, started_learners, without_speed
 from transformers import AutoModelForCausalLM
 
 from grpo.actors import LearnerGroup
-from grpo.cluster import Cluster, Plan
 from grpo.losses import clipped_policy_loss
 
 pytestmark = pytest.mark.slow
@@ -29,13 +27,12 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def learners(ray_running: None, tied_policy: str) -> Iterator[dict[str, LearnerGroup]]:
-    with contextlib.ExitStack() as opened:
-        joining = {}
-        for name, (ranks, stage) in SHAPES.items():
-            cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=ranks, learner_threads=1)))
-            setups = learner_setups(tied_policy, ranks=ranks, zero_stage=stage, gradient_checkpointing=stage == 1)
-            joining[name] = cluster.start_learner(setups)
-        yield {name: join() for name, join in joining.items()}
+    setups = {
+        name: learner_setups(tied_policy, ranks=ranks, zero_stage=stage, gradient_checkpointing=stage == 1)
+        for name, (ranks, stage) in SHAPES.items()
+    }
+    with started_learners(setups) as started:
+        yield started
 
 
 def plain_torch_step(path: str) -> tuple[float, float]:

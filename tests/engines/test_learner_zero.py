@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from ranks_without_ray import Case, Outcome, run_cases, small_microbatches
 from setups_for_tests import without_speed
 from transformers import AutoConfig
 
+from grpo.config import Lora
 from grpo.flops import PolicyFlops
+from grpo.objective_config import Algorithm
+from grpo.policy_logprobs import PolicyLogprobs, load_model
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +25,7 @@ FLOAT32 = {
     "ZeRO-2, overlapped": Case({"zero_stage": 2, "overlap_comm": True}),
     "ZeRO-2, each microbatch": Case({"zero_stage": 2, **MICROBATCH}),
     "ZeRO-3": Case({"zero_stage": 3}, resume=True),
+    "ZeRO-3, few logits at a time": Case({"zero_stage": 3}, few_logits=True),
     "ZeRO-3, each microbatch": Case({"zero_stage": 3, **MICROBATCH}),
     "ZeRO-1, offload": Case({"zero_stage": 1, "offload": "optimizer"}, resume=True),
     "ZeRO-2, offload": Case({"zero_stage": 2, "offload": "optimizer"}, resume=True, broken=True),
@@ -29,6 +34,15 @@ FLOAT32 = {
     "ZeRO-3, all offloaded": Case(
         {"zero_stage": 3, "offload": "parameters", "gradient_checkpointing": True}, resume=True, broken=True
     ),
+}
+DROPOUT = {"lora": Lora(rank=4, alpha=8, dropout=0.5)}
+REFRESHED = Algorithm(kl="k3", kl_coefficient=0.1, reference_refresh=1)
+# What no other setting takes the same steps as.
+ODD = {
+    "LoRA with dropout, ZeRO-1": Case({"zero_stage": 1, "gradient_checkpointing": True, **DROPOUT}, resume=True),
+    "LoRA with dropout, ZeRO-2, offload": Case({"zero_stage": 2, "offload": "optimizer", **DROPOUT}, resume=True),
+    "LoRA with dropout, ZeRO-3, offload": Case({"zero_stage": 3, "offload": "optimizer", **DROPOUT}, resume=True),
+    "a refreshed reference, ZeRO-3": Case({"zero_stage": 3}, algorithm=REFRESHED, resume=True, refreshes=True),
 }
 BFLOAT16 = {
     "bfloat16, ZeRO-1": Case({"zero_stage": 1}, "bfloat16", resume=True),
@@ -42,7 +56,7 @@ BFLOAT16 = {
 
 @pytest.fixture(scope="module")
 def outcomes(tied_policy: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    return run_cases(tied_policy, tmp_path_factory.mktemp("cases"), FLOAT32 | BFLOAT16)
+    return run_cases(tied_policy, tmp_path_factory.mktemp("cases"), FLOAT32 | ODD | BFLOAT16)
 
 
 @pytest.mark.parametrize("name", list(FLOAT32))
@@ -82,10 +96,22 @@ def test_sleeping_changes_nothing_in_bfloat16(outcomes: dict[str, Outcome]) -> N
     assert [without_speed(one) for one in slept] == [without_speed(one) for one in plain]
 
 
-@pytest.mark.parametrize("name", [name for name, case in (FLOAT32 | BFLOAT16).items() if case.resume])
+@pytest.mark.parametrize("name", [name for name, case in (FLOAT32 | ODD | BFLOAT16).items() if case.resume])
 def test_state_resumes_to_the_bit(outcomes: dict[str, Outcome], name: str) -> None:
     went_on, resumed = outcomes[name].resumed
     assert without_speed(resumed) == without_speed(went_on)
+
+
+@torch.no_grad()
+def test_dropout_is_of_training_alone(outcomes: dict[str, Outcome], tied_policy: str) -> None:
+    found = outcomes["LoRA with dropout, ZeRO-1"]
+    # The same gradient under the same dropout, which ranks of another stage draw alike.
+    other = outcomes["LoRA with dropout, ZeRO-2, offload"]
+    assert without_speed(found.metrics[0]) == pytest.approx(without_speed(other.metrics[0]), rel=1e-4)
+    merged = PolicyLogprobs(load_model(tied_policy, "float32")).eval()
+    merged.model.load_state_dict(found.weights)
+    for microbatch, logprobs_T in zip(small_microbatches(9, 2).ranks[0].microbatches, found.scored[0], strict=True):
+        torch.testing.assert_close(logprobs_T, merged(microbatch, 1.0)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, case in FLOAT32.items() if case.broken])

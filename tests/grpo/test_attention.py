@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_policy import load_tiny_model, make_tiny_policy
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from grpo.attention import MAX_PADDING_SHARE, PackedLayout, length_batches, packed_attention
+from grpo.attention import MAX_PADDING_SHARE, PackedLayout, VarlenLayout, length_batches, packed_attention
 from grpo.packing import Place
 
 CPU = torch.device("cpu")
@@ -173,7 +175,70 @@ def test_what_cannot_be_attended_to_is_refused() -> None:
     query = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="packed_layout"):
         packed_attention(torch.nn.Identity(), query, query, query, None)
+    layout = PackedLayout([Place(0, 2, 2, 0)], CPU)
+    with pytest.raises(ValueError, match=r"no dropout.* asks for 0\.1; set attention_dropout"):
+        packed_attention(torch.nn.Identity(), query, query, query, None, dropout=0.1, packed_layout=layout)
     windowed = torch.nn.Identity()
     windowed.sliding_window = 128  # type: ignore[assignment]
     with pytest.raises(ValueError, match="sliding window"):
-        packed_attention(windowed, query, query, query, None, packed_layout=PackedLayout([Place(0, 2, 2, 0)], CPU))
+        packed_attention(windowed, query, query, query, None, packed_layout=layout)
+
+
+# A prompt that two share, one alone, a sequence that ends with its prompt, and tokens behind that are nobody's.
+PLACES = [Place(0, 5, 5, 7), Place(0, 5, 12, 1), Place(13, 3, 16, 40), Place(56, 4, 60, 0)]
+BEHIND = 64
+
+
+def attended(layout: PackedLayout | VarlenLayout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Output of what belongs to a sequence, and the gradients of queries, keys and values."""
+    leaves = [one.clone().requires_grad_() for one in tensors]
+    output, _ = packed_attention(torch.nn.Identity(), *leaves, None, scaling=0.3, packed_layout=layout)
+    assert output.shape == (1, BEHIND, *tensors[0].shape[1::2])
+    kept = output[:, :60]
+    (kept * torch.linspace(-1, 1, kept.numel(), device=kept.device).view_as(kept)).sum().backward()
+    return kept.detach(), *(one.grad for one in leaves if one.grad is not None)
+
+
+def queries_keys_values(size: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, BEHIND, size) for heads in (4, 2, 2)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes]
+
+
+def one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, others: Tensor, longest: int, _: int, **named: Any
+) -> Tensor:
+    """What FlashAttention's kernel is said to do: causal attention of each sequence between two borders."""
+    assert borders is others and named["window_size"] == (-1, 0) and borders.dtype == torch.int32
+    lengths = borders.diff().tolist()
+    assert max(lengths) == longest
+    outputs = [
+        scaled_dot_product_attention(
+            *(one.transpose(0, 1) for one in parts),
+            is_causal=True,
+            scale=named["scale"],
+            enable_gqa=named["enable_gqa"],
+        ).transpose(0, 1)
+        for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outputs)
+
+
+def test_the_layout_without_padding_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernel's own words in its place, as it is a GPU's."""
+    monkeypatch.setattr("grpo.attention.varlen_attn", one_by_one)
+    tensors = queries_keys_values(8, torch.float64, "cpu")
+    expected = attended(PackedLayout(PLACES, CPU, BEHIND), tensors)
+    assert len(expected) == 4 and all(one.abs().max() > 0.1 for one in expected)
+    for found, one in zip(attended(VarlenLayout(PLACES, CPU, BEHIND), tensors), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_flash_attention_without_padding_gives_the_same_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    tensors = queries_keys_values(64, torch.bfloat16, "cuda")
+    expected = attended(PackedLayout(PLACES, device, BEHIND), tensors)
+    for found, one in zip(attended(VarlenLayout(PLACES, device, BEHIND), tensors), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=2e-2, atol=2e-2)

@@ -32,6 +32,8 @@ ROOMS = {
         "grpo/weight_transfer.py",
     },
     "deepspeed": {"grpo/learner.py"},
+    "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
+    "deepspeed": {"grpo/learner.py", "grpo/sequence_parallel.py"},
     "peft": {"grpo/adapters.py"},
     "fastapi": {"grpo/view.py"},
 }

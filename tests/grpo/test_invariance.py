@@ -5,52 +5,35 @@ DeepSpeed is not part of it: the ranks' sums are added up here as its average ov
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tiny_policy import load_tiny_model, make_tiny_policy
+from tiny_policy import LENGTHS, load_tiny_model, sampled_groups, tiny_logprobs
 from torch import Tensor
 
 from grpo.batching import RankBatch, TrainBatch, batch, minibatches
 from grpo.losses import clipped_policy_loss, k3_kl
 from grpo.packing import Microbatch, TrainingSequence, pack
-from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
-from rewards import verdict
+from grpo.types import Group
 
 if TYPE_CHECKING:
     from grpo.policy_logprobs import PolicyLogprobs
 
-PROMPT = (5, 6, 7, 8)
 ADVANTAGES = [[1.2, -0.4, 0.0, -0.8], [0.0, 0.0, 0.0, 0.0], [-0.7, 0.7, 0.0, 0.0]]
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> PolicyLogprobs:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from grpo.policy_logprobs import PolicyLogprobs
-
-    return PolicyLogprobs(load_tiny_model(make_tiny_policy(tmp_path_factory.mktemp("policy"))))
+    return tiny_logprobs(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def groups(policy: PolicyLogprobs) -> list[Group]:
     """Completions of many lengths, sampled by a policy that differs from the one trained."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for number, lengths in enumerate([(1, 9, 4, 13), (2, 2, 7, 5), (6, 1, 3, 8)]):
-        rollouts = []
-        for length in lengths:
-            tokens = tuple(torch.randint(3, 20, (length,), generator=generator).tolist())
-            logprobs, _ = policy(pack([TrainingSequence((*PROMPT, *tokens), 4, (0.0,) * length, 0.0)]), 0.7)
-            moved = logprobs.detach() + 0.4 * torch.randn(length, generator=generator)
-            completion = Completion(tokens, tuple(moved.tolist()), "text", "stop", (VersionSpan(0, length, 0),))
-            rollouts.append(Rollout(completion, {"answer": verdict.correct()}, 1.0))
-        made.append(Group(Prompt(f"p{number}", "?", PROMPT, "0", {}), tuple(rollouts)))
-    return made
+    return sampled_groups(policy, 0.4, [[1.0] * len(lengths) for lengths in LENGTHS])
 
 
 def objective(policy: PolicyLogprobs, microbatch: Microbatch, kl: float = 0.0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import pytest
 import torch
 from test_batching import make_group
 from test_metric_names import is_documented
-from tiny_policy import load_tiny_model, make_tiny_policy
+from tiny_policy import TEMPERATURE, sampled_groups, tiny_logprobs
 from torch import Tensor
 
 from grpo.batching import minibatches
@@ -23,14 +22,11 @@ from grpo.objective_config import KL, PRESETS, Advantage, Aggregation, Algorithm
 from grpo.objective_totals import Totals, ratio_quantiles
 from grpo.packing import Microbatch, TrainingSequence, pack
 from grpo.rollout import reward_tensors
-from grpo.types import Completion, FinishReason, Group, Prompt, Rollout, VersionSpan
-from rewards import verdict
+from grpo.types import Group
 
 if TYPE_CHECKING:
     from grpo.policy_logprobs import PolicyLogprobs
 
-PROMPT = (5, 6, 7, 8)
-TEMPERATURE = 0.7
 
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -51,30 +47,13 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> PolicyLogprobs:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from grpo.policy_logprobs import PolicyLogprobs
-
-    return PolicyLogprobs(load_tiny_model(make_tiny_policy(tmp_path_factory.mktemp("policy"))))
+    return tiny_logprobs(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def groups(policy: PolicyLogprobs) -> list[Group]:
     """Completions of many lengths and rewards, one without; one group without variance; some cut at the limit."""
-    generator = torch.Generator().manual_seed(1)
-    rewards: list[list[float | None]] = [[1.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, None, 1.0, 0.2]]
-    made = []
-    for number, lengths in enumerate([(1, 9, 4, 13), (2, 2, 7, 5), (6, 1, 3, 8)]):
-        rollouts = []
-        for length, reward in zip(lengths, rewards[number], strict=True):
-            tokens = tuple(torch.randint(3, 20, (length,), generator=generator).tolist())
-            logprobs, _ = policy(pack([TrainingSequence((*PROMPT, *tokens), 4, (0.0,) * length, 0.0)]), TEMPERATURE)
-            moved = logprobs.detach() + 0.3 * torch.randn(length, generator=generator)
-            reason: FinishReason = "length" if length == 13 else "stop"
-            completion = Completion(tokens, tuple(moved.tolist()), "text", reason, (VersionSpan(0, length, 0),))
-            said = verdict.timeout("slow") if reward is None else verdict.correct()
-            rollouts.append(Rollout(completion, {"answer": said}, reward))
-        made.append(Group(Prompt(f"p{number}", "?", PROMPT, "0", {}), tuple(rollouts)))
-    return made
+    return sampled_groups(policy, 0.3, [[1.0, 0.0, 0.5, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, None, 1.0, 0.2]])
 
 
 def proximal_of(groups: Sequence[Group]) -> list[list[tuple[float, ...] | None]]:

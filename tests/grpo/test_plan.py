@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grpo.config import LearnerConfig, Policy, SftConfig, TrainConfig
 from grpo.objective_config import Algorithm
-from grpo.plan import Shape, _memory, lag_warning, learner_bytes
+from grpo.plan import Shape, _actors, _memory, lag_warning, learner_bytes, shape_of
 
 SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1)
 
@@ -85,3 +85,26 @@ def test_an_objective_that_does_not_correct_for_lag_is_warned_of(algorithm: dict
     assert (warning is None) if said is None else (said in (warning or "") and "max_policy_lag=2" in (warning or ""))
     on_policy = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"max_policy_lag": 0})})
     assert lag_warning(on_policy) is None
+
+
+def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
+    policy, told = Policy.model_validate({"new": {"heads": 4, "key_value_heads": 2}}), {}
+    for size in (1, 2):
+        learner = {"ranks": 4, "sequence_parallel": size, "microbatch_tokens": 4096}
+        settings = SftConfig.model_validate(
+            {
+                "run": {"folder": "run"},
+                "policy": policy.model_dump(),
+                "data": {"path": "rows.jsonl"},
+                "learner": learner,
+                "sft": {"steps": 1},
+            }
+        )
+        printed = StringIO()
+        Console(file=printed, width=400).print(_actors(settings))
+        told[size] = "2 share each microbatch" in printed.getvalue()
+        found = learner_bytes(SHAPE, policy, settings.learner)
+        assert found["activations of a microbatch"] == 4096 / size
+    assert told == {1: False, 2: True}
+    with pytest.raises(ValueError, match=r"sequence_parallel=3 cannot .* choose one of 1, 2, 4$"):
+        shape_of(policy, LearnerConfig(ranks=3, sequence_parallel=3))
