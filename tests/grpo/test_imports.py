@@ -31,8 +31,6 @@ ROOMS = {
         "grpo/transfer_engines.py",
         "grpo/weight_transfer.py",
     },
-    "deepspeed": {"grpo/learner.py"},
-    "vllm": {"grpo/generator.py", "grpo/weight_transfer.py"},
     "deepspeed": {"grpo/learner.py", "grpo/sequence_parallel.py"},
     "peft": {"grpo/adapters.py"},
     "fastapi": {"grpo/view.py"},
@@ -41,6 +39,8 @@ ROOMS = {
 DRIVERS = {
     "actors",
     "cluster",
+    "eval_engine",
+    "evaluate",
     "generator",
     "generator_group",
     "gpu_senders",
@@ -57,9 +57,6 @@ DRIVERS = {
     "transfer_engines",
     "verifier_nodes",
 }
-    "actors", "cluster", "eval_engine", "evaluate", "generator", "learner", "plan", "preparation", "run", "sft",
-    "train", "verifier_nodes",
-}  # fmt: skip
 
 
 def modules(package: str) -> dict[str, Path]:
