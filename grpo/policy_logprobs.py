@@ -82,10 +82,18 @@ class PolicyLogprobs(nn.Module):
             model: changed in place.
             group: the ranks that share each microbatch's tokens, where there are several; all must make the same calls.
             layout: how attention lays out sequences.
+
+        Raises:
+            ValueError: the head is no linear layer.
         """
         super().__init__()
         self.model = model
         head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(
+                f"the learner needs an output head that is one linear layer, and the policy's is {type(head).__name__};"
+                " take another policy"
+            )
         if not isinstance(head, LogprobHead):
             model.set_output_embeddings(LogprobHead(head))
         self._group, self._layout = group, layout

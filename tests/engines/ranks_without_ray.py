@@ -1,6 +1,6 @@
 """Learner ranks as plain processes, to look at what Ray's actors would hide: which collectives DeepSpeed calls.
 
-One pair of processes runs all cases one after another, as importing the engines takes longer than the cases do.
+The same processes run all cases one after another, as starting the engines takes longer than the cases do.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ def small_microbatches(seed: int, ranks: int, group_size: int = 1) -> TrainBatch
 def run_cases(path: str, folder: Path, cases: dict[str, Case], ranks: int = 2) -> dict[str, Outcome]:
     """Outcome of each case on rank 0."""
     port = free_port()
-    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as pool:
+    # One process imports the engines, and all ranks of a session are forked from it. It finds modules from the
+    # project's folder; where the tests run in another one, each rank imports for itself.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.engines.engines_on_cpu"])
+    with ProcessPoolExecutor(ranks, mp_context=context) as pool:
         running = [pool.submit(_rank, rank, ranks, port, path, str(folder), cases) for rank in range(ranks)]
         outcomes = [one.result(timeout=400) for one in running]
         return outcomes[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tiny_policy import LENGTHS, load_tiny_model, sampled_groups, tiny_logprobs
+from tiny_policy import LENGTHS, load_tiny_model, make_tiny_policy, sampled_groups, tiny_logprobs
 from torch import Tensor
 
 from grpo.batching import RankBatch, TrainBatch, batch, minibatches
@@ -156,3 +156,12 @@ def test_chunks_of_logits_change_no_gradient(
     whole = step(policy, cut(groups, 1, 1000, skip=False).ranks)
     monkeypatch.setattr("grpo.policy_logprobs.LOGIT_BYTES", 7 * 4 * policy.model.config.vocab_size)
     assert_same(step(policy, cut(groups, 1, 1000, skip=False).ranks), whole)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused(tmp_path: Path) -> None:
+    from grpo.policy_logprobs import PolicyLogprobs
+
+    model = load_tiny_model(make_tiny_policy(tmp_path))
+    model.set_output_embeddings(torch.nn.Identity())
+    with pytest.raises(ValueError, match="one linear layer, and the policy's is Identity"):
+        PolicyLogprobs(model)
