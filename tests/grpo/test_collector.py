@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
+from test_metric_names import is_documented
 from test_rollout import ANSWER, decided, make_completion, make_prompt
 
 from grpo import collector
@@ -76,6 +77,7 @@ def test_a_step_takes_what_has_verdicts_and_leaves_the_rest_to_later() -> None:
     assert [group.prompt.reference for group in groups] == ["0", "1"]
     assert verdicts.begun == ["3", "1", "0"]
     metrics = found.metrics()
+    assert [name for name in metrics if not is_documented(name)] == []
     assert metrics["rollout/groups_in_flight"] == 2 and metrics["rollout/groups_buffered"] == 0
     # Between steps: what is sampled meanwhile is verified, and what is verified is kept.
     stream.script = [[2]]
