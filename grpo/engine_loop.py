@@ -10,16 +10,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from grpo.types import Finished, Report, Request, SamplingParams
+from grpo.types import EngineDied, Finished, Report, Request, SamplingParams
 
 # A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
 HAND_ON_S = 0.05
+# How often whoever waits for the engine looks whether it lives: one in a process of its own may die without a word to
+# the thread that waits for its next step.
+LOOK_S = 1.0
 
 Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """A generator, as far as the loop drives it; all of it is called in the loop's thread."""
+    """A generator, as far as the loop drives it, in the loop's thread except where it says otherwise."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the processes of the engine are there; asked from any thread."""
+        ...
 
     @property
     def busy(self) -> bool:
@@ -47,6 +55,7 @@ class EngineLoop:
         self._calls: queue.SimpleQueue[Callable[[Any], None]] = queue.SimpleQueue()
         self._handed_on = threading.Condition()
         self._outbox: Finished = []
+        self._engine: Engine | None = None
         # Since when the engine has been in its present step or call; None while it waits for one.
         self._since: float | None = None
         self._ended: Future[None] = Future()
@@ -74,8 +83,14 @@ class EngineLoop:
         Raises:
             Exception: what the loop ended with.
         """
+        until = time.monotonic() + wait_s
         with self._handed_on:
-            self._handed_on.wait_for(lambda: self._outbox or self._ended.done(), wait_s)
+            while not self._handed_on.wait_for(
+                lambda: self._outbox or self._ended.done(), min(LOOK_S, max(0.0, until - time.monotonic()))
+            ):
+                self._check_alive()
+                if time.monotonic() >= until:
+                    break
             finished, self._outbox = self._outbox, []
         if not finished and self._ended.done():
             self._ended.result()
@@ -84,16 +99,21 @@ class EngineLoop:
 
     def _result_of(self, future: Future[Result]) -> Result:
         either: list[Future[Any]] = [future, self._ended]
-        concurrent.futures.wait(either, return_when=concurrent.futures.FIRST_COMPLETED)
+        while not concurrent.futures.wait(either, LOOK_S, concurrent.futures.FIRST_COMPLETED).done:
+            self._check_alive()
         if not future.done():
             self._ended.result()
         return future.result()
 
+    def _check_alive(self) -> None:
+        if self._engine is not None and not self._engine.alive:
+            raise EngineDied("the process of a generator's engine is gone")
+
     def _guarded(self, make: Callable[[], Engine], made: Future[None]) -> None:
         try:
-            engine = make()
+            self._engine = make()
             made.set_result(None)
-            self._run(engine)
+            self._run(self._engine)
         except BaseException as failure:  # carried to the threads that wait for this one
             with self._handed_on:
                 self._ended.set_exception(failure)

@@ -22,6 +22,7 @@ from vllm import SamplingParams as EngineSampling
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.core_client import MPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -82,6 +83,12 @@ class Generator:
         # While weights are updated: what begins when they are in place.
         self._held: list[_Asked] | None = None
         self._requests = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's processes are there."""
+        core = self._engine.engine_core
+        return not (isinstance(core, MPClient) and core.resources.engine_dead)
 
     @property
     def busy(self) -> bool:

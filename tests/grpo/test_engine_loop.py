@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from grpo.engine_loop import HAND_ON_S, EngineLoop
-from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
+from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 
 SAMPLING = SamplingParams(1, 8)
 DONE = (Completion((1,), (-1.0,), "x", "stop", (VersionSpan(0, 1, 0),)),)
@@ -24,6 +24,7 @@ class Counter:
         self.steps = 0
         self.left: dict[int, int] = {}
         self.held = False
+        self.alive = True
         self.thread = threading.get_ident()
         self.block: threading.Event | None = None
 
@@ -122,6 +123,21 @@ def test_what_ends_the_loop_is_raised_by_every_call(use: Callable[[EngineLoop], 
     for _ in range(2):
         with pytest.raises(ValueError, match="request -1 is too long"):
             use(loop)
+
+
+def test_an_engine_that_dies_without_a_word_is_missed() -> None:
+    loop = EngineLoop(Counter)
+    block = threading.Event()
+    loop.call(lambda engine: setattr(engine, "block", block))
+    engine = loop._engine
+    loop.submit(requests(1), SAMPLING)
+    assert isinstance(engine, Counter)
+    engine.alive = False
+    with pytest.raises(EngineDied):
+        loop.take(30.0)
+    with pytest.raises(EngineDied):
+        loop.call(lambda engine: None)
+    block.set()
 
 
 def test_groups_that_finished_before_the_end_are_still_handed_on() -> None:
