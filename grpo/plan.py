@@ -173,7 +173,9 @@ def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
         where = " on every node" if verification.per_node else ""
         limit = f"{verification.deadline_s:g} s a verdict at most"
         table.add_row("verifiers", f"{verification.workers} worker(s){where}, {limit}")
-    table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else "no GPU; phases take turns on the CPU's cores")
+    ahead = isinstance(settings, config.TrainConfig) and settings.rollout.max_policy_lag
+    cores = f"no GPU; phases {'share' if ahead else 'take turns on'} the CPU's cores"
+    table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else cores)
     table.add_row("Ray", settings.cluster.address or "started for this run, on loopback")
     return table
 

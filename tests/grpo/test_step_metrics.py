@@ -12,9 +12,9 @@ from fake_run import make_groups, make_rollout
 from test_metric_names import is_documented
 
 from grpo.config import TrainConfig
-from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
+from grpo.step_metrics import lag_metrics, rollout_metrics, speed_metrics, update_metrics
 from grpo.stopwatch import Stopwatch
-from grpo.types import Group, Prompt
+from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 
 
@@ -176,14 +176,33 @@ def test_skipped_steps_are_added_up_and_measure_nothing_else() -> None:
 def test_speed_is_over_the_whole_step(clock: Clock) -> None:
     watch = Stopwatch()
     watch.start("generate")
-    clock.now += 2
+    clock.now += 1.5
+    watch.start("verify")
+    clock.now += 0.5
     watch.start(None)
     clock.now += 6
     assert speed_metrics(watch, GROUPS) == {
-        "time/generate_s": 2.0,
+        "time/generate_s": 1.5,
+        "time/verify_s": 0.5,
+        "time/learner_idle_s": 2.0,
         "time/step_s": 8.0,
         "throughput/completions_per_s": 0.5,
         "throughput/tokens_per_s": 2.0,
+    }
+
+
+def test_lag_is_told_by_token() -> None:
+    def sampled(*versions: int) -> Rollout:
+        spans = tuple(VersionSpan(at, at + 1, version) for at, version in enumerate(versions))
+        count = len(versions)
+        completion = Completion((5,) * count, (-1.0,) * count, "", "stop", spans)
+        return Rollout(completion, {"answer": verdict.wrong()}, 0.0)
+
+    groups = [Group(PROMPT, (sampled(5, 6, 7), sampled(7))), Group(PROMPT, (sampled(7), sampled(7, 7, 7)))]
+    assert lag_metrics(groups, 7) == {
+        "rollout/policy_lag_mean": 3 / 8,
+        "rollout/policy_lag_max": 2.0,
+        "rollout/groups_carried_over": 1.0,
     }
 
 
@@ -195,7 +214,10 @@ def test_every_name_is_documented(clock: Clock) -> None:
         clock.now += 1
     update = {name: 1.0 for name in ("loss", "entropy", "ratio_max", "gradient_norm", "learning_rate", "mismatch_kl")}
     found = (
-        rollout_metrics(groups, SETTINGS, torch.zeros(1, 1)) | update_metrics([update]) | speed_metrics(watch, groups)
+        rollout_metrics(groups, SETTINGS, torch.zeros(1, 1))
+        | update_metrics([update])
+        | speed_metrics(watch, groups)
+        | lag_metrics(groups, 1)
     )
     assert len(found) > 20
     assert [name for name in found if not is_documented(name)] == []
