@@ -143,7 +143,7 @@ class Sweep:
         )
 
     def _schedule(self, wanted: int, lag: int) -> Schedule:
-        return Schedule(wanted, lag, prompt_tokens=self.prompt_tokens)
+        return Schedule(wanted, lag, self.settings.rollout.partial, self.prompt_tokens)
 
     def _prompts(self, gpus: int) -> int:
         configured = self.settings.rollout.prompts_per_step

@@ -30,9 +30,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests" / "grpo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "grpo"))
 
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
@@ -80,6 +79,10 @@ class SleepingEngine:
     @property
     def busy(self) -> bool:
         return bool(self._running or self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        return True
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
         for request in requests:
@@ -249,10 +252,9 @@ def main(
             lengths = modelled(LENGTHS, LIMIT).draw(np.random.default_rng(seed), most, GROUP_SIZE)
             for lag in numbers:
                 real = measured(Path(folder) / f"{seed}_{lag}", policy, lag, lengths, warm_up, steps)
-                found[seed, lag] = real, predicted(lag, lengths, warm_up, steps)
-                console.print(
-                    f"seed {seed}, lag {lag}: measured {found[seed, lag][0]}, predicted {found[seed, lag][1]}"
-                )
+                told = predicted(lag, lengths, warm_up, steps)
+                found[seed, lag] = real, told
+                console.print(f"seed {seed}, lag {lag}: {real.step_s:.3f} s a step, predicted {told.step_s:.3f} s")
     console.print(table_of(found, numbers, seeds))
     console.print(f"load average {os.getloadavg()[0]:.1f}")
     if out:
@@ -280,14 +282,16 @@ def table_of(found: dict[tuple[int, int], tuple[Figures, Figures]], lags: Sequen
         over = ""
         if (0, 0) in found:
             sync = [found[seed, 0] for seed in range(seeds)]
-            faster = [
-                [before.step_s / after.step_s for before, after in zip(*sides, strict=True)]
-                for sides in zip(zip(*sync, strict=True), zip(*pairs, strict=True), strict=True)
-            ]
-            over = " / ".join(f"{statistics.fmean(one):.2f} ({min(one):.2f} to {max(one):.2f})" for one in faster)
-        ratio = f"{statistics.fmean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        table.add_row(str(lag), cells[0], ratio, over, cells[1], cells[2])
+            over = " / ".join(
+                _spread([before[side].step_s / after[side].step_s for before, after in zip(sync, pairs, strict=True)])
+                for side in (0, 1)
+            )
+        table.add_row(str(lag), cells[0], _spread(ratios), over, cells[1], cells[2])
     return table
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":
