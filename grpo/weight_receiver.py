@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -60,8 +61,15 @@ class _Memory:
     def parts(self, found: Sequence[Message]) -> list[np.ndarray]:
         """Memory for each message."""
         needed = found[-1].end
-        # Every array and tensor cut from it refers to it; two references are this object's and the call's. vLLM holds
-        # on to what it was given of a layer until the whole layer has come.
-        if len(self._bytes) < needed or sys.getrefcount(self._bytes) > 2:
+        if len(self._bytes) < needed or not self._free():
             self._bytes = np.empty(needed, dtype=np.uint8)
         return [self._bytes[message.start : message.end] for message in found]
+
+    def _free(self) -> bool:
+        # Every array and tensor cut from it refers to it; two references are this object's and the call's. vLLM holds
+        # on to what it was given of a layer until the whole layer has come; gloo's own thread lets go a moment after.
+        for _ in range(10):
+            if sys.getrefcount(self._bytes) <= 2:
+                return True
+            time.sleep(0.001)
+        return False

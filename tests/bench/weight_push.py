@@ -6,7 +6,8 @@ First the receivers must hold what the sender has, to the bit, and then both are
 to the last answer. A push is the whole of it (announcements, messages, tensors handed over by name) and is timed twice:
 to the arrival of all tensors, and with copying each into the receiver's weights, as an engine does at least. The
 broadcast is one flat tensor, likewise without and with the copy. There is no vLLM here: what its reload adds does not
-depend on the transport. Memory is each process's resident peak during its first push, above what it held before.
+depend on the transport. Processor seconds are those of sender and receivers together, which a busy machine changes less
+than the clock's. Memory is each process's resident peak during its first push, above what it held before.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ class Sender(PlainLearner):
         assert self._sender._group is not None
         self._sender._group.send(0, [self._flat])
 
+    def processor(self) -> float:
+        return time.process_time()
+
     def reset_peak(self) -> int:
         return reset_peak()
 
@@ -90,6 +94,9 @@ class Target(Receiver):
         group.finish_receiving(group.start_receiving(0, [self._flat])[0], 0)
         if self.copies:
             self._room.copy_(self._flat)
+
+    def processor(self) -> float:
+        return time.process_time()
 
     def reset_peak(self) -> int:
         return reset_peak()
@@ -131,6 +138,7 @@ def measure(receivers: int, layers: int, bucket_bytes: int, rounds: int) -> None
         total = sum(tensor.nbytes for tensor in get(sender.tensors.remote()))
         largest = max(tensor.nbytes for tensor in get(sender.tensors.remote()))
         seconds: dict[str, list[float]] = {}
+        processor: dict[str, list[float]] = {}
         for _ in range(rounds + 1):
             for copies in (False, True):
                 wait_for([one.copy.remote(copies) for one in targets], 60, "a setting")
@@ -139,7 +147,9 @@ def measure(receivers: int, layers: int, bucket_bytes: int, rounds: int) -> None
                     ("broadcast", lambda: _all(every, "broadcast")),
                     ("push", lambda: push(link, [sender], targets, bucket_bytes)),
                 ):
+                    used = sum(_all(every, "processor"))
                     seconds.setdefault(f"{what}, {words}", []).append(timed(call))
+                    processor.setdefault(f"{what}, {words}", []).append(sum(_all(every, "processor")) - used)
     print(
         f"{total / MIB:.0f} MiB to {receivers} receiver(s), buckets of {bucket_bytes / MIB:.0f} MiB, largest tensor "
         f"{largest / MIB:.0f} MiB; load {os.getloadavg()[0]:.1f}; peak memory above the weights: sender "
@@ -148,7 +158,9 @@ def measure(receivers: int, layers: int, bucket_bytes: int, rounds: int) -> None
     # The first round makes the broadcast's memory.
     rates = {what: [total / one / 1e9 for one in found[1:]] for what, found in seconds.items()}
     for what, found in rates.items():
-        print(f"  {what:38} GB/s: " + " / ".join(f"{one:.2f}" for one in quartiles(found)))
+        spent = statistics.median(processor[what][1:]) / (total / 1e9)
+        told = " / ".join(f"{one:.2f}" for one in quartiles(found))
+        print(f"  {what:38} GB/s: {told}   processor seconds a GB: {spent:.2f}")
     for words in ("arrived", "copied into the weights"):
         pairs = zip(rates[f"push, {words}"], rates[f"broadcast, {words}"], strict=True)
         ratios = quartiles([ours / plain for ours, plain in pairs])
