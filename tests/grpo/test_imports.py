@@ -27,9 +27,19 @@ ROOMS = {
 }
 # What drives the engines; everything else in `grpo` is pure.
 DRIVERS = {
-    "actors", "cluster", "eval_engine", "evaluate", "generator", "learner", "plan", "preparation", "run", "sft",
-    "train", "verifier_nodes",
-}  # fmt: skip
+    "actors",
+    "cluster",
+    "eval_engine",
+    "evaluate",
+    "generator",
+    "learner",
+    "plan",
+    "preparation",
+    "run",
+    "sft",
+    "train",
+    "verifier_nodes",
+}
 
 
 def modules(package: str) -> dict[str, Path]:
