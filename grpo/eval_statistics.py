@@ -108,20 +108,24 @@ def majority_is_correct(classes: Sequence[int | None], correct: Sequence[bool]) 
 
 
 def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int = 0) -> Estimate:
-    """The mean over problems with a 95 % interval that resamples problems.
+    """The mean over problems with a 95 % interval, for which the problem is what is drawn.
 
-    Where every problem is 0 or 1, the Wilson interval (1927), which stays honest at 0 of n and n of n. Elsewhere the
-    expanded percentile bootstrap (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3): the
-    percentiles are those of Student's t on a scale that undoes the bootstrap's bias in the deviation, without which the
-    interval is too narrow for 30 problems.
+    Shares of a problem's completions: the interval of Wilson (1927), which stays honest near 0 and 1. Where all are 0
+    or 1 it is the plain one; elsewhere problems count for as many observations as would give a plain share the variance
+    that is seen between them (the effective sample size; Dean & Pagano 2015, "Evaluating confidence interval methods
+    for binomial proportions in clustered surveys"), with Student's t for a variance that is estimated.
+
+    Anything else: the expanded percentile bootstrap over problems (Hesterberg 2015, "What teachers should know about
+    the bootstrap", section 5.3). Its percentiles are those of Student's t on a scale that undoes the bootstrap's bias
+    in the deviation, without which the interval is too narrow for 30 problems.
 
     Args:
         values_P: one number for each problem.
-        shares: the numbers lie between 0 and 1; only then can Wilson's interval be theirs.
+        shares: the numbers are shares, between 0 and 1.
         seed: of the resampling.
 
     Raises:
-        ValueError: no problem, or a number that is not finite.
+        ValueError: no problem, one problem that says nothing of its spread, or a number that is not finite.
     """
     array_P = np.asarray(values_P, dtype=np.float64)
     count = len(array_P)
@@ -132,11 +136,25 @@ def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int =
     if shares and np.isin(array_P, (0.0, 1.0)).all():
         rate = wilson(int(array_P.sum()), count)
         return Estimate(mean, rate.low, rate.high, standard_error, count, "wilson")
-    if count == 1:
+    if standard_error is None:
         raise ValueError("the interval of a single problem is unknown; evaluate more problems")
-    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student_t(0.975, count - 1))
-    low, high = np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail))
-    return Estimate(mean, float(low), float(high), standard_error, count, "bootstrap")
+    t = _student_t(0.975, count - 1)
+    if shares:
+        # Problems that are all alike say nothing of their spread: each counts for one observation then.
+        observations = mean * (1 - mean) / standard_error**2 if standard_error > 0 else float(count)
+        low, high = _wilson_of(mean, max(float(count), observations), t)
+        return Estimate(mean, low, high, standard_error, count, "wilson")
+    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
+    low, high = (float(one) for one in np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail)))
+    return Estimate(mean, low, high, standard_error, count, "bootstrap")
+
+
+def _wilson_of(share: float, observations: float, deviations: float) -> tuple[float, float]:
+    """Wilson's interval of a share of so many observations, which need not be a whole number."""
+    squared = deviations**2 / observations
+    centre = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _resampled_means(values_P: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

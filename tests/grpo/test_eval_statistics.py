@@ -74,9 +74,17 @@ def test_intervals_at_the_edges() -> None:
     nothing = mean_estimate([0.0] * 30)
     assert nothing.method == "wilson" and nothing.low == 0.0 and 0.1 < nothing.high < 0.12
     assert mean_estimate([1.0] * 164).low > 0.97
-    fractional = mean_estimate([0.0, 0.25, 1.0] * 20)
-    assert fractional.method == "bootstrap" and fractional.low < fractional.value < fractional.high
-    assert mean_estimate([0.0, 0.25, 1.0] * 20) == fractional, "the same numbers have the same interval"
+    fractional = [0.0, 0.25, 1.0] * 20
+    lengths = mean_estimate(fractional, shares=False)
+    assert lengths.method == "bootstrap" and lengths.low < lengths.value < lengths.high
+    assert mean_estimate(fractional, shares=False) == lengths, "the same numbers have the same interval"
+    shares = mean_estimate(fractional)
+    assert shares.method == "wilson"
+    assert (shares.low, shares.high) == (pytest.approx(lengths.low, abs=0.01), pytest.approx(lengths.high, abs=0.01))
+    # Of problems that are all alike the spread is unknown, and hardly any above 0 is not none.
+    alike, rare = mean_estimate([0.5] * 30), mean_estimate([0.0] * 29 + [1 / 32])
+    assert alike.low < 0.35 and alike.high > 0.65
+    assert 0 < rare.low < 1 / 960 < rare.high < 0.02
     with pytest.raises(ValueError, match="at least one problem"):
         mean_estimate([])
     with pytest.raises(ValueError, match="evaluate more problems"):
@@ -89,18 +97,28 @@ def test_students_t() -> None:
         assert eval_statistics._student_t(0.975, freedom) == pytest.approx(quantile, rel=6e-3)
 
 
-@pytest.mark.parametrize(("problems", "samples"), [(30, 1), (30, 8), (100, 8)])
-def test_intervals_cover_the_truth(problems: int, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("problems", "samples", "easy", "hard"),
+    [(30, 1, 0.6, 0.9), (30, 8, 0.6, 0.9), (100, 8, 0.6, 0.9), (30, 8, 0.3, 2.7), (30, 4, 9.0, 1.0)],
+)
+def test_intervals_cover_the_truth(problems: int, samples: int, easy: float, hard: float) -> None:
     """Problems of beta-distributed difficulty, a few completions each: about 95 of 100 intervals hold the mean."""
+    generator, trials, covered = np.random.default_rng(7), 2000, 0
+    for _ in range(trials):
+        values_P = generator.binomial(samples, generator.beta(easy, hard, problems)) / samples
+        found = mean_estimate(values_P.tolist())
+        covered += found.low <= easy / (easy + hard) <= found.high
+    # Three deviations of so many trials, and the error of the interval itself where most problems are all or nothing.
+    assert 0.93 <= covered / trials <= 0.97, covered / trials
+
+
+def test_intervals_of_lengths_cover_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_statistics, "RESAMPLES", 1000)
     generator, trials, covered = np.random.default_rng(7), 1000, 0
     for trial in range(trials):
-        difficulty_P = generator.beta(0.6, 0.9, problems)
-        values_P = generator.binomial(samples, difficulty_P) / samples
-        found = mean_estimate(values_P.tolist(), seed=trial)
-        covered += found.low <= 0.6 / (0.6 + 0.9) <= found.high
-    # Three deviations of 1,000 trials at 95 %, and what a thousand resamples add.
-    assert 0.925 <= covered / trials <= 0.975, covered / trials
+        found = mean_estimate(generator.gamma(4.0, 100.0, 30).tolist(), shares=False, seed=trial)
+        covered += found.low <= 400.0 <= found.high
+    assert 0.93 <= covered / trials <= 0.97, covered / trials
 
 
 def enumerated_p_value(differences: list[Fraction]) -> float:

@@ -265,3 +265,20 @@ def test_the_command_line(tmp_path: Path, task_file: Path, monkeypatch: pytest.M
     assert code == 2 and "did you mean endpoint.concurrency" in text
     code, text = invoke("eval", "http://fake/v1", "--data", "x.jsonl")
     assert code == 2 and "give one --task with it" in text
+
+
+def test_several_tasks_share_a_sampler_and_a_name_stands_for_one(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = task.model_copy(update={"name": "again"})
+    sampler = FakeSampler(fickle)
+    found = evaluate(monkeypatch, sampler, tmp_path / "out", [task, other], limit=3, **SETTINGS)
+    assert list(found) == ["sums", "again"] and len(set(sampler.asked)) == 2 * 3 * 4, "other seeds for another task"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["tasks"]) == ["sums", "again"]
+    (exported,) = (tmp_path / "out" / "lm_eval").glob("*/results_*.json")
+    assert set(json.loads(exported.read_text())["results"]) == {"sums", "again"}
+    with pytest.raises(ValueError, match="each once, with --task; got sums, sums"):
+        evaluate(monkeypatch, sampler, tmp_path / "out", [task, task], **SETTINGS)
+    with pytest.raises(ValueError, match="with --task; got none"):
+        evaluate(monkeypatch, sampler, tmp_path / "out", [], **SETTINGS)
