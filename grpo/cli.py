@@ -283,7 +283,7 @@ def view(
         if export is None and png is None:
             from grpo.view import serve
 
-            serve(opened, host=host, port=port, say=lambda url: console.print(f"{url}  (Ctrl-C ends it)"))
+            serve(opened, host=host, port=port, say=lambda line: console.print(line, soft_wrap=True))
 
     _guarded(job, debug)
 

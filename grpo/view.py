@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
@@ -171,29 +172,41 @@ def serve(runs: Sequence[RunData], *, host: str, port: int, say: Callable[[str],
     """Serve until Ctrl-C, and keep reading what the runs write.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not this machine's.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as problem:
+        raise OSError(f"{host}:{port} cannot be served on: {problem}; --port 0 takes a free port") from problem
     server = uvicorn.Server(
         uvicorn.Config(make_app(runs, hosts=[host]), host=host, port=port, log_level="warning", access_log=False)
     )
     stopping = threading.Event()
-    reader = threading.Thread(target=_keep_reading, args=(runs, stopping), name="reading runs", daemon=True)
-    socket = server.config.bind_socket()
+    reader = threading.Thread(target=_keep_reading, args=(runs, stopping, say), name="reading runs", daemon=True)
     address = f"[{host}]" if ":" in host else host
-    say(f"http://{address}:{socket.getsockname()[1]}/")
+    say(f"http://{address}:{listening.getsockname()[1]}/  (Ctrl-C ends it)")
     reader.start()
     try:
         # Ctrl-C is how it ends.
         with contextlib.suppress(KeyboardInterrupt):
-            server.run([socket])
+            server.run([listening])
     finally:
         stopping.set()
 
 
-def _keep_reading(runs: Sequence[RunData], stopping: threading.Event) -> None:
+def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Callable[[str], None]) -> None:
+    told: set[str] = set()
     while True:
         for run in runs:
-            for index in run.indexes.values():
-                index.refresh()
+            try:
+                for index in run.indexes.values():
+                    index.refresh()
+            except OSError as problem:
+                # A file system may come back; until then the page shows what was read before.
+                message = f"{run.run_dir} cannot be read now: {problem}"
+                if message not in told:
+                    say(message)
+                    told.add(message)
         if stopping.wait(_REFRESH_S):
             return

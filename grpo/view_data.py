@@ -282,7 +282,8 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
     ids = row["token_ids"][:_MOST_TOKENS]
     texts = pieces(tokenizer, ids) if tokenizer else [f"{token} " for token in ids]
     versions = [span["policy_version"] for span in row["spans"] for _ in range(span["start"], span["stop"])]
-    return [list(one) for one in zip(texts, row["logprobs"][: len(ids)], versions[: len(ids)], strict=True)]
+    logprobs = [round(logprob, 4) for logprob in row["logprobs"][: len(ids)]]
+    return [list(one) for one in zip(texts, logprobs, versions[: len(ids)], strict=True)]
 
 
 def mismatch(run: RunData) -> dict[str, Any]:

@@ -25,7 +25,7 @@ ASSETS = ("view.css", "view.js")
 _GROUPS = 150
 _TIMED_STEPS = 60
 # Log-probabilities take more room than the text itself: only groups of short completions bring them.
-_SHADED_TOKENS = 4000
+_SHADED_TOKENS = 600
 
 
 def page(exported: Mapping[str, Any] | None = None) -> str:

@@ -251,7 +251,7 @@ async function findShown(more) {
 async function rowsOf(page) {
   if (!groups.pages.has(page)) {
     const asked = ask("groups", { ...groups.query, offset: page * PAGE, limit: PAGE });
-    groups.pages.set(page, asked.then((found) => found.rows));
+    groups.pages.set(page, asked.then((found) => found.rows, (failure) => { groups.pages.delete(page); throw failure; }));
   }
   return groups.pages.get(page);
 }

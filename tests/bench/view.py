@@ -43,7 +43,7 @@ WORDS = TEXT.split()
 # What a person may type or tick; the numbers make each one new.
 FILTERS = (
     {"text": "therefore check {n}"},
-    {"text": "Again Multiply"},
+    {"text": "{n}"},
     {"text": "zebra {n}"},
     {"status": "timeout"},
     {"status": "wrong", "tokens_low": "1{n}"},

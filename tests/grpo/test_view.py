@@ -192,8 +192,11 @@ def test_the_command_line_writes_both_and_tells_mistakes(runs: tuple[Path, Path]
     code, output = invoke(*runs, "--export", tmp_path / "a.html", "--png", tmp_path / "png")
     assert code == 0 and str(tmp_path / "a.html") in output.replace("\n", "")
     assert (tmp_path / "png" / "overview.png").read_bytes().startswith(b"\x89PNG")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, output = invoke(runs[0], "--port", taken.getsockname()[1])
+    assert code == 1 and "--port 0 takes a free port" in " ".join(output.split())
     code, output = invoke(tmp_path)
-    assert code == 2 and "holds no run" in output.replace("\n", " ")
+    assert code == 2 and "holds no run" in " ".join(output.split())
 
 
 @pytest.fixture(scope="module")
