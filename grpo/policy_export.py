@@ -17,7 +17,7 @@ from grpo.weight_source import PolicyWeights
 
 
 class PolicyExport:
-    """Writes a rank's policy. All ranks must make the same calls: at ZeRO-3 each tensor is gathered from all of them."""
+    """Writes a rank's policy. All ranks must make the same calls: ZeRO-3 gathers each tensor from all of them."""
 
     def __init__(
         self,

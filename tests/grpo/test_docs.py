@@ -47,6 +47,8 @@ def parsed(command: str) -> tuple[str, list[str]]:
     found: Any = typer.main.get_command(app)
     name, rest, context = "grpo", words, typer.Context(found)
     while isinstance(found, TyperGroup) and rest:
+        # `grpo eval MODEL` is short for `grpo eval run MODEL`.
+        rest = ["run", *rest] if "run" in found.commands and rest[0] not in found.commands else rest
         name, found, rest = found.resolve_command(context, rest)
         context = typer.Context(found, parent=context, info_name=name)
     if rest:

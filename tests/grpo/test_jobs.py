@@ -230,7 +230,10 @@ def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, w
     assert stored_steps(whole_folder, EVALUATIONS) == (0, 2, 4, 5)
     assert [len(one.rollouts) for one in read_groups(whole_folder, 4, EVALUATIONS)] == [1, 1, 1]
     # Where each phase of a step began, for its time line.
-    begins = [lines[1].metrics[f"time/{phase}_from_s"] for phase in ("generate", "verify", "learn", "sync")]
+    began = {phase: lines[1].metrics.get(f"time/{phase}_from_s") for phase in ("generate", "verify", "learn", "sync")}
+    assert began["learn"] is not None and began["sync"] is not None
+    # Nobody waits for what is there at once.
+    begins = [second for second in began.values() if second is not None]
     assert begins == sorted(begins) and 0 <= begins[0] < begins[-1] < lines[1].metrics["time/step_s"]
     names = sorted(path.name for path in (whole_folder / "checkpoints").iterdir())
     assert names == ["step_000002", "step_000004", "step_000005"]
