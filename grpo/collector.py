@@ -16,7 +16,7 @@ from grpo.staleness import OpenGroups, Ticket
 from grpo.stopwatch import Stopwatch
 from grpo.types import Finished, Group, Prompt, Request
 
-# How often sampled groups are looked for while verdicts are waited for, and verdicts while completions are.
+# How often sampled groups, and other verdicts, are looked for while those of one group are waited for.
 POLL_S = 0.1
 
 
@@ -94,9 +94,12 @@ class Collector:
             else:
                 watch.start("verify")
                 give_up_at = give_up_at or time.monotonic() + self._verdict_wait_s
-                if not self._verifying.wait(POLL_S) and time.monotonic() > give_up_at:
+                if self._verifying.wait(POLL_S):
+                    self._receive([])
+                elif time.monotonic() > give_up_at:
                     raise self._verifying.late(self._verdict_wait_s)
-                self.drain()
+                else:
+                    self.drain()
         watch.start(None)
         return [self._buffer.pop(group) for group in self._open.take(count)]
 

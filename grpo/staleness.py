@@ -6,15 +6,16 @@ versions ahead of training, which makes four rules of a step's P prompts:
 - Admission. While the policy is at version v, no more than (v + 1 + k) P groups have been asked for in all.
 - Birth. A group is born with the version that was there when it was asked for, so all its tokens are of that version
   or a later one. Once it is sampled, it is born with the oldest version that any of its tokens is of.
-- Due. A group is due at the step k after its birth.
-- Taking. Step n trains on the P oldest groups that are there, of those born together on the ones that finished first,
-  as soon as no more than m P of the others are due by step n + m, for every m; that is, none by step n.
+- Due. A group is due at the step k after its birth: then at the latest it is trained on.
+- Filling. Where D_j groups are due by step n + j, step n takes at least D_j - j P of them, for each j from 0 to k:
+  what is due now, and of what is due later as much as the steps until then could not hold. It waits for those, and
+  fills up to P with the groups that finished first.
 
-Hence no token that a step trains on is more than k versions old; no more than (1 + k) P groups are open, so that the
-buffer of finished groups needs no bound of its own; and a step always gets its groups, as it may take the P oldest of
-all that are open: only (n + m + 1) P were asked for by version n + m - k, and n P are trained. A step that trained on
-young groups because they are there, and left old ones that are not yet due, would have more than P due at once later.
-With k = 0 the groups of a step are those asked for at its beginning.
+Hence no token that a step trains on is more than k versions old, and a step can always take what it must:
+D_j <= (j + 1) P holds at the first step, filling hands it on to the next, and groups asked for later are due at step
+n + k or later, when no more than (1 + k) P can be open. That also bounds the buffer of finished groups. Without the
+terms of j > 0 it would not do for k > 1: steps that fill up with young groups could leave more than P old ones to fall
+due together. With k = 0 the groups of a step are those asked for at its beginning.
 
 A refill (`algorithm.refill_rounds`) asks for some more groups and takes as many more for the step: both counts of
 admission and of training rise alike, and what is said above still holds.
@@ -22,6 +23,7 @@ admission and of training rise alike, and what is said above still holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -122,18 +124,18 @@ class OpenGroups:
 
     def are_sampled(self, count: int) -> bool:
         """A step that wants `count` groups need not wait for completions, though perhaps for verdicts."""
-        return self._choice(count, [group for group, one in self._open.items() if one.sampled]) is not None
+        return self._choose(count, [group for group, one in self._open.items() if one.sampled]) is not None
 
     def are_finished(self, count: int) -> bool:
-        """A step that wants `count` groups can take them, and leaves none that would be too old for its step."""
-        return self._choice(count, self._finished_groups()) is not None
+        """A step that wants `count` groups can take them: so many are finished, with all that it must take."""
+        return self._choose(count, self._in_order()) is not None
 
     def take(self, count: int) -> list[int]:
-        """The present step's groups, the oldest that are finished, in the order in which they were asked for.
+        """The present step's groups, in the order in which they were asked for.
 
         Call only where `are_finished(count)`.
         """
-        chosen = self._choice(count, self._finished_groups())
+        chosen = self._choose(count, self._in_order())
         assert chosen is not None
         for group in chosen:
             del self._open[group]
@@ -142,19 +144,18 @@ class OpenGroups:
     def advance(self, version: int) -> None:
         """The generators sample from `version` from now on, one step after the present one."""
         assert version == self._version + 1
-        overdue = [group for group, one in self._open.items() if one.birth + self._lag < version]
-        assert not overdue, overdue
         self._version = version
+        for steps in range(self._lag):
+            assert len(self._due(steps)) <= (steps + 1) * self._prompts_per_step
 
     def state_dict(self) -> dict[str, Any]:
         """What is open, as plain data. Groups that are not finished are told as such, sampled or not."""
-        finished = [group for group, one in self._open.items() if one.place is not None]
         return {
             "prompts_per_step": self._prompts_per_step,
             "max_policy_lag": self._lag,
             "asked": self._asked,
             "planned": self._planned,
-            "finished": [[g, self._open[g].birth] for g in sorted(finished, key=lambda g: self._open[g].place or 0)],
+            "finished": [[group, self._open[group].birth] for group in self._in_order()],
             "unfinished": self.unfinished,
         }
 
@@ -186,19 +187,27 @@ class OpenGroups:
         self._asked += 1
         return ticket
 
-    def _finished_groups(self) -> list[int]:
-        return [group for group, one in self._open.items() if one.place is not None]
+    def _in_order(self) -> list[int]:
+        """The finished, in the order of finishing."""
+        places = {group: one.place for group, one in self._open.items() if one.place is not None}
+        return sorted(places, key=lambda group: places[group])
 
-    def _choice(self, count: int, there: list[int]) -> set[int] | None:
-        """What a step takes of the groups that are there; None where those left would be too old."""
-        if len(there) < count:
-            return None
-        # Whatever a step may take without leaving too old ones, it may take the oldest instead.
-        places = {group: self._open[group].place for group in there}
-        order = sorted(there, key=lambda group: (self._open[group].birth, places[group] is None, places[group] or 0))
-        chosen = set(order[:count])
-        left = [one.birth + self._lag for group, one in self._open.items() if group not in chosen]
-        for later in range(self._lag + 1):
-            if sum(due <= self._version + later for due in left) > later * self._prompts_per_step:
+    def _due(self, steps: int) -> set[int]:
+        """What is due by so many steps after the present one."""
+        return {group for group, one in self._open.items() if one.birth + self._lag <= self._version + steps}
+
+    def _choose(self, count: int, there: Sequence[int]) -> list[int] | None:
+        """So many of those that are there, the first first, with all that must be taken now; None where some is not."""
+        chosen: dict[int, None] = {}
+        for steps in range(self._lag + 1):
+            due = self._due(steps)
+            # Whatever is chosen so far is due by then, too.
+            wanted = len(due) - steps * self._prompts_per_step - len(chosen)
+            candidates = [group for group in there if group in due and group not in chosen]
+            if len(candidates) < wanted:
                 return None
-        return chosen
+            chosen |= dict.fromkeys(candidates[: max(0, wanted)])
+        assert len(chosen) <= count, (chosen, count)
+        rest = [group for group in there if group not in chosen]
+        chosen |= dict.fromkeys(rest[: count - len(chosen)])
+        return list(chosen) if len(chosen) == count else None

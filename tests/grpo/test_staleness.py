@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,6 +30,8 @@ class Schedule:
     verifying: dict[int, int] = field(default_factory=dict)
     finished: list[tuple[int, int]] = field(default_factory=list)
     asked: list[Ticket] = field(default_factory=list)
+    # Groups that hardly ever come before another that is there: long completions, hanging verdicts.
+    slow: set[int] = field(default_factory=set)
     trained: list[list[int]] = field(default_factory=list)
 
     def run(self) -> None:
@@ -49,6 +52,7 @@ class Schedule:
 
     def ask(self, tickets: list[Ticket]) -> None:
         self.asked += tickets
+        self.slow |= {ticket.group for ticket in tickets if self.chance.random() < 0.4}
         self.sampling |= dict.fromkeys(ticket.group for ticket in tickets)
         under_way = len(self.sampling) + len(self.verifying) + len(self.finished)
         assert under_way <= (1 + self.lag) * self.prompts_per_step
@@ -65,9 +69,11 @@ class Schedule:
         chosen = self.open_groups.take(count)
         oldest = dict(self.finished)
         assert all(version - self.lag <= oldest[group] <= version for group in chosen)
-        # What was left lying is younger than what was taken, or was finished later.
-        order = sorted(self.finished, key=lambda one: one[1])
-        assert sorted(group for group, _ in order[:count]) == chosen
+        if self.lag < 2:
+            # What was left lying finished no earlier than what was taken without being due.
+            due = [group for group in chosen if oldest[group] + self.lag == version]
+            left = [group for group, _ in self.finished if group not in due]
+            assert set(left[: count - len(due)]) == set(chosen) - set(due)
         self.finished = [(group, birth) for group, birth in self.finished if group not in chosen]
         return chosen
 
@@ -79,7 +85,7 @@ class Schedule:
 
     def sample(self) -> None:
         """A group gets its first token, or its last."""
-        group = self.chance.choice(list(self.sampling))
+        group = self.next_of(self.sampling)
         first = self.sampling[group]
         if first is None:
             self.sampling[group] = self.open_groups.version
@@ -88,8 +94,13 @@ class Schedule:
             self.verifying[group] = first
             self.open_groups.sampled(group, first)
 
+    def next_of(self, groups: Iterable[int]) -> int:
+        # They begin as soon as others; it is the end that is long in coming.
+        quick = [group for group in groups if group not in self.slow or self.sampling.get(group, 0) is None]
+        return self.chance.choice(quick if quick and self.chance.random() < 0.95 else list(groups))
+
     def decide(self) -> None:
-        group = self.chance.choice(list(self.verifying))
+        group = self.next_of(self.verifying)
         self.finished.append((group, self.verifying.pop(group)))
         self.open_groups.finish(group)
 
@@ -109,8 +120,7 @@ class Schedule:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    # Not st.randoms: hypothesis draws from it so evenly that hardly any group stays behind for long.
-    st.integers(0, 10**6),
+    st.randoms(use_true_random=False),
     st.integers(1, 5),
     st.integers(0, 4),
     st.integers(1, 9),
@@ -119,9 +129,9 @@ class Schedule:
     st.booleans(),
 )
 def test_whatever_comes_when(
-    seed: int, prompts: int, lag: int, steps: int, restarts: bool, refills: bool, resumes: bool
+    chance: random.Random, prompts: int, lag: int, steps: int, restarts: bool, refills: bool, resumes: bool
 ) -> None:
-    schedule = Schedule(random.Random(seed), prompts, lag, steps, restarts, refills, resumes)
+    schedule = Schedule(chance, prompts, lag, steps, restarts, refills, resumes)
     schedule.run()
     # Every group is trained on, once.
     numbers = [group for step in schedule.trained for group in step]
@@ -139,6 +149,26 @@ def test_whatever_comes_when(
 
 def _tickets(schedule: Schedule, step: list[int]) -> list[Ticket]:
     return [schedule.asked[group] for group in step]
+
+
+def test_young_groups_do_not_crowd_out_those_that_fall_due_together() -> None:
+    open_groups = OpenGroups(2, 2, steps=9)
+    assert len(open_groups.admit()) == 6
+    sampled(open_groups, [0, 1], 0)
+    assert open_groups.take(2) == [0, 1]
+    open_groups.advance(1)
+    assert [ticket.group for ticket in open_groups.admit()] == [6, 7]
+    sampled(open_groups, [6, 7], 1)
+    # Four of version 0 are left, all due at step 2, which has room for two: this step must take the other two.
+    assert not open_groups.are_finished(2)
+    sampled(open_groups, [4], 0)
+    assert not open_groups.are_finished(2)
+    sampled(open_groups, [2], 0)
+    assert open_groups.take(2) == [2, 4]
+    open_groups.advance(2)
+    open_groups.admit()
+    sampled(open_groups, [3, 5], 0)
+    assert open_groups.take(2) == [3, 5]
 
 
 def sampled(open_groups: OpenGroups, groups: list[int], version: int) -> None:
@@ -162,31 +192,6 @@ def test_a_step_waits_for_the_group_that_would_be_too_old_for_the_next() -> None
     open_groups.finish(0)
     # Group 2 is younger than it might be: its first token is of version 1.
     assert open_groups.take(2) == [0, 5]
-
-
-def test_a_young_group_is_not_trained_on_in_place_of_one_that_could_not_wait() -> None:
-    """Were groups 6 and 7 taken at step 1 because they are there, four would be due at step 2."""
-    open_groups = OpenGroups(2, 2, steps=9)
-    assert len(open_groups.admit()) == 6
-    sampled(open_groups, [0, 1], 0)
-    assert open_groups.take(2) == [0, 1]
-    open_groups.advance(1)
-    assert [ticket.group for ticket in open_groups.admit()] == [6, 7]
-    sampled(open_groups, [6, 7], 1)
-    sampled(open_groups, [5], 0)
-    # Three are finished, but of the four oldest no more than two may be left for step 2.
-    assert not open_groups.are_finished(2) and not open_groups.are_sampled(2)
-    open_groups.sampled(3, 0)
-    assert open_groups.are_sampled(2) and not open_groups.are_finished(2)
-    open_groups.finish(3)
-    assert open_groups.take(2) == [3, 5]
-    open_groups.advance(2)
-    assert len(open_groups.admit()) == 2
-    # Sampled from its first token at version 1, group 2 need not be trained on yet, but is as old as 6 and 7.
-    sampled(open_groups, [2], 1)
-    assert not open_groups.are_finished(2)
-    sampled(open_groups, [4], 0)
-    assert open_groups.take(2) == [4, 6]
 
 
 def test_a_generator_that_missed_a_push_is_told() -> None:
