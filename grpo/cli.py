@@ -184,7 +184,7 @@ def simulate(
         Path | None, typer.Option("--from", metavar="RUN", help="lengths and speeds as recorded in this run's folder")
     ] = None,
     lengths: Annotated[
-        str | None, typer.Option(metavar="LENGTHS", help="lengths from a distribution; see below for how it is written")
+        str | None, typer.Option(metavar="LENGTHS", help="lengths from a distribution, written as above")
     ] = None,
     gpus: Annotated[str, typer.Option(help="sizes of the cluster")] = "8,32,128,512,1000",
     lag: Annotated[str, typer.Option(help="values of rollout.max_policy_lag")] = "0,1,4",

@@ -6,8 +6,8 @@ birth and due date are those of the training loop:
 - while the policy is at version v, (v + 1 + k) * P groups have been submitted, k being `rollout.max_policy_lag`;
 - a group's birth is the version at its submission and, once it is finished, that of its first token, which is later
   where it had to wait for a slot; it is due at step birth + k;
-- step n takes the P oldest groups that are finished, of those born together the ones that finished first, as soon as no
-  more than m * P of the others are due by step n + m, for every m. So none is left that is too old for its step.
+- of the groups that are due by step n + m, step n takes all but m * P, for every m, and waits for them; then it fills
+  up to P with those that finished first.
 """
 
 from __future__ import annotations
@@ -109,16 +109,22 @@ def _choose(
     wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag
     finished_s = generators.finished_s[waiting]
     first_token = np.where(generators.started[waiting] < 0, version, generators.started[waiting])
+    order = np.lexsort((waiting, finished_s))
 
     def choice(time_s: float) -> tuple[Integers, Integers] | None:
         there = finished_s <= time_s
         births = np.where(there, first_token, generators.births[waiting])
-        order = np.lexsort((waiting, finished_s, births, ~there))
-        due = np.bincount(np.maximum(births[order[wanted:]] + lag - version, 0), minlength=lag + 1)
-        if (np.cumsum(due)[: lag + 1] > wanted * np.arange(lag + 1)).any():
-            return None
-        chosen = order[:wanted][np.argsort(waiting[order[:wanted]])]
-        return waiting[chosen], births[chosen]
+        chosen = np.zeros(len(waiting), dtype=np.bool_)
+        for later in range(lag + 1):
+            due = births + lag <= version + later
+            must = int(due.sum()) - later * wanted - int(chosen.sum())
+            candidates = order[(there & due & ~chosen)[order]]
+            if len(candidates) < must:
+                return None
+            chosen[candidates[: max(0, must)]] = True
+        others = order[(there & ~chosen)[order]]
+        chosen[others[: wanted - int(chosen.sum())]] = True
+        return (waiting[chosen], births[chosen]) if chosen.sum() == wanted else None
 
     # What could be taken at one time can be taken at any later one.
     times_s = np.maximum(np.sort(finished_s)[wanted - 1 :], now_s)
