@@ -42,7 +42,7 @@ def commands() -> Iterator[tuple[str, str]]:
 def parsed(command: str) -> tuple[str, list[str]]:
     """The subcommand and the words after it, once typer has taken them; it raises on what there is not."""
     # What is in brackets may be left out; of alternatives the first is as good as any; a redirection is the shell's.
-    plain = OPTIONAL.sub("", command).split(" > ")[0].replace("TARGET", "local|slurm")
+    plain = OPTIONAL.sub("", command).removesuffix(" --help").split(" > ")[0].replace("TARGET", "local|slurm")
     words = [word.split("|")[0] if ALTERNATIVES.fullmatch(word) else word for word in shlex.split(plain)[1:]]
     found: Any = typer.main.get_command(app)
     name, rest, context = "grpo", words, typer.Context(found)
