@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from grpo import checkpoint, config
+from grpo.activity import ACTIVITY
 from grpo.actors import GeneratorGroup, LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
 from grpo.cluster import Cluster
@@ -213,7 +214,8 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
+        with ACTIVITY.within("evaluate"):
+            groups = self._collect(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)), watch)
         check_failures(groups, self.settings.verification.max_failure_share)
         rollouts = [group.rollouts[0] for group in groups]
         judged = [one for one in rollouts if not next(iter(one.verdicts.values())).status.failed]
@@ -246,6 +248,8 @@ class TrainingRun:
         row = {**prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
         names = [spec.name for spec in choose(self.specs, prompt.row)]
         futures = self._pool.submit_many([(name, completion.text, prompt.reference, row) for name in names])
+        for future in futures:
+            future.add_done_callback(lambda _: ACTIVITY.moved())
         return dict(zip(names, futures, strict=True))
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:

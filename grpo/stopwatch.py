@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from grpo.activity import ACTIVITY
+
 
 class Stopwatch:
     """One phase runs at a time; starting one ends the one before."""
@@ -20,6 +22,7 @@ class Stopwatch:
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
         self._phase, self._switched = phase, now
+        ACTIVITY.time(phase)
 
     @property
     def elapsed_s(self) -> float:

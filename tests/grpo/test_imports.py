@@ -17,6 +17,7 @@ ROOMS = {
     "ray": {
         "grpo/actors.py",
         "grpo/cluster.py",
+        "grpo/ray_processes.py",
         "grpo/verifier_nodes.py",
         "launch/ray_job.py",
         "launch/ready.py",
@@ -26,7 +27,21 @@ ROOMS = {
     "peft": {"grpo/adapters.py"},
 }
 # What drives the engines; everything else in `grpo` is pure.
-DRIVERS = {"actors", "cluster", "generator", "learner", "plan", "preparation", "run", "sft", "train", "verifier_nodes"}
+DRIVERS = {
+    "actors",
+    "cluster",
+    "generator",
+    "learner",
+    "plan",
+    "preparation",
+    "ray_processes",
+    "recovery",
+    "run",
+    "sft",
+    "train",
+    "verifier_nodes",
+    "watchdog",
+}
 
 
 def modules(package: str) -> dict[str, Path]:
