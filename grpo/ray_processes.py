@@ -131,6 +131,8 @@ def _on_their_nodes(
     actors: Sequence[ActorProcess], do: Callable[[Sequence[int]], dict[int, str]]
 ) -> dict[tuple[str, int], str]:
     """Call `do` with the processes of each node, on that node; what came back by node and process."""
+    if not actors:
+        return {}
     here = ray.get_runtime_context().get_node_id()
     by_node: dict[str, list[int]] = {}
     for one in actors:

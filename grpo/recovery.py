@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,9 @@ from grpo.config import TrainConfig
 from grpo.failures import ProcessDied, Stalled
 from grpo.preparation import plan_of
 from grpo.progress import Progress
+from grpo.run_folder import note_fault
 from grpo.train import train
 from grpo.watchdog import Watchdog, WatchedProgress
-
-FAULTS = "faults.log"
 
 Job = Callable[[TrainConfig, Progress], ClosingTable]
 
@@ -51,7 +48,7 @@ def train_with_recovery(settings: TrainConfig, open_display: Callable[[], Progre
         if told:
             display.show(Text(told))
         try:
-            with Watchdog(settings.watchdog, folder, ACTIVITY, display.show):
+            with Watchdog(settings.watchdog, folder, ACTIVITY, display.show, settings.cluster.start_deadline_s):
                 if told:
                     _wait_for_nodes(settings, display)
                 return job(settings, WatchedProgress(display, ACTIVITY))
@@ -66,16 +63,6 @@ def train_with_recovery(settings: TrainConfig, open_display: Callable[[], Progre
                 raise type(failure)(told) from failure
             # A run that refused to go on with another's folder may go on with what it has written itself.
             settings = settings.model_copy(update={"run": settings.run.model_copy(update={"resume": "auto"})})
-
-
-def note_fault(folder: Path, line: str) -> None:
-    """Add a line to the run folder's `faults.log`; a folder that cannot be written to keeps nobody from going on."""
-    stamped = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} pid {os.getpid()}: {' '.join(line.split())}\n"
-    try:
-        with (folder / FAULTS).open("a", encoding="utf-8") as log:
-            log.write(stamped)
-    except OSError:
-        return
 
 
 @dataclass

@@ -27,10 +27,12 @@ from grpo.config import Watchdog as Settings
 from grpo.failures import Stalled
 from grpo.progress import Progress
 from grpo.ray_processes import ActorProcess
+from grpo.run_folder import note_fault
 
 FOLDER = "stalls"
 # What stops a driver whose main thread does not even hear a signal: nothing closes it properly any more.
 _DEAF_S = 120.0
+_START_SHARE = 0.9
 _SIGNAL = signal.SIGUSR2
 
 
@@ -38,10 +40,25 @@ class Watchdog:
     """Watches while its `with` block runs, which must be in the main thread where it may stop or restart."""
 
     def __init__(
-        self, settings: Settings, run_dir: Path, activity: Activity, show: Callable[[RenderableType], None]
+        self,
+        settings: Settings,
+        run_dir: Path,
+        activity: Activity,
+        show: Callable[[RenderableType], None],
+        start_s: float,
     ) -> None:
-        """Watch `activity` for a run; lines go to `show`."""
+        """Watch `activity` for a run.
+
+        Args:
+            settings: when to act, and how.
+            run_dir: the run's folder.
+            activity: what is watched.
+            show: shows a line.
+            start_s: the deadline of a start, in which nothing may move for long.
+        """
         self._settings = settings
+        # While engines start, little is heard of them; the stacks are wanted before the deadline ends it all.
+        self._start_s = max(settings.stall_s, _START_SHARE * start_s)
         self._run_dir = run_dir
         self._activity = activity
         self._show = show
@@ -67,7 +84,8 @@ class Watchdog:
     def _watch(self) -> None:
         told = False
         while not self._over.wait(min(1.0, self._settings.stall_s / 4)):
-            if self._activity.still_s < self._settings.stall_s:
+            starting = _word(self._activity.phase) == "start"
+            if self._activity.still_s < (self._start_s if starting else self._settings.stall_s):
                 told = False
             elif not told:
                 told = True
@@ -88,9 +106,10 @@ class Watchdog:
         except OSError as failure:
             where = f"stacks could not be written: {failure}"
         self._stalled = f"{stalled}; {where}"
-        action = self._settings.action
-        self._show(Text(self._stalled + (f"; watchdog.action={action}" if action == "warn" else "")))
-        if action != "warn":
+        if self._settings.action == "warn":
+            note_fault(self._run_dir, self._stalled)
+            self._show(Text(self._stalled))
+        else:
             self._end(actors)
 
     def _write(self, phase: str, stalled: str, actors: list[ActorProcess], silent: set[str]) -> Path:
@@ -112,7 +131,8 @@ class Watchdog:
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         ray_processes.kill(actors)
         if not self._over.wait(_DEAF_S):
-            print(f"{self._stalled}; the driver itself does not answer and is killed", flush=True)
+            note_fault(self._run_dir, f"{self._stalled}; the driver itself does not answer and is ended")
+            print(f"{self._stalled}; the driver itself does not answer and is ended", flush=True)
             os._exit(1)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,8 @@ from grpo.failures import ProcessDied, Stalled
 from grpo.ledger import ledger_problems, read_ledger
 from grpo.metrics_log import read_history
 from grpo.progress import open_progress
-from grpo.recovery import FAULTS, train_with_recovery
+from grpo.recovery import train_with_recovery
+from grpo.run_folder import FAULTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
