@@ -62,7 +62,7 @@ class Watchdog:
         self._run_dir = run_dir
         self._activity = activity
         self._show = show
-        self._over = threading.Event()
+        self._over, self._heard = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._stalled = ""
 
@@ -106,7 +106,9 @@ class Watchdog:
         except OSError as failure:
             where = f"stacks could not be written: {failure}"
         self._stalled = f"{stalled}; {where}"
-        if self._settings.action == "warn":
+        # While stacks were read, which takes seconds, it may have gone on after all, or ended.
+        gone_on = self._over.is_set() or self._activity.still_s < still_s
+        if self._settings.action == "warn" or gone_on:
             note_fault(self._run_dir, self._stalled)
             self._show(Text(self._stalled))
         else:
@@ -119,7 +121,7 @@ class Watchdog:
         found = ray_processes.stacks_of(sorted(actors, key=lambda one: one.actor not in silent))
         text = [
             f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', now)} {stalled}\n",
-            *("\nno actor is running\n" if not actors else ()),
+            "" if actors else "\nno actor is running\n",
             *(f"\n=== {name}\n{stack.rstrip()}\n" for name, stack in found.items()),
             f"\n=== driver (pid {os.getpid()}): all of its threads\n{_own_stacks()}",
         ]
@@ -130,12 +132,13 @@ class Watchdog:
         # The main thread hears the signal before the death of an actor: it is the stall that ended the run.
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         ray_processes.kill(actors)
-        if not self._over.wait(_DEAF_S):
+        if not self._heard.wait(_DEAF_S):
             note_fault(self._run_dir, f"{self._stalled}; the driver itself does not answer and is ended")
             print(f"{self._stalled}; the driver itself does not answer and is ended", flush=True)
             os._exit(1)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
+        self._heard.set()
         raise Stalled(self._stalled)
 
 
