@@ -79,7 +79,10 @@ def describe_death(failure: Exception) -> str:
     actor = getattr(failure, "actor_id", None)
     known = [one for one in actors_of_job() if actor and one.actor == actor]
     if known and known[0].pid:
-        return f"{known[0].told} died: {known[0].cause or _first_line(str(failure))}"
+        # Ray tells of the death of a node later than of the connections that end with it.
+        unreached = "its process or its node cannot be reached any more"
+        gone = isinstance(failure, ray.exceptions.ActorUnavailableError)
+        return f"{known[0].told} died: {known[0].cause or (unreached if gone else _first_line(str(failure)))}"
     return f"a process or node was lost: {_first_line(str(failure))}"
 
 

@@ -77,9 +77,20 @@ def of_kind(kind: str, driver: int) -> list[psutil.Process]:
 
 
 def left_of(processes: Sequence[psutil.Process]) -> list[str]:
-    """Those that live on although their driver is dead."""
-    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
-    return [f"{one.pid} {one.name()}" for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    """Those that live on although their driver is dead.
+
+    Ray's two agents of a node are passed over: they look for Ray's servers for a minute before they end too.
+    """
+    waited = [one for one in processes if "Agent" not in _name(one)]
+    _, alive = psutil.wait_procs(waited, timeout=GONE_S)
+    return [f"{one.pid} {_name(one)}" for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def problems_of(run: Path, open_at_most: int = 0) -> list[str]:

@@ -167,7 +167,7 @@ def test_a_disk_that_fills_while_ranks_write_keeps_the_older_checkpoint(
 
 
 LOST_NODE = """
-import sys, threading
+import sys, threading, time
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster as Nodes
@@ -190,7 +190,9 @@ starts, steps = [], []
 
 
 def bring_back():
+    time.sleep(3)
     second.append(nodes.add_node(num_cpus=1, resources=dict(learner_node=9)))
+    time.sleep(600)  # Ray's servers end with the thread that started them
 
 
 def job(settings, progress):
@@ -204,7 +206,7 @@ def job(settings, progress):
         for step in range(found.step + 1 if found else 1, 5):
             if step == 3 and len(starts) == 1:
                 nodes.remove_node(second[0], allow_graceful=False)
-                threading.Timer(3.0, bring_back).start()
+                threading.Thread(target=bring_back, daemon=True).start()
             steps.append((step, round(learner.step(random_batch(ranks=1, seed=step))["loss"], 6)))
             checkpoint.write(folder, step, learner.save, dict(step=step), keep=1)
     return steps
