@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from grpo.activity import ACTIVITY
 from grpo.batching import TrainBatch
+from grpo.failures import ProcessDied
 from grpo.profiling import ActorProfile, OperatorProfiler
+from grpo.ray_processes import LOST, dead_peer, describe_death
 from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import LearnerSetup
 from grpo.weight_buckets import Bucket, TensorInfo
@@ -40,6 +43,9 @@ class LearnerActor:
 
     def __init__(self, setup: LearnerSetup) -> None:
         self._setup = setup
+
+    def __repr__(self) -> str:
+        return f"learner rank {self._setup.rank}"
 
     def address(self) -> tuple[str, int]:
         """This node's address and a port that is free on it, for the ranks to meet at."""
@@ -130,25 +136,33 @@ def wait_for(
 
     Raises:
         TimeoutError: they did not all come within `deadline_s`.
+        ProcessDied: an actor, its node, or something that it needed of them was lost.
         Exception: what an actor raised.
     """
     give_up_at = time.monotonic() + deadline_s
-    while meanwhile and time.monotonic() < give_up_at:
-        if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
-            break
-        meanwhile()
     try:
-        return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
+        with ACTIVITY.waiting(what, references):
+            while meanwhile and time.monotonic() < give_up_at:
+                if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
+                    break
+                meanwhile()
+            return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
         which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
         raise TimeoutError(
             f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
         ) from None
+    except LOST as failure:
+        if isinstance(failure, ray.exceptions.RayActorError) and failure.actor_init_failed:
+            raise RuntimeError(f"a process could not start while the run waited for {what}: {failure}") from failure
+        raise ProcessDied(f"{describe_death(failure)}; the run waited for {what}") from failure
     except ray.exceptions.RayTaskError as failure:
-        raise raised_by(failure) from failure
-    except ray.exceptions.RayActorError as failure:
-        raise RuntimeError(f"a process died while the run waited for {what}: {failure}") from failure
+        cause = raised_by(failure)
+        # Who exchanges tensors with a rank that dies fails too, and may be heard first.
+        if isinstance(cause, RuntimeError) and (died := dead_peer()):
+            raise ProcessDied(f"{died}; the run waited for {what}") from failure
+        raise cause from failure
 
 
 def raised_by(failure: Any) -> Exception:
@@ -241,7 +255,7 @@ class LearnerGroup:
         # Two buckets wait at most: a large policy must not fill the object store while generators still load.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
         streams: list[Any] = [actor.export_buckets.options(**options).remote(bucket_bytes) for actor in self._actors]
-        while ray.wait([streams[0]], timeout=self._deadline_s, fetch_local=False)[0]:
+        while self._bucket_is_there(streams[0]):
             try:
                 yield next(streams[0])
             except StopIteration:
@@ -249,6 +263,11 @@ class LearnerGroup:
         else:
             raise TimeoutError(f"no bucket of weights was gathered from the learner within {self._deadline_s:.0f} s")
         wait_for([s.completed() for s in streams], self._deadline_s, "gathering the weights from the learner")
+
+    def _bucket_is_there(self, stream: Any) -> bool:
+        what = "a bucket of weights from the learner"
+        with ACTIVITY.waiting(what, [stream]):
+            return bool(ray.wait([stream], timeout=self._deadline_s, fetch_local=False)[0])
 
     def sleep(self) -> None:
         """Move optimizer states off the devices."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 _NAME = re.compile(r"step_(\d+)")
 STATE = "driver.pt"
+# Bytes free at most on a disk that is called full where there is no other sign of it.
+_LITTLE = 1 << 20
+_MARGIN_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,10 @@ class Checkpoint:
         return dict(torch.load(self.folder / STATE, weights_only=True))
 
 
+class NoRoom(OSError):
+    """The disk has no room for a checkpoint; the message says how much is missing and what to do."""
+
+
 def write(
     run_folder: Path, step: int, write_learner: Callable[[str], None], driver_state: dict[str, Any], keep: int
 ) -> Checkpoint:
@@ -52,12 +61,19 @@ def write(
         keep: how many of the newest checkpoints stay.
 
     Raises:
-        OSError: the disk is full or cannot be written; older checkpoints are untouched.
+        NoRoom: the disk is full, or is seen beforehand not to hold it; older checkpoints are untouched.
+        OSError: it cannot be written; older checkpoints are untouched.
     """
     parent = run_folder / "checkpoints"
     final, partial = parent / f"step_{step:06d}", parent / f".step_{step:06d}.partial"
     parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in parent.glob(".step_*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    newest = latest(run_folder)
+    # Checkpoints of a run are all alike, and the oldest is only deleted when the new one is whole.
+    needed = _size(newest.folder) if newest else 0
+    if needed > _free(parent):
+        raise _no_room(parent, step, needed, newest, "was not begun")
     partial.mkdir()
     try:
         write_learner(str(partial.absolute()))
@@ -67,11 +83,50 @@ def write(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _to_disk(parent)
+    # What writes tensors tells a full disk by an error of its own, without its number.
+    except (OSError, RuntimeError, SafetensorError) as failure:
+        written = _size(partial)
+        if _free(parent) > max(_LITTLE, needed - written) and not _says_full(failure):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _no_room(parent, step, max(needed, written), newest, "was given up") from failure
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for old in _all(run_folder)[:-keep]:
         shutil.rmtree(old.folder)
     return Checkpoint(step, final)
+
+
+def _no_room(parent: Path, step: int, needed: int, newest: Checkpoint | None, fate: str) -> NoRoom:
+    free = _free(parent)
+    stays = f"the one of step {newest.step} is whole and stays" if newest else "there is none yet to go on from"
+    # Some of what is free is taken by what the run writes beside: metrics, rollouts, the report.
+    missing = max(needed - free, 0) + _MARGIN_SHARE * needed
+    takes = f"{'' if newest else 'more than '}{_told(needed)}"
+    return NoRoom(
+        errno.ENOSPC,
+        f"{os.strerror(errno.ENOSPC)}: the checkpoint of step {step} {fate}: it takes {takes} and the disk has "
+        f"{_told(free)} left; {stays}. Make room for {_told(missing)} more, or lower train.keep_checkpoints, then go "
+        "on by resume=auto",
+        str(parent),
+    )
+
+
+def _says_full(failure: BaseException) -> bool:
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(failure, "errno", None) in codes or any(os.strerror(code) in str(failure) for code in codes)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _told(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(size, 1) / 2**20:.2f} MiB"
 
 
 def latest(run_folder: Path) -> Checkpoint | None:

@@ -51,17 +51,18 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 
     The run's folder gets the resolved config, metrics, rollouts, figures, an HTML report, and checkpoints whose
     `policy/` folder `transformers` and vLLM load as it is. Ctrl-C finishes the step, writes a checkpoint and ends.
+    After the death of a process or node the run goes on from its newest checkpoint by itself (`cluster.max_restarts`).
     """
 
     def job() -> None:
         settings = load(TrainConfig, config, overrides or [])
         from grpo.progress import open_progress
+        from grpo.recovery import train_with_recovery
         from grpo.run_folder import finished_table
-        from grpo.train import train as run
 
         table = finished_table(settings.run, settings.train.steps)
         if table is None:
-            table = run(settings, open_progress("GRPO", total_steps=settings.train.steps))
+            table = train_with_recovery(settings, lambda: open_progress("GRPO", total_steps=settings.train.steps))
         Console().print(table)
 
     _guarded(job, debug)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -70,6 +71,18 @@ class Plan:
             shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
             return [shared] * self.learner_ranks
         return [learner] * self.learner_ranks + [generator] * self.generators
+
+    def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
+        """What a cluster with these resources lacks, if anything."""
+        bundles = self.bundles(device, have)
+        for resource in ("GPU", "CPU"):
+            needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
+            if needed > have.get(resource, 0.0):
+                return (
+                    f"the job needs {needed:.0f} {resource}s ({self.learner_ranks} learner ranks, {self.generators} "
+                    f"generators) and the cluster has {have.get(resource, 0.0):.0f}"
+                )
+        return None
 
 
 class Cluster:
@@ -179,15 +192,12 @@ class Cluster:
 
     def _reserve(self) -> PlacementGroup:
         have, plan = ray.cluster_resources(), self._plan
+        if missing := plan.missing(self.device, have):
+            raise ValueError(
+                f"{missing}; lower learner.ranks, generator.replicas, generator.tensor_parallel_size or their threads, "
+                "or set share_gpus"
+            )
         bundles = plan.bundles(self.device, have)
-        for resource in ("GPU", "CPU"):
-            needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
-            if needed > have.get(resource, 0.0):
-                raise ValueError(
-                    f"the job needs {needed:.0f} {resource}s ({plan.learner_ranks} learner ranks, {plan.generators} "
-                    f"generators) and the cluster has {have.get(resource, 0.0):.0f}; lower learner.ranks, "
-                    "generator.replicas, generator.tensor_parallel_size or their threads, or set share_gpus"
-                )
         group: PlacementGroup = placement_group(bundles, strategy="PACK")
         if not group.wait(self._settings.start_deadline_s):
             remove_placement_group(group)
@@ -270,6 +280,33 @@ def preflight(settings: config.Cluster, deadline_s: float) -> dict[str, dict[str
             ray.shutdown()
 
 
+def wait_for_nodes(settings: config.Cluster, plan: Plan) -> None:
+    """Wait until the cluster has again what a job that lost a part of it needs.
+
+    Raises:
+        TimeoutError: it has not, after `cluster.start_deadline_s`; the message says what is missing.
+    """
+    owns_ray = _connect(settings, os.cpu_count() or 1)
+    until = time.monotonic() + settings.start_deadline_s
+    try:
+        while True:
+            have = ray.cluster_resources()
+            device = _DEVICES_OF_AUTO.get("auto") or _choose_device(settings.device)
+            missing = plan.missing(device, have)
+            if not missing:
+                return
+            if time.monotonic() > until:
+                nodes = [str(node["NodeName"]) for node in ray.nodes() if node["Alive"]]
+                raise TimeoutError(
+                    f"{missing} after cluster.start_deadline_s={settings.start_deadline_s:.0f}; its nodes are "
+                    f"{', '.join(sorted(nodes))}: bring the lost one back, then go on by resume=auto"
+                )
+            time.sleep(1.0)
+    finally:
+        if owns_ray:
+            ray.shutdown()
+
+
 def _connect(settings: config.Cluster, cpus: int) -> bool:
     """Whether Ray was not running in this process, and now is."""
     if ray.is_initialized():
@@ -302,11 +339,16 @@ def _quiet() -> dict[str, Any]:
     return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
 
 
+# What `auto` came to in this process: a run that has lost its GPUs must wait for them, not go on without.
+_DEVICES_OF_AUTO: dict[str, Device] = {}
+
+
 def _choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     if wanted == "gpu" and not has_gpus:
         raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
-    return "cuda" if has_gpus and wanted != "cpu" else "cpu"
+    chosen: Device = "cuda" if has_gpus and wanted != "cpu" else "cpu"
+    return _DEVICES_OF_AUTO.setdefault("auto", chosen) if wanted == "auto" else chosen
 
 
 def _common_environment(threads: int) -> dict[str, str]:

@@ -275,6 +275,20 @@ class Cluster(Section):
     """Longest wait for all actors to be up."""
     step_deadline_s: Seconds = 1800.0
     """Longest wait for one learner step or checkpoint."""
+    max_restarts: Annotated[int, Field(ge=0)] = 20
+    """How often a run goes on from its newest checkpoint by itself after a process or a node died; 0: it stops."""
+    max_fruitless_restarts: Positive = 3
+    """It stops after so many restarts in a row between which no newer checkpoint was written."""
+
+
+class Watchdog(Section):
+    """Notices that nothing moves: no finished group, no learner step, no part of a weight push."""
+
+    stall_s: Seconds = 900.0
+    """Seconds without progress after which the Python stacks of driver and actors are written to `stalls/`. Longer than
+    the longest single wait of a healthy run: a learner step, a checkpoint, the start of the engines."""
+    action: Literal["warn", "stop", "restart"] = "warn"
+    """What follows: a line only, the end of the run, or a restart from the newest checkpoint."""
 
 
 class TrainConfig(Section):
@@ -294,6 +308,7 @@ class TrainConfig(Section):
     train: Schedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    watchdog: Watchdog = Watchdog()
     launch: Launch | None = None
     """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from grpo.activity import ACTIVITY
 from grpo.actors import wait_for
 from grpo.profiling import ActorProfile
 from grpo.replica import Lost, Replica, Work, result_of
@@ -173,7 +174,12 @@ class GeneratorGroup:
         """Hear the replicas; where asked, until `finished` has something in it. Streams call this."""
         began = time.monotonic()
         self._hear(0.0)
-        while wait and not finished:
+        if wait and not finished:
+            with ACTIVITY.waiting("a finished group", [one.report for one in self._replicas if one.report]):
+                self._collect_one(finished, began)
+
+    def _collect_one(self, finished: Finished, began: float) -> None:
+        while not finished:
             left_s = max(began, self._moved_at) + self.limits.group_s - time.monotonic()
             if left_s <= 0:
                 unfinished = ", ".join(
@@ -298,7 +304,9 @@ class GeneratorGroup:
             try:
                 if replica.up:
                     heard = replica.hear(self.limits.hang_s)
-                    self._moved_at = time.monotonic() if heard else self._moved_at
+                    if heard:
+                        self._moved_at = time.monotonic()
+                        ACTIVITY.moved()
                 else:
                     self._take_in(replica)
             except Lost as reason:

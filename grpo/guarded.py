@@ -21,5 +21,6 @@ def guarded(job: Callable[[], None], debug: bool) -> None:
     except (ValueError, RuntimeError, TimeoutError, OSError) as failure:
         if debug:
             raise
-        Console(stderr=True, highlight=False).print(f"[bold red]{type(failure).__name__}[/]: {escape(str(failure))}")
+        told = f"[bold red]{type(failure).__name__}[/]: {escape(str(failure))}"
+        Console(stderr=True, highlight=False).print(told, soft_wrap=True)
         raise typer.Exit(EXIT_MISTAKE if isinstance(failure, ValueError) else EXIT_FAILED) from failure

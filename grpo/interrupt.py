@@ -6,6 +6,8 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+from grpo.failures import ProcessDied, Stalled
+
 
 class Interrupt:
     """While active, the first SIGINT or SIGTERM asks for a stop and the second one stops at once.
@@ -26,6 +28,10 @@ class Interrupt:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.requested and isinstance(error, ProcessDied | Stalled):
+            # Whoever asked for a stop wants no restart.
+            print(f"stopped without a checkpoint of this step: {error}", file=sys.stderr, flush=True)
+            raise KeyboardInterrupt from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

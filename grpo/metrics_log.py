@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+from grpo.json_lines import JsonLines, complete_lines
 
 FILE_NAME = "metrics.jsonl"
 RESERVED_NAMES = ("step", "time")
@@ -104,7 +105,7 @@ def read_history(run_dir: Path) -> History:
     if not path.exists():
         return History(())
     merged: dict[int, MetricsLine] = {}
-    for number, text in enumerate(_complete_lines(path), start=1):
+    for number, text in enumerate(complete_lines(path), start=1):
         line = _parse(text, path, number)
         earlier = merged.get(line.step)
         if earlier is not None:
@@ -127,14 +128,9 @@ class MetricsLog:
     """Appends lines to a run's metrics file; each is one write, on the disk when `append` returns."""
 
     def __init__(self, run_dir: Path) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / FILE_NAME
-        history = read_history(run_dir)
-        self._last_step = history.last_step()
-        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            # Cut off what a killed process left half written, or the next line would be glued to it.
-            _replace_lines(self._path, _complete_lines(self._path))
-        self._descriptor = _open_to_append(self._path)
+        self._last_step = read_history(run_dir).last_step()
+        self._lines = JsonLines(self._path)
 
     @property
     def last_step(self) -> int | None:
@@ -160,30 +156,17 @@ class MetricsLog:
                 f"To go on from a checkpoint, call truncate_after(its step) first; "
                 f"to start anew, use an empty run folder"
             )
-        payload = line.to_json().encode()
-        written = os.write(self._descriptor, payload)
-        if written != len(payload):
-            raise OSError(f"wrote {written} of {len(payload)} bytes to {self._path}; is the disk full?")
-        os.fsync(self._descriptor)
+        self._lines.append(line.to_json())
         self._last_step = line.step if self._last_step is None else max(line.step, self._last_step)
 
     def truncate_after(self, step: int) -> None:
         """Drop every line of a later step, so that a resumed run does not count its steps twice."""
-        kept = [
-            text
-            for number, text in enumerate(_complete_lines(self._path), start=1)
-            if _parse(text, self._path, number).step <= step
-        ]
-        os.close(self._descriptor)
-        _replace_lines(self._path, kept)
-        self._descriptor = _open_to_append(self._path)
+        self._lines.keep(lambda number, text: _parse(text, self._path, number).step <= step)
         self._last_step = read_history(self._path.parent).last_step()
 
     def close(self) -> None:
         """Release the file. Safe to call twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._lines.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -192,22 +175,6 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open_to_append(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-
-def _complete_lines(path: Path) -> Sequence[str]:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _replace_lines(path: Path, lines: Iterable[str]) -> None:
-    # Beside the file and renamed over it: a kill in between leaves the old file whole.
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _parse(text: str, path: Path, number: int) -> MetricsLine:

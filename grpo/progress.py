@@ -162,7 +162,9 @@ class PlainProgress:
         self._line(f"{self._pace.position():>9}{figures}{self._pace.left():>8}")
 
     def show(self, renderable: RenderableType) -> None:
-        self._console.print(renderable)
+        # In a log one message is one line, however long.
+        self._console.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+        self._console.file.flush()
 
     def close(self) -> None:
         return None

@@ -15,8 +15,8 @@
 Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
 trackers; `finish` may be called on that way too. What lies in the run folder afterwards:
 
-    metrics.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet  figures/*.png  report.html
-    tensorboard/
+    metrics.jsonl  ledger.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet  figures/*.png
+    report.html  tensorboard/
 
 The run's `config.yaml` is written by the job and only read here. Metric names, the Parquet columns and their units
 are documented in `docs/metrics.md`. Figures and the HTML report are made from the run folder alone, so
@@ -33,6 +33,7 @@ from types import TracebackType
 
 from grpo import rollout_store
 from grpo.closing_table import ClosingTable, closing_table
+from grpo.ledger import Ledger
 from grpo.metrics_log import MetricsLine, MetricsLog, read_history
 from grpo.progress import Progress, open_progress
 from grpo.rollout_store import Advantages
@@ -76,6 +77,7 @@ class Report:
             raise ValueError(f"rollouts_every must be 0 (none) or more, got {rollouts_every}")
         self.run_dir = Path(run_dir)
         self._log = MetricsLog(self.run_dir)
+        self._ledger = Ledger(self.run_dir)
         self._trackers = tuple(trackers)
         self._progress = progress or open_progress("GRPO", total_steps=total_steps)
         self._rollouts_every = rollouts_every
@@ -94,6 +96,7 @@ class Report:
     def truncate_after(self, step: int) -> None:
         """Forget everything after `step`: call it before the first step of a resumed run."""
         self._log.truncate_after(step)
+        self._ledger.truncate_after(step)
         rollout_store.truncate_after(self.run_dir, step)
         for tracker in self._trackers:
             tracker.truncate_after(step)
@@ -125,6 +128,8 @@ class Report:
         plain = tuple(tuple(None if one is None else float(one) for one in row) for row in advantages)
         rollout_store.check_shape(groups, plain)
         self._log.append(MetricsLine(step, now, numbers))
+        if groups:
+            self._ledger.append(step, groups)
         if groups and self._rollouts_every:
             self._unstored = (step, groups, plain)
             if self._is_stored_step(step):
@@ -177,6 +182,7 @@ class Report:
         self._progress.close()
         self._store_rollouts()
         self._log.close()
+        self._ledger.close()
         for tracker in self._trackers:
             tracker.close()
         self._trackers = ()

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from grpo import checkpoint, config
+from grpo.activity import ACTIVITY
 from grpo.actors import LearnerGroup, spare_the_collector
 from grpo.adapters import require_peft
 from grpo.background_evaluation import MOST_OWED, BackgroundEvaluation
@@ -269,7 +270,8 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
+        with ACTIVITY.within("evaluate"):
+            groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
         check_failures(groups, self.settings.verification.max_failure_share)
         # What an evaluation asked of the pool is not a step's.
         self._pool.take_recent()
@@ -304,6 +306,8 @@ class TrainingRun:
         row = {**prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
         names = [spec.name for spec in choose(self.specs, prompt.row)]
         futures = self._pool.submit_many([(name, completion.text, prompt.reference, row) for name in names])
+        for future in futures:
+            future.add_done_callback(lambda _: ACTIVITY.moved())
         return dict(zip(names, futures, strict=True))
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:

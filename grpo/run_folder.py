@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import yaml
@@ -12,6 +14,8 @@ from grpo.closing_table import ClosingTable, closing_table
 from grpo.config_file import dump
 from grpo.metrics_log import read_history
 from grpo.progress import Progress
+
+FAULTS = "faults.log"
 
 
 def open_folder(
@@ -61,3 +65,13 @@ def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
     if run.resume == "never" or found is None or found.step < steps:
         return None
     return closing_table(folder.resolve().name, read_history(folder), {"report": folder / "report.html"})
+
+
+def note_fault(folder: Path, line: str) -> None:
+    """Add a line to the run folder's `faults.log`; a folder that cannot be written to keeps nobody from going on."""
+    stamped = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} pid {os.getpid()}: {' '.join(line.split())}\n"
+    try:
+        with (folder / FAULTS).open("a", encoding="utf-8") as log:
+            log.write(stamped)
+    except OSError:
+        return

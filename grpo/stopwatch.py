@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from grpo.activity import ACTIVITY
+
 
 class Stopwatch:
     """One phase runs at a time; starting one ends the one before."""
@@ -23,6 +25,7 @@ class Stopwatch:
         self._phase, self._switched = phase, now
         if phase is not None:
             self._first.setdefault(phase, now - self._begun)
+        ACTIVITY.time(phase)
 
     @property
     def elapsed_s(self) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from grpo.checkpoint import STATE, Checkpoint, latest, write
+from grpo.checkpoint import STATE, Checkpoint, NoRoom, latest, write
 
 
 class Unpicklable:
@@ -128,3 +131,69 @@ def test_the_driver_state_brings_nothing_to_life(tmp_path: Path) -> None:
     written = write(tmp_path, 1, write_learner, {"object": Unpicklable()}, keep=1)
     with pytest.raises(pickle.UnpicklingError):
         written.driver_state()
+
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a small disk is not allowed here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def of_size(size: int) -> Callable[[str], None]:
+    def write_tensor(folder: str) -> None:
+        torch.save(torch.zeros(size, dtype=torch.uint8), Path(folder) / "state.pt")
+
+    return write_tensor
+
+
+def test_a_disk_that_fills_keeps_the_older_one_and_says_how_much_room_is_missing(small_disk: Path) -> None:
+    with pytest.raises(NoRoom, match=r"step 1 was given up: it takes more than .* there is none yet to go on from"):
+        write(small_disk, 1, of_size(3 * MIB), {"step": 1}, keep=1)
+    older = write(small_disk, 1, of_size(MIB // 2), {"step": 1}, keep=1)
+    with pytest.raises(NoRoom) as full:
+        write(small_disk, 2, of_size(2 * MIB), {"step": 2}, keep=1)
+    assert isinstance(full.value.__cause__, RuntimeError | OSError), "the disk itself refused"
+    assert "step 2 was given up" in str(full.value) and "the one of step 1 is whole and stays" in str(full.value)
+    assert (
+        latest(small_disk) == older and older.driver_state() == {"step": 1} and listing(small_disk) == ["step_000001"]
+    )
+    # The error holds the file that could not be written.
+    del full
+    gc.collect()
+    # Another program fills the disk: that is seen before anything is written.
+    (small_disk / "other").write_bytes(b"x" * (MIB + MIB // 4))
+    begun: list[str] = []
+    with pytest.raises(
+        NoRoom, match=r"was not begun: .*takes 0\.50 MiB .*has 0\.2\d MiB left.*Make room for 0\.[23]\d MiB"
+    ):
+        write(small_disk, 2, begun.append, {"step": 2}, keep=1)
+    assert not begun and listing(small_disk) == ["step_000001"]
+    (small_disk / "other").unlink()
+    assert write(small_disk, 2, of_size(MIB // 2), {"step": 2}, keep=1) == latest(small_disk)
+
+
+def test_an_error_that_has_nothing_to_do_with_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    def fail(folder: str) -> None:
+        raise RuntimeError("a rank ran out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        write(tmp_path, 1, fail, {"step": 1}, keep=1)
+
+
+def test_what_killed_writers_left_does_not_fill_the_disk(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".step_000009.partial"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"x" * MIB)
+    write(tmp_path, 10, write_learner, {"step": 10}, keep=1)
+    assert not left.exists()

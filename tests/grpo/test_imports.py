@@ -19,6 +19,7 @@ ROOMS = {
         "grpo/cluster.py",
         "grpo/generator_group.py",
         "grpo/ray_metrics.py",
+        "grpo/ray_processes.py",
         "grpo/replica.py",
         "grpo/verifier_nodes.py",
         "launch/ray_job.py",
@@ -50,12 +51,15 @@ DRIVERS = {
     "preparation",
     "profile",
     "ray_metrics",
+    "ray_processes",
+    "recovery",
     "replica",
     "run",
     "sft",
     "train",
     "transfer_engines",
     "verifier_nodes",
+    "watchdog",
 }
 
 

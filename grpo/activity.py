@@ -1,0 +1,87 @@
+"""What the driver does and waits for at present, written by its main thread for the watchdog's to read.
+
+There is one driver in a process, and so one `ACTIVITY`. Something that happened, a wait that ended, a phase that
+began, is progress; a wait that goes on is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Something that has not come yet.
+
+    Attributes:
+        what: in words, as an error would tell it.
+        references: Ray's references to it, where it is a task's result.
+    """
+
+    what: str
+    references: tuple[Any, ...] = ()
+
+
+class Activity:
+    """The present phase and waits. Lists are replaced, never changed, so that another thread may look at any time."""
+
+    def __init__(self) -> None:
+        """Nothing begun."""
+        self._phases: tuple[str, ...] = ()
+        self._timed: str | None = None
+        self._waits: tuple[Wait, ...] = ()
+        self._moved_at = time.monotonic()
+
+    def moved(self) -> None:
+        """Something came: the driver is not stuck."""
+        self._moved_at = time.monotonic()
+
+    def time(self, phase: str | None) -> None:
+        """A part of a step begins; None: it ended."""
+        self._timed = phase
+        self.moved()
+
+    @contextlib.contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """The phase outside of steps that the block is: a start, a checkpoint, an evaluation."""
+        before = self._phases
+        self._phases = (*before, phase)
+        self.moved()
+        try:
+            yield
+        finally:
+            self._phases = before
+            self.moved()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str, references: Sequence[Any] = ()) -> Iterator[None]:
+        """The block waits for `what`."""
+        before = self._waits
+        self._waits = (*before, Wait(what, tuple(references)))
+        try:
+            yield
+        finally:
+            self._waits = before
+            self.moved()
+
+    @property
+    def phase(self) -> str:
+        """The part of a step, and outside of steps the innermost phase."""
+        return self._phases[-1] if self._phases else self._timed or "between steps"
+
+    @property
+    def waits(self) -> tuple[Wait, ...]:
+        """What is waited for, outermost first."""
+        return self._waits
+
+    @property
+    def still_s(self) -> float:
+        """Seconds since something moved."""
+        return time.monotonic() - self._moved_at
+
+
+ACTIVITY = Activity()

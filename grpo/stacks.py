@@ -1,0 +1,48 @@
+"""Where processes are, as py-spy sees them from outside: it needs nothing of them, and so works on those that hang."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+# A dump takes a tenth of a second; a machine on which it takes longer than this is itself at fault.
+_DUMP_S = 20.0
+
+
+def dump(pids: Iterable[int]) -> dict[int, str]:
+    """The Python stacks of processes of this machine and of all that they started; why there is none, otherwise."""
+    return {pid: _dump(pid) for pid in pids}
+
+
+def _dump(pid: int) -> str:
+    try:
+        # A stopped process must not be waited for, as py-spy would to pause it.
+        command = [_py_spy(), "dump", "--nonblocking", "--subprocesses", "--pid", str(pid)]
+        state = psutil.Process(pid).status()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DUMP_S, check=False)
+    except psutil.NoSuchProcess:
+        return f"process {pid} has ended"
+    except FileNotFoundError:
+        return "py-spy is not installed on this node (pip install py-spy)"
+    except subprocess.TimeoutExpired:
+        return f"py-spy did not come back within {_DUMP_S:.0f} s"
+    notice = "this process is stopped (SIGSTOP, or a debugger)\n" if state == psutil.STATUS_STOPPED else ""
+    if done.returncode == 0:
+        return notice + done.stdout
+    reason = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+    refused = "ermission" in done.stderr or "not permitted" in done.stderr
+    remedy = (
+        "; the right to trace processes is missing: run as root, grant CAP_SYS_PTRACE (containers: --cap-add "
+        "SYS_PTRACE), or set kernel.yama.ptrace_scope=0"
+    )
+    return f"{notice}py-spy could not read process {pid}: {reason[0]}{remedy if refused else ''}"
+
+
+def _py_spy() -> str:
+    beside = Path(sys.executable).with_name("py-spy")
+    return str(beside) if beside.exists() else shutil.which("py-spy") or "py-spy"
