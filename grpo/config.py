@@ -287,6 +287,12 @@ class TrainConfig(Section):
                 f"rollout.prompts_per_step={rollout.prompts_per_step} leaves some of "
                 f"generator.replicas={self.generator.replicas} without work; use fewer replicas or more prompts"
             )
+        if self.generator.hang_deadline_s >= rollout.deadline_s:
+            found.append(
+                f"generator.hang_deadline_s={self.generator.hang_deadline_s:g} is not shorter than rollout.deadline_s="
+                f"{rollout.deadline_s:g}: the run would stop before it restarts a generator that hangs; lower the one "
+                "or raise the other"
+            )
         sequence = rollout.max_prompt_tokens + rollout.max_completion_tokens
         if sequence > self.learner.microbatch_tokens:
             found.append(

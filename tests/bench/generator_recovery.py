@@ -42,7 +42,7 @@ def main(path: str) -> None:
         generators.load_weights(weights, 1)
         for number in range(ROUNDS):
             stream = generators.stream(SamplingParams(8, 80, 1.0))
-            stream.submit([Request(i, (4, 5, 6), 100 * number + i) for i in range(32)])
+            stream.submit([Request(i, (4, 5, 6), 1000 * number + i) for i in range(600)])
             stream.finished()
             processes = generators._replicas[0]._processes
             assert processes is not None

@@ -156,6 +156,24 @@ def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
     assert "held-out accuracy" in again and "starting" not in again, "a complete run only shows its table"
 
 
+def test_a_run_survives_the_death_of_its_only_generator(cold_start: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bereft"
+    process = grpo(*training(cold_start, folder, "generator.replicas=1"))
+    waited = time.monotonic()
+    while len(metrics(folder)) < 2:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() - waited < 400, "no step in 400 s"
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (generator,) = [one for one in family if any("GeneratorActor" in part for part in one.cmdline())]
+    generator.kill()
+    output = finished(process)
+    assert "generator 0 was restarted: its process died; " in " ".join(output.split())
+    lines = metrics(folder)
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert all(line["sync/probe_mean_difference"] < 2e-4 and line["rollout/groups"] == 8 for line in lines[1:])
+
+
 def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path: Path) -> None:
     """A preset with much beside it: reference in the reward, refreshed; recomputed ratios, corrected; refills."""
     objective = [
