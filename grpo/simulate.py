@@ -6,8 +6,8 @@ birth and due date are those of the training loop:
 - while the policy is at version v, (v + 1 + k) * P groups have been submitted, k being `rollout.max_policy_lag`;
 - a group's birth is the version at its submission and, once it is finished, that of its first token, which is later
   where it had to wait for a slot; it is due at step birth + k;
-- of the groups that are due by step n + m, step n takes all but m * P, for every m, and waits for them; then it fills
-  up to P with those that finished first.
+- of the D groups that are due by step n + m, step n waits for D - m * P, for every m, and takes those that finished
+  first.
 """
 
 from __future__ import annotations
@@ -122,9 +122,8 @@ def _choose(
             if len(candidates) < must:
                 return None
             chosen[candidates[: max(0, must)]] = True
-        others = order[(there & ~chosen)[order]]
-        chosen[others[: wanted - int(chosen.sum())]] = True
-        return (waiting[chosen], births[chosen]) if chosen.sum() == wanted else None
+        assert chosen.sum() == wanted, "all of the (1 + k) * P open groups are due by step n + k"
+        return waiting[chosen], births[chosen]
 
     # What could be taken at one time can be taken at any later one.
     times_s = np.maximum(np.sort(finished_s)[wanted - 1 :], now_s)

@@ -193,6 +193,16 @@ def test_a_restart_samples_again_and_stays_due() -> None:
     assert [step.groups for step in going_on] == [(0,), (1,), (2,)]
 
 
+def test_a_group_that_had_to_wait_for_a_slot_is_younger() -> None:
+    """Group 3 gets the only slot of its replica at the first push, and need not be learned from before group 4."""
+    lengths = np.array([[5], [6], [5], [20], [2], [2], [1], [1], [1], [1]])
+    steps = simulate(Schedule(2, 1), Deployment(2, 1), Speeds(1.0), lengths, 3)
+    assert [step.ready_s for step in steps] == [6.0, 26.0, 28.0]
+    # So does group 5 behind it: step 2 waits for it, as it might be old, and then learns from group 6.
+    assert [step.groups for step in steps] == [(0, 1), (2, 4), (3, 6)]
+    assert [step.births for step in steps] == [(0, 0), (0, 1), (1, 2)]
+
+
 @pytest.mark.parametrize("tail", ["none", "log-normal", "Pareto"])
 @pytest.mark.parametrize("slots", [8, 1000])
 def test_more_lag_is_not_slower_in_expectation(tail: str, slots: int) -> None:
