@@ -124,6 +124,8 @@ class Cluster:
     def start_learner(self, setups: Sequence[LearnerSetup]) -> Callable[[], LearnerGroup]:
         """Start the ranks; call the result to wait until all have met."""
         environment = _learner_environment(self.device, self._plan.learner_threads)
+        if self._settings.address is None:
+            environment |= ON_LOOPBACK
         actors = [
             self._place(LearnerActor, bundle, self._plan.learner_threads, 1.0, environment).remote(setup)
             for bundle, setup in enumerate(setups)
@@ -349,6 +351,10 @@ def _choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
         raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
     chosen: Device = "cuda" if has_gpus and wanted != "cpu" else "cpu"
     return _DEVICES_OF_AUTO.setdefault("auto", chosen) if wanted == "auto" else chosen
+
+
+# On a Ray of this machine's own, ranks listen for each other on loopback as well.
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def _common_environment(threads: int) -> dict[str, str]:

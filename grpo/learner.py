@@ -32,6 +32,7 @@ from grpo.objective_totals import Totals
 from grpo.packing import Microbatch, TrainingSequence, pack
 from grpo.policy_export import PolicyExport
 from grpo.policy_logprobs import DTYPES, PolicyLogprobs
+from grpo.rendezvous import meet
 from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.sequence_parallel import SequenceGroup, register_attention
@@ -62,7 +63,9 @@ class LearnerRank:
         if setup.device == "cpu":
             torch.set_num_threads(setup.learner.threads)
             compile_alone(build_shm_op)
-        deepspeed.init_distributed("gloo" if setup.device == "cpu" else "nccl", verbose=False)
+        backend = "gloo" if setup.device == "cpu" else "nccl"
+        meet(backend, setup.rank, setup.world_size, master_address, master_port)
+        deepspeed.init_distributed(backend, verbose=False)
         self._device = torch.device(setup.device)
         settings = deepspeed_settings(setup)
         self._lora = setup.learner.lora

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import psutil
+
 from grpo import config
 from grpo.batching import TrainBatch, batch
 from grpo.objective_config import Algorithm
@@ -128,3 +130,13 @@ def started_learners(setups: Mapping[str, list[LearnerSetup]]) -> Iterator[dict[
             cluster = opened.enter_context(Cluster(CPU, Plan(learner_ranks=len(ranks), learner_threads=1)))
             joining[name] = cluster.start_learner(ranks)
         yield {name: join() for name, join in joining.items()}
+
+
+def listening_sockets() -> list[tuple[str, str]]:
+    """(process, address) of every TCP socket that this process and its children listen on."""
+    return [
+        (process.name(), connection.laddr.ip)
+        for process in (psutil.Process(), *psutil.Process().children(recursive=True))
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from setups_for_tests import learner_setups, random_batch, random_sequences, started_learners, without_speed
+from setups_for_tests import (
+    learner_setups,
+    listening_sockets,
+    random_batch,
+    random_sequences,
+    started_learners,
+    without_speed,
+)
 from transformers import AutoModelForCausalLM
 
 from grpo.actors import LearnerGroup
@@ -57,6 +64,12 @@ def plain_torch_step(path: str) -> tuple[float, float]:
 def exported(learner: LearnerGroup, folder: Path) -> dict[str, torch.Tensor]:
     learner.export(str(folder))
     return load_file(folder / "model.safetensors")
+
+
+def test_ranks_listen_for_each_other_on_loopback(learners: dict[str, LearnerGroup]) -> None:
+    listening = listening_sockets()
+    assert [name for name, _ in listening if "Learner" in name], "a first rank serves the store by which they meet"
+    assert {address.removeprefix("::ffff:") for _, address in listening} <= {"127.0.0.1", "::1"}, listening
 
 
 def test_first_step_is_the_same_on_any_ranks_and_stage(learners: dict[str, LearnerGroup], tied_policy: str) -> None:

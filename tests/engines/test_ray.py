@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-import psutil
 import pytest
 import ray
+from setups_for_tests import listening_sockets
 
 from grpo.actors import wait_for
 
@@ -21,11 +21,7 @@ def test_every_port_is_on_loopback(ray_running: None) -> None:
 
     actor = Actor.remote()
     assert ray.get(actor.address.remote(), timeout=60) == "127.0.0.1"
-    listening = []
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        for connection in process.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                listening.append((process.name(), connection.laddr.ip))
+    listening = listening_sockets()
     assert {name for name, _ in listening} >= {"gcs_server", "raylet"}, "Ray's servers are among the children"
     assert all(address.removeprefix("::ffff:") in ("127.0.0.1", "::1") for _, address in listening), listening
     ray.kill(actor)
