@@ -10,88 +10,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from grpo.cluster_config import Cluster as Cluster
+from grpo.cluster_config import Watchdog as Watchdog
+from grpo.generator_config import ChosenTransport as ChosenTransport
+from grpo.generator_config import GeneratorConfig as GeneratorConfig
+from grpo.generator_config import Rollout as Rollout
+from grpo.generator_config import WeightSyncConfig as WeightSyncConfig
+from grpo.inputs_config import Dataset as Dataset
+from grpo.inputs_config import NewPolicy as NewPolicy
+from grpo.inputs_config import Policy as Policy
+from grpo.inputs_config import Run as Run
+from grpo.inputs_config import dataset_problems, policy_problems
 from grpo.launch_config import Launch
 from grpo.learner_config import Dtype as Dtype
 from grpo.learner_config import LearnerConfig as LearnerConfig
 from grpo.learner_config import Lora as Lora
 from grpo.objective_config import Algorithm
 from grpo.section import Positive, Seconds, Section
-
-
-class Run(Section):
-    """Where a run lives and what it starts from."""
-
-    folder: str
-    """Folder of the run: config, metrics, rollouts, figures, report, checkpoints."""
-    seed: int = 0
-    """Seed of the shuffle, of every sample and of new weights."""
-    resume: Literal["auto", "never"] = "never"
-    """`auto` goes on from the folder's newest checkpoint where there is one; `never` refuses a folder in use."""
-
-
-class NewPolicy(Section):
-    """A policy made from nothing: random weights and a tokenizer of its own. For `grpo sft` only."""
-
-    hidden_size: Positive = 128
-    layers: Positive = 2
-    heads: Positive = 4
-    key_value_heads: Positive = 2
-    intermediate_size: Positive = 384
-    max_position: Positive = 1024
-    """Longest sequence in tokens."""
-    tie_embeddings: bool = True
-    """Input and output embeddings are one tensor."""
-    tokenizer: Literal["characters", "bpe"] = "characters"
-    """One token per character, or a byte-pair encoding learned from the training rows."""
-    vocabulary: Positive = 2048
-    """Size of the byte-pair vocabulary."""
-    alphabet: str = "0123456789+-*/=?;:., "
-    """Characters of the character tokenizer; any other becomes one unknown token."""
-    tags: tuple[str, ...] = ("<think>", "</think>", "<answer>", "</answer>")
-    """Strings that are one token each."""
-
-
-class Policy(Section):
-    """The model that is trained."""
-
-    path: str | None = None
-    """Folder in Hugging Face format, or a hub name."""
-    new: NewPolicy | None = None
-    """Make one instead of loading it."""
-    dtype: Dtype = "float32"
-    """Of the forward pass and of the generators; the optimizer always works on float32 weights."""
-
-
-class Dataset(Section):
-    """Rows, from one of three places, and which columns mean what."""
-
-    hub: str | None = None
-    """Name on the Hugging Face hub."""
-    subset: str | None = None
-    """The hub data set's configuration name."""
-    split: str = "train"
-    """The hub data set's split."""
-    path: str | None = None
-    """Local `.jsonl`, `.json` or `.parquet` file; read instead of the hub where both are given."""
-    generator: str | None = None
-    """`package.module:function` that yields rows; it is called with `options`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the generator."""
-    prompt: str = "prompt"
-    """Column with the question."""
-    reference: str = "answer"
-    """Column with the reference answer (training, evaluation)."""
-    response: str = "response"
-    """Column with the response to learn from (supervised fine-tuning)."""
-    template: str = "{prompt}"
-    """What the policy is asked; `{prompt}` stands for the question."""
-    system: str | None = None
-    """System message, where a chat template is used."""
-    chat_template: Literal["auto", "never"] = "auto"
-    """`auto` uses the tokenizer's chat template where it has one."""
-    limit: Positive | None = None
-    """Read only so many rows."""
-
 
 Cell = bool | int | float | str
 
@@ -124,99 +59,6 @@ class Verification(Section):
     """A verdict that takes longer is a `timeout`, and its worker is killed."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops when more than this share of a step's verdicts are `timeout` or `error`."""
-
-
-class Rollout(Section):
-    """How groups are sampled."""
-
-    prompts_per_step: Positive = 32
-    group_size: Positive = 8
-    """Completions for each prompt."""
-    max_prompt_tokens: Positive = 256
-    """Longer prompts are dropped, and counted, when the data is read."""
-    max_completion_tokens: Positive = 256
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """There is no top-p or top-k: the learner could not reproduce the probabilities of a cut distribution."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a completion."""
-    deadline_s: Seconds = 1800.0
-    """The run stops when no group at all has finished for so long."""
-    max_policy_lag: Annotated[int, Field(ge=0)] = 0
-    """Versions of the policy by which sampling may run ahead of training (docs/async.md); 0 samples, then trains."""
-    partial: Literal["continue", "restart"] = "continue"
-    """What happens to completions that are under way when new weights come: they go on under them, each token stamped
-    with the version that sampled it, or begin again."""
-
-
-class GeneratorConfig(Section):
-    """vLLM: how completions are sampled."""
-
-    replicas: Positive = 1
-    tensor_parallel_size: Positive = 1
-    """Devices of one replica."""
-    engine: Literal["auto", "in_actor", "own_process"] = "auto"
-    """Where the engine runs: `auto` is in the actor on CPU, in processes of its own on GPU."""
-    max_sequences: Positive = 256
-    """Sequences that one replica samples at a time."""
-    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Of a GPU's memory, for weights and key-value cache."""
-    cpu_cache_gib: Positive = 1
-    """Key-value cache of one replica on CPU."""
-    compile: bool = True
-    """Compile and capture graphs on GPU; on CPU the model always runs eagerly."""
-    threads: Positive = 1
-    """CPU threads of each replica."""
-    hang_deadline_s: Seconds = 300.0
-    """A replica whose engine does not finish a step for so long, while it has work, is restarted."""
-    max_restarts: Annotated[int, Field(ge=0)] = 10
-    """Restarts of replicas, all together, that a run survives."""
-
-    def in_own_process(self, device: Literal["cpu", "cuda"]) -> bool:
-        """Whether the engine runs in processes of its own."""
-        return {"auto": device == "cuda", "in_actor": False, "own_process": True}[self.engine]
-
-
-ChosenTransport = Literal["object_store", "gloo", "nccl", "ipc"]
-
-
-class WeightSyncConfig(Section):
-    """Carrying new weights to the generators, and proving that they arrived."""
-
-    transport: Literal["auto", "object_store", "gloo", "nccl", "ipc"] = "auto"
-    """How the bytes travel: as files through Ray's object store, over TCP (gloo), between GPUs (nccl), or not at all,
-    as both use the same GPU (ipc). `auto`: on GPUs ipc with cluster.share_gpus, else nccl; without GPUs object_store
-    on one node, gloo on several."""
-    bucket_mib: Positive = 512
-    """Memory of one piece of a push; a layer's attention or MLP that is larger is a piece by itself."""
-    probe_sequences: Positive = 2
-    probe_tokens: Annotated[int, Field(ge=2)] = 64
-    """Length to which each probe sequence is cut."""
-    tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Mean difference of log-probabilities that passes; by default 2e-4 in float32 and 0.05 in bfloat16."""
-    deadline_s: Seconds = 600.0
-    """Longest wait for any part of a push: for a generator to come, or for one piece to be sent or loaded."""
-
-    def choose(self, device: Literal["cpu", "cuda"], nodes: int, *, share_gpus: bool) -> ChosenTransport:
-        """The transport of a run.
-
-        Args:
-            device: what learner and generators compute on.
-            nodes: of the cluster.
-            share_gpus: a learner rank and a generator have one GPU together.
-
-        Raises:
-            ValueError: the chosen one needs a GPU and there is none.
-        """
-        if self.transport in ("nccl", "ipc") and device == "cpu":
-            raise ValueError(
-                f"weight_sync.transport={self.transport} carries weights between GPUs, and this run computes on CPUs; "
-                "use gloo, object_store or auto"
-            )
-        if self.transport != "auto":
-            return self.transport
-        if device == "cuda":
-            return "ipc" if share_gpus else "nccl"
-        return "object_store" if nodes == 1 else "gloo"
 
 
 class Evaluation(Section):
@@ -260,37 +102,6 @@ class ReportConfig(Section):
     """Project of wandb, experiment of mlflow."""
 
 
-class Cluster(Section):
-    """Ray and devices."""
-
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    share_gpus: bool = False
-    """Learner rank i and generator i share one GPU; lower generator.gpu_memory_share to what the learner leaves."""
-    sleep: bool = False
-    """With share_gpus, take turns in the GPU's memory: optimizer states are in the host's memory while completions are
-    sampled, the generator's weights and cache while the policy is updated."""
-    address: str | None = None
-    """Address of a running Ray cluster (`auto` finds a local one); None starts one for this run, on loopback."""
-    start_deadline_s: Seconds = 900.0
-    """Longest wait for all actors to be up."""
-    step_deadline_s: Seconds = 1800.0
-    """Longest wait for one learner step or checkpoint."""
-    max_restarts: Annotated[int, Field(ge=0)] = 20
-    """How often a run goes on from its newest checkpoint by itself after a process or a node died; 0: it stops."""
-    max_fruitless_restarts: Positive = 3
-    """It stops after so many restarts in a row between which no newer checkpoint was written."""
-
-
-class Watchdog(Section):
-    """Notices that nothing moves: no finished group, no learner step, no part of a weight push."""
-
-    stall_s: Seconds = 900.0
-    """Seconds without progress after which the Python stacks of driver and actors are written to `stalls/`. Longer than
-    the longest single wait of a healthy run: a learner step, a checkpoint, the start of the engines."""
-    action: Literal["warn", "stop", "restart"] = "warn"
-    """What follows: a line only, the end of the run, or a restart from the newest checkpoint."""
-
-
 class TrainConfig(Section):
     """`grpo train`."""
 
@@ -320,9 +131,9 @@ class TrainConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
-        found = [*_policy_problems(self.policy, may_be_new=False), *_dataset_problems("data", self.data)]
+        found = [*policy_problems(self.policy, may_be_new=False), *dataset_problems("data", self.data)]
         if self.evaluation:
-            found += _dataset_problems("evaluation.data", self.evaluation.data)
+            found += dataset_problems("evaluation.data", self.evaluation.data)
         rollout, algorithm = self.rollout, self.algorithm
         found += algorithm.problems(rollout.group_size)
         if self.learner.lora and algorithm.reference_refresh:
@@ -453,7 +264,7 @@ class SftConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
-        found = [*_policy_problems(self.policy, may_be_new=True), *_dataset_problems("data", self.data)]
+        found = [*policy_problems(self.policy, may_be_new=True), *dataset_problems("data", self.data)]
         found += self.learner.problems(self.policy.dtype)
         if self.sft.max_tokens > self.learner.microbatch_tokens:
             found.append(
@@ -476,42 +287,6 @@ class SftConfig(Section):
                 "fewer ranks or more rows"
             )
         return found
-
-
-def _policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:
-    if policy.new and not may_be_new:
-        return ["policy.new makes random weights, which only grpo sft can teach; give policy.path here"]
-    if (policy.path is None) == (policy.new is None):
-        choice = "policy.path (a folder or a hub name) or policy.new" if may_be_new else "policy.path"
-        return [f"policy needs exactly one of {choice}" if may_be_new else f"policy needs {choice}"]
-    return _new_policy_problems(policy.new) if policy.new else []
-
-
-# What a byte-pair vocabulary holds beside the tags before it learns anything: every byte, padding, the end.
-BYTES_AND_SPECIAL = 258
-
-
-def _new_policy_problems(new: NewPolicy) -> list[str]:
-    found = []
-    if new.hidden_size % new.heads or new.heads % new.key_value_heads:
-        found.append(
-            f"policy.new: heads={new.heads} must divide hidden_size={new.hidden_size} and be a multiple of "
-            f"key_value_heads={new.key_value_heads}"
-        )
-    least = BYTES_AND_SPECIAL + len(new.tags)
-    if new.tokenizer == "bpe" and new.vocabulary < least:
-        found.append(f"policy.new.vocabulary={new.vocabulary} does not hold all bytes and tags; use {least} or more")
-    return found
-
-
-def _dataset_problems(where: str, data: Dataset) -> list[str]:
-    if data.generator and (data.hub or data.path):
-        return [f"{where}: give a generator, or a hub name and/or a path, not both"]
-    if not (data.generator or data.hub or data.path):
-        return [f"{where} needs one of hub, path or generator"]
-    if "{prompt}" not in data.template:
-        return [f"{where}.template must contain {{prompt}}, or the policy never sees the question"]
-    return []
 
 
 def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:

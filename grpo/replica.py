@@ -40,12 +40,12 @@ class GeneratorActor:
         """Load the policy, once `after`, a reference that Ray waits for, is there."""
         from grpo.generator import Generator
 
-        self._setup = setup
+        self._replica = setup.replica
         self._loop = EngineLoop(lambda: Generator(setup))
         spare_the_collector()
 
     def __repr__(self) -> str:
-        return f"generator {self._setup.replica}"
+        return f"generator {self._replica}"
 
     def ready(self) -> Processes:
         import psutil
