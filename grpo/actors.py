@@ -160,7 +160,7 @@ def wait_for(
     except ray.exceptions.RayTaskError as failure:
         cause = raised_by(failure)
         # Who exchanges tensors with a rank that dies fails too, and may be heard first.
-        if isinstance(cause, RuntimeError) and (died := dead_peer()):
+        if isinstance(cause, RuntimeError) and (died := dead_peer(references)):
             raise ProcessDied(f"{died}; the run waited for {what}") from failure
         raise cause from failure
 

@@ -26,7 +26,6 @@ LOST = (
 )
 # A peer of a dead process may fail first; Ray notices the death itself within a second.
 _NOTICE_S = 3.0
-_RECENT_S = 60.0
 _REMOTE_S = 60.0
 
 
@@ -86,11 +85,12 @@ def describe_death(failure: Exception) -> str:
     return f"a process or node was lost: {_first_line(str(failure))}"
 
 
-def dead_peer() -> str | None:
-    """In one line, which actor died just now, if one did: waits a moment for Ray to notice."""
+def dead_peer(references: Sequence[Any]) -> str | None:
+    """In one line, which of the actors that were called died just now, if one did: waits a moment for Ray to notice."""
+    called = {_actor_of(one) for one in references}
     until = time.monotonic() + _NOTICE_S
     while ray.is_initialized():
-        dead = [one for one in actors_of_job() if one.died_at and time.time() - one.died_at < _RECENT_S]
+        dead = [one for one in actors_of_job() if one.died_at and one.actor in called]
         if dead:
             first = min(dead, key=lambda one: one.died_at)
             return f"{first.told} died: {first.cause}"
@@ -106,7 +106,11 @@ def holding_up(references: Sequence[Any]) -> set[str]:
     if not tasks:
         return set()
     _, late = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
-    return {one.task_id().actor_id().hex() for one in late}
+    return {_actor_of(one) for one in late}
+
+
+def _actor_of(reference: Any) -> str:
+    return str(reference.task_id().actor_id().hex())
 
 
 def stacks_of(actors: Iterable[ActorProcess]) -> dict[str, str]:

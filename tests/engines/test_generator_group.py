@@ -32,7 +32,7 @@ class CountingEngine:
         self.version = 0
         self.alive = True
         self.left: list[Request] = []
-        self.samples = 0
+        self.samples: dict[int, int] = {}
 
     @property
     def busy(self) -> bool:
@@ -42,7 +42,7 @@ class CountingEngine:
         if any(request.token_ids[0] == REFUSED for request in requests):
             raise ValueError("the prompt is too long")
         self.left += requests
-        self.samples = sampling.samples
+        self.samples |= dict.fromkeys((request.index for request in requests), sampling.samples)
 
     def step(self) -> Finished:
         time.sleep(0.005)
@@ -53,7 +53,7 @@ class CountingEngine:
             time.sleep(1)
         done = [request for request in self.left if request.token_ids[0] == QUICK]
         self.left = [request for request in self.left if request.token_ids[0] != QUICK]
-        return [(request.index, (self.completion(request),) * self.samples) for request in done]
+        return [(request.index, (self.completion(request),) * self.samples.pop(request.index)) for request in done]
 
     def completion(self, request: Request) -> Completion:
         return Completion((request.seed,), (-1.0,), str(os.getpid()), "stop", (VersionSpan(0, 1, self.version),))
