@@ -9,6 +9,9 @@ BIN := .venv/bin
 # What starts the installer; which interpreter the environment gets is the installer's business.
 STARTER := $(or $(shell command -v python3),$(PYTHON))
 
+# Test files that run side by side. Engines that start mostly wait, so three do not crowd two processors.
+TEST_WORKERS := 3
+
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
@@ -20,8 +23,8 @@ train: install  ## install, cold-start a small policy, train it with GRPO, print
 	$(BIN)/grpo sft configs/quickstart_sft.yaml resume=auto
 	$(BIN)/grpo train configs/quickstart.yaml resume=auto
 
-test: install  ## install, then every test that this machine can run
-	$(BIN)/python -m pytest
+test: install  ## install, then every test that this machine can run; TEST_WORKERS=1 runs one file at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: install  ## style and types
 	$(BIN)/ruff check .
