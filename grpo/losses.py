@@ -202,7 +202,8 @@ def k3_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     equation 4 (arXiv:2402.03300).
     """
     difference_T = reference_logprobs_T - logprobs_T
-    return torch.exp(difference_T) - difference_T - 1
+    # Not exp(d) - d - 1: of differences below 1e-3 float32 would keep the rounding alone, of either sign.
+    return torch.expm1(difference_T) - difference_T
 
 
 def kl_estimate(logprobs_T: Tensor, reference_logprobs_T: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:

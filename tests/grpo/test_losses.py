@@ -106,6 +106,15 @@ def test_k3_is_never_negative(logprob: float, reference: float) -> None:
     assert (abs(logprob - reference) < 1e-4) or found > 0.0
 
 
+@pytest.mark.parametrize("difference", [1e-3, -1e-4, 1e-5, -1e-6])
+def test_k3_of_a_rounding_difference_is_not_lost_in_float32(difference: float) -> None:
+    # Learner and generators that agree differ by so much, and the mismatch alarm is about more.
+    found = k3_kl(torch.zeros(1000), torch.full((1000,), difference) * torch.linspace(0.5, 1.5, 1000))
+    exact = 0.5 * (difference * torch.linspace(0.5, 1.5, 1000, dtype=torch.float64)) ** 2
+    assert float((found >= 0).float().mean()) == 1.0
+    assert float(found.double().mean() / exact.mean()) == pytest.approx(1.0, abs=2e-3)
+
+
 def test_k3_averages_to_the_divergence_under_the_policy() -> None:
     policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
