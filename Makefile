@@ -9,8 +9,8 @@ BIN := .venv/bin
 # What starts the installer; which interpreter the environment gets is the installer's business.
 STARTER := $(or $(shell command -v python3),$(PYTHON))
 
-# Test files that run side by side. Engines that start mostly wait, so three do not crowd two processors.
-TEST_WORKERS := 3
+# Test files that run side by side. More of them are faster still, but tests with deadlines then want for a processor.
+TEST_WORKERS := 2
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 16

@@ -38,8 +38,11 @@ def test_a_job_trains_on_two_ray_nodes_is_warned_and_goes_on(tmp_path: Path) -> 
     if not any(address.count(".") == 3 for address in addresses):
         pytest.skip("this machine has no IPv4 address but loopback, on which Ray nodes do not find each other")
     make_policy(SMALL, [], tmp_path / "policy", 1)
-    # A random policy answers nothing right; completions of odd and even length differ in their rewards.
-    (tmp_path / "lengths.py").write_text("def odd(completion, reference):\n    return len(completion) % 2 == 1\n")
+    # A random policy answers nothing right; completions of odd and even length differ in their rewards. Verdicts that
+    # take their time keep the run from its end until it has been warned.
+    (tmp_path / "lengths.py").write_text(
+        "import time\n\ndef odd(completion, reference):\n    time.sleep(0.15)\n    return len(completion) % 2 == 1\n"
+    )
     data = settings(
         tmp_path,
         {"venv": sys.prefix, "environment": {"PYTHONPATH": str(ROOT)}, "nodes_deadline_s": 240},
