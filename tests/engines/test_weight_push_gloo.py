@@ -125,14 +125,17 @@ def test_memory_of_a_push_is_bounded_by_the_bucket(large_policy: str) -> None:
         push(link, learners, [receiver], bucket)  # connections and first allocations
         whole = sum(tensor.nbytes for tensor in get(learners[0].tensors.remote()))
         assert whole > 5 * bucket
-        begin = wait_for([one.reset_peak.remote() for one in learners], 60, "memory")
-        push(link, learners, [receiver], bucket)
-        peaks = wait_for([one.peak.remote() for one in learners], 60, "memory")
-        over_gloo = [peak - start for peak, start in zip(peaks, begin, strict=True)]
+        # What a library or the allocator does beside a push adds to one round's peak, on a busy machine above all.
+        rounds = []
+        for _ in range(3):
+            begin = wait_for([one.reset_peak.remote() for one in learners], 60, "memory")
+            push(link, learners, [receiver], bucket)
+            peaks = wait_for([one.peak.remote() for one in learners], 60, "memory")
+            rounds.append([peak - start for peak, start in zip(peaks, begin, strict=True)])
+        over_gloo = [min(of_rank) for of_rank in zip(*rounds, strict=True)]
         files = wait_for([one.export.remote(bucket) for one in learners], 240, "exporting")
         print(f"gloo {[one / MIB for one in over_gloo]} MiB, files {[peak / MIB for peak, _ in files]} MiB")
-        # The allocator's own doing is in it: on a busy machine some MiB.
-        assert max(over_gloo) < 1.25 * bucket
+        assert max(over_gloo) < bucket
         # A file is made in a bucket's memory, beside what is gathered.
         assert files[0][0] < 1.75 * bucket and files[1][0] < bucket
         assert files[0][1] == get(receiver.digests.remote()) and not files[1][1]
