@@ -129,12 +129,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": "none",
         "kl_coefficient": 0.0,
     },
-    # arXiv:2602.02710: the advantage is divided by the group's mean reward; the rest is our default.
+    # arXiv:2602.02710, algorithm 1: the advantage is divided by the group's mean reward. The rest as in the authors'
+    # code (tajwarfahim/maxrl): token mean, no KL, both edges 0.2.
     "maxrl": {
         "advantage": "maxrl",
         "ratio": "token",
         "clip_low": 0.2,
-        "clip_high": 0.28,
+        "clip_high": 0.2,
         "aggregation": "token_mean",
         "kl": "none",
         "kl_coefficient": 0.0,

@@ -76,6 +76,19 @@ def test_maxrl_divides_by_the_mean() -> None:
         of("maxrl", [[1.0, -1.0]])
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("success", [0.2, 0.7])
+def test_maxrl_estimates_the_series_of_log_success(size: int, success: float) -> None:
+    """In expectation over groups of n: the first n - 1 terms of d log(p) / dp = 1 / p = sum over j of (1 - p)^j."""
+    expected = 0.0
+    for outcomes in itertools.product([0.0, 1.0], repeat=size):
+        chance = math.prod(success if one else 1 - success for one in outcomes)
+        scores = [1 / success if one else -1 / (1 - success) for one in outcomes]  # d log(chance of it) / dp
+        advantages_of_group = of("maxrl", [list(outcomes)])[0]
+        expected += chance * sum(a * s for a, s in zip(advantages_of_group, scores, strict=True)) / size
+    assert expected == pytest.approx(sum((1 - success) ** j for j in range(size - 1)), rel=1e-5)
+
+
 def test_pass_at_k_by_hand() -> None:
     # One of three right, k = 2: two of three pairs hold it. Mean 2/3, deviation sqrt(2)/3. Every pair with the right
     # one earns 1; of the two pairs with a given wrong one, one does.
