@@ -110,8 +110,9 @@ def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 def maxrl(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean(r)) / mean(r) over a group; 0 where nobody earned anything.
 
-    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710), algorithm 1, for rewards of 0 and 1: over a group of n it is an unbiased
-    estimate of the first n - 1 terms, grad pass@k / k, of the gradient of log(success rate). Other rewards are ours.
+    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710), algorithm 1, for rewards of 0 and 1: over a group of n it is an
+    unbiased estimate of the first n - 1 terms, grad pass@k / k, of the gradient of log(success rate). Other rewards
+    are ours.
 
     Raises:
         ValueError: a valid reward is negative, as of a ratio to the mean nothing sensible comes then.

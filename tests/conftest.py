@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports torch: two processes whose threads spin for the same cores take minutes for seconds of work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
