@@ -31,6 +31,8 @@ SUMS = (
 # The ratio's logarithm is counted in bins, as counts add up over microbatches and ranks and quantiles do not. What lies
 # beyond is counted at the end.
 LOG_RATIO_LIMIT, LOG_RATIO_BINS = 5.0, 2001
+# exp of it is finite in float32.
+FINITE_LOG_RATIO = 80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,14 @@ def policy_terms(
     mask_T = batch.weights_T > 0
     proximal_T = batch.old_logprobs_T if batch.proximal_logprobs_T is None else batch.proximal_logprobs_T
     sequences = _sequences(batch, mask_T) if _looks_at_sequences(algorithm) else None
-    policy = _policy_loss(algorithm, logprobs_T, proximal_T, batch.advantages_T, sequences)
-    loss_T = policy.loss_T
     weight_T, kept_T = _correction(algorithm, batch, logprobs_T, sequences)
+    trained_T = logprobs_T
+    if kept_T is not None:
+        # What is masked has no gradient, and no infinite ratio either: 0 times infinity would be no number.
+        finite_T = torch.minimum(logprobs_T.detach(), proximal_T + FINITE_LOG_RATIO)
+        trained_T = torch.where(kept_T, logprobs_T, finite_T)
+    policy = _policy_loss(algorithm, trained_T, proximal_T, batch.advantages_T, sequences)
+    loss_T = policy.loss_T
     if weight_T is not None:
         loss_T = loss_T * weight_T
     if kept_T is not None:

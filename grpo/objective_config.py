@@ -94,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_low": 0.2,
         "clip_high": 0.2,
         "aggregation": "constant",
+        "length_divisor": 1,
         "kl": "k1",
         "kl_coefficient": 0.03,
         "kl_place": "reward",

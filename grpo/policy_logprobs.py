@@ -124,7 +124,9 @@ _AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_
 
 
 def load_model(path: str, dtype: Dtype, attention: str = PACKED) -> PreTrainedModel:
-    """Load a causal language model with packed attention, or another of the same arguments.
+    """Load a causal language model with packed attention, or another of the same arguments, and without dropout.
+
+    The sampler has no dropout: with it the ratio of a policy to itself would be noise around 1.
 
     Raises:
         ValueError: its architecture changes the logits after the output head, which `PolicyLogprobs` would leave out.
@@ -136,4 +138,7 @@ def load_model(path: str, dtype: Dtype, attention: str = PACKED) -> PreTrainedMo
             raise ValueError(
                 f"{path} scales its logits ({key}={value}), which the learner does not do; take another policy"
             )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return model

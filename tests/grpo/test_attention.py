@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tiny_policy import load_tiny_model, make_tiny_policy
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import PreTrainedModel
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from grpo.attention import MAX_PADDING_SHARE, PackedLayout, VarlenLayout, length_batches, packed_attention
-from grpo.packing import Place
+from grpo.packing import Place, TrainingSequence, pack
+from grpo.policy_logprobs import PolicyLogprobs, load_model
 
 CPU = torch.device("cpu")
 MIXES = [
@@ -242,3 +243,13 @@ def test_flash_attention_without_padding_gives_the_same_on_a_gpu() -> None:
     expected = attended(PackedLayout(PLACES, device, BEHIND), tensors)
     for found, one in zip(attended(VarlenLayout(PLACES, device, BEHIND), tensors), expected, strict=True):
         torch.testing.assert_close(found, one, rtol=2e-2, atol=2e-2)
+
+
+def test_a_policy_s_own_dropout_is_off(tmp_path: Path) -> None:
+    config = PhiConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, resid_pdrop=0.5
+    )
+    PhiForCausalLM(config).save_pretrained(tmp_path)
+    policy = PolicyLogprobs(load_model(str(tmp_path), "float32")).train()
+    batch = pack([TrainingSequence((1, 2, 3, 4, 5), 2, (0.0, 0.0, 0.0), 1.0)])
+    torch.testing.assert_close(policy(batch, 1.0)[0], policy(batch, 1.0)[0], rtol=0, atol=0)

@@ -177,6 +177,19 @@ def test_masked_tokens_are_counted_and_stay_in_the_denominator() -> None:
     assert found["loss"] == pytest.approx(-2.0 / 4)
 
 
+@pytest.mark.parametrize("ratio", get_args(Ratio))
+def test_a_masked_token_has_no_gradient_however_far_off_it_is(ratio: Ratio) -> None:
+    """The second token's ratio to the sampler, e^99, is infinite in float32."""
+    algorithm = Algorithm(ratio=ratio, clip_low=0.2, clip_high=1e6, mismatch_mask="token", mask_low=0.5, mask_high=2.0)
+    batch = pack([TrainingSequence((1, 2, 3, 4), 1, (-1.0, -100.0, -1.0), -1.0)])
+    logprobs_T = torch.full((3,), -1.0, requires_grad=True)
+    terms = policy_terms(algorithm, batch, logprobs_T, logprobs_T.detach(), None)
+    (gradient_T,) = torch.autograd.grad(terms.loss_sum, logprobs_T)
+    assert torch.isfinite(gradient_T).all() and torch.isfinite(terms.loss_sum)
+    assert float(gradient_T[1]) == 0
+    assert ratio not in ("token", "cispo", "soft") or gradient_T[0] == gradient_T[2] > 0
+
+
 def test_quantiles_come_from_the_counts() -> None:
     ratios = torch.linspace(0.5, 2.0, 1001)
     counts = torch.histc(ratios.log(), LOG_RATIO_BINS, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
