@@ -156,10 +156,11 @@ def test_coroutines_do_not_block_each_other(shared: Sandbox) -> None:
 
 
 def test_two_workers_work_at_the_same_time(shared: Sandbox) -> None:
-    started = time.monotonic()
+    source = "import time; print(time.monotonic(), flush=True); time.sleep(2); print(time.monotonic())"
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: shared.run("import time; time.sleep(1.0)"), range(2)))
-    assert time.monotonic() - started < 1.9
+        results = list(pool.map(lambda _: shared.run(source), range(2)))
+    begun, ended = zip(*(map(float, result.stdout.split()) for result in results), strict=True)
+    assert max(begun) < min(ended)
 
 
 def test_stop_at_the_first_failure(shared: Sandbox) -> None:
@@ -204,7 +205,7 @@ def test_other_languages_take_standard_input_only(shared: Sandbox) -> None:
         shared.grade("int main() {}", [CallTest("f", [], 1)], language=Language.CPP)
 
 
-def test_compilation(shared: Sandbox) -> None:
+def test_compilation(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     if sandbox.languages.find_tool("g++") is None or shared.isolation.level < IsolationLevel.FULL:
         pytest.skip("needs g++ and namespaces")
     broken = shared.run("int main() { return x; }", language=Language.CPP)
@@ -212,10 +213,10 @@ def test_compilation(shared: Sandbox) -> None:
     assert "was not declared" in broken.reason
     source = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n + 1; }"
     assert shared.run(source, "1", language=Language.CPP).stdout == b"2"
-    started = time.monotonic()
-    results = shared.grade(source, [StdinTest(str(n), str(n + 1)) for n in range(5)], language=Language.CPP)
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox.languages, "COMPILE_LIMITS", None)  # whoever compiles needs them
+        results = shared.grade(source, [StdinTest(str(n), str(n + 1)) for n in range(5)], language=Language.CPP)
     assert all(result.passed for result in results)
-    assert time.monotonic() - started < 0.5, "compiled again although its executable is cached"
     leak = shared.run('#include "/etc/passwd"\nint main() {}', language=Language.CPP)
     assert leak.status is Status.COMPILE_ERROR
     assert b"root:" not in leak.stderr
@@ -288,5 +289,5 @@ def test_the_time_for_all_tests_ends_the_one_that_runs_and_fails_the_rest(shared
     started = time.monotonic()
     tests = [StdinTest("", "done")] * 6
     results = shared.grade("import time; time.sleep(0.6); print('done')", tests, total_seconds=1.0)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 3.0, "six such tests take 3.6 s"
     assert [result.status for result in results] == [Status.OK] + [Status.WALL_TIME] * 5

@@ -178,11 +178,11 @@ def test_malformed_messages_are_refused(message: Any) -> None:
 def test_colliding_numbers_take_no_time() -> None:
     """These have one hash; put into a set or dictionary they take time that grows with their square."""
     colliding = [{"i": hex((2**61 - 1) * (n + 2**53))} for n in range(30_000)]
-    started = time.monotonic()
+    started = time.process_time()
     assert not equal_encoded({"s": colliding}, set(range(30_000)))
     assert not equal_encoded({"d": [[key, 1] for key in colliding]}, dict.fromkeys(range(30_000), 1))
     assert not equal_encoded(colliding, list(range(30_000)), any_order=True)
-    assert time.monotonic() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize(
