@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.build import VerifierSpec
+from rewards.pool_limits import Limits
 from rewards.pool_stats import PoolStats, Recorder, Tally
-from rewards.supervisor import Limits, Supervisor
+from rewards.supervisor import Supervisor
 from rewards.verdict import Verdict, error
 from rewards.verifier import Verifier
 
