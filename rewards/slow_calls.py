@@ -10,7 +10,7 @@ from rewards.processes import LOOK_S, WorkerHandle
 
 # A worker no longer counts as capacity after this share of the deadline, or once its call has used this many times
 # the processor time of its verifier's 99th percentile (and more than the least).
-_STALLED_SHARE, _UNUSUAL, _LEAST_UNUSUAL_S = 0.25, 3.0, 0.015
+_STALLED_SHARE, _UNUSUAL, _LEAST_UNUSUAL_S = 0.25, 3.0, 0.012
 
 # A call that has had the processor for less than this share of its deadline, while it wanted it, has been starved.
 _STARVED_SHARE = 0.1

@@ -71,7 +71,9 @@ def test_a_worker_that_may_not_run_as_usual_again_is_replaced(pool, monkeypatch)
     others = pool.submit_many([("burn", "0.005", "", {})] * 100)
     assert until(lambda: held_back.idle)
     assert long.result(WAIT).status is Status.CORRECT
+    answered = time.monotonic()
     assert until(lambda: held_back not in pool._supervisor._workers)
+    assert time.monotonic() - answered < 0.8  # not only once it has had nothing to do for a second
     assert all(future.result(WAIT).status is Status.CORRECT for future in others)
     assert until(lambda: not psutil.pid_exists(held_back.pid))
     assert all(policy(worker) == os.SCHED_OTHER for worker in pool._supervisor._workers)
