@@ -30,6 +30,8 @@ from rewards.verifier import Verifier
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 _COMMAND_BYTES = 64
+# Between two looks at whether a killed worker has ended.
+_REAP_S = 0.02
 
 
 def die_with_parent(parent: int) -> None:
@@ -74,9 +76,10 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
             verifier = verifiers[name]
             page.write_stage("start")
             hits = getattr(verifier, "cache_hits", 0)
-            begun, processor = time.perf_counter(), time.process_time()
+            begun, processor = time.perf_counter(), time.process_time_ns()
+            page.write_begun(identity, processor)
             verdict = run_one(verifier, completion, reference, prompt)
-            spent = [time.perf_counter() - begun, time.process_time() - processor]
+            spent = [time.perf_counter() - begun, (time.process_time_ns() - processor) * 1e-9]
             hit = int(getattr(verifier, "cache_hits", 0) > hits)
             connection.sendall(wire.encode_reply([identity, wire.verdict_fields(verdict), *spent, hit]))
 
@@ -140,15 +143,22 @@ def main(arguments: list[str]) -> int:
     gc.collect()
     gc.freeze()  # objects shared with the workers stay shared: collections do not touch their pages
     control.send(b"ready")
+    ending: set[int] = set()
     while True:
-        command, descriptors, _, _ = socket.recv_fds(control, _COMMAND_BYTES, 2)
+        # A process that was killed may take a while to end where it gets no processor; nobody waits for it.
+        ending = {child for child in ending if os.waitpid(child, os.WNOHANG)[0] == 0}
+        control.settimeout(_REAP_S if ending else None)
+        try:
+            command, descriptors, _, _ = socket.recv_fds(control, _COMMAND_BYTES, 2)
+        except TimeoutError:
+            continue
         if not command:
             return 0
         if command == b"fork":
             control.send(str(_fork(control, descriptors, setup, verifiers)).encode())
         else:
             # Only on command: until then the zombie keeps its id from being given to a stranger.
-            os.waitpid(int(command), 0)
+            ending.add(int(command))
 
 
 def _fork(

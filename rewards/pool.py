@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.build import VerifierSpec
+from rewards.pool_limits import Limits
 from rewards.pool_stats import PoolStats, Recorder, Tally
-from rewards.supervisor import Limits, Supervisor
+from rewards.supervisor import Supervisor
 from rewards.verdict import Verdict, error
 from rewards.verifier import Verifier
 
@@ -44,7 +45,8 @@ class VerifierPool:
             another process.
         workers: processes that work at the same time; default: the number of usable cores.
         deadline_s: seconds that one call may take, counted from when the call starts. At the deadline its process
-            is killed and the verdict is `timeout`, with the verifier's name and the stage it was at.
+            is killed and the verdict is `timeout`, with the verifier's name and the stage it was at. A call that
+            other programs have kept from a processor for nine tenths of that time gets as much once more.
         memory_mb: address space of one worker in MiB; None for no limit. Beyond it the verdict is `error`.
         replays: how often a call is given to another worker after its worker died under it (killed by someone
             else, crashed); after that the verdict is `error`.

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rewards.pool import Job
 
 _CONTROL_BYTES = 8192
+# The first look at a call, and the least time between two.
+LOOK_S = 0.004
+# The low bits of the identity of a process's clock, beside its inverted id; see clock_getcpuclockid(3).
+_PROCESS_CLOCK = 2
 
 
 class NurseryError(Exception):
@@ -169,16 +173,18 @@ class WorkerHandle:
     last_batch: int = 0
     taken_back: bool = False
     stalled: bool = False
-    idle: bool = False
     waits: bool = False
-    first_used: int = -1
+    unusual: bool = False
+    idle: bool = False
+    extended: bool = False
+    look_at: float = 0.0
     last_used: int = -1
 
     def give(self, jobs: list[Job]) -> None:
         """Queue a batch for sending."""
         self.last_batch += 1
         if not self.sent:
-            self.begun_at = time.monotonic()
+            self._next_call_begins()
         self.sent.extend(Sent(self.last_batch, job) for job in jobs)
         listed = [(job.identity, job.name, job.completion, job.reference, job.prompt) for job in jobs]
         body = pickle.dumps((self.last_batch, listed), protocol=pickle.HIGHEST_PROTOCOL)
@@ -214,35 +220,49 @@ class WorkerHandle:
         return True
 
     def set_idle(self, idle: bool) -> None:
-        """Let the worker run only where nobody else wants the processor, or as usual again."""
-        self.idle = idle
-        policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
-        with contextlib.suppress(OSError):  # gone already, or a system without that policy
-            os.sched_setscheduler(self.pid, policy, os.sched_param(0))
+        """Let the worker run only where nobody else wants the processor, or as usual again.
 
-    def look(self) -> tuple[bool, float]:
-        """Whether it only waits, and the processor seconds of the call since the first look at it.
-
-        Waiting is: asleep, and no processor time used since the last look.
+        The way back takes a privilege (see sched_setscheduler(2)); without it, `idle` stays true.
         """
+        policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
+        with contextlib.suppress(OSError):  # gone already, or not allowed
+            os.sched_setscheduler(self.pid, policy, os.sched_param(0))
+            self.idle = idle
+
+    def look(self) -> tuple[bool, float] | None:
+        """Whether it only waits, and the processor seconds of the call that it runs.
+
+        Waiting is: asleep, and no processor time used since the last look. None where it is not at the call that it
+        is thought to be at: its answer is under way, or it has not begun.
+        """
+        identity, clock_then = self.page.begun()
+        if identity != self.sent[0].job.identity:
+            return None
+        try:
+            used = time.clock_gettime_ns(~self.pid << 3 | _PROCESS_CLOCK)
+        except OSError:
+            return None  # it has died
+        waits, self.last_used = used == self.last_used and self.asleep(), used
+        return waits, max(0, used - clock_then) * 1e-9
+
+    def asleep(self) -> bool:
+        """Whether it does not want a processor at this moment."""
         try:
             with open(f"/proc/{self.pid}/stat", "rb") as stat:
-                asleep = stat.read().rpartition(b")")[2].split()[0] in (b"S", b"D", b"T")
-            with open(f"/proc/{self.pid}/schedstat", "rb") as schedstat:
-                used = int(schedstat.read().split()[0])  # nanoseconds on a processor; stat counts in hundredths
-        except (OSError, IndexError, ValueError):
-            return False, 0.0
-        waits, self.last_used = asleep and used == self.last_used, used
-        if self.first_used < 0:
-            self.first_used = used
-        return waits, (used - self.first_used) * 1e-9
+                return stat.read().rpartition(b")")[2].split()[0] in (b"S", b"D", b"T")
+        except OSError:
+            return False  # it has died
 
     def begin_next(self) -> None:
         """The call that it ran is answered: what is known of it no longer holds."""
-        self.begun_at = time.monotonic()
-        self.stalled = self.waits = False
-        self.first_used, self.last_used = -1, -1
+        self._next_call_begins()
         if self.idle:
             self.set_idle(False)
         if not self.sent:
             self.taken_back = False
+
+    def _next_call_begins(self) -> None:
+        self.begun_at = time.monotonic()
+        self.look_at = self.begun_at + LOOK_S
+        self.stalled = self.waits = self.unusual = self.extended = False
+        self.last_used = -1

@@ -13,6 +13,8 @@ PAGE_BYTES = 4096
 _REVOKED = struct.Struct("=QQ")
 _STAGE_AT, _STAGE_BYTES = 16, 48
 _ELSEWHERE_AT = _STAGE_AT + _STAGE_BYTES
+_NUMBER = struct.Struct("=Q")
+_IDENTITY_AT, _CLOCK_AT = 72, 80
 
 
 class SharedPage:
@@ -33,6 +35,18 @@ class SharedPage:
         """Worker: the last batch that was revoked, 0 where none was, and the call that was not."""
         batch, kept = _REVOKED.unpack_from(self._memory, 0)
         return int(batch), int(kept)
+
+    def write_begun(self, identity: int, clock_ns: int) -> None:
+        """Worker: the call `identity` begins, at `clock_ns` of this process's processor time."""
+        _NUMBER.pack_into(self._memory, _CLOCK_AT, clock_ns)
+        # Last, and never 0: who reads it finds the clock of this call or of a later one.
+        _NUMBER.pack_into(self._memory, _IDENTITY_AT, identity + 1)
+
+    def begun(self) -> tuple[int, int]:
+        """Parent: the call begun last (-1 before the first) and the processor time then, as the worker says."""
+        (identity,) = _NUMBER.unpack_from(self._memory, _IDENTITY_AT)
+        (clock_ns,) = _NUMBER.unpack_from(self._memory, _CLOCK_AT)
+        return identity - 1, clock_ns
 
     def write_stage(self, stage: str, elsewhere: bool = False) -> None:
         """Worker: say what is being done, and whether another process does it on this one's behalf."""

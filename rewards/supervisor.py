@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rewards.adapt import describe
+from rewards.batches import next_batch
 from rewards.build import VerifierSpec
+from rewards.pool_limits import Limits
 from rewards.pool_stats import Recorder
 from rewards.processes import Nursery, NurseryError, WorkerHandle, pack_setup
+from rewards.slow_calls import SlowCalls, keep_back
 from rewards.verdict import Verdict, error, timeout
 from rewards.verifier import Verifier
 from rewards.wire import ProtocolError, read_verdict
@@ -26,44 +27,10 @@ if TYPE_CHECKING:  # pool.py imports this module
 
 # A call that takes longer than this no longer has others waiting behind it in its worker.
 _TAKE_BACK_S = 0.01
-# A worker no longer counts as capacity after this share of the deadline, or once its call has used this many times
-# the processor time of its verifier's 99th percentile (and more than the least).
-_STALLED_SHARE, _UNUSUAL, _LEAST_UNUSUAL_S = 0.25, 3.0, 0.005
-# Work sent ahead to one worker: enough to hide the round trip, little enough to share out evenly.
-_BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
 # Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
 _STILLBIRTHS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The pool's settings, checked; see VerifierPool."""
-
-    workers: int
-    deadline_s: float
-    memory_mb: int | None
-    replays: int
-    spares: int
-    start_s: float
-
-    @staticmethod
-    def checked(
-        workers: int | None, deadline_s: float, memory_mb: int | None, replays: int, spares: int | None, start_s: float
-    ) -> Limits:
-        """Fill in the defaults.
-
-        Raises:
-            ValueError: a setting out of range, with its value.
-        """
-        count = len(os.sched_getaffinity(0)) if workers is None else workers
-        extra = 2 * count if spares is None else spares
-        for name, value, least in (
-            ("workers", count, 1), ("deadline_s", deadline_s, 0.01), ("memory_mb", memory_mb or 64, 64),
-            ("replays", replays, 0), ("spares", extra, 0), ("start_s", start_s, 0.1),
-        ):  # fmt: skip
-            if not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        return Limits(count, deadline_s, memory_mb, replays, extra, start_s)
+# A worker beyond the number wanted is let go when it has had nothing to do for this long: until then it spares a fork.
+_SURPLUS_S = 1.0
 
 
 class Supervisor:
@@ -81,6 +48,7 @@ class Supervisor:
         recorder: Recorder,
     ) -> None:
         self._limits, self._queue, self._recorder = limits, queue, recorder
+        self._slow_calls = SlowCalls(limits, recorder)
         self._setup = pack_setup(verifiers, limits.memory_mb)
         self._workers: list[WorkerHandle] = []
         self._selector = selectors.DefaultSelector()
@@ -156,16 +124,19 @@ class Supervisor:
             and not self._broken
         ):
             self._spawn()
-        active = self._active()
-        for worker in list(self._workers):
-            if active <= self._limits.workers:
-                return
-            if worker.ready and not worker.stalled and not worker.sent:
-                self._remove(worker)
-                active -= 1
+        surplus = self._active() - self._limits.workers
+        if surplus <= 0:
+            return
+        now = time.monotonic()
+        unused = [w for w in self._workers if w.ready and not w.sent and now - w.begun_at > _SURPLUS_S]
+        for worker in unused[:surplus]:
+            self._remove(worker)
 
     def _active(self) -> int:
         return sum(not worker.stalled for worker in self._workers)
+
+    def _busy(self) -> int:
+        return sum(bool(worker.sent) and not worker.stalled for worker in self._workers)
 
     def _spawn(self) -> None:
         assert self._nursery is not None
@@ -206,30 +177,19 @@ class Supervisor:
     def _dispatch(self) -> None:
         while self._broken and self._queue:
             self._finish(self._queue.popleft(), error(self._broken), 0.0, False)
+        busy = self._busy()
         for worker in self._workers:
             if not worker.ready or worker.taken_back or worker.batches_in_flight() > 1:
                 continue
-            jobs = self._next_batch()
+            if not worker.sent and busy >= self._limits.workers:
+                continue
+            jobs = next_batch(self._queue, self._limits.workers, self._recorder)
             if not jobs:
-                return
+                break
+            busy += not worker.sent
             worker.give(jobs)
             self._flush(worker)
-
-    def _next_batch(self) -> list[Job]:
-        """The next few calls: about `_BATCH_S` seconds of work by each verifier's record, at least one."""
-        jobs: list[Job] = []
-        seconds, characters = 0.0, 0
-        share = len(self._queue) // (2 * self._limits.workers) + 1
-        while self._queue and len(jobs) < min(_BATCH_JOBS, share):
-            job = self._queue.popleft()
-            if not job.start():
-                continue
-            jobs.append(job)
-            seconds += self._recorder.mean_seconds(job.name)
-            characters += len(job.completion)
-            if seconds > _BATCH_S or characters > _BATCH_CHARACTERS:
-                break
-        return jobs
+        keep_back(self._workers, bool(self._queue) or self._busy() > 0)
 
     def _flush(self, worker: WorkerHandle) -> None:
         waiting = bool(worker.outgoing)
@@ -262,9 +222,7 @@ class Supervisor:
         waits = [5.0]
         for worker in self._workers:
             if worker.sent:
-                waits.append(worker.begun_at + self._limits.deadline_s - now)
-                if not (worker.taken_back and worker.stalled):
-                    waits.append(_TAKE_BACK_S)
+                waits.append(self._slow_calls.next_look(worker) - now)
             elif not worker.ready:
                 waits.append(worker.begun_at + self._limits.start_s - now)
         return max(0.0, min(waits))
@@ -284,6 +242,11 @@ class Supervisor:
                 self._take(worker, reply)
         except ProtocolError as problem:
             self._bury(worker, f"its worker sent {problem}")
+            return
+        if worker.idle and not worker.unusual:
+            # The system does not let it run as usual again (that takes a privilege), so the next call gets another.
+            self._remove(worker)
+            self._requeue(worker)
 
     def _take(self, worker: WorkerHandle, reply: list[object]) -> None:
         if reply[0] == "ready":
@@ -324,37 +287,28 @@ class Supervisor:
                 if not worker.ready and now - worker.begun_at > self._limits.start_s:
                     self._bury(worker)
                 continue
+            if now < self._slow_calls.next_look(worker):
+                continue
             elapsed = now - worker.begun_at
-            if elapsed > self._limits.deadline_s:
-                self._kill_overdue(worker, elapsed)
-            elif elapsed > _TAKE_BACK_S:
-                if not worker.taken_back:
-                    self._queue.extendleft(reversed(worker.take_back()))
-                self._look_at_slow(worker, elapsed)
+            if elapsed > self._slow_calls.allowed(worker):
+                self._end_overdue(worker, elapsed)
+                continue
+            self._slow_calls.look(worker, now)
+            if not worker.taken_back and (worker.stalled or elapsed > _TAKE_BACK_S):
+                self._queue.extendleft(reversed(worker.take_back()))
 
-    def _look_at_slow(self, worker: WorkerHandle, elapsed: float) -> None:
-        """Let others take over from a worker that waits, or that is out of the ordinary for its verifier.
-
-        The latter goes on only where a processor is free: a few calls that spin must not slow all the others down.
-        """
-        if worker.stalled and (worker.idle or worker.waits):
-            return  # it has been dealt with, and only its deadline is left
-        waits, processor = worker.look()
-        worker.waits = waits and not worker.page.works_elsewhere()
-        worker.stalled = worker.stalled or worker.waits or elapsed > _STALLED_SHARE * self._limits.deadline_s
-        usual = self._recorder.usual_processor_seconds(worker.sent[0].job.name)
-        if not worker.idle and processor > max(_LEAST_UNUSUAL_S, _UNUSUAL * usual):
-            worker.stalled = True
-            worker.set_idle(True)
-
-    def _kill_overdue(self, worker: WorkerHandle, elapsed: float) -> None:
+    def _end_overdue(self, worker: WorkerHandle, elapsed: float) -> None:
+        begun_at = worker.begun_at
+        self._hear(worker)  # the answer may be there, only not read yet
+        if worker not in self._workers or worker.begun_at != begun_at or self._slow_calls.extend(worker):
+            return
         stage = worker.page.read_stage()
         entry = worker.sent.popleft()
         self._recorder.event("killed")
         self._remove(worker)
         self._requeue(worker)
         if not entry.ghost:
-            reason = f"{entry.job.name}: undecided after {self._limits.deadline_s:g} s, at stage {stage!r}"
+            reason = f"{entry.job.name}: undecided after {self._slow_calls.allowed(worker):g} s, at stage {stage!r}"
             self._finish(entry.job, timeout(reason), elapsed, False)
 
     def _bury(self, worker: WorkerHandle, cause: str = "") -> None:

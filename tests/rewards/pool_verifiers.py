@@ -28,6 +28,26 @@ def spin(completion, reference):
         pass
 
 
+def burn(completion, reference):
+    """Uses the processor for `completion` seconds; those of the clock do not count."""
+    end = time.process_time() + float(completion)
+    while time.process_time() < end:
+        pass
+    return True
+
+
+def crowded_out(completion, reference):
+    """Works for 20 ms, behind a program that has this processor to itself for `completion` seconds."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if os.fork() == 0:
+        end = time.monotonic() + float(completion)
+        while time.monotonic() < end:
+            pass
+        os._exit(0)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return burn("0.02", reference)
+
+
 def hang(completion, reference):
     enter("waiting for nothing")
     time.sleep(1000)

@@ -1,0 +1,37 @@
+"""The settings of a verifier pool, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What VerifierPool was given, with the defaults filled in."""
+
+    workers: int
+    deadline_s: float
+    memory_mb: int | None
+    replays: int
+    spares: int
+    start_s: float
+
+    @staticmethod
+    def checked(
+        workers: int | None, deadline_s: float, memory_mb: int | None, replays: int, spares: int | None, start_s: float
+    ) -> Limits:
+        """Fill in the defaults.
+
+        Raises:
+            ValueError: a setting out of range, with its value.
+        """
+        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        extra = 2 * count if spares is None else spares
+        for name, value, least in (
+            ("workers", count, 1), ("deadline_s", deadline_s, 0.01), ("memory_mb", memory_mb or 64, 64),
+            ("replays", replays, 0), ("spares", extra, 0), ("start_s", start_s, 0.1),
+        ):  # fmt: skip
+            if not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value!r}")
+        return Limits(count, deadline_s, memory_mb, replays, extra, start_s)
