@@ -23,8 +23,8 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from grpo import step_comparison, view_data
 from grpo.html_report import visible
 from grpo.rollout_index import Filter, Order
-from grpo.view_data import RunData
 from grpo.view_page import ASSETS, page
+from grpo.view_runs import RunData
 
 # Seconds between two looks at the folders of runs that may still go on.
 _REFRESH_S = 2.0

@@ -24,8 +24,8 @@ from grpo.html_report import visible
 from grpo.report import Report
 from grpo.types import Group, Prompt
 from grpo.view import is_own_host, make_app
-from grpo.view_data import open_runs
 from grpo.view_page import ASSETS, export, page
+from grpo.view_runs import open_runs
 from rewards import verdict
 
 TEMPLATES = Path(__file__).parents[2] / "grpo" / "templates"
