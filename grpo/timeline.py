@@ -103,9 +103,9 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
 
 
 def _within(busy: Busy, end: float) -> Busy:
-    """What lies between 0 and `end`, cut there."""
+    """What lies between 0 and `end`, cut there; what took no time that a line shows is kept too."""
     cut = {
-        what: [(max(0.0, a), min(b, end)) for a, b in intervals if b > 0 and a < end]
+        what: [(max(0.0, a), min(b, end)) for a, b in intervals if b > 0 and (a < end or a == b == end)]
         for what, intervals in busy.items()
     }
     return {what: intervals for what, intervals in cut.items() if intervals}

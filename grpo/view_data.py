@@ -231,12 +231,13 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
 
 
 def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
-    """What each actor measured, in the order of lanes."""
+    """What each actor measured, in the order of lanes and of time."""
     return [
         {"actor": actor, "phase": what, "from": begin, "to": end}
         for actor in sorted(told.lanes, key=_lane_order)
-        for what, intervals in told.lanes[actor].items()
-        for begin, end in intervals
+        for begin, end, what in sorted(
+            (begin, end, what) for what, intervals in told.lanes[actor].items() for begin, end in intervals
+        )
     ]
 
 

@@ -495,8 +495,8 @@ const showTimeLine = guarded(async () => {
     track.append(edge);
     const phases = [...new Set(lane.spans.map((span) => span.phase))];
     const lasted = (phase) => lane.spans.filter((span) => span.phase === phase).reduce((sum, span) => sum + span.to - span.from, 0);
-    const told = phases.map((phase) => el("span", { class: "soft" }, " ", el("span", { class: `key part-${phase} phase-${phase}`, "aria-hidden": "true" }),
-      `${phase} ${fixed(lasted(phase))} s`));
+    const told = phases.flatMap((phase) => [" ", el("span", { class: "soft" }, el("span", { class: `key part-${phase} phase-${phase}`, "aria-hidden": "true" }),
+      `${phase} ${fixed(lasted(phase))} s`)]);
     return el("div", { class: "lane" }, el("span", {}, lane.actor, ...told), track);
   });
   const axis = el("div", { class: "axis" }, ...[0, 0.25, 0.5, 0.75, 1].map((share) => {
