@@ -43,7 +43,8 @@ class TimeLine:
 
     def __init__(self, run_dir: Path, most_bytes: int = MOST_BYTES) -> None:
         """Open a run's time line, made where it is missing; it is kept below `most_bytes`."""
-        self._lines = JsonLines(run_dir / FILE_NAME)
+        # Nothing hangs on it, and a step of a small policy should not wait for a disk.
+        self._lines = JsonLines(run_dir / FILE_NAME, durable=False)
         self._most_bytes = most_bytes
 
     def append(self, step: int, begin: float, lanes: Mapping[str, Busy]) -> None:

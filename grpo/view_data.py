@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from grpo.closing_table import closing_table
 from grpo.html_report import mismatch_alarm_of, mismatch_chart, plain, visible
-from grpo.rollout_index import STATUSES, Filter, Order
+from grpo.rollout_columns import STATUSES
+from grpo.rollout_index import Filter, Order
 from grpo.rollout_store import EVALUATIONS, step_path, stored_steps
 from grpo.step_time import TIMED_PARTS, step_time
 from grpo.svg_chart import Chart, line_chart, step_time_chart
