@@ -94,11 +94,11 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
     for _, other, lanes in read:
         for actor, busy in lanes.items():
             moved = {what: [(a + other - begin, b + other - begin) for a, b in found] for what, found in busy.items()}
-            clocks.setdefault(actor, BusyClock()).merge(moved)
+            # What is of other steps must not be joined with what is near to it in this one.
+            clocks.setdefault(actor, BusyClock()).merge(_within(moved, min(later, default=float("inf"))))
     whole = {actor: clock.take() for actor, clock in clocks.items()}
     # Not all the time until the next line: between the two the run may have been stopped for a night.
-    driven = _within(whole.get(DRIVER, {}), min(later, default=float("inf")))
-    end = max((b for intervals in driven.values() for _, b in intervals), default=0.0)
+    end = max((b for intervals in whole.get(DRIVER, {}).values() for _, b in intervals), default=0.0)
     cut = {actor: _within(busy, end) for actor, busy in whole.items()}
     return StepLanes({actor: busy for actor, busy in cut.items() if busy}, end, bool(later))
 

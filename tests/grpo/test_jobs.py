@@ -405,6 +405,8 @@ def test_fine_tuning_ends_with_a_policy(tmp_path: Path, monkeypatch: pytest.Monk
     assert learner.optimizer_steps == 3
     assert (tmp_path / "sft" / "policy" / "config.json").is_file()
     assert steps_of(tmp_path / "sft") == [1, 2, 3]
+    found = step_lanes((tmp_path / "sft" / "timeline.jsonl").read_text().splitlines(), 2)
+    assert found is not None and "learn" in found.lanes["driver"]
 
 
 def test_what_counts_as_finished_has_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from fake_run import silent_progress
 
 from grpo.json_lines import complete_lines
@@ -24,6 +25,16 @@ def test_a_resumed_run_forgets_later_steps(tmp_path: Path) -> None:
         assert steps(tmp_path) == [1, 2]
         report.busy(3, 2000.0, {})
     assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_what_is_near_to_a_step_is_not_joined_with_it(tmp_path: Path) -> None:
+    with Report(tmp_path, progress=silent_progress()) as report:
+        # The evaluation of step 0 ends a moment before step 1, and that of step 2 comes a moment after it.
+        report.busy(1, 1000.0, {DRIVER: {"evaluate": [(999.9, 999.995)], "learn": [(1000.0, 1000.01)]}})
+        report.busy(2, 1000.01, {DRIVER: {"learn": [(1000.01, 1000.012)], "evaluate": [(1000.012, 1000.02)]}})
+    found = step_lanes(complete_lines(tmp_path / FILE_NAME), 1)
+    assert found is not None and found.lanes[DRIVER].keys() == {"learn"}
+    assert found.lanes[DRIVER]["learn"] == [(0.0, pytest.approx(0.01))]
 
 
 def test_the_file_keeps_the_newest_steps_within_its_bound(tmp_path: Path) -> None:
