@@ -26,6 +26,7 @@ from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import LearnerSetup
 from grpo.weight_buckets import Bucket, TensorInfo
 from grpo.weight_link import WeightLink
+from rewards.busy_clock import Busy, BusyClock
 
 # How often the driver looks after the generators while it waits for the learner.
 MEANWHILE_S = 0.1
@@ -43,6 +44,7 @@ class LearnerActor:
 
     def __init__(self, setup: LearnerSetup) -> None:
         self._setup = setup
+        self._busy = BusyClock()
 
     def __repr__(self) -> str:
         return f"learner rank {self._setup.rank}"
@@ -57,23 +59,28 @@ class LearnerActor:
         self._rank = LearnerRank(self._setup, master_address, master_port)
         spare_the_collector()
 
-    def step(self, batch: TrainBatch) -> dict[str, float]:
-        return self._rank.step(batch.ranks[self._setup.share])
+    def step(self, batch: TrainBatch) -> tuple[dict[str, float], Busy]:
+        with self._busy.during("learn"):
+            metrics = self._rank.step(batch.ranks[self._setup.share])
+        return metrics, self._busy.take()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._rank.score(sequences)
+        with self._busy.during("score"):
+            return self._rank.score(sequences)
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[Tensor]:
-        return self._rank.logprobs(batch.ranks[self._setup.share], source)
+        with self._busy.during("score"):
+            return self._rank.logprobs(batch.ranks[self._setup.share], source)
 
     def refresh_reference(self) -> None:
-        self._rank.refresh_reference()
+        with self._busy.during("learn"):
+            self._rank.refresh_reference()
 
     def tensors(self) -> list[TensorInfo]:
         return self._rank.tensors()
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
-        yield from self._rank.export_buckets(bucket_bytes)
+        yield from self._busy.each("sync", self._rank.export_buckets(bucket_bytes))
 
     def open_sender(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
         address = ray.util.get_node_ip_address()
@@ -83,22 +90,28 @@ class LearnerActor:
         self._rank.join_receivers()
 
     def send_bucket(self, bucket: Bucket) -> Handle | None:
-        return self._rank.send_bucket(bucket)
+        with self._busy.during("sync"):
+            return self._rank.send_bucket(bucket)
 
     def sleep(self) -> None:
-        self._rank.sleep()
+        with self._busy.during("swap"):
+            self._rank.sleep()
 
     def wake(self) -> None:
-        self._rank.wake()
+        with self._busy.during("swap"):
+            self._rank.wake()
 
-    def save(self, folder: str) -> None:
-        self._rank.save(folder)
+    def save(self, folder: str) -> Busy:
+        with self._busy.during("checkpoint"):
+            self._rank.save(folder)
+        return self._busy.take()
 
     def load(self, folder: str) -> None:
         self._rank.load(folder)
 
     def export(self, folder: str) -> None:
-        self._rank.export(folder)
+        with self._busy.during("checkpoint"):
+            self._rank.export(folder)
 
     def start_profile(self) -> None:
         self._profiler = OperatorProfiler(f"learner rank {self._setup.rank}")
@@ -185,6 +198,7 @@ class LearnerGroup:
         self._deadline_s = deadline_s
         self._sequence_parallel = sequence_parallel
         self._meanwhile: Callable[[], None] | None = None
+        self._busy = [BusyClock() for _ in self._actors]
         self.link: WeightLink | None = None
         """Carries weights past Ray's object store; None where they go through it."""
 
@@ -213,7 +227,12 @@ class LearnerGroup:
         for batch in batches:
             shared = ray.put(batch)
             started.append([actor.step.remote(shared) for actor in self._actors])
-        return [dict(self._wait(step, "a learner step")[0]) for step in started]
+        updates = []
+        for step in started:
+            answers = self._wait(step, "a learner step")
+            self._heard(busy for _, busy in answers)
+            updates.append(dict(answers[0][0]))
+        return updates
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on all ranks; the global metrics."""
@@ -279,7 +298,7 @@ class LearnerGroup:
 
     def save(self, folder: str) -> None:
         """Write training state and policy into `folder`, which every rank must be able to reach."""
-        self._wait([actor.save.remote(folder) for actor in self._actors], "saving a checkpoint")
+        self._heard(self._wait([actor.save.remote(folder) for actor in self._actors], "saving a checkpoint"))
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote."""
@@ -288,6 +307,14 @@ class LearnerGroup:
     def export(self, folder: str) -> None:
         """Write the policy alone, in Hugging Face format."""
         wait_for([actor.export.remote(folder) for actor in self._actors], self._deadline_s, "exporting the policy")
+
+    def take_busy(self) -> dict[str, Busy]:
+        """What each rank has told since this was last asked of what it did, and when, by its own clock."""
+        return {f"learner rank {rank}": clock.take() for rank, clock in enumerate(self._busy)}
+
+    def _heard(self, told: Iterable[Busy]) -> None:
+        for clock, busy in zip(self._busy, told, strict=True):
+            clock.merge(busy)
 
     def start_profile(self) -> None:
         """Watch what the ranks compute from now on."""

@@ -28,6 +28,8 @@ from grpo.data import PromptSet
 FOLDER, TASK = "evaluations", "held_out"
 # The question as training asks it, template and all.
 _ASKED = "asked"
+# There until the numbers of the step are reported.
+_POLICY = "policy"
 _NAME = re.compile(r"step_(\d+)")
 # The process ends with the one that started it, however that ends.
 _PROGRAM = """
@@ -81,7 +83,7 @@ class BackgroundEvaluation:
 
     def forget_after(self, step: int) -> None:
         """Drop policies of later steps, which a resumed run makes again."""
-        for later in self._steps():
+        for later in _steps(self.folder):
             if later > step:
                 shutil.rmtree(self._place(later))
 
@@ -95,7 +97,7 @@ class BackgroundEvaluation:
         place.mkdir(parents=True)
         partial = place / ".policy.partial"
         export(str(partial.absolute()))
-        partial.rename(place / "policy")
+        partial.rename(place / _POLICY)
         self._start_next()
 
     def finished(self, *, wait: bool) -> Iterator[Late]:
@@ -124,7 +126,7 @@ class BackgroundEvaluation:
                 raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{told}")
             yield Late(step, self._metrics(step, time.monotonic() - started))
             # Reported: from now on nothing is owed for this step.
-            shutil.rmtree(self._place(step) / "policy")
+            shutil.rmtree(self._place(step) / _POLICY)
             self._start_next()
 
     @property
@@ -177,7 +179,7 @@ class BackgroundEvaluation:
         }
         overrides = [f"{name}={json.dumps(value)}" for name, value in said.items()]
         task = str((self.folder / f"{TASK}.yaml").absolute())
-        return ["eval", "run", str(place / "policy"), "--task", task, "--out", str(place), *overrides]
+        return ["eval", "run", str(place / _POLICY), "--task", task, "--out", str(place), *overrides]
 
     def _metrics(self, step: int, seconds: float) -> dict[str, float]:
         found = json.loads((self._place(step) / TASK / "metrics.json").read_text(encoding="utf-8"))
@@ -190,16 +192,29 @@ class BackgroundEvaluation:
         }
 
     def _owed(self) -> Iterator[int]:
-        return (step for step in self._steps() if (self._place(step) / "policy").is_dir())
-
-    def _steps(self) -> list[int]:
-        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+        return (step for step in _steps(self.folder) if (self._place(step) / _POLICY).is_dir())
 
     def _place(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}"
+        return _place(self.folder, step)
 
     def _log(self, step: int) -> Path:
         return self._place(step) / "log.txt"
+
+
+def owes_evaluations(settings: TrainConfig) -> bool:
+    """Whether a stopped run has left policies whose numbers its resume is to report."""
+    evaluation, folder = settings.evaluation, Path(settings.run.folder) / FOLDER
+    if evaluation is None or evaluation.mode != "background" or not folder.is_dir():
+        return False
+    return any((_place(folder, step) / _POLICY).is_dir() for step in _steps(folder))
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:06d}"
 
 
 def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> None:

@@ -56,11 +56,12 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 
     def job() -> None:
         settings = load(TrainConfig, config, overrides or [])
+        from grpo.background_evaluation import owes_evaluations
         from grpo.progress import open_progress
         from grpo.recovery import train_with_recovery
         from grpo.run_folder import finished_table
 
-        table = finished_table(settings.run, settings.train.steps)
+        table = None if owes_evaluations(settings) else finished_table(settings.run, settings.train.steps)
         if table is None:
             table = train_with_recovery(settings, lambda: open_progress("GRPO", total_steps=settings.train.steps))
         Console().print(table)
@@ -268,7 +269,7 @@ def view(
     """
 
     def job() -> None:
-        from grpo.view_data import open_runs
+        from grpo.view_runs import open_runs
 
         console = Console()
         opened = open_runs(runs)

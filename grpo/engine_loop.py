@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import queue
 import threading
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from grpo.types import EngineDied, Finished, Report, Request, SamplingParams
+from rewards.busy_clock import Busy, BusyClock
 
 # A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
 HAND_ON_S = 0.05
@@ -58,6 +60,7 @@ class EngineLoop:
         self._engine: Engine | None = None
         # Since when the engine has been in its present step or call; None while it waits for one.
         self._since: float | None = None
+        self._busy = BusyClock()
         self._ended: Future[None] = Future()
         made: Future[None] = Future()
         threading.Thread(target=self._guarded, args=(make, made), name="engine", daemon=True).start()
@@ -67,14 +70,20 @@ class EngineLoop:
         """Begin to sample for all requests; returns at once. What the engine refuses ends the loop."""
         self._calls.put(lambda engine: engine.submit(requests, sampling))
 
-    def call(self, work: Callable[[Any], Result]) -> Result:
-        """Run `work(engine)` between two steps and wait for its result.
+    def call(self, work: Callable[[Any], Result], what: str = "") -> Result:
+        """Run `work(engine)` between two steps and wait for its result; with `what`, the engine was busy with it.
 
         Raises:
             Exception: what the loop ended with, be it this call's fault or an earlier one's.
         """
         done: Future[Result] = Future()
-        self._calls.put(lambda engine: done.set_result(work(engine)))
+
+        def answer(engine: Any) -> None:
+            with self._busy.during(what) if what else contextlib.nullcontext():
+                found = work(engine)
+            done.set_result(found)
+
+        self._calls.put(answer)
         return self._result_of(done)
 
     def take(self, wait_s: float) -> Report:
@@ -95,7 +104,11 @@ class EngineLoop:
         if not finished and self._ended.done():
             self._ended.result()
         since = self._since
-        return Report(finished, 0.0 if since is None else time.monotonic() - since)
+        return Report(finished, 0.0 if since is None else time.monotonic() - since, self._busy.take())
+
+    def take_busy(self) -> Busy:
+        """What the engine did, and when, since it was last told here or in a report."""
+        return self._busy.take()
 
     def _result_of(self, future: Future[Result]) -> Result:
         either: list[Future[Any]] = [future, self._ended]
@@ -127,7 +140,8 @@ class EngineLoop:
             if not engine.busy:
                 continue
             self._since = time.monotonic()
-            finished += engine.step()
+            with self._busy.during("generate"):
+                finished += engine.step()
             if finished and (not engine.busy or time.monotonic() - handed_on > HAND_ON_S):
                 with self._handed_on:
                     self._outbox += finished

@@ -18,6 +18,7 @@ from grpo.actors import wait_for
 from grpo.profiling import ActorProfile
 from grpo.replica import Lost, Replica, Work, result_of
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
+from rewards.busy_clock import Busy
 
 # Longest time for which a generator that has nothing to hand over keeps silent.
 BEAT_S = 5.0
@@ -214,7 +215,7 @@ class GeneratorGroup:
         lost: dict[Replica, Lost] = {}
 
         def settle(what: str, calls: dict[Replica, Any]) -> None:
-            found = self._settle(what, calls, lost)
+            found = list(self._settle(what, calls, lost).values())
             names.extend(found[0] or () if found else ())
 
         # An actor takes its calls in order, so none waits for the answer to the one before it; but a bucket is only
@@ -234,7 +235,8 @@ class GeneratorGroup:
         settle("begin a weight update", begun)
         for calls in loading:
             settle("load a bucket of weights", calls)
-        settle("finish a weight update", finished)
+        for replica, busy in self._settle("finish a weight update", finished, lost).items():
+            replica.busy.merge(busy)
         return names, lost
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[list[float]]]]:
@@ -243,7 +245,7 @@ class GeneratorGroup:
 
         def wait() -> list[list[list[float]]]:
             lost: dict[Replica, Lost] = {}
-            found = self._settle("score the probe", calls, lost)
+            found = list(self._settle("score the probe", calls, lost).values())
             self._replace_all(lost)
             if not found:
                 self._wait_for_one()
@@ -264,6 +266,10 @@ class GeneratorGroup:
         self._settle("take memory again", {one: one.actor.wake.remote() for one in self._up()}, lost)
         self._replace_all(lost)
 
+    def take_busy(self) -> dict[str, Busy]:
+        """What each replica has told since this was last asked of what it did, and when, by its own clock."""
+        return {f"generator {replica.index}": replica.busy.take() for replica in self._replicas}
+
     def start_profile(self) -> None:
         """Watch what the engines compute from now on."""
         names = [(one, f"generator {one.index}") for one in self._up()]
@@ -278,14 +284,14 @@ class GeneratorGroup:
     def _up(self) -> list[Replica]:
         return [replica for replica in self._replicas if replica.up]
 
-    def _settle(self, what: str, calls: dict[Replica, Any], lost: dict[Replica, Lost]) -> list[Any]:
+    def _settle(self, what: str, calls: dict[Replica, Any], lost: dict[Replica, Lost]) -> dict[Replica, Any]:
         """Results of the calls to replicas that are not lost; adds those that are lost here."""
-        found = []
+        found = {}
         for replica, reference in calls.items():
             if replica in lost:
                 continue
             try:
-                found.append(result_of(reference, self.limits.update_s, what))
+                found[replica] = result_of(reference, self.limits.update_s, what)
             except Lost as reason:
                 lost[replica] = reason
         return found

@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, each line durable when it is written, and cut back when a run resumes."""
+"""Files of one JSON object per line, appended whole, and cut back when a run resumes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from pathlib import Path
 
 
 class JsonLines:
-    """Appends lines to a file; each is one write, on the disk when `append` returns."""
+    """Appends lines to a file; each is one write, on the disk when `append` returns unless it need not be."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, made with its folder where it is missing."""
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        """Open the file, made with its folder where it is missing.
+
+        Args:
+            path: the file.
+            durable: wait for the disk at each line; without, a power cut may take the last ones.
+        """
+        self._durable = durable
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -20,7 +26,7 @@ class JsonLines:
         self._descriptor = _open_to_append(path)
 
     def append(self, line: str) -> None:
-        """Write one line, which ends with its newline, to the disk.
+        """Write one line, which ends with its newline.
 
         Raises:
             OSError: the disk is full.
@@ -29,7 +35,8 @@ class JsonLines:
         written = os.write(self._descriptor, payload)
         if written != len(payload):
             raise OSError(f"wrote {written} of {len(payload)} bytes to {self.path}; is the disk full?")
-        os.fsync(self._descriptor)
+        if self._durable:
+            os.fsync(self._descriptor)
 
     def keep(self, wanted: Callable[[int, str], bool]) -> None:
         """Drop the lines that are not wanted: `wanted(number from 1, text)`."""

@@ -17,6 +17,7 @@ from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.setups import GeneratorSetup
 from grpo.types import EngineDied, Report, Request, SamplingParams
 from grpo.weight_buckets import Bucket
+from rewards.busy_clock import Busy, BusyClock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,25 +62,26 @@ class GeneratorActor:
         return self._loop.take(wait_s)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._loop.call(lambda generator: generator.score(sequences))
+        return self._loop.call(lambda generator: generator.score(sequences), "score")
 
     def join_sender(self, invitation: dict[str, Any]) -> None:
-        self._loop.call(lambda generator: generator.join_sender(invitation))
+        self._loop.call(lambda generator: generator.join_sender(invitation), "sync")
 
     def begin_update(self) -> None:
-        self._loop.call(lambda generator: generator.begin_update())
+        self._loop.call(lambda generator: generator.begin_update(), "sync")
 
     def update(self, bucket: np.ndarray | Bucket) -> list[str]:
-        return self._loop.call(lambda generator: generator.update(bucket))
+        return self._loop.call(lambda generator: generator.update(bucket), "sync")
 
-    def finish_update(self, policy_version: int) -> None:
-        self._loop.call(lambda generator: generator.finish_update(policy_version))
+    def finish_update(self, policy_version: int) -> Busy:
+        self._loop.call(lambda generator: generator.finish_update(policy_version), "sync")
+        return self._loop.take_busy()
 
     def sleep(self) -> None:
-        self._loop.call(lambda generator: generator.sleep())
+        self._loop.call(lambda generator: generator.sleep(), "swap")
 
     def wake(self) -> None:
-        self._loop.call(lambda generator: generator.wake())
+        self._loop.call(lambda generator: generator.wake(), "swap")
 
     def start_profile(self, name: str) -> None:
         # In the thread that computes, which is the one that the profiler watches.
@@ -117,6 +119,7 @@ class Replica:
         self.load = 0
         self.restarted_for = ""
         self.replayed = 0
+        self.busy = BusyClock()
         self._place = place
         self._processes: Processes | None = None
         self._start(None)
@@ -174,6 +177,7 @@ class Replica:
         """
         reference, self.report = self.report, None
         report: Report = result_of(reference, hang_deadline_s, "hand over finished groups")
+        self.busy.merge(report.busy)
         for key, completions in report.finished:
             work = self.work.pop(key)
             self.load -= work.sampling.samples

@@ -15,8 +15,8 @@
 Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
 trackers; `finish` may be called on that way too. What lies in the run folder afterwards:
 
-    metrics.jsonl  ledger.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet  figures/*.png
-    report.html  tensorboard/
+    metrics.jsonl  ledger.jsonl  timeline.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet
+    figures/*.png  report.html  tensorboard/
 
 The run's `config.yaml` is written by the job and only read here. Metric names, the Parquet columns and their units
 are documented in `docs/metrics.md`. Figures and the HTML report are made from the run folder alone, so
@@ -37,8 +37,10 @@ from grpo.ledger import Ledger
 from grpo.metrics_log import MetricsLine, MetricsLog, read_history
 from grpo.progress import Progress, open_progress
 from grpo.rollout_store import Advantages
+from grpo.timeline import TimeLine
 from grpo.trackers import Tracker
 from grpo.types import Group
+from rewards.busy_clock import Busy
 
 FIGURES_FOLDER = "figures"
 MISMATCH = "learner/mismatch_kl_first"
@@ -78,6 +80,7 @@ class Report:
         self.run_dir = Path(run_dir)
         self._log = MetricsLog(self.run_dir)
         self._ledger = Ledger(self.run_dir)
+        self._time_line = TimeLine(self.run_dir)
         self._trackers = tuple(trackers)
         self._progress = progress or open_progress("GRPO", total_steps=total_steps)
         self._rollouts_every = rollouts_every
@@ -97,6 +100,7 @@ class Report:
         """Forget everything after `step`: call it before the first step of a resumed run."""
         self._log.truncate_after(step)
         self._ledger.truncate_after(step)
+        self._time_line.truncate_after(step)
         rollout_store.truncate_after(self.run_dir, step)
         for tracker in self._trackers:
             tracker.truncate_after(step)
@@ -156,6 +160,10 @@ class Report:
         told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._progress.show(f"step {step}, evaluated in the background: {told}")
 
+    def busy(self, step: int, begin: float, lanes: Mapping[str, Busy]) -> None:
+        """Keep what each actor did, and when, since this was last called; `TimeLine.append` has the arguments."""
+        self._time_line.append(step, begin, lanes)
+
     def evaluation(self, step: int, groups: Sequence[Group]) -> None:
         """Store what the policy of `step` answered to held-out prompts, where rollouts are stored at all."""
         if groups and self._rollouts_every:
@@ -183,6 +191,7 @@ class Report:
         self._store_rollouts()
         self._log.close()
         self._ledger.close()
+        self._time_line.close()
         for tracker in self._trackers:
             tracker.close()
         self._trackers = ()

@@ -16,22 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from grpo.rollout_columns import STATUSES, Columns, no_columns, read_columns
 from grpo.rollout_store import FOLDER_NAME, step_path, stored_steps
-from rewards.verdict import Status
 
-STATUSES = tuple(status.value for status in Status)
 Order = Literal["newest", "oldest", "spread"]
-_COLUMNS = (
-    "group",
-    "prompt_id",
-    "prompt",
-    "completion",
-    "completion_tokens",
-    "reward",
-    "verdicts.list.element.status",
-)
 # Files read between two snapshots of a long first reading, so that the newest steps can be looked at soon.
 _FILES_AT_ONCE = 40
 _READERS = 2
@@ -72,32 +61,18 @@ class Found:
     completions: int
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The columns of all files read so far, in the order of steps; R rows, N groups.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Columns):
+    """The columns of all files read so far, in the order of steps.
 
     Attributes:
         version: rises with every snapshot.
-        group_R: number of the row's group in this snapshot.
-        status_R: bit i is set where a verdict has status STATUSES[i].
-        first_N, count_N: where the group's rows begin, and how many there are.
-        groups_N: the group's index in its step.
+        step_R, step_N: the step of each row and of each group.
     """
 
     version: int
     step_R: np.ndarray[Any, Any]
-    group_R: np.ndarray[Any, Any]
-    reward_R: np.ndarray[Any, Any]
-    tokens_R: np.ndarray[Any, Any]
-    status_R: np.ndarray[Any, Any]
-    text_R: pa.ChunkedArray
-    first_N: np.ndarray[Any, Any]
-    count_N: np.ndarray[Any, Any]
-    groups_N: np.ndarray[Any, Any]
     step_N: np.ndarray[Any, Any]
-    spread_N: np.ndarray[Any, Any]
-    prompt_id_N: pa.ChunkedArray
-    prompt_N: pa.ChunkedArray
 
     def search(self, wanted: Filter, order: Order = "newest") -> Found:
         """The groups that have a completion which passes."""
@@ -161,7 +136,8 @@ class RolloutIndex:
     def __init__(self, run_dir: Path, folder: str = FOLDER_NAME) -> None:
         """Nothing is read yet."""
         self._run_dir, self._folder = run_dir, folder
-        self._parts: dict[int, _Part] = {}
+        # By step: (time and size of its file, what it holds).
+        self._parts: dict[int, tuple[tuple[int, int], Columns]] = {}
         self._refreshing = threading.Lock()
         self._remembered: dict[tuple[int, Filter, Order], Found] = {}
         self.snapshot = _join({}, 0)
@@ -209,96 +185,26 @@ class RolloutIndex:
         return stamps
 
     def _is_stale(self, step: int, stamp: tuple[int, int]) -> bool:
-        return step not in self._parts or self._parts[step].stamp != stamp
+        return step not in self._parts or self._parts[step][0] != stamp
 
     def _read(self, steps: Sequence[int], stamps: Mapping[int, tuple[int, int]], problems: dict[int, str]) -> None:
         with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
             futures = {
-                step: readers.submit(_read_part, step_path(self._run_dir, step, self._folder), step, stamps[step])
-                for step in steps
+                step: readers.submit(read_columns, step_path(self._run_dir, step, self._folder)) for step in steps
             }
         for step, future in futures.items():
             try:
-                self._parts[step] = future.result()
+                self._parts[step] = (stamps[step], future.result())
             except FileNotFoundError:
                 self._parts.pop(step, None)
             except (pa.ArrowException, OSError) as problem:
                 # One torn file should not hide the others; the page names it. It is tried again when it changes.
-                self._parts[step] = _Part.empty(stamps[step])
+                self._parts[step] = (stamps[step], no_columns())
                 problems[step] = f"{step_path(self._run_dir, step, self._folder).name} cannot be read: {problem}"
 
     def _publish(self, problems: Mapping[int, str]) -> None:
-        self.snapshot = _join(self._parts, self.snapshot.version + 1)
+        self.snapshot = _join({step: columns for step, (_, columns) in self._parts.items()}, self.snapshot.version + 1)
         self.problems = dict(problems)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One file's columns, as in Snapshot, with `group_R` and `first_N` counted within the file."""
-
-    stamp: tuple[int, int]
-    group_R: np.ndarray[Any, Any]
-    reward_R: np.ndarray[Any, Any]
-    tokens_R: np.ndarray[Any, Any]
-    status_R: np.ndarray[Any, Any]
-    text_R: pa.Array
-    first_N: np.ndarray[Any, Any]
-    count_N: np.ndarray[Any, Any]
-    groups_N: np.ndarray[Any, Any]
-    spread_N: np.ndarray[Any, Any]
-    prompt_id_N: pa.Array
-    prompt_N: pa.Array
-
-    @classmethod
-    def empty(cls, stamp: tuple[int, int]) -> _Part:
-        whole, real, text = np.zeros(0, np.int64), np.zeros(0), pa.array([], pa.large_string())
-        return cls(stamp, whole, real, whole, whole, text, whole, whole, whole, real, text, text)
-
-
-def _read_part(path: Path, step: int, stamp: tuple[int, int]) -> _Part:
-    with pq.ParquetFile(path) as file:
-        missing = {name.split(".")[0] for name in _COLUMNS} - set(file.schema_arrow.names)
-        if missing:
-            raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
-        table = file.read(columns=list(_COLUMNS), use_threads=False)
-    if not table.num_rows:
-        return _Part.empty(stamp)
-    index = table["group"].to_numpy()
-    # A group's rows are written one after the other.
-    first_N = np.flatnonzero(np.r_[True, index[1:] != index[:-1]])
-    count_N = np.diff(np.r_[first_N, len(index)])
-    group_R = np.repeat(np.arange(len(first_N)), count_N)
-    reward_R = table["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
-    known_R = ~np.isnan(reward_R)
-    sums = [
-        np.bincount(group_R, weights=np.where(known_R, values, 0.0))
-        for values in (np.ones_like(reward_R), np.nan_to_num(reward_R), np.nan_to_num(reward_R) ** 2)
-    ]
-    known_N, sum_N, square_N = np.maximum(sums[0], 1), sums[1], sums[2]
-    return _Part(
-        stamp=stamp,
-        group_R=group_R,
-        reward_R=reward_R,
-        tokens_R=table["completion_tokens"].to_numpy(),
-        status_R=_status_bits(table["verdicts"]),
-        text_R=table["completion"].combine_chunks().cast(pa.large_string()),
-        first_N=first_N,
-        count_N=count_N,
-        groups_N=index[first_N],
-        spread_N=square_N / known_N - (sum_N / known_N) ** 2,
-        prompt_id_N=table["prompt_id"].take(first_N).combine_chunks().cast(pa.large_string()),
-        prompt_N=table["prompt"].take(first_N).combine_chunks().cast(pa.large_string()),
-    )
-
-
-def _status_bits(verdicts: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    rows = pc.list_parent_indices(verdicts).to_numpy()
-    statuses = pc.struct_field(pc.list_flatten(verdicts), "status")
-    bits_R = np.zeros(len(verdicts), np.uint8)
-    for at, status in enumerate(STATUSES):
-        # A row may be named several times, which is what `|=` through an index is right for here.
-        bits_R[rows[pc.equal(statuses, status).to_numpy(zero_copy_only=False)]] |= 1 << at
-    return bits_R
 
 
 def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
@@ -312,9 +218,9 @@ def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
     return np.concatenate([*_SEARCHERS.map(search, (texts.chunks[:half], texts.chunks[half:]))])
 
 
-def _join(parts: Mapping[int, _Part], version: int) -> Snapshot:
+def _join(parts: Mapping[int, Columns], version: int) -> Snapshot:
     steps = sorted(parts)
-    ordered = [_Part.empty((0, 0)), *(parts[step] for step in steps)]
+    ordered = [no_columns(), *(parts[step] for step in steps)]
     rows, groups = (
         np.cumsum([len(part.group_R) for part in ordered]),
         np.cumsum([len(part.first_N) for part in ordered]),

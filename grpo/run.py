@@ -29,11 +29,13 @@ from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.staleness import OpenGroups
 from grpo.step_metrics import lag_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
+from grpo.timeline import DRIVER
 from grpo.trackers import open_trackers
 from grpo.turns import Turns
 from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
+from rewards.busy_clock import BusyClock
 from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
@@ -78,6 +80,8 @@ class TrainingRun:
         # The version that the learner will be when it has done all that was asked of it.
         self._begun = 0
         self._checkpoint_s: float | None = None
+        self._busy = BusyClock()
+        self._step_began: float | None = None
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -270,7 +274,7 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        with ACTIVITY.within("evaluate"):
+        with ACTIVITY.within("evaluate"), self._busy.during("evaluate"):
             groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
         check_failures(groups, self.settings.verification.max_failure_share)
         # What an evaluation asked of the pool is not a step's.
@@ -347,6 +351,18 @@ class TrainingRun:
             for late in self._background.finished(wait=wait):
                 self.report.late(late.step, late.metrics)
 
+    def report_busy(self, watch: Stopwatch) -> None:
+        """Keep what driver and actors did, and when, as far as they have told; `watch` is the newest step's."""
+        self._busy.merge(watch.busy.take())
+        self._step_began = watch.begun_at
+        self._report_busy()
+
+    def _report_busy(self) -> None:
+        if self._step_began is None:
+            return
+        lanes = self.learner.take_busy() | self.generators.take_busy() | self._pool.take_busy()
+        self.report.busy(self.step, self._step_began, {DRIVER: self._busy.take(), **lanes})
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
         newest = checkpoint.latest(self.folder)
@@ -354,7 +370,8 @@ class TrainingRun:
             return
         watch = Stopwatch()
         self.turns.learn()
-        with self._progress.phase(f"writing the checkpoint of step {self.step}"):
+        phase = self._progress.phase(f"writing the checkpoint of step {self.step}")
+        with phase, self._busy.during("checkpoint"):
             checkpoint.write(
                 self.folder,
                 self.step,
@@ -363,6 +380,8 @@ class TrainingRun:
                 self.settings.train.keep_checkpoints,
             )
         self._checkpoint_s = watch.elapsed_s
+        # A step that was reported has its line; the checkpoint belongs to it.
+        self._report_busy()
 
     def take_checkpoint_metrics(self) -> dict[str, float]:
         """Seconds of the checkpoint written since this was last asked, if one was."""

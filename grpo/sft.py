@@ -23,6 +23,7 @@ from grpo.report import Report
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import LearnerSetup
 from grpo.stopwatch import Stopwatch
+from grpo.timeline import DRIVER
 from grpo.trackers import open_trackers
 
 
@@ -60,8 +61,10 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
             report.truncate_after(found.step if found else -1)
             step = _resume(found, learner, cursor) if found else 0
             while step < schedule.steps and not interrupt.requested:
-                metrics = _step(settings, learner, cursor.next(schedule.batch_size))
+                drawn, watch = cursor.next(schedule.batch_size), Stopwatch()
+                metrics = _step(settings, learner, drawn, watch)
                 step += 1
+                report.busy(step, watch.begun_at, {DRIVER: watch.busy.take(), **learner.take_busy()})
                 report.step(step, metrics)
                 if step == schedule.steps:
                     # Before the last checkpoint, which says that the job is done.
@@ -122,8 +125,9 @@ def _resume(found: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[
     return found.step
 
 
-def _step(settings: SftConfig, learner: LearnerGroup, rows: Sequence[TrainingSequence]) -> dict[str, float]:
-    watch = Stopwatch()
+def _step(
+    settings: SftConfig, learner: LearnerGroup, rows: Sequence[TrainingSequence], watch: Stopwatch
+) -> dict[str, float]:
     watch.start("learn")
     trained = sum(row.trained_tokens for row in rows)
     packed = batch(

@@ -9,7 +9,7 @@ from typing import Any
 from grpo.html_report import plain
 from grpo.metrics_log import History
 from grpo.rollout_store import EVALUATIONS, StoredGroup, StoredRollout, read_groups, stored_steps
-from grpo.view_data import RunData, shown
+from grpo.view_runs import RunData, shown
 
 KINDS = ("better", "worse", "same", "unknown")
 _MOST_COMPARED = 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from grpo.activity import ACTIVITY
+from rewards.busy_clock import BusyClock
 
 
 class Stopwatch:
@@ -12,6 +13,10 @@ class Stopwatch:
 
     def __init__(self) -> None:
         """Start counting, in no phase yet."""
+        self.begun_at = time.time()
+        """When it was made, in seconds since the epoch."""
+        self.busy = BusyClock()
+        """The phases that have ended."""
         self._begun = self._switched = time.perf_counter()
         self._phase: str | None = None
         self._seconds: dict[str, float] = {}
@@ -22,6 +27,8 @@ class Stopwatch:
         now = time.perf_counter()
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
+            began_s = self._switched - self._begun
+            self.busy.add(self._phase, self.begun_at + began_s, self.begun_at + now - self._begun)
         self._phase, self._switched = phase, now
         if phase is not None:
             self._first.setdefault(phase, now - self._begun)

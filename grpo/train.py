@@ -78,6 +78,7 @@ def train(
             metrics |= run.take_checkpoint_metrics()
             if run.evaluation_is_due():
                 metrics |= run.evaluate()
+            run.report_busy(watch)
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
             run.report_evaluations()
             if run.step % schedule.checkpoint_every == 0:

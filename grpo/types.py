@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewards.busy_clock import Busy
 from rewards.verdict import Status, Verdict
 
 FinishReason = Literal["stop", "length"]
@@ -157,10 +158,12 @@ class Report:
     Attributes:
         finished: groups that finished since it was last asked.
         stalled_s: seconds that its engine has been in its present step or call; 0 where it waits for work.
+        busy: what its engine did, and when, since it was last asked.
     """
 
     finished: Finished
     stalled_s: float
+    busy: Busy = field(default_factory=dict)
 
 
 class EngineDied(RuntimeError):

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.actors import wait_for
 from rewards.build import VerifierSpec
+from rewards.busy_clock import Busy, BusyClock
 from rewards.pool import VerifierPool
 from rewards.pool_stats import Tally
 from rewards.verdict import Verdict, error
@@ -45,8 +46,8 @@ class VerifierActor:
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
 
-    async def take_recent(self) -> dict[str, Tally]:
-        return self._pool.take_recent()
+    async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
+        return self._pool.take_recent(), self._pool.take_busy()["verifiers"]
 
 
 @dataclass(eq=False)
@@ -109,6 +110,7 @@ class NodePool:
         self._restarts: dict[str, int] = {}
         self._starting: list[_Node] = []
         self._waiting: list[_Batch] = []
+        self._busy: dict[str, BusyClock] = {}
         self._closed = False
         started = [self._create(identity) for identity in _living_nodes()]
         try:
@@ -144,17 +146,23 @@ class NodePool:
     def take_recent(self) -> dict[str, Tally]:
         """What the nodes that live counted since this was last asked, by verifier."""
         with self._lock:
-            references = [node.actor.take_recent.remote() for node in self._nodes]
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=_STATS_S) if references else ([], [])
+            asked = {node.actor.take_recent.remote(): node.identity for node in self._nodes}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S) if asked else ([], [])
         total: dict[str, Tally] = {}
         for reference in ready:
             try:
-                counted = ray.get(reference)
+                counted, busy = ray.get(reference)
             except ray.exceptions.RayActorError:
                 continue  # what it counted died with it
+            # Twelve digits tell nodes apart, and are what Ray's own tools show of them first.
+            self._busy.setdefault(f"verifiers on node {asked[reference][:12]}", BusyClock()).merge(busy)
             for name, tally in counted.items():
                 total.setdefault(name, Tally()).add(tally)
         return total
+
+    def take_busy(self) -> dict[str, Busy]:
+        """When the workers of each node were at a verdict, as `take_recent` has heard it since this was last asked."""
+        return {lane: clock.take() for lane, clock in self._busy.items()}
 
     @property
     def nodes(self) -> int:

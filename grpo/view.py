@@ -23,8 +23,8 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from grpo import step_comparison, view_data
 from grpo.html_report import visible
 from grpo.rollout_index import Filter, Order
-from grpo.view_data import RunData
 from grpo.view_page import ASSETS, page
+from grpo.view_runs import RunData
 
 # Seconds between two looks at the folders of runs that may still go on.
 _REFRESH_S = 2.0
@@ -57,6 +57,16 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = ()) -> FastAPI:
     """
     # Its own documentation pages would load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _refuse_strangers(app, hosts)
+    _tell_problems(app)
+    _serve_page(app)
+    _serve_runs(app, runs)
+    _serve_one(app, runs)
+    return app
+
+
+def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
+    """Answer nobody who names another host or comes from another site, and send the policy with every answer."""
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -70,6 +80,10 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = ()) -> FastAPI:
         response.headers.update(_HEADERS)
         return response
 
+
+def _tell_problems(app: FastAPI) -> None:
+    """What is not there, and what was asked wrongly, as a status and a sentence."""
+
     @app.exception_handler(LookupError)
     async def missing(_: Request, problem: Exception) -> Response:
         return _json({"detail": visible(str(problem))}, 404)
@@ -78,10 +92,9 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = ()) -> FastAPI:
     async def mistaken(_: Request, problem: Exception) -> Response:
         return _json({"detail": visible(str(problem))}, 400)
 
-    def chosen(run: int) -> RunData:
-        if not 0 <= run < len(runs):
-            raise HTTPException(404, f"there are {len(runs)} runs, numbered from 0; got {run}")
-        return runs[run]
+
+def _serve_page(app: FastAPI) -> None:
+    """The page, its style and its script."""
 
     @app.get("/")
     def root() -> Response:
@@ -94,6 +107,10 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = ()) -> FastAPI:
         source = resources.files("grpo").joinpath("templates", name).read_text(encoding="utf-8")
         return Response(source, media_type=_TYPES[name.rpartition(".")[2]])
 
+
+def _serve_runs(app: FastAPI, runs: Sequence[RunData]) -> None:
+    """What is told of all runs together."""
+
     @app.get("/api/state")
     def state() -> Response:
         return _json(view_data.state(runs))
@@ -105,6 +122,15 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = ()) -> FastAPI:
     @app.get("/api/charts")
     def charts(metric: Annotated[list[str], Query()]) -> Response:
         return _json(view_data.charts(runs, metric))
+
+
+def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
+    """What is told of one run, chosen by its number."""
+
+    def chosen(run: int) -> RunData:
+        if not 0 <= run < len(runs):
+            raise HTTPException(404, f"there are {len(runs)} runs, numbered from 0; got {run}")
+        return runs[run]
 
     @app.get("/api/groups")
     def groups(
@@ -145,8 +171,6 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = ()) -> FastAPI:
     @app.get("/api/timeline")
     def timeline(step: _Step, run: int = 0) -> Response:
         return _json(view_data.time_line(chosen(run), step))
-
-    return app
 
 
 def _json(data: Any, status: int = 200) -> Response:

@@ -7,34 +7,25 @@ be reordered or silently cut by it. That it never becomes markup is the page's p
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from tokenizers import Tokenizer
 
-from grpo import audit
 from grpo.closing_table import closing_table
-from grpo.hacking_flags import Sampled, hacking_flags
-from grpo.html_report import CONFIG_NAME, mismatch_alarm_of, mismatch_chart, plain, visible
-from grpo.metrics_log import FILE_NAME, History, read_history, run_names
-from grpo.rollout_index import STATUSES, Filter, Order, RolloutIndex
-from grpo.rollout_store import (
-    EVALUATIONS,
-    FOLDER_NAME,
-    step_path,
-    stored_steps,
-)
+from grpo.html_report import mismatch_alarm_of, mismatch_chart, plain, visible
+from grpo.rollout_columns import STATUSES
+from grpo.rollout_index import Filter, Order
+from grpo.rollout_store import EVALUATIONS, step_path, stored_steps
 from grpo.step_time import TIMED_PARTS, step_time
 from grpo.svg_chart import Chart, line_chart, step_time_chart
-from grpo.token_text import find_tokenizer, pieces
+from grpo.timeline import DRIVER, StepLanes, step_lanes
+from grpo.token_text import pieces
+from grpo.view_runs import SOURCES, RunData, shown
 
-SOURCES = {"training": FOLDER_NAME, "held-out": EVALUATIONS}
 MAIN_METRICS = {
     "eval/accuracy": "Held-out accuracy",
     "reward/mean": "Mean reward",
@@ -57,114 +48,14 @@ MISMATCH_METRICS = (
     "learner/masked_share",
     "learner/importance_weight",
 )
-# Who is busy in a phase of a step. One that is not named here is shown under its own name.
+# Who is busy in a phase of a step, where the run has not told it of each actor. One that is not named here is shown
+# under its own name.
 ACTORS = {"generate": "generators", "verify": "verifiers", "learn": "learner", "sync": "weight sync"}
+# In the order in which data passes through them; what is none of these stands between them and the driver.
+_LANES = ("generator", "verifiers", "learner")
 _COLOURS = 6
 # Tokens of one completion that are sent with their log-probabilities; the whole text always is.
 _MOST_TOKENS = 4000
-# What the flags read of a run: enough for shares of some percent, in well under a second.
-_FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
-_Found = TypeVar("_Found")
-
-
-class RunData:
-    """One run folder, read as far as something was asked, and again where its files have changed."""
-
-    def __init__(self, run_dir: Path, name: str) -> None:
-        """Check that there is a run.
-
-        Raises:
-            ValueError: the folder holds neither metrics nor stored completions.
-        """
-        if not (run_dir / FILE_NAME).is_file() and not stored_steps(run_dir):
-            raise ValueError(
-                f"{run_dir} holds no run: neither {FILE_NAME} nor {FOLDER_NAME}/; give the folder of a run, its "
-                "run.folder"
-            )
-        self.run_dir, self.name = run_dir, name
-        self.indexes = {source: RolloutIndex(run_dir, folder) for source, folder in SOURCES.items()}
-        self._kept: dict[str, tuple[object, Any]] = {}
-
-    @property
-    def history(self) -> History:
-        """The metrics as they are now.
-
-        Raises:
-            ValueError: a line of the file is not one of ours.
-        """
-        return self._cached("history", _stamp(self.run_dir / FILE_NAME), lambda: read_history(self.run_dir))
-
-    @property
-    def config(self) -> str:
-        """The resolved config's text, empty where there is none."""
-        path = self.run_dir / CONFIG_NAME
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-    @property
-    def stamp(self) -> tuple[object, ...]:
-        """Changes whenever there is something new to show."""
-        versions = tuple(index.snapshot.version for index in self.indexes.values())
-        return (_stamp(self.run_dir / FILE_NAME), _stamp(self.run_dir / audit.FILE_NAME), *versions)
-
-    def audit_rows(self) -> tuple[Mapping[str, Any], ...]:
-        """What `grpo audit` wrote, nothing where it was not run."""
-        path = self.run_dir / audit.FILE_NAME
-        if not path.is_file():
-            return ()
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return self._cached("audit", _stamp(path), lambda: tuple(json.loads(line) for line in lines))
-
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies beside the run, if one does."""
-        try:
-            policy = (yaml.safe_load(self.config) or {}).get("policy") or {}
-        except (yaml.YAMLError, AttributeError):
-            policy = {}
-        path = find_tokenizer(self.run_dir, policy.get("path"))
-        if path is None:
-            return None
-        return self._cached("tokenizer", (path, _stamp(path)), lambda: Tokenizer.from_file(str(path)))
-
-    def flags(self) -> list[dict[str, Any]]:
-        """Signs of reward hacking, as `hacking_flags` finds them."""
-
-        def make() -> list[dict[str, Any]]:
-            found = hacking_flags(self.history, self._sampled(), self.audit_rows())
-            return [shown(dataclasses.asdict(flag)) for flag in found]
-
-        return self._cached("flags", self.stamp, make)
-
-    def _sampled(self) -> list[Sampled]:
-        snapshot = self.indexes["training"].snapshot
-        steps = sorted(set(snapshot.step_N.tolist()))
-        chosen = {steps[round(at * (len(steps) - 1) / (_FLAG_STEPS - 1))] for at in range(_FLAG_STEPS)} if steps else ()
-        sampled = []
-        for step in sorted(chosen):
-            rows = [int(row) for row in (snapshot.step_R == step).nonzero()[0]]
-            for row in rows[:: max(1, len(rows) // _FLAG_COMPLETIONS)]:
-                group, reward = int(snapshot.group_R[row]), float(snapshot.reward_R[row])
-                sampled.append(
-                    Sampled(
-                        step,
-                        int(snapshot.groups_N[group]),
-                        snapshot.prompt_id_N[group].as_py(),
-                        None if math.isnan(reward) else reward,
-                        snapshot.text_R[row].as_py(),
-                    )
-                )
-        return sampled
-
-    def _cached(self, name: str, stamp: object, make: Callable[[], _Found]) -> _Found:
-        kept = self._kept.get(name)
-        if kept is None or kept[0] != stamp:
-            kept = self._kept[name] = (stamp, make())
-        found: _Found = kept[1]
-        return found
-
-
-def open_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
-    """The runs to look at, each with a name that tells it from the others."""
-    return tuple(RunData(Path(folder), name) for folder, name in zip(folders, run_names(folders), strict=True))
 
 
 def state(runs: Sequence[RunData]) -> dict[str, Any]:
@@ -310,13 +201,56 @@ def mismatch(run: RunData) -> dict[str, Any]:
 def time_line(run: RunData, step: int) -> dict[str, Any]:
     """Who was busy when in a step: a lane for each actor, seconds since the step began.
 
+    Of a run that did not record it of each actor, a lane for each kind of them, from what the loop waited for.
+
     Raises:
         LookupError: the run did not time that step.
+        ValueError: its time line has a line that is not one of ours.
     """
     line = next((line for line in run.history.lines if line.step == step), None)
     if line is None or not math.isfinite(line.metrics.get("time/step_s", math.nan)):
         raise LookupError(f"step {step} was not timed")
     seconds = line.metrics
+    told = step_lanes(run.time_lines, step)
+    spans = _told_spans(told) if told else _timed_spans(seconds)
+    whole = step_time(run.history)
+    return shown(
+        {
+            "step": step,
+            "seconds": seconds["time/step_s"],
+            "end": max([seconds["time/step_s"], *(span["to"] for span in spans)]),
+            "recorded": told is not None or any(name.endswith("_from_s") for name in seconds),
+            "by_actor": told is not None,
+            "complete": told is None or told.complete,
+            "lanes": [
+                {"actor": actor, "spans": [span for span in spans if span["actor"] == actor]}
+                for actor in dict.fromkeys(span["actor"] for span in spans)
+            ],
+            "compute": seconds.get("learner/compute_s"),
+        }
+    ) | {"chart": _plain_chart(step_time_chart(whole)) if whole else None}
+
+
+def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
+    """What each actor measured, in the order of lanes and of time."""
+    return [
+        {"actor": actor, "phase": what, "from": begin, "to": end}
+        for actor in sorted(told.lanes, key=_lane_order)
+        for begin, end, what in sorted(
+            (begin, end, what) for what, intervals in told.lanes[actor].items() for begin, end in intervals
+        )
+    ]
+
+
+def _lane_order(actor: str) -> tuple[int, str, int]:
+    name, _, number = actor.rpartition(" ")
+    kind = len(_LANES) + (actor == DRIVER)
+    kind = next((at for at, lane in enumerate(_LANES) if actor.startswith(lane)), kind)
+    return (kind, name, int(number)) if number.isdecimal() else (kind, actor, 0)
+
+
+def _timed_spans(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the loop waited for in a step, and what came after it."""
     phases = [name[5:-7] for name in seconds if name.startswith("time/") and name.endswith("_from_s")]
     recorded, at = bool(phases), 0.0
     spans = []
@@ -330,47 +264,8 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
         if length:
             spans.append({"actor": actor, "phase": phase, "from": end, "to": end + length})
             end += length
-    whole = step_time(run.history)
-    return shown(
-        {
-            "step": step,
-            "seconds": seconds["time/step_s"],
-            "end": end,
-            "recorded": recorded,
-            "lanes": [
-                {"actor": actor, "spans": [span for span in spans if span["actor"] == actor]}
-                for actor in dict.fromkeys(span["actor"] for span in spans)
-            ],
-            "compute": seconds.get("learner/compute_s"),
-        }
-    ) | {"chart": _plain_chart(step_time_chart(whole)) if whole else None}
+    return spans
 
 
 def _plain_chart(chart: Chart) -> dict[str, Any]:
     return shown(dataclasses.asdict(chart))
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return (stat.st_mtime_ns, stat.st_size)
-
-
-def shown(value: _Found) -> _Found:
-    """The same plain data with every text made visible and every number that JSON does not know as None."""
-    found: _Found = _shown(value)
-    return found
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {visible(name): _shown(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shown(one) for one in value]
-    return value

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from grpo import step_comparison, view_data
 from grpo.rollout_index import Filter
 from grpo.rollout_store import EVALUATIONS, stored_steps
-from grpo.view_data import SOURCES, RunData
+from grpo.view_runs import SOURCES, RunData
 
 ASSETS = ("view.css", "view.js")
 # What one file holds of each run and source: enough to read for an hour, and a few megabytes.

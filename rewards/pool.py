@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.build import VerifierSpec
+from rewards.busy_clock import Busy
 from rewards.pool_limits import Limits
 from rewards.pool_stats import PoolStats, Recorder, Tally
 from rewards.supervisor import Supervisor
@@ -123,6 +124,10 @@ class VerifierPool:
     def take_recent(self) -> dict[str, Tally]:
         """What was counted since this was last asked, by verifier."""
         return self._recorder.take_recent()
+
+    def take_busy(self) -> dict[str, Busy]:
+        """When some worker was at a verdict since this was last asked, under the name `verifiers`."""
+        return {"verifiers": self._recorder.busy.take()}
 
     def close(self) -> None:
         """Kill the workers; calls not yet decided come to `error`. Safe to call twice."""

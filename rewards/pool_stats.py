@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rewards.busy_clock import BusyClock
 from rewards.verdict import Status
 
 # Latencies kept per verifier: enough for a stable 99th percentile, small enough to sort on every report.
@@ -84,6 +86,7 @@ class Recorder:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._lock = threading.Lock()
+        self.busy = BusyClock()
         self._total = {name: Tally() for name in names}
         self._recent = {name: Tally() for name in self._total}
         # Only the supervising thread touches these two.
@@ -92,7 +95,9 @@ class Recorder:
         self._events: Counter[str] = Counter()
 
     def verdict(self, name: str, status: Status, seconds: float, hit: bool) -> None:
-        """Count one verdict."""
+        """Count one verdict, which was worked on for so many seconds until now."""
+        now = time.time()
+        self.busy.add("verify", now - seconds, now)
         with self._lock:
             for tally in (self._total[name], self._recent[name]):
                 tally.statuses[status] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,19 @@ def block(page: str, language: str, containing: str) -> str:
     """The one block of a page that contains something."""
     (found,) = [text for text in blocks(page, language) if containing in text]
     return found
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(page, command) of every `grpo ...` in fenced blocks and in running text."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fenced = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
+        lines = [line.split("  #")[0].strip() for line in fenced.splitlines()]
+        spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for one in [*lines, *spans]:
+            words = one.removeprefix(".venv/bin/")
+            if words.startswith("grpo "):
+                yield page.name, words
 
 
 def unpack(folder: Path) -> None:

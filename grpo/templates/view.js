@@ -493,8 +493,11 @@ const showTimeLine = guarded(async () => {
     const edge = el("div", { class: "edge" });
     edge.style.left = at(found.seconds);
     track.append(edge);
-    const told = lane.spans.map((span) => `${span.phase} ${fixed(span.to - span.from)} s`).join(", ");
-    return el("div", { class: "lane" }, el("span", {}, lane.actor, " ", el("span", { class: "soft" }, told)), track);
+    const phases = [...new Set(lane.spans.map((span) => span.phase))];
+    const lasted = (phase) => lane.spans.filter((span) => span.phase === phase).reduce((sum, span) => sum + span.to - span.from, 0);
+    const told = phases.flatMap((phase) => [" ", el("span", { class: "soft" }, el("span", { class: `key part-${phase} phase-${phase}`, "aria-hidden": "true" }),
+      `${phase} ${fixed(lasted(phase))} s`)]);
+    return el("div", { class: "lane" }, el("span", {}, lane.actor, ...told), track);
   });
   const axis = el("div", { class: "axis" }, ...[0, 0.25, 0.5, 0.75, 1].map((share) => {
     const label = el("span", {}, `${fixed(share * found.end)} s`);
@@ -505,7 +508,9 @@ const showTimeLine = guarded(async () => {
   $("timeline-told").textContent = `${fixed(found.seconds)} s${found.end > found.seconds ? `, ${fixed(found.end)} s with what came after it` : ""}`
     + (found.compute ? `; the learner's ranks computed for ${fixed(found.compute)} s` : "")
     + (found.recorded ? "" : "; this run did not record when phases began: they are laid one after the other")
-    + ". Verify is the wait after the last completion: verdicts are made while others are still sampled.";
+    + (found.by_actor ? ". Each lane is what an actor measured by its own clock; the driver's is what it did or waited for."
+      : ". This run recorded no single actors: the lanes are what the loop waited for, and verify is the wait after the last completion.")
+    + (found.complete ? "" : " The newest step: what an actor did after its last message comes with the next one.");
   $("timeline-chart").replaceChildren(...(found.chart ? [drawChart(found.chart)] : []));
 });
 

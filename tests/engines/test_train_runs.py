@@ -229,6 +229,17 @@ def test_the_run_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
+def test_the_cold_start_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
+    unpack(tmp_path)
+    rows = [{"question": f"{n}+{n}=?", "worked": f"<answer>{2 * n}</answer>"} for n in range(32)]
+    (tmp_path / "worked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = (f"policy.path={cold_start / 'policy'}", "sft.steps=2", "sft.batch_size=8")
+    finished(grpo("sft", "mine_sft.yaml", *small, folder=tmp_path))
+    assert [line["step"] for line in metrics(tmp_path / "runs" / "mine_sft")] == [1, 2]
+    # Where the page says that the run finds it.
+    AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "mine_sft" / "policy")
+
+
 def test_a_profile_says_where_the_time_goes(cold_start: Path, tmp_path: Path) -> None:
     unpack(tmp_path)
     policy = f"policy.path={cold_start / 'policy'}"

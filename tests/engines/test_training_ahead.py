@@ -12,6 +12,7 @@ from grpo import checkpoint
 from grpo.config import TrainConfig
 from grpo.progress import open_progress
 from grpo.rollout_store import step_path
+from grpo.timeline import step_lanes
 from grpo.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")]
@@ -70,6 +71,25 @@ def test_completions_go_on_over_pushes_within_the_bound(tmp_path: Path, tied_pol
     assert max(line["rollout/policy_lag_mean"] for line in lines) > 0
     assert mixed, "no push came while a completion was under way"
     assert [line["step"] for line in lines if "eval/accuracy" in line] == [3, 6]
+
+    # Each generator tells itself when it sampled, which it did while the learner learned.
+    told = (folder / "timeline.jsonl").read_text().splitlines()
+    overlap = {"generator 0": 0.0, "generator 1": 0.0}
+    for step in range(1, STEPS + 1):
+        found = step_lanes(told, step)
+        assert found is not None and {"driver", "learner rank 0"} <= set(found.lanes)
+        for name in overlap.keys() & found.lanes.keys():
+            overlap[name] += sum(
+                max(0.0, min(to, until) - max(begin, since))
+                for begin, to in found.lanes[name].get("generate", [])
+                for since, until in found.lanes["learner rank 0"]["learn"]
+            )
+        assert found.end >= lines[step - 1]["time/step_s"] - 0.1
+    assert min(overlap.values()) > 0
+    pushed, saved = step_lanes(told, 1), step_lanes(told, 3)
+    assert pushed is not None and all("sync" in pushed.lanes[name] for name in (*overlap, "learner rank 0", "driver"))
+    assert saved is not None and all("checkpoint" in saved.lanes[name] for name in ("learner rank 0", "driver"))
+    assert "checkpoint" not in pushed.lanes["driver"]
 
     middle = checkpoint.Checkpoint(3, folder / "checkpoints" / "step_000003").driver_state()["rollouts"]
     assert len(middle["buffer"]) + len(middle["asked"]) == LAG * PROMPTS

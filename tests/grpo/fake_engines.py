@@ -14,6 +14,7 @@ from torch import Tensor
 from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams, VersionSpan
+from rewards.busy_clock import Busy
 
 ANSWERS = ("<answer>1</answer>", "<answer>2</answer>", "nothing")
 
@@ -86,6 +87,9 @@ class FakeLearner:
 
     def load(self, folder: str) -> None:
         self.optimizer_steps = int((Path(folder) / "learner").read_text())
+
+    def take_busy(self) -> dict[str, Busy]:
+        return {f"learner rank {rank}": {} for rank in range(self.ranks)}
 
     def export(self, folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -203,6 +207,9 @@ class FakeGenerators:
         )
         while stream.unfinished:
             yield from stream.finished()
+
+    def take_busy(self) -> dict[str, Busy]:
+        return {"generator 0": {}}
 
     def on_restart(self, push: Callable[[int], None]) -> None:
         pass

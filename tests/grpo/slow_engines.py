@@ -48,6 +48,9 @@ class PromptVerifiers:
     def take_recent(self) -> dict[str, Any]:
         return {}
 
+    def take_busy(self) -> dict[str, Any]:
+        return {}
+
 
 def completion_of(tokens: int, number: int, begun: Iterable[tuple[int, int]]) -> Completion:
     """Of so many tokens, from pairs (first token, the version that sampled from there on)."""

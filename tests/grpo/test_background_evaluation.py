@@ -18,15 +18,19 @@ import yaml
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
 from tiny_policy import make_tiny_policy
+from typer.testing import CliRunner
 
 from grpo import background_evaluation as module
+from grpo import checkpoint
 from grpo.background_evaluation import BackgroundEvaluation
+from grpo.cli import app
 from grpo.config import TrainConfig
 from grpo.config_file import load
 from grpo.data import load_prompts
 from grpo.eval_tasks import load_problems, load_task
 from grpo.metrics_log import read_history
 from grpo.preparation import load_tokenizer
+from grpo.run import TrainingRun
 from grpo.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -174,6 +178,35 @@ def test_a_failed_evaluation_ends_the_run_and_a_resumed_one_makes_it_again(
     fail.unlink()
     run(settings_of(folder, policy, resume="auto"), monkeypatch)
     assert evaluated(folder) == {0: 0.0, 2: 0.02, 4: 0.04, 6: 0.06}
+
+
+def test_a_run_stopped_while_it_waits_for_its_last_numbers_asks_for_them_on_resume(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    settings = settings_of(folder, policy)
+
+    def interrupted(run: TrainingRun, *, wait: bool = False) -> None:
+        # Whoever owes too much waits earlier too; here it is the wait after the last checkpoint.
+        found = checkpoint.latest(folder)
+        if wait and found and found.step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(TrainingRun, "report_evaluations", interrupted)
+        run(settings, stopped)
+    assert 6 not in evaluated(folder)
+    again = ["train", str(folder.with_suffix(".yaml")), "run.resume=auto"]
+    answers = []
+    for _ in range(2):
+        cluster = FakeCluster(Learner(), FakeGenerators(settings.max_sequence_tokens))
+        monkeypatch.setattr("grpo.run.Cluster", cluster)
+        answers.append(CliRunner(env={"COLUMNS": "200"}).invoke(app, again))
+        assert answers[-1].exit_code == 0, answers[-1].output
+        # Nothing is owed the second time, and nothing is started.
+        assert cluster.closed == (len(answers) == 1)
+    assert evaluated(folder) == {0: 0.0, 2: 0.02, 4: 0.04, 6: 0.06}
+    assert "step 6, evaluated in the background" in answers[0].output
 
 
 def held(tmp_path: Path, policy: Path, **evaluation: Any) -> BackgroundEvaluation:

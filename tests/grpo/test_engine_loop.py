@@ -125,6 +125,23 @@ def test_what_ends_the_loop_is_raised_by_every_call(use: Callable[[EngineLoop], 
             use(loop)
 
 
+def test_what_the_engine_did_and_when_comes_with_the_groups() -> None:
+    loop = EngineLoop(lambda: Counter(step_s=0.002))
+    loop.call(lambda engine: time.sleep(0.05), "sync")
+    loop.call(lambda engine: time.sleep(0.05))
+    began = time.time()
+    loop.submit(requests(100), SAMPLING)
+    report = loop.take(30.0)
+    ended = time.time()
+    assert [index for index, _ in report.finished] == [100] and set(report.busy) == {"sync", "generate"}
+    ((from_s, to_s),) = report.busy["sync"]
+    assert 0.05 <= to_s - from_s < 0.1 + 0.05 and to_s <= began
+    sampled = report.busy["generate"]
+    assert began <= sampled[0][0] and sampled[-1][1] <= ended
+    assert sum(end - begin for begin, end in sampled) >= 100 * 0.002
+    assert loop.take_busy() == {}
+
+
 def test_an_engine_that_dies_without_a_word_is_missed() -> None:
     loop = EngineLoop(Counter)
     block = threading.Event()

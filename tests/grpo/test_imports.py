@@ -120,7 +120,7 @@ def test_mathematics_imports_no_room_beyond_it() -> None:
     allowed = {
         "advantages": set[str](),
         "losses": set[str](),
-        "types": {"rewards.verdict"},
+        "types": {"rewards.busy_clock", "rewards.verdict"},
         "aggregation": set[str](),
         "mismatch": {"grpo.losses"},
         "section": set[str](),

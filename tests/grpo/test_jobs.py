@@ -20,6 +20,7 @@ from grpo.config_file import load
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
 from grpo.rollout_store import EVALUATIONS, read_groups, stored_steps
+from grpo.timeline import step_lanes
 from grpo.train import train as run_training
 from grpo.weight_sync import WeightMismatch
 
@@ -235,6 +236,11 @@ def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, w
     # Nobody waits for what is there at once.
     begins = [second for second in began.values() if second is not None]
     assert begins == sorted(begins) and 0 <= begins[0] < begins[-1] < lines[1].metrics["time/step_s"]
+    told = (whole_folder / "timeline.jsonl").read_text().splitlines()
+    lanes = [found.lanes for step in (1, 2, 3, 4, 5) if (found := step_lanes(told, step))]
+    assert ["evaluate" in one["driver"] for one in lanes] == [False, True, False, True, True]
+    assert ["checkpoint" in one["driver"] for one in lanes] == [False, True, False, True, True]
+    assert all({"learn", "sync"} <= set(one["driver"]) and "verifiers" in one for one in lanes)
     names = sorted(path.name for path in (whole_folder / "checkpoints").iterdir())
     assert names == ["step_000002", "step_000004", "step_000005"]
 
@@ -399,6 +405,8 @@ def test_fine_tuning_ends_with_a_policy(tmp_path: Path, monkeypatch: pytest.Monk
     assert learner.optimizer_steps == 3
     assert (tmp_path / "sft" / "policy" / "config.json").is_file()
     assert steps_of(tmp_path / "sft") == [1, 2, 3]
+    found = step_lanes((tmp_path / "sft" / "timeline.jsonl").read_text().splitlines(), 2)
+    assert found is not None and "learn" in found.lanes["driver"]
 
 
 def test_what_counts_as_finished_has_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
-from docs_pages import PAGES, ROOT, block, unpack
+from docs_pages import PAGES, ROOT, block, commands, unpack
 from tiny_policy import NewPolicy, make_tiny_policy
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
@@ -24,19 +23,6 @@ from grpo.config_file import load
 # What the pages write where a reader puts something of their own.
 ALTERNATIVES = re.compile(r"\S+\|\S+")
 OPTIONAL = re.compile(r"\[[^\]]*\]\.*|\.\.\.")
-
-
-def commands() -> Iterator[tuple[str, str]]:
-    """(page, command) of every `grpo ...` in fenced blocks and in running text."""
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        fenced = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
-        lines = [line.split("  #")[0].strip() for line in fenced.splitlines()]
-        spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-        for one in [*lines, *spans]:
-            words = one.removeprefix(".venv/bin/")
-            if words.startswith("grpo "):
-                yield page.name, words
 
 
 def parsed(command: str) -> tuple[str, list[str]]:

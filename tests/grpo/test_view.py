@@ -24,8 +24,8 @@ from grpo.html_report import visible
 from grpo.report import Report
 from grpo.types import Group, Prompt
 from grpo.view import is_own_host, make_app
-from grpo.view_data import open_runs
 from grpo.view_page import ASSETS, export, page
+from grpo.view_runs import open_runs
 from rewards import verdict
 
 TEMPLATES = Path(__file__).parents[2] / "grpo" / "templates"
@@ -45,7 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with Report(evil, progress=silent_progress()) as report:
         report.evaluation(0, [group])
         report.step(0, {"eval/accuracy": 0.5})
-        report.step(1, {"verdict/</script><script>document.title='owned'</script>/x": 1.0}, [group], [[None, 1.0]])
+        report.busy(1, 1000.0, {"driver": {"learn": [(1000.0, 1001.0)]}, HOSTILE: {HOSTILE: [(1000.0, 1000.5)]}})
+        named = "verdict/</script><script>document.title='owned'</script>/x"
+        report.step(1, {named: 1.0, "time/step_s": 1.0}, [group], [[None, 1.0]])
         report.evaluation(2, [group])
         report.step(2, {"eval/accuracy": 0.5})
     (evil / "config.yaml").write_text("</script><script>document.title='owned'</script>")
@@ -255,7 +257,7 @@ def test_a_person_can_look_through_it_by_keyboard(url: str, runs: tuple[Path, Pa
                 "groups": "#detail article",
                 "learned": "#learned-body article",
                 "flags": "#flag-list *",
-                "timeline": "#lanes p",
+                "timeline": ".lane .key",
                 "mismatch": "#mismatch-told",
                 "config": "#config-text",
             }.items():

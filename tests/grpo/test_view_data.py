@@ -18,6 +18,7 @@ from grpo.rollout_index import Filter, RolloutIndex
 from grpo.rollout_store import write_step
 from grpo.step_comparison import learned
 from grpo.types import Group, Prompt
+from grpo.view_runs import open_runs
 from rewards import verdict
 from rewards.verdict import Verdict
 
@@ -121,7 +122,7 @@ def test_what_is_new_changed_gone_or_torn_is_seen(stored: Path) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
-        view_data.open_runs([tmp_path])
+        open_runs([tmp_path])
 
 
 def test_a_group_with_every_verdict_and_token(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_group_with_every_verdict_and_token(tmp_path: Path) -> None:
     rollout = replace(made, completion=replace(made.completion, token_ids=tuple(ids)))
     write_step(tmp_path, 3, [Group(Prompt("p", "1+1=?", (1,), {"a": 1}, {}), (rollout,))], [[-1.5]])
     (tmp_path / "config.yaml").write_text(f"policy: {{path: {policy}}}")
-    (run,) = view_data.open_runs([tmp_path])
+    (run,) = open_runs([tmp_path])
     found = view_data.group_detail(run, "training", 3, 0, tokens=True)
     (one,) = found["completions"]
     assert found["reference"] == '{"a": 1}' and found["has_tokenizer"]
@@ -150,7 +151,7 @@ def test_a_group_with_every_verdict_and_token(tmp_path: Path) -> None:
 
 
 def test_without_a_tokenizer_tokens_are_told_by_number(stored: Path) -> None:
-    (run,) = view_data.open_runs([stored])
+    (run,) = open_runs([stored])
     found = view_data.group_detail(run, "training", 2, 0, tokens=True)
     assert not found["has_tokenizer"]
     assert [text for text, _, _ in found["completions"][0]["tokens"]] == [f"{ord(letter)} " for letter in "eel"]
@@ -159,7 +160,7 @@ def test_without_a_tokenizer_tokens_are_told_by_number(stored: Path) -> None:
 def test_hostile_text_leaves_visible(tmp_path: Path) -> None:
     rollout = make_rollout(HOSTILE, {HOSTILE: verdict.wrong(HOSTILE)})
     write_step(tmp_path, 1, [Group(Prompt(HOSTILE, HOSTILE, (1,), HOSTILE, {}), (rollout,))], [[0.0]])
-    (run,) = view_data.open_runs([tmp_path])
+    (run,) = open_runs([tmp_path])
     run.indexes["training"].refresh()
     shown = visible(HOSTILE.replace("\ud800", "\\ud800"))
     listed = view_data.list_groups(run, "training", Filter(text="<script>"))
@@ -179,7 +180,7 @@ def test_held_out_prompts_at_two_steps(tmp_path: Path) -> None:
             report.evaluation(step, [group(name, (texts[one.status], one)) for name, one in said.items()])
             report.step(step, {"eval/accuracy": 0.5 + step / 20} | ({"reward/mean": 0.1} if step else {}))
         report.step(9, {"reward/mean": 0.4})
-    (run,) = view_data.open_runs([tmp_path])
+    (run,) = open_runs([tmp_path])
     found = learned(run, 0, 5)
     assert found["source"] == "held-out"
     # A verdict that failed is no answer: nothing is said of that prompt.
@@ -203,7 +204,7 @@ def test_training_prompts_that_came_again(tmp_path: Path) -> None:
         (4, [group("b", ("=3", WRONG))]),
     ):
         write_step(tmp_path, step, groups, make_advantages(groups))
-    (run,) = view_data.open_runs([tmp_path])
+    (run,) = open_runs([tmp_path])
     run.indexes["training"].refresh()
     found = learned(run, 1, 3)
     assert found["source"] == "training"
@@ -221,7 +222,7 @@ def test_the_time_line_says_who_was_busy_when(tmp_path: Path) -> None:
         report.step(0, {"eval/accuracy": 0.5})
         report.step(1, seconds | begins | {"time/eval_s": 1.0})
         report.step(2, seconds)
-    (run,) = view_data.open_runs([tmp_path])
+    (run,) = open_runs([tmp_path])
     found = view_data.time_line(run, 1)
     drawn = [span for lane in found["lanes"] for span in lane["spans"]]
     spans = {(span["actor"], span["phase"]): (span["from"], span["to"]) for span in drawn}
@@ -235,10 +236,52 @@ def test_the_time_line_says_who_was_busy_when(tmp_path: Path) -> None:
     assert (found["seconds"], found["end"], found["recorded"]) == (6.2, 7.2, True)
     # Begins of an older run are not known: its phases are laid one after the other, and that is said.
     older = view_data.time_line(run, 2)
-    assert not older["recorded"]
+    assert not older["recorded"] and not older["by_actor"]
     assert [lane["spans"][0]["from"] for lane in older["lanes"]] == [0.0, 2.0, 2.5, 5.5]
     with pytest.raises(LookupError, match="step 0 was not timed"):
         view_data.time_line(run, 0)
+
+
+def test_the_time_line_has_a_lane_for_each_actor_that_told_what_it_did(tmp_path: Path) -> None:
+    def at(begin: float, *intervals: tuple[float, float]) -> list[tuple[float, float]]:
+        return [(1000.0 + begin + a, 1000.0 + begin + b) for a, b in intervals]
+
+    with Report(tmp_path, progress=silent_progress()) as report:
+        for step, begin in ((9, 0.0), (10, 7.0), (11, 90.0)):
+            lanes = {
+                "driver": {"generate": at(begin, (0.0, 2.0)), "sync": at(begin, (4.0, 5.0))},
+                "learner rank 0": {"learn": at(begin, (2.0, 4.0)), "sync": at(begin, (-3.0, -2.0))},
+                # It samples ahead, whatever the loop waits for, and while nobody recorded anything.
+                "generator 10": {"generate": at(begin, (0.0, 80.0))},
+                "generator 9": {"generate": at(begin, (0.5, 1.5), (3.0, 3.5))},
+                "verifiers on node b": {"verify": at(begin, (1.0, 1.5))},
+                "generator 11": {},
+            }
+            report.busy(step, 1000.0 + begin, lanes)
+            report.step(step, {"time/step_s": 5.0})
+        # A checkpoint after the step, whose line tells more of it.
+        report.busy(11, 1090.0, {"driver": {"checkpoint": at(90.0, (5.0, 6.5))}})
+    (run,) = open_runs([tmp_path])
+
+    def drawn(found: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
+        return {
+            lane["actor"]: [(span["phase"], round(span["from"], 3), round(span["to"], 3)) for span in lane["spans"]]
+            for lane in found["lanes"]
+        }
+
+    first, middle, last = (view_data.time_line(run, step) for step in (9, 10, 11))
+    assert list(drawn(first)) == ["generator 9", "generator 10", "verifiers on node b", "learner rank 0", "driver"]
+    assert drawn(first)["generator 9"] == [("generate", 0.5, 1.5), ("generate", 3.0, 3.5)]
+    # The learner tells of its part of the push with its next step; the clock starts anew at each step.
+    assert drawn(first)["learner rank 0"] == [("learn", 2.0, 4.0), ("sync", 4.0, 5.0)]
+    assert (first["end"], first["complete"], first["by_actor"]) == (5.0, True, True)
+    # The run stood still between steps 10 and 11: nothing is drawn after the driver's last moment.
+    assert drawn(middle)["generator 10"] == [("generate", 0.0, 5.0)] and middle["end"] == 5.0
+    assert drawn(last)["driver"][-1] == ("checkpoint", 5.0, 6.5) and last["end"] == 6.5
+    assert not last["complete"] and len(drawn(last)["learner rank 0"]) == 1
+    (tmp_path / "timeline.jsonl").write_text('{"step": 9, "begin": 1, "lanes": {"driver": [1]}}\n')
+    with pytest.raises(ValueError, match=r"timeline\.jsonl: expected an object with 'step', 'begin' and 'lanes'"):
+        view_data.time_line(run, 9)
 
 
 def test_curves_of_several_runs_keep_their_colours(tmp_path: Path) -> None:
@@ -246,7 +289,7 @@ def test_curves_of_several_runs_keep_their_colours(tmp_path: Path) -> None:
         with Report(tmp_path / name, progress=silent_progress()) as report:
             report.step(1, metrics)
             report.step(2, metrics)
-    runs = view_data.open_runs([tmp_path / "one", tmp_path / "two"])
+    runs = open_runs([tmp_path / "one", tmp_path / "two"])
     both, single, *none = view_data.charts(runs, ["a/x", "a/y", "a/z"])
     assert [(shape["label"], shape["style"]) for shape in both["shapes"]] == [("one", "r1"), ("two", "r2")]
     assert [(shape["label"], shape["style"]) for shape in single["shapes"]] == [("two", "r2")]
@@ -258,7 +301,7 @@ def test_the_mismatch_is_told_with_its_alarm(tmp_path: Path) -> None:
     with Report(tmp_path, progress=silent_progress()) as report:
         for step, found in enumerate((1e-4, 0.02, 2e-4), start=1):
             report.step(step, {"learner/mismatch_kl_first": found})
-    (run,) = view_data.open_runs([tmp_path])
+    (run,) = open_runs([tmp_path])
     found = view_data.mismatch(run)
     told = {name: found[name] for name in ("alarm", "last", "worst", "worst_step", "above")}
     assert told == {"alarm": 0.01, "last": 2e-4, "worst": 0.02, "worst_step": 2, "above": [2]}
@@ -266,7 +309,7 @@ def test_the_mismatch_is_told_with_its_alarm(tmp_path: Path) -> None:
 
 
 def test_the_state_changes_with_metrics_and_completions(stored: Path) -> None:
-    runs = view_data.open_runs([stored])
+    runs = open_runs([stored])
     runs[0].indexes["training"].refresh()
     versions = {view_data.state(runs)["version"], view_data.state(runs)["version"]}
     assert len(versions) == 1
@@ -282,7 +325,7 @@ def test_the_state_changes_with_metrics_and_completions(stored: Path) -> None:
 
 def test_the_overview_of_a_whole_run(tmp_path: Path) -> None:
     write_fake_run(tmp_path / "run", steps=20)
-    runs = view_data.open_runs([tmp_path / "run"])
+    runs = open_runs([tmp_path / "run"])
     found = view_data.overview(runs)
     json.dumps(found, allow_nan=False)
     assert [chart["metric"] for chart in found["main"]] == list(view_data.MAIN_METRICS)
@@ -294,7 +337,7 @@ def test_fine_tuning_shows_its_loss_and_needs_no_completions(tmp_path: Path) -> 
     with Report(tmp_path, progress=silent_progress()) as report:
         for step in (1, 2):
             report.step(step, {"learner/loss": 1.0 / step, "time/step_s": 0.1, "time/learn_s": 0.1})
-    runs = view_data.open_runs([tmp_path])
+    runs = open_runs([tmp_path])
     for index in runs[0].indexes.values():
         index.refresh()
     assert [chart["metric"] for chart in view_data.overview(runs)["main"]] == ["learner/loss", "time/step_s"]
