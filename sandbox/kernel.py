@@ -45,6 +45,17 @@ _CLONE = _NUMBERS.get(platform.machine(), {}).get("clone", -1)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc_locked = ctypes.PyDLL(None, use_errno=True)
 _prctl, _syscall, _capset = _libc_locked.prctl, _libc_locked.syscall, _libc_locked.capset
+_mprotect, _madvise, _munmap, _mmap, _mremap = (
+    _libc_locked[name] for name in ("mprotect", "madvise", "munmap", "mmap", "mremap")
+)
+_mmap.restype = _mremap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+_mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_mprotect.argtypes = _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
+_MAP_PRIVATE_ANONYMOUS, _NO_FILE = 0x22, 2**64 - 1
+_MADV_HUGEPAGE, _MADV_COLLAPSE, _MREMAP_MAYMOVE_FIXED = 14, 25, 3
 _CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
 _NO_CAPABILITIES = bytes(24)
 
@@ -160,3 +171,34 @@ def limit_malloc_arenas(count: int) -> None:
 def trim_malloc() -> None:
     """Give what the C library holds and nobody uses back to the kernel, so that no fork copies it."""
     _libc.malloc_trim(0)
+
+
+def protect(address: int, length: int, write: bool = False, execute: bool = False) -> None:
+    """Set what may be done to a part of this process's memory, beside reading it."""
+    access = _PROT_READ | (_PROT_WRITE if write else 0) | (_PROT_EXEC if execute else 0)
+    _checked(_mprotect(address, length, access), f"mprotect of {length} bytes")
+
+
+def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
+    """Replace code of this process by a copy of itself on huge pages, in one step, unless there are none.
+
+    Args:
+        address, length: of the code, whole huge pages.
+        page: bytes of a huge page.
+    """
+    reserved = _mmap(None, length + page, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, _NO_FILE, 0)
+    if reserved == _NO_FILE:
+        return
+    copy = -(-reserved // page) * page
+    _madvise(copy, length, _MADV_HUGEPAGE)
+    ctypes.memmove(copy, address, length)
+    # Whether all of it is on huge pages now; pages of the usual size would make forks slower than before.
+    huge = _madvise(copy, length, _MADV_COLLAPSE) == 0
+    if huge:
+        protect(copy, length, execute=True)
+        moved = _mremap(copy, length, length, _MREMAP_MAYMOVE_FIXED, address)
+        huge = moved == address
+    _munmap(reserved, copy - reserved)
+    _munmap(copy + length, reserved + page - copy)
+    if not huge:
+        _munmap(copy, length)

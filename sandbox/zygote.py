@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sandbox import cell, control_group, filesystem, interpreter, kernel, layers
+from sandbox import cell, control_group, filesystem, interpreter, kernel, layers, memory_map
 from sandbox.child import FIRST_FREE, Seal, set_constant_limits
 from sandbox.filesystem import SitePackage
 from sandbox.host_scratch import HostScratch
@@ -80,6 +80,7 @@ class Zygote:
             layers.become(uid, self._layers)
         if namespaces:
             layers.enter_namespaces(namespaces, self._proc)
+        memory_map.merge_mappings(self._proc)  # what has been written to before a fork cannot be merged after it
         inner = os.fork()
         if inner == 0:
             if self._host_scratch is not None:
@@ -145,6 +146,8 @@ class Zygote:
         interpreter.prepare(self._settings.preload, scratch, third_party, clean)
         if clean:
             record.active.append(Layer.CLEAN_ENVIRONMENT)
+        memory_map.merge_mappings(self._proc)
+        memory_map.enlarge_code_pages(self._proc)
         seal = self._seal(scratch)
         self._control.send(isolation_to_json(record.active, record.missing))
         interpreter.settle()
