@@ -14,7 +14,6 @@ import array
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import time
@@ -247,6 +246,8 @@ class Cell:
             kernel.unmount(filesystem.SCRATCH_RUN)
             filesystem.mount_scratch(self._limits["disk_bytes"], self._limits["files"])
         else:
+            import shutil  # for a cell without a private root only
+
             os.chmod(self._seal.scratch, 0o700)
             for entry in os.scandir(self._seal.scratch):
                 if entry.is_dir(follow_symlinks=False):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import struct
 from collections.abc import Callable
 
@@ -41,7 +40,8 @@ _NUMBERS = {
     "x86_64": {"clone": 56, "pivot_root": 155, "close_range": 436, "landlock_restrict_self": 446},
     "aarch64": {"clone": 220, "pivot_root": 41, "close_range": 436, "landlock_restrict_self": 446},
 }
-_CLONE = _NUMBERS.get(platform.machine(), {}).get("clone", -1)
+_MACHINE = os.uname().machine
+_CLONE = _NUMBERS.get(_MACHINE, {}).get("clone", -1)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc_locked = ctypes.PyDLL(None, use_errno=True)
 _prctl, _syscall, _capset = _libc_locked.prctl, _libc_locked.syscall, _libc_locked.capset
@@ -68,10 +68,9 @@ def _checked(result: int, call: str) -> int:
 
 
 def _number(call: str) -> int:
-    machine = platform.machine()
-    if machine not in _NUMBERS:
-        raise OSError(f"{call}: no system-call number is known for {machine}; known are {', '.join(_NUMBERS)}")
-    return _NUMBERS[machine][call]
+    if _MACHINE not in _NUMBERS:
+        raise OSError(f"{call}: no system-call number is known for {_MACHINE}; known are {', '.join(_NUMBERS)}")
+    return _NUMBERS[_MACHINE][call]
 
 
 def unshare(flags: int) -> None:
