@@ -125,6 +125,7 @@ class Cell:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+        replies[-1]["pristine"] = replies[-1]["pristine"] and self._nursery.sound()
         return replies
 
     def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
@@ -137,7 +138,9 @@ class Cell:
         pid, failed = self._start(request, descriptors)
         started = time.monotonic()
         try:
-            watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, self._nursery.numbers)
+            watch = Watch(
+                self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, self._nursery.numbers
+            )
             verdict = watch.until_end(pid, started)
             if verdict is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -153,7 +156,8 @@ class Cell:
                 reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
             untouched = self._scratch_untouched()
             if not untouched:
-                self._nursery.give_up()  # their working directory is about to go
+                if not self._nursery.empty:
+                    self._nursery.give_up()  # their working directory is about to go
                 self._empty_scratch()
             pristine = verdict is None and code >= 0 and not left_behind and untouched
             return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
@@ -212,11 +216,12 @@ class Cell:
 
     def _kill_descendants(self) -> bool:
         """Kill and reap everything the program left running; returns whether there was anything."""
+        found = False
         if not self._nursery.empty:
             if self._nursery.alone():
                 return False
             self._nursery.close()
-        found = False
+            found = True
         while True:
             if self._seal.process_namespace:
                 with contextlib.suppress(ProcessLookupError):

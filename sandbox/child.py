@@ -138,8 +138,9 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         wanted.append((resource.RLIMIT_AS, seal.base_address_space + 2 * memory + _ADDRESS_SPACE_SLACK, 0))
     if seal.limit_processes:
         # A little above the watch's limit, so that a program at the limit is seen there; the cell and the worker
-        # themselves, a tester beside the program and the idle cells of a shared sandbox count as well.
-        wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 12, 0))
+        # themselves, a tester beside the program and the idle cells of a shared sandbox, each with its sealed process,
+        # count as well.
+        wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 24, 0))
     for which, value, more in wanted:
         hard = resource.getrlimit(which)[1]
         if hard != resource.RLIM_INFINITY:

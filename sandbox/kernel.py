@@ -53,6 +53,7 @@ _mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
 _mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 _mprotect.argtypes = _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+INTERPRETER_CODE = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value or 0  # an address in it
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE_ANONYMOUS, _NO_FILE = 0x22, 2**64 - 1
 _MADV_HUGEPAGE, _MADV_COLLAPSE, _MREMAP_MAYMOVE_FIXED = 14, 25, 3
@@ -182,7 +183,8 @@ def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
     """Replace code of this process by a copy of itself on huge pages, in one step, unless there are none.
 
     Args:
-        address, length: of the code, whole huge pages.
+        address: of the code, at the begin of a huge page.
+        length: its bytes, whole huge pages.
         page: bytes of a huge page.
     """
     reserved = _mmap(None, length + page, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, _NO_FILE, 0)

@@ -10,6 +10,7 @@ do the same to theirs.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class _Mapping:
 
 
 def _library_mappings(proc: int) -> list[_Mapping]:
-    """Private mappings of files in this process, by address."""
+    """Private mappings of files in this process that can be read, by address."""
     descriptor = os.open("self/maps", os.O_RDONLY, dir_fd=proc)
     text = b""
     try:
@@ -54,7 +55,8 @@ def _library_mappings(proc: int) -> list[_Mapping]:
     found: list[_Mapping] = []
     for line in text.decode("utf-8", "surrogateescape").splitlines():
         addresses, access, offset, _, _, *path = line.split(None, 5)
-        if path and path[0].startswith("/") and access.endswith("p"):
+        # What cannot be read is a gap between two parts of a library, behind the end of its file perhaps.
+        if path and path[0].startswith("/") and access[0] == "r" and access[3] == "p":
             start, end = (int(number, 16) for number in addresses.split("-"))
             found.append(_Mapping(start, end, access[:3], int(offset, 16), path[0]))
     return found
@@ -81,7 +83,7 @@ def merge_mappings(proc: int) -> None:
         proc: descriptor of a `/proc` that shows this process.
     """
     mappings = _library_mappings(proc)
-    for constant, data in zip(mappings, mappings[1:], strict=False):
+    for constant, data in itertools.pairwise(mappings):
         # What the loader wrote addresses to and then closed; nothing here guards against the process's own code.
         if (constant.access, data.access) == ("r--", "rw-") and data.continues(constant):
             with contextlib.suppress(OSError):  # a policy of the machine's; the mapping stays as it is
@@ -93,12 +95,16 @@ def merge_mappings(proc: int) -> None:
 
 
 def enlarge_code_pages(proc: int) -> None:
-    """Put code on huge pages where it covers whole ones and the kernel has some to give; otherwise leave it.
+    """Put the interpreter's code on huge pages, where it covers whole ones and the kernel has some to give.
+
+    Other code stays where all workers share it.
 
     Args:
         proc: descriptor of a `/proc` that shows this process.
     """
     for run in _code(_library_mappings(proc)):
+        if not run.start <= kernel.INTERPRETER_CODE < run.end:
+            continue
         start = -(-run.start // _HUGE_PAGE) * _HUGE_PAGE
         end = run.end // _HUGE_PAGE * _HUGE_PAGE
         if start < end:

@@ -37,6 +37,8 @@ class Nursery:
 
     def prepare(self, request: dict[str, Any], program: int) -> None:
         """Have the processes ready that a test of `request` is forked from, and no others."""
+        if self._template is not None and request.get("template"):
+            return  # the program's next test
         if not (self._possible and self._pays and request["kind"] == "run" and _fits(request["limits"])):
             self.close()
             return
@@ -88,6 +90,10 @@ class Nursery:
                 if process is not None
             )
         return False
+
+    def sound(self) -> bool:
+        """Whether the sealed process, which is to serve the next program too, is as it was before this one."""
+        return self._sealed is None or self._sealed.answers()
 
     def forget_program(self) -> None:
         """Make ready for another program."""

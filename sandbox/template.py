@@ -32,7 +32,7 @@ _CONTROL = 3  # descriptor of a sealed process's socket
 _READY_SECONDS = 2.0
 _FORK_SECONDS = 1.0  # a process that takes longer has been stopped by a test
 _MAX_MESSAGE = 64
-_TEMPLATE, _TEST = b"template", b"test"
+_TEMPLATE, _TEST, _PING = b"template", b"test", b"ping"
 # Of a template: its socket and the program. Of a test: standard input, output and error; where no template holds the
 # program, that comes first.
 _TWO, _THREE, _FOUR = (struct.Struct(f"{count}i") for count in (2, 3, 4))
@@ -103,6 +103,17 @@ class SealedProcess(_Forker):
         """
         return self._fork(_TEST, _FOUR.pack(program_descriptor, *streams))
 
+    def answers(self) -> bool:
+        """Whether it is alive, unstopped, and no signal that would change this is on its way to it.
+
+        A signal takes effect a moment after it is sent, but before its receiver answers to anything.
+        """
+        try:
+            self._control.send(_PING)
+            return self._control.recv(_MAX_MESSAGE) == _PING
+        except OSError:
+            return False
+
     def fork_template(self, program_descriptor: int, ready_seconds: float) -> Template:
         """Start a template of a program.
 
@@ -148,6 +159,9 @@ def _serve_programs(channel: socket.socket) -> None:
         message, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE, space)
         if not message:
             return
+        if message == _PING:
+            channel.send(message)
+            continue
         pid = clone()
         if pid == 0:
             if message == _TEMPLATE:
