@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sandbox import child, filesystem, kernel
@@ -68,16 +67,6 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         except OSError as problem:
             replies = [{"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}]
         channel.send(json.dumps(replies).encode())
-
-
-@dataclass(slots=True)
-class _ScratchState:
-    """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
-
-    mode: int
-    size: int
-    modified: int
-    changed: int
 
 
 class Cell:
@@ -236,9 +225,10 @@ class Cell:
                 return found
             found = True
 
-    def _scratch_state(self) -> _ScratchState:
+    def _scratch_state(self) -> tuple[int, ...]:
+        """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
         state = os.stat(self._seal.scratch)
-        return _ScratchState(state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _scratch_untouched(self) -> bool:
         if self._scratch_state() != self._untouched:

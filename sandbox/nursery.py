@@ -24,7 +24,7 @@ class Nursery:
 
     def __init__(self, seal: Seal, children: int) -> None:
         self._seal, self._children = seal, children
-        self._possible = seal.private_proc and seal.descendant_kill
+        self._possible = seal.private_proc and seal.descendant_kill and seal.close_descriptors
         self._sealed: SealedProcess | None = None
         self._template: Template | None = None
         self._limits: tuple[object, ...] = ()  # those that the sealed process has been given
@@ -37,8 +37,10 @@ class Nursery:
 
     def prepare(self, request: dict[str, Any], program: int) -> None:
         """Have the processes ready that a test of `request` is forked from, and no others."""
-        if self._template is not None and request.get("template"):
+        templated = bool(request.get("template"))
+        if self._template is not None and templated:
             return  # the program's next test
+        self._pays = self._pays or not templated  # what was given up for a program before
         if not (self._possible and self._pays and request["kind"] == "run" and _fits(request["limits"])):
             self.close()
             return
@@ -49,7 +51,7 @@ class Nursery:
             if self._sealed is None:
                 self._sealed, self._limits = SealedProcess(self._seal, request), limits
                 self._note_newcomer()
-            if request.get("template") and self._template is None:
+            if templated and self._template is None:
                 self._template = self._sealed.fork_template(program, request["limits"]["wall_seconds"])
                 self._note_newcomer()
         except TemplateLost:

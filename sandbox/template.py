@@ -45,7 +45,7 @@ class TemplateLost(Exception):
 class _Forker:
     """The cell's handle on a process that forks at its word."""
 
-    def __init__(self, control: socket.socket, pid: int, ready_seconds: float) -> None:
+    def __init__(self, control: socket.socket, pid: int, ready_seconds: float = _READY_SECONDS) -> None:
         self._control, self.pid = control, pid
         self._control.settimeout(min(_READY_SECONDS, ready_seconds))
         try:
@@ -93,7 +93,7 @@ class SealedProcess(_Forker):
         if pid == 0:
             _become_sealed(seal, request, theirs.fileno())
         theirs.close()
-        super().__init__(ours, pid, request["limits"]["wall_seconds"])
+        super().__init__(ours, pid)
 
     def fork_test(self, program_descriptor: int, streams: Sequence[int]) -> int:
         """Start a program's test on `streams` (standard input, output, error); returns its process number.
