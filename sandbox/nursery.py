@@ -58,8 +58,10 @@ class Nursery:
             self.give_up()
 
     def _note_newcomer(self) -> None:
-        (newcomer,) = (number for number in self._read_children() if number not in self.numbers)
-        self.numbers.append(newcomer)
+        newcomers = [number for number in self._read_children() if number not in self.numbers]
+        if len(newcomers) != 1:
+            raise TemplateLost
+        self.numbers += newcomers
 
     def _read_children(self) -> list[bytes]:
         return os.pread(self._children, _CHILDREN_BYTES, 0).split()
