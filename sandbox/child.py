@@ -37,6 +37,7 @@ class Seal:
         base_address_space, base_memory: bytes that the worker itself has reserved and resident; every child starts
             with as much, which is not counted against its limits (once, not once per process).
         proc: descriptor of a `/proc` that shows this worker's processes.
+        processors: those that programs may run on.
     """
 
     scratch: str
@@ -54,6 +55,7 @@ class Seal:
     base_address_space: int
     base_memory: int
     proc: int
+    processors: frozenset[int]
 
 
 def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], failure: int) -> NoReturn:

@@ -145,6 +145,12 @@ def drop_capabilities() -> None:
     _checked(_capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 
+def current_processor() -> int:
+    """The number of the processor that this process runs on; negative where that cannot be told."""
+    number: int = _libc_locked.sched_getcpu()
+    return number
+
+
 def close_from(first: int) -> None:
     """Close every descriptor from `first` upwards."""
     os.closerange(first, ABOVE_ALL_DESCRIPTORS)  # one system call, which Python's own code makes

@@ -20,7 +20,7 @@ import socket
 import struct
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NoReturn
 
 from sandbox import child, kernel, program
@@ -144,13 +144,13 @@ def _become_sealed(seal: Seal, request: dict[str, Any], control: int) -> NoRetur
         child.place_descriptors([0, 1, 2, control])
         child.restrict(seal, request, keep=_CONTROL + 1)
         with socket.socket(fileno=_CONTROL) as channel:
-            _serve_programs(channel)
+            _serve_programs(channel, seal.processors)
     except BaseException:
         traceback.print_exc()
     os._exit(child.SETUP_FAILED)
 
 
-def _serve_programs(channel: socket.socket) -> None:
+def _serve_programs(channel: socket.socket, processors: Set[int]) -> None:
     """Fork a process for each program."""
     clone = kernel.prepared_clone(kernel.CLONE_PARENT)
     space = socket.CMSG_SPACE(_FOUR.size)
@@ -165,10 +165,10 @@ def _serve_programs(channel: socket.socket) -> None:
         pid = clone()
         if pid == 0:
             if message == _TEMPLATE:
-                _become_template(channel, *_TWO.unpack(ancillary[0][2]))
+                _become_template(channel, processors, *_TWO.unpack(ancillary[0][2]))
             source_descriptor, *streams = _FOUR.unpack(ancillary[0][2])
             source = child.read_all(source_descriptor)
-            _become_test(streams)
+            _become_test(streams, processors)
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
             program.run(source)
         os.closerange(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
@@ -177,14 +177,16 @@ def _serve_programs(channel: socket.socket) -> None:
         channel.send(b"%d" % pid)
 
 
-def _become_test(streams: Sequence[int]) -> None:
+def _become_test(streams: Sequence[int], processors: Set[int]) -> None:
     for target, descriptor in enumerate(streams):  # all of them are above _CONTROL
         os.dup2(descriptor, target)
     os.closerange(_CONTROL, kernel.ABOVE_ALL_DESCRIPTORS)
     os.setpgid(0, 0)  # suffices to keep its signals to itself; for a new session the kernel makes a scheduling group
+    with contextlib.suppress(OSError):  # the machine's owner allows other processors now, and has moved it there
+        os.sched_setaffinity(0, processors)
 
 
-def _become_template(channel: socket.socket, control: int, program_descriptor: int) -> NoReturn:
+def _become_template(channel: socket.socket, processors: Set[int], control: int, program_descriptor: int) -> NoReturn:
     try:
         source = child.read_all(program_descriptor)
         os.dup2(control, _CONTROL)  # `channel` is from now on that to the cell
@@ -192,19 +194,19 @@ def _become_template(channel: socket.socket, control: int, program_descriptor: i
         code: types.CodeType | None = None
         with contextlib.suppress(Exception):  # each test shall see for itself why it does not compile
             code = program.compiled(source)
-        _serve_tests(channel, source, code)
+        _serve_tests(channel, processors, source, code)
     except BaseException:
         traceback.print_exc()
     os._exit(child.SETUP_FAILED)
 
 
-def _serve_tests(channel: socket.socket, source: bytes, code: types.CodeType | None) -> None:
+def _serve_tests(channel: socket.socket, processors: Set[int], source: bytes, code: types.CodeType | None) -> None:
     module = program.main_module(source)
     draws = program.mentions_generators(source)
     space = socket.CMSG_SPACE(_THREE.size)
     # Looked up beforehand: what is found through other objects changes their reference counts, and copies their pages.
     receive, send, unpack = channel.recvmsg, channel.send, _THREE.unpack
-    duplicate, close_range, set_group = os.dup2, os.closerange, os.setpgid
+    duplicate, close_range, set_group, set_processors = os.dup2, os.closerange, os.setpgid, os.sched_setaffinity
     executed, leave = program.executed, os._exit
     clone, become_dumpable = kernel.prepared_clone(kernel.CLONE_PARENT), kernel.prepared_dumpable()
     send(b"ready")
@@ -221,6 +223,10 @@ def _serve_tests(channel: socket.socket, source: bytes, code: types.CodeType | N
             duplicate(stderr, 2)
             close_range(_CONTROL, kernel.ABOVE_ALL_DESCRIPTORS)
             set_group(0, 0)
+            try:  # noqa: SIM105 (a context manager would copy more pages)
+                set_processors(0, processors)
+            except OSError:
+                pass
             become_dumpable()
             if draws:
                 program.seed_generators()

@@ -198,6 +198,7 @@ class Zygote:
             base_address_space=reserved,
             base_memory=resident,
             proc=self._proc,
+            processors=frozenset(os.sched_getaffinity(0)),
         )
 
 

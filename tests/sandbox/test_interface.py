@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import subprocess
 import sys
@@ -313,3 +314,16 @@ print([line for line in open("/proc/self/maps") if set("wx") <= set(line.split()
         if Layer.PRIVATE_PROC not in sandbox.isolation.active:
             pytest.skip("programs see their /proc only where they have a private one")
         assert sandbox.run(program).stdout == b"[]\n"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
+def test_programs_may_use_every_processor_whatever_they_are_forked_from() -> None:
+    """The cell and its sealed processes keep to one while quick tests run."""
+    wanted = os.sched_getaffinity(0)
+    program = f"import os; assert os.sched_getaffinity(0) == {wanted!r}; print(1)"
+    with Sandbox() as sandbox:
+        for count in (1, 4):
+            results = sandbox.grade(program, [StdinTest("", "1")] * count)
+            assert all(result.passed for result in results), results
+        calls = [CallTest("f", [], sorted(wanted))]
+        assert sandbox.grade("import os\ndef f(): return sorted(os.sched_getaffinity(0))", calls)[0].passed
