@@ -14,21 +14,21 @@ import array
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sandbox import child, filesystem, kernel
 from sandbox.child import Seal
-from sandbox.template import Template, TemplateLost
+from sandbox.nursery import Nursery
+from sandbox.template import TemplateLost
 from sandbox.types import Status
 from sandbox.watch import Usage, Watch
 
 MAX_MESSAGE = 1 << 16
 _MAX_DESCRIPTORS = 253  # the kernel's bound for one message
+_QUICK_SECONDS = 0.003  # a test that takes longer has a long computation or a busy processor
 _LEAST_SECONDS = 0.001  # for a run that begins as the time for all ends
 
 
@@ -70,16 +70,6 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         channel.send(json.dumps(replies).encode())
 
 
-@dataclass(slots=True)
-class _ScratchState:
-    """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
-
-    mode: int
-    size: int
-    modified: int
-    changed: int
-
-
 class Cell:
     """One program's namespaces.
 
@@ -92,8 +82,7 @@ class Cell:
         self._channel = channel
         self._limits = limits
         self._last_pid: int | None = None
-        self._template: Template | None = None
-        self._template_pays = True  # it does not for a program that writes files, each of which would end it
+        self._quick = True  # whether the last test was
         if seal.private_root:
             filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
             if seal.private_proc:
@@ -102,11 +91,11 @@ class Cell:
                 self._last_pid = os.open(filesystem.VIEW_PROC + "/sys/kernel/ns_last_pid", os.O_WRONLY)
         else:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-        self._template_outside = 0
         self._untouched = self._scratch_state()
         # /proc is that of an outer namespace, where this process goes by another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
-        self._children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
+        children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
+        self._nursery = Nursery(seal, children)
 
     def run_all(self, request: dict[str, Any], descriptors: list[int]) -> list[dict[str, Any]]:
         """Run one program once for each of its inputs, until the time for all of them ends or a stop is asked for."""
@@ -114,6 +103,8 @@ class Cell:
         channel = streams[3 * request["runs"] :]
         limits, end = request["limits"], request["end"]
         replies: list[dict[str, Any]] = []
+        if request["kind"] == "run" and self._quick:
+            self._nursery.stay()
         try:
             for first in range(0, 3 * request["runs"], 3):
                 left = end - time.monotonic()
@@ -122,11 +113,16 @@ class Cell:
                 if left < limits["wall_seconds"]:
                     request["limits"] = limits | {"wall_seconds": max(left, _LEAST_SECONDS)}
                 replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
+                self._quick = replies[-1]["wall_seconds"] < _QUICK_SECONDS
+                if not self._quick:
+                    self._nursery.roam()
                 if replies[-1]["stopped"]:
                     break
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+        self._nursery.roam()
+        replies[-1]["pristine"] = replies[-1]["pristine"] and self._nursery.sound()
         return replies
 
     def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
@@ -135,11 +131,13 @@ class Cell:
             # A program must not learn from its process number what ran here before it.
             with contextlib.suppress(PermissionError):
                 os.pwrite(self._last_pid, b"1", 0)
-        ignored = self._template_for(request, descriptors[0])
+        self._nursery.prepare(request, descriptors[0])
         pid, failed = self._start(request, descriptors)
         started = time.monotonic()
         try:
-            watch = Watch(self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, ignored)
+            watch = Watch(
+                self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, self._nursery.numbers
+            )
             verdict = watch.until_end(pid, started)
             if verdict is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -155,9 +153,8 @@ class Cell:
                 reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
             untouched = self._scratch_untouched()
             if not untouched:
-                if self._template is not None:
-                    self.forget_template()  # its working directory is about to go
-                    self._template_pays = False
+                if not self._nursery.empty:
+                    self._nursery.give_up()  # their working directory is about to go
                 self._empty_scratch()
             pristine = verdict is None and code >= 0 and not left_behind and untouched
             return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
@@ -165,43 +162,23 @@ class Cell:
             if failed is not None:
                 os.close(failed)
 
-    def _template_for(self, request: dict[str, Any], program: int) -> int | None:
-        """See to a template where one is wanted; returns its number in the outer `/proc`."""
-        if not (
-            request.get("template") and self._template_pays and self._seal.private_proc and self._seal.descendant_kill
-        ):
-            self.forget_template()
-            return None
-        if self._template is None:
-            with contextlib.suppress(TemplateLost):
-                self._template = Template(self._seal, request, program)
-                (self._template_outside,) = Watch.children(self._seal.proc, self._own_pid)
-        return self._template_outside if self._template else None
-
     def forget_program(self) -> None:
         """Make ready for another program."""
-        self.forget_template()
-        self._template_pays = True
-
-    def forget_template(self) -> None:
-        """End the template, if there is one."""
-        if self._template is not None:
-            self._template.close()
-            self._template = None
+        self._nursery.forget_program()
 
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
         """Start the program; returns its process number and, where it seals itself, where it tells that this failed."""
-        if self._template is not None:
+        if not self._nursery.empty:
             try:
-                return self._template.fork(descriptors[1:4]), None
+                return self._nursery.fork_test(descriptors[0], descriptors[1:4]), None
             except TemplateLost:
-                # It may have been ended by the very child it had just forked, which may have read and written already.
-                self.forget_template()
+                self._nursery.give_up()
                 self._kill_descendants()
                 for descriptor in descriptors[1:4]:
                     os.lseek(descriptor, 0, os.SEEK_SET)
                 for descriptor in descriptors[2:4]:
                     os.ftruncate(descriptor, 0)
+        self._nursery.roam()
         failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         pid = kernel.clone(0)
         if pid == 0:
@@ -237,12 +214,12 @@ class Cell:
 
     def _kill_descendants(self) -> bool:
         """Kill and reap everything the program left running; returns whether there was anything."""
-        if self._template is not None:
-            if self._only_template_left():
-                return False
-            self._template.close()
-            self._template = None
         found = False
+        if not self._nursery.empty:
+            if self._nursery.alone():
+                return False
+            self._nursery.close()
+            found = True
         while True:
             if self._seal.process_namespace:
                 with contextlib.suppress(ProcessLookupError):
@@ -257,23 +234,10 @@ class Cell:
                 return found
             found = True
 
-    def _only_template_left(self) -> bool:
-        """Whether no process is left but this one and a template that is alive and has not been stopped.
-
-        What a program left has become this process's child, or has an ancestor that has. Nothing is reaped before it
-        has been seen, so a chain of processes that each start the next and exit does not slip through: it leaves its
-        dead behind.
-        """
-        assert self._template is not None
-        if os.pread(self._children, 64, 0).split() != [b"%d" % self._template_outside]:
-            return False
-        with contextlib.suppress(ChildProcessError):
-            return os.waitpid(self._template.pid, os.WNOHANG | os.WUNTRACED)[0] == 0
-        return False
-
-    def _scratch_state(self) -> _ScratchState:
+    def _scratch_state(self) -> tuple[int, ...]:
+        """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
         state = os.stat(self._seal.scratch)
-        return _ScratchState(state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _scratch_untouched(self) -> bool:
         if self._scratch_state() != self._untouched:
@@ -286,6 +250,8 @@ class Cell:
             kernel.unmount(filesystem.SCRATCH_RUN)
             filesystem.mount_scratch(self._limits["disk_bytes"], self._limits["files"])
         else:
+            import shutil  # for a cell without a private root only
+
             os.chmod(self._seal.scratch, 0o700)
             for entry in os.scandir(self._seal.scratch):
                 if entry.is_dir(follow_symlinks=False):

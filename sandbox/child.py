@@ -37,6 +37,7 @@ class Seal:
         base_address_space, base_memory: bytes that the worker itself has reserved and resident; every child starts
             with as much, which is not counted against its limits (once, not once per process).
         proc: descriptor of a `/proc` that shows this worker's processes.
+        processors: those that programs may run on.
     """
 
     scratch: str
@@ -54,6 +55,7 @@ class Seal:
     base_address_space: int
     base_memory: int
     proc: int
+    processors: frozenset[int]
 
 
 def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], failure: int) -> NoReturn:
@@ -138,8 +140,9 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         wanted.append((resource.RLIMIT_AS, seal.base_address_space + 2 * memory + _ADDRESS_SPACE_SLACK, 0))
     if seal.limit_processes:
         # A little above the watch's limit, so that a program at the limit is seen there; the cell and the worker
-        # themselves, a tester beside the program and the idle cells of a shared sandbox count as well.
-        wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 12, 0))
+        # themselves, a tester beside the program and the idle cells of a shared sandbox, each with its sealed process,
+        # count as well.
+        wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 24, 0))
     for which, value, more in wanted:
         hard = resource.getrlimit(which)[1]
         if hard != resource.RLIM_INFINITY:

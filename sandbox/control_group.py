@@ -17,7 +17,6 @@ _CONTROLLERS = {"memory", "pids"}
 # Beside the programs' own: the worker, its cells, and a tester's cell that runs at the same time.
 _WORKER_MEMORY, _WORKER_PROCESSES = 512 * MEBIBYTE, 64
 _REMOVAL_SECONDS = 1.0  # a group can be removed once the kernel has reaped its last process
-REMEDY = "delegate a control group with memory and pids (systemd: Delegate=yes and the program in a subgroup)"
 
 
 class ControlGroup:

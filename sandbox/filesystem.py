@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import landlockpy
+from typing import TYPE_CHECKING
 
 from sandbox import kernel
+
+if TYPE_CHECKING:
+    import landlockpy
 
 SCRATCH, SCRATCH_RUN = "/scratch", "/scratch/run"
 VIEW, VIEW_PROC = "/view", "/view/proc"
@@ -53,7 +54,7 @@ class SitePackage:
 
 def interpreter_paths() -> list[str]:
     """The directories of the running interpreter and its standard library, without third-party modules."""
-    paths = {os.path.realpath(sys.base_prefix), os.path.realpath(sysconfig.get_path("stdlib"))}
+    paths = {os.path.realpath(sys.base_prefix), os.path.realpath(os.path.dirname(os.__file__))}
     return [path for path in sorted(paths) if not path.startswith("/usr/") and path != "/usr"]
 
 
@@ -62,6 +63,8 @@ def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
 
     Only modules that are already imported are looked at.
     """
+    import sysconfig  # some 100 pages that no worker needs to hold
+
     found: dict[str, SitePackage] = {}
     standard = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     for name in top_level:
@@ -168,6 +171,8 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
     Raises:
         landlockpy.UnsupportedError: the kernel has no Landlock.
     """
+    import landlockpy  # 500 pages, with what it imports
+
     access = landlockpy.AccessFS
     read = access.READ_FILE | access.READ_DIR | access.EXECUTE
     rules = landlockpy.Ruleset(scoped=landlockpy.Scope.ABSTRACT_UNIX_SOCKET | landlockpy.Scope.SIGNAL)

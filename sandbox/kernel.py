@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import struct
 from collections.abc import Callable
 
@@ -41,10 +40,23 @@ _NUMBERS = {
     "x86_64": {"clone": 56, "pivot_root": 155, "close_range": 436, "landlock_restrict_self": 446},
     "aarch64": {"clone": 220, "pivot_root": 41, "close_range": 436, "landlock_restrict_self": 446},
 }
-_CLONE = _NUMBERS.get(platform.machine(), {}).get("clone", -1)
+_MACHINE = os.uname().machine
+_CLONE = _NUMBERS.get(_MACHINE, {}).get("clone", -1)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc_locked = ctypes.PyDLL(None, use_errno=True)
 _prctl, _syscall, _capset = _libc_locked.prctl, _libc_locked.syscall, _libc_locked.capset
+_mprotect, _madvise, _munmap, _mmap, _mremap = (
+    _libc_locked[name] for name in ("mprotect", "madvise", "munmap", "mmap", "mremap")
+)
+_mmap.restype = _mremap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+_mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_mprotect.argtypes = _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+INTERPRETER_CODE = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value or 0  # an address in it
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
+_MAP_PRIVATE_ANONYMOUS, _NO_FILE = 0x22, 2**64 - 1
+_MADV_HUGEPAGE, _MADV_COLLAPSE, _MREMAP_MAYMOVE_FIXED = 14, 25, 3
 _CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
 _NO_CAPABILITIES = bytes(24)
 
@@ -57,10 +69,9 @@ def _checked(result: int, call: str) -> int:
 
 
 def _number(call: str) -> int:
-    machine = platform.machine()
-    if machine not in _NUMBERS:
-        raise OSError(f"{call}: no system-call number is known for {machine}; known are {', '.join(_NUMBERS)}")
-    return _NUMBERS[machine][call]
+    if _MACHINE not in _NUMBERS:
+        raise OSError(f"{call}: no system-call number is known for {_MACHINE}; known are {', '.join(_NUMBERS)}")
+    return _NUMBERS[_MACHINE][call]
 
 
 def unshare(flags: int) -> None:
@@ -134,6 +145,12 @@ def drop_capabilities() -> None:
     _checked(_capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 
+def current_processor() -> int:
+    """The number of the processor that this process runs on; negative where that cannot be told."""
+    number: int = _libc_locked.sched_getcpu()
+    return number
+
+
 def close_from(first: int) -> None:
     """Close every descriptor from `first` upwards."""
     os.closerange(first, ABOVE_ALL_DESCRIPTORS)  # one system call, which Python's own code makes
@@ -160,3 +177,35 @@ def limit_malloc_arenas(count: int) -> None:
 def trim_malloc() -> None:
     """Give what the C library holds and nobody uses back to the kernel, so that no fork copies it."""
     _libc.malloc_trim(0)
+
+
+def protect(address: int, length: int, write: bool = False, execute: bool = False) -> None:
+    """Set what may be done to a part of this process's memory, beside reading it."""
+    access = _PROT_READ | (_PROT_WRITE if write else 0) | (_PROT_EXEC if execute else 0)
+    _checked(_mprotect(address, length, access), f"mprotect of {length} bytes")
+
+
+def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
+    """Replace code of this process by a copy of itself on huge pages, in one step, unless there are none.
+
+    Args:
+        address: of the code, at the begin of a huge page.
+        length: its bytes, whole huge pages.
+        page: bytes of a huge page.
+    """
+    reserved = _mmap(None, length + page, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, _NO_FILE, 0)
+    if reserved == _NO_FILE:
+        return
+    copy = -(-reserved // page) * page
+    _madvise(copy, length, _MADV_HUGEPAGE)
+    ctypes.memmove(copy, address, length)
+    # Whether all of it is on huge pages now; pages of the usual size would make forks slower than before.
+    huge = _madvise(copy, length, _MADV_COLLAPSE) == 0
+    if huge:
+        protect(copy, length, execute=True)
+        moved = _mremap(copy, length, length, _MREMAP_MAYMOVE_FIXED, address)
+        huge = moved == address
+    _munmap(reserved, copy - reserved)
+    _munmap(copy + length, reserved + page - copy)
+    if not huge:
+        _munmap(copy, length)

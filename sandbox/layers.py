@@ -18,6 +18,7 @@ NAMESPACES = {
 }
 _INNER_ID = 1000  # the one user and group that exist in the user namespace
 FIRST_OWN_UID = 0x60000000  # far above accounts and the ranges of container runtimes; plus the worker's own number
+NO_CONTROL_GROUP = "delegate a control group with memory and pids (systemd: Delegate=yes and the program in a subgroup)"
 _NO_NAMESPACES = (
     "allow user namespaces (sysctl user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
     "or a container seccomp profile that permits unshare)"

@@ -50,7 +50,7 @@ class Watch:
         limits: the request's limits.
         outputs: descriptors of standard output and error.
         channel: descriptor on which the supervisor says that the run is to be ended early.
-        ignored: process number, in the outer `/proc`, of the template, which is not the program's.
+        ignored: process numbers, in the outer `/proc`, of the cell's children that are not the program's.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Watch:
         limits: dict[str, Any],
         outputs: Sequence[int],
         channel: int,
-        ignored: int | None,
+        ignored: Sequence[bytes],
     ) -> None:
         self.usage = Usage()
         self._ignored = ignored
@@ -126,7 +126,7 @@ class Watch:
 
     def _descendants(self) -> list[int]:
         found: list[int] = []
-        waiting = [pid for pid in self.children(self._seal.proc, self._cell) if pid != self._ignored]
+        waiting = [pid for pid in self.children(self._seal.proc, self._cell) if b"%d" % pid not in self._ignored]
         while waiting and len(found) < _MAX_WALK:
             pid = waiting.pop()
             found.append(pid)

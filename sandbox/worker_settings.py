@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict, dataclass, field
 
 from sandbox.types import Isolation, IsolationLevel, Layer, MissingLayer
+
+
+def _temporary_directory() -> str:
+    import tempfile  # for the supervisor only; a worker is told
+
+    return tempfile.gettempdir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class WorkerSettings:
     search_path: tuple[str, ...]
     without: frozenset[Layer] = frozenset()
     control_group: int | str = "none was looked for"
-    temporary: str = field(default_factory=tempfile.gettempdir)
+    temporary: str = field(default_factory=_temporary_directory)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self) | {"without": sorted(self.without)}).encode()

@@ -8,7 +8,6 @@ output; it hands descriptors on.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
@@ -16,18 +15,20 @@ import select
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from sandbox import cell, control_group, filesystem, interpreter, kernel, layers
-from sandbox.child import FIRST_FREE, Seal, set_constant_limits
+from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map
+from sandbox.child import Seal, set_constant_limits
 from sandbox.filesystem import SitePackage
-from sandbox.host_scratch import HostScratch
+from sandbox.landlock_rules import RulesMaker
 from sandbox.layers import Layers
 from sandbox.syscall_filter import SyscallFilter
 from sandbox.types import Layer
 from sandbox.worker_settings import WorkerSettings, isolation_to_json
+
+if TYPE_CHECKING:
+    from sandbox.host_scratch import HostScratch
 
 _ALWAYS_POSSIBLE = (
     Layer.RESOURCE_LIMITS,
@@ -47,6 +48,8 @@ class Zygote:
         self._packages: Sequence[SitePackage] = ()
         self._host_scratch: HostScratch | None = None
         self._syscalls: SyscallFilter | None = None
+        self._scratch = filesystem.SCRATCH_RUN
+        self._rules: int | str | None = None  # their descriptor, or why there are none
 
     def run(self) -> NoReturn:
         """Become the outer process; the inner one never returns either."""
@@ -71,15 +74,20 @@ class Zygote:
         as_root = os.geteuid() == 0
         uid = layers.own_uid(self._layers)
         if not mounts:
+            from sandbox.host_scratch import HostScratch
+
             self._host_scratch = HostScratch(self._settings.temporary, uid)
+            self._scratch = self._host_scratch.run
+            self._make_rules(private_root=False)
         elif as_root:
             # As root, so that an interpreter that only root may read can be bound into the private root.
             kernel.unshare(kernel.CLONE_NEWNS)
-            filesystem.enter_private_root(tempfile.gettempdir(), self._packages)
+            self._make_rules(private_root=True)
         if uid is not None:
             layers.become(uid, self._layers)
         if namespaces:
             layers.enter_namespaces(namespaces, self._proc)
+        memory_map.merge_mappings(self._proc)  # what has been written to before a fork cannot be merged after it
         inner = os.fork()
         if inner == 0:
             if self._host_scratch is not None:
@@ -101,7 +109,7 @@ class Zygote:
             os.close(group)
             self._layers.active.append(Layer.CGROUP)
         else:
-            self._layers.miss(Layer.CGROUP, group, control_group.REMEDY)
+            self._layers.miss(Layer.CGROUP, group, layers.NO_CONTROL_GROUP)
 
     def _probe_packages(self) -> list[SitePackage]:
         """Which third-party packages the preloaded modules bring, found out in a process of its own.
@@ -122,11 +130,21 @@ class Zygote:
         os.waitpid(pid, 0)
         return [SitePackage(path) for path in json.loads(text or b"[]")]
 
+    def _make_rules(self, private_root: bool) -> None:
+        """Enter the private root, where there is to be one, and have the Landlock rules made for what can be seen."""
+        maker = None
+        if self._layers.wants(Layer.LANDLOCK):
+            maker = RulesMaker(private_root, self._scratch, self._packages)
+        if private_root:
+            filesystem.enter_private_root(self._settings.temporary, self._packages)
+        if maker is not None:
+            self._rules = maker.make()
+
     def _be_inner(self, namespaces: int, build_root: bool) -> NoReturn:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         record = self._layers
         if build_root:
-            filesystem.enter_private_root(tempfile.gettempdir(), self._packages)
+            self._make_rules(private_root=True)
         private_root = record.has(Layer.PRIVATE_ROOT)
         if private_root and namespaces & kernel.CLONE_NEWPID and record.wants(Layer.PRIVATE_PROC):
             try:
@@ -138,30 +156,25 @@ class Zygote:
         if self._packages:
             places = {os.path.dirname(package.path) for package in self._packages}
             third_party = [filesystem.SITE] if private_root else sorted(places)
-        scratch = filesystem.SCRATCH_RUN
-        if self._host_scratch is not None:
-            scratch = self._host_scratch.run
         clean = record.wants(Layer.CLEAN_ENVIRONMENT)
-        interpreter.prepare(self._settings.preload, scratch, third_party, clean)
+        interpreter.prepare(self._settings.preload, self._scratch, third_party, clean)
         if clean:
             record.active.append(Layer.CLEAN_ENVIRONMENT)
-        seal = self._seal(scratch)
+        memory_map.merge_mappings(self._proc)
+        memory_map.enlarge_code_pages(self._proc)
+        seal = self._seal()
         self._control.send(isolation_to_json(record.active, record.missing))
         interpreter.settle()
         serve(self._control, seal)
 
-    def _seal(self, scratch: str) -> Seal:
+    def _seal(self) -> Seal:
         record = self._layers
-        rules = None
         private_root = record.has(Layer.PRIVATE_ROOT)
         own_processes = record.has(Layer.PROCESS_NAMESPACE)
-        if record.wants(Layer.LANDLOCK):
-            try:
-                with filesystem.landlock_rules(private_root, scratch, self._packages) as made:
-                    rules = fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
-                record.active.append(Layer.LANDLOCK)
-            except OSError as problem:
-                record.miss(Layer.LANDLOCK, str(problem), "Linux 5.13 or later with landlock among lsm= at boot")
+        if isinstance(self._rules, int):
+            record.active.append(Layer.LANDLOCK)
+        elif self._rules is not None:
+            record.miss(Layer.LANDLOCK, self._rules, "Linux 5.13 or later with landlock among lsm= at boot")
         if self._syscalls is not None:
             record.active.append(Layer.SECCOMP)
         kernel.shrink_capability_bounds()
@@ -170,11 +183,11 @@ class Zygote:
             set_constant_limits()
         reserved, resident = _own_memory(self._proc)
         return Seal(
-            scratch=scratch,
+            scratch=self._scratch,
             private_root=private_root,
             process_namespace=own_processes,
             private_proc=record.has(Layer.PRIVATE_PROC),
-            rules=rules,
+            rules=self._rules if isinstance(self._rules, int) else None,
             syscalls=self._syscalls,
             resource_limits=record.has(Layer.RESOURCE_LIMITS),
             limit_processes=record.has(Layer.OWN_UID) or record.has(Layer.USER_NAMESPACE),
@@ -185,6 +198,7 @@ class Zygote:
             base_address_space=reserved,
             base_memory=resident,
             proc=self._proc,
+            processors=frozenset(os.sched_getaffinity(0)),
         )
 
 

@@ -212,25 +212,29 @@ if os.fork() == 0:
 """
     if sandbox.isolation.level < IsolationLevel.FULL:
         pytest.skip("needs namespaces: elsewhere the program may not fork")
-    # Process 2 is the template that all of them are forked from; it never runs a line of the program.
-    expected = "[] 0o40700 ['2'] None 3"
+    # Process 2 is the cell's sealed process and 3 the template that all of them are forked from; neither ever runs a
+    # line of the program.
+    expected = "[] 0o40700 ['2', '3'] None 4"
     results = sandbox.grade(program, [StdinTest(str(n), expected) for n in range(5)], LIMITS)
     assert [result.status for result in results] == [Status.OK] * 5, results
 
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP", "SIGINT"])
-def test_a_template_that_is_attacked_is_replaced(sandbox: Sandbox, number: str) -> None:
-    """Programs with several tests are forked from a template; a test that ends or stops it gains and costs nothing."""
+@pytest.mark.parametrize("attacked", [2, 3])
+def test_a_template_that_is_attacked_is_replaced(sandbox: Sandbox, number: str, attacked: int) -> None:
+    """Tests are forked from sealed processes; one that ends or stops these gains nothing and costs nobody anything."""
     if sandbox.isolation.level < IsolationLevel.FULL:
         pytest.skip("needs namespaces: elsewhere there is no template")
     program = f"""
 import contextlib, os, signal
 with contextlib.suppress(ProcessLookupError):
-    if os.getpid() != 2: os.kill(2, signal.{number})
+    if os.getpid() != {attacked}: os.kill({attacked}, signal.{number})
 print(input())
 """
-    results = sandbox.grade(program, [StdinTest(str(n), str(n)) for n in range(5)], LIMITS)
-    assert [result.status for result in results] == [Status.OK] * 5, results
+    for count in (1, 5):
+        results = sandbox.grade(program, [StdinTest(str(n), str(n)) for n in range(count)], LIMITS)
+        assert [result.status for result in results] == [Status.OK] * count, results
+        assert sandbox.run("import os; print(os.getpid())").stdout == b"3\n", "a cell of its own, with nothing amiss"
 
 
 def test_a_program_that_takes_for_ever_to_compile_is_wrong(sandbox: Sandbox) -> None:
@@ -246,7 +250,7 @@ def test_a_template_keeps_its_memory_to_itself(sandbox: Sandbox) -> None:
         pytest.skip("needs namespaces: elsewhere there is no template")
     program = """
 opened = []
-for pid in (1, 2):
+for pid in (1, 2, 3):
     for name in ("mem", "environ", "maps", "fd/3", "cwd", "root"):
         try:
             opened.append(open(f"/proc/{pid}/{name}", "rb").read(1))

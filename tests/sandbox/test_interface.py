@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import subprocess
 import sys
@@ -291,3 +292,39 @@ def test_the_time_for_all_tests_ends_the_one_that_runs_and_fails_the_rest(shared
     results = shared.grade("import time; time.sleep(0.6); print('done')", tests, total_seconds=1.0)
     assert time.monotonic() - started < 3.0, "six such tests take 3.6 s"
     assert [result.status for result in results] == [Status.OK] + [Status.WALL_TIME] * 5
+
+
+def test_each_program_has_its_own_limits() -> None:
+    """A cell's sealed process serves many programs, but none with other limits than it has itself."""
+    program = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    with Sandbox() as sandbox:
+        for files in (64, 32, 8, 64):
+            results = sandbox.grade(program, [StdinTest("", str(files))] * 4, Limits(open_files=files))
+            assert all(result.passed for result in results), results
+            assert sandbox.run(program, limits=Limits(open_files=files)).stdout == b"%d\n" % files
+
+
+def test_no_memory_is_both_written_and_executed() -> None:
+    """The worker rearranges its libraries in memory; a program with numpy still runs in what came of it."""
+    program = """
+import math, numpy
+assert math.isclose(float(numpy.linalg.det(numpy.eye(3) * 2)), 8.0)
+print([line for line in open("/proc/self/maps") if set("wx") <= set(line.split()[1])])
+"""
+    with Sandbox() as sandbox:
+        if Layer.PRIVATE_PROC not in sandbox.isolation.active:
+            pytest.skip("programs see their /proc only where they have a private one")
+        assert sandbox.run(program).stdout == b"[]\n"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
+def test_programs_may_use_every_processor_whatever_they_are_forked_from() -> None:
+    """The cell and its sealed processes keep to one while quick tests run."""
+    wanted = os.sched_getaffinity(0)
+    program = f"import os; assert os.sched_getaffinity(0) == {wanted!r}; print(1)"
+    with Sandbox() as sandbox:
+        for count in (1, 4):
+            results = sandbox.grade(program, [StdinTest("", "1")] * count)
+            assert all(result.passed for result in results), results
+        calls = [CallTest("f", [], sorted(wanted))]
+        assert sandbox.grade("import os\ndef f(): return sorted(os.sched_getaffinity(0))", calls)[0].passed
