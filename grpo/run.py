@@ -27,7 +27,7 @@ from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refil
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.staleness import OpenGroups
-from grpo.step_metrics import lag_metrics, verifier_metrics
+from grpo.step_metrics import lag_metrics, push_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.trackers import open_trackers
 from grpo.turns import Turns
@@ -192,6 +192,7 @@ class TrainingRun:
                     sleeps=takes_turns,
                     partial=settings.rollout.partial,
                     transport=transport,
+                    sparse=settings.weight_sync.sparse,
                 )
                 for replica in range(settings.generator.replicas)
             ],
@@ -200,10 +201,12 @@ class TrainingRun:
             self._progress.show,
         )
         self.learner, self.generators = join_learner(), join_generators()
+        sync = settings.weight_sync
         if transport != "object_store":
-            self.learner.connect(
-                self.generators, transport, settings.generator.tensor_parallel_size, settings.weight_sync.deadline_s
-            )
+            workers = settings.generator.tensor_parallel_size
+            self.learner.connect(self.generators, transport, workers, sync.deadline_s, sparse=sync.sparse)
+        elif sync.sparse:
+            self.learner.push_changes(self.generators)
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
         self._background: BackgroundEvaluation | None = None
         if settings.evaluation and settings.evaluation.mode == "background" and self.held_out:
@@ -316,6 +319,10 @@ class TrainingRun:
         difference = self.sync.push(self.step, self._probe(groups))
         self.rollouts.pushed(self.step)
         return difference
+
+    def push_metrics(self) -> dict[str, float]:
+        """What sparse pushes have carried since the last step, those to restarted generators included."""
+        return push_metrics(self.learner.take_pushed()) if self.settings.weight_sync.sparse else {}
 
     def _push_to(self, replica: int) -> None:
         """Bring the present weights to one replica, which was restarted, and prove it."""
