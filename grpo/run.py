@@ -24,8 +24,9 @@ from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
-from grpo.run_folder import open_folder, skipped_folder
+from grpo.run_folder import note_fault, open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
+from grpo.slow_generators import SlowGenerators
 from grpo.staleness import OpenGroups
 from grpo.step_metrics import lag_metrics, push_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
@@ -78,6 +79,7 @@ class TrainingRun:
         # The version that the learner will be when it has done all that was asked of it.
         self._begun = 0
         self._checkpoint_s: float | None = None
+        self._slow = SlowGenerators()
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -323,6 +325,14 @@ class TrainingRun:
     def push_metrics(self) -> dict[str, float]:
         """What sparse pushes have carried since the last step, those to restarted generators included."""
         return push_metrics(self.learner.take_pushed()) if self.settings.weight_sync.sparse else {}
+
+    def generator_metrics(self) -> dict[str, float]:
+        """How much slower than its peers the slowest generator is; says so once, where it is much."""
+        metrics, lines = self._slow.step(self.generators.take_sampled())
+        for line in lines:
+            note_fault(self.folder, line)
+            self._progress.show(line)
+        return metrics
 
     def _push_to(self, replica: int) -> None:
         """Bring the present weights to one replica, which was restarted, and prove it."""

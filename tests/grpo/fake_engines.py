@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
+from grpo.slow_generators import Sampled
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams, VersionSpan
 
 ANSWERS = ("<answer>1</answer>", "<answer>2</answer>", "nothing")
@@ -36,7 +37,9 @@ class FakeLearner:
     def meanwhile(self, work: Callable[[], None]) -> None:
         self.work = work
 
-    def connect(self, generators: FakeGenerators, transport: str, workers_each: int, deadline_s: float) -> None:
+    def connect(
+        self, generators: FakeGenerators, transport: str, workers_each: int, deadline_s: float, *, sparse: bool = False
+    ) -> None:
         self.connected.append(transport)
 
     def sleep(self) -> None:
@@ -203,6 +206,9 @@ class FakeGenerators:
         )
         while stream.unfinished:
             yield from stream.finished()
+
+    def take_sampled(self) -> list[Sampled]:
+        return []
 
     def on_restart(self, push: Callable[[int], None]) -> None:
         pass
