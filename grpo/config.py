@@ -269,6 +269,7 @@ class SftConfig(Section):
     sft: SftSchedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    watchdog: Watchdog = Watchdog()
     launch: Launch | None = None
     """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
 

@@ -94,6 +94,29 @@ def test_a_run_outlives_the_death_of_a_rank_a_verifier_and_the_driver(tied_polic
     assert all(one.versions == (one.step - 1, one.step - 1) for one in trained), "each step samples from the one before"
 
 
+def test_supervised_fine_tuning_outlives_the_death_of_a_rank(tmp_path: Path) -> None:
+    folder, log = tmp_path / "sft", tmp_path / "log"
+    overrides = [
+        f"run.folder={folder}",
+        "policy.new={hidden_size: 32, heads: 2, key_value_heads: 1, intermediate_size: 64}",
+        "learner={ranks: 1, warmup_steps: 5}",
+        "data.options.count=500",
+        "sft={steps: 400, batch_size: 8, max_tokens: 128, checkpoint_every: 5}",
+        "report.trackers=[]",
+    ]
+    driver = start("configs/quickstart_sft.yaml", overrides, log, job="sft")
+    wait_until_step(6, folder, driver, log)
+    rank = of_kind("learner", driver.pid)[0]
+    rank.kill()
+    assert driver.wait(WAIT_S) == 0, log.read_text()[-4000:]
+    (told,) = [line for line in (folder / FAULTS).read_text().splitlines() if "going on from" in line]
+    assert re.search(
+        rf"learner rank 0 \(pid {rank.pid} on 127.0.0.1\) died: .*the checkpoint of step \d+ \(restart 1", told
+    )
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 401)) and (folder / "policy" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path, ray_running: None, how: str) -> None:
     """Of a rank that is stopped the watchdog finds out; a rank that is killed is told at once, by its name."""
