@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
@@ -25,7 +25,7 @@ from grpo.ray_processes import LOST, dead_peer, describe_death
 from grpo.rescoring import ScoringBatch, Source
 from grpo.setups import LearnerSetup
 from grpo.weight_buckets import Bucket, TensorInfo
-from grpo.weight_link import WeightLink
+from grpo.weight_link import Holders, WeightLink
 from rewards.busy_clock import Busy, BusyClock
 
 # How often the driver looks after the generators while it waits for the learner.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from grpo.generator_group import GeneratorGroup
+    from grpo.weight_patches import Pushed
     from grpo.weight_senders import GroupTransport, Handle
 
 
@@ -81,6 +82,12 @@ class LearnerActor:
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
         yield from self._busy.each("sync", self._rank.export_buckets(bucket_bytes))
+
+    def export_changes(self, bucket_bytes: int, whole: bool) -> Iterator[np.ndarray]:
+        yield from self._busy.each("sync", self._rank.export_changes(bucket_bytes, whole=whole))
+
+    def take_pushed(self) -> Pushed:
+        return self._rank.take_pushed()
 
     def open_sender(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
         address = ray.util.get_node_ip_address()
@@ -201,6 +208,8 @@ class LearnerGroup:
         self._busy = [BusyClock() for _ in self._actors]
         self.link: WeightLink | None = None
         """Carries weights past Ray's object store; None where they go through it."""
+        self.holders: Holders | None = None
+        """Who has what was pushed last through Ray's object store; None where pushes are not sparse."""
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         """Do this again and again while optimizer steps, log-probabilities and checkpoints are waited for."""
@@ -212,14 +221,32 @@ class LearnerGroup:
         return len(self._actors) // self._sequence_parallel
 
     def connect(
-        self, generators: GeneratorGroup, transport: GroupTransport, workers_each: int, deadline_s: float
+        self,
+        generators: GeneratorGroup,
+        transport: GroupTransport,
+        workers_each: int,
+        deadline_s: float,
+        *,
+        sparse: bool = False,
     ) -> None:
         """Carry weights to these generators past Ray's object store from now on (`grpo.weight_link`)."""
-        self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for)
+        self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for, sparse=sparse)
+
+    def push_changes(self, generators: GeneratorGroup) -> None:
+        """Put only what changed into Ray's object store from now on, where all these generators have the rest."""
+        self.holders = Holders(lambda: generators.actors)
 
     def pushing_to(self, receivers: Sequence[Any]) -> AbstractContextManager[object]:
         """Inside, weights go to these generators alone."""
-        return self.link.only(receivers) if self.link else contextlib.nullcontext()
+        if self.link:
+            return self.link.only(receivers)
+        return self.holders.targets.only(receivers) if self.holders else contextlib.nullcontext()
+
+    def take_pushed(self) -> Pushed:
+        """What sparse pushes have carried since this was last asked."""
+        asked = self._actors[0].take_pushed.remote()
+        pushed: Pushed = wait_for([asked], self._deadline_s, "the size of the push")[0]
+        return pushed
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         """An optimizer step on all ranks for each batch, in order, sent all at once; the global metrics of each."""
@@ -270,10 +297,16 @@ class LearnerGroup:
         """
         if self.link is not None:
             yield from self.link.buckets(self._actors, self.tensors(), bucket_bytes)
-            return
+        elif self.holders is not None:
+            with self.holders.push() as whole:
+                yield from self._streamed("export_changes", bucket_bytes, whole)
+        else:
+            yield from self._streamed("export_buckets", bucket_bytes)
+
+    def _streamed(self, method: Literal["export_buckets", "export_changes"], *arguments: object) -> Iterator[Any]:
         # Two buckets wait at most: a large policy must not fill the object store while generators still load.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
-        streams: list[Any] = [actor.export_buckets.options(**options).remote(bucket_bytes) for actor in self._actors]
+        streams: list[Any] = [getattr(actor, method).options(**options).remote(*arguments) for actor in self._actors]
         while self._bucket_is_there(streams[0]):
             try:
                 yield next(streams[0])

@@ -73,18 +73,21 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune a policy on prompt and response rows: the cold start before `grpo train`.
 
-    The policy is written to the run folder's `policy/`, in Hugging Face format.
+    The policy is written to the run folder's `policy/`, in Hugging Face format. After the death of a process or node
+    the run goes on from its newest checkpoint by itself (`cluster.max_restarts`, `sft.checkpoint_every`).
     """
 
     def job() -> None:
         settings = load(SftConfig, config, overrides or [])
         from grpo.progress import SFT_FIELDS, open_progress
+        from grpo.recovery import with_recovery
         from grpo.run_folder import finished_table
         from grpo.sft import sft as run
 
         table = finished_table(settings.run, settings.sft.steps)
         if table is None:
-            table = run(settings, open_progress("SFT", total_steps=settings.sft.steps, fields=SFT_FIELDS))
+            steps = settings.sft.steps
+            table = with_recovery(settings, lambda: open_progress("SFT", total_steps=steps, fields=SFT_FIELDS), run)
         Console().print(table)
 
     _guarded(job, debug)

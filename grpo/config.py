@@ -206,6 +206,16 @@ class TrainConfig(Section):
 
     def _transport_problems(self) -> list[str]:
         transport, shared = self.weight_sync.transport, self.cluster.share_gpus
+        if self.weight_sync.sparse and (shared or transport in ("nccl", "ipc")):
+            where = f"weight_sync.transport={transport}" if transport in ("nccl", "ipc") else "cluster.share_gpus"
+            reason = (
+                "is for GPUs with a fast network between them and sends whole tensors"
+                if transport == "nccl"
+                else "copies no weights between processes, so there is nothing to save"
+            )
+            return [
+                f"weight_sync.sparse: {where} {reason}; use gloo or object_store on GPUs apart, or leave sparse out"
+            ]
         if transport in ("nccl", "ipc") and self.cluster.device == "cpu":
             return [
                 f"weight_sync.transport={transport} carries weights between GPUs, and cluster.device is cpu; use gloo, "
@@ -259,6 +269,7 @@ class SftConfig(Section):
     sft: SftSchedule
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
+    watchdog: Watchdog = Watchdog()
     launch: Launch | None = None
     """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
 

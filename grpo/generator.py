@@ -7,9 +7,10 @@ it brings, and in processes of its own on GPU. Nothing here knows of Ray; `grpo.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,9 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from grpo import weight_transfer
 from grpo.setups import GeneratorSetup
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
-from grpo.weight_buckets import Bucket
+from grpo.weight_buckets import Bucket, safetensors_header
+from grpo.weight_patches import PatchReader
+from grpo.weight_source import as_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Generator:
         # While weights are updated: what begins when they are in place.
         self._held: list[_Asked] | None = None
         self._requests = 0
+        # With the other transports the engine's own processes keep what changes are applied to.
+        self._patches = PatchReader() if setup.sparse and setup.transport == "object_store" else None
 
     @property
     def alive(self) -> bool:
@@ -151,14 +156,27 @@ class Generator:
         """Load one bucket of weights. The names of its tensors.
 
         Args:
-            bucket: uint8, the bytes of a safetensors file; or what is told of a bucket that comes by another transport.
+            bucket: uint8, the bytes of a safetensors file, of the tensors or with `sparse` of what changed of them
+                (`PatchWriter.file`); or what is told of a bucket that comes by another transport.
+
+        Raises:
+            WeightsDiffer: after the changes, a tensor is not what the learner's is.
         """
         if isinstance(bucket, Bucket):
             self._engine.collective_rpc("update_weights", args=(bucket.update_info(),))
             return bucket.names
+        if self._patches is None:
+            return self._load([bucket.data], bucket.nbytes)
+        tensors = self._patches.read(bucket)
+        whole = Bucket(0, tuple(info for info, _ in tensors))
+        parts = (as_bytes(tensor).numpy().data for _, tensor in tensors)
+        return self._load(itertools.chain([safetensors_header(whole)], parts), whole.nbytes)
+
+    def _load(self, parts: Iterable[bytes | memoryview], nbytes: int) -> list[str]:
+        """Load a safetensors file that is written from `parts`; the names of its tensors."""
         # By file, as the engine may live in other processes of this node; in memory where there is room.
-        with tempfile.NamedTemporaryFile(dir=_scratch(bucket.nbytes), suffix=".safetensors") as file:
-            file.write(bucket.data)
+        with tempfile.NamedTemporaryFile(dir=_scratch(nbytes), suffix=".safetensors") as file:
+            file.writelines(parts)
             file.flush()
             self._engine.collective_rpc("update_weights", args=({"path": file.name},))
             with safe_open(file.name, framework="pt") as tensors:

@@ -69,6 +69,9 @@ class WeightSyncConfig(Section):
     """How the bytes travel: as files through Ray's object store, over TCP (gloo), between GPUs (nccl), or not at all,
     as both use the same GPU (ipc). `auto`: on GPUs ipc with cluster.share_gpus, else nccl; without GPUs object_store
     on one node, gloo on several."""
+    sparse: bool = False
+    """Send only what changed since the last push, with object_store or gloo, which `auto` then chooses from: for
+    bfloat16 over a slow network. Learner and generators keep a copy of the policy each (docs/cluster.md)."""
     bucket_mib: Positive = 512
     """Memory of one piece of a push; a layer's attention or MLP that is larger is a piece by itself."""
     probe_sequences: Positive = 2
@@ -97,6 +100,6 @@ class WeightSyncConfig(Section):
             )
         if self.transport != "auto":
             return self.transport
-        if device == "cuda":
+        if device == "cuda" and not self.sparse:
             return "ipc" if share_gpus else "nccl"
         return "object_store" if nodes == 1 else "gloo"

@@ -17,6 +17,7 @@ from grpo.activity import ACTIVITY
 from grpo.actors import wait_for
 from grpo.profiling import ActorProfile
 from grpo.replica import Lost, Replica, Work, result_of
+from grpo.slow_generators import Sampled
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
 from rewards.busy_clock import Busy
 
@@ -253,6 +254,10 @@ class GeneratorGroup:
             return found
 
         return wait
+
+    def take_sampled(self) -> list[Sampled]:
+        """What each replica that is up has done since this was last asked."""
+        return [replica.take_sampled() for replica in self._up()]
 
     def sleep(self) -> None:
         """Give the devices' memory back; what was sampled before is not kept in the cache."""

@@ -37,7 +37,8 @@ from grpo.rescoring import Source
 from grpo.schedule import learning_rate
 from grpo.sequence_parallel import SequenceGroup, register_attention
 from grpo.setups import LearnerSetup
-from grpo.weight_buckets import Bucket, TensorInfo
+from grpo.weight_buckets import Bucket, TensorInfo, cut
+from grpo.weight_patches import PatchWriter, Pushed
 from grpo.weight_senders import GroupTransport, Handle, Sender, make_sender
 from grpo.weight_source import PolicyWeights
 
@@ -84,6 +85,7 @@ class LearnerRank:
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
+        self._patches = PatchWriter(self._weights, wanted=setup.rank == 0)
         self._sender: Sender | None = None
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
@@ -283,10 +285,30 @@ class LearnerRank:
         """
         return self._weights.files(bucket_bytes, wanted=self._setup.rank == 0)
 
+    @torch.no_grad()
+    def export_changes(self, bucket_bytes: int, *, whole: bool) -> Iterator[np.ndarray]:
+        """Likewise, of each tensor only what changed since the last time (`PatchWriter.file`).
+
+        Args:
+            bucket_bytes: of the whole tensors of one piece.
+            whole: send all, as some generator has not got what came the last time.
+        """
+        if whole:
+            self._patches.forget()
+        for bucket in cut(self.tensors(), bucket_bytes):
+            file = self._patches.file(bucket)
+            if file is not None:
+                yield file
+
+    def take_pushed(self) -> Pushed:
+        """What sparse pushes have carried since this was last asked."""
+        pushed, self._patches.pushed = self._patches.pushed, Pushed()
+        return pushed
+
     def open_sender(self, transport: GroupTransport, address: str, members: Sequence[str], deadline_s: float) -> int:
         """Make ready to send buckets to generators; the port at which they find this rank (`Sender.open`)."""
         if self._sender is None:
-            self._sender = make_sender(transport, self._weights, self._setup.rank)
+            self._sender = make_sender(transport, self._weights, self._setup.rank, self._patches)
         return self._sender.open(address, members, deadline_s)
 
     def join_receivers(self) -> None:

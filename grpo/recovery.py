@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.text import Text
 
 from grpo import checkpoint, cluster
 from grpo.activity import ACTIVITY
 from grpo.closing_table import ClosingTable
-from grpo.config import TrainConfig
+from grpo.config import SftConfig, TrainConfig
 from grpo.failures import ProcessDied, Stalled
 from grpo.preparation import plan_of
 from grpo.progress import Progress
@@ -20,9 +21,17 @@ from grpo.train import train
 from grpo.watchdog import Watchdog, WatchedProgress
 
 Job = Callable[[TrainConfig, Progress], ClosingTable]
+Settings = TypeVar("Settings", TrainConfig, SftConfig)
 
 
 def train_with_recovery(settings: TrainConfig, open_display: Callable[[], Progress], job: Job = train) -> ClosingTable:
+    """`grpo train`; see `with_recovery`."""
+    return with_recovery(settings, open_display, job)
+
+
+def with_recovery(
+    settings: Settings, open_display: Callable[[], Progress], job: Callable[[Settings, Progress], ClosingTable]
+) -> ClosingTable:
     """Train, and after the death of a process or a node go on from the newest checkpoint.
 
     Everything is closed and opened again: what is left of a group of ranks that lost one cannot be trusted. Only
@@ -76,9 +85,9 @@ class _Bounds:
         self.restarts += 1
         self.fruitless = 0 if progressed else self.fruitless + 1
 
-    def refusal(self, settings: TrainConfig, newest: int | None, failure: Exception) -> str | None:
+    def refusal(self, settings: TrainConfig | SftConfig, newest: int | None, failure: Exception) -> str | None:
         """Why there is no further restart, and what to do; None where there is one."""
-        limits = settings.cluster
+        limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else "sft"
         go_on = "look at what died before going on by resume=auto"
         if isinstance(failure, Stalled) and settings.watchdog.action == "stop":
             return f"stopped, as watchdog.action=stop asks; {go_on}"
@@ -87,13 +96,13 @@ class _Bounds:
         if self.fruitless > limits.max_fruitless_restarts:
             return (
                 f"not started again: no checkpoint newer than {_named(newest)} was written between the last "
-                f"{self.fruitless} deaths (cluster.max_fruitless_restarts); {go_on}, and lower train.checkpoint_every "
-                "where it died between two"
+                f"{self.fruitless} deaths (cluster.max_fruitless_restarts); {go_on}, and lower "
+                f"{schedule}.checkpoint_every where it died between two"
             )
         return None
 
 
-def _outlook(newest: int | None, bounds: _Bounds, settings: TrainConfig) -> str:
+def _outlook(newest: int | None, bounds: _Bounds, settings: TrainConfig | SftConfig) -> str:
     return f"going on from {_named(newest)} (restart {bounds.restarts} of {settings.cluster.max_restarts} at most)"
 
 
@@ -106,7 +115,7 @@ def _newest_step(folder: Path) -> int | None:
     return found.step if found else None
 
 
-def _wait_for_nodes(settings: TrainConfig, display: Progress) -> None:
+def _wait_for_nodes(settings: TrainConfig | SftConfig, display: Progress) -> None:
     """Where the run is a guest on a cluster, its nodes may take a while to come back."""
     if settings.cluster.address:
         with display.phase("waiting for the nodes that the run needs"):

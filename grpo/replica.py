@@ -15,6 +15,7 @@ from grpo.actors import raised_by, spare_the_collector
 from grpo.engine_loop import EngineLoop
 from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.setups import GeneratorSetup
+from grpo.slow_generators import Sampled
 from grpo.types import EngineDied, Report, Request, SamplingParams
 from grpo.weight_buckets import Bucket
 from rewards.busy_clock import Busy, BusyClock
@@ -28,9 +29,10 @@ CONCURRENCY_GROUPS = {"reports": 1}
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of one generator: (process id, when it was created) on a node."""
+    """The processes of one generator: (process id, when it was created) on a node with this IP address."""
 
     node: str
+    address: str
     created: tuple[tuple[int, float], ...]
 
 
@@ -53,7 +55,7 @@ class GeneratorActor:
 
         own = psutil.Process()
         found = [(one.pid, one.create_time()) for one in (own, *own.children(recursive=True))]
-        return Processes(ray.get_runtime_context().get_node_id(), tuple(found))
+        return Processes(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(found))
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
         self._loop.submit(requests, sampling)
@@ -130,6 +132,10 @@ class Replica:
         self.starting: Any = self.actor.ready.remote()
         self.report: Any = None
         self._asked_at = 0.0
+        self._tokens = 0
+        self._busy_s = 0.0
+        # Since when it has work; None where it has none, or is not up.
+        self._busy_since: float | None = None
 
     @property
     def up(self) -> bool:
@@ -153,6 +159,8 @@ class Replica:
             self._send(work)
 
     def _send(self, work: Mapping[int, Work]) -> None:
+        if work and self._busy_since is None:
+            self._busy_since = time.monotonic()
         by_sampling: dict[SamplingParams, list[Request]] = {}
         for key, one in work.items():
             by_sampling.setdefault(one.sampling, []).append(replace(one.request, index=key))
@@ -181,10 +189,25 @@ class Replica:
         for key, completions in report.finished:
             work = self.work.pop(key)
             self.load -= work.sampling.samples
+            self._tokens += sum(len(one.token_ids) for one in completions)
             work.hand_out((work.request.index, completions))
+        if not self.work and self._busy_since is not None:
+            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_since = None
         if report.stalled_s > hang_deadline_s:
             raise Lost(f"its engine did not finish a step for {report.stalled_s:.0f} s")
         return len(report.finished)
+
+    def take_sampled(self) -> Sampled:
+        """What it has done since this was last asked; nothing of a predecessor."""
+        now = time.monotonic()
+        if self._busy_since is not None:
+            self._busy_s += now - self._busy_since
+            self._busy_since = now
+        where = f" (pid {self._processes.created[0][0]} on {self._processes.address})" if self._processes else ""
+        sampled = Sampled(self.index, f"generator {self.index}{where}", self._tokens, self._busy_s)
+        self._tokens, self._busy_s = 0, 0.0
+        return sampled
 
     def replace(self, reason: str) -> dict[int, Work]:
         """End the processes of this one and start its successor; what it had not finished."""

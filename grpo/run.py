@@ -24,10 +24,11 @@ from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
-from grpo.run_folder import open_folder, skipped_folder
+from grpo.run_folder import note_fault, open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
+from grpo.slow_generators import SlowGenerators
 from grpo.staleness import OpenGroups
-from grpo.step_metrics import lag_metrics, verifier_metrics
+from grpo.step_metrics import lag_metrics, push_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.timeline import DRIVER
 from grpo.trackers import open_trackers
@@ -82,6 +83,7 @@ class TrainingRun:
         self._checkpoint_s: float | None = None
         self._busy = BusyClock()
         self._step_began: float | None = None
+        self._slow = SlowGenerators()
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -196,6 +198,7 @@ class TrainingRun:
                     sleeps=takes_turns,
                     partial=settings.rollout.partial,
                     transport=transport,
+                    sparse=settings.weight_sync.sparse,
                 )
                 for replica in range(settings.generator.replicas)
             ],
@@ -204,10 +207,12 @@ class TrainingRun:
             self._progress.show,
         )
         self.learner, self.generators = join_learner(), join_generators()
+        sync = settings.weight_sync
         if transport != "object_store":
-            self.learner.connect(
-                self.generators, transport, settings.generator.tensor_parallel_size, settings.weight_sync.deadline_s
-            )
+            workers = settings.generator.tensor_parallel_size
+            self.learner.connect(self.generators, transport, workers, sync.deadline_s, sparse=sync.sparse)
+        elif sync.sparse:
+            self.learner.push_changes(self.generators)
         self.turns = Turns(self.learner, self.generators, enabled=takes_turns)
         self._background: BackgroundEvaluation | None = None
         if settings.evaluation and settings.evaluation.mode == "background" and self.held_out:
@@ -320,6 +325,18 @@ class TrainingRun:
         difference = self.sync.push(self.step, self._probe(groups))
         self.rollouts.pushed(self.step)
         return difference
+
+    def push_metrics(self) -> dict[str, float]:
+        """What sparse pushes have carried since the last step, those to restarted generators included."""
+        return push_metrics(self.learner.take_pushed()) if self.settings.weight_sync.sparse else {}
+
+    def generator_metrics(self) -> dict[str, float]:
+        """How much slower than its peers the slowest generator is; says so once, where it is much."""
+        metrics, lines = self._slow.step(self.generators.take_sampled())
+        for line in lines:
+            note_fault(self.folder, line)
+            self._progress.show(line)
+        return metrics
 
     def _push_to(self, replica: int) -> None:
         """Bring the present weights to one replica, which was restarted, and prove it."""

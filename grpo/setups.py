@@ -65,6 +65,7 @@ class GeneratorSetup:
         sleeps: it will give its memory back between rounds; on `cuda` only.
         partial: what happens to completions that are under way when new weights come.
         transport: how new weights come to it.
+        sparse: through the object store comes only what changed of them.
     """
 
     policy_path: str
@@ -77,3 +78,4 @@ class GeneratorSetup:
     sleeps: bool = False
     partial: Literal["continue", "restart"] = "continue"
     transport: config.ChosenTransport = "object_store"
+    sparse: bool = False

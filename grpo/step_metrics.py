@@ -11,6 +11,7 @@ from grpo.config import TrainConfig
 from grpo.rollout import reward_tensors
 from grpo.stopwatch import Stopwatch
 from grpo.types import Group, Rollout
+from grpo.weight_patches import Pushed
 from rewards.pool_stats import Tally
 from rewards.verdict import Status
 
@@ -121,6 +122,14 @@ def lag_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
 
 def _oldest(rollout: Rollout) -> int:
     return min(span.policy_version for span in rollout.completion.spans)
+
+
+def push_metrics(pushed: Pushed) -> dict[str, float]:
+    """What sparse pushes have carried."""
+    return {
+        "sync/pushed_mib": pushed.nbytes / (1 << 20),
+        "sync/changed_share": pushed.changed / max(1, pushed.elements),
+    }
 
 
 def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:

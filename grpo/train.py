@@ -75,7 +75,7 @@ def train(
 
             metrics = rollout_metrics(groups, settings, kl_PG) | update_metrics(updates) | speed_metrics(watch, groups)
             metrics |= {"sync/probe_mean_difference": difference} | run.verifier_metrics() | run.lag_metrics(groups)
-            metrics |= run.take_checkpoint_metrics()
+            metrics |= run.push_metrics() | run.generator_metrics() | run.take_checkpoint_metrics()
             if run.evaluation_is_due():
                 metrics |= run.evaluate()
             run.report_busy(watch)

@@ -102,12 +102,14 @@ class BucketUpdate(WeightTransferUpdateInfo):
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
+    sparse: bool = False
 
     @property
     def bucket(self) -> Bucket:
         """The same as the sender has it."""
         tensors = zip(self.names, self.dtype_names, self.shapes, strict=True)
-        return Bucket(self.number, tuple(TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors))
+        infos = tuple(TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
+        return Bucket(self.number, infos, sparse=self.sparse)
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GroupInit, BucketUpdate]):

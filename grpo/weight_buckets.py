@@ -54,11 +54,13 @@ class Bucket:
         number: unique among all buckets of a run; the ends of a transport meet under it.
         tensors: in the order in which they lie in the bucket.
         handles: with `ipc`, where each GPU's copy lies: [the GPU's identity, numbers and bytes] for each GPU.
+        sparse: only what changed of them travels (`grpo.weight_patches`).
     """
 
     number: int
     tensors: tuple[TensorInfo, ...]
     handles: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    sparse: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +80,8 @@ class Bucket:
             "dtype_names": [tensor.dtype for tensor in self.tensors],
             "shapes": [list(tensor.shape) for tensor in self.tensors],
         }
+        if self.sparse:
+            told["sparse"] = True
         if self.handles:
             told["handles"] = [[gpu, list(handle)] for gpu, handle in self.handles]
         return told

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from grpo.weight_buckets import Bucket, TensorInfo, cut
@@ -26,6 +27,51 @@ class WaitFor(Protocol):
         ...
 
 
+class Targets:
+    """Whom a push goes to."""
+
+    def __init__(self, receivers: Callable[[], Sequence[Any]]) -> None:
+        """Ask `receivers` for the generators as they are now, each time anew."""
+        self._receivers = receivers
+        self._chosen: Sequence[Any] | None = None
+
+    @property
+    def every(self) -> list[Any]:
+        """All generators."""
+        return list(self._receivers())
+
+    @property
+    def now(self) -> list[Any]:
+        """Those that the next push goes to."""
+        return self.every if self._chosen is None else list(self._chosen)
+
+    @contextlib.contextmanager
+    def only(self, receivers: Sequence[Any]) -> Iterator[None]:
+        """Inside, pushes go to these of the generators alone: to one that was started again, say."""
+        self._chosen = receivers
+        try:
+            yield
+        finally:
+            self._chosen = None
+
+
+class Holders:
+    """Which generators have all that was pushed last; where others are to get the next, it must be whole."""
+
+    def __init__(self, receivers: Callable[[], Sequence[Any]]) -> None:
+        self.targets = Targets(receivers)
+        self._holding: list[Any] = []
+
+    @contextlib.contextmanager
+    def push(self) -> Iterator[bool]:
+        """Around a push: yields whether it must be whole. One that is interrupted leaves nobody with all of it."""
+        targets = self.targets.now
+        whole = targets != self._holding
+        self._holding = []
+        yield whole
+        self._holding = targets
+
+
 class WeightLink:
     """The group of learner and generators that weights travel in; made anew when one of them is another process."""
 
@@ -36,6 +82,8 @@ class WeightLink:
         workers_each: int,
         deadline_s: float,
         wait_for: WaitFor,
+        *,
+        sparse: bool = False,
     ) -> None:
         """Nothing is connected yet; the first push does that.
 
@@ -45,14 +93,15 @@ class WeightLink:
             workers_each: processes of one generator's engine that hold weights.
             deadline_s: longest wait for any part of a push.
             wait_for: how to wait for actors' answers.
+            sparse: only what changed since the last push travels, where the same generators got that one whole.
         """
         self._transport: GroupTransport = transport
-        self._receivers = receivers
+        self._targets = Targets(receivers)
+        self._sparse = sparse
         self._workers_each = workers_each
         self._deadline_s = deadline_s
         self._wait_for = wait_for
         self._joined: list[Any] = []
-        self._chosen: Sequence[Any] | None = None
         self._numbers = itertools.count()
 
     def buckets(self, ranks: Sequence[Any], tensors: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[Bucket]:
@@ -67,7 +116,7 @@ class WeightLink:
         try:
             self.join(ranks)
             for bucket in cut(tensors, bucket_bytes):
-                numbered = dataclasses.replace(bucket, number=next(self._numbers))
+                numbered = dataclasses.replace(bucket, number=next(self._numbers), sparse=self._sparse)
                 sending = [rank.send_bucket.remote(numbered) for rank in ranks]
                 if self._transport == "ipc":
                     handles: list[Handle] = self._wait(sending, f"bucket {numbered.number} to be gathered")
@@ -80,14 +129,9 @@ class WeightLink:
             self._joined = []
             raise
 
-    @contextlib.contextmanager
-    def only(self, receivers: Sequence[Any]) -> Iterator[None]:
-        """Inside, pushes go to these of the generators alone: to one that was started again, say."""
-        self._chosen = receivers
-        try:
-            yield
-        finally:
-            self._chosen = None
+    def only(self, receivers: Sequence[Any]) -> AbstractContextManager[None]:
+        """Inside, pushes go to these of the generators alone."""
+        return self._targets.only(receivers)
 
     def join(self, ranks: Sequence[Any]) -> None:
         """Bring the learner's ranks and all generators together, unless they already are.
@@ -95,8 +139,7 @@ class WeightLink:
         Raises:
             TimeoutError: one did not come; the message names it.
         """
-        every = list(self._receivers())
-        receivers = every if self._chosen is None else list(self._chosen)
+        every, receivers = self._targets.every, self._targets.now
         if receivers == self._joined:
             return
         members = ["the learner"] + [

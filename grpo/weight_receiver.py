@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from grpo.weight_buckets import Bucket, Message, messages
 from grpo.weight_group import GlooGroup
+from grpo.weight_patches import PatchReader
 
 
 class BucketReceiver:
@@ -20,6 +22,7 @@ class BucketReceiver:
     def __init__(self, group: GlooGroup) -> None:
         self._group = group
         self._memory = _Memory()
+        self._patches = PatchReader()
 
     def receive(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
         """Receive a bucket and `load` its blocks one by one, each while what follows still comes.
@@ -27,7 +30,11 @@ class BucketReceiver:
         Raises:
             TimeoutError: it did not come within the deadline.
             RuntimeError: the connection broke.
+            WeightsDiffer: after the changes of a sparse push, a tensor is not what the sender's is.
         """
+        if bucket.sparse:
+            self._receive_changes(bucket, load)
+            return
         found = messages(bucket.tensors)
         parts = self._memory.parts(found)
         self._group.arrive(bucket.number)
@@ -46,9 +53,24 @@ class BucketReceiver:
                 block.append((info.name, mine.view(getattr(torch, info.dtype)).view(info.shape)))
         load(block)
 
+    def _receive_changes(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
+        self._group.arrive(bucket.number)
+        size = torch.zeros(8, dtype=torch.uint8)
+        self._receive_all(size, bucket.number)
+        file = torch.empty(int(size.view(torch.int64)), dtype=torch.uint8)
+        self._receive_all(file, bucket.number)
+        tensors = self._patches.read(file.numpy())
+        for _, block in itertools.groupby(tensors, lambda one: one[0].block):
+            load([(info.name, tensor) for info, tensor in block])
+
+    def _receive_all(self, memory: Tensor, number: int) -> None:
+        (work,) = self._group.start_receiving(number, [memory])
+        self._group.finish_receiving(work, number)
+
     def close(self) -> None:
         """Give the memory and the connections back."""
         self._memory = _Memory()
+        self._patches = PatchReader()
         self._group.close()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo.weight_buckets import Bucket, Message, messages, runs
 from grpo.weight_group import SENDER, GlooGroup, Invitation, RollCall, listen
+from grpo.weight_patches import PatchWriter
 from grpo.weight_source import GATHERED_SHARE, PolicyWeights, as_bytes
 
 GroupTransport = Literal["gloo", "nccl", "ipc"]
@@ -44,10 +45,10 @@ class Sender(Protocol):
         ...
 
 
-def make_sender(transport: GroupTransport, weights: PolicyWeights, rank: int) -> Sender:
-    """The sender of a rank."""
+def make_sender(transport: GroupTransport, weights: PolicyWeights, rank: int, patches: PatchWriter) -> Sender:
+    """The sender of a rank; `patches` makes what it sends of a bucket that is sparse."""
     if transport == "gloo":
-        return GlooSender(weights, rank)
+        return GlooSender(weights, rank, patches)
     from grpo.gpu_senders import IpcSender, NcclSender
 
     return NcclSender(weights, rank) if transport == "nccl" else IpcSender(weights, rank)
@@ -84,12 +85,18 @@ class GlooSender(GroupSender):
 
     _group: GlooGroup | None = None
 
+    def __init__(self, weights: PolicyWeights, rank: int, patches: PatchWriter) -> None:
+        super().__init__(weights, rank)
+        self._patches = patches
+
     def join(self) -> None:
         """Wait for the receivers.
 
         Raises:
             TimeoutError: some did not come; the message names them.
         """
+        # Who comes now need not have what those before got.
+        self._patches.forget()
         if self._roll is not None:
             self._group = GlooGroup(self._roll)
 
@@ -100,6 +107,9 @@ class GlooSender(GroupSender):
             TimeoutError: a receiver did not come or take all within the deadline; the message names it.
             RuntimeError: a connection broke.
         """
+        if bucket.sparse:
+            self._send_changes(bucket)
+            return
         group, failure = self._group, None
         if group is not None:
             failure = failure_of(group.wait_for_receivers, bucket.number)
@@ -113,6 +123,14 @@ class GlooSender(GroupSender):
             raise failure
         if group is not None:
             group.sent(bucket.number)
+
+    def _send_changes(self, bucket: Bucket) -> None:
+        file = self._patches.file(bucket)
+        if self._group is not None and file is not None:
+            self._group.wait_for_receivers(bucket.number)
+            size = torch.tensor([file.nbytes]).view(torch.uint8)
+            self._group.send(bucket.number, [size, torch.from_numpy(file)])
+            self._group.sent(bucket.number)
 
     def close(self) -> None:
         """End the connections."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import select
 import threading
 
 from sandbox.worker import Worker
 
-_LOOK_SECONDS = 0.002  # between two looks for a slot that another process gives back
+# Who gives a slot back wakes those who wait; one that was killed wakes nobody, and they look by themselves.
+_LOOK_SECONDS = 0.05
 
 
 class Slot:
@@ -33,6 +36,7 @@ class Slots:
         self._free = list(self.all)
         self._change = threading.Condition()
         self._locks: int | None = None
+        self._given_back = -1
         self._home: tuple[int, Slot] | None = None
 
     @property
@@ -44,16 +48,25 @@ class Slots:
         """Let processes forked from now on take slots too; idempotent. Call it while no slot is taken."""
         if self._locks is None:
             self._locks = os.memfd_create("slots", os.MFD_CLOEXEC)
+            self._given_back = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def take(self) -> Slot:
         """Wait for a free slot, the one used last where that is free, since its cells are warm."""
-        with self._change:
-            while True:
+        waited = False
+        while True:
+            with self._change:
                 for slot in reversed(self._free):
                     if self._lock(slot):
                         self._free.remove(slot)
+                        if waited:
+                            # Where two were given back, this may have been woken for both.
+                            self._wake_others()
                         return slot
-                self._change.wait(_LOOK_SECONDS if self.shared else None)
+                if not self.shared:
+                    self._change.wait()
+                    continue
+            waited = True
+            self._wait_for_others()
 
     def give_back(self, slot: Slot) -> None:
         """Let the next one have it."""
@@ -67,6 +80,19 @@ class Slots:
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, slot.number)
             self._free.insert(len(self._free) if slot is home else 0, slot)
             self._change.notify()
+        if self._locks is not None:
+            self._wake_others()
+
+    def _wake_others(self) -> None:
+        os.eventfd_write(self._given_back, 1)
+
+    def _wait_for_others(self) -> None:
+        """Until a slot was given back, in this process or another, or it is time to look."""
+        waiting = select.poll()
+        waiting.register(self._given_back, select.POLLIN)
+        if waiting.poll(_LOOK_SECONDS * 1000):
+            with contextlib.suppress(BlockingIOError):  # another was faster
+                os.eventfd_read(self._given_back)
 
     def _lock(self, slot: Slot) -> bool:
         if self._locks is None:

@@ -43,9 +43,9 @@ TARGETS = (*TITLES, "driver")
 GONE_S = 60.0
 
 
-def start(config: str, overrides: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """`grpo train`, in a process group of its own."""
-    command = [sys.executable, "-c", "from grpo.cli import app; app()", "train", config, *overrides]
+def start(config: str, overrides: Sequence[str], log: Path, job: str = "train") -> subprocess.Popen[bytes]:
+    """`grpo train` or `grpo sft`, in a process group of its own."""
+    command = [sys.executable, "-c", "from grpo.cli import app; app()", job, config, *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     with log.open("ab") as output:
         return subprocess.Popen(

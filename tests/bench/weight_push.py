@@ -1,6 +1,6 @@
 """How fast weights are pushed over gloo, beside a plain gloo broadcast of the same bytes between the same processes.
 
-    python tests/bench/weight_push.py [--receivers 1] [--layers 7] [--bucket-mib 64] [--rounds 15]
+    python tests/bench/weight_push.py [--receivers 1] [--layers 7] [--bucket-mib 64] [--rounds 15] [--sparse]
 
 First the receivers must hold what the sender has, to the bit, and then both are timed in turns: from the driver's call
 to the last answer. A push is the whole of it (announcements, messages, tensors handed over by name) and is timed twice:
@@ -8,6 +8,10 @@ to the arrival of all tensors, and with copying each into the receiver's weights
 broadcast is one flat tensor, likewise without and with the copy. There is no vLLM here: what its reload adds does not
 depend on the transport. Processor seconds are those of sender and receivers together, which a busy machine changes less
 than the clock's. Memory is each process's resident peak during its first push, above what it held before.
+
+`--sparse` measures sparse pushes instead, of the same shapes in bfloat16: bytes that leave the learner, seconds to the
+arrival of all tensors and processor seconds of both ends, with so many of the elements changed since the push before,
+beside whole pushes of that policy.
 """
 
 from __future__ import annotations
@@ -169,6 +173,30 @@ def measure(receivers: int, layers: int, bucket_bytes: int, rounds: int) -> None
         print(f"    of the medians: {of_medians:.2f}")
 
 
+def measure_sparse(receivers: int, layers: int, bucket_bytes: int, rounds: int) -> None:
+    with processes((Sender, shapes_of(layers), 0, "bfloat16"), *[(Target,)] * receivers) as (sender, *targets):
+        every: list[RemoteProcess] = [sender, *targets]
+        wait_for([one.copy.remote(False) for one in targets], 300, "a setting")
+        total = sum(tensor.nbytes for tensor in get(sender.tensors.remote()))
+        print(f"{total / MIB:.0f} MiB of bfloat16 to {receivers} receiver(s); load {os.getloadavg()[0]:.1f}")
+        dense, sparse = link_to(targets, deadline_s=120.0), link_to(targets, deadline_s=120.0, sparse=True)
+        for share in (None, 0.0, 0.01, 0.03, 0.1):
+            link = dense if share is None else sparse
+            seconds, processor = [], []
+            for seed in range(rounds + 1):
+                get(sender.change.remote(share or 0.0, seed))
+                get(sender.take_pushed.remote())
+                used = sum(_all(every, "processor"))
+                seconds.append(timed(lambda link=link: push(link, [sender], targets, bucket_bytes)))
+                processor.append(sum(_all(every, "processor")) - used)
+            sent = get(sender.take_pushed.remote()).nbytes or total
+            what = "whole" if share is None else f"sparse, {share:.0%} changed"
+            # The first round makes connections, and is whole.
+            told = " / ".join(f"{one:.2f}" for one in quartiles(seconds[1:]))
+            spent = statistics.median(processor[1:])
+            print(f"  {what:20} {sent / MIB:7.1f} MiB ({sent / total:.3f})   s: {told}   processor: {spent:.2f}")
+
+
 def _all(every: Sequence[RemoteProcess], method: str) -> list[Any]:
     return wait_for([getattr(one, method).remote() for one in every], 300, method)
 
@@ -179,5 +207,7 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--bucket-mib", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--sparse", action="store_true")
     options = parser.parse_args()
-    measure(options.receivers, options.layers, options.bucket_mib * MIB, options.rounds)
+    run = measure_sparse if options.sparse else measure
+    run(options.receivers, options.layers, options.bucket_mib * MIB, options.rounds)

@@ -24,6 +24,7 @@ from torch import Tensor
 from grpo.weight_buckets import Bucket
 from grpo.weight_group import GlooGroup, Invitation, RollCall
 from grpo.weight_link import WeightLink
+from grpo.weight_patches import PatchWriter, Pushed
 from grpo.weight_receiver import BucketReceiver
 
 Digests = dict[str, str]
@@ -64,17 +65,22 @@ class Receiver:
     def digests(self) -> Digests:
         return digests(self._weights.items())
 
+    def spoil(self, name: str) -> None:
+        """Change a bit of what the next changes of a tensor will be applied to."""
+        assert self._receiver is not None
+        self._receiver._patches._copies[name][0] ^= 1
+
 
 class Learner:
     """What the learner's actor is to a push."""
 
-    def __init__(self, path: str, rank: int, ranks: int, zero_stage: int, port: int) -> None:
+    def __init__(self, path: str, rank: int, ranks: int, zero_stage: int, port: int, more: Any = None) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         from setups_for_tests import learner_setups
 
         from grpo.learner import LearnerRank
 
-        setup = learner_setups(path, ranks=ranks, zero_stage=zero_stage)[rank]
+        setup = learner_setups(path, ranks=ranks, zero_stage=zero_stage, **(more or {}))[rank]
         self._rank = LearnerRank(setup, "127.0.0.1", port)
         self._number = rank
 
@@ -97,6 +103,9 @@ class Learner:
 
     def digests(self) -> Digests:
         return digests(self._rank.weights())
+
+    def take_pushed(self) -> Pushed:
+        return self._rank.take_pushed()
 
     def export(self, bucket_bytes: int) -> tuple[int, Digests]:
         """Peak memory beside the policy while it is exported as files, and what they held."""
@@ -121,7 +130,7 @@ class Learner:
 class PlainLearner:
     """The learner's end without DeepSpeed: tensors by name, which are always whole."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: str = "float32") -> None:
         from grpo.weight_senders import GlooSender
         from grpo.weight_source import PolicyWeights
 
@@ -129,9 +138,11 @@ class PlainLearner:
         generator = torch.Generator().manual_seed(seed)
         self._module = torch.nn.Module()
         for name, shape in shapes.items():
-            _put(self._module, name.split("."), torch.nn.Parameter(torch.randn(shape, generator=generator)))
-        self._weights = PolicyWeights(self._module, torch.float32)
-        self._sender = GlooSender(self._weights, 0)
+            values = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
+            _put(self._module, name.split("."), torch.nn.Parameter(values))
+        self._weights = PolicyWeights(self._module, getattr(torch, dtype))
+        self._patches = PatchWriter(self._weights, wanted=True)
+        self._sender = GlooSender(self._weights, 0, self._patches)
 
     def tensors(self) -> Any:
         return self._weights.infos()
@@ -144,6 +155,19 @@ class PlainLearner:
 
     def send_bucket(self, bucket: Bucket) -> Any:
         return self._sender.send(bucket)
+
+    @torch.no_grad()
+    def change(self, share: float, seed: int) -> None:
+        """Change so many of each tensor's elements."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self._module.parameters():
+            flat = parameter.view(-1)
+            count = round(share * len(flat))
+            flat[torch.randperm(len(flat), generator=generator)[:count]] += 1.0
+
+    def take_pushed(self) -> Pushed:
+        pushed, self._patches.pushed = self._patches.pushed, Pushed()
+        return pushed
 
     def digests(self) -> Digests:
         return digests(iter(self._weights))
@@ -291,5 +315,5 @@ def push(
     return names
 
 
-def link_to(receivers: Sequence[RemoteProcess], deadline_s: float = 60.0) -> WeightLink:
-    return WeightLink("gloo", lambda: receivers, 1, deadline_s, wait_for)
+def link_to(receivers: Sequence[RemoteProcess], deadline_s: float = 60.0, *, sparse: bool = False) -> WeightLink:
+    return WeightLink("gloo", lambda: receivers, 1, deadline_s, wait_for, sparse=sparse)

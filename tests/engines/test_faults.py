@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -92,6 +94,29 @@ def test_a_run_outlives_the_death_of_a_rank_a_verifier_and_the_driver(tied_polic
     assert all(one.versions == (one.step - 1, one.step - 1) for one in trained), "each step samples from the one before"
 
 
+def test_supervised_fine_tuning_outlives_the_death_of_a_rank(tmp_path: Path) -> None:
+    folder, log = tmp_path / "sft", tmp_path / "log"
+    overrides = [
+        f"run.folder={folder}",
+        "policy.new={hidden_size: 32, heads: 2, key_value_heads: 1, intermediate_size: 64}",
+        "learner={ranks: 1, warmup_steps: 5}",
+        "data.options.count=500",
+        "sft={steps: 400, batch_size: 8, max_tokens: 128, checkpoint_every: 5}",
+        "report.trackers=[]",
+    ]
+    driver = start("configs/quickstart_sft.yaml", overrides, log, job="sft")
+    wait_until_step(6, folder, driver, log)
+    rank = of_kind("learner", driver.pid)[0]
+    rank.kill()
+    assert driver.wait(WAIT_S) == 0, log.read_text()[-4000:]
+    (told,) = [line for line in (folder / FAULTS).read_text().splitlines() if "going on from" in line]
+    assert re.search(
+        rf"learner rank 0 \(pid {rank.pid} on 127.0.0.1\) died: .*the checkpoint of step \d+ \(restart 1", told
+    )
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 401)) and (folder / "policy" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path, ray_running: None, how: str) -> None:
     """Of a rank that is stopped the watchdog finds out; a rank that is killed is told at once, by its name."""
@@ -166,6 +191,22 @@ def test_a_disk_that_fills_while_ranks_write_keeps_the_older_checkpoint(
         learner.step(random_batch(ranks=1))
 
 
+def on_two_nodes(program: str, **values: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program that starts two Ray nodes."""
+    paths = [str(ROOT), str(ROOT / "tests" / "grpo"), str(ROOT / "tests" / "engines")]
+    program = program.format(paths=paths, config=str(ROOT / "configs" / "quickstart.yaml"), **values)
+    # A folder of its own, with a short name for the sockets in it, as in test_verifier_nodes.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "RAY_TMPDIR": short,
+            "RAY_worker_niceness": "0",
+        }
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+
+
 LOST_NODE = """
 import sys, time
 import ray
@@ -235,20 +276,121 @@ finally:
 def test_a_run_goes_on_when_a_lost_node_is_back_and_says_what_is_missing_where_it_is_not(
     tied_policy: str, tmp_path: Path
 ) -> None:
-    paths = [str(ROOT), str(ROOT / "tests" / "grpo"), str(ROOT / "tests" / "engines")]
-    program = LOST_NODE.format(
-        paths=paths, folder=str(tmp_path / "run"), policy=tied_policy, config=str(ROOT / "configs" / "quickstart.yaml")
-    )
-    # A folder of its own, with a short name for the sockets in it, as in test_verifier_nodes.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "RAY_TMPDIR": short,
-            "RAY_worker_niceness": "0",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600, check=False
-        )
+    done = on_two_nodes(LOST_NODE, folder=str(tmp_path / "run"), policy=tied_policy)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     assert "; going on from the checkpoint of step 2 (restart 1" in done.stdout, done.stdout
     assert "LATE the job needs 2 CPUs" in done.stdout and "the cluster has 1" in done.stdout, done.stdout
+
+
+SLOW_NODE = """
+import os, signal, sys, threading, time
+import ray
+from pathlib import Path
+from ray.cluster_utils import Cluster as Nodes
+
+sys.path[:0] = {paths!r}
+from fake_run import silent_progress
+from grpo import ray_processes
+from grpo.activity import ACTIVITY
+from grpo.config import TrainConfig, Watchdog as Settings
+from grpo.config_file import load
+from grpo.recovery import train_with_recovery
+from grpo.watchdog import Watchdog
+
+folder = Path({folder!r})
+nodes = Nodes(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False))
+nodes.add_node(num_cpus=1)
+overrides = [*{overrides!r}, f"cluster.address={{nodes.address}}"]
+settings = load(TrainConfig, {config!r}, overrides)
+over = threading.Event()
+
+
+def throttle():
+    # Of every 100 ms the engine of the second node runs 20.
+    found = []
+    while not found and not over.wait(0.2):
+        here = ray.is_initialized() and ray.get_runtime_context().get_node_id()
+        found = [one for one in ray_processes.actors_of_job() if here and one.alive and one.node != here]
+    print("THROTTLED", found[0].told, flush=True)
+    while not over.wait(0.02):
+        os.kill(found[0].pid, signal.SIGSTOP)
+        time.sleep(0.08)
+        os.kill(found[0].pid, signal.SIGCONT)
+
+
+class Stuck:
+    def __repr__(self):
+        return "stuck"
+
+    def stand_still(self):
+        time.sleep(600)
+
+
+try:
+    throttling = threading.Thread(target=throttle)
+    throttling.start()
+    try:
+        train_with_recovery(settings, silent_progress)
+    finally:
+        over.set()
+        throttling.join()
+    print("FAULTS", (folder / "faults.log").read_text(), flush=True)
+
+    # What the watchdog sees of an actor on another node.
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    there = next(node["NodeID"] for node in ray.nodes() if node["NodeID"] != ray.get_runtime_context().get_node_id())
+    where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(there, soft=False)
+    actor = ray.remote(Stuck).options(num_cpus=0, scheduling_strategy=where).remote()
+    waited = actor.stand_still.remote()
+    ray.wait([waited], timeout=5)
+    ACTIVITY.time("learn")
+    told = []
+    with Watchdog(Settings(stall_s=1.0, action="warn"), folder, ACTIVITY, told.append, start_s=1.0):
+        with ACTIVITY.waiting("an answer", [waited]):
+            until = time.monotonic() + 60
+            while not told and time.monotonic() < until:
+                time.sleep(0.1)
+    print("TOLD", told, flush=True)
+    (file,) = (folder / "stalls").glob("*_learn.txt")
+    print("STACKS", file.read_text(), flush=True)
+finally:
+    over.set()
+    ray.shutdown()
+    nodes.shutdown()
+"""
+
+
+def test_a_slow_node_is_waited_for_and_named_and_the_watchdog_reads_stacks_there(
+    tied_policy: str, tmp_path: Path
+) -> None:
+    """Of two generators the one on the second node is really slowed down, by stopping it for most of the time."""
+    folder = tmp_path / "run"
+    overrides = [
+        f"policy.path={tied_policy}",
+        f"run.folder={folder}",
+        "train.steps=6",
+        "rollout.prompts_per_step=8",
+        "rollout.max_completion_tokens=24",
+        "learner.ranks=1",
+        "generator.replicas=2",
+        "evaluation=null",
+        "report.trackers=[]",
+    ]
+    done = on_two_nodes(SLOW_NODE, folder=str(folder), overrides=overrides)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
+    slow = re.search(r"THROTTLED generator (\d) \(pid (\d+)", done.stdout)
+    assert slow, done.stdout
+    (line,) = [one for one in done.stdout.splitlines() if " is slow: " in one]
+    named = re.search(r"generator (\d) \(pid (\d+) on [\d.]+\) is slow: .* ([\d.]+) times fewer than", line)
+    assert named and named.groups()[:2] == slow.groups(), (line, slow)
+    assert float(named[3]) >= 2
+    # Nothing was lost or used twice, and nobody was taken for dead.
+    assert problems_of(folder) == [] and "restarted" not in done.stdout
+    trained = read_ledger(folder)
+    assert [one.step for one in trained] == [step for step in range(1, 7) for _ in range(8)]
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["throughput/slowest_generator"] >= 2
+    stacks = done.stdout.partition("STACKS")[2]
+    assert "no answer from stuck (pid" in done.stdout.partition("TOLD")[2], done.stdout
+    of_actor = stacks.partition("=== stuck (pid")[2].partition("===")[0]
+    assert "stand_still" in of_actor and "no answer from" not in of_actor, stacks

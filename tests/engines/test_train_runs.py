@@ -160,7 +160,7 @@ def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
 
 def test_a_run_survives_the_death_of_its_only_generator(cold_start: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bereft"
-    process = grpo(*training(cold_start, folder, "generator.replicas=1"))
+    process = grpo(*training(cold_start, folder, "generator.replicas=1", "weight_sync.sparse=true"))
     waited = time.monotonic()
     while len(metrics(folder)) < 2:
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -174,6 +174,9 @@ def test_a_run_survives_the_death_of_its_only_generator(cold_start: Path, tmp_pa
     lines = metrics(folder)
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
     assert all(line["sync/probe_mean_difference"] < 2e-4 and line["rollout/groups"] == 8 for line in lines[1:])
+    # Only what changed was pushed, but to the new one.
+    assert all(line["sync/pushed_mib"] > 0 and line["sync/changed_share"] <= 1 for line in lines[1:])
+    assert min(line["sync/changed_share"] for line in lines[1:]) < 1
 
 
 def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path: Path) -> None:

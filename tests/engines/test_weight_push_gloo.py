@@ -12,6 +12,7 @@ from ranks_without_ray import free_port
 from grpo.config import NewPolicy
 from grpo.policy import make_policy
 from grpo.weight_link import WeightLink
+from grpo.weight_patches import Pushed, WeightsDiffer
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +83,60 @@ def test_a_push_that_somebody_misses_ends_at_its_deadline_and_names_it(group: li
     both[1] = third
     push(link, [learner], both, 10 * MIB)
     assert get(third.digests.remote()) == get(first.digests.remote()) == get(learner.digests.remote())
+
+
+def test_a_sparse_push_leaves_what_a_whole_one_would() -> None:
+    """In bfloat16 to two receivers; one of them dies, another comes in its place, and one loses a bit."""
+    with processes((PlainLearner, SHAPES, 0, "bfloat16"), *[(Receiver,)] * 3) as (learner, first, second, third):
+        both = [first, second]
+        link = link_to(both, deadline_s=60.0, sparse=True)
+        whole = sum(tensor.nbytes for tensor in get(learner.tensors.remote()))
+
+        def pushed(share: float, seed: int) -> Pushed:
+            get(learner.change.remote(share, seed))
+            assert sorted(push(link, [learner], both, 8 * MIB)) == sorted(SHAPES)
+            expected = get(learner.digests.remote())
+            for receiver in both:
+                assert get(receiver.digests.remote()) == expected
+            found: Pushed = get(learner.take_pushed.remote())
+            assert found.elements == whole // 2
+            return found
+
+        assert pushed(0.0, 0).nbytes > whole
+        for seed, share in enumerate((0.01, 0.1, 0.0)):
+            found = pushed(share, seed)
+            assert found.changed == pytest.approx(share * whole / 2, rel=0.02)
+            # Of a changed element 4 bytes where the whole tensor has 2; the header beside them.
+            assert found.nbytes < 2 * share * whole + 20_000
+        assert pushed(0.6, 4).nbytes == pytest.approx(whole, rel=0.01)
+        second.kill()
+        both[1] = third
+        assert pushed(0.01, 5).nbytes > whole
+        assert pushed(0.01, 6).nbytes < 0.03 * whole
+        get(first.spoil.remote("model.norm.weight"))
+        with pytest.raises(WeightsDiffer, match=r"^model\.norm\.weight does not hash"):
+            push(link, [learner], both, 8 * MIB)
+        get(learner.take_pushed.remote())
+        assert pushed(0.01, 7).nbytes > whole
+
+
+def test_a_sparse_push_from_the_shards_of_zero_3(tied_policy: str) -> None:
+    """Two ranks in bfloat16, at a learning rate that changes few elements, with tied embeddings."""
+    port = free_port()
+    more = {"dtype": "bfloat16", "learning_rate": 1e-5}
+    with processes(*[(Learner, tied_policy, rank, 2, 3, port, more) for rank in range(2)], (Receiver,)) as made:
+        *learners, receiver = made
+        link = link_to([receiver], deadline_s=120.0, sparse=True)
+        shares = []
+        for seed in range(3):
+            push(link, learners, [receiver], 1 << 14)
+            sent = wait_for([one.digests.remote() for one in learners], 120, "digests")
+            assert get(receiver.digests.remote()) == sent[0] == sent[1]
+            pushed = get(learners[0].take_pushed.remote())
+            shares.append(pushed.changed / pushed.elements)
+            assert get(learners[1].take_pushed.remote()) == Pushed()
+            wait_for([one.step.remote(seed, 2) for one in learners], 120, "a step")
+        assert shares[0] == 1.0 and all(0 < share < 0.3 for share in shares[1:]), shares
 
 
 @pytest.fixture(scope="module")

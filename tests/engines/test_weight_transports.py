@@ -66,6 +66,28 @@ def test_a_push_over_gloo_arrives_and_its_lack_is_seen(pairs: dict[str, Pair], n
         assert sync_of(pair, bucket_bytes).push(version, PROBE) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_a_sparse_push_over_gloo_arrives(pairs: dict[str, Pair], name: str) -> None:
+    learner, generators = pairs[name]
+    dense = learner.link
+    learner.connect(generators, "gloo", 1, 60.0, sparse=True)
+    shares = []
+    for version in range(20, 23):
+        learner.step(random_batch(learner.ranks, seed=version))
+        assert sync_of((learner, generators)).push(version, PROBE) < 1e-5
+        pushed = learner.take_pushed()
+        shares.append(pushed.changed / pushed.elements)
+    assert shares[0] == 1.0
+    if name == "untied":
+        # Adam leaves the embeddings of tokens that no batch had alone; tied ones have the head's gradient.
+        assert max(shares[1:]) < 1.0, shares
+    assert sync_of((learner, generators)).push(23, PROBE) < 1e-5
+    pushed = learner.take_pushed()
+    assert pushed.changed == 0 and pushed.nbytes < pushed.elements
+    learner.link = dense
+    assert sync_of((learner, generators)).push(24, PROBE) < 1e-5
+
+
 @dataclasses.dataclass(frozen=True)
 class Lossy:
     """A learner that never announces one of its tensors."""

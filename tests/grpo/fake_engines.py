@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo.batching import TrainBatch
 from grpo.rescoring import ScoringBatch, Source
+from grpo.slow_generators import Sampled
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams, VersionSpan
 from rewards.busy_clock import Busy
 
@@ -37,7 +38,9 @@ class FakeLearner:
     def meanwhile(self, work: Callable[[], None]) -> None:
         self.work = work
 
-    def connect(self, generators: FakeGenerators, transport: str, workers_each: int, deadline_s: float) -> None:
+    def connect(
+        self, generators: FakeGenerators, transport: str, workers_each: int, deadline_s: float, *, sparse: bool = False
+    ) -> None:
         self.connected.append(transport)
 
     def sleep(self) -> None:
@@ -210,6 +213,9 @@ class FakeGenerators:
 
     def take_busy(self) -> dict[str, Busy]:
         return {"generator 0": {}}
+
+    def take_sampled(self) -> list[Sampled]:
+        return []
 
     def on_restart(self, push: Callable[[int], None]) -> None:
         pass

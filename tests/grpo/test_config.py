@@ -159,6 +159,9 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
             ["weight_sync.transport=nccl", "cluster.share_gpus=true"],
             ["weight_sync.transport=nccl", "cluster.share_gpus", "use ipc or auto"],
         ),
+        (["weight_sync={sparse: true, transport: nccl}"], ["sparse", "transport=nccl", "sends whole", "use gloo"]),
+        (["weight_sync={sparse: true, transport: ipc}"], ["sparse", "transport=ipc copies no weights", "leave sparse"]),
+        (["weight_sync.sparse=true", "cluster.share_gpus=true"], ["sparse: cluster.share_gpus copies no weights"]),
         (["weight_sync.probe_tokens=1"], ["weight_sync.probe_tokens", "greater than or equal to 2"]),
         (["verifiers=[]"], ["verifiers", "at least 1 item"]),
         (["learner.lora.rank=0"], ["learner.lora.rank", "greater than or equal to 1"]),
@@ -208,6 +211,8 @@ def test_rules_of_supervised_fine_tuning(tmp_path: Path, overrides: list[str], t
 def test_auto_chooses_a_transport(device: Literal["cpu", "cuda"], nodes: int, shared: bool, chosen: str) -> None:
     assert WeightSyncConfig().choose(device, nodes, share_gpus=shared) == chosen
     assert WeightSyncConfig(transport="gloo").choose(device, nodes, share_gpus=shared) == "gloo"
+    by_nodes = "object_store" if nodes == 1 else "gloo"
+    assert WeightSyncConfig(sparse=True).choose(device, nodes, share_gpus=False) == by_nodes
 
 
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])

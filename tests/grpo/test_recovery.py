@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from rich.console import Console
-from test_jobs import settings_of
+from test_jobs import settings_of, sft_settings
 from tiny_policy import make_tiny_policy
 
 from grpo.config import TrainConfig
@@ -21,7 +22,7 @@ from grpo.failures import ProcessDied, Stalled
 from grpo.ledger import ledger_problems, read_ledger
 from grpo.metrics_log import read_history
 from grpo.progress import open_progress
-from grpo.recovery import train_with_recovery
+from grpo.recovery import train_with_recovery, with_recovery
 from grpo.run_folder import FAULTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -177,3 +178,38 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(
     with pytest.raises(KeyboardInterrupt):
         recover(settings_of(tmp_path / "run", policy), monkeypatch, stop_and_die)
     assert "stopped without a checkpoint of this step: learner rank 1" in capsys.readouterr().err
+
+
+def test_supervised_fine_tuning_goes_on_by_itself_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grpo.sft import sft
+
+    def run(folder: Path, *deaths: int) -> FakeLearner:
+        started: list[FakeLearner] = []
+
+        class Mortal(FakeLearner):
+            def step(self, batch: Any) -> dict[str, float]:
+                dies_at(*deaths)(len(started) - 1, self.optimizer_steps)
+                return super().step(batch)
+
+        def cluster(*_: Any) -> FakeCluster:
+            started.append(Mortal())
+            return FakeCluster(started[-1])
+
+        monkeypatch.setattr("grpo.sft.Cluster", cluster)
+        settings = sft_settings(folder)
+        schedule = settings.sft.model_copy(update={"steps": 7, "checkpoint_every": 2})
+        settings = settings.model_copy(update={"sft": schedule})
+        with_recovery(settings, lambda: open_progress("SFT", console=Console(file=StringIO(), width=80)), sft)
+        assert len(started) == 1 + len(deaths)
+        return started[-1]
+
+    learner = run(tmp_path / "run", 1, 5)
+    assert learner.optimizer_steps == 7 and len(learner.denominators) == 3, "the last start began at step 4"
+    faults = (tmp_path / "run" / FAULTS).read_text().splitlines()
+    assert "going on from the start" in faults[0] and "going on from the checkpoint of step 4 (restart 2" in faults[1]
+    whole = run(tmp_path / "whole")
+    assert learner.denominators == whole.denominators[4:], "the same rows in the same steps"
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sandbox import Limits, Sandbox, SandboxError, Status
-from sandbox.slots import Slots
+from sandbox.slots import Slot, Slots
 
 SLEEP = "import time\ntime.sleep(0.4)\nprint('done')"
 
@@ -86,6 +86,93 @@ def test_without_sharing_a_fork_is_refused() -> None:
 
     with Sandbox(preload=()) as sandbox:
         assert succeeded(in_a_fork(refused))
+
+
+class Watched(Slots):
+    """Counts how often it looks for a slot."""
+
+    looks = 0
+
+    def _lock(self, slot: Slot) -> bool:
+        self.looks += 1
+        return super()._lock(slot)
+
+
+def test_who_waits_for_a_slot_of_another_process_is_woken_and_does_not_ask_again_and_again() -> None:
+    slots = Watched(2)
+    slots.share()
+    reading, writing = os.pipe()
+
+    def hold() -> bool:
+        held = [slots.take(), slots.take()]
+        os.write(writing, b"x")
+        time.sleep(0.6)
+        for slot in held:
+            slots.give_back(slot)
+        return True
+
+    def wait() -> bool:
+        slots.looks = 0
+        started = time.monotonic()
+        taken = slots.take()
+        # Every 50 ms it looks at two slots by itself; every 2 ms would be 600 looks.
+        patient = slots.looks <= 2 * (time.monotonic() - started) / 0.05 + 12
+        # The other one has a slot at the same time.
+        time.sleep(0.3)
+        slots.give_back(taken)
+        return patient
+
+    holder = in_a_fork(hold)
+    os.read(reading, 1)
+    waiters = [in_a_fork(wait) for _ in range(2)]
+    assert all([succeeded(pid) for pid in (holder, *waiters)])
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+def test_a_slot_that_is_given_back_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever only looked would wait for 20 seconds.
+    monkeypatch.setattr("sandbox.slots._LOOK_SECONDS", 20)
+    slots = Slots(2)
+    slots.share()
+    reading, writing = os.pipe()
+
+    def hold() -> bool:
+        held = [slots.take(), slots.take()]
+        os.write(writing, b"x")
+        time.sleep(0.5)
+        for slot in held:
+            slots.give_back(slot)
+        return True
+
+    def wait() -> bool:
+        started = time.monotonic()
+        taken = slots.take()
+        # The other one needs a slot meanwhile.
+        time.sleep(0.5)
+        slots.give_back(taken)
+        return time.monotonic() - started < 10
+
+    holder = in_a_fork(hold)
+    os.read(reading, 1)
+    assert all([succeeded(pid) for pid in (holder, in_a_fork(wait), in_a_fork(wait))])
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+def test_who_was_woken_for_two_slots_wakes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(2)
+    slots.share()
+    held = [slots.take(), slots.take()]
+
+    def both_come_back() -> None:
+        for slot in held:
+            slots.give_back(slot)
+        os.eventfd_read(slots._given_back)
+
+    monkeypatch.setattr(slots, "_wait_for_others", both_come_back)
+    slots.take()
+    assert os.eventfd_read(slots._given_back) == 1, "another who waits would sleep on beside a free slot"
 
 
 def test_only_the_slot_of_home_keeps_idle_cells() -> None:
