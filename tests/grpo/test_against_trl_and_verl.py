@@ -57,19 +57,12 @@ def ours(keys: dict[str, Any]) -> tuple[float, Tensor]:
             for length, old, advantage, weight in zip(LENGTHS, OLD, ADVANTAGES, sum(weights, []), strict=True)  # noqa: RUF017
         ]
     )
-    # pack() lays them out shortest first.
-    order = sorted(range(len(LENGTHS)), key=LENGTHS.__getitem__)
-    zero = torch.zeros(1)
-    logprobs_T = torch.cat([part for index in order for part in (NEW[index], zero)]).requires_grad_()
-    reference_T = torch.cat([part for index in order for part in (REFERENCE[index], zero)])
-    terms = policy_terms(
-        algorithm, batch, logprobs_T, torch.zeros_like(logprobs_T), reference_T if algorithm.kl_in_loss else None
-    )
+    logprobs_T = torch.cat(NEW).requires_grad_()
+    reference_T = torch.cat(REFERENCE) if algorithm.kl_in_loss else None
+    terms = policy_terms(algorithm, batch, logprobs_T, torch.zeros_like(logprobs_T), reference_T)
     loss = terms.loss_sum / denominator
     (gradient_T,) = torch.autograd.grad(loss, logprobs_T)
-    pieces = torch.split(gradient_T, batch.lengths_S.tolist())
-    by_index = {index: piece[:-1] for index, piece in zip(order, pieces, strict=True)}
-    return float(loss.detach()), padded([by_index[index] for index in range(len(LENGTHS))])
+    return float(loss.detach()), padded(list(torch.split(gradient_T, batch.lengths_S.tolist())))
 
 
 def assert_agrees(keys: dict[str, Any], theirs: Tensor, logprobs_BL: Tensor) -> None:
