@@ -89,7 +89,7 @@ class Cell:
                 filesystem.mount_proc(filesystem.VIEW_PROC)
                 filesystem.hide_slot_proc()
                 self._last_pid = os.open(filesystem.VIEW_PROC + "/sys/kernel/ns_last_pid", os.O_WRONLY)
-        else:
+        if not seal.process_namespace:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         self._untouched = self._scratch_state()
         # /proc is that of an outer namespace, where this process goes by another number.

@@ -2,6 +2,7 @@
 
 `without` (layers) or `loosened` (limits) says what must be taken away for the attack to succeed; a test takes it away
 and sees the attack succeed, so that no attack is contained by accident. Where two layers hold an attack, both go.
+Two have neither: `fork_without_end`, and `outlive_the_program`, whose layer has a test of its own.
 """
 
 # ruff: noqa: E501 (programs as literals, one to a line, are easier to compare)
@@ -123,10 +124,10 @@ print('ESCAPED')""",
     ),
     _resource(
         "big_power",
-        "x = 7 ** (10 ** 10); print('ESCAPED')",
-        {Status.CPU_TIME, Status.WALL_TIME, Status.MEMORY},
+        "x = 7 ** (4 * 10 ** 6); print('ESCAPED')",  # one instruction of Python, a second or more
+        {Status.CPU_TIME, Status.WALL_TIME},
         limits=_limits(wall_seconds=0.4),
-        loosened=None,
+        loosened=_limits(wall_seconds=60.0),
     ),
     _resource(
         "fork_bomb",
@@ -149,7 +150,7 @@ time.sleep(0.3)""",
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
         {Status.PROCESSES, Status.MEMORY},
         limits=_limits(wall_seconds=1.5),
-    ),
+    ),  # never let loose: `fork_bomb`, which ends, stands for it
     _resource(
         "thread_bomb",
         """
@@ -366,11 +367,10 @@ print('ESCAPED' if found else 'none')""",
 import os, time
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0:
-        time.sleep(60)
-    os._exit(0)
-os.wait()
-print('left one behind')""",
+    left_behind = os.fork()
+    if not left_behind: time.sleep(60)
+    print(left_behind, flush=True); os._exit(0)
+os.wait()""",
     ),
 ]
 
@@ -398,6 +398,12 @@ NETWORK = [
         "import socket\ntry:\n    s = socket.socket(socket.AF_UNIX)\n"
         "    s.connect('\\0@ABSTRACT@'); print('ESCAPED')\nexcept OSError as e: print(e)",
         _LOCAL,
+    ),
+    Attack(
+        "shared_memory_of_the_host",
+        "import ctypes\nfound = ctypes.CDLL(None, use_errno=True).shmget(@SEGMENT@, 0, 0)\n"
+        "print('ESCAPED' if found >= 0 else ctypes.get_errno())",
+        frozenset({Layer.SECCOMP, Layer.IPC_NAMESPACE}),
     ),
 ]
 

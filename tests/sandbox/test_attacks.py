@@ -1,11 +1,17 @@
-"""Every attack is contained, whoever started the sandbox; and every attack succeeds once its layer is taken away."""
+"""Every attack is contained, whoever started the sandbox, and succeeds once its layer is taken away.
+
+No attack is against a missing private /proc (without it programs have none), nor against control groups, which are one
+more watch over what `Watch` and resource limits hold already (test_control_group.py).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -32,6 +38,7 @@ class Targets:
     victim: int
     port: int
     abstract: str
+    segment: int
 
     def aim(self, source: str) -> str:
         for mark, value in (
@@ -43,6 +50,7 @@ class Targets:
             ("@VICTIM@", self.victim),
             ("@PORT@", self.port),
             ("@ABSTRACT@", self.abstract),
+            ("@SEGMENT@", self.segment),
         ):
             source = source.replace(mark, str(value))
         return source
@@ -56,7 +64,11 @@ def targets() -> Iterator[Targets]:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
         local.bind("\0" + abstract)
         local.listen()
-        yield Targets(directory, victim.pid, server.getsockname()[1], abstract)
+        libc, segment = ctypes.CDLL(None, use_errno=True), 0x5EED0000 + os.getpid() % 0xFFFF
+        shared = libc.shmget(segment, 4096, 0o1000 | 0o666)  # IPC_CREAT
+        assert shared >= 0, os.strerror(ctypes.get_errno())
+        yield Targets(directory, victim.pid, server.getsockname()[1], abstract, segment)
+        libc.shmctl(shared, 0, None)  # IPC_RMID
     victim.kill()
     victim.wait()
     shutil.rmtree(directory)
@@ -121,6 +133,21 @@ def bare_hosts() -> Iterator[dict[frozenset[Layer], Host]]:
     yield hosts
     for host in hosts.values():
         host.close()
+
+
+def test_a_process_lives_on_where_descendants_are_let_live(
+    targets: Targets, bare_hosts: dict[frozenset[Layer], Host]
+) -> None:
+    attack = next(item for item in ATTACKS if item.name == "outlive_the_program")
+    outside = frozenset(
+        {Layer.PROCESS_NAMESPACE, Layer.SECCOMP}
+    )  # the filter refuses processes where nothing counts them
+    for without, lives in ((outside, False), (outside | {Layer.DESCENDANT_KILL}, True)):
+        host = bare_hosts[without] = Host("root", level=IsolationLevel.NONE, without=without)
+        left_behind = int(_run(host, attack, targets, bare=True).stdout)
+        assert psutil.pid_exists(left_behind) == lives
+        if lives:
+            os.kill(left_behind, signal.SIGKILL)
 
 
 def test_nothing_left_behind(host: Host, targets: Targets) -> None:
