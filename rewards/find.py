@@ -12,7 +12,13 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(\\?[A-Za-z]+\b(?!\s*\{)|[-+]?[\d.,/]*\d|[A-Za-z])")
-_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\}|\\quad)[\s$,;]*")
+# What may stand between boxes that are values of one answer, or candidates for it: nothing, connectives, numbering.
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$.,;/&|*]|\\(?:[,;: ()\[\]]|q?quad)|\\text\s*\{\s*(?:and|or)\s*\}"
+    r"|\b(?:and|or|else|either|also|maybe|perhaps|possibly|alternatively|otherwise)\b"
+    r"|\b(?:option|case|answer|solution|possibility|candidate|part)s?\s*\(?(?:\d{1,2}|[a-z])\)?\s*[:.)])*",
+    re.IGNORECASE,
+)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASH = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _NUMBER = re.compile(
@@ -48,8 +54,9 @@ def _closing(text: str, start: int) -> int:
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
-    Boxes that only "and", "or" or a comma stands between are one answer with several values and come back joined
-    by commas; a box that follows other words replaces the earlier ones.
+    Boxes that nothing, a connective such as "and", "or" or "maybe", punctuation or numbering ("Option 2:") stands
+    between are one answer with several values and come back joined by commas, an empty one among them as the empty
+    text; a box that follows other words replaces the earlier ones.
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
@@ -89,16 +96,22 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
             break
         values.append(text[opening.end() : close])
         start = previous
-    return ", ".join(reversed(values))
+    return ", ".join(reversed(values)) if all(value.strip() for value in values) else ""
 
 
 def answer_tag(text: str) -> str | None:
     """The content of the last complete `<answer>...</answer>`, stripped, or None."""
+    span = answer_tag_span(text)
+    return text[span[0] : span[1]].strip() if span is not None else None
+
+
+def answer_tag_span(text: str) -> tuple[int, int] | None:
+    """Where the content of the last complete `<answer>...</answer>` begins and ends, or None."""
     # Not by searching text.lower(): lower case may be longer than the text, and its places are not the text's.
     marks = list(_ANSWER_TAG.finditer(text))
     for at in range(len(marks) - 1, 0, -1):
         if marks[at].group(1) and not marks[at - 1].group(1):
-            return text[marks[at - 1].end() : marks[at].start()].strip()
+            return marks[at - 1].end(), marks[at].start()
     return None
 
 

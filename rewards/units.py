@@ -65,10 +65,16 @@ CURRENCY: Mapping[str, Unit] = {
 _SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour"}
 _PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
 _MAX_LENGTH = 60
+_WORDS = re.compile(r"[A-Za-z]+")
+_UNIT_WORDS = frozenset(("a", "per", "sq", "square", "cubic", "degree", "degrees", "percent", *_SHORT))
 # Words that make what they follow another value, or no value.
 _VALUE_WORDS = (
     "or and not more less least most than about if when where mod modulo hundred thousand million billion trillion "
-    "dozen half but to for is base choose"
+    "dozen half but to for is base choose plus minus times squared cubed point over under below above maybe perhaps "
+    "possibly probably roughly approximately almost nearly really halves tenth tenths hundredth hundredths thousandth "
+    "thousandths k zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety minus negative divided "
+    "multiplied power factorial wrong correct false"
 )
 _NO_UNITS = frozenset(_VALUE_WORDS.split())
 
@@ -106,6 +112,13 @@ def read_unit(text: str) -> Unit | None:
         raised = 1
     dimensions = tuple(sorted((base, power) for base, power in powers.items() if power))
     return Unit(factor, dimensions) if dimensions else None
+
+
+def is_unit(text: str) -> bool:
+    """True for a unit that is known (`square inches`, `km/h`, `%`), and for one noun, which may count anything."""
+    words = _WORDS.findall(text)
+    known = all(word in UNITS or word.lower() in UNITS or word.lower() in _UNIT_WORDS for word in words)
+    return (known or (len(words) == 1 and len(words[0]) > 1)) and read_unit(text) is not None
 
 
 def _singular(word: str) -> str:
