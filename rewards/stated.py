@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rewards.find import answer_tag_span
+from rewards.find import tagged_answer
+from rewards.spelled import number_of
 
 # Prose is read from its end; a final answer further from it than this is none.
 _TAIL = 3000
@@ -27,7 +28,8 @@ _MATHS = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[^\d\s.][.!?\u3002])(?:\s|$)|(?<=\d[.!?\u3002])(?:\s|$)|\u3002")
 _VALUE = re.compile(
-    r"[$\u20ac\u00a3]?\s?[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?\s?(?:\\?%)?"
+    r"[$\u20ac\u00a3]?\s?[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?::\d+)*"
+    r"(?:\s*/\s*\d+(?:\.\d+)?)?(?:\s(?:hundred|thousand|[mbtr]+illion)\b)*\s?(?:\\?%)?"
 )
 _REFUSAL = re.compile(r"\b(?:not|no|cannot|can't|could not|couldn't|unknown|unable|sorry)\b", re.IGNORECASE)
 # What may stand between the values of a list: nothing, commas, connectives, and a name for the next value. Between
@@ -40,6 +42,21 @@ _LISTED = re.compile(
 _CANDIDATE = re.compile(
     r"(?:[^\w=]+[A-Za-z]+){0,3}[^\w=]+or\b(?!\s+(?:more|less|fewer))(?:[^\w=]+[A-Za-z]+){0,3}[^\w=]+"
 )
+# A sentence that names a second value as well: all its values are candidates.
+_DOUBT = re.compile(
+    r"\b(?:may(?:\s+also)?\s+be|might|maybe|perhaps|possibly|also possible|(?:un|not )sure)\b", re.IGNORECASE
+)
+# What before a number makes it part of something larger: an operator behind a value, an index, a bound, a function.
+_BOUND = re.compile(r"(?:[\w)\]%]\s*[-+/\u2212\u00d7\u00b7\u00f7]|[\w)]\s*\*|[\^_<>\u2264\u2265]|[A-Za-z]\()\s*$")
+# A remark behind the value of a statement: "10, as desired", "10 (see above)", "10 since 5 + 5 = 10".
+_REASON = re.compile(r"(?<=[\d$)}\]%]),?\s{1,3}(?:since|because)\b")
+_REMARK = re.compile(r"(?<=[\d$)}\]%])\s{0,3}(?:[,;(]|\band\b)")
+_NO_WORDS = re.compile(r"[^\sA-Za-z,()'.-]")
+_WORD = re.compile(r"[A-Za-z]+")
+_NO_REMARK = re.compile(
+    r"\b(?:or|not|no|never|maybe|perhaps|possibly|if|unless|when|where|either|but|modulo?|more|less|fewer|over|above|below"
+    r"|under|up|down|infinity|negative|plus|minus|times|half|percent|hundred|thousand|[mbtr]+illion|[B-HJ-Zb-z])\b|n't\b"
+)
 _ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w|_\{\w+\})?\s*=[^=]+")
 _MOST_LISTED = 32
 
@@ -51,18 +68,17 @@ def stated(text: str) -> str | None:
     next line that is not is the statement. In `<answer>` tags what they hold is, and of it what a mark in it states.
     """
     tail = text[-_TAIL:]
-    span = answer_tag_span(tail)
-    begin = span[1] if span is not None else 0
-    marks = list(_MARK.finditer(tail, begin)) if begin == 0 else [m for m in _MARK.finditer(tail) if m.start() >= begin]
-    while len(marks) > 1 - (span is not None) and _APPROVAL.match(tail, marks[-1].end()):
+    tagged = tagged_answer(tail)
+    marks = [mark for mark in _MARK.finditer(tail) if tagged is None or mark.start() >= tagged[1]]
+    least = 1 if tagged is None else 0
+    while len(marks) > least and _APPROVAL.match(tail, marks[-1].end()):
         marks.pop()
     if marks:
         return _statement(tail, marks[-1])
-    if span is None:
+    if tagged is None:
         return None
-    held = tail[span[0] : span[1]]
-    inner = list(_MARK.finditer(held))
-    return _statement(held, inner[-1]) if inner else held.strip()
+    inner = list(_MARK.finditer(tagged[0]))
+    return _statement(tagged[0], inner[-1]) if inner else tagged[0]
 
 
 def _statement(text: str, mark: re.Match[str]) -> str:
@@ -83,11 +99,23 @@ def _statement(text: str, mark: re.Match[str]) -> str:
 
 def _of_sentence(rest: str) -> str:
     """The statement up to its end; a single formula in it stands for the whole, words around it being prose."""
-    sentence = _SENTENCE_END.split(rest.strip(), maxsplit=1)[0].strip().strip("*").strip()
+    sentence = _without_remark(_SENTENCE_END.split(rest.strip(), maxsplit=1)[0].strip().strip("*").strip())
     formulas = [next(part for part in found if part) for found in _MATHS.findall(sentence)]
     if len(formulas) == 1 and not re.search(r"\b(?:or|not|and|maybe|perhaps)\b|,", _MATHS.sub("", sentence)):
         return str(formulas[0]).strip()
     return sentence.rstrip(".\u3002")
+
+
+def _without_remark(sentence: str) -> str:
+    reason = _REASON.search(sentence)
+    sentence = sentence[: reason.start()] if reason is not None else sentence
+    last = max((match.end() for match in _NO_WORDS.finditer(sentence)), default=0)
+    remark = next((match for match in _REMARK.finditer(sentence) if match.end() >= last), None)
+    if remark is None:
+        return sentence
+    words = _WORD.findall(sentence[remark.end() :])
+    plain = len(words) > 1 and not _NO_REMARK.search(sentence, remark.end())
+    return sentence[: remark.start()] if plain and all(number_of(word) is None for word in words) else sentence
 
 
 def last_sentence(text: str) -> str | None:
@@ -109,7 +137,10 @@ def last_sentence(text: str) -> str | None:
     if not places and not values:
         return None
     outside = [span for span in values if not any(start <= span[0] < end for start, end in places)]
-    listed = _list_around(sentence, sorted(places + outside), places[-1] if places else values[-1])
+    found = sorted(places + outside)
+    listed = found if _DOUBT.search(sentence) else _list_around(sentence, found, places[-1] if places else values[-1])
+    if any(_is_part(sentence, span) for span in listed if span not in places):
+        return None
     named = len(listed) > 1 and bool(formulas)
     texts = [_value_at(sentence[start:end], named) for start, end in listed]
     return ", ".join(texts) if all(texts) else None
@@ -123,6 +154,12 @@ def _list_around(sentence: str, places: list[tuple[int, int]], chosen: tuple[int
     while last + 1 < len(places) and _joined(sentence[places[last][1] : places[last + 1][0]]):
         last += 1
     return places[first : last + 1]
+
+
+def _is_part(sentence: str, span: tuple[int, int]) -> bool:
+    """True for a number that is only part of what stands there: of a sum, a power, a bound."""
+    before = sentence[: span[0]] + (sentence[span[0]] if sentence[span[0]] in "-+\u2212" else "")
+    return _BOUND.search(before) is not None
 
 
 def _joined(between: str) -> bool:
