@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from rewards.nodes import Constant, Node, Number, Quantity, Ratio, Sequence, Text
 from rewards.spelled import number_of
-from rewards.units import read_unit
+from rewards.units import BARE_UNITS, read_unit
 
 _FONT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\s*"
 _NO_WORDS = re.compile(_FONT + r"\{\s*\}")
@@ -20,6 +20,7 @@ _MEASURE = re.compile(
     _FONT
     + r"\{\s*([-+]?(?:\\?[$]|[\u20ac\u00a3\u20b9])?\s*\d[\d.,:]*(?:/\d+)?\s*(?:\\?%|(?:\s+(?:[A-Za-z.]+|\d+))*))\s*\}"
 )
+_UNIT_AND = re.compile(r"\\text\s*\{(\s*[A-Za-z]{1,20})\s+and\s*\}")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(
     r"(?<![\d.,])(\d{1,12}(?:,\d{3})*(?:\.\d{1,12})?)\s*(\\text\s*\{|\\mathrm\s*\{)?\s*(hundred|thousand|[mbtr]+illion)\b\s*(\})?"
@@ -57,6 +58,7 @@ def respell(text: str) -> str:
 def _in_fonts(text: str) -> str:
     if "\\text" in text or "\\m" in text or "\\operatorname" in text:
         text = _NUMERAL.sub(r" \1 ", _NO_WORDS.sub(" ", text)).strip()
+        text = _UNIT_AND.sub(r"\\text{\1} \\text{ and }", text) if " and" in text else text
         whole = _MEASURE.fullmatch(text)
         if whole is not None:
             text = whole[1].strip()
@@ -92,7 +94,9 @@ def meant(words: str) -> Node:
     if _NO_SOLUTION.fullmatch(words):
         return Sequence("{}", ())
     counted, _, noun = words.rpartition(" ")
-    number = number_of(counted) if counted and noun.isalpha() else None
+    # "two pi" and "three quarters" are other values, not counts.
+    counts = noun.isalpha() and (len(noun) > 2 or noun in BARE_UNITS) and noun not in ("quarter", "quarters")
+    number = number_of(counted) if counted and counts else None
     unit = read_unit(noun) if number is not None else None
     if number is not None and unit is not None:
         return Quantity(Number(Fraction(number)), unit)

@@ -79,7 +79,7 @@ _VALUE_WORDS = (
     "thousandths third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths "
     "tens hundreds thousands millions billions dozens k zero one two three four five six seven eight nine ten eleven "
     "twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
-    "eighty ninety negative divided multiplied power factorial wrong correct false"
+    "eighty ninety negative divided multiplied power factorial wrong correct false st nd rd th something"
 )
 _NO_UNITS = frozenset(_VALUE_WORDS.split())
 

@@ -42,6 +42,9 @@ def accepted(gold: str, answer: str) -> bool:
         ("3", "three apples", "three hundred"),
         ("3", "\\text{three apples}", "\\text{not three}"),
         ("\\infty", "\\text{infinity}", "-\\infty"),
+        ("2", "two apples", "two pi"),
+        ("3", "\\text{three apples}", "\\text{three quarters}"),
+        ("3", "3 \\text{ apples}", "3 \\text{ rd}"),
         # Scale words.
         ("1000000", "1\\text{ million}", "1\\text{ billion}"),
         ("2.5\\text{ million}", "2500000", "2.5"),
@@ -57,6 +60,11 @@ def accepted(gold: str, answer: str) -> bool:
         ("2.5\\text{ hours}", "2\\text{ hours }30\\text{ minutes}", "2\\text{ hours }50\\text{ minutes}"),
         ("150 \\text{ minutes}", "2 hours and 30 minutes", "2 hours and 30 seconds"),
         ("122 \\text{ minutes}", "2 hours 2 minutes", "1 hour 62 minutes"),
+        (
+            "2.25 \\text{ hours}",
+            "2 \\text{ hours and } 15 \\text{ minutes}",
+            "2 \\text{ hours and } 25 \\text{ minutes}",
+        ),
         ("3661 \\text{ s}", "1 hour 1 minute 1 second", "1 hour 61 minute"),
         ("2 \\text{ hours}, 90 \\text{ minutes}", "90 minutes, 2 hours", "3.5 hours"),
         ("1\\text{ L}", "1000\\text{ cm}^3", "100\\text{ cm}^3"),
