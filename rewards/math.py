@@ -2,10 +2,10 @@ r"""Mathematical answers: find the final one, and decide whether it equals the r
 
 The conventions, each a setting of `Math` where users disagree:
 
-1. The final answer is the last complete `\boxed{...}` after `</think>`; boxes that only "and", "or" or a comma
-   separates are one answer. What cannot be read there is `unparseable`: nothing else in the text is looked at. Without
-   a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:", whichever comes last, else the last
-   sentence's value (`find`).
+1. The final answer is the last complete `\boxed{...}` after `</think>`; boxes (or `<answer>` tags) that only a
+   connective, punctuation or numbering separates are one answer. What cannot be read there is `unparseable`: nothing
+   else in the text is looked at. Without a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:",
+   whichever comes last, else the last sentence's value, or list of values (`find`).
 2. The same value in any form is equal; an exact reference is not matched by a rounded decimal (`rounded`).
 3. A unit missing on one side is ignored; two different units are not equal, exact conversions are (`units`).
 4. A reference `p%` is matched by `p%`, `p/100` and bare `p` (`percent`).
