@@ -49,6 +49,7 @@ from rewards.build import VerifierSpec
 from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
+from rewards.verifier import PROBLEM_COLUMN
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
@@ -183,7 +184,7 @@ def _check_problems(job: Job, records: Mapping[Key, Record]) -> None:
 
 
 def _judge(job: Job, pool: VerifierPool, problem: Problem, text: str, tokens: int) -> Future[Verdict]:
-    row = {**problem.row, TOKENS_COLUMN: tokens}
+    row = {PROBLEM_COLUMN: problem.question, **problem.row, TOKENS_COLUMN: tokens}
     return pool.submit(job.task.name, text, problem.reference, row)
 
 

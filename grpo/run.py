@@ -41,6 +41,7 @@ from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
 from rewards.verdict import Verdict
+from rewards.verifier import PROBLEM_COLUMN
 
 
 class TrainingRun:
@@ -312,7 +313,7 @@ class TrainingRun:
         return 60.0 + 4 * self.settings.verification.deadline_s * completions
 
     def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
-        row = {**prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
+        row = {PROBLEM_COLUMN: prompt.text, **prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
         names = [spec.name for spec in choose(self.specs, prompt.row)]
         futures = self._pool.submit_many([(name, completion.text, prompt.reference, row) for name in names])
         for future in futures:

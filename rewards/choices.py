@@ -7,7 +7,7 @@ import re
 _MACRO = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[,;:! ]|\\q?quad|[~$*]|\\left|\\right")
 _LETTER = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? *)?"
+    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? *)?"
     r"(?:\( *(?P<wrapped>[A-Ja-j]) *\)|\[(?P<square>[A-Ja-j])\]|(?P<marked>[A-J])(?= *[).:])|(?P<alone>[A-Ja-j])$)"
     r" *[).:]* *(?P<rest>.*)",
     re.DOTALL,

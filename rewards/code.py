@@ -15,6 +15,7 @@ from typing import Any
 
 from rewards import stage, verdict
 from rewards.code_tests import read_tests
+from rewards.find import after_thinking
 from rewards.verdict import Verdict
 from sandbox import IsolationLevel, Language, Limits, Sandbox, Status, Test, TestResult
 
@@ -25,7 +26,6 @@ _ALIASES = {
     Language.BASH: {"bash", "sh", "shell"},
 }
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*\Z")
-_END_OF_REASONING = "</think>"
 
 # A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
 # are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
@@ -173,10 +173,13 @@ def _spread(tests: Sequence[Test], most: int | None) -> list[Test]:
 def extract_code(completion: str, language: Language) -> str | None:
     """The last complete fenced block of `language`, or the last without a language; None where there is neither.
 
-    What stands before the end of the reasoning (`</think>`) is not looked at. A block that is not closed is no block:
+    What stands before the end of the reasoning (`</think>`) is not looked at, and reasoning that never ended has no
+    program. A block that is not closed is no block:
     the completion was cut off.
     """
-    text = completion.rpartition(_END_OF_REASONING)[2]
+    text = after_thinking(completion)
+    if text is None:
+        return None
     tagged = untagged = None
     fence, tag, lines = "", "", list[str]()
     for line in text.splitlines():

@@ -20,7 +20,8 @@ class Conventions:
             exact gold is never matched by a rounded answer, nor a rounded gold by an exact one.
         bare_base: a gold in a base is also matched by its digits without the base.
         log_base: 10 or, for 0, e: what `\log` without a base means.
-        decimal_comma: `3,14` may be read as 3.14 where the gold is a single number.
+        decimal_comma: `3,14` may be read as 3.14 where the gold is a single number; not `3,141`, whose comma groups
+            thousands, unless it is `always`.
     """
 
     percent: Literal["either", "value", "strict"] = "either"
@@ -29,13 +30,15 @@ class Conventions:
     rounded: bool = False
     bare_base: bool = False
     log_base: int = 10
-    decimal_comma: bool = True
+    decimal_comma: bool | Literal["always"] = True
 
     def __post_init__(self) -> None:
         if self.percent not in ("either", "value", "strict"):
             raise ValueError(f"percent must be 'either', 'value' or 'strict', got {self.percent!r}")
         if self.units not in ("missing", "strict", "ignore"):
             raise ValueError(f"units must be 'missing', 'strict' or 'ignore', got {self.units!r}")
+        if self.decimal_comma not in (True, False, "always"):
+            raise ValueError(f"decimal_comma must be true, false or 'always', got {self.decimal_comma!r}")
         if self.log_base != 0 and self.log_base < 2:
             raise ValueError(f"log_base must be 0 (for e) or a whole number above 1, got {self.log_base!r}")
 

@@ -33,9 +33,9 @@ class MeasureJudge(ValueJudge):
             return False
         if self._equal_values(value, other):
             return True
-        # A bare number beside an angle in degrees may be in radians, but only one with pi says that it is.
+        # A bare number beside an angle in degrees may be in radians, but only pi, or an arc function, says that it is.
         angle, bare = (gold, answer) if unit is not None else (answer, gold)
-        if (unit or other_unit) != Unit(Fraction(1), _ANGLE) or Constant("pi") not in set(walk(bare)):
+        if (unit or other_unit) != Unit(Fraction(1), _ANGLE) or not _in_radians(bare):
             return False
         return self._equal_values(angle, bare)
 
@@ -66,6 +66,8 @@ class MeasureJudge(ValueJudge):
             )
         ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
         assert isinstance(ratio, Ratio)
+        if ratio.exact_clock and len(ratio.items) == 1 and isinstance(other, Expression):
+            return self._equal_values(ratio.items[0], other)  # "6" for "6 p.m."
         if ratio.clock is not None or len(ratio.items) != 2 or not isinstance(other, Expression):
             return False
         return self._equal_values(Apply("div", ratio.items), other)
@@ -85,6 +87,10 @@ def _quantity(node: Node) -> tuple[Node, Unit | None]:
         return Apply("neg", (node.args[0].value,)), node.args[0].unit
     degrees = under("degree", node)
     return (node, None) if degrees is None else (degrees, Unit(Fraction(1), _ANGLE))
+
+
+def _in_radians(node: Node) -> bool:
+    return any(each == Constant("pi") or (isinstance(each, Apply) and each.op.startswith("arc")) for each in walk(node))
 
 
 def _two_digit(ratio: Ratio) -> bool:

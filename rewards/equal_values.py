@@ -22,6 +22,7 @@ _FRACTIONS = (
 )
 POINTS: tuple[tuple[Fraction, ...], ...] = (*(tuple(map(Fraction, row)) for row in _WHOLE), *_FRACTIONS)
 _NEGATIVE_POINT = 3
+_OF_SETS = frozenset(("union", "intersection", "difference"))
 MAX_SYMBOLS = 24
 
 
@@ -56,13 +57,12 @@ class ValueJudge:
         sign, other = infinite(gold), infinite(answer)
         if sign or other:
             return sign == other
-        for op in ("union", "intersection", "difference"):
-            if isinstance(gold, Apply) and isinstance(answer, Apply) and gold.op == answer.op == op:
-                return (
-                    self._same_region(gold, answer)
-                    or canonical(gold) == canonical(answer)
-                    or (op != "difference" and self._matched(gold.args, answer.args))
-                )
+        if isinstance(gold, Apply) and isinstance(answer, Apply) and {gold.op, answer.op} <= _OF_SETS:
+            return (
+                self._same_region(gold, answer)
+                or canonical(gold) == canonical(answer)
+                or (gold.op == answer.op != "difference" and self._matched(gold.args, answer.args))
+            )
         if self.conventions.bare_base and isinstance(gold, Number) and isinstance(answer, Number):
             return gold.value == answer.value or (answer.bare is None and answer.value == gold.bare)
         if self.conventions.rounded and isinstance(gold, Number) and gold.decimals:

@@ -231,7 +231,7 @@ class Evaluation:
         return 1 / result if inverse else result
 
 
-_WHOLE_NUMBERS = frozenset(("factorial", "binom", "gcd", "lcm", "mod"))
+_WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
 # Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
 # ever looked up.
 _TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {

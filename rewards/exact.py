@@ -45,7 +45,7 @@ def check_places(find: Sequence[str]) -> tuple[str, ...]:
 
 
 class Exact:
-    """The answer is the reference's text, or one of its texts where the reference is a list.
+    """The answer is the reference's text (a number's as Python writes it), or one of its texts where it is a list.
 
     Args:
         find: the places to look, in order; the first one present decides: `answer_tag`, `boxed`, `hash`, `stated`
@@ -64,8 +64,8 @@ class Exact:
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict; `error` where the reference is empty."""
-        accepted = [reference] if isinstance(reference, str) else list(reference) if reference else []
-        if not accepted or not all(str(text).strip() for text in accepted):
+        accepted = list(reference) if isinstance(reference, (list, tuple)) else [reference]
+        if not accepted or any(text is None or not str(text).strip() for text in accepted):
             return error(f"the reference {reference!r:.60} is empty")
         answer = find_text(completion, self.find)
         if answer is None or not answer.strip():

@@ -12,7 +12,19 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(\\?[A-Za-z]+\b(?!\s*\{)|[-+]?[\d.,/]*\d|[A-Za-z])")
-_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\}|\\quad)[\s$,;]*")
+# What may stand between boxes that are values of one answer, or candidates for it: nothing, connectives, numbering.
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$.,;/&|*]|\\(?:[,;: ()\[\]]|q?quad)|\\text\s*\{\s*(?:and|or)\s*\}"
+    r"|\b(?:and|or|else|either|also|maybe|perhaps|possibly|alternatively|otherwise)\b"
+    r"|(?:\b(?:option|case|answer|solution|possibility|candidate|part)s?\s*)?\(?\b(?:\d{1,2}|[a-z])\)?\s*[:.)]"
+    r"|(?<=\n)[-*])*",
+    re.IGNORECASE,
+)
+# Words within one sentence that make the boxes around them candidates.
+_DOUBT = re.compile(
+    r"[^.!?\n]{0,80}\b(?:or(?!\s+rather)|vs|versus|maybe|perhaps|possibly|might|may\s+(?:also\s+)?be|alternatively)\b[^.!?\n]{0,80}",
+    re.IGNORECASE,
+)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASH = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _NUMBER = re.compile(
@@ -21,6 +33,8 @@ _NUMBER = re.compile(
 # A box further back than this many unclosed ones is not looked for, so that a text of nothing but "\boxed{" stays
 # linear.
 _UNCLOSED_BOXES_TRIED = 4
+# Values of one answer are near each other, and few.
+_NEAR, _MOST_JOINED = 300, 16
 
 
 def after_thinking(text: str) -> str | None:
@@ -48,8 +62,9 @@ def _closing(text: str, start: int) -> int:
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
-    Boxes that only "and", "or" or a comma stands between are one answer with several values and come back joined
-    by commas; a box that follows other words replaces the earlier ones.
+    Boxes that nothing, a connective such as "and", "or" or "maybe", punctuation or numbering ("Option 2:") stands
+    between are one answer with several values and come back joined by commas, an empty one among them as the empty
+    text; a box that follows other words replaces the earlier ones.
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
@@ -78,28 +93,51 @@ def has_unclosed_box(text: str) -> bool:
 def _with_neighbours(text: str, start: int, content: str) -> str:
     """Join to `content` the boxes directly before `start` that only a connective separates from it."""
     values = [content]
-    while len(values) < 16:
+    while len(values) < _MOST_JOINED:
         previous = text.rfind("\\boxed", 0, start)
         opening = _BOX.match(text, previous) if previous >= 0 else None
         # Only a short distance is looked at: neighbours are neighbours.
-        if opening is None or start - previous > 300:
+        if opening is None or start - previous > _NEAR:
             break
         close = _closing(text[:start], opening.end())
-        if close < 0 or _BETWEEN_BOXES.fullmatch(text, close + 1, start) is None:
+        if close < 0 or not _joined(text[close + 1 : start]):
             break
         values.append(text[opening.end() : close])
         start = previous
-    return ", ".join(reversed(values))
+    return ", ".join(reversed(values)) if all(value.strip() for value in values) else ""
+
+
+def _joined(between: str) -> bool:
+    return _BETWEEN_BOXES.fullmatch(between) is not None or _DOUBT.fullmatch(between) is not None
 
 
 def answer_tag(text: str) -> str | None:
-    """The content of the last complete `<answer>...</answer>`, stripped, or None."""
+    """The content of the last complete `<answer>...</answer>`, stripped, or None; see `tagged_answer`."""
+    found = tagged_answer(text)
+    return found[0] if found is not None else None
+
+
+def tagged_answer(text: str) -> tuple[str, int] | None:
+    """The content of the last complete `<answer>...</answer>`, stripped, and where its closing tag begins; or None.
+
+    As with boxes, answers that only a connective, punctuation or numbering stands between are one with several values,
+    joined by commas; the same one told twice is told once.
+    """
     # Not by searching text.lower(): lower case may be longer than the text, and its places are not the text's.
     marks = list(_ANSWER_TAG.finditer(text))
+    contents: list[str] = []
+    begin = end = 0
     for at in range(len(marks) - 1, 0, -1):
-        if marks[at].group(1) and not marks[at - 1].group(1):
-            return text[marks[at - 1].end() : marks[at].start()].strip()
-    return None
+        if not marks[at].group(1) or marks[at - 1].group(1):
+            continue
+        if contents and (begin - marks[at].end() > _NEAR or not _joined(text[marks[at].end() : begin])):
+            break
+        end, begin = end or marks[at].start(), marks[at - 1].start()
+        contents.append(text[marks[at - 1].end() : marks[at].start()].strip())
+        if len(contents) == _MOST_JOINED:
+            break
+    distinct = list(dict.fromkeys(reversed(contents)))
+    return (", ".join(distinct) if all(distinct) else "", end) if contents else None
 
 
 def hash_mark(text: str) -> str | None:

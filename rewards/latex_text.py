@@ -69,6 +69,7 @@ def normalise(text: str) -> str:
     if len(text) > MAX_ANSWER:
         raise Unreadable(f"an answer of {len(text)} characters; the most that is read is {MAX_ANSWER}")
     if not text.isascii():
+        text = text.replace("\u00b3\u221a", "\u221b")
         text = _UPPER_RUN.sub(lambda run: "^{" + run.group().translate(_UPPER) + "}", text)
         text = _LOWER_RUN.sub(lambda run: "_{" + run.group().translate(_LOWER) + "}", text)
         text = _VULGAR.sub(lambda one: "\\frac{{{}}}{{{}}}".format(*_FRACTIONS[one.group()]), text)
@@ -122,12 +123,12 @@ _NUMERAL = (
     r"|(?P<dots>\d*\.\d{2,}\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z])))"
 )
 _PLAIN = r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?)"
-_THOUSANDS = r"|(?P<thousands>\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d])(?!,\d)(?! \d)(?:\.\d+)?)"
+_THOUSANDS = r"|(?P<thousands>(?<![_^])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d])(?!,\d)(?! \d)(?:\.\d+)?)"
 _REST = (
     r"|(?P<text>\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|mathrm|operatorname\*?|mathop)\s*\{(?P<inner>[^{}]*)\})"
     r"|(?P<command>\\[A-Za-z]+|\\[{}|$%&#_]|\\\\(?:\[[^\]]*\])?)"
     r"|(?P<word>[A-Za-z]+)"
-    r"|(?P<sign>\*\*|<=|>=|!=|==|\.\.\.|[-+*/^_=<>()\[\]{},;:|!%&'$\u20ac\u00a3\u00a5])"
+    r"|(?P<sign>\*\*|<=|>=|!=|==|\.\.\.|[-+*/^_=<>()\[\]{},;:|!%&'$\u20ac\u00a3\u00a5\u20b9])"
 )
 _INSIDE = re.compile(r"(?P<space>\s+)|" + _NUMERAL + _PLAIN + _REST)
 _OUTSIDE = re.compile(r"(?P<space>\s+)|" + _NUMERAL + _THOUSANDS + _PLAIN + _REST)

@@ -2,10 +2,10 @@ r"""Mathematical answers: find the final one, and decide whether it equals the r
 
 The conventions, each a setting of `Math` where users disagree:
 
-1. The final answer is the last complete `\boxed{...}` after `</think>`; boxes that only "and", "or" or a comma
-   separates are one answer. What cannot be read there is `unparseable`: nothing else in the text is looked at. Without
-   a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:", whichever comes last, else the last
-   sentence's value (`find`).
+1. The final answer is the last complete `\boxed{...}` after `</think>`; boxes (or `<answer>` tags) that only a
+   connective, punctuation or numbering separates are one answer. What cannot be read there is `unparseable`: nothing
+   else in the text is looked at. Without a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:",
+   whichever comes last, else the last sentence's value, or list of values (`find`).
 2. The same value in any form is equal; an exact reference is not matched by a rounded decimal (`rounded`).
 3. A unit missing on one side is ignored; two different units are not equal, exact conversions are (`units`).
 4. A reference `p%` is matched by `p%`, `p/100` and bare `p` (`percent`).
@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from numbers import Number as AnyNumber
 from typing import Any, Literal
 
 from rewards import find as places
@@ -40,12 +41,13 @@ from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
 from rewards.stated import last_sentence, stated
 from rewards.verdict import Status, Verdict, correct, error, timeout, unparseable, wrong
+from rewards.verifier import PROBLEM_COLUMN
 
 PLACES = ("boxed", "stated", "last_sentence")
 _INTEGER = re.compile(r"-?\d{1,15}")
 _SIMPLE = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}|(\d{1,15})(?:/(\d{1,15})|\.(\d{1,15}))?)")
 _COMMA_DECIMAL = re.compile(r"(-?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
-_DOT_THOUSANDS = re.compile(r"-?\d{1,3}(?:\.\d{3})+,\d+")
+_THOUSANDS = re.compile(r"-?[1-9]\d{0,2},\d{3}")
 _MANY_CACHED = 8192
 
 
@@ -54,8 +56,9 @@ class Math:
 
     Args:
         find: where to look for the answer, in order: `boxed`, `stated`, `last_sentence`.
-        problem_column: the prompt's column with the problem's text, to refuse answers that restate it; None to
-            accept them.
+        problem_column: the prompt's column with the problem's text, to refuse answers that copy an expression from
+            it (only copies: `3+2` for "What is 2+3?" is accepted, as its value is); None to accept them. A run hands
+            the prompt's text as the default column to rows that have none of this name.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.conventions.Conventions`.
 
     Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
@@ -68,14 +71,14 @@ class Math:
     def __init__(
         self,
         find: Sequence[str] = PLACES,
-        problem_column: str | None = "problem",
+        problem_column: str | None = PROBLEM_COLUMN,
         percent: Literal["either", "value", "strict"] = "either",
         units: Literal["missing", "strict", "ignore"] = "missing",
         ordered: bool = False,
         rounded: bool = False,
         bare_base: bool = False,
         log_base: int = 10,
-        decimal_comma: bool = True,
+        decimal_comma: bool | Literal["always"] = True,
     ) -> None:
         unknown = [place for place in find if place not in PLACES]
         if unknown or not find:
@@ -87,8 +90,10 @@ class Math:
         self._cache: dict[tuple[str, str], Verdict] = {}
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict on `completion`; `error` where the reference is empty, which is the dataset's fault."""
+        """The verdict on `completion`; `error` where the reference is empty or no text: the dataset's fault."""
         gold = _gold_text(reference)
+        if gold is None:
+            return error(f"the reference {reference!r:.60} is no text or number; join a list's values by commas")
         if not gold.strip():
             return error("the reference answer is empty")
         stage.enter("find")
@@ -184,7 +189,8 @@ class Math:
         """Separators that have two readings are read as the reference needs them."""
         if self.conventions.decimal_comma and isinstance(reference, Number):
             match = _COMMA_DECIMAL.fullmatch(plain)
-            if match is not None:
+            grouped = self.conventions.decimal_comma != "always" and _THOUSANDS.fullmatch(plain)
+            if match is not None and not grouped:
                 whole = re.sub(r"[. ]", "", match[2])
                 if Fraction(f"{match[1]}{whole}.{match[3]}") == reference.value:
                     return correct("decimal comma")
@@ -197,8 +203,12 @@ class Math:
         return None
 
 
-def _gold_text(reference: Any) -> str:
-    """The reference as text; a whole float is written as the integer that it is."""
+def _gold_text(reference: Any) -> str | None:
+    """The reference as text: a whole float as the integer that it is, a list of one as that one; None for others."""
+    if isinstance(reference, (list, tuple)) and len(reference) == 1:
+        return _gold_text(reference[0])
+    if not isinstance(reference, (str, AnyNumber)):
+        return None
     if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
         return str(int(reference))
     return str(reference)

@@ -44,7 +44,7 @@ class MathVerify:
         gold = self._parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
         if not gold:
             return error(f"math-verify cannot read the reference {str(reference)[:60]!r}")
-        answer = self._parse(_as_it_reads(text), parsing_timeout=None)
+        answer = self._parse(as_it_reads(text), parsing_timeout=None)
         if not answer:
             return unparseable("math-verify reads no answer")
         if self._verify(gold, answer, timeout_seconds=None):
@@ -52,7 +52,8 @@ class MathVerify:
         return wrong(f"math-verify read {str(answer[-1])[:80]!r}")
 
 
-def _as_it_reads(text: str) -> str:
+def as_it_reads(text: str) -> str:
+    """The text with what its last `<answer>` holds boxed, as Math-Verify reads no tags."""
     tagged = answer_tag(text)
     if tagged is None or "\\boxed" in tagged or "$" in tagged:
         return text if tagged is None else tagged

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards import find as places
+from rewards.units import is_unit
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 
 PLACES: Mapping[str, Callable[[str], str | None]] = {
@@ -18,26 +19,26 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 }
 # Digits beyond this are no answer to a question a person asked, and quadratic to convert.
 MAX_CHARACTERS = 400
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{[^{}]*\}|\\[,;:! ]")
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[,;:! ]")
 _DROPPED = re.compile(r"\\left|\\right|\\?\$|[\u20ac\u00a3]|(?<=\d)\{(?=,\})|(?<=,)\}(?=\d)")
 _FRACTION = re.compile(r"(?P<sign>[-+]?)\\[dt]?frac(?:\{(?P<a>-?\d+)\}\{(?P<b>-?\d+)\}|(?P<c>\d)(?P<d>\d))")
 _MIXED = re.compile(r"(?P<sign>[-+]?)(?P<whole>\d+)\s+(?P<above>\d+)/(?P<below>\d+)")
 _SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(
     r"(?P<whole>[-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?)(?:[eE](?P<exponent>[-+]?\d{1,3}))?"
-    r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?))?\s*(?:%|\\%)?(?:\s+(?!(?:or|and|hundred|thousand|[mbtr]+illion|dozen)\b)[A-Za-z]+){0,4}"
+    r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?))?\s*(?:%|\\%)?(?:(?<=[\s%])(?P<unit>[A-Za-z][A-Za-z /^0-9]*))?"
 )
 
 
 def rational(text: str) -> Fraction | None:
     r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None where it is none.
 
-    Currency signs, thousands separators, `\text{...}`, a few words after the number (its unit) and a final period
-    are ignored; `25%` is 25.
+    Currency signs, thousands separators, fonts, a known unit or one noun after the number, and a final period are
+    ignored; `25%` is 25. Any other word makes it none: `5 million`, `5 minus two` and `5 not really` are not 5.
     """
     if len(text) > MAX_CHARACTERS:
         return None
-    plain = _DROPPED.sub("", _TEXT.sub(" ", text.replace("\u2212", "-"))).strip(" \t\n*").rstrip(".").strip()
+    plain = _DROPPED.sub("", _TEXT.sub(r" \1 ", text.replace("\u2212", "-"))).strip(" \t\n*").rstrip(".").strip()
     fraction = _FRACTION.fullmatch(plain)
     if fraction is not None:
         above, below = int(fraction["a"] or fraction["c"]), int(fraction["b"] or fraction["d"])
@@ -51,6 +52,8 @@ def rational(text: str) -> Fraction | None:
         plain = plain.replace(" ", "")
     match = _NUMBER.fullmatch(plain)
     if match is None or not any(character.isdigit() for character in match["whole"]):
+        return None
+    if match["unit"] is not None and not is_unit(match["unit"]):
         return None
     value = Fraction(match["whole"].replace(",", ""))
     if match["exponent"]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.latex_text import Token
+from rewards.matrices import multiple, transposed
 from rewards.nodes import Apply, Node, Number, Quantity, Symbol, Unreadable
-from rewards.units import read_unit
+from rewards.units import CURRENCY, read_unit
 
 # Nesting beyond this is no answer; each level costs about eight frames of Python's stack.
 MAX_DEPTH = 32
@@ -99,7 +100,9 @@ class ExpressionParser:
             else:
                 break
         self.depth -= 1
-        return parts[0] if len(parts) == 1 else Apply("add", tuple(parts))
+        value = parts[0] if len(parts) == 1 else Apply("add", tuple(parts))
+        # TeX's own fraction takes all of its group.
+        return Apply("div", (value, self.expression())) if self.take("\\over") else value
 
     def term(self) -> Node:
         """A product: factors next to each other or between times, over and mod."""
@@ -118,6 +121,8 @@ class ExpressionParser:
                 factors = [Apply("mod", (product(factors), self.signed()))]
             elif self.unit_follows():
                 factors = [self.with_unit(product(factors))]
+            elif self.currency_follows():
+                factors = [Quantity(product(factors), CURRENCY[self.skip().text])]
             elif self.starts_factor():
                 if self.tokens[self.at].kind == "number" and not self._may_precede_digits(factors[-1]):
                     raise Unreadable("two numerals next to each other")
@@ -167,7 +172,9 @@ class ExpressionParser:
                 value = self.postfixes(Apply("degree", (value,)))
                 continue
             self.at += 1
-            value = self.postfixes(Apply("pow", (value, self.script())))
+            exponent = self.script()
+            turned = transposed(value) if exponent == Symbol("T") else None
+            value = turned if turned is not None else self.postfixes(Apply("pow", (value, exponent)))
         return value
 
     def degree_follows(self) -> int:
@@ -181,10 +188,11 @@ class ExpressionParser:
         """Factorial, percent and primes."""
         while True:
             if self.peek() == "!":
-                if self.tokens[self.at + 1].text == "!":
-                    raise Unreadable("a double factorial")
-                self.at += 1
-                value = Apply("factorial", (value,))
+                double = self.tokens[self.at + 1].text == "!"
+                self.at += 2 if double else 1
+                if double and self.peek() == "!":
+                    raise Unreadable("a triple factorial")
+                value = Apply("double_factorial" if double else "factorial", (value,))
             elif self.peek() in ("%", "\\%"):
                 if isinstance(value, Apply) and value.op == "percent":
                     raise Unreadable("two percent signs")
@@ -238,6 +246,11 @@ class ExpressionParser:
             return True
         return token.kind == "text" and self.joins(token) is None and read_unit(_singleton(token.text)) is not None
 
+    def currency_follows(self) -> bool:
+        """True where the sign of a currency stands behind its amount."""
+        following = self.tokens[self.at + 1].kind if self.peek() in CURRENCY else ""
+        return following in ("end", "text", "join") or (following == "sign" and self.tokens[self.at + 1].text in ",;")
+
     def joins(self, token: Token) -> str | None:
         """`or`, `and` or `,` where a text token only connects."""
         words = token.text.strip().strip(",").strip().lower()
@@ -273,7 +286,31 @@ class ExpressionParser:
         unit = read_unit(_singleton(written))
         if unit is None or isinstance(value, Quantity):
             raise Unreadable(f"{written.strip()[:30]!r} is no unit")
-        return Quantity(value, unit)
+        return self._with_smaller(Quantity(value, unit))
+
+    def _with_smaller(self, whole: Quantity) -> Quantity:
+        """`2 hours 30 minutes`, `5 feet and 3 inches`: a quantity with less than one of its unit in a smaller one."""
+        start = self.at
+        if self.tokens[self.at].kind in ("join", "text") and self.joins(self.tokens[self.at]) == "and":
+            self.at += 1
+        number = self.tokens[self.at]
+        if isinstance(whole.value, Number) and number.kind == "number" and number.value is not None:
+            self.at += 1
+            part = self._measured(Number(number.value, number.decimals))
+            if part is not None and isinstance(part.value, Number):
+                share = part.value.value * part.unit.factor / whole.unit.factor
+                if part.unit.dimensions == whole.unit.dimensions and part.unit != whole.unit and 0 <= share < 1:
+                    return Quantity(Number(whole.value.value + share), whole.unit)
+        self.at = start
+        return whole
+
+    def _measured(self, value: Number) -> Quantity | None:
+        """`value` with the unit that follows it; None where none does."""
+        try:
+            found = self.with_unit(value) if self.unit_follows() else None
+        except Unreadable:
+            return None
+        return found if isinstance(found, Quantity) else None
 
 
 def _singleton(text: str) -> str:
@@ -281,4 +318,6 @@ def _singleton(text: str) -> str:
 
 
 def product(factors: list[Node]) -> Node:
-    return factors[0] if len(factors) == 1 else Apply("mul", tuple(factors))
+    if len(factors) == 1:
+        return factors[0]
+    return multiple(factors) or Apply("mul", tuple(factors))

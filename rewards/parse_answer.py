@@ -19,9 +19,11 @@ from rewards.nodes import (
     Text,
     Unreadable,
     children,
+    free_symbols,
     walk,
 )  # fmt: skip
 from rewards.parse_primary import PrimaryParser, based
+from rewards.respelled import in_another_notation, meant, respell
 from rewards.spelled import without_gloss
 
 MAX_ITEMS = 100
@@ -47,7 +49,7 @@ _DATE = re.compile(
     r"(?:,? (?P<year>\d{4}))?"
 )
 _CLOCK = re.compile(r"(\d{1,2}) ?: ?(\d{2})(?: ?: ?(\d{2}))?\s*(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
-_BASED = re.compile(r"\(?(?:\\text\{)?(?=[0-9A-F]*\d|[0-9A-F]{2})([0-9A-F]+)\}?\)?_\{?(\d{1,2})\}?")
+_BASED = re.compile(r"\(?(?:\\text\{)?(?=[0-9A-F]*\d|[0-9A-F]{2}|(?<=\{)[A-F]\}_\{?1)([0-9A-F]+)\}?\)?_\{?(\d{1,2})\}?")
 _MACROS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname|mathbf)\s*(?=\{)|[{}$\\*\"`]")
 _ARTICLES = re.compile(r"^(?:an?|the) ")
 
@@ -60,7 +62,7 @@ class AnswerParser(PrimaryParser):
         value = self.listing()
         if self.tokens[self.at].kind != "end":
             raise Unreadable(f"{self.tokens[self.at].text[:20]!r} was not expected")
-        return value
+        return _without_parameter(value)
 
     def listing(self, ends: tuple[str, ...] = ()) -> Node:
         """Items between commas, semicolons, "or" and "and"; the item itself where there is only one."""
@@ -142,7 +144,7 @@ class AnswerParser(PrimaryParser):
 
     def brackets(self) -> Node:
         r"""`(...)`, `[...)`, `\{...\}`, `\langle...\rangle`: a group around one expression, else a sequence."""
-        opening = _OPENERS[self.peek()]
+        opening, begun = _OPENERS[self.peek()], self.at
         self.at += 1
         outer, self.bar_closes = self.bar_closes, 1 if opening == "{" else 0
         if self.peek() in _ENDERS:
@@ -164,6 +166,9 @@ class AnswerParser(PrimaryParser):
         if len(items) == 1 and opening in "([" and closing in ")]":
             if opening + closing not in ("()", "[]"):
                 raise Unreadable("an interval with one end")
+            alone = begun == 0 and self.tokens[self.at].kind == "end"
+            if opening == "[" and alone and isinstance(items[0], Expression):
+                return Sequence("[]", items)  # the whole answer is a list of one
             return self._script_on_group(items[0])
         return Sequence(opening + closing, items)
 
@@ -210,7 +215,7 @@ def parse(text: str) -> Node:
     Raises:
         Unreadable: it is nothing that is understood, or it is too large.
     """
-    plain = without_gloss(normalise(text))
+    plain = respell(without_gloss(normalise(text)))
     if not plain:
         raise Unreadable("an empty answer")
     special = _special(plain)
@@ -222,9 +227,9 @@ def parse(text: str) -> Node:
         node = AnswerParser(tokens).answer()
     except Unreadable:
         if has_words:
-            return Text(words(plain))
+            return meant(words(plain))
         raise
-    return _checked(node, plain)
+    return meant(node.words) if isinstance(node, Text) else _checked(node, plain)
 
 
 @lru_cache(maxsize=4096)
@@ -243,8 +248,24 @@ def _checked(node: Node, plain: str) -> Node:
     return node
 
 
+def _without_parameter(node: Node) -> Node:
+    r"""`2k\pi, k \in \mathbb{Z}` without its last part, which says only that k is any whole number."""
+    if not isinstance(node, Sequence) or node.brackets or len(node.items) < 2:
+        return node
+    *others, last = node.items
+    if not isinstance(last, Relation) or last.ops != ("in",) or last.sides[1] != Symbol("\\mathbb Z"):
+        return node
+    if not isinstance(last.sides[0], Symbol) or not all(last.sides[0].name in free_symbols(each) for each in others):
+        return node
+    return others[0] if len(others) == 1 else Sequence("", tuple(others), node.joiner)
+
+
 def _special(plain: str) -> Node | None:
     """Numerals in a base, dates, and times of day, before anything is cut into tokens."""
+    if len(plain) < 80:
+        found = in_another_notation(plain, _MACROS.sub("", plain).strip())
+        if found is not None:
+            return found
     if "_" in plain:
         numeral = _BASED.fullmatch(plain.replace(" ", ""))
         if numeral is not None and 2 <= int(numeral[2]) <= 36:
@@ -268,6 +289,8 @@ def _clock(match: re.Match[str]) -> Node:
     if match[4] is not None:
         hours = hours % 12 + (12 if match[4].lower() == "p" else 0)
     possible = hours < 24 and minutes < 60 and seconds < 60
+    if possible and match[2].startswith("0"):
+        items = ()  # 7:05 is written by clocks only: no ratio of seven to five
     if match[4] is not None and not possible:
         raise Unreadable("a time that no clock shows")
     return Ratio(items, hours * 3600 + minutes * 60 + seconds if possible else None, match[4] is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.latex_text import Token
+from rewards.matrices import determinant
 from rewards.nodes import Apply, Bound, Constant, Matrix, Node, Number, Quantity, Sequence, Symbol, Unreadable
 from rewards.parse import BIG, BINOMIALS, CONSTANTS, FRACTIONS, FUNCTIONS, GREEK, NAMED, ExpressionParser, product
 from rewards.units import CURRENCY
@@ -100,12 +101,25 @@ class PrimaryParser(ExpressionParser):
             return Constant("i")
         if name == "e":
             return Constant("e")
+        if name == "C" and self.peek() == "(":
+            return self._choice()
         if name in "fgh" and self.peek() == "(":
             self.deeper()
             inner = self.brackets()
             self.depth -= 1
             return Apply("call " + name, _items(inner))
         return Symbol(name)
+
+    def _choice(self) -> Node:
+        """`C(10,3)`, the number of choices; with one expression in the brackets C is a variable."""
+        start = self.at
+        self.deeper()
+        inner = self.brackets()
+        self.depth -= 1
+        if isinstance(inner, Sequence) and inner.brackets == "()" and len(inner.items) == 2:
+            return Apply("binom", inner.items)
+        self.at = start
+        return Symbol("C")
 
     def _subscript(self) -> str:
         """A subscript as text: it names, and is not worked out."""
@@ -287,7 +301,9 @@ class PrimaryParser(ExpressionParser):
             return Sequence("", tuple(cell for row in filled for cell in row), "and")
         if not filled or any(len(row) != len(filled[0]) for row in filled):
             raise Unreadable("matrix rows of different lengths")
-        return Matrix("det" if kind in ("vmatrix", "Vmatrix") else "matrix", tuple(filled))
+        if kind in ("vmatrix", "Vmatrix"):
+            return (determinant(tuple(filled)) if kind == "vmatrix" else None) or Matrix("det", tuple(filled))
+        return Matrix("matrix", tuple(filled))
 
     def cell(self) -> Node:
         """One entry of a matrix."""

@@ -87,7 +87,7 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
         if values[1].denominator != 1 or values[1] <= 0:
             raise Irrational
         return _root(first, int(values[1]))
-    if op in ("factorial", "binom"):
+    if op in ("factorial", "double_factorial", "binom"):
         return _count(op, values)
     if op == "abs":
         return abs(first)
@@ -158,12 +158,12 @@ def _count(op: str, values: list[Fraction]) -> Fraction:
     if any(value.denominator != 1 for value in values):
         raise Undefined(f"{op} of a number that is not whole")
     n = int(values[0])
-    if op == "factorial":
+    if op in ("factorial", "double_factorial"):
         if n < 0:
             raise Undefined("factorial of a negative number")
         if n > 5000:
             raise TooLarge(f"the factorial of {n!s:.20}")
-        return Fraction(math.factorial(n))
+        return Fraction(math.factorial(n) if op == "factorial" else math.prod(range(n, 0, -2)))
     k = int(values[1])
     if k < 0 or n < 0:
         raise Undefined("binomial of a negative number")

@@ -56,6 +56,9 @@ def as_region(node: Node, locate: Locate) -> Region | None:
         return _from_sequence(node, locate)
     if isinstance(node, Apply) and node.op in ("union", "intersection"):
         return _joined([as_region(arg, locate) for arg in node.args], node.op == "union")
+    if isinstance(node, Apply) and node.op == "difference":
+        whole, less = (as_region(arg, locate) for arg in node.args)
+        return _joined([whole, _complement(less)], False) if less is not None else None
     if isinstance(node, Bound) and node.op == "set":
         region = as_region(node.body, locate)
         if region is not None and region.variable == node.variable:
@@ -92,6 +95,8 @@ def _from_relation(node: Relation, locate: Locate) -> Region | None:
     if node.ops == ("in",) and isinstance(node.sides[0], Symbol):
         region = as_region(node.sides[1], locate)
         return Region(node.sides[0].name, region.intervals) if region is not None else None
+    if len(node.ops) == 1 and any(isinstance(side, Apply) and side.op == "abs" for side in node.sides):
+        return _from_absolute(node, locate)
     named = [side for side in node.sides if isinstance(side, Symbol)]
     if len(named) != 1 or any(op not in _FLIPPED for op in node.ops) or node.ops in (("=",), ("=", "=")):
         return None
@@ -123,6 +128,52 @@ def _from_relation(node: Relation, locate: Locate) -> Region | None:
             return None
     interval = _interval(ends[0], ends[1], low_in, high_in, locate)
     return Region(variable.name, (interval,)) if interval is not None else None
+
+
+def _from_absolute(node: Relation, locate: Locate) -> Region | None:
+    """`|x - c| < r` and the like, with a constant on the other side."""
+    op, (distance, bound) = node.ops[0], node.sides
+    if not (isinstance(distance, Apply) and distance.op == "abs"):
+        op, distance, bound = _FLIPPED.get(op, ""), bound, distance
+    shifted = _shifted(distance.args[0]) if isinstance(distance, Apply) else None
+    radius = locate(bound)
+    if op not in ("<", "<=", ">", ">=") or shifted is None or radius is None or radius < 0:
+        return None
+    name, shift = shifted
+    low, high = (
+        Apply("add", (end, *(Apply("neg", (part,)) for part in shift))) if shift else end
+        for end in (Apply("neg", (bound,)), bound)
+    )
+    closed = "=" in op
+    if op[0] == "<":
+        return _merged(name, [_interval(low, high, closed, closed, locate)]) if radius > 0 or closed else None
+    outer = [
+        _interval(_MINUS_INFINITY, low, False, closed, locate),
+        _interval(high, _INFINITY, closed, False, locate),
+    ]
+    return _merged(name, outer)
+
+
+def _shifted(node: Node) -> tuple[str, tuple[Node, ...]] | None:
+    """`x`, or `x` with constants added to it, as the variable's name and the constants."""
+    parts = node.args if isinstance(node, Apply) and node.op == "add" else (node,)
+    names = [part.name for part in parts if isinstance(part, Symbol)]
+    constants = tuple(part for part in parts if not isinstance(part, Symbol))
+    return (names[0], constants) if len(names) == 1 and not any(map(free_symbols, constants)) else None
+
+
+def _complement(region: Region) -> Region:
+    """The rest of the line."""
+    gaps: list[Interval] = []
+    low, low_in, low_at = _MINUS_INFINITY, False, float("-inf")
+    end: Node = low
+    for interval in region.intervals:
+        if low_at < interval.low_at or (low_at == interval.low_at and low_in and not interval.low_in):
+            gaps.append(Interval(end, interval.low, low_in, not interval.low_in, low_at, interval.low_at))
+        end, low_in, low_at = interval.high, not interval.high_in, interval.high_at
+    if low_at < float("inf"):
+        gaps.append(Interval(end, _INFINITY, low_in, False, low_at, float("inf")))
+    return Region(region.variable, tuple(gaps))
 
 
 def _joined(regions: Many[Region | None], union: bool) -> Region | None:

@@ -36,12 +36,15 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "USD cent": ("1/100", "cent cents"),
     "EUR": ("1", "euro euros EUR"),
     "GBP": ("1", "GBP"),
+    "INR": ("1", "INR rupee rupees"),
     "newton": ("1", "N newton newtons"),
     "joule": ("1", "J joule joules"),
     "watt": ("1", "W watt watts"),
     "volt": ("1", "V volt volts"),
     "hertz": ("1", "Hz hertz"),
     "kelvin": ("1", "K kelvin"),
+    "celsius": ("1", "degC celsius Celsius"),
+    "fahrenheit": ("1", "degF fahrenheit Fahrenheit"),
     "mole": ("1", "mol mole moles"),
     "square unit": ("1", ""),
     "length unit": ("1", "unit units"),
@@ -61,14 +64,22 @@ CURRENCY: Mapping[str, Unit] = {
     "\\pounds": Unit(Fraction(1), (("GBP", 1),)),
     "\\euro": Unit(Fraction(1), (("EUR", 1),)),
     "\u00a5": Unit(Fraction(1), (("JPY", 1),)),
+    "\u20b9": Unit(Fraction(1), (("INR", 1),)),
 }
 _SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour"}
 _PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
 _MAX_LENGTH = 60
+_WORDS = re.compile(r"[A-Za-z]+")
+_UNIT_WORDS = frozenset(("a", "per", "sq", "square", "cubic", "degree", "degrees", "percent", *_SHORT))
 # Words that make what they follow another value, or no value.
 _VALUE_WORDS = (
     "or and not more less least most than about if when where mod modulo hundred thousand million billion trillion "
-    "dozen half but to for is base choose"
+    "dozen half but to for is base choose plus minus times squared cubed point over under below above maybe perhaps "
+    "possibly probably roughly approximately almost nearly really halves tenth tenths hundredth hundredths thousandth "
+    "thousandths third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths "
+    "tens hundreds thousands millions billions dozens k zero one two three four five six seven eight nine ten eleven "
+    "twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
+    "eighty ninety negative divided multiplied power factorial wrong correct false st nd rd th something"
 )
 _NO_UNITS = frozenset(_VALUE_WORDS.split())
 
@@ -101,11 +112,20 @@ def read_unit(text: str) -> Unit | None:
             continue
         base, size = UNITS.get(word) or UNITS.get(word.lower()) or (_singular(word.lower()), Fraction(1))
         power = sign * raised * int(part[3] or 1)
+        if base == "litre":  # a thousandth of a cubic metre
+            base, factor, size, power = "metre", factor * (size / 1000) ** power, Fraction(1), 3 * power
         powers[base] = powers.get(base, 0) + power
         factor *= size**power
         raised = 1
     dimensions = tuple(sorted((base, power) for base, power in powers.items() if power))
     return Unit(factor, dimensions) if dimensions else None
+
+
+def is_unit(text: str) -> bool:
+    """True for a unit that is known (`square inches`, `km/h`, `%`), and for one noun, which may count anything."""
+    words = _WORDS.findall(text)
+    known = all(word in UNITS or word.lower() in UNITS or word.lower() in _UNIT_WORDS for word in words)
+    return (known or (len(words) == 1 and len(words[0]) > 1)) and read_unit(text) is not None
 
 
 def _singular(word: str) -> str:

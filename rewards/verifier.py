@@ -7,6 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from rewards.verdict import Verdict
 
+# The column in which a run hands a row's verifiers the prompt's text, where the data have no column of this name.
+PROBLEM_COLUMN = "problem"
+
 
 @runtime_checkable
 class Verifier(Protocol):

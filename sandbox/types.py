@@ -101,7 +101,10 @@ class Language(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run of a program may use. Every limit has a `Status` of its own.
+    """What one run of a program may use.
+
+    Each limit ends the program with a `Status` of its own, but `files`, which counts as disk, and `open_files`, beyond
+    which the program is refused another descriptor and goes on.
 
     Attributes:
         wall_seconds: real time, from the start of the program's process.

@@ -1,10 +1,11 @@
-r"""The math verifier and Math-Verify 0.9 side by side: accuracy, false positives, speed, hostile answers.
+r"""The math verifier, and Math-Verify 0.9 where it is installed: accuracy, false positives, speed, hostile answers.
 
-    python tests/bench/verifiers.py [--repeats 5] [--data FOLDER]
+    python tests/bench/verifiers.py [--repeats 5] [--data FOLDER] [--only accuracy]
 
-Two mixes are timed, each verdict on its own with nothing cached from before:
+Accuracy is of every labelled set of tests/rewards/corpus: the first, the third of it that was held back, the second and
+the third. Two mixes are timed, each verdict on its own with nothing cached from before:
 
-- *hard*: the labelled corpus of tests/rewards/corpus, every pair in a one-sentence completion;
+- *hard*: the first set, every pair in a one-sentence completion;
 - *realistic*: worked solutions of GSM8K's test split, whose `####` line is made `The answer is $\boxed{N}$.` (a third
   with another number), and 500 more whose final answer is a MATH-500 answer, every third time that of another
   problem. The prose is people's, the final answers are as models write them.
@@ -15,6 +16,7 @@ Hostile answers (tests/rewards/hostile_answers.py) run in a pool under a deadlin
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -28,9 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "rewards")]
 
 from hostile_answers import hostile_completions, hostile_pairs  # noqa: E402
-from labelled_pairs import Pair, read_pairs  # noqa: E402
+from labelled_pairs import Pair, read_pairs, read_second, read_third  # noqa: E402
 
 from rewards.build import VerifierSpec  # noqa: E402
+from rewards.find import after_thinking  # noqa: E402
 from rewards.math import Math  # noqa: E402
 from rewards.parse_answer import parse_gold  # noqa: E402
 from rewards.pool import VerifierPool  # noqa: E402
@@ -51,12 +54,18 @@ def ours() -> Grader:
 
 
 def math_verify() -> Grader:
-    """Math-Verify with its defaults, as its readme uses it: gold and answer parsed anew at each call."""
+    """Math-Verify with its defaults, as its readme uses it, `<answer>` tags and thinking read for it.
+
+    Gold and answer are parsed anew at each call.
+    """
     from math_verify import parse, verify
+
+    from rewards.math_verify_grader import as_it_reads
 
     def grade(gold: str, completion: str) -> bool:
         try:
-            return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(completion)))
+            text = after_thinking(completion)
+            return text is not None and bool(verify(parse(f"\\boxed{{{gold}}}"), parse(as_it_reads(text))))
         except Exception:  # whatever it raises is a refusal here: it must not end the benchmark
             return False
 
@@ -79,15 +88,25 @@ def realistic(folder: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def accuracy(name: str, pairs: list[Pair], grade: Grader) -> None:
-    """Print the accuracy and the errors, over all pairs and over those held back."""
-    for part, chosen in (("all", pairs), ("held back", [pair for pair in pairs if pair.held_back])):
-        outcomes = Counter((grade(pair.gold, pair.completion), pair.equal) for pair in chosen)
-        wrong_pairs = outcomes[True, False] + outcomes[False, False]
-        right = outcomes[True, True] + outcomes[False, False]
-        print(f"  {name:12s} {part:10s} accuracy {right / len(chosen):6.2%} of {len(chosen)}, "
-              f"false positives {outcomes[True, False]} of {wrong_pairs} ({outcomes[True, False] / wrong_pairs:.2%}), "
-              f"false negatives {outcomes[False, True]} of {len(chosen) - wrong_pairs}")  # fmt: skip
+def labelled_sets() -> dict[str, list[Pair]]:
+    """The labelled sets by name; what each is, is told in `labelled_pairs` and docs/verifiers.md."""
+    first = list(read_pairs())
+    return {
+        "first": first,
+        "first, held back": [pair for pair in first if pair.held_back],
+        "second": list(read_second()),
+        "third": list(read_third()),
+    }
+
+
+def accuracy(name: str, part: str, pairs: list[Pair], grade: Grader) -> None:
+    """Print the accuracy on a set, and the errors of both kinds."""
+    outcomes = Counter((grade(pair.gold, pair.completion), pair.equal) for pair in pairs)
+    wrong_pairs = outcomes[True, False] + outcomes[False, False]
+    right = outcomes[True, True] + outcomes[False, False]
+    print(f"  {name:12s} {part:16s} accuracy {right / len(pairs):6.2%} of {len(pairs)}, "
+          f"false positives {outcomes[True, False]} of {wrong_pairs} ({outcomes[True, False] / wrong_pairs:.2%}), "
+          f"false negatives {outcomes[False, True]} of {len(pairs) - wrong_pairs}")  # fmt: skip
 
 
 def speed(name: str, pairs: list[tuple[str, str]], make: Callable[[], Grader], repeats: int) -> None:
@@ -134,25 +153,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--deadline", type=float, default=3.0, help="seconds, for the hostile answers")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("VERIGRPO_DATA", ROOT.parent / "shared/data")))
+    parser.add_argument("--only", choices=("accuracy",), help="print the accuracy and stop")
     options = parser.parse_args()
-    pairs = list(read_pairs())
+    beside = importlib.util.find_spec("math_verify") is not None
+    if not beside:
+        print("Math-Verify is not installed (extra `audit`): ours alone")
+    graders: dict[str, Callable[[], Grader]] = {"ours": ours, **({"Math-Verify": math_verify} if beside else {})}
     print("accuracy")
-    accuracy("ours", pairs, ours())
-    accuracy("Math-Verify", pairs, math_verify())
-    hard = [(pair.gold, pair.completion) for pair in pairs]
+    for part, chosen in labelled_sets().items():
+        for name, make in graders.items():
+            accuracy(name, part, chosen, make())
+    if options.only:
+        return
+    hard = [(pair.gold, pair.completion) for pair in read_pairs()]
     print(f"speed, hard mix of {len(hard)}")
-    speed("ours", hard, ours, options.repeats)
-    speed("Math-Verify", hard, math_verify, 1)
+    for name, make in graders.items():
+        speed(name, hard, make, options.repeats if name == "ours" else 1)
     if options.data.is_dir():
         mix = realistic(options.data)
         print(f"speed, realistic mix of {len(mix)}")
-        speed("ours", mix, ours, options.repeats)
-        speed("Math-Verify", mix, math_verify, 1)
+        for name, make in graders.items():
+            speed(name, mix, make, options.repeats if name == "ours" else 1)
     else:
         print(f"no data at {options.data}: the realistic mix is left out")
     print("hostile answers")
-    hostile("ours", "math", options.deadline)
-    hostile("Math-Verify", "math_verify", options.deadline)
+    for name in graders:
+        hostile(name, "math" if name == "ours" else "math_verify", options.deadline)
 
 
 if __name__ == "__main__":

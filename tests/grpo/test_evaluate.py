@@ -84,6 +84,15 @@ def test_an_evaluation_leaves_all_it_promises_and_its_numbers_come_from_its_tabl
     assert card["files"] == {name: file_digest(folder / "sums" / name) for name in (LINES, TABLE)}
 
 
+@pytest.mark.parametrize(("suffix", "accuracy"), [("", 0.0), ("+0", 1.0)])
+def test_a_copy_of_the_question_is_refused_whatever_its_column_is_called(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, suffix: str, accuracy: float
+) -> None:
+    sampler = FakeSampler(lambda question: f"\\boxed{{{question.text.partition('=')[0]}{suffix}}}")
+    found = evaluate(monkeypatch, sampler, tmp_path / "out", [task], k=1)["sums"]
+    assert found.estimates["accuracy"].value == accuracy
+
+
 def test_the_export_has_the_shape_of_lm_evaluation_harness(
     tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,12 @@ def read_second() -> Iterator[Pair]:
     yield from (pair for pair in _read("second_") if (pair.gold, pair.answer) not in known)
 
 
+def read_third() -> Iterator[Pair]:
+    """The third set: pairs that a reviewer wrote to break the verifier, which was then mended against them."""
+    known = {(pair.gold, pair.answer) for pair in (*read_pairs(), *read_second())}
+    yield from (pair for pair in _read("third_") if (pair.gold, pair.answer) not in known)
+
+
 def _read(prefix: str) -> Iterator[Pair]:
     for name in ("math", "find"):
         kind = ""
@@ -48,6 +54,6 @@ def _read(prefix: str) -> Iterator[Pair]:
                 gold, separator, answer = line[2:].partition(" ;; ")
                 assert separator, line
                 digest = hashlib.sha256(f"{gold}\t{answer}".encode()).hexdigest()
-                held_back = bool(prefix) or int(digest, 16) % HELD_BACK_ONE_IN == 0
+                held_back = prefix == "second_" or (not prefix and int(digest, 16) % HELD_BACK_ONE_IN == 0)
                 whole = answer.replace("⏎", "\n") if name == "find" else f"So the answer is $\\boxed{{{answer}}}$."
                 yield Pair(kind, line[0] == "=", gold, answer, whole, held_back)

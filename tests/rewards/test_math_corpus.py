@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import hostile_completions, hostile_pairs
-from labelled_pairs import read_pairs, read_second
+from labelled_pairs import read_pairs, read_second, read_third
 
 from rewards.math import Math
 from rewards.verdict import Status, Verdict
 
 PAIRS = list(read_pairs())
 SECOND = list(read_second())
+THIRD = list(read_third())
 VERIFY = Math()
 
 
@@ -60,6 +61,13 @@ def test_accuracy_and_false_positives_on_the_second_set() -> None:
     outcomes = Counter((VERIFY(p.completion, p.gold, {}).status is Status.CORRECT, p.equal) for p in SECOND)
     assert (outcomes[True, True] + outcomes[False, False]) / len(SECOND) >= 0.97
     assert outcomes[True, False] / (outcomes[True, False] + outcomes[False, False]) <= 0.005
+
+
+def test_accuracy_and_false_positives_on_a_reviewers_pairs() -> None:
+    outcomes = Counter((VERIFY(p.completion, p.gold, {}).status is Status.CORRECT, p.equal) for p in THIRD)
+    assert len(THIRD) >= 450 and outcomes[False, False] >= 150
+    assert (outcomes[True, True] + outcomes[False, False]) / len(THIRD) >= 0.99
+    assert outcomes[True, False] == 0
 
 
 def test_the_same_verdicts_in_a_thread_and_in_a_loop() -> None:

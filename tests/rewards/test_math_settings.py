@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +36,12 @@ def accepts(gold: str, answer: str, problem: str = "", **options) -> bool:
         ({"log_base": 0}, "\\log 5", "\\ln 5", False, True),
         ({"log_base": 0}, "\\log 5", "\\log_{10} 5", True, False),
         ({"decimal_comma": False}, "3.14", "3,14", True, False),
+        ({"decimal_comma": "always"}, "3.141", "3,141", False, True),
+        ({"decimal_comma": "always"}, "5", "5,000", False, True),
+        ({"decimal_comma": "always"}, "5000", "5,000", True, True),
+        ({"decimal_comma": "always"}, "0.125", "0,125", True, True),
+        ({"decimal_comma": "always"}, "1234.567", "1.234,567", True, True),
+        ({"decimal_comma": "always"}, "1.5", "1{,}500", False, True),
     ],
 )
 def test_each_setting_changes_what_it_says(options, gold, answer, default, with_it) -> None:
@@ -47,6 +55,8 @@ def test_an_answer_that_restates_the_problem_is_refused() -> None:
     assert accepts("14", "\\sqrt{16}+\\binom{5}{2}", problem, problem_column=None)
     assert accepts("14", "4+10", problem)
     assert accepts("x+1", "x + 1", "Simplify $x+1$.")
+    # Only copies are refused.
+    assert accepts("14", "\\binom{5}{2}+\\sqrt{16}", problem)
 
 
 def test_sums_and_integrals_are_not_worked_out() -> None:
@@ -86,14 +96,24 @@ def test_where_to_look_is_configured() -> None:
     assert Math(find=("boxed",))("The answer is 5.", "5", {}).status is Status.UNPARSEABLE
 
 
-@pytest.mark.parametrize("options", [{"find": ()}, {"find": ("box",)}, {"percent": "yes"}, {"log_base": 1}])
+@pytest.mark.parametrize(
+    "options", [{"find": ()}, {"find": ("box",)}, {"percent": "yes"}, {"log_base": 1}, {"decimal_comma": "ever"}]
+)
 def test_a_wrong_setting_is_refused(options) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Math(**options)
 
 
-def test_an_empty_reference_is_the_data_sets_fault() -> None:
-    assert Math()("\\boxed{5}", "", {}).status is Status.ERROR
+@pytest.mark.parametrize("reference", ["", " ", None, [], ["3", "4"], [None], {"answer": "3"}])
+def test_a_reference_that_is_empty_or_no_text_is_the_data_sets_fault(reference) -> None:
+    verdict = Math()("\\boxed{None}", reference, {})
+    assert verdict.status is Status.ERROR and "the reference" in verdict.reason
+
+
+@pytest.mark.parametrize("reference", ["3", 3, 3.0, Fraction(3), ["3"], (3,), [["3"]]])
+def test_a_reference_may_be_a_number_or_a_list_of_one(reference) -> None:
+    assert Math()("\\boxed{3}", reference, {}).status is Status.CORRECT
+    assert Math()("\\boxed{4}", reference, {}).status is Status.WRONG
 
 
 def test_the_cache_answers_the_same_pair_and_only_it() -> None:

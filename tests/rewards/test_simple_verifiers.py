@@ -34,6 +34,31 @@ RIGHT, WRONG, NONE = Status.CORRECT, Status.WRONG, Status.UNPARSEABLE
         ("<answer>2 1/2</answer>", "2.5", RIGHT),
         ("<answer>0.333</answer>", "1/3", WRONG),
         ("<answer>9007199254740993</answer>", "9007199254740992", WRONG),
+        *(
+            (f"<answer>5 {words}</answer>", "5", NONE)
+            for words in (
+                "plus six",
+                "minus two",
+                "point five",
+                "to six",
+                "squared",
+                "not really",
+                "maybe six",
+                "hundredths",
+                "times ten",
+                "k",
+                "x",
+                "below",
+                "red or blue",
+            )
+        ),
+        *(
+            (f"<answer>5 {words}</answer>", "5", RIGHT)
+            for words in ("apples", "km/h", "miles per hour", "square inches", "dollars", "percent")
+        ),
+        ("\\boxed{1.5\\text{ million}}", "1.5", NONE),
+        ("\\boxed{\\text{14 dollars}}", "14", RIGHT),
+        ("\\boxed{\\text{15 dollars}}", "14", WRONG),
         ("nothing here", "5", NONE),
         ("", "5", NONE),
         ("\\boxed{5}", "a word", Status.ERROR),
@@ -112,7 +137,14 @@ def test_exact() -> None:
     assert Exact(case_sensitive=True)("<answer>new york</answer>", "New York", {}).status is WRONG
     assert Exact(strict=True)("<answer>New York.</answer>", "New York", {}).status is WRONG
     assert verify("<answer></answer>", "x", {}).status is NONE
-    assert verify("<answer>x</answer>", "", {}).status is Status.ERROR
+    for empty in ("", " ", None, [], ["x", ""], [None]):
+        assert verify("<answer>x</answer>", empty, {}).status is Status.ERROR
+
+
+@pytest.mark.parametrize(("reference", "answer"), [(5, "5"), (0, "0"), (False, "false"), (2.5, "2.5"), ((7, "x"), "7")])
+def test_exact_references_that_are_no_text(reference, answer) -> None:
+    assert Exact()(f"<answer>{answer}</answer>", reference, {}).status is RIGHT
+    assert Exact()(f"<answer>{answer}1</answer>", reference, {}).status is WRONG
 
 
 @pytest.mark.parametrize(
