@@ -66,6 +66,26 @@ def check_gold_answers(
     return sound
 
 
+def check_verifiers(specs: Sequence[VerifierSpec]) -> None:
+    """Build every verifier as a run does, in processes that end at once.
+
+    Raises:
+        ValueError: some cannot be built; each is told by its name.
+    """
+    if _build_problem(specs) is None:
+        return
+    found = [(spec.name, problem) for spec in specs if (problem := _build_problem([spec]))]
+    raise ValueError("\n".join(f"verifiers: {name!r}: {problem}" for name, problem in found))
+
+
+def _build_problem(specs: Sequence[VerifierSpec]) -> str | None:
+    try:
+        VerifierPool(specs, workers=1).close()
+    except ValueError as problem:
+        return str(problem)
+    return None
+
+
 def _how_many(checked: int, of: int) -> str:
     if checked == of:
         return f"all {of:,} prompts"

@@ -20,7 +20,7 @@ from grpo.cluster import Cluster
 from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.generator_group import GeneratorGroup
-from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
+from grpo.preparation import check_positions, check_prompt_count, load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
@@ -56,16 +56,12 @@ class TrainingRun:
         require_peft(settings.learner)
         self.settings = settings
         self._progress = progress
+        check_positions(settings)
         self._policy_path = local_or_hub(settings.policy.path or "")
         tokenizer = load_tokenizer(self._policy_path)
         limit = settings.rollout.max_prompt_tokens
         self.training = load_prompts(settings.data, tokenizer, max_tokens=limit)
-        wanted = settings.rollout.prompts_per_step
-        if len(self.training.prompts) < wanted:
-            raise ValueError(
-                f"the data has {len(self.training.prompts)} prompts that fit, fewer than "
-                f"rollout.prompts_per_step={wanted}: a step would ask the same question twice; lower it or add data"
-            )
+        check_prompt_count(self.training, settings.rollout)
         self.held_out: PromptSet | None = None
         if settings.evaluation:
             self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit)

@@ -11,6 +11,8 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of the configuration. Unknown keys are refused; values are not changed after they are read."""
+    """A part of the configuration. Unknown keys and numbers that are not finite are refused; values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )

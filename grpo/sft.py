@@ -17,7 +17,7 @@ from grpo.data import Cursor, load_rows, load_supervised
 from grpo.interrupt import Interrupt
 from grpo.packing import TrainingSequence
 from grpo.policy import make_policy
-from grpo.preparation import load_tokenizer, local_or_hub, plan_of
+from grpo.preparation import check_positions, load_tokenizer, local_or_hub, plan_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.run_folder import open_folder, skipped_folder
@@ -37,6 +37,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         TimeoutError: something did not come within its deadline; the message says what.
     """
     require_peft(settings.learner)
+    check_positions(settings)
     folder, schedule = Path(settings.run.folder), settings.sft
     found = open_folder(settings.run, settings, progress)
     start = _starting_policy(settings, folder, make_anew=found is None)
