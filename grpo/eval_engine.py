@@ -9,8 +9,8 @@ from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
+from grpo.chat import render
 from grpo.cluster import Cluster, Plan
-from grpo.data import render
 from grpo.eval_config import EvalConfig, Task
 from grpo.eval_model import Model
 from grpo.eval_tasks import Problem

@@ -248,11 +248,12 @@ def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]
     limit = settings.rollout.max_prompt_tokens
     prompts: list[Sequence[Prompt]] = []
     unreachable: list[str] = []
-    for name, source in (("training", settings.data), ("held out", settings.evaluation and settings.evaluation.data)):
-        if not source:
-            continue
+    sources = [("training", "data", settings.data)]
+    if settings.evaluation:
+        sources.append(("held out", "evaluation.data", settings.evaluation.data))
+    for name, where, source in sources:
         try:
-            found = load_prompts(source, tokenizer, max_tokens=limit)
+            found = load_prompts(source, tokenizer, max_tokens=limit, where=where)
         except HubUnreachable as failure:
             table.add_row(name, "unknown: the hub does not answer")
             unreachable.append(f"{name} data could not be checked: {failure}")

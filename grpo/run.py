@@ -64,7 +64,7 @@ class TrainingRun:
         check_prompt_count(self.training, settings.rollout)
         self.held_out: PromptSet | None = None
         if settings.evaluation:
-            self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit)
+            self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit, where="evaluation.data")
         self.specs = specs_of(settings.verifiers)
         for prompts in (self.training, self.held_out):
             check_rows(self.specs, ((prompt.id, prompt.row) for prompt in prompts.prompts) if prompts else ())

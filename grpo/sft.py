@@ -13,7 +13,7 @@ from grpo.batching import batch
 from grpo.closing_table import ClosingTable
 from grpo.cluster import Cluster
 from grpo.config import SftConfig
-from grpo.data import Cursor, load_rows, load_supervised
+from grpo.data import Cursor, column, load_rows, load_supervised
 from grpo.interrupt import Interrupt
 from grpo.packing import TrainingSequence
 from grpo.policy import make_policy
@@ -92,7 +92,9 @@ def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> s
         texts = []
         if new.tokenizer == "bpe":
             rows = load_rows(settings.data)
-            texts = [str(row[settings.data.prompt]) + str(row[settings.data.response]) for row in rows]
+            questions = column(rows, settings.data.prompt, "data.prompt")
+            responses = column(rows, settings.data.response, "data.response")
+            texts = [f"{question}{response}" for question, response in zip(questions, responses, strict=True)]
         make_policy(new, texts, made, settings.run.seed)
     return str(made.absolute())
 

@@ -266,6 +266,14 @@ def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
     assert time.monotonic() - begun < 60
 
 
+def test_check_names_the_section_of_held_out_data(config: Path) -> None:
+    held_out = "evaluation={data: {generator: grpo.arithmetic:questions, options: {count: 5}}}"
+    for override, told in (("options.helf_out=true", "evaluation.data.options="), ("prompt=x", "data.prompt='x'")):
+        result = invoke("check", config, held_out, f"evaluation.data.{override}")
+        assert result.exit_code == 2 and told in result.stderr, result.output
+        assert "evaluation.data." in result.stderr
+
+
 def test_check_of_mixed_data(config: Path) -> None:
     rows = [
         {"prompt": "1", "answer": "1", "kind": "sum"},
