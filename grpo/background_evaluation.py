@@ -231,6 +231,7 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
             "use": verifier.use,
             "options": verifier.options,
             "deadline_s": settings.verification.deadline_s,
+            "memory_mib": settings.verification.memory_mib,
         },
         "sampling": {
             "temperature": 0.0,

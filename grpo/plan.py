@@ -74,7 +74,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
         console.print(_supervised_data(settings))
         return True
     specs = specs_of(settings.verifiers)
-    check_verifiers(specs)
+    check_verifiers(specs, settings.verification.memory_mib)
     table, prompts, unreachable = _prompts(settings)
     console.print(table)
     isolation = isolation_table(settings.verifiers, _table("sandbox"))

@@ -116,6 +116,7 @@ class TrainingRun:
             )
         )
         pool = settings.verification.model_dump(include={"workers", "deadline_s"})
+        pool["memory_mb"] = settings.verification.memory_mib
         if not settings.verification.per_node:
             with progress.phase("starting the verifiers"):
                 self._pool = opened.enter_context(VerifierPool(self.specs, **pool))

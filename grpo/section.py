@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+# Less does not hold a worker of the verifiers.
+WorkerMemory = Annotated[int, Field(ge=64)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from grpo.section import Positive, Seconds, Section
+from grpo.section import Positive, Seconds, Section, WorkerMemory
 
 Cell = bool | int | float | str
 
@@ -37,6 +37,8 @@ class Verification(Section):
     """One pool on every node of the Ray cluster; by default one on the driver's node."""
     deadline_s: Seconds = 10.0
     """A verdict that takes longer is a `timeout`, and its worker is killed."""
+    memory_mib: WorkerMemory | None = 2048
+    """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops when more than this share of a step's verdicts are `timeout` or `error`."""
 

@@ -274,6 +274,17 @@ def test_check_names_the_section_of_held_out_data(config: Path) -> None:
         assert "evaluation.data." in result.stderr
 
 
+def test_a_verifier_has_the_memory_that_is_asked_for(config: Path) -> None:
+    hungry = config.with_name("hungry.py")
+    hungry.write_text("def verify(completion, reference):\n    return len(bytes(3 << 30)) > 0\n")
+    verifiers = [{"name": "own", "use": f"{hungry}:verify"}]
+    rows: list[dict[str, object]] = [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": "2"}]
+    told = check_rows_of(config, rows, verifiers=verifiers).stdout
+    assert "0 of 2 gold answers" in told and "2048 MiB of address space, as memory_mib says" in told
+    told = check_rows_of(config, rows, "verification.memory_mib=4096", verifiers=verifiers).stdout
+    assert "2 of 2 gold answers" in told
+
+
 def test_check_of_mixed_data(config: Path) -> None:
     rows = [
         {"prompt": "1", "answer": "1", "kind": "sum"},
