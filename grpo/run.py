@@ -19,11 +19,12 @@ from grpo.batching import TrainBatch
 from grpo.cluster import Cluster
 from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.failure_share import FailureShare
 from grpo.generator_group import GeneratorGroup
 from grpo.preparation import check_positions, check_prompt_count, load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
+from grpo.rollout import Verifying, collect, seed_of, with_refills
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.staleness import OpenGroups
@@ -73,6 +74,7 @@ class TrainingRun:
         self.step = 0
         # The version that the learner will be when it has done all that was asked of it.
         self._begun = 0
+        self._failures = FailureShare(settings.verification.max_failure_share)
         self._checkpoint_s: float | None = None
         self._closing = contextlib.ExitStack()
 
@@ -230,7 +232,7 @@ class TrainingRun:
             lambda count, number: self.rollouts.take(count, watch, number),
             self.settings.algorithm.refill_rounds,
         )
-        check_failures(groups, self.settings.verification.max_failure_share)
+        self._failures.check(groups)
         return groups
 
     def learn(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
@@ -269,7 +271,7 @@ class TrainingRun:
         watch = Stopwatch()
         with ACTIVITY.within("evaluate"):
             groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
-        check_failures(groups, self.settings.verification.max_failure_share)
+        FailureShare(self.settings.verification.max_failure_share).check(groups)
         # What an evaluation asked of the pool is not a step's.
         self._pool.take_recent()
         self.report.evaluation(self.step, groups)

@@ -40,7 +40,8 @@ class Verification(Section):
     memory_mib: WorkerMemory | None = 2048
     """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The run stops when more than this share of a step's verdicts are `timeout` or `error`."""
+    """The run stops when more than this share of a step's verdicts, or of a verifier's last 50 or more, are `timeout`
+    or `error`."""
 
 
 def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
