@@ -44,10 +44,12 @@ class VerifierActor:
         self._pool = VerifierPool(specs, workers=workers, deadline_s=deadline_s, memory_mb=memory_mb)
 
     async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
+        """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
 
     async def take_recent(self) -> dict[str, Tally]:
+        """What was counted on this node since this was last asked, by verifier."""
         return self._pool.take_recent()
 
 
