@@ -67,6 +67,7 @@ class TrainingRun:
         if settings.evaluation:
             self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit, where="evaluation.data")
         self.specs = specs_of(settings.verifiers)
+        self._failures = FailureShare(settings.verification.max_failure_share)
         for prompts in (self.training, self.held_out):
             check_rows(self.specs, ((prompt.id, prompt.row) for prompt in prompts.prompts) if prompts else ())
         self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
@@ -74,7 +75,6 @@ class TrainingRun:
         self.step = 0
         # The version that the learner will be when it has done all that was asked of it.
         self._begun = 0
-        self._failures = FailureShare(settings.verification.max_failure_share)
         self._checkpoint_s: float | None = None
         self._closing = contextlib.ExitStack()
 
