@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
 
 class LearnerActor:
-    """A learner rank in a Ray process of its own; the driver never imports DeepSpeed."""
+    """A learner rank in a Ray process of its own; the driver never imports DeepSpeed.
+
+    Once it is started, its methods are those of `grpo.learner.LearnerRank`, on this rank's share of a batch.
+    """
 
     def __init__(self, setup: LearnerSetup) -> None:
         self._setup = setup
@@ -55,6 +58,7 @@ class LearnerActor:
         return free_address()
 
     def start(self, master_address: str, master_port: int) -> None:
+        """Load the policy and meet the other ranks at an address."""
         from grpo.learner import LearnerRank
 
         self._rank = LearnerRank(self._setup, master_address, master_port)

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import yaml
 
 from grpo.config import TrainConfig
-from grpo.data import PromptSet
+from grpo.data import PromptSet, cell
 
 FOLDER, TASK = "evaluations", "held_out"
-# The question as training asks it, template and all.
-_ASKED = "asked"
+# The question as training asks it, template and all, and its reference.
+_ASKED, _REFERENCE = "asked", "reference_answer"
 # There until the numbers of the step are reported.
 _POLICY = "policy"
 _NAME = re.compile(r"step_(\d+)")
@@ -66,7 +66,7 @@ class BackgroundEvaluation:
         """Write the task; nothing is started yet.
 
         Raises:
-            ValueError: training has all GPUs that are known of, and the evaluation none.
+            ValueError: training has all GPUs that are known of, and the evaluation none; questions are no plain text.
         """
         evaluation = settings.evaluation
         assert evaluation is not None
@@ -224,15 +224,21 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
     data, verifier = evaluation.data, settings.verifiers[0]
     with (folder / f"{TASK}.jsonl").open("w", encoding="ascii") as file:
         for prompt in held_out.prompts:
-            asked = data.template.replace("{prompt}", str(prompt.row[data.prompt]))
-            file.write(json.dumps({**prompt.row, _ASKED: asked}, default=str) + "\n")
+            question = cell(prompt.row, data.prompt)
+            if not isinstance(question, str):
+                raise ValueError(
+                    f"evaluation.data.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background asks "
+                    "plain text; use evaluation.mode=inline"
+                )
+            asked = {_ASKED: data.template.replace("{prompt}", question), _REFERENCE: prompt.reference}
+            file.write(json.dumps({**prompt.row, **asked}, default=str) + "\n")
     task = {
         "name": TASK,
         "source": "the held-out data of this run (evaluation.data)",
         "data": {
             "path": str((folder / f"{TASK}.jsonl").absolute()),
             "prompt": _ASKED,
-            "reference": data.reference,
+            "reference": _REFERENCE,
             "system": data.system,
             "chat_template": data.chat_template,
         },
@@ -240,6 +246,7 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
             "use": verifier.use,
             "options": verifier.options,
             "deadline_s": settings.verification.deadline_s,
+            "memory_mib": settings.verification.memory_mib,
         },
         "sampling": {
             "temperature": 0.0,

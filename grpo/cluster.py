@@ -17,7 +17,7 @@ from grpo import config
 from grpo.actors import LearnerActor, LearnerGroup, free_address, wait_for
 from grpo.generator_group import GeneratorGroup, Limits
 from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
-from grpo.preflight import NodeProbes, Outcome, generator_setup, new_weights, probe_all
+from grpo.preflight import NodeProbes, Outcome, Wait, generator_setup, new_weights, probe_all
 from grpo.replica import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.setups import Device, GeneratorSetup, LearnerSetup
 
@@ -232,10 +232,24 @@ class NodeActor:
         self._actor = actor
         self._deadline_s = deadline_s
 
-    def start(self, probe: str, *arguments: Any) -> Callable[[], Outcome]:
-        """Start a method of `NodeProbes`; call the result to wait for it."""
-        reference = getattr(self._actor, probe).remote(*arguments)
-        return lambda: cast(Outcome, wait_for([reference], self._deadline_s, f"{probe} on {self.name}")[0])
+    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Wait:
+        """Start to sum a tensor over all nodes, which meet at an address."""
+        return self._wait("the all-reduce", self._actor.all_reduce.remote(address, port, rank, nodes, deadline_s))
+
+    def generation(self) -> Wait:
+        """Start vLLM and a completion."""
+        return self._wait("the generation", self._actor.generation.remote())
+
+    def weight_push(self, bucket: Any) -> Wait:
+        """Start to give vLLM other weights."""
+        return self._wait("the weight push", self._actor.weight_push.remote(bucket))
+
+    def sandbox(self) -> Wait:
+        """Start a program in the sandbox."""
+        return self._wait("the sandbox", self._actor.sandbox.remote())
+
+    def _wait(self, what: str, reference: Any) -> Wait:
+        return lambda: cast(Outcome, wait_for([reference], self._deadline_s, f"{what} on {self.name}")[0])
 
     def address(self) -> tuple[str, int]:
         """The node's address and a free port on it."""

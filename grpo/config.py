@@ -6,7 +6,7 @@ single field cannot know (whether lengths fit the token budget, say) is checked 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,38 +27,9 @@ from grpo.learner_config import LearnerConfig as LearnerConfig
 from grpo.learner_config import Lora as Lora
 from grpo.objective_config import Algorithm
 from grpo.section import Positive, Seconds, Section
-
-Cell = bool | int | float | str
-
-
-class VerifierConfig(Section):
-    """One verifier and its share of the reward. A row's first one's `correct` counts as accuracy."""
-
-    name: str
-    """Its name in the metrics."""
-    use: str
-    """Built-in name, `package.module:function`, `file.py:function`, or a `grpo.verifiers` entry point."""
-    weight: float = 1.0
-    """Its share of the reward."""
-    gate: bool = False
-    """Where it is not `correct`, the others earn nothing."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the verifier."""
-    when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
-    """Column -> value, or list of values: it judges only the rows that have them. By default it judges all."""
-
-
-class Verification(Section):
-    """The worker processes that run verifiers."""
-
-    workers: Positive = 1
-    """Processes that work at the same time: on the driver's node, or on each with `per_node`."""
-    per_node: bool = False
-    """One pool on every node of the Ray cluster; by default one on the driver's node."""
-    deadline_s: Seconds = 10.0
-    """A verdict that takes longer is a `timeout`, and its worker is killed."""
-    max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The run stops when more than this share of a step's verdicts are `timeout` or `error`."""
+from grpo.verifiers_config import Verification as Verification
+from grpo.verifiers_config import VerifierConfig as VerifierConfig
+from grpo.verifiers_config import negative_problems, verifier_problems
 
 
 class Evaluation(Section):
@@ -182,7 +153,9 @@ class TrainConfig(Section):
         found += self._sleep_problems()
         found += self._transport_problems()
         found += self._background_problems()
-        found += _verifier_problems(self.verifiers)
+        found += verifier_problems(self.verifiers)
+        if algorithm.advantage == "maxrl":
+            found += negative_problems(self.verifiers)
         return found
 
     def _sleep_problems(self) -> list[str]:
@@ -216,11 +189,8 @@ class TrainConfig(Section):
             return [
                 f"weight_sync.sparse: {where} {reason}; use gloo or object_store on GPUs apart, or leave sparse out"
             ]
-        if transport in ("nccl", "ipc") and self.cluster.device == "cpu":
-            return [
-                f"weight_sync.transport={transport} carries weights between GPUs, and cluster.device is cpu; use gloo, "
-                "object_store or auto"
-            ]
+        if self.cluster.device == "cpu" and (problem := self.weight_sync.problem_on_cpu()):
+            return [problem]
         if transport == "ipc" and not shared:
             return [
                 "weight_sync.transport=ipc hands over memory of a GPU that learner and generator share, and "
@@ -298,19 +268,3 @@ class SftConfig(Section):
                 "fewer ranks or more rows"
             )
         return found
-
-
-def _verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
-    found = []
-    names = [verifier.name for verifier in verifiers]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
-    if all(verifier.weight == 0 for verifier in verifiers):
-        found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
-    for verifier in verifiers:
-        found += [
-            f"verifiers: {verifier.name!r} has an empty list of values in when.{column}, so it judges nothing; give one"
-            for column, values in verifier.when.items()
-            if values == ()
-        ]
-    return found

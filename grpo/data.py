@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import PreTrainedTokenizerBase
 
 from grpo import config
+from grpo.chat import render, response_text
 from grpo.packing import TrainingSequence
 from grpo.types import Prompt
 
@@ -28,27 +29,36 @@ class HubUnreachable(ValueError):
     """The data set is named on the hub, and the hub does not answer: nothing is known of it."""
 
 
-def load_rows(source: config.Dataset) -> datasets.Dataset:
+def load_rows(source: config.Dataset, where: str = "data") -> datasets.Dataset:
     """Read a source whole.
+
+    Args:
+        source: the section of the configuration.
+        where: the section's name, for errors.
 
     Raises:
         HubUnreachable: the hub does not answer.
         ValueError: nothing is there, it cannot be read, or it has no rows.
     """
     if source.generator:
-        rows = _from_generator(source.generator, source.options)
+        rows = _from_generator(source.generator, source.options, where)
     elif source.path:
-        rows = _from_file(Path(source.path))
+        rows = _from_files([Path(path) for path in source.paths])
     else:
         rows = _from_hub(source)
     if source.limit:
         rows = rows.select(range(min(source.limit, len(rows))))
     if len(rows) == 0:
-        raise ValueError(f"{source.generator or source.path or source.hub} has no rows")
+        raise ValueError(f"{_name(source)} has no rows")
     return rows
 
 
-def _from_generator(dotted: str, options: dict[str, Any]) -> datasets.Dataset:
+def _name(source: config.Dataset) -> str:
+    """What rows are called after: their generator, first file or hub name."""
+    return source.generator or next(iter(source.paths), None) or source.hub or ""
+
+
+def _from_generator(dotted: str, options: dict[str, Any], where: str) -> datasets.Dataset:
     module, _, function = dotted.partition(":")
     try:
         generator = getattr(importlib.import_module(module), function)
@@ -59,25 +69,30 @@ def _from_generator(dotted: str, options: dict[str, Any]) -> datasets.Dataset:
     try:
         inspect.signature(generator).bind(**options)
     except TypeError as failure:
-        raise ValueError(f"the generator {dotted!r} does not take data.options={options}: {failure}") from failure
+        raise ValueError(f"the generator {dotted!r} does not take {where}.options={options}: {failure}") from failure
     made = list(generator(**options))
     # A column may be missing from some rows, the first among them.
     columns = dict.fromkeys(column for row in made for column in row)
     return datasets.Dataset.from_dict({column: [row.get(column) for row in made] for column in columns})
 
 
-def _from_file(path: Path) -> datasets.Dataset:
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path} should end in one of {', '.join(FORMATS)}")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
-    # `datasets` calls a file of blank lines corrupt.
-    if path.stat().st_size < SMALL_FILE and path.read_bytes().strip() in (b"", b"[]"):
-        raise ValueError(f"{path} is empty")
+def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
+    for path in paths:
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{path} should end in one of {', '.join(FORMATS)}")
+        if not path.is_file():
+            raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
+        # `datasets` calls a file of blank lines corrupt.
+        if path.stat().st_size < SMALL_FILE and path.read_bytes().strip() in (b"", b"[]"):
+            raise ValueError(f"{path} is empty")
+    names = ", ".join(map(str, paths))
+    if len({FORMATS[path.suffix] for path in paths}) > 1:
+        raise ValueError(f"{names} are of different formats; give files of one")
     try:
-        return datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+        return datasets.load_dataset(FORMATS[paths[0].suffix], data_files=[str(path) for path in paths], split="train")
     except (datasets.exceptions.DatasetsError, ValueError) as failure:
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {failure.__cause__ or failure}") from failure
+        kind = paths[0].suffix[1:]
+        raise ValueError(f"{names} cannot be read as {kind}: {failure.__cause__ or failure}") from failure
 
 
 def _from_hub(source: config.Dataset) -> datasets.Dataset:
@@ -94,30 +109,44 @@ def _from_hub(source: config.Dataset) -> datasets.Dataset:
         ) from failure
 
 
-def _column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
-    if name not in rows.column_names:
-        raise ValueError(f"{key}={name!r} is not a column of the data; it has {', '.join(rows.column_names)}")
-    values: list[Any] = rows[name][:]
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """A row's value in a column; one nested in others is named with dots (`reward_model.ground_truth`).
+
+    None where what should hold it is empty.
+    """
+    value: Any = row
+    for part in [name] if name in row else name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
+    """A column's values.
+
+    Args:
+        rows: which have it.
+        name: of the column, with dots where it is nested.
+        key: of the configuration that names it, for errors.
+
+    Raises:
+        ValueError: there is none, or a row has nothing in it.
+    """
+    known = _column_names(rows.features)
+    if name not in rows.column_names and name not in known:
+        raise ValueError(f"{key}={name!r} is not a column of the data; it has {', '.join(known)}")
+    values = rows[name][:] if name in rows.column_names else [cell(row, name) for row in rows.to_list()]
     for index, value in enumerate(values):
         if value is None:
             raise ValueError(f"row {index} has nothing in column {name!r} ({key})")
     return values
 
 
-def render(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[str]:
-    """What the policy reads for each question: the template, inside the chat template where there is one."""
-    texts = [source.template.replace("{prompt}", str(question)) for question in questions]
-    if source.chat_template == "never" or not tokenizer.chat_template:
-        return texts
-    system = [{"role": "system", "content": source.system}] if source.system else []
-    return [
-        str(
-            tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        for text in texts
-    ]
+def _column_names(features: Mapping[str, Any], before: str = "") -> list[str]:
+    found = []
+    for name, feature in features.items():
+        nested = isinstance(feature, Mapping) and feature
+        found += _column_names(feature, f"{before}{name}.") if nested else [f"{before}{name}"]
+    return found
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
@@ -132,20 +161,29 @@ class PromptSet:
     dropped: int
 
 
-def load_prompts(source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> PromptSet:
+def load_prompts(
+    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, where: str = "data"
+) -> PromptSet:
     """Read a source as prompts; those longer than `max_tokens` are dropped and counted.
 
+    Args:
+        source: the section of the configuration.
+        tokenizer: the policy's.
+        max_tokens: of a prompt, templates included.
+        where: the section's name, for errors.
+
     Raises:
-        ValueError: a missing column, an empty cell, or no prompt that fits.
+        ValueError: a missing column, an empty cell, a question that is neither text nor chat messages, messages
+            without a chat template, or no prompt that fits.
     """
-    rows = load_rows(source)
-    questions = _column(rows, source.prompt, "data.prompt")
-    references = _column(rows, source.reference, "data.reference")
-    texts = render(source, tokenizer, questions)
+    rows = load_rows(source, where)
+    questions = column(rows, source.prompt, f"{where}.prompt")
+    references = column(rows, source.reference, f"{where}.reference")
+    texts = render(source, tokenizer, questions, where=where)
     # A chat template writes the special tokens itself.
     chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
     token_ids = _tokenize(tokenizer, texts, special=not chat)
-    name = source.generator or source.path or source.hub
+    name = _name(source)
     prompts = tuple(
         Prompt(f"{name}:{index}", text, tuple(ids), reference, row)
         for index, (text, ids, reference, row) in enumerate(
@@ -170,13 +208,17 @@ def load_supervised(
         The sequences, and how many rows were dropped because they are longer than `max_tokens`.
 
     Raises:
-        ValueError: a missing column, an empty cell, a tokenizer without an end token, or no row that fits.
+        ValueError: a missing column, an empty cell, a question or response that is neither text nor chat messages, a
+            tokenizer without an end token, or no row that fits.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token, so a policy could not learn to stop")
     rows = load_rows(source)
-    questions = _column(rows, source.prompt, "data.prompt")
-    responses = [str(response) for response in _column(rows, source.response, "data.response")]
+    questions = column(rows, source.prompt, "data.prompt")
+    responses = [
+        response_text(response, f"row {index}: column {source.response!r} (data.response)")
+        for index, response in enumerate(column(rows, source.response, "data.response"))
+    ]
     chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
     prompt_ids = _tokenize(tokenizer, render(source, tokenizer, questions), special=not chat)
     response_ids = _tokenize(tokenizer, responses, special=False)

@@ -9,7 +9,7 @@ from pydantic import Field
 from grpo.code_rewards import code_problems
 from grpo.config import Cluster, Dataset, GeneratorConfig, VerifierConfig
 from grpo.learner_config import Dtype
-from grpo.section import Positive, Seconds, Section
+from grpo.section import Positive, Seconds, Section, WorkerMemory
 
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -33,6 +33,8 @@ class TaskVerifier(Section):
     """Keyword arguments of the verifier."""
     deadline_s: Seconds = 10.0
     """A verdict that takes longer is a `timeout`, and its worker is killed."""
+    memory_mib: WorkerMemory | None = 2048
+    """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
 
 
 class TaskSampling(Section):

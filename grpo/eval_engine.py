@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from grpo.chat import render
 from grpo.cluster import Cluster, Plan
-from grpo.data import render
 from grpo.eval_config import EvalConfig, Task
 from grpo.eval_model import Model
 from grpo.eval_tasks import Problem
 from grpo.eval_types import Question, Sample
 from grpo.learner_config import Dtype
+from grpo.preparation import wants_gpus
 from grpo.setups import GeneratorSetup
 from grpo.types import Prompt, SamplingParams
 
@@ -39,8 +39,7 @@ def prompts_of(task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTok
 
 def dtype_of(settings: EvalConfig) -> Dtype:
     """Of weights and activations, where the evaluation does not say."""
-    on_gpu = settings.cluster.device == "gpu" or (settings.cluster.device == "auto" and torch.cuda.is_available())
-    return settings.dtype or ("bfloat16" if on_gpu else "float32")
+    return settings.dtype or ("bfloat16" if wants_gpus(settings.cluster) else "float32")
 
 
 def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from grpo import checkpoint
 from grpo.eval_store import file_digest
+from grpo.policy import context_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def open_model(given: str) -> Model:
         if not commit:
             raise ValueError(f"the hub does not say which commit of {path!r} it gave; download it and give the folder")
         identity = f"commit:{commit}"
-    return Model(given, path, identity, getattr(config.get_text_config(), "max_position_embeddings", None))
+    return Model(given, path, identity, context_of(config))
 
 
 def folder_digest(folder: Path) -> str:

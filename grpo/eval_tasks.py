@@ -99,7 +99,7 @@ def load_problems(task: Task, limit: int | None = None) -> list[Problem]:
 
 def _rows(task: Task) -> datasets.Dataset:
     if not task.files or task.data.path:
-        return load_rows(task.data)
+        return load_rows(task.data, "task.data")
     # Repositories with a loading script are no longer read by `datasets`; their files are.
     urls = [f"hf://datasets/{task.data.hub}/{name}" for name in task.files]
     try:
@@ -116,6 +116,8 @@ def _problem(task: Task, index: int, row: dict[str, Any]) -> Problem:
     reference = _shuffle(task, name, row) if task.choices else _reference(task, row[task.data.reference])
     if reference is None or row[task.data.prompt] in (None, ""):
         raise ValueError(f"{name}: the row has no question or no reference; mend the data or leave the row out")
+    if isinstance(row[task.data.prompt], list | dict):
+        raise ValueError(f"{name}: column {task.data.prompt!r} holds no text; name a column of questions")
     question = _fill(task.data.template, {**row, "prompt": row[task.data.prompt]})
     digest = hashlib.blake2b(
         json.dumps([question, reference], sort_keys=True, default=str).encode(), digest_size=12

@@ -170,7 +170,7 @@ def _prepare(
 def _pool(settings: EvalConfig, job: Job) -> VerifierPool:
     verifier = job.task.verifier
     spec = VerifierSpec(job.task.name, verifier.use, verifier.options)
-    return VerifierPool([spec], workers=settings.workers, deadline_s=verifier.deadline_s)
+    return VerifierPool([spec], workers=settings.workers, deadline_s=verifier.deadline_s, memory_mb=verifier.memory_mib)
 
 
 def _check_problems(job: Job, records: Mapping[Key, Record]) -> None:

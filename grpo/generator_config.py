@@ -82,6 +82,15 @@ class WeightSyncConfig(Section):
     deadline_s: Seconds = 600.0
     """Longest wait for any part of a push: for a generator to come, or for one piece to be sent or loaded."""
 
+    def problem_on_cpu(self) -> str | None:
+        """What is wrong with the transport where the run computes on CPUs, with the remedy."""
+        if self.transport not in ("nccl", "ipc"):
+            return None
+        return (
+            f"weight_sync.transport={self.transport} carries weights between GPUs, and this run computes on CPUs "
+            "(cluster.device); use gloo, object_store or auto"
+        )
+
     def choose(self, device: Literal["cpu", "cuda"], nodes: int, *, share_gpus: bool) -> ChosenTransport:
         """The transport of a run.
 
@@ -93,11 +102,8 @@ class WeightSyncConfig(Section):
         Raises:
             ValueError: the chosen one needs a GPU and there is none.
         """
-        if self.transport in ("nccl", "ipc") and device == "cpu":
-            raise ValueError(
-                f"weight_sync.transport={self.transport} carries weights between GPUs, and this run computes on CPUs; "
-                "use gloo, object_store or auto"
-            )
+        if device == "cpu" and (problem := self.problem_on_cpu()):
+            raise ValueError(problem)
         if self.transport != "auto":
             return self.transport
         if device == "cuda" and not self.sparse:

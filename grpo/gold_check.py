@@ -51,7 +51,12 @@ def check_gold_answers(
         # A pool of its own for each verifier: where one hangs, its calls do not stand in the others' way.
         named = [spec for spec in specs if spec.name == name]
         with (
-            VerifierPool(named, workers=verification.workers, deadline_s=verification.deadline_s) as pool,
+            VerifierPool(
+                named,
+                workers=verification.workers,
+                deadline_s=verification.deadline_s,
+                memory_mb=verification.memory_mib,
+            ) as pool,
             _progress(console) as progress,
         ):
             task = progress.add_task(f"checking {name}", total=len(own))
@@ -64,6 +69,30 @@ def check_gold_answers(
         _show(name, len(own), report, console)
         sound = sound and report.sound
     return sound
+
+
+def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> None:
+    """Build every verifier as a run does, in processes that end at once.
+
+    Args:
+        specs: the configured verifiers.
+        memory_mib: address space of a worker; None for no limit.
+
+    Raises:
+        ValueError: some cannot be built; each is told by its name.
+    """
+    if _build_problem(specs, memory_mib) is None:
+        return
+    found = [(spec.name, problem) for spec in specs if (problem := _build_problem([spec], memory_mib))]
+    raise ValueError("\n".join(f"verifiers: {name!r}: {problem}" for name, problem in found))
+
+
+def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str | None:
+    try:
+        VerifierPool(specs, workers=1, memory_mb=memory_mib).close()
+    except ValueError as problem:
+        return str(problem)
+    return None
 
 
 def _how_many(checked: int, of: int) -> str:

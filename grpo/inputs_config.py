@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from grpo.learner_config import Dtype
 from grpo.section import Positive, Section
@@ -54,6 +54,14 @@ class Policy(Section):
     """Of the forward pass and of the generators; the optimizer always works on float32 weights."""
 
 
+def _files(value: object) -> object:
+    # Of a union pydantic would tell one error for each of its sides.
+    names = list(value) if isinstance(value, list | tuple) else [value]
+    if value is None or (names and all(isinstance(name, str) for name in names)):
+        return value
+    raise ValueError("expected a file, or a list of files")
+
+
 class Dataset(Section):
     """Rows, from one of three places, and which columns mean what."""
 
@@ -63,26 +71,31 @@ class Dataset(Section):
     """The hub data set's configuration name."""
     split: str = "train"
     """The hub data set's split."""
-    path: str | None = None
-    """Local `.jsonl`, `.json` or `.parquet` file; read instead of the hub where both are given."""
+    path: Annotated[str | tuple[str, ...] | None, BeforeValidator(_files)] = None
+    """Local `.jsonl`, `.json` or `.parquet` file, or a list of such; read instead of the hub where both are given."""
     generator: str | None = None
     """`package.module:function` that yields rows; it is called with `options`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the generator."""
     prompt: str = "prompt"
-    """Column with the question."""
+    """Column with the question: text, or a list of chat messages. Of nested columns write `outer.inner`."""
     reference: str = "answer"
     """Column with the reference answer (training, evaluation)."""
     response: str = "response"
     """Column with the response to learn from (supervised fine-tuning)."""
     template: str = "{prompt}"
-    """What the policy is asked; `{prompt}` stands for the question."""
+    """What the policy is asked; `{prompt}` stands for the question, of chat messages for the last of them."""
     system: str | None = None
     """System message, where a chat template is used."""
     chat_template: Literal["auto", "never"] = "auto"
     """`auto` uses the tokenizer's chat template where it has one."""
     limit: Positive | None = None
     """Read only so many rows."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The local files; none where rows come from elsewhere."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
 def policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:

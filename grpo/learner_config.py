@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from grpo.section import Positive, Section
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -55,7 +56,8 @@ class LearnerConfig(Section):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Of the learning rate after the warm-up, to 0 at the last step for cosine and linear."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """How much Adam's means of the gradient, and of its square, keep of themselves at each step."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the whole gradient."""

@@ -53,7 +53,16 @@ class Terms:
 
 
 def advantages_of(algorithm: Algorithm, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """The configured advantage of each rollout: float32 [P, G], 0 where not valid."""
+    """The configured advantage of each rollout: float32 [P, G], 0 where not valid.
+
+    Args:
+        algorithm: with the choice, whose equation and paper are with its function in `grpo.advantages`.
+        rewards_PG: float [prompts, completions of a group], any value where not valid.
+        valid_PG: bool, same shape; False where a verdict failed or the row is padding.
+
+    Raises:
+        ValueError: the shapes differ, or a valid reward is negative and the advantage is `maxrl`.
+    """
     match algorithm.advantage:
         case "group_std":
             return advantages.group_normalised(rewards_PG, valid_PG)

@@ -148,6 +148,8 @@ assert set(PRESETS) == set(get_args(Preset))
 _NEEDS_GROUP = frozenset(get_args(Advantage)) - {"reinforce++"}
 # Ratios with the two edges of PPO, which a third edge can be added to.
 _TWO_EDGES = ("token", "sequence", "sequence_token")
+# An upper edge so far from 1 is taken for a percentage; CISPO's, which bounds a weight and no step, may lie anywhere.
+_PERCENT = 10.0
 
 
 class Algorithm(Section):
@@ -178,7 +180,7 @@ class Algorithm(Section):
     kl: KL = "none"
     """Estimator of the divergence from the reference."""
     kl_coefficient: NotNegative = 0.0
-    """Weight of the divergence; 0 keeps no reference."""
+    """Weight of the divergence; above 0 wherever `kl` names an estimator."""
     kl_place: Literal["loss", "reward"] = "loss"
     """Where the divergence is added."""
     kl_corrected: bool = False
@@ -265,12 +267,22 @@ class Algorithm(Section):
                 f"algorithm.dual_clip={self.dual_clip} must lie above the upper edge 1 + algorithm.clip_high="
                 f"{1 + self.clip_high:g}; 3 is usual"
             )
+        if self.ratio not in ("cispo", "soft") and self.clip_high >= _PERCENT:
+            yield (
+                f"algorithm.clip_high={self.clip_high:g} lets algorithm.ratio={self.ratio} grow up to "
+                f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage: DAPO's is 0.28"
+            )
 
     def _kl_problems(self) -> Iterator[str]:
         if self.kl == "none" and self.kl_coefficient > 0:
             yield (
                 f"algorithm.kl_coefficient={self.kl_coefficient:g} has no reference to measure from, as algorithm.kl "
                 "is none; set algorithm.kl=k3, or the coefficient to 0"
+            )
+        if self.kl != "none" and not self.kl_coefficient:
+            yield (
+                f"algorithm.kl={self.kl} has no weight, as algorithm.kl_coefficient is 0, so that no divergence would "
+                "be taken; set algorithm.kl_coefficient (0.001 is a start), or algorithm.kl=none"
             )
         if self.kl_in_loss and self.kl == "k1" and not self.kl_corrected:
             yield (

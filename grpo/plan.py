@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
-from grpo.adapters import require_peft, trained_parameters
+from grpo.adapters import require_peft
 from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
 from grpo.data import HubUnreachable, load_prompts, load_supervised
-from grpo.gold_check import check_gold_answers
+from grpo.gold_check import check_gold_answers, check_verifiers
+from grpo.memory_plan import add_memory, memory_here, memory_warning, shape_of
 from grpo.objective_config import PRESETS
-from grpo.policy import shape_of as new_shape
-from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
-from grpo.sequence_parallel import check_heads
+from grpo.preparation import (
+    check_positions,
+    check_prompt_count,
+    load_tokenizer,
+    local_or_hub,
+    plan_of,
+    specs_of,
+    wants_gpus,
+)
 from grpo.types import Prompt
 from rewards.selection import check_rows
-
-GIB = 1 << 30
-# What of a learner rank's memory `learner.offload` moves to the host, by the first word of its name below.
-OFFLOADED: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "optimizer": ("optimizer",),
-    "parameters": ("weights", "optimizer"),
-}
 
 
 def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
@@ -42,74 +38,6 @@ def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
         ValueError: the file cannot be read.
     """
     return config.SftConfig if "sft" in read(path) else config.TrainConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A policy's size.
-
-    Attributes:
-        parameters: how many.
-        trained: how many have gradients and optimizer state: all, or with LoRA the adapters, which come on top.
-        cache_bytes: of the key-value cache for one token.
-        activation_bytes: kept for one token between forward and backward.
-    """
-
-    parameters: int
-    trained: int
-    cache_bytes: int
-    activation_bytes: int
-
-
-def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | None:
-    """Size of the policy; None where its config can be read neither locally nor from the hub.
-
-    Raises:
-        ValueError: a target of `learner.lora` names no linear layer of the policy, or its heads cannot be shared out as
-            `learner.sequence_parallel` asks.
-    """
-    shape: PreTrainedConfig
-    if policy.new:
-        new = policy.new
-        characters = len(set(new.alphabet)) + len(new.tags) + 3
-        shape = new_shape(new, new.vocabulary if new.tokenizer == "bpe" else characters)
-    else:
-        try:
-            shape = AutoConfig.from_pretrained(local_or_hub(policy.path or ""))
-        except (OSError, ValueError):
-            return None
-    check_heads(shape, learner.sequence_parallel)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
-    size = 2 if policy.dtype == "bfloat16" else 4
-    layers, hidden = shape.num_hidden_layers, shape.hidden_size
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    # Between forward and backward a layer keeps about 34 values per hidden unit (Korthikanti et al. 2022,
-    # arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep) in half
-    # precision; with checkpointing only its input stays.
-    per_layer = hidden * size if learner.gradient_checkpointing else 17 * hidden * size
-    return Shape(
-        sum(parameter.numel() for parameter in model.parameters()),
-        trained_parameters(model, learner.lora),
-        2 * layers * heads * head * size,
-        layers * per_layer,
-    )
-
-
-def learner_bytes(shape: Shape, policy: config.Policy, learner: config.LearnerConfig) -> dict[str, float]:
-    """Memory of one learner rank by what it is for; ZeRO (arXiv:1910.02054, section 3) shards parts of it."""
-    size = 2 if policy.dtype == "bfloat16" else 4
-    master = 4 if policy.dtype == "bfloat16" else 0
-    sharded = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    gradients = 1 if learner.reduces_once(policy.dtype) else sharded[2]
-    held = shape.parameters + (shape.trained if learner.lora else 0)
-    return {
-        "weights": held * size / sharded[3],
-        "gradients": shape.trained * 4 / gradients,
-        "optimizer (Adam, float32 weights)": shape.trained * (8 + master) / sharded[1],
-        "activations of a microbatch": shape.activation_bytes * learner.microbatch_tokens / learner.sequence_parallel,
-    }
 
 
 def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int) -> bool:
@@ -124,28 +52,34 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
         False where gold answers were checked and some did not behave; see `grpo.gold_check`.
 
     Raises:
-        ValueError: the policy or the data cannot be read as configured, the verifiers cannot be built, the sandbox
-            cannot be had as demanded, what LoRA needs is not installed, or the policy's heads cannot be shared out.
+        ValueError: the policy or the data cannot be read as configured, data are too few or sequences too long, the
+            verifiers cannot be built, the sandbox cannot be had as demanded, what LoRA needs is not installed, or the
+            policy's heads cannot be shared out.
     """
     require_peft(settings.learner)
+    check_positions(settings)
     console.print(Syntax(dump(settings), "yaml", background_color="default"))
     console.print(_actors(settings))
     if isinstance(settings, config.TrainConfig):
         console.print(_objective(settings))
     console.print(_arithmetic(settings))
-    console.print(_memory(settings))
-    warning = isinstance(settings, config.TrainConfig) and lag_warning(settings)
-    if warning:
+    shape = shape_of(settings.policy, settings.learner)
+    console.print(add_memory(_table("memory (estimate)"), settings, shape))
+    warnings = [memory_warning(settings, shape, memory_here()) if shape else None]
+    if isinstance(settings, config.TrainConfig):
+        warnings.append(lag_warning(settings))
+    for warning in filter(None, warnings):
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
     if isinstance(settings, config.SftConfig):
         console.print(_supervised_data(settings))
         return True
+    specs = specs_of(settings.verifiers)
+    check_verifiers(specs, settings.verification.memory_mib)
     table, prompts, unreachable = _prompts(settings)
     console.print(table)
     isolation = isolation_table(settings.verifiers, _table("sandbox"))
     if isolation is not None:
         console.print(isolation)
-    specs = specs_of(settings.verifiers)
     for found in prompts:
         check_rows(specs, ((prompt.id, prompt.row) for prompt in found))
     for problem in unreachable:
@@ -165,7 +99,7 @@ def _table(title: str) -> Table:
 
 def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
     plan, table = plan_of(settings), _table("actors")
-    has_gpus = settings.cluster.device == "gpu" or (settings.cluster.device == "auto" and torch.cuda.is_available())
+    has_gpus = wants_gpus(settings.cluster)
     device = "GPU" if has_gpus else "CPU"
     where = f"1 {device}" if has_gpus else f"{plan.learner_threads} thread(s)"
     learner = settings.learner
@@ -296,34 +230,6 @@ def lag_warning(settings: config.TrainConfig) -> str | None:
     )
 
 
-def _memory(settings: config.TrainConfig | config.SftConfig) -> Table:
-    table = _table("memory (estimate)")
-    shape = shape_of(settings.policy, settings.learner)
-    if shape is None:
-        table.add_row("unknown", f"the policy {settings.policy.path!r} is not here yet and the hub does not answer")
-        return table
-    lora = settings.learner.lora
-    adapters = f", and {shape.trained:,} of adapters of rank {lora.rank}, which alone are trained" if lora else ""
-    table.add_row("policy", f"{shape.parameters:,} parameters{adapters}")
-    parts = learner_bytes(shape, settings.policy, settings.learner)
-    offloaded = {name for name in parts if name.split()[0] in OFFLOADED[settings.learner.offload]}
-    for title, names in (("a learner rank", parts.keys() - offloaded), ("in the host's memory", offloaded)):
-        held = {name: size for name, size in parts.items() if name in names}
-        if held:
-            total = f"{sum(held.values()) / GIB:.2f} GiB"
-            table.add_row(title, f"{total}: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items()))
-    if isinstance(settings, config.TrainConfig):
-        size = 2 if settings.policy.dtype == "bfloat16" else 4
-        weights = shape.parameters * size / settings.generator.tensor_parallel_size
-        cache = settings.generator.max_sequences * settings.max_sequence_tokens * shape.cache_bytes
-        table.add_row(
-            "a generator",
-            f"weights {weights / GIB:.2f} GiB a device; key-value cache of {settings.generator.max_sequences} longest "
-            f"sequences {cache / GIB:.2f} GiB",
-        )
-    return table
-
-
 def _supervised_data(settings: config.SftConfig) -> Table:
     table = _table("data")
     if settings.policy.new:
@@ -342,15 +248,18 @@ def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]
     limit = settings.rollout.max_prompt_tokens
     prompts: list[Sequence[Prompt]] = []
     unreachable: list[str] = []
-    for name, source in (("training", settings.data), ("held out", settings.evaluation and settings.evaluation.data)):
-        if not source:
-            continue
+    sources = [("training", "data", settings.data)]
+    if settings.evaluation:
+        sources.append(("held out", "evaluation.data", settings.evaluation.data))
+    for name, where, source in sources:
         try:
-            found = load_prompts(source, tokenizer, max_tokens=limit)
+            found = load_prompts(source, tokenizer, max_tokens=limit, where=where)
         except HubUnreachable as failure:
             table.add_row(name, "unknown: the hub does not answer")
             unreachable.append(f"{name} data could not be checked: {failure}")
             continue
+        if name == "training":
+            check_prompt_count(found, settings.rollout)
         table.add_row(name, f"{len(found.prompts):,} prompts; {found.dropped:,} too long and left out")
         table.add_row("", f"the first: {found.prompts[0].text[:200]!r} -> {str(found.prompts[0].reference)[:80]!r}")
         prompts.append(found.prompts)

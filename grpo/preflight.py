@@ -167,13 +167,29 @@ def _tried(probe: Callable[[], str]) -> Outcome:
         return Outcome(False, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}")
 
 
+# Waits for a probe that was started.
+Wait = Callable[[], Outcome]
+
+
 class ProbedNode(Protocol):
-    """A node with its probes, as the cluster room gives it."""
+    """A node with its probes, as the cluster room gives it; call what a method gives back to wait."""
 
     name: str
 
-    def start(self, probe: str, *arguments: Any) -> Callable[[], Outcome]:
-        """Start a method of `NodeProbes`; call the result to wait for it."""
+    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Wait:
+        """Start to sum a tensor over all nodes, which meet at an address."""
+        ...
+
+    def generation(self) -> Wait:
+        """Start vLLM and a completion."""
+        ...
+
+    def weight_push(self, bucket: Any) -> Wait:
+        """Start to give vLLM other weights: `new_weights()`, or a reference to it."""
+        ...
+
+    def sandbox(self) -> Wait:
+        """Start a program in the sandbox."""
         ...
 
     def address(self) -> tuple[str, int]:
@@ -191,15 +207,14 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
     """
     address, port = nodes[0].address()
     found: dict[str, dict[str, Outcome]] = {node.name: {} for node in nodes}
-    for probe in PROBES:
-        started = []
-        for rank, node in enumerate(nodes):
-            arguments: tuple[Any, ...] = ()
-            if probe == "all-reduce":
-                arguments = (address, port, rank, len(nodes), deadline_s)
-            elif probe == "weight push":
-                arguments = (bucket,)
-            started.append((node, node.start(probe.replace(" ", "_").replace("-", "_"), *arguments)))
+    probes: dict[str, Callable[[int, ProbedNode], Wait]] = {
+        "all-reduce": lambda rank, node: node.all_reduce(address, port, rank, len(nodes), deadline_s),
+        "generation": lambda rank, node: node.generation(),
+        "weight push": lambda rank, node: node.weight_push(bucket),
+        "sandbox": lambda rank, node: node.sandbox(),
+    }
+    for probe, start in probes.items():
+        started = [(node, start(rank, node)) for rank, node in enumerate(nodes)]
         for node, wait in started:
             try:
                 found[node.name][probe] = wait()

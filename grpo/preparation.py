@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from grpo import config
 from grpo.cluster import Plan
+from grpo.data import PromptSet
+from grpo.policy import context_of
 from rewards.build import VerifierSpec
 
 
@@ -61,3 +64,53 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
             f"a cold start makes one: grpo sft configs/quickstart_sft.yaml"
         ) from failure
+
+
+def wants_gpus(cluster: config.Cluster) -> bool:
+    """Whether the job computes on GPUs, as far as this machine can tell."""
+    return cluster.device == "gpu" or (cluster.device == "auto" and torch.cuda.is_available())
+
+
+def policy_config(policy: config.Policy) -> PreTrainedConfig | None:
+    """What `policy.path` says of its architecture; None where it can be read neither locally nor from the hub."""
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(local_or_hub(policy.path or ""))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
+    """Refuse sequences that are longer than the policy was made for, where its config can be read.
+
+    Raises:
+        ValueError: the longest prompt with the longest completion, or the longest row, has too many tokens.
+    """
+    found = policy_config(settings.policy) if settings.policy.path else None
+    context = context_of(found) if found else None
+    if context is None:
+        return
+    if isinstance(settings, config.SftConfig):
+        longest, keys = settings.sft.max_tokens, "sft.max_tokens"
+    else:
+        longest, keys = settings.max_sequence_tokens, "rollout.max_prompt_tokens + rollout.max_completion_tokens"
+        if longest > settings.rollout.max_prompt_tokens + settings.rollout.max_completion_tokens:
+            keys = "rollout.max_prompt_tokens + evaluation.max_completion_tokens"
+    if longest > context:
+        raise ValueError(
+            f"{keys} = {longest} tokens do not fit the {context} positions that the policy {settings.policy.path} was "
+            "made for; lower the limits, or take a policy of longer context"
+        )
+
+
+def check_prompt_count(prompts: PromptSet, rollout: config.Rollout) -> None:
+    """Refuse data of which a step would ask the same question twice.
+
+    Raises:
+        ValueError: fewer prompts than a step asks.
+    """
+    if len(prompts.prompts) < rollout.prompts_per_step:
+        raise ValueError(
+            f"the data has {len(prompts.prompts)} prompts that fit, fewer than rollout.prompts_per_step="
+            f"{rollout.prompts_per_step}: a step would ask the same question twice; lower it or add data"
+        )

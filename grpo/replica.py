@@ -37,7 +37,10 @@ class Processes:
 
 
 class GeneratorActor:
-    """A generator in a Ray process of its own; the driver never imports vLLM."""
+    """A generator in a Ray process of its own; the driver never imports vLLM.
+
+    Its methods are those of `grpo.generator.Generator`, called in the one thread that has the engine.
+    """
 
     def __init__(self, setup: GeneratorSetup, after: object = None) -> None:
         """Load the policy, once `after`, a reference that Ray waits for, is there."""
@@ -51,6 +54,7 @@ class GeneratorActor:
         return f"generator {self._replica}"
 
     def ready(self) -> Processes:
+        """Wait until the engine is up; the node and the processes that belong to it."""
         import psutil
 
         own = psutil.Process()
@@ -61,6 +65,7 @@ class GeneratorActor:
         self._loop.submit(requests, sampling)
 
     def take(self, wait_s: float) -> Report:
+        """Groups finished since the last call, waiting up to `wait_s` for the first."""
         return self._loop.take(wait_s)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -175,21 +174,3 @@ def known_rows(values_PG: Tensor, valid_PG: Tensor) -> list[list[float | None]]:
         [value if valid else None for value, valid in zip(values_G, valid_G, strict=True)]
         for values_G, valid_G in zip(values_PG.tolist(), valid_PG.tolist(), strict=True)
     ]
-
-
-def check_failures(groups: Iterable[Group], max_share: float) -> None:
-    """Stop where verifiers fail too often to trust what is learned.
-
-    Raises:
-        RuntimeError: more than `max_share` of the verdicts are `timeout` or `error`; the commonest reasons are told.
-    """
-    verdicts = [
-        (name, verdict) for group in groups for rollout in group.rollouts for name, verdict in rollout.verdicts.items()
-    ]
-    failed = [f"{name}: {verdict.status}: {verdict.reason}" for name, verdict in verdicts if verdict.status.failed]
-    if len(failed) > max_share * len(verdicts):
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in collections.Counter(failed).most_common(3))
-        raise RuntimeError(
-            f"{len(failed)} of {len(verdicts)} verdicts failed, above verification.max_failure_share={max_share}: "
-            f"{reasons}. Mend the verifier, raise verification.deadline_s, or allow more failures"
-        )

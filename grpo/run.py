@@ -19,11 +19,12 @@ from grpo.batching import TrainBatch
 from grpo.cluster import Cluster
 from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.failure_share import FailureShare
 from grpo.generator_group import GeneratorGroup
-from grpo.preparation import load_tokenizer, local_or_hub, plan_of, specs_of
+from grpo.preparation import check_positions, check_prompt_count, load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
-from grpo.rollout import Verifying, check_failures, collect, seed_of, with_refills
+from grpo.rollout import Verifying, collect, seed_of, with_refills
 from grpo.run_folder import note_fault, open_folder, skipped_folder
 from grpo.setups import GeneratorSetup, LearnerSetup
 from grpo.slow_generators import SlowGenerators
@@ -60,20 +61,17 @@ class TrainingRun:
         require_peft(settings.learner)
         self.settings = settings
         self._progress = progress
+        check_positions(settings)
         self._policy_path = local_or_hub(settings.policy.path or "")
         tokenizer = load_tokenizer(self._policy_path)
         limit = settings.rollout.max_prompt_tokens
         self.training = load_prompts(settings.data, tokenizer, max_tokens=limit)
-        wanted = settings.rollout.prompts_per_step
-        if len(self.training.prompts) < wanted:
-            raise ValueError(
-                f"the data has {len(self.training.prompts)} prompts that fit, fewer than "
-                f"rollout.prompts_per_step={wanted}: a step would ask the same question twice; lower it or add data"
-            )
+        check_prompt_count(self.training, settings.rollout)
         self.held_out: PromptSet | None = None
         if settings.evaluation:
-            self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit)
+            self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit, where="evaluation.data")
         self.specs = specs_of(settings.verifiers)
+        self._failures = FailureShare(settings.verification.max_failure_share)
         for prompts in (self.training, self.held_out):
             check_rows(self.specs, ((prompt.id, prompt.row) for prompt in prompts.prompts) if prompts else ())
         self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
@@ -127,6 +125,7 @@ class TrainingRun:
             )
         )
         pool = settings.verification.model_dump(include={"workers", "deadline_s"})
+        pool["memory_mb"] = settings.verification.memory_mib
         if not settings.verification.per_node:
             with progress.phase("starting the verifiers"):
                 self._pool = opened.enter_context(VerifierPool(self.specs, **pool))
@@ -243,7 +242,7 @@ class TrainingRun:
             lambda count, number: self.rollouts.take(count, watch, number),
             self.settings.algorithm.refill_rounds,
         )
-        check_failures(groups, self.settings.verification.max_failure_share)
+        self._failures.check(groups)
         return groups
 
     def learn(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
@@ -282,7 +281,7 @@ class TrainingRun:
         watch = Stopwatch()
         with ACTIVITY.within("evaluate"), self._busy.during("evaluate"):
             groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
-        check_failures(groups, self.settings.verification.max_failure_share)
+        FailureShare(self.settings.verification.max_failure_share).check(groups)
         # What an evaluation asked of the pool is not a step's.
         self._pool.take_recent()
         self.report.evaluation(self.step, groups)

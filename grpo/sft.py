@@ -13,11 +13,11 @@ from grpo.batching import batch
 from grpo.closing_table import ClosingTable
 from grpo.cluster import Cluster
 from grpo.config import SftConfig
-from grpo.data import Cursor, load_rows, load_supervised
+from grpo.data import Cursor, column, load_rows, load_supervised
 from grpo.interrupt import Interrupt
 from grpo.packing import TrainingSequence
 from grpo.policy import make_policy
-from grpo.preparation import load_tokenizer, local_or_hub, plan_of
+from grpo.preparation import check_positions, load_tokenizer, local_or_hub, plan_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.run_folder import open_folder, skipped_folder
@@ -38,6 +38,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         TimeoutError: something did not come within its deadline; the message says what.
     """
     require_peft(settings.learner)
+    check_positions(settings)
     folder, schedule = Path(settings.run.folder), settings.sft
     found = open_folder(settings.run, settings, progress)
     start = _starting_policy(settings, folder, make_anew=found is None)
@@ -94,7 +95,9 @@ def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> s
         texts = []
         if new.tokenizer == "bpe":
             rows = load_rows(settings.data)
-            texts = [str(row[settings.data.prompt]) + str(row[settings.data.response]) for row in rows]
+            questions = column(rows, settings.data.prompt, "data.prompt")
+            responses = column(rows, settings.data.response, "data.response")
+            texts = [f"{question}{response}" for question, response in zip(questions, responses, strict=True)]
         make_policy(new, texts, made, settings.run.seed)
     return str(made.absolute())
 

@@ -35,18 +35,22 @@ _STATS_S = 30.0
 class VerifierActor:
     """A pool in a Ray process of its own."""
 
-    def start(self, specs: Sequence[VerifierSpec], workers: int, deadline_s: float, folder: str) -> None:
+    def start(
+        self, specs: Sequence[VerifierSpec], workers: int, deadline_s: float, memory_mb: int | None, folder: str
+    ) -> None:
         """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it."""
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path.append(folder)
-        self._pool = VerifierPool(specs, workers=workers, deadline_s=deadline_s)
+        self._pool = VerifierPool(specs, workers=workers, deadline_s=deadline_s, memory_mb=memory_mb)
 
     async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
+        """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
 
     async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
+        """What was counted on this node since this was last asked, by verifier, and when its workers were busy."""
         return self._pool.take_recent(), self._pool.take_busy()["verifiers"]
 
 
@@ -84,6 +88,7 @@ class NodePool:
         verifiers: specs, each of which every node must be able to build.
         workers: processes that work at the same time on each node.
         deadline_s: seconds that one call may take; see VerifierPool.
+        memory_mb: address space of one worker in MiB; None for no limit.
         replays: how often calls are given to another node, and an actor is started again.
         start_s: seconds that starting the actors may take.
 
@@ -98,12 +103,13 @@ class NodePool:
         *,
         workers: int,
         deadline_s: float,
+        memory_mb: int | None = 2048,
         replays: int = 2,
         start_s: float = 120.0,
     ) -> None:
         specs = tuple(verifiers)
         self._names = frozenset(spec.name for spec in specs)
-        self._start_with = (specs, workers, deadline_s, os.getcwd())
+        self._start_with = (specs, workers, deadline_s, memory_mb, os.getcwd())
         self._replays = replays
         self._lock = threading.Lock()
         self._nodes: list[_Node] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import resource
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -103,10 +104,13 @@ def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS) -> V
 
 
 def describe(problem: BaseException) -> str:
-    """The last line of the traceback, and where it was raised."""
+    """The last line of the traceback, and where it was raised; of memory that ran out, what there was of it."""
     last = traceback.format_exception_only(problem)[-1].strip()
     frames = traceback.extract_tb(problem.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if isinstance(problem, MemoryError) and limit != resource.RLIM_INFINITY:
+        where += f": a worker of the verifiers has {limit >> 20} MiB of address space, as memory_mib says"
     return f"{last[:300]}{where}"
 
 

@@ -32,12 +32,6 @@ class VerifierStats:
     p99_s: float
     cache_hit_rate: float
 
-    @property
-    def failure_rate(self) -> float:
-        """Share of the verdicts that are `timeout` or `error`."""
-        failed = sum(count for status, count in self.statuses.items() if status.failed)
-        return failed / self.calls if self.calls else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:

@@ -65,6 +65,7 @@ class Figures:
 
     @property
     def ratio(self) -> float:
+        """How many times as many programs a second as with a fresh interpreter for each."""
         return self.programs_per_second / self.fresh_per_second
 
     @property

@@ -41,6 +41,7 @@ class CallChannel:
         os.set_blocking(self._replies, False)
 
     def close_far_ends(self) -> None:
+        """Close the other side's ends here, once the process that has them was started."""
         for descriptor in self.far_ends:
             os.close(descriptor)
         self.far_ends = (-1, -1)
@@ -85,6 +86,12 @@ class CallChannel:
             raise BadReply("a reply that nobody asked for")
 
     def send(self, line: bytes, deadline: float) -> None:
+        """Send one line, given without its end; `deadline` is on `time.monotonic`'s clock.
+
+        Raises:
+            ProgramEnded: the other side has closed its end.
+            DeadlinePassed: it does not read.
+        """
         rest = memoryview(line + b"\n")
         while rest:
             _wait([], [self._requests], deadline)
@@ -97,6 +104,13 @@ class CallChannel:
                 raise ProgramEnded from None
 
     def receive(self, deadline: float) -> bytes:
+        """The next line, without its end; `deadline` is on `time.monotonic`'s clock.
+
+        Raises:
+            BadReply: it is longer than `MAX_LINE`.
+            ProgramEnded: the other side has closed its end.
+            DeadlinePassed: no line came.
+        """
         while b"\n" not in self._buffer:
             _wait([self._replies], [], deadline)
             chunk = self._read()

@@ -151,6 +151,7 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
 
 
 def import_all(names: Sequence[str]) -> None:
+    """Import what is to be warm in every program; what is not installed is passed over."""
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

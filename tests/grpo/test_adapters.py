@@ -21,8 +21,8 @@ from grpo.adapters import (
     trained_parameters,
 )
 from grpo.config import LearnerConfig, Lora, NewPolicy, Policy
+from grpo.memory_plan import learner_bytes, shape_of
 from grpo.packing import TrainingSequence, pack
-from grpo.plan import learner_bytes, shape_of
 from grpo.policy_logprobs import PolicyLogprobs
 
 SMALL = Lora(rank=3, alpha=5.0)
@@ -148,7 +148,7 @@ def test_the_plan_counts_what_is_trained(folder: Path) -> None:
     # Two layers, rank 3: into and out of q, k, v, o, gate, up and down.
     trained = 2 * 3 * ((16 + 16) + 2 * (16 + 8) + (16 + 16) + 3 * (16 + 24))
     assert (shapes[0].trained, shapes[1].trained) == (shapes[0].parameters, trained)
-    before, after = learner_bytes(shapes[0], policy, full), learner_bytes(shapes[1], policy, lora)
+    before, after = learner_bytes(shapes[0], policy, full, None), learner_bytes(shapes[1], policy, lora, None)
     assert after["weights"] == before["weights"] + 2 * trained
     assert after["gradients"] == 4 * trained / 2
     assert after["optimizer (Adam, float32 weights)"] == 12 * trained / 2

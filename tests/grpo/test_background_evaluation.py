@@ -24,14 +24,15 @@ from grpo import background_evaluation as module
 from grpo import checkpoint
 from grpo.background_evaluation import BackgroundEvaluation
 from grpo.cli import app
-from grpo.config import TrainConfig
+from grpo.config import Dataset, Evaluation, TrainConfig
 from grpo.config_file import load
-from grpo.data import load_prompts
+from grpo.data import PromptSet, load_prompts
 from grpo.eval_tasks import load_problems, load_task
 from grpo.metrics_log import read_history
 from grpo.preparation import load_tokenizer
 from grpo.run import TrainingRun
 from grpo.train import train
+from grpo.types import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -160,6 +161,23 @@ def test_the_task_is_what_training_would_ask(tmp_path: Path, policy: Path) -> No
     assert [problem.question for problem in problems] == [prompt.text for prompt in held_out.prompts]
     assert problems[3].question == "Say 3+3=? {answer}" and problems[4].reference == "1"
     assert (task.sampling.k, task.sampling.temperature, task.sampling.max_tokens) == (1, 0.0, 20)
+
+
+def test_nested_references_are_asked_for_and_chat_messages_are_refused(tmp_path: Path, policy: Path) -> None:
+    settings = settings_of(tmp_path / "run", policy)
+    data = Dataset(path=str(tmp_path / "rows.jsonl"), reference="truth.value")
+    evaluation = Evaluation(data=data, mode="background")
+    nested = settings.model_copy(update={"evaluation": evaluation})
+    for question in ("1+1=?", [{"role": "user", "content": "1+1=?"}]):
+        row = {"prompt": question, "truth": {"value": "2"}}
+        held_out = PromptSet((Prompt("p0", "1+1=?", (1,), "2", row),), 0)
+        if isinstance(question, str):
+            BackgroundEvaluation(nested, held_out, "cpu")
+            (problem,) = load_problems(load_task(str(tmp_path / "run" / "evaluations" / "held_out.yaml")))
+            assert (problem.question, problem.reference) == ("1+1=?", "2")
+        else:
+            with pytest.raises(ValueError, match=r"holds chat messages.*use evaluation\.mode=inline"):
+                BackgroundEvaluation(nested, held_out, "cpu")
 
 
 def test_a_failed_evaluation_ends_the_run_and_a_resumed_one_makes_it_again(

@@ -178,10 +178,53 @@ def test_check_tells_what_is_wrong_with_the_data(config: Path) -> None:
     assert "none of the 50 prompts" in result.stderr and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("hub_answers", [True, False])
+def test_check_builds_every_verifier(config: Path, monkeypatch: pytest.MonkeyPatch, hub_answers: bool) -> None:
+    """Also those that come second, without gold answers, and where no row can be read."""
+    if not hub_answers:
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    data = {} if hub_answers else {"data": {"hub": "nobody/nothing"}}
+    verifiers = [
+        {"name": "answer", "use": "numeric"},
+        {"name": "form", "use": "formatt"},
+        {"name": "long", "use": "length"},
+    ]
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | data | {"verifiers": verifiers}))
+    result = invoke("check", config, "--gold-limit", "0")
+    assert result.exit_code == 2
+    assert "verifiers: 'form': " in result.stderr and "did you mean 'format'?" in result.stderr
+    assert "verifiers: 'long': " in result.stderr and "'limit'" in result.stderr
+    assert "'answer'" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.options.count=5", "5 prompts that fit, fewer than rollout.prompts_per_step=6"),
+        (
+            "rollout.max_completion_tokens=117",
+            "rollout.max_prompt_tokens + rollout.max_completion_tokens = 129 tokens do not fit the 128 positions",
+        ),
+        (
+            "evaluation={data: {generator: grpo.arithmetic:questions}, max_completion_tokens: 117}",
+            "evaluation.max_completion_tokens = 129 tokens do not fit",
+        ),
+    ],
+)
+def test_check_and_train_refuse_alike_before_anything_starts(config: Path, override: str, told: str) -> None:
+    for command in ("check", "train"):
+        result = invoke(command, config, override)
+        assert result.exit_code == 2, result.output
+        assert told in result.stderr and "Traceback" not in result.output
+        assert not (config.parent / "run").exists()
+    assert invoke("check", config, "rollout.max_completion_tokens=116").exit_code == 0
+
+
 def check_rows_of(config: Path, rows: list[dict[str, object]], *arguments: str, **settings: object) -> Result:
     data = config.with_name("rows.jsonl")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": {"path": str(data)}} | settings))
+    fitting = {"rollout": SETTINGS["rollout"] | {"prompts_per_step": 1}, "algorithm": {}, "data": {"path": str(data)}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | fitting | settings))
     return invoke("check", config, *arguments)
 
 
@@ -221,6 +264,25 @@ def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "hung until their deadline" in result.stdout
     assert time.monotonic() - begun < 60
+
+
+def test_check_names_the_section_of_held_out_data(config: Path) -> None:
+    held_out = "evaluation={data: {generator: grpo.arithmetic:questions, options: {count: 5}}}"
+    for override, told in (("options.helf_out=true", "evaluation.data.options="), ("prompt=x", "data.prompt='x'")):
+        result = invoke("check", config, held_out, f"evaluation.data.{override}")
+        assert result.exit_code == 2 and told in result.stderr, result.output
+        assert "evaluation.data." in result.stderr
+
+
+def test_a_verifier_has_the_memory_that_is_asked_for(config: Path) -> None:
+    hungry = config.with_name("hungry.py")
+    hungry.write_text("def verify(completion, reference):\n    return len(bytes(3 << 30)) > 0\n")
+    verifiers = [{"name": "own", "use": f"{hungry}:verify"}]
+    rows: list[dict[str, object]] = [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": "2"}]
+    told = check_rows_of(config, rows, verifiers=verifiers).stdout
+    assert "0 of 2 gold answers" in told and "2048 MiB of address space, as memory_mib says" in told
+    told = check_rows_of(config, rows, "verification.memory_mib=4096", verifiers=verifiers).stdout
+    assert "2 of 2 gold answers" in told
 
 
 def test_check_of_mixed_data(config: Path) -> None:

@@ -162,6 +162,23 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["weight_sync={sparse: true, transport: nccl}"], ["sparse", "transport=nccl", "sends whole", "use gloo"]),
         (["weight_sync={sparse: true, transport: ipc}"], ["sparse", "transport=ipc copies no weights", "leave sparse"]),
         (["weight_sync.sparse=true", "cluster.share_gpus=true"], ["sparse: cluster.share_gpus copies no weights"]),
+        (["learner.betas=[0.9,1.5]"], ["learner.betas.1", "less than 1"]),
+        (["learner.betas=[-0.1,0.9]"], ["learner.betas.0", "greater than or equal to 0"]),
+        (["verifiers.0.weight=.nan"], ["verifiers.0.weight", "finite"]),
+        (["rollout.temperature=.inf"], ["rollout.temperature", "finite"]),
+        (["algorithm.importance_cap=.inf"], ["algorithm.importance_cap", "finite"]),
+        (
+            ["algorithm.advantage=maxrl", "verifiers.1={name: long, use: length, options: {limit: 80, buffer: 20}}"],
+            ["algorithm.advantage=maxrl", "(long) can lower them by 1", "gate=true"],
+        ),
+        (
+            ["algorithm.advantage=maxrl", "verifiers.1={name: again, use: repetition, options: {worst: 0.5}}"],
+            ["(again) can lower them by 0.5"],
+        ),
+        (
+            ["algorithm.advantage=maxrl", "verifiers.1.weight=-0.1"],
+            ["algorithm.advantage=maxrl", "weight of 0 or more"],
+        ),
         (["weight_sync.probe_tokens=1"], ["weight_sync.probe_tokens", "greater than or equal to 2"]),
         (["verifiers=[]"], ["verifiers", "at least 1 item"]),
         (["learner.lora.rank=0"], ["learner.lora.rank", "greater than or equal to 1"]),
@@ -219,6 +236,13 @@ def test_auto_chooses_a_transport(device: Literal["cpu", "cuda"], nodes: int, sh
 def test_a_transport_between_gpus_is_refused_without_one(transport: Literal["nccl", "ipc"]) -> None:
     with pytest.raises(ValueError, match=f"transport={transport} carries weights between GPUs.*use gloo"):
         WeightSyncConfig(transport=transport).choose("cpu", 1, share_gpus=True)
+
+
+def test_maxrl_takes_a_punishment_that_a_right_answer_outweighs(tmp_path: Path) -> None:
+    punished = ["algorithm.advantage=maxrl", "verifiers.1={name: long, use: repetition, weight: 0.5}"]
+    load(TrainConfig, write(tmp_path, TRAIN), [*punished, "verifiers.0.gate=true"])
+    (line,) = problems(tmp_path, TrainConfig, TRAIN, *punished, "verifiers.0.gate=true", "verifiers.0.weight=0.4")
+    assert "lower them by 0.5" in line and "weight of 0.5 or more" in line
 
 
 def test_the_edges_of_the_rules_pass(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tiny_policy import make_tiny_policy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from grpo.chat import render
 from grpo.config import Dataset, NewPolicy
-from grpo.data import Cursor, load_prompts, load_rows, load_supervised, render
+from grpo.data import Cursor, load_prompts, load_rows, load_supervised
 from grpo.policy import END
 
 # torchdata calls something of PyTorch's that is going away.
@@ -121,6 +122,11 @@ def test_a_source_that_cannot_be_read_is_told(source: dict[str, Any], told: str)
     assert told in str(caught.value)
 
 
+def test_the_section_of_a_source_is_named() -> None:
+    with pytest.raises(ValueError, match=r"does not take evaluation\.data\.options="):
+        load_rows(Dataset(generator="grpo.arithmetic:questions", options={"cuont": 3}), "evaluation.data")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -185,6 +191,87 @@ def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path, chatty: PreT
     assert plain.text == "1+1=?!"
     assert list(plain.token_ids).count(chatty.bos_token_id) == 1
     assert plain.token_ids[0] == chatty.bos_token_id
+
+
+ASKED = [{"role": "system", "content": "0", "name": None}, {"role": "user", "content": "1+1=?"}]
+# As verl and TRL lay out their rows.
+VERL = {"prompt": ASKED, "reward_model": {"style": "rule", "ground_truth": "2"}, "extra_info": {"index": 7}}
+TRL = {"prompt": ASKED[1:], "completion": [{"role": "assistant", "content": "2"}], "answer": "2"}
+
+
+def test_chat_messages_go_through_the_chat_template(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VERL, VERL]), tmp_path / "rows.parquet")
+    source = Dataset(path=str(tmp_path / "rows.parquet"), reference="reward_model.ground_truth", template="{prompt}!")
+    prompt = load_prompts(source, chatty, max_tokens=100).prompts[1]
+    assert prompt.text == "<s>[system:0][user:1+1=?!][bot:"
+    assert prompt.reference == "2" and prompt.row["extra_info"]["index"] == 7
+    assert list(prompt.token_ids).count(chatty.bos_token_id) == 1
+    plain = load_prompts(
+        write_jsonl(tmp_path / "rows.jsonl", [TRL]).model_copy(update={"system": "0"}), chatty, max_tokens=100
+    )
+    assert plain.prompts[0].text == "<s>[system:0][user:1+1=?][bot:"
+
+
+def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [TRL]).model_copy(update={"response": "completion"})
+    (row,), _ = load_supervised(source, chatty, max_tokens=100)
+    assert chatty.decode(row.token_ids[: row.prompt_length]).endswith(":")
+    assert "1+1=?" in chatty.decode(row.token_ids[: row.prompt_length])
+    assert chatty.decode(row.token_ids[row.prompt_length :]) == f"2{chatty.eos_token}"
+    with pytest.raises(ValueError, match=r"column 'prompt' \(data\.response\) has 2 message.*expected one"):
+        load_supervised(
+            write_jsonl(tmp_path / "two.jsonl", [VERL]).model_copy(update={"response": "prompt"}), chatty, max_tokens=99
+        )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "keys", "told"),
+    [
+        (ASKED, {"chat_template": "never"}, "need the policy's chat template, and held.chat_template is never"),
+        (ASKED, {"system": "be kind"}, "system message of its own, and held.system is set"),
+        ([*ASKED, {"role": "assistant", "content": "2"}], {}, "ends with a message of 'assistant'"),
+        ([{"role": "user", "content": [{"type": "image"}]}], {}, "without a role or a content of text"),
+        (["1+1=?"], {}, "row 0: column 'prompt' (held.prompt) is a list, but not of chat messages"),
+        (7, {}, "row 0: column 'prompt' (held.prompt) is int; expected text, or a list of chat messages"),
+        ({"text": "1+1=?"}, {}, "is dict"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(
+    tmp_path: Path, chatty: PreTrainedTokenizerBase, prompt: object, keys: dict[str, Any], told: str
+) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": prompt, "answer": "2"}]).model_copy(update=keys)
+    with pytest.raises(ValueError) as caught:
+        load_prompts(source, chatty, max_tokens=100, where="held")
+    assert told in str(caught.value)
+
+
+def test_chat_messages_without_a_chat_template_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="its tokenizer has none; take a policy with one"):
+        load_prompts(write_jsonl(tmp_path / "rows.jsonl", [TRL]), tokenizer, max_tokens=100)
+
+
+def test_nested_columns_are_named_with_dots(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [VERL])
+    with pytest.raises(ValueError, match=r"held\.reference='truth' .*it has .*reward_model\.ground_truth"):
+        load_prompts(source.model_copy(update={"reference": "truth"}), chatty, max_tokens=100, where="held")
+    empty = write_jsonl(tmp_path / "empty.jsonl", [VERL, VERL | {"reward_model": None}])
+    with pytest.raises(ValueError, match=r"row 1 has nothing in column 'reward_model\.ground_truth'"):
+        load_prompts(empty.model_copy(update={"reference": "reward_model.ground_truth"}), chatty, max_tokens=100)
+
+
+def test_several_files_are_one_source(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    for name, row in zip("ab", ROWS, strict=True):
+        write_jsonl(tmp_path / f"{name}.jsonl", [row])
+    paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    found = load_prompts(Dataset.model_validate({"path": paths}), tokenizer, max_tokens=20).prompts
+    assert [one.reference for one in found] == [2, 46] and len({one.id for one in found}) == 2
+    with pytest.raises(ValueError, match=r"there is no file .*c\.jsonl"):
+        load_rows(Dataset.model_validate({"path": [*paths, str(tmp_path / "c.jsonl")]}))
+    with pytest.raises(ValueError, match="expected a file, or a list of files"):
+        Dataset.model_validate({"path": [3]})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="of different formats"):
+        load_rows(Dataset.model_validate({"path": [*paths, str(tmp_path / "c.parquet")]}))
 
 
 def test_supervised_rows_have_loss_on_response_and_end_only(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from grpo.config import LearnerConfig, Policy, SftConfig, TrainConfig
+from grpo.config import LearnerConfig, Lora, Policy, SftConfig, TrainConfig
+from grpo.memory_plan import GIB, Memory, Shape, add_memory, learner_bytes, memory_warning, shape_of
 from grpo.objective_config import Algorithm
-from grpo.plan import Shape, _actors, _memory, lag_warning, learner_bytes, shape_of
+from grpo.plan import _actors, _table, lag_warning
 
-SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1)
+SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, vocabulary=10)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1)
 )
 def test_gradients_are_whole_where_they_are_reduced_once(learner: dict[str, Any], dtype: str, gradients: int) -> None:
     policy = Policy.model_validate({"path": "policy", "dtype": dtype})
-    found = learner_bytes(SHAPE, policy, LearnerConfig.model_validate({"ranks": 4, **learner}))
+    found = learner_bytes(SHAPE, policy, LearnerConfig.model_validate({"ranks": 4, **learner}), None)
     assert found["gradients"] == gradients
 
 
@@ -46,7 +48,9 @@ def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: li
         }
     )
     printed = StringIO()
-    Console(file=printed, width=400).print(_memory(settings))
+    Console(file=printed, width=400).print(
+        add_memory(_table("memory"), settings, shape_of(settings.policy, settings.learner))
+    )
     lines = {line.split("  ")[1].strip(): line for line in printed.getvalue().splitlines() if "GiB" in line}
     host = lines.get("in the host's memory", "")
     for name in ("weights 0", "gradients 0", "optimizer ("):
@@ -103,8 +107,57 @@ def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
         printed = StringIO()
         Console(file=printed, width=400).print(_actors(settings))
         told[size] = "2 share each microbatch" in printed.getvalue()
-        found = learner_bytes(SHAPE, policy, settings.learner)
+        found = learner_bytes(SHAPE, policy, settings.learner, None)
         assert found["activations of a microbatch"] == 4096 / size
     assert told == {1: False, 2: True}
     with pytest.raises(ValueError, match=r"sequence_parallel=3 cannot .* choose one of 1, 2, 4$"):
         shape_of(policy, LearnerConfig(ranks=3, sequence_parallel=3))
+
+
+def test_a_reference_is_held_whole_by_every_rank_and_not_with_adapters() -> None:
+    policy, with_kl = Policy(path="policy", dtype="bfloat16"), Algorithm(kl="k3", kl_coefficient=0.1)
+    sharded = LearnerConfig(ranks=4, zero_stage=3)
+    assert learner_bytes(SHAPE, policy, sharded, with_kl)["reference policy"] == 2000
+    assert "reference policy" not in learner_bytes(SHAPE, policy, sharded, Algorithm())
+    adapters = LearnerConfig(ranks=4, zero_stage=3, lora=Lora())
+    assert "reference policy" not in learner_bytes(SHAPE, policy, adapters, with_kl)
+
+
+def test_logits_are_those_of_a_microbatch_and_no_more_than_a_chunk() -> None:
+    policy, learner = Policy(path="policy"), LearnerConfig(microbatch_tokens=4096)
+    assert learner_bytes(SHAPE, policy, learner, None)["logits"] == 3 * 4096 * 10 * 4
+    large = dataclasses.replace(SHAPE, vocabulary=150_000)
+    assert learner_bytes(large, policy, learner, None)["logits"] == 3 << 28
+
+
+@pytest.mark.parametrize(
+    ("keys", "memory", "told"),
+    [
+        ({"device": "cpu"}, Memory(None, 100 * GIB), None),
+        ({"device": "cpu"}, Memory(None, 30 * GIB), "this machine has 30.0 GiB to give: lower learner.microbatch"),
+        # Somewhere else nothing is known.
+        ({"device": "cpu", "address": "ray://there"}, Memory(None, 1), None),
+        ({"device": "gpu"}, Memory(None, 1), None),
+        ({"device": "gpu"}, Memory(40 * GIB, 100 * GIB), None),
+        ({"device": "gpu"}, Memory(30 * GIB, 100 * GIB), "a learner rank needs about 32.0 GiB"),
+        ({"device": "gpu"}, Memory(8 * GIB, 100 * GIB), "generator.gpu_memory_share=0.85 leaves"),
+        # Beside a generator there is less.
+        ({"device": "gpu", "share_gpus": True}, Memory(40 * GIB, 100 * GIB), "lower generator.gpu_memory_share"),
+        ({"device": "gpu", "share_gpus": True, "sleep": True}, Memory(40 * GIB, 100 * GIB), None),
+    ],
+)
+def test_what_does_not_fit_is_told_with_a_remedy(keys: dict[str, Any], memory: Memory, told: str | None) -> None:
+    settings = TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"path": "policy"},
+            "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "numeric"}],
+            "train": {"steps": 1},
+            "cluster": keys,
+        }
+    )
+    # 8 GiB of weights, as much of gradients, twice as much of Adam's.
+    shape = Shape(2 * GIB, 2 * GIB, cache_bytes=1, activation_bytes=0, vocabulary=1)
+    warning = memory_warning(settings, shape, memory)
+    assert (warning is None) if told is None else told in (warning or ""), warning

@@ -13,7 +13,7 @@ from tiny_policy import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.config import LearnerConfig, NewPolicy, Policy
-from grpo.plan import shape_of
+from grpo.memory_plan import shape_of
 from grpo.policy import END, PAD, make_policy
 
 BYTES = TINY.model_copy(update={"tokenizer": "bpe", "vocabulary": 300})

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from grpo import cli, preflight
-from grpo.preflight import PROBES, NodeProbes, Outcome, probe_all, table_of
+from grpo.preflight import PROBES, Outcome, probe_all, table_of
 
 
 class Node:
@@ -22,8 +22,19 @@ class Node:
         self.outcomes = outcomes
         self.called: dict[str, tuple[Any, ...]] = {}
 
-    def start(self, probe: str, *arguments: Any) -> Callable[[], Outcome]:
-        assert callable(getattr(NodeProbes, probe))
+    def all_reduce(self, *arguments: Any) -> Callable[[], Outcome]:
+        return self._start("all_reduce", *arguments)
+
+    def generation(self) -> Callable[[], Outcome]:
+        return self._start("generation")
+
+    def weight_push(self, bucket: Any) -> Callable[[], Outcome]:
+        return self._start("weight_push", bucket)
+
+    def sandbox(self) -> Callable[[], Outcome]:
+        return self._start("sandbox")
+
+    def _start(self, probe: str, *arguments: Any) -> Callable[[], Outcome]:
         self.called[probe] = arguments
 
         def wait() -> Outcome:

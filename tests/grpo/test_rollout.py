@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.rollout import check_failures, collect, reward_tensors, seed_of, with_refills
+from grpo.failure_share import LEAST_VERDICTS, FailureShare
+from grpo.rollout import collect, reward_tensors, seed_of, with_refills
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 from rewards.build import VerifierSpec
@@ -167,13 +168,13 @@ def test_rewards_as_tensors() -> None:
 
 def test_failures_up_to_the_share_pass_and_beyond_it_stop_the_run() -> None:
     groups = [make_group(1.0, None, 0.0, 0.0), make_group(0.0, 0.0, 1.0, 1.0)]
-    check_failures(groups, 1 / 8)
+    FailureShare(1 / 8).check(groups)
     with pytest.raises(RuntimeError) as caught:
-        check_failures(groups, 0.1)
+        FailureShare(0.1).check(groups)
     message = str(caught.value)
     assert "1 of 8 verdicts failed" in message and "verification.max_failure_share=0.1" in message
     assert "1 x answer: timeout: slow" in message and "verification.deadline_s" in message
-    check_failures([make_group(0.0, 0.0)], 0.0)
+    FailureShare(0.0).check([make_group(0.0, 0.0)])
 
 
 def test_the_commonest_reasons_are_told_first() -> None:
@@ -184,7 +185,30 @@ def test_the_commonest_reasons_are_told_first() -> None:
         )
 
     with pytest.raises(RuntimeError, match=r"3 x answer: error: b; 2 x answer: error: c; 1 x answer: error: a\."):
-        check_failures([failing("a", "b", "c", "b"), failing("b", "c")], 0.5)
+        FailureShare(0.5).check([failing("a", "b", "c", "b"), failing("b", "c")])
+
+
+def judged_by(name: str, failed: int, passed: int) -> Group:
+    verdicts = [verdict.error("broken")] * failed + [verdict.correct()] * passed
+    return Group(make_prompt(0), tuple(Rollout(make_completion("x"), {name: one}, one.score) for one in verdicts))
+
+
+def test_a_verifier_of_few_rows_that_always_fails_stops_the_run() -> None:
+    failures, steps = FailureShare(0.05), 0
+    with pytest.raises(RuntimeError) as caught:
+        for _ in range(100):
+            # 10 of 256 verdicts: never too many of all.
+            failures.check([judged_by("usual", 0, 246), judged_by("rare", 10, 0)])
+            steps += 1
+    assert steps == LEAST_VERDICTS // 10 - 1
+    assert "50 of 50 verdicts of the verifier 'rare' failed" in str(caught.value)
+
+
+def test_one_bad_row_of_few_does_not_stop_the_run() -> None:
+    failures = FailureShare(0.05)
+    for step in range(40):
+        # 2 of the 12 of a step are too many, of the last 52 they are not.
+        failures.check([judged_by("usual", 0, 246), judged_by("rare", 2 if step % 5 == 0 else 0, 10)])
 
 
 def refilled(script: list[list[Group]], rounds: int) -> tuple[list[Group], list[tuple[int, int]]]:

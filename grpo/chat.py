@@ -1,0 +1,101 @@
+"""What the policy reads for a question: plain text or chat messages, in the template and the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo import config
+
+Message = dict[str, Any]
+
+
+def render(
+    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Any], *, where: str = "data"
+) -> list[str]:
+    """What the policy reads for each question: the template, inside the chat template where there is one.
+
+    Args:
+        source: the templates, the system message, and the column's name for errors.
+        tokenizer: with the chat template.
+        questions: each a text, or a list of chat messages `{"role": ..., "content": ...}`, in whose last message of
+            the user the template goes.
+        where: the section's name, for errors.
+
+    Raises:
+        ValueError: a question that is neither, or messages where there is no chat template.
+    """
+    asked = [
+        _in_template(source, question, f"row {index}: column {source.prompt!r} ({where}.prompt)", where)
+        for index, question in enumerate(questions)
+    ]
+    if source.chat_template == "auto" and tokenizer.chat_template:
+        return [
+            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            for messages in asked
+        ]
+    for question in questions:
+        if not isinstance(question, str):
+            reason = "its tokenizer has none" if source.chat_template == "auto" else f"{where}.chat_template is never"
+            raise ValueError(
+                f"{where}.prompt={source.prompt!r} holds chat messages, which need the policy's chat template, and "
+                f"{reason}; take a policy with one, or name a column of plain text"
+            )
+    return [str(messages[-1]["content"]) for messages in asked]
+
+
+def _in_template(source: config.Dataset, question: Any, cell: str, where: str) -> list[Message]:
+    """The messages of one question, with the system message and the template."""
+    if isinstance(question, str):
+        messages: list[Message] = [{"role": "user", "content": question}]
+    else:
+        messages = checked(question, cell)
+    last = messages[-1]
+    if last["role"] != "user":
+        raise ValueError(f"{cell} ends with a message of {last['role']!r}; the last one must be the user's question")
+    messages = [*messages[:-1], {**last, "content": source.template.replace("{prompt}", last["content"])}]
+    if not source.system:
+        return messages
+    if messages[0]["role"] == "system":
+        raise ValueError(f"{cell} has a system message of its own, and {where}.system is set; leave one of them out")
+    return [{"role": "system", "content": source.system}, *messages]
+
+
+def checked(value: Any, cell: str) -> list[Message]:
+    """Chat messages as the chat template takes them; what a row leaves empty is left out.
+
+    Args:
+        value: what the data hold.
+        cell: where, for errors.
+
+    Raises:
+        ValueError: it is no list of messages with text.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{cell} is {type(value).__name__}; expected text, or a list of chat messages")
+    if not value or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"{cell} is a list, but not of chat messages {{role: ..., content: ...}}; got {value!r:.80}")
+    for one in value:
+        if not isinstance(one.get("role"), str) or not isinstance(one.get("content"), str):
+            raise ValueError(f"{cell} has a message without a role or a content of text: {one!r:.80}")
+    return [{name: part for name, part in one.items() if part is not None} for one in value]
+
+
+def response_text(value: Any, cell: str) -> str:
+    """A response as text: text itself, or the content of the one message of the assistant.
+
+    Args:
+        value: what the data hold.
+        cell: where, for errors.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        return value
+    messages = checked(value, cell)
+    if len(messages) > 1 or messages[0]["role"] != "assistant":
+        raise ValueError(f"{cell} has {len(messages)} message(s); expected one, of the assistant")
+    return str(messages[0]["content"])
