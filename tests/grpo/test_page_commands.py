@@ -75,6 +75,11 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo train CONFIG resume=auto": ("train.steps=3",),
     "grpo train ... resume=auto": ("train.steps=3",),
     "grpo train CONFIG learner.lora.rank=16": ("run.folder=runs/lora", "train.steps=1"),
+    "grpo train configs/gsm8k_cpu.yaml data.hub=null data.subset=null data.path=gsm8k_train.jsonl": (
+        "policy.path=runs/quickstart_sft/policy",
+        "train.steps=1",
+        "learner.ranks=2",
+    ),
     "grpo view RUN...": ("--port", "0"),
     "grpo view runs/quickstart": ("--port", "0"),
     "grpo view runs/seed_0 runs/seed_1 runs/seed_2": ("--port", "0"),
@@ -103,6 +108,8 @@ REAL = "tests/engines/test_train_runs.py"
 # A page's command that is not run here: where it is, or why it is nowhere.
 ELSEWHERE = {
     "grpo sft   CONFIG [KEY=VALUE]...": f"{REAL}: with configs/quickstart_sft.yaml",
+    "grpo sft configs/gsm8k_cpu_sft.yaml data.hub=null data.subset=null data.path=gsm8k_train.jsonl": f"{REAL}: "
+    "with configs/quickstart_sft.yaml",
     "grpo sft mine_sft.yaml": REAL,
     "grpo train mine.yaml": REAL,
     "grpo check mine.yaml": "tests/grpo/test_pages.py",
@@ -147,6 +154,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"})
     )
     (folder / "aime24.jsonl").write_text(rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"}))
+    sums = [{"question": f"{n} and {n}?", "answer": f"They are {2 * n}.\n#### {2 * n}"} for n in range(8)]
+    (folder / "gsm8k_train.jsonl").write_text(rows(*sums))
     (folder / "genes.yaml").write_text(block("evaluation.md", "yaml", "# genes.yaml"))
     asked = {"question": "the guardian of the genome", "symbol": "TP53", "organism": "human"}
     (folder / "genes.jsonl").write_text(
