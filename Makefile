@@ -24,7 +24,7 @@ train: install  ## install, cold-start a small policy, train it with GRPO, print
 	$(BIN)/grpo train configs/quickstart.yaml resume=auto
 
 test: install  ## install, then every test that this machine can run; TEST_WORKERS=1 runs one file at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile || { \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 || { \
 		echo "test: what failed beside others is judged by itself"; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 

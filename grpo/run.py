@@ -25,8 +25,8 @@ from grpo.preparation import check_positions, check_prompt_count, load_tokenizer
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import Verifying, collect, seed_of, with_refills
-from grpo.run_folder import note_fault, open_folder, skipped_folder
-from grpo.setups import GeneratorSetup, LearnerSetup
+from grpo.run_folder import note_fault, open_folder
+from grpo.setups import generator_setups, learner_setups
 from grpo.slow_generators import SlowGenerators
 from grpo.staleness import OpenGroups
 from grpo.step_metrics import lag_metrics, push_metrics, verifier_metrics
@@ -166,42 +166,9 @@ class TrainingRun:
         settings = self.settings
         takes_turns = settings.cluster.sleep and cluster.device == "cuda"
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
-        join_learner = cluster.start_learner(
-            [
-                LearnerSetup(
-                    policy_path=policy_path,
-                    reference_path=self._policy_path,
-                    dtype=settings.policy.dtype,
-                    algorithm=settings.algorithm,
-                    learner=settings.learner,
-                    temperature=settings.rollout.temperature,
-                    total_steps=settings.train.steps * settings.algorithm.minibatches,
-                    seed=settings.run.seed,
-                    rank=rank,
-                    world_size=settings.learner.ranks,
-                    device=cluster.device,
-                    skipped_folder=skipped_folder(settings.run),
-                )
-                for rank in range(settings.learner.ranks)
-            ]
-        )
+        join_learner = cluster.start_learner(learner_setups(settings, policy_path, self._policy_path, cluster.device))
         join_generators = cluster.start_generators(
-            [
-                GeneratorSetup(
-                    policy_path=policy_path,
-                    dtype=settings.policy.dtype,
-                    generator=settings.generator,
-                    max_sequence_tokens=settings.max_sequence_tokens,
-                    temperature=settings.rollout.temperature,
-                    device=cluster.device,
-                    replica=replica,
-                    sleeps=takes_turns,
-                    partial=settings.rollout.partial,
-                    transport=transport,
-                    sparse=settings.weight_sync.sparse,
-                )
-                for replica in range(settings.generator.replicas)
-            ],
+            generator_setups(settings, policy_path, cluster.device, transport, sleeps=takes_turns),
             settings.rollout.deadline_s,
             settings.weight_sync.deadline_s,
             self._progress.show,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from grpo import config
 from grpo.objective_config import Algorithm
+from grpo.run_folder import skipped_folder
 
 Device = Literal["cpu", "cuda"]
 
@@ -79,3 +80,48 @@ class GeneratorSetup:
     partial: Literal["continue", "restart"] = "continue"
     transport: config.ChosenTransport = "object_store"
     sparse: bool = False
+
+
+def learner_setups(
+    settings: config.TrainConfig, policy_path: str, reference_path: str, device: Device
+) -> list[LearnerSetup]:
+    """Those of all ranks of a training run; paths as of `LearnerSetup`."""
+    return [
+        LearnerSetup(
+            policy_path=policy_path,
+            reference_path=reference_path,
+            dtype=settings.policy.dtype,
+            algorithm=settings.algorithm,
+            learner=settings.learner,
+            temperature=settings.rollout.temperature,
+            total_steps=settings.train.steps * settings.algorithm.minibatches,
+            seed=settings.run.seed,
+            rank=rank,
+            world_size=settings.learner.ranks,
+            device=device,
+            skipped_folder=skipped_folder(settings.run),
+        )
+        for rank in range(settings.learner.ranks)
+    ]
+
+
+def generator_setups(
+    settings: config.TrainConfig, policy_path: str, device: Device, transport: config.ChosenTransport, *, sleeps: bool
+) -> list[GeneratorSetup]:
+    """Those of all replicas of a training run; arguments as of `GeneratorSetup`."""
+    return [
+        GeneratorSetup(
+            policy_path=policy_path,
+            dtype=settings.policy.dtype,
+            generator=settings.generator,
+            max_sequence_tokens=settings.max_sequence_tokens,
+            temperature=settings.rollout.temperature,
+            device=device,
+            replica=replica,
+            sleeps=sleeps,
+            partial=settings.rollout.partial,
+            transport=transport,
+            sparse=settings.weight_sync.sparse,
+        )
+        for replica in range(settings.generator.replicas)
+    ]

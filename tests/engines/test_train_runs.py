@@ -195,6 +195,7 @@ def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path:
             "refill_rounds=1",
         )
     ]
+    objective.append("generator.replicas=1")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finished(grpo(*training(cold_start, whole, *objective, "train.steps=3")))
     lines = metrics(whole)[1:]
