@@ -85,8 +85,15 @@ class WeightSync:
         """
         if not any(len(ids) > 1 for ids in probe):
             raise ValueError("a push cannot be proven on a probe in which no token follows another")
-        sent = self.generators.load_weights(self.learner.export_buckets(self.bucket_bytes), policy_version)
-        differences = self.compare(probe)
+        scored: list[Callable[[], Scores]] = []
+
+        def buckets() -> Iterator[Any]:
+            yield from self.learner.export_buckets(self.bucket_bytes)
+            # The learner is at leisure while the generators load what came last.
+            scored.append(self.learner.score(probe))
+
+        sent = self.generators.load_weights(buckets(), policy_version)
+        differences = self._differences(scored[0], probe)
         # A difference that is not a number must not pass either; max() would lose it behind a replica that agrees.
         if not all(difference <= self.tolerance for difference in differences):
             raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
@@ -94,7 +101,10 @@ class WeightSync:
 
     def compare(self, probe: Sequence[Sequence[int]]) -> list[float]:
         """Mean absolute difference of log-probabilities between the learner and each replica, in nats."""
-        from_learner, from_generators = self.learner.score(probe), self.generators.score(probe)
+        return self._differences(self.learner.score(probe), probe)
+
+    def _differences(self, from_learner: Callable[[], Scores], probe: Sequence[Sequence[int]]) -> list[float]:
+        from_generators = self.generators.score(probe)
         expected = from_learner()
         return [_mean_difference(expected, scores) for scores in from_generators()]
 
