@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, cast
 
@@ -160,15 +160,18 @@ class Cluster:
         """
         first = 0 if self._plan.share_gpus else self._plan.learner_ranks
 
-        def place(index: int, after: Any) -> Any:
+        def place(index: int, after: Any, updated: bool) -> Any:
+            setup = setups[index]
+            if updated and setup.base_path:
+                setup = replace(setup, policy_path=setup.base_path)
             actor = self._place(
                 GeneratorActor,
                 first + index,
                 self._plan.generator_threads,
                 float(self._plan.generator_devices),
-                _generator_environment(setups[index]),
+                _generator_environment(setup),
                 concurrency_groups=CONCURRENCY_GROUPS,
-            ).remote(setups[index], after)
+            ).remote(setup, after)
             self._actors.append(actor)
             return actor
 

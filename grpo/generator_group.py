@@ -102,12 +102,13 @@ class GeneratorGroup:
     """
 
     def __init__(
-        self, place: Callable[[int, Any], Any], replicas: int, limits: Limits, tell: Callable[[str], object]
+        self, place: Callable[[int, Any, bool], Any], replicas: int, limits: Limits, tell: Callable[[str], object]
     ) -> None:
         """Start all replicas; `wait_started` waits for them.
 
         Args:
-            place: (replica, reference to wait for) -> a new actor for it.
+            place: (replica, reference to wait for, whether it is given newer weights as soon as it has started) -> a
+                new actor for it.
             replicas: how many.
             limits: deadlines.
             tell: is given a line about each restart.
@@ -115,9 +116,11 @@ class GeneratorGroup:
         self.limits = limits
         self._tell = tell
         self._beat_s = min(BEAT_S, limits.hang_s / 3)
-        self._replicas = [Replica(index, place) for index in range(replicas)]
-        self._push: Callable[[int], None] | None = None
         self._updated = False
+        self._replicas = [
+            Replica(index, lambda index, after: place(index, after, self._updated)) for index in range(replicas)
+        ]
+        self._push: Callable[[int], None] | None = None
         self._restarts = 0
         self._asked = 0
         self._moved_at = 0.0

@@ -262,4 +262,6 @@ def result_of(reference: Any, deadline_s: float, what: str) -> Any:
             raise Lost("the process of its engine died") from failure
         raise cause from failure
     except ray.exceptions.RayActorError as failure:
+        if failure.actor_init_failed:
+            raise Lost(f"it could not start: {str(failure).strip().splitlines()[-1]}") from failure
         raise Lost("its process died") from failure

@@ -168,7 +168,7 @@ class TrainingRun:
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
         join_learner = cluster.start_learner(learner_setups(settings, policy_path, self._policy_path, cluster.device))
         join_generators = cluster.start_generators(
-            generator_setups(settings, policy_path, cluster.device, transport, sleeps=takes_turns),
+            generator_setups(settings, policy_path, self._policy_path, cluster.device, transport, sleeps=takes_turns),
             settings.rollout.deadline_s,
             settings.weight_sync.deadline_s,
             self._progress.show,

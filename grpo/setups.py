@@ -56,7 +56,7 @@ class GeneratorSetup:
     """What one replica needs to know.
 
     Attributes:
-        policy_path: folder or hub name of the starting policy.
+        policy_path: folder or hub name of the starting policy, which may be a checkpoint's.
         dtype: of weights and activations.
         generator: sizes and where the engine runs.
         max_sequence_tokens: longest prompt with its completion.
@@ -67,6 +67,8 @@ class GeneratorSetup:
         partial: what happens to completions that are under way when new weights come.
         transport: how new weights come to it.
         sparse: through the object store comes only what changed of them.
+        base_path: what a successor starts from that is given newer weights at once: the policy that the run began
+            with, as a checkpoint's folder is deleted in time. None: `policy_path`.
     """
 
     policy_path: str
@@ -80,6 +82,7 @@ class GeneratorSetup:
     partial: Literal["continue", "restart"] = "continue"
     transport: config.ChosenTransport = "object_store"
     sparse: bool = False
+    base_path: str | None = None
 
 
 def learner_setups(
@@ -106,7 +109,13 @@ def learner_setups(
 
 
 def generator_setups(
-    settings: config.TrainConfig, policy_path: str, device: Device, transport: config.ChosenTransport, *, sleeps: bool
+    settings: config.TrainConfig,
+    policy_path: str,
+    base_path: str,
+    device: Device,
+    transport: config.ChosenTransport,
+    *,
+    sleeps: bool,
 ) -> list[GeneratorSetup]:
     """Those of all replicas of a training run; arguments as of `GeneratorSetup`."""
     return [
@@ -122,6 +131,7 @@ def generator_setups(
             partial=settings.rollout.partial,
             transport=transport,
             sparse=settings.weight_sync.sparse,
+            base_path=base_path,
         )
         for replica in range(settings.generator.replicas)
     ]

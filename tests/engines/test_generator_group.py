@@ -84,6 +84,7 @@ class Started:
     group: GeneratorGroup
     actors: list[Any]
     told: list[str] = field(default_factory=list)
+    updated: list[bool] = field(default_factory=list)
 
     def pid(self, index: int) -> int:
         processes = self.group._replicas[index]._processes
@@ -104,15 +105,17 @@ def start(ray_running: None) -> Iterator[Callable[..., Started]]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
     def start(replicas: int, *, hang_s: float = 60.0, group_s: float = 60.0, max_restarts: int = 3) -> Started:
-        def place(index: int, after: Any) -> Any:
+        def place(index: int, after: Any, updated: bool) -> Any:
+            given_newer.append(updated)
             actors.append(ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(CountingActor).remote(after))
             return actors[-1]
 
         told: list[str] = []
+        given_newer: list[bool] = []
         group = GeneratorGroup(place, replicas, Limits(120.0, group_s, 60.0, hang_s, max_restarts), told.append)
         group.wait_started()
         group.on_restart(lambda index: _push(group, index))
-        return Started(group, actors, told)
+        return Started(group, actors, told, given_newer)
 
     yield start
     for actor in actors:
@@ -195,6 +198,7 @@ def test_dead_stopped_and_blocked_replicas_are_replaced_and_their_work_replayed(
     assert reasons == ["its engine did not finish a", "its process did not answer ", "its process died"], started.told
     assert all(line.split()[1] in "012" and "replayed" in line and line.endswith(" s") for line in started.told)
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in before)
+    assert started.updated == [False] * 3 + [True] * 3, "successors begin from what is never deleted"
     assert sorted(kept) == [0, 1, 2] and stream.unfinished == 3
     assert sum(len(replica.work) for replica in group._replicas) == 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,25 +159,37 @@ def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
     assert "held-out accuracy" in again and "starting" not in again, "a complete run only shows its table"
 
 
-def test_a_run_survives_the_death_of_its_only_generator(cold_start: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_survives_the_death_of_its_only_generator(
+    cold_start: Path, uninterrupted: tuple[Path, str], tmp_path: Path
+) -> None:
+    """It dies when the checkpoint that the run was resumed from is deleted, so that its successor cannot load that."""
     folder = tmp_path / "bereft"
-    process = grpo(*training(cold_start, folder, "generator.replicas=1", "weight_sync.sparse=true"))
+    shutil.copytree(uninterrupted[0], folder)
+    resumed_from = checkpoint.latest(folder)
+    assert resumed_from is not None and resumed_from.step == STEPS
+    more = ["resume=auto", f"train.steps={STEPS + 4}", "train.checkpoint_every=1", "train.keep_checkpoints=1"]
+    process = grpo(
+        *training(
+            cold_start, folder, *more, "generator.replicas=1", "generator.max_restarts=1", "weight_sync.sparse=true"
+        )
+    )
     waited = time.monotonic()
-    while len(metrics(folder)) < 2:
+    while resumed_from.folder.exists():
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() - waited < 400, "no step in 400 s"
         time.sleep(0.02)
     family = psutil.Process(process.pid).children(recursive=True)
     (generator,) = [one for one in family if any("GeneratorActor" in part for part in one.cmdline())]
     generator.kill()
-    output = finished(process)
-    assert "generator 0 was restarted: its process died; " in " ".join(output.split())
+    output = " ".join(finished(process).split())
+    assert output.count("generator 0 was restarted: its process died; ") == output.count("was restarted") == 1
     lines = metrics(folder)
-    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert [line["step"] for line in lines] == list(range(STEPS + 5))
     assert all(line["sync/probe_mean_difference"] < 2e-4 and line["rollout/groups"] == 8 for line in lines[1:])
     # Only what changed was pushed, but to the new one.
-    assert all(line["sync/pushed_mib"] > 0 and line["sync/changed_share"] <= 1 for line in lines[1:])
-    assert min(line["sync/changed_share"] for line in lines[1:]) < 1
+    after = lines[STEPS + 1 :]
+    assert all(line["sync/pushed_mib"] > 0 and line["sync/changed_share"] <= 1 for line in after)
+    assert min(line["sync/changed_share"] for line in after) < 1
 
 
 def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path: Path) -> None:
