@@ -123,6 +123,7 @@ def main() -> int:
         "train.checkpoint_every=2",
         "cluster.max_restarts=100000",
         "cluster.max_fruitless_restarts=1000",
+        "generator.max_restarts=1000",
         *options.overrides,
     ]
     options.folder.parent.mkdir(parents=True, exist_ok=True)
