@@ -250,7 +250,7 @@ def test_the_cold_start_of_the_data_page(cold_start: Path, tmp_path: Path) -> No
     unpack(tmp_path)
     rows = [{"question": f"{n}+{n}=?", "worked": f"<answer>{2 * n}</answer>"} for n in range(32)]
     (tmp_path / "worked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    small = (f"policy.path={cold_start / 'policy'}", "sft.steps=2", "sft.batch_size=8")
+    small = (f"policy.path={cold_start / 'policy'}", "sft.steps=2", "sft.batch_size=8", "sft.max_tokens=64")
     finished(grpo("sft", "mine_sft.yaml", *small, folder=tmp_path))
     assert [line["step"] for line in metrics(tmp_path / "runs" / "mine_sft")] == [1, 2]
     # Where the page says that the run finds it.
