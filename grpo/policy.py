@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,8 +43,10 @@ def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    # The bar of a file that is written in a millisecond only litters the log.
+    # The bar of a file that is written in a millisecond only litters the log. So does DeepSpeed, which accelerate
+    # imports on the way, by its warning of a missing GPU.
     transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     model.save_pretrained(partial)
     transformers_logging.enable_progress_bar()
     wrapped.save_pretrained(partial)

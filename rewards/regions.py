@@ -165,8 +165,8 @@ def _shifted(node: Node) -> tuple[str, tuple[Node, ...]] | None:
 def _complement(region: Region) -> Region:
     """The rest of the line."""
     gaps: list[Interval] = []
-    low, low_in, low_at = _MINUS_INFINITY, False, float("-inf")
-    end: Node = low
+    low_in, low_at = False, float("-inf")
+    end: Node = _MINUS_INFINITY
     for interval in region.intervals:
         if low_at < interval.low_at or (low_at == interval.low_at and low_in and not interval.low_in):
             gaps.append(Interval(end, interval.low, low_in, not interval.low_in, low_at, interval.low_at))
