@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -18,6 +18,13 @@ from grpo.actors import LearnerActor, LearnerGroup, free_address, wait_for
 from grpo.generator_group import GeneratorGroup, Limits
 from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
 from grpo.preflight import NodeProbes, Outcome, Wait, generator_setup, new_weights, probe_all
+from grpo.ray_session import (
+    ON_LOOPBACK,
+    choose_device,
+    connect,
+    generator_environment,
+    learner_environment,
+)
 from grpo.replica import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.setups import Device, GeneratorSetup, LearnerSetup
 
@@ -100,8 +107,8 @@ class Cluster:
         self._actors: list[Any] = []
         # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
         needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
-        self._owns_ray = _connect(settings, max(int(needed), os.cpu_count() or 1))
-        self.device: Device = _choose_device(settings.device)
+        self._owns_ray = connect(settings, max(int(needed), os.cpu_count() or 1))
+        self.device: Device = choose_device(settings.device)
         self._group = self._reserve()
 
     @property
@@ -123,7 +130,7 @@ class Cluster:
 
     def start_learner(self, setups: Sequence[LearnerSetup]) -> Callable[[], LearnerGroup]:
         """Start the ranks; call the result to wait until all have met."""
-        environment = _learner_environment(self.device, self._plan.learner_threads)
+        environment = learner_environment(self.device, self._plan.learner_threads)
         if self._settings.address is None:
             environment |= ON_LOOPBACK
         actors = [
@@ -169,7 +176,7 @@ class Cluster:
                 first + index,
                 self._plan.generator_threads,
                 float(self._plan.generator_devices),
-                _generator_environment(setup),
+                generator_environment(setup),
                 concurrency_groups=CONCURRENCY_GROUPS,
             ).remote(setup, after)
             self._actors.append(actor)
@@ -272,8 +279,8 @@ def preflight(settings: config.Cluster, deadline_s: float) -> dict[str, dict[str
         ValueError: a GPU was asked for and the cluster has none.
         TimeoutError: the first node's process did not start.
     """
-    owns_ray = _connect(settings, os.cpu_count() or 1)
-    device = _choose_device(settings.device)
+    owns_ray = connect(settings, os.cpu_count() or 1)
+    device = choose_device(settings.device)
     actors: list[Any] = []
     nodes: list[NodeActor] = []
     try:
@@ -281,7 +288,7 @@ def preflight(settings: config.Cluster, deadline_s: float) -> dict[str, dict[str
             # A node without GPU in a cluster that has some would only hold the others up: it holds no actor either.
             if device == "cuda" and not node["Resources"].get("GPU"):
                 continue
-            environment = _generator_environment(generator_setup("", device))
+            environment = generator_environment(generator_setup("", device))
             actor = ray.remote(_ProbesActor).options(
                 num_cpus=1,
                 num_gpus=1.0 if device == "cuda" else 0.0,
@@ -305,13 +312,12 @@ def wait_for_nodes(settings: config.Cluster, plan: Plan) -> None:
     Raises:
         TimeoutError: it has not, after `cluster.start_deadline_s`; the message says what is missing.
     """
-    owns_ray = _connect(settings, os.cpu_count() or 1)
+    owns_ray = connect(settings, os.cpu_count() or 1)
     until = time.monotonic() + settings.start_deadline_s
     try:
         while True:
             have = ray.cluster_resources()
-            device = _DEVICES_OF_AUTO.get("auto") or _choose_device(settings.device)
-            missing = plan.missing(device, have)
+            missing = plan.missing(choose_device(settings.device), have)
             if not missing:
                 return
             if time.monotonic() > until:
@@ -324,87 +330,3 @@ def wait_for_nodes(settings: config.Cluster, plan: Plan) -> None:
     finally:
         if owns_ray:
             ray.shutdown()
-
-
-def _connect(settings: config.Cluster, cpus: int) -> bool:
-    """Whether Ray was not running in this process, and now is."""
-    if ray.is_initialized():
-        return False
-    if settings.address:
-        ray.init(address=settings.address, **_quiet())
-    else:
-        start_local_ray(cpus)
-    return True
-
-
-def start_local_ray(cpus: int) -> None:
-    """Start Ray for this process, with every port on the loopback interface and no dashboard.
-
-    Args:
-        cpus: logical CPUs that actors may ask for together.
-    """
-    # Ray takes the loopback address for this machine's own only where it cannot form a cluster. It reads the variable
-    # when it is imported, and its child processes read it when they start.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Not one that RAY_ADDRESS names or that happens to run here: cluster.address is how to join one.
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_quiet())
-
-
-def _quiet() -> dict[str, Any]:
-    # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
-    return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
-
-
-# What `auto` came to in this process: a run that has lost its GPUs must wait for them, not go on without.
-_DEVICES_OF_AUTO: dict[str, Device] = {}
-
-
-def _choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    if wanted == "gpu" and not has_gpus:
-        raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
-    chosen: Device = "cuda" if has_gpus and wanted != "cpu" else "cpu"
-    return _DEVICES_OF_AUTO.setdefault("auto", chosen) if wanted == "auto" else chosen
-
-
-# On a Ray of this machine's own, ranks listen for each other on loopback as well.
-ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-
-
-def _common_environment(threads: int) -> dict[str, str]:
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        # Threads that wait must sleep: spinning ones starve the very thread they wait for as soon as anything else
-        # wants a core (on two busy cores a learner step of 0.6 s took 38 s).
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def _learner_environment(device: Device, threads: int) -> dict[str, str]:
-    environment = _common_environment(threads)
-    if device == "cpu":
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
-
-
-def _generator_environment(setup: GeneratorSetup) -> dict[str, str]:
-    environment = {
-        **_common_environment(setup.generator.threads),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(setup.generator.in_own_process(setup.device))),
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        # A trainer tells nobody what it runs.
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    if setup.device == "cpu":
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(setup.generator.cpu_cache_gib),
-            # Several processes share few cores: binding each to the same first core would starve them.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # The model runs eagerly; compiling its helper functions would add 20 s to the first generation.
-            "TORCHDYNAMO_DISABLE": "1",
-        }
-    return environment

@@ -220,7 +220,7 @@ def measure_ours(settings: TrainConfig, steps: int, work: Path) -> Measurement:
                 ended=line.time,
                 # A line's time is taken when its step is done: what lies between two is one step, recording included.
                 seconds=line.time - before.time,
-                generate_s=numbers["time/generate_s"],
+                generate_s=numbers.get("time/generate_s", 0.0),
                 verify_s=numbers.get("time/verify_s", 0.0),
                 learn_s=numbers["time/learn_s"],
                 completions=completions,

@@ -27,7 +27,7 @@ from docs_pages import PAGES, ROOT, block, commands
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_sampler import FakeSampler
 from test_simulate_command import write_run
-from tiny_policy import NewPolicy, make_tiny_policy
+from tiny_policy import PRINTABLE, make_tiny_policy
 from typer.testing import CliRunner
 
 from grpo.cli import app
@@ -139,15 +139,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with what the pages say a reader has, and in it the shell; engines and servers are stand-ins."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "configs").symlink_to(ROOT / "configs")
-    shape = NewPolicy(
-        hidden_size=16,
-        layers=1,
-        heads=2,
-        key_value_heads=1,
-        intermediate_size=16,
-        alphabet="".join(map(chr, range(32, 127))),
-    )
-    policy = make_tiny_policy(folder / "runs" / "quickstart_sft" / "policy", shape)
+    policy = make_tiny_policy(folder / "runs" / "quickstart_sft" / "policy", PRINTABLE)
     (folder / "runs" / "math").mkdir()
     write_run(folder / "runs" / "math")
     (folder / "math500.jsonl").write_text(

@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml
 from docs_pages import PAGES, ROOT, block, commands, unpack
-from tiny_policy import NewPolicy, make_tiny_policy
+from tiny_policy import PRINTABLE, make_tiny_policy
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.testing import CliRunner
@@ -97,15 +97,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files of docs/data.md, and in it the shell."""
     unpack(tmp_path)
     monkeypatch.chdir(tmp_path)
-    shape = NewPolicy(
-        hidden_size=16,
-        layers=1,
-        heads=2,
-        key_value_heads=1,
-        intermediate_size=16,
-        alphabet="".join(map(chr, range(32, 127))),
-    )
-    make_tiny_policy(tmp_path / "policy", shape)
+    make_tiny_policy(tmp_path / "policy", PRINTABLE)
     return tmp_path
 
 

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from grpo.policy_logprobs import PolicyLogprobs
 
 TINY = NewPolicy(hidden_size=16, layers=2, heads=4, key_value_heads=2, intermediate_size=24, max_position=128)
+# Smaller still, and it can write all that a keyboard can.
+PRINTABLE = NewPolicy(
+    hidden_size=16,
+    layers=1,
+    heads=2,
+    key_value_heads=1,
+    intermediate_size=16,
+    alphabet="".join(map(chr, range(32, 127))),
+)
 
 PROMPT = (5, 6, 7, 8)
 TEMPERATURE = 0.7
