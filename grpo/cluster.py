@@ -206,8 +206,8 @@ class Cluster:
         have, plan = ray.cluster_resources(), self._plan
         if missing := plan.missing(self.device, have):
             raise ValueError(
-                f"{missing}; lower learner.ranks, generator.replicas, generator.tensor_parallel_size or their threads, "
-                "or set share_gpus"
+                f"{missing}; lower learner.ranks, generator.replicas, generator.tensor_parallel_size, "
+                "generator.pipeline_parallel_size or their threads, or set share_gpus"
             )
         bundles = plan.bundles(self.device, have)
         group: PlacementGroup = placement_group(bundles, strategy="PACK")

@@ -113,6 +113,7 @@ class TrainConfig(Section):
                 "learner.lora, which is the policy without its adapters; leave one of the two out"
             )
         found += self.learner.problems(self.policy.dtype)
+        found += self.generator.problems()
         if rollout.prompts_per_step % algorithm.minibatches:
             found.append(
                 f"rollout.prompts_per_step={rollout.prompts_per_step} is not divisible by "
@@ -142,13 +143,11 @@ class TrainConfig(Section):
                 f"a minibatch of {completions} completions leaves some of learner.ranks={self.learner.ranks} idle; use "
                 "fewer ranks, fewer algorithm.minibatches, or more prompts"
             )
-        if self.cluster.share_gpus and (
-            self.generator.tensor_parallel_size > 1 or self.generator.replicas != self.learner.ranks
-        ):
+        if self.cluster.share_gpus and (self.generator.devices > 1 or self.generator.replicas != self.learner.ranks):
             found.append(
                 "cluster.share_gpus pairs each learner rank with one generator: it needs generator.replicas == "
-                f"learner.ranks and tensor_parallel_size 1, got {self.generator.replicas}, {self.learner.ranks} and "
-                f"{self.generator.tensor_parallel_size}"
+                f"learner.ranks on one device each, got {self.generator.replicas}, {self.learner.ranks} and "
+                f"{self.generator.devices}"
             )
         found += self._sleep_problems()
         found += self._transport_problems()

@@ -138,9 +138,10 @@ class EvalConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
+        found = self.generator.problems()
         if len(set(self.seeds)) < len(self.seeds):
-            return [f"seeds={list(self.seeds)} names one twice, which would count its completions twice"]
-        return []
+            found.append(f"seeds={list(self.seeds)} names one twice, which would count its completions twice")
+        return found
 
     def sampling_of(self, task: Task) -> TaskSampling:
         """The task's sampling with what this evaluation says instead.

@@ -73,7 +73,7 @@ class EngineSampler:
 
     def __enter__(self) -> Self:
         settings, generator = self._settings, self._settings.generator
-        plan = Plan(0, 0, generator.replicas, generator.tensor_parallel_size, generator.threads)
+        plan = Plan(0, 0, generator.replicas, generator.devices, generator.threads)
         with contextlib.ExitStack() as opened:
             cluster = opened.enter_context(Cluster(settings.cluster, plan))
             setups = [

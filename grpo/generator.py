@@ -60,6 +60,9 @@ class Generator:
                 model=setup.policy_path,
                 dtype=setup.dtype,
                 tensor_parallel_size=setup.generator.tensor_parallel_size,
+                pipeline_parallel_size=setup.generator.pipeline_parallel_size,
+                # In an actor of Ray vLLM would choose Ray for its workers, and find the devices taken by that actor.
+                distributed_executor_backend="mp" if setup.generator.devices > 1 else None,
                 max_model_len=setup.max_sequence_tokens,
                 max_num_seqs=setup.generator.max_sequences,
                 # One step may take all prompts at once; on GPU vLLM's own choice suits the memory it profiled.
@@ -78,6 +81,9 @@ class Generator:
                 async_scheduling=None if own_process else False,
             )
         )
+        if on_cpu and setup.generator.pipeline_parallel_size > 1:
+            # vLLM leaves out the warm-up of eager models on a CPU, in which later stages make room for their inputs.
+            self._engine.collective_rpc("execute_dummy_batch")
         if setup.transport == "object_store":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")

@@ -36,9 +36,11 @@ class GeneratorConfig(Section):
 
     replicas: Positive = 1
     tensor_parallel_size: Positive = 1
-    """Devices of one replica."""
+    """Devices over which each matrix of a replica is cut."""
+    pipeline_parallel_size: Positive = 1
+    """Stages into which the layers of a replica are divided, each on `tensor_parallel_size` devices of one node."""
     engine: Literal["auto", "in_actor", "own_process"] = "auto"
-    """Where the engine runs: `auto` is in the actor on CPU, in processes of its own on GPU."""
+    """Where the engine runs: `auto` is in processes of its own on GPU and for several devices, else in the actor."""
     max_sequences: Positive = 256
     """Sequences that one replica samples at a time."""
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
@@ -54,9 +56,24 @@ class GeneratorConfig(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 10
     """Restarts of replicas, all together, that a run survives."""
 
+    @property
+    def devices(self) -> int:
+        """Devices of one replica, and processes of its engine that hold weights."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
     def in_own_process(self, device: Literal["cpu", "cuda"]) -> bool:
         """Whether the engine runs in processes of its own."""
-        return {"auto": device == "cuda", "in_actor": False, "own_process": True}[self.engine]
+        return {"auto": device == "cuda" or self.devices > 1, "in_actor": False, "own_process": True}[self.engine]
+
+    def problems(self) -> list[str]:
+        """Choices that cannot go together, each with its remedy."""
+        if self.engine != "in_actor" or self.devices == 1:
+            return []
+        return [
+            "generator.engine=in_actor is one process, and generator.tensor_parallel_size="
+            f"{self.tensor_parallel_size} x pipeline_parallel_size={self.pipeline_parallel_size} needs {self.devices}; "
+            "use engine=auto"
+        ]
 
 
 ChosenTransport = Literal["object_store", "gloo", "nccl", "ipc"]

@@ -174,7 +174,7 @@ def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, sh
 
 
 def _generator_weights(settings: config.TrainConfig, shape: Shape) -> float:
-    return shape.parameters * _bytes_of(settings.policy) / settings.generator.tensor_parallel_size
+    return shape.parameters * _bytes_of(settings.policy) / settings.generator.devices
 
 
 def memory_here() -> Memory:
@@ -213,7 +213,7 @@ def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: Shape
         return (
             f"a generator's weights and one longest sequence need more than the {share / GIB:.1f} GiB that "
             f"generator.gpu_memory_share={train.generator.gpu_memory_share:g} leaves of a GPU: raise it, or "
-            "generator.tensor_parallel_size"
+            "generator.tensor_parallel_size or pipeline_parallel_size"
         )
     together = train is not None and train.cluster.share_gpus and not train.cluster.sleep
     needed = learner + (share if together else 0.0)

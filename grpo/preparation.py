@@ -25,7 +25,7 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
         learner.ranks,
         learner.threads,
         generator.replicas,
-        generator.tensor_parallel_size,
+        generator.devices,
         generator.threads,
         settings.cluster.share_gpus,
     )

@@ -90,7 +90,7 @@ def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
     schedule = settings.train.model_copy(update={"steps": last, "checkpoint_every": last + 1})
     report = settings.report.model_copy(update={"trackers": ()})
     # The profiler sees its own process: where one device is enough the engine can be in it.
-    engine = "in_actor" if settings.generator.tensor_parallel_size == 1 else settings.generator.engine
+    engine = "in_actor" if settings.generator.devices == 1 else settings.generator.engine
     generator = settings.generator.model_copy(update={"engine": engine})
     update = {"run": run, "train": schedule, "report": report, "generator": generator, "evaluation": None}
     return settings.model_copy(update=update)

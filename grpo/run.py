@@ -176,7 +176,7 @@ class TrainingRun:
         self.learner, self.generators = join_learner(), join_generators()
         sync = settings.weight_sync
         if transport != "object_store":
-            workers = settings.generator.tensor_parallel_size
+            workers = settings.generator.devices
             self.learner.connect(self.generators, transport, workers, sync.deadline_s, sparse=sync.sparse)
         elif sync.sparse:
             self.learner.push_changes(self.generators)

@@ -109,7 +109,7 @@ class Sweep:
             splits = dict.fromkeys(self._split(size, share) for share in shares)
             for lag, (replicas, used) in itertools.product(lags, splits):
                 found.append(self._row(size, lag, wanted, lengths, replicas, used, size - used))
-            if 0 in lags and self.settings.generator.tensor_parallel_size == 1:
+            if 0 in lags and self.settings.generator.devices == 1:
                 found.append(self._row(size, 0, wanted, lengths, size, size, size))
         return found
 
@@ -148,17 +148,17 @@ class Sweep:
     def _prompts(self, gpus: int) -> int:
         configured = self.settings.rollout.prompts_per_step
         generator, ranks = self.settings.generator, self.settings.learner.ranks
-        own = ranks + generator.replicas * generator.tensor_parallel_size
+        own = ranks + generator.replicas * generator.devices
         if self.settings.cluster.share_gpus:
             own = ranks
         return max(1, round(configured * gpus / own)) if self.scale_batch else configured
 
     def _split(self, gpus: int, share: float) -> tuple[int, int]:
         """Replicas, and the GPUs that they use."""
-        each = self.settings.generator.tensor_parallel_size
+        each = self.settings.generator.devices
         if gpus < each + 1:
             raise ValueError(
-                f"{gpus} GPUs do not hold a generator of generator.tensor_parallel_size={each} and a learner; "
+                f"{gpus} GPUs do not hold a generator of {each} (generator.tensor_parallel_size) and a learner; "
                 f"give at least {each + 1}"
             )
         replicas = min(max(1, round(gpus * share / each)), (gpus - 1) // each)

@@ -107,8 +107,8 @@ def capacity_problems(job: Job) -> list[str]:
             )
         if replicas in actors and plan.generator_devices > group.gpus_per_node:
             found.append(
-                f"generator.tensor_parallel_size={plan.generator_devices} does not fit a node of {where} with "
-                f"{group.gpus_per_node} GPUs; lower it"
+                f"a generator of {plan.generator_devices} GPUs does not fit a node of {where} with "
+                f"{group.gpus_per_node}; lower generator.tensor_parallel_size or generator.pipeline_parallel_size"
             )
     return found
 

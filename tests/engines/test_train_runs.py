@@ -210,7 +210,8 @@ def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path:
     ]
     objective.append("generator.replicas=1")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    finished(grpo(*training(cold_start, whole, *objective, "train.steps=3")))
+    three = (*objective, "train.steps=3", "train.checkpoint_every=2")
+    finished(grpo(*training(cold_start, whole, *three)))
     lines = metrics(whole)[1:]
     for line in lines:
         assert line["learner/skipped_steps"] == 0.0
@@ -223,8 +224,13 @@ def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path:
     assert all(line["rollout/kl_reference"] == pytest.approx(0.0, abs=1e-4) for line in lines)
     assert "advantage: leave_one_out" in (whole / "config.yaml").read_text()
 
-    finished(grpo(*training(cold_start, parts, *objective, "train.steps=2")))
-    finished(grpo(*training(cold_start, parts, *objective, "train.steps=3", "resume=auto")))
+    # What a run that was killed in its third step leaves.
+    shutil.copytree(whole, parts)
+    last = checkpoint.latest(parts)
+    assert last is not None and last.step == 3
+    shutil.rmtree(last.folder)
+    output = finished(grpo(*training(cold_start, parts, *three, "resume=auto")))
+    assert "resuming from step 2" in output
     held = [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in untimed(whole)]
     assert [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in untimed(parts)] == held
 

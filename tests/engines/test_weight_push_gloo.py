@@ -188,9 +188,11 @@ def test_memory_of_a_push_is_bounded_by_the_bucket(large_policy: str) -> None:
             peaks = wait_for([one.peak.remote() for one in learners], 60, "memory")
             rounds.append([peak - start for peak, start in zip(peaks, begin, strict=True)])
         over_gloo = [min(of_rank) for of_rank in zip(*rounds, strict=True)]
-        files = wait_for([one.export.remote(bucket) for one in learners], 240, "exporting")
-        print(f"gloo {[one / MIB for one in over_gloo]} MiB, files {[peak / MIB for peak, _ in files]} MiB")
+        exports = [wait_for([one.export.remote(bucket) for one in learners], 240, "exporting") for _ in range(3)]
+        as_files = [min(peak for peak, _ in of_rank) for of_rank in zip(*exports, strict=True)]
+        print(f"gloo {[one / MIB for one in over_gloo]} MiB, files {[one / MIB for one in as_files]} MiB")
         assert max(over_gloo) < bucket
         # A file is made in a bucket's memory, beside what is gathered.
-        assert files[0][0] < 1.75 * bucket and files[1][0] < bucket
+        assert as_files[0] < 1.75 * bucket and as_files[1] < bucket
+        files = exports[-1]
         assert files[0][1] == get(receiver.digests.remote()) and not files[1][1]

@@ -141,6 +141,11 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["rollout.max_policy_lag=-1"], ["rollout.max_policy_lag", "greater than or equal to 0"]),
         (["cluster.share_gpus=true", "generator.replicas=2"], ["cluster.share_gpus", "generator.replicas"]),
         (["cluster.share_gpus=true", "generator.tensor_parallel_size=2"], ["cluster.share_gpus"]),
+        (["cluster.share_gpus=true", "generator.pipeline_parallel_size=2"], ["cluster.share_gpus", "one device"]),
+        (
+            ["generator={engine: in_actor, tensor_parallel_size: 2, pipeline_parallel_size: 3}"],
+            ["generator.engine=in_actor is one process", "needs 6; use engine=auto"],
+        ),
         (["policy.path=null"], ["policy needs policy.path"]),
         (["policy.path=null", "policy.new={}"], ["policy.new", "grpo sft"]),
         (["data.path=null"], ["data needs one of hub, path or generator"]),

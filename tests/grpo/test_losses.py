@@ -66,11 +66,15 @@ def test_the_edges_cut_the_gradient_on_the_side_that_pays(
     assert found.clipped_high_T.tolist() == [edge == "high"]
 
 
-@given(st.floats(0.01, 20.0), st.floats(-3.0, 3.0), st.floats(0.0, 0.9), st.floats(0.0, 2.0))
+# An advantage so small that its gradient is no number of its own says nothing of clipping.
+ADVANTAGES = st.floats(-3.0, 3.0).filter(lambda advantage: abs(advantage) > 1e-300)
+
+
+@given(st.floats(0.01, 20.0), ADVANTAGES, st.floats(0.0, 0.9), st.floats(0.0, 2.0))
 def test_a_token_is_counted_as_clipped_exactly_where_its_gradient_is_cut(
     ratio: float, advantage: float, low: float, high: float
 ) -> None:
-    if advantage == 0.0 or min(abs(ratio - (1 - low)), abs(ratio - (1 + high))) < 1e-9:
+    if min(abs(ratio - (1 - low)), abs(ratio - (1 + high))) < 1e-9:
         return
     found, gradient_T = policy_loss([ratio], [advantage], low, high)
     clipped = found.clipped_low_T.item() or found.clipped_high_T.item()

@@ -144,8 +144,9 @@ def test_a_distribution_that_makes_no_sense_is_refused(text: str, told: str) -> 
         modelled(text, 100)
 
 
-def test_a_sweep_keeps_lengths_and_splits_gpus(tmp_path: Path) -> None:
-    settings = load(TrainConfig, config(tmp_path, generator={"replicas": 1, "tensor_parallel_size": 2}))
+@pytest.mark.parametrize("way", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_a_sweep_keeps_lengths_and_splits_gpus(tmp_path: Path, way: str) -> None:
+    settings = load(TrainConfig, config(tmp_path, generator={"replicas": 1, way: 2}))
     sweep = Sweep(settings, modelled("constant:tokens=100", 100), SPEEDS, steps=6)
     rows = sweep.rows([8], [0, 1], [0.01, 0.5, 0.99])
     # Whole replicas, at least one, and a GPU that learns.

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Slurm:
 
     folder: Path
     environment: dict[str, str]
+    # A process runs one test at a time; what tests beside it do with their jobs is theirs.
+    job: str = field(default_factory=lambda: str(os.getpid()))
 
     def signal_batch(self, number: int) -> None:
         """What Slurm sends with `--signal=B:`: to the batch shell alone."""
@@ -79,4 +81,6 @@ def fake_slurm(folder: Path, *components: str, programs: Mapping[str, str] | Non
     path = f"{binaries}:{os.environ['PATH']}"
     # A Ray that other tests have started in this process has left its variables.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return Slurm(folder, {**inherited, "PATH": path, "FAKE_SLURM": str(folder), "COLUMNS": "200"})
+    slurm = Slurm(folder, {**inherited, "PATH": path, "FAKE_SLURM": str(folder), "COLUMNS": "200"})
+    (folder / "job").write_text(slurm.job)
+    return slurm

@@ -75,7 +75,7 @@ def test_the_options_ask_for_what_the_section_says(tmp_path: Path) -> None:
         (
             {"gpus_per_node": 2, "cpus_per_node": 8},
             {"generator": {"tensor_parallel_size": 3}},
-            ["generator.tensor_parallel_size=3", "2 GPUs"],
+            ["a generator of 3 GPUs", "with 2", "generator.tensor_parallel_size"],
         ),
         (HETEROGENEOUS, {"cluster": {"share_gpus": True}}, ["cluster.share_gpus", "launch.generators"]),
         ({"secrets": [{"name": "A", "kubernetes": {"secret": "s", "key": "k"}}]}, {}, ["A names only a Kubernetes"]),
@@ -140,7 +140,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: dict[str,
     )
     for name in ("PATH", "FAKE_SLURM"):
         monkeypatch.setenv(name, fake.environment[name])
-    assert slurm.submit(job(tmp_path, launch or {})) == "Submitted batch job 4711"
+    assert slurm.submit(job(tmp_path, launch or {})) == f"Submitted batch job {fake.job}"
     return fake
 
 
@@ -152,7 +152,8 @@ def wait_for(path: Path, deadline_s: float = 30) -> None:
 
 
 def log_of(tmp_path: Path) -> str:
-    return (tmp_path / "run" / "launch" / "slurm-4711.out").read_text()
+    (log,) = (tmp_path / "run" / "launch").glob("slurm-*.out")
+    return log.read_text()
 
 
 @pytest.mark.parametrize("status", [0, 7])

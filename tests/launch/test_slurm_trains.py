@@ -62,10 +62,10 @@ def test_a_job_trains_on_two_ray_nodes_is_warned_and_goes_on(tmp_path: Path) -> 
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "Submitted batch job 4711\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"Submitted batch job {slurm.job}\n"), done.stderr
 
     run, started = tmp_path / "run", time.monotonic()
-    log = run / "launch" / "slurm-4711.out"
+    log = run / "launch" / f"slurm-{slurm.job}.out"
     try:
         while len(metrics(run)) < 2:
             assert not (slurm.folder / "done").exists(), log.read_text()
@@ -88,4 +88,4 @@ def test_a_job_trains_on_two_ray_nodes_is_warned_and_goes_on(tmp_path: Path) -> 
     newest = checkpoint.latest(run)
     assert newest is not None and newest.step == STEPS
     assert not list((run / "launch").glob("job-*")), "the token must not stay"
-    assert not list(Path("/tmp").glob("grpo-4711-*"))
+    assert not list(Path("/tmp").glob(f"grpo-{slurm.job}-*"))
