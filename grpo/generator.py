@@ -69,7 +69,8 @@ class Generator:
                 max_num_batched_tokens=max(8192, setup.max_sequence_tokens) if on_cpu else None,
                 gpu_memory_utilization=setup.generator.gpu_memory_share,
                 enforce_eager=on_cpu or not setup.generator.compile,
-                enable_prefix_caching=True,
+                # It keeps whole blocks, of 128 tokens on a CPU: to look for shorter ones in vain takes 3 % of the time.
+                enable_prefix_caching=not on_cpu or setup.max_sequence_tokens > 128,
                 enable_sleep_mode=setup.sleeps,
                 logprobs_mode="raw_logprobs" if setup.temperature == 1.0 else "processed_logprobs",
                 weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKENDS[setup.transport]),

@@ -158,14 +158,10 @@ def reward_tensors(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         rewards_PG, float32 [groups, completions of the largest group], 0 where unknown; valid_PG, bool, same shape.
     """
     size = max(len(group.rollouts) for group in groups)
-    rewards_PG = torch.zeros(len(groups), size)
-    valid_PG = torch.zeros(len(groups), size, dtype=torch.bool)
-    for row, group in enumerate(groups):
-        for column, rollout in enumerate(group.rollouts):
-            if rollout.reward is not None:
-                rewards_PG[row, column] = rollout.reward
-                valid_PG[row, column] = True
-    return rewards_PG, valid_PG
+    rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
+    padded = [[*of_group, *[None] * (size - len(of_group))] for of_group in rewards]
+    rewards_PG = torch.tensor([[one or 0.0 for one in of_group] for of_group in padded], dtype=torch.float32)
+    return rewards_PG, torch.tensor([[one is not None for one in of_group] for of_group in padded])
 
 
 def known_rows(values_PG: Tensor, valid_PG: Tensor) -> list[list[float | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,12 @@ def pairs(ray_running: None, tied_policy: str, untied_policy: str) -> Iterator[d
         untied = opened.enter_context(Cluster(CPU, Plan(2, 1, 1, 1, 1)))
         joins = [
             tied.start_learner(learner_setups(tied_policy, zero_stage=2)),
-            tied.start_generators([generator_setup(tied_policy, replica=index) for index in range(2)], 120, 120),
+            # Longer than a block of vLLM's on a CPU, so that prefixes are kept.
+            tied.start_generators(
+                [replace(generator_setup(tied_policy, replica=index), max_sequence_tokens=192) for index in range(2)],
+                120,
+                120,
+            ),
             untied.start_learner(
                 learner_setups(untied_policy, ranks=2, zero_stage=3, temperature=0.7, kl_coefficient=0.1)
             ),
@@ -113,6 +118,22 @@ def test_fresh_samples_have_ratio_one(pairs: dict[str, Pair], name: str) -> None
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-3)
     assert metrics["mismatch_kl"] < 1e-6
     assert metrics["loss"] == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_prefixes_that_older_weights_computed_are_not_used_again(pairs: dict[str, Pair]) -> None:
+    pair = pairs["tied"]
+    # One for each replica, with a first block that both share.
+    ids = [tuple(3 + (token * token + last * (token == 149)) % 20 for token in range(150)) for last in range(2)]
+    asked = [Prompt(f"long {n}", "", one, None, {}) for n, one in enumerate(ids)]
+    for version in (5, 6):
+        pair.sync.push(version, PROBE)
+        groups = sample(pair, asked, seeds=[7, 8])
+        sampled = [(ids[index], one) for index in range(2) for one in groups[index]]
+        scored = pair.learner.score([[*prompt, *one.token_ids] for prompt, one in sampled])()
+        for row, (prompt, one) in zip(scored, sampled, strict=True):
+            assert one.spans[0].policy_version == version
+            assert row[len(prompt) - 1 :] == pytest.approx(one.logprobs, abs=1e-4)
+        pair.learner.step(random_batch(1, seed=version))
 
 
 def test_a_seed_fixes_a_completion_whatever_runs_beside_it(pairs: dict[str, Pair]) -> None:
