@@ -39,7 +39,8 @@ def test_rewards_come_from_programs_that_were_run(tmp_path: Path) -> None:
     before = sandbox_processes()
     cold, run = tmp_path / "sft", tmp_path / "run"
     # Careful demonstrations only: so much is learned in a few seconds that some functions are right and some are not.
-    brief = ["learner.ranks=1", "sft.steps=160", "data.options={count: 6000, careful_share: 1.0}"]
+    brief = ["learner.ranks=1", "sft.steps=180", "sft.batch_size=32", "learner.warmup_steps=20"]
+    brief += ["data.options={count: 6000, careful_share: 1.0}"]
     grpo("sft", "configs/code_quickstart_sft.yaml", f"run.folder={cold}", *brief)
     small = ["train.steps=2", "learner.ranks=1", "generator.replicas=1", "rollout.prompts_per_step=16"]
     small += ["evaluation.data.options.count=20", "evaluation.every=1"]
