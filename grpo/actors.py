@@ -7,7 +7,6 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,24 +17,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from grpo.activity import ACTIVITY
-from grpo.batching import TrainBatch
 from grpo.failures import ProcessDied
-from grpo.profiling import ActorProfile, OperatorProfiler
 from grpo.ray_processes import LOST, dead_peer, describe_death
-from grpo.rescoring import ScoringBatch, Source
-from grpo.setups import LearnerSetup
-from grpo.weight_buckets import Bucket, TensorInfo
-from grpo.weight_link import Holders, WeightLink
+from grpo.start_up import spare_the_collector, without_collector
 from rewards.busy_clock import Busy, BusyClock
 
 # How often the driver looks after the generators while it waits for the learner.
 MEANWHILE_S = 0.1
 
+# An actor's process imports this module to find its class: what is heavy comes with its start, without the collector.
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from grpo.batching import TrainBatch
     from grpo.generator_group import GeneratorGroup
+    from grpo.profiling import ActorProfile
+    from grpo.rescoring import ScoringBatch, Source
+    from grpo.setups import LearnerSetup
+    from grpo.weight_buckets import Bucket, TensorInfo
+    from grpo.weight_link import Holders, WeightLink
     from grpo.weight_patches import Pushed
     from grpo.weight_senders import GroupTransport, Handle
 
@@ -59,9 +60,10 @@ class LearnerActor:
 
     def start(self, master_address: str, master_port: int) -> None:
         """Load the policy and meet the other ranks at an address."""
-        from grpo.learner import LearnerRank
+        with without_collector():
+            from grpo.learner import LearnerRank
 
-        self._rank = LearnerRank(self._setup, master_address, master_port)
+            self._rank = LearnerRank(self._setup, master_address, master_port)
         spare_the_collector()
 
     def step(self, batch: TrainBatch) -> tuple[dict[str, float], Busy]:
@@ -125,6 +127,8 @@ class LearnerActor:
             self._rank.export(folder)
 
     def start_profile(self) -> None:
+        from grpo.profiling import OperatorProfiler
+
         self._profiler = OperatorProfiler(f"learner rank {self._setup.rank}")
 
     def stop_profile(self, folder: str) -> ActorProfile:
@@ -141,16 +145,6 @@ def free_address() -> tuple[str, int]:
 def write_timeline(path: Path) -> None:
     """Write Ray's own record of which process did what when, for chrome://tracing or ui.perfetto.dev."""
     ray.timeline(str(path))
-
-
-def spare_the_collector() -> None:
-    """Take all that start-up has made out of the garbage collector's rounds: it stays as long as the process.
-
-    The engines make garbage for every token; walking their million other objects again and again costs vLLM 8 % of a
-    small policy's generation.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def wait_for(
@@ -234,10 +228,14 @@ class LearnerGroup:
         sparse: bool = False,
     ) -> None:
         """Carry weights to these generators past Ray's object store from now on (`grpo.weight_link`)."""
+        from grpo.weight_link import WeightLink
+
         self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for, sparse=sparse)
 
     def push_changes(self, generators: GeneratorGroup) -> None:
         """Put only what changed into Ray's object store from now on, where all these generators have the rest."""
+        from grpo.weight_link import Holders
+
         self.holders = Holders(lambda: generators.actors)
 
     def pushing_to(self, receivers: Sequence[Any]) -> AbstractContextManager[object]:

@@ -16,6 +16,7 @@ from grpo.config_file import load
 from grpo.eval_cli import eval_app
 from grpo.guarded import EXIT_FAILED
 from grpo.guarded import guarded as _guarded
+from grpo.start_up import without_collector
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,10 +57,11 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 
     def job() -> None:
         settings = load(TrainConfig, config, overrides or [])
-        from grpo.background_evaluation import owes_evaluations
-        from grpo.progress import open_progress
-        from grpo.recovery import train_with_recovery
-        from grpo.run_folder import finished_table
+        with without_collector():
+            from grpo.background_evaluation import owes_evaluations
+            from grpo.progress import open_progress
+            from grpo.recovery import train_with_recovery
+            from grpo.run_folder import finished_table
 
         table = None if owes_evaluations(settings) else finished_table(settings.run, settings.train.steps)
         if table is None:
@@ -79,10 +81,11 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
 
     def job() -> None:
         settings = load(SftConfig, config, overrides or [])
-        from grpo.progress import SFT_FIELDS, open_progress
-        from grpo.recovery import with_recovery
-        from grpo.run_folder import finished_table
-        from grpo.sft import sft as run
+        with without_collector():
+            from grpo.progress import SFT_FIELDS, open_progress
+            from grpo.recovery import with_recovery
+            from grpo.run_folder import finished_table
+            from grpo.sft import sft as run
 
         table = finished_table(settings.run, settings.sft.steps)
         if table is None:

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grpo.actors import raised_by, spare_the_collector
+from grpo.actors import raised_by
 from grpo.engine_loop import EngineLoop
-from grpo.profiling import ActorProfile, OperatorProfiler
-from grpo.setups import GeneratorSetup
 from grpo.slow_generators import Sampled
+from grpo.start_up import spare_the_collector, without_collector
 from grpo.types import EngineDied, Report, Request, SamplingParams
-from grpo.weight_buckets import Bucket
 from rewards.busy_clock import Busy, BusyClock
 
+# As in `grpo.actors`.
 if TYPE_CHECKING:
     import numpy as np
+
+    from grpo.profiling import ActorProfile
+    from grpo.setups import GeneratorSetup
+    from grpo.weight_buckets import Bucket
 
 # Asking for finished groups waits in a thread of its own, so that all else gets through beside it.
 CONCURRENCY_GROUPS = {"reports": 1}
@@ -44,10 +47,11 @@ class GeneratorActor:
 
     def __init__(self, setup: GeneratorSetup, after: object = None) -> None:
         """Load the policy, once `after`, a reference that Ray waits for, is there."""
-        from grpo.generator import Generator
-
         self._replica = setup.replica
-        self._loop = EngineLoop(lambda: Generator(setup))
+        with without_collector():
+            from grpo.generator import Generator
+
+            self._loop = EngineLoop(lambda: Generator(setup))
         spare_the_collector()
 
     def __repr__(self) -> str:
@@ -91,6 +95,8 @@ class GeneratorActor:
         self._loop.call(lambda generator: generator.wake(), "swap")
 
     def start_profile(self, name: str) -> None:
+        from grpo.profiling import OperatorProfiler
+
         # In the thread that computes, which is the one that the profiler watches.
         self._profiler = self._loop.call(lambda _: OperatorProfiler(name))
 

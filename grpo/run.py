@@ -12,7 +12,7 @@ from typing import Self
 
 from grpo import checkpoint, config
 from grpo.activity import ACTIVITY
-from grpo.actors import LearnerGroup, spare_the_collector
+from grpo.actors import LearnerGroup
 from grpo.adapters import require_peft
 from grpo.background_evaluation import MOST_OWED, BackgroundEvaluation
 from grpo.batching import TrainBatch
@@ -29,6 +29,7 @@ from grpo.run_folder import note_fault, open_folder
 from grpo.setups import generator_setups, learner_setups
 from grpo.slow_generators import SlowGenerators
 from grpo.staleness import OpenGroups
+from grpo.start_up import spare_the_collector
 from grpo.step_metrics import lag_metrics, push_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
 from grpo.timeline import DRIVER

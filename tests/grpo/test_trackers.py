@@ -28,7 +28,11 @@ def test_tensorboard_keeps_names_steps_and_times(tmp_path: Path) -> None:
     assert scalars(tmp_path, "time/step_s") == [(1, 2.0)]
 
 
-def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
+def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.summary.writer import event_file_writer
+
+    # TensorBoard reads files in the order of their names, and within a second a process's tenth comes before its ninth.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     (tracker,) = open_trackers(["tensorboard"], tmp_path)
     for step in (1, 2, 3):
         tracker.log(step, 1000.0 + step, {"reward/mean": step / 8})
