@@ -11,6 +11,8 @@ STARTER := $(or $(shell command -v python3),$(PYTHON))
 
 # Test files that run side by side. More of them are faster still, but tests with deadlines then want for a processor.
 TEST_WORKERS := 2
+# CI runs them all; by hand those that start job after job are left out, as they take as long as all others.
+CHOSEN := $(if $(CI)$(ALL),,-m "not long")
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -23,10 +25,10 @@ train: install  ## install, cold-start a small policy, train it with GRPO, print
 	$(BIN)/grpo sft configs/quickstart_sft.yaml resume=auto
 	$(BIN)/grpo train configs/quickstart.yaml resume=auto
 
-test: install  ## install, then every test that this machine can run; TEST_WORKERS=1 runs one file at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 || { \
+test: install  ## install, then the tests; ALL=1 adds the long ones, which CI runs; TEST_WORKERS=1 runs one file at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 || { \
 		echo "test: what failed beside others is judged by itself"; \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) --last-failed --last-failed-no-failures none; }
 
 lint: install  ## style and types
 	$(BIN)/ruff check .

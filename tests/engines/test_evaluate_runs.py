@@ -36,6 +36,7 @@ def start(policy: str, folder: Path, task: Path, output: Path) -> subprocess.Pop
         )  # fmt: skip
 
 
+@pytest.mark.long
 def test_killed_by_force_it_goes_on_where_it_was(tied_policy: str, tmp_path: Path) -> None:
     data, task, folder, output = (tmp_path / name for name in ("sums.jsonl", "sums.yaml", "out", "output"))
     data.write_text("\n".join(json.dumps({"prompt": f"{n}+{n}=?", "answer": str(2 * n)}) for n in range(3 * PROBLEMS)))

@@ -19,7 +19,7 @@ from grpo.generator_group import GeneratorGroup, Limits
 from grpo.replica import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SAMPLING = SamplingParams(2, 8)
 QUICK, ENDLESS, REFUSED, FATAL, BLOCKS = range(5)

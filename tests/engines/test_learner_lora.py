@@ -29,7 +29,7 @@ from grpo.losses import clipped_policy_loss
 from grpo.rescoring import Source, pack_for_scoring, unpack
 from grpo.weight_sync import TOLERANCES, WeightSync
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 peft = pytest.importorskip("peft")
 
 LORA = Lora(rank=4, alpha=8)

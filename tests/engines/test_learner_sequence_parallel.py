@@ -13,7 +13,7 @@ from grpo.config import Lora, NewPolicy
 from grpo.objective_config import Algorithm
 from grpo.policy import make_policy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TOKEN = Algorithm(kl="k3", kl_coefficient=0.1, entropy_coefficient=0.05)
 GSPO = Algorithm(ratio="sequence", clip_low=0.5, clip_high=0.5)

@@ -13,7 +13,7 @@ from setups_for_tests import CPU
 from grpo import cluster
 from grpo.preflight import PROBES, new_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 class DropsTheUpdate:

@@ -17,7 +17,7 @@ from grpo.generator_group import GeneratorGroup
 from grpo.types import Completion, Prompt, SamplingParams
 from grpo.weight_sync import TOLERANCES, WeightSync
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PROBE = [list(sequence.token_ids) for sequence in random_sequences(3, seed=9)]
 WAYS = ({"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2})

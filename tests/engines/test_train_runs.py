@@ -159,6 +159,7 @@ def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(
     assert "held-out accuracy" in again and "starting" not in again, "a complete run only shows its table"
 
 
+@pytest.mark.long
 def test_a_resumed_run_survives_the_death_of_its_only_generator(
     cold_start: Path, uninterrupted: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_resumed_run_survives_the_death_of_its_only_generator(
     assert min(line["sync/changed_share"] for line in after) < 1
 
 
+@pytest.mark.long
 def test_an_objective_of_everything_runs_and_resumes(cold_start: Path, tmp_path: Path) -> None:
     """A preset with much beside it: reference in the reward, refreshed; recomputed ratios, corrected; refills."""
     objective = [
@@ -242,6 +244,7 @@ def test_a_folder_in_use_is_not_written_over(cold_start: Path, uninterrupted: tu
     assert "already holds a run" in output and "resume=auto" in output and "Traceback" not in output
 
 
+@pytest.mark.long
 def test_the_run_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
     unpack(tmp_path)
     output = finished(grpo("train", "mine.yaml", f"policy.path={cold_start / 'policy'}", folder=tmp_path))
@@ -252,6 +255,7 @@ def test_the_run_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_the_cold_start_of_the_data_page(cold_start: Path, tmp_path: Path) -> None:
     unpack(tmp_path)
     rows = [{"question": f"{n}+{n}=?", "worked": f"<answer>{2 * n}</answer>"} for n in range(32)]
@@ -263,6 +267,7 @@ def test_the_cold_start_of_the_data_page(cold_start: Path, tmp_path: Path) -> No
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "mine_sft" / "policy")
 
 
+@pytest.mark.long
 def test_a_profile_says_where_the_time_goes(cold_start: Path, tmp_path: Path) -> None:
     unpack(tmp_path)
     policy = f"policy.path={cold_start / 'policy'}"

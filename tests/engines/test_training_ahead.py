@@ -15,7 +15,11 @@ from grpo.rollout_store import step_path
 from grpo.timeline import step_lanes
 from grpo.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),
+]
 
 STEPS, LAG, PROMPTS, SAMPLES = 6, 2, 4, 4
 

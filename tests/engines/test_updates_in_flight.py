@@ -24,7 +24,7 @@ from grpo.generator_group import GeneratorGroup
 from grpo.policy import make_policy
 from grpo.types import Completion, Finished, Request, SamplingParams
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # So many words that a random policy seldom says the one that ends a completion.
 SHAPE = NewPolicy(

@@ -15,7 +15,7 @@ import pytest
 from rewards.build import VerifierSpec
 from rewards.verdict import Status, Verdict, correct, wrong
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 60

@@ -587,3 +587,13 @@ def test_ci_calls_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+@pytest.mark.parametrize(("variables", "left_out"), [({}, True), ({"CI": "true"}, False), ({"ALL": "1"}, False)])
+def test_long_tests_are_run_by_ci_and_where_asked_for(variables, left_out):
+    plain = {name: value for name, value in os.environ.items() if name not in ("CI", "ALL", "MAKEFLAGS")}
+    told = subprocess.run(
+        ["make", "-n", "test"], cwd=ROOT, env=plain | variables, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.count('-m "not long"') == (2 if left_out else 0)
+    assert "export CI=" in (ROOT / ".ci" / "run").read_text()

@@ -22,7 +22,7 @@ from grpo import checkpoint
 from grpo.config import NewPolicy
 from grpo.policy import make_policy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 STEPS = 4
 SMALL = NewPolicy(hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256)

@@ -203,7 +203,9 @@ def test_a_sandbox_is_not_used_across_a_fork(sandbox: Sandbox) -> None:
     assert sandbox.run("print(2)").stdout == b"2\n"
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    "count", [600, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)])]
+)
 def test_nothing_grows_over_many_programs(count: int) -> None:
     with Sandbox() as sandbox:
         kinds = ["print(1)", "open('x', 'w').write('y')", "import os; os._exit(3)", "def f(): return f\nf()", "1 / 0"]
