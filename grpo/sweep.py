@@ -158,8 +158,8 @@ class Sweep:
         each = self.settings.generator.devices
         if gpus < each + 1:
             raise ValueError(
-                f"{gpus} GPUs do not hold a generator of {each} (generator.tensor_parallel_size) and a learner; "
-                f"give at least {each + 1}"
+                f"{gpus} GPUs do not hold a generator of {each} (generator.tensor_parallel_size x "
+                f"pipeline_parallel_size) and a learner; give at least {each + 1}"
             )
         replicas = min(max(1, round(gpus * share / each)), (gpus - 1) // each)
         return replicas, replicas * each
