@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from grpo.batching import TrainBatch
+    from grpo.batching import RankBatch, TrainBatch
     from grpo.generator_group import GeneratorGroup
+    from grpo.packing import Microbatch
     from grpo.profiling import ActorProfile
     from grpo.rescoring import ScoringBatch, Source
     from grpo.setups import LearnerSetup
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 class LearnerActor:
     """A learner rank in a Ray process of its own; the driver never imports DeepSpeed.
 
-    Once it is started, its methods are those of `grpo.learner.LearnerRank`, on this rank's share of a batch.
+    Once it is started, its methods are those of `grpo.learner.LearnerRank`.
     """
 
     def __init__(self, setup: LearnerSetup) -> None:
@@ -66,18 +67,18 @@ class LearnerActor:
             self._rank = LearnerRank(self._setup, master_address, master_port)
         spare_the_collector()
 
-    def step(self, batch: TrainBatch) -> tuple[dict[str, float], Busy]:
+    def step(self, batch: RankBatch) -> tuple[dict[str, float], Busy]:
         with self._busy.during("learn"):
-            metrics = self._rank.step(batch.ranks[self._setup.share])
+            metrics = self._rank.step(batch)
         return metrics, self._busy.take()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         with self._busy.during("score"):
             return self._rank.score(sequences)
 
-    def logprobs(self, batch: ScoringBatch, source: Source) -> list[Tensor]:
+    def logprobs(self, microbatches: Sequence[Microbatch], source: Source) -> list[Tensor]:
         with self._busy.during("score"):
-            return self._rank.logprobs(batch.ranks[self._setup.share], source)
+            return self._rank.logprobs(microbatches, source)
 
     def refresh_reference(self) -> None:
         with self._busy.during("learn"):
@@ -191,17 +192,22 @@ def raised_by(failure: Any) -> Exception:
 class LearnerGroup:
     """All learner ranks, called alike."""
 
-    def __init__(self, actors: Sequence[Any], deadline_s: float, sequence_parallel: int = 1) -> None:
+    def __init__(
+        self, actors: Sequence[Any], deadline_s: float, sequence_parallel: int = 1, *, together: bool = True
+    ) -> None:
         """Use actors that have started.
 
         Args:
             actors: the ranks.
             deadline_s: longest wait for a call.
             sequence_parallel: neighbouring ranks that share each microbatch, and answer alike.
+            together: whether a rank needs the others to compute what the policy makes of tokens.
         """
         self._actors = list(actors)
         self._deadline_s = deadline_s
         self._sequence_parallel = sequence_parallel
+        # Where one is enough it is not the one that hands the weights over.
+        self._scorers = self._actors if together else self._actors[-1:]
         self._meanwhile: Callable[[], None] | None = None
         self._busy = [BusyClock() for _ in self._actors]
         self.link: WeightLink | None = None
@@ -212,6 +218,11 @@ class LearnerGroup:
     def meanwhile(self, work: Callable[[], None]) -> None:
         """Do this again and again while optimizer steps, log-probabilities and checkpoints are waited for."""
         self._meanwhile = work
+
+    @property
+    def scores_aside(self) -> bool:
+        """Whether the rank that scores is another than the one that hands the weights over."""
+        return self._actors[0] not in self._scorers
 
     @property
     def ranks(self) -> int:
@@ -251,11 +262,14 @@ class LearnerGroup:
         return pushed
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
-        """An optimizer step on all ranks for each batch, in order, sent all at once; the global metrics of each."""
+        """An optimizer step on all ranks for each batch, in order; the global metrics of each.
+
+        The ranks begin with the first batch while those after it are made.
+        """
         started = []
         for batch in batches:
-            shared = ray.put(batch)
-            started.append([actor.step.remote(shared) for actor in self._actors])
+            asked = zip(self._actors, self._shares_of(batch.ranks), strict=True)
+            started.append([actor.step.remote(share) for actor, share in asked])
         updates = []
         for step in started:
             answers = self._wait(step, "a learner step")
@@ -263,19 +277,26 @@ class LearnerGroup:
             updates.append(dict(answers[0][0]))
         return updates
 
+    def _shares_of(self, parts: Sequence[object]) -> list[Any]:
+        """Each rank's part: none is given what it does not compute, and those that share one are given it once."""
+        if self._sequence_parallel == 1:
+            return list(parts)
+        references = [ray.put(part) for part in parts]
+        return [reference for reference in references for _ in range(self._sequence_parallel)]
+
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on all ranks; the global metrics."""
         return self.steps([batch])[0]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
         """Start scoring tokens under the learner's policy; call the result to wait for it."""
-        references = [actor.score.remote(sequences) for actor in self._actors]
+        references = [actor.score.remote(sequences) for actor in self._scorers]
         return lambda: list(wait_for(references, self._deadline_s, "scoring the probe in the learner")[0])
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
         """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
-        shared = ray.put(batch)
-        references = [actor.logprobs.remote(shared, source) for actor in self._actors]
+        asked = zip(self._actors, self._shares_of(batch.ranks), strict=True)
+        references = [actor.logprobs.remote(share, source) for actor, share in asked]
         scored = self._wait(references, f"scoring completions under the {source}")
         return scored[:: self._sequence_parallel]
 

@@ -146,7 +146,9 @@ class Cluster:
             wait_for(
                 starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
             )
-            return LearnerGroup(actors, self._settings.step_deadline_s, setups[0].learner.sequence_parallel)
+            learner = setups[0].learner
+            together = learner.zero_stage == 3 or learner.sequence_parallel > 1
+            return LearnerGroup(actors, self._settings.step_deadline_s, learner.sequence_parallel, together=together)
 
         return join
 

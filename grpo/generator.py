@@ -27,7 +27,7 @@ from vllm.v1.engine.core_client import MPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from grpo import weight_transfer
+from grpo import cpu_norm, weight_transfer
 from grpo.setups import GeneratorSetup
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 from grpo.weight_buckets import Bucket, safetensors_header
@@ -51,6 +51,7 @@ class Generator:
     def __init__(self, setup: GeneratorSetup) -> None:
         """Load the policy. `grpo.cluster` has set the process's environment."""
         weight_transfer.register()
+        cpu_norm.register()
         on_cpu = setup.device == "cpu"
         own_process = setup.generator.in_own_process(setup.device)
         self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)

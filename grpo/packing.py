@@ -6,8 +6,8 @@ sequence's border: positions go on from its own prompt, and attention is told wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -122,6 +122,18 @@ class Microbatch:
             self.advantages_T.to(device),
             None if self.proximal_logprobs_T is None else self.proximal_logprobs_T.to(device),
         )
+
+    def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
+        """On its way to a rank it is arrays, which Ray carries beside the pickle; tensors would be copied into it."""
+        places_S4 = np.array([(one.prompt, one.prompt_length, one.rest, one.rest_length) for one in self.places])
+        named = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return _microbatch, (places_S4, {name: value.numpy() for name, value in named if isinstance(value, Tensor)})
+
+
+def _microbatch(places_S4: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Microbatch:
+    # Ray's arrays lie in its store, where nobody may write.
+    tensors = {name: torch.tensor(one) for name, one in arrays.items()}
+    return Microbatch(places=tuple(Place(*row) for row in places_S4.tolist()), **tensors)
 
 
 def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:

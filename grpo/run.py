@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -213,10 +213,21 @@ class TrainingRun:
         self._failures.check(groups)
         return groups
 
-    def learn(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
-        """An optimizer step for each batch, in order: what comes out is the next version of the policy."""
+    def learn(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
+        """An optimizer step for each batch, in order: what comes out is the next version of the policy.
+
+        Returns:
+            The learner's metrics of each, with what its packing wasted and saved.
+        """
         self._begun = self.step + 1
-        return self.learner.steps(batches)
+        shares: list[dict[str, float]] = []
+
+        def noted() -> Iterator[TrainBatch]:
+            for batch in batches:
+                shares.append(batch.shares())
+                yield batch
+
+        return [update | share for update, share in zip(self.learner.steps(noted()), shares, strict=True)]
 
     def refresh_reference(self) -> None:
         """Make the reference the present policy after every so many steps, where that is asked for."""

@@ -51,21 +51,19 @@ def train(
             run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
             advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
-            batches = list(
-                minibatches(
-                    groups,
-                    advantages_PG,
-                    count=algorithm.minibatches,
-                    ranks=run.learner.ranks,
-                    microbatch_tokens=settings.learner.microbatch_tokens,
-                    skip_without_advantage=algorithm.only_advantages_teach,
-                    carries_loss_PG=carries_loss_PG,
-                    proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG),
-                    aggregation=algorithm.aggregation,
-                    length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
-                )
+            batches = minibatches(
+                groups,
+                advantages_PG,
+                count=algorithm.minibatches,
+                ranks=run.learner.ranks,
+                microbatch_tokens=settings.learner.microbatch_tokens,
+                skip_without_advantage=algorithm.only_advantages_teach,
+                carries_loss_PG=carries_loss_PG,
+                proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG),
+                aggregation=algorithm.aggregation,
+                length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
             )
-            updates = [{**update, **batch.shares()} for batch, update in zip(batches, run.learn(batches), strict=True)]
+            updates = run.learn(batches)
             run.step += 1
             run.refresh_reference()
 

@@ -21,6 +21,11 @@ TOLERANCES = {"float32": 2e-4, "bfloat16": 0.05}
 class WeightSource(Protocol):
     """The learner, as far as a push needs it."""
 
+    @property
+    def scores_aside(self) -> bool:
+        """Whether it can score while it exports; otherwise one waits for the other."""
+        ...
+
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         """Every tensor of the policy, in buckets: themselves, or what is told of those that travel another way."""
         ...
@@ -88,9 +93,12 @@ class WeightSync:
         scored: list[Callable[[], Scores]] = []
 
         def buckets() -> Iterator[Any]:
+            if self.learner.scores_aside:
+                scored.append(self.learner.score(probe))
             yield from self.learner.export_buckets(self.bucket_bytes)
-            # The learner is at leisure while the generators load what came last.
-            scored.append(self.learner.score(probe))
+            if not scored:
+                # The learner is at leisure while the generators load what came last.
+                scored.append(self.learner.score(probe))
 
         sent = self.generators.load_weights(buckets(), policy_version)
         differences = self._differences(scored[0], probe)

@@ -190,7 +190,7 @@ class SleepingLearner(FakeLearner):
         super().__init__()
         self.ready: list[float] = []
 
-    def steps(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
+    def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         self.ready.append(time.monotonic())
         until = self.ready[-1] + SPEEDS.learn_base_s
         while (left := until - time.monotonic()) > 0:

@@ -180,6 +180,10 @@ class Lossy:
     dropped: str = ""
     spoiled: list[str] | None = None
 
+    @property
+    def scores_aside(self) -> bool:
+        return self.learner.scores_aside
+
     def tensor_names(self) -> list[str]:
         return self.learner.tensor_names()
 

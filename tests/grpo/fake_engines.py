@@ -53,7 +53,7 @@ class FakeLearner:
         self.awake = True
         self.turns.append("learner wakes")
 
-    def steps(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
+    def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         return [self.step(batch) for batch in batches]
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
@@ -66,6 +66,10 @@ class FakeLearner:
             if microbatch.proximal_logprobs_T is not None:
                 self.proximal += microbatch.proximal_logprobs_T[microbatch.weights_T > 0].tolist()
         return {"loss": 0.5, "entropy": 1.0, "ratio_max": 1.0, "gradient_norm": 0.1, "learning_rate": 1e-4}
+
+    @property
+    def scores_aside(self) -> bool:
+        return self.ranks > 1
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
         return lambda: [[-float(self.optimizer_steps)] * (len(ids) - 1) for ids in sequences]

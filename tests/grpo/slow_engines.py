@@ -130,7 +130,7 @@ class VirtualLearner(FakeLearner):
     step_s: float = 0.0
     ready_s: list[float] = field(default_factory=list)
 
-    def steps(self, batches: Sequence[TrainBatch]) -> list[dict[str, float]]:
+    def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         self.ready_s.append(self.engines.now_s)
         self.engines.run_until(self.engines.now_s + self.step_s)
         return super().steps(batches)

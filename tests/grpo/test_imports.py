@@ -27,6 +27,7 @@ ROOMS = {
         "launch/ready.py",
     },
     "vllm": {
+        "grpo/cpu_norm.py",
         "grpo/generator.py",
         "grpo/gpu_senders.py",
         "grpo/gpu_transfer_engines.py",
@@ -41,6 +42,7 @@ ROOMS = {
 DRIVERS = {
     "actors",
     "cluster",
+    "cpu_norm",
     "eval_engine",
     "evaluate",
     "generator",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -83,6 +86,26 @@ def test_units_hold_one_prompt_and_no_more_than_asked(chosen: list[TrainingSeque
 def test_completions_of_one_prompt_are_one_unit() -> None:
     assert sharing_units([LONG, SHORT, SIBLING], 100) == [([0, 2], 4), ([1], 2)]
     assert sharing_units([LONG, SHORT, LONG], 5) == [([0], 4), ([1], 2), ([2], 4)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("proximal", [None, (-0.5, -0.75, -1.0)])
+def test_a_microbatch_travels_beside_its_pickle(proximal: tuple[float, ...] | None) -> None:
+    sent = pack([replace(LONG, proximal_logprobs=proximal), SHORT, SIBLING])
+    beside: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(sent, protocol=5, buffer_callback=beside.append)
+    # As from Ray's store, which must not be written to.
+    came = pickle.loads(pickled, buffers=[bytes(one.raw()) for one in beside])
+    assert came.places == sent.places
+    for name in (one.name for one in fields(sent) if one.name != "places"):
+        expected, found = getattr(sent, name), getattr(came, name)
+        if expected is None:
+            assert found is None and proximal is None
+        else:
+            assert found.dtype == expected.dtype and torch.equal(found, expected), name
+    arrays = [value for one in fields(sent) if isinstance(value := getattr(sent, one.name), torch.Tensor)]
+    assert sum(one.raw().nbytes for one in beside) >= sum(one.nbytes for one in arrays)
+    came.weights_T.zero_()
 
 
 def test_lengths_stay_on_the_cpu() -> None:

@@ -30,12 +30,15 @@ def scores_of(weights: Tensors, sequences: Sequence[Sequence[int]], factor: floa
 
 @dataclass
 class Source:
-    """A learner; `unsent` tensors are known but left out of a push."""
+    """A learner; `unsent` tensors are known but left out of a push. `asked` is what it was asked, in order."""
 
     weights: Tensors
     unsent: frozenset[str] = frozenset()
+    scores_aside: bool = False
+    asked: list[str] = field(default_factory=list)
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Tensors]:
+        self.asked.append("export")
         sent = {name: value for name, value in self.weights.items() if name not in self.unsent}
         if bucket_bytes > 1:
             yield sent
@@ -47,6 +50,7 @@ class Source:
         return list(self.weights)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], Scores]:
+        self.asked.append("score")
         return lambda: scores_of(self.weights, sequences)
 
 
@@ -100,6 +104,13 @@ def test_what_agrees_passes_and_is_stamped() -> None:
     assert WeightSync(Source(dict(WEIGHTS)), targets, 1 << 20, 1e-4).push(4, PROBE) == 0.0
     assert targets.versions == [4]
     assert all(replica.weights == WEIGHTS for replica in targets.replicas)
+
+
+@pytest.mark.parametrize(("scores_aside", "order"), [(True, ["score", "export"]), (False, ["export", "score"])])
+def test_a_learner_that_can_scores_beside_its_export(scores_aside: bool, order: list[str]) -> None:
+    source = Source(dict(WEIGHTS), scores_aside=scores_aside)
+    assert push([Replica()], source) == 0.0
+    assert source.asked == order
 
 
 def test_the_largest_mean_difference_is_told() -> None:
