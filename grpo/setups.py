@@ -45,11 +45,6 @@ class LearnerSetup:
     device: Device
     skipped_folder: str
 
-    @property
-    def share(self) -> int:
-        """Which of a batch's shares this rank computes, alone or with its neighbours."""
-        return self.rank // self.learner.sequence_parallel
-
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSetup:

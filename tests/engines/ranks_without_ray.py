@@ -148,7 +148,8 @@ def _outcome(case: Case, setup: LearnerSetup, port: int, folder: str, counted: l
     learner = LearnerRank(setup, "127.0.0.1", port)
 
     def part(seed: int) -> RankBatch:
-        return small_microbatches(seed, setup.learner.data_parallel, case.group_size).ranks[setup.share]
+        share = setup.rank // setup.learner.sequence_parallel
+        return small_microbatches(seed, setup.learner.data_parallel, case.group_size).ranks[share]
 
     metrics = []
     for step in range(case.steps):
