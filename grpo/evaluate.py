@@ -46,10 +46,9 @@ from grpo.eval_votes import Call, vote
 from grpo.preparation import load_tokenizer
 from grpo.types import Prompt, SamplingParams
 from rewards.build import VerifierSpec
-from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
-from rewards.verifier import PROBLEM_COLUMN
+from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"

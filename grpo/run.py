@@ -39,11 +39,10 @@ from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
 from rewards.busy_clock import BusyClock
-from rewards.length import TOKENS_COLUMN
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
 from rewards.verdict import Verdict
-from rewards.verifier import PROBLEM_COLUMN
+from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
 
 
 class TrainingRun:

@@ -6,7 +6,20 @@ they are used.
 
 from rewards.build import VerifierSpec, build_verifier
 from rewards.compose import Reward, combine
-from rewards.verdict import Status, Verdict
+from rewards.verdict import Status, Verdict, correct, error, scored, unparseable, wrong
 from rewards.verifier import Verifier
 
-__all__ = ["Reward", "Status", "Verdict", "Verifier", "VerifierSpec", "build_verifier", "combine"]
+__all__ = [
+    "Reward",
+    "Status",
+    "Verdict",
+    "Verifier",
+    "VerifierSpec",
+    "build_verifier",
+    "combine",
+    "correct",
+    "error",
+    "scored",
+    "unparseable",
+    "wrong",
+]

@@ -3,55 +3,130 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
-import resource
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from rewards.verdict import Status, Verdict, error
+from rewards.raised import describe
+from rewards.signatures import Batch, read_signature
+from rewards.verdict import Status, Verdict, as_number, error
+from rewards.verifier import TOKENS_COLUMN
 
 # Scores outside are taken for a mistake in the verifier; the spec's `bounds` option changes them.
 DEFAULT_BOUNDS = (-100.0, 100.0)
+# A number from here on is `correct`; the spec's `pass_mark` option changes it.
+PASS_MARK = 1.0
+# A sum of weights such as 0.7 + 0.2 + 0.1, also in single precision, reaches its mark.
+_MARK_TOLERANCE = 1e-6
 
 
 class Adapted:
     """A user's function made into a Verifier.
 
     Args:
-        function: `(completion, reference)` or `(completion, reference, prompt)`, sync or async, returning a
-            Verdict, a number or a bool.
+        function: `(completion, reference)` or `(completion, reference, prompt)`, or for a whole group
+            `(completions, reference)` or `(completions, reference, prompt)`; or with the signature of another
+            trainer's reward functions (`rewards.signatures`). Sync or async. It returns a Verdict, a number or a
+            bool; for a group a list of them.
         bounds: the least and the greatest score that is believed.
+        pass_mark: the least number that is `correct`.
+        conversational: a function with TRL's signature gets lists of messages.
 
     Whatever it raises, and any value that is not a Verdict, a bool or a finite number within `bounds`, becomes a
-    verdict of status `error`: never a score. True is `correct`, False `wrong`; a number is `correct` where it is
-    positive.
+    verdict of status `error`: never a score. True is `correct`, False `wrong`. A number is `correct` from `pass_mark`
+    on, `wrong` where it is 0 or less, and `scored` between.
+
+    Raises:
+        ValueError: bounds or pass mark that cannot be, or a signature that says not how to call the function.
     """
 
-    def __init__(self, function: Callable[..., Any], bounds: tuple[float, float] = DEFAULT_BOUNDS) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        bounds: tuple[float, float] = DEFAULT_BOUNDS,
+        pass_mark: float = PASS_MARK,
+        conversational: bool = False,
+    ) -> None:
         low, high = bounds
         if not low < high:
             raise ValueError(f"bounds must be (least, greatest) with least < greatest, got {bounds!r}")
+        if isinstance(pass_mark, bool) or not isinstance(pass_mark, (int, float)) or not math.isfinite(pass_mark):
+            raise ValueError(f"pass_mark must be a finite number, from which on a score is correct; got {pass_mark!r}")
         self.function, self.bounds = function, (float(low), float(high))
-        self._takes_prompt = takes_prompt(function)
+        self.pass_mark = float(pass_mark)
+        self._signature = read_signature(function, conversational)
+        self._home = _file_of(function)
+
+    @property
+    def judges_groups(self) -> bool:
+        """True where it wants all completions of a prompt at once."""
+        return self._signature.group
+
+    @property
+    def is_async(self) -> bool:
+        """True where several of its calls can be under way in one thread."""
+        return inspect.iscoroutinefunction(_innermost(self.function))
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The function's verdict, or `error` with the last line of its traceback."""
-        arguments = (completion, reference, prompt) if self._takes_prompt else (completion, reference)
+        """The function's verdict, or `error` with what it raised and where; a group verifier sees a group of one."""
+        if count := self._signature.positional:
+            # All built-in verifiers: nothing between the caller and the function.
+            try:
+                value = self.function(*(completion, reference, prompt)[:count])
+                if inspect.isawaitable(value):
+                    value = _wait_for(value)
+                return as_verdict(value, self.bounds, self.pass_mark)
+            except (Exception, SystemExit) as problem:
+                return error(describe(problem, self._home))
+        tokens = {TOKENS_COLUMN: [prompt[TOKENS_COLUMN]]} if self.judges_groups and TOKENS_COLUMN in prompt else {}
+        return self.judge(Batch((completion,), reference, prompt, tokens))[0]
+
+    def judge(self, batch: Batch) -> list[Verdict]:
+        """A verdict for each completion; where a group verifier fails, each of them is an `error`."""
         try:
-            value = self.function(*arguments)
+            value = self._call(batch)
             if inspect.isawaitable(value):
                 value = _wait_for(value)
+            return self._verdicts(value, len(batch.completions))
         except (Exception, SystemExit) as problem:
-            return error(describe(problem))
-        return as_verdict(value, self.bounds)
+            return [error(describe(problem, self._home))] * len(batch.completions)
+
+    async def judge_async(self, batch: Batch) -> list[Verdict]:
+        """The same in the running loop, beside other calls."""
+        try:
+            value = self._call(batch)
+            if inspect.isawaitable(value):
+                value = await value
+            return self._verdicts(value, len(batch.completions))
+        except (Exception, SystemExit) as problem:
+            return [error(describe(problem, self._home))] * len(batch.completions)
 
     @property
     def cache_hits(self) -> int:
         """How many verdicts the function took from a cache of its own (0 where it keeps none)."""
         return int(getattr(self.function, "cache_hits", 0))
+
+    def _call(self, batch: Batch) -> Any:
+        arguments, named = self._signature.arguments(batch)
+        return self.function(*arguments, **named)
+
+    def _verdicts(self, value: Any, count: int) -> list[Verdict]:
+        value = self._signature.returns(value)
+        if not self.judges_groups:
+            return [as_verdict(value, self.bounds, self.pass_mark)]
+        if len(getattr(value, "shape", ())) == 1:
+            value = value.tolist()
+        if not isinstance(value, (list, tuple)):
+            what = f"{type(value).__name__} {str(value)[:80]!r}"
+            return [
+                error(f"returned {what} for a group; expected a list of {count} verdicts, numbers or bools")
+            ] * count
+        if len(value) != count:
+            return [error(f"returned {len(value)} verdicts for a group of {count} completions")] * count
+        return [as_verdict(one, self.bounds, self.pass_mark) for one in value]
 
 
 def prepare(verifier: object) -> None:
@@ -66,52 +141,39 @@ def prepare(verifier: object) -> None:
         method()
 
 
-def takes_prompt(function: Callable[..., Any]) -> bool:
-    """True where a third positional argument can be given.
-
-    Raises:
-        ValueError: the function takes neither two nor three positional arguments.
-    """
-    signature = inspect.signature(function)
-    for count in (3, 2):
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return count == 3
-    raise ValueError(
-        f"{function!r} must take (completion, reference) or (completion, reference, prompt); "
-        f"its signature is {signature}"
-    )
-
-
-def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS) -> Verdict:
+def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS, pass_mark: float = PASS_MARK) -> Verdict:
     """Turn what a verifier returned into a Verdict; `error` where it is nothing that can be believed."""
     low, high = bounds
     if isinstance(value, Verdict):
         if value.score is not None and not low <= value.score <= high:
             return error(f"returned a score of {value.score!r}, outside the bounds {low:g} to {high:g}")
         return value
-    if isinstance(value, bool):
-        return Verdict(float(value), Status.CORRECT if value else Status.WRONG)
-    if not isinstance(value, (int, float)):
-        return error(f"returned {type(value).__name__} {str(value)[:80]!r}; expected a Verdict, a number or a bool")
-    if isinstance(value, float) and not math.isfinite(value):
-        return error(f"returned {value!r}; expected a finite number")
-    if not low <= value <= high:
+    try:
+        number = as_number(value)
+    except TypeError as problem:
+        return error(f"returned {problem}; expected a Verdict, a number or a bool")
+    except OverflowError:
         return error(f"returned {value!r:.40}, outside the bounds {low:g} to {high:g}")
-    return Verdict(float(value), Status.CORRECT if value > 0 else Status.WRONG)
+    if isinstance(number, bool):
+        return Verdict(float(number), Status.CORRECT if number else Status.WRONG)
+    if not math.isfinite(number):
+        return error(f"returned {number!r}; expected a finite number")
+    if not low <= number <= high:
+        return error(f"returned {value!r:.40}, outside the bounds {low:g} to {high:g}")
+    if number >= pass_mark - _MARK_TOLERANCE:
+        return Verdict(number, Status.CORRECT)
+    return Verdict(number, Status.SCORED if number > 0 else Status.WRONG)
 
 
-def describe(problem: BaseException) -> str:
-    """The last line of the traceback, and where it was raised; of memory that ran out, what there was of it."""
-    last = traceback.format_exception_only(problem)[-1].strip()
-    frames = traceback.extract_tb(problem.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if isinstance(problem, MemoryError) and limit != resource.RLIM_INFINITY:
-        where += f": a worker of the verifiers has {limit >> 20} MiB of address space, as memory_mib says"
-    return f"{last[:300]}{where}"
+def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function behind bound options, or the method that runs when an object is called."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    return inner if inspect.isroutine(inner) else type(inner).__call__
+
+
+def _file_of(function: Callable[..., Any]) -> str | None:
+    code = getattr(_innermost(function), "__code__", None)
+    return code.co_filename if code is not None else None
 
 
 def _wait_for(value: Awaitable[Any]) -> Any:

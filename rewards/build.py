@@ -6,19 +6,19 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from rewards.adapt import DEFAULT_BOUNDS, Adapted
-from rewards.verifier import Verifier
+from rewards.adapt import DEFAULT_BOUNDS, PASS_MARK, Adapted
+from rewards.raised import describe, is_told
+from rewards.verifier_files import load_file, names_a_file, nearest, without_function
 
 ENTRY_POINTS = "grpo.verifiers"
+_Loaded = TypeVar("_Loaded")
 # Name in the config -> where it is defined; imported only when asked for.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.choice:Choice",
@@ -43,9 +43,11 @@ class VerifierSpec:
         name: its name in logs.
         use: a built-in name, `package.module:function`, `package.module.function`, `path/to/file.py:function`, or
             the name of an entry point of group `grpo.verifiers`.
-        options: keyword arguments. `bounds: [least, greatest]` is taken out and limits the believed score.
+        options: keyword arguments. Three are taken out, where the verifier is not a built-in one: `bounds: [least,
+            greatest]` limits the believed score (of built-in ones too), `pass_mark` is the least number that is
+            `correct` (1), `conversational: true` gives a function with TRL's signature lists of messages.
         weight: its share of the reward.
-        gate: where it is not `correct`, the others count for nothing.
+        gate: where it is not `correct` (`scored` is not), the others count for nothing.
         when: column -> values; it judges only rows that have one of the values in each column (`rewards.selection`).
     """
 
@@ -57,20 +59,28 @@ class VerifierSpec:
     when: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Verifier:
+def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapted:
     """Build the verifier that `use` names.
 
     A class is instantiated with `options`; a function has them bound as keyword arguments.
 
     Raises:
-        ValueError: nothing of that name (the nearest name is told), a file or attribute that does not exist, or
-            options that the verifier does not take.
+        ValueError: nothing of that name (the nearest name is told), a file or attribute that does not exist, code that
+            fails when it is loaded (with its file and line), options that the verifier does not take, or a signature
+            that says not how to call it.
     """
     keywords = dict(options or {})
     bounds = keywords.pop("bounds", DEFAULT_BOUNDS)
     if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
         raise ValueError(f"verifier {use!r}: bounds must be [least, greatest], got {bounds!r}")
     found: Any = _locate(use)
+    reading: dict[str, Any] = {}
+    if use not in BUILT_IN:
+        # A verifier that has an option of such a name itself gets it.
+        own = inspect.signature(found).parameters
+        reading = {
+            name: keywords.pop(name) for name in ("pass_mark", "conversational") if name in keywords.keys() - own
+        }
     function: Any
     try:
         if inspect.isclass(found):
@@ -80,21 +90,32 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Verifi
             function = functools.partial(found, **keywords) if keywords else found
     except TypeError as problem:
         raise ValueError(f"verifier {use!r} does not take the options {keywords}: {problem}") from problem
-    return Adapted(function, (bounds[0], bounds[1]))
+    try:
+        return Adapted(
+            function,
+            (bounds[0], bounds[1]),
+            reading.get("pass_mark", PASS_MARK),
+            bool(reading.get("conversational", False)),
+        )
+    except ValueError as problem:
+        raise ValueError(f"verifier {use!r}: {problem}") from problem
 
 
 def _locate(use: str) -> Callable[..., Any]:
     if use in BUILT_IN:
         module, _, attribute = BUILT_IN[use].partition(":")
-        return _attribute(module, attribute, use=use)
+        return _take(importlib.import_module(module), attribute, use, module)
     module, colon, attribute = use.rpartition(":")
-    if colon and module.endswith(".py"):
-        return _take(_load_file(Path(module)), attribute, use)
+    if colon and module.endswith(".py") and attribute:
+        path = Path(module)
+        return _take(_loaded(lambda: load_file(path), use), attribute, use, module)
+    if file := names_a_file(use.removesuffix(":")):
+        raise ValueError(_loaded(lambda: without_function(use, file), use))
     if colon:
         return _attribute(module, attribute, use=use)
     entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if use in entries:
-        return _callable(entries[use].load(), use)
+        return _callable(_loaded(entries[use].load, use), use)
     if "." in use:
         module, _, attribute = use.rpartition(".")
         return _attribute(module, attribute, use=use)
@@ -108,40 +129,35 @@ def _locate(use: str) -> Callable[..., Any]:
 
 
 def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
+    return _take(_loaded(lambda: importlib.import_module(module), use), attribute, use, module)
+
+
+def _loaded(load: Callable[[], _Loaded], use: str) -> _Loaded:
+    """Run the user's code as it is loaded; what it raises is told with its file and line.
+
+    Raises:
+        ValueError: it raised.
+    """
     try:
-        loaded = importlib.import_module(module)
+        return load()
     except ModuleNotFoundError as problem:
         raise ValueError(
-            f"verifier {use!r}: {problem}; is its package installed, or its folder on PYTHONPATH?"
+            f"verifier {use!r}: {describe(problem)}; is its package installed, or its folder on PYTHONPATH?"
         ) from problem
-    return _take(loaded, attribute, use)
+    except ImportError as problem:
+        hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
+        relative = "relative import" in str(problem)
+        raise ValueError(f"verifier {use!r}: {describe(problem)}{hint if relative else ''}") from problem
+    except (Exception, SystemExit) as problem:
+        if is_told(problem):
+            raise
+        raise ValueError(f"verifier {use!r} could not be loaded: {describe(problem)}") from problem
 
 
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ValueError(f"verifier file {str(path)!r} does not exist (looked from {Path.cwd()})")
-    # One name per path, so that objects of the file can be pickled and the file is run once.
-    name = "grpo_verifier_file_" + "".join(c if c.isalnum() else "_" for c in str(path.resolve()))
-    if name in sys.modules:
-        return sys.modules[name]
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _take(module: ModuleType, attribute: str, use: str) -> Callable[..., Any]:
+def _take(module: ModuleType, attribute: str, use: str, home: str) -> Callable[..., Any]:
     found = getattr(module, attribute, None)
     if found is None:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"verifier {use!r}: {module.__name__} has no {attribute!r}{hint}")
+        raise ValueError(f"verifier {use!r}: {home} has no {attribute!r}{nearest(attribute, dir(module))}")
     return _callable(found, use)
 
 

@@ -144,7 +144,9 @@ class CodeVerifier:
         reason = f"test {number + 1} of {count}: {first.status.value}: {first.reason}"[:300]
         if not self.partial_credit:
             return verdict.wrong(reason)
-        return verdict.wrong(reason, score=passed / count, tests_passed=passed / count)
+        if not passed:
+            return verdict.wrong(reason, tests_passed=0.0)
+        return verdict.scored(passed / count, reason, tests_passed=passed / count)
 
 
 def _language(value: Any) -> Language:

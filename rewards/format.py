@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.verdict import Verdict, correct, wrong
+from rewards.verdict import Verdict, correct, scored, wrong
 
 
 class Format:
@@ -19,7 +19,8 @@ class Format:
         only_tags: nothing but white space may stand outside the tags.
         pattern: a regular expression that the whole completion must match (dot matches newlines), on top of the
             tags. It runs on hostile text: one that backtracks is stopped only by the pool's deadline.
-        partial: score the fraction of the checks that hold instead of all or nothing; the status stays `wrong`.
+        partial: score the fraction of the checks that hold instead of all or nothing, with status `scored` where some
+            of them do.
 
     The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, as far as asked for.
 
@@ -55,8 +56,10 @@ class Format:
         broken = [name for name, value in parts.items() if value == 0.0]
         if not broken:
             return correct("", **parts)
-        score = sum(parts.values()) / len(parts) if self.partial else 0.0
-        return wrong(f"not as asked: {', '.join(broken)}", score, **parts)
+        reason = f"not as asked: {', '.join(broken)}"
+        if self.partial and len(broken) < len(parts):
+            return scored(sum(parts.values()) / len(parts), reason, **parts)
+        return wrong(reason, **parts)
 
     def _tag_checks(self, completion: str) -> dict[str, float]:
         text = completion

@@ -20,7 +20,8 @@ class ReasoningGym:
         task: the task's name, for data of one task; by default each row names its own in
             `metadata["source_dataset"]`.
         find: the places to look; see `rewards.exact.Exact`.
-        pass_mark: the least score that counts as `correct`; the score itself is the scorer's, from 0 to 1.
+        pass_mark: the least score that counts as `correct`; one below it is `scored`, 0 is `wrong`. The score itself is
+            the scorer's, from 0 to 1.
 
     The prompt is a row as `rows` gives it, with the whole entry that the scorer wants in `entry`; or a row of your own
     with reasoning-gym's columns `question`, `answer` and `metadata`.
@@ -48,7 +49,9 @@ class ReasoningGym:
         if task not in self._scorers:
             self._scorers[task] = _library().get_score_answer_fn(task)
         score = float(self._scorers[task](answer, entry))
-        return Verdict(score, Status.CORRECT if score >= self.pass_mark else Status.WRONG, task)
+        if score >= self.pass_mark:
+            return Verdict(score, Status.CORRECT, task)
+        return Verdict(score, Status.SCORED if score > 0 else Status.WRONG, task)
 
 
 def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.verdict import Verdict, correct, error, wrong
-
-# The column in which a run hands every verifier the completion's number of tokens, the end token included.
-TOKENS_COLUMN = "completion_tokens"
+from rewards.verdict import Verdict, correct, error, scored, wrong
+from rewards.verifier import TOKENS_COLUMN
 
 
 class Length:
@@ -41,7 +39,7 @@ class Length:
         self.tokens_column, self.characters_per_token = tokens_column, characters_per_token
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment, from -1 to 0; `correct` where there is none."""
+        """The punishment, from -1 to 0; `correct` where there is none, `wrong` where it is the whole, else `scored`."""
         tokens = prompt.get(self.tokens_column)
         if tokens is None and self.characters_per_token is not None:
             tokens = len(completion) / self.characters_per_token
@@ -51,4 +49,5 @@ class Length:
         punishment = -min(1.0, max(0.0, (tokens - begin) / self.buffer))
         if punishment == 0.0:
             return correct(f"{tokens:g} tokens", 0.0)
-        return wrong(f"{tokens:g} tokens, over {begin}", punishment)
+        reason = f"{tokens:g} tokens, over {begin}"
+        return wrong(reason, punishment) if punishment == -1.0 else scored(punishment, reason)

@@ -23,8 +23,9 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from rewards import stage, wire
-from rewards.adapt import Adapted, describe, prepare
+from rewards.adapt import Adapted, prepare
 from rewards.build import build_verifier
+from rewards.raised import describe
 from rewards.verdict import Verdict, error
 from rewards.verifier import Verifier
 

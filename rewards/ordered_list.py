@@ -29,7 +29,8 @@ class OrderedList:
         find: the places to look; see `rewards.exact.Exact`.
 
     Items are separated by commas, semicolons, `>` or lines; numbering, bullets and case are ignored; an item that is
-    repeated counts once. The status is `correct` only for a score of 1. All three scores are in the verdict's parts.
+    repeated counts once. The status is `correct` for a score of 1, `wrong` for 0 and `scored` between. All three scores
+    are in the verdict's parts.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class OrderedList:
             "rank": _gain(answer[: self.cutoff or len(gold)], gold) / _gain(gold[: self.cutoff or len(gold)], gold),
         }
         value = parts[self.score]
-        status = Status.CORRECT if value > 1 - 1e-12 else Status.WRONG
+        status = Status.CORRECT if value > 1 - 1e-12 else Status.SCORED if value > 0 else Status.WRONG
         return Verdict(value, status, f"{shared} of {len(gold)} items found", parts)
 
 

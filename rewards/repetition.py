@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rewards.verdict import Verdict, correct, wrong
+from rewards.verdict import Verdict, correct, scored
 
 # Longer texts are judged by their end, where repetition sets in.
 _MAX_CHARACTERS = 200_000
@@ -36,7 +36,7 @@ class Repetition:
         self.size, self.unit, self.free, self.worst = size, unit, free, worst
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment; `correct` where there is none."""
+        """The punishment; `correct` where there is none, else `scored`."""
         text = completion[-_MAX_CHARACTERS:]
         pieces: Sequence[str] = text.split() if self.unit == "words" else text
         count = len(pieces) - self.size + 1
@@ -47,4 +47,4 @@ class Repetition:
         excess = max(0.0, share - self.free) / (1.0 - self.free)
         if excess == 0.0:
             return correct(f"{share:.0%} repeated", 0.0, repeated=share)
-        return wrong(f"{share:.0%} repeated", -self.worst * excess, repeated=share)
+        return scored(-self.worst * excess, f"{share:.0%} repeated", repeated=share)

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rewards.adapt import describe
 from rewards.batches import next_batch
 from rewards.build import VerifierSpec
 from rewards.pool_limits import Limits
 from rewards.pool_stats import Recorder
 from rewards.processes import Nursery, NurseryError, WorkerHandle, pack_setup
+from rewards.raised import describe
 from rewards.slow_calls import SlowCalls, keep_back
 from rewards.verdict import Verdict, error, timeout
 from rewards.verifier import Verifier

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 
 class Status(StrEnum):
     """How a verdict came about.
 
-    `correct`, `wrong` and `unparseable` are the model's doing and carry a score. `timeout` and `error` are the
-    machinery's: such a verdict has no score, stays out of its group's statistics and carries no gradient.
+    `correct`, `scored`, `wrong` and `unparseable` are the model's doing and carry a score. `scored` is a grade without
+    a claim that the answer is right: it counts in the reward, not in accuracy, and opens no gate. `timeout` and `error`
+    are the machinery's: such a verdict has no score, stays out of its group's statistics and carries no gradient.
     """
 
     CORRECT = "correct"
+    SCORED = "scored"
     WRONG = "wrong"
     UNPARSEABLE = "unparseable"
     TIMEOUT = "timeout"
@@ -33,13 +37,15 @@ class Verdict:
     """One verifier's word on one completion.
 
     Attributes:
-        score: a finite number, usually in [0, 1]; None exactly where `status.failed`.
+        score: a finite number, usually in [0, 1]; None exactly where `status.failed`. Any real number may be given
+            (see `as_number`); it is kept as a float.
         status: how the verdict came about.
         reason: one short line for a person who reads the report.
         parts: named components of the score (for example `{"tags": 1.0, "order": 0.0}`), each logged by its name.
 
     Raises:
-        ValueError: the score is not a finite number, or its presence contradicts the status.
+        TypeError: the score is no number.
+        ValueError: the score is not finite, or its presence contradicts the status.
     """
 
     score: float | None
@@ -53,8 +59,11 @@ class Verdict:
                 f"a verdict has a score exactly when its status is not timeout or error; "
                 f"got score={self.score!r} with status={self.status.value!r}"
             )
-        if self.score is not None and not math.isfinite(self.score):
-            raise ValueError(f"a score must be a finite number, got {self.score!r}")
+        if self.score is not None:
+            if type(self.score) is not float:
+                object.__setattr__(self, "score", float(as_number(self.score)))
+            if not math.isfinite(self.score):
+                raise ValueError(f"a score must be a finite number, got {self.score!r}")
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
 
     def __reduce__(self) -> tuple[type[Verdict], tuple[object, ...]]:
@@ -62,9 +71,47 @@ class Verdict:
         return Verdict, (self.score, self.status, self.reason, dict(self.parts))
 
 
+def as_number(value: Any) -> float | bool:
+    """A real number of any kind as a float, or a truth value as a bool.
+
+    Python's numbers, `Fraction`, `Decimal`, numpy's scalars, and arrays and tensors without dimensions are numbers.
+    Nothing is imported for them: they say themselves what they hold, by `numbers.Real`, `item()` or `__float__`.
+
+    Raises:
+        TypeError: it is none of these; text is never a number, and neither is an array of one element.
+        OverflowError: it is too large for a float.
+    """
+    if isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, numbers.Real):
+        return float(value)
+    shape = getattr(value, "shape", None)
+    if isinstance(value, (str, bytes, type)):
+        pass
+    elif shape is not None:
+        if tuple(shape) != ():
+            raise TypeError(f"{_type_name(value)} of shape {tuple(shape)}")
+        held = value.item()
+        if not hasattr(held, "shape"):
+            return as_number(held)
+    elif hasattr(value, "__float__"):
+        return float(value)
+    raise TypeError(f"{_type_name(value)} {str(value)[:80]!r}")
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def correct(reason: str = "", score: float = 1.0, **parts: float) -> Verdict:
     """A verdict of status `correct`, worth 1 unless told otherwise."""
     return Verdict(score, Status.CORRECT, reason, parts)
+
+
+def scored(score: float, reason: str = "", **parts: float) -> Verdict:
+    """A verdict of status `scored`: a grade that does not claim that the answer is right."""
+    return Verdict(score, Status.SCORED, reason, parts)
 
 
 def wrong(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:

@@ -9,6 +9,8 @@ from rewards.verdict import Verdict
 
 # The column in which a run hands a row's verifiers the prompt's text, where the data have no column of this name.
 PROBLEM_COLUMN = "problem"
+# The column in which a run hands every verifier the completion's number of tokens, the end token included.
+TOKENS_COLUMN = "completion_tokens"
 
 
 @runtime_checkable

@@ -4,15 +4,20 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pool_verifiers
 import pytest
+import torch
 
 from rewards.adapt import Adapted, as_verdict
 from rewards.build import VerifierSpec, build_verifier
 from rewards.compose import combine
-from rewards.verdict import Status, Verdict, correct, error, timeout, wrong
+from rewards.pool import VerifierPool
+from rewards.verdict import Status, Verdict, correct, error, scored, timeout, wrong
 
 HERE = Path(__file__).parent
 
@@ -60,6 +65,10 @@ def test_an_entry_point_is_found(monkeypatch) -> None:
         ("pool_verifiers:right", {"strict": True}, "does not take the options"),
         ("numeric", {"bounds": 3}, "bounds must be"),
         ("pool_verifiers:HERE", {}, "has no 'HERE'"),
+        (f"{HERE}/pool_verifiers.py", {}, r"write .*pool_verifiers.py:function \(it has right, slow, "),
+        (f"{HERE}/pool_verifiers.py:", {}, "no function in it"),
+        (f"{HERE}/pool_verifiers", {}, "pool_verifiers.py:function"),
+        (f"{HERE}/pool_verifiers.py:rihgt", {}, r"pool_verifiers.py has no 'rihgt'; did you mean 'right'"),
     ],
 )
 def test_mistakes_in_the_config_are_told(use, options, told) -> None:
@@ -80,8 +89,38 @@ def test_options_reach_classes_and_functions() -> None:
     [
         (True, Status.CORRECT, 1.0),
         (False, Status.WRONG, 0.0),
-        (0.25, Status.CORRECT, 0.25),
+        (0.25, Status.SCORED, 0.25),
+        (1, Status.CORRECT, 1.0),
+        (1.5, Status.CORRECT, 1.5),
+        (0.7 + 0.2 + 0.1, Status.CORRECT, 1.0),
         (0, Status.WRONG, 0.0),
+        (np.isclose(1.0, 1.0), Status.CORRECT, 1.0),
+        (np.isclose(1.0, 2.0), Status.WRONG, 0.0),
+        (np.float32(0.5), Status.SCORED, 0.5),
+        (np.float64(1), Status.CORRECT, 1.0),
+        (np.int8(1), Status.CORRECT, 1.0),
+        (np.longdouble(0.5), Status.SCORED, 0.5),
+        (np.array(1.0), Status.CORRECT, 1.0),
+        (np.array(False), Status.WRONG, 0.0),
+        (torch.tensor(0.5), Status.SCORED, 0.5),
+        (torch.tensor(True), Status.CORRECT, 1.0),
+        (torch.tensor(1.0, requires_grad=True), Status.CORRECT, 1.0),
+        (Fraction(1, 2), Status.SCORED, 0.5),
+        (Decimal("1.0"), Status.CORRECT, 1.0),
+        (scored(0.9), Status.SCORED, 0.9),
+        (correct(score=np.float32(0.25)), Status.CORRECT, 0.25),
+        (np.float32("nan"), Status.ERROR, None),
+        (Decimal("Infinity"), Status.ERROR, None),
+        (torch.tensor(float("nan")), Status.ERROR, None),
+        (np.array([1.0]), Status.ERROR, None),
+        (torch.zeros(2, 2), Status.ERROR, None),
+        (np.str_("1.0"), Status.ERROR, None),
+        (np.array("1.0"), Status.ERROR, None),
+        (np.complex128(1), Status.ERROR, None),
+        (np.datetime64("2020-01-01"), Status.ERROR, None),
+        (b"1", Status.ERROR, None),
+        (1j, Status.ERROR, None),
+        (float, Status.ERROR, None),
         (-1.5, Status.WRONG, -1.5),
         (wrong("no", 0.5), Status.WRONG, 0.5),
         (float("inf"), Status.ERROR, None),
@@ -94,13 +133,84 @@ def test_options_reach_classes_and_functions() -> None:
 )
 def test_what_a_function_may_return(value, status, score) -> None:
     verdict = as_verdict(value)
-    assert (verdict.status, verdict.score) == (status, score)
+    assert (verdict.status, verdict.score) == (status, score if score is None else pytest.approx(score))
+    assert score is None or type(verdict.score) is float
+    assert score is not None or "expected" in verdict.reason or "outside" in verdict.reason
+
+
+def test_where_correct_begins_is_the_pass_mark() -> None:
+    half = build_verifier("pool_verifiers:half", {"pass_mark": 0.5})
+    assert half("", "", {"hard": True}).status is Status.CORRECT
+    assert build_verifier("pool_verifiers:half")("", "", {"hard": True}).status is Status.SCORED
+    assert as_verdict(0, pass_mark=0).status is Status.CORRECT and as_verdict(-1, pass_mark=0).status is Status.WRONG
+    for mark in (True, "1", float("nan")):
+        with pytest.raises(ValueError, match="pass_mark must be a finite number"):
+            build_verifier("pool_verifiers:half", {"pass_mark": mark})
+    with pytest.raises(ValueError, match="does not take the options"):
+        build_verifier("numeric", {"pass_mark": 0.5})
 
 
 def test_what_a_function_raises_is_told_with_its_place() -> None:
     verdict = Adapted(pool_verifiers.raises)("", "", {})
     assert verdict.status is Status.ERROR
     assert "LookupError: no such gene" in verdict.reason and "pool_verifiers.py" in verdict.reason
+
+
+def test_the_place_is_the_users_and_not_a_librarys(tmp_path) -> None:
+    (tmp_path / "deep.py").write_text(
+        "import json\n\n\ndef helper(text):\n    return json.loads(text)\n\n\n"
+        "def check(completion, reference):\n    return helper(completion)\n"
+    )
+    verdict = build_verifier(f"{tmp_path}/deep.py:check")("{", "", {})
+    assert verdict.reason.startswith("json.decoder.JSONDecodeError") and verdict.reason.endswith("deep.py:5)")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def check(completion, reference)\n    return 1\n", r"SyntaxError: .*mine.py:1: def check\(completion, refer"),
+        ("def check(completion, reference):\n  if 1:\n  return 1\n", "IndentationError: .*mine.py:3: return 1"),
+        ("import json\nX = json.loads('{')\n", r"JSONDecodeError: .*mine.py:2\)"),
+        ("import no_such_thing_at_all\n", r"No module named 'no_such_thing_at_all' \(.*mine.py:1\); is its package"),
+        ("from .beside import x\n", r"relative import .*mine.py:1\); .*`from helpers import"),
+        ("raise SystemExit('no key')\n", r"could not be loaded: SystemExit: no key \(.*mine.py:1\)"),
+        ("raise ValueError('no key')\n", r"could not be loaded: ValueError: no key \(.*mine.py:1\)"),
+        ("def check(prompt, completion):\n    return 1\n", "mine.py:check': check takes"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_told_with_its_place(tmp_path, text, told) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        build_verifier(f"{tmp_path}/mine.py:check")
+
+
+def test_files_beside_a_verifiers_are_imported_and_hide_nobodys(tmp_path, monkeypatch) -> None:
+    for folder in ("one", "two", "three"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "one" / "checks_beside.py").write_text("from more_beside import GOLD\n")
+    (tmp_path / "one" / "more_beside.py").write_text("GOLD = '1'\n")
+    (tmp_path / "one" / "late_beside.py").write_text("LATE = True\n")
+    (tmp_path / "one" / "rewards.py").write_text(
+        "from checks_beside import GOLD\nfrom rewards.verdict import correct, wrong\n\n\n"
+        "def check(completion, reference):\n    from late_beside import LATE\n\n"
+        "    return correct() if completion == GOLD and LATE else wrong()\n"
+    )
+    path = list(sys.path)
+    use = f"{tmp_path}/one/rewards.py:check"
+    assert build_verifier(use)("1", "", {}).status is Status.CORRECT
+    assert sys.path == path
+    with VerifierPool([VerifierSpec("it", use)], workers=1) as pool:
+        assert pool.submit("it", "1", "", {}).result(30).status is Status.CORRECT
+    # The same name in another folder would be the first one's module.
+    (tmp_path / "two" / "checks_beside.py").write_text("GOLD = '2'\n")
+    (tmp_path / "two" / "mine.py").write_text("from checks_beside import GOLD\n\n\ndef check(c, r):\n    return 1\n")
+    with pytest.raises(ValueError, match=r"two/checks_beside.py' beside it and .*one/checks_beside.py'"):
+        build_verifier(f"{tmp_path}/two/mine.py:check")
+    # And so would that of an installed package.
+    (tmp_path / "three" / "yaml.py").write_text("")
+    (tmp_path / "three" / "mine.py").write_text("import yaml\n\n\ndef check(c, r):\n    return 1\n")
+    with pytest.raises(ValueError, match=r"three/yaml.py' beside it and .*yaml/__init__.py'.*rename"):
+        build_verifier(f"{tmp_path}/three/mine.py:check")
 
 
 def test_async_functions_run_with_and_without_a_loop() -> None:
@@ -138,6 +248,13 @@ def test_a_closed_gate_zeroes_the_others_and_not_itself() -> None:
     assert reward.closed == ("format",)
     assert reward.parts == {"format": pytest.approx(0.1), "answer": 0.0, "length": 0.0}
     assert reward.value == pytest.approx(0.1)
+
+
+def test_a_grade_opens_no_gate() -> None:
+    reward = combine(SPECS, {"format": scored(0.9), "answer": correct(), "length": correct("", 0.0)})
+    assert reward.closed == ("format",) and reward.value == pytest.approx(0.18)
+    reward = combine(SPECS, {"format": correct(), "answer": scored(0.5), "length": scored(-0.5)})
+    assert reward.value == pytest.approx(0.2 + 0.5 - 0.25)
 
 
 def test_a_failure_never_becomes_a_score() -> None:

@@ -116,7 +116,7 @@ def test_format(options, completion, good) -> None:
 
 def test_format_can_score_in_part_and_names_each_check() -> None:
     verdict = Format(partial=True)("<think>a</think><answer></answer>", None, {})
-    assert verdict.status is WRONG and verdict.score == pytest.approx(2 / 3)
+    assert verdict.status is Status.SCORED and verdict.score == pytest.approx(2 / 3)
     assert verdict.parts == {"once": 1.0, "order": 1.0, "filled": 0.0}
 
 
@@ -189,7 +189,8 @@ def test_ordered_list_scores() -> None:
     assert swapped.status is WRONG and swapped.parts["f1"] == 1.0
     ideal = 3 + 2 / math.log2(3) + 1 / math.log2(4)
     assert swapped.parts["rank"] == pytest.approx((2 + 3 / math.log2(3) + 1 / math.log2(4)) / ideal)
-    assert ranked("TP53", score="f1").score == pytest.approx(0.5)
+    half = ranked("TP53", score="f1")
+    assert half.score == pytest.approx(0.5) and half.status is Status.SCORED
     assert ranked("MYC", score="rank").score == 0.0
     assert ranked("").status is NONE
 
@@ -207,7 +208,7 @@ def test_listing_everything_or_the_same_thing_gains_nothing() -> None:
 def test_length_is_daposs_soft_punishment(tokens, score) -> None:
     verdict = Length(limit=1000, buffer=200)("x", None, {"completion_tokens": tokens})
     assert verdict.score == pytest.approx(score)
-    assert verdict.status is (RIGHT if score == 0 else WRONG)
+    assert verdict.status is {0.0: RIGHT, -1.0: WRONG}.get(score, Status.SCORED)
 
 
 def test_length_needs_the_tokens() -> None:

@@ -1,0 +1,65 @@
+"""What an exception says, and the place in the user's code that it came from."""
+
+from __future__ import annotations
+
+import os
+import resource
+import site
+import sysconfig
+import traceback
+from pathlib import Path
+
+# Files of these folders are not the user's: the standard library, installed packages, and this package.
+_FOLDERS = (
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *site.getsitepackages(),
+    str(Path(__file__).parent),
+)
+_NOT_THE_USERS = tuple({f"{path}{os.sep}" for folder in _FOLDERS for path in (folder, os.path.realpath(folder))})
+_OURS = f"{Path(__file__).parent}{os.sep}"
+
+
+def describe(problem: BaseException, home: str | None = None) -> str:
+    """The last line of the traceback and the place; of memory that ran out, also the limit.
+
+    The place of a syntax error is where the faulty text stands. Else it is the innermost frame in the file `home`, or
+    in any file of the user's, or at all: what a library or the import system did there helps nobody. A `ValueError` of
+    this package's says what the user did wrong, and has no place.
+
+    Args:
+        problem: what was raised.
+        home: the file of the verifier, where it is known.
+    """
+    last = traceback.format_exception_only(problem)[-1].strip()
+    return f"{last[:300]}{_place(problem, home)}{_limit(problem)}"
+
+
+def is_told(problem: BaseException) -> bool:
+    """True for a `ValueError` that this package raised: it says all that its reader needs."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    return isinstance(problem, ValueError) and bool(frames) and frames[-1].filename.startswith(_OURS)
+
+
+def _place(problem: BaseException, home: str | None) -> str:
+    if isinstance(problem, SyntaxError) and problem.filename and not problem.filename.startswith("<"):
+        text = f": {problem.text.strip()[:80]}" if problem.text else ""
+        return f" ({problem.filename}:{problem.lineno}{text})"
+    frames = traceback.extract_tb(problem.__traceback__)
+    if not frames:
+        return ""
+    users = [frame for frame in frames if frame.filename == home or _is_users(frame.filename)]
+    if not users and is_told(problem):
+        return ""
+    chosen = (users or list(frames))[-1]
+    return f" ({chosen.filename}:{chosen.lineno})"
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith(("<", *_NOT_THE_USERS))
+
+
+def _limit(problem: BaseException) -> str:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if not isinstance(problem, MemoryError) or limit == resource.RLIM_INFINITY:
+        return ""
+    return f": a worker of the verifiers has {limit >> 20} MiB of address space, as memory_mib says"
