@@ -24,6 +24,7 @@ from grpo.eval_card import CARD, close_card, identity_of, open_card
 from grpo.eval_config import EvalConfig, Task, TaskSampling
 from grpo.eval_engine import EngineSampler, dtype_of, prompts_of, sequence_tokens
 from grpo.eval_export import export
+from grpo.eval_groups import Judging
 from grpo.eval_metrics import TaskMetrics, task_metrics
 from grpo.eval_model import open_model
 from grpo.eval_progress import EvalProgress, results_table
@@ -48,7 +49,6 @@ from grpo.types import Prompt, SamplingParams
 from rewards.build import VerifierSpec
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
-from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
@@ -182,11 +182,6 @@ def _check_problems(job: Job, records: Mapping[Key, Record]) -> None:
         )
 
 
-def _judge(job: Job, pool: VerifierPool, problem: Problem, text: str, tokens: int) -> Future[Verdict]:
-    row = {PROBLEM_COLUMN: problem.question, **problem.row, TOKENS_COLUMN: tokens}
-    return pool.submit(job.task.name, text, problem.reference, row)
-
-
 def _wait_s(job: Job, calls: int) -> float:
     # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
     return 60.0 + 4 * job.task.verifier.deadline_s * calls
@@ -194,12 +189,10 @@ def _wait_s(job: Job, calls: int) -> float:
 
 def _judge_again(job: Job, store: CompletionStore, pool: VerifierPool) -> None:
     """Ask anew for verdicts that failed: the completion is as good as ever, and the machine may be quieter now."""
-    problems = {problem.id: problem for problem in job.problems}
-    failed = [one for one in store.records.values() if one.status.failed and one.problem in problems]
-    futures = [_judge(job, pool, problems[one.problem], one.completion, one.completion_tokens) for one in failed]
-    for record, future in zip(failed, futures, strict=True):
-        sample = Sample(record.completion, record.completion_tokens, record.finish_reason)
-        store.add(_record(record.key, record.digest, sample, future.result(_wait_s(job, len(failed)))))
+    judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
+    asked = judging.again([one for one in store.records.values() if one.status.failed])
+    for key, sample, future in asked:
+        store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(asked)))))
 
 
 def _record(key: Key, digest: str, sample: Sample, verdict: Verdict) -> Record:
@@ -230,15 +223,17 @@ def _sample(
         def keep(wait_s: float) -> None:
             key, sample, future = judged.get(timeout=wait_s)
             record = _record(key, problems[key[0]].digest, sample, future.result())
+            is_new = key not in store.records
             store.add(record)
-            progress.add(1, record)
+            if is_new:
+                progress.add(1, record)
 
         under_way = 0
+        judging = Judging(job.task.name, job.problems, chosen.k, pool, store.records)
         for index, sample in sampler.sample(_questions(job, missing), sampling, settings.deadline_s):
-            key = missing[index]
-            future = _judge(job, pool, problems[key[0]], sample.text, sample.tokens)
-            future.add_done_callback(functools.partial(_hand_over, judged, key, sample))
-            under_way += 1
+            for key, one, future in judging.add(missing[index], sample):
+                future.add_done_callback(functools.partial(_hand_over, judged, key, one))
+                under_way += 1
             while not judged.empty():
                 keep(0.0)
                 under_way -= 1

@@ -19,8 +19,8 @@ from rewards.verdict import Verdict
 
 # Yields (index of the prompt, its completions) as groups finish, in any order.
 Generate = Callable[[Sequence[Prompt]], Iterable[tuple[int, Sequence[Completion]]]]
-# Starts the verification of one completion: a future for each verifier, by name.
-Verify = Callable[[Prompt, Completion], Mapping[str, Future[Verdict]]]
+# Starts the verification of a group: for each completion a future for each verifier, by name.
+Verify = Callable[[Prompt, Sequence[Completion]], Sequence[Mapping[str, Future[Verdict]]]]
 
 
 def collect(
@@ -38,7 +38,7 @@ def collect(
     Args:
         prompts: what to sample for.
         generate: samples.
-        verify: starts the verification of one completion by the verifiers that judge its row.
+        verify: starts the verification of a group by the verifiers that judge its row.
         specs: how verdicts make a reward; of these, a row's reward is made of those that judge it.
         verdict_wait_s: longest wait for a verdict once all groups are sampled.
 
@@ -72,14 +72,14 @@ class Verifying:
         """Begin with none; the arguments are those of `collect`."""
         self._verify = verify
         self._specs = specs
-        self._waiting: dict[int, tuple[Prompt, Sequence[Completion], list[Mapping[str, Future[Verdict]]]]] = {}
+        self._waiting: dict[int, tuple[Prompt, Sequence[Completion], Sequence[Mapping[str, Future[Verdict]]]]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def start(self, index: int, prompt: Prompt, completions: Sequence[Completion]) -> None:
         """Start the verification of a group, which the caller knows by `index`."""
-        self._waiting[index] = (prompt, completions, [self._verify(prompt, completion) for completion in completions])
+        self._waiting[index] = (prompt, completions, self._verify(prompt, completions))
 
     def done(self) -> list[tuple[int, Group]]:
         """Hand out the groups that have all of their verdicts by now."""

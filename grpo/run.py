@@ -21,6 +21,7 @@ from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.failure_share import FailureShare
 from grpo.generator_group import GeneratorGroup
+from grpo.judging import Asked, judge
 from grpo.preparation import check_positions, check_prompt_count, load_tokenizer, local_or_hub, plan_of, specs_of
 from grpo.progress import Progress
 from grpo.report import Report
@@ -42,7 +43,6 @@ from rewards.busy_clock import BusyClock
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
 from rewards.verdict import Verdict
-from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
 
 
 class TrainingRun:
@@ -124,7 +124,7 @@ class TrainingRun:
                 rollouts_max_mib=settings.report.rollouts_max_mib,
             )
         )
-        pool = settings.verification.model_dump(include={"workers", "deadline_s"})
+        pool = settings.verification.model_dump(include={"workers", "deadline_s", "overlap"})
         pool["memory_mb"] = settings.verification.memory_mib
         if not settings.verification.per_node:
             with progress.phase("starting the verifiers"):
@@ -289,13 +289,14 @@ class TrainingRun:
         # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
         return 60.0 + 4 * self.settings.verification.deadline_s * completions
 
-    def _verify(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
-        row = {PROBLEM_COLUMN: prompt.text, **prompt.row, TOKENS_COLUMN: len(completion.token_ids)}
+    def _verify(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
         names = [spec.name for spec in choose(self.specs, prompt.row)]
-        futures = self._pool.submit_many([(name, completion.text, prompt.reference, row) for name in names])
-        for future in futures:
+        asked = Asked(prompt.text, prompt.reference, prompt.row)
+        texts, tokens = [one.text for one in completions], [len(one.token_ids) for one in completions]
+        verdicts = judge(self._pool, names, asked, texts, tokens)
+        for future in (future for named in verdicts for future in named.values()):
             future.add_done_callback(lambda _: ACTIVITY.moved())
-        return dict(zip(names, futures, strict=True))
+        return verdicts
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:
         """Bring the learner's weights to the generators and prove it on tokens of `groups`."""

@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +22,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from grpo.actors import wait_for
 from rewards.build import VerifierSpec
 from rewards.busy_clock import Busy, BusyClock
-from rewards.pool import VerifierPool
+from rewards.pool import Call, VerifierPool
 from rewards.pool_stats import Tally
 from rewards.verdict import Verdict, error
 
-Call = tuple[str, str, Any, Mapping[str, Any]]
 # Batches that one actor may have in flight: they only wait for its workers, and each is a coroutine.
 _CONCURRENCY = 100_000
 _STATS_S = 30.0
@@ -35,19 +34,34 @@ _STATS_S = 30.0
 class VerifierActor:
     """A pool in a Ray process of its own."""
 
-    def start(
-        self, specs: Sequence[VerifierSpec], workers: int, deadline_s: float, memory_mb: int | None, folder: str
-    ) -> None:
-        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it."""
+    def start(self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
+
+        Returns:
+            The names of the verifiers that judge groups.
+        """
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path.append(folder)
-        self._pool = VerifierPool(specs, workers=workers, deadline_s=deadline_s, memory_mb=memory_mb)
+        self._pool = VerifierPool(specs, **settings)
+        return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
 
     async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
         """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
+
+    async def verify_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        own: Mapping[str, Sequence[Any]] | None,
+    ) -> list[Verdict]:
+        """One verdict for each completion of a group, in order; a failure is an `error`."""
+        futures = self._pool.submit_group(name, completions, reference, prompt, own)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
         """What was counted on this node since this was last asked, by verifier, and when its workers were busy."""
@@ -56,9 +70,15 @@ class VerifierActor:
 
 @dataclass(eq=False)
 class _Batch:
-    """Calls that were submitted together, until their futures are resolved; on one node at a time."""
+    """Calls that were submitted together, until their futures are resolved; on one node at a time.
 
-    calls: list[Call]
+    Attributes:
+        ask: from a node's actor to Ray's reference to the verdicts.
+        futures: one for each verdict.
+        losses: how many actors have died under it.
+    """
+
+    ask: Callable[[Any], Any]
     futures: list[Future[Verdict]]
     losses: int = 0
 
@@ -89,6 +109,7 @@ class NodePool:
         workers: processes that work at the same time on each node.
         deadline_s: seconds that one call may take; see VerifierPool.
         memory_mb: address space of one worker in MiB; None for no limit.
+        overlap: calls of async verifiers that one worker has under way at a time.
         replays: how often calls are given to another node, and an actor is started again.
         start_s: seconds that starting the actors may take.
 
@@ -104,12 +125,14 @@ class NodePool:
         workers: int,
         deadline_s: float,
         memory_mb: int | None = 2048,
+        overlap: int = 64,
         replays: int = 2,
         start_s: float = 120.0,
     ) -> None:
         specs = tuple(verifiers)
         self._names = frozenset(spec.name for spec in specs)
-        self._start_with = (specs, workers, deadline_s, memory_mb, os.getcwd())
+        settings = {"workers": workers, "deadline_s": deadline_s, "memory_mb": memory_mb, "overlap": overlap}
+        self._start_with = (specs, os.getcwd(), settings)
         self._replays = replays
         self._lock = threading.Lock()
         self._nodes: list[_Node] = []
@@ -120,7 +143,9 @@ class NodePool:
         self._closed = False
         started = [self._create(identity) for identity in _living_nodes()]
         try:
-            wait_for([reference for _, reference in started], start_s, f"{len(started)} verifier pools to start")
+            waited = f"{len(started)} verifier pools to start"
+            # Every node builds the same verifiers.
+            self._groups: frozenset[str] = wait_for([reference for _, reference in started], start_s, waited)[0]
         except (ValueError, TimeoutError, RuntimeError):
             for node, _ in started:
                 ray.kill(node.actor)
@@ -139,10 +164,36 @@ class NodePool:
             RuntimeError: the pool is closed.
         """
         listed = list(calls)
-        for name, *_ in listed:
+        return self._submit([name for name, *_ in listed], lambda actor: actor.verify.remote(listed), len(listed))
+
+    def judges_groups(self, name: str) -> bool:
+        """True where the verifier wants all completions of a prompt at once, from `submit_group`."""
+        return name in self._groups
+
+    def submit_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        own: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[Future[Verdict]]:
+        """Queue one call of a group verifier on one node; see VerifierPool.
+
+        Raises:
+            ValueError: no verifier of that name, or one that judges completions one by one.
+            RuntimeError: the pool is closed.
+        """
+        if name in self._names and name not in self._groups:
+            raise ValueError(f"verifier {name!r} judges completions one by one, not groups; use submit_many")
+        call = (name, tuple(completions), reference, prompt, own)
+        return self._submit([name], lambda actor: actor.verify_group.remote(*call), len(completions))
+
+    def _submit(self, names: Iterable[str], ask: Callable[[Any], Any], count: int) -> list[Future[Verdict]]:
+        for name in names:
             if name not in self._names:
                 raise ValueError(f"no verifier {name!r} in this pool; it has {', '.join(sorted(self._names))}")
-        batch = _Batch(listed, [Future() for _ in listed])
+        batch = _Batch(ask, [Future() for _ in range(count)])
         with self._lock:
             if self._closed:
                 raise RuntimeError("the verifier pool is closed")
@@ -189,7 +240,7 @@ class NodePool:
         self._landed.put(None)
         self._thread.join()
         for batch in open_batches:
-            batch.finish([error("the verifier pool was closed before this verdict")] * len(batch.calls))
+            batch.finish([error("the verifier pool was closed before this verdict")] * len(batch.futures))
 
     def __enter__(self) -> NodePool:
         return self
@@ -215,13 +266,13 @@ class NodePool:
         """Give a batch to a node, or keep it until one is up; the lock is held."""
         if self._nodes:
             node = min(self._nodes, key=lambda each: each.in_flight)
-            node.in_flight += len(batch.calls)
+            node.in_flight += len(batch.futures)
             node.batches.add(batch)
-            self._when_done(node, batch, node.actor.verify.remote(batch.calls))
+            self._when_done(node, batch, batch.ask(node.actor))
         elif self._starting:
             self._waiting.append(batch)
         else:
-            batch.finish([error("the verifier pools of all nodes have died")] * len(batch.calls))
+            batch.finish([error("the verifier pools of all nodes have died")] * len(batch.futures))
 
     def _when_done(self, node: _Node, batch: _Batch | None, reference: Any) -> None:
         reference.future().add_done_callback(lambda done: self._landed.put((node, batch, done)))
@@ -237,7 +288,7 @@ class NodePool:
                     self._settle_start(node, failure)
                     continue
                 node.batches.discard(batch)
-                node.in_flight -= len(batch.calls)
+                node.in_flight -= len(batch.futures)
                 if failure is not None:
                     self._lose(node)
                     self._resend(batch, failure)
@@ -250,7 +301,7 @@ class NodePool:
             self._send(batch)
             return
         reason = f"its verifier pool died {batch.losses} times: {str(failure).splitlines()[0]}"
-        batch.finish([error(reason)] * len(batch.calls))
+        batch.finish([error(reason)] * len(batch.futures))
 
     def _lose(self, node: _Node) -> None:
         """Take a node out, once; its other batches land one by one, each with the same failure."""

@@ -12,7 +12,7 @@ Cell = bool | int | float | str
 
 
 class VerifierConfig(Section):
-    """One verifier and its share of the reward. A row's first one's `correct` counts as accuracy."""
+    """One verifier and its share of the reward. A row's first one's `correct` counts as accuracy; `scored` does not."""
 
     name: str
     """Its name in the metrics."""
@@ -21,9 +21,9 @@ class VerifierConfig(Section):
     weight: float = 1.0
     """Its share of the reward."""
     gate: bool = False
-    """Where it is not `correct`, the others earn nothing."""
+    """Where it is not `correct`, the others earn nothing; a number is `correct` from `pass_mark` on."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the verifier."""
+    """Keyword arguments of the verifier. Of one of your own also `bounds`, `pass_mark` (1) and `conversational`."""
     when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
     """Column -> value, or list of values: it judges only the rows that have them. By default it judges all."""
 
@@ -39,6 +39,8 @@ class Verification(Section):
     """A verdict that takes longer is a `timeout`, and its worker is killed."""
     memory_mib: WorkerMemory | None = 2048
     """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
+    overlap: Positive = 64
+    """Calls of async verifiers, such as judges, that one worker process has under way at a time."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops when more than this share of a step's verdicts, or of a verifier's last 50 or more, are `timeout`
     or `error`."""

@@ -81,8 +81,12 @@ class Adapted:
                 return as_verdict(value, self.bounds, self.pass_mark)
             except (Exception, SystemExit) as problem:
                 return error(describe(problem, self._home))
+        return self.judge(self.alone(completion, reference, prompt))[0]
+
+    def alone(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Batch:
+        """What a call is about that has one completion: for a group verifier, a group of one."""
         tokens = {TOKENS_COLUMN: [prompt[TOKENS_COLUMN]]} if self.judges_groups and TOKENS_COLUMN in prompt else {}
-        return self.judge(Batch((completion,), reference, prompt, tokens))[0]
+        return Batch((completion,), reference, prompt, tokens)
 
     def judge(self, batch: Batch) -> list[Verdict]:
         """A verdict for each completion; where a group verifier fails, each of them is an `error`."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
+from rewards.jobs import Job
 from rewards.pool_stats import Recorder
-
-if TYPE_CHECKING:  # pool.py imports the supervisor, which imports this module
-    from rewards.pool import Job
 
 # Enough to hide the round trip, little enough to share out evenly.
 _BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
@@ -28,7 +25,7 @@ def next_batch(queue: deque[Job], workers: int, recorder: Recorder) -> list[Job]
             continue
         jobs.append(job)
         seconds += recorder.mean_seconds(job.name)
-        characters += len(job.completion)
+        characters += job.characters
         if seconds > _BATCH_S or characters > _BATCH_CHARACTERS:
             break
     return jobs

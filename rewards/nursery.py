@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import pickle
 import resource
@@ -22,12 +23,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from rewards import stage, wire
+from rewards import async_worker, stage, wire
 from rewards.adapt import Adapted, prepare
 from rewards.build import build_verifier
 from rewards.raised import describe
-from rewards.verdict import Verdict, error
-from rewards.verifier import Verifier
+from rewards.signatures import Batch
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 _COMMAND_BYTES = 64
@@ -42,9 +42,9 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def build_all(setup: Mapping[str, Any]) -> dict[str, Verifier]:
+def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:
     """The verifiers of the set-up: specs are built, objects are adapted unless they already are."""
-    verifiers: dict[str, Verifier] = {}
+    verifiers: dict[str, Adapted] = {}
     for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
         if use is not None:
             verifiers[name] = build_verifier(use, options)
@@ -53,15 +53,7 @@ def build_all(setup: Mapping[str, Any]) -> dict[str, Verifier]:
     return verifiers
 
 
-def run_one(verifier: Verifier, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-    """Call a verifier; a failure of the adapting itself becomes `error` as well."""
-    try:
-        return verifier(completion, reference, prompt)
-    except (Exception, SystemExit) as problem:
-        return error(describe(problem))
-
-
-def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Verifier]) -> None:
+def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
     """A worker's life: read batches, run what is not revoked, answer each job as it ends."""
     while True:
         header = wire.receive_exactly(connection, wire.LENGTH.size)
@@ -69,24 +61,32 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
         if body is None:
             return
         batch, jobs = pickle.loads(body)
-        for identity, name, completion, reference, prompt in jobs:
+        for identity, name, completions, reference, prompt, own in jobs:
             revoked, kept = page.revoked()
             if batch <= revoked and identity != kept:
                 connection.sendall(wire.encode_reply(["skipped", batch]))
                 break
             verifier = verifiers[name]
             page.write_stage("start")
-            hits = getattr(verifier, "cache_hits", 0)
+            hits = verifier.cache_hits
             begun, processor = time.perf_counter(), time.process_time_ns()
             page.write_begun(identity, processor)
-            verdict = run_one(verifier, completion, reference, prompt)
+            if own is None:
+                verdicts = [verifier(completions[0], reference, prompt)]
+            else:
+                verdicts = verifier.judge(Batch(completions, reference, prompt, own))
             spent = [time.perf_counter() - begun, (time.process_time_ns() - processor) * 1e-9]
-            hit = int(getattr(verifier, "cache_hits", 0) > hits)
-            connection.sendall(wire.encode_reply([identity, wire.verdict_fields(verdict), *spent, hit]))
+            rest = [*spent, int(verifier.cache_hits > hits)]
+            frames = [wire.encode_reply([identity, wire.verdict_fields(verdict), *rest]) for verdict in verdicts]
+            connection.sendall(frames[0] if len(frames) == 1 else b"".join(frames))
 
 
 def become_worker(
-    connection: socket.socket, page_descriptor: int, setup: Mapping[str, Any], verifiers: dict[str, Verifier] | None
+    connection: socket.socket,
+    page_descriptor: int,
+    setup: Mapping[str, Any],
+    verifiers: dict[str, Adapted] | None,
+    asynchronous: bool,
 ) -> NoReturn:
     """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
     code = 0
@@ -104,8 +104,9 @@ def become_worker(
         os.close(page_descriptor)
         stage.share(page)
         built = build_all(setup) if verifiers is None else verifiers
+        stage.watch_imports(page)
         connection.sendall(wire.encode_reply(["ready", os.getpid()]))
-        serve(connection, page, built)
+        (async_worker.serve if asynchronous else serve)(connection, page, built)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the pool closed
     except BaseException as problem:
@@ -133,6 +134,10 @@ def main(arguments: list[str]) -> int:
         except (Exception, SystemExit) as problem:
             control.send(f"failed {describe(problem)}".encode()[:4000])
             return 1
+        setup["kinds"] = {
+            "groups": [name for name, verifier in verifiers.items() if verifier.judges_groups],
+            "asynchronous": [name for name, verifier in verifiers.items() if verifier.is_async],
+        }
     if len(os.listdir("/proc/self/task")) > 1:
         _start_anew(control, parent, setup)
     try:
@@ -143,7 +148,7 @@ def main(arguments: list[str]) -> int:
         return 1
     gc.collect()
     gc.freeze()  # objects shared with the workers stay shared: collections do not touch their pages
-    control.send(b"ready")
+    control.send(f"ready {json.dumps(setup['kinds'])}".encode())
     ending: set[int] = set()
     while True:
         # A process that was killed may take a while to end where it gets no processor; nobody waits for it.
@@ -155,22 +160,27 @@ def main(arguments: list[str]) -> int:
             continue
         if not command:
             return 0
-        if command == b"fork":
-            control.send(str(_fork(control, descriptors, setup, verifiers)).encode())
+        if command.startswith(b"fork"):
+            asynchronous = command == b"fork async"
+            control.send(str(_fork(control, descriptors, setup, verifiers, asynchronous)).encode())
         else:
             # Only on command: until then the zombie keeps its id from being given to a stranger.
             ending.add(int(command))
 
 
 def _fork(
-    control: socket.socket, descriptors: list[int], setup: Mapping[str, Any], verifiers: dict[str, Verifier] | None
+    control: socket.socket,
+    descriptors: list[int],
+    setup: Mapping[str, Any],
+    verifiers: dict[str, Adapted] | None,
+    asynchronous: bool,
 ) -> int:
     nursery = os.getpid()
     child = os.fork()
     if child == 0:
         die_with_parent(nursery)
         control.close()
-        become_worker(socket.socket(fileno=descriptors[0]), descriptors[1], setup, verifiers)
+        become_worker(socket.socket(fileno=descriptors[0]), descriptors[1], setup, verifiers, asynchronous)
     for descriptor in descriptors:
         os.close(descriptor)
     return child

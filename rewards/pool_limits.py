@@ -16,10 +16,17 @@ class Limits:
     replays: int
     spares: int
     start_s: float
+    overlap: int
 
     @staticmethod
     def checked(
-        workers: int | None, deadline_s: float, memory_mb: int | None, replays: int, spares: int | None, start_s: float
+        workers: int | None,
+        deadline_s: float,
+        memory_mb: int | None,
+        replays: int,
+        spares: int | None,
+        start_s: float,
+        overlap: int,
     ) -> Limits:
         """Fill in the defaults.
 
@@ -30,8 +37,8 @@ class Limits:
         extra = 2 * count if spares is None else spares
         for name, value, least in (
             ("workers", count, 1), ("deadline_s", deadline_s, 0.01), ("memory_mb", memory_mb or 64, 64),
-            ("replays", replays, 0), ("spares", extra, 0), ("start_s", start_s, 0.1),
+            ("replays", replays, 0), ("spares", extra, 0), ("start_s", start_s, 0.1), ("overlap", overlap, 1),
         ):  # fmt: skip
             if not value >= least:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        return Limits(count, deadline_s, memory_mb, replays, extra, start_s)
+        return Limits(count, deadline_s, memory_mb, replays, extra, start_s, overlap)

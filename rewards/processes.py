@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -14,17 +15,16 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rewards.build import VerifierSpec
+from rewards.jobs import Job
 from rewards.stage import PAGE_BYTES, SharedPage
+from rewards.verdict import Verdict
 from rewards.verifier import Verifier
 from rewards.wire import LENGTH, Inbox
 
-if TYPE_CHECKING:
-    from rewards.pool import Job
-
-_CONTROL_BYTES = 8192
+_CONTROL_BYTES = 1 << 16
 # The first look at a call, and the least time between two.
 LOOK_S = 0.004
 # The low bits of the identity of a process's clock, beside its inverted id; see clock_getcpuclockid(3).
@@ -64,6 +64,19 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int 
     return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": list(sys.path)})
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Which verifiers are called in another way than one completion after the other.
+
+    Attributes:
+        groups: names of those that judge all completions of a prompt at once.
+        asynchronous: names of those of which several calls can be under way in one worker.
+    """
+
+    groups: frozenset[str] = frozenset()
+    asynchronous: frozenset[str] = frozenset()
+
+
 class Nursery:
     """The parent's hold on the nursery process.
 
@@ -100,12 +113,17 @@ class Nursery:
         except (OSError, TimeoutError) as problem:
             self.stop()
             raise NurseryError(f"the verifiers were not loaded within {start_s:g} s: {problem!r}") from problem
-        if said != "ready":
+        if not said.startswith("ready "):
             self.stop()
             raise NurseryError(said.removeprefix("failed ") or "the process that loads the verifiers died")
+        kinds = json.loads(said.removeprefix("ready "))
+        self.kinds = Kinds(frozenset(kinds["groups"]), frozenset(kinds["asynchronous"]))
 
-    def fork(self) -> WorkerHandle:
+    def fork(self, asynchronous: bool = False) -> WorkerHandle:
         """A new worker; it says `ready` on its connection when it can take work.
+
+        Args:
+            asynchronous: it has many calls under way at a time.
 
         Raises:
             NurseryError: the nursery died or did not answer.
@@ -114,7 +132,8 @@ class Nursery:
         page = os.memfd_create("verifier-page")
         try:
             os.ftruncate(page, PAGE_BYTES)
-            socket.send_fds(self._control, [b"fork"], [theirs.fileno(), page])
+            command = b"fork async" if asynchronous else b"fork"
+            socket.send_fds(self._control, [command], [theirs.fileno(), page])
             answer = self._control.recv(_CONTROL_BYTES)
             if not answer:
                 raise NurseryError("the process that workers are forked from died")
@@ -151,11 +170,15 @@ class Nursery:
 
 @dataclass(slots=True)
 class Sent:
-    """A job that was sent to a worker. A ghost was taken back: should it run all the same, nobody listens."""
+    """A job that was sent to a worker, and the verdicts that came of it so far.
+
+    A ghost was taken back: should it run all the same, nobody listens.
+    """
 
     batch: int
     job: Job
     ghost: bool = False
+    got: list[Verdict] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -186,8 +209,11 @@ class WorkerHandle:
         if not self.sent:
             self._next_call_begins()
         self.sent.extend(Sent(self.last_batch, job) for job in jobs)
-        listed = [(job.identity, job.name, job.completion, job.reference, job.prompt) for job in jobs]
-        body = pickle.dumps((self.last_batch, listed), protocol=pickle.HIGHEST_PROTOCOL)
+        self.send((self.last_batch, [job.message() for job in jobs]))
+
+    def send(self, message: object) -> None:
+        """Put a message into the queue for sending."""
+        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         self.outgoing += LENGTH.pack(len(body)) + body
 
     def batches_in_flight(self) -> int:
@@ -238,12 +264,18 @@ class WorkerHandle:
         identity, clock_then = self.page.begun()
         if identity != self.sent[0].job.identity:
             return None
-        try:
-            used = time.clock_gettime_ns(~self.pid << 3 | _PROCESS_CLOCK)
-        except OSError:
-            return None  # it has died
+        used = self.processor_ns()
+        if used is None:
+            return None
         waits, self.last_used = used == self.last_used and self.asleep(), used
         return waits, max(0, used - clock_then) * 1e-9
+
+    def processor_ns(self) -> int | None:
+        """Processor time that it has used, in nanoseconds; None where it has died."""
+        try:
+            return time.clock_gettime_ns(~self.pid << 3 | _PROCESS_CLOCK)
+        except OSError:
+            return None
 
     def asleep(self) -> bool:
         """Whether it does not want a processor at this moment."""
@@ -266,3 +298,11 @@ class WorkerHandle:
         self.look_at = self.begun_at + LOOK_S
         self.stalled = self.waits = self.unusual = self.extended = False
         self.last_used = -1
+
+
+def import_hint(page: SharedPage) -> str:
+    """What to add to the reason of a timeout: that the call was importing a module; empty where it was not."""
+    module = page.importing()
+    if not module:
+        return ""
+    return f"; it was importing {module!r}: at the top of the verifier's file that is done once, before workers start"

@@ -13,7 +13,7 @@ from rewards.processes import LOOK_S, WorkerHandle
 _STALLED_SHARE, _UNUSUAL, _LEAST_UNUSUAL_S = 0.25, 3.0, 0.012
 
 # A call that has had the processor for less than this share of its deadline, while it wanted it, has been starved.
-_STARVED_SHARE = 0.1
+STARVED_SHARE = 0.1
 
 
 class SlowCalls:
@@ -34,7 +34,7 @@ class SlowCalls:
         if worker.extended or worker.unusual:
             return False
         seen = worker.look()
-        worker.extended = seen is None or (seen[1] < _STARVED_SHARE * self._deadline_s and not worker.asleep())
+        worker.extended = seen is None or (seen[1] < STARVED_SHARE * self._deadline_s and not worker.asleep())
         return worker.extended
 
     def next_look(self, worker: WorkerHandle) -> float:

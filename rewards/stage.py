@@ -6,8 +6,13 @@ which puts it into the reason of a `timeout`. Elsewhere the call does nothing.
 
 from __future__ import annotations
 
+import builtins
 import mmap
 import struct
+import sys
+import time
+from contextvars import ContextVar
+from typing import Any
 
 PAGE_BYTES = 4096
 _REVOKED = struct.Struct("=QQ")
@@ -15,6 +20,9 @@ _STAGE_AT, _STAGE_BYTES = 16, 48
 _ELSEWHERE_AT = _STAGE_AT + _STAGE_BYTES
 _NUMBER = struct.Struct("=Q")
 _IDENTITY_AT, _CLOCK_AT = 72, 80
+_RUNNING_AT = 96
+_RUNNING = struct.Struct("=Qd")
+_IMPORT_AT = 128
 
 
 class SharedPage:
@@ -50,9 +58,25 @@ class SharedPage:
 
     def write_stage(self, stage: str, elsewhere: bool = False) -> None:
         """Worker: say what is being done, and whether another process does it on this one's behalf."""
-        encoded = stage.encode("ascii", "replace")[:_STAGE_BYTES]
-        self._memory[_STAGE_AT : _STAGE_AT + _STAGE_BYTES] = encoded.ljust(_STAGE_BYTES, b"\0")
+        self._write_text(_STAGE_AT, stage)
         self._memory[_ELSEWHERE_AT] = elsewhere
+
+    def write_running(self, identity: int) -> None:
+        """Worker with several calls under way: this one has the processor from now on; -1 for none."""
+        _RUNNING.pack_into(self._memory, _RUNNING_AT, identity + 1, time.monotonic())
+
+    def running(self) -> tuple[int, float]:
+        """Parent: the call that has the processor, -1 for none, and since when on the monotonic clock."""
+        identity, since = _RUNNING.unpack_from(self._memory, _RUNNING_AT)
+        return identity - 1, since
+
+    def write_import(self, module: str) -> None:
+        """Worker: this module is being imported; empty for none."""
+        self._write_text(_IMPORT_AT, module)
+
+    def importing(self) -> str:
+        """Parent: the module that is being imported, empty for none."""
+        return self._read_text(_IMPORT_AT)
 
     def works_elsewhere(self) -> bool:
         """Parent: whether the worker, if it waits, waits for a process that works on its behalf."""
@@ -60,11 +84,20 @@ class SharedPage:
 
     def read_stage(self) -> str:
         """Parent: the stage last written; a worker may have written anything, so only plain characters pass."""
-        raw = bytes(self._memory[_STAGE_AT : _STAGE_AT + _STAGE_BYTES]).split(b"\0")[0]
+        return self._read_text(_STAGE_AT)
+
+    def _write_text(self, at: int, text: str) -> None:
+        encoded = text.encode("ascii", "replace")[:_STAGE_BYTES]
+        self._memory[at : at + _STAGE_BYTES] = encoded.ljust(_STAGE_BYTES, b"\0")
+
+    def _read_text(self, at: int) -> str:
+        raw = bytes(self._memory[at : at + _STAGE_BYTES]).split(b"\0")[0]
         return "".join(chr(c) for c in raw if 32 <= c < 127)
 
 
 _page: SharedPage | None = None
+# Of several calls under way in one worker, each has a stage of its own, which the tasks that it starts share.
+_own_stage: ContextVar[list[str] | None] = ContextVar("_own_stage", default=None)
 
 
 def share(page: SharedPage) -> None:
@@ -82,4 +115,34 @@ def enter(stage: str, elsewhere: bool = False) -> None:
             free for one more worker.
     """
     if _page is not None:
+        own = _own_stage.get()
+        if own is not None:
+            own[0] = stage
         _page.write_stage(stage, elsewhere)
+
+
+def follow_call() -> list[str]:
+    """Worker: a place in which `enter`, called by the present task or by one that it starts, writes its stage."""
+    own = ["start"]
+    _own_stage.set(own)
+    return own
+
+
+def watch_imports(page: SharedPage) -> None:
+    """Worker: note in the page which module a verifier is importing, for a call that this takes past its deadline."""
+    original = builtins.__import__
+    under_way = False
+
+    def noted(name: str, *rest: Any, **named: Any) -> Any:
+        nonlocal under_way
+        if under_way or name in sys.modules or not name:
+            return original(name, *rest, **named)
+        under_way = True
+        page.write_import(name)
+        try:
+            return original(name, *rest, **named)
+        finally:
+            page.write_import("")
+            under_way = False
+
+    builtins.__import__ = noted

@@ -9,21 +9,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from rewards.async_calls import AsyncCalls, AsyncWorker
 from rewards.batches import next_batch
 from rewards.build import VerifierSpec
+from rewards.jobs import Job
 from rewards.pool_limits import Limits
 from rewards.pool_stats import Recorder
-from rewards.processes import Nursery, NurseryError, WorkerHandle, pack_setup
+from rewards.processes import Kinds, Nursery, NurseryError, WorkerHandle, import_hint, pack_setup
 from rewards.raised import describe
 from rewards.slow_calls import SlowCalls, keep_back
 from rewards.verdict import Verdict, error, timeout
 from rewards.verifier import Verifier
 from rewards.wire import ProtocolError, read_verdict
-
-if TYPE_CHECKING:  # pool.py imports this module
-    from rewards.pool import Job
 
 # A call that takes longer than this no longer has others waiting behind it in its worker.
 _TAKE_BACK_S = 0.01
@@ -45,13 +43,26 @@ class Supervisor:
         verifiers: Mapping[str, Verifier | VerifierSpec],
         limits: Limits,
         queue: deque[Job],
+        async_queue: deque[Job],
         recorder: Recorder,
     ) -> None:
         self._limits, self._queue, self._recorder = limits, queue, recorder
+        self._async_queue = async_queue
+        self._names = frozenset(verifiers)
+        self.kinds = Kinds()
         self._slow_calls = SlowCalls(limits, recorder)
         self._setup = pack_setup(verifiers, limits.memory_mb)
         self._workers: list[WorkerHandle] = []
         self._selector = selectors.DefaultSelector()
+        self._async = AsyncCalls(
+            limits,
+            async_queue,
+            recorder,
+            self._selector,
+            lambda: self._fork(asynchronous=True),
+            self._end,
+            self._finish,
+        )
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -87,6 +98,7 @@ class Supervisor:
         try:
             try:
                 self._nursery = Nursery(self._setup, self._limits.start_s)
+                self.kinds = self._nursery.kinds
             except NurseryError as problem:
                 self._start_problem = str(problem)
                 return
@@ -97,6 +109,7 @@ class Supervisor:
                 self._dispatch()
                 self._listen()
                 self._watch()
+                self._async.watch()
         except BaseException as problem:
             # A mistake of ours. Nobody may wait for verdicts that will not come; the thread's hook prints the rest.
             self.crash = f"the verifier pool's supervisor failed: {describe(problem)}"
@@ -105,21 +118,22 @@ class Supervisor:
             for worker in list(self._workers):
                 self.abandoned += [entry.job for entry in worker.sent if not entry.ghost]
                 self._remove(worker)
+            self.abandoned += self._async.take_all()
             if self._nursery is not None:
                 self._nursery.stop()
             self._selector.close()
             self._wake_read.close()
             self._wake_write.close()
-            while self.crash and (self.abandoned or self._queue):
-                job = self.abandoned.pop() if self.abandoned else self._queue.popleft()
-                self._finish(job, error(self.crash), 0.0, False)
+            while self.crash and (waiting := self.abandoned or self._queue or self._async_queue):
+                self._fail(waiting.pop(), error(self.crash))
 
     # Capacity
 
     def _balance(self) -> None:
         """Keep `workers` processes that are not stalled, within the spares; let go of those no longer needed."""
         while (
-            self._active() < self._limits.workers
+            self._names != self.kinds.asynchronous
+            and self._active() < self._limits.workers
             and len(self._workers) < self._limits.workers + self._limits.spares
             and not self._broken
         ):
@@ -139,15 +153,19 @@ class Supervisor:
         return sum(bool(worker.sent) and not worker.stalled for worker in self._workers)
 
     def _spawn(self) -> None:
+        if worker := self._fork():
+            self._workers.append(worker)
+            self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+
+    def _fork(self, asynchronous: bool = False) -> WorkerHandle | None:
         assert self._nursery is not None
         try:
-            worker = self._nursery.fork()
+            worker = self._nursery.fork(asynchronous)
         except NurseryError as problem:
             self._renew_nursery(str(problem))
-            return
+            return None
         self._recorder.event("started")
-        self._workers.append(worker)
-        self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+        return worker
 
     def _renew_nursery(self, problem: str) -> None:
         """The nursery died, and its workers with it: start another and replay what they had."""
@@ -156,6 +174,8 @@ class Supervisor:
         self._nursery.stop()
         for worker in list(self._workers):
             self._bury(worker)
+        for asynchronous in list(self._async.workers):
+            self._async.bury(asynchronous)
         try:
             self._nursery = Nursery(self._setup, self._limits.start_s)
         except NurseryError as again:
@@ -169,14 +189,18 @@ class Supervisor:
     def _remove(self, worker: WorkerHandle) -> None:
         self._selector.unregister(worker.connection)
         self._workers.remove(worker)
+        self._end(worker)
+
+    def _end(self, worker: WorkerHandle) -> None:
         assert self._nursery is not None
         self._nursery.end(worker)
 
     # Giving out work
 
     def _dispatch(self) -> None:
-        while self._broken and self._queue:
-            self._finish(self._queue.popleft(), error(self._broken), 0.0, False)
+        while self._broken and (waiting := self._queue or self._async_queue):
+            self._fail(waiting.popleft(), error(self._broken))
+        self._async.dispatch()
         busy = self._busy()
         for worker in self._workers:
             if not worker.ready or worker.taken_back or worker.batches_in_flight() > 1:
@@ -208,6 +232,9 @@ class Supervisor:
             if key.data is None:
                 self._wake_read.recv(4096)
                 continue
+            if isinstance(key.data, AsyncWorker):
+                self._async.on_event(key.data, events)
+                continue
             worker: WorkerHandle = key.data
             if worker not in self._workers:
                 continue  # buried while this round of events was being worked through
@@ -219,7 +246,7 @@ class Supervisor:
     def _patience(self) -> float:
         """Seconds until something must be looked at even if nobody says anything."""
         now = time.monotonic()
-        waits = [5.0]
+        waits = [self._async.patience(now)]
         for worker in self._workers:
             if worker.sent:
                 waits.append(self._slow_calls.next_look(worker) - now)
@@ -259,12 +286,15 @@ class Supervisor:
                 if not entry.ghost:
                     self._queue.appendleft(entry.job)
         elif len(reply) == 5 and worker.sent and reply[0] == worker.sent[0].job.identity:
-            verdict = read_verdict(reply[1])
-            entry = worker.sent.popleft()
+            entry = worker.sent[0]
+            entry.got.append(read_verdict(reply[1]))
+            if len(entry.got) < len(entry.job.completions):
+                return  # of a group, whose verdicts come one by one
+            worker.sent.popleft()
             if not entry.ghost:
                 seconds, processor = self._believable(reply[2]), self._believable(reply[3])
                 self._recorder.finished(entry.job.name, seconds, processor)
-                self._finish(entry.job, verdict, seconds, bool(reply[4]))
+                self._finish(entry.job, entry.got, seconds, bool(reply[4]))
         else:
             raise ProtocolError("an answer to nothing it was asked")
         worker.begin_next()
@@ -273,10 +303,17 @@ class Supervisor:
         """A duration that a worker told, within what is possible."""
         return min(max(float(seconds), 0.0), self._limits.deadline_s) if isinstance(seconds, (int, float)) else 0.0
 
-    def _finish(self, job: Job, verdict: Verdict, seconds: float, hit: bool) -> None:
-        if job.start() and not job.future.done():
-            self._recorder.verdict(job.name, verdict.status, seconds, hit)
-            job.future.set_result(verdict)
+    def _finish(self, job: Job, verdicts: list[Verdict], seconds: float, hit: bool) -> None:
+        if not job.start():
+            return
+        for future, verdict in zip(job.futures, verdicts, strict=True):
+            if not future.done():
+                self._recorder.verdict(job.name, verdict.status, seconds, hit)
+                future.set_result(verdict)
+
+    def _fail(self, job: Job, verdict: Verdict, seconds: float = 0.0) -> None:
+        """The same failure for each completion."""
+        self._finish(job, [verdict] * len(job.completions), seconds, False)
 
     # Deadlines and deaths
 
@@ -302,14 +339,14 @@ class Supervisor:
         self._hear(worker)  # the answer may be there, only not read yet
         if worker not in self._workers or worker.begun_at != begun_at or self._slow_calls.extend(worker):
             return
-        stage = worker.page.read_stage()
+        stage, hint = worker.page.read_stage(), import_hint(worker.page)
         entry = worker.sent.popleft()
         self._recorder.event("killed")
         self._remove(worker)
         self._requeue(worker)
         if not entry.ghost:
-            reason = f"{entry.job.name}: undecided after {self._slow_calls.allowed(worker):g} s, at stage {stage!r}"
-            self._finish(entry.job, timeout(reason), elapsed, False)
+            after = f"undecided after {self._slow_calls.allowed(worker):g} s"
+            self._fail(entry.job, timeout(f"{entry.job.name}: {after}, at stage {stage!r}{hint}"), elapsed)
 
     def _bury(self, worker: WorkerHandle, cause: str = "") -> None:
         """A worker died on its own: replay the call it was at, some times, and give the others back."""
@@ -328,7 +365,7 @@ class Supervisor:
             self._queue.appendleft(entry.job)
             return
         why = cause or f"its worker died {entry.job.deaths} times"
-        self._finish(entry.job, error(f"{entry.job.name}: {why}, at stage {stage!r}"), 0.0, False)
+        self._fail(entry.job, error(f"{entry.job.name}: {why}, at stage {stage!r}"))
 
     def _requeue(self, worker: WorkerHandle) -> None:
         """Put back what the worker had not begun; it counts as no try."""

@@ -2,7 +2,7 @@
 // The page of `grpo view`. Whatever a run wrote is only ever set as text: no markup is made from data anywhere.
 
 const ROW = 56, PAGE = 100, POLL_MS = 2000;
-const MARKS = { correct: "✓", wrong: "✗", unparseable: "?", timeout: "⧖", error: "!" };
+const MARKS = { correct: "✓", scored: "◐", wrong: "✗", unparseable: "?", timeout: "⧖", error: "!" };
 const SVG = "http://www.w3.org/2000/svg";
 const GEOMETRY = { width: 480, height: 220, left: 50, right: 462, top: 10, bottom: 194 };
 const $ = (id) => document.getElementById(id);

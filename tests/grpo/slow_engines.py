@@ -39,6 +39,9 @@ class PromptVerifiers:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def judges_groups(self, name: str) -> bool:
+        return False
+
     def submit_many(self, calls: Sequence[tuple[str, str, Any, Any]]) -> list[Future[Verdict]]:
         futures: list[Future[Verdict]] = [Future() for _ in calls]
         for future, (_, text, _, _) in zip(futures, calls, strict=True):

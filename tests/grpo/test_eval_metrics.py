@@ -43,7 +43,7 @@ def test_numbers_by_hand() -> None:
     assert value["pass@4"] == 3 / 4
     assert value["completion_tokens"] == 25.0 and value["truncated"] == 0.25
     assert value["status/wrong"] == 1 - value["accuracy"] == 1 - value["status/correct"]
-    assert found.statuses == {"correct": 7, "wrong": 9, "unparseable": 0, "timeout": 0, "error": 0}
+    assert found.statuses == {"correct": 7, "scored": 0, "wrong": 9, "unparseable": 0, "timeout": 0, "error": 0}
     assert not any(name.startswith("maj@") for name in value)
     assert "pass@1" not in value and (found.k, found.problems, found.completions) == (4, 4, 16)
     for estimate in found.estimates.values():

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +20,9 @@ from grpo.config_file import load
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
 from grpo.rollout_store import EVALUATIONS, read_groups, stored_steps
-from grpo.run import TrainingRun
 from grpo.timeline import step_lanes
 from grpo.train import train as run_training
-from grpo.types import Completion, Prompt, VersionSpan
 from grpo.weight_sync import WeightMismatch
-from rewards.build import VerifierSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -158,24 +153,6 @@ def test_mixed_data_are_judged_by_the_verifiers_of_their_rows(
         assert metrics[f"verifier/{name}/cache_hit_share"] == 0.0
     half = (metrics["verdict/number/correct"] + metrics["verdict/word/correct"]) / 2
     assert metrics["rollout/accuracy"] == pytest.approx(half)
-
-
-@pytest.mark.slow
-def test_verifiers_get_the_prompts_text_unless_the_row_has_a_problem_of_its_own() -> None:
-    handed: list[tuple[str, str, Any, dict[str, Any]]] = []
-
-    def submit_many(calls: Any) -> list[Future[Any]]:
-        handed.extend(calls)
-        return [Future() for _ in calls]
-
-    run = SimpleNamespace(specs=[VerifierSpec("it", "math")], _pool=SimpleNamespace(submit_many=submit_many))
-    said = Completion((1, 2), (0.0, 0.0), "4", "stop", (VersionSpan(0, 2, 0),))
-    for row in ({}, {"problem": "its own"}):
-        TrainingRun._verify(run, Prompt("0", "2+2=?", (1,), "4", row), said)  # type: ignore[arg-type]
-    assert [call[3] for call in handed] == [
-        {"problem": "2+2=?", "completion_tokens": 2},
-        {"problem": "its own", "completion_tokens": 2},
-    ]
 
 
 def test_verifiers_on_every_node_give_the_same_verdicts(

@@ -37,10 +37,10 @@ def decided(value: Verdict) -> Future[Verdict]:
     return future
 
 
-def score(prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
+def score(prompt: Prompt, completions: Sequence[Completion]) -> list[Mapping[str, Future[Verdict]]]:
     """`correct` where the completion is the reference."""
-    right = completion.text == prompt.reference
-    return {"answer": decided(verdict.correct() if right else verdict.wrong())}
+    right = [completion.text == prompt.reference for completion in completions]
+    return [{"answer": decided(verdict.correct() if one else verdict.wrong())} for one in right]
 
 
 def test_groups_are_made_of_their_own_prompt_and_completions() -> None:
@@ -72,9 +72,9 @@ def test_groups_come_as_they_finish_and_are_verified_beside_the_sampling() -> No
             if index == 1:
                 slow.set_result(verdict.correct())
 
-    def verify(prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
+    def verify(prompt: Prompt, completions: Sequence[Completion]) -> list[Mapping[str, Future[Verdict]]]:
         events.append(f"verifying {prompt.reference}")
-        return {"answer": slow if prompt.reference == "0" else decided(verdict.wrong())}
+        return [{"answer": slow if prompt.reference == "0" else decided(verdict.wrong())} for _ in completions]
 
     for index, _ in collect([make_prompt(n) for n in range(3)], generate, verify, ANSWER, verdict_wait_s=1):
         events.append(f"group {index}")
@@ -93,7 +93,7 @@ def test_verdicts_that_are_still_out_after_the_sampling_are_waited_for() -> None
         # Decided when the driver has stopped sampling: nothing but waiting can see it.
         late.set_running_or_notify_cancel()
 
-    found = collect([make_prompt(0)], generate, lambda *_: {"answer": late}, ANSWER, verdict_wait_s=30)
+    found = collect([make_prompt(0)], generate, lambda *_: [{"answer": late}], ANSWER, verdict_wait_s=30)
     timer = threading.Timer(0.05, late.set_result, [verdict.correct()])
     timer.start()
     assert next(found)[1].rollouts[0].reward == 1.0
@@ -120,8 +120,8 @@ def test_a_verdict_that_never_comes_ends_the_wait() -> None:
     def generate(asked: Sequence[Prompt]) -> Iterable[tuple[int, list[Completion]]]:
         return [(0, [make_completion("a"), make_completion("b")])]
 
-    def verify(prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
-        return {"answer": Future() if completion.text == "b" else decided(verdict.wrong())}
+    def verify(prompt: Prompt, completions: Sequence[Completion]) -> list[Mapping[str, Future[Verdict]]]:
+        return [{"answer": Future() if one.text == "b" else decided(verdict.wrong())} for one in completions]
 
     with pytest.raises(TimeoutError, match="1 verdicts on prompt rows:0 did not come"):
         list(collect([make_prompt(0)], generate, verify, ANSWER, verdict_wait_s=0.01))
@@ -135,8 +135,8 @@ def test_a_failed_verdict_leaves_no_reward() -> None:
     def generate(asked: Sequence[Prompt]) -> Iterable[tuple[int, list[Completion]]]:
         return [(0, [make_completion(text) for text in said])]
 
-    def verify(prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
-        return {name: decided(value) for name, value in said[completion.text].items()}
+    def verify(prompt: Prompt, completions: Sequence[Completion]) -> list[Mapping[str, Future[Verdict]]]:
+        return [{name: decided(value) for name, value in said[one.text].items()} for one in completions]
 
     ((_, group),) = collect([make_prompt(0)], generate, verify, BOTH, verdict_wait_s=1)
     assert [rollout.reward for rollout in group.rollouts] == [None, None, 1.0]

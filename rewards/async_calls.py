@@ -1,0 +1,273 @@
+"""Calls of async verifiers: many under way in one worker, each with its own deadline."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rewards.async_worker import CANCEL, RUN
+from rewards.jobs import Job
+from rewards.pool_limits import Limits
+from rewards.pool_stats import Recorder
+from rewards.processes import WorkerHandle, import_hint
+from rewards.slow_calls import STARVED_SHARE
+from rewards.verdict import Verdict, error, timeout
+from rewards.wire import ProtocolError, read_verdict
+
+# A call that is given up has this long to end; then its worker is killed.
+_GRACE_S = 1.0
+# A call that has had the processor for this long at one go keeps the loop from turning.
+_HOLD_S = 0.2
+# How often calls that are overdue through no fault of theirs are looked at.
+_LOOK_S = 0.05
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A call that a worker has."""
+
+    job: Job
+    begun_at: float
+    processor_ns: int
+    got: list[Verdict] = field(default_factory=list)
+    extended: bool = False
+    given_up_at: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class AsyncWorker:
+    """A worker, and the calls that it has not answered."""
+
+    handle: WorkerHandle
+    flights: dict[int, _Flight] = field(default_factory=dict)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a call that was given up has not ended yet."""
+        return any(flight.given_up_at is not None for flight in self.flights.values())
+
+    def holder(self, now: float) -> _Flight | None:
+        """The call that keeps the loop from turning."""
+        identity, since = self.handle.page.running()
+        return self.flights.get(identity) if now - since > _HOLD_S else None
+
+
+class AsyncCalls:
+    """The workers of async verifiers; used by the supervising thread alone.
+
+    There are as many as a pool has workers, beside those of the other verifiers: these mostly wait. The first takes
+    calls while others start.
+
+    Args:
+        limits: the pool's.
+        queue: calls that no worker has yet.
+        recorder: counts.
+        selector: to be told of what workers say; the data are the `AsyncWorker`.
+        fork: a new worker; None where that failed.
+        end: kills and reaps a worker.
+        finish: resolves the futures of a call; told its seconds and whether a cache answered.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        queue: deque[Job],
+        recorder: Recorder,
+        selector: selectors.BaseSelector,
+        fork: Callable[[], WorkerHandle | None],
+        end: Callable[[WorkerHandle], None],
+        finish: Callable[[Job, list[Verdict], float, bool], None],
+    ) -> None:
+        self._limits, self._queue, self._recorder, self._selector = limits, queue, recorder, selector
+        self._fork, self._end, self._finish = fork, end, finish
+        self.workers: list[AsyncWorker] = []
+
+    def dispatch(self) -> None:
+        """Start workers that are wanted, and give out the calls that wait, to the worker with the fewest."""
+        if self._queue and self._wants_worker() and (handle := self._fork()):
+            worker = AsyncWorker(handle)
+            self.workers.append(worker)
+            self._selector.register(handle.connection, selectors.EVENT_READ, worker)
+        given: dict[AsyncWorker, list[Job]] = {}
+        takers = [worker for worker in self.workers if worker.handle.ready and not worker.is_stuck]
+        while self._queue and takers:
+            worker = min(takers, key=lambda each: len(each.flights))
+            if len(worker.flights) >= self._limits.overlap:
+                break
+            job = self._queue.popleft()
+            if job.start():
+                worker.flights[job.identity] = _Flight(job, time.monotonic(), worker.handle.processor_ns() or 0)
+                given.setdefault(worker, []).append(job)
+        for worker, jobs in given.items():
+            worker.handle.send((RUN, [job.message() for job in jobs]))
+            self._flush(worker)
+
+    def on_event(self, worker: AsyncWorker, events: int) -> None:
+        """Its connection can be read or written."""
+        if worker not in self.workers:
+            return  # ended while this round of events was being worked through
+        if events & selectors.EVENT_WRITE:
+            self._flush(worker)
+        if events & selectors.EVENT_READ:
+            self._hear(worker)
+
+    def patience(self, now: float) -> float:
+        """Seconds until something must be looked at even if nobody says anything."""
+        waits = [5.0]
+        for worker in self.workers:
+            if not worker.handle.ready:
+                waits.append(worker.handle.begun_at + self._limits.start_s - now)
+            for flight in worker.flights.values():
+                ends = self._overdue_at(flight) if flight.given_up_at is None else flight.given_up_at + _GRACE_S
+                waits.append(ends - now if ends > now else _LOOK_S)
+        return min(waits)
+
+    def watch(self) -> None:
+        """Give up calls at their deadline; replace workers that do not let go of them."""
+        now = time.monotonic()
+        for worker in list(self.workers):
+            if not worker.handle.ready:
+                if now - worker.handle.begun_at > self._limits.start_s:
+                    self.bury(worker)
+                continue
+            late = [one for one in worker.flights.values() if one.given_up_at is None and now > self._overdue_at(one)]
+            if late:
+                self._hear(worker)  # the answer may be there, only not read yet
+            overdue = [one for one in late if one.job.identity in worker.flights and not self._extend(worker, one)]
+            holder = worker.holder(now)
+            # While one call keeps the loop from turning, no other can end, whatever its deadline.
+            giving_up = [one for one in overdue if holder is None or holder is one]
+            if giving_up:
+                for flight in giving_up:
+                    flight.given_up_at = now
+                worker.handle.send((CANCEL, [flight.job.identity for flight in giving_up]))
+                self._flush(worker)
+            if any(one.given_up_at is not None and now > one.given_up_at + _GRACE_S for one in worker.flights.values()):
+                self._kill(worker, now)
+
+    def bury(self, worker: AsyncWorker, cause: str = "") -> None:
+        """It died on its own: replay its calls. The one that had the processor is taken to have killed it.
+
+        Where none is known to, each of them may have, and counts a death.
+        """
+        identity, _ = worker.handle.page.running()
+        at = worker.handle.page.read_stage()
+        self._recorder.event("died")
+        self._remove(worker)
+        guilty = [flight for flight in worker.flights.values() if flight.job.identity == identity and not cause]
+        for flight in guilty or worker.flights.values():
+            flight.job.deaths += 1
+        for flight in reversed(worker.flights.values()):
+            job = flight.job
+            if job.deaths <= self._limits.replays:
+                self._replay(job)
+            else:
+                why = cause or f"its worker died {job.deaths} times"
+                self._fail(job, error(f"{job.name}: {why}, at stage {at!r}"), 0.0)
+
+    def take_all(self) -> list[Job]:
+        """End every worker; the calls that they had."""
+        jobs = [flight.job for worker in self.workers for flight in worker.flights.values()]
+        for worker in list(self.workers):
+            self._remove(worker)
+        return jobs
+
+    def _wants_worker(self) -> bool:
+        active = [worker for worker in self.workers if not worker.is_stuck]
+        has_room = len(active) < self._limits.workers and len(self.workers) < self._limits.workers + self._limits.spares
+        return has_room and all(worker.flights for worker in active)
+
+    def _flush(self, worker: AsyncWorker) -> None:
+        handle = worker.handle
+        try:
+            events = selectors.EVENT_READ if handle.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
+        except OSError:
+            return  # it died; its end of the stream says so at the next look
+        if self._selector.get_key(handle.connection).events != events:
+            self._selector.modify(handle.connection, events, worker)
+
+    def _hear(self, worker: AsyncWorker) -> None:
+        try:
+            data = worker.handle.connection.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.bury(worker)
+            return
+        try:
+            for reply in worker.handle.inbox.feed(data):
+                self._take(worker, reply)
+        except ProtocolError as problem:
+            self.bury(worker, f"its worker sent {problem}")
+
+    def _take(self, worker: AsyncWorker, reply: list[object]) -> None:
+        if reply[0] == "ready":
+            worker.handle.ready = True
+            return
+        named = reply[1] if reply[0] == "cancelled" and len(reply) == 3 else reply[0]
+        flight = worker.flights.get(named) if isinstance(named, int) else None
+        if flight is None:
+            raise ProtocolError("an answer to nothing it was asked")
+        elapsed = time.monotonic() - flight.begun_at
+        if reply[0] == "cancelled":
+            del worker.flights[flight.job.identity]
+            self._time_out(worker, flight, elapsed, str(reply[2])[:48])
+            return
+        if len(reply) != 5:
+            raise ProtocolError("an answer without its five fields")
+        flight.got.append(read_verdict(reply[1]))
+        if len(flight.got) < len(flight.job.completions):
+            return
+        del worker.flights[flight.job.identity]
+        seconds = min(max(float(reply[2]), 0.0), elapsed) if isinstance(reply[2], (int, float)) else elapsed
+        if flight.given_up_at is not None and seconds > self._allowed(flight):
+            self._time_out(worker, flight, elapsed, "after it was cancelled")
+        else:
+            self._finish(flight.job, flight.got, seconds, bool(reply[4]))
+
+    def _kill(self, worker: AsyncWorker, now: float) -> None:
+        """A call does not let go: it is a timeout, and what else the worker had is given to others."""
+        at = worker.handle.page.read_stage()
+        self._recorder.event("killed")
+        hint = import_hint(worker.handle.page)
+        self._remove(worker)
+        for flight in reversed(worker.flights.values()):
+            if flight.given_up_at is None:
+                self._replay(flight.job)
+            else:
+                self._time_out(worker, flight, now - flight.begun_at, at, hint)
+
+    def _replay(self, job: Job) -> None:
+        self._recorder.event("replayed")
+        self._queue.appendleft(job)
+
+    def _time_out(self, worker: AsyncWorker, flight: _Flight, elapsed: float, at: str, hint: str = "") -> None:
+        reason = f"{flight.job.name}: undecided after {self._allowed(flight):g} s, at stage {at!r}{hint}"
+        self._fail(flight.job, timeout(reason), elapsed)
+
+    def _fail(self, job: Job, verdict: Verdict, seconds: float) -> None:
+        self._finish(job, [verdict] * len(job.completions), seconds, False)
+
+    def _allowed(self, flight: _Flight) -> float:
+        return self._limits.deadline_s * (2 if flight.extended else 1)
+
+    def _overdue_at(self, flight: _Flight) -> float:
+        return flight.begun_at + self._allowed(flight)
+
+    def _extend(self, worker: AsyncWorker, flight: _Flight) -> bool:
+        """Give the same time once more to a call whose worker the machine has kept from a processor."""
+        used = worker.handle.processor_ns()
+        if flight.extended or used is None or worker.handle.asleep():
+            return False
+        flight.extended = (used - flight.processor_ns) * 1e-9 < STARVED_SHARE * self._limits.deadline_s
+        return flight.extended
+
+    def _remove(self, worker: AsyncWorker) -> None:
+        self._selector.unregister(worker.handle.connection)
+        self.workers.remove(worker)
+        self._end(worker.handle)
