@@ -35,6 +35,7 @@ class _Flight:
     got: list[Verdict] = field(default_factory=list)
     extended: bool = False
     given_up_at: float | None = None
+    stage: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +70,7 @@ class AsyncCalls:
         fork: a new worker; None where that failed.
         end: kills and reaps a worker.
         finish: resolves the futures of a call; told its seconds and whether a cache answered.
+        came_up: told of each worker whether it came up or died before it could work.
     """
 
     def __init__(
@@ -80,14 +82,18 @@ class AsyncCalls:
         fork: Callable[[], WorkerHandle | None],
         end: Callable[[WorkerHandle], None],
         finish: Callable[[Job, list[Verdict], float, bool], None],
+        came_up: Callable[[bool], None],
     ) -> None:
         self._limits, self._queue, self._recorder, self._selector = limits, queue, recorder, selector
-        self._fork, self._end, self._finish = fork, end, finish
+        self._fork, self._end, self._finish, self._came_up = fork, end, finish, came_up
         self.workers: list[AsyncWorker] = []
 
     def dispatch(self) -> None:
         """Start workers that are wanted, and give out the calls that wait, to the worker with the fewest."""
-        if self._queue and self._wants_worker() and (handle := self._fork()):
+        while self._wants_worker():
+            handle = self._fork()
+            if handle is None:
+                break
             worker = AsyncWorker(handle)
             self.workers.append(worker)
             self._selector.register(handle.connection, selectors.EVENT_READ, worker)
@@ -116,7 +122,8 @@ class AsyncCalls:
 
     def patience(self, now: float) -> float:
         """Seconds until something must be looked at even if nobody says anything."""
-        waits = [5.0]
+        # Calls without any worker: one could not be forked, and that is to be tried again.
+        waits = [0.0 if self._queue and not self.workers else 5.0]
         for worker in self.workers:
             if not worker.handle.ready:
                 waits.append(worker.handle.begun_at + self._limits.start_s - now)
@@ -157,6 +164,8 @@ class AsyncCalls:
         at = worker.handle.page.read_stage()
         self._recorder.event("died")
         self._remove(worker)
+        if not worker.handle.ready:
+            self._came_up(False)
         guilty = [flight for flight in worker.flights.values() if flight.job.identity == identity and not cause]
         for flight in guilty or worker.flights.values():
             flight.job.deaths += 1
@@ -176,9 +185,10 @@ class AsyncCalls:
         return jobs
 
     def _wants_worker(self) -> bool:
-        active = [worker for worker in self.workers if not worker.is_stuck]
-        has_room = len(active) < self._limits.workers and len(self.workers) < self._limits.workers + self._limits.spares
-        return has_room and all(worker.flights for worker in active)
+        calls = len(self._queue) + sum(len(worker.flights) for worker in self.workers)
+        active = sum(not worker.is_stuck for worker in self.workers)
+        may_be = len(self.workers) < self._limits.workers + self._limits.spares
+        return bool(self._queue) and active < min(self._limits.workers, calls) and may_be
 
     def _flush(self, worker: AsyncWorker) -> None:
         handle = worker.handle
@@ -208,15 +218,19 @@ class AsyncCalls:
     def _take(self, worker: AsyncWorker, reply: list[object]) -> None:
         if reply[0] == "ready":
             worker.handle.ready = True
+            self._came_up(True)
             return
-        named = reply[1] if reply[0] == "cancelled" and len(reply) == 3 else reply[0]
+        named = reply[1] if reply[0] in ("stage", "cancelled") and len(reply) > 1 else reply[0]
         flight = worker.flights.get(named) if isinstance(named, int) else None
         if flight is None:
             raise ProtocolError("an answer to nothing it was asked")
         elapsed = time.monotonic() - flight.begun_at
+        if reply[0] == "stage":
+            flight.stage = str(reply[-1])[:48]
+            return
         if reply[0] == "cancelled":
             del worker.flights[flight.job.identity]
-            self._time_out(worker, flight, elapsed, str(reply[2])[:48])
+            self._time_out(flight, elapsed)
             return
         if len(reply) != 5:
             raise ProtocolError("an answer without its five fields")
@@ -226,27 +240,30 @@ class AsyncCalls:
         del worker.flights[flight.job.identity]
         seconds = min(max(float(reply[2]), 0.0), elapsed) if isinstance(reply[2], (int, float)) else elapsed
         if flight.given_up_at is not None and seconds > self._allowed(flight):
-            self._time_out(worker, flight, elapsed, "after it was cancelled")
+            self._time_out(flight, elapsed)
         else:
             self._finish(flight.job, flight.got, seconds, bool(reply[4]))
 
     def _kill(self, worker: AsyncWorker, now: float) -> None:
         """A call does not let go: it is a timeout, and what else the worker had is given to others."""
-        at = worker.handle.page.read_stage()
+        page = worker.handle.page
+        (running, _), at, hint = page.running(), page.read_stage(), import_hint(page)
         self._recorder.event("killed")
-        hint = import_hint(worker.handle.page)
         self._remove(worker)
         for flight in reversed(worker.flights.values()):
             if flight.given_up_at is None:
                 self._replay(flight.job)
             else:
-                self._time_out(worker, flight, now - flight.begun_at, at, hint)
+                if flight.job.identity == running:
+                    flight.stage = at
+                self._time_out(flight, now - flight.begun_at, hint)
 
     def _replay(self, job: Job) -> None:
         self._recorder.event("replayed")
         self._queue.appendleft(job)
 
-    def _time_out(self, worker: AsyncWorker, flight: _Flight, elapsed: float, at: str, hint: str = "") -> None:
+    def _time_out(self, flight: _Flight, elapsed: float, hint: str = "") -> None:
+        at = flight.stage or "start"
         reason = f"{flight.job.name}: undecided after {self._allowed(flight):g} s, at stage {at!r}{hint}"
         self._fail(flight.job, timeout(reason), elapsed)
 

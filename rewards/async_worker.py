@@ -30,7 +30,8 @@ class _Calls:
 
     def __init__(self, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
         self._page, self._verifiers = page, verifiers
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        # With each task the stage that it is at, as the one item of a list.
+        self._tasks: dict[int, tuple[asyncio.Task[None], list[str]]] = {}
         self._given_up: set[int] = set()
         self._hits: dict[str, int] = {}
 
@@ -46,16 +47,20 @@ class _Calls:
             kind, items = pickle.loads(body)
             if kind == RUN:
                 for identity, *call in items:
-                    self._tasks[identity] = asyncio.create_task(self._answer(writer, identity, *call))
+                    own = ["start"]
+                    self._tasks[identity] = asyncio.create_task(self._answer(writer, own, identity, *call)), own
             else:
                 for identity in items:
-                    if task := self._tasks.get(identity):  # else its answer is on its way
+                    if identity in self._tasks:  # else its answer is on its way
+                        task, own = self._tasks[identity]
+                        writer.write(wire.encode_reply(["stage", identity, own[0]]))
                         self._given_up.add(identity)
                         task.cancel()
 
     async def _answer(
         self,
         writer: asyncio.StreamWriter,
+        at: list[str],
         identity: int,
         name: str,
         completions: tuple[str, ...],
@@ -63,17 +68,18 @@ class _Calls:
         prompt: Mapping[str, Any],
         own: Mapping[str, Any] | None,
     ) -> None:
-        verifier, begun, place = self._verifiers[name], time.perf_counter(), stage.follow_call()
+        verifier, begun = self._verifiers[name], time.perf_counter()
+        stage.follow_call(at)
         batch = (
             verifier.alone(completions[0], reference, prompt)
             if own is None
             else Batch(completions, reference, prompt, own)
         )
         try:
-            verdicts: list[Verdict] = await _Noted(verifier.judge_async(batch), identity, self._page)
+            verdicts: list[Verdict] = await _Noted(verifier.judge_async(batch), identity, at, self._page)
         except asyncio.CancelledError as problem:
             if identity in self._given_up:
-                writer.write(wire.encode_reply(["cancelled", identity, place[0]]))
+                writer.write(wire.encode_reply(["cancelled", identity]))
                 return
             verdicts = [error(describe(problem))] * len(completions)
         finally:
@@ -89,15 +95,18 @@ class _Calls:
 class _Noted:
     """Awaits a coroutine; while it has the processor, the shared page says so.
 
-    So the parent knows which of many calls keeps the loop from turning, or has ended the process.
+    So the parent knows which of many calls keeps the loop from turning or has ended the process, and at which stage.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, list[Verdict]], identity: int, page: stage.SharedPage) -> None:
-        self._coroutine, self._identity, self._page = coroutine, identity, page
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, list[Verdict]], identity: int, at: list[str], page: stage.SharedPage
+    ) -> None:
+        self._coroutine, self._identity, self._at, self._page = coroutine, identity, at, page
 
     def __await__(self) -> Generator[Any, Any, list[Verdict]]:
         step: Callable[[], Any] = functools.partial(self._coroutine.send, None)
         while True:
+            self._page.write_stage(self._at[0])
             self._page.write_running(self._identity)
             try:
                 awaited = step()

@@ -121,11 +121,9 @@ def enter(stage: str, elsewhere: bool = False) -> None:
         _page.write_stage(stage, elsewhere)
 
 
-def follow_call() -> list[str]:
-    """Worker: a place in which `enter`, called by the present task or by one that it starts, writes its stage."""
-    own = ["start"]
+def follow_call(own: list[str]) -> None:
+    """Worker: `enter`, called by the present task or by one that it starts, writes the stage into `own[0]` as well."""
     _own_stage.set(own)
-    return own
 
 
 def watch_imports(page: SharedPage) -> None:

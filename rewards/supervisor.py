@@ -62,6 +62,7 @@ class Supervisor:
             lambda: self._fork(asynchronous=True),
             self._end,
             self._finish,
+            self._came_up,
         )
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -181,6 +182,12 @@ class Supervisor:
         except NurseryError as again:
             self._broken = str(again)
 
+    def _came_up(self, alive: bool) -> None:
+        if alive:
+            self._stillbirths = 0
+        else:
+            self._stillborn("see its message on standard error; is memory_mb too small?")
+
     def _stillborn(self, problem: str) -> None:
         self._stillbirths += 1
         if self._stillbirths >= _STILLBIRTHS:
@@ -277,7 +284,8 @@ class Supervisor:
 
     def _take(self, worker: WorkerHandle, reply: list[object]) -> None:
         if reply[0] == "ready":
-            worker.ready, self._stillbirths = True, 0
+            worker.ready = True
+            self._came_up(True)
             return
         if reply[0] == "skipped" and worker.taken_back:
             # The first one was thought to be running and so was not taken back; it had not begun either.
@@ -354,7 +362,7 @@ class Supervisor:
         self._recorder.event("died")
         self._remove(worker)
         if not worker.ready:
-            self._stillborn("see its message on standard error; is memory_mb too small?")
+            self._came_up(False)
         entry = worker.sent.popleft() if worker.sent else None
         self._requeue(worker)
         if entry is None or entry.ghost:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rewards.stage import enter
 
-LOOPS: list[int] = []
+LOOPS: set[asyncio.AbstractEventLoop] = set()
 
 
 def rank_by_length(completions, reference, prompt):
@@ -49,9 +49,9 @@ async def wait(completion, reference):
 
 
 async def where(completion, reference):
-    """The process, and whether its event loop has been the same for all calls."""
-    LOOPS.append(id(asyncio.get_running_loop()))
-    return {"score": 1.0} if False else len(set(LOOPS)) == 1
+    """Whether the event loop is the one of all earlier calls of this process."""
+    LOOPS.add(asyncio.get_running_loop())
+    return len(LOOPS) == 1
 
 
 async def async_trouble(completion, reference):
