@@ -65,13 +65,14 @@ def judge(
         For each completion the futures of its verdicts, by the verifiers' names.
     """
     row = {PROBLEM_COLUMN: asked.problem, **asked.row}
-    rows = [{**row, TOKENS_COLUMN: count} for count in tokens]
     groups = [name for name in names if pool.judges_groups(name)]
     single = [name for name in names if name not in groups]
-    # All completions of a verifier after another, so that a pool on several nodes sends them to one of them.
-    calls = [(name, text, asked.reference, own) for name in single for text, own in zip(texts, rows, strict=True)]
-    futures = pool.submit_many(calls) if calls else []
-    by_name = {name: futures[at * len(texts) : (at + 1) * len(texts)] for at, name in enumerate(single)}
-    for name in groups:
-        by_name[name] = pool.submit_group(name, texts, asked.reference, row, {TOKENS_COLUMN: list(tokens)})
-    return [{name: by_name[name][at] for name in names} for at in range(len(texts))]
+    own = {TOKENS_COLUMN: list(tokens)}
+    grouped = {name: pool.submit_group(name, texts, asked.reference, row, own) for name in groups}
+    verdicts = []
+    for at, (text, count) in enumerate(zip(texts, tokens, strict=True)):
+        # A completion at a time: a pool on several nodes gives what comes together to one of them.
+        calls = [(name, text, asked.reference, {**row, TOKENS_COLUMN: count}) for name in single]
+        alone = dict(zip(single, pool.submit_many(calls) if calls else [], strict=True))
+        verdicts.append({name: alone[name] if name in alone else grouped[name][at] for name in names})
+    return verdicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import subprocess
@@ -29,6 +30,17 @@ def told(completion: str, reference: str) -> Verdict:
 
 def hang(completion: str, reference: str) -> bool:
     time.sleep(600)
+    return True
+
+
+def longest(completions: list[str], reference: str, prompt: dict[str, object]) -> list[bool]:
+    """Of a group; the tokens are a column with a value for each completion."""
+    assert prompt == {"kind": "x", "completion_tokens": [len(text) for text in completions]}
+    return [text == max(completions, key=len) for text in completions]
+
+
+async def wait(completion: str, reference: str) -> bool:
+    await asyncio.sleep(float(completion))
     return True
 
 
@@ -62,6 +74,22 @@ def test_verdicts_come_back_in_their_own_futures(ray_running: None) -> None:
     assert late.result(WAIT).status is Status.ERROR and "closed" in late.result().reason
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit_many([("told", "0", "yes", {})])
+
+
+def test_groups_and_async_verifiers_run_on_the_nodes(ray_running: None) -> None:
+    from grpo.verifier_nodes import NodePool
+
+    specs = [VerifierSpec("longest", f"{__file__}:longest"), VerifierSpec("wait", f"{__file__}:wait"), SPECS[0]]
+    with NodePool(specs, workers=1, deadline_s=10.0) as pool:
+        assert [pool.judges_groups(spec.name) for spec in specs] == [True, False, False]
+        futures = pool.submit_group("longest", ["a", "aaa", "aa"], "", {"kind": "x"}, {"completion_tokens": [1, 3, 2]})
+        assert [future.result(WAIT).status is Status.CORRECT for future in futures] == [False, True, False]
+        with pytest.raises(ValueError, match="'told' judges completions one by one"):
+            pool.submit_group("told", ["a"], "", {})
+        begun = time.monotonic()
+        waiting = pool.submit_many([("wait", "0.5", "", {})] * 32)
+        assert all(future.result(WAIT).status is Status.CORRECT for future in waiting)
+        assert time.monotonic() - begun < 8, "one after the other they take 16 s"
 
 
 def test_the_calls_of_a_pool_that_dies_are_given_to_the_one_that_follows_it(ray_running: None) -> None:

@@ -291,3 +291,51 @@ def test_several_tasks_share_a_sampler_and_a_name_stands_for_one(
         evaluate(monkeypatch, sampler, tmp_path / "out", [task, task], **SETTINGS)
     with pytest.raises(ValueError, match="with --task; got none"):
         evaluate(monkeypatch, sampler, tmp_path / "out", [], **SETTINGS)
+
+
+def test_a_group_verifier_judges_the_completions_of_a_problem_and_seed_together(
+    tmp_path: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an evaluation was stopped in the midst of a group, and where a verdict failed."""
+    folder, flag = tmp_path / "out", tmp_path / "fails"
+    (tmp_path / "ranks.py").write_text(
+        "from pathlib import Path\nfrom rewards import correct, scored\n\n\n"
+        "def longest(completions, reference, prompt):\n"
+        f"    if Path({str(flag)!r}).exists():\n        raise OSError('not now')\n"
+        "    assert len(prompt['completion_tokens']) == len(completions)\n"
+        "    most = max(map(len, completions))\n"
+        "    return [correct(str(len(completions))) if len(c) == most else scored(0.5) for c in completions]\n"
+    )
+    text = task_file.read_text().replace("{use: math}", f'{{use: "{tmp_path}/ranks.py:longest"}}')
+    task_file.write_text(text)
+    ranks = load_task(str(task_file))
+
+    def lengths(question: Question) -> str:
+        return "x" * (1 + question.seed % 7)
+
+    with pytest.raises(Stopped):
+        evaluate(monkeypatch, FakeSampler(lengths, stop_after=10), folder, [ranks], seeds=(0, 5), **SETTINGS)
+    stored = (folder / "sums" / LINES).read_text().splitlines()
+    assert len(stored) in (4, 8), "only whole groups have verdicts"
+    sampler = FakeSampler(lengths)
+    found = evaluate(monkeypatch, sampler, folder, [ranks], seeds=(0, 5), **SETTINGS)["sums"]
+    assert len(sampler.asked) == 48 - len(stored)
+    rows = read_table(folder / "sums" / TABLE)
+    for problem, seed in {(row.record.problem, row.record.seed) for row in rows}:
+        group = [row.record for row in rows if (row.record.problem, row.record.seed) == (problem, seed)]
+        most = max(len(record.completion) for record in group)
+        assert [record.correct for record in group] == [len(record.completion) == most for record in group]
+        assert all(record.reason == "4" for record in group if record.correct)
+    assert found.statuses["scored"] == 48 - found.statuses["correct"] > 0
+    assert found.estimates["accuracy"].value == found.statuses["correct"] / 48
+    # One verdict of a group fails: it is asked again with its group.
+    line = json.loads((folder / "sums" / LINES).read_text().splitlines()[0]) | {"status": "error", "score": None}
+    with (folder / "sums" / LINES).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    flag.touch()
+    with pytest.raises(RuntimeError, match=r"4 of 48 verdicts of sums failed.*not now"):
+        evaluate(monkeypatch, FakeSampler(lengths), folder, [ranks], seeds=(0, 5), **SETTINGS)
+    flag.unlink()
+    again = FakeSampler(lengths)
+    assert evaluate(monkeypatch, again, folder, [ranks], seeds=(0, 5), **SETTINGS)["sums"] == found
+    assert not again.asked

@@ -46,9 +46,9 @@ def test_each_completion_gets_its_own_verdicts_in_the_order_of_the_config() -> N
     assert [list(one) for one in named] == [names] * 2
     row = {"problem": "2+2=?", "kind": "sum"}
     assert pool.calls == [
-        *[(name, text, "4", row | {"completion_tokens": count}) for name in ("form", "math")
-          for text, count in (("4", 2), ("5", 3))],
         ("rank", ["4", "5"], "4", row, {"completion_tokens": [2, 3]}),
+        *[(name, text, "4", row | {"completion_tokens": count}) for text, count in (("4", 2), ("5", 3))
+          for name in ("form", "math")],
     ]  # fmt: skip
 
 

@@ -78,9 +78,29 @@ def test_the_reasoning_gym_example() -> None:
 
 def test_the_pool_example() -> None:
     names: dict[str, object] = {}
-    exec(compile(blocks("python")[1], str(PAGE), "exec"), names)
+    (example,) = [block for block in blocks("python") if "with VerifierPool(" in block]
+    exec(compile(example, str(PAGE), "exec"), names)
     assert names["verdict"].status is Status.CORRECT
     assert names["report"].calls == 1
+
+
+def test_the_examples_of_groups_of_prepare_and_of_judges(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("synonyms", "shortest", "judge"):
+        (example,) = [block for block in blocks("python") if block.startswith(f"# {name}.py")]
+        (tmp_path / f"{name}.py").write_text(example)
+    (tmp_path / "names.json").write_text('{"TP53": ["TP53", "p53"]}')
+    specs = [
+        VerifierSpec("synonyms", "synonyms.py:Synonyms", {"table": "names.json"}),
+        VerifierSpec("shortest", "shortest.py:shortest"),
+        VerifierSpec("judge", "judge.py:judge"),
+    ]
+    with VerifierPool(specs, workers=1) as pool:
+        (tmp_path / "names.json").unlink()  # read once, before there are workers
+        assert pool.submit("synonyms", "it is p53", "TP53", {}).result(30).status is Status.CORRECT
+        futures = pool.submit_group("shortest", ["aaa", "a", "aa"], "", {}, {"completion_tokens": [3, 1, 2]})
+        assert [future.result(30).score for future in futures] == [0.0, 1.0, 0.5]
+        assert pool.submit("judge", "", "", {}).result(30).reason.startswith("KeyError: 'JUDGE_URL'")
 
 
 def test_every_built_in_verifier_is_in_the_table() -> None:
