@@ -20,8 +20,8 @@ class Status(StrEnum):
     """
 
     CORRECT = "correct"
-    SCORED = "scored"
     WRONG = "wrong"
+    SCORED = "scored"
     UNPARSEABLE = "unparseable"
     TIMEOUT = "timeout"
     ERROR = "error"

@@ -47,9 +47,9 @@ class Verdicts:
     late: Mapping[str, Future[Verdict]] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
 
-    def __call__(self, prompt: Prompt, completion: Completion) -> Mapping[str, Future[Verdict]]:
+    def __call__(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Mapping[str, Future[Verdict]]]:
         self.begun.append(prompt.reference)
-        return {"answer": self.late.get(prompt.reference) or decided(verdict.wrong())}
+        return [{"answer": self.late.get(prompt.reference) or decided(verdict.wrong())} for _ in completions]
 
 
 def collecting(script: list[list[int]], verdicts: Verdicts, lag: int = 1) -> tuple[Collector, ScriptedStream]:
