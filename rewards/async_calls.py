@@ -143,6 +143,8 @@ class AsyncCalls:
             late = [one for one in worker.flights.values() if one.given_up_at is None and now > self._overdue_at(one)]
             if late:
                 self._hear(worker)  # the answer may be there, only not read yet
+                if worker not in self.workers:
+                    continue
             overdue = [one for one in late if one.job.identity in worker.flights and not self._extend(worker, one)]
             holder = worker.holder(now)
             # While one call keeps the loop from turning, no other can end, whatever its deadline.
