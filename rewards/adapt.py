@@ -10,8 +10,9 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from rewards.calling import Batch
 from rewards.raised import describe
-from rewards.signatures import Batch, read_signature
+from rewards.signatures import read_signature
 from rewards.verdict import Status, Verdict, as_number, error
 from rewards.verifier import TOKENS_COLUMN
 

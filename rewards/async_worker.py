@@ -12,8 +12,8 @@ from typing import Any
 
 from rewards import stage, wire
 from rewards.adapt import Adapted
+from rewards.calling import Batch
 from rewards.raised import describe
-from rewards.signatures import Batch
 from rewards.verdict import Verdict, error
 
 # What the parent sends: calls to begin, or the numbers of calls to give up.

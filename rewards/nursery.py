@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 from rewards import async_worker, stage, wire
 from rewards.adapt import Adapted, prepare
 from rewards.build import build_verifier
+from rewards.calling import Batch
 from rewards.raised import describe
-from rewards.signatures import Batch
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 _COMMAND_BYTES = 64

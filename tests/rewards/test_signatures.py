@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rewards.adapt import Adapted
-from rewards.signatures import Batch
+from rewards.calling import Batch
 from rewards.verdict import Status, correct
 
 ROW = {"answer": "4", "kind": "sum", "problem": "2+2?", "question": "2+2?"}
