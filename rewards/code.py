@@ -108,7 +108,8 @@ class CodeVerifier:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.
 
-        A program that fails, runs out of a limit or cheats is `wrong`; no program is `unparseable`; a failure of the
+        A program that fails, runs out of a limit or cheats is `wrong`, and `scored` where part of its tests earns
+        `partial_credit`; no program is `unparseable`; a failure of the
         sandbox, or a missing compiler, is `error`.
 
         Raises:

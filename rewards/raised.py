@@ -13,6 +13,7 @@ from pathlib import Path
 _FOLDERS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     *site.getsitepackages(),
+    site.getusersitepackages(),
     str(Path(__file__).parent),
 )
 _NOT_THE_USERS = tuple({f"{path}{os.sep}" for folder in _FOLDERS for path in (folder, os.path.realpath(folder))})

@@ -79,7 +79,7 @@ def test_mbpp_row_with_partial_credit() -> None:
     row = {"test_list": ["assert half(4) == 2", "assert half(5) == 2.5", "assert half(0) == 0"], "test_setup_code": ""}
     assert CodeVerifier()(fenced("def half(x): return x / 2"), "", row).status is Status.CORRECT
     part = CodeVerifier(partial_credit=True)(fenced("def half(x): return x // 2"), "", row)
-    assert (part.status, part.score) == (Status.WRONG, pytest.approx(2 / 3))
+    assert (part.status, part.score) == (Status.SCORED, pytest.approx(2 / 3))
     assert CodeVerifier()(fenced("def half(x): return x // 2"), "", row).score == 0.0
 
 

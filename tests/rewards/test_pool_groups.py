@@ -8,6 +8,7 @@ import pytest
 from pool_group_verifiers import compare, group_trouble, rank_by_length
 from pool_verifiers import right
 
+from rewards.build import VerifierSpec
 from rewards.pool import VerifierPool
 from rewards.verdict import Status
 
@@ -81,6 +82,22 @@ def test_a_group_whose_worker_died_is_replayed_whole(pool, tmp_path) -> None:
 def test_what_is_large_crosses_in_pieces(pool) -> None:
     # Together the verdicts of a group are longer than one reply may be.
     assert judged(pool, "trouble", *["y" * 100_000] * 400) == [Status.CORRECT] * 400
+
+
+def test_groups_and_async_verifiers_of_a_module_with_threads(tmp_path) -> None:
+    (tmp_path / "threaded_groups.py").write_text(
+        "import asyncio, threading, time\nfrom beside_threads import VALUE\n"
+        "threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "def longest(completions, reference):\n    return [len(c) == max(map(len, completions)) for c in completions]\n"
+        "async def wait(completion, reference):\n    await asyncio.sleep(0.01)\n    return VALUE\n"
+    )
+    (tmp_path / "beside_threads.py").write_text("VALUE = True\n")
+    specs = [VerifierSpec(name, f"{tmp_path}/threaded_groups.py:{name}") for name in ("longest", "wait")]
+    with VerifierPool(specs, workers=1) as pool:
+        assert pool.judges_groups("longest") and not pool.judges_groups("wait")
+        assert judged(pool, "longest", "a", "aa") == [Status.WRONG, Status.CORRECT]
+        waited = pool.submit_many([("wait", "", "", {})] * 5)
+        assert [future.result(WAIT).status for future in waited] == [Status.CORRECT] * 5
 
 
 def test_a_group_that_is_cancelled_in_part_is_judged_for_the_rest() -> None:
