@@ -27,7 +27,7 @@ from rewards import async_worker, stage, wire
 from rewards.adapt import Adapted, prepare
 from rewards.build import build_verifier
 from rewards.calling import Batch
-from rewards.raised import describe
+from rewards.raised import describe, is_told
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 _COMMAND_BYTES = 64
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> int:
         try:
             verifiers = build_all(setup)
         except (Exception, SystemExit) as problem:
-            control.send(f"failed {describe(problem)}".encode()[:4000])
+            control.send(f"failed {problem if is_told(problem) else describe(problem)}".encode()[:4000])
             return 1
         setup["kinds"] = {
             "groups": [name for name, verifier in verifiers.items() if verifier.judges_groups],

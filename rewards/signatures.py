@@ -13,6 +13,7 @@ from typing import Any
 
 from rewards.calling import ADAPT, Arguments, Batch, Signature, Values, bound_names, by_names, name_of
 from rewards.other_trainers import REFERENCE_COLUMNS, UNKNOWN, read_other
+from rewards.verifier import PROBLEM_COLUMN
 
 # Names that say what a parameter means, wherever it stands: for each position of our own signature.
 _COMPLETION = {"completion", "response", "generation", "prediction", "model_output", "model_response", "solution_str"}
@@ -110,4 +111,6 @@ def _likely_value(name: str) -> str:
         return "completion"
     if name in REFERENCE_COLUMNS:
         return "reference"
+    if name == "prompt":  # another trainer's: the question as a text
+        return f"prompt[{PROBLEM_COLUMN!r}]"
     return "prompt" if name in _ROW else f"prompt[{name!r}]"
