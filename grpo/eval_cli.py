@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from grpo.guarded import guarded
+from grpo.terminal import LiteralTable, Terminal
 
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
 
@@ -88,7 +88,7 @@ def run(
             [one for one in given if not one.startswith("task.")],
             "the command line",
         )
-        evaluate(settings, [load_task(one, of_task) for one in task or ()], Console())
+        evaluate(settings, [load_task(one, of_task) for one in task or ()], Terminal())
 
     guarded(job, debug)
 
@@ -110,7 +110,7 @@ def compare(
     def job() -> None:
         from grpo.eval_compare import compare_folders
 
-        compare_folders(first, second, Console(), show=show, out=out)
+        compare_folders(first, second, Terminal(), show=show, out=out)
 
     guarded(job, debug)
 
@@ -118,11 +118,9 @@ def compare(
 @eval_app.command()
 def tasks() -> None:
     """List the tasks that come with the package."""
-    from rich.table import Table
-
     from grpo.eval_tasks import load_task, task_names
 
-    table = Table()
+    table = LiteralTable()
     for column in ("task", "data", "verifier", "k", "temperature", "max_tokens"):
         table.add_column(column)
     for name in task_names():
@@ -130,4 +128,4 @@ def tasks() -> None:
         sampling = one.sampling
         sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.max_tokens:,}")
         table.add_row(name, f"{one.data.hub} ({one.data.subset or one.data.split})", one.verifier.use, *sizes)
-    Console().print(table)
+    Terminal().print(table)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from grpo.config import GeneratorConfig, NewPolicy
 from grpo.setups import Device, GeneratorSetup
+from grpo.terminal import LiteralTable, literal
 from grpo.types import Request, SamplingParams
 
 SMALL = NewPolicy(
@@ -225,7 +226,7 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
 
 def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
     """One line for each node."""
-    table = Table(title="preflight", title_justify="left", title_style="bold")
+    table = LiteralTable(title="preflight", title_style="bold")
     for column in ("node", *PROBES):
         table.add_column(column, overflow="fold")
     for name, outcomes in found.items():
@@ -233,5 +234,6 @@ def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
     return table
 
 
-def _cell(outcome: Outcome) -> str:
-    return f"{'[green]ok[/]' if outcome.passed else '[red]FAILED[/]'} {escape(outcome.told)}"
+def _cell(outcome: Outcome) -> Text:
+    said = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
+    return Text.assemble(said, " ", literal(outcome.told))
