@@ -64,6 +64,7 @@ def run(
     """
 
     def job() -> None:
+        from grpo.addresses import without_secrets
         from grpo.config_file import resolve
         from grpo.eval_config import EvalConfig
         from grpo.eval_model import default_folder
@@ -82,7 +83,7 @@ def run(
             EvalConfig,
             {
                 "model": model,
-                "folder": str(out or default_folder(model)),
+                "folder": str(out or default_folder(without_secrets(model))),
                 **{name: value for name, value in said.items() if value is not None},
             },
             [one for one in given if not one.startswith("task.")],

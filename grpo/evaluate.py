@@ -134,7 +134,7 @@ def _prepare(
             raise ValueError(f"{task.name} has {len(own)} problem(s); an interval needs two or more: raise --limit")
     folder = Path(settings.folder)
     if settings.is_endpoint:
-        endpoint = EndpointSampler(settings.model, settings.endpoint)
+        endpoint = EndpointSampler(settings.url, settings.endpoint)
         identity = f"endpoint:{settings.model} {endpoint.model}"
         return [
             Job(task, one, own, None, identity_of(task, identity, one, None, None), folder / task.name)

@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 
 from grpo import step_comparison, view_data
+from grpo.addresses import is_loopback
 from grpo.rollout_columns import STATUSES
 from grpo.rollout_index import Filter, Order
 from grpo.view_page import ASSETS, page
@@ -229,14 +230,6 @@ def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_loopback(host: str) -> bool:
-    """True where nobody but this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from rewards.adapt import DEFAULT_BOUNDS, Adapted
+from rewards.named_code import refuse_standard_file, refuse_standard_function, refuse_standard_module
 from rewards.verifier import Verifier
 
 ENTRY_POINTS = "grpo.verifiers"
@@ -108,6 +109,7 @@ def _locate(use: str) -> Callable[..., Any]:
 
 
 def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
+    refuse_standard_module(module, f"verifier {use!r}")
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as problem:
@@ -120,6 +122,7 @@ def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"verifier file {str(path)!r} does not exist (looked from {Path.cwd()})")
+    refuse_standard_file(path, f"verifier {str(path)!r}")
     # One name per path, so that objects of the file can be pickled and the file is run once.
     name = "grpo_verifier_file_" + "".join(c if c.isalnum() else "_" for c in str(path.resolve()))
     if name in sys.modules:
@@ -148,4 +151,5 @@ def _take(module: ModuleType, attribute: str, use: str) -> Callable[..., Any]:
 def _callable(found: object, use: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"verifier {use!r} is {type(found).__name__}, which cannot be called")
+    refuse_standard_function(found, f"verifier {use!r}")
     return found

@@ -108,6 +108,9 @@ def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
     ("source", "told"),
     [
         ({"generator": "nowhere.at_all:rows"}, "No module named 'nowhere'"),
+        ({"generator": "subprocess:getoutput", "options": {"cmd": "exit 1"}}, "data.generator names the module"),
+        ({"generator": "datasets.config:importlib.import_module"}, "no attribute"),
+        ({"generator": "grpo.data:dataclass"}, "'dataclasses' of Python's standard library"),
         ({"generator": "grpo.arithmetic:nothing"}, "no attribute 'nothing'"),
         ({"generator": "grpo.arithmetic"}, "package.module:function"),
         ({"generator": "grpo.arithmetic:questions", "options": {"cuont": 3}}, "does not take data.options"),

@@ -171,7 +171,7 @@ def test_mathematics_imports_no_room_beyond_it() -> None:
         "eval_types": {"grpo.types"},
         "eval_metrics": {"grpo.eval_statistics", "grpo.eval_store", "rewards.verdict"},
         "eval_store": {"grpo.types", "rewards.verdict"},
-        "endpoint": {"grpo.eval_config", "grpo.eval_types", "grpo.types"},
+        "endpoint": {"grpo.addresses", "grpo.eval_config", "grpo.eval_types", "grpo.types"},
         "rollout": {
             "grpo.advantages",
             "grpo.types",
