@@ -23,5 +23,6 @@ COPY rewards rewards
 COPY sandbox sandbox
 RUN uv pip install --no-cache '.[gpu,wandb]'
 
-USER ray
+# By its number: Kubernetes checks `runAsNonRoot` by that.
+USER 10001
 WORKDIR /home/ray

@@ -6,7 +6,6 @@ that they arrived, and runs a program in the sandbox. What fails is told for its
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -76,13 +75,9 @@ class NodeProbes:
         import torch
         from torch import distributed
 
-        distributed.init_process_group(
-            "nccl" if self._device == "cuda" else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=rank,
-            world_size=nodes,
-            timeout=datetime.timedelta(seconds=deadline_s),
-        )
+        from grpo.rendezvous import meet
+
+        meet("nccl" if self._device == "cuda" else "gloo", rank, nodes, address, port, deadline_s)
         try:
             seconds = []
             # The first one makes the connections.

@@ -39,11 +39,16 @@ def private_folder() -> Path:
 def token_file(folder: Path) -> Path:
     """The file with the token of Ray, which is made where there is none; all runs of this user share it."""
     path = folder / "token"
-    if not (path.exists() and _is_ours(path, stat.S_ISREG) and path.stat().st_size):
-        beside = folder / f"token.{secrets.token_hex(8)}"
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        beside.replace(path)
+    if path.exists() and _is_ours(path, stat.S_ISREG):
+        return path
+    path.unlink(missing_ok=True)
+    beside = folder / f"token.{secrets.token_hex(8)}"
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    # Whole or not at all, and never in place of what a run that starts at this moment has just read.
+    with contextlib.suppress(FileExistsError):
+        os.link(beside, path)
+    beside.unlink()
     return path
 
 
