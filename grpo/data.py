@@ -101,7 +101,7 @@ def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
 def _from_hub(source: config.Dataset) -> datasets.Dataset:
     assert source.hub is not None
     try:
-        return datasets.load_dataset(source.hub, source.subset, split=source.split)
+        return datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
     except ConnectionError as failure:
         raise HubUnreachable(
             f"the hub does not answer for the data set {source.hub!r} ({failure}); give a local copy with path="

@@ -110,7 +110,8 @@ class EvalConfig(Section):
     """`grpo eval`: one model on some tasks. What a URL holds of logins and queries is no part of it: see `url`."""
 
     model: str
-    """Folder in Hugging Face format, hub name, run folder or checkpoint, or the URL of an endpoint (`http://.../v1`)."""
+    """Folder in Hugging Face format, hub name (with a revision: `name@commit`), run or checkpoint, or the URL of an
+    endpoint (`http://.../v1`)."""
     _url: str = PrivateAttr()
     folder: str
     """Where completions, metrics and cards go; the same folder goes on where it was."""

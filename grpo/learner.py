@@ -26,6 +26,7 @@ from grpo.adapters import adapters_off, add_adapters, check_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
 from grpo.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
+from grpo.hub import at_revision, name_of
 from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
@@ -81,7 +82,7 @@ class LearnerRank:
             parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_of(setup.policy_path), **at_revision(setup.policy_path))
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
@@ -106,7 +107,9 @@ class LearnerRank:
         if size == 1:
             return None
         group = SequenceGroup(size)
-        register_attention(AutoConfig.from_pretrained(self._setup.policy_path), group)
+        register_attention(
+            AutoConfig.from_pretrained(name_of(self._setup.policy_path), **at_revision(self._setup.policy_path)), group
+        )
         return group
 
     @property

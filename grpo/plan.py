@@ -236,7 +236,7 @@ def _supervised_data(settings: config.SftConfig) -> Table:
     if settings.policy.new:
         table.add_row("training", "tokenized when the policy is made")
         return table
-    tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
+    tokenizer = load_tokenizer(local_or_hub(settings.policy))
     rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
     table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
     return table
@@ -245,7 +245,7 @@ def _supervised_data(settings: config.SftConfig) -> Table:
 def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]], list[str]]:
     """The prompts of training and evaluation with a table of them, and what the hub did not answer."""
     table = _table("data")
-    tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
+    tokenizer = load_tokenizer(local_or_hub(settings.policy))
     limit = settings.rollout.max_prompt_tokens
     prompts: list[Sequence[Prompt]] = []
     unreachable: list[str] = []

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import psutil
 import ray
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from grpo import config
 from grpo.private_folder import private_folder, remove_old_sessions, token_file

@@ -8,6 +8,9 @@ import socket
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+# Torch's own.
+_STORE_LIMIT = datetime.timedelta(seconds=300)
+
 
 def meet(backend: str, rank: int, world_size: int, address: str, port: int, deadline_s: float | None = None) -> None:
     """Join the other ranks in torch's default process group, unless this process has. Blocks until all have come.
@@ -24,6 +27,8 @@ def meet(backend: str, rank: int, world_size: int, address: str, port: int, dead
         return
     listener = socket.create_server((address, port)).detach() if rank == 0 else None
     # Left to itself torch listens on every address of the machine, and the store asks nobody who he is.
-    limit = {} if deadline_s is None else {"timeout": datetime.timedelta(seconds=deadline_s)}
-    store = TCPStore(address, port, world_size, is_master=rank == 0, master_listen_fd=listener, **limit)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, **limit)
+    limit = None if deadline_s is None else datetime.timedelta(seconds=deadline_s)
+    store = TCPStore(
+        address, port, world_size, is_master=rank == 0, master_listen_fd=listener, timeout=limit or _STORE_LIMIT
+    )
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
