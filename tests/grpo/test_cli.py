@@ -6,18 +6,26 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from click import unstyle
+from rich.console import Console, RenderableType
 from tiny_policy import TINY, make_tiny_policy
 from typer import Exit
 from typer.testing import CliRunner, Result
 
 from grpo.cli import app
+from grpo.closing_table import ClosingTable
+from grpo.eval_progress import results_table
 from grpo.guarded import guarded
-from grpo.terminal import show_traceback
+from grpo.preflight import PROBES, Outcome
+from grpo.preflight import table_of as preflight_table
+from grpo.progress import open_progress
+from grpo.terminal import LiteralTable, show_traceback
 from grpo.visible import visible
 
 SETTINGS = {
@@ -123,6 +131,40 @@ def test_what_data_say_is_shown_and_not_obeyed(tmp_path: Path, config: Path) -> 
     )
     assert "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb:" in result.output, result.output
     assert not set("\x1b\x9b\u202e") & set(result.output)
+
+
+def shown_by_progress(kind: str) -> str:
+    console = Console(file=StringIO(), width=400, force_terminal=kind == "live", _environ={"TERM": "xterm"})
+    progress = open_progress(FOREIGN, console=console)
+    with progress.phase(FOREIGN):
+        progress.show(FOREIGN)
+    progress.close()
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def printed(renderable: RenderableType) -> str:
+    """By a console of rich's own, as a program may have that shows our tables."""
+    console = Console(file=StringIO(), width=400)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda: printed(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
+        lambda: str(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
+        lambda: printed(results_table(FOREIGN, {})),
+        lambda: printed(preflight_table({FOREIGN: dict.fromkeys(PROBES, Outcome(False, FOREIGN))})),
+        lambda: printed(LiteralTable(FOREIGN, title=FOREIGN)),
+        lambda: shown_by_progress("plain"),
+        lambda: shown_by_progress("live"),
+    ],
+)
+def test_no_table_and_no_display_obeys(shown: Callable[[], str]) -> None:
+    text = shown()
+    assert "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb:" in " ".join(text.split())
+    assert not set("\x9b\u202e") & set(text) and "\x1b]8" not in text and "\x1b[2J" not in text
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError])
