@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo.config import LearnerConfig, Lora
+from grpo.hub import name_of, revision_of
 
 # What peft calls the one adapter that a layer has here, and how it names tensors in a file.
 _ADAPTER = "default"
@@ -190,7 +191,7 @@ def save_adapter(model: nn.Module, tensors: dict[str, Tensor], base: str, folder
 
     folder.mkdir(parents=True, exist_ok=True)
     settings: Any = model.peft_config[_ADAPTER]  # type: ignore[index]
-    settings.base_model_name_or_path = base
+    settings.base_model_name_or_path, settings.revision = name_of(base), revision_of(base)
     settings.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from grpo.rollout_store import read_groups, stored_steps
+from grpo.terminal import LiteralTable, literal
 from rewards.audit import AuditReport, Disagreement, StoredRollout, audit
 from rewards.build import VerifierSpec
 from rewards.gold import answers_of
@@ -93,7 +93,7 @@ def grade(
     # Math-Verify never sees more of a reference than its answer, GSM8K's being a worked solution.
     keys = [(rollout.completion, answers_of(rollout.reference)[0]) for rollout in rollouts]
     distinct = list(dict.fromkeys(keys))
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with (
         VerifierPool([VerifierSpec("math_verify", "math_verify")], workers=workers, deadline_s=deadline_s) as pool,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
@@ -161,7 +161,7 @@ def _as_row(side: str, found: Disagreement) -> Mapping[str, object]:
 
 
 def _summary(report: AuditReport, names: Sequence[str], stored: int, path: Path) -> Table:
-    table = Table(title=f"audit of {', '.join(names)} by Math-Verify", title_justify="left", show_header=False)
+    table = LiteralTable(title=f"audit of {', '.join(names)} by Math-Verify", show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     looked_at = report.graded + sum(report.undecided.values())
@@ -185,7 +185,7 @@ def _show_texts(report: AuditReport, console: Console, show: int) -> None:
         by_kind.setdefault((side, found.kind), {}).setdefault(texts, []).append(found)
     for (side, kind), by_texts in by_kind.items():
         who = {"run": "the run", "math_verify": "Math-Verify"}[side]
-        console.print(f"\n[bold]accepted by {who} only; reference: {kind}[/]")
+        console.print(literal(f"\naccepted by {who} only; reference: {kind}", "bold"))
         for alike in list(by_texts.values())[:show]:
             _show_one(alike, console)
 
@@ -202,7 +202,7 @@ def _show_one(alike: Sequence[Disagreement], console: Console) -> None:
         ("the run", f"{rollout.status.value}: {rollout.reason!r}"),
         ("Math-Verify", f"{found.theirs.status.value}: {found.theirs.reason!r}"),
     ):
-        console.print(f"  {label:<12} {escape(text)}", highlight=False, soft_wrap=True)
+        console.print(literal(f"  {label:<12} {text}"), soft_wrap=True)
     console.print()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from grpo.config import SftConfig, TrainConfig
 from grpo.config_file import load
@@ -17,6 +16,7 @@ from grpo.eval_cli import eval_app
 from grpo.guarded import EXIT_FAILED
 from grpo.guarded import guarded as _guarded
 from grpo.start_up import without_collector
+from grpo.terminal import Terminal, literal, show_traceback
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +66,7 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
         table = None if owes_evaluations(settings) else finished_table(settings.run, settings.train.steps)
         if table is None:
             table = train_with_recovery(settings, lambda: open_progress("GRPO", total_steps=settings.train.steps))
-        Console().print(table)
+        Terminal().print(table)
 
     _guarded(job, debug)
 
@@ -91,7 +91,7 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
         if table is None:
             steps = settings.sft.steps
             table = with_recovery(settings, lambda: open_progress("SFT", total_steps=steps, fields=SFT_FIELDS), run)
-        Console().print(table)
+        Terminal().print(table)
 
     _guarded(job, debug)
 
@@ -120,13 +120,13 @@ def check(
         from grpo.plan import show_plan
 
         settings = _load_either(config, overrides)
-        gold_behaves = show_plan(settings, Console(), gold_limit=gold_limit)
+        gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
         if cluster:
             from grpo.cluster import preflight
             from grpo.preflight import table_of
 
             found = preflight(settings.cluster, PREFLIGHT_S)
-            Console().print(table_of(found))
+            Terminal().print(table_of(found))
             if not all(outcome.passed for outcomes in found.values() for outcome in outcomes.values()):
                 raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
         if strict and not gold_behaves:
@@ -155,7 +155,7 @@ def audit(
     def job() -> None:
         from grpo.audit import audit_run
 
-        audit_run(run, Console(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)
+        audit_run(run, Terminal(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)
 
     _guarded(job, debug)
 
@@ -179,7 +179,7 @@ def profile(
         from grpo.profile import profile as run
         from grpo.progress import open_progress
 
-        run(settings, open_progress("Profile", total_steps=WARM_UP + steps), Console(), steps)
+        run(settings, open_progress("Profile", total_steps=WARM_UP + steps), Terminal(), steps)
 
     _guarded(job, debug)
 
@@ -249,7 +249,7 @@ def simulate(
             seed=seed,
             scale_batch=scale_batch,
         )
-        show(request, gpus, lag, generator_share, Console(), all_splits=all_splits, as_json=as_json)
+        show(request, gpus, lag, generator_share, Terminal(), all_splits=all_splits, as_json=as_json)
 
     _guarded(job, debug)
 
@@ -258,7 +258,7 @@ def simulate(
 def view(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, for example runs/quickstart")],
     host: Annotated[
-        str, typer.Option(help="address to serve on; any but this one shows the runs to a network")
+        str, typer.Option(help="address to serve on; any but this one shows the runs to a network, and needs a token")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8642,
     export: Annotated[
@@ -267,6 +267,9 @@ def view(
     png: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="write the curves as PNG, and serve nothing")
     ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="ask for a token here too: other users of this machine reach 127.0.0.1")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Look at runs in a browser: curves, groups of completions, what was learned, signs of reward hacking.
@@ -277,7 +280,7 @@ def view(
     def job() -> None:
         from grpo.view_runs import open_runs
 
-        console = Console()
+        console = Terminal()
         opened = open_runs(runs)
         if export is not None:
             from grpo.view_page import export as write
@@ -291,7 +294,13 @@ def view(
         if export is None and png is None:
             from grpo.view import serve
 
-            serve(opened, host=host, port=port, say=lambda line: console.print(line, soft_wrap=True))
+            serve(
+                opened,
+                host=host,
+                port=port,
+                say=lambda line: console.print(literal(line), soft_wrap=True),
+                ask_token=token,
+            )
 
     _guarded(job, debug)
 
@@ -342,13 +351,15 @@ def config(
         if markdown:
             print(config_reference.markdown(), end="")
         else:
-            config_reference.show(config_reference.matching(key or ""), Console())
+            config_reference.show(config_reference.matching(key or ""), Terminal())
 
     _guarded(job, debug)
 
 
 @app.callback()
 def _start() -> None:
+    # An error that nobody expected may quote a completion as well.
+    sys.excepthook = show_traceback
     # A generator or verifier named by its module may lie in the folder that the command is run from.
     sys.path.append(os.getcwd())
     # torchdata calls what torch has deprecated; nobody who reads a run's output can do anything about it.

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from grpo.metrics_log import Curve, History
 from grpo.step_time import step_time
+from grpo.terminal import LiteralTable
+from grpo.visible import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class ClosingTable:
     rows: tuple[tuple[str, str], ...]
 
     def __rich__(self) -> Table:
-        table = Table(title=self.title, title_justify="left", show_header=False, title_style="bold")
+        table = LiteralTable(title=self.title, title_style="bold", show_header=False)
         table.add_column(no_wrap=True, style="dim")
         # Folded, not cut: the last rows are paths, and a path is of use only whole.
         table.add_column(overflow="fold")
@@ -32,7 +34,7 @@ class ClosingTable:
 
     def __str__(self) -> str:
         width = max((len(label) for label, _ in self.rows), default=0)
-        return "\n".join([self.title, *(f"  {label:<{width}}  {figure}" for label, figure in self.rows)])
+        return visible("\n".join([self.title, *(f"  {label:<{width}}  {figure}" for label, figure in self.rows)]))
 
 
 def closing_table(name: str, history: History, files: Mapping[str, Path] | None = None) -> ClosingTable:

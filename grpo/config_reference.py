@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 
 from grpo.config import SftConfig, TrainConfig
+from grpo.terminal import literal
 
 JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig, "sft": SftConfig}
 HEADER = """\
@@ -100,12 +100,12 @@ def matching(wanted: str) -> list[Part]:
 def show(parts: Sequence[Part], console: Console) -> None:
     """Print them as a person reads them."""
     for part in parts:
-        console.print(f"\n[bold]{escape(part.name)}[/]  {escape(part.text)}", highlight=False)
+        console.print(literal(f"\n{part.name}", "bold") + literal(f"  {part.text}"))
         for key in part.keys:
             default = "must be given" if key.default is None else f"default {key.default}"
-            console.print(f"  [cyan]{escape(key.name)}[/]: {escape(key.kind)}; {escape(default)}", highlight=False)
+            console.print(literal("  ") + literal(key.name, "cyan") + literal(f": {key.kind}; {default}"))
             if key.text:
-                console.print(Padding(escape(key.text), (0, 0, 0, 6)), highlight=False)
+                console.print(Padding(literal(key.text), (0, 0, 0, 6)))
 
 
 def markdown() -> str:

@@ -19,6 +19,7 @@ from grpo import config
 from grpo.chat import render, response_text
 from grpo.packing import TrainingSequence
 from grpo.types import Prompt
+from rewards.named_code import refuse_standard_function, refuse_standard_module
 
 # A file of this many bytes is looked into for being blank.
 SMALL_FILE = 1024
@@ -60,12 +61,14 @@ def _name(source: config.Dataset) -> str:
 
 def _from_generator(dotted: str, options: dict[str, Any], where: str) -> datasets.Dataset:
     module, _, function = dotted.partition(":")
+    refuse_standard_module(module, f"{where}.generator")
     try:
         generator = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as failure:
         raise ValueError(
             f"the generator {dotted!r} cannot be found: {failure}; write package.module:function"
         ) from failure
+    refuse_standard_function(generator, f"{where}.generator={dotted}")
     try:
         inspect.signature(generator).bind(**options)
     except TypeError as failure:
@@ -98,7 +101,7 @@ def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
 def _from_hub(source: config.Dataset) -> datasets.Dataset:
     assert source.hub is not None
     try:
-        return datasets.load_dataset(source.hub, source.subset, split=source.split)
+        return datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
     except ConnectionError as failure:
         raise HubUnreachable(
             f"the hub does not answer for the data set {source.hub!r} ({failure}); give a local copy with path="

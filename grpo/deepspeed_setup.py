@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,6 +18,9 @@ from grpo.config import LearnerConfig
 from grpo.policy_logprobs import load_model
 from grpo.sequence_parallel import ULYSSES
 from grpo.setups import Device, LearnerSetup
+
+# torch heeds it also where a caller asks for the contrary.
+_ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
@@ -95,3 +104,34 @@ def _zero_settings(learner: LearnerConfig, device: Device) -> dict[str, Any]:
     if learner.offload == "parameters":
         settings["offload_param"] = host
     return settings
+
+
+@contextlib.contextmanager
+def plain_data_only(folder: str, classes: Sequence[type]) -> Iterator[None]:
+    """Inside, a checkpoint is read as tensors and plain data, whatever DeepSpeed asks of torch.
+
+    A pickle runs what it names, and DeepSpeed reads its files as such, though they hold little that is no plain data.
+
+    Args:
+        folder: the checkpoint's, for the message.
+        classes: what may be in it besides.
+
+    Raises:
+        ValueError: there is something else in it.
+    """
+    before = os.environ.get(_ONLY_WEIGHTS)
+    os.environ[_ONLY_WEIGHTS] = "1"
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            yield
+    except pickle.UnpicklingError as found:
+        named = re.search(r"GLOBAL ([\w.]+)", str(found))
+        raise ValueError(
+            f"{folder} holds {named[1] if named else 'something'}, which may run code when it is read and is no part "
+            "of a checkpoint; resume only what your own runs wrote"
+        ) from found
+    finally:
+        if before is None:
+            del os.environ[_ONLY_WEIGHTS]
+        else:
+            os.environ[_ONLY_WEIGHTS] = before

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grpo.addresses import ServerUrl, server_url
 from grpo.eval_config import Endpoint
 from grpo.eval_types import Question, Sample
 from grpo.types import SamplingParams
@@ -26,8 +28,13 @@ class EndpointSampler:
     def __init__(self, url: str, settings: Endpoint) -> None:
         """Connect, and see which model is served.
 
+        Args:
+            url: may hold a login and a query, which are sent with every request and shown nowhere.
+            settings: how to ask.
+
         Raises:
-            ValueError: the `openai` package is missing, or the server does not say which model to ask.
+            ValueError: the `openai` package is missing, a key would travel unencrypted, or the server does not say
+                which model to ask.
             RuntimeError: the server does not answer.
         """
         try:
@@ -36,25 +43,43 @@ class EndpointSampler:
             raise ValueError(
                 "an endpoint needs the package openai; install it (it comes with vLLM: pip install 'verigrpo[cpu]')"
             ) from missing
+        server = server_url(url)
+        key = os.environ.get(settings.key_variable or "")
+        _refuse_plain_secrets(server, key, settings)
         self._errors = openai.OpenAIError
         self._settings = settings
+        self._address = server.address
+        self._secrets = tuple(filter(None, (key, *server.secrets)))
+        login = base64.b64encode(server.login.encode()).decode() if server.login else None
         self._client: OpenAI = openai.OpenAI(
-            base_url=url,
+            base_url=server.address,
             # Local servers want none, and the client insists on one.
-            api_key=os.environ.get(settings.key_variable) or "none",
+            api_key=key or "none",
+            default_query=dict(server.query),
+            default_headers={"Authorization": f"Basic {login}"} if login else None,
             timeout=settings.timeout_s,
             max_retries=settings.retries,
         )
-        self.model = settings.model or self._only_model(url)
+        self.model = settings.model or self._only_model()
 
-    def _only_model(self, url: str) -> str:
+    def _only_model(self) -> str:
         try:
             served = [model.id for model in self._client.models.list()]
         except self._errors as failure:
-            raise RuntimeError(f"the endpoint {url} does not list its models: {failure}") from failure
+            raise RuntimeError(
+                f"the endpoint {self._address} does not list its models: {self._shown(failure)}"
+            ) from failure
         if len(served) != 1:
-            raise ValueError(f"{url} serves {', '.join(served) or 'no model'}; name one with endpoint.model=...")
+            names = ", ".join(served) or "no model"
+            raise ValueError(f"{self._address} serves {names}; name one with endpoint.model=...")
         return served[0]
+
+    def _shown(self, failure: BaseException) -> str:
+        """What a server says of a failure, which may quote what it was sent."""
+        told = str(failure)
+        for secret in self._secrets:
+            told = told.replace(secret, "***")
+        return told
 
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
@@ -92,7 +117,7 @@ class EndpointSampler:
                     index, found = came.get(timeout=deadline_s)
                 except queue.Empty:
                     raise TimeoutError(
-                        f"no completion came from {self._client.base_url} within deadline_s={deadline_s:g}; raise it, "
+                        f"no completion came from {self._address} within deadline_s={deadline_s:g}; raise it, "
                         "or lower endpoint.concurrency"
                     ) from None
                 if isinstance(found, BaseException):
@@ -123,16 +148,27 @@ class EndpointSampler:
                 text = answer.choices[0].text or ""
         except self._errors as failure:
             raise RuntimeError(
-                f"{self._client.base_url} gave no completion: {type(failure).__name__}: {failure}. What came before is "
-                "stored; the same command goes on"
+                f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}. What came "
+                "before is stored; the same command goes on"
             ) from failure
         reason = answer.choices[0].finish_reason
         if reason not in ("stop", "length") or answer.usage is None:
             raise RuntimeError(
-                f"{self._client.base_url} ended a completion with {reason!r} and usage={answer.usage!r}; expected stop "
+                f"{self._address} ended a completion with {reason!r} and usage={answer.usage!r}; expected stop "
                 "or length, and the number of tokens"
             )
         return Sample(text, answer.usage.completion_tokens, reason)
+
+
+def _refuse_plain_secrets(server: ServerUrl, key: str | None, settings: Endpoint) -> None:
+    sent = [f"the key in {settings.key_variable}"] if key else []
+    sent += ["the login in the URL"] if server.login else []
+    sent += ["the query of the URL"] if server.query else []
+    if sent and server.is_plain and not settings.plain_key:
+        raise ValueError(
+            f"{' and '.join(sent)} would travel unencrypted to {server.address}: use https:// or a tunnel to this "
+            "machine; endpoint.key_variable=null sends no key; endpoint.plain_key=true sends it all the same"
+        )
 
 
 def _text_of(message: Any) -> str:

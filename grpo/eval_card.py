@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo.addresses import without_secrets
 from grpo.eval_config import EvalConfig, Task, TaskSampling
 from grpo.eval_model import versions
 from grpo.eval_store import write_json
@@ -62,7 +63,7 @@ def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task
         "task": task.model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
-        "command": sys.argv,
+        "command": [without_secrets(argument) for argument in sys.argv],
     }
     write_json(path, card)
     return card

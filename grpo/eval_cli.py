@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from grpo.guarded import guarded
+from grpo.terminal import LiteralTable, Terminal
 
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
 
@@ -64,6 +64,7 @@ def run(
     """
 
     def job() -> None:
+        from grpo.addresses import without_secrets
         from grpo.config_file import resolve
         from grpo.eval_config import EvalConfig
         from grpo.eval_model import default_folder
@@ -82,13 +83,13 @@ def run(
             EvalConfig,
             {
                 "model": model,
-                "folder": str(out or default_folder(model)),
+                "folder": str(out or default_folder(without_secrets(model))),
                 **{name: value for name, value in said.items() if value is not None},
             },
             [one for one in given if not one.startswith("task.")],
             "the command line",
         )
-        evaluate(settings, [load_task(one, of_task) for one in task or ()], Console())
+        evaluate(settings, [load_task(one, of_task) for one in task or ()], Terminal())
 
     guarded(job, debug)
 
@@ -110,7 +111,7 @@ def compare(
     def job() -> None:
         from grpo.eval_compare import compare_folders
 
-        compare_folders(first, second, Console(), show=show, out=out)
+        compare_folders(first, second, Terminal(), show=show, out=out)
 
     guarded(job, debug)
 
@@ -118,11 +119,9 @@ def compare(
 @eval_app.command()
 def tasks() -> None:
     """List the tasks that come with the package."""
-    from rich.table import Table
-
     from grpo.eval_tasks import load_task, task_names
 
-    table = Table()
+    table = LiteralTable()
     for column in ("task", "data", "verifier", "k", "temperature", "max_tokens"):
         table.add_column(column)
     for name in task_names():
@@ -130,4 +129,4 @@ def tasks() -> None:
         sampling = one.sampling
         sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.max_tokens:,}")
         table.add_row(name, f"{one.data.hub} ({one.data.subset or one.data.split})", one.verifier.use, *sizes)
-    Console().print(table)
+    Terminal().print(table)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from grpo.eval_metrics import solved_share
 from grpo.eval_statistics import Estimate, mean_estimate, paired_p_value
 from grpo.eval_store import TABLE, Judged, read_table, write_json
+from grpo.terminal import LiteralTable, literal
 
 _LONGEST_SHOWN = 100
 
@@ -129,12 +129,11 @@ def compare_folders(first: Path, second: Path, console: Console, *, show: int, o
     for one in found:
         for title, flips in (("B turned right", one.better), ("B turned wrong", one.worse)):
             if flips and show:
-                console.print(f"\n{one.task}: {title} ({len(flips):,})", highlight=False)
+                console.print(literal(f"\n{one.task}: {title} ({len(flips):,})"))
             for flip in flips[:show]:
-                # repr: what comes from data may hold control characters, which a terminal would obey.
-                text = escape(repr(flip.question[:_LONGEST_SHOWN]))
+                text = repr(flip.question[:_LONGEST_SHOWN])
                 line = f"  {flip.problem}: {flip.before:.0%} -> {flip.after:.0%}  {text}"
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(literal(line), soft_wrap=True)
     if out is not None:
         report: dict[str, Any] = {"first": str(first), "second": str(second)}
         write_json(out, {**report, "tasks": {one.task: asdict(one) for one in found}})
@@ -146,7 +145,7 @@ def _tasks(folder: Path) -> list[str]:
 
 
 def _table(first: Path, second: Path, found: Sequence[Comparison]) -> Table:
-    table = Table(title=f"A = {first}\nB = {second}", title_justify="left", show_header=False)
+    table = LiteralTable(title=f"A = {first}\nB = {second}", show_header=False)
     table.add_column()
     table.add_column(style="dim")
     table.add_column(justify="right")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from grpo.addresses import without_secrets
 from grpo.code_rewards import code_problems
 from grpo.config import Cluster, Dataset, GeneratorConfig, VerifierConfig
 from grpo.learner_config import Dtype
@@ -91,8 +92,10 @@ class Endpoint(Section):
 
     model: str | None = None
     """The model's name there; by default the only one that it serves."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key; it is written nowhere. Many local servers need none."""
+    key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable with the key; it is written nowhere. None: no key is sent. Many local servers need none."""
+    plain_key: bool = False
+    """Send the key, or what the URL holds of logins and queries, over http:// to another machine; otherwise refused."""
     concurrency: Positive = 16
     """Requests at the same time."""
     timeout_s: Seconds = 600.0
@@ -104,10 +107,12 @@ class Endpoint(Section):
 
 
 class EvalConfig(Section):
-    """`grpo eval`: one model on some tasks."""
+    """`grpo eval`: one model on some tasks. What a URL holds of logins and queries is no part of it: see `url`."""
 
     model: str
-    """Folder in Hugging Face format, hub name, run folder or checkpoint, or the URL of an endpoint (`http://.../v1`)."""
+    """Folder in Hugging Face format, hub name (with a revision: `name@commit`), run or checkpoint, or the URL of an
+    endpoint (`http://.../v1`)."""
+    _url: str = PrivateAttr()
     folder: str
     """Where completions, metrics and cards go; the same folder goes on where it was."""
     k: Positive | None = None
@@ -131,10 +136,20 @@ class EvalConfig(Section):
     cluster: Cluster = Cluster()
     endpoint: Endpoint = Endpoint()
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Keep secrets out of what is printed and stored: the only place that still has them is `url`."""
+        self._url = self.model
+        self.__dict__["model"] = without_secrets(self.model)
+
+    @property
+    def url(self) -> str:
+        """The model as it was given, for who connects to it."""
+        return self._url
+
     @property
     def is_endpoint(self) -> bool:
         """True where the model is a URL."""
-        return self.model.startswith(("http://", "https://"))
+        return self.model.lower().startswith(("http://", "https://"))
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""

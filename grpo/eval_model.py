@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from grpo import checkpoint
 from grpo.eval_store import file_digest
+from grpo.hub import at_revision, name_of, with_revision
 from grpo.policy import context_of
 
 
@@ -69,7 +70,7 @@ def open_model(given: str) -> Model:
     """
     path = find_policy(given)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
         raise ValueError(
             f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub answers "
@@ -83,6 +84,8 @@ def open_model(given: str) -> Model:
         if not commit:
             raise ValueError(f"the hub does not say which commit of {path!r} it gave; download it and give the folder")
         identity = f"commit:{commit}"
+        # What is loaded from now on is that commit, whatever the name may mean in a minute.
+        path = with_revision(path, commit)
     return Model(given, path, identity, context_of(config))
 
 

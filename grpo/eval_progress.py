@@ -14,6 +14,8 @@ from rich.table import Table
 from grpo.eval_metrics import TaskMetrics
 from grpo.eval_statistics import Estimate
 from grpo.eval_store import Record
+from grpo.terminal import LiteralTable, literal
+from grpo.visible import visible
 
 # A log wants no more lines than a person reads.
 _SECONDS_BETWEEN_LINES = 30.0
@@ -25,11 +27,12 @@ class EvalProgress:
     def __init__(self, task: str, total: int, console: Console) -> None:
         """Show nothing yet."""
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}", markup=False),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(task, total=total, told="")
+        self._task = self._bar.add_task(visible(task), total=total, told="")
         self._name, self._total, self._console = task, total, console
         self._done = self._known = self._correct = self._tokens = 0
         self._started = self._told_at = time.monotonic()
@@ -50,7 +53,7 @@ class EvalProgress:
         self._done += count
         if stored and count:
             text = f"{self._name}: {count:,} of {self._total:,} completions are stored already"
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(literal(text), soft_wrap=True)
         if record is not None:
             self._tokens += record.completion_tokens
             if not record.status.failed:
@@ -70,12 +73,12 @@ class EvalProgress:
         self._told_at = time.monotonic()
         text = f"{self._name}: {self._done:,} of {self._total:,} completions"
         told = self._told()
-        self._console.print(f"{text}; {told}" if told else text, highlight=False, soft_wrap=True)
+        self._console.print(literal(f"{text}; {told}" if told else text), soft_wrap=True)
 
 
 def results_table(model: str, found: Mapping[str, TaskMetrics]) -> Table:
     """The numbers of all tasks, with their 95 % intervals."""
-    table = Table(title=f"{model}, 95 % intervals over problems", title_justify="left")
+    table = LiteralTable(title=f"{model}, 95 % intervals over problems")
     for name in ("task", "problems", "measure", "value", "interval"):
         table.add_column(name, justify="left" if name in ("task", "measure") else "right")
     for task, metrics in found.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import datasets
 
@@ -101,7 +102,8 @@ def _rows(task: Task) -> datasets.Dataset:
     if not task.files or task.data.path:
         return load_rows(task.data, "task.data")
     # Repositories with a loading script are no longer read by `datasets`; their files are.
-    urls = [f"hf://datasets/{task.data.hub}/{name}" for name in task.files]
+    revision = f"@{quote(task.data.revision, safe='')}" if task.data.revision else ""
+    urls = [f"hf://datasets/{task.data.hub}{revision}/{name}" for name in task.files]
     try:
         return datasets.load_dataset("json", data_files=urls, split="train")
     except (ConnectionError, FileNotFoundError) as failure:

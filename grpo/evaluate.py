@@ -45,7 +45,9 @@ from grpo.eval_tasks import Problem, answers_of, load_problems
 from grpo.eval_types import Question, Sample, Sampler
 from grpo.eval_votes import Call, vote
 from grpo.preparation import load_tokenizer
+from grpo.terminal import literal
 from grpo.types import Prompt, SamplingParams
+from grpo.visible import one_line
 from rewards.build import VerifierSpec
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
@@ -97,7 +99,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> d
                 _judge_again(job, store, pool)
                 if missing:
                     if sampler is None:
-                        console.print(f"starting to sample from {settings.model}", highlight=False, soft_wrap=True)
+                        console.print(literal(f"starting to sample from {settings.model}"), soft_wrap=True)
                         sampler = opened.enter_context(open_sampler())
                     _sample(job, missing, sampler, store, pool, settings, console)
                 rows, undecided = _rows(job, store.records, settings, pool)
@@ -113,7 +115,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> d
     write_json(folder / RESULTS, {"model": settings.model, "tasks": {n: one.as_json() for n, one in found.items()}})
     exported = export(folder, settings.model, cards, found, tables)
     console.print(results_table(settings.model, found))
-    console.print(f"{folder}: completions, {METRICS} and {CARD} of each task; {exported}", soft_wrap=True)
+    console.print(literal(f"{folder}: completions, {METRICS} and {CARD} of each task; {exported}"), soft_wrap=True)
     return found
 
 
@@ -131,7 +133,7 @@ def _prepare(
             raise ValueError(f"{task.name} has {len(own)} problem(s); an interval needs two or more: raise --limit")
     folder = Path(settings.folder)
     if settings.is_endpoint:
-        endpoint = EndpointSampler(settings.model, settings.endpoint)
+        endpoint = EndpointSampler(settings.url, settings.endpoint)
         identity = f"endpoint:{settings.model} {endpoint.model}"
         return [
             Job(task, one, own, None, identity_of(task, identity, one, None, None), folder / task.name)
@@ -295,6 +297,6 @@ def _check_failures(job: Job, rows: Sequence[Judged], most: float) -> None:
     if len(failed) > most * len(rows):
         raise RuntimeError(
             f"{len(failed)} of {len(rows)} verdicts of {job.task.name} failed, above max_failure_share={most:g}; the "
-            f"first: {failed[0].status.value}: {failed[0].reason}. The completions are stored: mend the verifier or "
-            "raise task.verifier.deadline_s, and the same command asks it again"
+            f"first: {failed[0].status.value}: {one_line(failed[0].reason)}. The completions are stored: mend the "
+            "verifier or raise task.verifier.deadline_s, and the same command asks it again"
         )

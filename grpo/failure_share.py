@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from grpo.types import Group
+from grpo.visible import one_line
 
 # Verdicts of one verifier by which it is judged alone: fewer of several steps are put together, as one bad row of a few
 # says little of a verifier.
@@ -45,7 +46,7 @@ class FailureShare:
                     for count in (together, self._of.setdefault(name, _Count())):
                         count.verdicts += 1
                         if verdict.status.failed:
-                            count.reasons[f"{name}: {verdict.status}: {verdict.reason}"] += 1
+                            count.reasons[f"{name}: {verdict.status}: {one_line(verdict.reason)}"] += 1
         self._judge(together, "")
         for name, count in list(self._of.items()):
             if count.verdicts >= LEAST_VERDICTS:

@@ -28,6 +28,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from grpo import cpu_norm, weight_transfer
+from grpo.hub import at_revision, name_of, revision_of
 from grpo.setups import GeneratorSetup
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 from grpo.weight_buckets import Bucket, safetensors_header
@@ -54,11 +55,13 @@ class Generator:
         cpu_norm.register()
         on_cpu = setup.device == "cpu"
         own_process = setup.generator.in_own_process(setup.device)
-        self._tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
+        self._tokenizer = AutoTokenizer.from_pretrained(name_of(setup.policy_path), **at_revision(setup.policy_path))
         self._ends = end_tokens(setup.policy_path, self._tokenizer)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
-                model=setup.policy_path,
+                model=name_of(setup.policy_path),
+                revision=revision_of(setup.policy_path),
+                tokenizer_revision=revision_of(setup.policy_path),
                 dtype=setup.dtype,
                 tensor_parallel_size=setup.generator.tensor_parallel_size,
                 pipeline_parallel_size=setup.generator.pipeline_parallel_size,
@@ -284,7 +287,7 @@ def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends a completion: the tokenizer's, and those that the policy's generation config adds."""
     ends = {tokenizer.eos_token_id}
     try:
-        more = GenerationConfig.from_pretrained(path).eos_token_id
+        more = GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
     except OSError:
         more = None  # a policy need not have one
     return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}

@@ -7,11 +7,12 @@ import random
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from grpo import config
+from grpo.terminal import literal
 from grpo.types import Prompt
+from grpo.visible import visible
 from rewards.build import VerifierSpec
 from rewards.gold import GoldReport, GoldRow, Offender, check_gold, through
 from rewards.pool import VerifierPool
@@ -44,7 +45,7 @@ def check_gold_answers(
     for prompt in chosen:
         name = choose(specs, prompt.row)[0].name
         rows.setdefault(name, []).append(GoldRow(prompt.reference, prompt.row, prompt.id, name))
-    console.print(f"[bold]gold answers[/] ({_how_many(len(chosen), len(prompts))})")
+    console.print(literal("gold answers", "bold") + f" ({_how_many(len(chosen), len(prompts))})")
     sound = True
     mathematical = {spec.name for spec in specs if spec.use in ("math", "math_verify")}
     for name, own in rows.items():
@@ -59,7 +60,7 @@ def check_gold_answers(
             ) as pool,
             _progress(console) as progress,
         ):
-            task = progress.add_task(f"checking {name}", total=len(own))
+            task = progress.add_task(visible(f"checking {name}"), total=len(own))
             report = check_gold(
                 through(pool),
                 own,
@@ -103,7 +104,7 @@ def _how_many(checked: int, of: int) -> str:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -116,7 +117,7 @@ def _progress(console: Console) -> Progress:
 
 def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
     def line(text: str, style: str = "") -> None:
-        console.print(f"  {escape(text)}", style=style or None, highlight=False, soft_wrap=True)
+        console.print(literal(f"  {text}", style), soft_wrap=True)
 
     good = "green" if report.sound else "yellow"
     share = f"{report.accepted:,} of {report.rows:,} gold answers are `correct`"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from grpo.terminal import Terminal, literal
 
 # A user's mistake, and a run that could not go on: distinct for scripts that retry.
 EXIT_MISTAKE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
@@ -21,6 +22,6 @@ def guarded(job: Callable[[], None], debug: bool) -> None:
     except (ValueError, RuntimeError, TimeoutError, OSError) as failure:
         if debug:
             raise
-        told = f"[bold red]{type(failure).__name__}[/]: {escape(str(failure))}"
-        Console(stderr=True, highlight=False).print(told, soft_wrap=True)
+        told = Text.assemble((type(failure).__name__, "bold red"), ": ", literal(str(failure)))
+        Terminal(stderr=True, highlight=False).print(told, soft_wrap=True)
         raise typer.Exit(EXIT_MISTAKE if isinstance(failure, ValueError) else EXIT_FAILED) from failure

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from grpo.metrics_log import Curve, History, read_history
 from grpo.rollout_store import StoredGroup, StoredRollout, read_groups, step_path, stored_steps
 from grpo.step_time import step_time
 from grpo.svg_chart import Chart, line_chart, step_time_chart
+from grpo.visible import visible
 
 FILE_NAME = "report.html"
 CONFIG_NAME = "config.yaml"
@@ -37,11 +37,6 @@ _GROUPS_PER_STEP = 3
 _ROLLOUTS_PER_GROUP = 8
 # Enough to judge a long chain of thought by its begin and end; the whole text is in the Parquet file.
 _HEAD_CHARACTERS, _TAIL_CHARACTERS = 6000, 2000
-# Control, bidirectional, zero-width and surrogate characters; newline and tab stay what they are.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
 # What a reader wants to know of a run before its curves: label -> keys of the config, the first one present counts.
 _CONFIG_SUMMARY = (
     ("policy", ("policy.path", "policy.new")),
@@ -117,11 +112,6 @@ def write_html(run_dir: Path, path: Path | None = None) -> Path:
     beside.write_text(_render(_page(run_dir)), encoding="utf-8")
     os.replace(beside, path)
     return path
-
-
-def visible(text: str) -> str:
-    """The text with its invisible and reordering characters named, as `⟨U+202E⟩`."""
-    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
 
 
 def shortened(text: str) -> str:

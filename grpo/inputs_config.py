@@ -43,11 +43,16 @@ class NewPolicy(Section):
     """Strings that are one token each."""
 
 
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
+
+
 class Policy(Section):
     """The model that is trained."""
 
     path: str | None = None
     """Folder in Hugging Face format, or a hub name."""
+    revision: Revision | None = None
+    """Commit, tag or branch of a hub name. Only a commit's hash stays what it is; by default `main`'s newest."""
     new: NewPolicy | None = None
     """Make one instead of loading it."""
     dtype: Dtype = "float32"
@@ -71,6 +76,8 @@ class Dataset(Section):
     """The hub data set's configuration name."""
     split: str = "train"
     """The hub data set's split."""
+    revision: Revision | None = None
+    """Commit, tag or branch of the hub data set. Only a commit's hash stays what it is; by default `main`'s newest."""
     path: Annotated[str | tuple[str, ...] | None, BeforeValidator(_files)] = None
     """Local `.jsonl`, `.json` or `.parquet` file, or a list of such; read instead of the hub where both are given."""
     generator: str | None = None
@@ -131,6 +138,8 @@ def dataset_problems(where: str, data: Dataset) -> list[str]:
         return [f"{where}: give a generator, or a hub name and/or a path, not both"]
     if not (data.generator or data.hub or data.path):
         return [f"{where} needs one of hub, path or generator"]
+    if data.revision and not data.hub:
+        return [f"{where}.revision is one of the hub; name the data set with {where}.hub, or take it out"]
     if "{prompt}" not in data.template:
         return [f"{where}.template must contain {{prompt}}, or the policy never sees the question"]
     return []

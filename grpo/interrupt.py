@@ -7,6 +7,7 @@ import sys
 from types import FrameType, TracebackType
 
 from grpo.failures import ProcessDied, Stalled
+from grpo.visible import visible
 
 
 class Interrupt:
@@ -30,7 +31,7 @@ class Interrupt:
             signal.signal(number, handler)
         if self.requested and isinstance(error, ProcessDied | Stalled):
             # Whoever asked for a stop wants no restart.
-            print(f"stopped without a checkpoint of this step: {error}", file=sys.stderr, flush=True)
+            print(visible(f"stopped without a checkpoint of this step: {error}"), file=sys.stderr, flush=True)
             raise KeyboardInterrupt from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

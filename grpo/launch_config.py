@@ -88,6 +88,12 @@ class KubeRaySection(Section):
     storage_claim: DnsName | None = None
     """Name of a persistent volume claim with access mode ReadWriteMany, mounted at `launch.storage`."""
     service_account: DnsName | None = None
+    """Of the pods; its token is not mounted into them."""
+    user: Positive = 10001
+    """Numeric user of the pods, never root: 10001 is that of the image that the Dockerfile builds."""
+    full_sandbox: bool = False
+    """Let the sandbox reach `full`: a user namespace for each pod (`hostUsers: false`), all of /proc, no seccomp and no
+    AppArmor profile of the runtime. Needs Kubernetes 1.33 or later, and storage that knows idmapped mounts."""
     image_pull_secret: DnsName | None = None
     shared_memory_gib: Positive = 8
     """Memory-backed `/dev/shm` of each pod: Ray's object store and NCCL use it."""

@@ -18,14 +18,18 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.comm.torch import build_shm_op
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from grpo.adapters import adapters_off, add_adapters, check_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
-from grpo.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
+from grpo.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups, plain_data_only
+from grpo.hub import at_revision, name_of
 from grpo.learner_speed import SpeedMeter
 from grpo.objective import Terms, policy_terms, supervised_terms
 from grpo.objective_totals import Totals
@@ -46,6 +50,8 @@ from grpo.weight_source import PolicyWeights
 REFERENCE = "reference.pt"
 # In a checkpoint: LoRA's adapters alone.
 ADAPTER = "adapter"
+# What DeepSpeed's part of a checkpoint holds beside tensors and plain data: a few records.
+_IN_A_CHECKPOINT = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)
 
 
 class LearnerRank:
@@ -81,7 +87,7 @@ class LearnerRank:
             parameter_groups(module, setup.learner.weight_decay), lr=0.0, betas=setup.learner.betas
         )
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        tokenizer = AutoTokenizer.from_pretrained(setup.policy_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_of(setup.policy_path), **at_revision(setup.policy_path))
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
@@ -106,7 +112,9 @@ class LearnerRank:
         if size == 1:
             return None
         group = SequenceGroup(size)
-        register_attention(AutoConfig.from_pretrained(self._setup.policy_path), group)
+        register_attention(
+            AutoConfig.from_pretrained(name_of(self._setup.policy_path), **at_revision(self._setup.policy_path)), group
+        )
         return group
 
     @property
@@ -362,8 +370,8 @@ class LearnerRank:
         """Go on from what `save` wrote.
 
         Raises:
-            ValueError: there is nothing, it was written by another number of ranks, or its adapters are not those that
-                `learner.lora` asks for or belong into other weights.
+            ValueError: there is nothing, it was written by another number of ranks, it holds what may run code, or its
+                adapters are not those that `learner.lora` asks for or belong into other weights.
         """
         adapter = Path(folder) / ADAPTER
         if adapter.is_dir() != (self._lora is not None):
@@ -373,9 +381,10 @@ class LearnerRank:
             )
         if self._lora:
             check_adapter(self._engine.module.model, adapter)
-        path, state = self._engine.load_checkpoint(
-            str(Path(folder) / "learner"), tag="state", load_module_strict=self._lora is None
-        )
+        with plain_data_only(folder, _IN_A_CHECKPOINT):
+            path, state = self._engine.load_checkpoint(
+                str(Path(folder) / "learner"), tag="state", load_module_strict=self._lora is None
+            )
         if path is None:
             raise ValueError(
                 f"{folder} holds no learner state that {self._setup.world_size} ranks could read; "

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -27,7 +26,9 @@ from grpo.preparation import (
     specs_of,
     wants_gpus,
 )
+from grpo.terminal import LiteralTable, literal
 from grpo.types import Prompt
+from grpo.visible import visible
 from rewards.selection import check_rows
 
 
@@ -58,7 +59,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     """
     require_peft(settings.learner)
     check_positions(settings)
-    console.print(Syntax(dump(settings), "yaml", background_color="default"))
+    console.print(Syntax(visible(dump(settings)), "yaml", background_color="default"))
     console.print(_actors(settings))
     if isinstance(settings, config.TrainConfig):
         console.print(_objective(settings))
@@ -69,7 +70,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     if isinstance(settings, config.TrainConfig):
         warnings.append(lag_warning(settings))
     for warning in filter(None, warnings):
-        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
+        console.print(literal(warning, "yellow"), soft_wrap=True)
     if isinstance(settings, config.SftConfig):
         console.print(_supervised_data(settings))
         return True
@@ -83,7 +84,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     for found in prompts:
         check_rows(specs, ((prompt.id, prompt.row) for prompt in found))
     for problem in unreachable:
-        console.print(f"[yellow]gold answers of the {escape(problem)}[/]", soft_wrap=True)
+        console.print(literal(f"gold answers of the {problem}", "yellow"), soft_wrap=True)
     if not prompts or not gold_limit:
         return True
     asked = [prompt for found in prompts for prompt in found]
@@ -91,7 +92,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+    table = LiteralTable(title=title, title_style="bold", show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     return table
@@ -235,7 +236,7 @@ def _supervised_data(settings: config.SftConfig) -> Table:
     if settings.policy.new:
         table.add_row("training", "tokenized when the policy is made")
         return table
-    tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
+    tokenizer = load_tokenizer(local_or_hub(settings.policy))
     rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
     table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
     return table
@@ -244,7 +245,7 @@ def _supervised_data(settings: config.SftConfig) -> Table:
 def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]], list[str]]:
     """The prompts of training and evaluation with a table of them, and what the hub did not answer."""
     table = _table("data")
-    tokenizer = load_tokenizer(local_or_hub(settings.policy.path or ""))
+    tokenizer = load_tokenizer(local_or_hub(settings.policy))
     limit = settings.rollout.max_prompt_tokens
     prompts: list[Sequence[Prompt]] = []
     unreachable: list[str] = []

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grpo.attention import PACKED, PackedLayout, VarlenLayout
 from grpo.config import Dtype
+from grpo.hub import at_revision, name_of
 from grpo.packing import Microbatch
 from grpo.sequence_parallel import SequenceGroup
 
@@ -131,7 +132,9 @@ def load_model(path: str, dtype: Dtype, attention: str = PACKED) -> PreTrainedMo
     Raises:
         ValueError: its architecture changes the logits after the output head, which `PolicyLogprobs` would leave out.
     """
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        name_of(path), **at_revision(path), dtype=DTYPES[dtype], attn_implementation=attention
+    )
     for key, nothing in _AFTER_THE_HEAD.items():
         value = getattr(model.config, key, nothing)
         if value != nothing:

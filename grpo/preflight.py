@@ -6,7 +6,6 @@ that they arrived, and runs a program in the sandbox. What fails is told for its
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from grpo.config import GeneratorConfig, NewPolicy
 from grpo.setups import Device, GeneratorSetup
+from grpo.terminal import LiteralTable, literal
 from grpo.types import Request, SamplingParams
 
 SMALL = NewPolicy(
@@ -75,13 +75,9 @@ class NodeProbes:
         import torch
         from torch import distributed
 
-        distributed.init_process_group(
-            "nccl" if self._device == "cuda" else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=rank,
-            world_size=nodes,
-            timeout=datetime.timedelta(seconds=deadline_s),
-        )
+        from grpo.rendezvous import meet
+
+        meet("nccl" if self._device == "cuda" else "gloo", rank, nodes, address, port, deadline_s)
         try:
             seconds = []
             # The first one makes the connections.
@@ -225,7 +221,7 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
 
 def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
     """One line for each node."""
-    table = Table(title="preflight", title_justify="left", title_style="bold")
+    table = LiteralTable(title="preflight", title_style="bold")
     for column in ("node", *PROBES):
         table.add_column(column, overflow="fold")
     for name, outcomes in found.items():
@@ -233,5 +229,6 @@ def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
     return table
 
 
-def _cell(outcome: Outcome) -> str:
-    return f"{'[green]ok[/]' if outcome.passed else '[red]FAILED[/]'} {escape(outcome.told)}"
+def _cell(outcome: Outcome) -> Text:
+    said = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
+    return Text.assemble(said, " ", literal(outcome.told))

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from grpo import config
 from grpo.cluster import Plan
 from grpo.data import PromptSet
+from grpo.hub import at_revision, name_of, with_revision
 from grpo.policy import context_of
 from rewards.build import VerifierSpec
 
@@ -46,9 +47,20 @@ def specs_of(verifiers: Sequence[config.VerifierConfig]) -> tuple[VerifierSpec, 
     )
 
 
-def local_or_hub(path: str) -> str:
-    """A local folder as an absolute path, since actors may run elsewhere; anything else is a hub name."""
-    return str(Path(path).absolute()) if Path(path).is_dir() else path
+def local_or_hub(policy: config.Policy) -> str:
+    """A local folder as an absolute path, since actors may run elsewhere; else a name on the hub with its revision.
+
+    Raises:
+        ValueError: a revision of a folder.
+    """
+    path = policy.path or ""
+    if not Path(path).is_dir():
+        return with_revision(path, policy.revision)
+    if policy.revision:
+        raise ValueError(
+            f"policy.revision={policy.revision} is one of the hub, and policy.path={path} is a folder here: take it out"
+        )
+    return str(Path(path).absolute())
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -58,7 +70,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         ValueError: there is none at `path`.
     """
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
         raise ValueError(
             f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
@@ -73,8 +85,9 @@ def wants_gpus(cluster: config.Cluster) -> bool:
 
 def policy_config(policy: config.Policy) -> PreTrainedConfig | None:
     """What `policy.path` says of its architecture; None where it can be read neither locally nor from the hub."""
+    path = local_or_hub(policy)
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(local_or_hub(policy.path or ""))
+        found: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError):
         return None
     return found

@@ -19,6 +19,7 @@ from grpo.profiling import ActorProfile
 from grpo.progress import Progress
 from grpo.run import TrainingRun
 from grpo.step_time import TIMED_PARTS
+from grpo.terminal import LiteralTable, literal
 from grpo.train import train
 
 # The first steps compile, allocate and fill caches.
@@ -79,7 +80,7 @@ def profile(settings: TrainConfig, progress: Progress, console: Console, steps: 
         console.print(operators_table(busiest, f"the busiest of {len(actors)}", phase, phase_s))
     on_gpu = any(one.on_gpu for one in watcher.profiles)
     show_advice(advice(brief, metrics, computing, os.cpu_count() or 1, on_gpu), console)
-    console.print(f"Traces for ui.perfetto.dev: {folder / 'traces'}", highlight=False)
+    console.print(literal(f"Traces for ui.perfetto.dev: {folder / 'traces'}"))
 
 
 def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
@@ -99,7 +100,7 @@ def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
 def phases_table(metrics: Mapping[str, float], steps: int) -> Table:
     """Seconds and share of each phase of a mean step."""
     whole = metrics["time/step_s"]
-    table = Table("phase", "s", "share", title=f"A step, mean of {steps}", title_justify="left")
+    table = LiteralTable("phase", "s", "share", title=f"A step, mean of {steps}")
     known = {phase: metrics.get(f"time/{phase}_s", 0.0) for phase in TIMED_PARTS}
     for phase, seconds in {**known, "rest": max(0.0, whole - sum(known.values()))}.items():
         table.add_row(phase, f"{seconds:.3f}", f"{seconds / whole:.0%}")
@@ -111,7 +112,7 @@ def phases_table(metrics: Mapping[str, float], steps: int) -> Table:
 def operators_table(found: ActorProfile, which: str, phase: str, phase_s: float) -> Table:
     """The operators that took most of an actor's time, beside the time of its phase."""
     title = f"{found.actor} ({which}): operators took {found.operators_s:.2f} of {phase_s:.2f} s of {phase}"
-    table = Table("operator", "s", "share", "calls", title=title, title_justify="left")
+    table = LiteralTable("operator", "s", "share", "calls", title=title)
     for one in found.operators:
         table.add_row(one.name[:60], f"{one.self_s:.3f}", f"{one.self_s / phase_s:.0%}", str(one.calls))
     return table
@@ -122,7 +123,7 @@ def show_advice(found: Sequence[Advice], console: Console) -> None:
     if not found:
         console.print("Nothing stands out: no phase has a remedy that its figures ask for.")
         return
-    table = Table("where", "seen", "try next", title="What to try next", title_justify="left")
+    table = LiteralTable("where", "seen", "try next", title="What to try next")
     for one in found:
         table.add_row(f"{one.phase} ({one.share:.0%})", one.seen, one.try_next)
     console.print(table)

@@ -31,6 +31,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from grpo.terminal import Terminal, literal
+from grpo.visible import visible
+
 # Four frames a second: smooth enough for a spinner, and nothing to feel on a machine whose cores generate tokens.
 _FRAMES_PER_SECOND = 4
 # The pace of the last steps foretells the end better than the mean of all: completions grow while a policy learns.
@@ -104,7 +107,7 @@ class Progress(Protocol):
         ...
 
     def show(self, renderable: RenderableType) -> None:
-        """Print something that stays above the display."""
+        """Print something that stays above the display; a string is no markup."""
         ...
 
     def close(self) -> None:
@@ -120,7 +123,7 @@ def open_progress(
     console: Console | None = None,
 ) -> Progress:
     """A live panel where the console is a terminal, plain lines where it is not."""
-    console = console or Console()
+    console = console or Terminal()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(title, total_steps, fields, console)
     return PlainProgress(title, total_steps, fields, console)
@@ -163,14 +166,14 @@ class PlainProgress:
 
     def show(self, renderable: RenderableType) -> None:
         # In a log one message is one line, however long.
-        self._console.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+        self._console.print(_literal(renderable), soft_wrap=isinstance(renderable, str | Text))
         self._console.file.flush()
 
     def close(self) -> None:
         return None
 
     def _line(self, text: str) -> None:
-        self._console.print(text.rstrip(), soft_wrap=True, markup=False, highlight=False)
+        self._console.print(visible(text.rstrip()), soft_wrap=True, markup=False, emoji=False, highlight=False)
         self._console.file.flush()
 
 
@@ -204,7 +207,7 @@ class LiveProgress:
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
         started = time.monotonic()
-        entry = (Spinner("dots", text=Text(name)), started)
+        entry = (Spinner("dots", text=literal(name)), started)
         self._phases.append(entry)
         outcome = "stopped after "
         try:
@@ -218,7 +221,7 @@ class LiveProgress:
 
     def _leave_line(self, name: str, outcome: str, seconds: float) -> None:
         mark = Text("✗ ", "red") if outcome else Text("✓ ", "green")
-        self.show(mark + Text(f"{name}: {outcome}{seconds:.1f} s", "default"))
+        self.show(mark + literal(f"{name}: {outcome}{seconds:.1f} s", "default"))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._pace.tick(step)
@@ -231,7 +234,7 @@ class LiveProgress:
             self._trend.append(trend)
 
     def show(self, renderable: RenderableType) -> None:
-        self._console.print(renderable)
+        self._console.print(_literal(renderable))
 
     def close(self) -> None:
         if not self._open:
@@ -265,7 +268,7 @@ class LiveProgress:
             parts.append(row)
         if not parts:
             return Text("")
-        title = Text(self._title, "bold")
+        title = literal(self._title, "bold")
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim", padding=(0, 1))
 
     def _render_head(self) -> RenderableType:
@@ -311,6 +314,10 @@ class LiveProgress:
         if field.sticky and value is not None and step != self._newest_step:
             cell.append(f" at step {step}", "dim")
         return cell
+
+
+def _literal(renderable: RenderableType) -> RenderableType:
+    return literal(renderable) if isinstance(renderable, str) else renderable
 
 
 class _Pace:

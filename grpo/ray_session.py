@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import psutil
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from grpo import config
+from grpo.private_folder import private_folder, remove_old_sessions, token_file
 from grpo.setups import Device, GeneratorSetup
 
 
@@ -28,7 +30,10 @@ def connect(settings: config.Cluster, cpus: int) -> bool:
 
 
 def start_local_ray(cpus: int) -> None:
-    """Start Ray for this process, with every port on the loopback interface and no dashboard.
+    """Start Ray for this process: every port on the loopback interface, no dashboard, and nothing for other users.
+
+    Left to itself Ray makes its folders writable for all, and writes its token as the umask has it. Whoever has the
+    token and the port runs code as this user.
 
     Args:
         cpus: logical CPUs that actors may ask for together.
@@ -42,11 +47,19 @@ def start_local_ray(cpus: int) -> None:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    folder = private_folder()
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(folder))
+        # Another token may have been looked for before.
+        AuthenticationTokenLoader.instance().reset_cache()
+    # Ray opens its own folder to everybody, but not the one around it.
+    sessions = folder / "ray"
+    remove_old_sessions(sessions)
     known = set(psutil.Process().children(recursive=True))
     for last in (False, True):
         try:
             # Not one that RAY_ADDRESS names or that happens to run here: cluster.address is how to join one.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_quiet())
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(sessions), **_quiet())
             return
         except Exception as failure:
             # Ray has no class of its own for this.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rich.text import Text
-
 from grpo import checkpoint, cluster
 from grpo.activity import ACTIVITY
 from grpo.closing_table import ClosingTable
@@ -55,7 +53,7 @@ def with_recovery(
         before = _newest_step(folder)
         display = open_display()
         if told:
-            display.show(Text(told))
+            display.show(told)
         try:
             with Watchdog(settings.watchdog, folder, ACTIVITY, display.show, settings.cluster.start_deadline_s):
                 if told:

@@ -62,7 +62,7 @@ class TrainingRun:
         self.settings = settings
         self._progress = progress
         check_positions(settings)
-        self._policy_path = local_or_hub(settings.policy.path or "")
+        self._policy_path = local_or_hub(settings.policy)
         tokenizer = load_tokenizer(self._policy_path)
         limit = settings.rollout.max_prompt_tokens
         self.training = load_prompts(settings.data, tokenizer, max_tokens=limit)

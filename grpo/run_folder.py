@@ -14,6 +14,7 @@ from grpo.closing_table import ClosingTable, closing_table
 from grpo.config_file import dump
 from grpo.metrics_log import read_history
 from grpo.progress import Progress
+from grpo.visible import visible
 
 FAULTS = "faults.log"
 
@@ -69,7 +70,8 @@ def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
 
 def note_fault(folder: Path, line: str) -> None:
     """Add a line to the run folder's `faults.log`; a folder that cannot be written to keeps nobody from going on."""
-    stamped = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} pid {os.getpid()}: {' '.join(line.split())}\n"
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stamped = f"{when} pid {os.getpid()}: {visible(' '.join(line.split()))}\n"
     try:
         with (folder / FAULTS).open("a", encoding="utf-8") as log:
             log.write(stamped)

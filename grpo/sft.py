@@ -88,7 +88,7 @@ def _export(learner: LearnerGroup, folder: Path) -> None:
 def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> str:
     new = settings.policy.new
     if new is None:
-        return local_or_hub(settings.policy.path or "")
+        return local_or_hub(settings.policy)
     made = folder / "random_policy"
     # What an attempt left that came to no checkpoint may have been made from other settings.
     if make_anew or not made.is_dir():

@@ -16,6 +16,7 @@ from grpo.config import TrainConfig
 from grpo.lengths import SYNTAX, Lengths, modelled, recorded
 from grpo.simulate import Speeds
 from grpo.sweep import ASSUMED, Sweep, best_splits, record_of, table_of
+from grpo.terminal import literal
 
 Number = TypeVar("Number", int, float)
 
@@ -97,7 +98,7 @@ def show(
         return
     console.print(table_of(rows if all_splits else best_splits(rows), rows))
     for line in _assumptions(request, sweep):
-        console.print(line, style="dim", highlight=False, markup=False)
+        console.print(literal(line, "dim"))
 
 
 def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]:

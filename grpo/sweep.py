@@ -14,6 +14,7 @@ from rich.table import Table
 from grpo.config import TrainConfig
 from grpo.lengths import Lengths
 from grpo.simulate import Deployment, Schedule, Speeds, Step, groups_needed, simulate
+from grpo.terminal import LiteralTable
 
 # About a policy of 4 billion parameters in bfloat16 on GPUs of 80 GB: estimates from arithmetic and bandwidth.
 ASSUMED = Speeds(
@@ -183,7 +184,7 @@ def speedup(row: Row, rows: Iterable[Row]) -> float | None:
 
 def table_of(shown: Sequence[Row], rows: Sequence[Row]) -> Table:
     """The rows to show, as a table; speed-ups are over the best of all `rows`."""
-    table = Table(title="Predicted by simulation", title_justify="left", title_style="bold")
+    table = LiteralTable(title="Predicted by simulation", title_style="bold")
     for name in ("GPUs", "lag"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("generators + learner", no_wrap=True)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from grpo.closing_table import closing_table
-from grpo.html_report import mismatch_alarm_of, mismatch_chart, plain, visible
+from grpo.html_report import mismatch_alarm_of, mismatch_chart, plain
 from grpo.rollout_columns import STATUSES
 from grpo.rollout_index import Filter, Order
 from grpo.rollout_store import EVALUATIONS, step_path, stored_steps
@@ -25,6 +25,7 @@ from grpo.svg_chart import Chart, line_chart, step_time_chart
 from grpo.timeline import DRIVER, StepLanes, step_lanes
 from grpo.token_text import pieces
 from grpo.view_runs import SOURCES, RunData, shown
+from grpo.visible import visible
 
 MAIN_METRICS = {
     "eval/accuracy": "Held-out accuracy",
@@ -102,13 +103,16 @@ def _main_metrics(names: Sequence[str]) -> list[str]:
 
 
 def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One chart for each metric, a line for each run in the run's own colour."""
+    """One chart for each metric that a run has, a line for each run in the run's own colour."""
     histories = {run.name: run.history for run in runs}
     lines = [line for history in histories.values() for line in history.lines]
     span = (min((line.step for line in lines), default=0), max((line.step for line in lines), default=0))
     styles = {run.name: f"r{at % _COLOURS + 1}" for at, run in enumerate(runs)}
     found = []
-    for name in names:
+    known = {name for history in histories.values() for name in history.names()}
+    for name in dict.fromkeys(names):
+        if name not in known:
+            continue
         curves = {run: history.curve(name) for run, history in histories.items()}
         few = tuple(histories) if name.startswith("eval/") else ()
         low, high = _AXES.get(name, (None, None))

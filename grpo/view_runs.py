@@ -14,12 +14,13 @@ from tokenizers import Tokenizer
 
 from grpo import audit, timeline
 from grpo.hacking_flags import Sampled, hacking_flags
-from grpo.html_report import CONFIG_NAME, visible
+from grpo.html_report import CONFIG_NAME
 from grpo.json_lines import complete_lines
 from grpo.metrics_log import FILE_NAME, History, read_history, run_names
 from grpo.rollout_index import RolloutIndex
 from grpo.rollout_store import EVALUATIONS, FOLDER_NAME, stored_steps
 from grpo.token_text import find_tokenizer
+from grpo.visible import visible
 
 SOURCES = {"training": FOLDER_NAME, "held-out": EVALUATIONS}
 # What the flags read of a run: enough for shares of some percent, in well under a second.

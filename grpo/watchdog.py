@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from grpo import ray_processes
 from grpo.activity import Activity
@@ -28,6 +27,7 @@ from grpo.failures import Stalled
 from grpo.progress import Progress
 from grpo.ray_processes import ActorProcess
 from grpo.run_folder import note_fault
+from grpo.visible import visible
 
 FOLDER = "stalls"
 # What stops a driver whose main thread does not even hear a signal: nothing closes it properly any more.
@@ -110,7 +110,7 @@ class Watchdog:
         gone_on = self._over.is_set() or self._activity.still_s < still_s
         if self._settings.action == "warn" or gone_on:
             note_fault(self._run_dir, self._stalled)
-            self._show(Text(self._stalled))
+            self._show(self._stalled)
         else:
             self._end(actors)
 
@@ -134,7 +134,7 @@ class Watchdog:
         ray_processes.kill(actors)
         if not self._heard.wait(_DEAF_S):
             note_fault(self._run_dir, f"{self._stalled}; the driver itself does not answer and is ended")
-            print(f"{self._stalled}; the driver itself does not answer and is ended", flush=True)
+            print(visible(f"{self._stalled}; the driver itself does not answer and is ended"), flush=True)
             os._exit(1)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,9 @@
 Packages come from wherever the user's pip is configured to look. uv does the installing, because it is an order of
 magnitude faster than pip; its options are translated from pip's. The CPU build of torch is looked for on that search
 path first and on PyTorch's CPU index second (another one: the environment variable TORCH_CPU_INDEX).
+
+Every package but torch must be one of the files whose hashes the lock has, wherever it comes from. INSTALL_UNVERIFIED=1
+takes other builds of the locked versions too, such as those of a company's own.
 """
 # ruff: noqa: UP006, UP035, UP045
 # Started by whatever `python3` the machine has, so it must parse and find a better one under Python 3.6 too: hence
@@ -48,11 +51,12 @@ HEARTBEAT_SECONDS = 15
 PROBE_SECONDS = 10
 LOCK_COMMAND = (
     "pip compile pyproject.toml --extra cpu --extra audit --extra dev --universal --python-version 3.11 "
-    "--override launch/overrides-cpu.txt --no-annotate --no-header"
+    "--override launch/overrides-cpu.txt --no-annotate --no-header --generate-hashes"
 )
 LOCK_HEADER = """\
 # Written by `make lock` from pyproject.toml; do not edit. Linux, x86_64 and aarch64.
-# Installed without dependency resolution, so it names everything; launch/install.py takes torch first, on its own.
+# Installed without dependency resolution, so it names everything, and only as one of the files with these hashes;
+# launch/install.py takes torch first, on its own: each place that has its CPU build has files of its own.
 """
 
 
@@ -288,6 +292,13 @@ def explain(what: str, output: str) -> InstallError:
             f"The disk filled up while installing {what}: the environment needs {NEEDED_GIB} GiB on the file system of "
             f"{VENV} and as much for uv's cache where that is on another one (UV_CACHE_DIR); full output: {LOG}."
         )
+    differing = re.search(r"(?i)hash mismatch for `([^`]+)`|hashes are required|do not match the hashes", output)
+    if differing:
+        return InstallError(
+            f"{differing.group(1) or 'A package'} is another file than the lock's ({what}): something between here and "
+            "its makers has changed it, or it is a build of your own, which INSTALL_UNVERIFIED=1 takes; full output: "
+            f"{LOG}."
+        )
     names = re.findall(
         r"No matching distribution found for (\S+)|Because ([\w.+=-]+)[^\n]*? (?:was not found|has no )"
         r"|there (?:is|are) no versions? of (\S+)|Failed to (?:fetch|download)(?: distribution)?:? `([^`]+)`",
@@ -313,12 +324,36 @@ def step(what: str, command: List[str], environment: Optional[Dict[str, str]] = 
     say(f"  {what}: {time.monotonic() - started:.1f} s")
 
 
-def pinned(name: str) -> str:
-    """The lock's line for a package, such as `torch==2.13.0+cpu`."""
-    for line in LOCK.read_text(encoding="utf-8").splitlines():
-        if re.match(re.escape(name) + r"==", line):
-            return line.strip()
+def requirements(text: str) -> List[str]:
+    """The requirements of a lock, each with the lines of hashes that belong to it."""
+    return re.findall(r"^[^\s#](?:.*\\\n)*.*", text, re.MULTILINE)
+
+
+def locked(name: str) -> str:
+    """The lock's requirement of a package, with its hashes."""
+    for requirement in requirements(LOCK.read_text(encoding="utf-8")):
+        if requirement.startswith(name + "=="):
+            return requirement
     raise InstallError(f"{LOCK} does not name {name}: write it anew with `make lock`, or restore it with git.")
+
+
+def pinned(name: str) -> str:
+    """A package in its locked version, such as `torch==2.13.0+cpu`."""
+    return locked(name).split("\n")[0].rstrip("\\ ")
+
+
+def verified() -> List[str]:
+    """The option of pip and uv that refuses what the lock has no hash of."""
+    return [] if os.environ.get("INSTALL_UNVERIFIED") == "1" else ["--require-hashes"]
+
+
+def requirements_file(name: str, chosen: List[str]) -> str:
+    """A file of requirements for pip or uv; without their hashes where none are wanted."""
+    if not verified():
+        chosen = [requirement.split("\n")[0].rstrip("\\ ") for requirement in chosen]
+    path = ROOT / "build" / name
+    path.write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    return str(path)
 
 
 def install_torch(uv: List[str], settings: PipSettings) -> None:
@@ -405,7 +440,8 @@ def make_environment(python: str) -> None:
     step(f"environment .venv from {python}", [python, "-m", "venv", str(VENV)])
     own = str(VENV / "bin" / "python")
     retries = [] if os.environ.get("PIP_RETRIES") else ["--retries", "1"]
-    step(pinned("uv"), [own, "-m", "pip", "install", "--no-deps", *retries, pinned("uv")])
+    file = requirements_file("requirements-uv.txt", [locked("uv")])
+    step(pinned("uv"), [own, "-m", "pip", "install", "--no-deps", *verified(), *retries, "-r", file])
 
 
 def uv_command() -> List[str]:
@@ -418,13 +454,11 @@ def install_packages(settings: PipSettings) -> None:
     own = ["--python", str(VENV / "bin" / "python")]
     uv = uv_command()
     install_torch([*uv], settings._replace(options=[*own, *settings.options]))
-    rest = ROOT / "build" / "requirements-without-torch.txt"
-    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if not line.startswith("torch==")]
-    rest.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    count = sum(1 for line in lines if "==" in line and not line.startswith("#"))
+    rest = [one for one in requirements(LOCK.read_text(encoding="utf-8")) if not one.startswith("torch==")]
+    file = requirements_file("requirements-without-torch.txt", rest)
     step(
-        f"up to {count} locked packages",
-        [*uv, "pip", "install", *own, "--no-deps", "-r", str(rest), *settings.options],
+        f"up to {len(rest)} locked packages",
+        [*uv, "pip", "install", *own, "--no-deps", *verified(), "-r", file, *settings.options],
         settings.environment,
     )
 
@@ -468,9 +502,9 @@ def lock(uv_options: List[str]) -> None:
     resolved.write_bytes(LOCK.read_bytes() if LOCK.exists() else b"")
     command = [*uv_command(), *LOCK_COMMAND.split(), *settings.options, *uv_options, "-o", str(resolved)]
     step("resolving pyproject.toml", command, settings.environment)
-    packages = [line for line in resolved.read_text(encoding="utf-8").splitlines() if "'never'" not in line]
+    packages = [one for one in requirements(resolved.read_text(encoding="utf-8")) if "'never'" not in one]
     LOCK.write_text(LOCK_HEADER + "\n".join([pin.group(1) + "+cpu", *packages]) + "\n", encoding="utf-8")
-    say(f"  wrote {LOCK.relative_to(ROOT)}: {len(packages) + 1} lines")
+    say(f"  wrote {LOCK.relative_to(ROOT)}: {len(packages) + 1} packages")
 
 
 def main(arguments: List[str]) -> int:

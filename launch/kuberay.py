@@ -148,6 +148,13 @@ def _pod(launch: Launch, group: Nodes, name: str, container: str) -> dict[str, A
     ]
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_S,
+        # A run asks nothing of Kubernetes, and a program that breaks out should find no token for it.
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": kuberay.user,
+            "seccompProfile": {"type": "Unconfined" if kuberay.full_sandbox else "RuntimeDefault"},
+        },
         "containers": [
             {
                 "name": container,
@@ -155,6 +162,7 @@ def _pod(launch: Launch, group: Nodes, name: str, container: str) -> dict[str, A
                 "env": environment,
                 # Requests equal to limits: Kubernetes then takes other pods away first.
                 "resources": {"limits": amounts, "requests": dict(amounts)},
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                 "volumeMounts": [
                     {"name": "storage", "mountPath": launch.storage},
                     {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
@@ -168,6 +176,12 @@ def _pod(launch: Launch, group: Nodes, name: str, container: str) -> dict[str, A
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{kuberay.shared_memory_gib}Gi"}},
         ],
     }
+    if kuberay.full_sandbox:
+        # Root of a namespace that a program gets is then nobody on the node, whatever the runtime's profiles forbade.
+        spec["hostUsers"] = False
+        spec["securityContext"]["appArmorProfile"] = {"type": "Unconfined"}
+        # A new /proc can only be mounted where all of the pod's is to be seen.
+        spec["containers"][0]["securityContext"]["procMount"] = "Unmasked"
     if group.node_selector:
         spec["nodeSelector"] = dict(group.node_selector)
     if kuberay.service_account:

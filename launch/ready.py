@@ -7,6 +7,8 @@ import socket
 import sys
 import time
 
+from grpo.visible import visible
+
 POLL_S = 1.0
 
 
@@ -56,9 +58,9 @@ def main(arguments: list[str]) -> int:
     try:
         joined = wait_for_nodes(address, wanted, deadline_s)
     except (TimeoutError, ConnectionError) as failure:
-        print(f"grpo: {failure}", file=sys.stderr)
+        print(visible(f"grpo: {failure}"), file=sys.stderr)
         return 1
-    print(f"grpo: {len(joined)} Ray nodes are up: {', '.join(joined)}", flush=True)
+    print(visible(f"grpo: {len(joined)} Ray nodes are up: {', '.join(joined)}"), flush=True)
     return 0
 
 

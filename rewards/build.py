@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from rewards.adapt import DEFAULT_BOUNDS, PASS_MARK, Adapted
+from rewards.named_code import refuse_standard_file, refuse_standard_function, refuse_standard_module
 from rewards.raised import describe, is_told
 from rewards.verifier_files import load_file, names_a_file, nearest, without_function
 
@@ -108,6 +109,7 @@ def _locate(use: str) -> Callable[..., Any]:
     module, colon, attribute = use.rpartition(":")
     if colon and module.endswith(".py") and attribute:
         path = Path(module)
+        refuse_standard_file(path, f"verifier {module!r}")
         return _take(_loaded(lambda: load_file(path), use), attribute, use, module)
     if file := names_a_file(use.removesuffix(":")):
         raise ValueError(_loaded(lambda: without_function(use, file), use))
@@ -129,6 +131,7 @@ def _locate(use: str) -> Callable[..., Any]:
 
 
 def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
+    refuse_standard_module(module, f"verifier {use!r}")
     return _take(_loaded(lambda: importlib.import_module(module), use), attribute, use, module)
 
 
@@ -164,4 +167,5 @@ def _take(module: ModuleType, attribute: str, use: str, home: str) -> Callable[.
 def _callable(found: object, use: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"verifier {use!r} is {type(found).__name__}, which cannot be called")
+    refuse_standard_function(found, f"verifier {use!r}")
     return found

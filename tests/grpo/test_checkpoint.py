@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import gc
 import os
 import pickle
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from grpo.checkpoint import STATE, Checkpoint, NoRoom, latest, write
+from grpo.deepspeed_setup import plain_data_only
 
 
 class Unpicklable:
@@ -21,6 +23,24 @@ class Unpicklable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("true",)
+
+
+def test_a_learner_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    torch.save({"module": Unpicklable()}, file)
+    with pytest.raises(ValueError, match=r"holds posix\.system, which may run code"), plain_data_only("a folder", []):
+        # As DeepSpeed reads it.
+        torch.load(file, weights_only=False)
+    torch.save({"stage": Stage.ONE, "weights": torch.ones(2)}, file)
+    with plain_data_only("a folder", [Stage]):
+        assert torch.load(file, weights_only=False)["stage"] is Stage.ONE
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+class Stage(enum.IntEnum):
+    """A record of DeepSpeed's kind."""
+
+    ONE = 1
 
 
 def write_learner(folder: str) -> None:

@@ -6,15 +6,27 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from click import unstyle
+from rich.console import Console, RenderableType
 from tiny_policy import TINY, make_tiny_policy
+from typer import Exit
 from typer.testing import CliRunner, Result
 
 from grpo.cli import app
+from grpo.closing_table import ClosingTable
+from grpo.eval_progress import results_table
+from grpo.guarded import guarded
+from grpo.preflight import PROBES, Outcome
+from grpo.preflight import table_of as preflight_table
+from grpo.progress import open_progress
+from grpo.terminal import LiteralTable, show_traceback
+from grpo.visible import visible
 
 SETTINGS = {
     "data": {"generator": "grpo.arithmetic:questions", "options": {"count": 50}},
@@ -102,6 +114,70 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path, command: str) -> None:
 def test_square_brackets_in_a_message_are_no_markup(tmp_path: Path) -> None:
     result = invoke("train", tmp_path / "[red]absent[/].yaml")
     assert "[red]absent[/].yaml" in result.stderr
+
+
+FOREIGN = "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb: \x1b]8;;http://evil\x1b\\\\ \x9b2J \u202e"
+
+
+def test_what_data_say_is_shown_and_not_obeyed(tmp_path: Path, config: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": FOREIGN, "reference": "[/]\x1b[2J"}) + "\n" for _ in range(8)))
+    result = invoke(
+        "check",
+        config,
+        f"data={{path: {data}, reference: reference}}",
+        "rollout.max_prompt_tokens=100",
+        "rollout.max_completion_tokens=20",
+    )
+    assert "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb:" in result.output, result.output
+    assert not set("\x1b\x9b\u202e") & set(result.output)
+
+
+def shown_by_progress(kind: str) -> str:
+    console = Console(file=StringIO(), width=400, force_terminal=kind == "live", _environ={"TERM": "xterm"})
+    progress = open_progress(FOREIGN, console=console)
+    with progress.phase(FOREIGN):
+        progress.show(FOREIGN)
+    progress.close()
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def printed(renderable: RenderableType) -> str:
+    """By a console of rich's own, as a program may have that shows our tables."""
+    console = Console(file=StringIO(), width=400)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda: printed(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
+        lambda: str(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
+        lambda: printed(results_table(FOREIGN, {})),
+        lambda: printed(preflight_table({FOREIGN: dict.fromkeys(PROBES, Outcome(False, FOREIGN))})),
+        lambda: printed(LiteralTable(FOREIGN, title=FOREIGN)),
+        lambda: shown_by_progress("plain"),
+        lambda: shown_by_progress("live"),
+    ],
+)
+def test_no_table_and_no_display_obeys(shown: Callable[[], str]) -> None:
+    text = shown()
+    assert "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb:" in " ".join(text.split())
+    assert not set("\x9b\u202e") & set(text) and "\x1b]8" not in text and "\x1b[2J" not in text
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError])
+def test_what_an_error_quotes_is_not_obeyed(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error(FOREIGN)
+
+    with pytest.raises(Exit):
+        guarded(fail, debug=False)
+    # What nobody expects goes to Python's own hook, which the command line replaces.
+    show_traceback(error, error(FOREIGN), None)
+    told = capsys.readouterr().err
+    assert told.count(visible(FOREIGN)) == 2 and not set("\x1b\x9b\u202e") & set(told)
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:

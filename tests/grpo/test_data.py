@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -19,7 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.chat import render
 from grpo.config import Dataset, NewPolicy
-from grpo.data import Cursor, load_prompts, load_rows, load_supervised
+from grpo.data import Cursor, HubUnreachable, load_prompts, load_rows, load_supervised
+from grpo.eval_config import Task
+from grpo.eval_tasks import load_problems
+from grpo.inputs_config import dataset_problems
 from grpo.policy import END
 
 # torchdata calls something of PyTorch's that is going away.
@@ -108,6 +112,9 @@ def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
     ("source", "told"),
     [
         ({"generator": "nowhere.at_all:rows"}, "No module named 'nowhere'"),
+        ({"generator": "subprocess:getoutput", "options": {"cmd": "exit 1"}}, "data.generator names the module"),
+        ({"generator": "datasets.config:importlib.import_module"}, "no attribute"),
+        ({"generator": "grpo.data:dataclass"}, "'dataclasses' of Python's standard library"),
         ({"generator": "grpo.arithmetic:nothing"}, "no attribute 'nothing'"),
         ({"generator": "grpo.arithmetic"}, "package.module:function"),
         ({"generator": "grpo.arithmetic:questions", "options": {"cuont": 3}}, "does not take data.options"),
@@ -120,6 +127,24 @@ def test_a_source_that_cannot_be_read_is_told(source: dict[str, Any], told: str)
     with pytest.raises(ValueError) as caught:
         load_rows(Dataset(**source))
     assert told in str(caught.value)
+
+
+def test_a_revision_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(name: str, subset: str | None = None, **options: Any) -> Any:
+        asked.append((name, options.get("revision"), options.get("data_files")))
+        raise ConnectionError("no hub here")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(HubUnreachable):
+        load_rows(Dataset(hub="lab/rows", revision="abc123"))
+    task = {"name": "x", "source": "a test", "verifier": {"use": "exact"}, "files": ["rows.jsonl"]}
+    with pytest.raises(HubUnreachable):
+        load_problems(Task(data=Dataset(hub="lab/rows", revision="refs/pr/1"), **task))
+    assert asked == [("lab/rows", "abc123", None), ("json", None, ["hf://datasets/lab/rows@refs%2Fpr%2F1/rows.jsonl"])]
+    (problem,) = dataset_problems("data", Dataset(path="rows.jsonl", revision="abc123"))
+    assert "data.revision is one of the hub" in problem
 
 
 def test_the_section_of_a_source_is_named() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from typer.testing import CliRunner
 
+from grpo.cli import app
 from grpo.endpoint import EndpointSampler
 from grpo.eval_config import Endpoint
 from grpo.eval_types import Question, Sample
@@ -29,7 +37,9 @@ class Server:
     reasoning: str | None = None
     finish_reason: str = "stop"
     hangs: bool = False
+    said: str = "not now"
     asked: list[dict[str, Any]] = field(default_factory=list)
+    listed: tuple[str, str] = ("", "")
     at_once: int = 0
     most_at_once: int = 0
 
@@ -51,6 +61,7 @@ def server() -> Iterator[Server]:
             self.wfile.write(content)
 
         def do_GET(self) -> None:
+            state.listed = (self.path, self.headers["Authorization"])
             self.reply(200, {"object": "list", "data": [{"id": one, "object": "model"} for one in state.models]})
 
         def do_POST(self) -> None:
@@ -64,7 +75,7 @@ def server() -> Iterator[Server]:
             with lock:
                 state.at_once -= 1
             if failure is not None:
-                self.reply(failure, {"error": {"message": "not now"}})
+                self.reply(failure, {"error": {"message": state.said}})
                 return
             text = f"you said {body['messages'][-1]['content'] if 'messages' in body else body['prompt']}"
             message = {"role": "assistant", "content": text, "reasoning_content": state.reasoning}
@@ -125,6 +136,73 @@ def test_which_model_is_asked(server: Server) -> None:
     assert ask(server, model="b")[0].text == "you said q0" and server.asked[-1]["model"] == "b"
     with pytest.raises(RuntimeError, match="does not list its models"):
         EndpointSampler("http://127.0.0.1:9/v1", Endpoint(retries=0))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("http://user:PASSWORD@{}/v1?api_key=QQ99", "http://{}/v1"),
+        ("HTTP://user:P%40SSWORD@{}/v1#QQ99", "HTTP://{}/v1"),
+        ("http://user:PASS@WORD@{}/v1/?api_key=QQ99&x=QQ99", "http://{}/v1/"),
+        ("http://QQ99@{}/v1", "http://{}/v1"),
+    ],
+)
+def test_what_a_url_holds_of_secrets_is_sent_and_stored_nowhere(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, shown: str
+) -> None:
+    host = server.url.removeprefix("http://").removesuffix("/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "SESAME")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"q{number}", "answer": f"q{number}"}) + "\n" for number in range(3)))
+    task = {"name": "mini", "source": "a test", "data": {"path": str(rows)}, "verifier": {"use": "exact"}}
+    (tmp_path / "mini.yaml").write_text(json.dumps(task))
+    monkeypatch.chdir(tmp_path)
+    command = ["eval", "run", given.format(host), "--task", str(tmp_path / "mini.yaml")]
+    monkeypatch.setattr(sys, "argv", ["grpo", *command])
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, command)
+    assert result.exit_code == 0, result.output
+    written = {path: path.read_bytes().decode("latin-1") for path in (tmp_path / "evals").rglob("*") if path.is_file()}
+    assert {path.name for path in written} >= {"card.json", "results.json"}
+    for text in (result.output, *written.values(), *map(str, written)):
+        assert not re.search("PASS|WORD|QQ99|SESAME", text)
+    (card,) = (tmp_path / "evals").rglob("card.json")
+    assert json.loads(card.read_text())["settings"]["model"] == shown.format(host)
+    path, authorization = server.listed
+    login = unquote(given.partition("//")[2].rpartition("@")[0])
+    assert authorization == f"Basic {base64.b64encode(login.encode()).decode()}"
+    assert path == "/v1/models" + ("?" + given.partition("?")[2] if "?" in given else "")
+    # An answer may quote what was sent.
+    server.failures = [400]
+    server.said = f"no {login.rpartition(':')[2]} SESAME"
+    with pytest.raises(RuntimeError) as refused:
+        list(EndpointSampler(given.format(host), Endpoint()).sample(questions(1), SAMPLING, 20.0))
+    assert not re.search("PASS|WORD|QQ99|SESAME", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "settings", "refused"),
+    [
+        ("http://10.0.0.5/v1", "k", {}, True),
+        ("http://localhost.evil.example/v1", "k", {}, True),
+        ("http://127.0.0.1@evil.example/v1", None, {}, True),
+        ("http://evil.example/v1?api_key=k", None, {}, True),
+        ("http://10.0.0.5/v1", None, {}, False),
+        ("http://10.0.0.5/v1", "k", {"key_variable": None}, False),
+        ("http://10.0.0.5/v1", "k", {"plain_key": True}, False),
+        ("https://api.example/v1", "k", {}, False),
+        ("http://127.9.9.9:1/v1", "k", {}, False),
+        ("http://[::1]:1/v1", "k", {}, False),
+        ("http://LOCALHOST:1/v1", "k", {}, False),
+    ],
+)
+def test_a_key_leaves_this_machine_encrypted_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, url: str, key: str | None, settings: dict[str, Any], refused: bool
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match="would travel unencrypted to http://") if refused else nullcontext():
+        EndpointSampler(url, Endpoint(model="named", **settings))
 
 
 def test_a_server_that_hangs_is_not_waited_for(server: Server) -> None:

@@ -120,6 +120,17 @@ def test_nothing_is_imported_relatively() -> None:
             assert not [one for one in imported(path) if one.startswith(".")], name
 
 
+def test_only_one_room_writes_to_terminals() -> None:
+    """A console or table of rich's own reads markup in its strings, which may be a prompt's or a completion's."""
+    found = set()
+    for name, path in modules("grpo").items():
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        called = {ast.unparse(call).split(".")[-1] for call in calls if ast.unparse(call) != "Table.grid"}
+        if called & {"Console", "Table", "from_markup", "escape", "render_markup"} or "rich.markup" in imported(path):
+            found.add(name)
+    assert found - {"grpo.terminal"} == set()
+
+
 def test_mathematics_imports_no_room_beyond_it() -> None:
     """types and config <- pure mathematics <- rollout collection <- engines."""
     allowed = {
@@ -160,7 +171,7 @@ def test_mathematics_imports_no_room_beyond_it() -> None:
         "eval_types": {"grpo.types"},
         "eval_metrics": {"grpo.eval_statistics", "grpo.eval_store", "rewards.verdict"},
         "eval_store": {"grpo.types", "rewards.verdict"},
-        "endpoint": {"grpo.eval_config", "grpo.eval_types", "grpo.types"},
+        "endpoint": {"grpo.addresses", "grpo.eval_config", "grpo.eval_types", "grpo.types"},
         "rollout": {
             "grpo.advantages",
             "grpo.types",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_policy import TINY
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from grpo.config import LearnerConfig, NewPolicy, Policy
+from grpo.eval_model import open_model
+from grpo.hub import name_of, revision_of
 from grpo.memory_plan import shape_of
 from grpo.policy import END, PAD, make_policy
+from grpo.policy_logprobs import load_model
+from grpo.preparation import load_tokenizer, local_or_hub, policy_config
 
 BYTES = TINY.model_copy(update={"tokenizer": "bpe", "vocabulary": 300})
 TEXTS = ["the sum of the terms", "which number is it", "thirty four and forty six make eighty together", "123456"] * 5
@@ -145,3 +150,37 @@ def test_a_policy_takes_the_place_of_what_was_there(folders: dict[str, Path], tm
     make_policy(TINY, [], tmp_path / "policy", seed=0)
     found = {path.name: path.read_bytes() for path in (tmp_path / "policy").iterdir()}
     assert found == {path.name: path.read_bytes() for path in folders["characters"].iterdir()}
+
+
+def test_a_revision_goes_wherever_the_policy_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def read(name: str, *, revision: str | None = None, **_: Any) -> Any:
+        asked.append((name, revision))
+        raise OSError("no hub here")
+
+    for kind in (AutoTokenizer, AutoConfig, AutoModelForCausalLM, GenerationConfig):
+        monkeypatch.setattr(kind, "from_pretrained", read)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    policy = Policy(path="lab/model", revision=commit)
+    name = local_or_hub(policy)
+    with pytest.raises(ValueError, match="lab/model"):
+        load_tokenizer(name)
+    assert policy_config(policy) is None
+    with pytest.raises(OSError):
+        load_model(name, "float32")
+    with pytest.raises(ValueError):
+        open_model(f"lab/model@{commit}")
+    assert asked == [("lab/model", commit)] * 4
+    (tmp_path / "a@b").mkdir()
+    folder = local_or_hub(Policy(path=str(tmp_path / "a@b")))
+    assert (name_of(folder), revision_of(folder)) == (str(tmp_path / "a@b"), None)
+    with pytest.raises(ValueError, match="is a folder here"):
+        local_or_hub(Policy(path=str(tmp_path), revision=commit))
+
+
+def test_the_commit_that_was_identified_is_the_one_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(_commit_hash="abc123", get_text_config=lambda: SimpleNamespace())
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **_: found)
+    model = open_model("lab/model@main")
+    assert (model.identity, model.path) == ("commit:abc123", "lab/model@abc123")

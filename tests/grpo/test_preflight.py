@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -55,6 +60,25 @@ def test_all_nodes_meet_at_the_first_one_and_each_gets_the_weights() -> None:
     assert [node.called["all_reduce"] for node in nodes] == [("10.0.0.1", 4000, rank, 3, 9.0) for rank in range(3)]
     assert all(node.called["weight_push"] == ("bucket",) for node in nodes)
     assert {name: tuple(outcomes) for name, outcomes in found.items()} == dict.fromkeys("abc", PROBES)
+
+
+def test_ranks_meet_at_one_address_and_not_at_every_one_of_the_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # The second rank never comes, so the first one listens until its deadline.
+    program = (
+        f"from grpo.preflight import NodeProbes\nprint(NodeProbes('cpu').all_reduce('127.0.0.1', {port}, 0, 2, 8.0))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            deadline, found = time.monotonic() + 60, set[str]()
+            while not found and process.poll() is None and time.monotonic() < deadline:
+                listening = [one for one in psutil.Process(process.pid).net_connections() if one.status == "LISTEN"]
+                found = {one.laddr.ip for one in listening if one.laddr.port == port}
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert found == {"127.0.0.1"}
 
 
 def test_a_node_that_hangs_or_dies_does_not_hide_the_others() -> None:

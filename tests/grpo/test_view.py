@@ -20,12 +20,12 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from grpo.cli import app
-from grpo.html_report import visible
 from grpo.report import Report
 from grpo.types import Group, Prompt
-from grpo.view import is_own_host, make_app
+from grpo.view import is_own_host, make_app, serve
 from grpo.view_page import ASSETS, export, page
 from grpo.view_runs import open_runs
+from grpo.visible import visible
 from rewards import verdict
 
 TEMPLATES = Path(__file__).parents[2] / "grpo" / "templates"
@@ -126,6 +126,13 @@ def test_there_is_nothing_else(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
+NUMBERS = (
+    "group?group=0&step=", "group?step=1&group=", "group?step=1&group=0&run=", "groups?offset=", "groups?limit=",
+    "groups?run=", "groups?tokens_low=", "groups?tokens_high=-", "groups?step_low=", "groups?step_high=-",
+    "learned?before=0&after=", "learned?after=1&before=", "timeline?step=", "flags?run=", "mismatch?run=-",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -134,6 +141,10 @@ def test_there_is_nothing_else(client: TestClient, path: str) -> None:
         ("/api/groups?limit=100000", 422),
         ("/api/groups?order=random", 422),
         ("/api/group?step=..&group=0", 422),
+        *((f"/api/{question}{'9' * digits}", 422) for question in NUMBERS for digits in (17, 300, 5000)),
+        ("/api/groups?" + "status=wrong&" * 100, 422),
+        ("/api/charts?" + "metric=reward/mean&" * 2500, 414),
+        ("/api/groups?text=" + "a" * 1001, 422),
         ("/api/groups?status=right", 400),
         ("/api/learned?before=5&after=5", 400),
     ],
@@ -142,6 +153,51 @@ def test_a_mistaken_question_is_told(client: TestClient, path: str, status: int)
     answer = client.get(path)
     assert answer.status_code == status and answer.json()["detail"]
     assert client.post("/api/groups").status_code == 405
+
+
+def test_a_metric_is_drawn_once_however_often_it_is_named(client: TestClient) -> None:
+    names = ["metric=reward/mean", "metric=time/step_s"] * 700 + ["metric=unknown"]
+    drawn = client.get("/api/charts?" + "&".join(names)).json()
+    assert [one["metric"] for one in drawn] == ["reward/mean", "time/step_s"]
+    # The largest numbers that pass are no trouble for the columns that they are compared with.
+    assert client.get(f"/api/group?step=1&group={2**53}").status_code == 404
+    assert client.get(f"/api/groups?tokens_low=-{2**53}&step_high={2**53}&reward_high=1e308").status_code == 200
+
+
+def test_on_a_network_only_who_has_the_token_reads(runs: tuple[Path, Path]) -> None:
+    app = make_app(open_runs(runs), token="a-token")
+    client = TestClient(app, base_url="http://192.168.1.5:8642", follow_redirects=False)
+    for path in (
+        "/",
+        "/?token=",
+        "/?token=wrong",
+        "/?token=%F0%9F%98%80",
+        "/api/overview?token=a-token",
+        "/static/view.js",
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 401 and "plain" not in answer.text and "set-cookie" not in answer.headers, path
+    assert client.get("/?token=a-token", headers={"Host": "evil.example"}).status_code == 421
+    answer = client.get("/?token=a-token")
+    assert answer.status_code == 303 and answer.headers["location"] == "/"
+    assert "HttpOnly" in answer.headers["set-cookie"] and "SameSite=lax" in answer.headers["set-cookie"]
+    assert client.get("/").status_code == client.get("/api/overview").status_code == 200
+    other = TestClient(make_app(open_runs(runs), token="other"), base_url="http://192.168.1.5", cookies=client.cookies)
+    assert other.get("/").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "ask_token", "asks"),
+    [("127.0.0.1", False, False), ("localhost", False, False), ("127.0.0.1", True, True), ("0.0.0.0", False, True)],
+)
+def test_leaving_this_machine_takes_a_token(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, host: str, ask_token: bool, asks: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    serve(open_runs(runs), host=host, port=0, say=said.append, ask_token=ask_token)
+    assert ("?token=" in said[0]) is asks
+    assert (len(said) == 2) is (host == "0.0.0.0")
 
 
 def test_the_server_answers_what_the_page_asks(client: TestClient) -> None:

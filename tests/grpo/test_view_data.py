@@ -12,13 +12,13 @@ from fake_run import HOSTILE, make_advantages, make_rollout, silent_progress, wr
 from tiny_policy import make_tiny_policy
 
 from grpo import rollout_store, view_data
-from grpo.html_report import visible
 from grpo.report import Report
 from grpo.rollout_index import Filter, RolloutIndex
 from grpo.rollout_store import write_step
 from grpo.step_comparison import learned
 from grpo.types import Group, Prompt
 from grpo.view_runs import open_runs
+from grpo.visible import visible
 from rewards import verdict
 from rewards.verdict import Verdict
 

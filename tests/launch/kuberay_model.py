@@ -57,11 +57,33 @@ class Mount(Strict):
     readOnly: bool = False
 
 
+class Profile(Strict):
+    type: Literal["RuntimeDefault", "Unconfined"]
+
+
+class Capabilities(Strict):
+    drop: list[str]
+
+
+class SecurityContext(Strict):
+    allowPrivilegeEscalation: bool
+    capabilities: Capabilities
+    procMount: Literal["Default", "Unmasked"] = "Default"
+
+
+class PodSecurityContext(Strict):
+    runAsNonRoot: bool
+    runAsUser: Annotated[int, Field(ge=0, strict=True)]
+    seccompProfile: Profile
+    appArmorProfile: Profile | None = None
+
+
 class Container(Strict):
     name: Name
     image: str
     env: list[Variable]
     resources: Resources
+    securityContext: SecurityContext
     volumeMounts: list[Mount]
 
 
@@ -104,10 +126,19 @@ class PodSpec(Strict):
     containers: Annotated[list[Container], Field(min_length=1)]
     volumes: list[Volume]
     terminationGracePeriodSeconds: Count
+    automountServiceAccountToken: bool
+    hostUsers: bool = True
+    securityContext: PodSecurityContext
     nodeSelector: dict[str, str] = {}
     serviceAccountName: str | None = None
     imagePullSecrets: list[PullSecret] = []
     tolerations: list[Toleration] = []
+
+    @model_validator(mode="after")
+    def _all_of_proc_needs_a_namespace(self) -> PodSpec:
+        unmasked = any(one.securityContext.procMount == "Unmasked" for one in self.containers)
+        assert not (unmasked and self.hostUsers), "procMount: Unmasked needs hostUsers: false"
+        return self
 
     @model_validator(mode="after")
     def _mounts_are_volumes(self) -> PodSpec:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
@@ -488,9 +489,58 @@ def test_an_interrupted_install_is_done_again(install, monkeypatch, capsys, erro
 # --- pyproject and the lock -------------------------------------------------------------------------------------
 
 
+LOCKED = re.sub(r"\\\n", "", (ROOT / "launch" / "requirements-cpu.lock").read_text()).splitlines()
+
+
 def lock_requirements():
-    lines = (ROOT / "launch" / "requirements-cpu.lock").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return [Requirement(line.split(" --hash")[0].split("  ")[0]) for line in LOCKED if not line.startswith("#")]
+
+
+def test_every_locked_package_but_torch_has_hashes(install):
+    hashes = re.compile(r"( +--hash=sha256:[0-9a-f]{64})+$")
+    bare = [line for line in LOCKED if not line.startswith("#") and not hashes.search(line)]
+    assert bare == [install.pinned("torch")] == ["torch==2.13.0+cpu"]
+    assert install.locked("uv").startswith(f"{install.pinned('uv')} \\\n    --hash=sha256:")
+    assert not any("://" in line for line in LOCKED)
+    # What the lock must not lose is what is asked of pip and uv.
+    assert len(install.requirements(install.LOCK.read_text())) == len(lock_requirements())
+
+
+@pytest.mark.parametrize("unverified", [False, True])
+def test_what_is_installed_is_what_was_locked(install, monkeypatch, unverified):
+    if unverified:
+        monkeypatch.setenv("INSTALL_UNVERIFIED", "1")
+    commands = []
+    monkeypatch.setattr(install, "step", lambda what, command, environment=None: commands.append(command))
+    monkeypatch.setattr(install, "attempt", lambda command, environment=None: (0, ""))
+    monkeypatch.setattr(install, "check_venv_module", lambda python: None)
+    monkeypatch.setattr(install, "check_disk", lambda: None)
+    install.make_environment("python3")
+    install.install_packages(install.PipSettings([], {}, []))
+    for command in commands[1:]:
+        assert ("--require-hashes" in command) is not unverified and "--no-deps" in command
+        file = Path(command[command.index("-r") + 1]).read_text()
+        assert ("--hash" in file) is not unverified and "torch==" not in file
+        assert len(install.requirements(file)) == (
+            1 if "requirements-uv" in command[-1] else len(lock_requirements()) - 1
+        )
+
+
+def test_a_changed_wheel_is_refused(install, tmp_path):
+    """pip and uv hold what they get against the lock; a folder of wheels is no way around it."""
+    wheel = tmp_path / "absl_py-2.5.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.writestr("absl_py-2.5.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: absl-py\nVersion: 2.5.1\n")
+        made.writestr("absl_py-2.5.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        made.writestr("absl_py-2.5.1.dist-info/RECORD", "")
+    file = install.requirements_file("one.txt", [install.locked("absl-py")])
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent))
+    options = ["--target", str(tmp_path / "target"), "--no-deps", "--no-index", "--find-links", str(tmp_path)]
+    programs = [[uv, "--no-cache", "pip", "install", "--no-config"], [sys.executable, "-m", "pip", "install"]]
+    for program in programs:
+        code, output = install.attempt([*program, *options, "--require-hashes", "-r", file])
+        assert code != 0 and not (tmp_path / "target" / "absl_py-2.5.1.dist-info").exists()
+        assert "INSTALL_UNVERIFIED=1" in str(install.explain("packages", output)), output
 
 
 def lock_versions():

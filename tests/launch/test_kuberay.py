@@ -88,6 +88,27 @@ def test_secrets_are_references_and_settings_are_values(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_pods_have_no_more_rights_than_a_run_needs(tmp_path: Path, full: bool) -> None:
+    section = {**FULL, "kuberay": {**FULL["kuberay"], "full_sandbox": full, "user": 1234}}
+    cluster = read(tmp_path, section)[1].spec.rayClusterSpec
+    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
+        pod = group.template.spec
+        (container,) = pod.containers
+        assert pod.securityContext.runAsNonRoot and pod.securityContext.runAsUser == 1234
+        assert not pod.automountServiceAccountToken
+        assert not container.securityContext.allowPrivilegeEscalation
+        assert container.securityContext.capabilities.drop == ["ALL"]
+        # What Kubernetes calls `restricted`, unless the sandbox shall make namespaces of its own.
+        assert pod.securityContext.seccompProfile.type == ("Unconfined" if full else "RuntimeDefault")
+        assert pod.hostUsers is not full and container.securityContext.procMount == ("Unmasked" if full else "Default")
+
+
+def test_pods_are_never_root(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        kuberay.render(job(tmp_path, {**POD, "kuberay": {"storage_claim": "shared", "user": 0}}))
+
+
 def test_the_job_reads_its_configuration_from_the_config_map(tmp_path: Path) -> None:
     config_map, ray_job = read(tmp_path, {}, train={"steps": 17})
     settings = TrainConfig.model_validate(yaml.safe_load(config_map.data["config.yaml"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -177,6 +178,9 @@ def test_the_run_s_exit_status_is_passed_on_and_nothing_stays(
     assert address.endswith(":" + next(p for p in head.split() if p.startswith("--port=")).removeprefix("--port="))
     (called,) = (fake.folder / "grpo").read_text().splitlines()
     assert called == f"train {tmp_path}/run/launch/config.yaml cluster.address={address} resume=auto"
+    # Ray's folder on each node has a name that nobody can foresee.
+    folders = [re.search(r"--temp-dir=/tmp/grpo-(\d+-[0-9a-f]{12})-([01])\b", started) for started in (head, worker)]
+    assert all(folders) and len({found[1] for found in folders if found}) == 1
     # The token: 256 bits in a file of ours alone, gone afterwards, and not the one of another cluster.
     assert (fake.folder / "modes").read_text().split() == ["600", "700"]
     assert len(bytes.fromhex((fake.folder / "token").read_text())) == 32

@@ -76,6 +76,32 @@ def test_mistakes_in_the_config_are_told(use, options, told) -> None:
         build_verifier(use, options)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        "subprocess:getoutput",
+        "subprocess.getoutput",
+        "builtins:eval",
+        "os:system",
+        "importlib.util:spec_from_file_location",
+        # Under a name that another module has it by, alone or with arguments bound.
+        "pool_verifiers:subprocess.run",
+        "standard:shell",
+        "standard:bound",
+        "standard:method",
+        f"{subprocess.__file__}:getoutput",
+    ],
+)
+def test_a_config_calls_nothing_of_the_standard_library(use: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "standard.py").write_text(
+        "import functools, os\nfrom pathlib import Path\nfrom subprocess import getoutput as shell\n"
+        "bound = functools.partial(functools.partial(os.system), 'id')\nmethod = Path('/').rglob\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"standard library|has no"):
+        build_verifier(use)
+
+
 def test_options_reach_classes_and_functions() -> None:
     assert build_verifier("numeric", {"find": ["hash"]})("#### 5", "5", {}).status is Status.CORRECT
     assert build_verifier("numeric", {"find": ["hash"]})("\\boxed{5}", "5", {}).status is Status.UNPARSEABLE

@@ -1,0 +1,52 @@
+"""Characters that nobody sees, by name: what a policy or a data set wrote can neither hide, reorder nor command."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Newline and tab stay what they are.
+_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb\U00013430-\U0001343f"
+# The Unicode property Default_Ignorable_Code_Point, as of Unicode 17: drawn as nothing. Bidirectional controls,
+# zero-width characters, fillers, variation selectors and tags are all in it. `unicodedata` does not know the property.
+_IGNORABLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# A braille cell without dots, a note without a head, and code points that are no characters.
+_BLANK = "\u2800\U0001d159\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff"
+_INVISIBLE = re.compile(f"[{_CONTROL}{_IGNORABLE}{_BLANK}]")
+_JOINER, _AS_EMOJI = "\u200d", "\ufe0f"
+
+
+def visible(text: str) -> str:
+    """The text with its invisible and reordering characters named, as `⟨U+202E⟩`.
+
+    What makes one picture of several emoji stays: a joiner between two, the selector of the coloured form behind one.
+    """
+    return _INVISIBLE.sub(_named, text)
+
+
+def one_line(text: str, longest: int = 300) -> str:
+    """The text for the inside of a message: its blanks and ends of lines as single blanks, its middle left out."""
+    # Cut before it is split: a text of megabytes costs no more than a short one.
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+    return visible(" ".join(text.split()))
+
+
+def _named(match: re.Match[str]) -> str:
+    character, text, at = match.group(), match.string, match.start()
+    if character in (_JOINER, _AS_EMOJI):
+        before = text[at - 1] if at else ""
+        if character == _AS_EMOJI and _is_emoji(before):
+            return character
+        after = text[at + 1] if at + 1 < len(text) else ""
+        if character == _JOINER and (_is_emoji(before) or before == _AS_EMOJI) and _is_emoji(after):
+            return character
+    return f"⟨U+{ord(character):04X}⟩"
+
+
+def _is_emoji(character: str) -> bool:
+    # Skin tones are modifiers (Sk) of their block; every other emoji that takes part in a sequence is a symbol.
+    return character != "" and (unicodedata.category(character) == "So" or "\U0001f3fb" <= character <= "\U0001f3ff")
