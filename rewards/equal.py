@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from fractions import Fraction
 
 from rewards.conventions import Conventions
 from rewards.equal_relations import RelationJudge
-from rewards.nodes import Apply, Bound, Expression, Matrix, Node, Quantity, Ratio, Relation, Sequence, Text
+from rewards.equal_values import is_set
+from rewards.nodes import (
+    Apply,
+    Bound,
+    Expression,
+    Matrix,
+    Node,
+    Number,
+    Quantity,
+    Ratio,
+    Relation,
+    Sequence,
+    Text,
+    children,
+)
 from rewards.rational import Budget, TooLarge
+from rewards.regions import infinite
 from rewards.spelled import without_echo
 
 DEFAULT = Conventions()
@@ -30,6 +46,29 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
         return judge.same(gold, answer)
     except TooLarge as problem:
         raise Undecided(f"{judge.stage}: {problem}") from None
+
+
+def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
+    """Where a comparison with this reference gets stuck whatever the answer is; empty where it does not.
+
+    Each expression in it is compared with one and a half times itself, and with its square.
+    """
+    pending, stuck = [gold], ""
+    while pending and not stuck:
+        node = pending.pop()
+        if not isinstance(node, Expression) or isinstance(node, Bound) or is_set(node):
+            pending.extend(children(node))
+            continue
+        for other in (Apply("mul", (Number(Fraction(3, 2)), node)), Apply("pow", (node, Number(Fraction(2))))):
+            judge = Judge(conventions, Budget())
+            try:
+                judge.same(node, other)
+            except TooLarge as problem:
+                stuck = f"{judge.stage}: {problem}"
+            else:
+                stuck = ""
+                break
+    return stuck
 
 
 class Judge(RelationJudge):
@@ -93,7 +132,8 @@ class Judge(RelationJudge):
         if kind == other_kind == "tuple":
             return self._same_tuple(gold, items, answer, others)
         if "tuple" in (kind, other_kind):
-            return self._list_as_tuple(kind, items, others)
+            # An interval's ends alone do not say which of them belong to it.
+            return not _is_interval(gold) and not _is_interval(answer) and self._list_as_tuple(kind, items, others)
         if "one" in (kind, other_kind) and len(items) != len(others):
             # "1/2 or 0.5" is one candidate, written twice.
             single, listed = (items[0], others) if kind == "one" else (others[0], items)
@@ -173,6 +213,13 @@ class Judge(RelationJudge):
             else:
                 return False
         return True
+
+
+def _is_interval(node: Node) -> bool:
+    """True for two ends with a square bracket or an infinite end; `(1, 2)` may be a point, and `[1, 2, 3]` is a list."""
+    if not isinstance(node, Sequence) or len(node.items) != 2 or node.brackets not in ("()", "[]", "[)", "(]"):
+        return False
+    return node.brackets != "()" or any(infinite(item) for item in node.items)
 
 
 def _spread(node: Node) -> Node:

@@ -33,14 +33,14 @@ from rewards import find as places
 from rewards import stage
 from rewards.choices import letter_of
 from rewards.conventions import Conventions
-from rewards.equal import Undecided, equal
+from rewards.equal import Undecided, equal, undecidable
 from rewards.evaluate import precise
-from rewards.latex_text import normalise
+from rewards.latex_text import MAX_ANSWER, normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
 from rewards.stated import last_sentence, stated
-from rewards.verdict import Status, Verdict, correct, error, timeout, unparseable, wrong
+from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 
 PLACES = ("boxed", "stated", "last_sentence")
@@ -92,10 +92,8 @@ class Math:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict on `completion`; `error` where the reference is empty or no text: the dataset's fault."""
         gold = _gold_text(reference)
-        if gold is None:
-            return error(f"the reference {reference!r:.60} is no text or number; join a list's values by commas")
-        if not gold.strip():
-            return error("the reference answer is empty")
+        if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
+            return error(self.reference_problem(reference, prompt))
         stage.enter("find")
         answer = self.find_answer(completion)
         if answer is None:
@@ -114,6 +112,26 @@ class Math:
             self._cache.clear()
         self._cache[key] = verdict
         return verdict
+
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
+        """Why no answer can be judged by this reference; empty where answers can be.
+
+        It is no text, number or list of one, empty, longer than an answer may be, or its value cannot be worked out
+        within the bounds. A reference that is only not understood can be used: the same text is equal to it.
+        """
+        gold = _gold_text(reference)
+        if gold is None:
+            return f"the reference {reference!r:.60} is no text or number; join a list's values by commas"
+        if not gold.strip():
+            return "the reference answer is empty"
+        if len(gold) > MAX_ANSWER:
+            return f"the reference is {len(gold)} characters long; the most that is read is {MAX_ANSWER}"
+        try:
+            node = parse_gold(normalise(gold))
+        except Unreadable:
+            return ""
+        where = undecidable(node, self.conventions)
+        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
 
     def find_answer(self, completion: str) -> str | None:
         """The final answer's text, or None where there is none."""
@@ -134,7 +152,7 @@ class Math:
     def judge(self, gold: str, answer: str) -> Verdict:
         """The verdict on an answer that was found already."""
         stage.enter("text")
-        quick = _compare_rationals(gold, answer)
+        quick = _compare_rationals(gold, answer, self.conventions.rounded)
         if quick is not None:
             return correct("rational") if quick else _differs(answer, gold)
         try:
@@ -182,8 +200,18 @@ class Math:
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
         except Undecided as problem:
-            return timeout(f"math: undecided at {problem}: {plain[:60]!r}")
+            return self._undecided(gold, str(problem), plain)
         return self._other_reading(reference, plain) or _differs(plain, gold)
+
+    def _undecided(self, gold: str, where: str, plain: str) -> Verdict:
+        """A comparison beyond the bounds: the reference's fault where it cannot be used, the answer's otherwise.
+
+        An answer that costs more than it is worth must not come away without a score, or a policy learns to write it.
+        """
+        fault = self.reference_problem(gold)
+        if fault:
+            return error(fault)
+        return wrong(f"not decided within the bounds, at {where}: {plain[:60]!r}")
 
     def _other_reading(self, reference: Node, plain: str) -> Verdict | None:
         """Separators that have two readings are read as the reference needs them."""
@@ -192,7 +220,7 @@ class Math:
             grouped = self.conventions.decimal_comma != "always" and _THOUSANDS.fullmatch(plain)
             if match is not None and not grouped:
                 whole = re.sub(r"[. ]", "", match[2])
-                if Fraction(f"{match[1]}{whole}.{match[3]}") == reference.value:
+                if equal(reference, Number(Fraction(f"{match[1]}{whole}.{match[3]}")), self.conventions):
                     return correct("decimal comma")
         if isinstance(reference, Items) and re.fullmatch(r"-?\d+(?:,-?\d+)+", plain):
             try:
@@ -214,8 +242,11 @@ def _gold_text(reference: Any) -> str | None:
     return str(reference)
 
 
-def _compare_rationals(gold: str, answer: str) -> bool | None:
-    """Compare integers, decimals and fractions at once; None where one of them is something else."""
+def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
+    """Compare integers, decimals and fractions at once; None where one of them is something else.
+
+    Where `rounded`, an answer within half of one in the last digit of a decimal gold is equal.
+    """
     if gold == answer and _INTEGER.fullmatch(gold):
         return True
     left = _SIMPLE.fullmatch(gold)
@@ -223,7 +254,12 @@ def _compare_rationals(gold: str, answer: str) -> bool | None:
     if left is None or right is None:
         return None
     (a, b), (c, d) = _parts(left), _parts(right)
-    return None if b == 0 or d == 0 else a * d == b * c
+    if b == 0 or d == 0:
+        return None
+    if rounded and left[6]:
+        # b is the power of ten of the gold's last digit.
+        return 2 * abs(a * d - b * c) <= d
+    return a * d == b * c
 
 
 def _parts(match: re.Match[str]) -> tuple[int, int]:

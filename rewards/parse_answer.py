@@ -27,6 +27,9 @@ from rewards.respelled import in_another_notation, meant, respell
 from rewards.spelled import without_gloss
 
 MAX_ITEMS = 100
+# A chain such as 1/2/3/4 nests once for each sign; deeper trees would reach the end of Python's stack.
+MAX_TREE_DEPTH = 120
+_ON_SETS = frozenset(("union", "intersection", "difference", "neg", "pm"))
 _RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\leq": "<=", "\\le": "<=",
     "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\leqslant": "<=", "\\geqslant": ">=", "\\neq": "!=",
@@ -229,7 +232,7 @@ def parse(text: str) -> Node:
         if has_words:
             return meant(words(plain))
         raise
-    return meant(node.words) if isinstance(node, Text) else _checked(node, plain)
+    return meant(node.words) if isinstance(node, Text) else _checked(node)
 
 
 @lru_cache(maxsize=4096)
@@ -238,13 +241,22 @@ def parse_gold(text: str) -> Node:
     return parse(text)
 
 
-def _checked(node: Node, plain: str) -> Node:
-    """Refuse sets and text inside arithmetic, which no rule gives a meaning."""
-    for below in walk(node):
-        # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
-        allowed = not isinstance(below, Apply) or below.op in ("union", "intersection", "difference", "neg", "pm")
-        if not allowed and not all(isinstance(child, Expression) for child in children(below)):
-            raise Unreadable("a list, a text or a unit inside arithmetic")
+def _checked(node: Node) -> Node:
+    """Refuse sets and text inside arithmetic, which no rule gives a meaning, and trees too deep to walk."""
+    level, depth = [node], 0
+    while level:
+        depth += 1
+        if depth > MAX_TREE_DEPTH:
+            raise Unreadable(f"operations nested more than {MAX_TREE_DEPTH} deep")
+        following: list[Node] = []
+        for below in level:
+            parts = children(below)
+            # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
+            allowed = not isinstance(below, Apply) or below.op in _ON_SETS
+            if not allowed and not all(isinstance(child, Expression) for child in parts):
+                raise Unreadable("a list, a text or a unit inside arithmetic")
+            following.extend(parts)
+        level = following
     return node
 
 

@@ -12,6 +12,8 @@ from rewards.units import CURRENCY
 
 MAX_CELLS = 400
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
+# Functions whose bracket may be part of the argument alone.
+_OPEN_ENDED = frozenset(("ln", "log", "lg"))
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "twelve": 12, "sixteen": 16}  # fmt: skip
 
@@ -59,6 +61,8 @@ class PrimaryParser(ExpressionParser):
         assert token.value is not None
         if self.peek() == "_":
             return self._in_base(token.text)
+        if token.decimals is None and "\\" not in token.text and "e" in token.text.lower():
+            return _scientific(token.text)
         value = Number(token.value, token.decimals)
         following = self.tokens[self.at]
         if following.kind == "command" and following.text[1:] in FRACTIONS and token.text.isdigit():
@@ -217,7 +221,7 @@ class PrimaryParser(ExpressionParser):
             exponent = self.script()
         if exponent == Apply("neg", (Number(Fraction(1), 0),)) and name in _INVERSES:
             name, exponent = _INVERSES[name], None
-        arguments = self._arguments()
+        arguments = self._arguments(name)
         if name == "log":
             value = Apply("log", (arguments[0], base)) if base is not None else Apply("log", arguments)
         elif name == "lg":
@@ -228,16 +232,19 @@ class PrimaryParser(ExpressionParser):
             value = Apply(name, arguments)
         return value if exponent is None else Apply("pow", (value, exponent))
 
-    def _arguments(self) -> tuple[Node, ...]:
+    def _arguments(self, function: str) -> tuple[Node, ...]:
         """A function's arguments: in brackets, or the factors that stand next to it up to the next function."""
-        if self.peek() in ("(", "{"):
-            inner = self.braces() if self.peek() == "{" else self.brackets()
+        if self.peek() in ("(", "[", "{"):
+            braced = self.peek() == "{"
+            inner = self.braces() if braced else self.brackets()
             if isinstance(inner, Sequence):
                 return _items(inner)
-            while self.peek() in ("!", "^") and self.peek() == "^":
+            while self.peek() == "^":
                 if self.degree_follows():
                     self.at += self.degree_follows()
                     inner = Apply("degree", (inner,))
+                elif not braced and _closes(function, inner):
+                    break
                 else:
                     self.at += 1
                     inner = Apply("pow", (inner, self.script()))
@@ -316,6 +323,22 @@ def _items(inner: Node) -> tuple[Node, ...]:
     if not items:
         raise Unreadable("a function of nothing")
     return items
+
+
+def _closes(function: str, inner: Node) -> bool:
+    r"""Whether a power behind a function's bracket is the value's: `\cos(x)^2` is the square of the cosine.
+
+    `\ln(x-1)^2` is written for the logarithm of a square as well, and stays that: only a bracket around one number or
+    symbol says that the function ends there. Trigonometric and exponential functions end with any bracket.
+    """
+    return function not in _OPEN_ENDED or isinstance(inner, (Number, Constant, Symbol))
+
+
+def _scientific(text: str) -> Node:
+    """`4.5e33` as its digits times a power of ten, for the digits say how precise it is."""
+    digits, _, exponent = text.replace(",", "").replace(" ", "").lower().partition("e")
+    power = Apply("pow", (Number(Fraction(10), 0), Number(Fraction(int(exponent)), 0)))
+    return Apply("mul", (Number(Fraction(digits), len(digits.partition(".")[2])), power))
 
 
 def based(digits: str, base: int) -> Node:
