@@ -217,7 +217,7 @@ class ValueJudge:
     def _same_bound(self, gold: Node, answer: Node) -> bool:
         """Sums, integrals and set builders: the same limits, and the same body once the bound variable is renamed."""
         if not isinstance(gold, Bound) or not isinstance(answer, Bound):
-            return False
+            return self._same_region(gold, answer)
         if gold.op != answer.op or len(gold.limits) != len(answer.limits):
             return self._same_region(gold, answer)
         if not all(self.same(a, b) for a, b in zip(gold.limits, answer.limits, strict=True)):

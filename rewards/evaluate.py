@@ -18,6 +18,8 @@ from rewards.rational import Budget, TooLarge, Undefined, exact
 # Beyond exp(this) a value is not computed: nothing that a person answers is that large.
 _MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
 _MAX_ANGLE = {"float": 1e6, "precise": 1e30}
+# A value of the zeta function to a hundred digits takes about two milliseconds.
+_SPECIAL_COST = 100_000
 # Logarithms up to this are raised to powers of e again; a number of 100 digits keeps its first ones then.
 _MAX_MAGNITUDE = 1e5
 PRECISE_DIGITS = 100
@@ -161,11 +163,22 @@ class Evaluation:
             return first / 100
         if op == "degree":
             return first * self.arithmetic.pi / 180
-        if op in _TRIGONOMETRY:
+        if op in TRIGONOMETRY:
             return self._trigonometry(op, first)
         if op == "abs":
             return abs(first) * (1 + 0j)
+        if op in ("gamma", "zeta"):
+            return self._special(op, first)
         return self._real_function(op, [self._real(value) for value in values])
+
+    def _special(self, op: str, value: Any) -> Any:
+        """The gamma and the zeta function of a real number, which only the hundred digits know."""
+        if self.arithmetic.name == "float":
+            raise TooLarge("floats do not know this function")
+        if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
+            raise TooLarge(f"{op} of this number")
+        self.budget.spend(_SPECIAL_COST)
+        return (self.arithmetic.library.gamma if op == "gamma" else self.arithmetic.library.zeta)(value)
 
     def _sum(self, values: list[Any]) -> Any:
         result = sum(values[1:], values[0])
@@ -236,11 +249,14 @@ class Evaluation:
         return result if abs(result) > self.arithmetic.closeness or value == 1 else self._noise()
 
     def _trigonometry(self, op: str, value: Any) -> Any:
-        limit = self.arithmetic.exponent if op.endswith("h") else self.arithmetic.angle
+        grows = op.endswith("h") and not op.startswith("arc")
+        limit = self.arithmetic.exponent if grows else self.arithmetic.angle
         if abs(value) > limit or abs(value.imag) > self.arithmetic.exponent:
             raise TooLarge(f"{op} of so large a number")
         library = self.arithmetic.library
-        name, inverse = _TRIGONOMETRY[op]
+        name, inverse = TRIGONOMETRY[op]
+        if op in ("arcsec", "arccsc"):
+            value = 1 / value
         if self.arithmetic.name == "float" or not op.startswith("arc"):
             if op == "arccot":
                 return library.pi / 2 - self._trigonometry("arctan", value)
@@ -257,11 +273,12 @@ class Evaluation:
 _WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
 # Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
 # ever looked up.
-_TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
+TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
     "sin": ("sin", False), "cos": ("cos", False), "tan": ("tan", False), "cot": ("tan", True), "sec": ("cos", True),
     "csc": ("sin", True), "arcsin": ("asin", False), "arccos": ("acos", False), "arctan": ("atan", False),
     "arccot": ("atan", False), "sinh": ("sinh", False), "cosh": ("cosh", False), "tanh": ("tanh", False),
-    "coth": ("tanh", True),
+    "coth": ("tanh", True), "arcsinh": ("asinh", False), "arccosh": ("acosh", False), "arctanh": ("atanh", False),
+    "arcsec": ("acos", False), "arccsc": ("asin", False),
 }  # fmt: skip
 
 

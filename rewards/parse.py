@@ -18,20 +18,24 @@ from rewards.units import CURRENCY, read_unit
 MAX_DEPTH = 32
 
 _GREEK_NAMES = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau phi "
-    "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi "
+    "chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
 )
 GREEK = frozenset(_GREEK_NAMES.split())
 _FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd lcm max min det"
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh "
+    "arctanh arcsec arccsc log ln lg exp gcd lcm max min det"
 )
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 CONSTANTS = {"pi": "pi", "infty": "infinity"}
 FRACTIONS = frozenset(("frac", "dfrac", "tfrac", "cfrac"))
 BINOMIALS = frozenset(("binom", "dbinom", "tbinom"))
 NAMED = frozenset(
-    ("mathbb", "overline", "overrightarrow", "vec", "hat", "widehat", "bar", "angle", "triangle", "mathfrak")
-)
+    (
+        "mathbb", "overline", "overrightarrow", "vec", "hat", "widehat", "bar", "angle", "triangle", "mathfrak",
+        "tilde", "widetilde", "dot", "ddot",
+    )
+)  # fmt: skip
 BIG = frozenset(("sum", "prod", "int", "lim"))
 _TIMES = frozenset(("*", "\\cdot", "\\times", "\\ast"))
 _OVER = frozenset(("/", "\\div"))
@@ -281,7 +285,7 @@ class ExpressionParser:
         plain = written.strip().strip(".").lower()
         if plain in ("degrees", "degree"):
             return Apply("degree", (value,))
-        if plain in ("percent", "per cent"):
+        if plain in ("percent", "per cent", "pct", "percentage"):
             return Apply("percent", (value,))
         unit = read_unit(_singleton(written))
         if unit is None or isinstance(value, Quantity):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.latex_text import Token
-from rewards.matrices import determinant
-from rewards.nodes import Apply, Bound, Constant, Matrix, Node, Number, Quantity, Sequence, Symbol, Unreadable
+from rewards.nodes import Apply, Bound, Constant, Node, Number, Quantity, Sequence, Symbol, Unreadable
 from rewards.parse import BIG, BINOMIALS, CONSTANTS, FRACTIONS, FUNCTIONS, GREEK, NAMED, ExpressionParser, product
 from rewards.units import CURRENCY
 
-MAX_CELLS = 400
-_INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
+_INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
+# Marks over a letter that people use for the same thing.
+_SAME_MARKS = {"bar": "overline", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
+_SPECIAL = frozenset(("Gamma", "zeta"))
 # Functions whose bracket may be part of the argument alone.
 _OPEN_ENDED = frozenset(("ln", "log", "lg"))
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -107,12 +108,22 @@ class PrimaryParser(ExpressionParser):
             return Constant("e")
         if name == "C" and self.peek() == "(":
             return self._choice()
-        if name in "fgh" and self.peek() == "(":
-            self.deeper()
-            inner = self.brackets()
-            self.depth -= 1
-            return Apply("call " + name, _items(inner))
+        if name in "fgh":
+            return self._called(name)
         return Symbol(name)
+
+    def _called(self, name: str) -> Node:
+        """`f(x)` and `f''(x)`; without a bracket f is a variable."""
+        start = self.at
+        while self.take("'"):
+            name += "'"
+        if self.peek() != "(":
+            self.at = start
+            return Symbol(name[0])
+        self.deeper()
+        inner = self.brackets()
+        self.depth -= 1
+        return Apply("call " + name, _items(inner))
 
     def _choice(self) -> Node:
         """`C(10,3)`, the number of choices; with one expression in the brackets C is a variable."""
@@ -151,6 +162,8 @@ class PrimaryParser(ExpressionParser):
             return Constant(CONSTANTS[name])
         if name in FUNCTIONS:
             return self._function(name)
+        if name in _SPECIAL and self.peek() == "(":
+            return Apply(name.lower(), _items(self.brackets()))
         if name in GREEK:
             return Symbol("\\" + name + ("_" + self._subscript() if self.peek() == "_" else ""))
         if name in ("lfloor", "lceil"):
@@ -167,7 +180,7 @@ class PrimaryParser(ExpressionParser):
             self.at -= 1
             return self.brackets()
         if name == "begin":
-            return self._environment()
+            return self.environment()
         if name in BIG:
             return self._big(name)
         if name in NAMED:
@@ -191,7 +204,8 @@ class PrimaryParser(ExpressionParser):
                 self.at += 1
         if macro == "mathbb" and name == "R":
             return Sequence("()", (Apply("neg", (Constant("infinity"),)), Constant("infinity")))
-        return Symbol(f"\\{macro} {name}")
+        below = "_" + self._subscript() if self.peek() == "_" and macro != "mathbb" else ""
+        return Symbol(f"\\{_SAME_MARKS.get(macro, macro)} {name}{below}")
 
     def _root(self, name: str) -> Node:
         index: Node = Number(Fraction(3 if name == "cbrt" else 2))
@@ -282,39 +296,9 @@ class PrimaryParser(ExpressionParser):
             raise Unreadable(f"\\{op} without its variable")
         return Bound(op, variable, tuple(limits[key] for key in sorted(limits)), body)
 
-    def _environment(self) -> Node:
-        self.need("{")
-        kind = ""
-        while not self.take("}"):
-            kind += self.skip().text
-        if kind == "array" and self.take("{"):
-            while not self.take("}"):
-                self.skip()
-        rows: list[list[Node]] = [[]]
-        cells = 0
-        while not self.take("\\end"):
-            if self.peek().startswith("\\\\"):
-                self.at += 1
-                rows.append([])
-            elif not self.take("&", "\\hline"):
-                rows[-1].append(self.cell())
-                cells += 1
-                if cells > MAX_CELLS:
-                    raise Unreadable(f"a matrix of more than {MAX_CELLS} entries")
-        while not self.take("}"):
-            self.skip()
-        filled = [tuple(row) for row in rows if row]
-        if kind in ("cases", "aligned", "align", "gathered"):
-            return Sequence("", tuple(cell for row in filled for cell in row), "and")
-        if not filled or any(len(row) != len(filled[0]) for row in filled):
-            raise Unreadable("matrix rows of different lengths")
-        if kind in ("vmatrix", "Vmatrix"):
-            return (determinant(tuple(filled)) if kind == "vmatrix" else None) or Matrix("det", tuple(filled))
-        return Matrix("matrix", tuple(filled))
-
-    def cell(self) -> Node:
-        """One entry of a matrix."""
-        return self.expression()
+    def environment(self) -> Node:
+        r"""What `\begin{` opens."""
+        raise NotImplementedError
 
 
 def _items(inner: Node) -> tuple[Node, ...]:

@@ -89,6 +89,9 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
         return _root(first, int(values[1]))
     if op in ("factorial", "double_factorial", "binom"):
         return _count(op, values)
+    if op == "gamma":
+        # The gamma function of n is (n-1)!, and has no value at 0 and below.
+        return _count("factorial", [first - 1]) if first.denominator == 1 else _irrational(op)
     if op == "abs":
         return abs(first)
     if op == "floor":
@@ -101,6 +104,10 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
         return first / 100
     if op in ("gcd", "lcm", "mod"):
         return _integers(op, values)
+    raise Irrational(op)
+
+
+def _irrational(op: str) -> Fraction:
     raise Irrational(op)
 
 
