@@ -40,13 +40,16 @@ from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unrea
 from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
 from rewards.stated import last_sentence, stated
+from rewards.restated import is_restated
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 
 PLACES = ("boxed", "stated", "last_sentence")
 _INTEGER = re.compile(r"-?\d{1,15}")
+_PLAIN = re.compile(r"-?[\d.,]{1,40}")
 _SIMPLE = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}|(\d{1,15})(?:/(\d{1,15})|\.(\d{1,15}))?)")
 _COMMA_DECIMAL = re.compile(r"(-?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
+_LISTED = re.compile(r"-?\d{1,9}(?:,-?\d{1,9}){1,99}")
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2},\d{3}")
 _MANY_CACHED = 8192
 
@@ -100,7 +103,7 @@ class Math:
             return unparseable("no final answer found")
         # A plain number is never the problem restated, and most answers are plain numbers.
         problem = prompt.get(self.problem_column) if self.problem_column is not None else None
-        if problem is not None and not _SIMPLE.fullmatch(answer) and _restated(answer, gold, problem):
+        if problem is not None and not _PLAIN.fullmatch(answer) and is_restated(answer, gold, problem):
             return wrong("the problem restated")
         key = (gold, answer)
         known = self._cache.get(key)
@@ -181,6 +184,8 @@ class Math:
 
     def _judge_parsed(self, gold: str, plain_gold: str, plain: str) -> Verdict:
         stage.enter("parse")
+        if self.conventions.decimal_comma == "always" and (comma := _COMMA_DECIMAL.fullmatch(plain_gold)) is not None:
+            plain_gold = comma[1] + re.sub(r"[. ]", "", comma[2]) + "." + comma[3]
         try:
             reference: Node = parse_gold(plain_gold)
         except Unreadable:
@@ -199,6 +204,8 @@ class Math:
             spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
+            if "," in plain_gold + plain and self._as_lists(plain_gold, reference, plain, node):
+                return correct("list")
         except Undecided as problem:
             return self._undecided(gold, str(problem), plain)
         return self._other_reading(reference, plain) or _differs(plain, gold)
@@ -222,13 +229,15 @@ class Math:
                 whole = re.sub(r"[. ]", "", match[2])
                 if equal(reference, Number(Fraction(f"{match[1]}{whole}.{match[3]}")), self.conventions):
                     return correct("decimal comma")
-        if isinstance(reference, Items) and re.fullmatch(r"-?\d+(?:,-?\d+)+", plain):
-            try:
-                if equal(reference, parse(plain.replace(",", ", ")), self.conventions):
-                    return correct("list")
-            except (Unreadable, Undecided):
-                return None
         return None
+
+    def _as_lists(self, gold: str, reference: Node, plain: str, node: Node) -> bool:
+        """Whether commas between the digits of one side, read as thousands, separate what the other side lists."""
+        if isinstance(reference, Items) and isinstance(node, Number) and _LISTED.fullmatch(plain):
+            return equal(reference, parse(plain.replace(",", ", ")), self.conventions)
+        if isinstance(node, Items) and node.brackets in ("", "{}") and isinstance(reference, Number):
+            return bool(_LISTED.fullmatch(gold)) and equal(parse(gold.replace(",", ", ")), node, self.conventions)
+        return False
 
 
 def _gold_text(reference: Any) -> str | None:
@@ -275,17 +284,3 @@ def _parts(match: re.Match[str]) -> tuple[int, int]:
 
 def _differs(answer: str, gold: str) -> Verdict:
     return Verdict(0.0, Status.WRONG, f"{answer[:80]!r} is not {gold[:80]!r}")
-
-
-_WORK_LEFT = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|binom|cdot|times|log|sin|cos|tan)")
-_SQUEEZE = re.compile(r"[\s$]|\\(?:[,;:! ]|left|right|displaystyle)|\\[dt](?=frac)")
-
-
-def _restated(answer: str, gold: str, problem: object) -> bool:
-    """True where an unworked expression was copied from the problem and the reference is another text."""
-    if not isinstance(problem, str) or not _WORK_LEFT.search(answer, 1):
-        return False
-    squeezed = _SQUEEZE.sub("", answer[:2000])
-    if len(squeezed) < 3 or squeezed == _SQUEEZE.sub("", gold):
-        return False
-    return _SQUEEZE.sub("", gold).lstrip("-").isdigit() and squeezed in _SQUEEZE.sub("", problem[:20000])
