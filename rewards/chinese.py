@@ -15,10 +15,7 @@ _UNITS = {
     "小时": "hours", "分钟": "minutes", "秒": "seconds", "天": "days", "星期": "weeks",
     "个月": "months", "年": "years",
 }  # fmt: skip
-_COUNTERS = (
-    "个 人 名 位 只 本 张 条 枚 件 棵 辆 次 种 台 支 根 "
-    "块 颗 箱 瓶 袋 头 匹 组 页 间 把 朵 片 道 岁 分 点"
-).split()
+_COUNTERS = "个人名位只本张条枚件棵辆次种台支根块颗箱瓶袋头匹组页间把朵片道岁分点"
 _SCALES = {"万": 10**4, "亿": 10**8}
 _NAMES = "|".join(sorted({*_UNITS, *_COUNTERS}, key=len, reverse=True))
 _BEHIND = re.compile(rf"(?<=[\d}})])\s*+(?:({_NAMES})(?:/({_NAMES}))?)(?![\u4e00-\u9fff])")

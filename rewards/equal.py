@@ -170,7 +170,9 @@ class Judge(FamilyJudge):
         if kind == "set":
             spread = [_spread(item) for item in node.items]
             return kind, tuple(
-                part for item in spread for part in (item.items if isinstance(item, Sequence) and item.brackets == "" else (item,))
+                part
+                for item in spread
+                for part in (item.items if isinstance(item, Sequence) and item.brackets == "" else (item,))
             )
         items: list[Node] = []
         for at, item in enumerate(node.items):

@@ -81,9 +81,7 @@ class FamilyJudge(RelationJudge):
 
     def _same_condition(self, gold: Node | Region, answer: Node | Region) -> bool:
         if isinstance(gold, Region) or isinstance(answer, Region):
-            left, right = (
-                each if isinstance(each, Region) else as_region(each, self.place) for each in (gold, answer)
-            )
+            left, right = (each if isinstance(each, Region) else as_region(each, self.place) for each in (gold, answer))
             return left is not None and right is not None and self._same_intervals(left, right)
         if isinstance(gold, Text) or isinstance(answer, Text):
             return gold == answer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rewards.nodes import Apply, Bound, Constant, Node, Number, Symbol, rename, walk
+from rewards.nodes import Apply, Bound, Constant, Node, Number, Symbol, rename
 from rewards.rational import Budget, TooLarge, Undefined, exact
 
 # Beyond exp(this) a value is not computed: nothing that a person answers is that large.
@@ -303,10 +303,14 @@ def _stand_in(node: Node) -> Fraction:
 
 
 def has_odd_root(node: Node) -> bool:
-    """True where a power has a fraction with an odd denominator as its exponent, or a root an odd index above 1."""
-    for each in walk(node):
-        if isinstance(each, Apply) and each.op == "pow" and _odd_fraction(each.args[1]) is not None:
-            return True
+    """True where a power has a fraction with an odd denominator as its exponent."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, Apply):
+            if each.op == "pow" and _odd_fraction(each.args[1]) is not None:
+                return True
+            pending.extend(each.args)
     return False
 
 

@@ -72,12 +72,21 @@ _RENAMED = re.compile(r"\\(" + "|".join(_OTHER_NAMES) + r")(?![A-Za-z])")
 _LETTERS_ALONE = frozenset(("lbrack", "rbrack", "lparen", "rparen", "imath", "jmath"))
 _MARK = r"\\(?:mathbf|boldsymbol|bm|pmb|textbf|hat|widehat|vec|overrightarrow)(?![A-Za-z])\s*+"
 _UNIT_VECTOR = re.compile(
-    _MARK
-    + rf"(?:\{{\s*+{_MARK}\{{\s*+([ijk])\s*+\}}\s*+\}}|\{{\s*+(?:{_MARK})?([ijk])\s*+\}}|([ijk])(?![A-Za-z]))"
+    _MARK + rf"(?:\{{\s*+{_MARK}\{{\s*+([ijk])\s*+\}}\s*+\}}|\{{\s*+(?:{_MARK})?([ijk])\s*+\}}|([ijk])(?![A-Za-z]))"
 )
-_FONTS = re.compile(r"\\(?:mathbf|mathnormal|mathtt|mathds|mathscr|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])")
+_FONTS = re.compile(
+    r"\\(?:mathbf|mathnormal|mathtt|mathds|mathscr|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])"
+)
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
-_OUTER = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("'", "'"), ('"', '"'))
+# What may stand around a whole answer, by its first character.
+_OUTER = {
+    "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
+    "$": (("$$", "$$"), ("$", "$")),
+    "*": (("**", "**"),),
+    "`": (("`", "`"),),
+    "'": (("'", "'"),),
+    '"': (('"', '"'),),
+}
 
 
 def normalise(text: str) -> str:
@@ -124,7 +133,7 @@ def _strip(text: str) -> str:
             text = text[:-2].rstrip()
         if text.endswith((".", ",", ";")) and not text.endswith(("..", "\\,", "\\;")):
             text = text[:-1].rstrip()
-        for opening, closing in _OUTER:
+        for opening, closing in _OUTER.get(text[:1], ()):
             if not (len(text) > len(opening) and text.startswith(opening) and text.endswith(closing)):
                 continue
             inner = text[len(opening) : -len(closing)]
@@ -203,7 +212,7 @@ def tokenise(text: str) -> list[Token]:
             depth += (piece == "\\{") - (piece == "\\}")
             tokens.append(Token("command", piece, spaced=spaced))
         elif kind == "word":
-            _word(piece, tokens, spaced, names=_names_follow(tokens, text, at))
+            _word(piece, tokens, spaced, text, at)
         else:
             depth += (piece in "([") - (piece in ")]")
             tokens.append(Token("sign", piece, spaced=spaced))
@@ -266,12 +275,12 @@ def _guess_period(digits: str) -> Fraction:
     return Fraction(digits)
 
 
-def _names_follow(tokens: list[Token], text: str, at: int) -> bool:
+def _names_points(tokens: list[Token], text: str, at: int) -> bool:
     r"""True where capitals name points, as in `NO:BO` and `\frac{NO}{BO}`: beside a sign, inside the mathematics."""
     return bool(tokens and tokens[-1].text in _BESIDE_NAMES) or text[at : at + 2].lstrip()[:1] in ("=", ":")
 
 
-def _word(word: str, tokens: list[Token], spaced: bool, names: bool) -> None:
+def _word(word: str, tokens: list[Token], spaced: bool, text: str, at: int) -> None:
     """A run of letters: a function, a connective, a unit after a number, a word, or a product of variables."""
     low = word.lower()
     if len(word) == 1:
@@ -284,7 +293,7 @@ def _word(word: str, tokens: list[Token], spaced: bool, names: bool) -> None:
         tokens.append(Token("unit", word, spaced=spaced))
     elif low == "mod":
         tokens.append(Token("command", "\\bmod", spaced=spaced))
-    elif len(word) > 3 or (low in _SHORT_WORDS and not (names and word.isupper())):
+    elif len(word) > 3 or (low in _SHORT_WORDS and not (word.isupper() and _names_points(tokens, text, at))):
         tokens.append(Token("text", word, spaced=spaced))
     else:
         split = re.match(r"(.*?)(pi|sqrt)$", word)

@@ -39,8 +39,8 @@ from rewards.latex_text import MAX_ANSWER, normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
-from rewards.stated import last_sentence, stated
 from rewards.restated import is_restated
+from rewards.stated import last_sentence, stated
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 

@@ -10,6 +10,7 @@ from rewards.latex_text import TEXT_MACROS, normalise, tokenise
 from rewards.nodes import (
     Apply,
     Bound,
+    Constant,
     Expression,
     Node,
     Number,
@@ -20,8 +21,6 @@ from rewards.nodes import (
     Text,
     Unreadable,
     children,
-    free_symbols,
-    walk,
 )  # fmt: skip
 from rewards.parse_environment import EnvironmentParser
 from rewards.parse_listing import listed
@@ -33,6 +32,7 @@ from rewards.vectors import with_components
 MAX_ITEMS = 100
 # A chain such as 1/2/3/4 nests once for each sign; deeper trees would reach the end of Python's stack.
 MAX_TREE_DEPTH = 120
+_LEAVES = (Number, Symbol, Constant, Text)
 _ON_SETS = frozenset(("union", "intersection", "difference", "neg", "pm"))
 _RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\leq": "<=", "\\le": "<=",
@@ -288,12 +288,16 @@ def _checked(node: Node) -> Node:
             raise Unreadable(f"operations nested more than {MAX_TREE_DEPTH} deep")
         following: list[Node] = []
         for below in level:
-            parts = children(below)
-            # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
-            allowed = not isinstance(below, Apply) or below.op in _ON_SETS
-            if not allowed and not all(isinstance(child, Expression) for child in parts):
-                raise Unreadable("a list, a text or a unit inside arithmetic")
-            following.extend(parts)
+            if isinstance(below, Apply):
+                parts = below.args
+                # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
+                if below.op not in _ON_SETS:
+                    for part in parts:
+                        if not isinstance(part, Expression):
+                            raise Unreadable("a list, a text or a unit inside arithmetic")
+                following.extend(parts)
+            elif not isinstance(below, _LEAVES):
+                following.extend(children(below))
         level = following
     return node
 
