@@ -168,19 +168,14 @@ class Judge(FamilyJudge):
         if kind == "tuple":
             return kind, node.items
         if kind == "set":
-            spread = [_spread(item) for item in node.items]
-            return kind, tuple(
-                part
-                for item in spread
-                for part in (item.items if isinstance(item, Sequence) and item.brackets == "" else (item,))
-            )
+            return kind, tuple(part for item in node.items for part in _parts(_spread(item)))
         items: list[Node] = []
         for at, item in enumerate(node.items):
             item = _spread(item)
             named = self._named(item) if at == 0 and isinstance(item, Relation) else None
             if named is not None and not any(isinstance(each, Relation) for each in node.items[1:]):
                 item = _spread(named.value)  # "x = 2, 3"
-            items.extend(item.items if isinstance(item, Sequence) and item.brackets == "" else (item,))
+            items.extend(_parts(item))
         return kind, tuple(self._same_name_values(items))
 
     def _same_name_values(self, items: list[Node]) -> Iterable[Node]:
@@ -191,7 +186,7 @@ class Judge(FamilyJudge):
         return items
 
     def _name_different_things(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """`x = 2, y = 3` beside `2, 3`: bare values stand in the order of the names; `x_1 = 2, x_2 = 3` has no order."""
+        """`x = 2, y = 3` beside `2, 3`: bare values are in the names' order; `x_1 = 2, x_2 = 3` has none."""
         sides = [[self._named(item) for item in side if isinstance(item, Relation)] for side in (items, others)]
         if sorted(map(len, sides)) != [0, len(items)] or len(items) < 2:
             return False
@@ -257,7 +252,7 @@ def _is_pieces(node: Node) -> TypeGuard[Sequence]:
 
 
 def _is_interval(node: Node) -> bool:
-    """True for two ends with a square bracket or an infinite end; `(1, 2)` may be a point, and `[1, 2, 3]` is a list."""
+    """True for two ends with a square bracket or an infinite end; `(1, 2)` may be a point, `[1, 2, 3]` is a list."""
     if not isinstance(node, Sequence) or len(node.items) != 2 or node.brackets not in ("()", "[]", "[)", "(]"):
         return False
     return node.brackets != "()" or any(infinite(item) for item in node.items)
@@ -268,6 +263,11 @@ def _spread(node: Node) -> Node:
     if isinstance(node, Relation):
         return Relation(tuple(_spread(side) for side in node.sides), node.ops)
     return Sequence("", both_signs(node)) if has_sign(node) else node
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    """The items of a bare list; a node that is none is its one item."""
+    return node.items if isinstance(node, Sequence) and node.brackets == "" else (node,)
 
 
 def _rows(node: Node) -> tuple[str, tuple[tuple[Node, ...], ...]] | None:

@@ -94,7 +94,7 @@ def _as_plain(node: Bound, other: Node) -> Node:
 
 
 def _as_family_of(node: Bound, other: Node) -> Node:
-    """`n \\pi` beside a family over k: its one variable that the family does not have is the parameter."""
+    r"""`n \pi` beside a family over k: its one variable that the family does not have is the parameter."""
     unknown = free_symbols(other) - free_symbols(node)
     if len(unknown) != 1 or (node.variable in unknown):
         return other

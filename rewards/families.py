@@ -103,7 +103,7 @@ def has_sign(node: Node) -> bool:
 def _signed(node: Apply) -> bool:
     if node.op in ("pm", "mp"):
         return True
-    for arg in node.args:
+    for arg in node.args:  # noqa: SIM110  # a generator here would cost more than the rest
         if isinstance(arg, Apply) and _signed(arg):
             return True
     return False

@@ -58,7 +58,8 @@ _SIZES = re.compile(
 )
 _BAR_SIDES = re.compile(r"\\(left|right|[bB]igg?[lr])\s*(?:\||\\vert(?![A-Za-z]))")
 _SPACES = re.compile(
-    r"(?<!\\)\\[,;: ]|~|\\q?quad|\\(?:hfill|hfil|indent|noindent|space|medspace|thickspace)(?![A-Za-z])|\\(?:enspace|thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\})"
+    r"(?<!\\)\\[,;: ]|~|\\q?quad|\\(?:hfill|hfil|indent|noindent|space|medspace|thickspace)(?![A-Za-z])"
+    r"|\\(?:enspace|thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\})"
 )
 _NO_SPACE = re.compile(r"\\!\s*")
 _COLOURS = re.compile(r"\\(?:text|page)?color(?:box)?\s*+(?:\[[^\[\]]{0,20}\])?\s*+\{[^{}]{0,40}\}")
@@ -75,7 +76,8 @@ _UNIT_VECTOR = re.compile(
     _MARK + rf"(?:\{{\s*+{_MARK}\{{\s*+([ijk])\s*+\}}\s*+\}}|\{{\s*+(?:{_MARK})?([ijk])\s*+\}}|([ijk])(?![A-Za-z]))"
 )
 _FONTS = re.compile(
-    r"\\(?:mathbf|mathnormal|mathtt|mathds|mathscr|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])"
+    r"\\(?:mathbf|mathnormal|mathtt|mathds|mathscr|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)"
+    r"(?![A-Za-z])"
 )
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
 # What may stand around a whole answer, by its first character.

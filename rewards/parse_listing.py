@@ -21,17 +21,18 @@ def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
     """
     if not any(joiner in (";", "or") for joiner in joiners) or all(joiner in (";", "or", "") for joiner in joiners):
         return None
-    groups: list[list[Relation]] = [[]]
+    groups: list[dict[str, Node]] = [{}]
     for item, joiner in zip(items, joiners, strict=True):
-        if not isinstance(item, Relation) or item.ops != ("=",) or not isinstance(item.sides[0], Symbol):
-            return None
         if joiner in (";", "or"):
-            groups.append([])
-        groups[-1].append(item)
-    names = [sorted(str(item.sides[0]) for item in group) for group in groups]
-    if len(names[0]) < 2 or len(set(names[0])) < len(names[0]) or any(each != names[0] for each in names):
+            groups.append({})
+        name = item.sides[0] if isinstance(item, Relation) and item.ops == ("=",) else None
+        if not isinstance(name, Symbol) or name.name in groups[-1]:
+            return None
+        groups[-1][name.name] = item
+    names = sorted(groups[0])
+    if len(names) < 2 or any(sorted(group) != names for group in groups):
         return None
-    return [Sequence("()", tuple(sorted(group, key=lambda item: str(item.sides[0])))) for group in groups]
+    return [Sequence("()", tuple(group[name] for name in names)) for group in groups]
 
 
 def _of_one_modulus(items: list[Node]) -> list[Node]:

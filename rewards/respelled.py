@@ -21,8 +21,8 @@ _NO_WORDS = re.compile(_FONT + r"\{\s*+\}")
 _NUMERAL = re.compile(_FONT + r"\{\s*+(-?\d[\d,]*+(?:\.\d++)?)\s*+\}")
 # A measured number whose whole text is in a font: digits first, words after a space.
 _MEASURE = re.compile(
-    _FONT
-    + r"\{\s*+([-+]?(?:\\?[$]|[\u20ac\u00a3\u20b9])?\s*+\d[\d.,:]*+(?:/\d++)?\s*+(?:\\?%\s*+|(?<=\s)[A-Za-z.\d][A-Za-z.\d\s]*+)?)\}"
+    _FONT + r"\{\s*+([-+]?(?:\\?[$]|[\u20ac\u00a3\u20b9])?\s*+\d[\d.,:]*+(?:/\d++)?\s*+"
+    r"(?:\\?%\s*+|(?<=\s)[A-Za-z.\d][A-Za-z.\d\s]*+)?)\}"
 )
 _UNIT_AND = re.compile(r"\\text\s*+\{(\s*+[A-Za-z]{1,20})\s++and\s*+\}")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -145,7 +145,7 @@ _HEXADECIMAL = re.compile(r"(?:\\(?:text|mathrm|texttt)\s*\{)?\s*0[xX]([0-9A-Fa-
 
 
 def in_another_notation(text: str, plain: str) -> Node | None:
-    """`6 PM`, `3 to 4`, `0xFF` and `DNE`, which no grammar of expressions reads; `plain` is the text without its macros."""
+    """`6 PM`, `3 to 4`, `0xFF` and `DNE`, which no grammar reads; `plain` is the text without its macros."""
     if plain[:1] in "Dd" and _NOT_THERE.fullmatch(plain.lower().rstrip(".")):
         return Text("does not exist")
     if not any(character.isdigit() for character in text):

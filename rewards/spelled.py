@@ -18,7 +18,8 @@ _GLOSS = re.compile(
     r"(?P<words>[A-Za-z][A-Za-z -]{2,80})\}?\s*\)\s*\}?"
 )
 _NOUN_IN_BRACKETS = re.compile(
-    r"(?<=[\d}])\s{0,3}(?:\\text\s{0,3}\{\s{0,3})?\((?:\\text\s{0,3}\{)?\s{0,3}([A-Za-z]{2,20}(?:[ /][A-Za-z]{2,20}){0,3})"
+    r"(?<=[\d}])\s{0,3}(?:\\text\s{0,3}\{\s{0,3})?\((?:\\text\s{0,3}\{)?\s{0,3}"
+    r"([A-Za-z]{2,20}(?:[ /][A-Za-z]{2,20}){0,3})"
     r"\s{0,3}\}?\)\}?$"
 )
 _SUBJECT = r"(?:it|he|she|they|we|i|you|this|that|there|these|those)"
