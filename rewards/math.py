@@ -195,8 +195,6 @@ class Math:
             node = parse(plain)
         except Unreadable as problem:
             return self._other_reading(reference, plain) or unparseable(f"{str(problem)[:120]}: {plain[:60]!r}")
-        except RecursionError:
-            return unparseable("nested too deep")
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:

@@ -16,6 +16,7 @@ from rewards.units import CURRENCY, read_unit
 
 # Nesting beyond this is no answer; each level costs about eight frames of Python's stack.
 MAX_DEPTH = 32
+MAX_PARTS = 20
 
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi "
@@ -48,6 +49,8 @@ class ExpressionParser:
         self.tokens, self.at, self.depth = tokens, 0, 0
         # Inside |...| or a set builder a bar closes; elsewhere it may open a factor.
         self.bar_closes = 0
+        # Of one quantity, such as 1 hour 30 minutes 5 seconds.
+        self.parts = 0
 
     # Looking at tokens
 
@@ -147,7 +150,9 @@ class ExpressionParser:
         sign = self.peek()
         if sign in ("\\pm", "\\mp"):
             self.at += 1
+            self.deeper()
             value: Node = Apply(sign[1:], (self.signed(),))
+            self.depth -= 1
         else:
             value = self.power()
         return Apply("neg", (value,)) if negative else value
@@ -210,11 +215,11 @@ class ExpressionParser:
 
     def script(self) -> Node:
         """What stands in an exponent: a group, or one signed token."""
-        if self.peek() == "{":
-            return self.group()
-        if self.take("-"):
-            return Apply("neg", (self.script(),))
-        return self.primary()
+        negative = False
+        while self.take("-"):
+            negative = not negative
+        value = self.group() if self.peek() == "{" else self.primary()
+        return Apply("neg", (value,)) if negative else value
 
     def group(self) -> Node:
         """`{...}` in an argument's place: one expression."""
@@ -295,6 +300,9 @@ class ExpressionParser:
     def _with_smaller(self, whole: Quantity) -> Quantity:
         """`2 hours 30 minutes`, `5 feet and 3 inches`: a quantity with less than one of its unit in a smaller one."""
         start = self.at
+        if self.parts > MAX_PARTS:
+            return whole
+        self.parts += 1
         if self.tokens[self.at].kind in ("join", "text") and self.joins(self.tokens[self.at]) == "and":
             self.at += 1
         number = self.tokens[self.at]

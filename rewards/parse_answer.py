@@ -248,6 +248,13 @@ def parse(text: str) -> Node:
     Raises:
         Unreadable: it is nothing that is understood, or it is too large.
     """
+    try:
+        return _parse(text)
+    except RecursionError:
+        raise Unreadable("nested too deep") from None
+
+
+def _parse(text: str) -> Node:
     plain = respell(without_gloss(normalise(text)))
     if not plain:
         raise Unreadable("an empty answer")
