@@ -77,7 +77,7 @@ def test_only_an_unusable_reference_is_an_error() -> None:
         ("What is 17*23+4?", "17*23+4", True),
         ("What is 17*23+4?", "17\\times 23+4", True),
         ("What is 17*23+4?", "17 \\cdot 23 + 4", True),
-        ("What is 17*23+4?", "17×23+4", True),
+        ("What is 17*23+4?", "17\u00d723+4", True),
         ("What is 17*23+4?", "(17)(23)+4", True),
         ("What is 17*23+4?", "x = 17(23) + 4", True),
         ("What is $(17)(23)+4$?", "17 \\times 23+4", True),
