@@ -65,7 +65,8 @@ class Math:
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.conventions.Conventions`.
 
     Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
-    that cannot be decided within the work budget (well under a second) is `timeout`, and the reason says where.
+    that cannot be decided within the work budget (well under a second) is `wrong`, and the reason says where; where
+    the reference alone is beyond it, that is an `error` (`reference_problem`).
 
     Raises:
         ValueError: an unknown place or setting.

@@ -91,7 +91,9 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
         return _count(op, values)
     if op == "gamma":
         # The gamma function of n is (n-1)!, and has no value at 0 and below.
-        return _count("factorial", [first - 1]) if first.denominator == 1 else _irrational(op)
+        if first.denominator != 1:
+            raise Irrational(op)
+        return _count("factorial", [first - 1])
     if op == "abs":
         return abs(first)
     if op == "floor":
@@ -104,10 +106,6 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
         return first / 100
     if op in ("gcd", "lcm", "mod"):
         return _integers(op, values)
-    raise Irrational(op)
-
-
-def _irrational(op: str) -> Fraction:
     raise Irrational(op)
 
 
