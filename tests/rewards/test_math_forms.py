@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from repeated_units import LIMIT, run
 
+from rewards.code import extract_code
 from rewards.math import Math
 from rewards.restated import is_restated
 from rewards.verdict import Status
+from sandbox.types import Language
 
 FORMS = Path(__file__).parent / "corpus" / "forms.txt"
 OPTIONS = {"rounded": {"rounded": True}, "decimal_comma": {"decimal_comma": "always"}}
@@ -124,3 +126,9 @@ def test_repeated_scraps_cost_little(answer: str) -> None:
 def test_no_repeated_unit_stalls_a_verifier_or_raises() -> None:
     assert LIMIT == 1.0
     assert not run(seed=20, most=250, seconds=20.0)
+
+
+def test_a_long_fence_is_read_at_once() -> None:
+    begun = time.process_time()
+    assert extract_code("~" * 4000 + "`", Language.PYTHON) is None
+    assert time.process_time() - begun < 0.5
