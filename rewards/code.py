@@ -25,7 +25,7 @@ _ALIASES = {
     Language.JAVASCRIPT: {"javascript", "js", "node"},
     Language.BASH: {"bash", "sh", "shell"},
 }
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)[^`]*\Z")
+_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([^\s`{]*+)[^`]*+\Z")
 
 # A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
 # are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.

@@ -16,8 +16,9 @@ class Conventions:
         units: `missing`: a unit missing on one side is ignored, two different ones are not equal; `strict`: both
             must have it; `ignore`: units are not looked at.
         ordered: bare lists and sets must be in the gold's order.
-        rounded: a gold decimal is also matched by an answer that rounds to it at the gold's last digit. Off: an
-            exact gold is never matched by a rounded answer, nor a rounded gold by an exact one.
+        rounded: a gold decimal, also in scientific notation or with a unit, is matched by an answer that rounds to it
+            at the gold's last digit. Off: an exact gold is never matched by a rounded answer, nor a rounded gold by
+            an exact one.
         bare_base: a gold in a base is also matched by its digits without the base.
         log_base: 10 or, for 0, e: what `\log` without a base means.
         decimal_comma: `3,14` may be read as 3.14 where the gold is a single number; not `3,141`, whose comma groups

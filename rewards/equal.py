@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from fractions import Fraction
+from typing import TypeGuard
 
 from rewards.conventions import Conventions
-from rewards.equal_relations import RelationJudge
-from rewards.nodes import Apply, Bound, Expression, Matrix, Node, Quantity, Ratio, Relation, Sequence, Text
+from rewards.equal_families import FamilyJudge
+from rewards.equal_values import is_set
+from rewards.families import FAMILY, both_signs, has_sign
+from rewards.nodes import (
+    Apply,
+    Bound,
+    Expression,
+    Matrix,
+    Node,
+    Number,
+    Quantity,
+    Ratio,
+    Relation,
+    Sequence,
+    Text,
+    children,
+)
 from rewards.rational import Budget, TooLarge
+from rewards.regions import infinite
 from rewards.spelled import without_echo
+from rewards.vectors import plain_vector
 
 DEFAULT = Conventions()
+_TUPLES = frozenset(("()", "[]", "[)", "(]", "<>"))
 _BETWEEN_WORDS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
@@ -32,7 +52,30 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
         raise Undecided(f"{judge.stage}: {problem}") from None
 
 
-class Judge(RelationJudge):
+def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
+    """Where a comparison with this reference gets stuck whatever the answer is; empty where it does not.
+
+    Each expression in it is compared with one and a half times itself, and with its square.
+    """
+    pending, stuck = [gold], ""
+    while pending and not stuck:
+        node = pending.pop()
+        if not isinstance(node, Expression) or isinstance(node, Bound) or is_set(node):
+            pending.extend(children(node))
+            continue
+        for other in (Apply("mul", (Number(Fraction(3, 2)), node)), Apply("pow", (node, Number(Fraction(2))))):
+            judge = Judge(conventions, Budget())
+            try:
+                judge.same(node, other)
+            except TooLarge as problem:
+                stuck = f"{judge.stage}: {problem}"
+            else:
+                stuck = ""
+                break
+    return stuck
+
+
+class Judge(FamilyJudge):
     """The whole comparison: by form, then matrices, tuples, sets and lists."""
 
     def same(self, gold: Node, answer: Node) -> bool:
@@ -43,6 +86,8 @@ class Judge(RelationJudge):
         gold, answer = _spread(gold), _spread(answer)
         if isinstance(gold, Text) or isinstance(answer, Text):
             return isinstance(gold, Text) and isinstance(answer, Text) and self._same_words(gold.words, answer.words)
+        if (_is_family(gold) or _is_family(answer)) and _may_be_family(gold) and _may_be_family(answer):
+            return self._same_family(gold, answer)
         if isinstance(gold, Expression) and isinstance(answer, Expression):
             if isinstance(gold, Bound) or isinstance(answer, Bound):
                 return self._same_bound(gold, answer)
@@ -51,6 +96,10 @@ class Judge(RelationJudge):
             return self._same_relation(gold, answer)
         if isinstance(gold, (Quantity, Ratio)) or isinstance(answer, (Quantity, Ratio)):
             return self._same_measure(gold, answer)
+        if isinstance(gold, Apply) or isinstance(answer, Apply):
+            gold, answer = plain_vector(gold) or gold, plain_vector(answer) or answer
+        if _is_pieces(gold) or _is_pieces(answer):
+            return _is_pieces(gold) and _is_pieces(answer) and self._same_pieces(gold, answer)
         if isinstance(gold, Matrix) or isinstance(answer, Matrix):
             return self._same_matrix(gold, answer)
         return self._same_collection(gold, answer)
@@ -93,17 +142,21 @@ class Judge(RelationJudge):
         if kind == other_kind == "tuple":
             return self._same_tuple(gold, items, answer, others)
         if "tuple" in (kind, other_kind):
-            return self._list_as_tuple(kind, items, others)
+            # An interval's ends alone do not say which of them belong to it.
+            return not _is_interval(gold) and not _is_interval(answer) and self._list_as_tuple(kind, items, others)
         if "one" in (kind, other_kind) and len(items) != len(others):
             # "1/2 or 0.5" is one candidate, written twice.
             single, listed = (items[0], others) if kind == "one" else (others[0], items)
             return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
-        if self.conventions.ordered:
+        if self.conventions.ordered or (kind == other_kind == "list" and self._name_different_things(items, others)):
             return len(items) == len(others) and all(self.same(a, b) for a, b in zip(items, others, strict=True))
         if self._matched(items, others):
             return True
+        if kind == other_kind == "list" and len(others) > len(items) > 1:
+            # An item of the gold written twice is no further value.
+            return self._matched(items, self._distinct(others))
         return "list" in (kind, other_kind) and self._same_region(gold, answer)
 
     def _items(self, node: Node) -> tuple[str, tuple[Node, ...]] | None:
@@ -112,15 +165,17 @@ class Judge(RelationJudge):
         if node.brackets == "{}" and node.items and all(isinstance(item, Relation) for item in node.items):
             return "list", node.items  # {x = 2, y = 3} is a solution, not a set of numbers
         kind = {"{}": "set", "": "list"}.get(node.brackets, "tuple")
-        if kind != "list":
+        if kind == "tuple":
             return kind, node.items
+        if kind == "set":
+            return kind, tuple(part for item in node.items for part in _parts(_spread(item)))
         items: list[Node] = []
         for at, item in enumerate(node.items):
             item = _spread(item)
             named = self._named(item) if at == 0 and isinstance(item, Relation) else None
             if named is not None and not any(isinstance(each, Relation) for each in node.items[1:]):
                 item = _spread(named.value)  # "x = 2, 3"
-            items.extend(item.items if isinstance(item, Sequence) and item.brackets == "" else (item,))
+            items.extend(_parts(item))
         return kind, tuple(self._same_name_values(items))
 
     def _same_name_values(self, items: list[Node]) -> Iterable[Node]:
@@ -129,6 +184,14 @@ class Judge(RelationJudge):
         if len(items) > 1 and all(each is not None and each.name == named[0].name for each in named if named[0]):
             return [each.value for each in named if each is not None] if None not in named else items
         return items
+
+    def _name_different_things(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
+        """`x = 2, y = 3` beside `2, 3`: bare values are in the names' order; `x_1 = 2, x_2 = 3` has none."""
+        sides = [[self._named(item) for item in side if isinstance(item, Relation)] for side in (items, others)]
+        if sorted(map(len, sides)) != [0, len(items)] or len(items) < 2:
+            return False
+        names = [each.name if each is not None else "" for each in sides[0] + sides[1]]
+        return all(names) and len({name.partition("_")[0] for name in names}) == len(names)
 
     def _distinct(self, items: tuple[Node, ...]) -> tuple[Node, ...]:
         kept: list[Node] = []
@@ -175,27 +238,36 @@ class Judge(RelationJudge):
         return True
 
 
+def _is_family(node: Node) -> bool:
+    return isinstance(node, Bound) and node.op == FAMILY
+
+
+def _may_be_family(node: Node) -> bool:
+    """True for an expression, and for a tuple or interval, whose ends may have a parameter."""
+    return isinstance(node, Expression) or (isinstance(node, Sequence) and node.brackets in _TUPLES)
+
+
+def _is_pieces(node: Node) -> TypeGuard[Sequence]:
+    return isinstance(node, Sequence) and node.brackets == "cases"
+
+
+def _is_interval(node: Node) -> bool:
+    """True for two ends with a square bracket or an infinite end; `(1, 2)` may be a point, `[1, 2, 3]` is a list."""
+    if not isinstance(node, Sequence) or len(node.items) != 2 or node.brackets not in ("()", "[]", "[)", "(]"):
+        return False
+    return node.brackets != "()" or any(infinite(item) for item in node.items)
+
+
 def _spread(node: Node) -> Node:
     r"""`1 \pm 2` as the list of its two values; all signs of one answer go together, `\mp` against them."""
     if isinstance(node, Relation):
         return Relation(tuple(_spread(side) for side in node.sides), node.ops)
-    if not _has_sign(node):
-        return node
-    return Sequence("", (_signed(node, False), _signed(node, True)))
+    return Sequence("", both_signs(node)) if has_sign(node) else node
 
 
-def _has_sign(node: Node) -> bool:
-    """True where a plus-minus can be spread: in an expression, not under a sum or another bound variable."""
-    return isinstance(node, Apply) and (node.op in ("pm", "mp") or any(_has_sign(arg) for arg in node.args))
-
-
-def _signed(node: Node, minus: bool) -> Node:
-    if not isinstance(node, Apply):
-        return node
-    args = tuple(_signed(arg, minus) for arg in node.args)
-    if node.op in ("pm", "mp"):
-        return Apply("neg", args) if minus == (node.op == "pm") else args[0]
-    return Apply(node.op, args)
+def _parts(node: Node) -> tuple[Node, ...]:
+    """The items of a bare list; a node that is none is its one item."""
+    return node.items if isinstance(node, Sequence) and node.brackets == "" else (node,)
 
 
 def _rows(node: Node) -> tuple[str, tuple[tuple[Node, ...], ...]] | None:

@@ -90,7 +90,10 @@ def _quantity(node: Node) -> tuple[Node, Unit | None]:
 
 
 def _in_radians(node: Node) -> bool:
-    return any(each == Constant("pi") or (isinstance(each, Apply) and each.op.startswith("arc")) for each in walk(node))
+    return any(
+        each == Constant("pi") or (isinstance(each, Apply) and each.op.startswith("arc") and not each.op.endswith("h"))
+        for each in walk(node)
+    )
 
 
 def _two_digit(ratio: Ratio) -> bool:

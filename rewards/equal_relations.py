@@ -7,13 +7,14 @@ from fractions import Fraction
 
 from rewards.equal_measures import MeasureJudge
 from rewards.equal_values import MAX_SYMBOLS, POINTS, cross, measured
-from rewards.evaluate import canonical
+from rewards.evaluate import TRIGONOMETRY, canonical
 from rewards.nodes import (
     Apply,
     Expression,
     Node,
     Number,
     Quantity,
+    Ratio,
     Relation,
     Sequence,
     Symbol,
@@ -49,6 +50,8 @@ class RelationJudge(MeasureJudge):
 
     def _same_named(self, gold: Node, named: Named | None, answer: Node, other: Named | None) -> bool:
         if named is not None and other is not None:
+            if _names_of_words_agree(named.name, other.name):
+                return self.same(named.value, other.value)
             if named.name != other.name or len(named.parameters) != len(other.parameters):
                 # y = x/2 and x = 2y name different variables and are one equation; x = 3 and y = 3 are not.
                 return bool(free_symbols(named.value)) and self._same_chain(gold, answer)
@@ -61,11 +64,11 @@ class RelationJudge(MeasureJudge):
         if named is not None:
             if isinstance(answer, Relation):
                 # `y - 2x - 3 = 0` for `y = 2x + 3`, but no equation still to be solved for `x = 3`.
-                return bool(free_symbols(named.value)) and self._same_chain(gold, answer)
+                return _may_be_rearranged(gold, named) and self._same_chain(gold, answer)
             return self.same(named.value, answer)
         assert other is not None
         if isinstance(gold, Relation):
-            return bool(free_symbols(other.value)) and self._same_chain(gold, answer)
+            return _may_be_rearranged(answer, other) and self._same_chain(gold, answer)
         # "60 seconds = 1 minute": both sides are the answer, and the reference may have either.
         return self.same(gold, other.value) or (other.first is not None and self.same(gold, other.first))
 
@@ -169,12 +172,44 @@ def _name_of(node: Node) -> str | None:
         return node.name
     if isinstance(node, Apply) and node.op.startswith("call "):
         return canonical(node)
-    if isinstance(node, Sequence) and node.items and all(isinstance(item, Symbol) for item in node.items):
+    if isinstance(node, (Sequence, Ratio)) and node.items and all(map(_is_segment, node.items)):
+        return canonical(node)
+    if isinstance(node, Apply) and _is_function_of_names(node):
         return canonical(node)
     symbols = free_symbols(node)
     plain = all(isinstance(each, (Symbol, Apply)) for each in walk(node))
     named = plain and (len(symbols) > 1 or (len(symbols) == 1 and next(iter(symbols)).isupper()))
     return canonical(node) if named and isinstance(node, Apply) else None
+
+
+def _names_of_words_agree(name: str, other: str) -> bool:
+    r"""`\text{Area} = 5` beside `A = 5`, or `\text{min}` beside `\text{minimum}`; not beside `\text{max}`."""
+    words, letters = "\\text ", 3
+    if not name.startswith(words) and not other.startswith(words):
+        return False
+    both = name.startswith(words) and other.startswith(words)
+    return not both or name[: len(words) + letters] == other[: len(words) + letters]
+
+
+def _may_be_rearranged(node: Node, named: Named) -> bool:
+    r"""Whether an equation is more than the value of one variable: `y = 2x`, `2\sin x = 1`."""
+    functional = isinstance(node, Relation) and any(
+        isinstance(side, Apply) and _is_function_of_names(side) for side in node.sides
+    )
+    return functional or bool(free_symbols(named.value))
+
+
+def _is_segment(node: Node) -> bool:
+    """True for a variable, and for a product of them such as AB."""
+    parts = node.args if isinstance(node, Apply) and node.op == "mul" else (node,)
+    return all(isinstance(part, Symbol) for part in parts)
+
+
+def _is_function_of_names(node: Apply) -> bool:
+    r"""True for `\sin\alpha`, `\cos^2 2A`, `|z|`: a function's value of named things, or a power of it."""
+    if node.op == "pow" and isinstance(node.args[1], Number) and isinstance(node.args[0], Apply):
+        node = node.args[0]
+    return (node.op in TRIGONOMETRY or node.op == "abs") and bool(free_symbols(node))
 
 
 def _in_name_order(names: Node, value: Node) -> Node:

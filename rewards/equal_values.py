@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 
 from rewards import stage
 from rewards.conventions import Conventions
-from rewards.evaluate import FLOATS, Evaluation, canonical, compare
+from rewards.evaluate import FLOATS, Evaluation, Sight, canonical, compare, has_odd_root, magnitudes_differ
+from rewards.magnitude import is_huge
 from rewards.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename, walk
 from rewards.rational import Budget, Irrational, TooLarge, Undefined, exact
 from rewards.regions import infinite
+from rewards.written import half_step
 
 # Where free variables are tried: whole numbers (for factorials and (-1)^n, both parities), fractions on both sides
 # of 1, and negative ones (which tell |x| from x). Coincidences would need a root of the difference at every point.
@@ -31,6 +32,7 @@ class ValueJudge:
 
     def __init__(self, conventions: Conventions, budget: Budget) -> None:
         self.conventions, self.budget, self.stage = conventions, budget, "structure"
+        self.real_roots = False
 
     def at(self, name: str) -> None:
         """Note the stage, for the reason of a timeout."""
@@ -57,19 +59,41 @@ class ValueJudge:
         sign, other = infinite(gold), infinite(answer)
         if sign or other:
             return sign == other
-        if isinstance(gold, Apply) and isinstance(answer, Apply) and {gold.op, answer.op} <= _OF_SETS:
-            return (
-                self._same_region(gold, answer)
-                or canonical(gold) == canonical(answer)
-                or (gold.op == answer.op != "difference" and self._matched(gold.args, answer.args))
-            )
+        if is_set(gold) or is_set(answer):
+            return self._same_sets(gold, answer)
         if self.conventions.bare_base and isinstance(gold, Number) and isinstance(answer, Number):
             return gold.value == answer.value or (answer.bare is None and answer.value == gold.bare)
-        if self.conventions.rounded and isinstance(gold, Number) and gold.decimals:
-            return self._rounds_to(gold, answer)
         return self._equal_values(gold, answer)
 
+    def _same_sets(self, gold: Node, answer: Node) -> bool:
+        """Unions and the like; what is no set, such as an expression beside one, has no region and is not equal."""
+        if self._same_region(gold, answer):
+            return True
+        if not isinstance(gold, Apply) or not isinstance(answer, Apply) or gold.op != answer.op:
+            return False
+        if canonical(gold) == canonical(answer):
+            return True
+        return gold.op != "difference" and self._matched(gold.args, answer.args)
+
     def _equal_values(self, gold: Node, answer: Node) -> bool:
+        """Whether two expressions have the same value wherever they are tried; a rounded gold also takes what rounds.
+
+        Fractional powers of negative numbers are read as the calculus of real numbers does where that makes the two
+        equal: (x-2)^{1/3} is the cube root of x-2 for x below 2 as well.
+        """
+        if self.conventions.rounded and (half := half_step(gold)) is not None:
+            return self._rounds_to(gold, half, answer)
+        if self._equal_somewhere(gold, answer):
+            return True
+        if self.real_roots or not (has_odd_root(gold) or has_odd_root(answer)):
+            return False
+        self.real_roots = True
+        try:
+            return self._equal_somewhere(gold, answer)
+        finally:
+            self.real_roots = False
+
+    def _equal_somewhere(self, gold: Node, answer: Node) -> bool:
         names = sorted(free_symbols(gold) | free_symbols(answer))
         if not names:
             return self._equal_at(gold, answer, {}, real_only=False) is True
@@ -128,7 +152,7 @@ class ValueJudge:
             return self._large(gold, answer, env)
         self.at("approximate values")
         try:
-            same, real = compare(gold, answer, env, self.budget, self.conventions.log_base)
+            same, real = compare(gold, answer, self._sight(env))
         except Undefined:
             return None if env else False
         if real_only and real < 2:
@@ -141,34 +165,51 @@ class ValueJudge:
         if canonical(gold) == canonical(answer):
             return True
         try:
-            same, _ = compare(gold, answer, env, self.budget, self.conventions.log_base)
+            same, _ = compare(gold, answer, self._sight(env))
         except Undefined:
             return None
         except TooLarge:
-            # Both would have to be that large to be equal, and an answer's tower is not a plain reference.
-            if _is_huge(answer) and _is_plain(gold):
+            # Both would have to be that large to be equal.
+            for tower, other in ((answer, gold), (gold, answer)):
+                if is_huge(tower, env) and self._is_plain(other, env):
+                    return False
+            if magnitudes_differ(gold, answer, self._sight(env)):
                 return False
             raise
         if same and not env:
             raise TooLarge("equal to a hundred digits, but too large for an exact comparison")
         return same
 
-    def _rounds_to(self, gold: Number, answer: Node) -> bool:
-        half = Fraction(1, 2 * 10 ** (gold.decimals or 0))
+    def _rounds_to(self, gold: Node, half: Node, answer: Node) -> bool:
+        """Whether `answer` lies within half a step of the gold's last written digit."""
         if free_symbols(answer):
             return False
         try:
-            return abs(exact(answer, {}, self.budget) - gold.value) <= half
+            distance = abs(exact(answer, {}, self.budget) - exact(gold, {}, self.budget))
+            return distance <= abs(exact(half, {}, self.budget))
         except (Irrational, Undefined):
-            place = self.place(answer)
-            return place is not None and abs(place - float(gold.value)) <= float(half)
+            places = [self.place(each) for each in (answer, gold, half)]
+        if places[0] is None or places[1] is None or places[2] is None:
+            return False
+        return abs(places[0] - places[1]) <= abs(places[2]) * (1 + 1e-12)
+
+    def _is_plain(self, node: Node, env: dict[str, Fraction]) -> bool:
+        """True where floats hold the value."""
+        try:
+            Evaluation(FLOATS, self._sight(env)).value(node)
+        except (Undefined, TooLarge):
+            return False
+        return True
+
+    def _sight(self, env: dict[str, Fraction]) -> Sight:
+        return Sight(env, self.budget, self.conventions.log_base, self.real_roots)
 
     def place(self, node: Node) -> float | None:
         """Where a real constant lies on the line, to float precision; None where it is no such thing."""
         if not isinstance(node, Expression) or free_symbols(node):
             return None
         try:
-            value = Evaluation(FLOATS, {}, self.budget, self.conventions.log_base).value(node)
+            value = Evaluation(FLOATS, self._sight({})).value(node)
         except (Undefined, TooLarge):
             return None
         return float(value.real) if abs(value.imag) < 1e-9 * max(1.0, abs(value)) else None
@@ -176,7 +217,7 @@ class ValueJudge:
     def _same_bound(self, gold: Node, answer: Node) -> bool:
         """Sums, integrals and set builders: the same limits, and the same body once the bound variable is renamed."""
         if not isinstance(gold, Bound) or not isinstance(answer, Bound):
-            return False
+            return self._same_region(gold, answer)
         if gold.op != answer.op or len(gold.limits) != len(answer.limits):
             return self._same_region(gold, answer)
         if not all(self.same(a, b) for a, b in zip(gold.limits, answer.limits, strict=True)):
@@ -186,40 +227,12 @@ class ValueJudge:
         return self.same(*bodies)
 
 
+def is_set(node: Node) -> bool:
+    return isinstance(node, Apply) and node.op in _OF_SETS
+
+
 def _has_absolute(node: Node) -> bool:
     return any(isinstance(each, Apply) and each.op == "abs" for each in walk(node))
-
-
-def _is_plain(node: Node) -> bool:
-    return isinstance(node, Number) and abs(node.value) < 10**300
-
-
-def _is_huge(node: Node) -> bool:
-    """True where the value is surely beyond 10^500: a product of powers and factorials that grow without end."""
-    if not isinstance(node, Apply):
-        return isinstance(node, Number) and abs(node.value) >= 10**500
-    if node.op == "neg":
-        return _is_huge(node.args[0])
-    if node.op == "mul":
-        whole = all((isinstance(arg, Number) and abs(arg.value) >= 1) or _is_huge(arg) for arg in node.args)
-        return whole and any(_is_huge(arg) for arg in node.args)
-    if node.op == "factorial":
-        return _at_least(node.args[0], 2000)
-    return node.op == "pow" and _at_least(node.args[0], 2) and _at_least(node.args[1], 2000)
-
-
-def _at_least(node: Node, bound: int) -> bool:
-    """True where the value is surely `bound` or more."""
-    if isinstance(node, Number):
-        return node.value >= bound
-    if isinstance(node, Apply) and node.op in ("pow", "factorial") and _at_least(node.args[0], 2):
-        base, exponent = node.args[0], node.args[-1]
-        if node.op == "pow" and isinstance(base, Number) and isinstance(exponent, Number):
-            # Cut to what floats hold: beyond it the answer is yes all the same.
-            logarithm = math.log(float(min(base.value, Fraction(10**9))))
-            return float(min(exponent.value, Fraction(10**9))) * logarithm >= math.log(bound)
-        return _is_huge(node) or bound <= 2
-    return False
 
 
 def measured(node: Node) -> bool:

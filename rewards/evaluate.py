@@ -8,6 +8,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +18,10 @@ from rewards.rational import Budget, TooLarge, Undefined, exact
 # Beyond exp(this) a value is not computed: nothing that a person answers is that large.
 _MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
 _MAX_ANGLE = {"float": 1e6, "precise": 1e30}
-_MAX_FACTORIAL = 5000
+# A value of the zeta function to a hundred digits takes about two milliseconds.
+_SPECIAL_COST = 100_000
+# Logarithms up to this are raised to powers of e again; a number of 100 digits keeps its first ones then.
+_MAX_MAGNITUDE = 1e5
 PRECISE_DIGITS = 100
 # mpmath keeps its constants in shared memory that two threads must not refresh at once.
 _precise_lock = threading.RLock()
@@ -59,6 +63,20 @@ def precise() -> Arithmetic:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Where and how an expression is worked out.
+
+    `env` is the point, `log_base` what a logarithm without a base means, and `real_roots` says that a fractional power
+    of a negative number with an odd denominator is the real one: (-8)^{1/3} is -2.
+    """
+
+    env: Mapping[str, Fraction]
+    budget: Budget
+    log_base: int = 10
+    real_roots: bool = False
+
+
 class Evaluation:
     """One evaluation at one point.
 
@@ -66,8 +84,9 @@ class Evaluation:
     What cancels down to the noise is zero to a hundred digits, and undecided in floats.
     """
 
-    def __init__(self, arithmetic: Arithmetic, env: Mapping[str, Fraction], budget: Budget, log_base: int) -> None:
-        self.arithmetic, self.env, self.budget, self.log_base = arithmetic, env, budget, log_base
+    def __init__(self, arithmetic: Arithmetic, sight: Sight) -> None:
+        self.arithmetic, self.env, self.budget, self.log_base = arithmetic, sight.env, sight.budget, sight.log_base
+        self.real_roots = sight.real_roots
         self.loss = 1.0
 
     def value(self, node: Node) -> Any:
@@ -102,7 +121,13 @@ class Evaluation:
             raise Undefined("not an expression")
         if node.op.startswith("call "):
             return self.arithmetic.number(_stand_in(node))
-        return self._apply(node.op, [self._value(arg) for arg in node.args])
+        values = [self._value(arg) for arg in node.args]
+        if self.real_roots and node.op == "pow" and values[0].imag == 0 and values[0].real < 0:
+            exponent = _odd_fraction(node.args[1])
+            if exponent is not None:
+                root = self._power(-values[0], values[1])
+                return root if exponent.numerator % 2 == 0 else -root
+        return self._apply(node.op, values)
 
     def _constant(self, name: str) -> Any:
         if name == "pi":
@@ -138,11 +163,22 @@ class Evaluation:
             return first / 100
         if op == "degree":
             return first * self.arithmetic.pi / 180
-        if op in _TRIGONOMETRY:
+        if op in TRIGONOMETRY:
             return self._trigonometry(op, first)
         if op == "abs":
             return abs(first) * (1 + 0j)
+        if op in ("gamma", "zeta"):
+            return self._special(op, first)
         return self._real_function(op, [self._real(value) for value in values])
+
+    def _special(self, op: str, value: Any) -> Any:
+        """The gamma and the zeta function of a real number, which only the hundred digits know."""
+        if self.arithmetic.name == "float":
+            raise TooLarge("floats do not know this function")
+        if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
+            raise TooLarge(f"{op} of this number")
+        self.budget.spend(_SPECIAL_COST)
+        return (self.arithmetic.library.gamma if op == "gamma" else self.arithmetic.library.zeta)(value)
 
     def _sum(self, values: list[Any]) -> Any:
         result = sum(values[1:], values[0])
@@ -213,11 +249,14 @@ class Evaluation:
         return result if abs(result) > self.arithmetic.closeness or value == 1 else self._noise()
 
     def _trigonometry(self, op: str, value: Any) -> Any:
-        limit = self.arithmetic.exponent if op.endswith("h") else self.arithmetic.angle
+        grows = op.endswith("h") and not op.startswith("arc")
+        limit = self.arithmetic.exponent if grows else self.arithmetic.angle
         if abs(value) > limit or abs(value.imag) > self.arithmetic.exponent:
             raise TooLarge(f"{op} of so large a number")
         library = self.arithmetic.library
-        name, inverse = _TRIGONOMETRY[op]
+        name, inverse = TRIGONOMETRY[op]
+        if op in ("arcsec", "arccsc"):
+            value = 1 / value
         if self.arithmetic.name == "float" or not op.startswith("arc"):
             if op == "arccot":
                 return library.pi / 2 - self._trigonometry("arctan", value)
@@ -234,11 +273,12 @@ class Evaluation:
 _WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
 # Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
 # ever looked up.
-_TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
+TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
     "sin": ("sin", False), "cos": ("cos", False), "tan": ("tan", False), "cot": ("tan", True), "sec": ("cos", True),
     "csc": ("sin", True), "arcsin": ("asin", False), "arccos": ("acos", False), "arctan": ("atan", False),
     "arccot": ("atan", False), "sinh": ("sinh", False), "cosh": ("cosh", False), "tanh": ("tanh", False),
-    "coth": ("tanh", True),
+    "coth": ("tanh", True), "arcsinh": ("asinh", False), "arccosh": ("acosh", False), "arctanh": ("atanh", False),
+    "arcsec": ("acos", False), "arccsc": ("asin", False),
 }  # fmt: skip
 
 
@@ -262,8 +302,37 @@ def _stand_in(node: Node) -> Fraction:
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
 
 
-def compare(gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budget, log_base: int) -> tuple[bool, int]:
-    """Whether both have the same value at the point `env`, and how many of the two are real there.
+def has_odd_root(node: Node) -> bool:
+    """True where a power has a fraction with an odd denominator as its exponent."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, Apply):
+            if each.op == "pow" and _odd_fraction(each.args[1]) is not None:
+                return True
+            pending.extend(each.args)
+    return False
+
+
+def _odd_fraction(node: Node) -> Fraction | None:
+    """The value of an exponent such as `2/3` or `-1/5`; None where it is whole, even below, or no plain fraction."""
+    sign = 1
+    if isinstance(node, Apply) and node.op == "neg":
+        sign, node = -1, node.args[0]
+    if isinstance(node, Number):
+        value = node.value
+    elif isinstance(node, Apply) and node.op == "div" and all(isinstance(arg, Number) for arg in node.args):
+        above, below = (arg.value for arg in node.args if isinstance(arg, Number))
+        if below == 0:
+            return None
+        value = above / below
+    else:
+        return None
+    return sign * value if value.denominator % 2 == 1 and value.denominator > 1 else None
+
+
+def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
+    """Whether both have the same value there, and how many of the two are real.
 
     Floats decide where they differ clearly; where they agree, a hundred digits do.
 
@@ -273,11 +342,11 @@ def compare(gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budge
     for arithmetic in (FLOATS, None):
         if arithmetic is None:
             with _precise_lock:
-                return _compare_in(precise(), gold, answer, env, budget, log_base)
+                return _compare_in(precise(), gold, answer, sight)
         try:
-            same, real = _compare_in(arithmetic, gold, answer, env, budget, log_base)
+            same, real = _compare_in(arithmetic, gold, answer, sight)
         except TooLarge:
-            if budget.left < 0:
+            if sight.budget.left < 0:
                 raise
             continue
         if not same:
@@ -285,11 +354,44 @@ def compare(gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budge
     raise AssertionError("both arithmetics were tried")
 
 
-def _compare_in(
-    arithmetic: Arithmetic, gold: Node, answer: Node, env: Mapping[str, Fraction], budget: Budget, log_base: int
-) -> tuple[bool, int]:
-    left = Evaluation(arithmetic, env, budget, log_base)
-    right = Evaluation(arithmetic, env, budget, log_base)
+def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
+    """True where the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
+
+    Raises:
+        Undefined, TooLarge: as `compare`.
+    """
+    with _precise_lock:
+        evaluation = Evaluation(precise(), sight)
+        left, right = (_magnitude(node, evaluation) for node in (gold, answer))
+        if left is None or right is None:
+            return False
+        return bool(abs(left - right) > 1e-60 * max(abs(left), abs(right)))
+
+
+def _magnitude(node: Node, evaluation: Evaluation) -> Any:
+    """The natural logarithm of a product, power or factorial of values of 1 or more; None of anything else."""
+    if isinstance(node, Apply) and node.op in ("mul", "pow"):
+        parts = [_magnitude(arg, evaluation) for arg in node.args]
+        if any(part is None for part in parts):
+            return None
+        if node.op == "mul":
+            return sum(parts[1:], parts[0])
+        if parts[1] > _MAX_MAGNITUDE:
+            raise TooLarge("a power")
+        return parts[0] * evaluation.arithmetic.library.exp(parts[1])
+    if isinstance(node, Apply) and node.op == "factorial":
+        below = _magnitude(node.args[0], evaluation)
+        if below is None or below > _MAX_MAGNITUDE:
+            return None
+        return evaluation.arithmetic.library.loggamma(1 + evaluation.arithmetic.library.exp(below)).real
+    value = evaluation.value(node)
+    if value.imag != 0 or value.real < 1:
+        return None
+    return evaluation.arithmetic.library.log(value.real)
+
+
+def _compare_in(arithmetic: Arithmetic, gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
+    left, right = Evaluation(arithmetic, sight), Evaluation(arithmetic, sight)
     a, b = left.value(gold), right.value(answer)
     tolerance = arithmetic.closeness * max(left.loss, right.loss)
     same = bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))

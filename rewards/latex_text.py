@@ -47,17 +47,48 @@ _UPPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _LOWER_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓᵢ]+")
 _VULGAR = re.compile("[" + "".join(_FRACTIONS) + "]")
 
+# Macros whose argument is words.
+TEXT_MACROS = (
+    "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd|emph|mbox|hbox|mathrm|operatorname"
+)
 _SIZES = re.compile(
-    r"\\(?:(?:left|right)\s*\.(?!\d)|(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf)(?![A-Za-z]))"
+    r"\\(?:(?:left|right)\s*\.(?!\d)|(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle"
+    r"|limits|nolimits|rm|bf|it|sf|tt|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
+    r"|normalfont|centering|middle)(?![A-Za-z]))"
 )
 _BAR_SIDES = re.compile(r"\\(left|right|[bB]igg?[lr])\s*(?:\||\\vert(?![A-Za-z]))")
 _SPACES = re.compile(
-    r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|\\(?:enspace|thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\})"
+    r"(?<!\\)\\[,;: ]|~|\\q?quad|\\(?:hfill|hfil|indent|noindent|space|medspace|thickspace)(?![A-Za-z])"
+    r"|\\(?:enspace|thinspace|hspace\*?\{[^{}]*\}|phantom\{[^{}]*\})"
 )
 _NO_SPACE = re.compile(r"\\!\s*")
-_FONTS = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])")
+_COLOURS = re.compile(r"\\(?:text|page)?color(?:box)?\s*+(?:\[[^\[\]]{0,20}\])?\s*+\{[^{}]{0,40}\}")
+_OTHER_NAMES = {
+    "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "nicefrac": "frac",
+    "sfrac": "frac", "flatfrac": "frac", "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta",
+    "varrho": "rho", "varsigma": "sigma", "land": "wedge", "lor": "vee", "imath": "i", "jmath": "j",
+    "geqq": "ge", "leqq": "le", "dotsc": "ldots", "dotsb": "cdots",
+}  # fmt: skip
+_RENAMED = re.compile(r"\\(" + "|".join(_OTHER_NAMES) + r")(?![A-Za-z])")
+_LETTERS_ALONE = frozenset(("lbrack", "rbrack", "lparen", "rparen", "imath", "jmath"))
+_MARK = r"\\(?:mathbf|boldsymbol|bm|pmb|textbf|hat|widehat|vec|overrightarrow)(?![A-Za-z])\s*+"
+_UNIT_VECTOR = re.compile(
+    _MARK + rf"(?:\{{\s*+{_MARK}\{{\s*+([ijk])\s*+\}}\s*+\}}|\{{\s*+(?:{_MARK})?([ijk])\s*+\}}|([ijk])(?![A-Za-z]))"
+)
+_FONTS = re.compile(
+    r"\\(?:mathbf|mathnormal|mathtt|mathds|mathscr|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)"
+    r"(?![A-Za-z])"
+)
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
-_OUTER = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"))
+# What may stand around a whole answer, by its first character.
+_OUTER = {
+    "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
+    "$": (("$$", "$$"), ("$", "$")),
+    "*": (("**", "**"),),
+    "`": (("`", "`"),),
+    "'": (("'", "'"),),
+    '"': (('"', '"'),),
+}
 
 
 def normalise(text: str) -> str:
@@ -77,12 +108,22 @@ def normalise(text: str) -> str:
     text = _strip(text)
     if "\\" in text or "~" in text:
         text = _NO_SPACE.sub("", text)
+        if "color" in text:
+            text = _COLOURS.sub("", text)
+        text = _RENAMED.sub(_renamed, text)
+        if "{i}" in text or "{j}" in text or "hat" in text or "vec" in text:
+            text = _UNIT_VECTOR.sub(lambda m: f"\\hat{{{m[1] or m[2] or m[3]}}}", text)
         text = _BAR_SIDES.sub(lambda m: "\\lvert " if m[1] == "left" or m[1].endswith("l") else "\\rvert ", text)
         text = _SPACES.sub(" ", _FONTS.sub("", _SIZES.sub("", text)))
         text = _strip(text)
     if "{,}" in text or "{.}" in text:
         text = _GROUPING.sub(lambda m: "," if m[1] == "," and len(m[2]) == 3 else ".", text)
     return text
+
+
+def _renamed(match: re.Match[str]) -> str:
+    name = match[1]
+    return ("" if name in _LETTERS_ALONE else "\\") + _OTHER_NAMES[name]
 
 
 def _strip(text: str) -> str:
@@ -94,14 +135,11 @@ def _strip(text: str) -> str:
             text = text[:-2].rstrip()
         if text.endswith((".", ",", ";")) and not text.endswith(("..", "\\,", "\\;")):
             text = text[:-1].rstrip()
-        for opening, closing in _OUTER:
+        for opening, closing in _OUTER.get(text[:1], ()):
+            if not (len(text) > len(opening) and text.startswith(opening) and text.endswith(closing)):
+                continue
             inner = text[len(opening) : -len(closing)]
-            if (
-                len(text) > len(opening)
-                and text.startswith(opening)
-                and text.endswith(closing)
-                and closing not in inner
-            ):
+            if closing not in (inner.replace("\\$", "") if "$" in closing else inner) and not inner.endswith("\\"):
                 text = inner
         if text == before:
             return text
@@ -123,9 +161,9 @@ _NUMERAL = (
     r"|(?P<dots>\d*\.\d{2,}\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z])))"
 )
 _PLAIN = r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?)"
-_THOUSANDS = r"|(?P<thousands>(?<![_^])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d])(?!,\d)(?! \d)(?:\.\d+)?)"
+_THOUSANDS = r"|(?P<thousands>(?<![_^])(?<!\d,)\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d])(?!,\d)(?! \d)(?:\.\d+)?)"
 _REST = (
-    r"|(?P<text>\\(?:text|textbf|textit|textrm|textsf|texttt|mbox|mathrm|operatorname\*?|mathop)\s*\{(?P<inner>[^{}]*)\})"
+    rf"|(?P<text>\\(?:{TEXT_MACROS}|operatorname\*|mathop)\s*\{{(?P<inner>[^{{}}]*)\}})"
     r"|(?P<command>\\[A-Za-z]+|\\[{}|$%&#_]|\\\\(?:\[[^\]]*\])?)"
     r"|(?P<word>[A-Za-z]+)"
     r"|(?P<sign>\*\*|<=|>=|!=|==|\.\.\.|[-+*/^_=<>()\[\]{},;:|!%&'$\u20ac\u00a3\u00a5\u20b9])"
@@ -135,12 +173,18 @@ _OUTSIDE = re.compile(r"(?P<space>\s+)|" + _NUMERAL + _THOUSANDS + _PLAIN + _RES
 
 _FUNCTION_NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp sqrt frac gcd lcm max min "
-    "pi theta alpha beta gamma lambda phi infty cbrt asin acos atan"
+    "pi theta alpha beta gamma lambda phi infty cbrt asin acos atan arcsinh arccosh arctanh arcsec arccsc"
 )
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-_NAMES = {"infinity": "infty", "inf": "infty", "oo": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_ALSO_WORDS = frozenset(("max", "min", "sec", "det", "infty", "sqrt", "frac", "cbrt"))
+_NAMES = {
+    "infinity": "infty", "inf": "infty", "oo": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan",
+    "arsinh": "arcsinh", "arcosh": "arccosh", "artanh": "arctanh", "asinh": "arcsinh", "acosh": "arccosh",
+    "atanh": "arctanh", "acot": "arccot", "asec": "arcsec", "acsc": "arccsc", "cosec": "csc",
+}  # fmt: skip
 _WORDS = "yes no odd even one two six ten red and the not none mon tue wed thu fri sat sun"
 _SHORT_WORDS = frozenset(_WORDS.split())
+_BESIDE_NAMES = frozenset("{=:+-/*")
 _REPEAT = re.compile(r"(\d*)\.(\d*)\D+(\d+)\D*")
 
 
@@ -165,13 +209,12 @@ def tokenise(text: str) -> list[Token]:
             tokens.append(_numeral(kind, piece, spaced))
         elif kind == "text" or kind == "inner":
             # \mathrm{i} and the like are upright letters, not words.
-            upright = match["inner"] in ("i", "e", "d") and piece.startswith("\\math")
-            tokens.append(Token("symbol" if upright else "text", match["inner"], spaced=spaced))
+            tokens.append(_in_font(piece, match["inner"], spaced))
         elif kind == "command":
             depth += (piece == "\\{") - (piece == "\\}")
             tokens.append(Token("command", piece, spaced=spaced))
         elif kind == "word":
-            _word(piece, tokens, spaced)
+            _word(piece, tokens, spaced, text, at)
         else:
             depth += (piece in "([") - (piece in ")]")
             tokens.append(Token("sign", piece, spaced=spaced))
@@ -180,6 +223,16 @@ def tokenise(text: str) -> list[Token]:
             raise Unreadable(f"more than {MAX_TOKENS} tokens")
     tokens.append(Token("end", ""))
     return tokens
+
+
+def _in_font(piece: str, inner: str, spaced: bool) -> Token:
+    """What a font macro holds: an upright letter, a function's name, or words."""
+    if inner in ("i", "e", "d") and piece.startswith("\\math"):
+        return Token("symbol", inner, spaced=spaced)
+    name = _NAMES.get(inner, inner)
+    if name in FUNCTIONS and (piece.startswith("\\oper") or name not in _ALSO_WORDS):
+        return Token("command", "\\" + name, spaced=spaced)
+    return Token("text", inner, spaced=spaced)
 
 
 def _numeral(kind: str, piece: str, spaced: bool) -> Token:
@@ -224,7 +277,12 @@ def _guess_period(digits: str) -> Fraction:
     return Fraction(digits)
 
 
-def _word(word: str, tokens: list[Token], spaced: bool) -> None:
+def _names_points(tokens: list[Token], text: str, at: int) -> bool:
+    r"""True where capitals name points, as in `NO:BO` and `\frac{NO}{BO}`: beside a sign, inside the mathematics."""
+    return bool(tokens and tokens[-1].text in _BESIDE_NAMES) or text[at : at + 2].lstrip()[:1] in ("=", ":")
+
+
+def _word(word: str, tokens: list[Token], spaced: bool, text: str, at: int) -> None:
     """A run of letters: a function, a connective, a unit after a number, a word, or a product of variables."""
     low = word.lower()
     if len(word) == 1:
@@ -237,7 +295,7 @@ def _word(word: str, tokens: list[Token], spaced: bool) -> None:
         tokens.append(Token("unit", word, spaced=spaced))
     elif low == "mod":
         tokens.append(Token("command", "\\bmod", spaced=spaced))
-    elif len(word) > 3 or low in _SHORT_WORDS:
+    elif len(word) > 3 or (low in _SHORT_WORDS and not (word.isupper() and _names_points(tokens, text, at))):
         tokens.append(Token("text", word, spaced=spaced))
     else:
         split = re.match(r"(.*?)(pi|sqrt)$", word)

@@ -33,20 +33,23 @@ from rewards import find as places
 from rewards import stage
 from rewards.choices import letter_of
 from rewards.conventions import Conventions
-from rewards.equal import Undecided, equal
+from rewards.equal import Undecided, equal, undecidable
 from rewards.evaluate import precise
-from rewards.latex_text import normalise
+from rewards.latex_text import MAX_ANSWER, normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
+from rewards.restated import is_restated
 from rewards.stated import last_sentence, stated
-from rewards.verdict import Status, Verdict, correct, error, timeout, unparseable, wrong
+from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 
 PLACES = ("boxed", "stated", "last_sentence")
 _INTEGER = re.compile(r"-?\d{1,15}")
+_PLAIN = re.compile(r"-?[\d.,]{1,40}")
 _SIMPLE = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}|(\d{1,15})(?:/(\d{1,15})|\.(\d{1,15}))?)")
 _COMMA_DECIMAL = re.compile(r"(-?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
+_LISTED = re.compile(r"-?\d{1,9}(?:,-?\d{1,9}){1,99}")
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2},\d{3}")
 _MANY_CACHED = 8192
 
@@ -62,7 +65,8 @@ class Math:
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.conventions.Conventions`.
 
     Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
-    that cannot be decided within the work budget (well under a second) is `timeout`, and the reason says where.
+    that cannot be decided within the work budget (well under a second) is `wrong`, and the reason says where; where
+    the reference alone is beyond it, that is an `error` (`reference_problem`).
 
     Raises:
         ValueError: an unknown place or setting.
@@ -92,17 +96,15 @@ class Math:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict on `completion`; `error` where the reference is empty or no text: the dataset's fault."""
         gold = _gold_text(reference)
-        if gold is None:
-            return error(f"the reference {reference!r:.60} is no text or number; join a list's values by commas")
-        if not gold.strip():
-            return error("the reference answer is empty")
+        if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
+            return error(self.reference_problem(reference, prompt))
         stage.enter("find")
         answer = self.find_answer(completion)
         if answer is None:
             return unparseable("no final answer found")
         # A plain number is never the problem restated, and most answers are plain numbers.
         problem = prompt.get(self.problem_column) if self.problem_column is not None else None
-        if problem is not None and not _SIMPLE.fullmatch(answer) and _restated(answer, gold, problem):
+        if problem is not None and not _PLAIN.fullmatch(answer) and is_restated(answer, gold, problem):
             return wrong("the problem restated")
         key = (gold, answer)
         known = self._cache.get(key)
@@ -114,6 +116,26 @@ class Math:
             self._cache.clear()
         self._cache[key] = verdict
         return verdict
+
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
+        """Why no answer can be judged by this reference; empty where answers can be.
+
+        It is no text, number or list of one, empty, longer than an answer may be, or its value cannot be worked out
+        within the bounds. A reference that is only not understood can be used: the same text is equal to it.
+        """
+        gold = _gold_text(reference)
+        if gold is None:
+            return f"the reference {reference!r:.60} is no text or number; join a list's values by commas"
+        if not gold.strip():
+            return "the reference answer is empty"
+        if len(gold) > MAX_ANSWER:
+            return f"the reference is {len(gold)} characters long; the most that is read is {MAX_ANSWER}"
+        try:
+            node = parse_gold(normalise(gold))
+        except Unreadable:
+            return ""
+        where = undecidable(node, self.conventions)
+        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
 
     def find_answer(self, completion: str) -> str | None:
         """The final answer's text, or None where there is none."""
@@ -134,7 +156,7 @@ class Math:
     def judge(self, gold: str, answer: str) -> Verdict:
         """The verdict on an answer that was found already."""
         stage.enter("text")
-        quick = _compare_rationals(gold, answer)
+        quick = _compare_rationals(gold, answer, self.conventions.rounded)
         if quick is not None:
             return correct("rational") if quick else _differs(answer, gold)
         try:
@@ -163,6 +185,8 @@ class Math:
 
     def _judge_parsed(self, gold: str, plain_gold: str, plain: str) -> Verdict:
         stage.enter("parse")
+        if self.conventions.decimal_comma == "always" and (comma := _COMMA_DECIMAL.fullmatch(plain_gold)) is not None:
+            plain_gold = comma[1] + re.sub(r"[. ]", "", comma[2]) + "." + comma[3]
         try:
             reference: Node = parse_gold(plain_gold)
         except Unreadable:
@@ -172,8 +196,6 @@ class Math:
             node = parse(plain)
         except Unreadable as problem:
             return self._other_reading(reference, plain) or unparseable(f"{str(problem)[:120]}: {plain[:60]!r}")
-        except RecursionError:
-            return unparseable("nested too deep")
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
@@ -181,9 +203,21 @@ class Math:
             spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
+            if "," in plain_gold + plain and self._as_lists(plain_gold, reference, plain, node):
+                return correct("list")
         except Undecided as problem:
-            return timeout(f"math: undecided at {problem}: {plain[:60]!r}")
+            return self._undecided(gold, str(problem), plain)
         return self._other_reading(reference, plain) or _differs(plain, gold)
+
+    def _undecided(self, gold: str, where: str, plain: str) -> Verdict:
+        """A comparison beyond the bounds: the reference's fault where it cannot be used, the answer's otherwise.
+
+        An answer that costs more than it is worth must not come away without a score, or a policy learns to write it.
+        """
+        fault = self.reference_problem(gold)
+        if fault:
+            return error(fault)
+        return wrong(f"not decided within the bounds, at {where}: {plain[:60]!r}")
 
     def _other_reading(self, reference: Node, plain: str) -> Verdict | None:
         """Separators that have two readings are read as the reference needs them."""
@@ -192,15 +226,17 @@ class Math:
             grouped = self.conventions.decimal_comma != "always" and _THOUSANDS.fullmatch(plain)
             if match is not None and not grouped:
                 whole = re.sub(r"[. ]", "", match[2])
-                if Fraction(f"{match[1]}{whole}.{match[3]}") == reference.value:
+                if equal(reference, Number(Fraction(f"{match[1]}{whole}.{match[3]}")), self.conventions):
                     return correct("decimal comma")
-        if isinstance(reference, Items) and re.fullmatch(r"-?\d+(?:,-?\d+)+", plain):
-            try:
-                if equal(reference, parse(plain.replace(",", ", ")), self.conventions):
-                    return correct("list")
-            except (Unreadable, Undecided):
-                return None
         return None
+
+    def _as_lists(self, gold: str, reference: Node, plain: str, node: Node) -> bool:
+        """Whether commas between the digits of one side, read as thousands, separate what the other side lists."""
+        if isinstance(reference, Items) and isinstance(node, Number) and _LISTED.fullmatch(plain):
+            return equal(reference, parse(plain.replace(",", ", ")), self.conventions)
+        if isinstance(node, Items) and node.brackets in ("", "{}") and isinstance(reference, Number):
+            return bool(_LISTED.fullmatch(gold)) and equal(parse(gold.replace(",", ", ")), node, self.conventions)
+        return False
 
 
 def _gold_text(reference: Any) -> str | None:
@@ -214,8 +250,11 @@ def _gold_text(reference: Any) -> str | None:
     return str(reference)
 
 
-def _compare_rationals(gold: str, answer: str) -> bool | None:
-    """Compare integers, decimals and fractions at once; None where one of them is something else."""
+def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
+    """Compare integers, decimals and fractions at once; None where one of them is something else.
+
+    Where `rounded`, an answer within half of one in the last digit of a decimal gold is equal.
+    """
     if gold == answer and _INTEGER.fullmatch(gold):
         return True
     left = _SIMPLE.fullmatch(gold)
@@ -223,7 +262,12 @@ def _compare_rationals(gold: str, answer: str) -> bool | None:
     if left is None or right is None:
         return None
     (a, b), (c, d) = _parts(left), _parts(right)
-    return None if b == 0 or d == 0 else a * d == b * c
+    if b == 0 or d == 0:
+        return None
+    if rounded and left[6]:
+        # b is the power of ten of the gold's last digit.
+        return 2 * abs(a * d - b * c) <= d
+    return a * d == b * c
 
 
 def _parts(match: re.Match[str]) -> tuple[int, int]:
@@ -239,17 +283,3 @@ def _parts(match: re.Match[str]) -> tuple[int, int]:
 
 def _differs(answer: str, gold: str) -> Verdict:
     return Verdict(0.0, Status.WRONG, f"{answer[:80]!r} is not {gold[:80]!r}")
-
-
-_WORK_LEFT = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|binom|cdot|times|log|sin|cos|tan)")
-_SQUEEZE = re.compile(r"[\s$]|\\(?:[,;:! ]|left|right|displaystyle)|\\[dt](?=frac)")
-
-
-def _restated(answer: str, gold: str, problem: object) -> bool:
-    """True where an unworked expression was copied from the problem and the reference is another text."""
-    if not isinstance(problem, str) or not _WORK_LEFT.search(answer, 1):
-        return False
-    squeezed = _SQUEEZE.sub("", answer[:2000])
-    if len(squeezed) < 3 or squeezed == _SQUEEZE.sub("", gold):
-        return False
-    return _SQUEEZE.sub("", gold).lstrip("-").isdigit() and squeezed in _SQUEEZE.sub("", problem[:20000])

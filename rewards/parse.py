@@ -16,22 +16,27 @@ from rewards.units import CURRENCY, read_unit
 
 # Nesting beyond this is no answer; each level costs about eight frames of Python's stack.
 MAX_DEPTH = 32
+MAX_PARTS = 20
 
 _GREEK_NAMES = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau phi "
-    "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi "
+    "chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
 )
 GREEK = frozenset(_GREEK_NAMES.split())
 _FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp gcd lcm max min det"
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh "
+    "arctanh arcsec arccsc log ln lg exp gcd lcm max min det"
 )
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 CONSTANTS = {"pi": "pi", "infty": "infinity"}
 FRACTIONS = frozenset(("frac", "dfrac", "tfrac", "cfrac"))
 BINOMIALS = frozenset(("binom", "dbinom", "tbinom"))
 NAMED = frozenset(
-    ("mathbb", "overline", "overrightarrow", "vec", "hat", "widehat", "bar", "angle", "triangle", "mathfrak")
-)
+    (
+        "mathbb", "overline", "overrightarrow", "vec", "hat", "widehat", "bar", "angle", "triangle", "mathfrak",
+        "tilde", "widetilde", "dot", "ddot",
+    )
+)  # fmt: skip
 BIG = frozenset(("sum", "prod", "int", "lim"))
 _TIMES = frozenset(("*", "\\cdot", "\\times", "\\ast"))
 _OVER = frozenset(("/", "\\div"))
@@ -44,6 +49,8 @@ class ExpressionParser:
         self.tokens, self.at, self.depth = tokens, 0, 0
         # Inside |...| or a set builder a bar closes; elsewhere it may open a factor.
         self.bar_closes = 0
+        # Of one quantity, such as 1 hour 30 minutes 5 seconds.
+        self.parts = 0
 
     # Looking at tokens
 
@@ -143,7 +150,9 @@ class ExpressionParser:
         sign = self.peek()
         if sign in ("\\pm", "\\mp"):
             self.at += 1
+            self.deeper()
             value: Node = Apply(sign[1:], (self.signed(),))
+            self.depth -= 1
         else:
             value = self.power()
         return Apply("neg", (value,)) if negative else value
@@ -206,11 +215,11 @@ class ExpressionParser:
 
     def script(self) -> Node:
         """What stands in an exponent: a group, or one signed token."""
-        if self.peek() == "{":
-            return self.group()
-        if self.take("-"):
-            return Apply("neg", (self.script(),))
-        return self.primary()
+        negative = False
+        while self.take("-"):
+            negative = not negative
+        value = self.group() if self.peek() == "{" else self.primary()
+        return Apply("neg", (value,)) if negative else value
 
     def group(self) -> Node:
         """`{...}` in an argument's place: one expression."""
@@ -281,7 +290,7 @@ class ExpressionParser:
         plain = written.strip().strip(".").lower()
         if plain in ("degrees", "degree"):
             return Apply("degree", (value,))
-        if plain in ("percent", "per cent"):
+        if plain in ("percent", "per cent", "pct", "percentage"):
             return Apply("percent", (value,))
         unit = read_unit(_singleton(written))
         if unit is None or isinstance(value, Quantity):
@@ -291,6 +300,9 @@ class ExpressionParser:
     def _with_smaller(self, whole: Quantity) -> Quantity:
         """`2 hours 30 minutes`, `5 feet and 3 inches`: a quantity with less than one of its unit in a smaller one."""
         start = self.at
+        if self.parts > MAX_PARTS:
+            return whole
+        self.parts += 1
         if self.tokens[self.at].kind in ("join", "text") and self.joins(self.tokens[self.at]) == "and":
             self.at += 1
         number = self.tokens[self.at]

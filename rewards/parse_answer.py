@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from rewards.latex_text import normalise, tokenise
+from rewards.families import family, parameter_in, residue, whole_number_name, without_parameter
+from rewards.latex_text import TEXT_MACROS, normalise, tokenise
 from rewards.nodes import (
     Apply,
     Bound,
+    Constant,
     Expression,
     Node,
     Number,
@@ -19,14 +21,19 @@ from rewards.nodes import (
     Text,
     Unreadable,
     children,
-    free_symbols,
-    walk,
 )  # fmt: skip
-from rewards.parse_primary import PrimaryParser, based
+from rewards.parse_environment import EnvironmentParser
+from rewards.parse_listing import listed
+from rewards.parse_primary import based
 from rewards.respelled import in_another_notation, meant, respell
 from rewards.spelled import without_gloss
+from rewards.vectors import with_components
 
 MAX_ITEMS = 100
+# A chain such as 1/2/3/4 nests once for each sign; deeper trees would reach the end of Python's stack.
+MAX_TREE_DEPTH = 120
+_LEAVES = (Number, Symbol, Constant, Text)
+_ON_SETS = frozenset(("union", "intersection", "difference", "neg", "pm"))
 _RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\leq": "<=", "\\le": "<=",
     "\\geq": ">=", "\\ge": ">=", "\\lt": "<", "\\gt": ">", "\\leqslant": "<=", "\\geqslant": ">=", "\\neq": "!=",
@@ -50,63 +57,83 @@ _DATE = re.compile(
 )
 _CLOCK = re.compile(r"(\d{1,2}) ?: ?(\d{2})(?: ?: ?(\d{2}))?\s*(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 _BASED = re.compile(r"\(?(?:\\text\{)?(?=[0-9A-F]*\d|[0-9A-F]{2}|(?<=\{)[A-F]\}_\{?1)([0-9A-F]+)\}?\)?_\{?(\d{1,2})\}?")
-_MACROS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname|mathbf)\s*(?=\{)|[{}$\\*\"`]")
+_MACROS = re.compile(rf"\\(?:{TEXT_MACROS}|mathbf)\s*+(?=\{{)|[{{}}$\\*\"`]")
 _ARTICLES = re.compile(r"^(?:an?|the) ")
 
 
-class AnswerParser(PrimaryParser):
+class AnswerParser(EnvironmentParser):
     """Completes the expression parser with what a whole answer may be."""
+
+    relations = frozenset(_RELATIONS)
 
     def answer(self) -> Node:
         """The whole of the tokens as one answer."""
         value = self.listing()
         if self.tokens[self.at].kind != "end":
             raise Unreadable(f"{self.tokens[self.at].text[:20]!r} was not expected")
-        return _without_parameter(value)
+        return without_parameter(value)
 
-    def listing(self, ends: tuple[str, ...] = ()) -> Node:
+    def listing(self) -> Node:
         """Items between commas, semicolons, "or" and "and"; the item itself where there is only one."""
-        items = [self.item()]
-        joiner = ","
+        items, joiners = [self.item()], [""]
         while True:
             word = self._connective()
-            if word is None or self.peek() in ends:
+            if word is None:
                 break
-            joiner = word if word != "," else joiner
+            joiners.append(word)
             items.append(self.item())
             if len(items) > MAX_ITEMS:
                 raise Unreadable(f"more than {MAX_ITEMS} items")
-        return items[0] if len(items) == 1 else Sequence("", tuple(items), joiner)
+        return items[0] if len(items) == 1 else listed(items, joiners)
 
     def _connective(self) -> str | None:
-        """Step over what stands between two items; None where nothing does."""
+        """Step over what stands between two items and return it: `or`, `and`, `;` or `,`; None where nothing does."""
         found: str | None = None
         while True:
             token = self.tokens[self.at]
             word = token.text if token.kind == "join" else self.joins(token) if token.kind == "text" else None
             if word is not None:
                 found = word
-            elif self.peek() in (",", ";", "\\&") or (self.peek() == "\\\\" and self.tokens[self.at + 1].kind != "end"):
+            elif self.peek() in (",", "\\&"):
                 found = found or ","
+            elif self.peek() == ";" or self._line_breaks():
+                found = ";" if found in (None, ",") else found
             elif self.peek() in ("\\vee", "\\lor", "\\wedge", "\\land"):
                 found = "or" if self.peek() in ("\\vee", "\\lor") else "and"
             else:
                 return found
             self.at += 1
 
+    def _line_breaks(self) -> bool:
+        """True at a line break that joins two lines; not at the end, nor in a row that it ends."""
+        following = self.tokens[self.at + 1 : self.at + 2]
+        joins = self.peek().startswith("\\\\") and not self.breaks_end
+        return joins and bool(following) and following[0].kind != "end" and following[0].text != "\\end"
+
     def item(self) -> Node:
         """One item: a relation chain, a union of sets, or an expression."""
-        self._skip_fillers()
+        name = self._skip_fillers()
         if self.tokens[self.at].kind == "text":
             return self._words()
-        sides, ops = [self.united()], []
+        sides, ops = [self._side()], []
         while self.peek() in _RELATIONS:
             ops.append(_RELATIONS[self.peek()])
             self.at += 1
-            sides.append(self.united())
-        if self.peek() == ":" and not self.bar_closes:
-            return self._ratio(sides, ops)
-        return Relation(tuple(sides), tuple(ops)) if ops else sides[0]
+            sides.append(self._side())
+        if self.take("\\pmod"):
+            sides[-1] = residue(sides[-1], self.argument())
+        value = Relation(tuple(sides), tuple(ops)) if ops else sides[0]
+        return Relation((Symbol(name), value), ("=",)) if name and isinstance(value, Expression) else value
+
+    def _side(self) -> Node:
+        """One side of a relation: a ratio, a union of sets, or an expression."""
+        value = self.united()
+        if self.peek() != ":" or self.bar_closes:
+            return value
+        items = [value]
+        while self.take(":"):
+            items.append(self.expression())
+        return Ratio(tuple(items))
 
     def _words(self) -> Node:
         """Words up to the next connective; `Unreadable` where mathematics follows them."""
@@ -116,22 +143,20 @@ class AnswerParser(PrimaryParser):
             self.at += 1
         return Text(words(" ".join(pieces)))
 
-    def _skip_fillers(self) -> None:
+    def _skip_fillers(self) -> str:
+        r"""Step over words that change nothing, and return the name that words give: `\text{Area} = 5`."""
+        name = ""
         while self.tokens[self.at].kind == "text":
             following = self.tokens[self.at + 1]
             words = self.tokens[self.at].text.replace(":", " ").lower().split()
             named = following.text in ("=", ":") and following.kind == "sign"
             if not named and not (all(word in _FILLERS for word in words) and following.kind != "end"):
-                return
+                return name
+            if named:
+                name = "\\text " + " ".join(words)
             self.at += 2 if named else 1
         self.take("\\approx", "\\therefore", "\\implies", "\\Rightarrow", "=")
-
-    def _ratio(self, sides: list[Node], ops: list[str]) -> Node:
-        items = [sides.pop()]
-        while self.take(":"):
-            items.append(self.expression())
-        ratio = Ratio(tuple(items))
-        return Relation((*sides, ratio), tuple(ops)) if ops else ratio
+        return name
 
     def united(self) -> Node:
         r"""Sets joined by \cup, \cap or \setminus."""
@@ -184,8 +209,16 @@ class AnswerParser(PrimaryParser):
         element = items[0]
         if isinstance(element, Relation) and element.ops == ("in",):
             element = element.sides[0]
-        if len(items) != 1 or not isinstance(element, Symbol):
+        if len(items) != 1:
             raise Unreadable("a set builder over more than one variable")
+        if not isinstance(element, Symbol):
+            name = whole_number_name(condition)
+            if name is None:
+                raise Unreadable("a set builder over what is no variable")
+            return family(element, name)
+        condition = without_parameter(condition)
+        if isinstance(condition, Relation) and condition.sides[0] == element and isinstance(condition.sides[1], Bound):
+            return condition.sides[1]
         return Bound("set", element.name, (), condition)
 
     def braces(self) -> Node:
@@ -215,12 +248,25 @@ def parse(text: str) -> Node:
     Raises:
         Unreadable: it is nothing that is understood, or it is too large.
     """
+    try:
+        return _parse(text)
+    except RecursionError:
+        raise Unreadable("nested too deep") from None
+
+
+def _parse(text: str) -> Node:
     plain = respell(without_gloss(normalise(text)))
     if not plain:
         raise Unreadable("an empty answer")
     special = _special(plain)
     if special is not None:
         return special
+    spoken = parameter_in(plain)
+    if spoken is not None:
+        try:
+            return _checked(family(AnswerParser(tokenise(spoken[0])).answer(), spoken[1]))
+        except Unreadable:
+            pass  # the phrase may belong to the value
     tokens = tokenise(plain)
     has_words = any(token.kind in ("text", "join", "unit") for token in tokens)
     try:
@@ -229,7 +275,9 @@ def parse(text: str) -> Node:
         if has_words:
             return meant(words(plain))
         raise
-    return meant(node.words) if isinstance(node, Text) else _checked(node, plain)
+    if isinstance(node, Text):
+        return meant(node.words)
+    return _checked(with_components(node) if "\\hat" in plain else node)
 
 
 @lru_cache(maxsize=4096)
@@ -238,26 +286,27 @@ def parse_gold(text: str) -> Node:
     return parse(text)
 
 
-def _checked(node: Node, plain: str) -> Node:
-    """Refuse sets and text inside arithmetic, which no rule gives a meaning."""
-    for below in walk(node):
-        # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
-        allowed = not isinstance(below, Apply) or below.op in ("union", "intersection", "difference", "neg", "pm")
-        if not allowed and not all(isinstance(child, Expression) for child in children(below)):
-            raise Unreadable("a list, a text or a unit inside arithmetic")
+def _checked(node: Node) -> Node:
+    """Refuse sets and text inside arithmetic, which no rule gives a meaning, and trees too deep to walk."""
+    level, depth = [node], 0
+    while level:
+        depth += 1
+        if depth > MAX_TREE_DEPTH:
+            raise Unreadable(f"operations nested more than {MAX_TREE_DEPTH} deep")
+        following: list[Node] = []
+        for below in level:
+            if isinstance(below, Apply):
+                parts = below.args
+                # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
+                if below.op not in _ON_SETS:
+                    for part in parts:
+                        if not isinstance(part, Expression):
+                            raise Unreadable("a list, a text or a unit inside arithmetic")
+                following.extend(parts)
+            elif not isinstance(below, _LEAVES):
+                following.extend(children(below))
+        level = following
     return node
-
-
-def _without_parameter(node: Node) -> Node:
-    r"""`2k\pi, k \in \mathbb{Z}` without its last part, which says only that k is any whole number."""
-    if not isinstance(node, Sequence) or node.brackets or len(node.items) < 2:
-        return node
-    *others, last = node.items
-    if not isinstance(last, Relation) or last.ops != ("in",) or last.sides[1] != Symbol("\\mathbb Z"):
-        return node
-    if not isinstance(last.sides[0], Symbol) or not all(last.sides[0].name in free_symbols(each) for each in others):
-        return node
-    return others[0] if len(others) == 1 else Sequence("", tuple(others), node.joiner)
 
 
 def _special(plain: str) -> Node | None:

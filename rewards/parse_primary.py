@@ -5,13 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.latex_text import Token
-from rewards.matrices import determinant
-from rewards.nodes import Apply, Bound, Constant, Matrix, Node, Number, Quantity, Sequence, Symbol, Unreadable
+from rewards.nodes import Apply, Bound, Constant, Node, Number, Quantity, Sequence, Symbol, Unreadable
 from rewards.parse import BIG, BINOMIALS, CONSTANTS, FRACTIONS, FUNCTIONS, GREEK, NAMED, ExpressionParser, product
 from rewards.units import CURRENCY
 
-MAX_CELLS = 400
-_INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
+_INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
+# Marks over a letter that people use for the same thing.
+_SAME_MARKS = {"bar": "overline", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
+_SPECIAL = frozenset(("Gamma", "zeta"))
+# Functions whose bracket may be part of the argument alone.
+_OPEN_ENDED = frozenset(("ln", "log", "lg"))
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "twelve": 12, "sixteen": 16}  # fmt: skip
 
@@ -59,6 +62,8 @@ class PrimaryParser(ExpressionParser):
         assert token.value is not None
         if self.peek() == "_":
             return self._in_base(token.text)
+        if token.decimals is None and "\\" not in token.text and "e" in token.text.lower():
+            return _scientific(token.text)
         value = Number(token.value, token.decimals)
         following = self.tokens[self.at]
         if following.kind == "command" and following.text[1:] in FRACTIONS and token.text.isdigit():
@@ -103,12 +108,22 @@ class PrimaryParser(ExpressionParser):
             return Constant("e")
         if name == "C" and self.peek() == "(":
             return self._choice()
-        if name in "fgh" and self.peek() == "(":
-            self.deeper()
-            inner = self.brackets()
-            self.depth -= 1
-            return Apply("call " + name, _items(inner))
+        if name in "fgh":
+            return self._called(name)
         return Symbol(name)
+
+    def _called(self, name: str) -> Node:
+        """`f(x)` and `f''(x)`; without a bracket f is a variable."""
+        start = self.at
+        while self.take("'"):
+            name += "'"
+        if self.peek() != "(":
+            self.at = start
+            return Symbol(name[0])
+        self.deeper()
+        inner = self.brackets()
+        self.depth -= 1
+        return Apply("call " + name, _items(inner))
 
     def _choice(self) -> Node:
         """`C(10,3)`, the number of choices; with one expression in the brackets C is a variable."""
@@ -147,6 +162,8 @@ class PrimaryParser(ExpressionParser):
             return Constant(CONSTANTS[name])
         if name in FUNCTIONS:
             return self._function(name)
+        if name in _SPECIAL and self.peek() == "(":
+            return Apply(name.lower(), _items(self.brackets()))
         if name in GREEK:
             return Symbol("\\" + name + ("_" + self._subscript() if self.peek() == "_" else ""))
         if name in ("lfloor", "lceil"):
@@ -163,7 +180,7 @@ class PrimaryParser(ExpressionParser):
             self.at -= 1
             return self.brackets()
         if name == "begin":
-            return self._environment()
+            return self.environment()
         if name in BIG:
             return self._big(name)
         if name in NAMED:
@@ -187,7 +204,8 @@ class PrimaryParser(ExpressionParser):
                 self.at += 1
         if macro == "mathbb" and name == "R":
             return Sequence("()", (Apply("neg", (Constant("infinity"),)), Constant("infinity")))
-        return Symbol(f"\\{macro} {name}")
+        below = "_" + self._subscript() if self.peek() == "_" and macro != "mathbb" else ""
+        return Symbol(f"\\{_SAME_MARKS.get(macro, macro)} {name}{below}")
 
     def _root(self, name: str) -> Node:
         index: Node = Number(Fraction(3 if name == "cbrt" else 2))
@@ -217,7 +235,7 @@ class PrimaryParser(ExpressionParser):
             exponent = self.script()
         if exponent == Apply("neg", (Number(Fraction(1), 0),)) and name in _INVERSES:
             name, exponent = _INVERSES[name], None
-        arguments = self._arguments()
+        arguments = self._arguments(name)
         if name == "log":
             value = Apply("log", (arguments[0], base)) if base is not None else Apply("log", arguments)
         elif name == "lg":
@@ -228,16 +246,19 @@ class PrimaryParser(ExpressionParser):
             value = Apply(name, arguments)
         return value if exponent is None else Apply("pow", (value, exponent))
 
-    def _arguments(self) -> tuple[Node, ...]:
+    def _arguments(self, function: str) -> tuple[Node, ...]:
         """A function's arguments: in brackets, or the factors that stand next to it up to the next function."""
-        if self.peek() in ("(", "{"):
-            inner = self.braces() if self.peek() == "{" else self.brackets()
+        if self.peek() in ("(", "[", "{"):
+            braced = self.peek() == "{"
+            inner = self.braces() if braced else self.brackets()
             if isinstance(inner, Sequence):
                 return _items(inner)
-            while self.peek() in ("!", "^") and self.peek() == "^":
+            while self.peek() == "^":
                 if self.degree_follows():
                     self.at += self.degree_follows()
                     inner = Apply("degree", (inner,))
+                elif not braced and _closes(function, inner):
+                    break
                 else:
                     self.at += 1
                     inner = Apply("pow", (inner, self.script()))
@@ -275,39 +296,9 @@ class PrimaryParser(ExpressionParser):
             raise Unreadable(f"\\{op} without its variable")
         return Bound(op, variable, tuple(limits[key] for key in sorted(limits)), body)
 
-    def _environment(self) -> Node:
-        self.need("{")
-        kind = ""
-        while not self.take("}"):
-            kind += self.skip().text
-        if kind == "array" and self.take("{"):
-            while not self.take("}"):
-                self.skip()
-        rows: list[list[Node]] = [[]]
-        cells = 0
-        while not self.take("\\end"):
-            if self.peek().startswith("\\\\"):
-                self.at += 1
-                rows.append([])
-            elif not self.take("&", "\\hline"):
-                rows[-1].append(self.cell())
-                cells += 1
-                if cells > MAX_CELLS:
-                    raise Unreadable(f"a matrix of more than {MAX_CELLS} entries")
-        while not self.take("}"):
-            self.skip()
-        filled = [tuple(row) for row in rows if row]
-        if kind in ("cases", "aligned", "align", "gathered"):
-            return Sequence("", tuple(cell for row in filled for cell in row), "and")
-        if not filled or any(len(row) != len(filled[0]) for row in filled):
-            raise Unreadable("matrix rows of different lengths")
-        if kind in ("vmatrix", "Vmatrix"):
-            return (determinant(tuple(filled)) if kind == "vmatrix" else None) or Matrix("det", tuple(filled))
-        return Matrix("matrix", tuple(filled))
-
-    def cell(self) -> Node:
-        """One entry of a matrix."""
-        return self.expression()
+    def environment(self) -> Node:
+        r"""What `\begin{` opens."""
+        raise NotImplementedError
 
 
 def _items(inner: Node) -> tuple[Node, ...]:
@@ -316,6 +307,22 @@ def _items(inner: Node) -> tuple[Node, ...]:
     if not items:
         raise Unreadable("a function of nothing")
     return items
+
+
+def _closes(function: str, inner: Node) -> bool:
+    r"""Whether a power behind a function's bracket is the value's: `\cos(x)^2` is the square of the cosine.
+
+    `\ln(x-1)^2` is written for the logarithm of a square as well, and stays that: only a bracket around one number or
+    symbol says that the function ends there. Trigonometric and exponential functions end with any bracket.
+    """
+    return function not in _OPEN_ENDED or isinstance(inner, (Number, Constant, Symbol))
+
+
+def _scientific(text: str) -> Node:
+    """`4.5e33` as its digits times a power of ten, for the digits say how precise it is."""
+    digits, _, exponent = text.replace(",", "").replace(" ", "").lower().partition("e")
+    power = Apply("pow", (Number(Fraction(10), 0), Number(Fraction(int(exponent)), 0)))
+    return Apply("mul", (Number(Fraction(digits), len(digits.partition(".")[2])), power))
 
 
 def based(digits: str, base: int) -> Node:

@@ -89,6 +89,11 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
         return _root(first, int(values[1]))
     if op in ("factorial", "double_factorial", "binom"):
         return _count(op, values)
+    if op == "gamma":
+        # The gamma function of n is (n-1)!, and has no value at 0 and below.
+        if first.denominator != 1:
+            raise Irrational(op)
+        return _count("factorial", [first - 1])
     if op == "abs":
         return abs(first)
     if op == "floor":
@@ -116,7 +121,7 @@ def power(base: Fraction, exponent: Fraction) -> Fraction:
         return base ** (int(exponent) % 2 if base == -1 else min(1, int(exponent))) if exponent else Fraction(1)
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if bits * abs(exponent) > MAX_BITS:
-        raise TooLarge(f"a power of about {bits} bits times {exponent!s:.20}")
+        raise TooLarge("a power")
     return Fraction(base ** int(exponent))
 
 
@@ -162,7 +167,7 @@ def _count(op: str, values: list[Fraction]) -> Fraction:
         if n < 0:
             raise Undefined("factorial of a negative number")
         if n > 5000:
-            raise TooLarge(f"the factorial of {n!s:.20}")
+            raise TooLarge("a factorial")
         return Fraction(math.factorial(n) if op == "factorial" else math.prod(range(n, 0, -2)))
     k = int(values[1])
     if k < 0 or n < 0:

@@ -176,6 +176,12 @@ def _complement(region: Region) -> Region:
     return Region(region.variable, tuple(gaps))
 
 
+def rest_of(regions: Many[Region | None]) -> Region | None:
+    """What these regions together leave of the line; None where one of them is no region."""
+    whole = _joined(regions, True) if regions else None
+    return _complement(whole) if whole is not None else None
+
+
 def _joined(regions: Many[Region | None], union: bool) -> Region | None:
     known = [region for region in regions if region is not None]
     if len(known) != len(regions) or len({region.variable for region in known if region.variable}) > 1:

@@ -8,30 +8,45 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.chinese import chinese
+from rewards.latex_text import TEXT_MACROS
 from rewards.nodes import Constant, Node, Number, Quantity, Ratio, Sequence, Text
 from rewards.spelled import number_of
 from rewards.units import BARE_UNITS, read_unit
 
-_FONT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\s*"
-_NO_WORDS = re.compile(_FONT + r"\{\s*\}")
-_NUMERAL = re.compile(_FONT + r"\{\s*(-?\d[\d,]*(?:\.\d+)?)\s*\}")
+# Every repetition is possessive or bounded, and what may follow it begins otherwise, so that no pattern tries a run of
+# blanks or digits twice.
+_FONT = rf"\\(?:{TEXT_MACROS})\s*+"
+_NO_WORDS = re.compile(_FONT + r"\{\s*+\}")
+_NUMERAL = re.compile(_FONT + r"\{\s*+(-?\d[\d,]*+(?:\.\d++)?)\s*+\}")
 # A measured number whose whole text is in a font: digits first, words after a space.
 _MEASURE = re.compile(
-    _FONT
-    + r"\{\s*([-+]?(?:\\?[$]|[\u20ac\u00a3\u20b9])?\s*\d[\d.,:]*(?:/\d+)?\s*(?:\\?%|(?:\s+(?:[A-Za-z.]+|\d+))*))\s*\}"
+    _FONT + r"\{\s*+([-+]?(?:\\?[$]|[\u20ac\u00a3\u20b9])?\s*+\d[\d.,:]*+(?:/\d++)?\s*+"
+    r"(?:\\?%\s*+|(?<=\s)[A-Za-z.\d][A-Za-z.\d\s]*+)?)\}"
 )
-_UNIT_AND = re.compile(r"\\text\s*\{(\s*[A-Za-z]{1,20})\s+and\s*\}")
+_UNIT_AND = re.compile(r"\\text\s*+\{(\s*+[A-Za-z]{1,20})\s++and\s*+\}")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(
-    r"(?<![\d.,])(\d{1,12}(?:,\d{3})*(?:\.\d{1,12})?)\s*(\\text\s*\{|\\mathrm\s*\{)?\s*(hundred|thousand|[mbtr]+illion)\b\s*(\})?"
+    r"(?<![\d.,])(\d{1,12}(?:,\d{3}){0,5}+(?:\.\d{1,12})?)\s*+(\\text\s*+\{|\\mathrm\s*+\{)?"
+    r"\s*+(hundred|thousand|[mbtr]{1,2}illion)\b\s*+(\})?"
 )
-_DOTTED = re.compile(r"(?<=\.)(\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?(?!\d)")
+_DOTTED = re.compile(r"(?<=\.)(\d*+)\\dot\s*+\{?(\d)\}?(\d*+)\\dot\s*+\{?(\d)\}?(?!\d)")
 _APOSTROPHES = re.compile(r"(?<=\d)'(?=\d{3}(?!\d))")
 _DOT_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?:\.\d{3}){2,}")
-_RUPEES = re.compile(r"^(?:\\text\s*\{\s*)?(?:Rs\.?|INR)\s*\}?\s*(?=\d)")
-_TEMPERATURE = re.compile(r"\^\s*\{?\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([FC])\s*\}?$")
-_TRANSPOSED = re.compile(r"\^\s*\{?\\(?:top|intercal)\}?")
+_RUPEES = re.compile(r"^(?:\\text\s*+\{\s*+)?(?:Rs\.?|INR)\s*+\}?\s*+(?=\d)")
+_TEMPERATURE = re.compile(r"\^\s*+\{?\\circ\s*+\}?\s*+(?:\\(?:text|mathrm)\s*+\{)?\s*+([FC])\s*+\}?$")
+_TRANSPOSED = re.compile(r"\^\s*+\{?\\(?:top|intercal)\}?")
+_POWER_FIRST = re.compile(r"([A-Za-z])\^(\d|[A-Za-z]|\{[^{}]{1,20}\})_(\d|[A-Za-z]|\{[^{}]{1,20}\})")
+_PRIMES = re.compile(r"\^\s*+(?:\{\s*+((?:\\prime\s*+){1,4})\}|(\\prime)(?![A-Za-z]))")
+_MODULUS = re.compile(
+    rf"\(\s*+(?:(?:\\bmod|\\mod|\\pmod|mod)(?![A-Za-z])|\\(?:{TEXT_MACROS})\s*+\{{\s*+mod\s*+\}})\s*+([^()]{{1,40}})\)"
+)
+_ONE_SIDED = re.compile(r"\\\{\s*+\\begin\s*+\{(array|aligned|matrix|gathered|split)\}(?:\s*+\{[lcr|@{} ]{1,12}\})?")
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]{1,200}[,;][^\[\]]{1,200})([\[\]])")
+_NOT_THERE = re.compile(
+    r"(?:(?:the |this )?(?:limit|answer|value|it|solution|maximum|minimum|derivative|integral) )?"
+    r"(?:does not|doesn't|do not|don't|not) exist|d\.? ?n\.? ?e"
+)
 _NO_SOLUTION = re.compile(r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|empty set")
 
 
@@ -42,6 +57,12 @@ def respell(text: str) -> str:
     if "illion" in text or "hundred" in text or "thousand" in text:
         for _ in range(3):  # "5 hundred thousand"
             text = _SCALED.sub(_scaled, text)
+    if not text.isascii():
+        text = chinese(text)
+    if "mod" in text and "(" in text:
+        text = _MODULUS.sub(r"\\pmod{\1}", text)
+    if "_" in text and "^" in text:
+        text = _POWER_FIRST.sub(r"\1_\3^\2", text)
     if "'" in text:
         text = _APOSTROPHES.sub("", text)
     if text.count(".") > 1 and _DOT_THOUSANDS.fullmatch(text):
@@ -66,9 +87,22 @@ def _in_fonts(text: str) -> str:
         text = _DOTTED.sub(r"\1\\overline{\2\3\4}", text)
     if "\\circ" in text:
         text = _TEMPERATURE.sub(r"\\text{ deg\1}", text)
+    if "\\prime" in text:
+        text = _PRIMES.sub(lambda m: "'" * (m[1] or m[2]).count("p"), text)
+    if "\\{" in text and "\\begin" in text and text.count("\\{") > text.count("\\}"):
+        text = _one_sided(text)
     if "^" in text and ("\\top" in text or "\\intercal" in text):
         text = _TRANSPOSED.sub("^T", text)
     return text
+
+
+def _one_sided(text: str) -> str:
+    r"""`\{ \begin{array}{ll}...\end{array}`, a brace on the left only, as the `cases` that it draws."""
+    match = _ONE_SIDED.search(text)
+    if match is None:
+        return text
+    before, after = text[: match.start()], text[match.end() :]
+    return f"{before}\\begin{{cases}}{after}".replace(f"\\end{{{match[1]}}}", "\\end{cases}", 1)
 
 
 def _scaled(match: re.Match[str]) -> str:
@@ -102,7 +136,7 @@ def meant(words: str) -> Node:
         return Quantity(Number(Fraction(number)), unit)
     if words == "infinity":
         return Constant("infinity")
-    return Text("does not exist" if words == "dne" else words)
+    return Text("does not exist" if _NOT_THERE.fullmatch(words) else words)
 
 
 _HOUR = re.compile(r"(1[0-2]|0?[1-9])(?:\s*([AP])\.?M\.?|\s+([ap])\.?\s?m\.?|\s*([ap])\.\s?m\.?)")
@@ -111,7 +145,9 @@ _HEXADECIMAL = re.compile(r"(?:\\(?:text|mathrm|texttt)\s*\{)?\s*0[xX]([0-9A-Fa-
 
 
 def in_another_notation(text: str, plain: str) -> Node | None:
-    """`6 PM`, `3 to 4` and `0xFF`, which no grammar of expressions reads; `plain` is the text without its macros."""
+    """`6 PM`, `3 to 4`, `0xFF` and `DNE`, which no grammar reads; `plain` is the text without its macros."""
+    if plain[:1] in "Dd" and _NOT_THERE.fullmatch(plain.lower().rstrip(".")):
+        return Text("does not exist")
     if not any(character.isdigit() for character in text):
         return None
     hour = _HOUR.fullmatch(plain)

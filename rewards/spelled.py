@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rewards.units import read_unit
+
 _ONES = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -14,6 +16,11 @@ _SCALES = {"thousand": 1000, "million": 10**6, "billion": 10**9}
 _GLOSS = re.compile(
     r"(?P<value>-?\d{1,12})\s*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?\(\s*(?:\\(?:text|mathrm|textbf)\s*\{\s*)?"
     r"(?P<words>[A-Za-z][A-Za-z -]{2,80})\}?\s*\)\s*\}?"
+)
+_NOUN_IN_BRACKETS = re.compile(
+    r"(?<=[\d}])\s{0,3}(?:\\text\s{0,3}\{\s{0,3})?\((?:\\text\s{0,3}\{)?\s{0,3}"
+    r"([A-Za-z]{2,20}(?:[ /][A-Za-z]{2,20}){0,3})"
+    r"\s{0,3}\}?\)\}?$"
 )
 _SUBJECT = r"(?:it|he|she|they|we|i|you|this|that|there|these|those)"
 _VERB = r"(?:is|are|am|was|were|does|do|did|can|could|will|would|has|have|had|must|should|may)"
@@ -38,9 +45,19 @@ def number_of(text: str) -> int | None:
 
 
 def without_gloss(plain: str) -> str:
-    """`8 (eight)` without its gloss; the text as it is where the words name another number, or none."""
+    r"""`8 (eight)` without its gloss, and `9 (apples)` as `9 \text{ apples}`; any other text as it is."""
+    if not plain.endswith((")", ")}")):
+        return plain
     match = _GLOSS.fullmatch(plain.strip())
-    return match["value"] if match is not None and number_of(match["words"]) == int(match["value"]) else plain
+    if match is not None:
+        named = number_of(match["words"])
+        if named is not None:
+            return match["value"] if named == int(match["value"]) else plain
+    noun = _NOUN_IN_BRACKETS.search(plain)
+    # Two letters at least: "5 (x)" is a product.
+    if noun is None or number_of(noun[1]) is not None or read_unit(noun[1]) is None:
+        return plain
+    return f"{plain[: noun.start()]} \\text{{ {noun[1]} }}"
 
 
 def without_echo(words: str) -> str:

@@ -54,7 +54,7 @@ UNITS: Mapping[str, tuple[str, Fraction]] = {
 }
 # Words that count as units without a text macro, after a number. Single letters never do: `5m` is 5 times m.
 BARE_UNITS = frozenset(word for word in UNITS if len(word) > 1 and word not in ("in", "min")) | {
-    "mph", "kph", "degrees", "degree", "percent", "square", "cubic", "sq",
+    "mph", "kph", "degrees", "degree", "percent", "pct", "percentage", "square", "cubic", "sq",
 }  # fmt: skip
 CURRENCY: Mapping[str, Unit] = {
     "$": Unit(Fraction(1), (("USD", 1),)),
