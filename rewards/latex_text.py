@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards.formulas import without_dollars
 from rewards.nodes import Unreadable
 from rewards.units import BARE_UNITS
 
@@ -57,7 +58,8 @@ _SPACES = re.compile(
 _NO_SPACE = re.compile(r"\\!\s*")
 _FONTS = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathcal|pmb|underline|boxed|fbox|ensuremath)(?![A-Za-z])")
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
-_OUTER = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"))
+_OUTER = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("'", "'"), ('"', '"'))
+_OUTER_FIRST = "\\$*`'\""
 
 
 def normalise(text: str) -> str:
@@ -68,6 +70,8 @@ def normalise(text: str) -> str:
     """
     if len(text) > MAX_ANSWER:
         raise Unreadable(f"an answer of {len(text)} characters; the most that is read is {MAX_ANSWER}")
+    if "$" in text:
+        text = without_dollars(text)
     if not text.isascii():
         text = text.replace("\u00b3\u221a", "\u221b")
         text = _UPPER_RUN.sub(lambda run: "^{" + run.group().translate(_UPPER) + "}", text)
@@ -94,15 +98,10 @@ def _strip(text: str) -> str:
             text = text[:-2].rstrip()
         if text.endswith((".", ",", ";")) and not text.endswith(("..", "\\,", "\\;")):
             text = text[:-1].rstrip()
-        for opening, closing in _OUTER:
-            inner = text[len(opening) : -len(closing)]
-            if (
-                len(text) > len(opening)
-                and text.startswith(opening)
-                and text.endswith(closing)
-                and closing not in inner
-            ):
-                text = inner
+        for opening, closing in _OUTER if text[:1] in _OUTER_FIRST else ():
+            if len(text) > len(opening) and text.startswith(opening) and text.endswith(closing):
+                inner = text[len(opening) : -len(closing)]
+                text = text if closing in inner else inner
         if text == before:
             return text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.counted import with_noun
 from rewards.nodes import Constant, Node, Number, Quantity, Ratio, Sequence, Text
 from rewards.spelled import number_of
 from rewards.units import BARE_UNITS, read_unit
@@ -31,6 +32,7 @@ _DOT_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?:\.\d{3}){2,}")
 _RUPEES = re.compile(r"^(?:\\text\s*\{\s*)?(?:Rs\.?|INR)\s*\}?\s*(?=\d)")
 _TEMPERATURE = re.compile(r"\^\s*\{?\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([FC])\s*\}?$")
 _TRANSPOSED = re.compile(r"\^\s*\{?\\(?:top|intercal)\}?")
+_MINUS = re.compile(r"(?:negative|minus)\s{1,3}(?=[\d.$\\])", re.IGNORECASE)
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]{1,200}[,;][^\[\]]{1,200})([\[\]])")
 _NO_SOLUTION = re.compile(r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|empty set")
 
@@ -52,7 +54,9 @@ def respell(text: str) -> str:
         text = _RUPEES.sub("\u20b9", text)
     if text.startswith("]") or text.endswith("["):
         text = _OUTWARD.sub(_inward, text)
-    return text
+    if text[:1] in "nmNM":
+        text = _MINUS.sub("-", text)
+    return with_noun(text)
 
 
 def _in_fonts(text: str) -> str:
