@@ -17,11 +17,11 @@ import datasets
 from grpo import config_file
 from grpo.data import HubUnreachable, load_rows
 from grpo.eval_config import Task
-from rewards import find as places
-from rewards.choices import letter_of
-from rewards.exact import Exact, find_text
+from rewards.choice import Choice
+from rewards.exact import Exact
+from rewards.formulas import without_dollars
 from rewards.math import Math
-from rewards.numeric import Numeric, rational
+from rewards.numeric import Numeric
 
 FOLDER = Path(__file__).parent / "tasks"
 _LETTERS = "ABCDEFGHIJ"
@@ -129,17 +129,11 @@ def _problem(task: Task, index: int, row: dict[str, Any]) -> Problem:
 
 def _reference(task: Task, value: Any) -> Any:
     if task.reference_join is not None and isinstance(value, list):
-        return task.reference_join.join(_without_dollars(str(one)) for one in value) or None
+        return task.reference_join.join(without_dollars(str(one)) for one in value) or None
     if task.reference_after is not None and value is not None:
         _, mark, answer = str(value).rpartition(task.reference_after)
         return answer.strip() or None if mark else None
     return value
-
-
-def _without_dollars(text: str) -> str:
-    """One answer's mathematics, out of the dollars around it, between which a joining comma would end it."""
-    text = text.strip()
-    return text[1:-1] if text.count("$") == 2 and text.startswith("$") and text.endswith("$") else text
 
 
 def _shuffle(task: Task, name: str, row: dict[str, Any]) -> str:
@@ -188,28 +182,15 @@ def answers_of(task: Task) -> Answers | None:
     if use == "math":
         return Answers(Math(**options).find_answer, by_verifier=True)
     if use == "exact":
-        exact = Exact(**options)
-        return Answers(lambda text: find_text(text, exact.find), by_verifier=True)
+        return Answers(Exact(**options).find_answer, by_verifier=True)
     if use == "choice":
-        from rewards.choice import Choice
-
-        chosen = Choice(**options).find
-        return Answers(lambda text: _letter(find_text(text, chosen)), by_verifier=False)
+        return Answers(Choice(**options).find_answer, by_verifier=False)
     if use == "numeric":
         numeric = Numeric(**options)
         return Answers(lambda text: _number(text, numeric), by_verifier=False)
     return None
 
 
-def _letter(answer: str | None) -> str | None:
-    named = letter_of(answer) if answer else None
-    return named[0] if named else (" ".join(answer.split()).casefold() or None) if answer else None
-
-
 def _number(text: str, numeric: Numeric) -> str | None:
-    from rewards.numeric import PLACES
-
-    after = places.after_thinking(text)
-    found = next((one for place in numeric.find if (one := PLACES[place](after)) is not None), None) if after else None
-    value = rational(found) if found is not None else None
+    value = numeric.find_answer(text)
     return None if value is None else str(value)

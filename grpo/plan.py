@@ -74,7 +74,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     if isinstance(settings, config.SftConfig):
         console.print(_supervised_data(settings))
         return True
-    specs = specs_of(settings.verifiers)
+    specs = specs_of(settings.verifiers, settings.verification)
     check_verifiers(specs, settings.verification.memory_mib)
     table, prompts, unreachable = _prompts(settings)
     console.print(table)

@@ -14,6 +14,7 @@ from grpo.data import PromptSet
 from grpo.hub import at_revision, name_of, with_revision
 from grpo.policy import context_of
 from rewards.build import VerifierSpec
+from rewards.thinking import READ_AFTER_THINKING
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
@@ -32,13 +33,19 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
     )
 
 
-def specs_of(verifiers: Sequence[config.VerifierConfig]) -> tuple[VerifierSpec, ...]:
-    """The configured verifiers, as the pool and the reward need them."""
+_PLAIN = config.Verification()
+
+
+def specs_of(
+    verifiers: Sequence[config.VerifierConfig], verification: config.Verification = _PLAIN
+) -> tuple[VerifierSpec, ...]:
+    """The configured verifiers, as the pool and the reward need them; those without reasoning tags get the run's."""
+    tags = {} if verification.thinking is None else {"thinking": verification.thinking}
     return tuple(
         VerifierSpec(
             one.name,
             one.use,
-            one.options,
+            {**tags, **one.options} if one.use in READ_AFTER_THINKING else one.options,
             one.weight,
             one.gate,
             {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},

@@ -70,7 +70,7 @@ class TrainingRun:
         self.held_out: PromptSet | None = None
         if settings.evaluation:
             self.held_out = load_prompts(settings.evaluation.data, tokenizer, max_tokens=limit, where="evaluation.data")
-        self.specs = specs_of(settings.verifiers)
+        self.specs = specs_of(settings.verifiers, settings.verification)
         self._failures = FailureShare(settings.verification.max_failure_share)
         for prompts in (self.training, self.held_out):
             check_rows(self.specs, ((prompt.id, prompt.row) for prompt in prompts.prompts) if prompts else ())

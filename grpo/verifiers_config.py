@@ -41,6 +41,9 @@ class Verification(Section):
     """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
     overlap: Positive = 64
     """Calls of async verifiers, such as judges, that one worker process has under way at a time."""
+    thinking: tuple[str | tuple[str, str], ...] | None = None
+    """Tags of the model's reasoning, by name (`think` for `<think>...</think>`) or as pairs of an opening and a closing
+    tag: the built-in verifiers look for an answer behind the last closing one. None: all tags that are known."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops when more than this share of a step's verdicts, or of a verifier's last 50 or more, are `timeout`
     or `error`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from rewards import find as places
 from rewards.stated import last_sentence, stated
+from rewards.thinking import DEFAULT_TAGS, Tags, final_text, thinking_tags
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 
 
@@ -24,9 +25,9 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 }
 
 
-def find_text(completion: str, find: Sequence[str]) -> str | None:
+def find_text(completion: str, find: Sequence[str], tags: Tags = DEFAULT_TAGS) -> str | None:
     """The content of the first place of `find` that is present after the thinking; None where none is."""
-    text = places.after_thinking(completion)
+    text = final_text(completion, tags)
     if text is None:
         return None
     return next((answer for answer in (PLACES[place](text) for place in find) if answer is not None), None)
@@ -39,8 +40,8 @@ def check_places(find: Sequence[str]) -> tuple[str, ...]:
         ValueError: it is empty or names an unknown place.
     """
     unknown = [place for place in find if place not in PLACES]
-    if unknown or not find:
-        raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {list(find)}")
+    if unknown or not find or isinstance(find, str):
+        raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {find!r}")
     return tuple(find)
 
 
@@ -52,6 +53,11 @@ class Exact:
             ("answer is"), `last_sentence`, `whole` (all that follows the thinking).
         case_sensitive: upper and lower case differ.
         strict: do not even ignore outer and repeated white space, quotes and a final period.
+        thinking: the tags that the model's reasoning stands in, by name (`think`) or as pairs (`["[THINK]",
+            "[/THINK]"]`); only what follows the last closing tag is read. By default those that are known
+            (`rewards.thinking`); an empty list for none.
+
+    A reference that is a worked solution (`... #### 18`) is the answer that it marks.
     """
 
     def __init__(
@@ -59,22 +65,46 @@ class Exact:
         find: Sequence[str] = ("answer_tag", "boxed", "stated"),
         case_sensitive: bool = False,
         strict: bool = False,
+        thinking: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
         self.find, self.case_sensitive, self.strict = check_places(find), case_sensitive, strict
+        self.tags = thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict; `error` where the reference is empty."""
-        accepted = list(reference) if isinstance(reference, (list, tuple)) else [reference]
-        if not accepted or any(text is None or not str(text).strip() for text in accepted):
-            return error(f"the reference {reference!r:.60} is empty")
-        answer = find_text(completion, self.find)
+        problem = self.reference_problem(reference, prompt)
+        if problem:
+            return error(problem)
+        accepted = [_marked(str(text)) for text in _texts(reference)]
+        answer = self.find_answer(completion)
         if answer is None or not answer.strip():
             return unparseable(f"no answer found in {', '.join(self.find)}")
-        if self._plain(answer) in {self._plain(str(text)) for text in accepted}:
+        if self._plain(answer) in {self._plain(text) for text in accepted}:
             return correct("exact")
-        return wrong(f"{answer[:60]!r} is not {str(accepted[0])[:60]!r}")
+        return wrong(f"{answer[:60]!r} is not {accepted[0][:60]!r}")
+
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
+        """Why the reference cannot be used; empty where it can."""
+        texts = _texts(reference)
+        if texts and all(text is not None and _marked(str(text)).strip() for text in texts):
+            return ""
+        return f"the reference {reference!r:.60} is empty"
+
+    def find_answer(self, completion: str) -> str | None:
+        """The final answer's text; None where there is none."""
+        return find_text(completion, self.find, self.tags)
 
     def _plain(self, text: str) -> str:
         if not self.strict:
             text = " ".join(text.split()).strip("\"'`.").strip()
         return text if self.case_sensitive else text.casefold()
+
+
+def _texts(reference: Any) -> list[Any]:
+    return list(reference) if isinstance(reference, (list, tuple)) else [reference]
+
+
+def _marked(reference: str) -> str:
+    """What a worked solution marks by `####` in a line of its own below others; any other reference as it is."""
+    marked = places.hash_mark(reference) if "\n####" in reference else None
+    return reference if marked is None else marked

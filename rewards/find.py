@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import re
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from rewards.between import Link, link, name_before, together
+from rewards.thinking import DEFAULT_TAGS, Tags, without_thinking
+
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+(\\?[A-Za-z]+\b(?!\s*\{)|[-+]?[\d.,/]*\d|[A-Za-z])")
-# What may stand between boxes that are values of one answer, or candidates for it: nothing, connectives, numbering.
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s$.,;/&|*]|\\(?:[,;: ()\[\]]|q?quad)|\\text\s*\{\s*(?:and|or)\s*\}"
-    r"|\b(?:and|or|else|either|also|maybe|perhaps|possibly|alternatively|otherwise)\b"
-    r"|(?:\b(?:option|case|answer|solution|possibility|candidate|part)s?\s*)?\(?\b(?:\d{1,2}|[a-z])\)?\s*[:.)]"
-    r"|(?<=\n)[-*])*",
-    re.IGNORECASE,
-)
-# Words within one sentence that make the boxes around them candidates.
-_DOUBT = re.compile(
-    r"[^.!?\n]{0,80}\b(?:or(?!\s+rather)|vs|versus|maybe|perhaps|possibly|might|may\s+(?:also\s+)?be|alternatively)\b[^.!?\n]{0,80}",
-    re.IGNORECASE,
-)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_HASH = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
 )
+# What around a number makes another one of it, or none.
+_NEGATED = re.compile(r"\b(?:negative|minus)\s{1,3}$", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
+_SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
 # A box further back than this many unclosed ones is not looked for, so that a text of nothing but "\boxed{" stays
 # linear.
 _UNCLOSED_BOXES_TRIED = 4
@@ -37,18 +29,15 @@ _UNCLOSED_BOXES_TRIED = 4
 _NEAR, _MOST_JOINED = 300, 16
 
 
-def after_thinking(text: str) -> str | None:
-    """The text after the last `</think>`; the whole text where there are no tags; None where thinking never ended."""
-    closed = text.rfind(THINK_CLOSE)
-    if closed >= 0:
-        text = text[closed + len(THINK_CLOSE) :]
-    return None if THINK_OPEN in text else text
+def after_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
+    """The text after the last closing tag; the whole text where there are no tags; None where thinking never ended."""
+    return without_thinking(text, tags)
 
 
-def _closing(text: str, start: int) -> int:
+def _closing(text: str, start: int, end: int | None = None) -> int:
     """Index of the brace that closes the group opened just before `start`, or -1."""
     depth = 1
-    for match in _BRACE.finditer(text, start):
+    for match in _BRACE.finditer(text, start, len(text) if end is None else end):
         token = match.group()
         if token == "{":
             depth += 1
@@ -62,9 +51,9 @@ def _closing(text: str, start: int) -> int:
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
-    Boxes that nothing, a connective such as "and", "or" or "maybe", punctuation or numbering ("Option 2:") stands
-    between are one answer with several values and come back joined by commas, an empty one among them as the empty
-    text; a box that follows other words replaces the earlier ones.
+    Boxes that nothing, a connective such as "and", "or" or "maybe", punctuation, numbering ("Option 2:") or a name
+    (`x = `) stands between are one answer with several values and come back joined by commas, an empty one among them
+    as the empty text; a box that follows other words replaces the earlier ones.
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
@@ -91,24 +80,30 @@ def has_unclosed_box(text: str) -> bool:
 
 
 def _with_neighbours(text: str, start: int, content: str) -> str:
-    """Join to `content` the boxes directly before `start` that only a connective separates from it."""
-    values = [content]
+    """Join to `content` the boxes directly before `start` that are values of the same answer."""
+    values, names = [content], []
     while len(values) < _MOST_JOINED:
-        previous = text.rfind("\\boxed", 0, start)
+        previous = max(text.rfind("\\boxed", 0, start), text.rfind("\\fbox", 0, start))
         opening = _BOX.match(text, previous) if previous >= 0 else None
         # Only a short distance is looked at: neighbours are neighbours.
         if opening is None or start - previous > _NEAR:
             break
-        close = _closing(text[:start], opening.end())
-        if close < 0 or not _joined(text[close + 1 : start]):
+        close = _closing(text, opening.end(), start)
+        joined = link(text[close + 1 : start]) if close >= 0 else None
+        if joined is None or not _named_alike(joined, text[:previous]):
             break
         values.append(text[opening.end() : close])
+        names.append(joined.name)
         start = previous
-    return ", ".join(reversed(values)) if all(value.strip() for value in values) else ""
+    if len(values) == 1:
+        return content
+    names.append(name_before(text[max(0, start - 40) : start]))
+    return together(values[::-1], names[::-1])
 
 
-def _joined(between: str) -> bool:
-    return _BETWEEN_BOXES.fullmatch(between) is not None or _DOUBT.fullmatch(between) is not None
+def _named_alike(joined: Link, before: str) -> bool:
+    """`2x = [6], x = [3]` are two steps; `x = [2], y = [3]`, and what a word joins, are two values."""
+    return not joined.name or joined.worded or bool(name_before(before[-40:]))
 
 
 def answer_tag(text: str) -> str | None:
@@ -130,7 +125,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
     for at in range(len(marks) - 1, 0, -1):
         if not marks[at].group(1) or marks[at - 1].group(1):
             continue
-        if contents and (begin - marks[at].end() > _NEAR or not _joined(text[marks[at].end() : begin])):
+        if contents and (begin - marks[at].end() > _NEAR or link(text[marks[at].end() : begin]) is None):
             break
         end, begin = end or marks[at].start(), marks[at - 1].start()
         contents.append(text[marks[at - 1].end() : marks[at].start()].strip())
@@ -142,14 +137,37 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
 
 def hash_mark(text: str) -> str | None:
     """What follows the last `####` at the start of a line (GSM8K's mark), or None."""
-    if "####" not in text:
-        return None
-    found = _HASH.findall(text)
-    return found[-1] if found else None
+    at = len(text)
+    while (at := text.rfind("####", 0, at)) >= 0:
+        at = text.rfind("\n", 0, at) + 1
+        end = text.find("\n", at)
+        line = text[at : end if end >= 0 else None].strip()
+        if line.startswith("####") and not line.startswith("#####"):
+            return line[4:].strip()
+    return None
+
+
+def marked_answer(solution: str) -> str | None:
+    """The answer that a worked solution of a data set marks: after its last `####`, or in its last box; else None."""
+    if "####" in solution:
+        return hash_mark(solution)
+    return last_box(solution) if "\\boxed" in solution or "\\fbox" in solution else None
 
 
 def last_number(text: str) -> str | None:
-    """The last number written in the text, with its sign and separators, or None."""
+    """The last number written in the text, with its sign, its separators and a word that scales it, or None.
+
+    A number that is denied ("it is not 5") comes back with the denial, which is no number.
+    """
     # Only the tail is read: a number further from the end than this is not a final answer.
-    found = _NUMBER.findall(text, max(0, len(text) - 2000))
-    return found[-1] if found else None
+    tail = text[-2000:]
+    numbers = list(_NUMBER.finditer(tail))
+    if not numbers:
+        return None
+    found = numbers[-1]
+    before, number = tail[max(0, found.start() - 24) : found.start()], found.group()
+    scale = _SCALE.match(tail, found.end())
+    number += scale.group() if scale is not None else ""
+    if _NEGATED.search(before) and number[0].isdigit():
+        return "-" + number
+    return "not " + number if _DENIED.search(before) else number

@@ -12,6 +12,9 @@ from rewards.verdict import Verdict, correct, scored, wrong
 class Format:
     """Think-then-answer tags, each exactly once, in order, none of them empty.
 
+    Text before the first tag, between them and after the last is allowed unless `only_tags` is set; tags with nothing
+    or only white space in them (`<think></think>`) are refused.
+
     Args:
         tags: the tag names, in the order wanted; `()` where only `pattern` counts.
         opened: tags whose opening half the prompt's template has already written (`("think",)` for chat templates
@@ -25,7 +28,8 @@ class Format:
     The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, as far as asked for.
 
     Raises:
-        ValueError: nothing to check, an `opened` tag that is not in `tags`, or an invalid pattern.
+        ValueError: nothing to check, tags that are no list of names, an `opened` tag that is not in `tags`, or an
+            invalid pattern.
     """
 
     def __init__(
@@ -36,6 +40,12 @@ class Format:
         pattern: str | None = None,
         partial: bool = False,
     ) -> None:
+        for name, given in (("tags", tags), ("opened", opened)):
+            if isinstance(given, str):
+                raise ValueError(f"{name} must be a list of tag names, got {given!r}; write [{given}]")
+            odd = [tag for tag in given if not isinstance(tag, str) or not tag or set(tag) & set("<>/")]
+            if odd:
+                raise ValueError(f"{name} must be names without brackets, such as think; got {odd}")
         if not tags and pattern is None:
             raise ValueError("format has nothing to check: give tags, a pattern, or both")
         stray = [tag for tag in opened if tag not in tags]

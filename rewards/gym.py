@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rewards.exact import check_places, find_text
+from rewards.thinking import thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 
 _MISSING = "reasoning-gym is not installed; install the extra with `pip install 'verigrpo[gym]'`"
@@ -22,6 +23,7 @@ class ReasoningGym:
         find: the places to look; see `rewards.exact.Exact`.
         pass_mark: the least score that counts as `correct`; one below it is `scored`, 0 is `wrong`. The score itself is
             the scorer's, from 0 to 1.
+        thinking: the reasoning tags; see `rewards.exact.Exact`.
 
     The prompt is a row as `rows` gives it, with the whole entry that the scorer wants in `entry`; or a row of your own
     with reasoning-gym's columns `question`, `answer` and `metadata`.
@@ -31,9 +33,14 @@ class ReasoningGym:
     """
 
     def __init__(
-        self, task: str | None = None, find: Sequence[str] = ("answer_tag", "boxed", "stated"), pass_mark: float = 1.0
+        self,
+        task: str | None = None,
+        find: Sequence[str] = ("answer_tag", "boxed", "stated"),
+        pass_mark: float = 1.0,
+        thinking: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
         self.task, self.find, self.pass_mark = task, check_places(find), pass_mark
+        self.tags = thinking_tags(thinking)
         self._scorers: dict[str, Any] = {}
         _library()
 
@@ -43,7 +50,7 @@ class ReasoningGym:
         task = self.task or entry["metadata"].get("source_dataset")
         if not task:
             return error("the row has no metadata['source_dataset'] and the verifier no task")
-        answer = find_text(completion, self.find)
+        answer = find_text(completion, self.find, self.tags)
         if answer is None or not answer.strip():
             return unparseable(f"no answer found in {', '.join(self.find)}")
         if task not in self._scorers:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards.formulas import without_dollars
 from rewards.nodes import Unreadable
 from rewards.units import BARE_UNITS
 
@@ -99,6 +100,8 @@ def normalise(text: str) -> str:
     """
     if len(text) > MAX_ANSWER:
         raise Unreadable(f"an answer of {len(text)} characters; the most that is read is {MAX_ANSWER}")
+    if "$" in text:
+        text = without_dollars(text)
     if not text.isascii():
         text = text.replace("\u00b3\u221a", "\u221b")
         text = _UPPER_RUN.sub(lambda run: "^{" + run.group().translate(_UPPER) + "}", text)

@@ -2,7 +2,7 @@ r"""Mathematical answers: find the final one, and decide whether it equals the r
 
 The conventions, each a setting of `Math` where users disagree:
 
-1. The final answer is the last complete `\boxed{...}` after `</think>`; boxes (or `<answer>` tags) that only a
+1. The final answer is the last complete `\boxed{...}` after the reasoning; boxes (or `<answer>` tags) that only a
    connective, punctuation or numbering separates are one answer. What cannot be read there is `unparseable`: nothing
    else in the text is looked at. Without a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:",
    whichever comes last, else the last sentence's value, or list of values (`find`).
@@ -41,6 +41,7 @@ from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
 from rewards.restated import is_restated
 from rewards.stated import last_sentence, stated
+from rewards.thinking import final_text, thinking_tags
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 
@@ -62,6 +63,7 @@ class Math:
         problem_column: the prompt's column with the problem's text, to refuse answers that copy an expression from
             it (only copies: `3+2` for "What is 2+3?" is accepted, as its value is); None to accept them. A run hands
             the prompt's text as the default column to rows that have none of this name.
+        thinking: the reasoning tags; see `rewards.exact.Exact`.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see `rewards.conventions.Conventions`.
 
     Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
@@ -83,11 +85,12 @@ class Math:
         bare_base: bool = False,
         log_base: int = 10,
         decimal_comma: bool | Literal["always"] = True,
+        thinking: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
         unknown = [place for place in find if place not in PLACES]
         if unknown or not find:
             raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {list(find)}")
-        self.find, self.problem_column = tuple(find), problem_column
+        self.find, self.problem_column, self.tags = tuple(find), problem_column, thinking_tags(thinking)
         self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
         self.cache_hits = 0
         precise()  # mpmath takes a fifth of a second to import: before the first verdict, not during it
@@ -139,7 +142,7 @@ class Math:
 
     def find_answer(self, completion: str) -> str | None:
         """The final answer's text, or None where there is none."""
-        text = places.after_thinking(completion)
+        text = final_text(completion, self.tags)
         if text is None:
             return None
         for place in self.find:
@@ -247,7 +250,10 @@ def _gold_text(reference: Any) -> str | None:
         return None
     if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
         return str(int(reference))
-    return str(reference)
+    text = str(reference)
+    # A worked solution is the answer that it marks.
+    marked = places.marked_answer(text) if "####" in text or "boxed" in text or "fbox" in text else None
+    return text if marked is None else marked
 
 
 def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:

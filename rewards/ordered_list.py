@@ -7,13 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rewards.exact import check_places, find_text
+from rewards.exact import PLACES, check_places
+from rewards.stated import line_stated
+from rewards.thinking import final_text, thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 
 # More items than this are read no further: a list of everything is no ranking.
 _MAX_ITEMS = 200
+_TAIL = 20_000
 _BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,3}[.):])\s*")
 _LATEX = re.compile(r"\\(?:text|textbf|mathrm|textit)\s*\{([^{}]*)\}")
+_NUMBERED = re.compile(r"(?:(?<=\s)|^)\(?(\d{1,3})[.):]\s+(?=\S)")
+_AND = re.compile(r"\s+(?:and|&|then)\s+", re.IGNORECASE)
+_LEADING_AND = re.compile(r"^\s*(?:and|&|then)\s+", re.IGNORECASE)
 
 
 class OrderedList:
@@ -27,10 +33,12 @@ class OrderedList:
         cutoff: how many items of the answer count for `rank`; default: as many as the reference has, so that
             listing everything gains nothing.
         find: the places to look; see `rewards.exact.Exact`.
+        thinking: the reasoning tags; see `rewards.exact.Exact`.
 
-    Items are separated by commas, semicolons, `>` or lines; numbering, bullets and case are ignored; an item that is
-    repeated counts once. The status is `correct` for a score of 1, `wrong` for 0 and `scored` between. All three scores
-    are in the verdict's parts.
+    Items are separated by commas, semicolons, `>`, "and", lines or their numbers (`1. A 2. B`); numbering, bullets and
+    case are ignored; an item that is repeated counts once, and one of the reference that has "and" in it stays whole. A
+    list whose first line follows "Answer:" is read to its end. The status is `correct` for a score of 1, `wrong` for 0
+    and `scored` between. All three scores are in the verdict's parts.
     """
 
     def __init__(
@@ -38,20 +46,22 @@ class OrderedList:
         score: Literal["exact", "f1", "rank"] = "exact",
         cutoff: int | None = None,
         find: Sequence[str] = ("answer_tag", "boxed", "stated"),
+        thinking: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
         if score not in ("exact", "f1", "rank"):
             raise ValueError(f"score must be 'exact', 'f1' or 'rank', got {score!r}")
         if cutoff is not None and cutoff < 1:
             raise ValueError(f"cutoff must be at least 1, got {cutoff!r}")
-        self.score, self.cutoff, self.find = score, cutoff, check_places(find)
+        self.score, self.cutoff, self.find, self.tags = score, cutoff, check_places(find), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict; `error` where the reference has no items."""
-        gold = split_items(reference) if isinstance(reference, str) else _distinct(map(str, reference or ()))
-        if not gold:
-            return error("the reference list is empty")
-        text = find_text(completion, self.find)
-        answer = split_items(text) if text is not None else []
+        problem = self.reference_problem(reference, prompt)
+        if problem:
+            return error(problem)
+        gold = _gold(reference)
+        text = self._list_text(completion)
+        answer = split_items(text, frozenset(gold)) if text is not None else []
         if not answer:
             return unparseable("no list found")
         shared = len(set(gold) & set(answer))
@@ -64,13 +74,71 @@ class OrderedList:
         status = Status.CORRECT if value > 1 - 1e-12 else Status.SCORED if value > 0 else Status.WRONG
         return Verdict(value, status, f"{shared} of {len(gold)} items found", parts)
 
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
+        """Why the reference cannot be used; empty where it can."""
+        if reference is not None and not isinstance(reference, (str, Sequence)):
+            return f"the reference {reference!r:.60} is no list and no text"
+        return "" if _gold(reference) else "the reference list is empty"
 
-def split_items(text: str) -> list[str]:
-    """The distinct items of a written list, in order, in lower case."""
+    def _list_text(self, completion: str) -> str | None:
+        """The text of the list; under "Answer:" all its lines, where the first is one of a list."""
+        text = final_text(completion, self.tags)
+        if text is None:
+            return None
+        for place in self.find:
+            found = PLACES[place](text)
+            if found is not None:
+                if place == "stated" and len(_at_numbers(line := line_stated(text))) > 1:
+                    return line
+                below = _lines_below(text) if place == "stated" else ""
+                return below if below and found.strip() in below else found
+        return None
+
+
+def _lines_below(text: str) -> str:
+    """The bulleted or numbered lines under the last line that ends with a colon; empty for fewer than two."""
+    lines = text[-_TAIL:].splitlines()
+    heads = [at for at, line in enumerate(lines) if line.rstrip(" \t*").endswith(":")]
+    found: list[str] = []
+    for line in lines[heads[-1] + 1 :] if heads else ():
+        if line.strip() and not _BULLET.match(line):
+            break
+        found += [line] if line.strip() else []
+    return "\n".join(found) if len(found) > 1 else ""
+
+
+def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
+    """The distinct items of a written list, in order, in lower case; those of `whole` are not cut at an "and"."""
     plain = _LATEX.sub(r" \1 ", text).strip().strip("[](){}$").replace("\\", " ")
     lines = [line for line in plain.splitlines() if line.strip()]
-    pieces = [piece for line in lines for piece in re.split(r"[,;>]", _BULLET.sub("", line))]
-    return _distinct(_BULLET.sub("", piece) for piece in pieces[:_MAX_ITEMS])
+    pieces: list[str] = []
+    for line in lines:
+        numbered = _at_numbers(line)
+        parts = numbered if len(numbered) > 1 else re.split(r"[,;>\u2192]", _BULLET.sub("", line))
+        pieces += [_BULLET.sub("", _LEADING_AND.sub("", part)) for part in parts]
+        if len(pieces) > _MAX_ITEMS:
+            break
+    return _distinct(item for piece in pieces[:_MAX_ITEMS] for item in _parted(piece, whole))
+
+
+def _at_numbers(line: str) -> list[str]:
+    """`1. A 2. B` cut before its numbers, where these count up from 1."""
+    marks: list[re.Match[str]] = []
+    for mark in _NUMBERED.finditer(line):
+        if int(mark[1]) == len(marks) + 1:
+            marks.append(mark)
+    if not marks:
+        return []
+    ends = [mark.start() for mark in marks[1:]] + [len(line)]
+    return [line[mark.end() : end].strip().rstrip(",;") for mark, end in zip(marks, ends, strict=True)]
+
+
+def _parted(piece: str, whole: frozenset[str]) -> list[str]:
+    return [piece] if set(_distinct([piece])) <= whole else _AND.split(piece)
+
+
+def _gold(reference: Any) -> list[str]:
+    return split_items(reference) if isinstance(reference, str) else _distinct(map(str, reference or ()))
 
 
 def _distinct(items: Any) -> list[str]:

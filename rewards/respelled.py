@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 
 from rewards.chinese import chinese
+from rewards.counted import with_noun
 from rewards.latex_text import TEXT_MACROS
 from rewards.nodes import Constant, Node, Number, Quantity, Ratio, Sequence, Text
 from rewards.spelled import number_of
@@ -42,6 +43,7 @@ _MODULUS = re.compile(
     rf"\(\s*+(?:(?:\\bmod|\\mod|\\pmod|mod)(?![A-Za-z])|\\(?:{TEXT_MACROS})\s*+\{{\s*+mod\s*+\}})\s*+([^()]{{1,40}})\)"
 )
 _ONE_SIDED = re.compile(r"\\\{\s*+\\begin\s*+\{(array|aligned|matrix|gathered|split)\}(?:\s*+\{[lcr|@{} ]{1,12}\})?")
+_MINUS = re.compile(r"(?:negative|minus)\s{1,3}(?=[\d.$\\])", re.IGNORECASE)
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]{1,200}[,;][^\[\]]{1,200})([\[\]])")
 _NOT_THERE = re.compile(
     r"(?:(?:the |this )?(?:limit|answer|value|it|solution|maximum|minimum|derivative|integral) )?"
@@ -73,7 +75,9 @@ def respell(text: str) -> str:
         text = _RUPEES.sub("\u20b9", text)
     if text.startswith("]") or text.endswith("["):
         text = _OUTWARD.sub(_inward, text)
-    return text
+    if text[:1] in "nmNM":
+        text = _MINUS.sub("-", text)
+    return with_noun(text)
 
 
 def _in_fonts(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from rewards.nodes import Unit
+from rewards.nouns import NO_NOUNS, PHRASE, noun
 
 # name: (base unit, how many of it). Different base units never convert into each other.
 _TABLE: Mapping[str, tuple[str, str]] = {
@@ -68,28 +69,24 @@ CURRENCY: Mapping[str, Unit] = {
 }
 _SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour"}
 _PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
-_MAX_LENGTH = 60
-_WORDS = re.compile(r"[A-Za-z]+")
-_UNIT_WORDS = frozenset(("a", "per", "sq", "square", "cubic", "degree", "degrees", "percent", *_SHORT))
-# Words that make what they follow another value, or no value.
-_VALUE_WORDS = (
-    "or and not more less least most than about if when where mod modulo hundred thousand million billion trillion "
-    "dozen half but to for is base choose plus minus times squared cubed point over under below above maybe perhaps "
-    "possibly probably roughly approximately almost nearly really halves tenth tenths hundredth hundredths thousandth "
-    "thousandths third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths "
-    "tens hundreds thousands millions billions dozens k zero one two three four five six seven eight nine ten eleven "
-    "twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
-    "eighty ninety negative divided multiplied power factorial wrong correct false st nd rd th something"
-)
-_NO_UNITS = frozenset(_VALUE_WORDS.split())
+_MAX_LENGTH = 80
+# A litre of milk is a litre; "push-ups" are one word.
+_OF = re.compile(rf"^((?:(?:square|sq\.?|cubic) )?(?:{'|'.join(sorted(UNITS, key=len, reverse=True))})) of .*$")
+_JOINED = str.maketrans("", "", "-'\u2019")
 
 
 def read_unit(text: str) -> Unit | None:
-    """Read `km/h`, `square inches`, `cm^2`, `miles per hour`, or any counted noun (`apples`).
+    """Read `km/h`, `square inches`, `cm^2`, `miles per hour`, or what is counted (`apples`, `pieces of candy`).
 
     None where it is no unit at all: no letters, other signs, words that change the value, too long.
     """
-    text = _SHORT.get(text.strip(), text.strip())
+    text = text.strip()
+    phrase = PHRASE.fullmatch(" ".join(text.split())) is not None
+    if phrase:
+        text = _OF.sub(r"\1", (noun(text) or "")).translate(_JOINED)
+    text = _SHORT.get(text, text)
+    if text == "times":  # how often something happens
+        return Unit(Fraction(1), (("time", 1),))
     if not text or len(text) > _MAX_LENGTH:
         return None
     powers: dict[str, int] = {}
@@ -105,8 +102,12 @@ def read_unit(text: str) -> Unit | None:
         word = part[2]
         if word is None:
             continue
-        if word.lower() in _NO_UNITS:
+        if (not phrase and word.lower() in NO_NOUNS) or (
+            len(word) == 1 and word not in UNITS and word in "BMbcdefijknopqrtuvwxyz"
+        ):
             return None
+        if word == "in" and part.end() < len(text):  # "students in class" are not measured in inches
+            continue
         if word.lower() in ("square", "sq", "cubic"):
             raised = 3 if word.lower() == "cubic" else 2
             continue
@@ -119,13 +120,6 @@ def read_unit(text: str) -> Unit | None:
         raised = 1
     dimensions = tuple(sorted((base, power) for base, power in powers.items() if power))
     return Unit(factor, dimensions) if dimensions else None
-
-
-def is_unit(text: str) -> bool:
-    """True for a unit that is known (`square inches`, `km/h`, `%`), and for one noun, which may count anything."""
-    words = _WORDS.findall(text)
-    known = all(word in UNITS or word.lower() in UNITS or word.lower() in _UNIT_WORDS for word in words)
-    return (known or (len(words) == 1 and len(words[0]) > 1)) and read_unit(text) is not None
 
 
 def _singular(word: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.config import Dataset, VerifierConfig
+from grpo.config import Dataset, Verification, VerifierConfig
 from grpo.data import load_rows
 from grpo.preparation import specs_of
-from rewards.build import BUILT_IN, VerifierSpec
+from rewards.build import BUILT_IN, VerifierSpec, build_verifier
 from rewards.compose import combine
 from rewards.pool import VerifierPool
 from rewards.selection import check_rows, choose
@@ -106,3 +106,13 @@ def test_the_examples_of_groups_of_prepare_and_of_judges(tmp_path, monkeypatch) 
 def test_every_built_in_verifier_is_in_the_table() -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     assert set(BUILT_IN) <= rows
+
+
+def test_a_runs_reasoning_tags_go_to_the_verifiers_that_look_for_answers() -> None:
+    verifiers = [VerifierConfig(name=name, use=name, options=options) for name, options in
+                 (("math", {}), ("exact", {"thinking": ["plan"]}), ("length", {}))]  # fmt: skip
+    tags = ("think", ("<<", ">>"))
+    specs = specs_of(verifiers, Verification(thinking=tags))
+    assert [dict(spec.options) for spec in specs] == [{"thinking": tags}, {"thinking": ["plan"]}, {}]
+    assert build_verifier("math", specs[0].options)("<<\\boxed{5}>>\\boxed{6}", "6", {}).status is Status.CORRECT
+    assert [dict(spec.options) for spec in specs_of(verifiers)] == [{}, {"thinking": ["plan"]}, {}]
