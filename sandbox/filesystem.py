@@ -155,9 +155,22 @@ def mount_scratch(size_bytes: int, files: int) -> None:
     kernel.mount("tmpfs", SCRATCH_RUN, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
 
 
-def mount_proc(target: str) -> None:
-    """Mount the `/proc` of this process namespace."""
-    kernel.mount("proc", target, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+def mount_proc(target: str, processes_only: bool = False) -> None:
+    """Mount the `/proc` of this process namespace.
+
+    Args:
+        target: where.
+        processes_only: show nothing of the machine, and no process but those that the reader may look into, where the
+            kernel can (from Linux 5.8 on).
+    """
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    if processes_only:
+        try:
+            kernel.mount("proc", target, "proc", flags, "subset=pid,hidepid=invisible")
+            return
+        except OSError:
+            pass  # an older kernel
+    kernel.mount("proc", target, "proc", flags)
 
 
 def hide_slot_proc() -> None:

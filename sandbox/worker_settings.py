@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from sandbox.group_meter import GroupFiles
 from sandbox.types import Isolation, IsolationLevel, Layer, MissingLayer
 
 
@@ -23,7 +24,7 @@ class WorkerSettings:
         preload: modules imported once, which every program then finds at no cost.
         without: layers left out. For tests, which prove that an attack bites without its layer.
         search_path: where the supervisor finds modules.
-        control_group: descriptor of the `cgroup.procs` to step into, or the reason why there is none.
+        control_group: descriptors of the files of the group to step into, or the reason why there is none.
         temporary: where scratch directories are made where mounts cannot be had.
     """
 
@@ -31,7 +32,7 @@ class WorkerSettings:
     preload: tuple[str, ...]
     search_path: tuple[str, ...]
     without: frozenset[Layer] = frozenset()
-    control_group: int | str = "none was looked for"
+    control_group: GroupFiles | str = "none was looked for"
     temporary: str = field(default_factory=_temporary_directory)
 
     def to_json(self) -> bytes:
@@ -40,12 +41,13 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: bytes) -> WorkerSettings:
         data = json.loads(text)
+        group = data["control_group"]
         return cls(
             supervisor=data["supervisor"],
             preload=tuple(data["preload"]),
             search_path=tuple(data["search_path"]),
             without=frozenset(Layer(name) for name in data["without"]),
-            control_group=data["control_group"],
+            control_group=group if isinstance(group, str) else GroupFiles(**group | {"join": tuple(group["join"])}),
             temporary=data["temporary"],
         )
 

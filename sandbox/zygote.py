@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map
 from sandbox.child import Seal, set_constant_limits
 from sandbox.filesystem import SitePackage
+from sandbox.group_meter import GroupMeter
 from sandbox.landlock_rules import RulesMaker
 from sandbox.layers import Layers
 from sandbox.syscall_filter import SyscallFilter
@@ -49,6 +50,7 @@ class Zygote:
         self._host_scratch: HostScratch | None = None
         self._syscalls: SyscallFilter | None = None
         self._scratch = filesystem.SCRATCH_RUN
+        self._meter: GroupMeter | None = None
         self._rules: int | str | None = None  # their descriptor, or why there are none
 
     def run(self) -> NoReturn:
@@ -104,9 +106,11 @@ class Zygote:
         group = self._settings.control_group
         if not self._layers.wants(Layer.CGROUP):
             return
-        if isinstance(group, int):
-            os.write(group, b"0")
-            os.close(group)
+        if not isinstance(group, str):
+            for descriptor in group.join:
+                os.write(descriptor, b"0")
+                os.close(descriptor)
+            self._meter = GroupMeter(group)
             self._layers.active.append(Layer.CGROUP)
         else:
             self._layers.miss(Layer.CGROUP, group, layers.NO_CONTROL_GROUP)
@@ -199,6 +203,7 @@ class Zygote:
             base_memory=resident,
             proc=self._proc,
             processors=frozenset(os.sched_getaffinity(0)),
+            meter=self._meter,
         )
 
 

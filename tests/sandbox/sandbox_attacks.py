@@ -39,7 +39,7 @@ def _limits(**changes: object) -> Limits:
     return Limits(**(values | changes))  # type: ignore[arg-type]
 
 
-_NO_LIMITS = frozenset({Layer.WATCH, Layer.RESOURCE_LIMITS})
+_NO_LIMITS = frozenset({Layer.WATCH, Layer.RESOURCE_LIMITS, Layer.CGROUP})
 RESOURCES = [
     _resource(
         "sleep",
@@ -106,7 +106,7 @@ print('ESCAPED')""",
         "reserve_memory",
         "import mmap; m = mmap.mmap(-1, 5 << 30); print('ESCAPED')",
         {Status.MEMORY, Status.NONZERO_EXIT},
-        without=_NO_LIMITS,
+        without=_NO_LIMITS | _SECCOMP,
     ),
     _resource(
         "share_memory_among_children",
@@ -244,7 +244,7 @@ FILES = [
     Attack(
         "truncate_host_file",
         "import os\ntry:\n    os.truncate('@CANARY@', 3); print('ESCAPED')\nexcept OSError as e: print(e)",
-        _FILES,
+        _FILES | _SECCOMP,
     ),
     Attack(
         "remove_host_file",
@@ -283,7 +283,7 @@ FILES = [
         "make_executable_and_setuid",
         "import os\nopen('x', 'w').close()\ntry:\n    os.chmod('x', 0o4755)\n"
         "    print('ESCAPED' if not os.statvfs('.').f_flag & os.ST_NOSUID else 'nosuid')\nexcept OSError as e: print(e)",
-        _FILES,
+        _FILES | _SECCOMP,
         needs_mounts=True,
     ),
 ]
