@@ -13,7 +13,7 @@ import site
 import sys
 from collections.abc import Sequence
 
-from sandbox import filesystem, kernel, program
+from sandbox import filesystem, kernel, program, visible
 from sandbox.filesystem import SitePackage
 
 # Modules that programs commonly import; each costs a fresh interpreter more than it costs a fork.
@@ -26,8 +26,6 @@ COMMON_MODULES = tuple(
 )
 _REDUCED_MODULES = {"shutil", "tempfile"}  # imported by our own modules without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
-# Not a virtual environment's link to it, which programs do not see.
-_EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 def _forget_reduced() -> None:
@@ -46,12 +44,12 @@ def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], cl
         third_party: directories where the preloaded modules are found.
         clean_environment: False only where a test leaves that layer out.
     """
-    standard = (*filesystem.interpreter_paths(), "/usr/")
+    standard = (*visible.shown_paths(), "/usr/")
     sys.path[:] = [path for path in sys.path if path.startswith(standard) and "-packages" not in path]
     sys.path += third_party
     sys.path_importer_cache.clear()
     sys.argv[:] = ["main.py"]
-    sys.executable = _EXECUTABLE
+    sys.executable = visible.interpreter_program()
     sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
     site.setquit()  # of what `site` does for an interpreter, only the names that programs use
     site.setcopyright()

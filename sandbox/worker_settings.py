@@ -52,8 +52,8 @@ class WorkerSettings:
         )
 
 
-def level_of(active: frozenset[Layer]) -> IsolationLevel:
-    """The strongest level whose layers are all in force."""
+def level_of(active: frozenset[Layer], missing: frozenset[Layer] = frozenset()) -> IsolationLevel:
+    """The strongest level whose layers are all in force. No program runs as root at one that promises isolation."""
     namespaces = {
         Layer.USER_NAMESPACE,
         Layer.PROCESS_NAMESPACE,
@@ -63,7 +63,7 @@ def level_of(active: frozenset[Layer]) -> IsolationLevel:
     }
     if Layer.RESOURCE_LIMITS not in active:
         return IsolationLevel.NONE
-    if Layer.SECCOMP not in active:
+    if Layer.SECCOMP not in active or Layer.OWN_UID in missing:  # which is missing only where root started it
         return IsolationLevel.LIMITED
     if Layer.LANDLOCK in active and namespaces <= active:
         return IsolationLevel.FULL
@@ -80,4 +80,4 @@ def isolation_from_json(text: bytes) -> Isolation:
     data = json.loads(text)
     active = tuple(Layer(name) for name in data["active"])
     missing = tuple(MissingLayer(Layer(item["layer"]), item["reason"], item["remedy"]) for item in data["missing"])
-    return Isolation(level_of(frozenset(active)), active, missing)
+    return Isolation(level_of(frozenset(active), frozenset(item.layer for item in missing)), active, missing)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map
+from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map, visible
 from sandbox.child import Seal, set_constant_limits
 from sandbox.filesystem import SitePackage
 from sandbox.group_meter import GroupMeter
@@ -61,8 +61,10 @@ class Zygote:
         # A supervisor's own bound on its address space is not one for programs, which have theirs.
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        unreadable = self._run_where_others_can_read()
         self._join_control_group()
         self._packages = self._probe_packages()
+        self._control.recv(cell.MAX_MESSAGE)  # the settings, known by now
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         namespaces = layers.possible_namespaces(self._layers)
         mounts = bool(namespaces & kernel.CLONE_NEWNS)
@@ -74,10 +76,12 @@ class Zygote:
                 remedy = "install pyseccomp and libseccomp (Debian: libseccomp2)"
                 self._layers.miss(Layer.SECCOMP, str(problem), remedy)
         as_root = os.geteuid() == 0
-        uid = layers.own_uid(self._layers)
+        uid = layers.own_uid(self._layers, unreadable)
         if not mounts:
             from sandbox.host_scratch import HostScratch
 
+            if uid is not None:
+                self._copy_packages()
             self._host_scratch = HostScratch(self._settings.temporary, uid)
             self._scratch = self._host_scratch.run
             self._make_rules(private_root=False)
@@ -101,6 +105,41 @@ class Zygote:
         if self._host_scratch is not None:
             self._host_scratch.remove()
         os._exit(0)
+
+    def _run_where_others_can_read(self) -> str:
+        """Where only root can read the interpreter and it cannot be bound anywhere, go on with a copy of it.
+
+        Returns why there is none, or nothing where none is needed.
+        """
+        if os.geteuid() != 0 or Layer.OWN_UID in self._layers.without:
+            return ""
+        from sandbox import interpreter_copy
+
+        if interpreter_copy.readable(visible.interpreter_files()):
+            return ""
+        if layers.possible_namespaces(Layers(self._settings.without)) & kernel.CLONE_NEWNS:
+            return ""
+        try:
+            executable = interpreter_copy.copied_interpreter(self._settings.temporary)
+        except OSError as problem:
+            return str(problem)
+        # The search path names the standard library that is left behind.
+        old = (visible.standard_library(), os.path.dirname(visible.standard_library()) + "/python")
+        kept = [
+            path
+            for path in os.environ.get("PYTHONPATH", "").split(":")
+            if not os.path.realpath(path).startswith(old) or "-packages" in path
+        ]
+        os.execve(executable, [executable, *sys.orig_argv[1:]], os.environ | {"PYTHONPATH": ":".join(kept)})
+
+    def _copy_packages(self) -> None:
+        """Replace preloaded packages that only root can read by copies, or do without them."""
+        from sandbox import interpreter_copy
+
+        try:
+            self._packages = interpreter_copy.readable_packages(self._packages, self._settings.temporary)
+        except OSError:
+            self._packages = [item for item in self._packages if interpreter_copy.readable([item.path])]
 
     def _join_control_group(self) -> None:
         group = self._settings.control_group
@@ -253,5 +292,6 @@ def serve(control: socket.socket, seal: Seal) -> NoReturn:
 def main() -> NoReturn:
     """Entry point: the control socket's descriptor is the last argument."""
     control = socket.socket(fileno=int(sys.argv[-1]))
-    settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE))
+    # It stays there to be read until this is the interpreter that serves.
+    settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE, socket.MSG_PEEK))
     Zygote(control, settings).run()
