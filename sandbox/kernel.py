@@ -208,6 +208,11 @@ def restrict_with_landlock(ruleset: int) -> None:
         _checked(-1, "landlock_restrict_self")
 
 
+def clear_memory(address: int, length: int) -> None:
+    """Overwrite a part of this process's memory with zeros."""
+    ctypes.memset(address, 0, length)
+
+
 def limit_malloc_arenas(count: int) -> None:
     """Let the C library reserve at most `count` heaps of 64 MiB of address space, instead of one for each thread."""
     _libc.mallopt(-8, count)  # M_ARENA_MAX

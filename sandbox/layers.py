@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
 
 from sandbox import kernel
@@ -113,6 +115,10 @@ def enter_namespaces(flags: int, proc: int) -> None:
     """Move into new namespaces; `proc` is a descriptor of `/proc`."""
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(flags)
+    with contextlib.suppress(OSError):
+        kernel.unshare(kernel.CLONE_NEWCGROUP)  # /proc/self/cgroup then tells no path of the host
+    if flags & kernel.CLONE_NEWUTS:
+        socket.sethostname("sandbox")
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{_INNER_ID} {uid} 1"),

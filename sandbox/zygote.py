@@ -200,7 +200,7 @@ class Zygote:
             places = {os.path.dirname(package.path) for package in self._packages}
             third_party = [filesystem.SITE] if private_root else sorted(places)
         clean = record.wants(Layer.CLEAN_ENVIRONMENT)
-        interpreter.prepare(self._settings.preload, self._scratch, third_party, clean)
+        interpreter.prepare(self._settings.preload, self._scratch, third_party, clean, self._proc)
         if clean:
             record.active.append(Layer.CLEAN_ENVIRONMENT)
         memory_map.merge_mappings(self._proc)

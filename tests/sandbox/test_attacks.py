@@ -51,6 +51,7 @@ class Targets:
             ("@PORT@", self.port),
             ("@ABSTRACT@", self.abstract),
             ("@SEGMENT@", self.segment),
+            ("@PACKAGES@", Path(os.__file__).parent / "site-packages"),
         ):
             source = source.replace(mark, str(value))
         return source
