@@ -144,9 +144,9 @@ class Account:
         longest: dict[bool, dict[tuple[bytes, bytes], int]] = {False: {}, True: {}}
         for process in found:
             before = self._last.get(process.pid)
+            expected = before.other_mappings if before else self._seal.base_other_mappings
             if (
-                before is None
-                or before.other_mappings != process.other_mappings
+                process.other_mappings != expected
                 or self._looks % _EVERY_LOOKS == process.pid % _EVERY_LOOKS
             ):
                 mappings = processes.mappings_without_name(self._proc, process, self._seal.scratch, _MOST_MAPPINGS)

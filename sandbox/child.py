@@ -46,6 +46,7 @@ class Seal:
         limit_processes: whether RLIMIT_NPROC counts this worker's processes only.
         base_address_space, base_memory: bytes that the worker itself has reserved and resident; every child starts
             with as much, which is not counted against its limits (once, not once per process).
+        base_other_mappings: those bytes of its address space that are not private and writable.
         proc: descriptor of a `/proc` that shows this worker's processes.
         processors: those that programs may run on.
         meter: of the worker's control group, or None.
@@ -65,6 +66,7 @@ class Seal:
     descendant_kill: bool
     base_address_space: int
     base_memory: int
+    base_other_mappings: int
     proc: int
     processors: frozenset[int]
     meter: GroupMeter | None = None

@@ -224,7 +224,7 @@ class Zygote:
         record.active += [layer for layer in _ALWAYS_POSSIBLE if record.wants(layer)]
         if record.has(Layer.RESOURCE_LIMITS):
             set_constant_limits()
-        reserved, resident = _own_memory(self._proc)
+        reserved, resident, others = _own_memory(self._proc)
         return Seal(
             scratch=self._scratch,
             private_root=private_root,
@@ -240,21 +240,22 @@ class Zygote:
             descendant_kill=record.has(Layer.DESCENDANT_KILL),
             base_address_space=reserved,
             base_memory=resident,
+            base_other_mappings=others,
             proc=self._proc,
             processors=frozenset(os.sched_getaffinity(0)),
             meter=self._meter,
         )
 
 
-def _own_memory(proc: int) -> tuple[int, int]:
-    """Bytes that this process has reserved, and has resident."""
+def _own_memory(proc: int) -> tuple[int, int, int]:
+    """Bytes that this process has reserved, and has resident, and what is reserved and not private and writable."""
     descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
     try:
-        reserved, resident = os.read(descriptor, 256).split()[:2]
+        size, resident, _, _, _, data, _ = map(int, os.read(descriptor, 256).split())
     finally:
         os.close(descriptor)
     page = os.sysconf("SC_PAGE_SIZE")
-    return int(reserved) * page, int(resident) * page
+    return size * page, resident * page, (size - data) * page
 
 
 def _wait_for_either(supervisor: int, inner: int) -> None:
