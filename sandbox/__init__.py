@@ -17,6 +17,7 @@ of the watch (bounded by the address-space limit of each process). Programs are 
 they can see the machine's processor type, memory size and kernel version.
 """
 
+from sandbox.bounds import Bound, bounds
 from sandbox.service import Sandbox
 from sandbox.types import (
     AssertTest,
@@ -35,9 +36,11 @@ from sandbox.types import (
     Test,
     TestResult,
 )
+from sandbox.visible import readable_by_programs
 
 __all__ = [
     "AssertTest",
+    "Bound",
     "CallTest",
     "ExecutionResult",
     "Isolation",
@@ -53,4 +56,6 @@ __all__ = [
     "StdinTest",
     "Test",
     "TestResult",
+    "bounds",
+    "readable_by_programs",
 ]

@@ -145,10 +145,7 @@ class Account:
         for process in found:
             before = self._last.get(process.pid)
             expected = before.other_mappings if before else self._seal.base_other_mappings
-            if (
-                process.other_mappings != expected
-                or self._looks % _EVERY_LOOKS == process.pid % _EVERY_LOOKS
-            ):
+            if process.other_mappings != expected or self._looks % _EVERY_LOOKS == process.pid % _EVERY_LOOKS:
                 mappings = processes.mappings_without_name(self._proc, process, self._seal.scratch, _MOST_MAPPINGS)
                 if mappings is None:
                     return _BEYOND, 0

@@ -69,10 +69,10 @@ class ControlGroup:
                 made.append(group / name)
             self._limit_file = self._memory / ("memory.max" if parent.version == 2 else "memory.limit_in_bytes")
             self._limit_file.write_text(str(_WORKER_MEMORY + 2 * Limits().memory_bytes))
-            for name in ("memory.swap.max", "memory.swappiness"):  # what is swapped out would not count
+            for swap in ("memory.swap.max", "memory.swappiness"):  # what is swapped out would not count
                 with contextlib.suppress(OSError):
-                    if (self._memory / name).exists():
-                        (self._memory / name).write_text("0")
+                    if (self._memory / swap).exists():
+                        (self._memory / swap).write_text("0")
             self.allow(Limits())
             self.files = self._open(parent)
         except OSError:
