@@ -98,6 +98,7 @@ def test_each_program_gets_its_bound_over_what_is_used_already(
     meter, limits = GroupMeter(files), Limits(memory_bytes=100 << 20, disk_bytes=1 << 20, output_bytes=1 << 20)
     (made / usage).write_text(f"{7 << 20}\n")
     (made / events).write_text("low 0\noom_kill 3\n")
+    (made / limit).write_text("")  # unlike the kernel's, this file keeps what is not overwritten
     meter.begin(limits_message(limits), beside=0)
     assert int((made / limit).read_text()) == (7 + 100 + 1 + 2 + 16 + 32) << 20
     assert not meter.ran_out()
