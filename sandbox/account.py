@@ -35,13 +35,11 @@ class Use:
     Attributes:
         cpu_seconds: processor time.
         memory_bytes: resident, and what may be held out of sight.
-        tasks: processes and threads.
         removed_bytes: files of a scratch directory on the host that are open or mapped and have no name any more.
     """
 
     cpu_seconds: float
     memory_bytes: int
-    tasks: int
     removed_bytes: int
 
 
@@ -83,7 +81,7 @@ class Account:
             parts = [processes.proportional_memory(self._proc, process) for process in found]
             memory = sum(part[0] for part in parts) + max(sum(part[1] for part in parts), shared) + held
         self._last = {process.pid: process for process in found}
-        return Use(ticks / TICKS, memory, sum(process.threads for process in found), removed + mapped_files)
+        return Use(ticks / TICKS, memory, removed + mapped_files)
 
     def _ticks(self, found: Sequence[Process], seconds: float, last_number: int) -> float:
         """Processor time: of the living, of children waited for, and of those that are gone and nobody waited for."""

@@ -24,6 +24,7 @@ COMMON_MODULES = tuple(
     time traceback types typing
     """.split()  # noqa: SIM905 (a list of 33 quoted words is harder to read)
 )
+_NAME = b"sandbox.zygote"  # what `ps` shows
 _ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat after the command name: where they begin, then end
 _REDUCED_MODULES = {"shutil", "tempfile"}  # imported by our own modules without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
@@ -82,7 +83,7 @@ def forget_command_line(proc: int) -> None:
     for first in (_ARGUMENTS, _ENVIRONMENT):
         start, end = int(fields[first]), int(fields[first + 1])
         if 0 < start < end:
-            kernel.clear_memory(start, end - start)
+            kernel.overwrite_memory(start, end - start, _NAME if first == _ARGUMENTS else b"")
     sys.orig_argv[:] = sys.argv
 
 

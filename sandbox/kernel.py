@@ -208,9 +208,9 @@ def restrict_with_landlock(ruleset: int) -> None:
         _checked(-1, "landlock_restrict_self")
 
 
-def clear_memory(address: int, length: int) -> None:
-    """Overwrite a part of this process's memory with zeros."""
-    ctypes.memset(address, 0, length)
+def overwrite_memory(address: int, length: int, text: bytes) -> None:
+    """Overwrite a part of this process's memory with `text`, cut where it is too long, and zeros."""
+    ctypes.memmove(address, text[: length - 1].ljust(length, b"\0"), length)
 
 
 def limit_malloc_arenas(count: int) -> None:

@@ -114,6 +114,8 @@ class Watch:
     def _look(self) -> Status | None:
         now = time.monotonic()
         found = [item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None]
+        if sum(process.threads for process in found) > self._limits["processes"]:
+            return Status.PROCESSES  # at once: so many take long to look at, and ever more of them come
         use = self._account.look(found, now - self._looked, self._last_number())
         self._looked = now
         limits = self._limits
@@ -121,8 +123,6 @@ class Watch:
         self.usage = Usage(max(self.usage.cpu_seconds, cpu), max(self.usage.memory_bytes, use.memory_bytes))
         if use.memory_bytes > self.allowed_memory or (self._meter is not None and self._meter.ran_out()):
             return Status.MEMORY
-        if use.tasks > limits["processes"]:
-            return Status.PROCESSES
         if cpu > limits["cpu_seconds"]:
             return Status.CPU_TIME
         if max(os.fstat(number).st_size for number in self._outputs) > limits["output_bytes"]:

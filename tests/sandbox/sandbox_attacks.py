@@ -414,7 +414,7 @@ FILES = [
     ),
     Attack(
         "command_line_of_the_cell",
-        "print('ESCAPED' if b'sandbox' in open('/proc/self/cmdline', 'rb').read() + open('/proc/self/environ', 'rb').read()"
+        "print('ESCAPED' if b'/' in open('/proc/self/cmdline', 'rb').read() + open('/proc/self/environ', 'rb').read()"
         " else '')",
         frozenset({Layer.CLEAN_ENVIRONMENT}),
     ),
