@@ -195,7 +195,9 @@ class Cell:
         for descriptor in streams:
             with contextlib.suppress(PermissionError):
                 os.utime(descriptor)
-        os.utime(self._seal.scratch)
+        # To the nanosecond: the kernel's own stamps have the time of a tick, in which a program may begin and end.
+        now = time.time_ns()
+        os.utime(self._seal.scratch, ns=(now, now))
         self._untouched = self._scratch_state()
         if self._seal.meter is not None:
             # Test code runs beside a program, whose cell has made room for both.
