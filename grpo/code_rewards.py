@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from rewards.code import CodeVerifier
-from sandbox import IsolationError, IsolationLevel, Sandbox
+from sandbox import IsolationError, IsolationLevel, Sandbox, bounds, readable_by_programs
 
 if TYPE_CHECKING:
     from grpo.config import VerifierConfig
@@ -48,6 +48,28 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
     ]
 
 
+def exposed_paths(verifiers: Sequence[VerifierConfig], paths: Mapping[str, str]) -> list[str]:
+    """Files and folders that the programs of a code verifier could read, expected outputs among what is in them.
+
+    Args:
+        verifiers: the configured ones. Options that are none are told by `code_problems`.
+        paths: by the setting that names them.
+    """
+    try:
+        # Below CONFINED a program reads whatever the user can read; who sets such a level has chosen that.
+        confined = [name for name, item in code_verifiers(verifiers).items() if item.level >= IsolationLevel.CONFINED]
+    except ValueError:
+        return []
+    if not confined:
+        return []
+    return [
+        f"{setting}={path} lies where the programs that {confined[0]!r} runs can read, which find their compilers and "
+        "libraries there; expected a place that they cannot see; move it out of /usr and of the interpreter's folders"
+        for setting, path in paths.items()
+        if readable_by_programs(path)
+    ]
+
+
 def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table | None:
     """Fill `table` with what would hold programs on this machine; None where no verifier runs code.
 
@@ -68,6 +90,9 @@ def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table 
     table.add_row("in force", ", ".join(isolation.active))
     for item in isolation.missing:
         table.add_row("missing", f"{item.layer}: {item.reason}. To have it: {item.remedy}")
+    for bound in bounds(isolation):
+        kind = "bound" if bound.is_bound else "[yellow]promise, not a bound[/]"
+        table.add_row(bound.limit, f"{kind}: {bound.how}")
     if isolation.level < IsolationLevel.FULL:
         table.add_row("", "docs/sandbox.md tells what each level holds")
     return table

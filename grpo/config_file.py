@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.code_rewards import code_problems
+from grpo.code_rewards import code_problems, exposed_paths
 from grpo.config import SftConfig, TrainConfig
 from grpo.eval_config import EvalConfig, Task
 
@@ -54,6 +55,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         found += config.problems()
         if isinstance(config, TrainConfig):
             found += code_problems(config.verifiers, config.verification.deadline_s)
+            found += exposed_paths(config.verifiers, _local_paths(config))
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
         # Where an item of a list is wrong, pydantic also calls the list too short without it.
@@ -67,6 +69,18 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
         raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in found))
     return config
+
+
+def _local_paths(config: TrainConfig) -> dict[str, str]:
+    """Where a run's data and its own files lie, by the setting that says so."""
+    found = {"run.folder": config.run.folder}
+    sources = [("data", config.data)] + ([("evaluation.data", config.evaluation.data)] if config.evaluation else [])
+    for where, source in sources:
+        found |= {f"{where}.path": path for path in source.paths}
+        if source.hub and not source.path:
+            home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
+            found[f"{where}.hub in HF_HOME"] = os.environ.get("HF_DATASETS_CACHE", home)
+    return found
 
 
 def dump(config: BaseModel) -> str:

@@ -12,11 +12,12 @@ clean environment, and the death of all its processes at the deadline. What this
 `Sandbox.isolation`; below the configured level nothing is run.
 
 What is not covered: a flaw in the kernel itself; side channels (timing, caches, load, the access times of shared
-read-only files); a program slowing down its neighbours within its limits; memory that a program gains between two looks
-of the watch (bounded by the address-space limit of each process). Programs are not hidden from each other's *load*, and
-they can see the machine's processor type, memory size and kernel version.
+read-only files); a program slowing down its neighbours within its limits; where there is no control group, memory that
+a program gains between two looks of the watch. `bounds` says of each limit whether it is a bound. Programs are not
+hidden from each other's *load*, and they can see the machine's processor type, memory size and kernel version.
 """
 
+from sandbox.bounds import Bound, bounds
 from sandbox.service import Sandbox
 from sandbox.types import (
     AssertTest,
@@ -35,9 +36,11 @@ from sandbox.types import (
     Test,
     TestResult,
 )
+from sandbox.visible import readable_by_programs
 
 __all__ = [
     "AssertTest",
+    "Bound",
     "CallTest",
     "ExecutionResult",
     "Isolation",
@@ -53,4 +56,6 @@ __all__ = [
     "StdinTest",
     "Test",
     "TestResult",
+    "bounds",
+    "readable_by_programs",
 ]

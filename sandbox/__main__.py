@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from sandbox import benchmark
+from sandbox.bounds import bounds
 from sandbox.languages import find_tool
 from sandbox.service import Sandbox
 from sandbox.types import IsolationLevel, Language, Limits, SandboxError, Status
@@ -70,6 +71,8 @@ def _doctor() -> int:
         print(f"  in force  {layer}")
     for item in isolation.missing:
         print(f"  missing   {item.layer}: {item.reason}\n            remedy: {item.remedy}")
+    for bound in bounds(isolation):
+        print(f"  {bound.kind:9} {bound.limit}: {bound.how}")
     if os.geteuid() != 0:
         print(
             "  (started without root: programs run as this user, in a user namespace of their own where there is one)"

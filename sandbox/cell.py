@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import array
 import contextlib
+import functools
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sandbox import child, filesystem, kernel
-from sandbox.child import Seal
+from sandbox import child, filesystem, kernel, processes
+from sandbox.child import Become, Seal
 from sandbox.nursery import Nursery
 from sandbox.template import TemplateLost
-from sandbox.types import Status
+from sandbox.types import STDERR_BYTES, Status
 from sandbox.watch import Usage, Watch
 
 MAX_MESSAGE = 1 << 16
@@ -49,8 +51,23 @@ def _read_now(descriptor: int) -> bytes:
         return b""
 
 
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _cut(descriptor: int, most: int) -> None:
+    """Give the rest of an output back: the outputs of a batch stay until all of its tests have run."""
+    if os.fstat(descriptor).st_size > most:
+        os.ftruncate(descriptor, most)
+
+
 def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoReturn:
-    """Run programs until the channel closes. Never returns."""
+    """Run programs until the channel closes. Never returns.
+
+    Raises:
+        Become: in each process that it forks.
+    """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory and descriptors are closed to programs of the same user
     cell = Cell(seal, limits, channel.fileno())
@@ -66,6 +83,7 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         try:
             replies = cell.run_all(request, descriptors)
         except OSError as problem:
+            _close(descriptors)
             replies = [{"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}]
         channel.send(json.dumps(replies).encode())
 
@@ -86,9 +104,10 @@ class Cell:
         if seal.private_root:
             filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
             if seal.private_proc:
-                filesystem.mount_proc(filesystem.VIEW_PROC)
+                # That of the worker's `/proc`, which tells of the namespace of who reads it; programs' shows none.
+                self._last_pid = os.open(filesystem.SLOT_PROC + "/sys/kernel/ns_last_pid", os.O_RDWR)
+                filesystem.mount_proc(filesystem.VIEW_PROC, processes_only=True)
                 filesystem.hide_slot_proc()
-                self._last_pid = os.open(filesystem.VIEW_PROC + "/sys/kernel/ns_last_pid", os.O_WRONLY)
         if not seal.process_namespace:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         self._untouched = self._scratch_state()
@@ -105,22 +124,19 @@ class Cell:
         replies: list[dict[str, Any]] = []
         if request["kind"] == "run" and self._quick:
             self._nursery.stay()
-        try:
-            for first in range(0, 3 * request["runs"], 3):
-                left = end - time.monotonic()
-                if replies and left <= 0:
-                    break
-                if left < limits["wall_seconds"]:
-                    request["limits"] = limits | {"wall_seconds": max(left, _LEAST_SECONDS)}
-                replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
-                self._quick = replies[-1]["wall_seconds"] < _QUICK_SECONDS
-                if not self._quick:
-                    self._nursery.roam()
-                if replies[-1]["stopped"]:
-                    break
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        for first in range(0, 3 * request["runs"], 3):
+            left = end - time.monotonic()
+            if replies and left <= 0:
+                break
+            if left < limits["wall_seconds"]:
+                request["limits"] = limits | {"wall_seconds": max(left, _LEAST_SECONDS)}
+            replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
+            self._quick = replies[-1]["wall_seconds"] < _QUICK_SECONDS
+            if not self._quick:
+                self._nursery.roam()
+            if replies[-1]["stopped"]:
+                break
+        _close(descriptors)
         self._nursery.roam()
         replies[-1]["pristine"] = replies[-1]["pristine"] and self._nursery.sound()
         return replies
@@ -131,36 +147,69 @@ class Cell:
             # A program must not learn from its process number what ran here before it.
             with contextlib.suppress(PermissionError):
                 os.pwrite(self._last_pid, b"1", 0)
+        self._begin(request, descriptors[1:4])
         self._nursery.prepare(request, descriptors[0])
         pid, failed = self._start(request, descriptors)
         started = time.monotonic()
-        try:
-            watch = Watch(
-                self._own_pid, self._seal, request["limits"], descriptors[2:4], self._channel, self._nursery.numbers
-            )
-            verdict = watch.until_end(pid, started)
-            if verdict is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            _, wait_status, rusage = os.wait4(pid, 0)
-            code = os.waitstatus_to_exitcode(wait_status)
-            wall = time.monotonic() - started
-            usage = watch.usage.joined(rusage)
-            left_behind = self._kill_descendants() if self._seal.descendant_kill else False
-            setup_problem = b"" if failed is None else _read_now(failed)
-            reply = self._judge(verdict, code, usage, request["limits"], descriptors)
-            if setup_problem:
-                reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
-            untouched = self._scratch_untouched()
-            if not untouched:
-                if not self._nursery.empty:
-                    self._nursery.give_up()  # their working directory is about to go
-                self._empty_scratch()
-            pristine = verdict is None and code >= 0 and not left_behind and untouched
-            return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
-        finally:
-            if failed is not None:
-                os.close(failed)
+        limits, meter = request["limits"], self._seal.meter
+        watch = Watch(
+            self._own_pid,
+            self._seal,
+            limits,
+            descriptors[2:4],
+            self._channel,
+            self._nursery.numbers,
+            self._last_pid,
+            meter,
+        )
+        verdict = watch.until_end(pid, started)
+        if verdict is not None:
+            self._kill(pid)
+        _, wait_status, rusage = os.wait4(pid, 0)
+        code = os.waitstatus_to_exitcode(wait_status)
+        wall = time.monotonic() - started
+        usage = watch.usage.joined(rusage)
+        left_behind = self._kill_descendants() if self._seal.descendant_kill else False
+        setup_problem = b"" if failed is None else _read_now(failed)
+        if verdict is None and (
+            usage.memory_bytes > watch.allowed_memory or (code != 0 and meter is not None and meter.ran_out())
+        ):
+            verdict = Status.MEMORY
+        reply = self._judge(verdict, code, usage, limits, descriptors)
+        _cut(descriptors[2], limits["output_bytes"])
+        _cut(descriptors[3], STDERR_BYTES)
+        if setup_problem:
+            reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
+        untouched = self._scratch_untouched()
+        if not untouched:
+            if not self._nursery.empty:
+                self._nursery.give_up()  # their working directory is about to go
+            self._empty_scratch()
+        if failed is not None:
+            os.close(failed)
+        pristine = verdict is None and code >= 0 and not left_behind and untouched
+        return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
+
+    def _begin(self, request: dict[str, Any], streams: list[int]) -> None:
+        """Have nothing that a program can look at tell how long ago the run before it was, or how many there were."""
+        for descriptor in streams:
+            with contextlib.suppress(PermissionError):
+                os.utime(descriptor)
+        # To the nanosecond: the kernel's own stamps have the time of a tick, in which a program may begin and end.
+        now = time.time_ns()
+        os.utime(self._seal.scratch, ns=(now, now))
+        self._untouched = self._scratch_state()
+        if self._seal.meter is not None:
+            # Test code runs beside a program, whose cell has made room for both.
+            self._seal.meter.begin(request["limits"], request.get("beside", 0), bound=request["kind"] != "asserts")
+
+    def _kill(self, pid: int) -> None:
+        """Kill a run's first process, and at the same time all that it has started, so that none of it goes on."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._seal.process_namespace and self._seal.descendant_kill:
+                os.kill(-1, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGKILL)
 
     def forget_program(self) -> None:
         """Make ready for another program."""
@@ -182,7 +231,7 @@ class Cell:
         failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         pid = kernel.clone(0)
         if pid == 0:
-            child.become_program(self._seal, request, descriptors, failure)
+            raise Become(functools.partial(child.become_program, self._seal, request, descriptors, failure))
         os.close(failure)
         return pid, failed
 
@@ -225,7 +274,7 @@ class Cell:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)  # reaches this namespace only, all of it at once, and not process 1
             else:
-                for pid in Watch.children(self._seal.proc, self._own_pid):
+                for pid in processes.children(self._seal.proc, self._own_pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             try:
@@ -236,7 +285,10 @@ class Cell:
 
     def _scratch_state(self) -> tuple[int, ...]:
         """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
-        state = os.stat(self._seal.scratch)
+        try:
+            state = os.stat(self._seal.scratch)
+        except FileNotFoundError:  # where nothing holds a program back from removing it
+            return ()
         return state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _scratch_untouched(self) -> bool:
@@ -252,6 +304,7 @@ class Cell:
         else:
             import shutil  # for a cell without a private root only
 
+            os.makedirs(self._seal.scratch, exist_ok=True)
             os.chmod(self._seal.scratch, 0o700)
             for entry in os.scandir(self._seal.scratch):
                 if entry.is_dir(follow_symlinks=False):
@@ -278,13 +331,20 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     pid = kernel.clone(flags)
     if pid != 0:
         return pid
+    work: Callable[[], Callable[[], NoReturn]] | None = None
     try:
-        for descriptor in others:
-            os.close(descriptor)
+        _close(others)
         serve(seal, channel, limits)
+    except Become as order:
+        work = order.work
     except OSError as problem:
         reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
         with contextlib.suppress(OSError):
             channel.send(json.dumps([reply]).encode())
     finally:
-        os._exit(1)
+        if work is None:
+            os._exit(1)
+    # Of the cell this is the last frame that a program has above it.
+    run = work()
+    del work
+    run()

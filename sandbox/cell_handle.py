@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sandbox.types import MEBIBYTE, ExecutionResult, Limits, Status
+from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Limits, Status
 
 if TYPE_CHECKING:
     from sandbox.worker import Worker
 
 _GRACE_SECONDS = 10.0  # beyond a program's own deadline, which the cell keeps, before the worker is given up
 _MAX_REPORT = 1 << 16
-_STDERR_BYTES = 1 << 16
 _MOST_RUNS = 32  # with their descriptors, of which one message carries 253 at most
 _OUTPUTS_AT_ONCE = 512 * MEBIBYTE
 _MAX_RUNS_OF_A_CELL = 256  # then a new one, so that whatever might wear out does not
@@ -180,7 +179,7 @@ class CellHandle:
         if status is Status.SANDBOX_ERROR:
             raise WorkerLost(reply["reason"])
         stdout = os.pread(stdout_descriptor, self._output_bytes, 0)
-        stderr = os.pread(stderr_descriptor, _STDERR_BYTES, 0)
+        stderr = os.pread(stderr_descriptor, STDERR_BYTES, 0)
         self._runs += 1
         self._pristine = self._pristine and reply["pristine"]
         if status in (Status.NONZERO_EXIT, Status.SIGNAL) and _says_out_of_memory(stderr):

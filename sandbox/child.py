@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import math
 import os
 import resource
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sandbox import kernel, program, tester
 from sandbox.syscall_filter import SyscallFilter
 from sandbox.types import MEBIBYTE
+from sandbox.watch import most_file_bytes
+
+if TYPE_CHECKING:
+    from sandbox.group_meter import GroupMeter
 
 SETUP_FAILED = 70  # exit code of a child that could not be sealed (sysexits.h: internal software error)
 # The stack of a process grows downwards into a gap that the kernel keeps free, 128 MiB at least.
 _STACK_BYTES = 120 * MEBIBYTE
 _ADDRESS_SPACE_SLACK = 256 * MEBIBYTE  # thread stacks and arenas that are reserved and never touched
 FIRST_FREE = 64  # a descriptor number above every one that is set up here
+# The same for every process that answers calls: how many there will be is not for the program to know.
+_CALLS_CPU_SECONDS = 3600
+_FIRST_TO_GO = b"1000"  # when the machine, or the control group, runs out of memory
 _KINDS = {"run", "calls", "asserts", "execute"}
 
 
@@ -36,8 +46,10 @@ class Seal:
         limit_processes: whether RLIMIT_NPROC counts this worker's processes only.
         base_address_space, base_memory: bytes that the worker itself has reserved and resident; every child starts
             with as much, which is not counted against its limits (once, not once per process).
+        base_other_mappings: those bytes of its address space that are not private and writable.
         proc: descriptor of a `/proc` that shows this worker's processes.
         processors: those that programs may run on.
+        meter: of the worker's control group, or None.
     """
 
     scratch: str
@@ -54,12 +66,26 @@ class Seal:
     descendant_kill: bool
     base_address_space: int
     base_memory: int
+    base_other_mappings: int
     proc: int
     processors: frozenset[int]
+    meter: GroupMeter | None = None
 
 
-def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], failure: int) -> NoReturn:
-    """Seal this process and run what `request` asks for. Never returns.
+class Become(BaseException):
+    """Raised in a process that a cell has just forked: the frames of the cell, whose locals tell of the tests, unwind.
+
+    Attributes:
+        work: what the process does then. It returns what it is to go on with, once nothing of the request is needed.
+    """
+
+    def __init__(self, work: Callable[[], Callable[[], NoReturn]]) -> None:
+        super().__init__()
+        self.work = work
+
+
+def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], failure: int) -> Callable[[], NoReturn]:
+    """Seal this process; returns what runs what `request` asks for, and never returns itself.
 
     Args:
         seal: the worker's layers.
@@ -83,15 +109,34 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
             # The cell is not dumpable, but a program must own its /proc/self. Test code stays closed to other processes
             # of its user: it knows what is expected.
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        go_first(seal, dumpable=request["kind"] != "asserts")
         restrict(seal, request, keep=len(descriptors) - 1)
     except BaseException:
         os.write(failure, traceback.format_exc()[-2000:].encode("utf-8", "replace"))
         os._exit(SETUP_FAILED)
     if request["kind"] == "execute":
-        _execute(request)
+        return functools.partial(_execute, request["arguments"], request["environment"])
     if request["kind"] == "asserts":
-        tester.run(source)
-    program.run(source, answer_calls=request["kind"] == "calls")
+        return functools.partial(tester.run, source)
+    return functools.partial(program.run, source, answer_calls=request["kind"] == "calls")
+
+
+def go_first(seal: Seal, dumpable: bool) -> None:
+    """Have the kernel end this process, and what it starts, before any other where memory runs out.
+
+    Args:
+        seal: the worker's layers.
+        dumpable: whether the process is to be looked into afterwards; it must be for a moment to own its `/proc/self`.
+    """
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    with contextlib.suppress(OSError):  # a `/proc` that is read-only, as some containers have it
+        descriptor = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=seal.proc)
+        try:
+            os.write(descriptor, _FIRST_TO_GO)
+        finally:
+            os.close(descriptor)
+    if not dumpable:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
 def place_descriptors(descriptors: list[int]) -> None:
@@ -128,11 +173,13 @@ def set_constant_limits() -> None:
 def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     limits = request["limits"]
     memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_seconds"])
+    if request["kind"] == "calls":
+        cpu = max(cpu, _CALLS_CPU_SECONDS)
     # One second of processor time more than allowed: the watch is precise, this is for what it cannot see in time.
     wanted = [
         (resource.RLIMIT_STACK, min(_STACK_BYTES, memory), 0),
         (resource.RLIMIT_CPU, cpu + 1, 1),
-        (resource.RLIMIT_FSIZE, max(limits["output_bytes"] + 1, limits["disk_bytes"]), 0),
+        (resource.RLIMIT_FSIZE, most_file_bytes(limits), 0),
         (resource.RLIMIT_NOFILE, limits["open_files"], 0),
     ]
     if request.get("address_space", True):
@@ -164,10 +211,9 @@ def restrict(seal: Seal, request: dict[str, Any], keep: int) -> None:
         seal.syscalls.load()
 
 
-def _execute(request: dict[str, Any]) -> NoReturn:
-    arguments = request["arguments"]
+def _execute(arguments: list[str], environment: dict[str, str]) -> NoReturn:
     try:
-        os.execve(arguments[0], arguments, request["environment"])
+        os.execve(arguments[0], arguments, environment)
     except OSError as problem:
         os.write(2, f"{arguments[0]}: {problem.strerror}\n".encode())
         os._exit(127)

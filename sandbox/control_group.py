@@ -1,93 +1,211 @@
-"""A control group (version 2) around each worker, where the machine delegates one.
+"""A control group around each worker, of version 2 where one is delegated, or else of version 1 where they are ours.
 
-It is the kernel's own bound on memory and processes, behind the watch. Delegated means: in the supervisor's own group,
-or in the one above it, `memory` and `pids` are in `cgroup.subtree_control` and groups can be made. systemd does that
-with `Delegate=yes` and the supervisor in a subgroup; so do container runtimes that give a container its own group.
+It is the kernel's own bound on memory and processes, behind the watch, and counts what no process's size tells of.
+Delegated means for version 2: in the supervisor's own group, or in the one above it, `memory` and `pids` are in
+`cgroup.subtree_control` and groups can be made. systemd does that with `Delegate=yes` and the supervisor in a subgroup;
+so do container runtimes that give a container its own group. For version 1 it means that groups can be made below the
+supervisor's own in the hierarchies of `memory` and `pids`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.group_meter import GroupFiles
 from sandbox.types import MEBIBYTE, Limits
 
 _CONTROLLERS = {"memory", "pids"}
 # Beside the programs' own: the worker, its cells, and a tester's cell that runs at the same time.
 _WORKER_MEMORY, _WORKER_PROCESSES = 512 * MEBIBYTE, 64
 _REMOVAL_SECONDS = 1.0  # a group can be removed once the kernel has reaped its last process
+_PREFIX = "sandbox-"
+
+
+@dataclass(frozen=True, slots=True)
+class Delegated:
+    """Where groups can be made.
+
+    Attributes:
+        memory, pids: the groups to make them in; the same one in version 2.
+        cpu: of the hierarchy that tells processor time, where there is one.
+        version: 1 or 2.
+    """
+
+    memory: Path
+    pids: Path
+    cpu: Path | None
+    version: int
+
+    @property
+    def parents(self) -> list[Path]:
+        """Each group once."""
+        return list(dict.fromkeys([self.memory, self.pids, *([self.cpu] if self.cpu else [])]))
 
 
 class ControlGroup:
     """One worker's group.
 
     Args:
-        parent: the delegated group to make it in.
-        name: its name, unique among its neighbours.
+        parent: where to make it.
+        name: its name, unique among its neighbours: `sandbox-`, the supervisor's process number, and more.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(self, parent: Path, name: str) -> None:
-        self._path = parent / name
-        self._path.mkdir()
+    def __init__(self, parent: Delegated, name: str) -> None:
+        self._memory, self._pids = parent.memory / name, parent.pids / name
+        self._paths = [group / name for group in parent.parents]
+        self.files: GroupFiles | None = None
+        made: list[Path] = []
         try:
+            for group in parent.parents:
+                _sweep(group)
+                (group / name).mkdir()
+                made.append(group / name)
+            self._limit_file = self._memory / ("memory.max" if parent.version == 2 else "memory.limit_in_bytes")
+            self._limit_file.write_text(str(_WORKER_MEMORY + 2 * Limits().memory_bytes))
+            for swap in ("memory.swap.max", "memory.swappiness"):  # what is swapped out would not count
+                with contextlib.suppress(OSError):
+                    if (self._memory / swap).exists():
+                        (self._memory / swap).write_text("0")
             self.allow(Limits())
-            # The worker steps in by itself, through this descriptor, before it starts anything.
-            self.join_descriptor = os.open(self._path / "cgroup.procs", os.O_WRONLY)
+            self.files = self._open(parent)
         except OSError:
-            self._path.rmdir()
+            for path in reversed(made):
+                path.rmdir()
+            raise
+
+    def _open(self, parent: Delegated) -> GroupFiles:
+        """The files that the worker uses; it steps in by itself, before it starts anything."""
+        second = parent.version == 2
+        opened: list[int] = []
+
+        def of(path: Path, flags: int) -> int:
+            opened.append(os.open(path, flags | os.O_CLOEXEC))
+            return opened[-1]
+
+        try:
+            cpu = None
+            if parent.cpu is not None:
+                name = "cpu.stat" if second else "cpuacct.usage"
+                cpu = of(parent.cpu / self._memory.name / name, os.O_RDONLY)
+            return GroupFiles(
+                join=tuple(of(path / "cgroup.procs", os.O_WRONLY) for path in self._paths),
+                usage=of(self._memory / ("memory.current" if second else "memory.usage_in_bytes"), os.O_RDONLY),
+                limit=of(self._limit_file, os.O_WRONLY),
+                events=of(self._memory / ("memory.events" if second else "memory.oom_control"), os.O_RDONLY),
+                cpu=cpu,
+            )
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
             raise
 
     def allow(self, limits: Limits) -> None:
-        """Make room for a program with `limits`, in case there is less."""
-        for name, wanted in (
-            ("memory.max", _WORKER_MEMORY + 2 * limits.memory_bytes),
-            ("pids.max", _WORKER_PROCESSES + 2 * limits.processes),
-        ):
-            file = self._path / name
-            # Read each time: another process that shares the worker may have raised it.
-            allowed = file.read_text().strip() if file.exists() else "max"
-            if allowed == "max" or int(allowed) < wanted:
-                file.write_text(str(wanted))
+        """Make room for a program's processes, in case there is less. Its memory is the cell's to bound."""
+        wanted = _WORKER_PROCESSES + 2 * limits.processes
+        file = self._pids / "pids.max"
+        # Read each time: another process that shares the worker may have raised it.
+        allowed = file.read_text().strip() if file.exists() else "max"
+        if allowed == "max" or int(allowed) < wanted:
+            file.write_text(str(wanted))
 
-    def close_descriptor(self) -> None:
-        """Close `join_descriptor`, once the worker has its own; idempotent."""
-        if self.join_descriptor >= 0:
-            os.close(self.join_descriptor)
-        self.join_descriptor = -1
+    def close_descriptors(self) -> None:
+        """Close `files`, once the worker has its own; idempotent."""
+        if self.files is not None:
+            for descriptor in self.files.all:
+                os.close(descriptor)
+        self.files = None
 
     def remove(self) -> None:
         """Remove the group of a worker that has ended."""
-        self.close_descriptor()
+        self.close_descriptors()
         deadline = time.monotonic() + _REMOVAL_SECONDS
-        while self._path.exists():
-            try:
-                self._path.rmdir()
-            except OSError:
-                if time.monotonic() > deadline:
-                    return
-                time.sleep(0.01)
+        for path in self._paths:
+            while path.exists():
+                try:
+                    path.rmdir()
+                except OSError:
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.01)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove groups of supervisors that were killed: the kernel lets go of those that are empty."""
+    for path in parent.glob(f"{_PREFIX}[0-9]*-*"):
+        number = path.name.split("-")[1]
+        if number.isdigit() and not os.path.exists(f"/proc/{number}"):
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def delegated_group(
-    own_groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mounts")
-) -> Path | str:
-    """The group that workers' groups can be made in, or the reason why there is none."""
-    mounted = [line.split()[1] for line in mounts.read_text().splitlines() if line.split()[2] == "cgroup2"]
-    own = [line.removeprefix("0::") for line in own_groups.read_text().splitlines() if line.startswith("0::")]
-    if not mounted or not own:
+    own_groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mountinfo")
+) -> Delegated | str:
+    """Where the workers' groups can be made, or the reason why nowhere."""
+    own = {}
+    for line in own_groups.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        own.update(dict.fromkeys(controllers.split(","), group))
+    second = _second_version(own, mounts)
+    if isinstance(second, Delegated):
+        return second
+    first = _first_version(own, mounts)
+    return first if isinstance(first, Delegated) else f"{second}; {first}"
+
+
+def _mounted(mounts: Path, kind: str, controller: str = "") -> tuple[Path, str] | None:
+    """Where a hierarchy is mounted, and which of its groups is seen there."""
+    for line in mounts.read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (found, _, *options) = left.split(), right.split()
+        if found == kind and (not controller or controller in options[-1].split(",")):
+            return Path(fields[4]), fields[3]
+    return None
+
+
+def _place(mounted: tuple[Path, str], group: str) -> Path:
+    """The directory of a group; in a container its name is told from further up than it is mounted."""
+    point, root = mounted
+    inside = group.removeprefix(root) if root != "/" and group.startswith(root) else group
+    return point / inside.lstrip("/")
+
+
+def _writable(group: Path) -> bool:
+    return os.access(group, os.W_OK) and os.access(group / "cgroup.procs", os.W_OK)
+
+
+def _second_version(own: dict[str, str], mounts: Path) -> Delegated | str:
+    mounted = _mounted(mounts, "cgroup2")
+    if mounted is None or "" not in own:
         return "no control groups of version 2 are mounted"
-    root = Path(mounted[0])
-    group = root / own[0].lstrip("/")
+    group = _place(mounted, own[""])
     for candidate in (group, group.parent):
-        if not candidate.is_relative_to(root):
+        if not candidate.is_relative_to(mounted[0]):
             break
         enabled = candidate / "cgroup.subtree_control"
         if not enabled.exists() or not set(enabled.read_text().split()) >= _CONTROLLERS:
             continue
-        if os.access(candidate, os.W_OK) and os.access(candidate / "cgroup.procs", os.W_OK):
-            return candidate
-    return f"memory and pids are not delegated to {own[0]} or the group above it"
+        if _writable(candidate):
+            return Delegated(candidate, candidate, candidate, 2)
+    return f"memory and pids are not delegated to {own['']} or the group above it"
+
+
+def _first_version(own: dict[str, str], mounts: Path) -> Delegated | str:
+    groups: dict[str, Path] = {}
+    for controller in ("memory", "pids", "cpuacct"):
+        mounted = _mounted(mounts, "cgroup", controller)
+        if mounted is not None and controller in own:
+            place = _place(mounted, own[controller])
+            if _writable(place):
+                groups[controller] = place
+    lacking = sorted(_CONTROLLERS - set(groups))
+    if lacking:
+        return f"of version 1, no group can be made for {' and '.join(lacking)}"
+    return Delegated(groups["memory"], groups["pids"], groups.get("cpuacct"), 1)

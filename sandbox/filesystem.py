@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sandbox import kernel
+from sandbox import kernel, visible
 
 if TYPE_CHECKING:
     import landlockpy
@@ -23,22 +23,9 @@ SCRATCH, SCRATCH_RUN = "/scratch", "/scratch/run"
 VIEW, VIEW_PROC = "/view", "/view/proc"
 SLOT_PROC = "/slot/proc"
 SITE = "/site"
-# Compilers, interpreters and shared libraries; nothing of /etc but what the loader and the clock need.
-SYSTEM_PATHS = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/etc/ld.so.cache",
-    "/etc/alternatives",
-    "/etc/localtime",
-)
+_READ_ONLY = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _WRITABLE_DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
-# Flags that a mount brings along from outside; a namespace of lesser privilege may not clear them.
-_KEPT_FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +37,6 @@ class SitePackage:
     @property
     def name(self) -> str:
         return os.path.basename(self.path)
-
-
-def interpreter_paths() -> list[str]:
-    """The directories of the running interpreter and its standard library, without third-party modules."""
-    paths = {os.path.realpath(sys.base_prefix), os.path.realpath(os.path.dirname(os.__file__))}
-    return [path for path in sorted(paths) if not path.startswith("/usr/") and path != "/usr"]
 
 
 def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
@@ -90,14 +71,7 @@ def _bind_read_only(source: str, base: str, target: str) -> None:
         with open(place, "x"):
             pass
     kernel.mount(source, place, None, kernel.MS_BIND | kernel.MS_REC)
-    present = os.statvfs(place).f_flag
-    flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
-    flags |= present & _KEPT_FLAGS
-    if present & os.ST_NOATIME:
-        flags |= kernel.MS_NOATIME
-    elif present & os.ST_RELATIME:
-        flags |= kernel.MS_RELATIME
-    kernel.mount(None, place, None, flags)
+    kernel.make_read_only(place, kernel.MOUNT_ATTR_NODEV)
 
 
 def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
@@ -106,7 +80,8 @@ def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
     Needs a mount namespace of its own and CAP_SYS_ADMIN over it.
     """
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    sources = [path for path in (*SYSTEM_PATHS, *interpreter_paths()) if os.path.lexists(path)]
+    sources = visible.shown_paths()
+    hidden = visible.hidden_paths(sources)
     # The sources may lie below `base` (an interpreter in /tmp), so they are bound by descriptor.
     held = {path: os.open(path, os.O_PATH) for path in sources if not os.path.islink(path)}
     held_packages = {package.name: os.open(package.path, os.O_PATH) for package in packages}
@@ -122,6 +97,9 @@ def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
             os.symlink(target, base + path)
         for path, descriptor in held.items():
             _bind_read_only(f"/proc/self/fd/{descriptor}", base, path)
+        for path in hidden:
+            if os.path.isdir(base + path):
+                kernel.mount("tmpfs", base + path, "tmpfs", _READ_ONLY, "size=4k,nr_inodes=1,mode=555")
         for name, descriptor in held_packages.items():
             _bind_read_only(f"/proc/self/fd/{descriptor}", base, f"{SITE}/{name}")
         for directory in ("/dev", SCRATCH_RUN, VIEW_PROC, SLOT_PROC):
@@ -130,6 +108,7 @@ def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
             with open(f"{base}/dev/{name}", "x"):
                 pass
             kernel.mount(f"/proc/self/fd/{descriptor}", f"{base}/dev/{name}", None, kernel.MS_BIND)
+            kernel.make_read_only(f"{base}/dev/{name}")  # what is written to a device passes, its times do not change
         kernel.mount(f"/proc/self/fd/{held_proc}", base + SLOT_PROC, None, kernel.MS_BIND | kernel.MS_REC)
         _link_well_known_places(base)
         os.chdir(base)
@@ -155,9 +134,22 @@ def mount_scratch(size_bytes: int, files: int) -> None:
     kernel.mount("tmpfs", SCRATCH_RUN, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
 
 
-def mount_proc(target: str) -> None:
-    """Mount the `/proc` of this process namespace."""
-    kernel.mount("proc", target, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+def mount_proc(target: str, processes_only: bool = False) -> None:
+    """Mount the `/proc` of this process namespace.
+
+    Args:
+        target: where.
+        processes_only: show nothing of the machine, and no process but those that the reader may look into, where the
+            kernel can (from Linux 5.8 on).
+    """
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    if processes_only:
+        try:
+            kernel.mount("proc", target, "proc", flags, "subset=pid,hidepid=invisible")
+            return
+        except OSError:
+            pass  # an older kernel
+    kernel.mount("proc", target, "proc", flags)
 
 
 def hide_slot_proc() -> None:
@@ -176,8 +168,13 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
     access = landlockpy.AccessFS
     read = access.READ_FILE | access.READ_DIR | access.EXECUTE
     rules = landlockpy.Ruleset(scoped=landlockpy.Scope.ABSTRACT_UNIX_SOCKET | landlockpy.Scope.SIGNAL)
-    readable = [*SYSTEM_PATHS, *interpreter_paths()]
-    readable += [SITE] if private_root else [package.path for package in packages]
+    shown = visible.shown_paths()
+    if private_root:  # which has nothing else, and what is hidden covered
+        readable = [*shown, SITE]
+    else:
+        readable = [*_without(shown, visible.hidden_paths(shown)), *(package.path for package in packages)]
+        # Modules are looked for in its list of names, that of third-party modules included.
+        rules.allow_path(visible.standard_library(), access.READ_DIR)
     for path in readable:
         if os.path.isdir(path):
             rules.allow_path(path, read)
@@ -195,3 +192,18 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
         rules.allow_path(VIEW, read)
         rules.allow_path("/dev", access.READ_DIR)
     return rules
+
+
+def _without(paths: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """`paths` where nothing hidden is below them, or else what else is in them; rules cannot take back a part."""
+    result: list[str] = []
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in hidden:
+            continue
+        if any(other.startswith(real + "/") for other in hidden):
+            entries = [entry.path for entry in os.scandir(real) if not entry.is_symlink()]
+            result += _without(sorted(entries), hidden)
+        else:
+            result.append(path)
+    return result

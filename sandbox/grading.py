@@ -131,13 +131,14 @@ def _judged(worker: Worker, test: StdinTest, run: ExecutionResult) -> TestResult
     return _result(worker, Status.WRONG_ANSWER, "the output differs from what is expected", run)
 
 
-def _begin_calls(cell: CellHandle, program: int, limits: Limits, kind: str, calls: int) -> CallChannel:
+def _begin_calls(cell: CellHandle, program: int, limits: Limits, kind: str, calls: int, beside: int = 0) -> CallChannel:
+    """Start a process that answers calls, or asks them; `beside` bytes are left for another that runs with it."""
     channel = CallChannel()
     try:
         message = limits_message(limits, calls)
         message["wall_seconds"] += _EXTRA_SECONDS
         message["cpu_seconds"] += _EXTRA_SECONDS
-        cell.begin({"kind": kind, "limits": message}, program, channel=channel.far_ends)
+        cell.begin({"kind": kind, "limits": message, "beside": beside}, program, channel=channel.far_ends)
     except BaseException:
         channel.close()
         raise
@@ -244,7 +245,7 @@ def _grade_asserts(worker: Worker, cell: CellHandle, program: int, test: AssertT
     try:
         with (
             worker.open_cell(tester_limits) as tester_cell,
-            closing(_begin_calls(cell, program, limits, "calls", 1)) as channel,
+            closing(_begin_calls(cell, program, limits, "calls", 1, tester_limits.memory_bytes)) as channel,
             closing(_begin_calls(tester_cell, test_code, tester_limits, "asserts", 1)) as tester,
         ):
             status, reason = _relay(tester, channel, time.monotonic() + limits.wall_seconds)

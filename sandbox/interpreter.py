@@ -13,7 +13,7 @@ import site
 import sys
 from collections.abc import Sequence
 
-from sandbox import filesystem, kernel, program
+from sandbox import filesystem, kernel, program, visible
 from sandbox.filesystem import SitePackage
 
 # Modules that programs commonly import; each costs a fresh interpreter more than it costs a fork.
@@ -24,10 +24,10 @@ COMMON_MODULES = tuple(
     time traceback types typing
     """.split()  # noqa: SIM905 (a list of 33 quoted words is harder to read)
 )
+_NAME = b"sandbox.zygote"  # what `ps` shows
+_ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat after the command name: where they begin, then end
 _REDUCED_MODULES = {"shutil", "tempfile"}  # imported by our own modules without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
-# Not a virtual environment's link to it, which programs do not see.
-_EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 def _forget_reduced() -> None:
@@ -37,7 +37,9 @@ def _forget_reduced() -> None:
             del sys.modules[name]
 
 
-def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], clean_environment: bool) -> None:
+def prepare(
+    preload: Sequence[str], scratch: str, third_party: Sequence[str], clean_environment: bool, proc: int
+) -> None:
     """Import what programs will want and set up search path, streams, environment and signals.
 
     Args:
@@ -45,13 +47,14 @@ def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], cl
         scratch: the programs' working directory.
         third_party: directories where the preloaded modules are found.
         clean_environment: False only where a test leaves that layer out.
+        proc: descriptor of a `/proc` that shows this process.
     """
-    standard = (*filesystem.interpreter_paths(), "/usr/")
+    standard = (*visible.shown_paths(), "/usr/")
     sys.path[:] = [path for path in sys.path if path.startswith(standard) and "-packages" not in path]
     sys.path += third_party
     sys.path_importer_cache.clear()
     sys.argv[:] = ["main.py"]
-    sys.executable = _EXECUTABLE
+    sys.executable = visible.interpreter_program()
     sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
     site.setquit()  # of what `site` does for an interpreter, only the names that programs use
     site.setcopyright()
@@ -63,10 +66,25 @@ def prepare(preload: Sequence[str], scratch: str, third_party: Sequence[str], cl
     kernel.limit_malloc_arenas(2)
     if clean_environment:
         os.environ.clear()
+        forget_command_line(proc)
     os.environ.update(program_environment(scratch, third_party))
     # SIGINT without a handler cannot reach process 1 of a namespace; SIGXFSZ ends a program that writes too much.
     for number in (signal.SIGINT, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+
+
+def forget_command_line(proc: int) -> None:
+    """Have `/proc/self/cmdline` and `environ` tell nothing of where we lie: they show this process's own memory."""
+    descriptor = os.open("self/stat", os.O_RDONLY, dir_fd=proc)
+    try:
+        fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(descriptor)
+    for first in (_ARGUMENTS, _ENVIRONMENT):
+        start, end = int(fields[first]), int(fields[first + 1])
+        if 0 < start < end:
+            kernel.overwrite_memory(start, end - start, _NAME if first == _ARGUMENTS else b"")
+    sys.orig_argv[:] = sys.argv
 
 
 # What nearly every program does, in the ways in which most do it.

@@ -6,6 +6,7 @@ Every function raises OSError with the call's name when the kernel refuses.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import struct
@@ -27,6 +28,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_NOATIME, MS_BIND, MS_REC = 32, 1024, 4096, 16384
 MS_PRIVATE, MS_RELATIME = 1 << 18, 1 << 21
 MNT_DETACH = 2
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
@@ -37,8 +40,14 @@ LAST_CAPABILITY = 63  # beyond the last one known the kernel answers EINVAL, whi
 
 SIGCHLD = 17
 _NUMBERS = {
-    "x86_64": {"clone": 56, "pivot_root": 155, "close_range": 436, "landlock_restrict_self": 446},
-    "aarch64": {"clone": 220, "pivot_root": 41, "close_range": 436, "landlock_restrict_self": 446},
+    "x86_64": {"clone": 56, "pivot_root": 155, "close_range": 436, "landlock_restrict_self": 446, "mount_setattr": 442},
+    "aarch64": {
+        "clone": 220,
+        "pivot_root": 41,
+        "close_range": 436,
+        "landlock_restrict_self": 446,
+        "mount_setattr": 442,
+    },
 }
 _MACHINE = os.uname().machine
 _CLONE = _NUMBERS.get(_MACHINE, {}).get("clone", -1)
@@ -121,6 +130,36 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     _checked(result, f"mount {source} on {target}")
 
 
+def make_read_only(target: str, more: int = 0) -> None:
+    """Make what is mounted on `target`, and on whatever is below it, read-only and without set-uid programs.
+
+    Args:
+        target: a mount point.
+        more: attributes to set beside.
+    """
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | more, 0, 0, 0)
+    result = _libc.syscall(
+        ctypes.c_long(_number("mount_setattr")),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(_AT_RECURSIVE),
+        attributes,
+        ctypes.c_size_t(len(attributes)),
+    )
+    if result >= 0 or ctypes.get_errno() != errno.ENOSYS:
+        _checked(result, f"mount_setattr {target}")
+        return
+    # Before Linux 5.12 only the mount itself. Flags that it brings along must be named, or they would be cleared.
+    present = os.statvfs(target).f_flag
+    flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | (MS_NODEV if more & MOUNT_ATTR_NODEV else 0)
+    flags |= present & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    if present & os.ST_NOATIME:
+        flags |= MS_NOATIME
+    elif present & os.ST_RELATIME:
+        flags |= MS_RELATIME
+    mount(None, target, None, flags)
+
+
 def unmount(target: str) -> None:
     """Detach whatever is mounted on `target`, now from view and from memory when its last user is gone."""
     _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
@@ -167,6 +206,11 @@ def restrict_with_landlock(ruleset: int) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if _syscall(_number("landlock_restrict_self"), ruleset, 0) < 0:
         _checked(-1, "landlock_restrict_self")
+
+
+def overwrite_memory(address: int, length: int, text: bytes) -> None:
+    """Overwrite a part of this process's memory with `text`, cut where it is too long, and zeros."""
+    ctypes.memmove(address, text[: length - 1].ljust(length, b"\0"), length)
 
 
 def limit_malloc_arenas(count: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
-from collections.abc import Sequence
 
-from sandbox import filesystem, kernel
+from sandbox import kernel
 from sandbox.types import Layer, MissingLayer
 
 NAMESPACES = {
@@ -73,11 +74,21 @@ def possible_namespaces(layers: Layers) -> int:
     return wanted if code == 0 else 0
 
 
-def own_uid(layers: Layers) -> int | None:
-    """A user that nothing else on the machine runs as; None where that cannot be had."""
+def own_uid(layers: Layers, unreadable: str = "") -> int | None:
+    """A user that nothing else on the machine runs as; None where that cannot be had.
+
+    Args:
+        layers: where it is recorded.
+        unreadable: why no other user could run the interpreter, or nothing.
+    """
     if os.geteuid() != 0:
         return None  # an unprivileged supervisor: no layer is missing that it could have
     if not layers.wants(Layer.OWN_UID):
+        return None
+    if unreadable:
+        reason = f"another user could not read the interpreter in {sys.base_prefix}, and no copy could be made"
+        remedy = "install Python where every user may read it, or run as another user than root"
+        layers.miss(Layer.OWN_UID, f"{reason}: {unreadable}", remedy)
         return None
     uid = FIRST_OWN_UID + os.getpid()
     with open("/proc/self/uid_map") as table:
@@ -87,13 +98,6 @@ def own_uid(layers: Layers) -> int | None:
         uid = first + count - 1 - os.getpid() % max(1, count // 2)
     if uid == 0:
         layers.miss(Layer.OWN_UID, "only one user is mapped into this container", "map a range of users")
-        return None
-    if not layers.has(Layer.PRIVATE_ROOT) and not _readable_by(uid, filesystem.interpreter_paths()):
-        layers.miss(
-            Layer.OWN_UID,
-            f"another user could not read the interpreter in {sys.base_prefix}",
-            "install Python where every user may read it",
-        )
         return None
     return uid
 
@@ -111,6 +115,10 @@ def enter_namespaces(flags: int, proc: int) -> None:
     """Move into new namespaces; `proc` is a descriptor of `/proc`."""
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(flags)
+    with contextlib.suppress(OSError):
+        kernel.unshare(kernel.CLONE_NEWCGROUP)  # /proc/self/cgroup then tells no path of the host
+    if flags & kernel.CLONE_NEWUTS:
+        socket.sethostname("sandbox")
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{_INNER_ID} {uid} 1"),
@@ -119,11 +127,3 @@ def enter_namespaces(flags: int, proc: int) -> None:
         descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(descriptor, text.encode())
         os.close(descriptor)
-
-
-def _readable_by(uid: int, paths: Sequence[str]) -> bool:
-    pid = os.fork()
-    if pid == 0:
-        os.setresuid(uid, uid, uid)
-        os._exit(0 if all(os.access(path, os.R_OK | os.X_OK) for path in paths) else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

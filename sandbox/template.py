@@ -14,13 +14,14 @@ all of them away.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import struct
 import traceback
 import types
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, NoReturn
 
 from sandbox import child, kernel, program
@@ -91,7 +92,7 @@ class SealedProcess(_Forker):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = kernel.clone(0)
         if pid == 0:
-            _become_sealed(seal, request, theirs.fileno())
+            raise child.Become(functools.partial(_become_sealed, seal, request, theirs.detach()))
         theirs.close()
         super().__init__(ours, pid)
 
@@ -138,13 +139,22 @@ class Template(_Forker):
         return self._fork(_TEST, _THREE.pack(*streams))
 
 
-def _become_sealed(seal: Seal, request: dict[str, Any], control: int) -> NoReturn:
+def _become_sealed(seal: Seal, request: dict[str, Any], control: int) -> Callable[[], NoReturn]:
     try:
         os.chdir(seal.scratch)  # each test starts there; the cell ends these processes where it replaces that directory
         child.place_descriptors([0, 1, 2, control])
+        child.go_first(seal, dumpable=False)
         child.restrict(seal, request, keep=_CONTROL + 1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(child.SETUP_FAILED)
+    return functools.partial(_be_sealed, seal.processors)
+
+
+def _be_sealed(processors: Set[int]) -> NoReturn:
+    try:
         with socket.socket(fileno=_CONTROL) as channel:
-            _serve_programs(channel, seal.processors)
+            _serve_programs(channel, processors)
     except BaseException:
         traceback.print_exc()
     os._exit(child.SETUP_FAILED)

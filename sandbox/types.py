@@ -8,6 +8,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 MEBIBYTE = 1 << 20
+STDERR_BYTES = 1 << 16  # kept of standard error, which is for people; standard output has a limit of its own
 
 
 class IsolationLevel(IntEnum):

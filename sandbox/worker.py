@@ -72,10 +72,11 @@ class Worker:
         passed = [theirs.fileno()]
         if Layer.CGROUP not in settings.without:
             group = _make_group()
-            settings = replace(settings, control_group=group if isinstance(group, str) else group.join_descriptor)
+            files = group if isinstance(group, str) else group.files
+            settings = replace(settings, control_group=files or "none could be made")
             if isinstance(group, ControlGroup):
                 self._group = group
-                passed.append(group.join_descriptor)
+                passed += group.files.all if group.files else ()
         try:
             with theirs:
                 self._process = subprocess.Popen(
@@ -103,7 +104,7 @@ class Worker:
             self.isolation: Isolation = isolation_from_json(report)
         finally:
             if self._group is not None:
-                self._group.close_descriptor()
+                self._group.close_descriptors()
             os.close(complaint)
 
     def _inherited(self) -> dict[str, str]:

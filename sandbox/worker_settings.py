@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from sandbox.group_meter import GroupFiles
 from sandbox.types import Isolation, IsolationLevel, Layer, MissingLayer
 
 
@@ -23,7 +24,7 @@ class WorkerSettings:
         preload: modules imported once, which every program then finds at no cost.
         without: layers left out. For tests, which prove that an attack bites without its layer.
         search_path: where the supervisor finds modules.
-        control_group: descriptor of the `cgroup.procs` to step into, or the reason why there is none.
+        control_group: descriptors of the files of the group to step into, or the reason why there is none.
         temporary: where scratch directories are made where mounts cannot be had.
     """
 
@@ -31,7 +32,7 @@ class WorkerSettings:
     preload: tuple[str, ...]
     search_path: tuple[str, ...]
     without: frozenset[Layer] = frozenset()
-    control_group: int | str = "none was looked for"
+    control_group: GroupFiles | str = "none was looked for"
     temporary: str = field(default_factory=_temporary_directory)
 
     def to_json(self) -> bytes:
@@ -40,18 +41,19 @@ class WorkerSettings:
     @classmethod
     def from_json(cls, text: bytes) -> WorkerSettings:
         data = json.loads(text)
+        group = data["control_group"]
         return cls(
             supervisor=data["supervisor"],
             preload=tuple(data["preload"]),
             search_path=tuple(data["search_path"]),
             without=frozenset(Layer(name) for name in data["without"]),
-            control_group=data["control_group"],
+            control_group=group if isinstance(group, str) else GroupFiles(**group | {"join": tuple(group["join"])}),
             temporary=data["temporary"],
         )
 
 
-def level_of(active: frozenset[Layer]) -> IsolationLevel:
-    """The strongest level whose layers are all in force."""
+def level_of(active: frozenset[Layer], missing: frozenset[Layer] = frozenset()) -> IsolationLevel:
+    """The strongest level whose layers are all in force. No program runs as root at one that promises isolation."""
     namespaces = {
         Layer.USER_NAMESPACE,
         Layer.PROCESS_NAMESPACE,
@@ -61,7 +63,7 @@ def level_of(active: frozenset[Layer]) -> IsolationLevel:
     }
     if Layer.RESOURCE_LIMITS not in active:
         return IsolationLevel.NONE
-    if Layer.SECCOMP not in active:
+    if Layer.SECCOMP not in active or Layer.OWN_UID in missing:  # which is missing only where root started it
         return IsolationLevel.LIMITED
     if Layer.LANDLOCK in active and namespaces <= active:
         return IsolationLevel.FULL
@@ -78,4 +80,4 @@ def isolation_from_json(text: bytes) -> Isolation:
     data = json.loads(text)
     active = tuple(Layer(name) for name in data["active"])
     missing = tuple(MissingLayer(Layer(item["layer"]), item["reason"], item["remedy"]) for item in data["missing"])
-    return Isolation(level_of(frozenset(active)), active, missing)
+    return Isolation(level_of(frozenset(active), frozenset(item.layer for item in missing)), active, missing)

@@ -18,9 +18,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map
+from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map, visible
 from sandbox.child import Seal, set_constant_limits
 from sandbox.filesystem import SitePackage
+from sandbox.group_meter import GroupMeter
 from sandbox.landlock_rules import RulesMaker
 from sandbox.layers import Layers
 from sandbox.syscall_filter import SyscallFilter
@@ -49,6 +50,7 @@ class Zygote:
         self._host_scratch: HostScratch | None = None
         self._syscalls: SyscallFilter | None = None
         self._scratch = filesystem.SCRATCH_RUN
+        self._meter: GroupMeter | None = None
         self._rules: int | str | None = None  # their descriptor, or why there are none
 
     def run(self) -> NoReturn:
@@ -59,8 +61,10 @@ class Zygote:
         # A supervisor's own bound on its address space is not one for programs, which have theirs.
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        unreadable = self._run_where_others_can_read()
         self._join_control_group()
         self._packages = self._probe_packages()
+        self._control.recv(cell.MAX_MESSAGE)  # the settings, known by now
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         namespaces = layers.possible_namespaces(self._layers)
         mounts = bool(namespaces & kernel.CLONE_NEWNS)
@@ -72,10 +76,12 @@ class Zygote:
                 remedy = "install pyseccomp and libseccomp (Debian: libseccomp2)"
                 self._layers.miss(Layer.SECCOMP, str(problem), remedy)
         as_root = os.geteuid() == 0
-        uid = layers.own_uid(self._layers)
+        uid = layers.own_uid(self._layers, unreadable)
         if not mounts:
             from sandbox.host_scratch import HostScratch
 
+            if uid is not None:
+                self._copy_packages()
             self._host_scratch = HostScratch(self._settings.temporary, uid)
             self._scratch = self._host_scratch.run
             self._make_rules(private_root=False)
@@ -100,13 +106,50 @@ class Zygote:
             self._host_scratch.remove()
         os._exit(0)
 
+    def _run_where_others_can_read(self) -> str:
+        """Where only root can read the interpreter and it cannot be bound anywhere, go on with a copy of it.
+
+        Returns why there is none, or nothing where none is needed.
+        """
+        if os.geteuid() != 0 or Layer.OWN_UID in self._layers.without:
+            return ""
+        from sandbox import interpreter_copy
+
+        if interpreter_copy.readable(visible.interpreter_files()):
+            return ""
+        if layers.possible_namespaces(Layers(self._settings.without)) & kernel.CLONE_NEWNS:
+            return ""
+        try:
+            executable = interpreter_copy.copied_interpreter(self._settings.temporary)
+        except OSError as problem:
+            return str(problem)
+        # The search path names the standard library that is left behind.
+        old = (visible.standard_library(), os.path.dirname(visible.standard_library()) + "/python")
+        kept = [
+            path
+            for path in os.environ.get("PYTHONPATH", "").split(":")
+            if not os.path.realpath(path).startswith(old) or "-packages" in path
+        ]
+        os.execve(executable, [executable, *sys.orig_argv[1:]], os.environ | {"PYTHONPATH": ":".join(kept)})
+
+    def _copy_packages(self) -> None:
+        """Replace preloaded packages that only root can read by copies, or do without them."""
+        from sandbox import interpreter_copy
+
+        try:
+            self._packages = interpreter_copy.readable_packages(self._packages, self._settings.temporary)
+        except OSError:
+            self._packages = [item for item in self._packages if interpreter_copy.readable([item.path])]
+
     def _join_control_group(self) -> None:
         group = self._settings.control_group
         if not self._layers.wants(Layer.CGROUP):
             return
-        if isinstance(group, int):
-            os.write(group, b"0")
-            os.close(group)
+        if not isinstance(group, str):
+            for descriptor in group.join:
+                os.write(descriptor, b"0")
+                os.close(descriptor)
+            self._meter = GroupMeter(group)
             self._layers.active.append(Layer.CGROUP)
         else:
             self._layers.miss(Layer.CGROUP, group, layers.NO_CONTROL_GROUP)
@@ -157,7 +200,7 @@ class Zygote:
             places = {os.path.dirname(package.path) for package in self._packages}
             third_party = [filesystem.SITE] if private_root else sorted(places)
         clean = record.wants(Layer.CLEAN_ENVIRONMENT)
-        interpreter.prepare(self._settings.preload, self._scratch, third_party, clean)
+        interpreter.prepare(self._settings.preload, self._scratch, third_party, clean, self._proc)
         if clean:
             record.active.append(Layer.CLEAN_ENVIRONMENT)
         memory_map.merge_mappings(self._proc)
@@ -181,7 +224,7 @@ class Zygote:
         record.active += [layer for layer in _ALWAYS_POSSIBLE if record.wants(layer)]
         if record.has(Layer.RESOURCE_LIMITS):
             set_constant_limits()
-        reserved, resident = _own_memory(self._proc)
+        reserved, resident, others = _own_memory(self._proc)
         return Seal(
             scratch=self._scratch,
             private_root=private_root,
@@ -197,20 +240,22 @@ class Zygote:
             descendant_kill=record.has(Layer.DESCENDANT_KILL),
             base_address_space=reserved,
             base_memory=resident,
+            base_other_mappings=others,
             proc=self._proc,
             processors=frozenset(os.sched_getaffinity(0)),
+            meter=self._meter,
         )
 
 
-def _own_memory(proc: int) -> tuple[int, int]:
-    """Bytes that this process has reserved, and has resident."""
+def _own_memory(proc: int) -> tuple[int, int, int]:
+    """Bytes that this process has reserved, and has resident, and what is reserved and not private and writable."""
     descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
     try:
-        reserved, resident = os.read(descriptor, 256).split()[:2]
+        size, resident, _, _, _, data, _ = map(int, os.read(descriptor, 256).split())
     finally:
         os.close(descriptor)
     page = os.sysconf("SC_PAGE_SIZE")
-    return int(reserved) * page, int(resident) * page
+    return size * page, resident * page, (size - data) * page
 
 
 def _wait_for_either(supervisor: int, inner: int) -> None:
@@ -248,5 +293,6 @@ def serve(control: socket.socket, seal: Seal) -> NoReturn:
 def main() -> NoReturn:
     """Entry point: the control socket's descriptor is the last argument."""
     control = socket.socket(fileno=int(sys.argv[-1]))
-    settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE))
+    # It stays there to be read until this is the interpreter that serves.
+    settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE, socket.MSG_PEEK))
     Zygote(control, settings).run()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from grpo.code_rewards import code_problems, isolation_table
+from grpo.code_rewards import code_problems, exposed_paths, isolation_table
 from grpo.config import TrainConfig, VerifierConfig
 from grpo.config_file import load
 from rewards.code import CodeVerifier
@@ -79,3 +79,21 @@ def test_too_little_isolation_is_refused_with_the_remedy(monkeypatch: pytest.Mon
         isolation_table([verifier()], Table("", ""))
     table = isolation_table([verifier(level="limited")], Table("", ""))
     assert table is not None and "boot a newer kernel" in shown(table)
+
+
+def test_data_and_run_folders_that_programs_could_read_are_refused() -> None:
+    for setting, path, refused in (
+        ("run.folder", "/usr/local/lib/runs/one", True),
+        ("data.path", "/usr/lib/tests.jsonl", True),
+        ("run.folder", "/usr/src/app/runs/one", False),
+        ("data.path", "/srv/tests.jsonl", False),
+    ):
+        overrides = [f"{setting}={path}"] + (["data.generator=null"] if setting == "data.path" else [])
+        try:
+            load(TrainConfig, CONFIG, overrides)
+            told = ""
+        except ValueError as problem:
+            told = str(problem)
+        assert (f"{setting}={path} lies where the programs that" in told) is refused, told
+    assert exposed_paths([verifier("math")], {"run.folder": "/usr/lib/x"}) == []
+    assert exposed_paths([verifier(level="filtered")], {"run.folder": "/usr/lib/x"}) == []

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from sandbox_host import MODES, Host
+from sandbox_host import MODES, WITHOUT_NAMESPACES, Host
 
 from sandbox import IsolationLevel
 
@@ -18,7 +18,7 @@ def host_in(mode: str) -> Host:
         pytest.skip("only root can start the sandbox as root or as another user")
     if mode not in _hosts:
         host = Host(mode, level=IsolationLevel.CONFINED)
-        wanted = IsolationLevel.CONFINED if mode == "no_namespaces" else IsolationLevel.FULL
+        wanted = IsolationLevel.CONFINED if mode in WITHOUT_NAMESPACES else IsolationLevel.FULL
         if host.isolation.level < wanted:
             host.close()
             pytest.skip(f"this machine gives {mode} no more than {host.isolation}")

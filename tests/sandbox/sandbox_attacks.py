@@ -2,7 +2,8 @@
 
 `without` (layers) or `loosened` (limits) says what must be taken away for the attack to succeed; a test takes it away
 and sees the attack succeed, so that no attack is contained by accident. Where two layers hold an attack, both go.
-Two have neither: `fork_without_end`, and `outlive_the_program`, whose layer has a test of its own.
+These have neither: `fork_without_end`; `outlive_the_program`, whose layer has a test of its own; third-party modules,
+which may lie where only root can read; and what would only be mischief.
 """
 
 # ruff: noqa: E501 (programs as literals, one to a line, are easier to compare)
@@ -39,7 +40,7 @@ def _limits(**changes: object) -> Limits:
     return Limits(**(values | changes))  # type: ignore[arg-type]
 
 
-_NO_LIMITS = frozenset({Layer.WATCH, Layer.RESOURCE_LIMITS})
+_NO_LIMITS = frozenset({Layer.WATCH, Layer.RESOURCE_LIMITS, Layer.CGROUP})
 RESOURCES = [
     _resource(
         "sleep",
@@ -106,7 +107,7 @@ print('ESCAPED')""",
         "reserve_memory",
         "import mmap; m = mmap.mmap(-1, 5 << 30); print('ESCAPED')",
         {Status.MEMORY, Status.NONZERO_EXIT},
-        without=_NO_LIMITS,
+        without=_NO_LIMITS | _SECCOMP,
     ),
     _resource(
         "share_memory_among_children",
@@ -213,6 +214,128 @@ time.sleep(0.3)""",
     ),
 ]
 
+_HIDDEN = _NO_LIMITS | _SECCOMP  # what a program holds out of sight; without all that bounds and sees it
+HIDDEN_RESOURCES = [
+    _resource(
+        "memory_of_a_process_without_its_first_thread",
+        """
+import ctypes, os, threading, time
+def work():
+    time.sleep(0.1)
+    kept = [bytearray(os.urandom(1 << 20) * 50) for _ in range(8)]
+    time.sleep(0.1); os.write(1, b'ESCAPED'); os._exit(0)
+threading.Thread(target=work).start()
+ctypes.CDLL(None).syscall(60, 0)""",
+        {Status.MEMORY},
+        without=_NO_LIMITS,
+    ),
+    _resource(
+        "shared_pages_that_were_dropped",
+        """
+import ctypes, mmap, time
+libc = ctypes.CDLL(None); size, step = 540 << 20, 20 << 20
+m = mmap.mmap(-1, size); start = ctypes.addressof(ctypes.c_char.from_buffer(m))
+for o in range(0, size, step):
+    ctypes.memset(start + o, 1, step); libc.madvise(ctypes.c_void_p(start + o), ctypes.c_size_t(step), 4)
+time.sleep(0.1); print('ESCAPED')""",
+        {Status.MEMORY},
+        without=_HIDDEN,
+    ),
+    _resource(
+        "shared_pages_behind_small_mappings",
+        """
+import ctypes, time
+libc = ctypes.CDLL(None); libc.mmap.restype = ctypes.c_void_p; size = 40 << 20
+for _ in range(10):
+    start = libc.mmap(None, ctypes.c_size_t(size), 3, 0x21, -1, ctypes.c_long(0))
+    ctypes.memset(start, 1, size); libc.munmap(ctypes.c_void_p(start + 4096), ctypes.c_size_t(size - 4096))
+    time.sleep(0.02)
+print('ESCAPED')""",
+        {Status.MEMORY},
+        without=_HIDDEN,
+    ),
+    _resource(
+        "buffers_of_sockets",
+        """
+import socket, time
+kept = [socket.socketpair() for _ in range(120)]
+for a, b in kept:
+    for end in (a, b):
+        end.setblocking(False)
+        try:
+            while True: end.send(b'x' * 65536)
+        except OSError: pass
+time.sleep(0.05); print('ESCAPED')""",
+        {Status.MEMORY},
+        limits=_limits(memory_bytes=32 * MIB),
+        without=_NO_LIMITS,
+    ),
+    _resource(
+        "spin_in_children_that_nobody_waits_for",
+        """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+try:
+    for _ in range(15):
+        if os.fork() == 0:
+            while time.process_time() < 0.05: pass
+            os._exit(0)
+        if _ % 3 == 2:
+            try:
+                while True: os.wait()
+            except ChildProcessError: pass
+    print('ESCAPED')
+except PermissionError: print('refused')""",
+        {Status.CPU_TIME},
+        limits=_limits(cpu_seconds=0.3),
+        loosened=_limits(cpu_seconds=9.0, wall_seconds=30.0),
+    ),
+    _resource(
+        "spin_in_short_children_that_nobody_waits_for",
+        """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+try:
+    for _ in range(150):
+        if os.fork() == 0:
+            end = time.process_time() + 0.004
+            while time.process_time() < end: pass
+            os._exit(0)
+        try: os.wait()
+        except ChildProcessError: pass
+    print('ESCAPED')
+except PermissionError: print('refused')""",
+        {Status.CPU_TIME},
+        limits=_limits(cpu_seconds=0.3),
+        loosened=_limits(cpu_seconds=9.0, wall_seconds=30.0),
+    ),
+    _resource(
+        "files_without_a_name",
+        """
+import os, time
+kept = []
+for n in range(8):
+    f = open(f'f{n}', 'wb'); os.unlink(f'f{n}'); kept.append(f)
+    for _ in range(4): f.write(b'x' * (1 << 20))
+    f.flush(); time.sleep(0.02)
+print('ESCAPED')""",
+        {Status.DISK, Status.NONZERO_EXIT},
+        loosened=_limits(disk_bytes=64 * MIB),
+    ),
+    _resource(
+        "mapped_files_without_a_name",
+        """
+import mmap, os, time
+kept = []
+for n in range(8):
+    f = open(f'f{n}', 'w+b'); f.truncate(4 << 20); m = mmap.mmap(f.fileno(), 4 << 20); os.unlink(f'f{n}'); f.close()
+    m[:] = b'x' * (4 << 20); kept.append(m); time.sleep(0.02)
+print('ESCAPED')""",
+        {Status.DISK, Status.SIGNAL},
+        loosened=_limits(disk_bytes=64 * MIB),
+    ),
+]
+
 _READ = "try:\n    text = open({path!r}).read()\n    print('ESCAPED')\nexcept OSError as e: print(e)"
 FILES = [
     Attack("read_passwd", _READ.format(path="/etc/passwd"), _FILES),
@@ -244,7 +367,7 @@ FILES = [
     Attack(
         "truncate_host_file",
         "import os\ntry:\n    os.truncate('@CANARY@', 3); print('ESCAPED')\nexcept OSError as e: print(e)",
-        _FILES,
+        _FILES | _SECCOMP,
     ),
     Attack(
         "remove_host_file",
@@ -274,6 +397,28 @@ FILES = [
         _FILES,
     ),
     Attack(
+        "list_users_sources",
+        "import os\ntry: print('ESCAPED' if os.listdir('/usr/src') is not None else '')\nexcept OSError as e: print(e)",
+        _FILES,
+    ),
+    Attack("read_shared_data", _READ.format(path="/usr/share/common-licenses/GPL-3"), _FILES),
+    Attack(
+        "read_third_party_modules",
+        "found = '@PACKAGES@/pip/__init__.py'\n"
+        "try:\n    open(found).read(); print('ESCAPED')\nexcept OSError as e: print(e)",
+    ),
+    Attack(
+        "kernel_command_line",
+        "try: print('ESCAPED' if open('/proc/cmdline').read() else '')\nexcept OSError as e: print(e)",
+        _FILES | {Layer.PRIVATE_PROC},
+    ),
+    Attack(
+        "command_line_of_the_cell",
+        "print('ESCAPED' if b'/' in open('/proc/self/cmdline', 'rb').read() + open('/proc/self/environ', 'rb').read()"
+        " else '')",
+        frozenset({Layer.CLEAN_ENVIRONMENT}),
+    ),
+    Attack(
         "run_a_host_program",
         "import subprocess\ntry:\n    print(subprocess.run(['@DIRECTORY@/program'],"
         " capture_output=True, text=True).stdout)\nexcept OSError as e: print(e)",
@@ -283,9 +428,68 @@ FILES = [
         "make_executable_and_setuid",
         "import os\nopen('x', 'w').close()\ntry:\n    os.chmod('x', 0o4755)\n"
         "    print('ESCAPED' if not os.statvfs('.').f_flag & os.ST_NOSUID else 'nosuid')\nexcept OSError as e: print(e)",
-        _FILES,
+        _FILES | _SECCOMP,
         needs_mounts=True,
     ),
+]
+
+_METADATA = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(ctypes.c_long(number), *arguments) < 0: raise OSError(ctypes.get_errno(), 'refused')
+try:
+    {call}
+    print('ESCAPED')
+except OSError as e: print(e)"""
+METADATA = [
+    Attack(f"metadata_{name}", _METADATA.format(call=call), _FILES | _SECCOMP | {Layer.OWN_UID})
+    for name, call in (
+        ("chmod", "os.chmod('@CANARY@', 0o4777)"),
+        ("fchmod", "os.fchmod(os.open('@CANARY@', os.O_RDONLY), 0o4777)"),
+        ("chmod_of_a_directory", "os.chmod('@DIRECTORY@', 0)"),
+        ("fchmodat2", "call(452, -100, b'@CANARY@', 0o4777, 0)"),
+        ("utime", "os.utime('@CANARY@', (1, 1))"),
+        ("utime_now", "os.utime('@CANARY@')"),
+        ("futimesat", "call(261, -100, b'@CANARY@', None)"),
+        ("truncate", "os.truncate('@CANARY@', 3)"),
+        ("flock", "import fcntl; fcntl.flock(os.open('@CANARY@', os.O_RDONLY), fcntl.LOCK_EX)"),
+        ("cut_by_opening_to_read", "os.open('@CANARY@', os.O_RDONLY | os.O_TRUNC)"),
+        ("attribute", "call(188, b'@CANARY@', b'user.x', b'y', 1, 0)"),
+    )
+] + [
+    Attack(
+        "lock_of_a_system_file",
+        _METADATA.format(call="import fcntl; fcntl.flock(os.open('/usr/bin/env', 0), 2)"),
+        _SECCOMP,
+    ),
+    Attack(
+        "times_of_a_device",
+        _METADATA.format(call="os.utime('/dev/null', (1, 1))"),
+        frozenset(),
+        statuses=frozenset({Status.OK}),
+    ),
+]
+
+# What must not be the sandbox's failure, nor cost a worker.
+MISCHIEF = [
+    Attack(name, "import os, time\n" + source + "\ntime.sleep(0.05)")
+    for name, source in (
+        ("close_the_directory", "os.chmod('.', 0)"),
+        ("remove_the_directory", "os.rmdir(os.getcwd())"),
+        ("move_the_directory", "os.rename(os.getcwd(), os.getcwd() + 'x')"),
+        ("put_a_link_in_its_place", "d = os.getcwd(); os.rmdir(d); os.symlink('/', d)"),
+        ("a_hundred_thousand_files", "for n in range(100_000): open(str(n), 'w').close()"),
+        ("names_that_are_not_text", "open(b'\\xff\\xfe\\n', 'w').close(); open('\\udc80' * 80, 'w').close()"),
+        ("a_deep_tree", "for n in range(1000): os.mkdir('d'); os.chdir('d')"),
+        ("a_pipe_with_a_name", "os.mkfifo('f')"),
+        ("closed_files_and_directories", "open('f', 'w').close(); os.chmod('f', 0); os.mkdir('d'); os.chmod('d', 0)"),
+        ("no_standard_streams", "os.ftruncate(1, 1 << 20); os.close(0); os.close(1); os.close(2)"),
+        (
+            "space_behind_the_end",
+            "import ctypes\nctypes.CDLL(None).fallocate(1, 1, ctypes.c_long(0), ctypes.c_long(1 << 30))",
+        ),
+    )
 ]
 
 _AS_ROOT = frozenset({Layer.SECCOMP, Layer.LANDLOCK, Layer.OWN_UID, Layer.USER_NAMESPACE, Layer.NO_CAPABILITIES})
@@ -453,6 +657,19 @@ KERNEL = [
         ("ioctl_terminal_injection", 16, (0, 0x5412, 0)),
         ("ioctl_terminal_injection_in_64_bits", 16, (0, 0x100005412, 0)),
         ("prlimit_of_a_stranger", 302, (1, 7, 0, 0)),
+        ("setsockopt", 54, (_BAD, 1, 7, 0, 0)),
+        ("statx", 332, (_BAD, 0, 0, 0, 0)),
+        ("fcntl_lock_of_a_stranger", 72, (_BAD, 5, 0)),
+        ("fcntl_open_lock_of_a_stranger", 72, (_BAD, 36, 0)),
+        ("fcntl_lease", 72, (_BAD, 1024, 0)),
+        ("fcntl_notify", 72, (_BAD, 1026, 1)),
+        ("fcntl_write_hint", 72, (_BAD, 1036, 0)),
+        ("clock_of_the_cell", 228, (~1 << 3 | 2, 0)),
+        ("fallocate_out_of_sight", 285, (_BAD, 1, 0, 1 << 30)),
+        ("thread_with_its_own_descriptors", 56, (0x10000 | 0x800 | 0x100 | 0x200, 0, 0, 0, 0)),
+        ("ioctl_file_flags", 16, (_BAD, 0x40086602, 0)),
+        ("mknod", 133, (_BAD, 0o10666, 0)),
+        ("quotactl", 179, (0, 0, 0, 0)),
     )
 ] + [
     Attack(
@@ -468,4 +685,4 @@ print('ESCAPED' if ctypes.CFUNCTYPE(ctypes.c_int)(address)() > 0 else 'refused')
     ),
 ]
 
-ATTACKS = [*RESOURCES, *FILES, *PROCESSES, *NETWORK, *KERNEL]
+ATTACKS = [*RESOURCES, *HIDDEN_RESOURCES, *FILES, *METADATA, *MISCHIEF, *PROCESSES, *NETWORK, *KERNEL]

@@ -11,6 +11,7 @@ import errno
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-MODES = ("root", "unprivileged", "no_namespaces")
+# The last two have no namespaces: an unprivileged user, and root as in a container by default.
+MODES = ("root", "unprivileged", "no_namespaces", "root_in_a_container")
+WITHOUT_NAMESPACES = ("no_namespaces", "root_in_a_container")
+# What Docker leaves to root: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service,
+# net_raw, sys_chroot, mknod, audit_write, setfcap.
+_CONTAINER_CAPABILITIES = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
 _UNPRIVILEGED = 54_321
 
 
@@ -89,6 +95,17 @@ def make_interpreter_readable() -> None:
     os.close(held)
 
 
+def drop_to_container() -> None:
+    """Keep those of root's capabilities that a container has by default."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in set(range(41)) - set(_CONTAINER_CAPABILITIES):
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+    kept = sum(1 << capability for capability in _CONTAINER_CAPABILITIES)
+    low, high = kept & 0xFFFFFFFF, kept >> 32
+    header, data = struct.pack("Ii", 0x20080522, 0), struct.pack("IIIIII", low, low, 0, high, high, 0)
+    assert libc.capset(header, data) == 0
+
+
 def forbid_namespaces() -> None:
     """What an unprivileged container does: no new namespaces, whoever asks."""
     import pyseccomp
@@ -112,13 +129,15 @@ def forbid_namespaces() -> None:
 
 def main() -> None:
     mode = sys.argv[1]
-    if mode != "root" and os.geteuid() == 0:
+    if mode == "root_in_a_container":
+        drop_to_container()
+    elif mode != "root" and os.geteuid() == 0:
         make_interpreter_readable()
         os.setgroups([])
         os.setresgid(_UNPRIVILEGED, _UNPRIVILEGED, _UNPRIVILEGED)
         os.setresuid(_UNPRIVILEGED, _UNPRIVILEGED, _UNPRIVILEGED)
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self belongs to the new user
-    if mode == "no_namespaces":
+    if mode in WITHOUT_NAMESPACES:
         forbid_namespaces()
     from sandbox import Sandbox
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sandbox_attacks import ATTACKS, KERNEL, Attack
-from sandbox_host import PROJECT, Host
+from sandbox_host import PROJECT, WITHOUT_NAMESPACES, Host
 
 from sandbox import ExecutionResult, IsolationLevel, Layer, Status
 
@@ -51,6 +51,7 @@ class Targets:
             ("@PORT@", self.port),
             ("@ABSTRACT@", self.abstract),
             ("@SEGMENT@", self.segment),
+            ("@PACKAGES@", Path(os.__file__).parent / "site-packages"),
         ):
             source = source.replace(mark, str(value))
         return source
@@ -98,11 +99,11 @@ def _run(host: Host, attack: Attack, targets: Targets, bare: bool = False) -> Ex
 def test_contained(host: Host, attack: Attack, targets: Targets) -> None:
     if attack in KERNEL and platform.machine() != "x86_64":
         pytest.skip("the call numbers are those of x86_64")
-    if attack.needs_mounts and host.mode == "no_namespaces":
+    if attack.needs_mounts and host.mode in WITHOUT_NAMESPACES:
         pytest.skip("the scratch directory is one that other users cannot enter, not a mount of its own")
     result = _run(host, attack, targets)
     assert b"ESCAPED" not in result.stdout, result
-    if host.mode == "no_namespaces" and "fork" in attack.source:
+    if host.mode in WITHOUT_NAMESPACES and "fork" in attack.source:
         # Processes are refused here: fork fails, or finds nothing to count.
         assert result.status in attack.statuses | {Status.NONZERO_EXIT, Status.OK, Status.WALL_TIME, Status.CPU_TIME}
     else:

@@ -123,7 +123,7 @@ def test_many_threads_while_workers_die() -> None:
     assert sum(result.status is Status.OK for result in results) >= 140
 
 
-@pytest.mark.parametrize("mode", ["root", "no_namespaces"])
+@pytest.mark.parametrize("mode", ["root", "no_namespaces", "root_in_a_container"])
 def test_a_killed_supervisor_leaves_nothing(mode: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can start a host in either mode")

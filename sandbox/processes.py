@@ -1,0 +1,184 @@
+"""What `/proc` tells of the processes of a program: who there is, their time, their memory, their descriptors.
+
+Every function takes a descriptor of a `/proc` that shows them. A process may end while it is looked at; it then counts
+for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+# Fields of /proc/<pid>/stat after the command name (proc(5) numbers them from 3).
+_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM, _THREADS = 11, 12, 13, 14, 17
+_CHUNK = 1 << 16
+_SIGCHLD = 1 << 16  # its bit in a mask of signals
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process at one look.
+
+    Attributes:
+        pid: its number.
+        own_time, children_time: processor time in ticks, its own and that of the children it has waited for.
+        threads: how many it has.
+        living: path below `/proc` of a thread that has not ended; the first one may have, and tells of no memory then.
+        unshared, shared: resident bytes, of private memory and of files and shared mappings.
+        other_mappings: bytes of address space that is not private and writable.
+    """
+
+    pid: int
+    own_time: int
+    children_time: int
+    threads: int
+    living: str
+    unshared: int
+    shared: int
+    other_mappings: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMapping:
+    """A mapping of memory that processes can share and that has no name.
+
+    Attributes:
+        key: device and inode of what is mapped.
+        is_file: whether it is a file that has been removed, or anonymous memory.
+        length: from the beginning of what is mapped to the mapping's end.
+    """
+
+    key: tuple[bytes, bytes]
+    is_file: bool
+    length: int
+
+
+def _read(proc: int, path: str, most: int = _CHUNK) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=proc)
+    try:
+        text = os.read(descriptor, _CHUNK)
+        while text and len(text) < most and (more := os.read(descriptor, _CHUNK)):
+            text += more
+        return text
+    finally:
+        os.close(descriptor)
+
+
+def _list(proc: int, path: str) -> list[str]:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    try:
+        return os.listdir(directory)
+    finally:
+        os.close(directory)
+
+
+def children(proc: int, pid: int) -> list[int]:
+    """Process numbers of all children of `pid`, whichever of its threads started them."""
+    found: list[int] = []
+    try:
+        for thread in _list(proc, f"{pid}/task"):
+            found += [int(number) for number in _read(proc, f"{pid}/task/{thread}/children").split()]
+    except OSError:
+        pass  # it ended while being looked at; what it left is the cell's child now
+    return found
+
+
+def look_at(proc: int, pid: int) -> Process | None:
+    """What is known of a process; None where it has ended."""
+    try:
+        fields = _read(proc, f"{pid}/stat", 0).rpartition(b")")[2].split()
+        threads, living = int(fields[_THREADS]), str(pid)
+        size, resident, shared, data = _memory(proc, living)
+        if resident == 0 and threads > 1:
+            for thread in _list(proc, f"{pid}/task"):
+                living = f"{pid}/task/{thread}"
+                size, resident, shared, data = _memory(proc, living)
+                if resident:
+                    break
+    except OSError:
+        return None
+    return Process(
+        pid=pid,
+        own_time=int(fields[_USER]) + int(fields[_SYSTEM]),
+        children_time=int(fields[_CHILDREN_USER]) + int(fields[_CHILDREN_SYSTEM]),
+        threads=threads,
+        living=living,
+        unshared=(resident - shared) * PAGE,
+        shared=shared * PAGE,
+        other_mappings=(size - data) * PAGE,
+    )
+
+
+def _memory(proc: int, living: str) -> tuple[int, int, int, int]:
+    size, resident, shared, _, _, data, _ = map(int, _read(proc, f"{living}/statm", 0).split())
+    return size, resident, shared, data
+
+
+def proportional_memory(proc: int, process: Process) -> tuple[int, int]:
+    """Resident bytes, private and of files and shared mappings, each page divided by the number of who shares it."""
+    try:
+        text = _read(proc, f"{process.living}/smaps_rollup")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 0
+    except OSError:  # it may not be looked into: all of it counts
+        return process.unshared, process.shared
+    parts = {line.split()[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(b"Pss")}
+    anonymous = parts.get(b"Pss_Anon:", parts.get(b"Pss:", 0))
+    return anonymous, parts.get(b"Pss:", 0) - anonymous
+
+
+def ignores_children(proc: int, pid: int) -> bool:
+    """Whether a process has the kernel forget its children as they end, and their processor time with them."""
+    try:
+        for line in _read(proc, f"{pid}/status").splitlines():
+            if line.startswith(b"SigIgn:"):
+                return bool(int(line.split()[1], 16) & _SIGCHLD)
+    except OSError:
+        pass
+    return False
+
+
+def count_descriptors(proc: int, process: Process) -> int:
+    """How many descriptors a process has open; 0 where it may not be looked into."""
+    try:
+        # Before Linux 6.2 the directory's size does not tell.
+        return os.stat(f"{process.living}/fd", dir_fd=proc).st_size or len(_list(proc, f"{process.living}/fd"))
+    except OSError:
+        return 0
+
+
+def descriptors(proc: int, process: Process) -> Iterator[tuple[str, str]]:
+    """Of each open descriptor, its path below `/proc` and what it refers to."""
+    try:
+        for number in _list(proc, f"{process.living}/fd"):
+            path = f"{process.living}/fd/{number}"
+            yield path, os.readlink(path, dir_fd=proc)
+    except OSError:
+        return
+
+
+def mappings_without_name(proc: int, process: Process, scratch: str, most: int) -> list[SharedMapping] | None:
+    """Mappings of anonymous shared memory, and of files that have been removed from `scratch`.
+
+    None where a process has so many mappings, beyond `most` bytes of text, that no honest program has as many.
+    """
+    try:
+        text = _read(proc, f"{process.living}/maps", most)
+    except OSError:
+        return []
+    if len(text) >= most:
+        return None
+    found = []
+    in_scratch = os.fsencode(scratch) + b"/"
+    for line in text.splitlines():
+        if not line.endswith(b" (deleted)"):
+            continue
+        addresses, _, offset, device, inode, path = line.split(None, 5)
+        is_file = path.startswith(in_scratch)
+        if is_file or path == b"/dev/zero (deleted)":
+            start, end = (int(number, 16) for number in addresses.split(b"-"))
+            found.append(SharedMapping((device, inode), is_file, int(offset, 16) + end - start))
+    return found

@@ -1,0 +1,81 @@
+"""What of the host's files programs may read: compilers, interpreters and libraries, and nothing that a user put there.
+
+Of `/usr` that is not all: `/usr/src/app` is where many images keep a project, `/usr/share` and `/usr/local/share` hold
+anybody's data. Of the interpreter's prefix it is its program and its libraries without third-party modules; those that
+are preloaded are shown one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_LIBRARIES = ("lib", "lib32", "lib64", "libx32")
+_PROGRAMS = ("bin", "sbin", "libexec", "include", *_LIBRARIES)
+# Of compilers and interpreters, of locales and time zones, of terminals.
+_SHARED_DATA = ("gcc", "i18n", "locale", "nodejs", "node_modules", "perl", "perl5", "terminfo", "zoneinfo")
+# Nothing of /etc but what the loader and the clock need.
+_SYSTEM = (
+    *(f"/usr/{name}" for name in _PROGRAMS),
+    *(f"/usr/local/{name}" for name in _PROGRAMS),
+    *(f"/usr/share/{name}" for name in _SHARED_DATA),
+    *(f"/{name}" for name in ("bin", "sbin", *_LIBRARIES)),
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/localtime",
+)
+_OF_A_PREFIX = ("lib", "lib64", "share/terminfo", "share/zoneinfo", "ssl")
+# Found out before a private root hides the links that lead to them.
+_INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+_STANDARD_LIBRARY = os.path.realpath(os.path.dirname(os.__file__))
+_THIRD_PARTY = ("site-packages", "dist-packages")
+
+
+def interpreter_program() -> str:
+    """The interpreter's own executable, not a virtual environment's link to it."""
+    return _INTERPRETER
+
+
+def standard_library() -> str:
+    """The directory of the standard library."""
+    return _STANDARD_LIBRARY
+
+
+def interpreter_files() -> list[str]:
+    """Files that say whether a user can run the interpreter: its program and one module of each directory."""
+    return [interpreter_program(), os.path.join(standard_library(), "os.py")]
+
+
+def shown_paths() -> list[str]:
+    """Files and directories that programs may read, but for `hidden_paths` below them; only what there is."""
+    prefix = os.path.realpath(sys.base_prefix)
+    wanted = [*_SYSTEM, interpreter_program(), *(os.path.join(prefix, name) for name in _OF_A_PREFIX)]
+    wanted.append(standard_library())
+    shown: list[str] = []
+    for path in wanted:
+        if os.path.lexists(path) and not any(_beneath(path, other) for other in shown):
+            shown.append(path)
+    return shown
+
+
+def hidden_paths(shown: Sequence[str]) -> list[str]:
+    """Directories of third-party modules below `shown`."""
+    libraries = {os.path.realpath(path) for path in shown if os.path.basename(path) in _LIBRARIES}
+    parents = {str(path) for library in libraries for path in Path(library).glob("python*")} | {standard_library()}
+    found = [os.path.join(parent, name) for parent in sorted(parents) for name in _THIRD_PARTY]
+    return [path for path in found if os.path.isdir(path) and not os.path.islink(path)]
+
+
+def readable_by_programs(path: str | os.PathLike[str]) -> bool:
+    """Whether a program could read a file or directory of the host, at the level `CONFINED` and above."""
+    real = os.path.realpath(path)
+    shown = shown_paths()
+    if not any(_beneath(real, os.path.realpath(other)) for other in shown):
+        return False
+    return not any(_beneath(real, os.path.realpath(other)) for other in hidden_paths(shown))
+
+
+def _beneath(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
