@@ -36,6 +36,7 @@ from sandbox.worker import Worker
 from sandbox.worker_settings import WorkerSettings
 
 T = TypeVar("T")
+WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
 _ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
 _STARTED_AT_ONCE = 16  # workers; each start is a quarter of a second of one core
 _DEFAULT_LIMITS = Limits()
@@ -49,7 +50,8 @@ class Sandbox:
     Args:
         level: the weakest isolation at which programs may run.
         workers: how many programs run at the same time; one per core is right.
-        preload: modules kept imported in a worker of their own, which serves the programs that mention them.
+        preload: modules kept imported in a worker of their own, which serves the programs, and the test code, that
+            mention them.
         without: layers to leave out. For tests only.
 
     Raises:
@@ -150,7 +152,7 @@ class Sandbox:
         """
         source = _encoded(program)
 
-        def work(worker: Worker, runnable: Runnable) -> ExecutionResult:
+        def work(worker: Worker, runnable: Runnable, _: WorkerFor) -> ExecutionResult:
             descriptor = sealed_memory("program", runnable.content)
             try:
                 with worker.open_cell(limits) as cell:
@@ -192,8 +194,11 @@ class Sandbox:
             raise ValueError(f"only Python programs can be tested by calls; {language.value} takes StdinTest")
         source = _encoded(program)
 
-        def work(worker: Worker, runnable: Runnable) -> list[TestResult]:
-            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds)
+        def work(worker: Worker, runnable: Runnable, worker_for: WorkerFor) -> list[TestResult]:
+            def tester_for(test: AssertTest) -> Worker:
+                return worker_for(self._modules(_encoded(test.setup + test.code), language, preload))
+
+            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds, tester_for)
 
         outcome = self._attempt(work, source, language, preload)
         if isinstance(outcome, NotRunnable):
@@ -255,7 +260,7 @@ class Sandbox:
 
     def _attempt(
         self,
-        work: Callable[[Worker, Runnable], T],
+        work: Callable[[Worker, Runnable, WorkerFor], T],
         source: bytes,
         language: Language,
         preload: Sequence[str] | None,
@@ -270,15 +275,20 @@ class Sandbox:
         reason = ""
         try:
             for _ in range(_ATTEMPTS):
+                used: set[tuple[str, ...]] = set()
+
+                def worker_for(modules: tuple[str, ...], used: set[tuple[str, ...]] = used) -> Worker:
+                    used.add(modules)
+                    return self._worker(slot, modules)
+
                 try:
-                    worker = self._worker(slot, modules)
-                    return work(worker, self._compiler.prepare(worker, source, language))
+                    worker = worker_for(modules)
+                    return work(worker, self._compiler.prepare(worker, source, language), worker_for)
                 except NotRunnable as problem:
                     return problem
                 except (WorkerLost, SandboxError) as problem:
                     reason = str(problem)
-                    lost = slot.workers.pop(modules, None)
-                    if lost is not None:
+                    for lost in [slot.workers.pop(key) for key in used & slot.workers.keys()]:
                         lost.stop()
                     if self._closed:
                         raise SandboxError("this sandbox was closed while a program ran") from problem
