@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards import stage, verdict
@@ -30,6 +30,7 @@ from sandbox import (
     Test,
     TestResult,
 )
+from sandbox.languages import COMPILE_LIMITS
 
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
@@ -43,8 +44,18 @@ _USELESS_PROGRAMS = {
 # are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
 _sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
-# Beside the tests, a verdict may have to wait for a program before it, start a cell and, in C++, compile.
-_MARGIN_SECONDS, _COMPILING_SECONDS = 5.0, 30.0
+# Beside the tests, a verdict may have to run them once more on a new worker, start a cell and, in C++, compile.
+_MARGIN_SECONDS = 5.0
+_COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
+_POSITIVE = (
+    "wall_seconds",
+    "program_seconds",
+    "memory_mebibytes",
+    "compile_seconds",
+    "compile_memory_mebibytes",
+    "max_tests",
+    "concurrent_programs",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,8 @@ class CodeVerifier:
         wall_seconds: real and processor time of each test.
         program_seconds: real time of all tests together; a program that uses it up is `wrong`.
         memory_mebibytes: memory of each test.
+        compile_seconds: real and processor time of the compiler, where the language has one.
+        compile_memory_mebibytes: memory of the compiler; None takes 1,024 or, where that is more, `memory_mebibytes`.
         level: the weakest isolation at which programs may run.
         tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
         max_tests: run only so many tests of a row, evenly spread over it; None runs all.
@@ -73,6 +86,8 @@ class CodeVerifier:
     wall_seconds: float = 6.0
     program_seconds: float = 12.0
     memory_mebibytes: int = 512
+    compile_seconds: float = 30.0
+    compile_memory_mebibytes: int | None = None
     level: IsolationLevel = IsolationLevel.CONFINED
     tolerance: float | None = None
     max_tests: int | None = None
@@ -82,7 +97,7 @@ class CodeVerifier:
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", _language(self.language))
         object.__setattr__(self, "level", _level(self.level))
-        for name in ("wall_seconds", "program_seconds", "memory_mebibytes", "max_tests", "concurrent_programs"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"code: {name} must be positive, got {value!r}")
@@ -90,7 +105,7 @@ class CodeVerifier:
     @property
     def deadline_seconds(self) -> float:
         """The shortest deadline of a pool under which every program's timeout is its own: `wrong`, not `timeout`."""
-        compiling = _COMPILING_SECONDS if self.language is Language.CPP else 0.0
+        compiling = self.compile_seconds if self.language is Language.CPP else 0.0
         return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
 
     def prepare(self) -> None:
@@ -102,7 +117,7 @@ class CodeVerifier:
         with _sandboxes_lock:
             if self._key not in _sandboxes:
                 count = self.concurrent_programs or len(os.sched_getaffinity(0))
-                sandbox = Sandbox(self.level, count, self.preload)
+                sandbox = Sandbox(self.level, count, self.preload, waiting=stage.waiting)
                 sandbox.share()
                 _sandboxes[self._key] = os.getpid(), sandbox
 
@@ -110,7 +125,7 @@ class CodeVerifier:
         with _sandboxes_lock:
             maker, sandbox = _sandboxes.get(self._key, (0, None))
             if sandbox is None or not (sandbox.shared or maker == os.getpid()):
-                sandbox = Sandbox(self.level, preload=self.preload)
+                sandbox = Sandbox(self.level, preload=self.preload, waiting=stage.waiting)
                 _sandboxes[self._key] = os.getpid(), sandbox
             return sandbox
 
@@ -182,7 +197,13 @@ class CodeVerifier:
             self.language,
             stop_at_failure=stop_at_failure,
             total_seconds=self.program_seconds,
+            compile_limits=self._compile_limits,
         )
+
+    @property
+    def _compile_limits(self) -> Limits:
+        mebibytes = self.compile_memory_mebibytes or max(_COMPILER_MEBIBYTES, self.memory_mebibytes)
+        return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
         for number, result in enumerate(results):

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from sandbox import grading
@@ -53,6 +54,7 @@ class Sandbox:
         preload: modules kept imported in a worker of their own, which serves the programs, and the test code, that
             mention them.
         without: layers to leave out. For tests only.
+        waiting: entered while a program waits for a worker that others use.
 
     Raises:
         IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
@@ -65,10 +67,12 @@ class Sandbox:
         workers: int = 1,
         preload: Sequence[str] = ("numpy",),
         without: frozenset[Layer] = frozenset(),
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._level, self._preload, self._without = level, tuple(preload), without
+        self._waiting = waiting
         self._owner = os.getpid()
         self._compiler = Compiler()
         self._slots = Slots(workers)
@@ -174,6 +178,7 @@ class Sandbox:
         preload: Sequence[str] | None = None,
         stop_at_failure: bool = False,
         total_seconds: float = math.inf,
+        compile_limits: Limits | None = None,
     ) -> list[TestResult]:
         """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
 
@@ -185,6 +190,7 @@ class Sandbox:
             preload: as for `run`.
             stop_at_failure: leave out the tests after the first that fails.
             total_seconds: real time for all tests together, compiling left out; what it leaves no time for has failed.
+            compile_limits: hold for the compiler of a language that has one; by default `languages.COMPILE_LIMITS`.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -200,7 +206,7 @@ class Sandbox:
 
             return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds, tester_for)
 
-        outcome = self._attempt(work, source, language, preload)
+        outcome = self._attempt(work, source, language, preload, compile_limits)
         if isinstance(outcome, NotRunnable):
             return [TestResult(False, outcome.status, outcome.reason, isolation=self.isolation) for _ in tests]
         return outcome
@@ -264,6 +270,7 @@ class Sandbox:
         source: bytes,
         language: Language,
         preload: Sequence[str] | None,
+        compile_limits: Limits | None = None,
     ) -> T | NotRunnable:
         """Make a program runnable and do `work` with it, on a free slot's worker; or why that could not be done."""
         if self._closed:
@@ -271,7 +278,8 @@ class Sandbox:
         if self._owner != os.getpid() and not self._slots.shared:
             raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
         modules = self._modules(source, language, preload)
-        slot = self._slots.take()
+        with self._waiting():
+            slot = self._slots.take()
         reason = ""
         try:
             for _ in range(_ATTEMPTS):
@@ -283,7 +291,7 @@ class Sandbox:
 
                 try:
                     worker = worker_for(modules)
-                    return work(worker, self._compiler.prepare(worker, source, language), worker_for)
+                    return work(worker, self._compiler.prepare(worker, source, language, compile_limits), worker_for)
                 except NotRunnable as problem:
                     return problem
                 except (WorkerLost, SandboxError) as problem:
