@@ -190,13 +190,13 @@ def _is_fixture(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 def _needs_same_process(tree: ast.Module, names: Set[str]) -> Iterator[str]:
     """Why test code can work in the program's own process only."""
     aliases = _aliases(tree)
-    bound = bound_names(tree)
+    own_open = "open" in bound_names(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Name | ast.Attribute):
             continue
         dotted = _dotted(node, aliases)
         for beginning, why in _SAME_PROCESS.items():
-            if (dotted == beginning or dotted.startswith(beginning + ".")) and beginning not in bound:
+            if (dotted == beginning or dotted.startswith(beginning + ".")) and not (own_open and beginning == "open"):
                 yield f"`{beginning}`: {why}"
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.Module):
