@@ -168,6 +168,8 @@ def _calls(node: ast.AST) -> bool:
 def _cases(tree: ast.Module) -> list[str] | None:
     """Names of the tests that a runner would find, in their order; None where only running the code tells them."""
     used = read_names(tree)
+    if used & {"setattr", "globals", "exec", "type"}:
+        return None
     cases: list[str] = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -178,8 +180,10 @@ def _cases(tree: ast.Module) -> list[str] | None:
             bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
             if bases in (["TestCase"], ["IsolatedAsyncioTestCase"]) or (not bases and node.name.startswith("Test")):
                 cases += [f"{node.name}.{name}" for name in methods if name.startswith("test")]
-            elif any("Test" in base for base in bases):
-                return None
+            elif bases:
+                return None  # it may inherit tests
+        elif any(name.lower().startswith("test") for name in bound_names(node)):
+            return None  # a test that is assigned, or defined under a condition
     return cases
 
 

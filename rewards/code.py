@@ -211,14 +211,14 @@ class CodeVerifier:
                 return verdict.error(f"{result.status.value}: {result.reason}"[:300])
             if result.status is Status.BAD_TEST:
                 return verdict.error(f"test {number + 1} of {count}: {result.reason}"[:300])
-        count -= sum(result.status is Status.SKIPPED for result in results)
+        total, count = count, count - sum(result.status is Status.SKIPPED for result in results)
         if not count:
             return verdict.error(f"{_NEVER_CALLED}: {results[0].reason}"[:300])
         passed = sum(result.passed for result in results)
         if passed == count:
             return verdict.correct(f"all {count} tests passed", tests_passed=1.0)
         number, first = next((number, result) for number, result in enumerate(results) if result.failed)
-        reason = f"test {number + 1} of {len(results)}: {first.status.value}: {first.reason}"[:300]
+        reason = f"test {number + 1} of {total}: {first.status.value}: {first.reason}"[:300]
         if not self.partial_credit:
             return verdict.wrong(reason)
         if not passed:

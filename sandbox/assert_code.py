@@ -6,6 +6,15 @@ import ast
 import builtins
 from collections.abc import Iterable
 
+# Test code imports the program by this name, as pytest-style data sets do.
+PROGRAM_MODULE = "solution"
+
+
+def program_imports(tree: ast.AST) -> set[str]:
+    """Names that the code imports from the program."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == PROGRAM_MODULE]
+    return {alias.name for node in imports for alias in node.names if alias.name != "*"}
+
 
 def bound_names(tree: ast.AST) -> set[str]:
     """Names that a piece of code defines, imports or assigns, anywhere in it."""
@@ -36,5 +45,5 @@ def without_main_guard(tree: ast.Module) -> ast.Module:
 
 
 def names_lacking(tree: ast.AST, known: Iterable[str]) -> set[str]:
-    """Names that the code reads, and that neither it nor `known` nor Python defines: the program has to."""
-    return read_names(tree) - bound_names(tree) - set(known) - set(dir(builtins))
+    """Names that the code reads, and that neither it nor `known` nor Python defines, or imports from the program."""
+    return (read_names(tree) - bound_names(tree) - set(known) - set(dir(builtins))) | program_imports(tree)

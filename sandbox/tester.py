@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sandbox import small_pytest, values
-from sandbox.assert_code import names_lacking, read_names, without_main_guard
+from sandbox.assert_code import PROGRAM_MODULE, names_lacking, read_names, without_main_guard
 from sandbox.small_pytest import Skipped
 from sandbox.tester_cases import Case, NotPassed, cases
 
@@ -116,6 +116,7 @@ def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]])
     module = types.ModuleType("tests")
     scope = vars(module)
     sys.modules["tests"], sys.modules["pytest"] = module, small_pytest.stand_in()
+    sys.modules[PROGRAM_MODULE] = _program_module(ask)
     if "unittest" in task["code"]:
         import unittest
 
@@ -134,6 +135,19 @@ def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]])
         scope["check"](scope[entry])
         return _PASSED
     return _run(cases(scope, provided, read_names(without_main_guard(tree))), task["case"])
+
+
+def _program_module(ask: Callable[[dict[str, Any]], dict[str, Any]]) -> types.ModuleType:
+    """What test code imports as the program: every name in it is a function of the program."""
+    module = types.ModuleType(PROGRAM_MODULE)
+
+    def function(name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return remote(name, ask)
+
+    module.__dict__["__getattr__"] = function
+    return module
 
 
 def _run(found: Sequence[Case], only: str | None) -> dict[str, Any]:

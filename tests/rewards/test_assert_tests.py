@@ -177,9 +177,10 @@ def test_test_methods_and_functions_are_run(test: str, tests: int, no_error_pass
     "columns",
     [
         row(CHECKED, prompt="def add(a, b):\n"),
+        {"test": "from solution import add" + EVALPLUS + LOOP.replace("CALLED", "add")},
         {"test": EVALPLUS + LOOP.replace("CALLED", "add"), "test_list": ["assert add(1, 2) == 3"], "test_imports": []},
     ],
-    ids=["HumanEval+", "MBPP+"],
+    ids=["HumanEval+", "an import of the program", "MBPP+"],
 )
 def test_modules_are_chosen_by_the_tests_text_too(columns: dict[str, Any]) -> None:
     verify = CodeVerifier()
@@ -206,6 +207,39 @@ def test_every_case_of_test_code_is_one_test() -> None:
     ]
 
 
+SKIPPING = """
+import unittest
+class TestCases(unittest.TestCase):
+    def test_sum(self):
+        try:
+            total = add(1, 2)
+        except NotImplementedError:
+            self.skipTest("not there")
+        self.assertEqual(total, 3)
+"""
+INHERITED = "import unittest\nclass A(unittest.TestCase):\n    def test_a(self): self.assertEqual(add(1, 1), 2)\n"
+CONDITIONAL = "def test_a():\n    assert add(1, 1) == 2\nif True:\n    def test_b():\n        assert add(1, 2) == 3\n"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        INHERITED + "class B(A):\n    def test_b(self): self.assertEqual(add(1, 2), 3)\n",
+        INHERITED + "setattr(A, 'test_b', lambda self: self.assertEqual(add(1, 2), 3))\n",
+        CONDITIONAL,
+        CONDITIONAL.replace("if True:\n    def test_b():", "def b():\n    if True:") + "test_b = b\n",
+        INHERITED + "assert add(1, 2) == 3\n",
+        INHERITED + "unittest.main()\ndef test_b():\n    assert add(1, 2) == 3\n",
+        "def test_a():\n    assert add(1, 1) == 2\n    assert add(1, 2) == 3\nif __name__ == '__main__':\n    test_a()\n",
+    ],
+)
+def test_no_test_is_passed_over(test: str) -> None:
+    for verify in (CodeVerifier(), CodeVerifier(partial_credit=True)):
+        assert verify(fenced("def add(a, b): return a + b"), None, {"test": test}).status is Status.CORRECT
+        wrong = verify(fenced("def add(a, b): return 2"), None, {"test": test})
+        assert wrong.status is Status.WRONG, wrong
+
+
 HOSTILE = {
     "a key of 5000 digits": "def add(a, b): return {10**5000: 1}",
     "a complex number": "def add(a, b): return 1j",
@@ -227,8 +261,7 @@ HOSTILE = {
         (json.dumps({"fn_name": "add", "inputs": [[1, 2]], "outputs": [[{"a": 1}]]}), {}),
         (json.dumps({"fn_name": "add", "inputs": [[1, 2]], "outputs": [[10**400]]}), {}),
         (None, row("def check(candidate):\n    assert all(map(lambda n: candidate(n, 1) == n + 1, range(3)))")),
-        (None, row("import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n"
-        "        try: total = add(1, 2)\n        except NotImplementedError: self.skipTest('x')\n        self.assertEqual(total, 3)")),
+        (None, row(SKIPPING)),
     ],
 )  # fmt: skip
 def test_no_program_chooses_to_be_an_error(reference: Any, columns: dict[str, Any]) -> None:
