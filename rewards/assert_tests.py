@@ -182,6 +182,8 @@ def _cases(tree: ast.Module) -> list[str] | None:
                 cases += [f"{node.name}.{name}" for name in methods if name.startswith("test")]
             elif bases:
                 return None  # it may inherit tests
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            continue
         elif any(name.lower().startswith("test") for name in bound_names(node)):
             return None  # a test that is assigned, or defined under a condition
     return cases

@@ -24,6 +24,7 @@ def row(test: str, **columns: Any) -> dict[str, Any]:
 NO_PYTHON = fenced("this is not even python")
 UNITTEST = """
 import unittest
+from unittest import TestCase
 class TestCases(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -230,7 +231,7 @@ CONDITIONAL = "def test_a():\n    assert add(1, 1) == 2\nif True:\n    def test_
         CONDITIONAL.replace("if True:\n    def test_b():", "def b():\n    if True:") + "test_b = b\n",
         INHERITED + "assert add(1, 2) == 3\n",
         INHERITED + "unittest.main()\ndef test_b():\n    assert add(1, 2) == 3\n",
-        "def test_a():\n    assert add(1, 1) == 2\n    assert add(1, 2) == 3\nif __name__ == '__main__':\n    test_a()\n",
+        "def test_a():\n    assert add(1, 1) == 2 and add(1, 2) == 3\nif __name__ == '__main__':\n    test_a()\n",
     ],
 )
 def test_no_test_is_passed_over(test: str) -> None:
