@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards import stage, verdict
-from rewards.assert_tests import modules_lacking, program_names
+from rewards.assert_tests import modules_lacking, program_names, surely_called
 from rewards.code_blocks import complete_program, extract_code
 from rewards.code_tests import read_tests
 from rewards.verdict import Verdict
@@ -34,12 +34,7 @@ from sandbox.languages import COMPILE_LIMITS
 
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
-_USELESS_PROGRAMS = {
-    Language.PYTHON: "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n",
-    Language.CPP: "int main() {}\n",
-    Language.JAVASCRIPT: "",
-    Language.BASH: "",
-}
+_USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
 # A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
 # are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
 _sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
@@ -156,8 +151,8 @@ class CodeVerifier:
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
         """Why a row's tests would pay nobody, or everybody; empty where they can be used.
 
-        Besides reading the tests, a program is run that has every function and whose results equal nothing: tests that
-        never call it, that fail before they do, or that it passes are told.
+        The tests are read. Where their text does not tell whether they call the program, they are run with a program
+        that has every function, whose results equal nothing.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.
@@ -166,13 +161,17 @@ class CodeVerifier:
             tests = self._tests(reference, prompt)
         except ValueError as problem:
             return str(problem)
-        results = self._grade(_USELESS_PROGRAMS[self.language], tests, stop_at_failure=False)
-        for number, result in enumerate(results):
-            if result.status in (Status.BAD_TEST, Status.NO_COMPILER):
-                return f"test {number + 1} of {len(tests)}: {result.reason}"
-        if all(result.status is Status.SKIPPED for result in results):
-            return _NEVER_CALLED
-        return "" if any(result.failed for result in results) else "a program that does nothing passes all of its tests"
+        if all(isinstance(test, StdinTest) and not test.stdout.strip() for test in tests):
+            return "all expected outputs are empty: a program that does nothing passes all of its tests"
+        doubtful = [test for test in tests if isinstance(test, AssertTest) and not surely_called(test)]
+        results = self._grade(_USELESS_PROGRAM, doubtful, stop_at_failure=False) if doubtful else []
+        bad = next((result for result in results if result.status is Status.BAD_TEST), None)
+        if bad is not None:
+            return bad.reason
+        if results and len(doubtful) == len(tests) and not any(result.failed for result in results):
+            called = any(result.passed for result in results)
+            return "a program that does nothing passes all of its tests" if called else _NEVER_CALLED
+        return ""
 
     def _tests(self, reference: Any, prompt: Mapping[str, Any]) -> list[Test]:
         tests = read_tests(reference, prompt, self.tolerance)
@@ -180,10 +179,10 @@ class CodeVerifier:
             raise ValueError(
                 f"only Python programs can be tested by calls; {self.language.value} takes inputs and outputs"
             )
-        lacking = modules_lacking(prompt, self.preload)
+        lacking = modules_lacking(prompt, tests, self.preload)
         if lacking:
             raise ValueError(
-                f"this row's programs need {', '.join(lacking)} (column libs), which they do not have: add what is "
+                f"this row's programs or tests need {', '.join(lacking)}, which they do not have: add what is "
                 f"installed to the verifier's `preload`, now {list(self.preload)}"
             )
         return tests

@@ -6,12 +6,11 @@ Completions are hostile text: every search here is linear.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rewards.assert_tests import readable_prompt
-from rewards.find import THINK_CLOSE, THINK_OPEN
 from sandbox import Language
 
 _ALIASES = {
@@ -22,8 +21,11 @@ _ALIASES = {
 }
 # A fence may stand on the line of a list's marker, as the first thing of the item.
 _LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
+# What opens reasoning, and what closes it.
+_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
+_CLOSING = frozenset(_TAGS.values())
 # A tag in quotation marks is spoken about.
-_THINKING_TAG = re.compile(rf"(?<![`'\"])(?:{re.escape(THINK_OPEN)}|{re.escape(THINK_CLOSE)})(?![`'\"])")
+_THINKING_TAG = re.compile(rf"(?<![`'\"])(?:{'|'.join(map(re.escape, (*_TAGS, *_CLOSING)))})(?![`'\"])")
 _DEEPER = 3  # blanks by which a closing fence may be indented more than the opening one
 
 
@@ -82,7 +84,7 @@ def _blocks(lines: Sequence[str], aliases: set[str], thought: bool) -> list[_Blo
             if fence is not None and fence.closes(opening):
                 blocks.append(_Block(opening.tag, "\n".join([*content, ""]) if content else "\n"))
                 opening = None
-            elif not thought and line.strip() == THINK_CLOSE:
+            elif not thought and line.strip() in _CLOSING:
                 thought = True
                 later = _blocks(lines[number + 1 :], aliases, True)
                 if later is not None and any(block.tag in aliases for block in later):
@@ -91,20 +93,18 @@ def _blocks(lines: Sequence[str], aliases: set[str], thought: bool) -> list[_Blo
             else:
                 content.append(_dedented(line, opening.indent))
             continue
-        for tag in _thinking_tags(line):
-            if tag == THINK_OPEN:
+        after = 0
+        for tag in _THINKING_TAG.finditer(line):
+            after = tag.end()
+            if tag.group() in _TAGS:
                 thinking = True
             elif thinking or not thought:
                 thinking, thought = False, True
                 blocks.clear()
         if not thinking:
-            opening = _fence(line.rpartition(THINK_CLOSE)[2], True)
+            opening = _fence(line[after:], True)
             content = []
     return None if thinking else blocks
-
-
-def _thinking_tags(line: str) -> Iterator[str]:
-    return (match.group() for match in _THINKING_TAG.finditer(line))
 
 
 def _dedented(line: str, indent: int) -> str:
