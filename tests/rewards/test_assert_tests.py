@@ -259,7 +259,7 @@ def test_no_test_is_passed_over(test: str) -> None:
     for verify in (CodeVerifier(), CodeVerifier(partial_credit=True)):
         assert verify(fenced("def add(a, b): return a + b"), None, {"test": test}).status is Status.CORRECT
         wrong = verify(fenced("def add(a, b): return 2"), None, {"test": test})
-        assert wrong.status is Status.WRONG, wrong
+        assert wrong.status in (Status.WRONG, Status.SCORED) and wrong.score in (0.0, 0.5), wrong
 
 
 HOSTILE = {
