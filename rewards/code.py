@@ -1,38 +1,56 @@
 """Code reward: run the program of a completion against the dataset row's tests in the sandbox.
 
-The program is the last complete fenced block of the right language after the reasoning. The tests are read from the row
-in the formats of HumanEval, MBPP, APPS and TACO (`input_output`), and LiveCodeBench; see `code_tests.read_tests`.
+The program is the last complete fenced block of the right language after the reasoning that defines what the tests call
+(`code_blocks`). The tests are read from the row in the formats of HumanEval, BigCodeBench, MBPP, APPS and TACO
+(`input_output`), and LiveCodeBench (`code_tests.read_tests`).
 """
 
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards import stage, verdict
+from rewards.assert_tests import modules_lacking, program_names, surely_called
+from rewards.code_blocks import complete_program, extract_code
 from rewards.code_tests import read_tests
-from rewards.find import after_thinking
 from rewards.verdict import Verdict
-from sandbox import IsolationLevel, Language, Limits, Sandbox, Status, Test, TestResult
+from sandbox import (
+    AssertTest,
+    CallTest,
+    IsolationLevel,
+    Language,
+    Limits,
+    Sandbox,
+    Status,
+    StdinTest,
+    Test,
+    TestResult,
+)
+from sandbox.languages import COMPILE_LIMITS
 
-_ALIASES = {
-    Language.PYTHON: {"python", "py", "python3"},
-    Language.CPP: {"cpp", "c++", "cc", "cxx"},
-    Language.JAVASCRIPT: {"javascript", "js", "node"},
-    Language.BASH: {"bash", "sh", "shell"},
-}
-_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)[ \t]*+([^\s`{]*+)[^`]*+\Z")
-
+_MOST_NAMES = 16
+_NEVER_CALLED = "no test called the program"
+_USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
 # A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
 # are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
 _sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
-# Beside the tests, a verdict may have to wait for a program before it, start a cell and, in C++, compile.
-_MARGIN_SECONDS, _COMPILING_SECONDS = 5.0, 30.0
+# Beside the tests, a verdict may have to run them once more on a new worker, start a cell and, in C++, compile.
+_MARGIN_SECONDS = 5.0
+_COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
+_POSITIVE = (
+    "wall_seconds",
+    "program_seconds",
+    "memory_mebibytes",
+    "compile_seconds",
+    "compile_memory_mebibytes",
+    "max_tests",
+    "concurrent_programs",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +63,13 @@ class CodeVerifier:
         wall_seconds: real and processor time of each test.
         program_seconds: real time of all tests together; a program that uses it up is `wrong`.
         memory_mebibytes: memory of each test.
+        compile_seconds: real and processor time of the compiler, where the language has one.
+        compile_memory_mebibytes: memory of the compiler; None takes 1,024 or, where that is more, `memory_mebibytes`.
         level: the weakest isolation at which programs may run.
         tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
         max_tests: run only so many tests of a row, evenly spread over it; None runs all.
-        preload: modules kept imported for the programs that mention them.
+        preload: modules kept imported for the programs, and the test code, that mention them; others than these and
+            Python's own can be imported by neither.
         concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
 
     Raises:
@@ -60,6 +81,8 @@ class CodeVerifier:
     wall_seconds: float = 6.0
     program_seconds: float = 12.0
     memory_mebibytes: int = 512
+    compile_seconds: float = 30.0
+    compile_memory_mebibytes: int | None = None
     level: IsolationLevel = IsolationLevel.CONFINED
     tolerance: float | None = None
     max_tests: int | None = None
@@ -69,7 +92,7 @@ class CodeVerifier:
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", _language(self.language))
         object.__setattr__(self, "level", _level(self.level))
-        for name in ("wall_seconds", "program_seconds", "memory_mebibytes", "max_tests", "concurrent_programs"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"code: {name} must be positive, got {value!r}")
@@ -77,7 +100,7 @@ class CodeVerifier:
     @property
     def deadline_seconds(self) -> float:
         """The shortest deadline of a pool under which every program's timeout is its own: `wrong`, not `timeout`."""
-        compiling = _COMPILING_SECONDS if self.language is Language.CPP else 0.0
+        compiling = self.compile_seconds if self.language is Language.CPP else 0.0
         return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
 
     def prepare(self) -> None:
@@ -89,7 +112,7 @@ class CodeVerifier:
         with _sandboxes_lock:
             if self._key not in _sandboxes:
                 count = self.concurrent_programs or len(os.sched_getaffinity(0))
-                sandbox = Sandbox(self.level, count, self.preload)
+                sandbox = Sandbox(self.level, count, self.preload, waiting=stage.waiting)
                 sandbox.share()
                 _sandboxes[self._key] = os.getpid(), sandbox
 
@@ -97,7 +120,7 @@ class CodeVerifier:
         with _sandboxes_lock:
             maker, sandbox = _sandboxes.get(self._key, (0, None))
             if sandbox is None or not (sandbox.shared or maker == os.getpid()):
-                sandbox = Sandbox(self.level, preload=self.preload)
+                sandbox = Sandbox(self.level, preload=self.preload, waiting=stage.waiting)
                 _sandboxes[self._key] = os.getpid(), sandbox
             return sandbox
 
@@ -109,45 +132,106 @@ class CodeVerifier:
         """Return the verdict on `completion`.
 
         A program that fails, runs out of a limit or cheats is `wrong`, and `scored` where part of its tests earns
-        `partial_credit`; no program is `unparseable`; a failure of the
-        sandbox, or a missing compiler, is `error`.
+        `partial_credit`; no program is `unparseable`; a failure of the sandbox, a missing compiler, or a test that
+        failed before it called the program is `error`.
 
         Raises:
-            ValueError: the row has no tests in any known format.
+            ValueError: the row has no tests that can be run.
             IsolationError: this machine cannot give the configured isolation.
         """
-        tests = read_tests(reference, prompt, self.tolerance)
-        code = extract_code(completion, self.language)
+        tests = self._tests(reference, prompt)
+        code = extract_code(completion, self.language, _names(tests))
         if code is None:
             return verdict.unparseable(f"no complete {self.language.value} block")
         chosen = _spread(tests, self.max_tests)
-        stage.enter("running the program", elsewhere=True)
-        limits = Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20)
-        results = self._sandbox().grade(
-            complete_program(code, prompt),
-            chosen,
-            limits,
-            self.language,
-            stop_at_failure=not self.partial_credit,
-            total_seconds=self.program_seconds,
-        )
+        results = self._grade(complete_program(code, prompt), chosen, stop_at_failure=not self.partial_credit)
         stage.enter("verdict")
         return self._verdict(results, len(chosen))
 
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
+        """Why a row's tests would pay nobody, or everybody; empty where they can be used.
+
+        The tests are read. Where their text does not tell whether they call the program, they are run with a program
+        that has every function, whose results equal nothing.
+
+        Raises:
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        try:
+            tests = self._tests(reference, prompt)
+        except ValueError as problem:
+            return str(problem)
+        if all(isinstance(test, StdinTest) and not test.stdout.strip() for test in tests):
+            return "all expected outputs are empty: a program that does nothing passes all of its tests"
+        doubtful = [test for test in tests if isinstance(test, AssertTest) and not surely_called(test)]
+        results = self._grade(_USELESS_PROGRAM, doubtful, stop_at_failure=False) if doubtful else []
+        bad = next((result for result in results if result.status is Status.BAD_TEST), None)
+        if bad is not None:
+            return bad.reason
+        if results and len(doubtful) == len(tests) and not any(result.failed for result in results):
+            called = any(result.passed for result in results)
+            return "a program that does nothing passes all of its tests" if called else _NEVER_CALLED
+        return ""
+
+    def _tests(self, reference: Any, prompt: Mapping[str, Any]) -> list[Test]:
+        tests = read_tests(reference, prompt, self.tolerance)
+        if self.language is not Language.PYTHON and not all(isinstance(test, StdinTest) for test in tests):
+            raise ValueError(
+                f"only Python programs can be tested by calls; {self.language.value} takes inputs and outputs"
+            )
+        lacking = modules_lacking(prompt, tests, self.preload)
+        if lacking:
+            raise ValueError(
+                f"this row's programs or tests need {', '.join(lacking)}, which they do not have: add what is "
+                f"installed to the verifier's `preload`, now {list(self.preload)}"
+            )
+        return tests
+
+    def _grade(self, program: str, tests: Sequence[Test], stop_at_failure: bool) -> list[TestResult]:
+        stage.enter("running the program", elsewhere=True)
+        return self._sandbox().grade(
+            program,
+            tests,
+            Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20),
+            self.language,
+            stop_at_failure=stop_at_failure,
+            total_seconds=self.program_seconds,
+            compile_limits=self._compile_limits,
+        )
+
+    @property
+    def _compile_limits(self) -> Limits:
+        mebibytes = self.compile_memory_mebibytes or max(_COMPILER_MEBIBYTES, self.memory_mebibytes)
+        return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
+
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
-        for result in results:
+        for number, result in enumerate(results):
             if result.status in (Status.SANDBOX_ERROR, Status.NO_COMPILER):
                 return verdict.error(f"{result.status.value}: {result.reason}"[:300])
+            if result.status is Status.BAD_TEST:
+                return verdict.error(f"test {number + 1} of {count}: {result.reason}"[:300])
+        total, count = count, count - sum(result.status is Status.SKIPPED for result in results)
+        if not count:
+            return verdict.error(f"{_NEVER_CALLED}: {results[0].reason}"[:300])
         passed = sum(result.passed for result in results)
         if passed == count:
             return verdict.correct(f"all {count} tests passed", tests_passed=1.0)
-        number, first = next((number, result) for number, result in enumerate(results) if not result.passed)
-        reason = f"test {number + 1} of {count}: {first.status.value}: {first.reason}"[:300]
+        number, first = next((number, result) for number, result in enumerate(results) if result.failed)
+        reason = f"test {number + 1} of {total}: {first.status.value}: {first.reason}"[:300]
         if not self.partial_credit:
             return verdict.wrong(reason)
         if not passed:
             return verdict.wrong(reason, tests_passed=0.0)
         return verdict.scored(passed / count, reason, tests_passed=passed / count)
+
+
+def _names(tests: Sequence[Test]) -> list[str]:
+    """What the tests call, in so far as they do."""
+    names: set[str] = set()
+    for test in tests:
+        names |= program_names(test) if isinstance(test, AssertTest) else set()
+        names |= {test.function} if isinstance(test, CallTest) else set()
+    return sorted(names)[:_MOST_NAMES]
 
 
 def _language(value: Any) -> Language:
@@ -171,47 +255,3 @@ def _spread(tests: Sequence[Test], most: int | None) -> list[Test]:
     if most is None or len(tests) <= most:
         return list(tests)
     return [tests[index * len(tests) // most] for index in range(most)]
-
-
-def extract_code(completion: str, language: Language) -> str | None:
-    """The last complete fenced block of `language`, or the last without a language; None where there is neither.
-
-    What stands before the end of the reasoning (`</think>`) is not looked at, and reasoning that never ended has no
-    program. A block that is not closed is no block:
-    the completion was cut off.
-    """
-    text = after_thinking(completion)
-    if text is None:
-        return None
-    tagged = untagged = None
-    fence, tag, lines = "", "", list[str]()
-    for line in text.splitlines():
-        match = _FENCE.match(line)
-        if not fence:
-            if match:
-                fence, tag, lines = match.group(1), match.group(2).lower(), []
-        elif match and match.group(1)[0] == fence[0] and len(match.group(1)) >= len(fence) and not match.group(2):
-            block = "\n".join(lines) + "\n"
-            if tag in _ALIASES[language]:
-                tagged = block
-            elif not tag:
-                untagged = block
-            fence = ""
-        else:
-            lines.append(line)
-    return tagged if tagged is not None else untagged
-
-
-def complete_program(code: str, row: Mapping[str, Any]) -> str:
-    """The program to run: `code`, with what a HumanEval row's prompt provides before the function under test.
-
-    A block that does not define the function is taken for its body and put after the prompt.
-    """
-    stub, entry = row.get("prompt"), row.get("entry_point")
-    if not isinstance(stub, str) or not isinstance(entry, str):
-        return code
-    definition = re.compile(rf"^[ \t]*(async[ \t]+)?def[ \t]+{re.escape(entry)}\b", re.MULTILINE)
-    start = definition.search(stub)
-    if start is None:
-        return code
-    return stub[: start.start()] + "\n" + code if definition.search(code) else stub + code

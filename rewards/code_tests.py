@@ -1,8 +1,7 @@
-"""The tests of a dataset row, in the formats of HumanEval, MBPP, APPS and TACO, and LiveCodeBench."""
+"""The tests of a dataset row, in the formats of HumanEval, BigCodeBench, MBPP, APPS and TACO, and LiveCodeBench."""
 
 from __future__ import annotations
 
-import ast
 import base64
 import io
 import json
@@ -11,7 +10,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from sandbox import AssertTest, CallTest, StdinTest, Test
+from rewards.assert_tests import as_setup, readable_prompt, tests_of_code
+from sandbox import CallTest, StdinTest, Test
 
 _MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published is a tenth of it
 
@@ -20,9 +20,9 @@ def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None =
     """Read the tests of a dataset row.
 
     The reference may itself be the mapping, JSON text or list that holds the tests. Known formats, in this order:
-    HumanEval (`test`, `entry_point`, `prompt`), MBPP (`test_list`, `test_setup_code` or `test_imports`), APPS and TACO
-    (`input_output` with `inputs`, `outputs` and perhaps `fn_name`), LiveCodeBench (`public_test_cases`,
-    `private_test_cases`, `metadata`).
+    HumanEval and BigCodeBench (`test`, `entry_point`, `prompt`), MBPP (`test_list` or EvalPlus's `test`, with
+    `test_setup_code` or `test_imports`), APPS and TACO (`input_output` with `inputs`, `outputs` and perhaps `fn_name`),
+    LiveCodeBench (`public_test_cases`, `private_test_cases`, `metadata`).
 
     Args:
         reference: the row's reference answer.
@@ -30,7 +30,8 @@ def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None =
         tolerance: given to every test that compares numbers.
 
     Raises:
-        ValueError: none of the formats fits, or the row has no test.
+        ValueError: none of the formats fits, the row has no test, or its test code tests nothing or needs what it
+            cannot have beside the program.
     """
     merged = dict(row)
     value = _from_json(reference)
@@ -38,11 +39,11 @@ def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None =
         merged.update({"input_output": value} if "inputs" in value else value)
     elif isinstance(value, list):
         merged["test_list"] = value
-    elif isinstance(value, str) and "entry_point" in row and "test" not in row:
+    elif isinstance(value, str) and "test" not in row and ("entry_point" in row or "assert" in value):
         merged["test"] = value
     tests: list[Test] = []
-    if isinstance(merged.get("test"), str) and isinstance(merged.get("entry_point"), str):
-        tests = [AssertTest(merged["test"], merged["entry_point"], _python_or_nothing(merged.get("prompt")))]
+    if _has_test_code(merged):
+        tests = [*tests_of_code(merged["test"], entry_point(merged), _setup(merged))]
     elif merged.get("test_list"):
         tests = _mbpp(merged)
     elif merged.get("input_output"):
@@ -67,21 +68,33 @@ def _from_json(value: Any) -> Any:
     return value
 
 
-def _python_or_nothing(text: Any) -> str:
-    """Trusted set-up code of a row: HumanEval's prompts are Python and define helpers that their tests call."""
-    if not isinstance(text, str):
-        return ""
-    try:
-        ast.parse(text)
-    except SyntaxError:
-        return ""
-    return text
+def _has_test_code(row: Mapping[str, Any]) -> bool:
+    """Whether `test` holds the tests: HumanEval names an entry point beside it, EvalPlus's MBPP a few of the tests."""
+    code = row.get("test")
+    if not isinstance(code, str) or row.get("input_output"):
+        return False
+    return entry_point(row) is not None or ("assert" in code if row.get("test_list") else True)
+
+
+def entry_point(row: Mapping[str, Any]) -> str | None:
+    """The function under test that a row names; LeetCode's `Solution().name` is called as `name` everywhere."""
+    entry = row.get("entry_point")
+    return entry.removeprefix("Solution().") if isinstance(entry, str) and entry else None
+
+
+def _setup(row: Mapping[str, Any]) -> str:
+    """Trusted code that the tests of a row may use: its imports, and the stub, which defines helpers."""
+    imports = row.get("test_imports") or []
+    before = imports if isinstance(imports, list) else [str(imports)]
+    return "\n".join([*before, row.get("test_setup_code") or ""]).strip("\n") or as_setup(readable_prompt(row))
 
 
 def _mbpp(row: Mapping[str, Any]) -> list[Test]:
-    imports = row.get("test_imports") or []
-    setup = "\n".join([*imports, row.get("test_setup_code") or ""])
-    return [AssertTest(code, setup=setup) for code in row["test_list"]]
+    codes = [code for code in row["test_list"] if not isinstance(code, str) or code.strip()]
+    if any(not isinstance(code, str) for code in codes):
+        raise ValueError("test_list must hold texts of test code")
+    setup = _setup(row) if row.get("test_imports") or row.get("test_setup_code") else ""
+    return [test for code in codes for test in tests_of_code(code, None, setup)]
 
 
 def _apps(content: Any, tolerance: float | None) -> list[Test]:

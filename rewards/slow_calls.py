@@ -21,10 +21,13 @@ class SlowCalls:
 
     def __init__(self, limits: Limits, recorder: Recorder) -> None:
         self._deadline_s, self._recorder = limits.deadline_s, recorder
+        # Whoever waits for its turn waits for other calls of the pool, each of which has a deadline.
+        self._longest_wait_s = limits.deadline_s * (limits.workers + limits.spares)
 
     def allowed(self, worker: WorkerHandle) -> float:
-        """Seconds that the call which a worker runs may take."""
-        return self._deadline_s * (2 if worker.extended else 1)
+        """Seconds that the call which a worker runs may take; it is given back what it has waited for its turn."""
+        waited = min(worker.page.waited_seconds(), self._longest_wait_s)
+        return self._deadline_s * (2 if worker.extended else 1) + waited
 
     def extend(self, worker: WorkerHandle) -> bool:
         """At the deadline: give the same time once more to a call that the machine has kept from its work.

@@ -7,10 +7,12 @@ which puts it into the reason of a `timeout`. Elsewhere the call does nothing.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import mmap
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,6 +25,7 @@ _IDENTITY_AT, _CLOCK_AT = 72, 80
 _RUNNING_AT = 96
 _RUNNING = struct.Struct("=Qd")
 _IMPORT_AT = 128
+_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # nanoseconds of the monotonic clock, 0 where it does not wait; and in all
 
 
 class SharedPage:
@@ -47,6 +50,8 @@ class SharedPage:
     def write_begun(self, identity: int, clock_ns: int) -> None:
         """Worker: the call `identity` begins, at `clock_ns` of this process's processor time."""
         _NUMBER.pack_into(self._memory, _CLOCK_AT, clock_ns)
+        _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, 0)
+        _NUMBER.pack_into(self._memory, _WAITED_AT, 0)
         # Last, and never 0: who reads it finds the clock of this call or of a later one.
         _NUMBER.pack_into(self._memory, _IDENTITY_AT, identity + 1)
 
@@ -55,6 +60,22 @@ class SharedPage:
         (identity,) = _NUMBER.unpack_from(self._memory, _IDENTITY_AT)
         (clock_ns,) = _NUMBER.unpack_from(self._memory, _CLOCK_AT)
         return identity - 1, clock_ns
+
+    def write_waiting(self, waits: bool) -> None:
+        """Worker: it begins, or ends, to wait for its turn, which is not the call's time."""
+        now = time.monotonic_ns()
+        (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
+        if since:
+            (waited,) = _NUMBER.unpack_from(self._memory, _WAITED_AT)
+            _NUMBER.pack_into(self._memory, _WAITED_AT, waited + now - since)
+        _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, now if waits else 0)
+
+    def waited_seconds(self) -> float:
+        """Parent: how long the current call has waited for its turn, as the worker says."""
+        (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
+        (waited,) = _NUMBER.unpack_from(self._memory, _WAITED_AT)
+        now = time.monotonic_ns()
+        return float(waited + (max(0, now - since) if since else 0)) * 1e-9
 
     def write_stage(self, stage: str, elsewhere: bool = False) -> None:
         """Worker: say what is being done, and whether another process does it on this one's behalf."""
@@ -144,3 +165,15 @@ def watch_imports(page: SharedPage) -> None:
             under_way = False
 
     builtins.__import__ = noted
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """What is done inside is to wait for one's turn: others use what this call needs, and its deadline moves on."""
+    if _page is not None:
+        _page.write_waiting(True)
+    try:
+        yield
+    finally:
+        if _page is not None:
+            _page.write_waiting(False)

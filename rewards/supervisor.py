@@ -348,12 +348,13 @@ class Supervisor:
         if worker not in self._workers or worker.begun_at != begun_at or self._slow_calls.extend(worker):
             return
         stage, hint = worker.page.read_stage(), import_hint(worker.page)
+        allowed = self._slow_calls.allowed(worker)
         entry = worker.sent.popleft()
         self._recorder.event("killed")
         self._remove(worker)
         self._requeue(worker)
         if not entry.ghost:
-            after = f"undecided after {self._slow_calls.allowed(worker):g} s"
+            after = f"undecided after {allowed:g} s"
             self._fail(entry.job, timeout(f"{entry.job.name}: {after}, at stage {stage!r}{hint}"), elapsed)
 
     def _bury(self, worker: WorkerHandle, cause: str = "") -> None:

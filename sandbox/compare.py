@@ -10,42 +10,76 @@ import json
 import math
 import re
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 from sandbox.values import NotPlainData, decode, encode, scalar
 
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?\Z")
+_INTEGER = re.compile(r"[+-]?\d{1,400}\Z")
+_LONG_LINE = 1 << 16  # bytes; only of longer lines is it worth counting before they are split
+_BLANKS = b" \t\r\x0b\x0c"
+_KEY_BITS = 10_000  # of an int that is looked up by its digits; Python refuses to write much longer ones
+_WORD_BYTES = 1 << 11  # the longest that `_NUMBER` takes is shorter
 
 
 def equal_text(got: bytes, expected: str, tolerance: float | None = None, any_order: bool = False) -> bool:
     """Whether a program printed what was expected.
 
-    Forgiven: line ends of other systems, white space at the ends of lines and around the whole, and how much white
-    space separates words within a line.
+    Forgiven: line ends of other systems, white space at the beginnings and ends of lines and around the whole, and how
+    much white space separates words within a line.
+
+    What was printed is read line by line up to the first difference: a program that prints much else costs no time.
 
     Args:
         got: what was printed.
         expected: what should have been.
-        tolerance: where given, numbers may differ by `tolerance * max(1, |expected|)`.
+        tolerance: where given, numbers may differ by `tolerance * max(1, |expected|)`; an expected integer is exact.
         any_order: lines may come in any order.
     """
-    got_lines = _lines(got.decode("utf-8", "replace"))
-    expected_lines = _lines(expected)
+    wanted = [line.split() for line in expected.strip().split("\n")]
+    got = got.strip()
+    if got[:4].decode("utf-8", "ignore")[:1].isspace():  # a blank beyond ASCII
+        got = got.decode("utf-8", "replace").strip().encode()
     if any_order:
-        got_lines.sort()
-        expected_lines.sort()
-    if got_lines == expected_lines:
-        return True
-    if tolerance is None or len(got_lines) != len(expected_lines):
+        return _equal_in_any_order(got, wanted, tolerance)
+    position = 0
+    for words in wanted:
+        if position > len(got):
+            return False
+        end = got.find(b"\n", position)
+        end = len(got) if end < 0 else end
+        if not _equal_line(got[position:end], words, tolerance):
+            return False
+        position = end + 1
+    return position > len(got) or _is_blank(got[position:])
+
+
+def _is_blank(text: bytes) -> bool:
+    beginning = text[:64].decode("utf-8", "ignore")
+    return not beginning.strip() and not text.decode("utf-8", "replace").strip()
+
+
+def _equal_in_any_order(got: bytes, wanted: list[list[str]], tolerance: float | None) -> bool:
+    if got.count(b"\n") != len(wanted) - 1:
         return False
-    return all(
-        len(left) == len(right) and all(_equal_word(*pair, tolerance) for pair in zip(left, right, strict=True))
-        for left, right in zip(got_lines, expected_lines, strict=True)
-    )
+    most = max(len(words) for words in wanted)
+    lines = sorted(line.decode("utf-8", "replace").split(None, most) for line in got.split(b"\n"))
+    return all(_equal_words(*pair, tolerance) for pair in zip(lines, sorted(wanted), strict=True))
 
 
-def _lines(text: str) -> list[list[str]]:
-    return [line.split() for line in text.replace("\r\n", "\n").strip().split("\n")]
+def _equal_line(line: bytes, words: list[str], tolerance: float | None) -> bool:
+    if len(line) > _LONG_LINE:
+        most = 4 * sum(map(len, words)) if tolerance is None else _WORD_BYTES * len(words) + 4 * sum(map(len, words))
+        if len(line.translate(None, _BLANKS)) > most:
+            return False
+    return _equal_words(line.decode("utf-8", "replace").split(None, len(words)), words, tolerance)
+
+
+def _equal_words(got: list[str], expected: list[str], tolerance: float | None) -> bool:
+    if tolerance is None or got == expected:
+        return got == expected
+    return len(got) == len(expected) and all(_equal_word(*pair, tolerance) for pair in zip(got, expected, strict=True))
 
 
 def _equal_word(got: str, expected: str, tolerance: float) -> bool:
@@ -53,6 +87,8 @@ def _equal_word(got: str, expected: str, tolerance: float) -> bool:
         return True
     if not _NUMBER.match(got) or not _NUMBER.match(expected):
         return False
+    if _INTEGER.match(expected):
+        return Decimal(got) == int(expected)  # exact whatever the tolerance
     return _close(float(got), float(expected), tolerance)
 
 
@@ -72,19 +108,29 @@ def equal_encoded(message: Any, expected: Any, tolerance: float | None = None, a
     Args:
         message: what the program's side sent, parsed as JSON.
         expected: plain data.
-        tolerance: where given, floats may differ by `tolerance * max(1, |expected|)`.
+        tolerance: where given, floats may differ by `tolerance * max(1, |expected|)`; an expected int is exact.
         any_order: a list's items may come in any order (at the outermost level).
 
     Raises:
         NotPlainData: the message is not of the agreed form.
     """
-    if any_order and isinstance(expected, list | tuple):
-        items = _items(message)
-        if items is None or len(items) != len(expected):
-            return False
-        ours = sorted(expected, key=lambda item: _canonical(encode(item)))
-        theirs = sorted(items, key=_canonical)
-        return all(equal_encoded(got, item, tolerance) for got, item in zip(theirs, ours, strict=True))
+    try:
+        if any_order and isinstance(expected, list | tuple):
+            return _equal_items_in_any_order(message, expected, tolerance)
+        return _equal(message, expected, tolerance)
+    except RecursionError:
+        raise NotPlainData("a reply nested too deep to be compared") from None
+
+
+def _equal_items_in_any_order(message: Any, expected: list[Any] | tuple[Any, ...], tolerance: float | None) -> bool:
+    items = _items(message)
+    if items is None or len(items) != len(expected):
+        return False
+    ours = sorted(expected, key=lambda item: _canonical(encode(item)))
+    return all(_equal(*pair, tolerance) for pair in zip(sorted(items, key=_canonical), ours, strict=True))
+
+
+def _equal(message: Any, expected: Any, tolerance: float | None) -> bool:
     if isinstance(expected, bool) or expected is None or isinstance(expected, str):
         return type(message) is type(expected) and bool(message == expected)
     if isinstance(expected, int | float | complex):
@@ -94,7 +140,7 @@ def equal_encoded(message: Any, expected: Any, tolerance: float | None = None, a
         return (
             items is not None
             and len(items) == len(expected)
-            and all(equal_encoded(item, ours, tolerance) for item, ours in zip(items, expected, strict=True))
+            and all(_equal(item, ours, tolerance) for item, ours in zip(items, expected, strict=True))
         )
     if isinstance(expected, dict):
         return _equal_dict(message, expected, tolerance)
@@ -143,21 +189,17 @@ def _as_number(message: Any) -> int | float | complex | None:
 def _equal_number(got: int | float | complex | None, expected: int | float | complex, tolerance: float | None) -> bool:
     if got is None:
         return False
-    if isinstance(got, complex) or isinstance(expected, complex):
-        left, right = complex(got), complex(expected)
-        if tolerance is None:
-            return left == right
-        return _close(left.real, right.real, tolerance) and _close(left.imag, right.imag, tolerance)
     if got == expected:
-        return True
-    if isinstance(got, int) and isinstance(expected, int):
-        return False  # exact whatever the tolerance
+        return True  # exact between numbers of any kind and size
     if isinstance(got, float) and isinstance(expected, float) and math.isnan(got) and math.isnan(expected):
         return True
+    if tolerance is None or isinstance(expected, int):
+        return False  # an expected int is exact whatever the tolerance
     try:
-        return tolerance is not None and _close(float(got), float(expected), tolerance)
+        left, right = complex(got), complex(expected)
     except OverflowError:
         return False  # an int beyond every float
+    return _close(left.real, right.real, tolerance) and _close(left.imag, right.imag, tolerance)
 
 
 def _equal_dict(message: Any, expected: dict[Any, Any], tolerance: float | None) -> bool:
@@ -169,9 +211,9 @@ def _equal_dict(message: Any, expected: dict[Any, Any], tolerance: float | None)
         if type(pair) is not list or len(pair) != 2:
             raise NotPlainData("a dictionary entry that is not a pair")
         key = _key(pair[0])
-        if key not in remaining and type(key) is int and str(key) in remaining:
+        if key not in remaining and type(key) is int and key.bit_length() < _KEY_BITS and str(key) in remaining:
             key = str(key)
-        if key not in remaining or not equal_encoded(pair[1], remaining.pop(key), tolerance):
+        if key not in remaining or not _equal(pair[1], remaining.pop(key), tolerance):
             return False
     return True
 

@@ -76,8 +76,10 @@ class Compiler:
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached_bytes = 0
 
-    def prepare(self, worker: Worker, source: bytes, language: Language) -> Runnable:
-        """Make `source` runnable.
+    def prepare(
+        self, worker: Worker, source: bytes, language: Language, compile_limits: Limits | None = None
+    ) -> Runnable:
+        """Make `source` runnable; `compile_limits` hold for the compiler, by default `COMPILE_LIMITS`.
 
         Raises:
             NotRunnable: it does not compile, or there is no compiler.
@@ -93,20 +95,21 @@ class Compiler:
         if language is Language.JAVASCRIPT:
             # node reserves gigabytes of address space that it never touches.
             return Runnable(_execute([_need("node"), "main.js"], "main.js", address_space=False), source)
-        return Runnable(_execute(["./main"], "main"), self._compiled(worker, source))
+        return Runnable(_execute(["./main"], "main"), self._compiled(worker, source, compile_limits))
 
-    def _compiled(self, worker: Worker, source: bytes) -> bytes:
+    def _compiled(self, worker: Worker, source: bytes, compile_limits: Limits | None) -> bytes:
         compiler = _need("g++")
         key = hashlib.sha256(f"{compiler} {os.stat(compiler).st_mtime_ns} {_COMPILE_CPP}\n".encode() + source).digest()
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
+        limits = compile_limits or COMPILE_LIMITS
         program = sealed_memory("source", source)
         try:
-            with worker.open_cell(COMPILE_LIMITS) as cell:
+            with worker.open_cell(limits) as cell:
                 request = _execute(["/bin/sh", "-c", _COMPILE_CPP], "main.cpp")
-                cell.begin(request | {"limits": limits_message(COMPILE_LIMITS)}, program)
+                cell.begin(request | {"limits": limits_message(limits)}, program)
                 result = cell.finish()
         finally:
             os.close(program)

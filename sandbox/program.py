@@ -160,7 +160,9 @@ def _answer_calls(module: types.ModuleType) -> None:
         except SystemExit:
             raise
         except BaseException as problem:
-            reply = {"exception": type(problem).__name__, "message": str(problem)[:_MESSAGE_LENGTH]}
+            kind = type(problem)
+            base = next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
+            reply = {"exception": kind.__name__, "base": base, "message": str(problem)[:_MESSAGE_LENGTH]}
         _send(json.dumps(reply).encode())
 
 

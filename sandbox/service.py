@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from sandbox import grading
@@ -36,6 +37,7 @@ from sandbox.worker import Worker
 from sandbox.worker_settings import WorkerSettings
 
 T = TypeVar("T")
+WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
 _ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
 _STARTED_AT_ONCE = 16  # workers; each start is a quarter of a second of one core
 _DEFAULT_LIMITS = Limits()
@@ -49,8 +51,10 @@ class Sandbox:
     Args:
         level: the weakest isolation at which programs may run.
         workers: how many programs run at the same time; one per core is right.
-        preload: modules kept imported in a worker of their own, which serves the programs that mention them.
+        preload: modules kept imported in a worker of their own, which serves the programs, and the test code, that
+            mention them.
         without: layers to leave out. For tests only.
+        waiting: entered while a program waits for a worker that others use.
 
     Raises:
         IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
@@ -63,10 +67,12 @@ class Sandbox:
         workers: int = 1,
         preload: Sequence[str] = ("numpy",),
         without: frozenset[Layer] = frozenset(),
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._level, self._preload, self._without = level, tuple(preload), without
+        self._waiting = waiting
         self._owner = os.getpid()
         self._compiler = Compiler()
         self._slots = Slots(workers)
@@ -150,7 +156,7 @@ class Sandbox:
         """
         source = _encoded(program)
 
-        def work(worker: Worker, runnable: Runnable) -> ExecutionResult:
+        def work(worker: Worker, runnable: Runnable, _: WorkerFor) -> ExecutionResult:
             descriptor = sealed_memory("program", runnable.content)
             try:
                 with worker.open_cell(limits) as cell:
@@ -172,6 +178,7 @@ class Sandbox:
         preload: Sequence[str] | None = None,
         stop_at_failure: bool = False,
         total_seconds: float = math.inf,
+        compile_limits: Limits | None = None,
     ) -> list[TestResult]:
         """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
 
@@ -183,6 +190,7 @@ class Sandbox:
             preload: as for `run`.
             stop_at_failure: leave out the tests after the first that fails.
             total_seconds: real time for all tests together, compiling left out; what it leaves no time for has failed.
+            compile_limits: hold for the compiler of a language that has one; by default `languages.COMPILE_LIMITS`.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -192,10 +200,13 @@ class Sandbox:
             raise ValueError(f"only Python programs can be tested by calls; {language.value} takes StdinTest")
         source = _encoded(program)
 
-        def work(worker: Worker, runnable: Runnable) -> list[TestResult]:
-            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds)
+        def work(worker: Worker, runnable: Runnable, worker_for: WorkerFor) -> list[TestResult]:
+            def tester_for(test: AssertTest) -> Worker:
+                return worker_for(self._modules(_encoded(test.setup + test.code), language, preload))
 
-        outcome = self._attempt(work, source, language, preload)
+            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds, tester_for)
+
+        outcome = self._attempt(work, source, language, preload, compile_limits)
         if isinstance(outcome, NotRunnable):
             return [TestResult(False, outcome.status, outcome.reason, isolation=self.isolation) for _ in tests]
         return outcome
@@ -255,10 +266,11 @@ class Sandbox:
 
     def _attempt(
         self,
-        work: Callable[[Worker, Runnable], T],
+        work: Callable[[Worker, Runnable, WorkerFor], T],
         source: bytes,
         language: Language,
         preload: Sequence[str] | None,
+        compile_limits: Limits | None = None,
     ) -> T | NotRunnable:
         """Make a program runnable and do `work` with it, on a free slot's worker; or why that could not be done."""
         if self._closed:
@@ -266,19 +278,25 @@ class Sandbox:
         if self._owner != os.getpid() and not self._slots.shared:
             raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
         modules = self._modules(source, language, preload)
-        slot = self._slots.take()
+        with self._waiting():
+            slot = self._slots.take()
         reason = ""
         try:
             for _ in range(_ATTEMPTS):
+                used: set[tuple[str, ...]] = set()
+
+                def worker_for(modules: tuple[str, ...], used: set[tuple[str, ...]] = used) -> Worker:
+                    used.add(modules)
+                    return self._worker(slot, modules)
+
                 try:
-                    worker = self._worker(slot, modules)
-                    return work(worker, self._compiler.prepare(worker, source, language))
+                    worker = worker_for(modules)
+                    return work(worker, self._compiler.prepare(worker, source, language, compile_limits), worker_for)
                 except NotRunnable as problem:
                     return problem
                 except (WorkerLost, SandboxError) as problem:
                     reason = str(problem)
-                    lost = slot.workers.pop(modules, None)
-                    if lost is not None:
+                    for lost in [slot.workers.pop(key) for key in used & slot.workers.keys()]:
                         lost.stop()
                     if self._closed:
                         raise SandboxError("this sandbox was closed while a program ran") from problem

@@ -72,7 +72,11 @@ class Isolation:
 
 
 class Status(StrEnum):
-    """How a program ended. All but `SANDBOX_ERROR` are the program's own doing."""
+    """How a program ended. `SANDBOX_ERROR`, `BAD_TEST` and `SKIPPED` say nothing of the program.
+
+    `BAD_TEST`: the test failed before it called the program. `SKIPPED`: it ended without having called it, so that it
+    neither passed nor failed. All others are the program's own doing.
+    """
 
     OK = "ok"
     NONZERO_EXIT = "nonzero exit"
@@ -88,6 +92,8 @@ class Status(StrEnum):
     WRONG_ANSWER = "wrong answer"
     EXCEPTION = "exception"
     BAD_REPLY = "bad reply"
+    BAD_TEST = "bad test"
+    SKIPPED = "skipped"
     SANDBOX_ERROR = "sandbox error"
 
 
@@ -202,14 +208,17 @@ class AssertTest:
     """Test code with `assert` statements, run in a sandbox of its own; names it lacks are calls to the program.
 
     Attributes:
-        code: the test code. If it defines `check`, then `check(<entry_point>)` is called.
+        code: the test code. If it defines `check`, then `check(<entry_point>)` is called; otherwise methods of
+            `unittest.TestCase`s and functions named `test...` are run as their runners would.
         entry_point: the function under test, also known to the test code as `candidate`.
         setup: trusted code run before `code` (imports, helper functions).
+        case: run only this method (`Class.method`) or function of the test code.
     """
 
     code: str
     entry_point: str | None = None
     setup: str = ""
+    case: str | None = None
 
 
 Test = StdinTest | CallTest | AssertTest
@@ -228,6 +237,11 @@ class TestResult:
     cpu_seconds: float = 0.0
     memory_bytes: int = 0
     isolation: Isolation | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the test was run and not passed."""
+        return not self.passed and self.status is not Status.SKIPPED
 
 
 class SandboxError(RuntimeError):

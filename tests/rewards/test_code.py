@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rewards.code import CodeVerifier, extract_code
+from rewards.code import CodeVerifier
 from rewards.code_tests import read_tests
 from rewards.verdict import Status
 from sandbox import AssertTest, CallTest, Language, StdinTest
@@ -22,34 +22,6 @@ HUMANEVAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hu
 
 def fenced(code: str, tag: str = "python") -> str:
     return f"Here it is:\n```{tag}\n{code}\n```\nDone."
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (fenced("x = 1"), "x = 1\n"),
-        (fenced("x = 1") + fenced("x = 2"), "x = 2\n"),
-        (fenced("x = 1") + fenced("let x", "javascript"), "x = 1\n"),
-        (fenced("x = 1", ""), "x = 1\n"),
-        (fenced("x = 1") + fenced("x = 2", ""), "x = 1\n"),
-        (fenced("x = 1", "Python"), "x = 1\n"),
-        ("~~~py\nx = 1\n~~~", "x = 1\n"),
-        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
-        ("<think>" + fenced("x = 1") + "</think>no code", None),
-        ("<think>" + fenced("x = 1") + "</think>" + fenced("x = 2"), "x = 2\n"),
-        ("<think>" + fenced("x = 1"), None),
-        ("<think>a</think>b<think>" + fenced("x = 1"), None),
-        ("a</think>" + fenced("x = 1"), "x = 1\n"),
-        ("```python\nx = 1", None),
-        ("x = 1", None),
-        ("", None),
-        (fenced("x = 1", "cpp"), None),
-        ('```python title="a"\nx = 1\n```', "x = 1\n"),
-        ("```python\n```", "\n"),
-    ],
-)
-def test_the_last_block_of_the_right_language(text: str, expected: str | None) -> None:
-    assert extract_code(text, Language.PYTHON) == expected
 
 
 HUMANEVAL_ROW = {
@@ -67,6 +39,9 @@ def test_humaneval_row() -> None:
     assert body.status is Status.CORRECT, body
     assert verify(fenced("def area(r):\n    return 3 * r * r"), "", HUMANEVAL_ROW).status is Status.WRONG
     assert verify("the area is pi r squared", "", HUMANEVAL_ROW).status is Status.UNPARSEABLE
+    usage = fenced("print(area(2))  # an example of its use")
+    shown = verify(fenced("def area(r):\n    return math.pi * r * r") + usage, "", HUMANEVAL_ROW)
+    assert shown.status is Status.CORRECT, shown
 
 
 def test_it_travels_to_other_nodes_after_use() -> None:
@@ -81,6 +56,8 @@ def test_mbpp_row_with_partial_credit() -> None:
     part = CodeVerifier(partial_credit=True)(fenced("def half(x): return x // 2"), "", row)
     assert (part.status, part.score) == (Status.SCORED, pytest.approx(2 / 3))
     assert CodeVerifier()(fenced("def half(x): return x // 2"), "", row).score == 0.0
+    with_blanks = {"test_list": ["", *row["test_list"], "  "]}
+    assert read_tests(None, with_blanks) == read_tests(None, row)
 
 
 def test_apps_rows() -> None:
@@ -142,6 +119,22 @@ def test_a_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     assert result.score is None
 
 
+def test_the_compiler_has_limits_of_its_own() -> None:
+    verify = CodeVerifier(language=Language.CPP, memory_mebibytes=64)
+    assert (verify._compile_limits.wall_seconds, verify._compile_limits.memory_bytes) == (30.0, 1024 << 20)
+    assert CodeVerifier(memory_mebibytes=2048)._compile_limits.memory_bytes == 2048 << 20
+    assert CodeVerifier(language=Language.CPP, compile_seconds=9).deadline_seconds == verify.deadline_seconds - 21
+    with pytest.raises(ValueError, match="compile_memory_mebibytes must be positive"):
+        CodeVerifier(compile_memory_mebibytes=-1)
+    source = "template <int n> struct A { A<n + 1> *a; int v = sizeof(A<n + 1>); }; int main() { return A<0>().v; }"
+    bomb = CodeVerifier(language=Language.CPP, compile_seconds=0.1)(
+        fenced("#include <map>\n" + source, "cpp"), {"inputs": [""], "outputs": [""]}, {}
+    )
+    if "no compiler" in bomb.reason:
+        pytest.skip(bomb.reason)
+    assert bomb.status is Status.WRONG and "compile error" in bomb.reason, bomb
+
+
 def test_picklable_and_named_tests_only() -> None:
     verify = pickle.loads(pickle.dumps(CodeVerifier(max_tests=2)))
     row = {"inputs": [str(n) for n in range(10)], "outputs": ["0", "x", "x", "x", "x", "5", "x", "x", "x", "x"]}
@@ -159,6 +152,7 @@ def test_humaneval_canonical_solutions_pass_and_empty_bodies_do_not() -> None:
     rows = humaneval()
     verdicts = [verify(fenced(row["prompt"] + row["canonical_solution"]), "", row) for row in rows]
     assert [(row["task_id"], v) for row, v in zip(rows, verdicts, strict=True) if v.status is not Status.CORRECT] == []
+    assert [row["task_id"] for row in rows if verify.reference_problem("", row)] == []
     empty = [verify(fenced(row["prompt"] + "    pass\n"), "", row) for row in rows]
     assert [row["task_id"] for row, v in zip(rows, empty, strict=True) if v.status is not Status.WRONG] == []
     assert len(rows) == 164

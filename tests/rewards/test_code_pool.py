@@ -100,6 +100,15 @@ def test_all_tests_together_have_a_time(pool: VerifierPool) -> None:
     assert time.monotonic() - started < 8, "nine calls of 1.5 seconds were let run"
 
 
+def test_waiting_for_a_program_slot_is_not_the_calls_time() -> None:
+    # Each endless program takes a second of the one slot; seven of them outlast the deadline of who waits.
+    options: dict[str, object] = {"wall_seconds": 1, "program_seconds": 1, "concurrent_programs": 1}
+    with VerifierPool(spec(**options), workers=4, deadline_s=4.0) as pool:
+        futures = [pool.submit("code", text, DOUBLE, {}) for text in [ENDLESS] * 7 + [RIGHT]]
+        assert [future.result(60).status for future in futures] == [Status.WRONG] * 7 + [Status.CORRECT]
+        assert pool.stats().killed == 0
+
+
 def test_the_sandbox_is_made_once(pool: VerifierPool) -> None:
     before = workers_of_sandbox()
     assert len(before) == len(os.sched_getaffinity(0))

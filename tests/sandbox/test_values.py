@@ -30,6 +30,10 @@ HASHABLE = st.recursive(
     lambda inner: st.tuples(inner, inner),
     max_leaves=4,
 )
+TAGGED = st.sampled_from(
+    [encode(value) for value in (10**400, 10**5000, float("nan"), float("inf"), 1j, complex("nan+infj"), b"a", ())]
+    + [{"i": "0x"}, {"f": "1e999"}, {"c": ["1"]}, {"b": "0"}, {"t": None}, {"d": [1]}, {"s": [[]]}]
+)
 DATA = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.sets(HASHABLE) | st.dictionaries(HASHABLE, inner),
@@ -66,14 +70,18 @@ def test_any_order(values: list[Any], random: Any) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | TAGGED,
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(st.sampled_from("abcdfhistqx"), inner, max_size=2)
+            | st.fixed_dictionaries({}, optional={"d": st.lists(st.lists(inner, min_size=2, max_size=2))})
+        ),
         max_leaves=20,
     )
 )
 @RELAXED
 def test_no_message_breaks_the_trusted_side(message: Any) -> None:
-    for expected in (1, 1.5, "a", [1], {1: 2}, {1, 2}, None, True, b"a", 1j):
+    for expected in (1, 10**400, 1.5, "a", [1], {1: 2}, {"1": 2}, {1, 2}, None, True, b"a", 1j, [{"a": [1j]}]):
         try:
             equal_encoded(message, expected, 1e-6, any_order=True)
         except NotPlainData:
@@ -118,6 +126,13 @@ def test_no_message_breaks_the_trusted_side(message: Any) -> None:
         (collections.Counter("aab"), {"a": 2, "b": 1}, None, True),
         (collections.deque([1]), [1], None, True),
         ([], {}, None, False),
+        (1j, 10**400, None, False),
+        (10**400, 1j, 1e-6, False),
+        (10**400, 10**400, 1e-6, True),
+        ({10**5000: 1}, {"a": 1}, None, False),
+        (1000000007.0 - 999, 1000000007, 1e-6, False),
+        (1000000007.0, 1000000007, 1e-6, True),
+        (1000000007 - 999, 1000000007.5, 1e-5, True),
     ],
 )
 def test_equality(got: Any, expected: Any, tolerance: float | None, equal: bool) -> None:
@@ -206,6 +221,16 @@ def test_colliding_numbers_take_no_time() -> None:
         ("", "", {}, True),
         ("\n", "", {}, True),
         ("YES", "Yes", {}, False),
+        ("999999008", "1000000007", {"tolerance": 1e-3}, False),
+        ("1000000007.0", "1000000007", {"tolerance": 1e-3}, True),
+        ("1e9", "1000000000", {"tolerance": 1e-3}, True),
+        ("999999008", "1000000007.0", {"tolerance": 1e-3}, True),
+        ("9" * 400 + ".5", "9" * 400, {"tolerance": 1e-3}, False),
+        ("\u00a0\na\u2003b\n\u00a0", "a b", {}, True),
+        (" *\n***", "*\n***", {}, True),
+        ("a\nb\nc", "a\nb", {}, False),
+        ("a", "a\nb", {}, False),
+        ("a" + " " * 70_000 + "b", "a b", {}, True),
     ],
 )
 def test_printed_text(got: str, expected: str, options: dict[str, Any], equal: bool) -> None:
@@ -214,3 +239,26 @@ def test_printed_text(got: str, expected: str, options: dict[str, Any], equal: b
 
 def test_undecodable_output_is_compared_too() -> None:
     assert not equal_text(b"\xff\xfe", "a")
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-6])
+@pytest.mark.parametrize(
+    "got",
+    [b"a\n" * 4_000_000, b"1 " * 4_000_000, b"\xff" * 8_000_000, b"\n" * 8_000_000, "\u00a0\n".encode() * 2_700_000],
+    ids=["lines", "words", "undecodable", "empty lines", "blank lines"],
+)
+def test_long_outputs_take_no_time(got: bytes, tolerance: float | None) -> None:
+    started = time.process_time()
+    assert not equal_text(got, "x", tolerance)
+    assert not equal_text(b"1\n" + got, "1\n2", tolerance)
+    assert not equal_text(b"1 " + got, "1 2", tolerance)
+    assert time.process_time() - started < 0.5
+
+
+def test_deep_messages_are_refused() -> None:
+    message: Any = 1
+    expected: Any = 1
+    for _ in range(5000):
+        message, expected = [message], [expected]
+    with pytest.raises(NotPlainData, match="too deep"):
+        equal_encoded(message, expected)
