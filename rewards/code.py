@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards import stage, verdict
+from rewards.code_golds import gold_programs
 from rewards.code_tests import read_tests
 from rewards.find import after_thinking
 from rewards.verdict import Verdict
@@ -50,6 +51,8 @@ class CodeVerifier:
         max_tests: run only so many tests of a row, evenly spread over it; None runs all.
         preload: modules kept imported for the programs that mention them.
         concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
+        solution_column: the rows' column with right programs, for the check of gold answers; None looks for those that
+            published data sets have, the empty text for none.
 
     Raises:
         ValueError: an option that is not one, or out of range.
@@ -65,6 +68,7 @@ class CodeVerifier:
     max_tests: int | None = None
     preload: Sequence[str] = ("numpy",)
     concurrent_programs: int | None = None
+    solution_column: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", _language(self.language))
@@ -133,6 +137,10 @@ class CodeVerifier:
         )
         stage.enter("verdict")
         return self._verdict(results, len(chosen))
+
+    def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
+        """The row's solutions, as its reference is no answer; None where it has none."""
+        return gold_programs(prompt, self.language.value, self.solution_column)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
         for result in results:
