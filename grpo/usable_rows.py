@@ -34,15 +34,17 @@ class Keys:
         section: of `check_golds` and `max_unusable_share`, with its dot.
         reference: the setting of the column with the reference answers.
         more: where the user finds more.
+        asks_again: verdicts that fail are asked for again later, so that a verifier that only fails costs nothing.
     """
 
     section: str
     reference: str
     more: str
+    asks_again: bool
 
 
-OF_TRAINING = Keys("verification.", "data.reference", "`grpo check` shows more; ")
-OF_EVALUATION = Keys("", "task.data.reference", "")
+OF_TRAINING = Keys("verification.", "data.reference", "`grpo check` shows more; ", asks_again=False)
+OF_EVALUATION = Keys("", "task.data.reference", "", asks_again=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def usable_rows(
             usable = [row for row in rows if row.name not in left_out]
             for name, judged in _judge(pool, specs, usable):
                 if judged.failure:
-                    problems.append(f"{what} data, {_useless(name, judged, keys)}")
+                    passing = keys.asks_again and judged.only_failed
+                    (lines if passing else problems).append(f"{what} data, {_useless(name, judged, keys)}")
     if problems and verification.check_golds == "refuse":
         raise ValueError("\n".join([*problems, f"{keys.more}{keys.section}check_golds=warn starts all the same"]))
     return UsableRows(tuple(left_out.values()), (*lines, *problems))

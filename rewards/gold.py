@@ -89,6 +89,11 @@ class GoldReport:
         return self.accepted == self.tried and few and not self.stopped
 
     @property
+    def only_failed(self) -> bool:
+        """True where the verifier decided none of the first gold answers: it may be down, and the data good."""
+        return not self.accepted and all(offender.verdict.status.failed for offender in self.refused)
+
+    @property
     def failure(self) -> str:
         """Why no completion could earn its reward, for whoever reads it; empty where some could."""
         if not self.tried:

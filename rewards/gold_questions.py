@@ -20,11 +20,13 @@ from rewards.latex_text import normalise
 from rewards.nodes import Unreadable
 from rewards.parse_answer import parse
 from rewards.verdict import Status, Verdict, correct, wrong
-from rewards.verifier import Verifier
+from rewards.verifier import TOKENS_COLUMN, Verifier
 
 # Parts of the verdicts that answer: the methods that a verifier has, and why there is no verdict on a gold completion.
 REFERENCE_PROBLEM, GOLD_COMPLETIONS = "reference_problem", "gold_completions"
 NO_ANSWER, NONE_LEFT = "no_answer", "none_left"
+
+_CHARACTERS_PER_TOKEN = 4
 
 
 class Ask(StrEnum):
@@ -70,7 +72,7 @@ class Questioned:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict on a completion, or the answer to a question."""
         if not isinstance(completion, Ask):
-            return self._verifier(completion, reference, prompt)
+            return self._judge(completion, reference, prompt)
         if completion is Ask.METHODS:
             names = (REFERENCE_PROBLEM, GOLD_COMPLETIONS)
             return Verdict(1.0, Status.CORRECT, "", {name: float(self._method(name) is not None) for name in names})
@@ -90,7 +92,12 @@ class Questioned:
             completions = self._completions(other_reference, other_prompt)
         if not completions:
             return _no_verdict(NO_ANSWER)
-        return self._verifier(completions[min(number, len(completions) - 1)], reference, prompt)
+        return self._judge(completions[min(number, len(completions) - 1)], reference, prompt)
+
+    def _judge(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        # A run hands verifiers the completion's number of tokens; here no tokenizer is known.
+        tokens = len(completion) // _CHARACTERS_PER_TOKEN + 1
+        return self._verifier(completion, reference, {TOKENS_COLUMN: tokens, **prompt})
 
     def _completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
         method = self._method(GOLD_COMPLETIONS)

@@ -200,6 +200,10 @@ def grades(completion: str, reference: str) -> float:
     return 0.5 * completion.endswith(reference)
 
 
+def counts(completion: str, reference: str, prompt: Mapping[str, Any]) -> bool:
+    return reference in completion and 0 < prompt["completion_tokens"] <= 30
+
+
 def raises(completion: str, reference: str) -> bool:
     raise KeyError("planted")
 
@@ -215,6 +219,7 @@ def raises(completion: str, reference: str) -> bool:
         ("numeric", ["#### 5", "many"], ""),
         ("numeric", ["few", "many"], "none of 2 gold answers is `correct`"),
         ("length", ["1"] * 9, ""),
+        ("counts", ["1"] * 9, ""),
         # A grade is no claim: it may be all that a right answer earns.
         ("grades", ["1"] * 9, ""),
     ],
