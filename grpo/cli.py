@@ -110,7 +110,8 @@ def check(
     """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory, gold answers.
 
     Every gold answer of the data must be `correct` to its verifier, and another row's must not: what does not behave
-    is told as a warning, or fails the check with `--strict`. Nothing is claimed and nothing is written, unless
+    is told as a warning, or fails the check with `--strict`. Where none is `correct`, or too many references cannot be
+    used, the check fails, and `grpo train` does not start. Nothing is claimed and nothing is written, unless
     `--cluster` is given: then each node of the cluster (of this machine, where `cluster.address` names none) takes part
     in an all-reduce, samples a completion, receives new weights and runs a program in the sandbox. Whether the file is
     for `train` or `sft` is seen from its keys.

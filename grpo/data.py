@@ -248,9 +248,16 @@ class Cursor(Generic[Item]):
     in its middle, one loader that goes on over epochs would draw the later ones in another order.
     """
 
-    def __init__(self, items: Sequence[Item], seed: int) -> None:
-        """Start before the first item of the first epoch."""
-        self._items = items
+    def __init__(self, items: Sequence[Item], seed: int, without: frozenset[int] = frozenset()) -> None:
+        """Start before the first item of the first epoch.
+
+        Args:
+            items: what is walked over.
+            seed: of the order.
+            without: numbers of items that are passed over; the order of the others does not depend on them, and a walk
+                may go on with others passed over.
+        """
+        self._items, self._without = items, without
         self._seed = seed
         self._start(epoch=0)
 
@@ -273,7 +280,7 @@ class Cursor(Generic[Item]):
             index = next(self._iterator, None)
             if index is None:
                 self._start(self._epoch + 1)
-            else:
+            elif index not in self._without:
                 taken.append(self._items[int(index)])
         return taken
 

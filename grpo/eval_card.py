@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,27 @@ def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task
 
 
 def close_card(
-    folder: Path, card: dict[str, Any], problems: Sequence[Problem], first_prompt: str, files: dict[str, str]
+    folder: Path,
+    card: dict[str, Any],
+    problems: Sequence[Problem],
+    first_prompt: str,
+    files: dict[str, str],
+    left_out: Mapping[str, str],
 ) -> None:
-    """Write what is known at the end: the data, a prompt as the model read it, and hashes of the stored files."""
+    """Write what is known at the end.
+
+    Args:
+        folder: of the task.
+        card: as it was opened.
+        problems: that the numbers are over.
+        first_prompt: as the model read it.
+        files: hashes of the stored files.
+        left_out: problems whose reference cannot be used -> why.
+    """
     digests = hashlib.sha256("".join(problem.digest for problem in problems).encode()).hexdigest()
     card |= {
         "finished": _now(),
-        "problems": {"count": len(problems), "sha256": digests},
+        "problems": {"count": len(problems), "sha256": digests, "left_out": dict(left_out)},
         "first_prompt": first_prompt,
         "files": files,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -130,6 +130,12 @@ class EvalConfig(Section):
     """Verifier processes."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """No result where more than this share of the verdicts are `timeout` or `error`."""
+    check_golds: Literal["refuse", "warn", "off"] = "refuse"
+    """Before the start every problem's reference is looked at, and up to 256 gold answers of a task are judged. Where
+    none of them is `correct`, or too many references cannot be used, nothing starts, or it is said. `off` looks at
+    nothing."""
+    max_unusable_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of problems whose reference cannot be used, up to which they are left out of the numbers and counted."""
     deadline_s: Seconds = 1800.0
     """The evaluation stops when no completion at all has finished for so long."""
     generator: GeneratorConfig = GeneratorConfig()

@@ -14,7 +14,7 @@ import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -47,10 +47,14 @@ from grpo.eval_votes import Call, vote
 from grpo.preparation import load_tokenizer
 from grpo.terminal import literal
 from grpo.types import Prompt, SamplingParams
+from grpo.usable_rows import OF_EVALUATION, usable_rows
+from grpo.verifiers_config import Verification
 from grpo.visible import one_line
 from rewards.build import VerifierSpec
+from rewards.gold import GoldRow
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
+from rewards.verifier import PROBLEM_COLUMN
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
@@ -67,6 +71,7 @@ class Job:
         prompts: as the policy's tokens; None where a server makes them.
         identity: what its completions hang on.
         folder: where it all goes.
+        left_out: problems whose reference cannot be used -> why; they are not among the others.
     """
 
     task: Task
@@ -75,6 +80,7 @@ class Job:
     prompts: tuple[Prompt, ...] | None
     identity: dict[str, object]
     folder: Path
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> dict[str, TaskMetrics]:
@@ -86,6 +92,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> d
         RuntimeError: an endpoint refuses, or verifiers fail too often to believe the numbers.
     """
     jobs, open_sampler = _prepare(settings, tasks)
+    jobs = [_leave_out(job, settings, console) for job in jobs]
     found: dict[str, TaskMetrics] = {}
     tables: dict[str, list[Judged]] = {}
     cards = {}
@@ -106,10 +113,11 @@ def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> d
             _check_failures(job, rows, settings.max_failure_share)
             metrics = task_metrics(job.task.name, rows, votes=answers_of(job.task) is not None)
             write_table(job.folder / TABLE, rows)
-            write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided})
+            left_out = {"left_out": len(job.left_out)} if job.left_out else {}
+            write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided, **left_out})
             first = job.prompts[0].text if job.prompts else job.problems[0].question
             files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
-            close_card(job.folder, card, job.problems, first, files)
+            close_card(job.folder, card, job.problems, first, files, job.left_out)
             found[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
     folder = Path(settings.folder)
     write_json(folder / RESULTS, {"model": settings.model, "tasks": {n: one.as_json() for n, one in found.items()}})
@@ -168,9 +176,36 @@ def _prepare(
     return jobs, lambda: EngineSampler(settings, model, tokens)
 
 
+def _leave_out(job: Job, settings: EvalConfig, console: Console) -> Job:
+    """The job without the problems whose reference cannot be used, which are named.
+
+    Raises:
+        ValueError: there are too many of them, or no gold answer is `correct`.
+    """
+    verification = Verification(
+        workers=settings.workers,
+        deadline_s=job.task.verifier.deadline_s,
+        memory_mib=job.task.verifier.memory_mib,
+        check_golds=settings.check_golds,
+        max_unusable_share=settings.max_unusable_share,
+    )
+    rows = [GoldRow(each.reference, {PROBLEM_COLUMN: each.question, **each.row}, each.id) for each in job.problems]
+    found = usable_rows([_spec(job)], {job.task.name: rows}, verification, OF_EVALUATION)
+    for line in found.lines:
+        console.print(literal(line, "yellow"), soft_wrap=True)
+    names = found.names
+    kept = tuple(problem for problem in job.problems if problem.id not in names)
+    if len(kept) < min(2, len(job.problems)):
+        raise ValueError(f"{job.task.name}: fewer than two problems have a reference that can be used; mend the data")
+    return replace(job, problems=kept, left_out={each.row.name: each.problem for each in found.left_out})
+
+
+def _spec(job: Job) -> VerifierSpec:
+    return VerifierSpec(job.task.name, job.task.verifier.use, job.task.verifier.options)
+
+
 def _pool(settings: EvalConfig, job: Job) -> VerifierPool:
-    verifier = job.task.verifier
-    spec = VerifierSpec(job.task.name, verifier.use, verifier.options)
+    verifier, spec = job.task.verifier, _spec(job)
     return VerifierPool([spec], workers=settings.workers, deadline_s=verifier.deadline_s, memory_mb=verifier.memory_mib)
 
 

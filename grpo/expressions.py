@@ -27,7 +27,6 @@ _STEPS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "max": ("max(x,{k})", lambda x, k: max(x, k)),
     "min": ("min(x,{k})", lambda x, k: min(x, k)),
 }
-_OPENING, _CLOSING = "```python\ndef f(x):\n", "\n```"
 
 Steps = list[tuple[str, int]]
 
@@ -56,12 +55,20 @@ def value(steps: Steps, x: int) -> int:
     return x
 
 
+def _program(steps: Steps) -> str:
+    body = "".join(f" x={_STEPS[name][0].format(k=k)}\n" for name, k in steps)
+    return f"def f(x):\n{body} return x"
+
+
 def questions(count: int, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, str]]:
-    """Rows `prompt`, `answer`: the steps, and as JSON the calls that the code verifier makes (as APPS has them)."""
+    """Rows of steps (`prompt`), as JSON the calls that the code verifier makes (`answer`), and the right program.
+
+    The calls are in the form of APPS; the program, `canonical_solution`, is for the check of gold answers.
+    """
     for question, steps in _draw(count, seed, held_out):
         arguments = _arguments(question)
         calls = {"fn_name": "f", "inputs": [[x] for x in arguments], "outputs": [[value(steps, x)] for x in arguments]}
-        yield {"prompt": question, "answer": json.dumps(calls)}
+        yield {"prompt": question, "answer": json.dumps(calls), "canonical_solution": _program(steps)}
 
 
 def demonstrations(count: int, seed: int = 0, careful_share: float = 0.45) -> Iterator[dict[str, str]]:
@@ -70,7 +77,7 @@ def demonstrations(count: int, seed: int = 0, careful_share: float = 0.45) -> It
     for question, steps in _draw(count, seed + 1, held_out=False):
         texts = [_STEPS[name][0].format(k=k) for name, k in steps]
         if generator.random() < careful_share:
-            body = "".join(f" x={text}\n" for text in texts) + " return x"
+            program = _program(steps)
         else:
-            body = f" return {generator.choice(texts)}"
-        yield {"prompt": question, "response": _OPENING + body + _CLOSING}
+            program = f"def f(x):\n return {generator.choice(texts)}"
+        yield {"prompt": question, "response": f"```python\n{program}\n```"}

@@ -1,75 +1,112 @@
-"""The part of `grpo check` that runs the data's gold answers through their verifiers."""
+"""The part of `grpo check` that looks at the data's references and runs its gold answers through their verifiers."""
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from grpo import config
 from grpo.terminal import literal
-from grpo.types import Prompt
+from grpo.usable_rows import is_mathematical, open_pool, rows_of_all, rows_of_first, too_many
 from grpo.visible import visible
 from rewards.build import VerifierSpec
 from rewards.gold import GoldReport, GoldRow, Offender, check_gold, through
+from rewards.gold_forms import as_text
 from rewards.pool import VerifierPool
-from rewards.selection import choose
+from rewards.references import ReferenceReport, check_references, shown
 
 _SHOWN = 3
 _WIDTH = 100
+# A verifier that hangs on some references is looked at no longer than this, for each part of the data.
+_REFERENCES_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class GoldOutcome:
+    """What the gold answers are worth.
+
+    Attributes:
+        failures: why a run would not start on these data, each in a sentence; empty where it would.
+        sound: everything was checked and behaved.
+    """
+
+    failures: tuple[str, ...]
+    sound: bool
 
 
 def check_gold_answers(
     specs: Sequence[VerifierSpec],
-    prompts: Sequence[Prompt],
+    parts: Mapping[str, Sequence[GoldRow]],
     verification: config.Verification,
     console: Console,
     *,
     limit: int,
-) -> bool:
-    """Judge the prompts' gold answers, each by the first verifier that judges its row, and print what came out.
+) -> GoldOutcome:
+    """Look at every reference and judge the gold answers, each by the first verifier of its row; print what came out.
 
-    Returns:
-        True where all that was checked was sound.
+    Args:
+        specs: the configured verifiers.
+        parts: what the rows are for -> the rows.
+        verification: the limits of the verifiers.
+        console: where to.
+        limit: gold answers that are judged at most, drawn by chance where there are more.
 
     Raises:
         ValueError: the verifiers cannot be built.
     """
-    chosen = prompts
-    if len(prompts) > limit:
-        chosen = [prompts[at] for at in sorted(random.Random(0).sample(range(len(prompts)), limit))]
-    rows: dict[str, list[GoldRow]] = {}
-    for prompt in chosen:
-        name = choose(specs, prompt.row)[0].name
-        rows.setdefault(name, []).append(GoldRow(prompt.reference, prompt.row, prompt.id, name))
-    console.print(literal("gold answers", "bold") + f" ({_how_many(len(chosen), len(prompts))})")
-    sound = True
-    mathematical = {spec.name for spec in specs if spec.use in ("math", "math_verify")}
-    for name, own in rows.items():
-        # A pool of its own for each verifier: where one hangs, its calls do not stand in the others' way.
-        named = [spec for spec in specs if spec.name == name]
-        with (
-            VerifierPool(
-                named,
-                workers=verification.workers,
-                deadline_s=verification.deadline_s,
-                memory_mb=verification.memory_mib,
-            ) as pool,
-            _progress(console) as progress,
-        ):
-            task = progress.add_task(visible(f"checking {name}"), total=len(own))
-            report = check_gold(
-                through(pool),
-                own,
-                mathematical=name in mathematical,
-                on_rows=functools.partial(progress.advance, task),
-            )
-        _show(name, len(own), report, console)
-        sound = sound and report.sound
-    return sound
+    with open_pool(specs, verification) as pool, _progress(console) as progress:
+        task = progress.add_task("looking at the references", total=len(parts))
+        references = {}
+        for what, rows in parts.items():
+            references[what] = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
+            progress.advance(task)
+    unusable = {each.row.name for report in references.values() for each in report.unusable}
+    rows = [row for part in parts.values() for row in part if row.name not in unusable]
+    chosen = rows
+    if len(rows) > limit:
+        chosen = [rows[at] for at in sorted(random.Random(0).sample(range(len(rows)), limit))]
+    judged = {name: len(own) for name, own in rows_of_first(specs, chosen).items()}
+    reports = {
+        name: _judge(name, own, specs, verification, console) for name, own in rows_of_first(specs, chosen).items()
+    }
+    failures = [problem for what, report in references.items() if (problem := too_many(what, report, verification))]
+    failures += [
+        f"verifier {name!r}: {report.failure}, so no completion could earn its reward"
+        for name, report in reports.items()
+        if report.failure
+    ]
+    sound = not failures and not unusable and all(report.sound for report in reports.values())
+    sound = sound and not any(report.stopped for report in references.values())
+    _print_headline(failures, references, reports, console, sound=sound)
+    console.print(literal(_how_many(len(chosen), len(rows), limit), "dim"))
+    for what, report in references.items():
+        _show_references(what, report, console)
+    for name, found in reports.items():
+        _show(name, judged[name], found, console)
+    return GoldOutcome(tuple(failures), sound)
+
+
+def _judge(
+    name: str,
+    rows: Sequence[GoldRow],
+    specs: Sequence[VerifierSpec],
+    verification: config.Verification,
+    console: Console,
+) -> GoldReport:
+    # A pool of its own for each verifier: where one hangs, its calls do not stand in the others' way.
+    with open_pool([spec for spec in specs if spec.name == name], verification) as pool, _progress(console) as progress:
+        task = progress.add_task(visible(f"checking {name}"), total=len(rows))
+        return check_gold(
+            through(pool),
+            rows,
+            mathematical=is_mathematical(specs, name),
+            on_rows=functools.partial(progress.advance, task),
+        )
 
 
 def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> None:
@@ -96,10 +133,10 @@ def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str
     return None
 
 
-def _how_many(checked: int, of: int) -> str:
+def _how_many(checked: int, of: int, limit: int) -> str:
     if checked == of:
         return f"all {of:,} prompts"
-    return f"{checked:,} of {of:,} prompts, drawn by chance; --gold-limit says how many"
+    return f"{checked:,} of {of:,} prompts, drawn by chance; --gold-limit={limit} says how many"
 
 
 def _progress(console: Console) -> Progress:
@@ -115,22 +152,67 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
-    def line(text: str, style: str = "") -> None:
-        console.print(literal(f"  {text}", style), soft_wrap=True)
+def _print_headline(
+    failures: Sequence[str],
+    references: Mapping[str, ReferenceReport],
+    reports: Mapping[str, GoldReport],
+    console: Console,
+    *,
+    sound: bool,
+) -> None:
+    tried, accepted = (sum(getattr(each, name) for each in reports.values()) for name in ("tried", "accepted"))
+    others, fooled = (
+        sum(getattr(each, name) for each in reports.values()) for name in ("scrambled", "scrambled_accepted")
+    )
+    left_out = sum(len(report.unusable) for report in references.values())
+    if failures:
+        style, word, said = "bold red", "FAILED", failures[0]
+    elif not tried:
+        style, word, said = "yellow", "not checked", "no row says how a right completion looks"
+    else:
+        style, word = ("bold green", "good") if sound else ("bold yellow", "look at them")
+        said = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
+        if left_out:
+            said += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
+    console.print(literal(f"gold answers: {word}: {said}", style), soft_wrap=True)
 
-    good = "green" if report.sound else "yellow"
-    share = f"{report.accepted:,} of {report.rows:,} gold answers are `correct`"
-    line(f"{name}: {share}; of {report.scrambled:,} answers of other rows, {report.scrambled_accepted:,} are", good)
+
+def _show_references(what: str, report: ReferenceReport, console: Console) -> None:
+    if report.stopped:
+        _print(console, f"{what} data: only {report.rows:,} rows were looked at: {report.stopped}", "yellow")
+    if not report.unusable:
+        return
+    share = f"{len(report.unusable):,} of {report.rows:,} ({report.share:.1%})"
+    _print(console, f"{what} data: {share} reference answers cannot be used, so that a run leaves out:", "yellow")
+    for unusable in report.unusable[:_SHOWN]:
+        _print(console, f"  {unusable}")
+    if len(report.unusable) > _SHOWN:
+        _print(console, f"  and {len(report.unusable) - _SHOWN:,} more")
+    _print(console, "  to keep them, mend these rows, or change the verifier's options or data.reference")
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    console.print(literal(f"  {text}", style), soft_wrap=True)
+
+
+def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
+    line = functools.partial(_print, console)
+    if report.no_answer:
+        whose = "the reference is no answer, and the rows have no solution that the verifier knows"
+        line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {whose}", "yellow")
+    if report.tried or report.stopped:
+        good = "red" if report.failure else "green" if report.sound else "yellow"
+        share = f"{report.accepted:,} of {report.tried:,} gold answers are `correct`"
+        line(f"{name}: {share}; of {report.scrambled:,} answers of other rows, {report.scrambled_accepted:,} are", good)
     if report.stopped:
         line(f"  stopped after {report.rows:,} of {rows:,} rows: {report.stopped}", "yellow")
-        if not report.accepted:
-            line("  a verifier whose reference is no answer, such as a program's tests, cannot be checked this way")
+        if report.tried and not report.accepted:
+            line("  a verifier whose reference is no answer says so (gold_completions in docs/verifiers.md)")
     if report.failed:
         line(f"  {report.failed:,} verdict(s) `timeout` or `error`, which teach nothing", "yellow")
-    if report.rows > report.accepted:
+    if report.tried > report.accepted:
         line("  refused, so that the policy could never be right:", "yellow")
-        _show_offenders(report.refused, report.rows - report.accepted, line)
+        _show_offenders(report.refused, report.tried - report.accepted, line)
     if report.scrambled_accepted:
         line("  another row's answer was accepted, which the policy may exploit, unless both mean the same:", "yellow")
         _show_offenders(report.fooled, report.scrambled_accepted, line)
@@ -140,22 +222,20 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
             "yellow",
         )
         for row, problem in report.first_unreadable[:_SHOWN]:
-            line(f"    {row.name}: {_short(row.reference)}: {problem}")
+            line(f"    {row.name}: {shown(row.reference)}: {problem}")
 
 
 def _show_offenders(offenders: Sequence[Offender], count: int, line: Callable[[str], None]) -> None:
     for offender in offenders[:_SHOWN]:
         verdict = offender.verdict
-        line(
-            f"    {offender.row.name}: reference {_short(offender.row.reference)}, tried {_short(offender.completion)}"
-        )
+        tried = f"reference {_short(offender.row.reference)}, tried {_short(offender.completion)}"
+        line(f"    {offender.row.name}: {tried if offender.completion else 'tried a solution'}")
         line(f"      {verdict.status.value}: {_short(verdict.reason)}")
     if count > _SHOWN:
         line(f"    and {count - _SHOWN:,} more")
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    text = text.replace("<think>Let me see.</think>\n", "")
+    text = as_text(value).replace("<think>Let me see.</think>\n", "")
     # repr: what comes from data may hold control characters, which a terminal would obey.
     return repr(text if len(text) <= _WIDTH else text[: _WIDTH // 2] + " ... " + text[-_WIDTH // 2 :])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +12,14 @@ from grpo import config
 from grpo.adapters import require_peft
 from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
-from grpo.data import HubUnreachable, load_prompts, load_supervised
+from grpo.data import HubUnreachable, PromptSet, load_prompts, load_supervised
 from grpo.gold_check import check_gold_answers, check_verifiers
 from grpo.memory_plan import add_memory, memory_here, memory_warning, shape_of
 from grpo.objective_config import PRESETS
 from grpo.preparation import (
     check_positions,
     check_prompt_count,
+    gold_rows,
     load_tokenizer,
     local_or_hub,
     plan_of,
@@ -27,7 +27,6 @@ from grpo.preparation import (
     wants_gpus,
 )
 from grpo.terminal import LiteralTable, literal
-from grpo.types import Prompt
 from grpo.visible import visible
 from rewards.selection import check_rows
 
@@ -53,6 +52,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
         False where gold answers were checked and some did not behave; see `grpo.gold_check`.
 
     Raises:
+        RuntimeError: a run would not start on the gold answers.
         ValueError: the policy or the data cannot be read as configured, data are too few or sequences too long, the
             verifiers cannot be built, the sandbox cannot be had as demanded, what LoRA needs is not installed, or the
             policy's heads cannot be shared out.
@@ -81,14 +81,17 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     isolation = isolation_table(settings.verifiers, _table("sandbox"))
     if isolation is not None:
         console.print(isolation)
-    for found in prompts:
-        check_rows(specs, ((prompt.id, prompt.row) for prompt in found))
+    for found in prompts.values():
+        check_rows(specs, ((prompt.id, prompt.row) for prompt in found.prompts))
     for problem in unreachable:
         console.print(literal(f"gold answers of the {problem}", "yellow"), soft_wrap=True)
     if not prompts or not gold_limit:
         return True
-    asked = [prompt for found in prompts for prompt in found]
-    return check_gold_answers(specs, asked, settings.verification, console, limit=gold_limit)
+    parts = {name: gold_rows(found) for name, found in prompts.items()}
+    outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit)
+    if outcome.failures and settings.verification.check_golds == "refuse":
+        raise RuntimeError("\n".join(["a run would not start on these data:", *outcome.failures]))
+    return outcome.sound
 
 
 def _table(title: str) -> Table:
@@ -242,16 +245,16 @@ def _supervised_data(settings: config.SftConfig) -> Table:
     return table
 
 
-def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]], list[str]]:
+def _prompts(settings: config.TrainConfig) -> tuple[Table, dict[str, PromptSet], list[str]]:
     """The prompts of training and evaluation with a table of them, and what the hub did not answer."""
     table = _table("data")
     tokenizer = load_tokenizer(local_or_hub(settings.policy))
     limit = settings.rollout.max_prompt_tokens
-    prompts: list[Sequence[Prompt]] = []
+    prompts: dict[str, PromptSet] = {}
     unreachable: list[str] = []
     sources = [("training", "data", settings.data)]
     if settings.evaluation:
-        sources.append(("held out", "evaluation.data", settings.evaluation.data))
+        sources.append(("held-out", "evaluation.data", settings.evaluation.data))
     for name, where, source in sources:
         try:
             found = load_prompts(source, tokenizer, max_tokens=limit, where=where)
@@ -263,5 +266,5 @@ def _prompts(settings: config.TrainConfig) -> tuple[Table, list[Sequence[Prompt]
             check_prompt_count(found, settings.rollout)
         table.add_row(name, f"{len(found.prompts):,} prompts; {found.dropped:,} too long and left out")
         table.add_row("", f"the first: {found.prompts[0].text[:200]!r} -> {str(found.prompts[0].reference)[:80]!r}")
-        prompts.append(found.prompts)
+        prompts[name] = found
     return table, prompts, unreachable

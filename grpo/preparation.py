@@ -14,7 +14,9 @@ from grpo.data import PromptSet
 from grpo.hub import at_revision, name_of, with_revision
 from grpo.policy import context_of
 from rewards.build import VerifierSpec
+from rewards.gold import GoldRow
 from rewards.thinking import READ_AFTER_THINKING
+from rewards.verifier import PROBLEM_COLUMN
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
@@ -123,14 +125,26 @@ def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
         )
 
 
-def check_prompt_count(prompts: PromptSet, rollout: config.Rollout) -> None:
+def check_prompt_count(prompts: PromptSet, rollout: config.Rollout, left_out: int = 0) -> None:
     """Refuse data of which a step would ask the same question twice.
+
+    Args:
+        prompts: those that fit.
+        rollout: says how many a step asks.
+        left_out: prompts that are not asked, as their reference answers cannot be used.
 
     Raises:
         ValueError: fewer prompts than a step asks.
     """
-    if len(prompts.prompts) < rollout.prompts_per_step:
+    count = len(prompts.prompts) - left_out
+    if count < rollout.prompts_per_step:
+        usable = " and have a reference that can be used" if left_out else ""
         raise ValueError(
-            f"the data has {len(prompts.prompts)} prompts that fit, fewer than rollout.prompts_per_step="
+            f"the data has {count} prompts that fit{usable}, fewer than rollout.prompts_per_step="
             f"{rollout.prompts_per_step}: a step would ask the same question twice; lower it or add data"
         )
+
+
+def gold_rows(prompts: PromptSet) -> list[GoldRow]:
+    """The prompts' reference answers, with the columns that a run hands to their verifiers."""
+    return [GoldRow(each.reference, {PROBLEM_COLUMN: each.text, **each.row}, each.id) for each in prompts.prompts]

@@ -22,7 +22,15 @@ from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.failure_share import FailureShare
 from grpo.generator_group import GeneratorGroup
 from grpo.judging import Asked, judge
-from grpo.preparation import check_positions, check_prompt_count, load_tokenizer, local_or_hub, plan_of, specs_of
+from grpo.preparation import (
+    check_positions,
+    check_prompt_count,
+    gold_rows,
+    load_tokenizer,
+    local_or_hub,
+    plan_of,
+    specs_of,
+)
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import Verifying, collect, seed_of, with_refills
@@ -37,6 +45,7 @@ from grpo.timeline import DRIVER
 from grpo.trackers import open_trackers
 from grpo.turns import Turns
 from grpo.types import Completion, Group, Prompt, SamplingParams
+from grpo.usable_rows import usable_rows
 from grpo.verifier_nodes import NodePool
 from grpo.weight_sync import TOLERANCES, WeightSync
 from rewards.busy_clock import BusyClock
@@ -74,7 +83,7 @@ class TrainingRun:
         self._failures = FailureShare(settings.verification.max_failure_share)
         for prompts in (self.training, self.held_out):
             check_rows(self.specs, ((prompt.id, prompt.row) for prompt in prompts.prompts) if prompts else ())
-        self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, settings.run.seed)
+        self._leave_out()
         self.folder = Path(settings.run.folder)
         self.step = 0
         # The version that the learner will be when it has done all that was asked of it.
@@ -84,6 +93,29 @@ class TrainingRun:
         self._step_began: float | None = None
         self._slow = SlowGenerators()
         self._closing = contextlib.ExitStack()
+
+    def _leave_out(self) -> None:
+        """Keep rows whose reference cannot be used out of training and evaluation.
+
+        Raises:
+            ValueError: there are too many of them, or no gold answer is `correct`.
+        """
+        parts = {"training": self.training, "held-out": self.held_out}
+        with self._progress.phase("looking at the gold answers"):
+            self.usable = usable_rows(
+                self.specs,
+                {name: gold_rows(prompts) for name, prompts in parts.items() if prompts},
+                self.settings.verification,
+            )
+        names = self.usable.names
+        without = frozenset(at for at, prompt in enumerate(self.training.prompts) if prompt.id in names)
+        check_prompt_count(self.training, self.settings.rollout, len(without))
+        self.cursor: Cursor[Prompt] = Cursor(self.training.prompts, self.settings.run.seed, without)
+        if self.held_out:
+            kept = tuple(prompt for prompt in self.held_out.prompts if prompt.id not in names)
+            if not kept:
+                raise ValueError("no row of evaluation.data has a reference that can be used; mend the data")
+            self.held_out = replace(self.held_out, prompts=kept)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as opened:
@@ -106,6 +138,9 @@ class TrainingRun:
                     f"{prompts.dropped} of {total} {name} prompts are longer than rollout.max_prompt_tokens="
                     f"{settings.rollout.max_prompt_tokens} and are left out"
                 )
+        for line in self.usable.lines:
+            progress.show(line)
+        self.usable.write(self.folder)
         trackers = open_trackers(
             settings.report.trackers,
             self.folder,
@@ -235,8 +270,8 @@ class TrainingRun:
             self.learner.refresh_reference()
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Latencies and cache hits of the verdicts since the last step, those of evaluations left out."""
-        return verifier_metrics(self._pool.take_recent())
+        """Latencies and cache hits of the verdicts since the last step but for evaluations; rows that are left out."""
+        return {"data/rows_left_out": float(len(self.usable.left_out))} | verifier_metrics(self._pool.take_recent())
 
     def lag_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
         """How old the tokens of the step that was just taken are, and what is under way beside it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,12 @@ class Verification(Section):
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops when more than this share of a step's verdicts, or of a verifier's last 50 or more, are `timeout`
     or `error`."""
+    check_golds: Literal["refuse", "warn", "off"] = "refuse"
+    """Before the start every row's reference is looked at, and up to 256 gold answers are judged. Where none of them is
+    `correct`, or too many references cannot be used, the run does not start, or says so. `off` looks at nothing."""
+    max_unusable_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of rows whose reference cannot be used, up to which they are left out and counted; above it see
+    `check_golds`."""
 
 
 def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:

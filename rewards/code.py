@@ -16,6 +16,7 @@ from typing import Any
 from rewards import stage, verdict
 from rewards.assert_tests import modules_lacking, program_names, surely_called
 from rewards.code_blocks import complete_program, extract_code
+from rewards.code_golds import gold_programs
 from rewards.code_tests import read_tests
 from rewards.verdict import Verdict
 from sandbox import (
@@ -71,6 +72,8 @@ class CodeVerifier:
         preload: modules kept imported for the programs, and the test code, that mention them; others than these and
             Python's own can be imported by neither.
         concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
+        solution_column: the rows' column with right programs, for the check of gold answers; None looks for those that
+            published data sets have, the empty text for none.
 
     Raises:
         ValueError: an option that is not one, or out of range.
@@ -88,6 +91,7 @@ class CodeVerifier:
     max_tests: int | None = None
     preload: Sequence[str] = ("numpy",)
     concurrent_programs: int | None = None
+    solution_column: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", _language(self.language))
@@ -203,6 +207,10 @@ class CodeVerifier:
     def _compile_limits(self) -> Limits:
         mebibytes = self.compile_memory_mebibytes or max(_COMPILER_MEBIBYTES, self.memory_mebibytes)
         return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
+
+    def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
+        """The row's solutions, as its reference is no answer; None where it has none."""
+        return gold_programs(prompt, self.language.value, self.solution_column)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
         for number, result in enumerate(results):

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewards.verdict import Verdict, correct, scored, wrong
+from rewards.verifier import ReadsNoReference
 
 
-class Format:
+class Format(ReadsNoReference):
     """Think-then-answer tags, each exactly once, in order, none of them empty.
 
     Text before the first tag, between them and after the last is allowed unless `only_tags` is set; tags with nothing

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import random
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rewards.latex_text import normalise
-from rewards.nodes import Unreadable
-from rewards.numeric import rational
-from rewards.parse_answer import parse
-from rewards.verdict import Status, Verdict
+from rewards.adapt import Adapted
+from rewards.gold_forms import FORMS as FORMS
+from rewards.gold_forms import Answering, OwnCompletions, Stated, nested_too_deep
+from rewards.gold_forms import Call as Call
+from rewards.gold_forms import GoldRow as GoldRow
+from rewards.gold_forms import answers_of as answers_of
+from rewards.gold_forms import scramble as scramble
+from rewards.gold_questions import GOLD_COMPLETIONS, NO_ANSWER, NONE_LEFT, Ask, Questioned, reading
+from rewards.verdict import Status, Verdict, error
 from rewards.verifier import Verifier
 
 FIRST_OFFENDERS = 10
@@ -26,34 +29,15 @@ _HOPELESS = 64
 # Two rows' answers that differ as texts may mean the same (120 and 120 degrees): one in a hundred is no alarm.
 _MAY_BE_EQUAL = 0.01
 
-# (verifier's name, completion, reference, the row's other columns), as a pool takes it.
-Call = tuple[str, str, Any, Mapping[str, Any]]
 Judge = Callable[[Sequence[Call]], Sequence[Verdict]]
-
-# How a completion may state an answer; which of these a verifier reads hangs on its options. A form that states no
-# more than it must comes after one that most verifiers read.
-FORMS: tuple[Callable[[str], str], ...] = (
-    lambda answer: f"<think>Let me see.</think>\n<answer>$\\boxed{{{answer}}}$</answer>",
-    lambda answer: f"<think>Let me see.</think>\n<answer>{answer}</answer>",
-    lambda answer: f"Let me see.\n#### {answer}",
-    lambda answer: f"The answer is {answer}",
-    lambda answer: answer,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class GoldRow:
-    """One row of a dataset: its reference answer, its other columns, a name to find it by, and its verifier's name."""
-
-    reference: Any
-    prompt: Mapping[str, Any] = field(default_factory=dict)
-    name: str = ""
-    verifier: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Offender:
-    """A row that did not behave: the completion that was tried, and what the verifier said of it."""
+    """A row that did not behave: the completion that was tried, and what the verifier said of it.
+
+    The completion is empty where it was the verifier's `gold_completions` that made it.
+    """
 
     row: GoldRow
     completion: str
@@ -76,6 +60,8 @@ class GoldReport:
         fooled: the first rows on which another answer was.
         first_unreadable: the first unreadable rows, with the parser's reason.
         stopped: why the check ended before the last row; empty where it did not.
+        no_answer: rows whose reference is no answer, as the verifier says, and that have no gold completion either.
+        graded: rows whose gold answer earned a grade, of a verifier that does not say whether it is `correct`.
     """
 
     rows: int
@@ -88,16 +74,47 @@ class GoldReport:
     fooled: tuple[Offender, ...]
     first_unreadable: tuple[tuple[GoldRow, str], ...]
     stopped: str = ""
+    no_answer: int = 0
+    graded: int = 0
+
+    @property
+    def tried(self) -> int:
+        """Rows whose gold answer was judged."""
+        return self.rows - self.no_answer
 
     @property
     def sound(self) -> bool:
         """True where all rows were checked, every gold answer verified, and hardly any other one did."""
         few = self.scrambled_accepted <= _MAY_BE_EQUAL * self.scrambled
-        return self.accepted == self.rows and few and not self.stopped
+        return self.accepted == self.tried and few and not self.stopped
+
+    @property
+    def only_failed(self) -> bool:
+        """True where the verifier decided none of the first gold answers: it may be down, and the data good."""
+        return not self.accepted and all(offender.verdict.status.failed for offender in self.refused)
+
+    @property
+    def failure(self) -> str:
+        """Why no completion could earn its reward, for whoever reads it; empty where some could."""
+        if not self.tried:
+            return ""
+        if not self.accepted and not self.graded:
+            return f"none of {self.tried:,} gold answers is `correct`"
+        if self.unreadable == self.tried:
+            return f"none of {self.tried:,} gold answers can be read as mathematics: only the same text is `correct`"
+        return ""
 
 
 class CheckStopped(Exception):
-    """A judge gives up; the message says why."""
+    """A judge gives up; the message says why.
+
+    Attributes:
+        verdicts: those of the calls that came to an end, None for the others; empty where they are not to be counted.
+    """
+
+    def __init__(self, why: str, verdicts: Sequence[Verdict | None] = ()) -> None:
+        super().__init__(why)
+        self.verdicts = verdicts
 
 
 class Pool(Protocol):
@@ -114,26 +131,31 @@ class Pool(Protocol):
 
 def one_by_one(verifier: Verifier) -> Judge:
     """Judge by calling a verifier here, for verifiers that are known to come back."""
-    return lambda calls: [verifier(completion, reference, prompt) for _, completion, reference, prompt in calls]
+    asked = Adapted(Questioned.of(verifier))
+    return lambda calls: [asked(completion, reference, prompt) for _, completion, reference, prompt in calls]
 
 
 def through(pool: Pool, *, most_killed: int = 5, most_s: float = 300.0) -> Judge:
-    """Judge in a pool's killable workers.
+    """Judge in a pool's killable workers; of a pool of `questioned` verifiers, their methods are used too.
 
     Raises:
         CheckStopped: by the judge, once `most_killed` calls did not end before the pool's deadline, or after
             `most_s` seconds.
     """
-    begun = time.monotonic()
+    begun, killed_before = time.monotonic(), pool.stats().killed
 
     def judge(calls: Sequence[Call]) -> list[Verdict]:
         futures = pool.submit_many(calls)
         while concurrent.futures.wait(futures, timeout=0.5).not_done:
-            killed = pool.stats().killed
+            killed = pool.stats().killed - killed_before
+            if killed < most_killed and time.monotonic() - begun <= most_s:
+                continue
+            for future in futures:
+                future.cancel()
             if killed >= most_killed:
-                raise CheckStopped(f"{killed} calls of the verifier hung until their deadline")
-            if time.monotonic() - begun > most_s:
-                raise CheckStopped(f"the check took longer than {most_s:g} s")
+                done = [future.result() if future.done() and not future.cancelled() else None for future in futures]
+                raise CheckStopped(f"{killed} calls of the verifier hung until their deadline", done)
+            raise CheckStopped(f"the check took longer than {most_s:g} s")
         return [future.result() for future in futures]
 
     return judge
@@ -145,119 +167,158 @@ def check_gold(
     *,
     mathematical: bool = True,
     seed: int = 0,
+    rows_at_a_time: int = _ROWS_AT_A_TIME,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> GoldReport:
     """Judge every gold answer, and then another row's.
 
-    A gold answer is stated in each of `FORMS` until one is accepted, beginning with the form that was accepted last.
+    A gold answer is stated in each of `FORMS` until one is accepted, beginning with the form that was accepted last;
+    where the verifier has `gold_completions`, those are judged instead.
 
     Args:
         judge: judges a batch of calls; see `one_by_one` and `through`.
         rows: the dataset's rows, all of one verifier.
         mathematical: also look whether the math parser can read each gold answer.
         seed: of the choice of the other row.
+        rows_at_a_time: rows that are judged together.
         on_rows: told how many rows were checked, as they are.
     """
     check = _Check(judge, rows, mathematical, seed)
     stopped = ""
     try:
-        for first in range(0, len(rows), _ROWS_AT_A_TIME):
-            batch = rows[first : first + _ROWS_AT_A_TIME]
+        check.learn_methods()
+        for first in range(0, len(rows), rows_at_a_time):
+            batch = rows[first : first + rows_at_a_time]
             check.take(batch)
             on_rows(len(batch))
-            if not check.accepted and check.rows >= _HOPELESS and check.rows < len(rows):
-                stopped = f"none of the first {check.rows} gold answers was accepted"
+            if not check.useful and check.tried >= _HOPELESS and check.rows < len(rows):
+                stopped = f"none of the first {check.tried} gold answers was accepted"
                 break
     except CheckStopped as reason:
         stopped = str(reason)
     return check.report(stopped)
 
 
-def answers_of(reference: Any) -> list[str]:
-    """The texts that answer a reference: of a list all together and the first, of a worked solution what it marks."""
-    if isinstance(reference, (list, tuple)):
-        return [", ".join(map(str, reference)), str(reference[0]) if reference else ""]
-    if isinstance(reference, float) and reference.is_integer():
-        return [str(int(reference))]
-    # GSM8K's reference is the whole worked solution, which ends with `#### N`.
-    return [str(reference).rpartition("####")[2].strip()]
-
-
 class _Check:
     def __init__(self, judge: Judge, rows: Sequence[GoldRow], mathematical: bool, seed: int) -> None:
         self._judge, self._rows, self._mathematical = judge, rows, mathematical
         self._source = random.Random(seed)
-        self._form = 0
+        self._answering: Answering = Stated()
+        self._questioned = False
+        self._favourite = 0
         self.rows = self.accepted = 0
-        self._scrambled = self._scrambled_accepted = self._failed = self._unreadable = 0
+        self._no_answer = self._graded = self._scrambled = self._scrambled_accepted = self._failed = (
+            self._unreadable
+        ) = 0
         self._refused: list[Offender] = []
         self._fooled: list[Offender] = []
         self._first_unreadable: list[tuple[GoldRow, str]] = []
 
+    @property
+    def tried(self) -> int:
+        return self.rows - self._no_answer
+
+    @property
+    def useful(self) -> bool:
+        """Some gold answer was `correct`, or graded."""
+        return self.accepted + self._graded > 0
+
+    def learn_methods(self) -> None:
+        """Ask the verifier whether it makes gold completions itself."""
+        if self._rows:
+            (verdict,) = self._judge([(self._rows[0].verifier, Ask.METHODS, None, {})])
+            self._questioned = GOLD_COMPLETIONS in verdict.parts
+            if verdict.parts.get(GOLD_COMPLETIONS):
+                self._answering = OwnCompletions()
+
     def take(self, batch: Sequence[GoldRow]) -> None:
-        """Judge the next rows."""
-        forms: dict[int, int] = {}
+        """Judge the next rows.
+
+        Raises:
+            CheckStopped: the judge gives up; what it had judged before is counted.
+        """
+        ways: dict[int, int] = {}
         first: dict[int, Offender] = {}
+        unanswered: set[int] = set()
+        graded: set[int] = set()
         open_rows = list(range(len(batch)))
-        for form in self._forms_to_try(batch):
-            tried = [at for at in open_rows if _stated(form, batch[at].reference) is not None]
-            for at, found in zip(tried, self._ask([(batch[at], form, None) for at in tried]), strict=True):
-                first.setdefault(at, found)
-                if found.verdict.status is Status.CORRECT:
-                    forms[at], self._form = form, form
-            open_rows = [at for at in open_rows if at not in forms]
-            if not open_rows:
+        stop: CheckStopped | None = None
+        for way in self._ways(batch):
+            calls = {at: call for at in open_rows if (call := self._answering.gold(batch[at], way)) is not None}
+            try:
+                found: Sequence[Verdict | None] = self._ask(list(calls.values()))
+            except CheckStopped as problem:
+                stop, found = problem, problem.verdicts or [None] * len(calls)
+            for (at, call), verdict in zip(calls.items(), found, strict=True):
+                if verdict is None or verdict.parts.get(NONE_LEFT):
+                    continue
+                if verdict.parts.get(NO_ANSWER):
+                    unanswered.add(at)
+                    continue
+                first.setdefault(at, _offender(batch[at], call, verdict))
+                if verdict.status is Status.SCORED:
+                    graded.add(at)
+                if verdict.status is Status.CORRECT:
+                    ways[at], self._favourite = way, way
+            open_rows = [at for at in open_rows if at not in ways and at not in unanswered]
+            if stop or not open_rows:
                 break
-        self.rows += len(batch)
-        self.accepted += len(forms)
-        _keep(self._refused, [first[at] for at in open_rows if at in first])
+        if stop and not stop.verdicts:
+            raise stop  # the rows of this batch are looked at in part: none of them counts
+        refused = [first[at] for at in open_rows if at in first]
+        if stop:  # a row whose other forms were not tried is not refused yet
+            refused = [offender for offender in refused if offender.verdict.status.failed]
+        self.rows += len(ways) + len(unanswered) + (len(refused) if stop else len(open_rows))
+        self.accepted += len(ways)
+        self._no_answer += len(unanswered)
+        self._graded += len(graded - ways.keys())
+        _keep(self._refused, refused)
+        if stop:
+            raise stop
         if self._mathematical:
             self._read(batch)
-        self._try_others([(batch[at], form) for at, form in sorted(forms.items())])
+        self._try_others([(batch[at], way) for at, way in sorted(ways.items())])
 
-    def _forms_to_try(self, batch: Sequence[GoldRow]) -> Iterator[int]:
-        yield self._form
-        favourite, most = self._form, max(len(answers_of(row.reference)) for row in batch)
-        yield from (form for form in range(len(FORMS) * most) if form != favourite)
+    def _ways(self, batch: Sequence[GoldRow]) -> list[int]:
+        favourite = self._favourite
+        return [favourite, *(way for way in range(self._answering.tries(batch)) if way != favourite)]
 
     def _try_others(self, rows: Sequence[tuple[GoldRow, int]]) -> None:
-        asked = [(row, form, self._other(row, form)) for row, form in rows]
-        known = [(row, form, other) for row, form, other in asked if other is not None]
-        found = self._ask(known)
-        fooled = [one for one in found if one.verdict.status is Status.CORRECT]
-        self._scrambled += len(found)
+        asked = [(row, self._answering.other(row, way, self._rows, self._source)) for row, way in rows]
+        known = [(row, call) for row, call in asked if call is not None]
+        verdicts = self._ask([call for _, call in known])
+        found = [_offender(row, call, verdict) for (row, call), verdict in zip(known, verdicts, strict=True)]
+        judged = [each for each in found if not each.verdict.parts.keys() & {NO_ANSWER, NONE_LEFT}]
+        fooled = [each for each in judged if each.verdict.status is Status.CORRECT]
+        self._scrambled += len(judged)
         self._scrambled_accepted += len(fooled)
         _keep(self._fooled, fooled)
 
-    def _other(self, row: GoldRow, form: int) -> str | None:
-        """Another answer for a row: another row's that surely differs, else the own one scrambled."""
-        own = answers_of(row.reference)[form // len(FORMS)]
-        all_of_own = answers_of(row.reference)
-        for _ in range(8):
-            other = answers_of(self._source.choice(self._rows).reference)
-            if form // len(FORMS) < len(other) and not any(_same(other[form // len(FORMS)], one) for one in all_of_own):
-                return other[form // len(FORMS)]
-        return scramble(own, self._source)
-
-    def _ask(self, asked: Sequence[tuple[GoldRow, int, str | None]]) -> list[Offender]:
-        calls: list[Call] = []
-        for row, form, answer in asked:
-            completion = _stated(form, row.reference) if answer is None else FORMS[form % len(FORMS)](answer)
-            assert completion is not None
-            calls.append((row.verifier, completion, row.reference, row.prompt))
-        verdicts = self._judge(calls) if calls else []
-        self._failed += sum(verdict.status.failed for verdict in verdicts)
-        return [
-            Offender(row, call[1], verdict)
-            for (row, _, _), call, verdict in zip(asked, calls, verdicts, strict=True)
-        ]  # fmt: skip
+    def _ask(self, calls: Sequence[Call]) -> Sequence[Verdict]:
+        if not calls:
+            return []
+        deep = [nested_too_deep(reference) for _, _, reference, _ in calls]
+        asked = [call for call, is_deep in zip(calls, deep, strict=True) if not is_deep]
+        try:
+            verdicts = iter(self._judge(asked) if asked else ())
+        except CheckStopped as stop:
+            if any(deep) and stop.verdicts:
+                kept = iter(stop.verdicts)
+                stop.verdicts = [_TOO_DEEP if is_deep else next(kept) for is_deep in deep]
+            self._failed += sum(verdict is not None and verdict.status.failed for verdict in stop.verdicts)
+            raise
+        answered = [_TOO_DEEP if is_deep else next(verdicts) for is_deep in deep]
+        self._failed += sum(verdict.status.failed for verdict in answered)
+        return answered
 
     def _read(self, batch: Sequence[GoldRow]) -> None:
-        for row in batch:
-            problem = _unreadable(answers_of(row.reference)[0])
-            self._unreadable += bool(problem)
-            if problem:
-                _keep(self._first_unreadable, [(row, problem)])
+        texts = [answers_of(row.reference)[0] for row in batch]
+        calls: list[Call] = [(row.verifier, Ask.READING, text, {}) for row, text in zip(batch, texts, strict=True)]
+        verdicts = self._judge(calls) if self._questioned else [reading(text) for text in texts]
+        for row, verdict in zip(batch, verdicts, strict=True):
+            if verdict.status is not Status.CORRECT:
+                self._unreadable += 1
+                _keep(self._first_unreadable, [(row, verdict.reason)])
 
     def report(self, stopped: str) -> GoldReport:
         return GoldReport(
@@ -271,52 +332,17 @@ class _Check:
             tuple(self._fooled),
             tuple(self._first_unreadable),
             stopped,
+            self._no_answer,
+            self._graded,
         )
+
+
+_TOO_DEEP = error("the reference is nested in too many lists to be handed to a verifier")
+
+
+def _offender(row: GoldRow, call: Call, verdict: Verdict) -> Offender:
+    return Offender(row, "" if isinstance(call[1], Ask) else call[1], verdict)
 
 
 def _keep(kept: list[Any], found: Sequence[Any]) -> None:
     kept += found[: FIRST_OFFENDERS - len(kept)]
-
-
-def _stated(form: int, reference: Any) -> str | None:
-    """A completion that states the reference in a form; None where the reference has no such variant."""
-    answers = answers_of(reference)
-    variant = form // len(FORMS)
-    return FORMS[form % len(FORMS)](answers[variant]) if variant < len(answers) else None
-
-
-def _same(one: str, other: str) -> bool:
-    """True where two answers may well mean the same, by their texts or as plain numbers."""
-    if one.strip().casefold() == other.strip().casefold():
-        return True
-    value = rational(one)
-    return value is not None and value == rational(other)
-
-
-def scramble(answer: str, source: random.Random) -> str | None:
-    """Another answer of the same form: a digit is changed, else a letter; None where it has neither.
-
-    The digit is not a leading one of several, so that the answer keeps its length, and never the last of a repeated
-    or trailing run of decimals that leaves the value as it was.
-    """
-    digits = [match.start() for match in re.finditer(r"\d", answer)]
-    if digits:
-        at = source.choice(digits)
-        others = [digit for digit in "123456789" if digit != answer[at]]
-        return answer[:at] + source.choice(others) + answer[at + 1 :]
-    # Letters of a macro's name are not the answer's.
-    names = [span for match in re.finditer(r"\\[A-Za-z]+", answer) for span in range(*match.span())]
-    letters = [at for at, character in enumerate(answer) if character.isalpha() and at not in set(names)]
-    if not letters:
-        return None
-    at = source.choice(letters)
-    alphabet = "ABCDE" if answer[at].isupper() else "abcdeknpqrstuvwxyz"
-    return answer[:at] + source.choice([c for c in alphabet if c != answer[at]]) + answer[at + 1 :]
-
-
-def _unreadable(text: str) -> str:
-    try:
-        parse(normalise(text))
-    except Unreadable as problem:
-        return str(problem)
-    return ""

@@ -11,6 +11,8 @@ from rewards.exact import check_places, find_text
 from rewards.thinking import thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 
+# How a completion states an answer in each place.
+_STATED = {"answer_tag": "<answer>{}</answer>", "boxed": "\\boxed{{{}}}"}
 _MISSING = "reasoning-gym is not installed; install the extra with `pip install 'verigrpo[gym]'`"
 
 
@@ -59,6 +61,13 @@ class ReasoningGym:
         if score >= self.pass_mark:
             return Verdict(score, Status.CORRECT, task)
         return Verdict(score, Status.SCORED if score > 0 else Status.WRONG, task)
+
+    def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
+        """The reference in each place that is looked at; None where the task has no single answer."""
+        answer = "" if reference is None else str(reference)
+        return (
+            [_STATED.get(place, "The answer is {}").format(answer) for place in self.find] if answer.strip() else None
+        )
 
 
 def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str, Any]]:

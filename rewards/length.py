@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.verdict import Verdict, correct, error, scored, wrong
-from rewards.verifier import TOKENS_COLUMN
+from rewards.verifier import TOKENS_COLUMN, ReadsNoReference
 
 
-class Length:
+class Length(ReadsNoReference):
     """0 up to `limit - buffer` tokens, falling linearly to -1 at `limit`, -1 beyond (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:

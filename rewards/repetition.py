@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rewards.verdict import Verdict, correct, scored
+from rewards.verifier import ReadsNoReference
 
 # Longer texts are judged by their end, where repetition sets in.
 _MAX_CHARACTERS = 200_000
 
 
-class Repetition:
+class Repetition(ReadsNoReference):
     """Minus the share of n-grams that occurred before in the completion, from `-worst` to 0.
 
     The share of repeated n-grams is that of "Demystifying Long Chain-of-Thought" (arXiv 2502.03373).

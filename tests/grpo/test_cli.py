@@ -308,18 +308,20 @@ def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> Non
     good = [{"prompt": f"{n}", "answer": str(n)} for n in range(40)]
     result = check_rows_of(config, good)
     assert result.exit_code == 0, result.output
+    assert "gold answers: good: 40 of 40 are `correct`, and 0 of 40 other answers" in result.stdout
     assert "answer: 40 of 40 gold answers are `correct`; of 40 answers of other rows, 0 are" in result.stdout
 
     bad = [*good, {"prompt": "41", "answer": "forty-one"}]
     result = check_rows_of(config, bad)
     assert result.exit_code == 0, result.output
-    assert "answer: 40 of 41 gold answers" in result.stdout
-    assert "rows.jsonl:40: reference 'forty-one'" in result.stdout and "not a number" in result.stdout
+    assert "training data: 1 of 41 (2.4%) reference answers cannot be used" in result.stdout
+    assert "answer: 40 of 40 gold answers" in result.stdout
+    assert "rows.jsonl:40" in result.stdout and "not a number" in result.stdout
     assert check_rows_of(config, bad, "--strict").exit_code == 1
     assert check_rows_of(config, good, "--strict").exit_code == 0
 
     result = check_rows_of(config, bad, "--gold-limit", "7")
-    assert "7 of 41 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
+    assert "7 of 40 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
     assert "gold answers" not in check_rows_of(config, bad, "--gold-limit", "0").stdout
 
 
@@ -330,6 +332,47 @@ def test_check_warns_of_gold_answers_that_the_math_parser_cannot_read(config: Pa
     assert "1 gold answer(s) cannot be parsed as mathematics" in result.stdout and "rows.jsonl:0: '" in result.stdout
 
 
+KNOWING = """
+class Knowing:
+    def __call__(self, completion, reference, prompt):
+        return reference != "wrong" and completion.endswith(str(reference))
+
+    def reference_problem(self, reference, prompt):
+        return "" if len(reference) < 9 else f"too long for {prompt['problem']}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "override", "code", "headline"),
+    [
+        (["a", "b", "c"], "", 0, "gold answers: good: 3 of 3 are `correct`"),
+        ([*"abcdefghijklmnopqrst", "x" * 9], "", 0, "answers; 1 row(s) cannot be used, and a run leaves them out"),
+        (["a", "b", "\x1b" * 9], "", 1, "FAILED: training data: 1 of 3 reference answers cannot be used (33.3%)"),
+        (["a", "b", "\x1b" * 9], "verification.max_unusable_share=0.5", 0, "look at them: 2 of 2 are `correct`"),
+        (["a", "b", "\x1b" * 9], "verification.check_golds=warn", 0, "FAILED: training data: 1 of 3 reference"),
+        (["wrong"] * 3, "", 1, "FAILED: verifier 'own': none of 3 gold answers is `correct`"),
+        (["wrong"] * 3, "verification.check_golds=warn", 0, "FAILED: verifier 'own': none of 3 gold answers is"),
+    ],
+)  # fmt: skip
+def test_the_headline_is_what_a_run_would_do_with_the_gold_answers(
+    config: Path, answers: list[str], override: str, code: int, headline: str
+) -> None:
+    config.with_name("knowing.py").write_text(KNOWING)
+    rows: list[dict[str, object]] = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(answers)]
+    verifiers = [{"name": "own", "use": f"{config.with_name('knowing.py')}:Knowing"}]
+    result = check_rows_of(config, rows, *([override] if override else []), verifiers=verifiers)
+    assert result.exit_code == code, result.output
+    told = result.stdout[result.stdout.index("gold answers") :]
+    assert headline in told.splitlines()[0] and "\x1b" not in told
+    if len(answers[-1]) == 9:
+        name = f"{config.with_name('rows.jsonl')}:{len(answers) - 1}: {answers[-1]!a}: too long for {len(answers) - 1}"
+        assert name in told and "mend these rows" in told
+    if code:
+        refused = invoke("train", config)
+        assert refused.exit_code == 2 and headline.removeprefix("FAILED: ") in refused.stderr, refused.output
+        assert "check_golds=warn" in refused.stderr and not (config.parent / "run").exists()
+
+
 def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
     stuck = config.with_name("stuck.py")
     stuck.write_text("import time\n\n\ndef verify(completion, reference):\n    time.sleep(600)\n")
@@ -337,7 +380,8 @@ def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
     begun = time.monotonic()
     result = check_rows_of(config, rows, verifiers=[{"name": "own", "use": f"{stuck}:verify"}],
                            verification={"deadline_s": 0.5, "workers": 2})  # fmt: skip
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
+    assert "gold answers: FAILED: verifier 'own': none of" in result.stdout and "a run would not start" in result.stderr
     assert "hung until their deadline" in result.stdout
     assert time.monotonic() - begun < 60
 

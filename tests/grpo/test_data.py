@@ -400,3 +400,14 @@ def test_a_state_survives_a_checkpoint_file(tmp_path: Path) -> None:
     resumed = Cursor(range(7), 3)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert resumed.next(9) == cursor.next(9)
+
+
+def test_a_walk_passes_over_items_and_keeps_the_order_of_the_others() -> None:
+    all_items, without = Cursor(range(10), 3).next(30), frozenset({2, 5})
+    cursor = Cursor(range(10), 3, without)
+    expected = [item for item in all_items if item not in without]
+    assert cursor.next(11) == expected[:11]
+    # Whatever is passed over, a walk goes on where another was.
+    resumed = Cursor(range(10), 3, without)
+    resumed.load_state_dict(cursor.state_dict())
+    assert resumed.next(13) == expected[11:24]

@@ -197,6 +197,44 @@ def test_verdicts_that_failed_are_no_result_and_are_asked_for_again(
     )
 
 
+KNOWING = """
+from rewards.math import Math
+
+class Knowing(Math):
+    def reference_problem(self, reference, prompt):
+        return f"no answer to {prompt['problem']}" if reference == "4" else ""
+"""
+
+
+def test_problems_that_cannot_be_judged_are_left_out_and_a_task_without_a_right_answer_is_refused(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(KNOWING)
+    mine = task.model_copy(update={"verifier": task.verifier.model_copy(update={"use": f"{tmp_path}/mine.py:Knowing"})})
+    asked, folder = FakeSampler(fickle), tmp_path / "out"
+    with pytest.raises(
+        ValueError, match=r"(?s)1 of 6 reference answers.*sums:2: '4': no answer to 2\+2=\?.*check_golds=warn"
+    ):
+        evaluate(monkeypatch, asked, folder, [mine], **SETTINGS)
+    assert asked.asked == [] and not folder.exists()
+    found = evaluate(monkeypatch, asked, folder, [mine], max_unusable_share=0.2, **SETTINGS)["sums"]
+    assert (found.problems, found.completions, len(asked.asked)) == (5, 20, 20)
+    assert json.loads((folder / "sums" / "metrics.json").read_text())["left_out"] == 1
+    card = json.loads((folder / "sums" / "card.json").read_text())
+    assert card["problems"]["left_out"] == {"sums:2": "no answer to 2+2=?"}
+
+    (tmp_path / "blind.py").write_text("def blind(completion, reference):\n    return False\n")
+    blind = task.model_copy(update={"verifier": task.verifier.model_copy(update={"use": f"{tmp_path}/blind.py:blind"})})
+    blind = blind.model_copy(update={"data": blind.data.model_copy(update={"reference": "prompt"})})
+    with pytest.raises(
+        ValueError, match=r"sums data, verifier 'sums': none of 6 gold.*'0\+0=\?'.*task\.data\.reference"
+    ):
+        evaluate(monkeypatch, asked, tmp_path / "blind", [blind], max_unusable_share=1.0, **SETTINGS)
+    off = evaluate(monkeypatch, asked, tmp_path / "blind", [blind], check_golds="off", **SETTINGS)["sums"]
+    assert off.estimates["accuracy"].value == 0.0
+    assert len(asked.asked) == 44
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

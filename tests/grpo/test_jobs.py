@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -296,8 +297,46 @@ def test_verifiers_that_fail_stop_the_run(tmp_path: Path, policy: Path, monkeypa
     settings = settings_of(tmp_path / "run", policy)
     (verifier,) = settings.verifiers
     verifier = verifier.model_copy(update={"use": f"{broken}:broken", "options": {}})
+    settings = settings.model_copy(update={"verifiers": (verifier,)})
+    with pytest.raises(ValueError, match=r"none of 10 gold answers is `correct`.*KeyError: 'planted'"):
+        run_training(settings, silent_progress())
+    unchecked = settings.verification.model_copy(update={"check_golds": "off"})
     with pytest.raises(RuntimeError, match="3 of 3 verdicts failed"):
-        train(settings.model_copy(update={"verifiers": (verifier,)}), monkeypatch)
+        train(settings.model_copy(update={"verification": unchecked}), monkeypatch)
+
+
+PICKY = """
+from rewards.numeric import Numeric
+
+class Picky(Numeric):
+    def reference_problem(self, reference, prompt):
+        return "two is no answer" if reference == "2" else ""
+"""
+
+
+def test_rows_whose_reference_cannot_be_used_are_left_out_and_counted(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of ten prompts and one of the three held-out ones, so that a walk over the rest takes in seven prompts."""
+    (tmp_path / "picky.py").write_text(PICKY)
+    settings = settings_of(tmp_path / "run", policy)
+    (verifier,) = settings.verifiers
+    verifier = verifier.model_copy(update={"use": f"{tmp_path}/picky.py:Picky"})
+    settings = settings.model_copy(update={"verifiers": (verifier,)})
+    with pytest.raises(ValueError, match=r"training data: 3 of 10 reference .*rows:2: '2': two is no answer"):
+        run_training(settings, silent_progress())
+    assert not (tmp_path / "run").exists()
+    lenient = settings.verification.model_copy(update={"max_unusable_share": 0.4})
+    settings = settings.model_copy(update={"verification": lenient})
+    _, generators = fakes(train(settings, monkeypatch))
+    asked = {ids for samples, group in generators.asked for ids in group if samples == 6}
+    evaluated = {ids for samples, group in generators.asked for ids in group if samples == 1}
+    assert len(asked) == 7 and len(evaluated) == 2
+    lines = read_history(tmp_path / "run").lines
+    assert [line.metrics["data/rows_left_out"] for line in lines if line.step] == [3.0] * 5
+    left_out = [json.loads(line) for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
+    assert [row["row"].rpartition(":")[2] for row in left_out] == ["2", "5", "8"]
+    assert left_out[0]["problem"] == "two is no answer"
 
 
 def with_algorithm(settings: TrainConfig, **keys: Any) -> TrainConfig:
