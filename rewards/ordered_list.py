@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rewards.exact import PLACES, check_places
@@ -36,8 +36,9 @@ class OrderedList:
         thinking: the reasoning tags; see `rewards.exact.Exact`.
 
     Items are separated by commas, semicolons, `>`, "and", lines or their numbers (`1. A 2. B`); numbering, bullets and
-    case are ignored; an item that is repeated counts once, and one of the reference that has "and" in it stays whole. A
-    list whose first line follows "Answer:" is read to its end. The status is `correct` for a score of 1, `wrong` for 0
+    case are ignored; an item of the reference that has "and" in it stays whole. An item that is repeated is worth
+    nothing the second time, and makes the list another one for `exact`. A list whose first line follows "Answer:" is
+    read to its end. The status is `correct` for a score of 1, `wrong` for 0
     and `scored` between. All three scores are in the verdict's parts.
     """
 
@@ -67,7 +68,7 @@ class OrderedList:
         shared = len(set(gold) & set(answer))
         parts = {
             "exact": float(answer == gold),
-            "f1": 2 * shared / (len(gold) + len(answer)),
+            "f1": 2 * shared / (len(gold) + len(set(answer))),
             "rank": _gain(answer[: self.cutoff or len(gold)], gold) / _gain(gold[: self.cutoff or len(gold)], gold),
         }
         value = parts[self.score]
@@ -108,7 +109,7 @@ def _lines_below(text: str) -> str:
 
 
 def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
-    """The distinct items of a written list, in order, in lower case; those of `whole` are not cut at an "and"."""
+    """The items of a written list, in order, in lower case; those of `whole` are not cut at an "and"."""
     plain = _LATEX.sub(r" \1 ", text).strip().strip("[](){}$").replace("\\", " ")
     lines = [line for line in plain.splitlines() if line.strip()]
     pieces: list[str] = []
@@ -118,7 +119,7 @@ def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
         pieces += [_BULLET.sub("", _LEADING_AND.sub("", part)) for part in parts]
         if len(pieces) > _MAX_ITEMS:
             break
-    return _distinct(item for piece in pieces[:_MAX_ITEMS] for item in _parted(piece, whole))
+    return _plain(item for piece in pieces[:_MAX_ITEMS] for item in _parted(piece, whole))
 
 
 def _at_numbers(line: str) -> list[str]:
@@ -134,18 +135,19 @@ def _at_numbers(line: str) -> list[str]:
 
 
 def _parted(piece: str, whole: frozenset[str]) -> list[str]:
-    return [piece] if set(_distinct([piece])) <= whole else _AND.split(piece)
+    return [piece] if set(_plain([piece])) <= whole else _AND.split(piece)
 
 
 def _gold(reference: Any) -> list[str]:
-    return split_items(reference) if isinstance(reference, str) else _distinct(map(str, reference or ()))
+    items = split_items(reference) if isinstance(reference, str) else _plain(map(str, reference or ()))
+    return list(dict.fromkeys(items))
 
 
-def _distinct(items: Any) -> list[str]:
-    plain = (" ".join(str(item).split()).strip("\"'`.*").casefold() for item in items)
-    return list(dict.fromkeys(item for item in plain if item))
+def _plain(items: Iterable[str]) -> list[str]:
+    plain = (" ".join(item.split()).strip("\"'`.*").casefold() for item in items)
+    return [item for item in plain if item]
 
 
 def _gain(items: Sequence[str], gold: Sequence[str]) -> float:
     worth = {item: len(gold) - place for place, item in enumerate(gold)}
-    return sum(worth.get(item, 0) / math.log2(place + 2) for place, item in enumerate(items))
+    return sum(worth.pop(item, 0) / math.log2(place + 2) for place, item in enumerate(items))

@@ -26,6 +26,8 @@ _MEASURE = re.compile(
     r"(?:\\?%\s*+|(?<=\s)[A-Za-z.\d][A-Za-z.\d\s]*+)?)\}"
 )
 _UNIT_AND = re.compile(r"\\text\s*+\{(\s*+[A-Za-z]{1,20})\s++and\s*+\}")
+# Words in a font that "and" joins are a list, as they are without the font.
+_WORDS_AND = re.compile(_FONT + r"\{((?:\s*+[A-Za-z]{1,20}(?:,|(?=[\s}]))){1,12}\s*+)\}")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(
     r"(?<![\d.,])(\d{1,12}(?:,\d{3}){0,5}+(?:\.\d{1,12})?)\s*+(\\text\s*+\{|\\mathrm\s*+\{)?"
@@ -84,7 +86,7 @@ def _in_fonts(text: str) -> str:
     if "\\text" in text or "\\m" in text or "\\operatorname" in text:
         text = _NUMERAL.sub(r" \1 ", _NO_WORDS.sub(" ", text)).strip()
         text = _UNIT_AND.sub(r"\\text{\1} \\text{ and }", text) if " and" in text else text
-        whole = _MEASURE.fullmatch(text)
+        whole = _MEASURE.fullmatch(text) or (_WORDS_AND.fullmatch(text) if " and " in text else None)
         if whole is not None:
             text = whole[1].strip()
     if "\\dot" in text:

@@ -203,6 +203,14 @@ def test_listing_everything_or_the_same_thing_gains_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    "answer",
+    ["BRCA1, TP53, KRAS, BRCA1", "BRCA1, TP53, KRAS</answer> or else <answer>KRAS, TP53, BRCA1"],
+)
+def test_a_second_order_behind_the_first_is_another_list(answer: str) -> None:
+    assert ranked(answer).status is WRONG
+
+
+@pytest.mark.parametrize(
     ("tokens", "score"), [(0, 0.0), (800, 0.0), (900, -0.5), (1000, -1.0), (5000, -1.0), (801, -0.005)]
 )
 def test_length_is_daposs_soft_punishment(tokens, score) -> None:
