@@ -314,13 +314,13 @@ def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> Non
     bad = [*good, {"prompt": "41", "answer": "forty-one"}]
     result = check_rows_of(config, bad)
     assert result.exit_code == 0, result.output
-    assert "answer: 40 of 41 gold answers" in result.stdout
-    assert "rows.jsonl:40: reference 'forty-one'" in result.stdout and "not a number" in result.stdout
+    assert "look at them: 40 of 40 are `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
+    assert "rows.jsonl:40: 'forty-one': " in result.stdout and "not a number" in result.stdout
     assert check_rows_of(config, bad, "--strict").exit_code == 1
     assert check_rows_of(config, good, "--strict").exit_code == 0
 
     result = check_rows_of(config, bad, "--gold-limit", "7")
-    assert "7 of 41 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
+    assert "7 of 40 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
     assert "gold answers" not in check_rows_of(config, bad, "--gold-limit", "0").stdout
 
 
