@@ -314,9 +314,8 @@ def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> Non
     bad = [*good, {"prompt": "41", "answer": "forty-one"}]
     result = check_rows_of(config, bad)
     assert result.exit_code == 0, result.output
-    assert "training data: 1 of 41 (2.4%) reference answers cannot be used" in result.stdout
-    assert "answer: 40 of 40 gold answers" in result.stdout
-    assert "rows.jsonl:40" in result.stdout and "not a number" in result.stdout
+    assert "look at them: 40 of 40 are `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
+    assert "rows.jsonl:40: 'forty-one': " in result.stdout and "not a number" in result.stdout
     assert check_rows_of(config, bad, "--strict").exit_code == 1
     assert check_rows_of(config, good, "--strict").exit_code == 0
 
