@@ -18,6 +18,7 @@ from rewards.assert_tests import modules_lacking, program_names, surely_called
 from rewards.code_blocks import complete_program, extract_code
 from rewards.code_golds import gold_programs
 from rewards.code_tests import read_tests
+from rewards.thinking import thinking_tags
 from rewards.verdict import Verdict
 from sandbox import (
     AssertTest,
@@ -74,6 +75,7 @@ class CodeVerifier:
         concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
         solution_column: the rows' column with right programs, for the check of gold answers; None looks for those that
             published data sets have, the empty text for none.
+        thinking: the reasoning tags; a program is looked for behind them (`rewards.thinking.thinking_tags`).
 
     Raises:
         ValueError: an option that is not one, or out of range.
@@ -92,10 +94,12 @@ class CodeVerifier:
     preload: Sequence[str] = ("numpy",)
     concurrent_programs: int | None = None
     solution_column: str | None = None
+    thinking: Sequence[str | Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", _language(self.language))
         object.__setattr__(self, "level", _level(self.level))
+        thinking_tags(self.thinking)
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -144,7 +148,7 @@ class CodeVerifier:
             IsolationError: this machine cannot give the configured isolation.
         """
         tests = self._tests(reference, prompt)
-        code = extract_code(completion, self.language, _names(tests))
+        code = extract_code(completion, self.language, _names(tests), thinking_tags(self.thinking))
         if code is None:
             return verdict.unparseable(f"no complete {self.language.value} block")
         chosen = _spread(tests, self.max_tests)

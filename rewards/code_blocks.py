@@ -5,12 +5,14 @@ Completions are hostile text: every search here is linear.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rewards.assert_tests import readable_prompt
+from rewards.thinking import DEFAULT_TAGS, Tags
 from sandbox import Language
 
 _ALIASES = {
@@ -21,11 +23,6 @@ _ALIASES = {
 }
 # A fence may stand on the line of a list's marker, as the first thing of the item.
 _LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
-# What opens reasoning, and what closes it.
-_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
-_CLOSING = frozenset(_TAGS.values())
-# A tag in quotation marks is spoken about.
-_THINKING_TAG = re.compile(rf"(?<![`'\"])(?:{'|'.join(map(re.escape, (*_TAGS, *_CLOSING)))})(?![`'\"])")
 _DEEPER = 3  # blanks by which a closing fence may be indented more than the opening one
 
 
@@ -63,7 +60,14 @@ class _Block:
     code: str
 
 
-def _blocks(lines: Sequence[str], aliases: set[str], thought: bool) -> list[_Block] | None:
+@functools.lru_cache(maxsize=16)
+def _any_tag(tags: Tags) -> re.Pattern[str]:
+    """Any of the tags, but not in quotation marks, where it is only spoken about."""
+    either = "|".join(re.escape(tag) for pair in tags for tag in pair)
+    return re.compile(rf"(?<![`'\"])(?:{either})(?![`'\"])" if either else r"(?!)")
+
+
+def _blocks(lines: Sequence[str], aliases: set[str], tags: Tags, thought: bool) -> list[_Block] | None:
     """The complete blocks behind the reasoning; None where reasoning never ended.
 
     Tags of reasoning count outside of blocks only. Reasoning whose opening tag stands in the prompt may break off
@@ -72,8 +76,10 @@ def _blocks(lines: Sequence[str], aliases: set[str], thought: bool) -> list[_Blo
     Args:
         lines: of the completion.
         aliases: names of the language.
+        tags: those that open and close reasoning.
         thought: whether the end of the reasoning is known to lie before these lines.
     """
+    openings, closings = {pair[0] for pair in tags}, {pair[1] for pair in tags}
     blocks: list[_Block] = []
     opening: _Fence | None = None
     content: list[str] = []
@@ -84,9 +90,9 @@ def _blocks(lines: Sequence[str], aliases: set[str], thought: bool) -> list[_Blo
             if fence is not None and fence.closes(opening):
                 blocks.append(_Block(opening.tag, "\n".join([*content, ""]) if content else "\n"))
                 opening = None
-            elif not thought and line.strip() in _CLOSING:
+            elif not thought and line.strip() in closings:
                 thought = True
-                later = _blocks(lines[number + 1 :], aliases, True)
+                later = _blocks(lines[number + 1 :], aliases, tags, True)
                 if later is not None and any(block.tag in aliases for block in later):
                     return later
                 content.append(_dedented(line, opening.indent))
@@ -94,9 +100,9 @@ def _blocks(lines: Sequence[str], aliases: set[str], thought: bool) -> list[_Blo
                 content.append(_dedented(line, opening.indent))
             continue
         after = 0
-        for tag in _THINKING_TAG.finditer(line):
+        for tag in _any_tag(tags).finditer(line):
             after = tag.end()
-            if tag.group() in _TAGS:
+            if tag.group() in openings:
                 thinking = True
             elif thinking or not thought:
                 thinking, thought = False, True
@@ -114,7 +120,9 @@ def _dedented(line: str, indent: int) -> str:
     return line[min(indent, blanks) :]
 
 
-def extract_code(completion: str, language: Language, names: Sequence[str] = ()) -> str | None:
+def extract_code(
+    completion: str, language: Language, names: Sequence[str] = (), tags: Tags = DEFAULT_TAGS
+) -> str | None:
     """The last complete fenced block of `language`, or the last without a language; None where there is neither.
 
     Where some blocks define what the tests call, the last of these is taken: an example of its use may follow it.
@@ -126,8 +134,9 @@ def extract_code(completion: str, language: Language, names: Sequence[str] = ())
         completion: what the model wrote.
         language: of the program.
         names: functions and classes that the tests call, where they are known.
+        tags: those that open and close reasoning (`rewards.thinking`).
     """
-    blocks = _blocks(completion.split("\n"), _ALIASES[language], False)
+    blocks = _blocks(completion.split("\n"), _ALIASES[language], tags, False)
     if not blocks:
         return None
     tagged = [block.code for block in blocks if block.tag in _ALIASES[language]]

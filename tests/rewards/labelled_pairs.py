@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
 # Share of the corpus that no rule was tuned on, by the hash of the pair.
@@ -42,6 +44,25 @@ def read_third() -> Iterator[Pair]:
     """The third set: pairs that a reviewer wrote to break the verifier, which was then mended against them."""
     known = {(pair.gold, pair.answer) for pair in (*read_pairs(), *read_second())}
     yield from (pair for pair in _read("third_") if (pair.gold, pair.answer) not in known)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A labelled completion for any built-in verifier: whether it is to be accepted for `gold`."""
+
+    verifier: str
+    kind: str
+    gold: Any
+    answer: str
+    expected: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_fourth() -> Iterator[Row]:
+    """The fourth set: 300 rows that a reader of docs/verifiers.md wrote, who had seen neither code nor other sets."""
+    for line in (CORPUS / "fourth.jsonl").read_text(encoding="utf-8").splitlines():
+        yield Row(**json.loads(line))
 
 
 def _read(prefix: str) -> Iterator[Pair]:

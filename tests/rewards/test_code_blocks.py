@@ -7,6 +7,7 @@ import time
 import pytest
 
 from rewards.code_blocks import complete_program, extract_code
+from rewards.thinking import thinking_tags
 from sandbox import Language
 
 
@@ -78,6 +79,13 @@ def test_code_keeps_its_lines_and_loses_the_fences_indentation(text: str, expect
 )
 def test_only_tags_of_reasoning_end_it(text: str, expected: str | None) -> None:
     assert extract_code(text, Language.PYTHON) == expected
+
+
+def test_reasoning_tags_of_ones_own_and_of_known_models() -> None:
+    text = "<plan>" + fenced("x = 1") + "</plan>" + "no code"
+    assert extract_code(text, Language.PYTHON) == "x = 1\n"
+    assert extract_code(text, Language.PYTHON, tags=thinking_tags(["plan"])) is None
+    assert extract_code(text.replace("plan", "reasoning"), Language.PYTHON) is None
 
 
 def test_an_example_behind_the_solution_is_not_the_program() -> None:

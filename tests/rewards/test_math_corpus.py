@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from hostile_answers import hostile_completions, hostile_pairs
-from labelled_pairs import read_pairs, read_second, read_third
+from labelled_pairs import Row, read_fourth, read_pairs, read_second, read_third
 
+from rewards.build import build_verifier
 from rewards.math import Math
 from rewards.verdict import Status, Verdict
 
@@ -17,6 +18,12 @@ PAIRS = list(read_pairs())
 SECOND = list(read_second())
 THIRD = list(read_third())
 VERIFY = Math()
+
+
+@pytest.mark.parametrize("row", list(read_fourth()), ids=lambda row: row.kind)
+def test_the_fourth_set(row: Row) -> None:
+    verdict = build_verifier(row.verifier, row.options)(row.answer, row.gold, row.prompt)
+    assert (verdict.status is Status.CORRECT) == row.expected and not verdict.status.failed, (row, verdict)
 
 
 def verdicts() -> list[Verdict]:
