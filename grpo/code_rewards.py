@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from grpo.terminal import literal
 from rewards.code import CodeVerifier
 from sandbox import IsolationError, IsolationLevel, Sandbox, bounds, readable_by_programs
 
@@ -91,8 +92,8 @@ def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table 
     for item in isolation.missing:
         table.add_row("missing", f"{item.layer}: {item.reason}. To have it: {item.remedy}")
     for bound in bounds(isolation):
-        kind = "bound" if bound.is_bound else "[yellow]promise, not a bound[/]"
-        table.add_row(bound.limit, f"{kind}: {bound.how}")
+        kind, style = ("bound", "") if bound.is_bound else ("promise, not a bound", "yellow")
+        table.add_row(bound.limit, literal(f"{kind}: {bound.how}", style))
     if isolation.level < IsolationLevel.FULL:
         table.add_row("", "docs/sandbox.md tells what each level holds")
     return table
