@@ -83,7 +83,8 @@ def check_gold_answers(
     sound = not failures and not unusable and all(report.sound for report in reports.values())
     sound = sound and not any(report.stopped for report in references.values())
     _print_headline(failures, references, reports, console, sound=sound)
-    console.print(literal(_how_many(len(chosen), len(rows), limit), "dim"))
+    if rows:
+        console.print(literal(_how_many(len(chosen), len(rows), limit), "dim"))
     for what, report in references.items():
         _show_references(what, report, console)
     for name, found in reports.items():

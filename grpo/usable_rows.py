@@ -100,7 +100,10 @@ def usable_rows(
         for what, rows in parts.items():
             report = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
             if (refusal := too_many(what, report, verification, keys)) is not None:
-                problems.append(refusal)
+                problems.append(
+                    f"{refusal}: {_first(report.unusable)}. Mend these rows, name another column with "
+                    f"{keys.reference}, or raise the share to leave them out"
+                )
             elif report.unusable:
                 lines.append(told(what, report))
             if report.stopped:
@@ -155,9 +158,7 @@ def too_many(
         return None
     return (
         f"{what} data: {len(report.unusable):,} of {report.rows:,} reference answers cannot be used "
-        f"({report.share:.1%}), above {keys.section}max_unusable_share={verification.max_unusable_share:g}: "
-        f"{_first(report.unusable)}. Mend these rows, name another column with {keys.reference}, or raise the share to "
-        "leave them out"
+        f"({report.share:.1%}), above {keys.section}max_unusable_share={verification.max_unusable_share:g}"
     )
 
 
