@@ -19,7 +19,7 @@ _LETTER = re.compile(
 )
 _ANOTHER = re.compile(
     r"^(?:,|;|/|&|or\b|and\b) *(?:(?:or|and|maybe|possibly|perhaps|option) +)*\(?[A-Ja-j]\b(?!['\u2019])"
-    r"|^(?:,|;|/|&|or\b|and\b)$|\( *[A-J] *\)|\b[A-J]\)|\b(?:or|and) +[A-J]\b"
+    r"|^(?:,|;|/|&|or\b|and\b)$|\( *[A-J] *\)|\b[A-J]\)|\b(?:[Oo]r|and) +[A-J]\b"
 )
 _A_LETTER = re.compile(r"\b[A-J]\b")
 # A remark that says why the other letters are wrong names no second answer.

@@ -150,7 +150,10 @@ class Judge(FamilyJudge):
             return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
-        if self.conventions.ordered or (kind == other_kind == "list" and self._name_different_things(items, others)):
+        named = kind == other_kind == "list" and self._name_different_things(items, others)
+        if named and _has_names(gold) and _has_names(answer):
+            return False  # "x = 2, x = 3" says nothing of y
+        if named or self.conventions.ordered:
             return len(items) == len(others) and all(self.same(a, b) for a, b in zip(items, others, strict=True))
         if self._matched(items, others):
             return True
@@ -249,6 +252,10 @@ def _may_be_family(node: Node) -> bool:
 
 def _is_pieces(node: Node) -> TypeGuard[Sequence]:
     return isinstance(node, Sequence) and node.brackets == "cases"
+
+
+def _has_names(node: Node) -> bool:
+    return isinstance(node, Sequence) and any(isinstance(item, Relation) for item in node.items)
 
 
 def _is_interval(node: Node) -> bool:

@@ -36,6 +36,10 @@ def after_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 def _closing(text: str, start: int, end: int | None = None) -> int:
     """Index of the brace that closes the group opened just before `start`, or -1."""
+    first = text.find("}", start, end)
+    within = text[start:first]
+    if first < 0 or ("{" not in within and "\\" not in within):
+        return first
     depth = 1
     for match in _BRACE.finditer(text, start, len(text) if end is None else end):
         token = match.group()
@@ -48,6 +52,16 @@ def _closing(text: str, start: int, end: int | None = None) -> int:
     return -1
 
 
+def _box_before(text: str, end: int, least: int = 0) -> int:
+    r"""Where the last `\boxed` or `\fbox` before `end` begins, or -1."""
+    while (end := text.rfind("box", least, end)) >= 0:
+        if text.startswith("\\boxed", end - 1):
+            return end - 1
+        if text.startswith("\\fbox", end - 2):
+            return end - 2
+    return -1
+
+
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
@@ -57,7 +71,7 @@ def last_box(text: str) -> str | None:
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
-        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+        start = _box_before(text, end)
         if start < 0:
             return None
         opening = _BOX.match(text, start)
@@ -75,7 +89,7 @@ def last_box(text: str) -> str | None:
 
 def has_unclosed_box(text: str) -> bool:
     r"""True where the last `\boxed{` is never closed: an answer was begun there, and nothing else stands for it."""
-    openings = list(_BOX.finditer(text, max(text.rfind("\\boxed"), text.rfind("\\fbox"), 0)))
+    openings = list(_BOX.finditer(text, max(_box_before(text, len(text)), 0)))
     return bool(openings) and _closing(text, openings[-1].end()) < 0
 
 
@@ -83,10 +97,10 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
     """Join to `content` the boxes directly before `start` that are values of the same answer."""
     values, names = [content], []
     while len(values) < _MOST_JOINED:
-        previous = max(text.rfind("\\boxed", 0, start), text.rfind("\\fbox", 0, start))
-        opening = _BOX.match(text, previous) if previous >= 0 else None
         # Only a short distance is looked at: neighbours are neighbours.
-        if opening is None or start - previous > _NEAR:
+        previous = _box_before(text, start, max(0, start - _NEAR))
+        opening = _BOX.match(text, previous) if previous >= 0 else None
+        if opening is None:
             break
         close = _closing(text, opening.end(), start)
         joined = link(text[close + 1 : start]) if close >= 0 else None
@@ -119,7 +133,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
     joined by commas; the same one told twice is told once.
     """
     # Not by searching text.lower(): lower case may be longer than the text, and its places are not the text's.
-    marks = list(_ANSWER_TAG.finditer(text))
+    marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0
     for at in range(len(marks) - 1, 0, -1):

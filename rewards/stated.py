@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.corrections import put_right, without_preface
+from rewards.corrections import doubts_the_last, put_right, without_preface
 from rewards.find import tagged_answer
 from rewards.nouns import PHRASE, noun
 from rewards.prose import (
@@ -37,6 +37,8 @@ _MARK = re.compile(
     rf"|\b(?:{_OTHER_TONGUES})\*{{0,2}}[ \t]{{0,9}}[:\uff1a]\*{{0,2}}[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
+# A text without any of these in lower case has no mark.
+_MARK_WORDS = ("####", "answer", "\u7b54\u6848", *_OTHER_TONGUES.lower().split("|"))
 # A heading states what stands below it where that is a value, and not a paragraph.
 _MOST_BELOW_HEADING = 80
 # "This answer is correct" states nothing; "this answer is wrong" takes back what was stated before.
@@ -121,7 +123,7 @@ def stated(text: str) -> str | None:
     """
     tail = text[-_TAIL:]
     tagged = tagged_answer(tail)
-    marks = [mark for mark in _MARK.finditer(tail) if tagged is None or mark.start() >= tagged[1]]
+    marks = [mark for mark in _marks(tail) if tagged is None or mark.start() >= tagged[1]]
     least = 1 if tagged is None else 0
     while len(marks) > least and _APPROVAL.match(tail, marks[-1].end()):
         marks.pop()
@@ -131,13 +133,24 @@ def stated(text: str) -> str | None:
         return _statement(tail, marks[-1])
     if tagged is None:
         return None
-    inner = list(_MARK.finditer(tagged[0]))
+    inner = _marks(tagged[0])
     return _statement(tagged[0], inner[-1]) if inner else tagged[0]
+
+
+def _marks(text: str) -> list[re.Match[str]]:
+    """The marks of an answer, looked for from the first line that has a word of one."""
+    low = text.lower()
+    places = [at for at in map(low.find, _MARK_WORDS) if at >= 0]
+    if not places:
+        return []
+    # Where lower case is longer, as of a dotted capital I, its places are not the text's.
+    begin = text.rfind("\n", 0, min(places)) + 1 if len(low) == len(text) else 0
+    return list(_MARK.finditer(text, begin))
 
 
 def line_stated(text: str) -> str:
     """The rest of the line behind the last mark of an answer; empty where there is no mark."""
-    marks = list(_MARK.finditer(text[-_TAIL:]))
+    marks = _marks(text[-_TAIL:])
     return text[-_TAIL:][marks[-1].end() :].partition("\n")[0] if marks else ""
 
 
@@ -230,6 +243,8 @@ def last_sentence(text: str) -> str | None:
     sentence = without_preface(pieces[-1].strip() if pieces else lines[-1])
     if _REFUSAL.search(sentence) or sentence.rstrip(" *").endswith("?"):
         return None
+    if len(pieces) > 1 and NUMBER.search(pieces[-2]) and doubts_the_last(sentence):
+        return None  # "It is 5. Hmm, maybe 6."
     bare = sentence.strip(" *`").rstrip(".").removeprefix("- ")
     if _BARE.fullmatch(bare) and any(map(str.isdigit, bare)) and "$" not in bare and not _MEASURED.search(bare):
         return _last_side(bare) or None
