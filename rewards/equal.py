@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import TypeGuard
 
-from rewards.conventions import Conventions
+from rewards.conventions import DEFAULT, Conventions
 from rewards.equal_families import FamilyJudge
 from rewards.equal_values import is_set
 from rewards.families import FAMILY, both_signs, has_sign
@@ -30,7 +30,6 @@ from rewards.regions import infinite
 from rewards.spelled import without_echo
 from rewards.vectors import plain_vector
 
-DEFAULT = Conventions()
 _TUPLES = frozenset(("()", "[]", "[)", "(]", "<>"))
 _BETWEEN_WORDS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from rewards.between import Link, link, name_before, together
-from rewards.thinking import DEFAULT_TAGS, Tags, without_thinking
+from rewards.prose import negated
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -19,7 +19,6 @@ _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
 )
 # What around a number makes another one of it, or none.
-_NEGATED = re.compile(r"\b(?:negative|minus)\s{1,3}$", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
 # A box further back than this many unclosed ones is not looked for, so that a text of nothing but "\boxed{" stays
@@ -27,11 +26,6 @@ _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lak
 _UNCLOSED_BOXES_TRIED = 4
 # Values of one answer are near each other, and few.
 _NEAR, _MOST_JOINED = 300, 16
-
-
-def after_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the last closing tag; the whole text where there are no tags; None where thinking never ended."""
-    return without_thinking(text, tags)
 
 
 def _closing(text: str, start: int, end: int | None = None) -> int:
@@ -161,11 +155,12 @@ def hash_mark(text: str) -> str | None:
     return None
 
 
-def marked_answer(solution: str) -> str | None:
-    """The answer that a worked solution of a data set marks: after its last `####`, or in its last box; else None."""
-    if "####" in solution:
-        return hash_mark(solution)
-    return last_box(solution) if "\\boxed" in solution or "\\fbox" in solution else None
+def marked_answer(reference: str) -> str:
+    """The answer that a data set's worked solution marks, after its last `####` or in its last box; else all of it."""
+    if "####" not in reference and "box" not in reference:
+        return reference
+    marked = hash_mark(reference) if "####" in reference else last_box(reference)
+    return reference if marked is None else marked
 
 
 def last_number(text: str) -> str | None:
@@ -182,6 +177,6 @@ def last_number(text: str) -> str | None:
     before, number = tail[max(0, found.start() - 24) : found.start()], found.group()
     scale = _SCALE.match(tail, found.end())
     number += scale.group() if scale is not None else ""
-    if _NEGATED.search(before) and number[0].isdigit():
+    if negated(tail, found.start()) and number[0].isdigit():
         return "-" + number
     return "not " + number if _DENIED.search(before) else number

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from rewards.exact import PLACES, check_places
+from rewards.exact import check_places, first_place
 from rewards.stated import line_stated
 from rewards.thinking import final_text, thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
@@ -83,17 +83,14 @@ class OrderedList:
 
     def _list_text(self, completion: str) -> str | None:
         """The text of the list; under "Answer:" all its lines, where the first is one of a list."""
-        text = final_text(completion, self.tags)
-        if text is None:
-            return None
-        for place in self.find:
-            found = PLACES[place](text)
-            if found is not None:
-                if place == "stated" and len(_at_numbers(line := line_stated(text))) > 1:
-                    return line
-                below = _lines_below(text) if place == "stated" else ""
-                return below if below and found.strip() in below else found
-        return None
+        place, content = first_place(completion, self.find, self.tags)
+        if place != "stated" or content is None:
+            return content
+        text = final_text(completion, self.tags) or ""
+        if len(_at_numbers(line := line_stated(text))) > 1:
+            return line
+        below = _lines_below(text)
+        return below if below and content.strip() in below else content
 
 
 def _lines_below(text: str) -> str:

@@ -223,7 +223,6 @@ class AnswerParser(EnvironmentParser):
 
     def braces(self) -> Node:
         """Plain braces: a group, or a set whose braces were not escaped."""
-        start = self.at
         self.need("{")
         if self.take("}"):
             raise Unreadable("empty braces")
@@ -233,8 +232,6 @@ class AnswerParser(EnvironmentParser):
         self.need("}")
         if isinstance(inner, Sequence) and inner.brackets == "":
             return Sequence("{}", inner.items)
-        if not isinstance(inner, Expression) and start == 0:
-            return inner
         return inner
 
     def cell(self) -> Node:

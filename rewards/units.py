@@ -37,6 +37,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "USD cent": ("1/100", "cent cents"),
     "EUR": ("1", "euro euros EUR"),
     "GBP": ("1", "GBP"),
+    "JPY": ("1", "JPY yen"),
     "INR": ("1", "INR rupee rupees"),
     "newton": ("1", "N newton newtons"),
     "joule": ("1", "J joule joules"),
@@ -85,8 +86,6 @@ def read_unit(text: str) -> Unit | None:
     if phrase:
         text = _OF.sub(r"\1", (noun(text) or "")).translate(_JOINED)
     text = _SHORT.get(text, text)
-    if text == "times":  # how often something happens
-        return Unit(Fraction(1), (("time", 1),))
     if not text or len(text) > _MAX_LENGTH:
         return None
     powers: dict[str, int] = {}
