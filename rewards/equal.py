@@ -10,7 +10,7 @@ from typing import TypeGuard
 from rewards.conventions import DEFAULT, Conventions
 from rewards.equal_families import FamilyJudge
 from rewards.equal_values import is_set
-from rewards.families import FAMILY, both_signs, has_sign
+from rewards.families import both_signs, has_sign, is_family
 from rewards.nodes import (
     Apply,
     Bound,
@@ -85,7 +85,7 @@ class Judge(FamilyJudge):
         gold, answer = _spread(gold), _spread(answer)
         if isinstance(gold, Text) or isinstance(answer, Text):
             return isinstance(gold, Text) and isinstance(answer, Text) and self._same_words(gold.words, answer.words)
-        if (_is_family(gold) or _is_family(answer)) and _may_be_family(gold) and _may_be_family(answer):
+        if (is_family(gold) or is_family(answer)) and _may_be_family(gold) and _may_be_family(answer):
             return self._same_family(gold, answer)
         if isinstance(gold, Expression) and isinstance(answer, Expression):
             if isinstance(gold, Bound) or isinstance(answer, Bound):
@@ -238,10 +238,6 @@ class Judge(FamilyJudge):
             else:
                 return False
         return True
-
-
-def _is_family(node: Node) -> bool:
-    return isinstance(node, Bound) and node.op == FAMILY
 
 
 def _may_be_family(node: Node) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rewards import find as places
 from rewards.exact import check_places, first_place
+from rewards.latex_text import FONT
 from rewards.nouns import noun
 from rewards.thinking import thinking_tags
 from rewards.units import UNITS
@@ -22,7 +23,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 }
 # Digits beyond this are no answer to a question a person asked, and quadratic to convert.
 MAX_CHARACTERS = 400
-_TEXT = re.compile(r"\\(?:text|textbf|textrm|textnormal|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\\[,;: ]|\\quad\b|~")
+_TEXT = re.compile(FONT.pattern + r"|\\[,;: ]|\\quad\b|~")
 _DROPPED = re.compile(
     r"\\left|\\right|\\!\s*|\\?\$|\\[()\[\]]|[\u20ac\u00a3\u00a5\u20b9]|(?<=\d)\{(?=,\})|(?<=,)\}(?=\d)"
 )

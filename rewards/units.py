@@ -73,7 +73,7 @@ _PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
 _MAX_LENGTH = 80
 # A litre of milk is a litre; "push-ups" are one word.
 _OF = re.compile(rf"^((?:(?:square|sq\.?|cubic) )?(?:{'|'.join(sorted(UNITS, key=len, reverse=True))})) of .*$")
-_JOINED = str.maketrans("", "", "-'\u2019")
+JOINED = str.maketrans("", "", "-'\u2019")
 
 
 def read_unit(text: str) -> Unit | None:
@@ -84,7 +84,7 @@ def read_unit(text: str) -> Unit | None:
     text = text.strip()
     phrase = PHRASE.fullmatch(" ".join(text.split())) is not None
     if phrase:
-        text = _OF.sub(r"\1", (noun(text) or "")).translate(_JOINED)
+        text = _OF.sub(r"\1", (noun(text) or "")).translate(JOINED)
     text = _SHORT.get(text, text)
     if not text or len(text) > _MAX_LENGTH:
         return None
