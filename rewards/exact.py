@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rewards import find as places
-from rewards.stated import last_sentence, stated
+from rewards.last_sentence import last_sentence
+from rewards.stated import stated
 from rewards.thinking import Tags, final_text, thinking_tags
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 

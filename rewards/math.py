@@ -36,12 +36,13 @@ from rewards.conventions import Conventions
 from rewards.equal import Undecided, equal, undecidable
 from rewards.evaluate import precise
 from rewards.exact import check_places
+from rewards.last_sentence import last_sentence
 from rewards.latex_text import MAX_ANSWER, normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
 from rewards.restated import is_restated
-from rewards.stated import last_sentence, stated
+from rewards.stated import stated
 from rewards.thinking import final_text, thinking_tags
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from rewards.find import answer_tag, hash_mark, last_box, last_number
-from rewards.stated import last_sentence, stated
+from rewards.last_sentence import last_sentence
+from rewards.stated import stated
 from rewards.thinking import without_thinking
 
 
