@@ -15,6 +15,7 @@ from rewards.format import Format
 from rewards.math import Math
 from rewards.numeric import Numeric, rational
 from rewards.ordered_list import OrderedList
+from rewards.spelled import number_of
 from rewards.thinking import final_text
 from rewards.verdict import Status
 
@@ -193,6 +194,15 @@ def test_a_unit_or_a_noun_behind_a_number_changes_nothing_and_other_words_do(for
 )  # fmt: skip
 def test_rational(text, value) -> None:
     assert rational(text) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [("twenty-five", 25), ("one hundred and five", 105), ("two hundred twelve thousand ten", 212010), ("fifty", 50),
+     ("five ten", None), ("one two", None), ("fifty twenty", None), ("ten five", None), ("hundred", None)],
+)  # fmt: skip
+def test_numbers_in_words(words, number) -> None:
+    assert number_of(words) == number
 
 
 def test_the_last_number_with_what_changes_it() -> None:
