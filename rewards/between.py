@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_FONT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mbox)\s{0,3}\{([^{}]{0,200})\}")
+from rewards.latex_text import FONT
+
 _NAME = r"(?:\\[a-z]{2,8}|[A-Za-z]{1,3})(?:_(?:\w|\{\w{1,8}\}))?'?(?:\(\w{1,4}\))?"
 _NAMED = re.compile(rf"(?<![\w\\}})])({_NAME})\s{{0,3}}(?:=|\\approx\b|\u2248)\s{{0,3}}")
 _NAMED_BEFORE = re.compile(rf"(?<![\w\\}}).+*/^-])({_NAME})\s{{0,3}}(?:=|\\approx|\u2248)[\s$]{{0,3}}$")
@@ -46,7 +47,7 @@ class Link:
 
 def link(between: str) -> Link | None:
     """How the text between two values joins them; None where it does not."""
-    plain = _FONT.sub(r" \1 ", between) if "{" in between else between
+    plain = FONT.sub(r" \1 ", between) if "{" in between else between
     at, name, worded = 0, "", False
     while at < len(plain):
         if word := _CONNECTIVE.match(plain, at) or _PART.match(plain, at) or _ANOTHER.match(plain, at):

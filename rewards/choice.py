@@ -93,5 +93,5 @@ def _gold_letter(reference: Any, options: Mapping[str, str]) -> str | None:
     if named is not None:
         return named[0]
     same = next((letter for letter, content in options.items() if plain_text(content) == plain_text(text)), None)
-    marked = marked_answer(text) if same is None else None
-    return _gold_letter(marked, options) if marked is not None and marked != text else same
+    marked = marked_answer(text)
+    return _gold_letter(marked, options) if same is None and marked != text else same

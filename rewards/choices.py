@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from rewards.latex_text import FONT
 from rewards.prose import SENTENCE_END
 
 LETTERS = "ABCDEFGHIJ"
-_MACRO = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s{0,3}\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[,;:! ]|\\q?quad|[~$*`]|\\left|\\right|\\[()\[\]]")
 _LETTER = re.compile(
     r"(?i:(?:the )?(?:correct |right |best )?(?:option|choice|answer)(?: is)?:? *)?"
@@ -19,7 +19,7 @@ _LETTER = re.compile(
 )
 _ANOTHER = re.compile(
     r"^(?:,|;|/|&|or\b|and\b) *(?:(?:or|and|maybe|possibly|perhaps|option) +)*\(?[A-Ja-j]\b(?!['\u2019])"
-    r"|^(?:,|;|/|&|or\b|and\b)$|\( *[A-J] *\)|\b[A-J]\)|\b(?:or|and) +[A-J]\b"
+    r"|^(?:,|;|/|&|or\b|and\b)$|\( *[A-J] *\)|\b[A-J]\)|\b(?:[Oo]r|and) +[A-J]\b"
 )
 _A_LETTER = re.compile(r"\b[A-J]\b")
 # A remark that says why the other letters are wrong names no second answer.
@@ -59,7 +59,7 @@ def letter_of(text: str) -> tuple[str, str] | None:
     `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None where the text names
     no letter, or several.
     """
-    plain = _SPACING.sub(" ", _MACRO.sub(r" \1 ", text[:400])).strip(" .\n\t")
+    plain = _SPACING.sub(" ", FONT.sub(r" \1 ", text[:400])).strip(" .\n\t")
     while plain.startswith("{") and plain.endswith("}"):
         plain = plain[1:-1].strip()
     match = _LETTER.fullmatch(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.prose import SENTENCE_END
+from rewards.prose import NUMBER, SENTENCE_END
 
 _LEAD = r"(?:(?:oh|oops|sorry|wait|hmm+|hm|ah|but|well|ok|okay|hold on|actually)\b[\s,.!;:\u2026\u2014-]{0,5}){0,4}"
 # These take back what was said before.
@@ -32,12 +32,19 @@ _STATES = re.compile(
     r"(?: actually| really| in fact| instead| indeed| just)?:?\s+",
     re.IGNORECASE,
 )
+# Either begins a sentence and doubts the one before, or names a further value in words of its own.
+_OR_ELSE = (
+    rf"^{_LEAD}(?:or,? )?(?:maybe|perhaps|possibly|alternatively|or|otherwise|(?:could|may|might)(?: also)? be"
+    r"|(?:if|unless|in case)\b(?: (?:it|that|this|the|my|answer|is|was|isn['\u2019]t|not|wrong|incorrect|I|am)\b)*)"
+    r",?(?: then)?(?: it(?:['\u2019]s| is))?\s+"
+)
 _ALSO = re.compile(
-    r"(?:\b(?:it|this|that|answer|value)(?: \w+)? (?:could|may|might|can)(?: also| well| possibly| equally)*"
-    r" (?:be|equal)"
-    r"|^(?:or,? )?(?:maybe|perhaps|possibly|alternatively|or),?(?: it(?:['\u2019]s| is))?)\s+",
+    r"\b(?:it|this|that|answer|value)(?: \w+)? (?:could|may|might|can)(?: also| well| possibly| equally)*"
+    rf" (?:be|equal)\s+|{_OR_ELSE}",
     re.IGNORECASE,
 )
+_DOUBTING = re.compile(_OR_ELSE, re.IGNORECASE)
+_ALONE = re.compile(rf"^{_LEAD}(?P<value>(?:{NUMBER.pattern}|\(?[A-J]\)?))[.!*]*$", re.IGNORECASE)
 _VALUE_START = re.compile(r"[-+\u2212$\u20ac\u00a3(\[\\*]{0,4}\s?(?:\d|\\[A-Za-z(]|\$|\u221a|\u03c0|[A-J]\b)")
 _MOST_SENTENCES = 60
 
@@ -51,8 +58,11 @@ def put_right(after: str) -> tuple[bool, str, str]:
     withdrawn, instead, also = False, "", ""
     doubted = False
     for sentence in sentences(after)[:_MOST_SENTENCES]:
-        rest = sentence
-        taken = _WITHDRAWN.search(sentence)
+        taken, rest = _WITHDRAWN.search(sentence), sentence
+        more = _ALSO.search(sentence)
+        if more and _VALUE_START.match(sentence, more.end()) and (not taken or more.start() <= taken.start()):
+            also = sentence[more.end() :]
+            continue
         if taken is not None:
             withdrawn, doubted, instead, also = True, True, "", ""
             rest = sentence[taken.end() :].strip(" ,.;:!\u2014-")
@@ -60,12 +70,17 @@ def put_right(after: str) -> tuple[bool, str, str]:
             doubted = True
         states = list(_STATES.finditer(rest))
         value = rest[states[-1].end() :] if states else rest if taken is not None else ""
+        if doubted and not value and (alone := _ALONE.match(sentence)) is not None:
+            value = alone["value"]
         if doubted and value and (taken is not None or (withdrawn and states) or _VALUE_START.match(value)):
             withdrawn, instead = True, value
-        more = _ALSO.search(sentence)
-        if more is not None and taken is None and _VALUE_START.match(sentence, more.end()):
-            also = sentence[more.end() :]
     return withdrawn, instead, also
+
+
+def doubts_the_last(sentence: str) -> bool:
+    """True of "Or maybe 6", "Could be 6" and "If that is wrong, 6", which make two candidates of the last value."""
+    doubt = _DOUBTING.match(sentence)
+    return doubt is not None and _VALUE_START.match(sentence, doubt.end()) is not None
 
 
 def sentences(text: str) -> list[str]:

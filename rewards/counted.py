@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from rewards.latex_text import FONT
 from rewards.nouns import noun
-from rewards.units import UNITS
+from rewards.parse import FUNCTIONS, GREEK
+from rewards.units import CURRENCY, JOINED, UNITS
 
-_FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname)\s{0,3}\{([^{}]{0,120})\}")
 _COUNTED = re.compile(
     r"(?P<name>[A-Za-z](?:_\w)?\s?=\s?)?(?P<sign>-?)\s?(?P<money>\\?\$|\\pounds|\\euro|[\u20ac\u00a3\u00a5\u20b9])?\s?"
     r"(?P<number>\d[\d,]{0,30}(?:\.\d{1,30})?(?:/\d{1,15})?|\.\d{1,30}|(?:\d{1,15}\s?)?\\[dt]?frac\{\d{1,15}\}\{\d{1,15}\}"
@@ -15,9 +16,8 @@ _COUNTED = re.compile(
     re.DOTALL,
 )
 _NOUN_ENDS = frozenset(")}.")
-_MONEY = {"\u20ac": "euros", "\\euro": "euros", "\u00a3": "GBP", "\\pounds": "GBP", "\u00a5": "JPY", "\u20b9": "rupees"}
-_CURRENCY_NAMES = "dollar dollars usd euro euros eur cents cent gbp pounds bucks rupees inr"
-_CURRENCIES = frozenset(_CURRENCY_NAMES.split())
+_MONEY = {sign: unit.dimensions[0][0] for sign, unit in CURRENCY.items()}
+_CURRENCY_NAMES = frozenset(word.lower() for word, (base, _) in UNITS.items() if base in _MONEY.values()) | {"pounds"}
 _RATES = frozenset(("per", "a", "an", "every"))
 _PERCENT = re.compile(r"(?:percent|pct|percentage|per cent)\.?(?: of .*)?", re.IGNORECASE)
 # Short words that are no product of their letters.
@@ -29,12 +29,7 @@ _SHORT_NAMES = (
 _SHORT_NOUNS = frozenset(_SHORT_NAMES.split())
 _WORD = re.compile(r"[A-Za-z]+")
 _PLURAL = re.compile(r"[A-Z]{2,}s")
-_JOINED = str.maketrans("", "", "-'\u2019")
-_FUNCTIONS = (
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh coth exp gcd lcm max min det alpha beta gamma delta "
-    "theta lambda sigma omega epsilon infty infinity frac cbrt binom floor ceil bmod union"
-)
-_MATHEMATICAL = frozenset(_FUNCTIONS.split())
+_MATHEMATICAL = FUNCTIONS | GREEK | {"infty", "infinity", "frac", "cbrt", "binom", "floor", "ceil", "bmod", "union"}
 
 
 def with_noun(text: str) -> str:
@@ -46,7 +41,7 @@ def with_noun(text: str) -> str:
     if match is None:
         return text
     behind = match["behind"]
-    words = " ".join(_FONT.sub(r" \1 ", behind).split()).replace(" / ", "/")
+    words = " ".join(FONT.sub(r" \1 ", behind).split()).replace(" / ", "/")
     rate = words.startswith("/")
     found = noun(words[1:] if rate else words)
     if found is None or not (rate or behind.startswith(("\\", "(")) or _are_words(words)):
@@ -56,15 +51,15 @@ def with_noun(text: str) -> str:
         return number + "\\%"
     phrase = f"per {found}" if rate else found
     first = phrase.split(" ", 1)[0].lower()
-    if match["money"] and first not in _CURRENCIES:
-        unit = _MONEY.get(match["money"], "dollars")
+    if match["money"] and first not in _CURRENCY_NAMES:
+        unit = _MONEY[match["money"]]
         phrase = f"{unit} per {phrase.split(' ', 1)[1]}" if first in _RATES and " " in phrase else unit
     return f"{number}\\text{{ {phrase}}}" if phrase else number
 
 
 def _are_words(behind: str) -> bool:
     """True where letters without a font are words and not a product of variables."""
-    spelled = _WORD.findall(behind.translate(_JOINED))
+    spelled = _WORD.findall(behind.translate(JOINED))
     words = [word.lower() for word in spelled]
     if any(_PLURAL.fullmatch(word) for word in spelled):  # "CDs"
         return True

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import TypeGuard
 
-from rewards.conventions import Conventions
+from rewards.conventions import DEFAULT, Conventions
 from rewards.equal_families import FamilyJudge
 from rewards.equal_values import is_set
-from rewards.families import FAMILY, both_signs, has_sign
+from rewards.families import both_signs, has_sign, is_family
 from rewards.nodes import (
     Apply,
     Bound,
@@ -30,7 +30,6 @@ from rewards.regions import infinite
 from rewards.spelled import without_echo
 from rewards.vectors import plain_vector
 
-DEFAULT = Conventions()
 _TUPLES = frozenset(("()", "[]", "[)", "(]", "<>"))
 _BETWEEN_WORDS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
@@ -86,7 +85,7 @@ class Judge(FamilyJudge):
         gold, answer = _spread(gold), _spread(answer)
         if isinstance(gold, Text) or isinstance(answer, Text):
             return isinstance(gold, Text) and isinstance(answer, Text) and self._same_words(gold.words, answer.words)
-        if (_is_family(gold) or _is_family(answer)) and _may_be_family(gold) and _may_be_family(answer):
+        if (is_family(gold) or is_family(answer)) and _may_be_family(gold) and _may_be_family(answer):
             return self._same_family(gold, answer)
         if isinstance(gold, Expression) and isinstance(answer, Expression):
             if isinstance(gold, Bound) or isinstance(answer, Bound):
@@ -150,7 +149,10 @@ class Judge(FamilyJudge):
             return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
-        if self.conventions.ordered or (kind == other_kind == "list" and self._name_different_things(items, others)):
+        named = kind == other_kind == "list" and self._name_different_things(items, others)
+        if named and _has_names(gold) and _has_names(answer):
+            return False  # "x = 2, x = 3" says nothing of y
+        if named or self.conventions.ordered:
             return len(items) == len(others) and all(self.same(a, b) for a, b in zip(items, others, strict=True))
         if self._matched(items, others):
             return True
@@ -238,10 +240,6 @@ class Judge(FamilyJudge):
         return True
 
 
-def _is_family(node: Node) -> bool:
-    return isinstance(node, Bound) and node.op == FAMILY
-
-
 def _may_be_family(node: Node) -> bool:
     """True for an expression, and for a tuple or interval, whose ends may have a parameter."""
     return isinstance(node, Expression) or (isinstance(node, Sequence) and node.brackets in _TUPLES)
@@ -249,6 +247,10 @@ def _may_be_family(node: Node) -> bool:
 
 def _is_pieces(node: Node) -> TypeGuard[Sequence]:
     return isinstance(node, Sequence) and node.brackets == "cases"
+
+
+def _has_names(node: Node) -> bool:
+    return isinstance(node, Sequence) and any(isinstance(item, Relation) for item in node.items)
 
 
 def _is_interval(node: Node) -> bool:

@@ -3,7 +3,7 @@ r"""Equality of values with a whole-number parameter, of residue classes, and of
 from __future__ import annotations
 
 from rewards.equal_relations import RelationJudge
-from rewards.families import FAMILY, RESIDUE, at, whole
+from rewards.families import RESIDUE, at, is_family, whole
 from rewards.nodes import Apply, Bound, Expression, Node, Sequence, Symbol, Text, children, free_symbols, rename
 from rewards.parse_environment import OTHERWISE
 from rewards.regions import Region, as_region, rest_of
@@ -16,17 +16,12 @@ class FamilyJudge(RelationJudge):
     """Adds families and pieces to the comparison of relations."""
 
     def _same_family(self, gold: Node, answer: Node) -> bool:
-        ours, theirs = (isinstance(each, Bound) and each.op == FAMILY for each in (gold, answer))
-        if ours and theirs:
-            assert isinstance(gold, Bound) and isinstance(answer, Bound)
-            return self._same_members(at(gold, _SHARED), at(answer, _SHARED))
-        if not isinstance(gold if theirs else answer, (*Expression, Sequence)):
-            return False
-        if ours:
-            assert isinstance(gold, Bound)
+        if not is_family(gold):
+            assert is_family(answer)
+            return self.same(_as_family_of(answer, gold), _as_plain(answer, gold))
+        if not is_family(answer):
             return self.same(_as_plain(gold, answer), _as_family_of(gold, answer))
-        assert isinstance(answer, Bound)
-        return self.same(_as_family_of(answer, gold), _as_plain(answer, gold))
+        return self._same_members(at(gold, _SHARED), at(answer, _SHARED))
 
     def _same_members(self, gold: Node, answer: Node) -> bool:
         """The same body, or the same members counted from another one, or backwards: k pi and (1-k) pi."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rewards import find as places
-from rewards.stated import last_sentence, stated
-from rewards.thinking import DEFAULT_TAGS, Tags, final_text, thinking_tags
+from rewards.last_sentence import last_sentence
+from rewards.stated import stated
+from rewards.thinking import Tags, final_text, thinking_tags
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 
 
@@ -25,23 +26,27 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 }
 
 
-def find_text(completion: str, find: Sequence[str], tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The content of the first place of `find` that is present after the thinking; None where none is."""
+def first_place(
+    completion: str, find: Sequence[str], tags: Tags, places: Mapping[str, Callable[[str], str | None]] = PLACES
+) -> tuple[str, str | None]:
+    """The first place of `find` that is present after the thinking, with its content; None where none is."""
     text = final_text(completion, tags)
-    if text is None:
-        return None
-    return next((answer for answer in (PLACES[place](text) for place in find) if answer is not None), None)
+    for place in find if text is not None else ():
+        content = places[place](text or "")
+        if content is not None:
+            return place, content
+    return "", None
 
 
-def check_places(find: Sequence[str]) -> tuple[str, ...]:
+def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[str, ...]:
     """`find` as a tuple.
 
     Raises:
         ValueError: it is empty or names an unknown place.
     """
-    unknown = [place for place in find if place not in PLACES]
-    if unknown or not find or isinstance(find, str):
-        raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {find!r}")
+    known = tuple(places)
+    if not find or isinstance(find, str) or any(place not in known for place in find):
+        raise ValueError(f"find must name one or more of {', '.join(known)}; got {find!r}")
     return tuple(find)
 
 
@@ -92,7 +97,7 @@ class Exact:
 
     def find_answer(self, completion: str) -> str | None:
         """The final answer's text; None where there is none."""
-        return find_text(completion, self.find, self.tags)
+        return first_place(completion, self.find, self.tags)[1]
 
     def _plain(self, text: str) -> str:
         if not self.strict:

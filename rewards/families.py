@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import TypeGuard
 
 from rewards.nodes import (
     Apply,
@@ -38,6 +39,10 @@ _PHRASE = re.compile(
 )  # fmt: skip
 
 
+def is_family(node: Node) -> TypeGuard[Bound]:
+    return isinstance(node, Bound) and node.op == FAMILY
+
+
 def parameter_in(text: str) -> tuple[str, str] | None:
     r"""`k\pi \text{ where } k \text{ is an integer}` as `k\pi` and `k`; None where no such phrase ends the text."""
     if "integer" not in text and not ("\\in" in text and "Z" in text):
@@ -59,7 +64,7 @@ def family(node: Node, parameter: str) -> Node:
         return Relation((node.sides[0], family(node.sides[1], parameter)), node.ops)
     if parameter not in free_symbols(node):
         raise Unreadable("a parameter that is not in the value")
-    if isinstance(node, Apply) and _signed(node):
+    if has_sign(node):
         return Sequence("", tuple(Bound(FAMILY, parameter, (), each) for each in both_signs(node)))
     return Bound(FAMILY, parameter, (), node)
 
@@ -97,14 +102,12 @@ def both_signs(node: Node) -> tuple[Node, Node]:
 
 def has_sign(node: Node) -> bool:
     """True where a plus-minus can be spread: in an expression, not under a sum or another bound variable."""
-    return isinstance(node, Apply) and _signed(node)
-
-
-def _signed(node: Apply) -> bool:
+    if not isinstance(node, Apply):
+        return False
     if node.op in ("pm", "mp"):
         return True
     for arg in node.args:  # noqa: SIM110  # a generator here would cost more than the rest
-        if isinstance(arg, Apply) and _signed(arg):
+        if has_sign(arg):
             return True
     return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from rewards.between import Link, link, name_before, together
-from rewards.thinking import DEFAULT_TAGS, Tags, without_thinking
+from rewards.prose import negated
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -19,7 +19,6 @@ _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
 )
 # What around a number makes another one of it, or none.
-_NEGATED = re.compile(r"\b(?:negative|minus)\s{1,3}$", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
 # A box further back than this many unclosed ones is not looked for, so that a text of nothing but "\boxed{" stays
@@ -29,13 +28,12 @@ _UNCLOSED_BOXES_TRIED = 4
 _NEAR, _MOST_JOINED = 300, 16
 
 
-def after_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the last closing tag; the whole text where there are no tags; None where thinking never ended."""
-    return without_thinking(text, tags)
-
-
 def _closing(text: str, start: int, end: int | None = None) -> int:
     """Index of the brace that closes the group opened just before `start`, or -1."""
+    first = text.find("}", start, end)
+    within = text[start:first]
+    if first < 0 or ("{" not in within and "\\" not in within):
+        return first
     depth = 1
     for match in _BRACE.finditer(text, start, len(text) if end is None else end):
         token = match.group()
@@ -48,6 +46,16 @@ def _closing(text: str, start: int, end: int | None = None) -> int:
     return -1
 
 
+def _box_before(text: str, end: int, least: int = 0) -> int:
+    r"""Where the last `\boxed` or `\fbox` before `end` begins, or -1."""
+    while (end := text.rfind("box", least, end)) >= 0:
+        if text.startswith("\\boxed", end - 1):
+            return end - 1
+        if text.startswith("\\fbox", end - 2):
+            return end - 2
+    return -1
+
+
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
@@ -57,7 +65,7 @@ def last_box(text: str) -> str | None:
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
-        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+        start = _box_before(text, end)
         if start < 0:
             return None
         opening = _BOX.match(text, start)
@@ -75,7 +83,7 @@ def last_box(text: str) -> str | None:
 
 def has_unclosed_box(text: str) -> bool:
     r"""True where the last `\boxed{` is never closed: an answer was begun there, and nothing else stands for it."""
-    openings = list(_BOX.finditer(text, max(text.rfind("\\boxed"), text.rfind("\\fbox"), 0)))
+    openings = list(_BOX.finditer(text, max(_box_before(text, len(text)), 0)))
     return bool(openings) and _closing(text, openings[-1].end()) < 0
 
 
@@ -83,10 +91,10 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
     """Join to `content` the boxes directly before `start` that are values of the same answer."""
     values, names = [content], []
     while len(values) < _MOST_JOINED:
-        previous = max(text.rfind("\\boxed", 0, start), text.rfind("\\fbox", 0, start))
-        opening = _BOX.match(text, previous) if previous >= 0 else None
         # Only a short distance is looked at: neighbours are neighbours.
-        if opening is None or start - previous > _NEAR:
+        previous = _box_before(text, start, max(0, start - _NEAR))
+        opening = _BOX.match(text, previous) if previous >= 0 else None
+        if opening is None:
             break
         close = _closing(text, opening.end(), start)
         joined = link(text[close + 1 : start]) if close >= 0 else None
@@ -119,7 +127,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
     joined by commas; the same one told twice is told once.
     """
     # Not by searching text.lower(): lower case may be longer than the text, and its places are not the text's.
-    marks = list(_ANSWER_TAG.finditer(text))
+    marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0
     for at in range(len(marks) - 1, 0, -1):
@@ -147,11 +155,12 @@ def hash_mark(text: str) -> str | None:
     return None
 
 
-def marked_answer(solution: str) -> str | None:
-    """The answer that a worked solution of a data set marks: after its last `####`, or in its last box; else None."""
-    if "####" in solution:
-        return hash_mark(solution)
-    return last_box(solution) if "\\boxed" in solution or "\\fbox" in solution else None
+def marked_answer(reference: str) -> str:
+    """The answer that a data set's worked solution marks, after its last `####` or in its last box; else all of it."""
+    if "####" not in reference and "box" not in reference:
+        return reference
+    marked = hash_mark(reference) if "####" in reference else last_box(reference)
+    return reference if marked is None else marked
 
 
 def last_number(text: str) -> str | None:
@@ -168,6 +177,6 @@ def last_number(text: str) -> str | None:
     before, number = tail[max(0, found.start() - 24) : found.start()], found.group()
     scale = _SCALE.match(tail, found.end())
     number += scale.group() if scale is not None else ""
-    if _NEGATED.search(before) and number[0].isdigit():
+    if negated(tail, found.start()) and number[0].isdigit():
         return "-" + number
     return "not " + number if _DENIED.search(before) else number

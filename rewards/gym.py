@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rewards.exact import check_places, find_text
+from rewards.exact import check_places, first_place
 from rewards.thinking import thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 
@@ -52,7 +52,7 @@ class ReasoningGym:
         task = self.task or entry["metadata"].get("source_dataset")
         if not task:
             return error("the row has no metadata['source_dataset'] and the verifier no task")
-        answer = find_text(completion, self.find, self.tags)
+        answer = first_place(completion, self.find, self.tags)[1]
         if answer is None or not answer.strip():
             return unparseable(f"no answer found in {', '.join(self.find)}")
         if task not in self._scorers:

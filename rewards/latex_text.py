@@ -52,6 +52,8 @@ _VULGAR = re.compile("[" + "".join(_FRACTIONS) + "]")
 TEXT_MACROS = (
     "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd|emph|mbox|hbox|mathrm|operatorname"
 )
+# A font with what it holds.
+FONT = re.compile(rf"\\(?:{TEXT_MACROS}|mathbf)\s{{0,3}}\{{([^{{}}]*)\}}")
 _SIZES = re.compile(
     r"\\(?:(?:left|right)\s*\.(?!\d)|(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|rm|bf|it|sf|tt|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"

@@ -35,12 +35,14 @@ from rewards.choices import letter_of
 from rewards.conventions import Conventions
 from rewards.equal import Undecided, equal, undecidable
 from rewards.evaluate import precise
+from rewards.exact import check_places
+from rewards.last_sentence import last_sentence
 from rewards.latex_text import MAX_ANSWER, normalise
 from rewards.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.nodes import Sequence as Items
 from rewards.parse_answer import parse, parse_gold, words
 from rewards.restated import is_restated
-from rewards.stated import last_sentence, stated
+from rewards.stated import stated
 from rewards.thinking import final_text, thinking_tags
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
@@ -87,10 +89,7 @@ class Math:
         decimal_comma: bool | Literal["always"] = True,
         thinking: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
-        unknown = [place for place in find if place not in PLACES]
-        if unknown or not find:
-            raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {list(find)}")
-        self.find, self.problem_column, self.tags = tuple(find), problem_column, thinking_tags(thinking)
+        self.find, self.problem_column, self.tags = check_places(find, PLACES), problem_column, thinking_tags(thinking)
         self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
         self.cache_hits = 0
         precise()  # mpmath takes a fifth of a second to import: before the first verdict, not during it
@@ -250,10 +249,7 @@ def _gold_text(reference: Any) -> str | None:
         return None
     if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
         return str(int(reference))
-    text = str(reference)
-    # A worked solution is the answer that it marks.
-    marked = places.marked_answer(text) if "####" in text or "boxed" in text or "fbox" in text else None
-    return text if marked is None else marked
+    return places.marked_answer(str(reference))
 
 
 def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.find import after_thinking, answer_tag
+from rewards.find import answer_tag
+from rewards.thinking import without_thinking
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 
 _MISSING = "math-verify is not installed; install the extra with `pip install 'verigrpo[audit]'`"
@@ -38,7 +39,7 @@ class MathVerify:
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict; `error` where it cannot read the reference."""
-        text = after_thinking(completion)
+        text = without_thinking(completion)
         if text is None:
             return unparseable("thinking never ended")
         gold = self._parse(f"\\boxed{{{reference}}}", parsing_timeout=None)

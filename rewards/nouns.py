@@ -21,7 +21,11 @@ _VALUE_WORDS = (
     "five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
     "thirty forty fifty sixty seventy eighty ninety tenth tenths hundredth hundredths thousandth thousandths "
     "millionth millionths third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth "
-    "ninths st nd rd th"
+    "ninths elevenths twelfth twelfths thirteenths fourteenths fifteenths sixteenths seventeenths eighteenths "
+    "nineteenths twentieth twentieths thirtieths fortieths fiftieths halfs st nd rd th nds rds ths twos threes fours "
+    "fives sixes sevens eights nines fold myriad myriads googol mil mn bn permille ppm ppb factorials exponent "
+    "logarithm raised exp binary octal hexadecimal hex radix modulus complement conjugate conjugates imaginary "
+    "recurring repeating repeated xor too off nope nah unsure dunno bogus unlikely discarded rejected excluded invalid"
 )
 NO_NOUNS = frozenset(_VALUE_WORDS.split())
 # These change the number only where nothing follows: "5 third graders" are five, "5 power drills" too.

@@ -8,8 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 from rewards import find as places
+from rewards.exact import check_places, first_place
+from rewards.latex_text import FONT
 from rewards.nouns import noun
-from rewards.thinking import final_text, thinking_tags
+from rewards.thinking import thinking_tags
 from rewards.units import UNITS
 from rewards.verdict import Verdict, correct, error, unparseable, wrong
 
@@ -21,7 +23,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 }
 # Digits beyond this are no answer to a question a person asked, and quadratic to convert.
 MAX_CHARACTERS = 400
-_TEXT = re.compile(r"\\(?:text|textbf|textrm|textnormal|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\\[,;: ]|\\quad\b|~")
+_TEXT = re.compile(FONT.pattern + r"|\\[,;: ]|\\quad\b|~")
 _DROPPED = re.compile(
     r"\\left|\\right|\\!\s*|\\?\$|\\[()\[\]]|[\u20ac\u00a3\u00a5\u20b9]|(?<=\d)\{(?=,\})|(?<=,)\}(?=\d)"
 )
@@ -135,20 +137,16 @@ class Numeric:
         find: Sequence[str] = ("answer_tag", "boxed", "hash", "last_number"),
         thinking: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
-        unknown = [place for place in find if place not in PLACES]
-        if unknown or not find or isinstance(find, str):
-            raise ValueError(f"find must name one or more of {', '.join(PLACES)}; got {find!r}")
-        self.find, self.tags = tuple(find), thinking_tags(thinking)
+        self.find, self.tags = check_places(find, PLACES), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict; `error` where the reference itself is not a number, which is the dataset's fault."""
         gold = _gold(reference)
         if gold is None:
             return error(self.reference_problem(reference, prompt))
-        found = self._found(completion)
-        if isinstance(found, str):
-            return unparseable(found)
-        place, answer = found
+        place, answer = first_place(completion, self.find, self.tags, PLACES)
+        if answer is None:
+            return unparseable(f"no answer found in {', '.join(self.find)}")
         value = rational(answer)
         if value is None:
             return unparseable(f"{place}: not a number: {answer[:60]!r}")
@@ -162,22 +160,9 @@ class Numeric:
 
     def find_answer(self, completion: str) -> Fraction | None:
         """The number that the completion gives; None where it gives none."""
-        found = self._found(completion)
-        return None if isinstance(found, str) else rational(found[1])
-
-    def _found(self, completion: str) -> tuple[str, str] | str:
-        """The first place that is present, with its content; a text that says why where none is."""
-        text = final_text(completion, self.tags)
-        if text is None:
-            return "thinking never ended"
-        for place in self.find:
-            answer = PLACES[place](text)
-            if answer is not None:
-                return place, answer
-        return f"no answer found in {', '.join(self.find)}"
+        answer = first_place(completion, self.find, self.tags, PLACES)[1]
+        return rational(answer) if answer is not None else None
 
 
 def _gold(reference: Any) -> Fraction | None:
-    text = str(reference)
-    marked = places.marked_answer(text)
-    return rational(text if marked is None else marked)
+    return rational(places.marked_answer(str(reference)))

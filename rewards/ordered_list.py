@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from rewards.exact import PLACES, check_places
+from rewards.exact import check_places, first_place
+from rewards.latex_text import FONT
 from rewards.stated import line_stated
 from rewards.thinking import final_text, thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
@@ -16,7 +17,6 @@ from rewards.verdict import Status, Verdict, error, unparseable
 _MAX_ITEMS = 200
 _TAIL = 20_000
 _BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,3}[.):])\s*")
-_LATEX = re.compile(r"\\(?:text|textbf|mathrm|textit)\s*\{([^{}]*)\}")
 _NUMBERED = re.compile(r"(?:(?<=\s)|^)\(?(\d{1,3})[.):]\s+(?=\S)")
 _AND = re.compile(r"\s+(?:and|&|then)\s+", re.IGNORECASE)
 _LEADING_AND = re.compile(r"^\s*(?:and|&|then)\s+", re.IGNORECASE)
@@ -83,17 +83,14 @@ class OrderedList:
 
     def _list_text(self, completion: str) -> str | None:
         """The text of the list; under "Answer:" all its lines, where the first is one of a list."""
-        text = final_text(completion, self.tags)
-        if text is None:
-            return None
-        for place in self.find:
-            found = PLACES[place](text)
-            if found is not None:
-                if place == "stated" and len(_at_numbers(line := line_stated(text))) > 1:
-                    return line
-                below = _lines_below(text) if place == "stated" else ""
-                return below if below and found.strip() in below else found
-        return None
+        place, content = first_place(completion, self.find, self.tags)
+        if place != "stated" or content is None:
+            return content
+        text = final_text(completion, self.tags) or ""
+        if len(_at_numbers(line := line_stated(text))) > 1:
+            return line
+        below = _lines_below(text)
+        return below if below and content.strip() in below else content
 
 
 def _lines_below(text: str) -> str:
@@ -110,7 +107,7 @@ def _lines_below(text: str) -> str:
 
 def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
     """The items of a written list, in order, in lower case; those of `whole` are not cut at an "and"."""
-    plain = _LATEX.sub(r" \1 ", text).strip().strip("[](){}$").replace("\\", " ")
+    plain = FONT.sub(r" \1 ", text).strip().strip("[](){}$").replace("\\", " ")
     lines = [line for line in plain.splitlines() if line.strip()]
     pieces: list[str] = []
     for line in lines:

@@ -50,6 +50,9 @@ _MONTH_NAMES = (
     "november nov|december dec"
 )
 _MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES.split("|"), 1) for name in names.split()}
+_MONTH = re.compile("|".join(name for name in _MONTHS if len(name) == 3), re.IGNORECASE)
+# What `6 PM`, `3 to 4`, `0xFF` and `DNE` have, and few other answers.
+_OTHER_NOTATION = re.compile(r"[mM]|to|0[xX]|(?<![A-Za-z])[dD]")
 _DATE = re.compile(
     r"(?:(?P<month>[a-z]+)\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?"
     r"|(?P<day2>\d{1,2})(?:st|nd|rd|th)? (?:of )?(?P<month2>[a-z]+)\.?)"
@@ -223,7 +226,6 @@ class AnswerParser(EnvironmentParser):
 
     def braces(self) -> Node:
         """Plain braces: a group, or a set whose braces were not escaped."""
-        start = self.at
         self.need("{")
         if self.take("}"):
             raise Unreadable("empty braces")
@@ -233,8 +235,6 @@ class AnswerParser(EnvironmentParser):
         self.need("}")
         if isinstance(inner, Sequence) and inner.brackets == "":
             return Sequence("{}", inner.items)
-        if not isinstance(inner, Expression) and start == 0:
-            return inner
         return inner
 
     def cell(self) -> Node:
@@ -311,7 +311,7 @@ def _checked(node: Node) -> Node:
 
 def _special(plain: str) -> Node | None:
     """Numerals in a base, dates, and times of day, before anything is cut into tokens."""
-    if len(plain) < 80:
+    if len(plain) < 80 and _OTHER_NOTATION.search(plain):
         found = in_another_notation(plain, _MACROS.sub("", plain).strip())
         if found is not None:
             return found
@@ -323,7 +323,7 @@ def _special(plain: str) -> Node | None:
         clock = _CLOCK.fullmatch(_MACROS.sub("", plain).strip())
         if clock is not None:
             return _clock(clock)
-    if len(plain) < 60 and any(character.isdigit() for character in plain):
+    if len(plain) < 60 and _MONTH.search(plain):
         date = _DATE.fullmatch(words(plain).strip())
         if date is not None:
             month = _MONTHS.get(date["month"] or date["month2"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards.families import FAMILY, RESIDUE, residue
+from rewards.families import RESIDUE, is_family, residue
 from rewards.nodes import Apply, Bound, Expression, Node, Relation, Sequence, Symbol
 
 
@@ -38,7 +38,7 @@ def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
 def _of_one_modulus(items: list[Node]) -> list[Node]:
     r"""`1, 4 \pmod 5`: a modulus behind the last item is that of all."""
     last = _value(items[-1])
-    if not isinstance(last, Bound) or last.op != FAMILY or last.variable != RESIDUE:
+    if not is_family(last) or last.variable != RESIDUE:
         return items
     assert isinstance(last.body, Apply)
     modulus = last.body.args[1]

@@ -35,9 +35,7 @@ class PrimaryParser(ExpressionParser):
         try:
             if token.kind == "command":
                 return self._command(token.text[1:])
-            if token.text == "(":
-                return self.brackets()
-            if token.text == "[":
+            if token.text in ("(", "["):
                 return self.brackets()
             if token.text == "{":
                 return self.braces()

@@ -32,8 +32,10 @@ def number_of(text: str) -> int | None:
     total = group = 0
     found = False
     for word in text.lower().replace("-", " ").split():
-        if word in _VALUES:
-            group += _VALUES[word]
+        value = _VALUES.get(word)
+        # "Five ten" and "one two" are two numbers.
+        if value is not None and (group % 100 == 0 or (0 < value < 10 and group % 10 == 0 and group % 100 >= 20)):
+            group += value
         elif word == "hundred" and 0 < group < 10:
             group *= 100
         elif word in _SCALES and 0 < group < 1000:

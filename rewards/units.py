@@ -37,6 +37,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "USD cent": ("1/100", "cent cents"),
     "EUR": ("1", "euro euros EUR"),
     "GBP": ("1", "GBP"),
+    "JPY": ("1", "JPY yen"),
     "INR": ("1", "INR rupee rupees"),
     "newton": ("1", "N newton newtons"),
     "joule": ("1", "J joule joules"),
@@ -72,7 +73,7 @@ _PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
 _MAX_LENGTH = 80
 # A litre of milk is a litre; "push-ups" are one word.
 _OF = re.compile(rf"^((?:(?:square|sq\.?|cubic) )?(?:{'|'.join(sorted(UNITS, key=len, reverse=True))})) of .*$")
-_JOINED = str.maketrans("", "", "-'\u2019")
+JOINED = str.maketrans("", "", "-'\u2019")
 
 
 def read_unit(text: str) -> Unit | None:
@@ -83,10 +84,8 @@ def read_unit(text: str) -> Unit | None:
     text = text.strip()
     phrase = PHRASE.fullmatch(" ".join(text.split())) is not None
     if phrase:
-        text = _OF.sub(r"\1", (noun(text) or "")).translate(_JOINED)
+        text = _OF.sub(r"\1", (noun(text) or "")).translate(JOINED)
     text = _SHORT.get(text, text)
-    if text == "times":  # how often something happens
-        return Unit(Fraction(1), (("time", 1),))
     if not text or len(text) > _MAX_LENGTH:
         return None
     powers: dict[str, int] = {}

@@ -33,10 +33,10 @@ from hostile_answers import hostile_completions, hostile_pairs  # noqa: E402
 from labelled_pairs import Pair, read_pairs, read_second, read_third  # noqa: E402
 
 from rewards.build import VerifierSpec  # noqa: E402
-from rewards.find import after_thinking  # noqa: E402
 from rewards.math import Math  # noqa: E402
 from rewards.parse_answer import parse_gold  # noqa: E402
 from rewards.pool import VerifierPool  # noqa: E402
+from rewards.thinking import without_thinking  # noqa: E402
 from rewards.verdict import Status, Verdict  # noqa: E402
 
 Grader = Callable[[str, str], bool]
@@ -64,7 +64,7 @@ def math_verify() -> Grader:
 
     def grade(gold: str, completion: str) -> bool:
         try:
-            text = after_thinking(completion)
+            text = without_thinking(completion)
             return text is not None and bool(verify(parse(f"\\boxed{{{gold}}}"), parse(as_it_reads(text))))
         except Exception:  # whatever it raises is a refusal here: it must not end the benchmark
             return False

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.find import after_thinking, answer_tag, hash_mark, last_box, last_number
-from rewards.stated import last_sentence, stated
+from rewards.find import answer_tag, hash_mark, last_box, last_number
+from rewards.last_sentence import last_sentence
+from rewards.stated import stated
+from rewards.thinking import without_thinking
 
 
 @pytest.mark.parametrize(
@@ -62,11 +64,11 @@ def test_answer_tag(text, found) -> None:
 
 
 def test_thinking_that_never_ended_has_no_answer() -> None:
-    assert after_thinking("a</think>b") == "b"
-    assert after_thinking("<think>a</think>b") == "b"
-    assert after_thinking("plain") == "plain"
-    assert after_thinking("<think>a") is None
-    assert after_thinking("<think>a</think>b<think>c") is None
+    assert without_thinking("a</think>b") == "b"
+    assert without_thinking("<think>a</think>b") == "b"
+    assert without_thinking("plain") == "plain"
+    assert without_thinking("<think>a") is None
+    assert without_thinking("<think>a</think>b<think>c") is None
 
 
 def test_hash_and_last_number() -> None:

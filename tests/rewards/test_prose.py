@@ -15,6 +15,7 @@ from rewards.format import Format
 from rewards.math import Math
 from rewards.numeric import Numeric, rational
 from rewards.ordered_list import OrderedList
+from rewards.spelled import number_of
 from rewards.thinking import final_text
 from rewards.verdict import Status
 
@@ -67,6 +68,15 @@ no ;; yes ;; The answer is yes. No, it is no.
 ;; 5 ;; The answer is 5. I was wrong.
 ;; 5, 6 ;; The answer is 5. It could also be 6.
 ;; 5, 6 ;; The answer is 5. Or maybe 6.
+;; 5, 6 ;; The answer is 5. Hmm, maybe 6.
+;; 5, 6 ;; The answer is 5. Could be 6.
+;; 5, 6 ;; The answer is 5. If not, 6.
+;; 5, 6 ;; The answer is 5. If that is wrong, it is 6.
+;; 5, 6 ;; The answer is 5. Unless it is 6.
+;; 5, 6 ;; It is 5. Hmm, maybe 6.
+;; 5, 6 ;; It is 5. Or 6.
+6 ;; 5 ;; The answer is 5. Wait, 6.
+5 ;; 6 ;; The answer is 5. If x = 6, the sum is 7.
 5 ;; 6 ;; The answer is 5. No other values work.
 5 ;; 6 ;; The answer is 5. Let me double check: 2+3 = 5. Yes.
 5 ;; 6 ;; The answer is 5. This is not a mistake, as the sum shows.
@@ -154,6 +164,12 @@ CHANGED = table(r"""
 18 maybe
 18 if even
 18 not
+18 twelfths
+18 threes
+18 hexadecimal
+18 permille
+18 fold
+18 too low
 18 x
 """)
 
@@ -178,6 +194,15 @@ def test_a_unit_or_a_noun_behind_a_number_changes_nothing_and_other_words_do(for
 )  # fmt: skip
 def test_rational(text, value) -> None:
     assert rational(text) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [("twenty-five", 25), ("one hundred and five", 105), ("two hundred twelve thousand ten", 212010), ("fifty", 50),
+     ("five ten", None), ("one two", None), ("fifty twenty", None), ("ten five", None), ("hundred", None)],
+)  # fmt: skip
+def test_numbers_in_words(words, number) -> None:
+    assert number_of(words) == number
 
 
 def test_the_last_number_with_what_changes_it() -> None:
@@ -243,6 +268,8 @@ def test_named_boxes(text, found) -> None:
 def test_named_boxes_do_not_change_places() -> None:
     assert not accepted("x=2, y=3", "$x = \\boxed{3}$, $y = \\boxed{2}$")
     assert accepted("(2,3)", "$x = \\boxed{2}$ and $y = \\boxed{3}$")
+    assert accepted("x=2, y=3", "\\boxed{2, 3}")
+    assert not accepted("x=2, y=3", "\\boxed{x=2, x=3}")
 
 
 CHOSEN = table(r"""
@@ -277,6 +304,8 @@ A, D
 A and D
 Both A and D
 D, or maybe B
+D. Or B.
+The answer is D. Hmm, maybe B.
 The answer is D, but it could be B
 Option D is wrong.
 I think D is correct, but B is also correct.
