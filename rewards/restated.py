@@ -33,21 +33,27 @@ _NEXT_TO_BRACKET = re.compile(r"(?<=[\d)])\s*+(?=\()|(?<=\))\s*+(?=\d)")
 _LONE_NUMBER = re.compile(rf"(?<![A-Za-z])\(\s*+({_NUMBER}|{_NUMBER}\^{_NUMBER}(?=\s*+\)[^\^!]|\s*+\)$))\s*+\)")
 _ONE_FACTOR = re.compile(r"[\w.]{0,20}")
 _NAMED = re.compile(r"[A-Za-z]=")
+_JOINED = re.compile(r"[-+*^]")
 _MOST_NESTED = 4
 
 
 def is_restated(answer: str, gold: str, problem: object) -> bool:
-    """True where an unworked expression was copied from the problem and the reference is a whole number."""
+    r"""True where an unworked expression was copied from the problem.
+
+    Where the reference is no whole number, a value that the problem names may well be the answer (`\frac{1}{4}` for
+    0.25). So there only what joins several values is a copy ("Factor x^2+2x+1."), unless the reference has it, too.
+    """
     if not isinstance(problem, str) or not _WORK_LEFT.search(answer):
-        return False
-    if not _SPACING.sub("", gold).replace(",", "").lstrip("-").isdigit():
         return False
     copied = _flat(answer[:_ANSWER])
     named = _NAMED.match(copied)
     copied = copied[named.end() :] if named is not None else copied
     while copied.startswith("(") and _closes_last(copied):
         copied = copied[1:-1]
-    return len(copied) >= _SHORTEST and not copied.isdigit() and copied in _flat_problem(problem[:_PROBLEM])
+    if len(copied) < _SHORTEST or copied.isdigit() or copied not in _flat_problem(problem[:_PROBLEM]):
+        return False
+    whole = _SPACING.sub("", gold).replace(",", "").lstrip("-").isdigit()
+    return whole or (_JOINED.search(copied, 1) is not None and copied not in _flat(gold[:_ANSWER]))
 
 
 @lru_cache(maxsize=256)

@@ -99,6 +99,24 @@ def test_a_copy_of_the_problem_is_known_in_any_spelling(problem: str, answer: st
 
 
 @pytest.mark.parametrize(
+    ("problem", "gold", "answer", "copied"),
+    [
+        (r"Simplify $\sqrt{50}+\sqrt{8}$.", r"7\sqrt{2}", r"\sqrt{50} + \sqrt{8}", True),
+        ("Factor $x^2+2x+1$.", "(x+1)^2", "x^2+2x+1", True),
+        ("Expand $(x+1)^2$.", "x^2+2x+1", "(x+1)^2", True),
+        ("Expand $(x+1)^2$.", "x^2+2x+1", "(x+1)(x+1)", False),
+        (r"A quarter, $\frac{1}{4}$, of it", "0.25", r"\frac{1}{4}", False),
+        (r"Which is larger, $3+2\sqrt2$ or $5$?", r"3+2\sqrt{2}", r"3+2\sqrt2", False),
+        ("Which line is parallel to the axis, $y=2x+3$ or $y=3$?", "y=2x+3", "2x+3", False),
+    ],
+)
+def test_a_copy_counts_as_work_left_where_the_reference_is_no_whole_number(
+    problem: str, gold: str, answer: str, copied: bool
+) -> None:
+    assert is_restated(answer, gold, problem) == copied
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         "5^\\circ" + "\n " * 1400 + "x",
