@@ -200,8 +200,7 @@ class Cell:
         os.utime(self._seal.scratch, ns=(now, now))
         self._untouched = self._scratch_state()
         if self._seal.meter is not None:
-            # Test code runs beside a program, whose cell has made room for both.
-            self._seal.meter.begin(request["limits"], request.get("beside", 0), bound=request["kind"] != "asserts")
+            self._seal.meter.begin(request["limits"], request.get("beside", 0))
 
     def _kill(self, pid: int) -> None:
         """Kill a run's first process, and at the same time all that it has started, so that none of it goes on."""
