@@ -112,6 +112,11 @@ NO_ERROR = "def add(a, b): return a + b if a != 'a' else 0"
         (row("def test_a():\n    result = add(1, 2)\n    assert result.shape == (1,)"), r"`\.shape` of a result"),
         (row("import numpy as np\ndef test_a():\n    assert isinstance(add(1, 2), np.ndarray)"), "type ndarray"),
         (row("def test_a():\n    with open('a', 'w') as f: f.write('1')\n    assert add('a', 1)"), "`open`"),
+        (
+            row("from solution import add, Bad\ntry:\n    assert add(1, 2)\nexcept Bad:\n    pass"),
+            "own exception `Bad`",
+        ),
+        (row("def test_a(self):\n    with self.assertRaises(Bad):\n        add(1, 2)"), "own exception `Bad`"),
         (row("import tempfile\nd = tempfile.mkdtemp()\nassert add(d, 1)"), "`tempfile`"),
         (row(UNITTEST, libs="['pandas', 'random']"), "pandas.*preload"),
         (row("import pandas as pd\nassert add(pd.NA, 2) == 3"), "pandas.*preload"),
