@@ -52,21 +52,18 @@ def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") ->
     if not any(_does_something(node) for node in tree.body):
         raise ValueError(f"the test code {_shown(code)} does nothing{_in_guard(whole, tree)}; {_EXPECTED}")
     names = _program_names(tree, entry_point, setup)
-    if not names and not (entry_point and "check" in _defined(tree)):
+    checks = entry_point is not None and "check" in _defined(tree)
+    if not names and not checks:
         raise ValueError(f"the test code {_shown(code)} never mentions the program; {_EXPECTED}")
     if not any(_can_fail(node) for node in ast.walk(tree)):
         raise ValueError(f"the test code {_shown(code)} asserts nothing, so that every program would pass it")
     problem = next(needs_same_process(tree, names), "")
     if problem:
         raise ValueError(f"the test code cannot be run beside the program: {problem}; use a verifier of your own")
-    cases = _cases(tree)
-    if cases is None or (entry_point is not None and "check" in _defined(tree)):
-        return (AssertTest(code, entry_point, setup),)
-    if not cases and not any(_calls(node) for node in tree.body):
+    cases = None if checks else _cases(tree)
+    if cases == [] and not any(_calls(node) for node in tree.body):
         raise ValueError(f"nobody calls what the test code {_shown(code)} defines; {_EXPECTED}")
-    return tuple(AssertTest(code, entry_point, setup, case) for case in cases) or (
-        AssertTest(code, entry_point, setup),
-    )
+    return tuple(AssertTest(code, entry_point, setup, case) for case in cases or (None,))
 
 
 _EXPECTED = (

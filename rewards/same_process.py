@@ -5,38 +5,27 @@ from __future__ import annotations
 import ast
 import collections
 from collections.abc import Iterator, Mapping, Set
+from typing import TypeGuard
 
 from sandbox.assert_code import bound_names
 
 _ANOTHER = "the program runs in a process of its own"
+_FILES = f"{_ANOTHER}, with files and an environment of its own"
+_PRINTS = f"{_ANOTHER}, and prints and reads there"
+_RECORDS = f"{_ANOTHER}, and its warnings and records stay there"
 # What test code cannot do from another process than the program's: by beginnings of names.
 _SAME_PROCESS = {
     "unittest.mock": f"it replaces objects of the process that the tests run in, and {_ANOTHER}",
-    "open": f"{_ANOTHER}, with files of its own",
-    "tempfile": f"{_ANOTHER}, with files of its own",
-    "shutil": f"{_ANOTHER}, with files of its own",
-    "sqlite3": f"{_ANOTHER}, with files of its own",
-    "pathlib.Path": f"{_ANOTHER}, with files of its own",
+    **dict.fromkeys(["open", "tempfile", "shutil", "sqlite3", "pathlib.Path"], _FILES),
+    **dict.fromkeys(["os.mkdir", "os.makedirs", "os.remove", "os.unlink", "os.rmdir", "os.listdir", "os.walk"], _FILES),
     **dict.fromkeys(
-        (
-            f"os.{name}"
-            for name in ("mkdir", "makedirs", "remove", "unlink", "rmdir", "listdir", "walk", "chdir", "environ")
-        ),
-        f"{_ANOTHER}, with files and an environment of its own",
+        ["os.chdir", "os.environ", "os.path.exists", "os.path.isfile", "os.path.isdir", "os.path.getsize"], _FILES
     ),
-    **dict.fromkeys(
-        (f"os.path.{name}" for name in ("exists", "isfile", "isdir", "getsize")), f"{_ANOTHER}, with files of its own"
-    ),
-    "contextlib.redirect_stdout": f"{_ANOTHER}, and prints there",
-    "contextlib.redirect_stderr": f"{_ANOTHER}, and prints there",
-    "sys.stdout": f"{_ANOTHER}, and prints there",
-    "sys.stderr": f"{_ANOTHER}, and prints there",
-    "sys.stdin": f"{_ANOTHER}, and reads there",
-    **dict.fromkeys(
-        (f"self.{name}" for name in ("assertLogs", "assertNoLogs", "assertWarns", "assertWarnsRegex")),
-        f"{_ANOTHER}, and its warnings and records stay there",
-    ),
+    **dict.fromkeys(["contextlib.redirect_stdout", "contextlib.redirect_stderr"], _PRINTS),
+    **dict.fromkeys(["sys.stdout", "sys.stderr", "sys.stdin"], _PRINTS),
+    **dict.fromkeys(["self.assertLogs", "self.assertNoLogs", "self.assertWarns", "self.assertWarnsRegex"], _RECORDS),
 }
+_EXPECT_AN_ERROR = ("raises", "assertRaises", "assertRaisesRegex")
 # Attributes of what crosses from the program as a value.
 _PLAIN_KINDS = (int, float, complex, str, bytes, list, tuple, dict, set)
 _PLAIN_ATTRIBUTES = frozenset(name for kind in _PLAIN_KINDS for name in dir(kind))
@@ -98,15 +87,31 @@ def _looks_into_results(function: ast.FunctionDef | ast.Module, names: Set[str])
         return _is_result(node, names) or (isinstance(node, ast.Name) and node.id in results)
 
     for node in ast.walk(function):
+        for kind in _expected_errors(node):
+            if isinstance(kind, ast.Name) and kind.id in names:
+                yield f"it expects the program's own exception `{kind.id}`: {_ANOTHER}, and only Python's own cross"
         if isinstance(node, ast.Attribute) and is_result(node.value) and node.attr not in _PLAIN_ATTRIBUTES:
             yield f"it looks into `.{node.attr}` of a result: {_ANOTHER}, and only plain data crosses"
-        if isinstance(node, ast.Call) and len(node.args) > 1 and is_result(node.args[0]):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("isinstance", "assertIsInstance"):
-                kinds = node.args[1].elts if isinstance(node.args[1], ast.Tuple) else [node.args[1]]
-                last = [ast.unparse(kind).rpartition(".")[2] for kind in kinds]
-                if not _PLAIN_CLASSES & set(last):
-                    yield f"it wants a result of type {', '.join(last)}: {_ANOTHER}, and only plain data crosses"
+        if _is_call_of(node, "isinstance", "assertIsInstance") and len(node.args) > 1 and is_result(node.args[0]):
+            last = [ast.unparse(kind).rpartition(".")[2] for kind in _each(node.args[1])]
+            if not _PLAIN_CLASSES & set(last):
+                yield f"it wants a result of type {', '.join(last)}: {_ANOTHER}, and only plain data crosses"
+
+
+def _is_call_of(node: ast.AST, *functions: str) -> TypeGuard[ast.Call]:
+    called = getattr(node, "func", None)
+    return (called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")) in functions
+
+
+def _each(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]
+
+
+def _expected_errors(node: ast.AST) -> list[ast.expr]:
+    """The types of exceptions that a handler or an assertion names."""
+    if isinstance(node, ast.ExceptHandler) and node.type is not None:
+        return _each(node.type)
+    return _each(node.args[0]) if _is_call_of(node, *_EXPECT_AN_ERROR) and node.args else []
 
 
 def _assignments(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST | None]]:

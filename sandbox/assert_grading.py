@@ -20,28 +20,30 @@ _MAX_CALLS = 1_000_000  # of one piece of test code
 
 
 def grade_asserts(
-    worker: Worker, tester_worker: Worker, cell: CellHandle, program: int, test: AssertTest, limits: Limits
+    worker: Worker, tester_worker: Worker, cell: CellHandle, program: int, test: AssertTest, limits: Limits, end: float
 ) -> TestResult:
     """Run test code in a cell of its own and pass its calls on to the program's cell.
 
     The program is started by the first call: whatever comes before is none of its doing. From then on both have
-    `limits.wall_seconds`.
+    `limits.wall_seconds`, and until `end` by the clock.
     """
     task = {"code": test.code, "setup": test.setup, "entry_point": test.entry_point, "case": test.case}
     tester_memory = max(_TESTER_MEMORY, limits.memory_bytes)
     tester_limits = Limits(2 * limits.wall_seconds, 2 * limits.cpu, tester_memory, _TESTER_PROCESSES)
+    beside = limits.memory_bytes
     test_code = sealed_memory("tests", json.dumps(task).encode())
     try:
         with (
             tester_worker.open_cell(tester_limits) as tester_cell,
-            closing(begin_calls(tester_cell, test_code, tester_limits, "asserts", 1)) as tester,
+            closing(begin_calls(tester_cell, test_code, tester_limits, "asserts", beside=beside)) as tester,
         ):
-            first = _first_call(tester, limits)
+            first = _first_call(tester, limits, end)
             if isinstance(first, tuple):
                 end_calls(tester_cell, tester, orderly=first[0] is Status.SKIPPED)
                 return result_of(worker, *first)
-            with closing(begin_calls(cell, program, limits, "calls", 1, tester_memory)) as channel:
-                status, reason = _relay(tester, channel, first, time.monotonic() + limits.wall_seconds)
+            with closing(begin_calls(cell, program, limits, "calls", beside=tester_memory)) as channel:
+                deadline = min(end, time.monotonic() + limits.wall_seconds)
+                status, reason = _relay(tester, channel, first, deadline)
                 tester_run, _ = end_calls(tester_cell, tester, orderly=status is not Status.WALL_TIME)
                 run, silent = end_calls(cell, channel, orderly=status in (Status.OK, Status.WRONG_ANSWER))
     finally:
@@ -56,11 +58,14 @@ def grade_asserts(
     return result_of(worker, status, reason, run)
 
 
-def _first_call(tester: CallChannel, limits: Limits) -> dict[str, Any] | tuple[Status, str]:
-    """The test code's first message, which is a call; or how the test ended without one."""
+def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, Any] | tuple[Status, str]:
+    """The test code's first message, which is a call; or how the test ended without any."""
+    deadline = time.monotonic() + limits.wall_seconds
     try:
-        message = parse_object(tester.receive(time.monotonic() + limits.wall_seconds))
+        message = parse_object(tester.receive(min(end, deadline)))
     except DeadlinePassed:
+        if end < deadline:  # earlier tests have used up the time, which is the program's doing
+            return Status.WALL_TIME, "the time for all tests ended before the test code called the program"
         return Status.BAD_TEST, f"the test code did not call the program within {limits.wall_seconds:g} s"
     except (ProgramEnded, BadReply):
         return Status.BAD_TEST, "the test code ended before it called the program"

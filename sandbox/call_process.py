@@ -23,10 +23,12 @@ def result_of(worker: Worker, status: Status, reason: str, run: ExecutionResult 
     )
 
 
-def begin_calls(cell: CellHandle, program: int, limits: Limits, kind: str, calls: int, beside: int = 0) -> CallChannel:
+def begin_calls(
+    cell: CellHandle, program: int, limits: Limits, kind: str, calls: int = 1, beside: int = 0
+) -> CallChannel:
     """Start a process of `kind` that answers as many calls, and return the channel to it.
 
-    `beside` bytes of memory are left for another process that runs beside it in the same worker.
+    `beside` bytes of memory are for another process that runs at the same time, perhaps in the same worker.
     """
     channel = CallChannel()
     try:

@@ -10,7 +10,6 @@ code; it never sees an expected output.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import functools
 import json
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sandbox import child, filesystem, kernel, processes
+from sandbox.cell_scratch import Scratch
 from sandbox.child import Become, Seal
 from sandbox.nursery import Nursery
 from sandbox.template import TemplateLost
@@ -36,12 +36,8 @@ _LEAST_SECONDS = 0.001  # for a run that begins as the time for all ends
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """One message and the descriptors it carries; None at the end of the conversation."""
-    message, ancillary, _, _ = channel.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4))
-    descriptors = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return (json.loads(message) if message else None), list(descriptors)
+    message, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, _MAX_DESCRIPTORS)
+    return (json.loads(message) if message else None), descriptors
 
 
 def _read_now(descriptor: int) -> bytes:
@@ -98,19 +94,16 @@ class Cell:
     def __init__(self, seal: Seal, limits: dict[str, Any], channel: int) -> None:
         self._seal = seal
         self._channel = channel
-        self._limits = limits
         self._last_pid: int | None = None
         self._quick = True  # whether the last test was
-        if seal.private_root:
-            filesystem.mount_scratch(limits["disk_bytes"], limits["files"])
-            if seal.private_proc:
-                # That of the worker's `/proc`, which tells of the namespace of who reads it; programs' shows none.
-                self._last_pid = os.open(filesystem.SLOT_PROC + "/sys/kernel/ns_last_pid", os.O_RDWR)
-                filesystem.mount_proc(filesystem.VIEW_PROC, processes_only=True)
-                filesystem.hide_slot_proc()
+        self._scratch = Scratch(seal, limits["disk_bytes"], limits["files"])
+        if seal.private_proc:
+            # That of the worker's `/proc`, which tells of the namespace of who reads it; programs' shows none.
+            self._last_pid = os.open(filesystem.SLOT_PROC + "/sys/kernel/ns_last_pid", os.O_RDWR)
+            filesystem.mount_proc(filesystem.VIEW_PROC, processes_only=True)
+            filesystem.hide_slot_proc()
         if not seal.process_namespace:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-        self._untouched = self._scratch_state()
         # /proc is that of an outer namespace, where this process goes by another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
         children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
@@ -180,11 +173,11 @@ class Cell:
         _cut(descriptors[3], STDERR_BYTES)
         if setup_problem:
             reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
-        untouched = self._scratch_untouched()
+        untouched = self._scratch.untouched()
         if not untouched:
             if not self._nursery.empty:
                 self._nursery.give_up()  # their working directory is about to go
-            self._empty_scratch()
+            self._scratch.empty()
         if failed is not None:
             os.close(failed)
         pristine = verdict is None and code >= 0 and not left_behind and untouched
@@ -195,13 +188,9 @@ class Cell:
         for descriptor in streams:
             with contextlib.suppress(PermissionError):
                 os.utime(descriptor)
-        # To the nanosecond: the kernel's own stamps have the time of a tick, in which a program may begin and end.
-        now = time.time_ns()
-        os.utime(self._seal.scratch, ns=(now, now))
-        self._untouched = self._scratch_state()
+        self._scratch.begin()
         if self._seal.meter is not None:
-            # Test code runs beside a program, whose cell has made room for both.
-            self._seal.meter.begin(request["limits"], request.get("beside", 0), bound=request["kind"] != "asserts")
+            self._seal.meter.begin(request["limits"], request.get("beside", 0))
 
     def _kill(self, pid: int) -> None:
         """Kill a run's first process, and at the same time all that it has started, so that none of it goes on."""
@@ -244,7 +233,7 @@ class Cell:
             status = Status.OUTPUT
         if status is None and (code == -signal.SIGXCPU or usage.cpu_seconds > limits["cpu_seconds"]):
             status = Status.CPU_TIME
-        if status is None and code != 0 and (code == -signal.SIGXFSZ or self._disk_full(limits)):
+        if status is None and code != 0 and (code == -signal.SIGXFSZ or self._scratch.full()):
             status = Status.DISK
         if status is None:
             status = Status.OK if code == 0 else Status.NONZERO_EXIT if code > 0 else Status.SIGNAL
@@ -254,12 +243,6 @@ class Cell:
             "cpu_seconds": usage.cpu_seconds,
             "memory_bytes": usage.memory_bytes,
         }
-
-    def _disk_full(self, limits: dict[str, Any]) -> bool:
-        if not self._seal.private_root:
-            return False  # the watch measures there
-        state = os.statvfs(filesystem.SCRATCH_RUN)
-        return state.f_bavail == 0 or state.f_favail == 0
 
     def _kill_descendants(self) -> bool:
         """Kill and reap everything the program left running; returns whether there was anything."""
@@ -282,36 +265,6 @@ class Cell:
             except ChildProcessError:
                 return found
             found = True
-
-    def _scratch_state(self) -> tuple[int, ...]:
-        """What `stat` says of a scratch directory that nobody has touched; a tmpfs counts entries in the size."""
-        try:
-            state = os.stat(self._seal.scratch)
-        except FileNotFoundError:  # where nothing holds a program back from removing it
-            return ()
-        return state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-    def _scratch_untouched(self) -> bool:
-        if self._scratch_state() != self._untouched:
-            return False
-        return self._seal.private_root or not os.listdir(self._seal.scratch)
-
-    def _empty_scratch(self) -> None:
-        """Give the next run a scratch directory that tells nothing of this one."""
-        if self._seal.private_root:
-            kernel.unmount(filesystem.SCRATCH_RUN)
-            filesystem.mount_scratch(self._limits["disk_bytes"], self._limits["files"])
-        else:
-            import shutil  # for a cell without a private root only
-
-            os.makedirs(self._seal.scratch, exist_ok=True)
-            os.chmod(self._seal.scratch, 0o700)
-            for entry in os.scandir(self._seal.scratch):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    os.unlink(entry.path)
-        self._untouched = self._scratch_state()
 
 
 def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: list[int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import json
@@ -123,7 +122,7 @@ class CellHandle:
         self._templated = self._templated or bool(request.get("template"))
         self._output_bytes = limits["output_bytes"]
         self._deadline = time.monotonic() + limits["wall_seconds"] * len(inputs) + _GRACE_SECONDS
-        descriptors = array.array("i", [program])
+        descriptors = [program]
         stdin_descriptors: list[int] = []
         try:
             for stdin in inputs:
@@ -133,7 +132,7 @@ class CellHandle:
                 descriptors.extend((stdin_descriptors[-1], *self._outputs[-2:]))
             descriptors.extend(channel)
             message = json.dumps(request | {"runs": len(inputs), "end": end}).encode()
-            self._channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+            socket.send_fds(self._channel, [message], descriptors)
         except OSError as problem:
             raise WorkerLost(f"the cell is gone: {problem}") from problem
         finally:

@@ -37,7 +37,6 @@ from sandbox.worker import Worker
 
 T = TypeVar("T", bound=Test)
 _TEMPLATE_TESTS = 3  # from so many tests with standard input on, a template saves more time than it takes
-_NO_TIME = 0.001  # seconds; a limit must be positive
 
 
 def grade(
@@ -67,17 +66,15 @@ def grade(
         with worker.open_cell(limits) as cell:
             while len(results) < len(tests):
                 test = tests[len(results)]
-                left = end - time.monotonic()
-                allowed = limits if left > limits.wall_seconds else replace(limits, wall_seconds=max(left, _NO_TIME))
-                if left <= 0:
+                if time.monotonic() > end:
                     reason = f"nothing is left of the {total_seconds:g} s for all tests"
                     results.append(result_of(worker, Status.WALL_TIME, reason))
                 elif isinstance(test, CallTest):
                     calls = _leading(CallTest, tests[len(results) :])
-                    results += _grade_calls(worker, cell, program, calls, allowed, stop_at_failure, end)
+                    results += _grade_calls(worker, cell, program, calls, limits, stop_at_failure, end)
                 elif isinstance(test, AssertTest):
                     tester = tester_for(test) if tester_for is not None else worker
-                    results.append(grade_asserts(worker, tester, cell, program, test, allowed))
+                    results.append(grade_asserts(worker, tester, cell, program, test, limits, end))
                 else:
                     # Where a failure ends it all, no more tests run in vain than have passed.
                     room = len(results) + 1 if stop_at_failure else len(tests)
@@ -142,19 +139,9 @@ def _grade_calls(
         verdicts[-1] = (Status.BAD_REPLY, "a reply that nobody asked for")
     if ended and verdicts[-1][0] is Status.NONZERO_EXIT:
         verdicts[-1] = why_ended(run)
-    share = 1 / len(verdicts)
-    return [
-        TestResult(
-            passed=status is Status.OK,
-            status=status,
-            reason=reason,
-            wall_seconds=run.wall_seconds * share,
-            cpu_seconds=run.cpu_seconds * share,
-            memory_bytes=run.memory_bytes,
-            isolation=worker.isolation,
-        )
-        for status, reason in verdicts
-    ]
+    count = len(verdicts)
+    each = replace(run, wall_seconds=run.wall_seconds / count, cpu_seconds=run.cpu_seconds / count)
+    return [result_of(worker, status, reason, each) for status, reason in verdicts]
 
 
 def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[Status, str, bool]:

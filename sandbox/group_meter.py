@@ -52,18 +52,15 @@ class GroupMeter:
         self._killed, self._shared = 0, False
         self._cpu = self._own_cpu = 0.0
 
-    def begin(self, limits: dict[str, Any], beside: int, bound: bool = True) -> None:
+    def begin(self, limits: dict[str, Any], beside: int) -> None:
         """Make the group's bound that of a program with `limits`, over what the worker uses now.
 
         Args:
             limits: the request's.
             beside: bytes for what else runs in the group at the same time.
-            bound: False where this is what runs beside another, whose bound has room for both.
         """
-        self._killed, self._shared = self._read_killed(), beside > 0 or not bound
+        self._killed, self._shared = self._read_killed(), beside > 0
         self._cpu, self._own_cpu = self._read_cpu(), time.process_time()
-        if not bound:
-            return
         allowed = (
             int(os.pread(self._files.usage, _TEXT, 0))
             + limits["memory_bytes"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import math
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sandbox import grading
 from sandbox.cell_handle import WorkerLost, limits_message, sealed_memory
@@ -37,10 +38,24 @@ from sandbox.worker import Worker
 from sandbox.worker_settings import WorkerSettings
 
 T = TypeVar("T")
+P = ParamSpec("P")
 WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
 _ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
 _STARTED_AT_ONCE = 16  # workers; each start is a quarter of a second of one core
 _DEFAULT_LIMITS = Limits()
+
+
+def _off_the_event_loop(
+    method: Callable[Concatenate[Sandbox, P], T],
+) -> Callable[Concatenate[Sandbox, P], Coroutine[Any, Any, T]]:
+    """A method as a coroutine, which waits in a thread of the sandbox's own."""
+
+    @functools.wraps(method)
+    async def coroutine(sandbox: Sandbox, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        work = functools.partial(method, sandbox, *arguments, **keywords)
+        return await asyncio.wrap_future(sandbox._threads.submit(work))
+
+    return coroutine
 
 
 class Sandbox:
@@ -211,31 +226,8 @@ class Sandbox:
             return [TestResult(False, outcome.status, outcome.reason, isolation=self.isolation) for _ in tests]
         return outcome
 
-    async def run_async(
-        self,
-        program: str | bytes,
-        stdin: str | bytes = b"",
-        limits: Limits = _DEFAULT_LIMITS,
-        language: Language = Language.PYTHON,
-        preload: Sequence[str] | None = None,
-    ) -> ExecutionResult:
-        """`run`, without blocking the event loop."""
-        return await asyncio.wrap_future(self._threads.submit(self.run, program, stdin, limits, language, preload))
-
-    async def grade_async(
-        self,
-        program: str | bytes,
-        tests: Sequence[Test],
-        limits: Limits = _DEFAULT_LIMITS,
-        language: Language = Language.PYTHON,
-        preload: Sequence[str] | None = None,
-        stop_at_failure: bool = False,
-        total_seconds: float = math.inf,
-    ) -> list[TestResult]:
-        """`grade`, without blocking the event loop."""
-        return await asyncio.wrap_future(
-            self._threads.submit(self.grade, program, tests, limits, language, preload, stop_at_failure, total_seconds)
-        )
+    run_async = _off_the_event_loop(run)
+    grade_async = _off_the_event_loop(grade)
 
     def _modules(self, source: bytes, language: Language, preload: Sequence[str] | None) -> tuple[str, ...]:
         if preload is not None:
@@ -257,7 +249,7 @@ class Sandbox:
             worker = Worker(settings)
             if worker.isolation.level < self._level:
                 worker.stop()
-                raise IsolationError(_refusal(self._level, worker.isolation))
+                raise IsolationError(worker.isolation.refusal(self._level))
             slot.workers[modules] = worker
             if self._closed:
                 worker.stop()
@@ -308,11 +300,3 @@ class Sandbox:
 def _encoded(text: str | bytes) -> bytes:
     # A lone surrogate in a model's text is a program that does not compile, not an error of ours.
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-
-
-def _refusal(wanted: IsolationLevel, got: Isolation) -> str:
-    missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in got.missing)
-    return (
-        f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
-        f"{got.level.name.lower()}; missing: {missing}"
-    )

@@ -1,6 +1,7 @@
 """The part of pytest's interface that test code in a tester may use: pytest itself wants files, plug-ins and time.
 
-What is not here is refused by name, so that no test is passed over in silence.
+What is not here is refused by name, so that no test is passed over in silence. As in pytest, no `except Exception` and
+no `raises(Exception)` of test code catches what fails or skips a test.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from typing import Any, NoReturn
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-12  # pytest's own
 
 
-class NotSupported(Exception):
+class NotSupported(BaseException):
     """The test code asks for something that a tester does not have."""
 
 
-class Skipped(Exception):
+class Skipped(BaseException):
     """The test code skips this test."""
+
+
+class Failed(BaseException):
+    """The test code fails this test."""
 
 
 class Mark:
@@ -31,20 +36,11 @@ class Mark:
         self.name, self.arguments, self.keywords = name, arguments, keywords
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        if len(arguments) == 1 and not keywords and not self.arguments and inspect.isroutine(arguments[0]):
-            function = arguments[0]
-            vars(function).setdefault("marks", []).append(self)
-            return function
-        if len(arguments) == 1 and not keywords and inspect.isclass(arguments[0]):
-            raise NotSupported(f"pytest.mark.{self.name} on a class")
-        return _Decorator(self.name, arguments, keywords)
-
-
-class _Decorator(Mark):
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        (function,) = arguments
+        function = arguments[0] if len(arguments) == 1 and not keywords else None
         if inspect.isclass(function):
             raise NotSupported(f"pytest.mark.{self.name} on a class")
+        if not inspect.isroutine(function):
+            return Mark(self.name, arguments, keywords)
         vars(function).setdefault("marks", []).append(self)
         return function
 
@@ -117,7 +113,7 @@ def _raising(expected: Any, match: str | None) -> Iterator[_Caught]:
     except expected as problem:
         caught.value = problem
     else:
-        raise AssertionError(f"{expected} was not raised")
+        raise Failed(f"{expected} was not raised")
     if match is not None:
         caught.match(match)
 
@@ -131,7 +127,7 @@ def _raises(expected: Any, function: Callable[..., Any] | None = None, *argument
 
 
 def _fail(reason: str = "", pytrace: bool = True) -> NoReturn:
-    raise AssertionError(reason)
+    raise Failed(reason)
 
 
 def _skip(reason: str = "", allow_module_level: bool = False) -> NoReturn:
@@ -176,7 +172,7 @@ def stand_in() -> types.ModuleType:
 
 
 def parameter_sets(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of each case of a function with `parametrize` marks; one empty set where it has none."""
+    """The arguments of each case of a function with `parametrize` marks; an empty set where it has none."""
     sets: list[dict[str, Any]] = [{}]
     for mark in vars(function).get("marks", ()):
         if mark.name == "parametrize":

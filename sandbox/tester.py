@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from sandbox import small_pytest, values
 from sandbox.assert_code import PROGRAM_MODULE, names_lacking, read_names, without_main_guard
-from sandbox.small_pytest import Skipped
+from sandbox.small_pytest import NotSupported, Skipped
 from sandbox.tester_cases import Case, NotPassed, cases
 
 _PASSED = {"passed": True, "skipped": False, "reason": ""}
@@ -43,7 +43,10 @@ def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callab
     """A function that calls `name` in the program."""
 
     def encoded(item: Any) -> Any:
-        return values.encode(item, _handle_number)
+        try:
+            return values.encode(item, _handle_number)
+        except values.NotPlainData as problem:  # a ValueError, which the test code may expect of the program
+            raise NotSupported(f"test code passes {problem}") from None
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         reply = ask(
@@ -79,7 +82,7 @@ def _raised(reply: dict[str, Any]) -> Exception:
 def _handle_number(item: Any) -> int:
     if isinstance(item, Handle):
         return item.number
-    raise values.NotPlainData(f"test code passes a {type(item).__name__}, which cannot cross to the program")
+    raise values.NotPlainData(f"a {type(item).__name__}, which cannot cross to the program")
 
 
 def run(task: bytes) -> NoReturn:

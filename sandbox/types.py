@@ -70,6 +70,14 @@ class Isolation:
             text += "; missing: " + ", ".join(str(item.layer) for item in self.missing)
         return text
 
+    def refusal(self, wanted: IsolationLevel) -> str:
+        """Why this is not enough where `wanted` is the least, and how to get it."""
+        missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in self.missing)
+        return (
+            f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
+            f"{self.level.name.lower()}; missing: {missing}"
+        )
+
 
 class Status(StrEnum):
     """How a program ended. `SANDBOX_ERROR`, `BAD_TEST` and `SKIPPED` say nothing of the program.

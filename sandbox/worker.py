@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import secrets
@@ -152,12 +151,8 @@ class Worker:
             self._group.allow(limits)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            descriptors = array.array("i", [theirs.fileno()])
             try:
-                self._control.sendmsg(
-                    [json.dumps(limits_message(limits)).encode()],
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)],
-                )
+                socket.send_fds(self._control, [json.dumps(limits_message(limits)).encode()], [theirs.fileno()])
             except OSError as problem:
                 ours.close()
                 raise WorkerLost(f"the worker is gone: {problem}") from problem

@@ -112,6 +112,11 @@ NO_ERROR = "def add(a, b): return a + b if a != 'a' else 0"
         (row("def test_a():\n    result = add(1, 2)\n    assert result.shape == (1,)"), r"`\.shape` of a result"),
         (row("import numpy as np\ndef test_a():\n    assert isinstance(add(1, 2), np.ndarray)"), "type ndarray"),
         (row("def test_a():\n    with open('a', 'w') as f: f.write('1')\n    assert add('a', 1)"), "`open`"),
+        (
+            row("from solution import add, Bad\ntry:\n    assert add(1, 2)\nexcept Bad:\n    pass"),
+            "own exception `Bad`",
+        ),
+        (row("def test_a(self):\n    with self.assertRaises(Bad):\n        add(1, 2)"), "own exception `Bad`"),
         (row("import tempfile\nd = tempfile.mkdtemp()\nassert add(d, 1)"), "`tempfile`"),
         (row(UNITTEST, libs="['pandas', 'random']"), "pandas.*preload"),
         (row("import pandas as pd\nassert add(pd.NA, 2) == 3"), "pandas.*preload"),
@@ -291,3 +296,29 @@ def test_no_program_chooses_to_be_an_error(reference: Any, columns: dict[str, An
     for name, program in HOSTILE.items():
         verdict = verify(fenced(program), reference, columns)
         assert (verdict.status, verdict.score) == (Status.WRONG, 0.0), (name, verdict)
+
+
+ADDED = "def add(a, b): return a + b"
+CAUGHT = "    try:\n        add('a', 1)\n        pytest.fail('no error')\n    except Exception:\n        pass\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CAUGHT,
+        "    with pytest.raises(Exception):\n        with pytest.raises(ValueError):\n            add('a', 1)\n",
+        "    with pytest.raises(ValueError):\n        add(1, 1)\n        add(lambda: 1, 2)\n",
+    ],
+)
+def test_test_code_does_not_catch_its_own_failure(body: str) -> None:
+    columns = {"test": "import pytest\ndef test_a():\n" + body}
+    assert CodeVerifier()(fenced("def add(a, b): return 0"), None, columns).status is Status.WRONG
+
+
+def test_no_program_uses_up_the_time_in_which_test_code_starts() -> None:
+    slow = "import time\ntime.sleep(0.8)\nassert add({}, 1) == 2"
+    columns = {"test_list": [slow.format(1), slow.format("1.0")]}
+    verify = CodeVerifier(wall_seconds=3.0, program_seconds=4.0)
+    assert verify(fenced(ADDED), None, columns).status is Status.CORRECT
+    verdict = verify(fenced("import time\ntime.sleep(2.8)\n" + ADDED), None, columns)
+    assert verdict.status is Status.WRONG, verdict

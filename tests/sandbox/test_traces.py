@@ -26,7 +26,7 @@ def seen():
 
 
 def test_no_frame_above_a_program_tells_of_the_tests(host: Host) -> None:
-    limits = Limits(wall_seconds=2.0)
+    limits = Limits(wall_seconds=5.0)
     calls = [CallTest("seen", [], [])] * 7
     results = host.ask("grade", _FRAMES, calls, limits)
     assert [result.status for result in results] == [Status.OK] * 7, results
