@@ -51,7 +51,7 @@ from grpo.usable_rows import OF_EVALUATION, usable_rows
 from grpo.verifiers_config import Verification
 from grpo.visible import one_line
 from rewards.build import VerifierSpec
-from rewards.gold import GoldRow
+from rewards.gold_forms import GoldRow
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verifier import PROBLEM_COLUMN

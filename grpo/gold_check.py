@@ -15,8 +15,9 @@ from grpo.terminal import literal
 from grpo.usable_rows import is_mathematical, open_pool, rows_of_all, rows_of_first, too_many
 from grpo.visible import visible
 from rewards.build import VerifierSpec
-from rewards.gold import GoldReport, GoldRow, Offender, check_gold, through
-from rewards.gold_forms import as_text
+from rewards.gold import GoldReport, Offender, check_gold
+from rewards.gold_forms import GoldRow, as_text
+from rewards.gold_judges import through
 from rewards.pool import VerifierPool
 from rewards.references import ReferenceReport, check_references, shown
 

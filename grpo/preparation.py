@@ -14,7 +14,7 @@ from grpo.data import PromptSet
 from grpo.hub import at_revision, name_of, with_revision
 from grpo.policy import context_of
 from rewards.build import VerifierSpec
-from rewards.gold import GoldRow
+from rewards.gold_forms import GoldRow
 from rewards.thinking import READ_AFTER_THINKING
 from rewards.verifier import PROBLEM_COLUMN
 

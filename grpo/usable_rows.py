@@ -11,7 +11,9 @@ from pathlib import Path
 
 from grpo import config
 from rewards.build import VerifierSpec
-from rewards.gold import GoldReport, GoldRow, check_gold, through
+from rewards.gold import GoldReport, check_gold
+from rewards.gold_forms import GoldRow
+from rewards.gold_judges import through
 from rewards.gold_questions import questioned
 from rewards.pool import VerifierPool
 from rewards.references import ReferenceReport, UnusableReference, check_references, shown
