@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import selectors
 import time
 from collections import deque
@@ -44,11 +45,20 @@ class AsyncWorker:
 
     handle: WorkerHandle
     flights: dict[int, _Flight] = field(default_factory=dict)
+    # Those of them that were given up.
+    given_up: set[int] = field(default_factory=set)
+    # When, on the monotonic clock, some call of it must be looked at, or before.
+    look_at: float = math.inf
 
     @property
     def is_stuck(self) -> bool:
         """Whether a call that was given up has not ended yet."""
-        return any(flight.given_up_at is not None for flight in self.flights.values())
+        return bool(self.given_up)
+
+    def remove(self, flight: _Flight) -> None:
+        """It is answered."""
+        del self.flights[flight.job.identity]
+        self.given_up.discard(flight.job.identity)
 
     def holder(self, now: float) -> _Flight | None:
         """The call that keeps the loop from turning."""
@@ -105,7 +115,9 @@ class AsyncCalls:
                 break
             job = self._queue.popleft()
             if job.start():
-                worker.flights[job.identity] = _Flight(job, time.monotonic(), worker.handle.processor_ns() or 0)
+                flight = _Flight(job, time.monotonic(), worker.handle.processor_ns() or 0)
+                worker.flights[job.identity] = flight
+                worker.look_at = min(worker.look_at, self._overdue_at(flight))
                 given.setdefault(worker, []).append(job)
         for worker, jobs in given.items():
             worker.handle.send((RUN, [job.message() for job in jobs]))
@@ -127,10 +139,8 @@ class AsyncCalls:
         for worker in self.workers:
             if not worker.handle.ready:
                 waits.append(worker.handle.begun_at + self._limits.start_s - now)
-            for flight in worker.flights.values():
-                ends = self._overdue_at(flight) if flight.given_up_at is None else flight.given_up_at + _GRACE_S
-                waits.append(ends - now if ends > now else _LOOK_S)
-        return min(waits)
+            waits.append(worker.look_at - now)
+        return max(0.0, min(waits))
 
     def watch(self) -> None:
         """Give up calls at their deadline; replace workers that do not let go of them."""
@@ -139,6 +149,8 @@ class AsyncCalls:
             if not worker.handle.ready:
                 if now - worker.handle.begun_at > self._limits.start_s:
                     self.bury(worker)
+                continue
+            if now < worker.look_at:
                 continue
             late = [one for one in worker.flights.values() if one.given_up_at is None and now > self._overdue_at(one)]
             if late:
@@ -152,10 +164,17 @@ class AsyncCalls:
             if giving_up:
                 for flight in giving_up:
                     flight.given_up_at = now
+                    worker.given_up.add(flight.job.identity)
                 worker.handle.send((CANCEL, [flight.job.identity for flight in giving_up]))
                 self._flush(worker)
-            if any(one.given_up_at is not None and now > one.given_up_at + _GRACE_S for one in worker.flights.values()):
+            if any(now > (worker.flights[each].given_up_at or now) + _GRACE_S for each in worker.given_up):
                 self._kill(worker, now)
+                continue
+            ends = (
+                self._overdue_at(one) if one.given_up_at is None else one.given_up_at + _GRACE_S
+                for one in worker.flights.values()
+            )
+            worker.look_at = min((end if end > now else now + _LOOK_S for end in ends), default=math.inf)
 
     def bury(self, worker: AsyncWorker, cause: str = "") -> None:
         """It died on its own: replay its calls. The one that had the processor is taken to have killed it.
@@ -231,7 +250,7 @@ class AsyncCalls:
             flight.stage = str(reply[-1])[:48]
             return
         if reply[0] == "cancelled":
-            del worker.flights[flight.job.identity]
+            worker.remove(flight)
             self._time_out(flight, elapsed)
             return
         if len(reply) != 5:
@@ -239,7 +258,7 @@ class AsyncCalls:
         flight.got.append(read_verdict(reply[1]))
         if len(flight.got) < len(flight.job.completions):
             return
-        del worker.flights[flight.job.identity]
+        worker.remove(flight)
         seconds = min(max(float(reply[2]), 0.0), elapsed) if isinstance(reply[2], (int, float)) else elapsed
         if flight.given_up_at is not None and seconds > self._allowed(flight):
             self._time_out(flight, elapsed)
