@@ -104,7 +104,7 @@ def usable_rows(
             if (refusal := too_many(what, report, verification, keys)) is not None:
                 problems.append(refusal)
             elif report.unusable:
-                lines.append(told(what, report))
+                lines.append(_left_out_line(what, report))
             if report.stopped:
                 lines.append(
                     f"{what} data: only {report.rows:,} of {len(rows):,} rows were looked at: {report.stopped}"
@@ -137,11 +137,11 @@ def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[
 
 def rows_of_first(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> dict[str, list[GoldRow]]:
     """The rows by the first verifier that judges them."""
-    found: dict[str, list[GoldRow]] = {}
+    by_verifier: dict[str, list[GoldRow]] = {}
     for row in rows:
         name = choose(specs, row.prompt)[0].name
-        found.setdefault(name, []).append(dataclasses.replace(row, verifier=name))
-    return found
+        by_verifier.setdefault(name, []).append(dataclasses.replace(row, verifier=name))
+    return by_verifier
 
 
 def is_mathematical(specs: Sequence[VerifierSpec], name: str) -> bool:
@@ -163,7 +163,7 @@ def too_many(
     )
 
 
-def told(what: str, report: ReferenceReport) -> str:
+def _left_out_line(what: str, report: ReferenceReport) -> str:
     """The line on rows that are left out."""
     return (
         f"{len(report.unusable):,} of {report.rows:,} {what} rows are left out, as their reference answers cannot be "

@@ -61,7 +61,7 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
         if body is None:
             return
         batch, jobs = pickle.loads(body)
-        for identity, name, completions, reference, prompt, own in jobs:
+        for identity, name, completions, reference, prompt, lists in jobs:
             revoked, kept = page.revoked()
             if batch <= revoked and identity != kept:
                 connection.sendall(wire.encode_reply(["skipped", batch]))
@@ -71,10 +71,10 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
             hits = verifier.cache_hits
             begun, processor = time.perf_counter(), time.process_time_ns()
             page.write_begun(identity, processor)
-            if own is None:
+            if lists is None:
                 verdicts = [verifier(completions[0], reference, prompt)]
             else:
-                verdicts = verifier.judge(Batch(completions, reference, prompt, own))
+                verdicts = verifier.judge(Batch(completions, reference, prompt, lists))
             spent = [time.perf_counter() - begun, (time.process_time_ns() - processor) * 1e-9]
             rest = [*spent, int(verifier.cache_hits > hits)]
             frames = [wire.encode_reply([identity, wire.verdict_fields(verdict), *rest]) for verdict in verdicts]

@@ -30,7 +30,7 @@ _MEANT = ("the completion", "the reference answer", "the row's columns, as a map
 _GROUP: Values = {
     "completions": lambda batch: list(batch.completions),
     "reference": lambda batch: batch.reference,
-    "prompt": lambda batch: {**batch.row, **batch.own},
+    "prompt": lambda batch: {**batch.row, **batch.lists},
 }
 
 
