@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rewards.async_worker import CANCEL, RUN
+from rewards.forks import Forks
 from rewards.jobs import Job
 from rewards.pool_limits import Limits
 from rewards.pool_stats import Recorder
-from rewards.processes import WorkerHandle, import_hint
+from rewards.processes import WorkerHandle, flush, import_hint
 from rewards.slow_calls import STARVED_SHARE
 from rewards.verdict import Verdict, error, timeout
 from rewards.wire import ProtocolError, read_verdict
@@ -77,10 +78,8 @@ class AsyncCalls:
         queue: calls that no worker has yet.
         recorder: counts.
         selector: to be told of what workers say; the data are the `AsyncWorker`.
-        fork: a new worker; None where that failed.
-        end: kills and reaps a worker.
+        forks: where workers come from.
         finish: resolves the futures of a call; told its seconds and whether a cache answered.
-        came_up: told of each worker whether it came up or died before it could work.
     """
 
     def __init__(
@@ -89,19 +88,17 @@ class AsyncCalls:
         queue: deque[Job],
         recorder: Recorder,
         selector: selectors.BaseSelector,
-        fork: Callable[[], WorkerHandle | None],
-        end: Callable[[WorkerHandle], None],
+        forks: Forks,
         finish: Callable[[Job, list[Verdict], float, bool], None],
-        came_up: Callable[[bool], None],
     ) -> None:
         self._limits, self._queue, self._recorder, self._selector = limits, queue, recorder, selector
-        self._fork, self._end, self._finish, self._came_up = fork, end, finish, came_up
+        self._forks, self._finish = forks, finish
         self.workers: list[AsyncWorker] = []
 
     def dispatch(self) -> None:
         """Start workers that are wanted, and give out the calls that wait, to the worker with the fewest."""
         while self._wants_worker():
-            handle = self._fork()
+            handle = self._forks.fork(asynchronous=True)
             if handle is None:
                 break
             worker = AsyncWorker(handle)
@@ -121,14 +118,14 @@ class AsyncCalls:
                 given.setdefault(worker, []).append(job)
         for worker, jobs in given.items():
             worker.handle.send((RUN, [job.message() for job in jobs]))
-            self._flush(worker)
+            flush(self._selector, worker.handle, worker)
 
     def on_event(self, worker: AsyncWorker, events: int) -> None:
         """Its connection can be read or written."""
         if worker not in self.workers:
             return  # ended while this round of events was being worked through
         if events & selectors.EVENT_WRITE:
-            self._flush(worker)
+            flush(self._selector, worker.handle, worker)
         if events & selectors.EVENT_READ:
             self._hear(worker)
 
@@ -166,7 +163,7 @@ class AsyncCalls:
                     flight.given_up_at = now
                     worker.given_up.add(flight.job.identity)
                 worker.handle.send((CANCEL, [flight.job.identity for flight in giving_up]))
-                self._flush(worker)
+                flush(self._selector, worker.handle, worker)
             if any(now > (worker.flights[each].given_up_at or now) + _GRACE_S for each in worker.given_up):
                 self._kill(worker, now)
                 continue
@@ -186,7 +183,7 @@ class AsyncCalls:
         self._recorder.event("died")
         self._remove(worker)
         if not worker.handle.ready:
-            self._came_up(False)
+            self._forks.came_up(False)
         guilty = [flight for flight in worker.flights.values() if flight.job.identity == identity and not cause]
         for flight in guilty or worker.flights.values():
             flight.job.deaths += 1
@@ -211,22 +208,10 @@ class AsyncCalls:
         may_be = len(self.workers) < self._limits.workers + self._limits.spares
         return bool(self._queue) and active < min(self._limits.workers, calls) and may_be
 
-    def _flush(self, worker: AsyncWorker) -> None:
-        handle = worker.handle
-        try:
-            events = selectors.EVENT_READ if handle.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
-        except OSError:
-            return  # it died; its end of the stream says so at the next look
-        if self._selector.get_key(handle.connection).events != events:
-            self._selector.modify(handle.connection, events, worker)
-
     def _hear(self, worker: AsyncWorker) -> None:
-        try:
-            data = worker.handle.connection.recv(1 << 18)
-        except BlockingIOError:
+        data = worker.handle.receive()
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.bury(worker)
             return
@@ -239,7 +224,7 @@ class AsyncCalls:
     def _take(self, worker: AsyncWorker, reply: list[object]) -> None:
         if reply[0] == "ready":
             worker.handle.ready = True
-            self._came_up(True)
+            self._forks.came_up(True)
             return
         named = reply[1] if reply[0] in ("stage", "cancelled") and len(reply) > 1 else reply[0]
         flight = worker.flights.get(named) if isinstance(named, int) else None
@@ -308,4 +293,4 @@ class AsyncCalls:
     def _remove(self, worker: AsyncWorker) -> None:
         self._selector.unregister(worker.handle.connection)
         self.workers.remove(worker)
-        self._end(worker.handle)
+        self._forks.end(worker.handle)

@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 
 from rewards import async_worker, stage, wire
 from rewards.adapt import Adapted, prepare
-from rewards.build import build_verifier
 from rewards.calling import Batch
+from rewards.pool_setup import build_all
 from rewards.raised import describe, is_told
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
@@ -40,17 +40,6 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:
-    """The verifiers of the set-up: specs are built, objects are adapted unless they already are."""
-    verifiers: dict[str, Adapted] = {}
-    for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
-        if use is not None:
-            verifiers[name] = build_verifier(use, options)
-        else:
-            verifiers[name] = thing if isinstance(thing, Adapted) else Adapted(thing)
-    return verifiers
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:

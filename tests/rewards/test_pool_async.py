@@ -140,7 +140,7 @@ def test_the_nursery_may_die_under_them(log) -> None:
     with VerifierPool({"it": async_trouble}, workers=1, deadline_s=5) as pool:
         futures = pool.submit_many([("it", "0.3", log, {})] * 5)
         time.sleep(0.1)
-        pool._supervisor._nursery._process.kill()
+        pool._supervisor._forks.nursery._process.kill()
         assert [future.result(WAIT).status for future in futures] == [Status.CORRECT] * 5
 
 
