@@ -146,11 +146,11 @@ class _Check:
         if not self._rows:
             return
         (methods,) = self._judge([(self._rows[0].verifier, Ask.METHODS, None, {})])
-        if GOLD_COMPLETIONS not in methods.parts:
+        if GOLD_COMPLETIONS not in methods.parts and not methods.status.failed:
             raise ValueError(
                 "gold answers are checked by `questioned` verifiers (rewards.gold_questions); wrap them so"
             )
-        if methods.parts[GOLD_COMPLETIONS]:
+        if methods.parts.get(GOLD_COMPLETIONS):
             self._answering = OwnCompletions()
 
     def take(self, batch: Sequence[GoldRow]) -> None:

@@ -289,3 +289,11 @@ def test_solutions_in_another_language_are_taken_where_the_row_names_it() -> Non
     row = {"solutions": {"language": ["c++", "python"], "solution": ["int main() {}", "print(3)"]}}
     assert gold_programs(row, "cpp", "solutions") == ["```cpp\nint main() {}\n```"]
     assert gold_programs({**row, "canonical_solution": "print(1)"}, "cpp") is None
+
+
+def test_only_verifiers_that_answer_questions_can_be_checked() -> None:
+    with (
+        VerifierPool([VerifierSpec("it", f"{__file__}:slow")], workers=1) as pool,
+        pytest.raises(ValueError, match="questioned"),
+    ):
+        check_gold(through(pool), rows_of(["a"]))
