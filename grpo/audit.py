@@ -18,7 +18,7 @@ from grpo.rollout_store import read_groups, stored_steps
 from grpo.terminal import LiteralTable, literal
 from rewards.audit import AuditReport, Disagreement, StoredRollout, audit
 from rewards.build import VerifierSpec
-from rewards.gold import answers_of
+from rewards.gold_forms import answers_of
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 

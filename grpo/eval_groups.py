@@ -8,7 +8,8 @@ from concurrent.futures import Future
 from grpo.eval_store import Key, Record
 from grpo.eval_tasks import Problem
 from grpo.eval_types import Sample
-from grpo.judging import Asked, Pool, judge
+from grpo.judging import columns_of, judge
+from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 
 # A completion with the future of its verdict.
@@ -23,7 +24,7 @@ class Judging:
     """
 
     def __init__(
-        self, name: str, problems: Sequence[Problem], k: int, pool: Pool, records: Mapping[Key, Record]
+        self, name: str, problems: Sequence[Problem], k: int, pool: VerifierPool, records: Mapping[Key, Record]
     ) -> None:
         """Nothing is asked yet.
 
@@ -58,18 +59,18 @@ class Judging:
         known = [record for record in failed if record.problem in self._problems]
         if not self._in_groups:
             return [asking for one in known for asking in self._ask([(one.key, _sample(one))])]
-        found: list[Asking] = []
+        asked: list[Asking] = []
         for problem, seed in dict.fromkeys((one.problem, one.seed) for one in known):
             keys = [(problem, seed, number) for number in range(self._k)]
             if all(key in self._records for key in keys):
-                found += self._ask([(key, _sample(self._records[key])) for key in keys])
-        return found
+                asked += self._ask([(key, _sample(self._records[key])) for key in keys])
+        return asked
 
     def _ask(self, group: Sequence[tuple[Key, Sample]]) -> list[Asking]:
         problem = self._problems[group[0][0][0]]
-        asked = Asked(problem.question, problem.reference, problem.row)
+        row = columns_of(problem.question, problem.row)
         texts, tokens = [sample.text for _, sample in group], [sample.tokens for _, sample in group]
-        verdicts = judge(self._pool, [self._name], asked, texts, tokens)
+        verdicts = judge(self._pool, [self._name], problem.reference, row, texts, tokens)
         return [(key, sample, named[self._name]) for (key, sample), named in zip(group, verdicts, strict=True)]
 
 

@@ -44,6 +44,7 @@ from grpo.eval_store import (
 from grpo.eval_tasks import Problem, answers_of, load_problems
 from grpo.eval_types import Question, Sample, Sampler
 from grpo.eval_votes import Call, vote
+from grpo.judging import columns_of
 from grpo.preparation import load_tokenizer
 from grpo.terminal import literal
 from grpo.types import Prompt, SamplingParams
@@ -51,10 +52,9 @@ from grpo.usable_rows import OF_EVALUATION, usable_rows
 from grpo.verifiers_config import Verification
 from grpo.visible import one_line
 from rewards.build import VerifierSpec
-from rewards.gold import GoldRow
+from rewards.gold_forms import GoldRow
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
-from rewards.verifier import PROBLEM_COLUMN
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
@@ -189,7 +189,7 @@ def _leave_out(job: Job, settings: EvalConfig, console: Console) -> Job:
         check_golds=settings.check_golds,
         max_unusable_share=settings.max_unusable_share,
     )
-    rows = [GoldRow(each.reference, {PROBLEM_COLUMN: each.question, **each.row}, each.id) for each in job.problems]
+    rows = [GoldRow(each.reference, columns_of(each.question, each.row), each.id) for each in job.problems]
     found = usable_rows([_spec(job)], {job.task.name: rows}, verification, OF_EVALUATION)
     for line in found.lines:
         console.print(literal(line, "yellow"), soft_wrap=True)

@@ -15,8 +15,9 @@ from grpo.terminal import literal
 from grpo.usable_rows import is_mathematical, open_pool, rows_of_all, rows_of_first, too_many
 from grpo.visible import visible
 from rewards.build import VerifierSpec
-from rewards.gold import GoldReport, GoldRow, Offender, check_gold, through
-from rewards.gold_forms import as_text
+from rewards.gold import GoldReport, Offender, check_gold
+from rewards.gold_forms import GoldRow, as_text
+from rewards.gold_judges import through
 from rewards.pool import VerifierPool
 from rewards.references import ReferenceReport, check_references, shown
 
@@ -70,10 +71,8 @@ def check_gold_answers(
     chosen = rows
     if len(rows) > limit:
         chosen = [rows[at] for at in sorted(random.Random(0).sample(range(len(rows)), limit))]
-    judged = {name: len(own) for name, own in rows_of_first(specs, chosen).items()}
-    reports = {
-        name: _judge(name, own, specs, verification, console) for name, own in rows_of_first(specs, chosen).items()
-    }
+    judged = rows_of_first(specs, chosen)
+    reports = {name: _judge(name, part, specs, verification, console) for name, part in judged.items()}
     failures = [problem for what, report in references.items() if (problem := too_many(what, report, verification))]
     failures += [
         f"verifier {name!r}: {report.failure}, so no completion could earn its reward"
@@ -87,8 +86,8 @@ def check_gold_answers(
         console.print(literal(_how_many(len(chosen), len(rows), limit), "dim"))
     for what, report in references.items():
         _show_references(what, report, console)
-    for name, found in reports.items():
-        _show(name, judged[name], found, console)
+    for name, gold_report in reports.items():
+        _show(name, len(judged[name]), gold_report, console)
     return GoldOutcome(tuple(failures), sound)
 
 
@@ -122,8 +121,8 @@ def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> No
     """
     if _build_problem(specs, memory_mib) is None:
         return
-    found = [(spec.name, problem) for spec in specs if (problem := _build_problem([spec], memory_mib))]
-    raise ValueError("\n".join(f"verifiers: {name!r}: {problem}" for name, problem in found))
+    problems = [(spec.name, problem) for spec in specs if (problem := _build_problem([spec], memory_mib))]
+    raise ValueError("\n".join(f"verifiers: {name!r}: {problem}" for name, problem in problems))
 
 
 def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str | None:

@@ -12,11 +12,11 @@ from grpo import config
 from grpo.cluster import Plan
 from grpo.data import PromptSet
 from grpo.hub import at_revision, name_of, with_revision
+from grpo.judging import columns_of
 from grpo.policy import context_of
 from rewards.build import VerifierSpec
-from rewards.gold import GoldRow
+from rewards.gold_forms import GoldRow
 from rewards.thinking import READ_AFTER_THINKING
-from rewards.verifier import PROBLEM_COLUMN
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
@@ -147,4 +147,4 @@ def check_prompt_count(prompts: PromptSet, rollout: config.Rollout, left_out: in
 
 def gold_rows(prompts: PromptSet) -> list[GoldRow]:
     """The prompts' reference answers, with the columns that a run hands to their verifiers."""
-    return [GoldRow(each.reference, {PROBLEM_COLUMN: each.text, **each.row}, each.id) for each in prompts.prompts]
+    return [GoldRow(each.reference, columns_of(each.text, each.row), each.id) for each in prompts.prompts]

@@ -21,7 +21,7 @@ from grpo.collector import Collector
 from grpo.data import Cursor, PromptSet, load_prompts
 from grpo.failure_share import FailureShare
 from grpo.generator_group import GeneratorGroup
-from grpo.judging import Asked, judge
+from grpo.judging import columns_of, judge
 from grpo.preparation import (
     check_positions,
     check_prompt_count,
@@ -326,9 +326,9 @@ class TrainingRun:
 
     def _verify(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
         names = [spec.name for spec in choose(self.specs, prompt.row)]
-        asked = Asked(prompt.text, prompt.reference, prompt.row)
+        row = columns_of(prompt.text, prompt.row)
         texts, tokens = [one.text for one in completions], [len(one.token_ids) for one in completions]
-        verdicts = judge(self._pool, names, asked, texts, tokens)
+        verdicts = judge(self._pool, names, prompt.reference, row, texts, tokens)
         for future in (future for named in verdicts for future in named.values()):
             future.add_done_callback(lambda _: ACTIVITY.moved())
         return verdicts

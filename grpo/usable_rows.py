@@ -11,7 +11,9 @@ from pathlib import Path
 
 from grpo import config
 from rewards.build import VerifierSpec
-from rewards.gold import GoldReport, GoldRow, check_gold, through
+from rewards.gold import GoldReport, check_gold
+from rewards.gold_forms import GoldRow
+from rewards.gold_judges import through
 from rewards.gold_questions import questioned
 from rewards.pool import VerifierPool
 from rewards.references import ReferenceReport, UnusableReference, check_references, shown
@@ -105,7 +107,7 @@ def usable_rows(
                     f"{keys.reference}, or raise the share to leave them out"
                 )
             elif report.unusable:
-                lines.append(told(what, report))
+                lines.append(_left_out_line(what, report))
             if report.stopped:
                 lines.append(
                     f"{what} data: only {report.rows:,} of {len(rows):,} rows were looked at: {report.stopped}"
@@ -138,11 +140,11 @@ def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[
 
 def rows_of_first(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> dict[str, list[GoldRow]]:
     """The rows by the first verifier that judges them."""
-    found: dict[str, list[GoldRow]] = {}
+    by_verifier: dict[str, list[GoldRow]] = {}
     for row in rows:
         name = choose(specs, row.prompt)[0].name
-        found.setdefault(name, []).append(dataclasses.replace(row, verifier=name))
-    return found
+        by_verifier.setdefault(name, []).append(dataclasses.replace(row, verifier=name))
+    return by_verifier
 
 
 def is_mathematical(specs: Sequence[VerifierSpec], name: str) -> bool:
@@ -162,7 +164,7 @@ def too_many(
     )
 
 
-def told(what: str, report: ReferenceReport) -> str:
+def _left_out_line(what: str, report: ReferenceReport) -> str:
     """The line on rows that are left out."""
     return (
         f"{len(report.unusable):,} of {report.rows:,} {what} rows are left out, as their reference answers cannot be "

@@ -57,10 +57,10 @@ class VerifierActor:
         completions: Sequence[str],
         reference: Any,
         prompt: Mapping[str, Any],
-        own: Mapping[str, Sequence[Any]] | None,
+        lists: Mapping[str, Sequence[Any]] | None,
     ) -> list[Verdict]:
         """One verdict for each completion of a group, in order; a failure is an `error`."""
-        futures = self._pool.submit_group(name, completions, reference, prompt, own)
+        futures = self._pool.submit_group(name, completions, reference, prompt, lists)
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
@@ -176,7 +176,7 @@ class NodePool:
         completions: Sequence[str],
         reference: Any,
         prompt: Mapping[str, Any],
-        own: Mapping[str, Sequence[Any]] | None = None,
+        lists: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Future[Verdict]]:
         """Queue one call of a group verifier on one node; see VerifierPool.
 
@@ -186,7 +186,7 @@ class NodePool:
         """
         if name in self._names and name not in self._groups:
             raise ValueError(f"verifier {name!r} judges completions one by one, not groups; use submit_many")
-        call = (name, tuple(completions), reference, prompt, own)
+        call = (name, tuple(completions), reference, prompt, lists)
         return self._submit([name], lambda actor: actor.verify_group.remote(*call), len(completions))
 
     def _submit(self, names: Iterable[str], ask: Callable[[Any], Any], count: int) -> list[Future[Verdict]]:

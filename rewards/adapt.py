@@ -52,9 +52,9 @@ class Adapted:
         conversational: bool = False,
     ) -> None:
         low, high = bounds
-        if not low < high:
-            raise ValueError(f"bounds must be (least, greatest) with least < greatest, got {bounds!r}")
-        if isinstance(pass_mark, bool) or not isinstance(pass_mark, (int, float)) or not math.isfinite(pass_mark):
+        if not (_is_real(low) and _is_real(high) and low < high):
+            raise ValueError(f"bounds must be two numbers, [least, greatest] with least < greatest, got {bounds!r}")
+        if not _is_real(pass_mark) or not math.isfinite(pass_mark):
             raise ValueError(f"pass_mark must be a finite number, from which on a score is correct; got {pass_mark!r}")
         self.function, self.bounds = function, (float(low), float(high))
         self.pass_mark = float(pass_mark)
@@ -168,6 +168,10 @@ def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS, pass
     if number >= pass_mark - _MARK_TOLERANCE:
         return Verdict(number, Status.CORRECT)
     return Verdict(number, Status.SCORED if number > 0 else Status.WRONG)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import selectors
 import time
 from collections import deque
@@ -9,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rewards.async_worker import CANCEL, RUN
+from rewards.forks import Forks
 from rewards.jobs import Job
 from rewards.pool_limits import Limits
 from rewards.pool_stats import Recorder
-from rewards.processes import WorkerHandle, import_hint
+from rewards.processes import WorkerHandle, flush, import_hint
 from rewards.slow_calls import STARVED_SHARE
 from rewards.verdict import Verdict, error, timeout
 from rewards.wire import ProtocolError, read_verdict
@@ -44,11 +46,20 @@ class AsyncWorker:
 
     handle: WorkerHandle
     flights: dict[int, _Flight] = field(default_factory=dict)
+    # Those of them that were given up.
+    given_up: set[int] = field(default_factory=set)
+    # When, on the monotonic clock, some call of it must be looked at, or before.
+    look_at: float = math.inf
 
     @property
     def is_stuck(self) -> bool:
         """Whether a call that was given up has not ended yet."""
-        return any(flight.given_up_at is not None for flight in self.flights.values())
+        return bool(self.given_up)
+
+    def remove(self, flight: _Flight) -> None:
+        """It is answered."""
+        del self.flights[flight.job.identity]
+        self.given_up.discard(flight.job.identity)
 
     def holder(self, now: float) -> _Flight | None:
         """The call that keeps the loop from turning."""
@@ -67,10 +78,8 @@ class AsyncCalls:
         queue: calls that no worker has yet.
         recorder: counts.
         selector: to be told of what workers say; the data are the `AsyncWorker`.
-        fork: a new worker; None where that failed.
-        end: kills and reaps a worker.
+        forks: where workers come from.
         finish: resolves the futures of a call; told its seconds and whether a cache answered.
-        came_up: told of each worker whether it came up or died before it could work.
     """
 
     def __init__(
@@ -79,19 +88,17 @@ class AsyncCalls:
         queue: deque[Job],
         recorder: Recorder,
         selector: selectors.BaseSelector,
-        fork: Callable[[], WorkerHandle | None],
-        end: Callable[[WorkerHandle], None],
+        forks: Forks,
         finish: Callable[[Job, list[Verdict], float, bool], None],
-        came_up: Callable[[bool], None],
     ) -> None:
         self._limits, self._queue, self._recorder, self._selector = limits, queue, recorder, selector
-        self._fork, self._end, self._finish, self._came_up = fork, end, finish, came_up
+        self._forks, self._finish = forks, finish
         self.workers: list[AsyncWorker] = []
 
     def dispatch(self) -> None:
         """Start workers that are wanted, and give out the calls that wait, to the worker with the fewest."""
         while self._wants_worker():
-            handle = self._fork()
+            handle = self._forks.fork(asynchronous=True)
             if handle is None:
                 break
             worker = AsyncWorker(handle)
@@ -105,18 +112,20 @@ class AsyncCalls:
                 break
             job = self._queue.popleft()
             if job.start():
-                worker.flights[job.identity] = _Flight(job, time.monotonic(), worker.handle.processor_ns() or 0)
+                flight = _Flight(job, time.monotonic(), worker.handle.processor_ns() or 0)
+                worker.flights[job.identity] = flight
+                worker.look_at = min(worker.look_at, self._overdue_at(flight))
                 given.setdefault(worker, []).append(job)
         for worker, jobs in given.items():
             worker.handle.send((RUN, [job.message() for job in jobs]))
-            self._flush(worker)
+            flush(self._selector, worker.handle, worker)
 
     def on_event(self, worker: AsyncWorker, events: int) -> None:
         """Its connection can be read or written."""
         if worker not in self.workers:
             return  # ended while this round of events was being worked through
         if events & selectors.EVENT_WRITE:
-            self._flush(worker)
+            flush(self._selector, worker.handle, worker)
         if events & selectors.EVENT_READ:
             self._hear(worker)
 
@@ -127,10 +136,8 @@ class AsyncCalls:
         for worker in self.workers:
             if not worker.handle.ready:
                 waits.append(worker.handle.begun_at + self._limits.start_s - now)
-            for flight in worker.flights.values():
-                ends = self._overdue_at(flight) if flight.given_up_at is None else flight.given_up_at + _GRACE_S
-                waits.append(ends - now if ends > now else _LOOK_S)
-        return min(waits)
+            waits.append(worker.look_at - now)
+        return max(0.0, min(waits))
 
     def watch(self) -> None:
         """Give up calls at their deadline; replace workers that do not let go of them."""
@@ -139,6 +146,8 @@ class AsyncCalls:
             if not worker.handle.ready:
                 if now - worker.handle.begun_at > self._limits.start_s:
                     self.bury(worker)
+                continue
+            if now < worker.look_at:
                 continue
             late = [one for one in worker.flights.values() if one.given_up_at is None and now > self._overdue_at(one)]
             if late:
@@ -152,10 +161,17 @@ class AsyncCalls:
             if giving_up:
                 for flight in giving_up:
                     flight.given_up_at = now
+                    worker.given_up.add(flight.job.identity)
                 worker.handle.send((CANCEL, [flight.job.identity for flight in giving_up]))
-                self._flush(worker)
-            if any(one.given_up_at is not None and now > one.given_up_at + _GRACE_S for one in worker.flights.values()):
+                flush(self._selector, worker.handle, worker)
+            if any(now > (worker.flights[each].given_up_at or now) + _GRACE_S for each in worker.given_up):
                 self._kill(worker, now)
+                continue
+            ends = (
+                self._overdue_at(one) if one.given_up_at is None else one.given_up_at + _GRACE_S
+                for one in worker.flights.values()
+            )
+            worker.look_at = min((end if end > now else now + _LOOK_S for end in ends), default=math.inf)
 
     def bury(self, worker: AsyncWorker, cause: str = "") -> None:
         """It died on its own: replay its calls. The one that had the processor is taken to have killed it.
@@ -167,7 +183,7 @@ class AsyncCalls:
         self._recorder.event("died")
         self._remove(worker)
         if not worker.handle.ready:
-            self._came_up(False)
+            self._forks.came_up(False)
         guilty = [flight for flight in worker.flights.values() if flight.job.identity == identity and not cause]
         for flight in guilty or worker.flights.values():
             flight.job.deaths += 1
@@ -192,22 +208,10 @@ class AsyncCalls:
         may_be = len(self.workers) < self._limits.workers + self._limits.spares
         return bool(self._queue) and active < min(self._limits.workers, calls) and may_be
 
-    def _flush(self, worker: AsyncWorker) -> None:
-        handle = worker.handle
-        try:
-            events = selectors.EVENT_READ if handle.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
-        except OSError:
-            return  # it died; its end of the stream says so at the next look
-        if self._selector.get_key(handle.connection).events != events:
-            self._selector.modify(handle.connection, events, worker)
-
     def _hear(self, worker: AsyncWorker) -> None:
-        try:
-            data = worker.handle.connection.recv(1 << 18)
-        except BlockingIOError:
+        data = worker.handle.receive()
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.bury(worker)
             return
@@ -220,7 +224,7 @@ class AsyncCalls:
     def _take(self, worker: AsyncWorker, reply: list[object]) -> None:
         if reply[0] == "ready":
             worker.handle.ready = True
-            self._came_up(True)
+            self._forks.came_up(True)
             return
         named = reply[1] if reply[0] in ("stage", "cancelled") and len(reply) > 1 else reply[0]
         flight = worker.flights.get(named) if isinstance(named, int) else None
@@ -231,7 +235,7 @@ class AsyncCalls:
             flight.stage = str(reply[-1])[:48]
             return
         if reply[0] == "cancelled":
-            del worker.flights[flight.job.identity]
+            worker.remove(flight)
             self._time_out(flight, elapsed)
             return
         if len(reply) != 5:
@@ -239,7 +243,7 @@ class AsyncCalls:
         flight.got.append(read_verdict(reply[1]))
         if len(flight.got) < len(flight.job.completions):
             return
-        del worker.flights[flight.job.identity]
+        worker.remove(flight)
         seconds = min(max(float(reply[2]), 0.0), elapsed) if isinstance(reply[2], (int, float)) else elapsed
         if flight.given_up_at is not None and seconds > self._allowed(flight):
             self._time_out(flight, elapsed)
@@ -289,4 +293,4 @@ class AsyncCalls:
     def _remove(self, worker: AsyncWorker) -> None:
         self._selector.unregister(worker.handle.connection)
         self.workers.remove(worker)
-        self._end(worker.handle)
+        self._forks.end(worker.handle)

@@ -47,13 +47,13 @@ class _Calls:
             kind, items = pickle.loads(body)
             if kind == RUN:
                 for identity, *call in items:
-                    own = ["start"]
-                    self._tasks[identity] = asyncio.create_task(self._answer(writer, own, identity, *call)), own
+                    at = ["start"]
+                    self._tasks[identity] = asyncio.create_task(self._answer(writer, at, identity, *call)), at
             else:
                 for identity in items:
                     if identity in self._tasks:  # else its answer is on its way
-                        task, own = self._tasks[identity]
-                        writer.write(wire.encode_reply(["stage", identity, own[0]]))
+                        task, at = self._tasks[identity]
+                        writer.write(wire.encode_reply(["stage", identity, at[0]]))
                         self._given_up.add(identity)
                         task.cancel()
 
@@ -66,14 +66,14 @@ class _Calls:
         completions: tuple[str, ...],
         reference: Any,
         prompt: Mapping[str, Any],
-        own: Mapping[str, Any] | None,
+        lists: Mapping[str, Any] | None,
     ) -> None:
         verifier, begun = self._verifiers[name], time.perf_counter()
         stage.follow_call(at)
         batch = (
             verifier.alone(completions[0], reference, prompt)
-            if own is None
-            else Batch(completions, reference, prompt, own)
+            if lists is None
+            else Batch(completions, reference, prompt, lists)
         )
         try:
             verdicts: list[Verdict] = await _Noted(verifier.judge_async(batch), identity, at, self._page)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.gold import answers_of
+from rewards.gold_forms import answers_of
 from rewards.latex_text import normalise
 from rewards.nodes import Apply, Bound, Matrix, Node, Number, Quantity, Ratio, Relation, Symbol, Text, Unreadable
 from rewards.nodes import Sequence as Items

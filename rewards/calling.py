@@ -19,13 +19,13 @@ class Batch:
         completions: the texts.
         reference: the row's reference answer.
         row: the row's columns.
-        own: further columns, which hold a value for each completion, such as the number of its tokens.
+        lists: further columns, which hold a value for each completion, such as the number of its tokens.
     """
 
     completions: Sequence[str]
     reference: Any
     row: Mapping[str, Any]
-    own: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def each(self, value: Any) -> list[Any]:
         """The same value for each completion."""
@@ -100,7 +100,7 @@ def by_names(
     def arguments(batch: Batch) -> Arguments:
         given = {name: values[name](batch) for name in wanted}
         if takes_columns:
-            row = {**batch.row, **batch.own}
+            row = {**batch.row, **batch.lists}
             given = {name: value for name, value in row.items() if name not in bound} | given
         return (), given
 

@@ -102,7 +102,7 @@ class OwnCompletions:
         """The question for the verdict on another row's completion of this number, or its last."""
         for _ in range(_DRAWS):
             other = source.choice(rows)
-            if other.name != row.name:
+            if other.name != row.name and not nested_too_deep(other.reference):
                 return row.verifier, Ask.OTHER, (row.reference, way, other.reference, other.prompt), row.prompt
         return None
 

@@ -20,7 +20,7 @@ class Job:
         completions: one, or those of a whole group, which a group verifier judges together.
         reference: the row's reference answer.
         prompt: the row's columns.
-        own: of a group, the columns that hold a value for each completion.
+        lists: of a group, the columns that hold a value for each completion.
         futures: one for each completion.
         deaths: how many workers have died under it.
         begun: a worker has it, or had it.
@@ -31,7 +31,7 @@ class Job:
     completions: tuple[str, ...]
     reference: Any
     prompt: Mapping[str, Any]
-    own: Mapping[str, Sequence[Any]] | None = None
+    lists: Mapping[str, Sequence[Any]] | None = None
     futures: list[Future[Verdict]] = field(default_factory=list)
     deaths: int = 0
     begun: bool = False
@@ -51,5 +51,5 @@ class Job:
         return self.begun
 
     def message(self) -> tuple[Any, ...]:
-        """What a worker is sent; of a single completion without the group's columns."""
-        return self.identity, self.name, self.completions, self.reference, self.prompt, self.own
+        """What a worker is sent; of a single completion without the group's lists."""
+        return self.identity, self.name, self.completions, self.reference, self.prompt, self.lists

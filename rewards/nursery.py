@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 
 from rewards import async_worker, stage, wire
 from rewards.adapt import Adapted, prepare
-from rewards.build import build_verifier
 from rewards.calling import Batch
+from rewards.pool_setup import build_all
 from rewards.raised import describe, is_told
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
@@ -42,17 +42,6 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:
-    """The verifiers of the set-up: specs are built, objects are adapted unless they already are."""
-    verifiers: dict[str, Adapted] = {}
-    for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
-        if use is not None:
-            verifiers[name] = build_verifier(use, options)
-        else:
-            verifiers[name] = thing if isinstance(thing, Adapted) else Adapted(thing)
-    return verifiers
-
-
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
     """A worker's life: read batches, run what is not revoked, answer each job as it ends."""
     while True:
@@ -61,7 +50,7 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
         if body is None:
             return
         batch, jobs = pickle.loads(body)
-        for identity, name, completions, reference, prompt, own in jobs:
+        for identity, name, completions, reference, prompt, lists in jobs:
             revoked, kept = page.revoked()
             if batch <= revoked and identity != kept:
                 connection.sendall(wire.encode_reply(["skipped", batch]))
@@ -71,10 +60,10 @@ def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[
             hits = verifier.cache_hits
             begun, processor = time.perf_counter(), time.process_time_ns()
             page.write_begun(identity, processor)
-            if own is None:
+            if lists is None:
                 verdicts = [verifier(completions[0], reference, prompt)]
             else:
-                verdicts = verifier.judge(Batch(completions, reference, prompt, own))
+                verdicts = verifier.judge(Batch(completions, reference, prompt, lists))
             spent = [time.perf_counter() - begun, (time.process_time_ns() - processor) * 1e-9]
             rest = [*spent, int(verifier.cache_hits > hits)]
             frames = [wire.encode_reply([identity, wire.verdict_fields(verdict), *rest]) for verdict in verdicts]

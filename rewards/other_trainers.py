@@ -104,7 +104,7 @@ def _trl(function: Callable[..., Any], parameters: Sequence[inspect.Parameter], 
         prompt = batch.row.get("prompt", batch.row.get(PROBLEM_COLUMN, ""))
         talks = conversational or _is_conversation(prompt)
         given = {name: batch.each(value) for name, value in batch.row.items() if name != "prompt"} | {
-            name: list(values) for name, values in batch.own.items()
+            name: list(values) for name, values in batch.lists.items()
         }
         for name in required - given.keys():
             given[name] = batch.each(_reference_column(name, batch))

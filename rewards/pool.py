@@ -107,7 +107,7 @@ class VerifierPool:
         completions: Sequence[str],
         reference: Any,
         prompt: Mapping[str, Any],
-        own: Mapping[str, Sequence[Any]] | None = None,
+        lists: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Future[Verdict]]:
         """Queue one call of a group verifier, under one deadline; a future for each completion, in order.
 
@@ -116,13 +116,13 @@ class VerifierPool:
             completions: of one prompt.
             reference: the row's reference answer.
             prompt: the row's columns.
-            own: further columns, which hold a value for each completion.
+            lists: further columns, which hold a value for each completion.
 
         Raises:
             ValueError: no verifier of that name, one that judges completions one by one, or columns that do not fit.
             RuntimeError: the pool is closed, or its supervising thread has failed.
         """
-        columns = dict(own or {})
+        columns = dict(lists or {})
         if name in self._names and not self.judges_groups(name):
             raise ValueError(f"verifier {name!r} judges completions one by one, not groups; use submit_many")
         for column, values in columns.items():

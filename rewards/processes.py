@@ -6,22 +6,19 @@ import contextlib
 import json
 import os
 import pickle
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rewards.build import VerifierSpec
 from rewards.jobs import Job
 from rewards.stage import PAGE_BYTES, SharedPage
 from rewards.verdict import Verdict
-from rewards.verifier import Verifier
 from rewards.wire import LENGTH, Inbox
 
 _CONTROL_BYTES = 1 << 16
@@ -33,35 +30,6 @@ _PROCESS_CLOCK = 2
 
 class NurseryError(Exception):
     """The nursery did not start, died, or did not answer."""
-
-
-def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int | None) -> bytes:
-    """Everything the nursery must know, pickled.
-
-    Raises:
-        ValueError: a verifier that cannot be pickled, or that another process could not import.
-    """
-    entries: dict[str, tuple[str | None, dict[str, Any], Any]] = {}
-    for name, verifier in verifiers.items():
-        if isinstance(verifier, VerifierSpec):
-            entries[name] = (verifier.use, dict(verifier.options), None)
-            continue
-        home = getattr(verifier, "__module__", None)
-        if home == "__main__":
-            raise ValueError(
-                f"verifier {name!r} is defined in the script that was started, which workers do not import; "
-                f"move it to a module, or name it as 'path/to/file.py:function' in a VerifierSpec"
-            )
-        entries[name] = (None, {}, verifier)
-    try:
-        pickled = pickle.dumps(entries)
-    except (pickle.PicklingError, AttributeError, TypeError) as problem:
-        raise ValueError(
-            f"verifiers {sorted(entries)} cannot be sent to a worker ({problem}); "
-            f"give module-level functions, objects of plain data, or a VerifierSpec"
-        ) from problem
-    memory_bytes = None if memory_mb is None else memory_mb << 20
-    return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": list(sys.path)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +213,15 @@ class WorkerHandle:
             del self.outgoing[:count]
         return True
 
+    def receive(self) -> bytes | None:
+        """What it says; None where there is nothing yet, empty where it is gone."""
+        try:
+            return self.connection.recv(1 << 18)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
     def set_idle(self, idle: bool) -> None:
         """Let the worker run only where nobody else wants the processor, or as usual again.
 
@@ -298,6 +275,16 @@ class WorkerHandle:
         self.look_at = self.begun_at + LOOK_S
         self.stalled = self.waits = self.unusual = self.extended = False
         self.last_used = -1
+
+
+def flush(selector: selectors.BaseSelector, worker: WorkerHandle, data: object) -> None:
+    """Send a worker what fits; the selector, which has it with `data`, says when the rest does."""
+    try:
+        events = selectors.EVENT_READ if worker.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
+    except OSError:
+        return  # it died; its end of the stream says so at the next look
+    if selector.get_key(worker.connection).events != events:
+        selector.modify(worker.connection, events, data)
 
 
 def import_hint(page: SharedPage) -> str:

@@ -52,6 +52,8 @@ def _place(problem: BaseException, home: str | None) -> str:
     if not users and is_told(problem):
         return ""
     chosen = (users or list(frames))[-1]
+    if chosen.filename.startswith("<"):
+        return ""  # the import system's: the message names the module
     return f" ({chosen.filename}:{chosen.lineno})"
 
 

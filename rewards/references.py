@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rewards.gold_forms import Call, GoldRow, as_text, nested_too_deep
+from rewards.gold_judges import Patience
 from rewards.gold_questions import REFERENCE_PROBLEM, Ask
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
 # Rows that are asked about together: enough to keep a pool busy, few enough that no copy of a large dataset is made.
 _ROWS_AT_A_TIME = 4096
-_LOOK_S = 0.2
 _SHOWN_CHARACTERS = 80
 _TOO_DEEP = "it is nested in too many lists to be handed to a verifier"
 
@@ -72,40 +71,35 @@ def check_references(
     listed = list(rows)
     names = dict.fromkeys(row.verifier for row in listed)
     methods = [future.result() for future in pool.submit_many([(name, Ask.METHODS, None, {}) for name in names])]
-    asked = {name for name, verdict in zip(names, methods, strict=True) if verdict.parts.get(REFERENCE_PROBLEM)}
-    give_up_at, most_killed = time.monotonic() + most_s, most_killed + pool.stats().killed
+    knowing = {name for name, verdict in zip(names, methods, strict=True) if verdict.parts.get(REFERENCE_PROBLEM)}
+    patience = Patience(pool, most_killed, most_s)
     problems: dict[str, UnusableReference] = {}
-    looked: dict[str, None] = {}
+    looked: set[str] = set()
+    stopped = ""
     for first in range(0, len(listed), _ROWS_AT_A_TIME):
         batch = listed[first : first + _ROWS_AT_A_TIME]
-        answers, stopped = _answers(pool, batch, asked, most_killed, give_up_at)
+        answers, stopped = _answers(pool, batch, knowing, patience)
         for row, answer in zip(batch, answers, strict=True):
             if answer is not None:
-                looked[row.name] = None
+                looked.add(row.name)
             if answer:
                 problems.setdefault(row.name, UnusableReference(row, answer))
         if stopped:
-            return ReferenceReport(len(looked), tuple(problems.values()), stopped)
-    return ReferenceReport(len(looked), tuple(problems.values()))
+            break
+    return ReferenceReport(len(looked), tuple(problems.values()), stopped)
 
 
 def _answers(
-    pool: VerifierPool, rows: Sequence[GoldRow], asked: Collection[str], most_killed: int, give_up_at: float
+    pool: VerifierPool, rows: Sequence[GoldRow], knowing: Collection[str], patience: Patience
 ) -> tuple[list[str | None], str]:
     """The problem of each row, empty where there is none and None where it was not looked at; why the look ended."""
     answers: list[str | None] = [_TOO_DEEP if nested_too_deep(row.reference) else "" for row in rows]
-    open_rows = [at for at, row in enumerate(rows) if row.verifier in asked and not answers[at]]
+    open_rows = [at for at, row in enumerate(rows) if row.verifier in knowing and not answers[at]]
     calls: list[Call] = [(rows[at].verifier, Ask.REFERENCE, rows[at].reference, rows[at].prompt) for at in open_rows]
     futures = pool.submit_many(calls)
-    stopped = ""
-    while concurrent.futures.wait(futures, timeout=_LOOK_S).not_done and not stopped:
-        if pool.stats().killed >= most_killed:
-            stopped = "the check of too many references hung until the deadline"
-        elif time.monotonic() > give_up_at:
-            stopped = "the check of the references took too long"
-    if stopped:
-        # What is running cannot be cancelled. It ends at the pool's deadline, before the pool is used for other calls.
-        concurrent.futures.wait([future for future in futures if not future.cancel()])
+    stopped = patience.wait(futures)
+    # What runs cannot be cancelled. It ends at the pool's deadline, before the pool is used for other calls.
+    concurrent.futures.wait(futures)
     for at, future in zip(open_rows, futures, strict=True):
         answers[at] = _problem(future)
     return answers, stopped

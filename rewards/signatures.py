@@ -30,7 +30,7 @@ _MEANT = ("the completion", "the reference answer", "the row's columns, as a map
 _GROUP: Values = {
     "completions": lambda batch: list(batch.completions),
     "reference": lambda batch: batch.reference,
-    "prompt": lambda batch: {**batch.row, **batch.own},
+    "prompt": lambda batch: {**batch.row, **batch.lists},
 }
 
 
@@ -53,6 +53,11 @@ def read_signature(function: Callable[..., Any], conversational: bool = False) -
     parameters = [one for name, one in signature.parameters.items() if name not in bound_names(function)]
     if other := read_other(function, parameters, conversational):
         return other
+    if conversational:
+        raise ValueError(
+            f"conversational: true is for functions with TRL's signature, and {name_of(function)} has another; "
+            "take the option out"
+        )
     if any(one.name == "completions" for one in parameters):
         return by_names(function, parameters, _GROUP, group=True, columns=True)
     return _single(function, signature, parameters)
@@ -113,4 +118,6 @@ def _likely_value(name: str) -> str:
         return "reference"
     if name == "prompt":  # another trainer's: the question as a text
         return f"prompt[{PROBLEM_COLUMN!r}]"
+    if name in UNKNOWN:  # no run has it
+        return f"{name}=..."
     return "prompt" if name in _ROW else f"prompt[{name!r}]"

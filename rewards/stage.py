@@ -136,15 +136,15 @@ def enter(stage: str, elsewhere: bool = False) -> None:
             free for one more worker.
     """
     if _page is not None:
-        own = _own_stage.get()
-        if own is not None:
-            own[0] = stage
+        at = _own_stage.get()
+        if at is not None:
+            at[0] = stage
         _page.write_stage(stage, elsewhere)
 
 
-def follow_call(own: list[str]) -> None:
-    """Worker: `enter`, called by the present task or by one that it starts, writes the stage into `own[0]` as well."""
-    _own_stage.set(own)
+def follow_call(at: list[str]) -> None:
+    """Worker: `enter`, called by the present task or by one that it starts, writes the stage into `at[0]` as well."""
+    _own_stage.set(at)
 
 
 def watch_imports(page: SharedPage) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from rewards.async_calls import AsyncCalls, AsyncWorker
 from rewards.batches import next_batch
 from rewards.build import VerifierSpec
+from rewards.forks import Forks
 from rewards.jobs import Job
 from rewards.pool_limits import Limits
+from rewards.pool_setup import pack_setup
 from rewards.pool_stats import Recorder
-from rewards.processes import Kinds, Nursery, NurseryError, WorkerHandle, import_hint, pack_setup
+from rewards.processes import Kinds, NurseryError, WorkerHandle, flush, import_hint
 from rewards.raised import describe
 from rewards.slow_calls import SlowCalls, keep_back
 from rewards.verdict import Verdict, error, timeout
@@ -25,8 +27,6 @@ from rewards.wire import ProtocolError, read_verdict
 
 # A call that takes longer than this no longer has others waiting behind it in its worker.
 _TAKE_BACK_S = 0.01
-# Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
-_STILLBIRTHS = 4
 # A worker beyond the number wanted is let go when it has had nothing to do for this long: until then it spares a fork.
 _SURPLUS_S = 1.0
 
@@ -51,7 +51,7 @@ class Supervisor:
         self._names = frozenset(verifiers)
         self.kinds = Kinds()
         self._slow_calls = SlowCalls(limits, recorder)
-        self._setup = pack_setup(verifiers, limits.memory_mb)
+        self._forks = Forks(pack_setup(verifiers, limits.memory_mb), limits.start_s, recorder, self._bury_all)
         self._workers: list[WorkerHandle] = []
         self._selector = selectors.DefaultSelector()
         self._async = AsyncCalls(
@@ -59,19 +59,14 @@ class Supervisor:
             async_queue,
             recorder,
             self._selector,
-            lambda: self._fork(asynchronous=True),
-            self._end,
+            self._forks,
             self._finish,
-            self._came_up,
         )
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._stopping = False
-        self._broken = ""
-        self._stillbirths = 0
-        self._nursery: Nursery | None = None
         self._started = threading.Event()
         self._start_problem = ""
         self.abandoned: list[Job] = []
@@ -98,8 +93,7 @@ class Supervisor:
     def _run(self) -> None:
         try:
             try:
-                self._nursery = Nursery(self._setup, self._limits.start_s)
-                self.kinds = self._nursery.kinds
+                self.kinds = self._forks.start()
             except NurseryError as problem:
                 self._start_problem = str(problem)
                 return
@@ -120,8 +114,7 @@ class Supervisor:
                 self.abandoned += [entry.job for entry in worker.sent if not entry.ghost]
                 self._remove(worker)
             self.abandoned += self._async.take_all()
-            if self._nursery is not None:
-                self._nursery.stop()
+            self._forks.stop()
             self._selector.close()
             self._wake_read.close()
             self._wake_write.close()
@@ -136,7 +129,7 @@ class Supervisor:
             self._names != self.kinds.asynchronous
             and self._active() < self._limits.workers
             and len(self._workers) < self._limits.workers + self._limits.spares
-            and not self._broken
+            and not self._forks.broken
         ):
             self._spawn()
         surplus = self._active() - self._limits.workers
@@ -154,59 +147,27 @@ class Supervisor:
         return sum(bool(worker.sent) and not worker.stalled for worker in self._workers)
 
     def _spawn(self) -> None:
-        if worker := self._fork():
+        if worker := self._forks.fork():
             self._workers.append(worker)
             self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
-    def _fork(self, asynchronous: bool = False) -> WorkerHandle | None:
-        assert self._nursery is not None
-        try:
-            worker = self._nursery.fork(asynchronous)
-        except NurseryError as problem:
-            self._renew_nursery(str(problem))
-            return None
-        self._recorder.event("started")
-        return worker
-
-    def _renew_nursery(self, problem: str) -> None:
-        """The nursery died, and its workers with it: start another and replay what they had."""
-        assert self._nursery is not None
-        self._stillborn(problem)
-        self._nursery.stop()
+    def _bury_all(self) -> None:
+        """The nursery died, and its workers with it: replay what they had."""
         for worker in list(self._workers):
             self._bury(worker)
         for asynchronous in list(self._async.workers):
             self._async.bury(asynchronous)
-        try:
-            self._nursery = Nursery(self._setup, self._limits.start_s)
-        except NurseryError as again:
-            self._broken = str(again)
-
-    def _came_up(self, alive: bool) -> None:
-        if alive:
-            self._stillbirths = 0
-        else:
-            self._stillborn("see its message on standard error; is memory_mb too small?")
-
-    def _stillborn(self, problem: str) -> None:
-        self._stillbirths += 1
-        if self._stillbirths >= _STILLBIRTHS:
-            self._broken = f"verifier workers die before they can work: {problem}"
 
     def _remove(self, worker: WorkerHandle) -> None:
         self._selector.unregister(worker.connection)
         self._workers.remove(worker)
-        self._end(worker)
-
-    def _end(self, worker: WorkerHandle) -> None:
-        assert self._nursery is not None
-        self._nursery.end(worker)
+        self._forks.end(worker)
 
     # Giving out work
 
     def _dispatch(self) -> None:
-        while self._broken and (waiting := self._queue or self._async_queue):
-            self._fail(waiting.popleft(), error(self._broken))
+        while self._forks.broken and (waiting := self._queue or self._async_queue):
+            self._fail(waiting.popleft(), error(self._forks.broken))
         self._async.dispatch()
         busy = self._busy()
         for worker in self._workers:
@@ -219,18 +180,8 @@ class Supervisor:
                 break
             busy += not worker.sent
             worker.give(jobs)
-            self._flush(worker)
+            flush(self._selector, worker, worker)
         keep_back(self._workers, bool(self._queue) or self._busy() > 0)
-
-    def _flush(self, worker: WorkerHandle) -> None:
-        waiting = bool(worker.outgoing)
-        try:
-            done = worker.flush()
-        except OSError:
-            return  # it died; its end of the stream says so at the next look
-        events = selectors.EVENT_READ if done else selectors.EVENT_READ | selectors.EVENT_WRITE
-        if waiting:
-            self._selector.modify(worker.connection, events, worker)
 
     # Hearing back
 
@@ -246,7 +197,7 @@ class Supervisor:
             if worker not in self._workers:
                 continue  # buried while this round of events was being worked through
             if events & selectors.EVENT_WRITE:
-                self._flush(worker)
+                flush(self._selector, worker, worker)
             if events & selectors.EVENT_READ:
                 self._hear(worker)
 
@@ -262,12 +213,9 @@ class Supervisor:
         return max(0.0, min(waits))
 
     def _hear(self, worker: WorkerHandle) -> None:
-        try:
-            data = worker.connection.recv(1 << 18)
-        except BlockingIOError:
+        data = worker.receive()
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._bury(worker)
             return
@@ -285,7 +233,7 @@ class Supervisor:
     def _take(self, worker: WorkerHandle, reply: list[object]) -> None:
         if reply[0] == "ready":
             worker.ready = True
-            self._came_up(True)
+            self._forks.came_up(True)
             return
         if reply[0] == "skipped" and worker.taken_back:
             # The first one was thought to be running and so was not taken back; it had not begun either.
@@ -363,7 +311,7 @@ class Supervisor:
         self._recorder.event("died")
         self._remove(worker)
         if not worker.ready:
-            self._came_up(False)
+            self._forks.came_up(False)
         entry = worker.sent.popleft() if worker.sent else None
         self._requeue(worker)
         if entry is None or entry.ghost:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from grpo.judging import Asked, judge
+from grpo.judging import columns_of, judge
 from rewards import verdict
 from rewards.verdict import Verdict
 
@@ -38,7 +38,7 @@ def _decided(reason: str) -> Future[Verdict]:
 def test_each_completion_gets_its_own_verdicts_in_the_order_of_the_config() -> None:
     pool = Noting()
     names = ["form", "rank", "math"]
-    named = judge(pool, names, Asked("2+2=?", "4", {"kind": "sum"}), ["4", "5"], [2, 3])
+    named = judge(pool, names, "4", columns_of("2+2=?", {"kind": "sum"}), ["4", "5"], [2, 3])
     assert [{name: future.result().reason for name, future in one.items()} for one in named] == [
         {"form": "form 4", "rank": "rank 4", "math": "math 4"},
         {"form": "form 5", "rank": "rank 5", "math": "math 5"},
@@ -55,5 +55,5 @@ def test_each_completion_gets_its_own_verdicts_in_the_order_of_the_config() -> N
 def test_verifiers_get_the_prompts_text_unless_the_row_has_a_problem_of_its_own() -> None:
     pool = Noting()
     for row in ({}, {"problem": "its own"}):
-        judge(pool, ["it"], Asked("2+2=?", "4", row), ["4"], [2])
+        judge(pool, ["it"], "4", columns_of("2+2=?", row), ["4"], [2])
     assert [call[3]["problem"] for call in pool.calls] == ["2+2=?", "its own"]

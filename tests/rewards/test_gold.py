@@ -12,7 +12,9 @@ import pytest
 from rewards.build import VerifierSpec
 from rewards.code_golds import gold_programs
 from rewards.exact import Exact
-from rewards.gold import FORMS, GoldRow, answers_of, check_gold, one_by_one, scramble, through
+from rewards.gold import check_gold
+from rewards.gold_forms import FORMS, GoldRow, answers_of, scramble
+from rewards.gold_judges import one_by_one, through
 from rewards.gold_questions import questioned
 from rewards.math import Math
 from rewards.numeric import Numeric
@@ -102,7 +104,7 @@ def slow(completion: str, reference: str) -> bool:
 
 
 def test_a_verifier_that_hangs_does_not_hang_the_check() -> None:
-    with VerifierPool([VerifierSpec("it", f"{__file__}:hang_on_7")], workers=2, deadline_s=0.5) as pool:
+    with VerifierPool(questioned([VerifierSpec("it", f"{__file__}:hang_on_7")]), workers=2, deadline_s=0.5) as pool:
         begun = time.monotonic()
         report = check_gold(through(pool, most_killed=3), [GoldRow(r.reference, verifier="it") for r in NUMBERS])
         assert time.monotonic() - begun < 20
@@ -110,7 +112,7 @@ def test_a_verifier_that_hangs_does_not_hang_the_check() -> None:
 
 
 def test_a_verifier_that_is_slow_does_not_hold_up_the_check_for_ever() -> None:
-    with VerifierPool([VerifierSpec("it", f"{__file__}:slow")], workers=1) as pool:
+    with VerifierPool(questioned([VerifierSpec("it", f"{__file__}:slow")]), workers=1) as pool:
         report = check_gold(through(pool, most_s=1.0), [GoldRow(r.reference, verifier="it") for r in NUMBERS])
     assert "longer than 1 s" in report.stopped and report.rows == 0
 
@@ -287,3 +289,11 @@ def test_solutions_in_another_language_are_taken_where_the_row_names_it() -> Non
     row = {"solutions": {"language": ["c++", "python"], "solution": ["int main() {}", "print(3)"]}}
     assert gold_programs(row, "cpp", "solutions") == ["```cpp\nint main() {}\n```"]
     assert gold_programs({**row, "canonical_solution": "print(1)"}, "cpp") is None
+
+
+def test_only_verifiers_that_answer_questions_can_be_checked() -> None:
+    with (
+        VerifierPool([VerifierSpec("it", f"{__file__}:slow")], workers=1) as pool,
+        pytest.raises(ValueError, match="questioned"),
+    ):
+        check_gold(through(pool), rows_of(["a"]))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rewards.gold import GoldRow, check_gold, one_by_one
+from rewards.gold import check_gold
+from rewards.gold_forms import GoldRow
+from rewards.gold_judges import one_by_one
 from rewards.math import Math
 from rewards.numeric import Numeric
 from rewards.verdict import Status

@@ -189,7 +189,7 @@ def test_the_nursery_may_die_as_well() -> None:
     with VerifierPool({"it": right}, workers=2) as pool:
         assert pool.submit("it", "a", "a", {}).result(WAIT).status is Status.CORRECT
         begun = time.monotonic()
-        pool._supervisor._nursery._process.kill()
+        pool._supervisor._forks.nursery._process.kill()
         verdicts = [future.result(WAIT) for future in pool.submit_many([("it", "a", "a", {})] * 100)]
         assert all(verdict.status is Status.CORRECT for verdict in verdicts)
         assert time.monotonic() - begun < 3

@@ -43,7 +43,7 @@ def test_calls_that_wait_overlap_in_one_worker_and_one_loop(pool) -> None:
     begun = time.monotonic()
     futures = pool.submit_many([("wait", "0.5", "", {})] * 32)
     assert all(future.result(WAIT).status is Status.CORRECT for future in futures)
-    assert time.monotonic() - begun < 4, "one after the other they take 16 s"
+    assert time.monotonic() - begun < 8, "one after the other they take 16 s"
     futures = pool.submit_many([("where", "", "", {})] * 20)
     assert all(future.result(WAIT).status is Status.CORRECT for future in futures)
     assert len(pool._supervisor._async.workers) == 1
@@ -60,10 +60,11 @@ def test_no_more_calls_are_under_way_than_may_be() -> None:
         VerifierPool({"wait": wait}, workers=1, overlap=0)
 
 
-def test_other_verifiers_do_not_wait_for_async_ones(pool, log) -> None:
-    waiting = pool.submit_many([("wait", "0.6", "", {})] * 10)
-    assert pool.submit("right", "a", "a", {}).result(WAIT).status is Status.CORRECT
-    assert not any(future.done() for future in waiting)
+def test_other_verifiers_do_not_wait_for_async_ones() -> None:
+    with VerifierPool({"wait": wait, "right": right}, workers=1, deadline_s=100) as pool:
+        waiting = pool.submit_many([("wait", "100", "", {})] * 10)
+        assert pool.submit("right", "a", "a", {}).result(WAIT).status is Status.CORRECT
+        assert not any(future.done() for future in waiting)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_call_is_cancelled_at_its_deadline_and_costs_the_others_nothing(pool, 
     killed = pool.stats().killed
     begun = time.monotonic()
     stuck, *others = ask(pool, log, what, "0.1", "0.2", "0.3", "0.4")
-    assert 0.9 * DEADLINE_S < time.monotonic() - begun < 6
+    assert 0.9 * DEADLINE_S < time.monotonic() - begun < 15
     assert stuck.status is Status.TIMEOUT and f"it: undecided after 1 s, at stage '{told}'" in stuck.reason
     assert [verdict.status for verdict in others] == [Status.CORRECT] * 4
     assert Counter(Path(log).read_text().split()).total() == 4, "nothing was done twice"
@@ -120,14 +121,17 @@ def test_what_misbehaves_is_an_error_of_its_own(pool, log, what, told) -> None:
 
 
 def test_two_workers_share_the_calls_and_closing_answers_what_is_open() -> None:
-    pool = VerifierPool({"wait": wait, "sync": right}, workers=2, deadline_s=20)
-    pool.submit_many([("wait", "0", "", {})] * 2)
-    while not (workers := pool._supervisor._async.workers)[1:] or not all(one.handle.ready for one in workers):
+    pool = VerifierPool({"wait": wait, "sync": right}, workers=2, deadline_s=100)
+    first = pool.submit_many([("wait", "0", "", {})] * 2)
+    workers = pool._supervisor._async.workers
+    # Both are up, and have nothing to do, before there is something to share.
+    while len(workers) < 2 or not all(worker.handle.ready for worker in workers):
         time.sleep(0.01)
+    assert [future.result(WAIT).status for future in first] == [Status.CORRECT] * 2
     futures = pool.submit_many([("wait", "100", "", {})] * 8)
-    while not all(worker.flights for worker in pool._supervisor._async.workers):
+    while sum(len(worker.flights) for worker in workers) < 8:
         time.sleep(0.01)
-    assert [len(worker.flights) for worker in pool._supervisor._async.workers] == [4, 4]
+    assert [len(worker.flights) for worker in workers] == [4, 4]
     pool.close()
     assert [future.result(1).status for future in futures] == [Status.ERROR] * 8
 
@@ -136,7 +140,7 @@ def test_the_nursery_may_die_under_them(log) -> None:
     with VerifierPool({"it": async_trouble}, workers=1, deadline_s=5) as pool:
         futures = pool.submit_many([("it", "0.3", log, {})] * 5)
         time.sleep(0.1)
-        pool._supervisor._nursery._process.kill()
+        pool._supervisor._forks.nursery._process.kill()
         assert [future.result(WAIT).status for future in futures] == [Status.CORRECT] * 5
 
 

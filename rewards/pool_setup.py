@@ -1,0 +1,52 @@
+"""What a pool tells its processes when they start: packed by the parent, and made into verifiers there."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.adapt import Adapted
+from rewards.build import VerifierSpec, build_verifier
+from rewards.verifier import Verifier
+
+
+def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int | None) -> bytes:
+    """Everything the nursery must know, pickled.
+
+    Raises:
+        ValueError: a verifier that cannot be pickled, or that another process could not import.
+    """
+    entries: dict[str, tuple[str | None, dict[str, Any], Any]] = {}
+    for name, verifier in verifiers.items():
+        if isinstance(verifier, VerifierSpec):
+            entries[name] = (verifier.use, dict(verifier.options), None)
+            continue
+        home = getattr(verifier, "__module__", None)
+        if home == "__main__":
+            raise ValueError(
+                f"verifier {name!r} is defined in the script that was started, which workers do not import; "
+                f"move it to a module, or name it as 'path/to/file.py:function' in a VerifierSpec"
+            )
+        entries[name] = (None, {}, verifier)
+    try:
+        pickled = pickle.dumps(entries)
+    except (pickle.PicklingError, AttributeError, TypeError) as problem:
+        raise ValueError(
+            f"verifiers {sorted(entries)} cannot be sent to a worker ({problem}); "
+            f"give module-level functions, objects of plain data, or a VerifierSpec"
+        ) from problem
+    memory_bytes = None if memory_mb is None else memory_mb << 20
+    return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": list(sys.path)})
+
+
+def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:
+    """The verifiers of the set-up: specs are built, objects are adapted unless they already are."""
+    verifiers: dict[str, Adapted] = {}
+    for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
+        if use is not None:
+            verifiers[name] = build_verifier(use, options)
+        else:
+            verifiers[name] = thing if isinstance(thing, Adapted) else Adapted(thing)
+    return verifiers
