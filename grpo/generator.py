@@ -86,6 +86,9 @@ class Generator:
                 async_scheduling=None if own_process else False,
             )
         )
+        # vLLM asks the engine's process for these at the first request and remembers them. Asked now, a process that is
+        # lost before that request is noticed as a dead engine, and not as a failed call.
+        self._engine.get_supported_tasks()
         if on_cpu and setup.generator.pipeline_parallel_size > 1:
             # vLLM leaves out the warm-up of eager models on a CPU, in which later stages make room for their inputs.
             self._engine.collective_rpc("execute_dummy_batch")
