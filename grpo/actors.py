@@ -1,4 +1,4 @@
-"""The actors and how the driver calls them: one half of the Ray room; `grpo.cluster`, which places them, is the other.
+"""All learner ranks, called as one. Part of the Ray room.
 
 Every wait has a deadline and says what it waits for. The rest of the project knows `LearnerGroup` and
 `GeneratorGroup` only, and nothing of Ray.
@@ -7,186 +7,27 @@ Every wait has a deadline and says what it waits for. The rest of the project kn
 from __future__ import annotations
 
 import contextlib
-import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
 from grpo.activity import ACTIVITY
-from grpo.failures import ProcessDied
-from grpo.ray_processes import LOST, dead_peer, describe_death
-from grpo.start_up import spare_the_collector, without_collector
+from grpo.waiting import wait_for
 from rewards.busy_clock import Busy, BusyClock
 
-# How often the driver looks after the generators while it waits for the learner.
-MEANWHILE_S = 0.1
-
-# An actor's process imports this module to find its class: what is heavy comes with its start, without the collector.
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-    from grpo.batching import RankBatch, TrainBatch
+    from grpo.batching import TrainBatch
     from grpo.generator_group import GeneratorGroup
-    from grpo.packing import Microbatch
     from grpo.profiling import ActorProfile
     from grpo.rescoring import ScoringBatch, Source
-    from grpo.setups import LearnerSetup
-    from grpo.weight_buckets import Bucket, TensorInfo
+    from grpo.weight_buckets import TensorInfo
     from grpo.weight_link import Holders, WeightLink
     from grpo.weight_patches import Pushed
-    from grpo.weight_senders import GroupTransport, Handle
-
-
-class LearnerActor:
-    """A learner rank in a Ray process of its own; the driver never imports DeepSpeed.
-
-    Once it is started, its methods are those of `grpo.learner.LearnerRank`.
-    """
-
-    def __init__(self, setup: LearnerSetup) -> None:
-        self._setup = setup
-        self._busy = BusyClock()
-
-    def __repr__(self) -> str:
-        return f"learner rank {self._setup.rank}"
-
-    def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it, for the ranks to meet at."""
-        return free_address()
-
-    def start(self, master_address: str, master_port: int) -> None:
-        """Load the policy and meet the other ranks at an address."""
-        with without_collector():
-            from grpo.learner import LearnerRank
-
-            self._rank = LearnerRank(self._setup, master_address, master_port)
-        spare_the_collector()
-
-    def step(self, batch: RankBatch) -> tuple[dict[str, float], Busy]:
-        with self._busy.during("learn"):
-            metrics = self._rank.step(batch)
-        return metrics, self._busy.take()
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        with self._busy.during("score"):
-            return self._rank.score(sequences)
-
-    def logprobs(self, microbatches: Sequence[Microbatch], source: Source) -> list[Tensor]:
-        with self._busy.during("score"):
-            return self._rank.logprobs(microbatches, source)
-
-    def refresh_reference(self) -> None:
-        with self._busy.during("learn"):
-            self._rank.refresh_reference()
-
-    def tensors(self) -> list[TensorInfo]:
-        return self._rank.tensors()
-
-    def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
-        yield from self._busy.each("sync", self._rank.export_buckets(bucket_bytes))
-
-    def export_changes(self, bucket_bytes: int, whole: bool) -> Iterator[np.ndarray]:
-        yield from self._busy.each("sync", self._rank.export_changes(bucket_bytes, whole=whole))
-
-    def take_pushed(self) -> Pushed:
-        return self._rank.take_pushed()
-
-    def open_sender(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
-        address = ray.util.get_node_ip_address()
-        return address, self._rank.open_sender(transport, address, members, deadline_s)
-
-    def join_receivers(self) -> None:
-        self._rank.join_receivers()
-
-    def send_bucket(self, bucket: Bucket) -> Handle | None:
-        with self._busy.during("sync"):
-            return self._rank.send_bucket(bucket)
-
-    def sleep(self) -> None:
-        with self._busy.during("swap"):
-            self._rank.sleep()
-
-    def wake(self) -> None:
-        with self._busy.during("swap"):
-            self._rank.wake()
-
-    def save(self, folder: str) -> Busy:
-        with self._busy.during("checkpoint"):
-            self._rank.save(folder)
-        return self._busy.take()
-
-    def load(self, folder: str) -> None:
-        self._rank.load(folder)
-
-    def export(self, folder: str) -> None:
-        with self._busy.during("checkpoint"):
-            self._rank.export(folder)
-
-    def start_profile(self) -> None:
-        from grpo.profiling import OperatorProfiler
-
-        self._profiler = OperatorProfiler(f"learner rank {self._setup.rank}")
-
-    def stop_profile(self, folder: str) -> ActorProfile:
-        return self._profiler.stop(Path(folder) / f"learner_{self._setup.rank}.json.gz")
-
-
-def free_address() -> tuple[str, int]:
-    """This node's address and a port that is free on it."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-
-def write_timeline(path: Path) -> None:
-    """Write Ray's own record of which process did what when, for chrome://tracing or ui.perfetto.dev."""
-    ray.timeline(str(path))
-
-
-def wait_for(
-    references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
-) -> list[Any]:
-    """The results of `references`, or an error that says what did not come; `meanwhile` is done again and again.
-
-    Raises:
-        TimeoutError: they did not all come within `deadline_s`.
-        ProcessDied: an actor, its node, or something that it needed of them was lost.
-        Exception: what an actor raised.
-    """
-    give_up_at = time.monotonic() + deadline_s
-    try:
-        with ACTIVITY.waiting(what, references):
-            while meanwhile and time.monotonic() < give_up_at:
-                if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
-                    break
-                meanwhile()
-            return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
-    except ray.exceptions.GetTimeoutError:
-        _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
-        which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
-        raise TimeoutError(
-            f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
-        ) from None
-    except LOST as failure:
-        if isinstance(failure, ray.exceptions.RayActorError) and failure.actor_init_failed:
-            raise RuntimeError(f"a process could not start while the run waited for {what}: {failure}") from failure
-        raise ProcessDied(f"{describe_death(failure)}; the run waited for {what}") from failure
-    except ray.exceptions.RayTaskError as failure:
-        cause = raised_by(failure)
-        # Who exchanges tensors with a rank that dies fails too, and may be heard first.
-        if isinstance(cause, RuntimeError) and (died := dead_peer(references)):
-            raise ProcessDied(f"{died}; the run waited for {what}") from failure
-        raise cause from failure
-
-
-def raised_by(failure: Any) -> Exception:
-    """What an actor raised, not Ray's wrapping of it; keep the wrapping as its cause, it has the remote traceback."""
-    return failure.cause if isinstance(failure.cause, Exception) else failure
+    from grpo.weight_sender import GroupTransport
 
 
 class LearnerGroup:

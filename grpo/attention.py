@@ -6,7 +6,6 @@ sequences told apart. Nothing can leak from one sequence into the next, as no qu
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,32 +16,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from grpo.packing import Place
+from grpo.packing import Place, length_batches
 
 PACKED = "packed"
-
-# A batch of sequences may hold at most this share of padding; more is split off into the next batch.
-MAX_PADDING_SHARE = 0.05
-
-
-def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut sequences, shortest first, into runs [start, stop) that pad to at most `MAX_PADDING_SHARE`.
-
-    Raises:
-        ValueError: the lengths are not in ascending order.
-    """
-    if any(shorter > longer for shorter, longer in itertools.pairwise(lengths)):
-        raise ValueError("lengths must ascend")
-    batches: list[tuple[int, int]] = []
-    start, total = 0, 0
-    for stop, length in enumerate(lengths):
-        padded = length * (stop + 1 - start)
-        if stop > start and padded - (total + length) > MAX_PADDING_SHARE * padded:
-            batches.append((start, stop))
-            start, total = stop, 0
-        total += length
-    batches.append((start, len(lengths)))
-    return batches
 
 
 class Layout(Protocol):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from grpo import run_files
 from grpo.rollout_store import read_groups, stored_steps
 from grpo.terminal import LiteralTable, literal
 from rewards.audit import AuditReport, Disagreement, StoredRollout, audit
@@ -22,7 +23,6 @@ from rewards.gold_forms import answers_of
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
-FILE_NAME = "audit.jsonl"
 # What Math-Verify can be asked about: verifiers of answers that are numbers or mathematics.
 AUDITED = ("math", "numeric")
 _LONGEST_SHOWN = 400
@@ -34,7 +34,7 @@ def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ..
     Raises:
         ValueError: the folder holds no run, or the run has no such verifier.
     """
-    path = run_dir / "config.yaml"
+    path = run_dir / run_files.CONFIG
     if not path.is_file():
         raise ValueError(f"{run_dir} has no config.yaml; give the folder of a run, its run.folder")
     configured = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("verifiers") or []
@@ -136,7 +136,7 @@ def audit_run(
     if len(stored) > limit:
         chosen = [stored[at] for at in sorted(random.Random(0).sample(range(len(stored)), limit))]
     report = audit(chosen, grade(chosen, console, workers=workers, deadline_s=deadline_s))
-    path = run_dir / FILE_NAME
+    path = run_dir / run_files.AUDIT
     with path.open("w", encoding="utf-8") as file:
         for side, disagreement in _disagreements(report):
             file.write(json.dumps(_as_row(side, disagreement)) + "\n")

@@ -22,10 +22,12 @@ from typing import Any, Literal
 
 import yaml
 
+from grpo import run_files
 from grpo.config import TrainConfig
-from grpo.data import PromptSet, cell
+from grpo.data import PromptSet
+from grpo.rows import cell
 
-FOLDER, TASK = "evaluations", "held_out"
+TASK = "held_out"
 # The question as training asks it, template and all, and its reference.
 _ASKED, _REFERENCE = "asked", "reference_answer"
 # There until the numbers of the step are reported.
@@ -76,7 +78,7 @@ class BackgroundEvaluation:
                 'for example "7", or use evaluation.mode=inline'
             )
         self._settings, self._evaluation, self._device = settings, evaluation, device
-        self.folder = Path(settings.run.folder) / FOLDER
+        self.folder = Path(settings.run.folder) / run_files.EVALUATIONS
         self._running: tuple[int, subprocess.Popen[bytes], float] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_task(self.folder, settings, held_out)
@@ -205,7 +207,7 @@ class BackgroundEvaluation:
 
 def owes_evaluations(settings: TrainConfig) -> bool:
     """Whether a stopped run has left policies whose numbers its resume is to report."""
-    evaluation, folder = settings.evaluation, Path(settings.run.folder) / FOLDER
+    evaluation, folder = settings.evaluation, Path(settings.run.folder) / run_files.EVALUATIONS
     if evaluation is None or evaluation.mode != "background" or not folder.is_dir():
         return False
     return any((_place(folder, step) / _POLICY).is_dir() for step in _steps(folder))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpo.aggregation import aggregation_weights
-from grpo.attention import length_batches
 from grpo.objective_config import Aggregation
-from grpo.packing import Microbatch, TrainingSequence, deal_out, filler, pack
+from grpo.packing import Microbatch, TrainingSequence, deal_out, filler, length_batches, pack
 from grpo.types import Group
 
 # [group][rollout] -> log-probabilities of a completion's tokens; None where they were not needed.

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from grpo import run_files
 from grpo.config_file import read
 from grpo.metrics_log import read_history
 from grpo.rollout_store import read_groups, stored_steps
 from grpo.simulate import Deployment, Integers, Schedule, Speeds, simulate
 
-CONFIG_NAME = "config.yaml"
 # The first step compiles, and fills caches.
 FIRST_STEP = 2
 # Of the fit; it stands still after two or three.
@@ -32,10 +32,10 @@ def speeds_of(run: Path) -> Speeds:
     Raises:
         ValueError: the folder holds no run, the run overlapped sampling with learning, or it is too short.
     """
-    if not (run / CONFIG_NAME).is_file():
-        raise ValueError(f"{run} has no {CONFIG_NAME}; give the folder of a run, its run.folder")
+    if not (run / run_files.CONFIG).is_file():
+        raise ValueError(f"{run} has no {run_files.CONFIG}; give the folder of a run, its run.folder")
     # Only what is needed, or a run of an earlier release, whose other settings had other names, would be refused.
-    settings = read(run / CONFIG_NAME)
+    settings = read(run / run_files.CONFIG)
     metrics = {line.step: line.metrics for line in read_history(run).lines if line.step >= FIRST_STEP}
     timed = [step for step in stored_steps(run) if "time/generate_s" in metrics.get(step, {})]
     if len(timed) < 2:

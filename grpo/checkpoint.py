@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from grpo import run_files
+
 _NAME = re.compile(r"step_(\d+)")
 STATE = "driver.pt"
 # Bytes free at most on a disk that is called full where there is no other sign of it.
@@ -37,7 +39,7 @@ class Checkpoint:
     @property
     def policy(self) -> Path:
         """The policy in Hugging Face format."""
-        return self.folder / "policy"
+        return self.folder / run_files.POLICY
 
     def driver_state(self) -> dict[str, Any]:
         """What the driver saved: plain data and tensors, read without unpickling anything else."""
@@ -64,7 +66,7 @@ def write(
         NoRoom: the disk is full, or is seen beforehand not to hold it; older checkpoints are untouched.
         OSError: it cannot be written; older checkpoints are untouched.
     """
-    parent = run_folder / "checkpoints"
+    parent = run_folder / run_files.CHECKPOINTS
     final, partial = parent / f"step_{step:06d}", parent / f".step_{step:06d}.partial"
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(".step_*.partial"):
@@ -136,7 +138,7 @@ def latest(run_folder: Path) -> Checkpoint | None:
 
 
 def _all(run_folder: Path) -> list[Checkpoint]:
-    folders = (run_folder / "checkpoints").glob("step_*")
+    folders = (run_folder / run_files.CHECKPOINTS).glob("step_*")
     matches = [(match, folder) for folder in folders if (match := _NAME.fullmatch(folder.name))]
     return sorted((Checkpoint(int(match[1]), folder) for match, folder in matches), key=lambda one: one.step)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,12 +59,14 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
         with without_collector():
             from grpo.background_evaluation import owes_evaluations
             from grpo.progress import open_progress
-            from grpo.recovery import train_with_recovery
+            from grpo.recovery import with_recovery
             from grpo.run_folder import finished_table
+            from grpo.train import train as run
 
         table = None if owes_evaluations(settings) else finished_table(settings.run, settings.train.steps)
         if table is None:
-            table = train_with_recovery(settings, lambda: open_progress("GRPO", total_steps=settings.train.steps))
+            steps = settings.train.steps
+            table = with_recovery(settings, lambda: open_progress("GRPO", total_steps=steps), run)
         Terminal().print(table)
 
     _guarded(job, debug)
@@ -123,8 +124,8 @@ def check(
         settings = _load_either(config, overrides)
         gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
         if cluster:
-            from grpo.cluster import preflight
-            from grpo.preflight import table_of
+            from grpo.preflight import preflight
+            from grpo.probes import table_of
 
             found = preflight(settings.cluster, PREFLIGHT_S)
             Terminal().print(table_of(found))
@@ -363,8 +364,6 @@ def _start() -> None:
     sys.excepthook = show_traceback
     # A generator or verifier named by its module may lie in the folder that the command is run from.
     sys.path.append(os.getcwd())
-    # torchdata calls what torch has deprecated; nobody who reads a run's output can do anything about it.
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 
 def _load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftConfig:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo import config
-from grpo.actors import LearnerActor, LearnerGroup, free_address, wait_for
-from grpo.generator_group import GeneratorGroup, Limits
-from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
-from grpo.preflight import NodeProbes, Outcome, Wait, generator_setup, new_weights, probe_all
+from grpo.actors import LearnerGroup
+from grpo.cluster_config import Device
+from grpo.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
+from grpo.generator_group import GeneratorGroup
+from grpo.generator_setup import GeneratorSetup
+from grpo.learner_actor import LearnerActor
+from grpo.preparation import Plan
 from grpo.ray_session import (
     ON_LOOPBACK,
     choose_device,
@@ -25,71 +28,9 @@ from grpo.ray_session import (
     generator_environment,
     learner_environment,
 )
-from grpo.replica import CONCURRENCY_GROUPS, GeneratorActor
-from grpo.setups import Device, GeneratorSetup, LearnerSetup
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a job needs of a cluster.
-
-    Attributes:
-        learner_ranks: learner processes, one device each.
-        learner_threads: CPU threads of each.
-        generators: generator replicas.
-        generator_devices: devices of each replica.
-        generator_threads: CPU threads of each replica.
-        share_gpus: learner rank i and generator i use the same GPU.
-    """
-
-    learner_ranks: int
-    learner_threads: int
-    generators: int = 0
-    generator_devices: int = 0
-    generator_threads: int = 1
-    share_gpus: bool = False
-
-    @property
-    def gpus(self) -> int:
-        """GPUs needed, where devices are GPUs."""
-        sampling = 0 if self.share_gpus else self.generators * self.generator_devices
-        return self.learner_ranks + sampling
-
-    def bundles(self, device: Device, kept: Collection[str] = ()) -> list[dict[str, float]]:
-        """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
-
-        Args:
-            device: what the actors compute on.
-            kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
-                to the nodes that have it.
-        """
-        gpu = device == "cuda"
-        learner = {
-            "CPU": float(self.learner_threads),
-            **({"GPU": 1.0} if gpu else {}),
-            **({LEARNER_NODE: 1.0} if LEARNER_NODE in kept else {}),
-        }
-        generator = {
-            "CPU": float(self.generator_threads),
-            **({"GPU": float(self.generator_devices)} if gpu and not self.share_gpus else {}),
-            **({GENERATOR_NODE: 1.0} if GENERATOR_NODE in kept else {}),
-        }
-        if self.share_gpus:
-            shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
-            return [shared] * self.learner_ranks
-        return [learner] * self.learner_ranks + [generator] * self.generators
-
-    def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
-        """What a cluster with these resources lacks, if anything."""
-        bundles = self.bundles(device, have)
-        for resource in ("GPU", "CPU"):
-            needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
-            if needed > have.get(resource, 0.0):
-                return (
-                    f"the job needs {needed:.0f} {resource}s ({self.learner_ranks} learner ranks, {self.generators} "
-                    f"generators) and the cluster has {have.get(resource, 0.0):.0f}"
-                )
-        return None
+from grpo.replica import Limits
+from grpo.setups import LearnerSetup
+from grpo.waiting import wait_for
 
 
 class Cluster:
@@ -233,79 +174,6 @@ class Cluster:
             runtime_env={"env_vars": environment},
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
         )
-
-
-class NodeActor:
-    """The probes of `grpo.preflight` on one node."""
-
-    def __init__(self, name: str, actor: Any, deadline_s: float) -> None:
-        """Use an actor that lives there."""
-        self.name = name
-        self._actor = actor
-        self._deadline_s = deadline_s
-
-    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Wait:
-        """Start to sum a tensor over all nodes, which meet at an address."""
-        return self._wait("the all-reduce", self._actor.all_reduce.remote(address, port, rank, nodes, deadline_s))
-
-    def generation(self) -> Wait:
-        """Start vLLM and a completion."""
-        return self._wait("the generation", self._actor.generation.remote())
-
-    def weight_push(self, bucket: Any) -> Wait:
-        """Start to give vLLM other weights."""
-        return self._wait("the weight push", self._actor.weight_push.remote(bucket))
-
-    def sandbox(self) -> Wait:
-        """Start a program in the sandbox."""
-        return self._wait("the sandbox", self._actor.sandbox.remote())
-
-    def _wait(self, what: str, reference: Any) -> Wait:
-        return lambda: cast(Outcome, wait_for([reference], self._deadline_s, f"{what} on {self.name}")[0])
-
-    def address(self) -> tuple[str, int]:
-        """The node's address and a free port on it."""
-        (found,) = wait_for([self._actor.address.remote()], self._deadline_s, f"the address of {self.name}")
-        return cast(tuple[str, int], found)
-
-
-class _ProbesActor(NodeProbes):
-    def address(self) -> tuple[str, int]:
-        return free_address()
-
-
-def preflight(settings: config.Cluster, deadline_s: float) -> dict[str, dict[str, Outcome]]:
-    """Try on every node what a job needs of it: node -> probe -> outcome.
-
-    Raises:
-        ValueError: a GPU was asked for and the cluster has none.
-        TimeoutError: the first node's process did not start.
-    """
-    owns_ray = connect(settings, os.cpu_count() or 1)
-    device = choose_device(settings.device)
-    actors: list[Any] = []
-    nodes: list[NodeActor] = []
-    try:
-        for node in sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeName"])):
-            # A node without GPU in a cluster that has some would only hold the others up: it holds no actor either.
-            if device == "cuda" and not node["Resources"].get("GPU"):
-                continue
-            environment = generator_environment(generator_setup("", device))
-            actor = ray.remote(_ProbesActor).options(
-                num_cpus=1,
-                num_gpus=1.0 if device == "cuda" else 0.0,
-                runtime_env={"env_vars": environment},
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            )
-            actors.append(actor.remote(device))
-            name = f"{node['NodeName']} ({len(nodes)})"
-            nodes.append(NodeActor(name, actors[-1], deadline_s))
-        return probe_all(nodes, ray.put(new_weights()), deadline_s)
-    finally:
-        for handle in actors:
-            ray.kill(handle, no_restart=True)
-        if owns_ray:
-            ray.shutdown()
 
 
 def wait_for_nodes(settings: config.Cluster, plan: Plan) -> None:

@@ -38,3 +38,6 @@ class Watchdog(Section):
     the longest single wait of a healthy run: a learner step, a checkpoint, the start of the engines."""
     action: Literal["warn", "stop", "restart"] = "warn"
     """What follows: a line only, the end of the run, or a restart from the newest checkpoint."""
+
+
+Device = Literal["cpu", "cuda"]

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from grpo.group_state import group_from_state, group_state, known_prompt
 from grpo.rollout import Verifying, seed_of
 from grpo.staleness import OpenGroups, Ticket
-from grpo.stopwatch import Stopwatch
 from grpo.types import Finished, Group, Prompt, Request
 
 # How often sampled groups, and other verdicts, are looked for while those of one group are waited for.
@@ -34,6 +33,14 @@ class Stream(Protocol):
 
     def finished(self, wait: bool = True) -> Finished:
         """Groups that finished since the last call; where asked to wait, at least one."""
+        ...
+
+
+class PhaseWatch(Protocol):
+    """Takes the time of a step's phases."""
+
+    def start(self, phase: str | None) -> None:
+        """End the present phase, if any, and begin `phase`; None only ends."""
         ...
 
 
@@ -76,7 +83,7 @@ class Collector:
         """Ask for all groups that may be asked for now, and again for those that a resume found unfinished."""
         self._ask(self._open.admit())
 
-    def take(self, count: int, watch: Stopwatch, refill: int = 0) -> list[Group]:
+    def take(self, count: int, watch: PhaseWatch, refill: int = 0) -> list[Group]:
         """A step's groups, in the order in which they were asked for; in a refill, after asking for as many more.
 
         Raises:

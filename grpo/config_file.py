@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.code_rewards import code_problems, exposed_paths
+from grpo.code_config import code_problems, exposed_paths
 from grpo.config import SftConfig, TrainConfig
 from grpo.eval_config import EvalConfig, Task
 

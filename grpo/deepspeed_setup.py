@@ -14,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grpo.attention import PACKED, PackedLayout, VarlenLayout
+from grpo.cluster_config import Device
 from grpo.config import LearnerConfig
 from grpo.policy_logprobs import load_model
 from grpo.sequence_parallel import ULYSSES
-from grpo.setups import Device, LearnerSetup
+from grpo.setups import LearnerSetup
 
 # torch heeds it also where a caller asks for the contrary.
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from grpo.addresses import without_secrets
-from grpo.code_rewards import code_problems
+from grpo.code_config import code_problems
 from grpo.config import Cluster, Dataset, GeneratorConfig, VerifierConfig
 from grpo.learner_config import Dtype
 from grpo.section import Positive, Seconds, Section, WorkerMemory

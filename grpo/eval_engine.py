@@ -10,14 +10,14 @@ from typing import Self
 from transformers import PreTrainedTokenizerBase
 
 from grpo.chat import render
-from grpo.cluster import Cluster, Plan
+from grpo.cluster import Cluster
 from grpo.eval_config import EvalConfig, Task
 from grpo.eval_model import Model
 from grpo.eval_tasks import Problem
 from grpo.eval_types import Question, Sample
+from grpo.generator_setup import GeneratorSetup
 from grpo.learner_config import Dtype
-from grpo.preparation import wants_gpus
-from grpo.setups import GeneratorSetup
+from grpo.preparation import Plan, wants_gpus
 from grpo.types import Prompt, SamplingParams
 
 # Longest wait for a part of a weight update, of which an evaluation makes none.

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from grpo import checkpoint
+from grpo import checkpoint, run_files
 from grpo.eval_store import file_digest
 from grpo.hub import at_revision, name_of, with_revision
-from grpo.policy import context_of
+from grpo.stored import context_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def find_policy(given: str) -> str:
     if (folder / "config.json").is_file():
         return str(folder.absolute())
     newest = checkpoint.latest(folder)
-    candidates = [folder / "policy", *([newest.policy] if newest else [])]
+    candidates = [folder / run_files.POLICY, *([newest.policy] if newest else [])]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return str(candidate.absolute())
@@ -58,7 +58,7 @@ def find_policy(given: str) -> str:
 def default_folder(given: str) -> Path:
     """`evals/` and a name made of the model's: its last parts, without those that every checkpoint has."""
     parts = [part for part in given.replace("://", "/").rstrip("/").split("/") if part not in ("", ".", "..")]
-    telling = [part for part in parts if part not in ("checkpoints", "policy", "runs")] or parts
+    telling = [part for part in parts if part not in (run_files.CHECKPOINTS, run_files.POLICY, "runs")] or parts
     return Path("evals") / "-".join(telling[-2:]).replace(":", "-")
 
 

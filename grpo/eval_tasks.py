@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,9 @@ from urllib.parse import quote
 import datasets
 
 from grpo import config_file
-from grpo.data import HubUnreachable, load_rows
 from grpo.eval_config import Task
-from rewards.choice import Choice
-from rewards.exact import Exact
+from grpo.rows import HubUnreachable, load_rows
 from rewards.formulas import without_dollars
-from rewards.math import Math
-from rewards.numeric import Numeric
 
 FOLDER = Path(__file__).parent / "tasks"
 _LETTERS = "ABCDEFGHIJ"
@@ -160,37 +156,3 @@ def _fill(template: str, row: Mapping[str, Any]) -> str:
         return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
     return _PLACEHOLDER.sub(cell, template)
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """How a task's completions vote.
-
-    Attributes:
-        find: the answer in a completion; None where there is none.
-        by_verifier: whether two texts are the same answer is the verifier's to say; otherwise the texts are compared.
-    """
-
-    find: Callable[[str], str | None]
-    by_verifier: bool
-
-
-def answers_of(task: Task) -> Answers | None:
-    """How the task's completions vote; None where they cannot: programs, and verifiers of a user's own."""
-    use, options = task.verifier.use, dict(task.verifier.options)
-    options.pop("bounds", None)
-    if use == "math":
-        return Answers(Math(**options).find_answer, by_verifier=True)
-    if use == "exact":
-        return Answers(Exact(**options).find_answer, by_verifier=True)
-    if use == "choice":
-        return Answers(Choice(**options).find_answer, by_verifier=False)
-    if use == "numeric":
-        numeric = Numeric(**options)
-        return Answers(lambda text: _number(text, numeric), by_verifier=False)
-    return None
-
-
-def _number(text: str, numeric: Numeric) -> str | None:
-    value = numeric.find_answer(text)
-    return None if value is None else str(value)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
+from grpo.eval_config import Task
 from grpo.eval_statistics import equivalence_classes
 from grpo.eval_store import Record
-from grpo.eval_tasks import Answers
+from rewards.choice import Choice
+from rewards.exact import Exact
+from rewards.math import Math
+from rewards.numeric import Numeric
 from rewards.verdict import Status, Verdict
 
 # (completion, reference, the row's other columns).
@@ -58,3 +63,37 @@ def vote(
         for record, answer in zip(records, found, strict=True)
     ]
     return found, classes, undecided
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How a task's completions vote.
+
+    Attributes:
+        find: the answer in a completion; None where there is none.
+        by_verifier: whether two texts are the same answer is the verifier's to say; otherwise the texts are compared.
+    """
+
+    find: Callable[[str], str | None]
+    by_verifier: bool
+
+
+def answers_of(task: Task) -> Answers | None:
+    """How the task's completions vote; None where they cannot: programs, and verifiers of a user's own."""
+    use, options = task.verifier.use, dict(task.verifier.options)
+    options.pop("bounds", None)
+    if use == "math":
+        return Answers(Math(**options).find_answer, by_verifier=True)
+    if use == "exact":
+        return Answers(Exact(**options).find_answer, by_verifier=True)
+    if use == "choice":
+        return Answers(Choice(**options).find_answer, by_verifier=False)
+    if use == "numeric":
+        numeric = Numeric(**options)
+        return Answers(lambda text: _number(text, numeric), by_verifier=False)
+    return None
+
+
+def _number(text: str, numeric: Numeric) -> str | None:
+    value = numeric.find_answer(text)
+    return None if value is None else str(value)

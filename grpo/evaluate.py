@@ -41,11 +41,11 @@ from grpo.eval_store import (
     write_json,
     write_table,
 )
-from grpo.eval_tasks import Problem, answers_of, load_problems
+from grpo.eval_tasks import Problem, load_problems
 from grpo.eval_types import Question, Sample, Sampler
-from grpo.eval_votes import Call, vote
+from grpo.eval_votes import Call, answers_of, vote
 from grpo.judging import columns_of
-from grpo.preparation import load_tokenizer
+from grpo.stored import load_tokenizer
 from grpo.terminal import literal
 from grpo.types import Prompt, SamplingParams
 from grpo.usable_rows import OF_EVALUATION, usable_rows

@@ -28,8 +28,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from grpo import cpu_norm, weight_transfer
+from grpo.generator_setup import GeneratorSetup
 from grpo.hub import at_revision, name_of, revision_of
-from grpo.setups import GeneratorSetup
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 from grpo.weight_buckets import Bucket, safetensors_header
 from grpo.weight_patches import PatchReader

@@ -14,34 +14,15 @@ from typing import Any
 import ray
 
 from grpo.activity import ACTIVITY
-from grpo.actors import wait_for
 from grpo.profiling import ActorProfile
-from grpo.replica import Lost, Replica, Work, result_of
+from grpo.replica import Limits, Lost, Replica, Work, result_of
 from grpo.slow_generators import Sampled
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
+from grpo.waiting import wait_for
 from rewards.busy_clock import Busy
 
 # Longest time for which a generator that has nothing to hand over keeps silent.
 BEAT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Deadlines of a group of generators, in seconds, and how often it mends itself.
-
-    Attributes:
-        start_s: longest wait for a replica to start.
-        group_s: longest wait for the next finished group.
-        update_s: longest wait for one part of a weight update.
-        hang_s: longest time that an engine may take for one step.
-        max_restarts: of all replicas together.
-    """
-
-    start_s: float
-    group_s: float
-    update_s: float
-    hang_s: float
-    max_restarts: int
 
 
 class Stream:

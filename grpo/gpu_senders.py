@@ -9,38 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.multiprocessing.reductions import reduce_tensor
 from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
-from vllm.distributed.utils import StatelessProcessGroup
-from vllm.utils.nccl import unpinned_nccl_env
 
+from grpo.nccl import nccl_communicator
 from grpo.weight_buckets import Bucket
 from grpo.weight_group import RollCall
-from grpo.weight_senders import GroupSender, Handle, failure_of
+from grpo.weight_sender import GroupSender, Handle, failure_of
 from grpo.weight_source import PolicyWeights, as_bytes, gathered_together
 
 _POLL_S = 0.001
-
-
-def nccl_communicator(roll: RollCall, device: torch.device) -> PyNcclCommunicator:
-    """vLLM's communicator over all members; call it on all of them.
-
-    Raises:
-        TimeoutError: some have not come by the deadline.
-        RuntimeError: NCCL cannot be used here.
-    """
-    roll.arrive("join")
-    roll.wait_for_others("join", "joining the group that carries the weights")
-    group = StatelessProcessGroup(roll.rank, len(roll.members), PrefixStore("nccl", roll.store))
-    with unpinned_nccl_env():
-        communicator = PyNcclCommunicator(group, device)
-    if communicator.disabled:
-        raise RuntimeError(
-            "weight_sync.transport=nccl: vLLM could not load NCCL here, or VLLM_DISABLE_PYNCCL is set; install it, or "
-            "use object_store"
-        )
-    return communicator
 
 
 class NcclSender(GroupSender):

@@ -18,7 +18,7 @@ from vllm.distributed.weight_transfer.ipc_engine import (
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
-from grpo.gpu_senders import nccl_communicator
+from grpo.nccl import nccl_communicator
 from grpo.transfer_engines import BucketUpdate, GroupInit
 from grpo.weight_group import RollCall
 

@@ -23,7 +23,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo import svg_chart
+from grpo import run_files, svg_chart
 from grpo.closing_table import ClosingTable, closing_table
 from grpo.metrics_log import Curve, History, read_history
 from grpo.rollout_store import StoredGroup, StoredRollout, read_groups, step_path, stored_steps
@@ -31,8 +31,6 @@ from grpo.step_time import step_time
 from grpo.svg_chart import Chart, line_chart, step_time_chart
 from grpo.visible import visible
 
-FILE_NAME = "report.html"
-CONFIG_NAME = "config.yaml"
 _GROUPS_PER_STEP = 3
 _ROLLOUTS_PER_GROUP = 8
 # Enough to judge a long chain of thought by its begin and end; the whole text is in the Parquet file.
@@ -106,7 +104,7 @@ def write_html(run_dir: Path, path: Path | None = None) -> Path:
     Returns:
         The path written.
     """
-    path = path or run_dir / FILE_NAME
+    path = path or run_dir / run_files.REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
     beside.write_text(_render(_page(run_dir)), encoding="utf-8")
@@ -179,7 +177,7 @@ def _hash(source: str) -> str:
 def _page(run_dir: Path) -> Page:
     history = read_history(run_dir)
     name = run_dir.resolve().name
-    config_file = run_dir / CONFIG_NAME
+    config_file = run_dir / run_files.CONFIG
     config = config_file.read_text(encoding="utf-8", errors="replace") if config_file.exists() else ""
     finished = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.lines[-1].time)) if history.lines else ""
     return Page(

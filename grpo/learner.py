@@ -25,6 +25,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from grpo import run_files
 from grpo.adapters import adapters_off, add_adapters, check_adapter
 from grpo.batching import RankBatch
 from grpo.compiled_operators import compile_alone
@@ -43,7 +44,8 @@ from grpo.sequence_parallel import SequenceGroup, register_attention
 from grpo.setups import LearnerSetup
 from grpo.weight_buckets import Bucket, TensorInfo, cut
 from grpo.weight_patches import PatchWriter, Pushed
-from grpo.weight_senders import GroupTransport, Handle, Sender, make_sender
+from grpo.weight_sender import GroupTransport, Handle, Sender
+from grpo.weight_senders import make_sender
 from grpo.weight_source import PolicyWeights
 
 # In a checkpoint: the reference, where it is no longer the starting policy.
@@ -364,7 +366,7 @@ class LearnerRank:
             torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
         if self._lora:
             self._export.adapter(Path(folder) / ADAPTER)
-        self.export(str(Path(folder) / "policy"))
+        self.export(str(Path(folder) / run_files.POLICY))
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote.

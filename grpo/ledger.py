@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo import run_files
 from grpo.json_lines import JsonLines, complete_lines
 from grpo.types import Group
-
-FILE_NAME = "ledger.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Ledger:
 
     def __init__(self, run_dir: Path) -> None:
         """Open a run's ledger, made where it is missing."""
-        self._lines = JsonLines(run_dir / FILE_NAME)
+        self._lines = JsonLines(run_dir / run_files.LEDGER)
 
     def append(self, step: int, groups: Sequence[Group]) -> None:
         """Write what `step` was trained on."""
@@ -58,7 +57,7 @@ class Ledger:
 
 def read_ledger(run_dir: Path) -> list[TrainedGroup]:
     """Every trained group of a run, in the order of its steps."""
-    records = [json.loads(line) for line in complete_lines(run_dir / FILE_NAME)]
+    records = [json.loads(line) for line in complete_lines(run_dir / run_files.LEDGER)]
     return [
         TrainedGroup(record["step"], one["prompt"], (one["versions"][0], one["versions"][1]), one["sample"])
         for record in records

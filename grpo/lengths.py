@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from grpo.rollout_store import FOLDER_NAME, read_groups, stored_steps
+from grpo import run_files
+from grpo.rollout_store import read_groups, stored_steps
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -81,8 +82,8 @@ def recorded(run: Path) -> Recorded:
     groups = [group for step in stored_steps(run) for group in read_groups(run, step)]
     if not groups:
         raise ValueError(
-            f"{run / FOLDER_NAME} holds no stored rollouts; give the folder of a run with report.rollouts_every above "
-            "0, or a distribution with --lengths"
+            f"{run / run_files.ROLLOUTS} holds no stored rollouts; "
+            "give the folder of a run with report.rollouts_every above 0, or a distribution with --lengths"
         )
     return Recorded(tuple(tuple(rollout.completion_tokens for rollout in group.rollouts) for group in groups))
 

@@ -15,8 +15,9 @@ from grpo.adapters import trained_parameters
 from grpo.objective_config import Algorithm
 from grpo.policy import shape_of as new_shape
 from grpo.policy_logprobs import LOGIT_BYTES
-from grpo.preparation import policy_config, wants_gpus
+from grpo.preparation import wants_gpus
 from grpo.sequence_parallel import check_heads
+from grpo.stored import policy_config
 
 GIB = 1 << 30
 # What of a learner rank's memory `learner.offload` moves to the host, by the first word of its name below.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from grpo import run_files
 from grpo.json_lines import JsonLines, complete_lines
 
-FILE_NAME = "metrics.jsonl"
 RESERVED_NAMES = ("step", "time")
 _NOISY_FROM = 60
 
@@ -101,7 +101,7 @@ def read_history(run_dir: Path) -> History:
     Raises:
         ValueError: a complete line is not one of ours; the message names the file and the line.
     """
-    path = run_dir / FILE_NAME
+    path = run_dir / run_files.METRICS
     if not path.exists():
         return History(())
     merged: dict[int, MetricsLine] = {}
@@ -128,7 +128,7 @@ class MetricsLog:
     """Appends lines to a run's metrics file; each is one write, on the disk when `append` returns."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / FILE_NAME
+        self._path = run_dir / run_files.METRICS
         self._last_step = read_history(run_dir).last_step()
         self._lines = JsonLines(self._path)
 

@@ -6,6 +6,7 @@ sequence's border: positions go on from its own prompt, and attention is told wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -278,3 +279,27 @@ def filler(like: TrainingSequence) -> TrainingSequence:
     token_ids = like.token_ids[: like.prompt_length + 1]
     proximal = None if like.proximal_logprobs is None else (0.0,)
     return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)
+
+
+# A batch of sequences may hold at most this share of padding; more is split off into the next batch.
+MAX_PADDING_SHARE = 0.05
+
+
+def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut sequences, shortest first, into runs [start, stop) that pad to at most `MAX_PADDING_SHARE`.
+
+    Raises:
+        ValueError: the lengths are not in ascending order.
+    """
+    if any(shorter > longer for shorter, longer in itertools.pairwise(lengths)):
+        raise ValueError("lengths must ascend")
+    batches: list[tuple[int, int]] = []
+    start, total = 0, 0
+    for stop, length in enumerate(lengths):
+        padded = length * (stop + 1 - start)
+        if stop > start and padded - (total + length) > MAX_PADDING_SHARE * padded:
+            batches.append((start, stop))
+            start, total = stop, 0
+        total += length
+    batches.append((start, len(lengths)))
+    return batches

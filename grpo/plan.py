@@ -12,21 +12,15 @@ from grpo import config
 from grpo.adapters import require_peft
 from grpo.code_rewards import isolation_table
 from grpo.config_file import dump, read
-from grpo.data import HubUnreachable, PromptSet, load_prompts, load_supervised
+from grpo.data import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
 from grpo.gold_check import check_gold_answers, check_verifiers
 from grpo.memory_plan import add_memory, memory_here, memory_warning, shape_of
 from grpo.objective_config import PRESETS
-from grpo.preparation import (
-    check_positions,
-    check_prompt_count,
-    gold_rows,
-    load_tokenizer,
-    local_or_hub,
-    plan_of,
-    specs_of,
-    wants_gpus,
-)
+from grpo.preparation import plan_of, wants_gpus
+from grpo.rows import HubUnreachable
+from grpo.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.terminal import LiteralTable, literal
+from grpo.verifiers_config import specs_of
 from grpo.visible import visible
 from rewards.selection import check_rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from grpo.config import NewPolicy
@@ -68,17 +68,6 @@ def shape_of(new: NewPolicy, vocabulary: int) -> Qwen3Config:
         tie_word_embeddings=new.tie_embeddings,
         bos_token_id=None,
     )
-
-
-def context_of(shape: PreTrainedConfig) -> int | None:
-    """Tokens of the longest sequence that a policy takes, as vLLM reads it; None where its config does not say."""
-    text = shape.get_text_config()
-    positions: int | None = getattr(text, "max_position_embeddings", None)
-    rope = getattr(text, "rope_parameters", None) or {}
-    # The other ways to stretch rotary embeddings have their factor in max_position_embeddings already.
-    if positions is not None and rope.get("rope_type") in ("linear", "dynamic"):
-        return int(positions * (rope.get("factor") or 1.0))
-    return positions
 
 
 def _characters(new: NewPolicy) -> Tokenizer:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from grpo import config
-from grpo.cluster import Plan
-from grpo.data import PromptSet
-from grpo.hub import at_revision, name_of, with_revision
-from grpo.judging import columns_of
-from grpo.policy import context_of
-from rewards.build import VerifierSpec
-from rewards.gold_forms import GoldRow
-from rewards.thinking import READ_AFTER_THINKING
+from grpo.cluster_config import Device
+from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
@@ -35,116 +28,69 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
     )
 
 
-_PLAIN = config.Verification()
-
-
-def specs_of(
-    verifiers: Sequence[config.VerifierConfig], verification: config.Verification = _PLAIN
-) -> tuple[VerifierSpec, ...]:
-    """The configured verifiers, as the pool and the reward need them; those without reasoning tags get the run's."""
-    tags = {} if verification.thinking is None else {"thinking": verification.thinking}
-    return tuple(
-        VerifierSpec(
-            one.name,
-            one.use,
-            {**tags, **one.options} if one.use in READ_AFTER_THINKING else one.options,
-            one.weight,
-            one.gate,
-            {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},
-        )
-        for one in verifiers
-    )
-
-
-def local_or_hub(policy: config.Policy) -> str:
-    """A local folder as an absolute path, since actors may run elsewhere; else a name on the hub with its revision.
-
-    Raises:
-        ValueError: a revision of a folder.
-    """
-    path = policy.path or ""
-    if not Path(path).is_dir():
-        return with_revision(path, policy.revision)
-    if policy.revision:
-        raise ValueError(
-            f"policy.revision={policy.revision} is one of the hub, and policy.path={path} is a folder here: take it out"
-        )
-    return str(Path(path).absolute())
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
-
-    Raises:
-        ValueError: there is none at `path`.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
-    except (OSError, ValueError) as failure:
-        raise ValueError(
-            f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
-            f"a cold start makes one: grpo sft configs/quickstart_sft.yaml"
-        ) from failure
-
-
 def wants_gpus(cluster: config.Cluster) -> bool:
     """Whether the job computes on GPUs, as far as this machine can tell."""
     return cluster.device == "gpu" or (cluster.device == "auto" and torch.cuda.is_available())
 
 
-def policy_config(policy: config.Policy) -> PreTrainedConfig | None:
-    """What `policy.path` says of its architecture; None where it can be read neither locally nor from the hub."""
-    path = local_or_hub(policy)
-    try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
-    except (OSError, ValueError):
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job needs of a cluster.
+
+    Attributes:
+        learner_ranks: learner processes, one device each.
+        learner_threads: CPU threads of each.
+        generators: generator replicas.
+        generator_devices: devices of each replica.
+        generator_threads: CPU threads of each replica.
+        share_gpus: learner rank i and generator i use the same GPU.
+    """
+
+    learner_ranks: int
+    learner_threads: int
+    generators: int = 0
+    generator_devices: int = 0
+    generator_threads: int = 1
+    share_gpus: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """GPUs needed, where devices are GPUs."""
+        sampling = 0 if self.share_gpus else self.generators * self.generator_devices
+        return self.learner_ranks + sampling
+
+    def bundles(self, device: Device, kept: Collection[str] = ()) -> list[dict[str, float]]:
+        """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
+
+        Args:
+            device: what the actors compute on.
+            kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
+                to the nodes that have it.
+        """
+        gpu = device == "cuda"
+        learner = {
+            "CPU": float(self.learner_threads),
+            **({"GPU": 1.0} if gpu else {}),
+            **({LEARNER_NODE: 1.0} if LEARNER_NODE in kept else {}),
+        }
+        generator = {
+            "CPU": float(self.generator_threads),
+            **({"GPU": float(self.generator_devices)} if gpu and not self.share_gpus else {}),
+            **({GENERATOR_NODE: 1.0} if GENERATOR_NODE in kept else {}),
+        }
+        if self.share_gpus:
+            shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
+            return [shared] * self.learner_ranks
+        return [learner] * self.learner_ranks + [generator] * self.generators
+
+    def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
+        """What a cluster with these resources lacks, if anything."""
+        bundles = self.bundles(device, have)
+        for resource in ("GPU", "CPU"):
+            needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
+            if needed > have.get(resource, 0.0):
+                return (
+                    f"the job needs {needed:.0f} {resource}s ({self.learner_ranks} learner ranks, {self.generators} "
+                    f"generators) and the cluster has {have.get(resource, 0.0):.0f}"
+                )
         return None
-    return found
-
-
-def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
-    """Refuse sequences that are longer than the policy was made for, where its config can be read.
-
-    Raises:
-        ValueError: the longest prompt with the longest completion, or the longest row, has too many tokens.
-    """
-    found = policy_config(settings.policy) if settings.policy.path else None
-    context = context_of(found) if found else None
-    if context is None:
-        return
-    if isinstance(settings, config.SftConfig):
-        longest, keys = settings.sft.max_tokens, "sft.max_tokens"
-    else:
-        longest, keys = settings.max_sequence_tokens, "rollout.max_prompt_tokens + rollout.max_completion_tokens"
-        if longest > settings.rollout.max_prompt_tokens + settings.rollout.max_completion_tokens:
-            keys = "rollout.max_prompt_tokens + evaluation.max_completion_tokens"
-    if longest > context:
-        raise ValueError(
-            f"{keys} = {longest} tokens do not fit the {context} positions that the policy {settings.policy.path} was "
-            "made for; lower the limits, or take a policy of longer context"
-        )
-
-
-def check_prompt_count(prompts: PromptSet, rollout: config.Rollout, left_out: int = 0) -> None:
-    """Refuse data of which a step would ask the same question twice.
-
-    Args:
-        prompts: those that fit.
-        rollout: says how many a step asks.
-        left_out: prompts that are not asked, as their reference answers cannot be used.
-
-    Raises:
-        ValueError: fewer prompts than a step asks.
-    """
-    count = len(prompts.prompts) - left_out
-    if count < rollout.prompts_per_step:
-        usable = " and have a reference that can be used" if left_out else ""
-        raise ValueError(
-            f"the data has {count} prompts that fit{usable}, fewer than rollout.prompts_per_step="
-            f"{rollout.prompts_per_step}: a step would ask the same question twice; lower it or add data"
-        )
-
-
-def gold_rows(prompts: PromptSet) -> list[GoldRow]:
-    """The prompts' reference answers, with the columns that a run hands to their verifiers."""
-    return [GoldRow(each.reference, columns_of(each.text, each.row), each.id) for each in prompts.prompts]

@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from grpo.actors import write_timeline
 from grpo.config import TrainConfig
 from grpo.metrics_log import read_history
 from grpo.profile_advice import Advice, advice
@@ -21,6 +20,7 @@ from grpo.run import TrainingRun
 from grpo.step_time import TIMED_PARTS
 from grpo.terminal import LiteralTable, literal
 from grpo.train import train
+from grpo.waiting import write_timeline
 
 # The first steps compile, allocate and fill caches.
 WARM_UP = 2

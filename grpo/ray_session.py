@@ -10,8 +10,9 @@ import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from grpo import config
+from grpo.cluster_config import Device
+from grpo.generator_setup import GeneratorSetup
 from grpo.private_folder import private_folder, remove_old_sessions, token_file
-from grpo.setups import Device, GeneratorSetup
 
 
 def connect(settings: config.Cluster, cpus: int) -> bool:

@@ -15,16 +15,9 @@ from grpo.failures import ProcessDied, Stalled
 from grpo.preparation import plan_of
 from grpo.progress import Progress
 from grpo.run_folder import note_fault
-from grpo.train import train
 from grpo.watchdog import Watchdog, WatchedProgress
 
-Job = Callable[[TrainConfig, Progress], ClosingTable]
 Settings = TypeVar("Settings", TrainConfig, SftConfig)
-
-
-def train_with_recovery(settings: TrainConfig, open_display: Callable[[], Progress], job: Job = train) -> ClosingTable:
-    """`grpo train`; see `with_recovery`."""
-    return with_recovery(settings, open_display, job)
 
 
 def with_recovery(

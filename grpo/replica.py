@@ -3,105 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grpo.actors import raised_by
-from grpo.engine_loop import EngineLoop
+from grpo.generator_actor import Processes
 from grpo.slow_generators import Sampled
-from grpo.start_up import spare_the_collector, without_collector
 from grpo.types import EngineDied, Report, Request, SamplingParams
-from rewards.busy_clock import Busy, BusyClock
-
-# As in `grpo.actors`.
-if TYPE_CHECKING:
-    import numpy as np
-
-    from grpo.profiling import ActorProfile
-    from grpo.setups import GeneratorSetup
-    from grpo.weight_buckets import Bucket
-
-# Asking for finished groups waits in a thread of its own, so that all else gets through beside it.
-CONCURRENCY_GROUPS = {"reports": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """The processes of one generator: (process id, when it was created) on a node with this IP address."""
-
-    node: str
-    address: str
-    created: tuple[tuple[int, float], ...]
-
-
-class GeneratorActor:
-    """A generator in a Ray process of its own; the driver never imports vLLM.
-
-    Its methods are those of `grpo.generator.Generator`, called in the one thread that has the engine.
-    """
-
-    def __init__(self, setup: GeneratorSetup, after: object = None) -> None:
-        """Load the policy, once `after`, a reference that Ray waits for, is there."""
-        self._replica = setup.replica
-        with without_collector():
-            from grpo.generator import Generator
-
-            self._loop = EngineLoop(lambda: Generator(setup))
-        spare_the_collector()
-
-    def __repr__(self) -> str:
-        return f"generator {self._replica}"
-
-    def ready(self) -> Processes:
-        """Wait until the engine is up; the node and the processes that belong to it."""
-        import psutil
-
-        own = psutil.Process()
-        found = [(one.pid, one.create_time()) for one in (own, *own.children(recursive=True))]
-        return Processes(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(found))
-
-    def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
-        self._loop.submit(requests, sampling)
-
-    def take(self, wait_s: float) -> Report:
-        """Groups finished since the last call, waiting up to `wait_s` for the first."""
-        return self._loop.take(wait_s)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._loop.call(lambda generator: generator.score(sequences), "score")
-
-    def join_sender(self, invitation: dict[str, Any]) -> None:
-        self._loop.call(lambda generator: generator.join_sender(invitation), "sync")
-
-    def begin_update(self) -> None:
-        self._loop.call(lambda generator: generator.begin_update(), "sync")
-
-    def update(self, bucket: np.ndarray | Bucket) -> list[str]:
-        return self._loop.call(lambda generator: generator.update(bucket), "sync")
-
-    def finish_update(self, policy_version: int) -> Busy:
-        self._loop.call(lambda generator: generator.finish_update(policy_version), "sync")
-        return self._loop.take_busy()
-
-    def sleep(self) -> None:
-        self._loop.call(lambda generator: generator.sleep(), "swap")
-
-    def wake(self) -> None:
-        self._loop.call(lambda generator: generator.wake(), "swap")
-
-    def start_profile(self, name: str) -> None:
-        from grpo.profiling import OperatorProfiler
-
-        # In the thread that computes, which is the one that the profiler watches.
-        self._profiler = self._loop.call(lambda _: OperatorProfiler(name))
-
-    def stop_profile(self, trace: str) -> ActorProfile:
-        return self._loop.call(lambda _: self._profiler.stop(Path(trace)))
+from grpo.waiting import raised_by
+from rewards.busy_clock import BusyClock
 
 
 class Lost(RuntimeError):
@@ -271,3 +184,22 @@ def result_of(reference: Any, deadline_s: float, what: str) -> Any:
         if failure.actor_init_failed:
             raise Lost(f"it could not start: {str(failure).strip().splitlines()[-1]}") from failure
         raise Lost("its process died") from failure
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Deadlines of a group of generators, in seconds, and how often it mends itself.
+
+    Attributes:
+        start_s: longest wait for a replica to start.
+        group_s: longest wait for the next finished group.
+        update_s: longest wait for one part of a weight update.
+        hang_s: longest time that an engine may take for one step.
+        max_restarts: of all replicas together.
+    """
+
+    start_s: float
+    group_s: float
+    update_s: float
+    hang_s: float
+    max_restarts: int

@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from grpo import rollout_store
+from grpo import rollout_store, run_files
 from grpo.closing_table import ClosingTable, closing_table
 from grpo.ledger import Ledger
 from grpo.metrics_log import MetricsLine, MetricsLog, read_history
@@ -42,7 +42,6 @@ from grpo.trackers import Tracker
 from grpo.types import Group
 from rewards.busy_clock import Busy
 
-FIGURES_FOLDER = "figures"
 MISMATCH = "learner/mismatch_kl_first"
 
 
@@ -168,7 +167,7 @@ class Report:
         """Store what the policy of `step` answered to held-out prompts, where rollouts are stored at all."""
         if groups and self._rollouts_every:
             nothing = [[None] * len(group.rollouts) for group in groups]
-            rollout_store.write_step(self.run_dir, step, groups, nothing, rollout_store.EVALUATIONS)
+            rollout_store.write_step(self.run_dir, step, groups, nothing, run_files.EVALUATIONS)
             self._keep_within_limit()
 
     def finish(self) -> ClosingTable:
@@ -179,10 +178,10 @@ class Report:
 
         self._store_rollouts()
         with self.phase("writing the report"):
-            figures = overview([self.run_dir], self.run_dir / FIGURES_FOLDER)
+            figures = overview([self.run_dir], self.run_dir / run_files.FIGURES)
             page = write_html(self.run_dir)
         self.close()
-        files = {"report": page, "figures": self.run_dir / FIGURES_FOLDER} if figures else {"report": page}
+        files = {"report": page, "figures": self.run_dir / run_files.FIGURES} if figures else {"report": page}
         return closing_table(self.run_dir.resolve().name, read_history(self.run_dir), files)
 
     def close(self) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from grpo import run_files
 from grpo.rollout_columns import STATUSES, Columns, no_columns, read_columns
-from grpo.rollout_store import FOLDER_NAME, step_path, stored_steps
+from grpo.rollout_store import step_path, stored_steps
 
 Order = Literal["newest", "oldest", "spread"]
 # Files read between two snapshots of a long first reading, so that the newest steps can be looked at soon.
@@ -133,7 +134,7 @@ class Snapshot(Columns):
 class RolloutIndex:
     """The index of one folder of stored completions. Any thread may read while one refreshes."""
 
-    def __init__(self, run_dir: Path, folder: str = FOLDER_NAME) -> None:
+    def __init__(self, run_dir: Path, folder: str = run_files.ROLLOUTS) -> None:
         """Nothing is read yet."""
         self._run_dir, self._folder = run_dir, folder
         # By step: (time and size of its file, what it holds).

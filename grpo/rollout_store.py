@@ -20,10 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grpo import run_files
 from grpo.types import Group, Rollout
 
-FOLDER_NAME = "rollouts"
-EVALUATIONS = "evaluations"
 SCHEMA_VERSION = "1"
 
 _NAMED_NUMBER = pa.struct([("name", pa.string()), ("value", pa.float64())])
@@ -101,12 +100,12 @@ class StoredGroup:
     rollouts: tuple[StoredRollout, ...]
 
 
-def step_path(run_dir: Path, step: int, folder: str = FOLDER_NAME) -> Path:
+def step_path(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> Path:
     """Where the rollouts of a step are stored."""
     return run_dir / folder / f"step_{step:06d}.parquet"
 
 
-def stored_steps(run_dir: Path, folder: str = FOLDER_NAME) -> tuple[int, ...]:
+def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, ...]:
     """The steps whose rollouts are stored, rising."""
     found = (re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in (run_dir / folder).glob("step_*"))
     return tuple(sorted(int(match.group(1)) for match in found if match))
@@ -124,7 +123,7 @@ def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
 
 
 def write_step(
-    run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = FOLDER_NAME
+    run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = run_files.ROLLOUTS
 ) -> Path:
     """Store the rollouts of one step; the file appears whole or not at all.
 
@@ -141,7 +140,7 @@ def write_step(
     return path
 
 
-def read_groups(run_dir: Path, step: int, folder: str = FOLDER_NAME) -> tuple[StoredGroup, ...]:
+def read_groups(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> tuple[StoredGroup, ...]:
     """Read the groups of one stored step, in the order in which they were scored."""
     columns = [name for name in SCHEMA.names if name not in ("row", "token_ids", "logprobs")]
     rows = pq.read_table(step_path(run_dir, step, folder), columns=columns).to_pylist()
@@ -163,7 +162,7 @@ def read_groups(run_dir: Path, step: int, folder: str = FOLDER_NAME) -> tuple[St
 
 def truncate_after(run_dir: Path, step: int) -> None:
     """Remove the stored rollouts of later steps, which a resumed run will make again."""
-    for folder in (FOLDER_NAME, EVALUATIONS):
+    for folder in (run_files.ROLLOUTS, run_files.EVALUATIONS):
         for stored in stored_steps(run_dir, folder):
             if stored > step:
                 step_path(run_dir, stored, folder).unlink()
@@ -178,7 +177,7 @@ def thin(run_dir: Path, most_bytes: int) -> int:
     Returns:
         How many were removed.
     """
-    kept = {folder: list(stored_steps(run_dir, folder)) for folder in (FOLDER_NAME, EVALUATIONS)}
+    kept = {folder: list(stored_steps(run_dir, folder)) for folder in (run_files.ROLLOUTS, run_files.EVALUATIONS)}
     sizes = {
         (folder, step): step_path(run_dir, step, folder).stat().st_size for folder in kept for step in kept[folder]
     }

@@ -18,35 +18,31 @@ from grpo.background_evaluation import MOST_OWED, BackgroundEvaluation
 from grpo.batching import TrainBatch
 from grpo.cluster import Cluster
 from grpo.collector import Collector
-from grpo.data import Cursor, PromptSet, load_prompts
+from grpo.cursor import Cursor
+from grpo.data import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.failure_share import FailureShare
 from grpo.generator_group import GeneratorGroup
+from grpo.generator_setup import generator_setups
 from grpo.judging import columns_of, judge
-from grpo.preparation import (
-    check_positions,
-    check_prompt_count,
-    gold_rows,
-    load_tokenizer,
-    local_or_hub,
-    plan_of,
-    specs_of,
-)
+from grpo.preparation import plan_of
 from grpo.progress import Progress
 from grpo.report import Report
 from grpo.rollout import Verifying, collect, seed_of, with_refills
-from grpo.run_folder import note_fault, open_folder
-from grpo.setups import generator_setups, learner_setups
+from grpo.run_folder import note_fault, open_folder, skipped_folder
+from grpo.setups import learner_setups
 from grpo.slow_generators import SlowGenerators
 from grpo.staleness import OpenGroups
 from grpo.start_up import spare_the_collector
 from grpo.step_metrics import lag_metrics, push_metrics, verifier_metrics
 from grpo.stopwatch import Stopwatch
+from grpo.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.timeline import DRIVER
 from grpo.trackers import open_trackers
 from grpo.turns import Turns
 from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.usable_rows import usable_rows
 from grpo.verifier_nodes import NodePool
+from grpo.verifiers_config import specs_of
 from grpo.weight_sync import TOLERANCES, WeightSync
 from rewards.busy_clock import BusyClock
 from rewards.pool import VerifierPool
@@ -201,7 +197,9 @@ class TrainingRun:
         settings = self.settings
         takes_turns = settings.cluster.sleep and cluster.device == "cuda"
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
-        join_learner = cluster.start_learner(learner_setups(settings, policy_path, self._policy_path, cluster.device))
+        join_learner = cluster.start_learner(
+            learner_setups(settings, policy_path, self._policy_path, cluster.device, skipped_folder(settings.run))
+        )
         join_generators = cluster.start_generators(
             generator_setups(settings, policy_path, self._policy_path, cluster.device, transport, sleeps=takes_turns),
             settings.rollout.deadline_s,

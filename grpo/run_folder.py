@@ -8,15 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from grpo import checkpoint, config
+from grpo import checkpoint, config, run_files
 from grpo.checkpoint import Checkpoint
 from grpo.closing_table import ClosingTable, closing_table
 from grpo.config_file import dump
 from grpo.metrics_log import read_history
 from grpo.progress import Progress
 from grpo.visible import visible
-
-FAULTS = "faults.log"
 
 
 def open_folder(
@@ -32,12 +30,12 @@ def open_folder(
     """
     folder = Path(run.folder)
     found = checkpoint.latest(folder)
-    if run.resume == "never" and (found or (folder / "metrics.jsonl").exists()):
+    if run.resume == "never" and (found or (folder / run_files.METRICS).exists()):
         raise ValueError(
             f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
+    path = folder / run_files.CONFIG
     if found and path.exists():
         for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
             progress.show(f"changed since the last start: {line}")
@@ -56,7 +54,7 @@ def changes(before: object, after: object, where: str = "") -> list[str]:
 
 def skipped_folder(run: config.Run) -> str:
     """Where the learner keeps batches whose loss or gradient is not finite."""
-    return str((Path(run.folder) / "skipped").absolute())
+    return str((Path(run.folder) / run_files.SKIPPED).absolute())
 
 
 def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
@@ -65,7 +63,7 @@ def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
     found = checkpoint.latest(folder)
     if run.resume == "never" or found is None or found.step < steps:
         return None
-    return closing_table(folder.resolve().name, read_history(folder), {"report": folder / "report.html"})
+    return closing_table(folder.resolve().name, read_history(folder), {"report": folder / run_files.REPORT})
 
 
 def note_fault(folder: Path, line: str) -> None:
@@ -73,7 +71,7 @@ def note_fault(folder: Path, line: str) -> None:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stamped = f"{when} pid {os.getpid()}: {visible(' '.join(line.split()))}\n"
     try:
-        with (folder / FAULTS).open("a", encoding="utf-8") as log:
+        with (folder / run_files.FAULTS).open("a", encoding="utf-8") as log:
             log.write(stamped)
     except OSError:
         return

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from grpo import config
+from grpo.cluster_config import Device
 from grpo.objective_config import Algorithm
-from grpo.run_folder import skipped_folder
-
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +43,10 @@ class LearnerSetup:
     skipped_folder: str
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratorSetup:
-    """What one replica needs to know.
-
-    Attributes:
-        policy_path: folder or hub name of the starting policy, which may be a checkpoint's.
-        dtype: of weights and activations.
-        generator: sizes and where the engine runs.
-        max_sequence_tokens: longest prompt with its completion.
-        temperature: of training samples; where it is not 1, log-probabilities are taken after it is applied.
-        device: `cpu` or `cuda`.
-        replica: number of this replica.
-        sleeps: it will give its memory back between rounds; on `cuda` only.
-        partial: what happens to completions that are under way when new weights come.
-        transport: how new weights come to it.
-        sparse: through the object store comes only what changed of them.
-        base_path: what a successor starts from that is given newer weights at once: the policy that the run began
-            with, as a checkpoint's folder is deleted in time. None: `policy_path`.
-    """
-
-    policy_path: str
-    dtype: config.Dtype
-    generator: config.GeneratorConfig
-    max_sequence_tokens: int
-    temperature: float
-    device: Device
-    replica: int
-    sleeps: bool = False
-    partial: Literal["continue", "restart"] = "continue"
-    transport: config.ChosenTransport = "object_store"
-    sparse: bool = False
-    base_path: str | None = None
-
-
 def learner_setups(
-    settings: config.TrainConfig, policy_path: str, reference_path: str, device: Device
+    settings: config.TrainConfig, policy_path: str, reference_path: str, device: Device, skipped_folder: str
 ) -> list[LearnerSetup]:
-    """Those of all ranks of a training run; paths as of `LearnerSetup`."""
+    """The setups of all ranks of a training run; the paths are those of `LearnerSetup`."""
     return [
         LearnerSetup(
             policy_path=policy_path,
@@ -97,36 +60,7 @@ def learner_setups(
             rank=rank,
             world_size=settings.learner.ranks,
             device=device,
-            skipped_folder=skipped_folder(settings.run),
+            skipped_folder=skipped_folder,
         )
         for rank in range(settings.learner.ranks)
-    ]
-
-
-def generator_setups(
-    settings: config.TrainConfig,
-    policy_path: str,
-    base_path: str,
-    device: Device,
-    transport: config.ChosenTransport,
-    *,
-    sleeps: bool,
-) -> list[GeneratorSetup]:
-    """Those of all replicas of a training run; arguments as of `GeneratorSetup`."""
-    return [
-        GeneratorSetup(
-            policy_path=policy_path,
-            dtype=settings.policy.dtype,
-            generator=settings.generator,
-            max_sequence_tokens=settings.max_sequence_tokens,
-            temperature=settings.rollout.temperature,
-            device=device,
-            replica=replica,
-            sleeps=sleeps,
-            partial=settings.rollout.partial,
-            transport=transport,
-            sparse=settings.weight_sync.sparse,
-            base_path=base_path,
-        )
-        for replica in range(settings.generator.replicas)
     ]

@@ -6,23 +6,26 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo import checkpoint
+from grpo import checkpoint, run_files
 from grpo.actors import LearnerGroup
 from grpo.adapters import require_peft
 from grpo.batching import batch
 from grpo.closing_table import ClosingTable
 from grpo.cluster import Cluster
 from grpo.config import SftConfig
-from grpo.data import Cursor, column, load_rows, load_supervised
+from grpo.cursor import Cursor
+from grpo.data import load_supervised
 from grpo.interrupt import Interrupt
 from grpo.packing import TrainingSequence
 from grpo.policy import make_policy
-from grpo.preparation import check_positions, load_tokenizer, local_or_hub, plan_of
+from grpo.preparation import plan_of
 from grpo.progress import Progress
 from grpo.report import Report
+from grpo.rows import column, load_rows
 from grpo.run_folder import open_folder, skipped_folder
 from grpo.setups import LearnerSetup
 from grpo.stopwatch import Stopwatch
+from grpo.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.timeline import DRIVER
 from grpo.trackers import open_trackers
 
@@ -78,7 +81,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
 
 def _export(learner: LearnerGroup, folder: Path) -> None:
     """Write `policy/`, which appears only when all of it is there."""
-    partial, final = (folder / ".policy.partial").absolute(), folder / "policy"
+    partial, final = (folder / ".policy.partial").absolute(), folder / run_files.POLICY
     shutil.rmtree(partial, ignore_errors=True)
     learner.export(str(partial))
     shutil.rmtree(final, ignore_errors=True)

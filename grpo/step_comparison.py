@@ -6,9 +6,10 @@ import bisect
 import math
 from typing import Any
 
+from grpo import run_files
 from grpo.html_report import plain
 from grpo.metrics_log import History
-from grpo.rollout_store import EVALUATIONS, StoredGroup, StoredRollout, read_groups, stored_steps
+from grpo.rollout_store import StoredGroup, StoredRollout, read_groups, stored_steps
 from grpo.view_runs import RunData, shown
 
 KINDS = ("better", "worse", "same", "unknown")
@@ -26,11 +27,11 @@ def learned(run: RunData, before: int, after: int) -> dict[str, Any]:
     """
     if before >= after:
         raise ValueError(f"the first step must come before the second, got {before} and {after}")
-    evaluated = stored_steps(run.run_dir, EVALUATIONS)
+    evaluated = stored_steps(run.run_dir, run_files.EVALUATIONS)
     if before in evaluated and after in evaluated:
         source = "held-out"
-        later = {one.prompt_id: one for one in read_groups(run.run_dir, after, EVALUATIONS)}
-        earlier = read_groups(run.run_dir, before, EVALUATIONS)
+        later = {one.prompt_id: one for one in read_groups(run.run_dir, after, run_files.EVALUATIONS)}
+        earlier = read_groups(run.run_dir, before, run_files.EVALUATIONS)
         pairs = [(one, later[one.prompt_id]) for one in earlier if one.prompt_id in later]
     else:
         source, pairs = "training", _repeated(run, before, after)

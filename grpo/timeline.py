@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo import run_files
 from grpo.json_lines import JsonLines, complete_lines
 from rewards.busy_clock import Busy, BusyClock
 
-FILE_NAME = "timeline.jsonl"
 DRIVER = "driver"
 # Where the file is larger, the older half of its steps is dropped: some 10,000 steps of ten actors.
 MOST_BYTES = 16 << 20
@@ -44,7 +44,7 @@ class TimeLine:
     def __init__(self, run_dir: Path, most_bytes: int = MOST_BYTES) -> None:
         """Open a run's time line, made where it is missing; it is kept below `most_bytes`."""
         # Nothing hangs on it, and a step of a small policy should not wait for a disk.
-        self._lines = JsonLines(run_dir / FILE_NAME, durable=False)
+        self._lines = JsonLines(run_dir / run_files.TIMELINE, durable=False)
         self._most_bytes = most_bytes
 
     def append(self, step: int, begin: float, lanes: Mapping[str, Busy]) -> None:
@@ -122,6 +122,6 @@ def _parse(line: str) -> tuple[int, float, dict[str, Busy]]:
         return int(record["step"]), float(record["begin"]), lanes
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(
-            f"{FILE_NAME}: expected an object with 'step', 'begin' and 'lanes', got {line[:80]!r}; remove the line, or "
-            "move the file away"
+            f"{run_files.TIMELINE}: expected an object with 'step', 'begin' and 'lanes', got {line[:80]!r}; "
+            "remove the line, or move the file away"
         ) from problem

@@ -8,6 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from grpo import run_files
+
 _FILE = "tokenizer.json"
 
 
@@ -15,7 +17,9 @@ def find_tokenizer(run_dir: Path, policy_path: str | None) -> Path | None:
     """Where the run's tokenizer is: in its newest checkpoint, its `policy/`, or the policy that it started from."""
     exported = sorted(run_dir.glob(f"checkpoints/*/policy/{_FILE}"))
     started = [Path(policy_path) / _FILE] if policy_path else []
-    return next((path for path in (*reversed(exported), run_dir / "policy" / _FILE, *started) if path.is_file()), None)
+    return next(
+        (path for path in (*reversed(exported), run_dir / run_files.POLICY / _FILE, *started) if path.is_file()), None
+    )
 
 
 def pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:

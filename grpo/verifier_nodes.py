@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grpo.actors import wait_for
+from grpo.waiting import wait_for
 from rewards.build import VerifierSpec
 from rewards.busy_clock import Busy, BusyClock
 from rewards.pool import Call, VerifierPool

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from grpo.section import Positive, Seconds, Section, WorkerMemory
+from rewards.build import VerifierSpec
+from rewards.thinking import READ_AFTER_THINKING
 
 Cell = bool | int | float | str
 
@@ -100,3 +103,22 @@ def _punishment(verifier: VerifierConfig) -> float:
         return 1.0
     worst = verifier.options.get("worst", 1.0)
     return float(worst) if verifier.use == "repetition" and isinstance(worst, int | float) else 0.0
+
+
+_PLAIN = Verification()
+
+
+def specs_of(verifiers: Sequence[VerifierConfig], verification: Verification = _PLAIN) -> tuple[VerifierSpec, ...]:
+    """The configured verifiers, as the pool and the reward need them; those without reasoning tags get the run's."""
+    tags = {} if verification.thinking is None else {"thinking": verification.thinking}
+    return tuple(
+        VerifierSpec(
+            one.name,
+            one.use,
+            {**tags, **one.options} if one.use in READ_AFTER_THINKING else one.options,
+            one.weight,
+            one.gate,
+            {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},
+        )
+        for one in verifiers
+    )

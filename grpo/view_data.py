@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from grpo import run_files
 from grpo.closing_table import closing_table
 from grpo.html_report import mismatch_alarm_of, mismatch_chart, plain
 from grpo.rollout_columns import STATUSES
 from grpo.rollout_index import Filter, Order
-from grpo.rollout_store import EVALUATIONS, step_path, stored_steps
+from grpo.rollout_store import step_path, stored_steps
 from grpo.step_time import TIMED_PARTS, step_time
 from grpo.svg_chart import Chart, line_chart, step_time_chart
 from grpo.timeline import DRIVER, StepLanes, step_lanes
@@ -84,7 +85,7 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
                     "last_step": history.last_step(),
                     "last_time": history.lines[-1].time if history.lines else None,
                     "stored": list(stored_steps(run.run_dir)),
-                    "evaluated": list(stored_steps(run.run_dir, EVALUATIONS)),
+                    "evaluated": list(stored_steps(run.run_dir, run_files.EVALUATIONS)),
                     "timed": [line.step for line in history.lines if "time/step_s" in line.metrics],
                     "config": run.config,
                 }

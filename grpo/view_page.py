@@ -15,9 +15,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo import step_comparison, view_data
+from grpo import run_files, step_comparison, view_data
 from grpo.rollout_index import Filter
-from grpo.rollout_store import EVALUATIONS, stored_steps
+from grpo.rollout_store import stored_steps
 from grpo.view_runs import SOURCES, RunData
 
 ASSETS = ("view.css", "view.js")
@@ -73,7 +73,7 @@ def export(runs: Sequence[RunData], path: Path) -> Path:
 
 def _exported(run: RunData) -> dict[str, Any]:
     timed = [line.step for line in run.history.lines if "time/step_s" in line.metrics]
-    stored = stored_steps(run.run_dir, EVALUATIONS)
+    stored = stored_steps(run.run_dir, run_files.EVALUATIONS)
     steps = stored if len(stored) > 1 else stored_steps(run.run_dir)
     return {
         "groups": {source: _groups(run, source) for source in SOURCES},

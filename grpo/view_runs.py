@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 import yaml
 from tokenizers import Tokenizer
 
-from grpo import audit, timeline
+from grpo import run_files
 from grpo.hacking_flags import Sampled, hacking_flags
-from grpo.html_report import CONFIG_NAME
 from grpo.json_lines import complete_lines
-from grpo.metrics_log import FILE_NAME, History, read_history, run_names
+from grpo.metrics_log import History, read_history, run_names
 from grpo.rollout_index import RolloutIndex
-from grpo.rollout_store import EVALUATIONS, FOLDER_NAME, stored_steps
+from grpo.rollout_store import stored_steps
 from grpo.token_text import find_tokenizer
 from grpo.visible import visible
 
-SOURCES = {"training": FOLDER_NAME, "held-out": EVALUATIONS}
+SOURCES = {"training": run_files.ROLLOUTS, "held-out": run_files.EVALUATIONS}
 # What the flags read of a run: enough for shares of some percent, in well under a second.
 _FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
 _Found = TypeVar("_Found")
@@ -37,10 +36,10 @@ class RunData:
         Raises:
             ValueError: the folder holds neither metrics nor stored completions.
         """
-        if not (run_dir / FILE_NAME).is_file() and not stored_steps(run_dir):
+        if not (run_dir / run_files.METRICS).is_file() and not stored_steps(run_dir):
             raise ValueError(
-                f"{run_dir} holds no run: neither {FILE_NAME} nor {FOLDER_NAME}/; give the folder of a run, its "
-                "run.folder"
+                f"{run_dir} holds no run: neither {run_files.METRICS} nor {run_files.ROLLOUTS}/; "
+                "give the folder of a run, its run.folder"
             )
         self.run_dir, self.name = run_dir, name
         self.indexes = {source: RolloutIndex(run_dir, folder) for source, folder in SOURCES.items()}
@@ -53,29 +52,29 @@ class RunData:
         Raises:
             ValueError: a line of the file is not one of ours.
         """
-        return self._cached("history", _stamp(self.run_dir / FILE_NAME), lambda: read_history(self.run_dir))
+        return self._cached("history", _stamp(self.run_dir / run_files.METRICS), lambda: read_history(self.run_dir))
 
     @property
     def config(self) -> str:
         """The resolved config's text, empty where there is none."""
-        path = self.run_dir / CONFIG_NAME
+        path = self.run_dir / run_files.CONFIG
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @property
     def time_lines(self) -> Sequence[str]:
         """The lines of `timeline.jsonl`, none where the run wrote none."""
-        path = self.run_dir / timeline.FILE_NAME
+        path = self.run_dir / run_files.TIMELINE
         return self._cached("time line", _stamp(path), lambda: complete_lines(path))
 
     @property
     def stamp(self) -> tuple[object, ...]:
         """Changes whenever there is something new to show."""
         versions = tuple(index.snapshot.version for index in self.indexes.values())
-        return (_stamp(self.run_dir / FILE_NAME), _stamp(self.run_dir / audit.FILE_NAME), *versions)
+        return (_stamp(self.run_dir / run_files.METRICS), _stamp(self.run_dir / run_files.AUDIT), *versions)
 
     def audit_rows(self) -> tuple[Mapping[str, Any], ...]:
         """What `grpo audit` wrote, nothing where it was not run."""
-        path = self.run_dir / audit.FILE_NAME
+        path = self.run_dir / run_files.AUDIT
         if not path.is_file():
             return ()
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -13,14 +13,14 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from grpo.weight_buckets import Bucket, TensorInfo, cut
-from grpo.weight_senders import GroupTransport, Handle
+from grpo.weight_sender import GroupTransport, Handle
 
 # The ends of a transport wait for `deadline_s` and say who is missing; the driver waits so much longer to hear it.
 GRACE_S = 15.0
 
 
 class WaitFor(Protocol):
-    """`grpo.actors.wait_for`."""
+    """`grpo.waiting.wait_for`."""
 
     def __call__(self, references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
         """The results of all, or TimeoutError."""

@@ -18,7 +18,7 @@ from sandbox.processes import TICKS, Process, SharedMapping
 from sandbox.syscall_filter import MOST_SHARED_BYTES
 
 if TYPE_CHECKING:
-    from sandbox.child import Seal
+    from sandbox.seal import Seal
 
 _FEW_DESCRIPTORS = 32  # what so many can hold is not worth the time to look at each of them
 _PIPE_BYTES = 16 * processes.PAGE

@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 
 from sandbox import child, filesystem, kernel, processes
 from sandbox.cell_scratch import Scratch
-from sandbox.child import Become, Seal
+from sandbox.child import Become
 from sandbox.nursery import Nursery
+from sandbox.seal import Seal
 from sandbox.template import TemplateLost
 from sandbox.types import STDERR_BYTES, Status
 from sandbox.watch import Usage, Watch

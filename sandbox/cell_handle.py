@@ -9,13 +9,10 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Limits, Status
-
-if TYPE_CHECKING:
-    from sandbox.worker import Worker
+from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Isolation, Limits, Status
 
 _GRACE_SECONDS = 10.0  # beyond a program's own deadline, which the cell keeps, before the worker is given up
 _MAX_REPORT = 1 << 16
@@ -65,8 +62,15 @@ def most_runs(limits: Limits) -> int:
 class CellHandle:
     """The supervisor's end of one cell. A context manager; leaving it ends the cell, unless it may be kept."""
 
-    def __init__(self, channel: socket.socket, worker: Worker, kind: tuple[int, int]) -> None:
-        self._channel, self._worker, self._kind = channel, worker, kind
+    def __init__(self, channel: socket.socket, isolation: Isolation, give_back: Callable[[CellHandle], None]) -> None:
+        """Take over a cell that has started.
+
+        Args:
+            channel: the connection to it.
+            isolation: what holds its programs; each result says so.
+            give_back: takes the handle of a cell that may serve another program.
+        """
+        self._channel, self._isolation, self._give_back = channel, isolation, give_back
         self._outputs: list[int] = []  # of the current runs: standard output and error, for each in turn
         self._deadline = 0.0
         self._output_bytes = 0
@@ -83,7 +87,7 @@ class CellHandle:
             with contextlib.suppress(OSError):
                 self._channel.send(b'{"kind": "forget"}')
         if not self._outputs and self._pristine and self._runs < _MAX_RUNS_OF_A_CELL:
-            self._worker.give_back(self, self._kind)
+            self._give_back(self)
         else:
             self.close()
 
@@ -191,7 +195,7 @@ class CellHandle:
             wall_seconds=reply["wall_seconds"],
             cpu_seconds=reply["cpu_seconds"],
             memory_bytes=reply["memory_bytes"],
-            isolation=self._worker.isolation,
+            isolation=self._isolation,
             reason=_last_line(stderr) if status is not Status.OK else "",
         )
 

@@ -6,7 +6,7 @@ import os
 import time
 
 from sandbox import filesystem, kernel
-from sandbox.child import Seal
+from sandbox.seal import Seal
 
 
 class Scratch:

@@ -10,16 +10,12 @@ import os
 import resource
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from sandbox import kernel, program, tester
-from sandbox.syscall_filter import SyscallFilter
+from sandbox.seal import Seal
 from sandbox.types import MEBIBYTE
 from sandbox.watch import most_file_bytes
-
-if TYPE_CHECKING:
-    from sandbox.group_meter import GroupMeter
 
 SETUP_FAILED = 70  # exit code of a child that could not be sealed (sysexits.h: internal software error)
 # The stack of a process grows downwards into a gap that the kernel keeps free, 128 MiB at least.
@@ -30,46 +26,6 @@ FIRST_FREE = 64  # a descriptor number above every one that is set up here
 _CALLS_CPU_SECONDS = 3600
 _FIRST_TO_GO = b"1000"  # when the machine, or the control group, runs out of memory
 _KINDS = {"run", "calls", "asserts", "execute"}
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """What every program of a worker is sealed with, prepared once in the worker.
-
-    Attributes:
-        scratch: working directory of programs.
-        private_root, process_namespace, private_proc: which parts of the namespaces there are.
-        rules: descriptor of the Landlock rules (at least `FIRST_FREE`), or None.
-        syscalls: system-call filter, or None.
-        resource_limits, watch, no_capabilities, close_descriptors, descendant_kill: False only where a test proves
-            that an attack bites without.
-        limit_processes: whether RLIMIT_NPROC counts this worker's processes only.
-        base_address_space, base_memory: bytes that the worker itself has reserved and resident; every child starts
-            with as much, which is not counted against its limits (once, not once per process).
-        base_other_mappings: those bytes of its address space that are not private and writable.
-        proc: descriptor of a `/proc` that shows this worker's processes.
-        processors: those that programs may run on.
-        meter: of the worker's control group, or None.
-    """
-
-    scratch: str
-    private_root: bool
-    process_namespace: bool
-    private_proc: bool
-    rules: int | None
-    syscalls: SyscallFilter | None
-    resource_limits: bool
-    limit_processes: bool
-    watch: bool
-    no_capabilities: bool
-    close_descriptors: bool
-    descendant_kill: bool
-    base_address_space: int
-    base_memory: int
-    base_other_mappings: int
-    proc: int
-    processors: frozenset[int]
-    meter: GroupMeter | None = None
 
 
 class Become(BaseException):

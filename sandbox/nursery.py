@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 from sandbox import kernel
-from sandbox.child import Seal
+from sandbox.seal import Seal
 from sandbox.template import SealedProcess, Template, TemplateLost
 
 _LEAST_OPEN_FILES = 16  # below, a sealed process could not receive a test's descriptors

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence, Set
 from typing import Any, NoReturn
 
 from sandbox import child, kernel, program
-from sandbox.child import Seal
+from sandbox.seal import Seal
 
 _CONTROL = 3  # descriptor of a sealed process's socket
 # Whatever takes longer to compile is compiled by each test, in its own time. Both waits together stay well below the

@@ -19,8 +19,8 @@ from sandbox.account import Account
 from sandbox.types import Status
 
 if TYPE_CHECKING:
-    from sandbox.child import Seal
     from sandbox.group_meter import GroupMeter
+    from sandbox.seal import Seal
 
 _FIRST_LOOK, _LATER_LOOKS = 0.005, 0.010  # seconds; a look takes some 80 microseconds
 _NEXT_LOOK_SOON = 0.002  # where memory grows so fast that it might pass its limit before a usual look

@@ -156,7 +156,8 @@ class Worker:
             except OSError as problem:
                 ours.close()
                 raise WorkerLost(f"the worker is gone: {problem}") from problem
-        return CellHandle(ours, self, (limits.disk_bytes, limits.files))
+        kind = (limits.disk_bytes, limits.files)
+        return CellHandle(ours, self.isolation, lambda cell: self._keep(cell, kind))
 
     def close_idle_cells(self) -> None:
         """End the cells that are kept for the next program."""
@@ -164,7 +165,7 @@ class Worker:
             cell.close()
         self._idle.clear()
 
-    def give_back(self, cell: CellHandle, kind: tuple[int, int]) -> None:
+    def _keep(self, cell: CellHandle, kind: tuple[int, int]) -> None:
         """Keep a cell for the next program with the same limits, or close it where one is kept already."""
         if kind in self._idle or len(self._idle) >= _MAX_IDLE_CELLS:
             cell.close()

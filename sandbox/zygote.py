@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from sandbox import cell, filesystem, interpreter, kernel, layers, memory_map, visible
-from sandbox.child import Seal, set_constant_limits
+from sandbox.child import set_constant_limits
 from sandbox.filesystem import SitePackage
 from sandbox.group_meter import GroupMeter
 from sandbox.landlock_rules import RulesMaker
 from sandbox.layers import Layers
+from sandbox.seal import Seal
 from sandbox.syscall_filter import SyscallFilter
 from sandbox.types import Layer
 from sandbox.worker_settings import WorkerSettings, isolation_to_json

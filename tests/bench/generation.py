@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 
 from grpo import config
 from grpo.arithmetic import questions
-from grpo.cluster import Cluster, Plan
-from grpo.setups import GeneratorSetup
+from grpo.cluster import Cluster
+from grpo.generator_setup import GeneratorSetup
+from grpo.preparation import Plan
 from grpo.types import Prompt, SamplingParams
 
 ROUNDS = 12

@@ -18,8 +18,9 @@ import numpy as np
 import ray
 
 from grpo import config
-from grpo.cluster import Cluster, Plan
-from grpo.setups import GeneratorSetup
+from grpo.cluster import Cluster
+from grpo.generator_setup import GeneratorSetup
+from grpo.preparation import Plan
 from grpo.types import Request, SamplingParams
 
 ROUNDS = 3

@@ -38,13 +38,13 @@ from fake_run import silent_progress
 from slow_engines import completion_of, settings_of
 from tiny_policy import make_tiny_policy
 
-from grpo.actors import MEANWHILE_S
 from grpo.batching import TrainBatch
 from grpo.engine_loop import EngineLoop
 from grpo.lengths import modelled
 from grpo.simulate import Deployment, Integers, Schedule, Speeds, groups_needed, simulate
 from grpo.train import train
 from grpo.types import Finished, Request, SamplingParams
+from grpo.waiting import MEANWHILE_S
 
 PROMPTS, GROUP_SIZE = 16, 4
 DEPLOYMENT = Deployment(replicas=4, max_sequences=32)

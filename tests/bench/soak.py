@@ -23,13 +23,14 @@ from pathlib import Path
 
 import psutil
 
+from grpo import run_files
 from grpo.config import TrainConfig
 from grpo.config_file import load
-from grpo.data import Cursor, load_prompts
+from grpo.cursor import Cursor
+from grpo.data import load_prompts
 from grpo.ledger import ledger_problems, read_ledger
 from grpo.metrics_log import read_history
-from grpo.preparation import load_tokenizer
-from grpo.run_folder import FAULTS
+from grpo.stored import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 # Words of the titles that Ray gives its workers, and of the pool's command line.
@@ -156,7 +157,11 @@ def main() -> int:
     left += left_of(relatives)
     accuracy = read_history(options.folder).curve("eval/accuracy").finite()
     problems = problems_of(options.folder, options.open_groups)
-    faults = (options.folder / FAULTS).read_text().splitlines() if (options.folder / FAULTS).exists() else []
+    faults = (
+        (options.folder / run_files.FAULTS).read_text().splitlines()
+        if (options.folder / run_files.FAULTS).exists()
+        else []
+    )
     best = max(accuracy.values, default=0.0)
     print(f"kills: {dict(kills)}; starts of the driver: {starts}; its last exit status: {driver.returncode}")
     print(f"restarts by itself: {sum('going on from' in line for line in faults)}; last step {accuracy.steps[-1:]}")

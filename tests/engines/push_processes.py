@@ -131,7 +131,7 @@ class PlainLearner:
     """The learner's end without DeepSpeed: tensors by name, which are always whole."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: str = "float32") -> None:
-        from grpo.weight_senders import GlooSender
+        from grpo.gloo_sender import GlooSender
         from grpo.weight_source import PolicyWeights
 
         torch.set_num_threads(1)

@@ -11,9 +11,10 @@ import psutil
 
 from grpo import config
 from grpo.batching import TrainBatch, batch
+from grpo.generator_setup import GeneratorSetup
 from grpo.objective_config import Algorithm
 from grpo.packing import TrainingSequence
-from grpo.setups import GeneratorSetup, LearnerSetup
+from grpo.setups import LearnerSetup
 
 if TYPE_CHECKING:
     from grpo.actors import LearnerGroup
@@ -122,7 +123,8 @@ def random_batch(ranks: int, count: int = 24, seed: int = 0) -> TrainBatch:
 def started_learners(setups: Mapping[str, list[LearnerSetup]]) -> Iterator[dict[str, LearnerGroup]]:
     """Learners side by side, each of as many ranks as it has setups; Ray must be running."""
     # Not above: ranks without Ray read this file too.
-    from grpo.cluster import Cluster, Plan
+    from grpo.cluster import Cluster
+    from grpo.preparation import Plan
 
     with contextlib.ExitStack() as opened:
         joining = {}

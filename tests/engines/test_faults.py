@@ -19,13 +19,12 @@ import psutil
 import pytest
 from setups_for_tests import CPU, learner_setups, random_batch
 
-from grpo import checkpoint, ray_processes
+from grpo import checkpoint, ray_processes, run_files
 from grpo.activity import ACTIVITY
 from grpo.checkpoint import NoRoom
 from grpo.config import Watchdog as Settings
 from grpo.failures import ProcessDied, Stalled
 from grpo.ledger import read_ledger
-from grpo.run_folder import FAULTS
 from grpo.watchdog import FOLDER, Watchdog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +74,7 @@ def test_a_run_outlives_the_death_of_a_rank_a_verifier_and_the_driver(tied_polic
     told = [line for line in log.read_text().splitlines() if "going on from" in line]
     assert len(told) == 1 and f"(pid {rank.pid} on 127.0.0.1) died: " in told[0], log.read_text()[-4000:]
     assert told[0].startswith("learner rank ") and "the checkpoint of step 2 (restart 1" in told[0]
-    assert told[0] in (folder / FAULTS).read_text()
+    assert told[0] in (folder / run_files.FAULTS).read_text()
 
     # Whatever it is just doing.
     time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
@@ -109,7 +108,7 @@ def test_supervised_fine_tuning_outlives_the_death_of_a_rank(tmp_path: Path) -> 
     rank = of_kind("learner", driver.pid)[0]
     rank.kill()
     assert driver.wait(WAIT_S) == 0, log.read_text()[-4000:]
-    (told,) = [line for line in (folder / FAULTS).read_text().splitlines() if "going on from" in line]
+    (told,) = [line for line in (folder / run_files.FAULTS).read_text().splitlines() if "going on from" in line]
     assert re.search(
         rf"learner rank 0 \(pid {rank.pid} on 127.0.0.1\) died: .*the checkpoint of step \d+ \(restart 1", told
     )
@@ -120,7 +119,8 @@ def test_supervised_fine_tuning_outlives_the_death_of_a_rank(tmp_path: Path) -> 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path, ray_running: None, how: str) -> None:
     """Of a rank that is stopped the watchdog finds out; a rank that is killed is told at once, by its name."""
-    from grpo.cluster import Cluster, Plan
+    from grpo.cluster import Cluster
+    from grpo.preparation import Plan
 
     batch = random_batch(ranks=2)
     with Cluster(CPU, Plan(learner_ranks=2, learner_threads=1)) as cluster:
@@ -172,7 +172,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_while_ranks_write_keeps_the_older_checkpoint(
     tied_policy: str, small_disk: Path, ray_running: None
 ) -> None:
-    from grpo.cluster import Cluster, Plan
+    from grpo.cluster import Cluster
+    from grpo.preparation import Plan
 
     with Cluster(CPU, Plan(learner_ranks=1, learner_threads=1)) as cluster:
         learner = cluster.start_learner(learner_setups(tied_policy))()
@@ -218,10 +219,11 @@ sys.path[:0] = {paths!r}
 from fake_run import silent_progress
 from setups_for_tests import learner_setups, random_batch
 from grpo import checkpoint
-from grpo.cluster import Cluster, Plan, wait_for_nodes
+from grpo.cluster import Cluster, wait_for_nodes
+from grpo.preparation import Plan
 from grpo.config import TrainConfig
 from grpo.config_file import load
-from grpo.recovery import train_with_recovery
+from grpo.recovery import with_recovery
 
 folder, policy = Path({folder!r}), {policy!r}
 nodes = Nodes(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
@@ -260,7 +262,7 @@ def job(settings, progress):
 
 
 try:
-    train_with_recovery(settings, open_display, job)
+    with_recovery(settings, open_display, job)
     assert starts == [None, 2] and [step for step, _ in steps] == [1, 2, 3, 4], (starts, steps)
     nodes.remove_node(second[-1], allow_graceful=False)
     short = settings.cluster.model_copy(update=dict(start_deadline_s=1.0))
@@ -300,7 +302,8 @@ from grpo import ray_processes
 from grpo.activity import ACTIVITY
 from grpo.config import TrainConfig, Watchdog as Settings
 from grpo.config_file import load
-from grpo.recovery import train_with_recovery
+from grpo.recovery import with_recovery
+from grpo.train import train
 from grpo.watchdog import Watchdog
 
 folder = Path({folder!r})
@@ -336,7 +339,7 @@ try:
     throttling = threading.Thread(target=throttle)
     throttling.start()
     try:
-        train_with_recovery(settings, silent_progress)
+        with_recovery(settings, silent_progress, train)
     finally:
         over.set()
         throttling.join()

@@ -15,8 +15,9 @@ import pytest
 import ray
 
 from grpo.engine_loop import EngineLoop
-from grpo.generator_group import GeneratorGroup, Limits
-from grpo.replica import CONCURRENCY_GROUPS, GeneratorActor
+from grpo.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
+from grpo.generator_group import GeneratorGroup
+from grpo.replica import Limits
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.actors import LearnerGroup
 from grpo.batching import batch
-from grpo.cluster import Cluster, Plan
+from grpo.cluster import Cluster
 from grpo.generator_group import GeneratorGroup
 from grpo.packing import TrainingSequence
+from grpo.preparation import Plan
 from grpo.types import Completion, Prompt, SamplingParams
 from grpo.weight_sync import TOLERANCES, WeightMismatch, WeightSync
 

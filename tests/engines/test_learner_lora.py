@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM
 
 from grpo.actors import LearnerGroup
 from grpo.adapters import add_adapters
-from grpo.cluster import Cluster, Plan
+from grpo.cluster import Cluster
 from grpo.config import Dtype, Lora
 from grpo.losses import clipped_policy_loss
+from grpo.preparation import Plan
 from grpo.rescoring import Source, pack_for_scoring, unpack
 from grpo.weight_sync import TOLERANCES, WeightSync
 

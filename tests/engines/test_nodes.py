@@ -11,7 +11,7 @@ import ray
 from setups_for_tests import CPU
 
 from grpo import cluster
-from grpo.preflight import PROBES, new_weights
+from grpo.probes import PROBES, new_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

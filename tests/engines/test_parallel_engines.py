@@ -12,8 +12,9 @@ from setups_for_tests import CPU, generator_setup, learner_setups, random_batch,
 from transformers import AutoTokenizer
 
 from grpo.actors import LearnerGroup
-from grpo.cluster import Cluster, Plan
+from grpo.cluster import Cluster
 from grpo.generator_group import GeneratorGroup
+from grpo.preparation import Plan
 from grpo.types import Completion, Prompt, SamplingParams
 from grpo.weight_sync import TOLERANCES, WeightSync
 

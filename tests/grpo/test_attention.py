@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
-from grpo.attention import MAX_PADDING_SHARE, PackedLayout, VarlenLayout, length_batches, packed_attention
-from grpo.packing import Place, TrainingSequence, pack
+from grpo.attention import PackedLayout, VarlenLayout, packed_attention
+from grpo.packing import MAX_PADDING_SHARE, Place, TrainingSequence, length_batches, pack
 from grpo.policy_logprobs import PolicyLogprobs, load_model
 
 CPU = torch.device("cpu")

@@ -29,8 +29,8 @@ from grpo.config_file import load
 from grpo.data import PromptSet, load_prompts
 from grpo.eval_tasks import load_problems, load_task
 from grpo.metrics_log import read_history
-from grpo.preparation import load_tokenizer
 from grpo.run import TrainingRun
+from grpo.stored import load_tokenizer
 from grpo.train import train
 from grpo.types import Prompt
 

@@ -22,8 +22,8 @@ from grpo.cli import app
 from grpo.closing_table import ClosingTable
 from grpo.eval_progress import results_table
 from grpo.guarded import guarded
-from grpo.preflight import PROBES, Outcome
-from grpo.preflight import table_of as preflight_table
+from grpo.probes import PROBES, Outcome
+from grpo.probes import table_of as preflight_table
 from grpo.progress import open_progress
 from grpo.terminal import LiteralTable, show_traceback
 from grpo.visible import visible

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from grpo.code_rewards import code_problems, exposed_paths, isolation_table
+from grpo.code_config import code_problems, exposed_paths
+from grpo.code_rewards import isolation_table
 from grpo.config import TrainConfig, VerifierConfig
 from grpo.config_file import load
 from rewards.code import CodeVerifier

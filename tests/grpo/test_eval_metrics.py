@@ -11,8 +11,7 @@ from test_eval_store import record
 from grpo.eval_compare import compare_tables
 from grpo.eval_metrics import task_metrics
 from grpo.eval_store import Judged
-from grpo.eval_tasks import Answers
-from grpo.eval_votes import Call, vote
+from grpo.eval_votes import Answers, Call, vote
 from rewards.verdict import Status, Verdict, correct, timeout, wrong
 
 SIGNS = {"+": Status.CORRECT, "-": Status.WRONG, "?": Status.TIMEOUT}

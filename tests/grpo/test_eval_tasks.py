@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from grpo.eval_tasks import FOLDER, answers_of, load_problems, load_task, task_names
+from grpo.eval_tasks import FOLDER, load_problems, load_task, task_names
+from grpo.eval_votes import answers_of
 from rewards.build import build_verifier
 from rewards.verdict import Status
 

@@ -15,12 +15,12 @@ from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
 from tiny_policy import TINY, make_tiny_policy
 
-from grpo import checkpoint
+from grpo import checkpoint, run_files
 from grpo.config import SftConfig, TrainConfig
 from grpo.config_file import load
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
-from grpo.rollout_store import EVALUATIONS, read_groups, stored_steps
+from grpo.rollout_store import read_groups, stored_steps
 from grpo.timeline import step_lanes
 from grpo.train import train as run_training
 from grpo.weight_sync import WeightMismatch
@@ -228,8 +228,8 @@ def test_nobody_sleeps_where_there_is_no_gpu(tmp_path: Path, policy: Path, monke
 def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, whole_folder: Path) -> None:
     lines = read_history(whole_folder).lines
     assert [line.step for line in lines if "eval/accuracy" in line.metrics] == [0, 2, 4, 5]
-    assert stored_steps(whole_folder, EVALUATIONS) == (0, 2, 4, 5)
-    assert [len(one.rollouts) for one in read_groups(whole_folder, 4, EVALUATIONS)] == [1, 1, 1]
+    assert stored_steps(whole_folder, run_files.EVALUATIONS) == (0, 2, 4, 5)
+    assert [len(one.rollouts) for one in read_groups(whole_folder, 4, run_files.EVALUATIONS)] == [1, 1, 1]
     # Where each phase of a step began, for its time line.
     began = {phase: lines[1].metrics.get(f"time/{phase}_from_s") for phase in ("generate", "verify", "learn", "sync")}
     assert began["learn"] is not None and began["sync"] is not None

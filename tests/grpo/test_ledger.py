@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from fake_run import make_groups, silent_progress
 
-from grpo.ledger import FILE_NAME, TrainedGroup, ledger_problems, read_ledger
+from grpo import run_files
+from grpo.ledger import TrainedGroup, ledger_problems, read_ledger
 from grpo.report import Report
 
 DRAWN = [f"p{number}" for number in (2, 0, 1, 3, 1, 3, 0, 2, 0, 1, 2, 3)]
@@ -60,7 +61,7 @@ def test_a_report_writes_it_and_cuts_it_back(tmp_path: Path) -> None:
         report.step(0, {"eval/accuracy": 0.1})
         for step, made in enumerate(groups, start=1):
             report.step(step, {"reward/mean": 0.5}, made, none)
-    with (tmp_path / FILE_NAME).open("a") as file:
+    with (tmp_path / run_files.LEDGER).open("a") as file:
         file.write('{"step": 5, "groups": [{"pro')
     whole = read_ledger(tmp_path)
     assert [(one.step, one.prompt) for one in whole] == [

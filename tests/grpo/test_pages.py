@@ -116,7 +116,7 @@ def test_the_sections_of_the_data_page_fit_its_configuration(newcomer: Path, sec
 
 
 def test_the_generator_of_the_data_page_gives_rows(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grpo.data import load_rows
+    from grpo.rows import load_rows
 
     monkeypatch.syspath_prepend(newcomer)
     source = load(TrainConfig, newcomer / "mine.yaml").data

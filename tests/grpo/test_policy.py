@@ -19,7 +19,7 @@ from grpo.hub import name_of, revision_of
 from grpo.memory_plan import shape_of
 from grpo.policy import END, PAD, make_policy
 from grpo.policy_logprobs import load_model
-from grpo.preparation import load_tokenizer, local_or_hub, policy_config
+from grpo.stored import load_tokenizer, local_or_hub, policy_config
 
 BYTES = TINY.model_copy(update={"tokenizer": "bpe", "vocabulary": 300})
 TEXTS = ["the sum of the terms", "which number is it", "thirty four and forty six make eighty together", "123456"] * 5

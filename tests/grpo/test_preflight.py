@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from grpo import cli, preflight
-from grpo.preflight import PROBES, Outcome, probe_all, table_of
+from grpo import cli, probes
+from grpo.probes import PROBES, Outcome, probe_all, table_of
 
 
 class Node:
@@ -66,9 +66,7 @@ def test_ranks_meet_at_one_address_and_not_at_every_one_of_the_machine() -> None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     # The second rank never comes, so the first one listens until its deadline.
-    program = (
-        f"from grpo.preflight import NodeProbes\nprint(NodeProbes('cpu').all_reduce('127.0.0.1', {port}, 0, 2, 8.0))"
-    )
+    program = f"from grpo.probes import NodeProbes\nprint(NodeProbes('cpu').all_reduce('127.0.0.1', {port}, 0, 2, 8.0))"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         try:
             deadline, found = time.monotonic() + 60, set[str]()
@@ -95,12 +93,12 @@ def test_a_node_that_hangs_or_dies_does_not_hide_the_others() -> None:
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_command_fails_where_a_node_does(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
-    import grpo.cluster
     import grpo.plan
+    import grpo.preflight
 
     outcomes = {probe: Outcome(passed or probe != "sandbox", "told") for probe in PROBES}
     monkeypatch.setattr(grpo.plan, "show_plan", lambda settings, console, gold_limit: True)
-    monkeypatch.setattr(grpo.cluster, "preflight", lambda settings, deadline_s: {"node-a": outcomes})
+    monkeypatch.setattr(grpo.preflight, "preflight", lambda settings, deadline_s: {"node-a": outcomes})
     result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["check", "configs/quickstart.yaml", "--cluster"])
     assert result.exit_code == (0 if passed else 1)
     assert "node-a" in result.stdout and ("FAILED told" in result.stdout) == (not passed)
@@ -110,7 +108,7 @@ def test_a_probe_s_failure_is_told_and_not_raised() -> None:
     def fails() -> str:
         raise OSError("no such\ndevice")
 
-    assert preflight._tried(fails) == Outcome(False, "OSError: no such device")
+    assert probes._tried(fails) == Outcome(False, "OSError: no such device")
 
 
 def test_a_mistake_of_ours_is_not_taken_for_the_node_s() -> None:
@@ -118,4 +116,4 @@ def test_a_mistake_of_ours_is_not_taken_for_the_node_s() -> None:
         raise AssertionError
 
     with pytest.raises(AssertionError):
-        preflight._tried(mistaken)
+        probes._tried(mistaken)

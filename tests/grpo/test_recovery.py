@@ -16,14 +16,15 @@ from rich.console import Console
 from test_jobs import settings_of, sft_settings
 from tiny_policy import make_tiny_policy
 
+from grpo import run_files
 from grpo.config import TrainConfig
-from grpo.data import Cursor
+from grpo.cursor import Cursor
 from grpo.failures import ProcessDied, Stalled
 from grpo.ledger import ledger_problems, read_ledger
 from grpo.metrics_log import read_history
 from grpo.progress import open_progress
-from grpo.recovery import train_with_recovery, with_recovery
-from grpo.run_folder import FAULTS
+from grpo.recovery import with_recovery
+from grpo.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -70,7 +71,7 @@ def recover(
     clusters, screen = Clusters(settings, fate), StringIO()
     monkeypatch.setattr("grpo.run.Cluster", clusters)
     try:
-        train_with_recovery(settings, lambda: open_progress("GRPO", console=Console(file=screen, width=80)))
+        with_recovery(settings, lambda: open_progress("GRPO", console=Console(file=screen, width=80)), train)
     finally:
         assert all(one.closed for one in clusters.started)
     return clusters, screen
@@ -94,7 +95,7 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself_as_if_nothing_had_happened(
     assert "going on from the start, as there is no checkpoint yet (restart 1 of 20 at most)" in lines[0]
     assert "going on from the checkpoint of step 2 (restart 2" in lines[1]
     assert "going on from the checkpoint of step 4 (restart 3" in lines[2]
-    faults = (tmp_path / "run" / FAULTS).read_text().splitlines()
+    faults = (tmp_path / "run" / run_files.FAULTS).read_text().splitlines()
     assert [line.partition(": ")[2] for line in faults] == lines
 
     whole, _ = recover(settings_of(tmp_path / "whole", policy), monkeypatch, dies_at())
@@ -148,7 +149,7 @@ def test_what_is_wrong_with_the_run_itself_stops_it(
     fate = dies_at(5, error=error)
     with pytest.raises(error, match="learner rank 1"):
         recover(settings_of(tmp_path / "run", policy), monkeypatch, fate)
-    assert not (tmp_path / "run" / FAULTS).exists()
+    assert not (tmp_path / "run" / run_files.FAULTS).exists()
     with pytest.raises(ValueError, match="already holds a run"):
         recover(settings_of(tmp_path / "run", policy), monkeypatch, dies_at())
 
@@ -207,7 +208,7 @@ def test_supervised_fine_tuning_goes_on_by_itself_as_if_nothing_had_happened(
 
     learner = run(tmp_path / "run", 1, 5)
     assert learner.optimizer_steps == 7 and len(learner.denominators) == 3, "the last start began at step 4"
-    faults = (tmp_path / "run" / FAULTS).read_text().splitlines()
+    faults = (tmp_path / "run" / run_files.FAULTS).read_text().splitlines()
     assert "going on from the start" in faults[0] and "going on from the checkpoint of step 4 (restart 2" in faults[1]
     whole = run(tmp_path / "whole")
     assert learner.denominators == whole.denominators[4:], "the same rows in the same steps"

@@ -13,11 +13,12 @@ import pytest
 from fake_run import make_advantages, make_groups, silent_progress, write_fake_run
 from rich.console import Console
 
+from grpo import run_files
 from grpo.closing_table import ClosingTable
 from grpo.metrics_log import read_history
 from grpo.progress import open_progress
 from grpo.report import Report
-from grpo.rollout_store import EVALUATIONS, read_groups, stored_steps
+from grpo.rollout_store import read_groups, stored_steps
 from grpo.types import Completion, Group, VersionSpan
 
 
@@ -212,4 +213,4 @@ def test_stored_completions_are_bounded_and_it_is_said_once(tmp_path: Path) -> N
     assert kept[0] == 1 and kept[-1] == 9 and 3 <= len(kept) < 9
     assert sum(path.stat().st_size for path in (tmp_path / "rollouts").iterdir()) <= 2 << 20
     assert said.getvalue().count("report.rollouts_max_mib=2") == 1
-    assert stored_steps(tmp_path, EVALUATIONS) == (0,)
+    assert stored_steps(tmp_path, run_files.EVALUATIONS) == (0,)

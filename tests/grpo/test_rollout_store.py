@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_run import HOSTILE, make_advantages, make_groups, make_rollout
 
-from grpo import rollout_store
+from grpo import rollout_store, run_files
 from grpo.rollout_store import read_groups, stored_steps, write_step
 from grpo.types import Group, Prompt
 from rewards import verdict
@@ -117,12 +117,12 @@ def test_truncating_removes_later_steps_only(tmp_path: Path, group: Group) -> No
 
 
 def test_evaluations_lie_beside_the_rollouts(tmp_path: Path, group: Group) -> None:
-    write_step(tmp_path, 4, [group], [[None, None]], rollout_store.EVALUATIONS)
+    write_step(tmp_path, 4, [group], [[None, None]], run_files.EVALUATIONS)
     assert stored_steps(tmp_path) == ()
-    assert stored_steps(tmp_path, rollout_store.EVALUATIONS) == (4,)
-    assert read_groups(tmp_path, 4, rollout_store.EVALUATIONS)[0].prompt_id == "gsm8k/7"
+    assert stored_steps(tmp_path, run_files.EVALUATIONS) == (4,)
+    assert read_groups(tmp_path, 4, run_files.EVALUATIONS)[0].prompt_id == "gsm8k/7"
     rollout_store.truncate_after(tmp_path, 3)
-    assert stored_steps(tmp_path, rollout_store.EVALUATIONS) == ()
+    assert stored_steps(tmp_path, run_files.EVALUATIONS) == ()
 
 
 def test_thinning_keeps_ends_and_spread(tmp_path: Path, group: Group) -> None:
@@ -142,7 +142,7 @@ def test_dense_rollouts_go_before_sparse_evaluations(tmp_path: Path, group: Grou
     for step in range(1, 10):
         size = write_step(tmp_path, step, [group], [[0.0, None]]).stat().st_size
     for step in (0, 4, 8):
-        write_step(tmp_path, step, [group], [[None, None]], rollout_store.EVALUATIONS)
+        write_step(tmp_path, step, [group], [[None, None]], run_files.EVALUATIONS)
     rollout_store.thin(tmp_path, 7 * size + 100)
-    assert stored_steps(tmp_path, rollout_store.EVALUATIONS) == (0, 4, 8)
+    assert stored_steps(tmp_path, run_files.EVALUATIONS) == (0, 4, 8)
     assert len(stored_steps(tmp_path)) == 4

@@ -18,13 +18,14 @@ from tiny_policy import make_tiny_policy
 
 from grpo import checkpoint
 from grpo.config import TrainConfig
-from grpo.data import Cursor, load_prompts
+from grpo.cursor import Cursor
+from grpo.data import load_prompts
 from grpo.group_state import group_from_state, group_state
 from grpo.metrics_log import read_history
 from grpo.objective_config import Algorithm
-from grpo.preparation import load_tokenizer
 from grpo.rollout import seed_of
 from grpo.rollout_store import StoredGroup, read_groups, step_path
+from grpo.stored import load_tokenizer
 from grpo.train import train as run_training
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from grpo import run_files
 from grpo.activity import Activity
 from grpo.config import Watchdog as Settings
 from grpo.failures import Stalled
-from grpo.run_folder import FAULTS
 from grpo.watchdog import FOLDER, Watchdog, WatchedProgress, _word
 
 
@@ -56,7 +56,7 @@ def test_it_says_once_what_it_waits_for_and_goes_on_watching(tmp_path: Path) -> 
         time.sleep(1.2)
     assert len(screen.lines) == 2, "another stall is another line"
     assert "phase 'learn': waiting for a learner step; stacks are in" in screen.lines[0]
-    assert [line.partition(": ")[2] for line in (tmp_path / FAULTS).read_text().splitlines()] == screen.lines
+    assert [line.partition(": ")[2] for line in (tmp_path / run_files.FAULTS).read_text().splitlines()] == screen.lines
     text = sorted((tmp_path / FOLDER).glob("*_learn.txt"))[0].read_text()
     # The driver's own stack names the line that hangs.
     assert "test_it_says_once_what_it_waits_for_and_goes_on_watching" in text and "no actor is running" in text

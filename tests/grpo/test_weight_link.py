@@ -10,7 +10,7 @@ import pytest
 
 from grpo.weight_buckets import Bucket, TensorInfo
 from grpo.weight_link import GRACE_S, WeightLink
-from grpo.weight_senders import GroupTransport
+from grpo.weight_sender import GroupTransport
 
 TENSORS = [TensorInfo(f"model.layers.{layer}.mlp.up.weight", "float32", (256,)) for layer in range(4)]
 

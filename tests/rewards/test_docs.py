@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from grpo.config import Dataset, Verification, VerifierConfig
-from grpo.data import load_rows
-from grpo.preparation import specs_of
+from grpo.rows import load_rows
+from grpo.verifiers_config import specs_of
 from rewards.build import BUILT_IN, VerifierSpec, build_verifier
 from rewards.compose import combine
 from rewards.pool import VerifierPool

@@ -257,7 +257,7 @@ def test_reasoning_gym_rows_survive_the_way_through_the_data(task) -> None:
     """Tuples, keys that are no text and fields of several types: each has broken a scorer."""
     gym = pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
     from grpo.config import Dataset
-    from grpo.data import load_rows
+    from grpo.rows import load_rows
     from rewards.gym import ReasoningGym
 
     options = {"task": task, "size": 6, "seed": 1}
