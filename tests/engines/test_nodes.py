@@ -10,7 +10,7 @@ import pytest
 import ray
 from setups_for_tests import CPU
 
-from grpo import cluster
+from grpo import preflight
 from grpo.probes import PROBES, new_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -35,7 +35,7 @@ class DropsTheUpdate:
         return None
 
 
-class ForgetfulProbes(cluster._ProbesActor):
+class ForgetfulProbes(preflight._ProbesActor):
     def _generation(self) -> str:
         told = super()._generation()
         self._generator = DropsTheUpdate(self._generator)
@@ -44,7 +44,7 @@ class ForgetfulProbes(cluster._ProbesActor):
 
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cluster, "_ProbesActor", ForgetfulProbes)
+    monkeypatch.setattr(preflight, "_ProbesActor", ForgetfulProbes)
     # Workers cannot import a test's module.
     module = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(module)
@@ -53,13 +53,13 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_this_machine_passes(ray_running: None) -> None:
-    (outcomes,) = cluster.preflight(CPU, 120).values()
+    (outcomes,) = preflight.preflight(CPU, 120).values()
     assert [probe for probe in PROBES if not outcomes[probe].passed] == [], outcomes
     assert "1 node(s)" in outcomes["all-reduce"].told and "proven" in outcomes["weight push"].told
 
 
 def test_a_push_that_does_not_arrive_is_noticed(ray_running: None, forgetful: None) -> None:
-    (outcomes,) = cluster.preflight(CPU, 120).values()
+    (outcomes,) = preflight.preflight(CPU, 120).values()
     assert not outcomes["weight push"].passed and "it did not arrive" in outcomes["weight push"].told
     assert outcomes["generation"].passed and outcomes["sandbox"].passed
 
