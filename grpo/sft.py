@@ -6,28 +6,29 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo import checkpoint, run_files
-from grpo.actors import LearnerGroup
-from grpo.adapters import require_peft
-from grpo.batching import batch
-from grpo.closing_table import ClosingTable
-from grpo.cluster import Cluster
+from grpo.algorithm.minibatches import batch
+from grpo.algorithm.packing import TrainingSequence
+from grpo.cluster.claim import plan_of
+from grpo.cluster.cluster import Cluster
+from grpo.cluster.learner_group import LearnerGroup
 from grpo.config import SftConfig
-from grpo.cursor import Cursor
-from grpo.data import load_supervised
-from grpo.interrupt import Interrupt
-from grpo.packing import TrainingSequence
-from grpo.policy import make_policy
-from grpo.preparation import plan_of
-from grpo.progress import Progress
-from grpo.report import Report
-from grpo.rows import column, load_rows
-from grpo.run_folder import open_folder, skipped_folder
-from grpo.setups import LearnerSetup
-from grpo.stopwatch import Stopwatch
-from grpo.stored import check_positions, load_tokenizer, local_or_hub
-from grpo.timeline import DRIVER
-from grpo.trackers import open_trackers
+from grpo.data.cursor import Cursor
+from grpo.data.prompts import load_supervised
+from grpo.data.rows import column, load_rows
+from grpo.learner.setup import LearnerSetup
+from grpo.policy.adapters import require_peft
+from grpo.policy.new import make_policy
+from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
+from grpo.report import run_files
+from grpo.report.closing_table import ClosingTable
+from grpo.report.progress import Progress
+from grpo.report.recorder import Report
+from grpo.report.timeline import DRIVER
+from grpo.report.trackers import open_trackers
+from grpo.run import checkpoint
+from grpo.run.folder import open_folder, skipped_folder
+from grpo.run.interrupt import Interrupt
+from grpo.run.stopwatch import Stopwatch
 
 
 def sft(settings: SftConfig, progress: Progress) -> ClosingTable:

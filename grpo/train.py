@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grpo.batching import minibatches
-from grpo.closing_table import ClosingTable
+from grpo.algorithm.minibatches import minibatches
+from grpo.algorithm.objective import advantages_of, carries_loss
+from grpo.algorithm.rescoring import kl_to_reference, proximal_logprobs
 from grpo.config import TrainConfig
-from grpo.interrupt import Interrupt
-from grpo.objective import advantages_of, carries_loss
-from grpo.progress import Progress
-from grpo.rescoring import kl_to_reference, proximal_logprobs
-from grpo.rollout import known_rows, reward_tensors
-from grpo.run import TrainingRun
-from grpo.step_metrics import rollout_metrics, speed_metrics, update_metrics
-from grpo.stopwatch import Stopwatch
+from grpo.report.closing_table import ClosingTable
+from grpo.report.progress import Progress
+from grpo.rollout.groups import known_rows, reward_tensors
+from grpo.run.interrupt import Interrupt
+from grpo.run.metrics import rollout_metrics, speed_metrics, update_metrics
+from grpo.run.stopwatch import Stopwatch
+from grpo.run.training import TrainingRun
 
 
 def train(

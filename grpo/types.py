@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rewards.busy_clock import Busy
+from rewards.pool.busy_clock import Busy
 from rewards.verdict import Status, Verdict
 
 FinishReason = Literal["stop", "length"]

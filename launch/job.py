@@ -8,10 +8,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Literal
 
+from grpo.cluster.claim import plan_of
 from grpo.config import SftConfig, TrainConfig
-from grpo.config_file import dump
-from grpo.launch_config import Launch, Nodes, Secret
-from grpo.preparation import plan_of
+from grpo.config.file import dump
+from grpo.config.launch import Launch, Nodes, Secret
 
 Target = Literal["local", "slurm", "kuberay", "ray"]
 

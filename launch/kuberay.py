@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE, Launch, Nodes
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, Launch, Nodes
 from launch.job import Job, capacity_problems, refuse, storage_problems
 
 CONFIG_FOLDER = "/etc/verigrpo"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grpo.launch_config import Secret
+from grpo.config.launch import Secret
 from launch.job import Job, capacity_problems, refuse, secret_problems
 
 
@@ -44,7 +44,7 @@ def run(job: Job) -> int:
     with tempfile.TemporaryDirectory(prefix="grpo-launch-") as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(job.snapshot(job.settings.cluster.address), encoding="utf-8")
-        program = [sys.executable, "-c", "from grpo.cli import app; app()", job.command, str(config)]
+        program = [sys.executable, "-c", "from grpo.cli.app import app; app()", job.command, str(config)]
         with subprocess.Popen(program, env=environment) as process:
             while True:
                 try:

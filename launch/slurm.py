@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from grpo.launch_config import GENERATOR_NODE, LEARNER_NODE, Nodes
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, Nodes
 from launch.job import Job, capacity_problems, refuse, secret_file, secret_problems, storage_problems
 
 TEMPLATES = Path(__file__).parent / "templates"

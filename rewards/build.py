@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from rewards.adapt import DEFAULT_BOUNDS, PASS_MARK, Adapted
-from rewards.named_code import refuse_standard_file, refuse_standard_function, refuse_standard_module
+from rewards.named_code import module_today, refuse_standard_file, refuse_standard_function, refuse_standard_module
 from rewards.raised import describe, is_told
 from rewards.verifier_files import load_file, names_a_file, nearest, without_function
 
@@ -22,17 +22,17 @@ ENTRY_POINTS = "grpo.verifiers"
 _Loaded = TypeVar("_Loaded")
 # Name in the config -> where it is defined; imported only when asked for.
 BUILT_IN: Mapping[str, str] = {
-    "choice": "rewards.choice:Choice",
-    "code": "rewards.code:CodeVerifier",
-    "exact": "rewards.exact:Exact",
-    "format": "rewards.format:Format",
-    "length": "rewards.length:Length",
-    "math": "rewards.math:Math",
-    "math_verify": "rewards.math_verify_grader:MathVerify",
-    "numeric": "rewards.numeric:Numeric",
-    "ordered_list": "rewards.ordered_list:OrderedList",
-    "reasoning_gym": "rewards.gym:ReasoningGym",
-    "repetition": "rewards.repetition:Repetition",
+    "choice": "rewards.verifiers.choice:Choice",
+    "code": "rewards.verifiers.code:CodeVerifier",
+    "exact": "rewards.verifiers.exact:Exact",
+    "format": "rewards.verifiers.format:Format",
+    "length": "rewards.verifiers.length:Length",
+    "math": "rewards.verifiers.math:Math",
+    "math_verify": "rewards.verifiers.math_verify:MathVerify",
+    "numeric": "rewards.verifiers.numeric:Numeric",
+    "ordered_list": "rewards.verifiers.ordered_list:OrderedList",
+    "reasoning_gym": "rewards.verifiers.gym:ReasoningGym",
+    "repetition": "rewards.verifiers.repetition:Repetition",
 }
 
 
@@ -131,6 +131,7 @@ def _locate(use: str) -> Callable[..., Any]:
 
 
 def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
+    module = module_today(module)
     refuse_standard_module(module, f"verifier {use!r}")
     return _take(_loaded(lambda: importlib.import_module(module), use), attribute, use, module)
 

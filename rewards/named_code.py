@@ -12,6 +12,39 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+# Modules that a config may name and that have moved: the name before -> the name today.
+MOVED = {
+    "grpo.arithmetic": "grpo.data.arithmetic",
+    "grpo.expressions": "grpo.data.expressions",
+    "rewards.choice": "rewards.verifiers.choice",
+    "rewards.code": "rewards.verifiers.code",
+    "rewards.exact": "rewards.verifiers.exact",
+    "rewards.format": "rewards.verifiers.format",
+    "rewards.gym": "rewards.verifiers.gym",
+    "rewards.length": "rewards.verifiers.length",
+    "rewards.math": "rewards.verifiers.math",
+    "rewards.math_verify_grader": "rewards.verifiers.math_verify",
+    "rewards.numeric": "rewards.verifiers.numeric",
+    "rewards.ordered_list": "rewards.verifiers.ordered_list",
+    "rewards.repetition": "rewards.verifiers.repetition",
+}
+_FIRST_NAMES = {today: before for before, today in MOVED.items()}
+
+
+def module_today(module: str) -> str:
+    """The name that a module has today, for a name that a config may have from an earlier version."""
+    return MOVED.get(module, module)
+
+
+def first_name(function: str) -> str:
+    """A `module:function` under the first name of its module.
+
+    Prompts are named after their generator, and the seeds of sampling come from the names of prompts. A module that
+    moves must not change what is sampled, neither in a run that is resumed nor in a run that is repeated.
+    """
+    module, colon, name = function.partition(":")
+    return f"{_FIRST_NAMES.get(module, module)}{colon}{name}"
+
 
 def refuse_standard_module(module: str, key: str) -> None:
     """Refuse a module of the standard library, before it is imported.

@@ -56,7 +56,7 @@ class KnowsReferences(Protocol):
 class KnowsGold(Protocol):
     """A verifier that says itself how a row is answered. A class or function may have it.
 
-    Without it the reference is taken for the answer, and `rewards.gold` states it in the usual forms.
+    Without it the reference is taken for the answer, and `rewards.checks.gold` states it in the usual forms.
     """
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:

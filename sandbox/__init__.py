@@ -18,7 +18,7 @@ hidden from each other's *load*, and they can see the machine's processor type, 
 """
 
 from sandbox.bounds import Bound, bounds
-from sandbox.service import Sandbox
+from sandbox.outside.service import Sandbox
 from sandbox.types import (
     AssertTest,
     CallTest,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sandbox import benchmark
 from sandbox.bounds import bounds
-from sandbox.languages import find_tool
-from sandbox.service import Sandbox
+from sandbox.outside.languages import find_tool
+from sandbox.outside.service import Sandbox
 from sandbox.types import IsolationLevel, Language, Limits, SandboxError, Status
 
 _LANGUAGES = {".py": Language.PYTHON, ".cpp": Language.CPP, ".js": Language.JAVASCRIPT, ".sh": Language.BASH}

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from sandbox.service import Sandbox
+from sandbox.outside.service import Sandbox
 from sandbox.types import CallTest, Limits, StdinTest, Test
 
 _LIMITS = Limits(wall_seconds=10.0)

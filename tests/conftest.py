@@ -27,7 +27,7 @@ def ray_running() -> Iterator[None]:
     """One local Ray for all tests; `Cluster` uses what is running and leaves it running."""
     import ray
 
-    from grpo.ray_session import start_local_ray
+    from grpo.cluster.session import start_local_ray
 
     # More logical CPUs than cores: the learners and generators of a test are started side by side.
     start_local_ray(16)

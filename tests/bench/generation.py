@@ -15,10 +15,10 @@ import psutil
 from transformers import AutoTokenizer
 
 from grpo import config
-from grpo.arithmetic import questions
-from grpo.cluster import Cluster
-from grpo.generator_setup import GeneratorSetup
-from grpo.preparation import Plan
+from grpo.cluster.claim import Plan
+from grpo.cluster.cluster import Cluster
+from grpo.data.arithmetic import questions
+from grpo.generator.setup import GeneratorSetup
 from grpo.types import Prompt, SamplingParams
 
 ROUNDS = 12

@@ -18,9 +18,9 @@ import numpy as np
 import ray
 
 from grpo import config
-from grpo.cluster import Cluster
-from grpo.generator_setup import GeneratorSetup
-from grpo.preparation import Plan
+from grpo.cluster.claim import Plan
+from grpo.cluster.cluster import Cluster
+from grpo.generator.setup import GeneratorSetup
 from grpo.types import Request, SamplingParams
 
 ROUNDS = 3

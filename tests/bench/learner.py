@@ -6,7 +6,7 @@
 It needs torch, transformers and deepspeed, and nothing else that is not theirs. The weights are random. The batch is
 like one that GRPO trains on: groups of completions with long-tailed lengths (log-normal) behind one prompt each. One
 step is one optimizer step on all of it. MFU is against the maker's bfloat16 figure on a GPU, and against what a large
-matrix product reaches in this very process on a CPU; `grpo.flops` says what is counted.
+matrix product reaches in this very process on a CPU; `grpo.policy.flops` says what is counted.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from tokenizers import Tokenizer, models  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from grpo import config  # noqa: E402
-from grpo.batching import TrainBatch, batch  # noqa: E402
-from grpo.flops import PolicyFlops, peak_flops  # noqa: E402
-from grpo.packing import TrainingSequence  # noqa: E402
-from grpo.setups import LearnerSetup  # noqa: E402
+from grpo.algorithm.minibatches import TrainBatch, batch  # noqa: E402
+from grpo.algorithm.packing import TrainingSequence  # noqa: E402
+from grpo.learner.setup import LearnerSetup  # noqa: E402
+from grpo.policy.flops import PolicyFlops, peak_flops  # noqa: E402
 
 # Qwen3's published shapes: hidden size, layers, heads, key-value heads, intermediate size, vocabulary.
 SHAPES = {
@@ -140,7 +140,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         shape = make_random_policy(options.shape, options.dtype, options.longest, Path(folder))
-        from grpo.learner import LearnerRank
+        from grpo.learner.rank import LearnerRank
 
         setup = LearnerSetup(
             policy_path=folder,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from grpo.policy_logprobs import LOGIT_BYTES, LogprobHead  # noqa: E402
+from grpo.policy.logprobs import LOGIT_BYTES, LogprobHead  # noqa: E402
 
 GIB = 1 << 30
 WAYS = ("whole logits in float32", "chunks")

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from grpo.arithmetic import LONGEST, SHORTEST, demonstrations, questions
+from grpo.data.arithmetic import LONGEST, SHORTEST, demonstrations, questions
 
 MARK = "*"
 # A marked sum has the most terms there are, so that a pass over it takes about 35 tokens.

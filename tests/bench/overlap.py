@@ -5,7 +5,7 @@
 Runs the loop of `grpo train` with a learner that sleeps, and generators each of which is a thread that sleeps through
 every engine step; that thread's loop, the driver's loop and the verifier pool are the real ones.
 Lengths are long-tailed and the same for every policy lag. For each lag the table shows the seconds of a step and the
-idle shares, measured and as `grpo.simulate` foretells them, and the speed-up over lag 0.
+idle shares, measured and as `grpo.planning.simulation.loop` foretells them, and the speed-up over lag 0.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "grpo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
 from slow_engines import completion_of, settings_of
 from tiny_policy import make_tiny_policy
 
-from grpo.batching import TrainBatch
-from grpo.engine_loop import EngineLoop
-from grpo.lengths import modelled
-from grpo.simulate import Deployment, Integers, Schedule, Speeds, groups_needed, simulate
+from grpo.algorithm.minibatches import TrainBatch
+from grpo.cluster.waiting import MEANWHILE_S
+from grpo.generator.loop import EngineLoop
+from grpo.planning.simulation.lengths import modelled
+from grpo.planning.simulation.loop import Deployment, Integers, Schedule, Speeds, groups_needed, simulate
 from grpo.train import train
 from grpo.types import Finished, Request, SamplingParams
-from grpo.waiting import MEANWHILE_S
 
 PROMPTS, GROUP_SIZE = 16, 4
 DEPLOYMENT = Deployment(replicas=4, max_sequences=32)
@@ -214,7 +214,7 @@ def measured(folder: Path, policy: Path, lag: int, lengths_NG: Integers, warm_up
     settings = settings_of(folder, policy, PROMPTS, lag, lengths_NG[: total * PROMPTS], total)  # type: ignore[arg-type]
     generators = SleepingGenerators(settings.max_sequence_tokens, lengths_NG)
     learner = SleepingLearner()
-    with mock.patch("grpo.run.Cluster", FakeCluster(learner, generators)):
+    with mock.patch("grpo.run.training.Cluster", FakeCluster(learner, generators)):
         train(settings, silent_progress())
     began, ended = generators.pushed[warm_up], generators.pushed[warm_up + steps]
     counted = range(warm_up, warm_up + steps)

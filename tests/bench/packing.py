@@ -29,10 +29,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from grpo.attention import PACKED
-from grpo.batching import TrainBatch, batch
-from grpo.packing import TrainingSequence
-from grpo.policy_logprobs import PolicyLogprobs
+from grpo.algorithm.minibatches import TrainBatch, batch
+from grpo.algorithm.packing import TrainingSequence
+from grpo.policy.attention import PACKED
+from grpo.policy.logprobs import PolicyLogprobs
 
 SHAPE = Qwen3Config(
     vocab_size=4096,

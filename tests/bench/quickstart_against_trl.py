@@ -37,13 +37,13 @@ from rich.console import Console
 from rich.table import Table
 from trl_side import INSTALL
 
-from grpo import rollout_store
 from grpo.config import SftConfig, TrainConfig
-from grpo.config_file import dump, load
-from grpo.metrics_log import read_history
+from grpo.config.file import dump, load
+from grpo.report import rollout_store
+from grpo.report.metrics_log import read_history
 
 ROOT = Path(__file__).resolve().parents[2]
-GRPO = (sys.executable, "-c", "from grpo.cli import app; app()")
+GRPO = (sys.executable, "-c", "from grpo.cli.app import app; app()")
 # A completion of so many tokens is one of the tail.
 LONG = 300
 SAMPLE_EVERY_S = 0.5

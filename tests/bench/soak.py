@@ -23,21 +23,21 @@ from pathlib import Path
 
 import psutil
 
-from grpo import run_files
 from grpo.config import TrainConfig
-from grpo.config_file import load
-from grpo.cursor import Cursor
-from grpo.data import load_prompts
-from grpo.ledger import ledger_problems, read_ledger
-from grpo.metrics_log import read_history
-from grpo.stored import load_tokenizer
+from grpo.config.file import load
+from grpo.data.cursor import Cursor
+from grpo.data.prompts import load_prompts
+from grpo.policy.stored import load_tokenizer
+from grpo.report import run_files
+from grpo.report.ledger import ledger_problems, read_ledger
+from grpo.report.metrics_log import read_history
 
 ROOT = Path(__file__).resolve().parents[2]
 # Words of the titles that Ray gives its workers, and of the pool's command line.
 TITLES = {
     "learner": ("ray::learner",),
     "generator": ("ray::generator", "ray::replica"),
-    "verifier": ("rewards.nursery",),
+    "verifier": ("rewards.pool.nursery",),
 }
 TARGETS = (*TITLES, "driver")
 # Ray's processes notice the death of the driver within seconds; on a busy machine it takes them longer.
@@ -46,7 +46,7 @@ GONE_S = 60.0
 
 def start(config: str, overrides: Sequence[str], log: Path, job: str = "train") -> subprocess.Popen[bytes]:
     """`grpo train` or `grpo sft`, in a process group of its own."""
-    command = [sys.executable, "-c", "from grpo.cli import app; app()", job, config, *overrides]
+    command = [sys.executable, "-c", "from grpo.cli.app import app; app()", job, config, *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -18,10 +18,10 @@ import typer
 from measurement import Measurement, Step
 
 from grpo.config import TrainConfig
-from grpo.config_file import load
-from grpo.cursor import Cursor
-from grpo.data import load_prompts
-from grpo.stored import load_tokenizer
+from grpo.config.file import load
+from grpo.data.cursor import Cursor
+from grpo.data.prompts import load_prompts
+from grpo.policy.stored import load_tokenizer
 from rewards.build import build_verifier
 
 INSTALL = ".venv/bin/uv pip install --python .venv/bin/python trl==1.16.0 --constraint launch/requirements-cpu.lock"

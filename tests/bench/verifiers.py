@@ -10,7 +10,7 @@ the third. Two mixes are timed, each verdict on its own with nothing cached from
   with another number), and 500 more whose final answer is a MATH-500 answer, every third time that of another
   problem. The prose is people's, the final answers are as models write them.
 
-Hostile answers (tests/rewards/hostile_answers.py) run in a pool under a deadline; what does not come back is killed.
+Hostile answers (tests/support/hostile_answers.py) run in a pool under a deadline; what does not come back is killed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "rewards")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from hostile_answers import hostile_completions, hostile_pairs  # noqa: E402
 from labelled_pairs import Pair, read_pairs, read_second, read_third  # noqa: E402
 
+from rewards.answers.thinking import without_thinking  # noqa: E402
 from rewards.build import VerifierSpec  # noqa: E402
-from rewards.math import Math  # noqa: E402
-from rewards.parse_answer import parse_gold  # noqa: E402
+from rewards.mathematics.reading.parse_answer import parse_gold  # noqa: E402
 from rewards.pool import VerifierPool  # noqa: E402
-from rewards.thinking import without_thinking  # noqa: E402
 from rewards.verdict import Status, Verdict  # noqa: E402
+from rewards.verifiers.math import Math  # noqa: E402
 
 Grader = Callable[[str, str], bool]
 
@@ -60,7 +60,7 @@ def math_verify() -> Grader:
     """
     from math_verify import parse, verify
 
-    from rewards.math_verify_grader import as_it_reads
+    from rewards.verifiers.math_verify import as_it_reads
 
     def grade(gold: str, completion: str) -> bool:
         try:

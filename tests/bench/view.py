@@ -27,13 +27,13 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "grpo")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import psutil  # noqa: E402
 from chromium import Browser  # noqa: E402
 from fake_run import make_advantages, make_metrics, silent_progress  # noqa: E402
 
-from grpo.report import Report  # noqa: E402
+from grpo.report.recorder import Report  # noqa: E402
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan  # noqa: E402
 from rewards import verdict  # noqa: E402
 
@@ -158,7 +158,7 @@ def main() -> None:
     command = [
         sys.executable,
         "-c",
-        "from grpo.cli import app; app()",
+        "from grpo.cli.app import app; app()",
         "view",
         str(folder),
         "--port",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo.config import NewPolicy
-from grpo.policy import make_policy
+from grpo.policy.new import make_policy
 
 
 def policy(folder: Path, *, tied: bool, seed: int) -> str:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def grpo(*arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-c", "from grpo.cli import app; app()", *arguments]
+    command = [sys.executable, "-c", "from grpo.cli.app import app; app()", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
@@ -30,7 +30,7 @@ def grpo(*arguments: str) -> str:
 def sandbox_processes() -> set[int]:
     found = set()
     for process in psutil.process_iter(["cmdline"]):
-        if any("sandbox.zygote" in word for word in process.info["cmdline"] or ()):
+        if any("sandbox.inside.zygote" in word for word in process.info["cmdline"] or ()):
             found.add(process.pid)
     return found
 

@@ -15,7 +15,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 
-from grpo.cpu_norm import KernelRMSNorm
+from grpo.generator.cpu_norm import KernelRMSNorm
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.eval_store import LINES, TABLE, read_table
+from grpo.evaluation.store import LINES, TABLE, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def start(policy: str, folder: Path, task: Path, output: Path) -> subprocess.Pop
     with output.open("wb") as file:
         return subprocess.Popen(
             [
-                sys.executable, "-c", "from grpo.cli import app; app()", "eval", policy, "--task", str(task),
+                sys.executable, "-c", "from grpo.cli.app import app; app()", "eval", policy, "--task", str(task),
                 "--out", str(folder), *settings, "cluster.device=cpu", "generator.max_sequences=4", "workers=1",
             ],
             cwd=ROOT,

@@ -19,13 +19,15 @@ import psutil
 import pytest
 from setups_for_tests import CPU, learner_setups, random_batch
 
-from grpo import checkpoint, ray_processes, run_files
-from grpo.activity import ACTIVITY
-from grpo.checkpoint import NoRoom
+from grpo.cluster import processes as ray_processes
+from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.config import Watchdog as Settings
-from grpo.failures import ProcessDied, Stalled
-from grpo.ledger import read_ledger
-from grpo.watchdog import FOLDER, Watchdog
+from grpo.report import run_files
+from grpo.report.ledger import read_ledger
+from grpo.run import checkpoint
+from grpo.run.checkpoint import NoRoom
+from grpo.run.watchdog import FOLDER, Watchdog
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "bench"))
@@ -119,8 +121,8 @@ def test_supervised_fine_tuning_outlives_the_death_of_a_rank(tmp_path: Path) -> 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path, ray_running: None, how: str) -> None:
     """Of a rank that is stopped the watchdog finds out; a rank that is killed is told at once, by its name."""
-    from grpo.cluster import Cluster
-    from grpo.preparation import Plan
+    from grpo.cluster.claim import Plan
+    from grpo.cluster.cluster import Cluster
 
     batch = random_batch(ranks=2)
     with Cluster(CPU, Plan(learner_ranks=2, learner_threads=1)) as cluster:
@@ -151,7 +153,7 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
     assert set(names) == {"learner rank 0", "learner rank 1", "driver"}
     stacks = dict(zip(names, parts, strict=True))
     # The other rank waits for it in the midst of its step; the driver waits for both.
-    assert "LearnerActor.step (grpo/actors.py" in stacks["learner rank 0"], stacks["learner rank 0"]
+    assert "LearnerActor.step (grpo/cluster/learner_group.py" in stacks["learner rank 0"], stacks["learner rank 0"]
     assert "is stopped (SIGSTOP" in stacks["learner rank 1"]
     assert "in wait_for" in stacks["driver"]
 
@@ -172,8 +174,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_while_ranks_write_keeps_the_older_checkpoint(
     tied_policy: str, small_disk: Path, ray_running: None
 ) -> None:
-    from grpo.cluster import Cluster
-    from grpo.preparation import Plan
+    from grpo.cluster.claim import Plan
+    from grpo.cluster.cluster import Cluster
 
     with Cluster(CPU, Plan(learner_ranks=1, learner_threads=1)) as cluster:
         learner = cluster.start_learner(learner_setups(tied_policy))()
@@ -194,7 +196,7 @@ def test_a_disk_that_fills_while_ranks_write_keeps_the_older_checkpoint(
 
 def on_two_nodes(program: str, **values: Any) -> subprocess.CompletedProcess[str]:
     """Run a program that starts two Ray nodes."""
-    paths = [str(ROOT), str(ROOT / "tests" / "grpo"), str(ROOT / "tests" / "engines")]
+    paths = [str(ROOT), str(ROOT / "tests" / "support")]
     program = program.format(paths=paths, config=str(ROOT / "configs" / "quickstart.yaml"), **values)
     # A folder of its own, with a short name for the sockets in it, as in test_verifier_nodes.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:
@@ -218,12 +220,12 @@ from ray.cluster_utils import Cluster as Nodes
 sys.path[:0] = {paths!r}
 from fake_run import silent_progress
 from setups_for_tests import learner_setups, random_batch
-from grpo import checkpoint
-from grpo.cluster import Cluster, wait_for_nodes
-from grpo.preparation import Plan
+from grpo.run.training import checkpoint
+from grpo.cluster.cluster import Cluster, wait_for_nodes
+from grpo.cluster.claim import Plan
 from grpo.config import TrainConfig
-from grpo.config_file import load
-from grpo.recovery import with_recovery
+from grpo.config.file import load
+from grpo.run.recovery import with_recovery
 
 folder, policy = Path({folder!r}), {policy!r}
 nodes = Nodes(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
@@ -298,13 +300,13 @@ from ray.cluster_utils import Cluster as Nodes
 
 sys.path[:0] = {paths!r}
 from fake_run import silent_progress
-from grpo import ray_processes
-from grpo.activity import ACTIVITY
+from grpo.cluster.cluster import processes as ray_processes
+from grpo.cluster.activity import ACTIVITY
 from grpo.config import TrainConfig, Watchdog as Settings
-from grpo.config_file import load
-from grpo.recovery import with_recovery
+from grpo.config.file import load
+from grpo.run.recovery import with_recovery
 from grpo.train import train
-from grpo.watchdog import Watchdog
+from grpo.run.watchdog import Watchdog
 
 folder = Path({folder!r})
 nodes = Nodes(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False))

@@ -14,10 +14,10 @@ import psutil
 import pytest
 import ray
 
-from grpo.engine_loop import EngineLoop
-from grpo.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
-from grpo.generator_group import GeneratorGroup
-from grpo.replica import Limits
+from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
+from grpo.cluster.generator_group import GeneratorGroup
+from grpo.cluster.replica import Limits
+from grpo.generator.loop import EngineLoop
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

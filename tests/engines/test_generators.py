@@ -15,14 +15,14 @@ import torch
 from setups_for_tests import CPU, generator_setup, learner_setups, random_batch, random_sequences
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.actors import LearnerGroup
-from grpo.batching import batch
-from grpo.cluster import Cluster
-from grpo.generator_group import GeneratorGroup
-from grpo.packing import TrainingSequence
-from grpo.preparation import Plan
+from grpo.algorithm.minibatches import batch
+from grpo.algorithm.packing import TrainingSequence
+from grpo.cluster.claim import Plan
+from grpo.cluster.cluster import Cluster
+from grpo.cluster.generator_group import GeneratorGroup
+from grpo.cluster.learner_group import LearnerGroup
 from grpo.types import Completion, Prompt, SamplingParams
-from grpo.weight_sync import TOLERANCES, WeightMismatch, WeightSync
+from grpo.weights.sync import TOLERANCES, WeightMismatch, WeightSync
 
 pytestmark = pytest.mark.slow
 

@@ -11,12 +11,12 @@ import pytest
 from setups_for_tests import CPU, generator_setup, learner_setups, random_batch, random_sequences
 from transformers import AutoTokenizer
 
-from grpo.actors import LearnerGroup
-from grpo.cluster import Cluster
-from grpo.generator_group import GeneratorGroup
-from grpo.preparation import Plan
+from grpo.cluster.claim import Plan
+from grpo.cluster.cluster import Cluster
+from grpo.cluster.generator_group import GeneratorGroup
+from grpo.cluster.learner_group import LearnerGroup
 from grpo.types import Completion, Prompt, SamplingParams
-from grpo.weight_sync import TOLERANCES, WeightSync
+from grpo.weights.sync import TOLERANCES, WeightSync
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 from setups_for_tests import listening_sockets
 
-from grpo.waiting import wait_for
+from grpo.cluster.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo.ray_metrics import RayMetricsTracker, endpoints, exported_name
-from grpo.trackers import open_trackers
+from grpo.report.ray_metrics import RayMetricsTracker, endpoints, exported_name
+from grpo.report.trackers import open_trackers
 
 ROOT = Path(__file__).parents[2]
 

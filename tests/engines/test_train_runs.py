@@ -19,8 +19,8 @@ from docs_pages import unpack
 from setups_for_tests import SPEED
 from transformers import AutoModelForCausalLM
 
-from grpo import checkpoint
-from grpo.rollout_store import stored_steps
+from grpo.report.rollout_store import stored_steps
+from grpo.run import checkpoint
 from rewards.verdict import Status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -35,7 +35,7 @@ def grpo(*arguments: str, folder: Path = ROOT) -> subprocess.Popen[str]:
     """Start the command line in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.Popen(
-        [sys.executable, "-c", "from grpo.cli import app; app()", *arguments],
+        [sys.executable, "-c", "from grpo.cli.app import app; app()", *arguments],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from grpo import checkpoint
 from grpo.config import TrainConfig
-from grpo.progress import open_progress
-from grpo.rollout_store import step_path
-from grpo.timeline import step_lanes
+from grpo.report.progress import open_progress
+from grpo.report.rollout_store import step_path
+from grpo.report.timeline import step_lanes
+from grpo.run import checkpoint
 from grpo.train import train
 
 pytestmark = [
@@ -30,7 +30,7 @@ def test_completions_go_on_over_pushes_within_the_bound(tmp_path: Path, tied_pol
         {
             "run": {"folder": str(folder)},
             "policy": {"path": tied_policy},
-            "data": {"generator": "grpo.arithmetic:questions", "options": {"count": 60}},
+            "data": {"generator": "grpo.data.arithmetic:questions", "options": {"count": 60}},
             # A random policy's completions differ in nothing that matters, but in their lengths.
             "verifiers": [{"name": "length", "use": "length", "options": {"limit": 120, "buffer": 119}}],
             "rollout": {
@@ -45,7 +45,7 @@ def test_completions_go_on_over_pushes_within_the_bound(tmp_path: Path, tied_pol
             "generator": {"replicas": 2},
             "evaluation": {
                 "every": 3,
-                "data": {"generator": "grpo.arithmetic:questions", "options": {"count": 6, "held_out": True}},
+                "data": {"generator": "grpo.data.arithmetic:questions", "options": {"count": 6, "held_out": True}},
             },
             "train": {"steps": STEPS, "checkpoint_every": 3},
             "report": {"trackers": []},

@@ -18,11 +18,11 @@ import torch
 from setups_for_tests import CPU, generator_setup
 from transformers import AutoModelForCausalLM
 
-from grpo.cluster import Cluster
+from grpo.cluster.claim import Plan
+from grpo.cluster.cluster import Cluster
+from grpo.cluster.generator_group import GeneratorGroup
 from grpo.config import NewPolicy
-from grpo.generator_group import GeneratorGroup
-from grpo.policy import make_policy
-from grpo.preparation import Plan
+from grpo.policy.new import make_policy
 from grpo.types import Completion, Finished, Request, SamplingParams
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -10,9 +10,9 @@ from push_processes import Learner, PlainLearner, Receiver, RemoteProcess, get, 
 from ranks_without_ray import free_port
 
 from grpo.config import NewPolicy
-from grpo.policy import make_policy
-from grpo.weight_link import WeightLink
-from grpo.weight_patches import Pushed, WeightsDiffer
+from grpo.policy.new import make_policy
+from grpo.weights.link import WeightLink
+from grpo.weights.patches import Pushed, WeightsDiffer
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ def settings(folder: Path, launch: Mapping[str, Any], **sections: Any) -> dict[s
     return {
         "run": {"folder": str(folder / "run")},
         "policy": {"path": str(folder / "policy")},
-        "data": {"generator": "grpo.arithmetic:questions", "options": {"count": 64}},
+        "data": {"generator": "grpo.data.arithmetic:questions", "options": {"count": 64}},
         "verifiers": [{"name": "answer", "use": "numeric"}],
         "train": {"steps": 3},
         "launch": {"nodes": 2, "gpus_per_node": 0, "cpus_per_node": 1, "storage": str(folder), **launch},

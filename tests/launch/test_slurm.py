@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from launch_configs import Slurm, fake_slurm, job
 
-from grpo.preparation import Plan
+from grpo.cluster.claim import Plan
 from launch import slurm
 
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))

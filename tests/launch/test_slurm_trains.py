@@ -18,9 +18,9 @@ import pytest
 import yaml
 from launch_configs import ROOT, fake_slurm, settings
 
-from grpo import checkpoint
 from grpo.config import NewPolicy
-from grpo.policy import make_policy
+from grpo.policy.new import make_policy
+from grpo.run import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -55,7 +55,7 @@ def test_a_job_trains_on_two_ray_nodes_is_warned_and_goes_on(tmp_path: Path) -> 
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
     slurm = fake_slurm(tmp_path / "slurm", "node-a node-b")
     done = subprocess.run(
-        [sys.executable, "-c", "from grpo.cli import app; app()", "launch", "slurm", str(tmp_path / "config.yaml")],
+        [sys.executable, "-c", "from grpo.cli.app import app; app()", "launch", "slurm", str(tmp_path / "config.yaml")],
         env={**slurm.environment, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,

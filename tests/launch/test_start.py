@@ -12,7 +12,7 @@ import yaml
 from launch_configs import job, settings
 from typer.testing import CliRunner, Result
 
-from grpo.cli import app
+from grpo.cli.app import app
 from launch import local, ray_job
 
 HERE = {"nodes": 1, "cpus_per_node": 2}

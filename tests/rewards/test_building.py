@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import torch
 from rewards.adapt import Adapted, as_verdict
 from rewards.build import VerifierSpec, build_verifier
 from rewards.compose import combine
+from rewards.named_code import MOVED
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict, correct, error, scored, timeout, wrong
 
-HERE = Path(__file__).parent
+HERE = Path(pool_verifiers.__file__).parent
 
 
 def test_importing_the_package_is_light() -> None:
@@ -43,6 +45,14 @@ def test_every_way_to_name_a_verifier(use) -> None:
     verifier = build_verifier(use)
     assert verifier("42", "42", {}).status is Status.CORRECT
     assert verifier("42", "43", {}).status is Status.WRONG
+
+
+@pytest.mark.parametrize("dot", [":", "."])
+def test_a_built_in_verifier_answers_to_the_name_that_its_module_had(dot) -> None:
+    for use, verifier in (("rewards.code", "CodeVerifier"), ("rewards.math_verify_grader", "MathVerify")):
+        assert type(build_verifier(f"{use}{dot}{verifier}").function).__name__ == verifier
+    for before, today in MOVED.items():
+        assert importlib.util.find_spec(before) is None and importlib.util.find_spec(today) is not None, before
 
 
 def test_an_entry_point_is_found(monkeypatch) -> None:

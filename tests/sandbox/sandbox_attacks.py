@@ -339,7 +339,7 @@ print('ESCAPED')""",
 _READ = "try:\n    text = open({path!r}).read()\n    print('ESCAPED')\nexcept OSError as e: print(e)"
 FILES = [
     Attack("read_passwd", _READ.format(path="/etc/passwd"), _FILES),
-    Attack("read_project", _READ.format(path="@PROJECT@/sandbox/service.py"), _FILES),
+    Attack("read_project", _READ.format(path="@PROJECT@/sandbox/outside/service.py"), _FILES),
     Attack("read_secret_file", _READ.format(path="@CANARY@"), _FILES),
     Attack("read_root_only_file", _READ.format(path="@PRIVATE@"), _FILES | {Layer.OWN_UID}),
     Attack("read_through_proc_root", _READ.format(path="/proc/self/root/@CANARY@"), _FILES),

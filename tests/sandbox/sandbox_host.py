@@ -80,7 +80,7 @@ class Host:
 
 def make_interpreter_readable() -> None:
     """Where only root can reach the interpreter, show it to all in a mount namespace of this process alone."""
-    from sandbox import kernel
+    from sandbox.inside.isolation import kernel
 
     prefix = os.path.realpath(sys.base_prefix)
     closed = [parent for parent in reversed(Path(prefix).parents) if parent.stat().st_mode & 0o005 != 0o005]
@@ -110,7 +110,7 @@ def forbid_namespaces() -> None:
     """What an unprivileged container does: no new namespaces, whoever asks."""
     import pyseccomp
 
-    from sandbox import kernel
+    from sandbox.inside.isolation import kernel
 
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     for flag in (

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sandbox import IsolationLevel, Layer, Limits, Sandbox, Status
-from sandbox.cell_handle import limits_message
-from sandbox.control_group import ControlGroup, Delegated, delegated_group
 from sandbox.group_meter import GroupMeter
+from sandbox.outside.cell_handle import limits_message
+from sandbox.outside.control_group import ControlGroup, Delegated, delegated_group
 
 
 @pytest.fixture

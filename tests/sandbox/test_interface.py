@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sandbox_host import PROJECT, Host
 
-import sandbox.languages
+import sandbox.outside.languages
 from sandbox import (
     AssertTest,
     CallTest,
@@ -207,7 +207,7 @@ def test_other_languages_take_standard_input_only(shared: Sandbox) -> None:
 
 
 def test_compilation(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    if sandbox.languages.find_tool("g++") is None or shared.isolation.level < IsolationLevel.FULL:
+    if sandbox.outside.languages.find_tool("g++") is None or shared.isolation.level < IsolationLevel.FULL:
         pytest.skip("needs g++ and namespaces")
     broken = shared.run("int main() { return x; }", language=Language.CPP)
     assert (broken.status, broken.exit_code) == (Status.COMPILE_ERROR, None)
@@ -215,7 +215,7 @@ def test_compilation(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n + 1; }"
     assert shared.run(source, "1", language=Language.CPP).stdout == b"2"
     with monkeypatch.context() as patched:
-        patched.setattr(sandbox.languages, "COMPILE_LIMITS", None)  # whoever compiles needs them
+        patched.setattr(sandbox.outside.languages, "COMPILE_LIMITS", None)  # whoever compiles needs them
         results = shared.grade(source, [StdinTest(str(n), str(n + 1)) for n in range(5)], language=Language.CPP)
     assert all(result.passed for result in results)
     leak = shared.run('#include "/etc/passwd"\nint main() {}', language=Language.CPP)
@@ -226,7 +226,7 @@ def test_compilation(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_compiler_is_a_status(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox.languages, "find_tool", lambda name: None)
+    monkeypatch.setattr(sandbox.outside.languages, "find_tool", lambda name: None)
     for language in (Language.CPP, Language.JAVASCRIPT, Language.BASH):
         result = shared.run("", language=language)
         assert result.status is Status.NO_COMPILER

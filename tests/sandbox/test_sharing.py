@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sandbox import Limits, Sandbox, SandboxError, Status
-from sandbox.slots import Slot, Slots
+from sandbox.outside.slots import Slot, Slots
 
 SLEEP = "import time\ntime.sleep(0.4)\nprint('done')"
 
@@ -132,7 +132,7 @@ def test_who_waits_for_a_slot_of_another_process_is_woken_and_does_not_ask_again
 
 def test_a_slot_that_is_given_back_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whoever only looked would wait for 20 seconds.
-    monkeypatch.setattr("sandbox.slots._LOOK_SECONDS", 20)
+    monkeypatch.setattr("sandbox.outside.slots._LOOK_SECONDS", 20)
     slots = Slots(2)
     slots.share()
     reading, writing = os.pipe()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.compare import equal_encoded, equal_text
+from sandbox.outside.compare import equal_encoded, equal_text
 from sandbox.values import NotPlainData, decode, encode
 
 RELAXED = settings(deadline=None)  # a busy machine is no failure

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from sandbox_host import Host
 
-from sandbox import Isolation, IsolationLevel, Layer, MissingLayer, bounds, interpreter_copy, readable_by_programs
-from sandbox.filesystem import SitePackage
+from sandbox import Isolation, IsolationLevel, Layer, MissingLayer, bounds, readable_by_programs
+from sandbox.inside import interpreter_copy
+from sandbox.inside.isolation.filesystem import SitePackage
 from sandbox.worker_settings import level_of
 
 

@@ -1,0 +1,231 @@
+"""The objective's terms. Pure functions of tensors: one value per token, weighted, summed and divided by the learner.
+
+Every function returns values per token, not a mean: weights and denominator (`grpo.algorithm.aggregation`) belong to
+the whole
+global batch, so that the gradient does not depend on how the batch is split. What is of a whole sequence (a ratio of
+sequences) stands at each of its tokens; weighted by 1 / length and summed, it counts once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Which tokens of a packed microbatch belong together.
+
+    Attributes:
+        index_T: int64, the number of the token's sequence.
+        mask_T: bool, True where the token is a completion's that carries loss.
+        count: sequences in the microbatch.
+    """
+
+    index_T: Tensor
+    mask_T: Tensor
+    count: int
+
+    def sum(self, values_T: Tensor) -> Tensor:
+        """The sum over each sequence's unmasked tokens, at each of its tokens; differentiable."""
+        sums_S = values_T.new_zeros(self.count).index_add(0, self.index_T, torch.where(self.mask_T, values_T, 0.0))
+        return sums_S[self.index_T]
+
+    def mean(self, values_T: Tensor) -> Tensor:
+        """The mean over each sequence's unmasked tokens, at each of its tokens; differentiable."""
+        return self.sum(values_T) / self.sum(torch.ones_like(values_T)).clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """Values per token, each of shape [T].
+
+    Attributes:
+        loss_T: the loss to be minimised.
+        ratio_T: importance ratio before any clamp, detached.
+        clipped_low_T: bool, the lower edge cut the gradient (for `cispo`: the weight).
+        clipped_high_T: bool, the upper edge cut it.
+    """
+
+    loss_T: Tensor
+    ratio_T: Tensor
+    clipped_low_T: Tensor
+    clipped_high_T: Tensor
+
+
+def clipped_policy_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """The clipped surrogate, token by token.
+
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old_logprob): PPO, Schulman et al. 2017
+    (arXiv:1707.06347), equation 7; two edges: DAPO, Yu et al. 2025 (arXiv:2503.14476), equation 10. With `dual_clip`,
+    where A < 0, no more than -dual_clip A: Ye et al. 2020 (arXiv:1912.09729).
+
+    Args:
+        logprobs_T: under the policy being trained, with gradient.
+        old_logprobs_T: under the policy that sampled, or the proximal one.
+        advantages_T: one for each token.
+        clip_low: distance of the lower edge from 1, in [0, 1].
+        clip_high: distance of the upper edge from 1.
+        dual_clip: ratio beyond which a bad completion pushes no further, above 1 + clip_high.
+    """
+    ratio_T = torch.exp(logprobs_T - old_logprobs_T)
+    return _clipped(ratio_T, advantages_T, clip_low, clip_high, dual_clip)
+
+
+def sequence_policy_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    sequences: Sequences,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    per_token: bool = False,
+) -> PolicyLoss:
+    """The clipped surrogate with one ratio for a sequence: the geometric mean of its tokens' ratios.
+
+    s_i = exp(mean_t(logprob_t - old_logprob_t)): GSPO, Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7. With
+    `per_token`, GSPO-token, equations 13 and 14: s_it = sg[s_i] pi_t / sg[pi_t], of the same value, whose gradient at a
+    token is that token's own and takes its own advantage.
+    """
+    difference_T = logprobs_T - old_logprobs_T
+    if per_token:
+        mean_T = sequences.mean(difference_T.detach())
+        log_ratio_T = mean_T + logprobs_T - logprobs_T.detach()
+    else:
+        log_ratio_T = sequences.mean(difference_T)
+    return _clipped(torch.exp(log_ratio_T), advantages_T, clip_low, clip_high, dual_clip)
+
+
+def cispo_loss(
+    logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, *, clip_low: float, clip_high: float
+) -> PolicyLoss:
+    """REINFORCE with a clipped weight: -sg[clip(r, 1 - clip_low, 1 + clip_high)] A logprob.
+
+    CISPO, MiniMax 2025 (arXiv:2506.13585), equations 4 and 5. No token loses its gradient; a clipped one only weighs
+    less. The loss's value is no surrogate of the return: read its gradient.
+    """
+    ratio_T = torch.exp(logprobs_T.detach() - old_logprobs_T)
+    weight_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
+    return PolicyLoss(
+        loss_T=-weight_T * advantages_T * logprobs_T,
+        ratio_T=ratio_T,
+        clipped_low_T=ratio_T < 1 - clip_low,
+        clipped_high_T=ratio_T > 1 + clip_high,
+    )
+
+
+def geometric_policy_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    sequences: Sequences,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> PolicyLoss:
+    """Tokens are clipped one by one, then their geometric mean is the sequence's ratio.
+
+    -A exp(mean_t c_t), c_t = min(l_t, log(1 + clip_high)) where A > 0 and max(l_t, log(1 - clip_low)) where A < 0, with
+    l_t = logprob_t - old_logprob_t: GMPO, Zhao et al. 2025 (arXiv:2507.20673).
+    """
+    difference_T = logprobs_T - old_logprobs_T
+    # log(0) = -inf is no edge at all.
+    low, high = (torch.tensor(edge).log().item() for edge in (1 - clip_low, 1 + clip_high))
+    bounded_T = torch.where(advantages_T > 0, difference_T.clamp(max=high), difference_T.clamp(min=low))
+    detached_T = difference_T.detach()
+    return PolicyLoss(
+        loss_T=-advantages_T * torch.exp(sequences.mean(bounded_T)),
+        ratio_T=detached_T.exp(),
+        clipped_low_T=(detached_T < low) & (advantages_T < 0),
+        clipped_high_T=(detached_T > high) & (advantages_T > 0),
+    )
+
+
+def soft_policy_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    *,
+    temperature_positive: float,
+    temperature_negative: float,
+) -> PolicyLoss:
+    """A gate in place of edges: -A (4 / tau) sigmoid(tau (r - 1)).
+
+    tau is `temperature_positive` where A > 0, else `temperature_negative`: SAPO, Gao et al. 2025
+    (arXiv:2511.20347). At r = 1 its gradient is that of -A r; away from 1 it fades on both sides and is never cut.
+    """
+    ratio_T = torch.exp(logprobs_T - old_logprobs_T)
+    tau_T = torch.where(advantages_T > 0, temperature_positive, temperature_negative)
+    nothing_T = torch.zeros_like(ratio_T, dtype=torch.bool)
+    return PolicyLoss(
+        loss_T=-advantages_T * torch.sigmoid(tau_T * (ratio_T - 1)) * (4 / tau_T),
+        ratio_T=ratio_T.detach(),
+        clipped_low_T=nothing_T,
+        clipped_high_T=nothing_T,
+    )
+
+
+def _clipped(
+    ratio_T: Tensor, advantages_T: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> PolicyLoss:
+    bounded_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
+    loss_T = -torch.minimum(ratio_T * advantages_T, bounded_T * advantages_T)
+    ratio_T = ratio_T.detach()
+    clipped_high_T = (ratio_T > 1 + clip_high) & (advantages_T > 0)
+    if dual_clip is not None:
+        loss_T = torch.where(advantages_T < 0, torch.minimum(loss_T, -dual_clip * advantages_T), loss_T)
+        clipped_high_T = clipped_high_T | ((ratio_T > dual_clip) & (advantages_T < 0))
+    return PolicyLoss(
+        loss_T=loss_T,
+        ratio_T=ratio_T,
+        clipped_low_T=(ratio_T < 1 - clip_low) & (advantages_T < 0),
+        clipped_high_T=clipped_high_T,
+    )
+
+
+def k3_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference), token by token; never negative.
+
+    exp(d) - d - 1 with d = reference_logprob - logprob: Schulman 2020 (joschu.net/blog/kl-approx.html), as in GRPO's
+    equation 4 (arXiv:2402.03300).
+    """
+    difference_T = reference_logprobs_T - logprobs_T
+    # Not exp(d) - d - 1: of differences below 1e-3 float32 would keep the rounding alone, of either sign.
+    return torch.expm1(difference_T) - difference_T
+
+
+def kl_estimate(logprobs_T: Tensor, reference_logprobs_T: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """An estimate of KL(policy || reference) at each token, from a token that the policy sampled.
+
+    k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1, with d = reference_logprob - logprob: Schulman 2020
+    (joschu.net/blog/kl-approx.html). The values of k1 and k3 are unbiased. In a loss, differentiated as they stand on
+    the policy's own samples, k1 has an expected gradient of 0, k2 the divergence's own, and k3 that of
+    KL(reference || policy): Tang and Munos 2025 (arXiv:2506.09477).
+    """
+    if estimator == "k3":
+        return k3_kl(logprobs_T, reference_logprobs_T)
+    difference_T = logprobs_T - reference_logprobs_T
+    return difference_T if estimator == "k1" else difference_T.square() / 2
+
+
+def corrected_kl(kl_T: Tensor, logprobs_T: Tensor, rollout_logprobs_T: Tensor) -> Tensor:
+    """The estimate times the ratio to the policy that sampled, with the ratio's gradient.
+
+    (pi / pi_rollout) k: its expectation over the sampler is the divergence and its gradient the divergence's own, for
+    k1 as for k3: DeepSeek-AI 2025, DeepSeek-V3.2 (arXiv:2512.02556); Tang and Munos 2025
+    (arXiv:2506.09477).
+    """
+    return torch.exp(logprobs_T - rollout_logprobs_T) * kl_T

@@ -1,0 +1,257 @@
+"""The objective as the configuration composes it, for one microbatch. Pure functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo.algorithm import advantages, losses, mismatch
+from grpo.algorithm.losses import PolicyLoss, Sequences
+from grpo.algorithm.packing import Microbatch
+from grpo.config.algorithm import Algorithm
+from grpo.types import Group
+
+# Sums over tokens that carry loss, the loss apart, which is weighted as it is trained on.
+SUMS = (
+    "loss",
+    "tokens",
+    "entropy",
+    "clip_low_share",
+    "clip_high_share",
+    "kl_reference",
+    "mismatch_kl",
+    "importance_weight",
+    "masked_share",
+    "ratio",
+    "ratio_squared",
+)
+# The ratio's logarithm is counted in bins, as counts add up over microbatches and ranks and quantiles do not. What lies
+# beyond is counted at the end.
+LOG_RATIO_LIMIT, LOG_RATIO_BINS = 5.0, 2001
+# exp of it is finite in float32.
+FINITE_LOG_RATIO = 80.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one microbatch adds to an optimizer step.
+
+    Attributes:
+        loss_sum: scalar with gradient, the weighted sum of the loss.
+        sums: float64 [len(SUMS)], detached.
+        ratio_max: float64 [1], the largest ratio before any clamp.
+        log_ratios: float64 [LOG_RATIO_BINS], how many tokens' log-ratios fall into each bin.
+    """
+
+    loss_sum: Tensor
+    sums: Tensor
+    ratio_max: Tensor
+    log_ratios: Tensor
+
+
+def advantages_of(algorithm: Algorithm, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """The configured advantage of each rollout: float32 [P, G], 0 where not valid.
+
+    Args:
+        algorithm: with the choice, whose equation and paper are with its function in `grpo.algorithm.advantages`.
+        rewards_PG: float [prompts, completions of a group], any value where not valid.
+        valid_PG: bool, same shape; False where a verdict failed or the row is padding.
+
+    Raises:
+        ValueError: the shapes differ, or a valid reward is negative and the advantage is `maxrl`.
+    """
+    match algorithm.advantage:
+        case "group_std":
+            return advantages.group_normalised(rewards_PG, valid_PG)
+        case "group_mean":
+            return advantages.group_normalised(rewards_PG, valid_PG, scale_by_std=False)
+        case "leave_one_out":
+            return advantages.leave_one_out(rewards_PG, valid_PG)
+        case "reinforce++":
+            return advantages.reinforce_plus_plus(rewards_PG, valid_PG)
+        case "reinforce++_baseline":
+            return advantages.reinforce_plus_plus_baseline(rewards_PG, valid_PG)
+        case "batch_std":
+            return advantages.batch_normalised(rewards_PG, valid_PG)
+        case "maxrl":
+            return advantages.maxrl(rewards_PG, valid_PG)
+        case "pass_at_k":
+            return advantages.pass_at_k(rewards_PG, valid_PG, k=algorithm.pass_k)
+
+
+def carries_loss(algorithm: Algorithm, groups: Sequence[Group], rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """Which rollouts take part in the loss and its denominator: bool [P, G].
+
+    Those with a reward, but for completions cut at the length limit under `overlong_filter`, and for groups without
+    variance where others were asked in their place (DAPO, arXiv:2503.14476, equation 11).
+    """
+    carries_PG = valid_PG.clone()
+    if algorithm.refill_rounds:
+        carries_PG &= advantages.informative_groups(rewards_PG, valid_PG)[:, None]
+    if algorithm.overlong_filter:
+        for row, group in enumerate(groups):
+            for column, rollout in enumerate(group.rollouts):
+                if rollout.completion.finish_reason == "length":
+                    carries_PG[row, column] = False
+    return carries_PG
+
+
+def supervised_terms(batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor) -> Terms:
+    """Negative log-likelihood of the responses."""
+    weights_T = batch.weights_T
+    loss_sum = -(logprobs_T * weights_T).sum()
+    sums = logprobs_T.new_zeros(len(SUMS), dtype=torch.float64)
+    sums[0], sums[1], sums[2] = loss_sum.detach(), weights_T.sum(), (entropy_T * weights_T).sum()
+    return Terms(loss_sum, sums, sums.new_zeros(1), sums.new_zeros(LOG_RATIO_BINS))
+
+
+def policy_terms(
+    algorithm: Algorithm, batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor, reference_T: Tensor | None
+) -> Terms:
+    """The policy's loss, with its correction, divergence and entropy.
+
+    Args:
+        algorithm: the choices.
+        batch: with weights, advantages and the log-probabilities of sampler and proximal policy.
+        logprobs_T: under the policy being trained, with gradient.
+        entropy_T: of the policy at each token, with gradient where there is a bonus.
+        reference_T: log-probabilities under the reference, where the loss has a divergence from it.
+    """
+    mask_T = batch.weights_T > 0
+    proximal_T = batch.old_logprobs_T if batch.proximal_logprobs_T is None else batch.proximal_logprobs_T
+    sequences = _sequences(batch, mask_T) if _looks_at_sequences(algorithm) else None
+    weight_T, kept_T = _correction(algorithm, batch, logprobs_T, sequences)
+    trained_T = logprobs_T
+    if kept_T is not None:
+        # What is masked has no gradient, and no infinite ratio either: 0 times infinity would be no number.
+        finite_T = torch.minimum(logprobs_T.detach(), proximal_T + FINITE_LOG_RATIO)
+        trained_T = torch.where(kept_T, logprobs_T, finite_T)
+    policy = _policy_loss(algorithm, trained_T, proximal_T, batch.advantages_T, sequences)
+    loss_T = policy.loss_T
+    if weight_T is not None:
+        loss_T = loss_T * weight_T
+    if kept_T is not None:
+        loss_T = loss_T * kept_T
+    kl_T = None
+    if reference_T is not None and algorithm.kl != "none":
+        # What is masked was sampled by nobody and may have any ratio; 0 times infinity would be no number.
+        reference_T = torch.where(mask_T, reference_T, logprobs_T.detach())
+        kl_T = losses.kl_estimate(logprobs_T, reference_T, algorithm.kl)
+        penalty_T = losses.corrected_kl(kl_T, logprobs_T, batch.old_logprobs_T) if algorithm.kl_corrected else kl_T
+        loss_T = loss_T + algorithm.kl_coefficient * penalty_T
+    if algorithm.entropy_coefficient:
+        loss_T = loss_T - algorithm.entropy_coefficient * entropy_T
+    loss_sum = (loss_T * batch.weights_T).sum()
+    with torch.no_grad():
+        return _measured(batch, mask_T, loss_sum, policy, logprobs_T, entropy_T, kl_T, weight_T, kept_T)
+
+
+def _policy_loss(
+    algorithm: Algorithm, logprobs_T: Tensor, proximal_T: Tensor, advantages_T: Tensor, sequences: Sequences | None
+) -> PolicyLoss:
+    low, high, dual = algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip
+    match algorithm.ratio:
+        case "token":
+            return losses.clipped_policy_loss(
+                logprobs_T, proximal_T, advantages_T, clip_low=low, clip_high=high, dual_clip=dual
+            )
+        case "cispo":
+            return losses.cispo_loss(logprobs_T, proximal_T, advantages_T, clip_low=low, clip_high=high)
+        case "soft":
+            return losses.soft_policy_loss(
+                logprobs_T,
+                proximal_T,
+                advantages_T,
+                temperature_positive=algorithm.soft_temperature_positive,
+                temperature_negative=algorithm.soft_temperature_negative,
+            )
+    assert sequences is not None
+    if algorithm.ratio == "geometric":
+        return losses.geometric_policy_loss(
+            logprobs_T, proximal_T, advantages_T, sequences, clip_low=low, clip_high=high
+        )
+    return losses.sequence_policy_loss(
+        logprobs_T,
+        proximal_T,
+        advantages_T,
+        sequences,
+        clip_low=low,
+        clip_high=high,
+        dual_clip=dual,
+        per_token=algorithm.ratio == "sequence_token",
+    )
+
+
+def _looks_at_sequences(algorithm: Algorithm) -> bool:
+    return (
+        algorithm.ratio in ("sequence", "sequence_token", "geometric")
+        or algorithm.importance_weight != "none"
+        or algorithm.mismatch_mask != "none"
+    )
+
+
+def _sequences(batch: Microbatch, mask_T: Tensor) -> Sequences:
+    count = len(batch.lengths_S)
+    index_T = torch.repeat_interleave(torch.arange(count), batch.lengths_S)
+    return Sequences(index_T.to(mask_T.device), mask_T, count)
+
+
+def _correction(
+    algorithm: Algorithm, batch: Microbatch, logprobs_T: Tensor, sequences: Sequences | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Importance weight and which tokens are kept, from the sampler to where the ratio starts from.
+
+    Where the ratio starts from the sampler itself, what is masked is masked by the ratio of the policy as it is now.
+    """
+    if sequences is None:
+        return None, None
+    start_T = logprobs_T.detach() if batch.proximal_logprobs_T is None else batch.proximal_logprobs_T
+    log_ratio_T = start_T - batch.old_logprobs_T
+    weight_T = kept_T = None
+    if algorithm.importance_weight != "none":
+        weight_T = mismatch.truncated_weight(
+            log_ratio_T, sequences, over=algorithm.importance_weight, cap=algorithm.importance_cap
+        )
+    if algorithm.mismatch_mask != "none":
+        kept_T = mismatch.kept(
+            log_ratio_T, sequences, over=algorithm.mismatch_mask, low=algorithm.mask_low, high=algorithm.mask_high
+        )
+    return weight_T, kept_T
+
+
+def _measured(
+    batch: Microbatch,
+    mask_T: Tensor,
+    loss_sum: Tensor,
+    policy: PolicyLoss,
+    logprobs_T: Tensor,
+    entropy_T: Tensor,
+    kl_T: Tensor | None,
+    weight_T: Tensor | None,
+    kept_T: Tensor | None,
+) -> Terms:
+    ratio_T = torch.exp(logprobs_T - batch.old_logprobs_T)
+    rows: list[Tensor | None] = [
+        entropy_T,
+        policy.clipped_low_T,
+        policy.clipped_high_T,
+        kl_T,
+        losses.k3_kl(batch.old_logprobs_T, logprobs_T),
+        weight_T,
+        None if kept_T is None else ~kept_T,
+        ratio_T,
+        ratio_T.square(),
+    ]
+    nothing = loss_sum.new_zeros((), dtype=torch.float64)
+    summed = [nothing if row is None else torch.where(mask_T, row, 0).sum(dtype=torch.float64) for row in rows]
+    sums = torch.stack([loss_sum.double(), mask_T.sum().double(), *summed])
+    log_ratios = policy.ratio_T[mask_T].log().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return Terms(
+        loss_sum,
+        sums,
+        torch.where(mask_T, policy.ratio_T, 0).max().double()[None],
+        torch.histc(log_ratios, LOG_RATIO_BINS, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).double(),
+    )

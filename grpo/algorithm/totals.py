@@ -1,0 +1,64 @@
+"""What an optimizer step's microbatches add up to, over all ranks, in numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, SUMS, Terms
+from grpo.config.algorithm import Algorithm
+
+QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
+
+
+class Totals:
+    """Sums over microbatches; `added` and `largest` are what ranks reduce, by sum and by maximum."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.added = torch.zeros(len(SUMS) + LOG_RATIO_BINS, dtype=torch.float64)
+        self.largest = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, terms: Terms) -> None:
+        """Add a microbatch's."""
+        self.added += torch.cat([terms.sums, terms.log_ratios]).cpu()
+        self.largest = torch.maximum(self.largest, terms.ratio_max.cpu())
+
+    def metrics(self, denominator: float, algorithm: Algorithm | None) -> dict[str, float]:
+        """Means over the tokens that were computed, the loss over what it is trained with; no key for what is off."""
+        totals = dict(zip(SUMS, self.added[: len(SUMS)].tolist(), strict=True))
+        metrics = {"loss": totals.pop("loss") / denominator}
+        tokens = totals.pop("tokens")
+        # A step that had only filler to compute knows nothing of the rest.
+        if not tokens:
+            return metrics
+        ratio, squared = totals.pop("ratio"), totals.pop("ratio_squared")
+        metrics |= {name: total / tokens for name, total in totals.items()}
+        if algorithm is None:
+            return {name: metrics[name] for name in ("loss", "entropy")}
+        if not algorithm.kl_in_loss:
+            del metrics["kl_reference"]
+        if algorithm.importance_weight == "none":
+            del metrics["importance_weight"]
+        if algorithm.mismatch_mask == "none":
+            del metrics["masked_share"]
+        # Kish's effective sample size, of the ratios to the sampler, as a share of the tokens.
+        metrics["effective_sample_share"] = ratio * ratio / (tokens * squared)
+        metrics["ratio_max"] = float(self.largest)
+        return metrics | ratio_quantiles(self.added[len(SUMS) :])
+
+
+def ratio_quantiles(log_ratios: Tensor) -> dict[str, float]:
+    """Quantiles of the ratio from its binned logarithms, exact to the width of a bin (half a percent).
+
+    Args:
+        log_ratios: counts, [LOG_RATIO_BINS], at least one of them above 0.
+    """
+    width = 2 * LOG_RATIO_LIMIT / LOG_RATIO_BINS
+    reached = log_ratios.cumsum(0)
+    return {
+        name: math.exp((int(torch.searchsorted(reached, share * reached[-1])) + 0.5) * width - LOG_RATIO_LIMIT)
+        for name, share in QUANTILES.items()
+    }

@@ -1,0 +1,41 @@
+"""The command line: `grpo` and its commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from grpo.cli.evaluation import eval_app
+from grpo.cli.jobs import launch, sft, train
+from grpo.cli.looking import audit, view
+from grpo.cli.planning import check, config, profile, simulate
+from grpo.terminal import show_traceback
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Teach a language model to reason by reinforcement learning from verifiable rewards.
+
+Every job takes a YAML file and any number of dotted overrides, for example
+
+`grpo train configs/quickstart.yaml rollout.group_size=16 resume=auto`
+
+Start with `grpo check CONFIG`: it finds every problem at once and claims nothing.""",
+)
+
+
+for _command in (train, sft, check, launch, view, audit, profile, simulate, config):
+    app.command()(_command)
+app.add_typer(eval_app, name="eval")
+
+
+@app.callback()
+def _start() -> None:
+    # An error that nobody expected may quote a completion as well.
+    sys.excepthook = show_traceback
+    # A generator or verifier named by its module may lie in the folder that the command is run from.
+    sys.path.append(os.getcwd())

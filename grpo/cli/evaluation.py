@@ -1,0 +1,132 @@
+"""`grpo eval MODEL`, `grpo eval compare A B`, `grpo eval tasks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from grpo.cli.guarded import guarded
+from grpo.terminal import LiteralTable, Terminal
+
+Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
+
+
+class _RunsByDefault(TyperGroup):
+    """A group whose command `run` need not be named: `grpo eval MODEL` is `grpo eval run MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+eval_app = typer.Typer(
+    cls=_RunsByDefault,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="""Benchmark a model on reasoning tasks, with the generators, verifiers and sandbox of training.
+
+`grpo eval MODEL --task gsm8k --task math500 --k 4`
+
+is short for `grpo eval run MODEL ...`; see `grpo eval run --help`.""",
+)
+
+
+@eval_app.command()
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="policy folder, hub name, run, checkpoint, or http://")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="for example generator.replicas=8 or task.data.prompt=question"),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="name of a task, or of a task file; may come often")] = None,
+    data: Annotated[Path | None, typer.Option(help="local copy of the task's data (.jsonl, .json, .parquet)")] = None,
+    k: Annotated[int | None, typer.Option(help="completions for each problem and seed; default: the task's")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the task's")] = None,
+    top_p: Annotated[float | None, typer.Option(help="default: the task's")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="longest completion; default: the task's")] = None,
+    seeds: Annotated[str | None, typer.Option(help="each makes k completions of its own, for example 0,1,2")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first so many problems of each task")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; default: evals/ and the model's name")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Sample, verify, and print accuracy, pass@k, maj@k, lengths and statuses with 95 % intervals over problems.
+
+    Stopped at any moment, the same command goes on where it was. MODEL is a folder in Hugging Face format, a hub name,
+    a run's folder (its newest checkpoint), one of its checkpoints, or the URL of an OpenAI-compatible endpoint,
+    `http://host:port/v1`. Beside the results lies a card with all that they hang on, and a copy in the shape of
+    lm-evaluation-harness.
+    """
+
+    def job() -> None:
+        from grpo.config.addresses import without_secrets
+        from grpo.config.evaluation import EvalConfig
+        from grpo.config.file import resolve
+        from grpo.evaluation.evaluate import evaluate
+        from grpo.evaluation.model import default_folder
+        from grpo.evaluation.problems import load_task
+
+        given = overrides or []
+        of_task = [one.removeprefix("task.") for one in given if one.startswith("task.")]
+        if data is not None:
+            if len(task or ()) != 1:
+                raise ValueError("--data is the local copy of one task's data; give one --task with it")
+            of_task.append(f"data.path={data}")
+        said: dict[str, Any] = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        said |= {"limit": limit, "seeds": None if seeds is None else seeds.split(",")}
+        settings = resolve(
+            EvalConfig,
+            {
+                "model": model,
+                "folder": str(out or default_folder(without_secrets(model))),
+                **{name: value for name, value in said.items() if value is not None},
+            },
+            [one for one in given if not one.startswith("task.")],
+            "the command line",
+        )
+        evaluate(settings, [load_task(one, of_task) for one in task or ()], Terminal())
+
+    guarded(job, debug)
+
+
+@eval_app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="folder of an evaluation")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="folder of another, on the same tasks")],
+    show: Annotated[int, typer.Option(min=0, help="flipped problems to print for each task and direction")] = 5,
+    out: Annotated[Path | None, typer.Option(help="also write the comparison as JSON to this file")] = None,
+    debug: Debug = False,
+) -> None:
+    """Tell whether B is better than A on the problems that both answered: a paired test, and the problems that flipped.
+
+    Both must have come to their end. A problem has flipped where one solves more than half of its completions and the
+    other does not.
+    """
+
+    def job() -> None:
+        from grpo.evaluation.compare import compare_folders
+
+        compare_folders(first, second, Terminal(), show=show, out=out)
+
+    guarded(job, debug)
+
+
+@eval_app.command()
+def tasks() -> None:
+    """List the tasks that come with the package."""
+    from grpo.evaluation.problems import load_task, task_names
+
+    table = LiteralTable()
+    for column in ("task", "data", "verifier", "k", "temperature", "max_tokens"):
+        table.add_column(column)
+    for name in task_names():
+        one = load_task(name)
+        sampling = one.sampling
+        sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.max_tokens:,}")
+        table.add_row(name, f"{one.data.hub} ({one.data.subset or one.data.split})", one.verifier.use, *sizes)
+    Terminal().print(table)

@@ -1,0 +1,94 @@
+"""The commands that train: train, sft, launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from grpo.cli.guarded import guarded
+from grpo.cli.options import ConfigPath, Debug, Overrides, load_either
+from grpo.cluster.start_up import without_collector
+from grpo.config import SftConfig, TrainConfig
+from grpo.config.file import load
+from grpo.terminal import Terminal
+
+
+def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train a policy with GRPO, or go on with a run (`resume=auto`).
+
+    The run's folder gets the resolved config, metrics, rollouts, figures, an HTML report, and checkpoints whose
+    `policy/` folder `transformers` and vLLM load as it is. Ctrl-C finishes the step, writes a checkpoint and ends.
+    After the death of a process or node the run goes on from its newest checkpoint by itself (`cluster.max_restarts`).
+    """
+
+    def job() -> None:
+        settings = load(TrainConfig, config, overrides or [])
+        with without_collector():
+            from grpo.report.progress import open_progress
+            from grpo.run.background_evaluation import owes_evaluations
+            from grpo.run.folder import finished_table
+            from grpo.run.recovery import with_recovery
+            from grpo.train import train as run
+
+        table = None if owes_evaluations(settings) else finished_table(settings.run, settings.train.steps)
+        if table is None:
+            steps = settings.train.steps
+            table = with_recovery(settings, lambda: open_progress("GRPO", total_steps=steps), run)
+        Terminal().print(table)
+
+    guarded(job, debug)
+
+
+def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Fine-tune a policy on prompt and response rows: the cold start before `grpo train`.
+
+    The policy is written to the run folder's `policy/`, in Hugging Face format. After the death of a process or node
+    the run goes on from its newest checkpoint by itself (`cluster.max_restarts`, `sft.checkpoint_every`).
+    """
+
+    def job() -> None:
+        settings = load(SftConfig, config, overrides or [])
+        with without_collector():
+            from grpo.report.progress import SFT_FIELDS, open_progress
+            from grpo.run.folder import finished_table
+            from grpo.run.recovery import with_recovery
+            from grpo.sft import sft as run
+
+        table = finished_table(settings.run, settings.sft.steps)
+        if table is None:
+            steps = settings.sft.steps
+            table = with_recovery(settings, lambda: open_progress("SFT", total_steps=steps, fields=SFT_FIELDS), run)
+        Terminal().print(table)
+
+    guarded(job, debug)
+
+
+def launch(
+    target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where to")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and start nothing")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a Ray cluster that is up.
+
+    The nodes come from the config's section `launch` (docs/cluster.md). Whether it is `grpo train` or `grpo sft` is
+    seen from the config's keys; either goes on from its newest checkpoint where there is one.
+    """
+    status = 0
+
+    def job() -> None:
+        from launch.job import Job
+        from launch.start import render, start
+
+        nonlocal status
+        described = Job(load_either(config, overrides), Path.cwd())
+        if dry_run:
+            print(render(target, described), end="")
+        else:
+            status = start(target, described)
+
+    guarded(job, debug)
+    raise typer.Exit(status)

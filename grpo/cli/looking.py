@@ -1,0 +1,86 @@
+"""The commands that look at a run: view and audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpo.cli.guarded import guarded
+from grpo.cli.options import Debug
+from grpo.terminal import Terminal, literal
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, for example runs/quickstart")],
+    verifier: Annotated[
+        list[str] | None, typer.Option(help="verifier to audit, by its name in the run; default: `math` and `numeric`")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="verdicts to look at most, drawn by chance")] = 20_000,
+    show: Annotated[int, typer.Option(min=0, help="disagreements of each kind to print")] = 3,
+    deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds after which Math-Verify is killed")] = 5.0,
+    debug: Debug = False,
+) -> None:
+    """Grade a run's stored rollouts again with Math-Verify (extra `audit`), and tell where the two disagree.
+
+    The rates of false positives and false negatives are estimates with 95 % intervals: Math-Verify errs too, so read
+    the texts. All disagreements are written to `audit.jsonl` in the run's folder.
+    """
+
+    def job() -> None:
+        from grpo.evaluation.audit import audit_run
+
+        audit_run(run, Terminal(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)
+
+    guarded(job, debug)
+
+
+def view(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, for example runs/quickstart")],
+    host: Annotated[
+        str, typer.Option(help="address to serve on; any but this one shows the runs to a network, and needs a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8642,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="write the page as one file, and serve nothing")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="write the curves as PNG, and serve nothing")
+    ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="ask for a token here too: other users of this machine reach 127.0.0.1")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at runs in a browser: curves, groups of completions, what was learned, signs of reward hacking.
+
+    The page is served to this machine only, needs no network, and follows runs that still go on (docs/looking.md).
+    """
+
+    def job() -> None:
+        from grpo.view.runs import open_runs
+
+        console = Terminal()
+        opened = open_runs(runs)
+        if export is not None:
+            from grpo.view.page import export as write
+
+            console.print(f"written: {write(opened, export)}", soft_wrap=True)
+        if png is not None:
+            from grpo.report.figures import overview
+
+            for path in overview(runs, png):
+                console.print(f"written: {path}", soft_wrap=True)
+        if export is None and png is None:
+            from grpo.view.server import serve
+
+            serve(
+                opened,
+                host=host,
+                port=port,
+                say=lambda line: console.print(literal(line), soft_wrap=True),
+                ask_token=token,
+            )
+
+    guarded(job, debug)

@@ -1,0 +1,172 @@
+"""The commands that look ahead: check, profile, simulate, config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpo.cli.guarded import EXIT_FAILED, guarded
+from grpo.cli.options import ConfigPath, Debug, Overrides, load_either
+from grpo.config import TrainConfig
+from grpo.config.file import load
+from grpo.terminal import Terminal
+
+# Gold answers that `grpo check` looks at: all of most data sets, a minute or so of the math verifier on one core.
+GOLD_LIMIT = 20_000
+
+
+# Longest wait for one probe: that of vLLM's start, on a file system that has not read it yet.
+PREFLIGHT_S = 180.0
+
+
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gold_limit: Annotated[
+        int, typer.Option(min=0, help="gold answers to check at most, drawn by chance where there are more; 0: none")
+    ] = GOLD_LIMIT,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 where gold answers do not behave")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="also try every node of the cluster; see below")] = False,
+    debug: Debug = False,
+) -> None:
+    """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory, gold answers.
+
+    Every gold answer of the data must be `correct` to its verifier, and another row's must not: what does not behave
+    is told as a warning, or fails the check with `--strict`. Where none is `correct`, or too many references cannot be
+    used, the check fails, and `grpo train` does not start. Nothing is claimed and nothing is written, unless
+    `--cluster` is given: then each node of the cluster (of this machine, where `cluster.address` names none) takes part
+    in an all-reduce, samples a completion, receives new weights and runs a program in the sandbox. Whether the file is
+    for `train` or `sft` is seen from its keys.
+    """
+
+    def job() -> None:
+        from grpo.planning.check import show_plan
+
+        settings = load_either(config, overrides)
+        gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
+        if cluster:
+            from grpo.cluster.preflight import preflight
+            from grpo.cluster.probes import table_of
+
+            found = preflight(settings.cluster, PREFLIGHT_S)
+            Terminal().print(table_of(found))
+            if not all(outcome.passed for outcomes in found.values() for outcome in outcomes.values()):
+                raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
+        if strict and not gold_behaves:
+            raise typer.Exit(EXIT_FAILED)
+
+    guarded(job, debug)
+
+
+def profile(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps to watch, after two that warm up")] = 3,
+    debug: Debug = False,
+) -> None:
+    """Train for a few steps and tell where the time goes, and what to try next.
+
+    Learner and generators run under PyTorch's profiler, in a folder beside the run's. The traces, and Ray's time line,
+    are for ui.perfetto.dev. A step takes longer than without: compare phases and operators, not throughput.
+    """
+
+    def job() -> None:
+        settings = load(TrainConfig, config, overrides or [])
+        from grpo.planning.profile import WARM_UP
+        from grpo.planning.profile import profile as run
+        from grpo.report.progress import open_progress
+
+        run(settings, open_progress("Profile", total_steps=WARM_UP + steps), Terminal(), steps)
+
+    guarded(job, debug)
+
+
+def simulate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="lengths and speeds as recorded in this run's folder")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="LENGTHS", help="lengths from a distribution, written as above")
+    ] = None,
+    gpus: Annotated[str, typer.Option(help="sizes of the cluster")] = "8,32,128,512,1000",
+    lag: Annotated[str, typer.Option(help="values of rollout.max_policy_lag")] = "0,1,4",
+    generator_share: Annotated[
+        str, typer.Option(help="shares of the GPUs that generate; the best of them is shown")
+    ] = "0.25,0.5,0.625,0.75,0.875",
+    all_splits: Annotated[bool, typer.Option("--all-splits", help="show every share, not only the best")] = False,
+    scale_batch: Annotated[
+        bool, typer.Option("--scale-batch", help="let rollout.prompts_per_step grow with the GPUs")
+    ] = False,
+    decode_base_s: Annotated[float | None, typer.Option(help="seconds of an engine step")] = None,
+    decode_sequence_s: Annotated[float | None, typer.Option(help="seconds that each sequence in it adds")] = None,
+    prefill_token_s: Annotated[
+        float | None, typer.Option(help="seconds for a token of a prompt, or one computed again after a push")
+    ] = None,
+    learn_base_s: Annotated[float | None, typer.Option(help="seconds of a training step")] = None,
+    learn_token_s: Annotated[float | None, typer.Option(help="GPU-seconds that each token in it adds")] = None,
+    push_s: Annotated[float | None, typer.Option(help="seconds of a weight push")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="length of a prompt; by default rollout.max_prompt_tokens")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="training steps to measure in each simulated run")] = 40,
+    seed: Annotated[int, typer.Option(help="of the lengths, which are the same for every lag and split")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print assumptions and all rows as JSON")] = False,
+    debug: Debug = False,
+) -> None:
+    """Predict step time, throughput and idle shares by policy lag and number of GPUs, without any GPU.
+
+    Give `--from RUN`, for the lengths of a run's stored rollouts and speeds fitted to its metrics, or `--lengths`:
+    `constant:tokens=500`, `lognormal:median=600,sigma=0.8` (or `mean=`), `pareto:minimum=200,alpha=1.5`, or a mixture,
+    `0.95*lognormal:median=600,sigma=0.5+0.05*pareto:minimum=3000,alpha=1.2`, cut at rollout.max_completion_tokens.
+    Without `--from`, speeds are estimates for a policy of 4 billion parameters on GPUs of 80 GB, to be replaced by the
+    options. docs/simulator.md tells what is modelled and what is not. Nothing is claimed and nothing is written.
+    """
+
+    def job() -> None:
+        from grpo.planning.simulation.command import Request, show
+
+        given = {
+            "decode_base_s": decode_base_s,
+            "decode_sequence_s": decode_sequence_s,
+            "prefill_token_s": prefill_token_s,
+            "learn_base_s": learn_base_s,
+            "learn_token_s": learn_token_s,
+            "push_s": push_s,
+        }
+        request = Request(
+            settings=load(TrainConfig, config, overrides or []),
+            run=run,
+            lengths=lengths,
+            speeds={name: seconds for name, seconds in given.items() if seconds is not None},
+            prompt_tokens=prompt_tokens,
+            steps=steps,
+            seed=seed,
+            scale_batch=scale_batch,
+        )
+        show(request, gpus, lag, generator_share, Terminal(), all_splits=all_splits, as_json=as_json)
+
+    guarded(job, debug)
+
+
+def config(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="a section or key, for example rollout or learner.lora.rank")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the whole page docs/config.md")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what can be configured: every key with its values, default and meaning, or those under one name."""
+
+    def job() -> None:
+        from grpo.config import reference as config_reference
+
+        if markdown:
+            print(config_reference.markdown(), end="")
+        else:
+            config_reference.show(config_reference.matching(key or ""), Terminal())
+
+    guarded(job, debug)

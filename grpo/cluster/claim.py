@@ -1,0 +1,96 @@
+"""From a job's config to what its parts are started with. Nothing is claimed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from grpo import config
+from grpo.config.cluster import Device
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE
+
+
+def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
+    """The actors that a job needs."""
+    learner = settings.learner
+    if isinstance(settings, config.SftConfig):
+        return Plan(learner.ranks, learner.threads)
+    generator = settings.generator
+    return Plan(
+        learner.ranks,
+        learner.threads,
+        generator.replicas,
+        generator.devices,
+        generator.threads,
+        settings.cluster.share_gpus,
+    )
+
+
+def wants_gpus(cluster: config.Cluster) -> bool:
+    """Whether the job computes on GPUs, as far as this machine can tell."""
+    return cluster.device == "gpu" or (cluster.device == "auto" and torch.cuda.is_available())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job needs of a cluster.
+
+    Attributes:
+        learner_ranks: learner processes, one device each.
+        learner_threads: CPU threads of each.
+        generators: generator replicas.
+        generator_devices: devices of each replica.
+        generator_threads: CPU threads of each replica.
+        share_gpus: learner rank i and generator i use the same GPU.
+    """
+
+    learner_ranks: int
+    learner_threads: int
+    generators: int = 0
+    generator_devices: int = 0
+    generator_threads: int = 1
+    share_gpus: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """GPUs needed, where devices are GPUs."""
+        sampling = 0 if self.share_gpus else self.generators * self.generator_devices
+        return self.learner_ranks + sampling
+
+    def bundles(self, device: Device, kept: Collection[str] = ()) -> list[dict[str, float]]:
+        """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
+
+        Args:
+            device: what the actors compute on.
+            kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
+                to the nodes that have it.
+        """
+        gpu = device == "cuda"
+        learner = {
+            "CPU": float(self.learner_threads),
+            **({"GPU": 1.0} if gpu else {}),
+            **({LEARNER_NODE: 1.0} if LEARNER_NODE in kept else {}),
+        }
+        generator = {
+            "CPU": float(self.generator_threads),
+            **({"GPU": float(self.generator_devices)} if gpu and not self.share_gpus else {}),
+            **({GENERATOR_NODE: 1.0} if GENERATOR_NODE in kept else {}),
+        }
+        if self.share_gpus:
+            shared = {**learner, "CPU": learner["CPU"] + generator["CPU"]}
+            return [shared] * self.learner_ranks
+        return [learner] * self.learner_ranks + [generator] * self.generators
+
+    def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
+        """What a cluster with these resources lacks, if anything."""
+        bundles = self.bundles(device, have)
+        for resource in ("GPU", "CPU"):
+            needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
+            if needed > have.get(resource, 0.0):
+                return (
+                    f"the job needs {needed:.0f} {resource}s ({self.learner_ranks} learner ranks, {self.generators} "
+                    f"generators) and the cluster has {have.get(resource, 0.0):.0f}"
+                )
+        return None

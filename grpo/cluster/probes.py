@@ -1,0 +1,235 @@
+"""`grpo check --cluster`: what every node must be able to do, tried on each of them with a policy of a few kilobytes.
+
+One actor on each node sums a tensor with all the others, samples from vLLM, receives new weights for it and proves
+that they arrived, and runs a program in the sandbox. What fails is told for its node; the others go on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from grpo.config import GeneratorConfig, NewPolicy
+from grpo.config.cluster import Device
+from grpo.generator.setup import GeneratorSetup
+from grpo.terminal import LiteralTable, literal
+from grpo.types import Request, SamplingParams
+
+SMALL = NewPolicy(
+    hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256, tie_embeddings=False
+)
+PROBE = tuple(range(3, 19))
+# Mean difference of log-probabilities between vLLM and transformers, in nats: on a GPU they sum in another order.
+# The policy that is replaced differs from the new one by some 0.1.
+TOLERANCES: dict[Device, float] = {"cpu": 2e-4, "cuda": 0.02}
+ELEMENTS = 1 << 20
+
+PROBES = ("all-reduce", "generation", "weight push", "sandbox")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a probe said.
+
+    Attributes:
+        passed: it did what it should.
+        told: a figure, or why it failed.
+    """
+
+    passed: bool
+    told: str
+
+
+class NodeProbes:
+    """The probes of one node, in a process of its own there. `grpo.cluster.cluster` places one on each node."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._generator: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="grpo-preflight-")
+
+    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Outcome:
+        """Sum a tensor over all nodes, with NCCL where there are GPUs and Gloo elsewhere."""
+        return _tried(lambda: self._all_reduce(address, port, rank, nodes, deadline_s))
+
+    def generation(self) -> Outcome:
+        """Start vLLM with a random policy and sample one completion."""
+        return _tried(self._generation)
+
+    def weight_push(self, bucket: np.ndarray) -> Outcome:
+        """Give vLLM other weights: uint8, the bytes of a safetensors file; and compare with what they must give."""
+        return _tried(lambda: self._weight_push(bucket))
+
+    def sandbox(self) -> Outcome:
+        """Run a program in the sandbox."""
+        return _tried(self._sandbox)
+
+    def _all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> str:
+        import torch
+        from torch import distributed
+
+        from grpo.learner.rendezvous import meet
+
+        meet("nccl" if self._device == "cuda" else "gloo", rank, nodes, address, port, deadline_s)
+        try:
+            seconds = []
+            # The first one makes the connections.
+            for _ in range(2):
+                values = torch.full((ELEMENTS,), float(rank + 1), device=self._device)
+                started = time.monotonic()
+                distributed.all_reduce(values)
+                total = float(values.sum()) / ELEMENTS
+                seconds.append(time.monotonic() - started)
+                if total != nodes * (nodes + 1) / 2:
+                    raise RuntimeError(f"the sum over {nodes} nodes is {total} and not {nodes * (nodes + 1) / 2}")
+        finally:
+            distributed.destroy_process_group()
+        return f"{ELEMENTS * 4 / 2**20:.0f} MiB over {nodes} node(s) in {1000 * seconds[-1]:.0f} ms"
+
+    def _generation(self) -> str:
+        from grpo.generator.engine import Generator
+        from grpo.policy.new import make_policy
+
+        path = str(Path(self._folder.name) / "policy")
+        make_policy(SMALL, [], Path(path), seed=1)
+        self._generator = Generator(generator_setup(path, self._device))
+        started = time.monotonic()
+        self._generator.submit([Request(0, PROBE, 0)], SamplingParams(1, 8, 1.0, ()))
+        while not (finished := self._generator.step()):
+            pass
+        ((_, completions),) = finished
+        return f"{len(completions[0].token_ids)} token(s) in {1000 * (time.monotonic() - started):.0f} ms"
+
+    def _weight_push(self, bucket: np.ndarray) -> str:
+        import safetensors.torch
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        if self._generator is None:
+            raise RuntimeError("there is no vLLM to push to, as the generation failed")
+        started = time.monotonic()
+        self._generator.begin_update()
+        self._generator.update(bucket)
+        self._generator.finish_update(1)
+        seconds = time.monotonic() - started
+        (got,) = self._generator.score([PROBE])
+        model = AutoModelForCausalLM.from_pretrained(Path(self._folder.name) / "policy", dtype=torch.float32)
+        model.load_state_dict(safetensors.torch.load(bucket.tobytes()))
+        with torch.no_grad():
+            logprobs_TV = model(torch.tensor([PROBE])).logits[0].log_softmax(-1)
+        expected = [float(logprobs_TV[position, token]) for position, token in enumerate(PROBE[1:])]
+        difference = sum(abs(one - other) for one, other in zip(got, expected, strict=True)) / len(expected)
+        if not difference <= TOLERANCES[self._device]:
+            raise RuntimeError(f"log-probabilities differ by {difference:.2g} after the push: it did not arrive")
+        return f"{bucket.nbytes / 1024:.0f} KiB in {1000 * seconds:.0f} ms, proven to {difference:.1g}"
+
+    def _sandbox(self) -> str:
+        from sandbox import Limits, Sandbox, Status
+
+        with Sandbox(workers=1) as sandbox:
+            result = sandbox.run("print(sum(map(int, input().split())))", "20 22", Limits(wall_seconds=10))
+        if result.status is not Status.OK or result.stdout.strip() != b"42":
+            raise RuntimeError(f"the program ended as {result.status.value}: {result.reason or result.stderr!r}")
+        return f"{1000 * result.wall_seconds:.0f} ms, isolation {result.isolation.level.name.lower()}"
+
+
+def generator_setup(path: str, device: Device) -> GeneratorSetup:
+    """A small vLLM for the policy at `path`."""
+    # Little of a GPU's memory is enough; the cache's size must be known beforehand on CPU.
+    small = GeneratorConfig(max_sequences=4, gpu_memory_share=0.1, compile=False)
+    return GeneratorSetup(path, "float32", small, 64, 1.0, device, 0)
+
+
+def new_weights() -> np.ndarray:
+    """What is pushed: another random policy's weights, uint8, the bytes of a safetensors file."""
+    from grpo.policy.new import make_policy
+
+    with tempfile.TemporaryDirectory(prefix="grpo-preflight-") as folder:
+        make_policy(SMALL, [], Path(folder) / "policy", seed=2)
+        return np.frombuffer((Path(folder) / "policy" / "model.safetensors").read_bytes(), dtype=np.uint8)
+
+
+def _tried(probe: Callable[[], str]) -> Outcome:
+    try:
+        return Outcome(True, probe())
+    except (RuntimeError, ValueError, OSError, ImportError) as failure:
+        return Outcome(False, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}")
+
+
+# Waits for a probe that was started.
+Wait = Callable[[], Outcome]
+
+
+class ProbedNode(Protocol):
+    """A node with its probes, as the cluster room gives it; call what a method gives back to wait."""
+
+    name: str
+
+    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Wait:
+        """Start to sum a tensor over all nodes, which meet at an address."""
+        ...
+
+    def generation(self) -> Wait:
+        """Start vLLM and a completion."""
+        ...
+
+    def weight_push(self, bucket: Any) -> Wait:
+        """Start to give vLLM other weights: `new_weights()`, or a reference to it."""
+        ...
+
+    def sandbox(self) -> Wait:
+        """Start a program in the sandbox."""
+        ...
+
+    def address(self) -> tuple[str, int]:
+        """The node's address and a free port on it."""
+        ...
+
+
+def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> dict[str, dict[str, Outcome]]:
+    """Every probe on every node, side by side: node -> probe -> outcome.
+
+    Args:
+        nodes: the nodes.
+        bucket: `new_weights()`, or a reference to it.
+        deadline_s: longest wait for one probe.
+    """
+    address, port = nodes[0].address()
+    found: dict[str, dict[str, Outcome]] = {node.name: {} for node in nodes}
+    probes: dict[str, Callable[[int, ProbedNode], Wait]] = {
+        "all-reduce": lambda rank, node: node.all_reduce(address, port, rank, len(nodes), deadline_s),
+        "generation": lambda rank, node: node.generation(),
+        "weight push": lambda rank, node: node.weight_push(bucket),
+        "sandbox": lambda rank, node: node.sandbox(),
+    }
+    for probe, start in probes.items():
+        started = [(node, start(rank, node)) for rank, node in enumerate(nodes)]
+        for node, wait in started:
+            try:
+                found[node.name][probe] = wait()
+            except (TimeoutError, RuntimeError) as failure:
+                found[node.name][probe] = Outcome(False, str(failure))
+    return found
+
+
+def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
+    """One line for each node."""
+    table = LiteralTable(title="preflight", title_style="bold")
+    for column in ("node", *PROBES):
+        table.add_column(column, overflow="fold")
+    for name, outcomes in found.items():
+        table.add_row(name, *(_cell(outcomes[probe]) for probe in PROBES))
+    return table
+
+
+def _cell(outcome: Outcome) -> Text:
+    said = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
+    return Text.assemble(said, " ", literal(outcome.told))

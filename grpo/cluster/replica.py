@@ -1,0 +1,205 @@
+"""One generator in a Ray process, and its successors where it dies; part of the Ray room."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from grpo.cluster.generator_actor import Processes
+from grpo.cluster.slow_generators import Sampled
+from grpo.cluster.waiting import raised_by
+from grpo.types import EngineDied, Report, Request, SamplingParams
+from rewards.pool.busy_clock import BusyClock
+
+
+class Lost(RuntimeError):
+    """A replica that must be replaced; the message says why, as the end of a sentence about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request that a replica has not finished, and what is called with its completions."""
+
+    request: Request
+    sampling: SamplingParams
+    hand_out: Callable[[Any], None]
+
+
+class Replica:
+    """The actor that stands for one replica at present, and what it was asked and has not finished."""
+
+    def __init__(self, index: int, place: Callable[[int, Any], Any]) -> None:
+        """Start it.
+
+        Args:
+            index: its number.
+            place: (index, reference to wait for) -> a new actor for it, in the place that it has in the cluster.
+        """
+        self.index = index
+        self.work: dict[int, Work] = {}
+        self.load = 0
+        self.restarted_for = ""
+        self.replayed = 0
+        self.busy = BusyClock()
+        self._place = place
+        self._processes: Processes | None = None
+        self._start(None)
+
+    def _start(self, after: Any) -> None:
+        self.began = time.monotonic()
+        self.actor = self._place(self.index, after)
+        self.starting: Any = self.actor.ready.remote()
+        self.report: Any = None
+        self._asked_at = 0.0
+        self._tokens = 0
+        self._busy_s = 0.0
+        # Since when it has work; None where it has none, or is not up.
+        self._busy_since: float | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it has started and has its weights."""
+        return self.starting is None
+
+    def started(self, processes: Processes) -> None:
+        """Its engine is there."""
+        self._processes = processes
+
+    def admit(self) -> None:
+        """It may sample: give it what it was asked meanwhile."""
+        self.starting = None
+        self._send(self.work)
+
+    def ask(self, work: Mapping[int, Work]) -> None:
+        """Begin to sample for these; where it is not up, as soon as it is."""
+        self.work.update(work)
+        self.load += sum(one.sampling.samples for one in work.values())
+        if self.up:
+            self._send(work)
+
+    def _send(self, work: Mapping[int, Work]) -> None:
+        if work and self._busy_since is None:
+            self._busy_since = time.monotonic()
+        by_sampling: dict[SamplingParams, list[Request]] = {}
+        for key, one in work.items():
+            by_sampling.setdefault(one.sampling, []).append(replace(one.request, index=key))
+        for sampling, requests in by_sampling.items():
+            self.actor.submit.remote(requests, sampling)
+
+    def listen(self, beat_s: float) -> None:
+        """Ask for the next report, where there is work and none is asked for."""
+        if self.up and self.work and self.report is None:
+            self.report = self.actor.take.options(concurrency_group="reports").remote(beat_s)
+            self._asked_at = time.monotonic()
+
+    def silent_s(self) -> float:
+        """Seconds since a report was asked for that has not come."""
+        return 0.0 if self.report is None else time.monotonic() - self._asked_at
+
+    def hear(self, hang_deadline_s: float) -> int:
+        """Hand out what the report that has come brings; how many groups those were.
+
+        Raises:
+            Lost: its process is gone, or its engine has not moved for `hang_deadline_s`.
+        """
+        reference, self.report = self.report, None
+        report: Report = result_of(reference, hang_deadline_s, "hand over finished groups")
+        self.busy.merge(report.busy)
+        for key, completions in report.finished:
+            work = self.work.pop(key)
+            self.load -= work.sampling.samples
+            self._tokens += sum(len(one.token_ids) for one in completions)
+            work.hand_out((work.request.index, completions))
+        if not self.work and self._busy_since is not None:
+            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_since = None
+        if report.stalled_s > hang_deadline_s:
+            raise Lost(f"its engine did not finish a step for {report.stalled_s:.0f} s")
+        return len(report.finished)
+
+    def take_sampled(self) -> Sampled:
+        """What it has done since this was last asked; nothing of a predecessor."""
+        now = time.monotonic()
+        if self._busy_since is not None:
+            self._busy_s += now - self._busy_since
+            self._busy_since = now
+        where = f" (pid {self._processes.created[0][0]} on {self._processes.address})" if self._processes else ""
+        sampled = Sampled(self.index, f"generator {self.index}{where}", self._tokens, self._busy_s)
+        self._tokens, self._busy_s = 0, 0.0
+        return sampled
+
+    def replace(self, reason: str) -> dict[int, Work]:
+        """End the processes of this one and start its successor; what it had not finished."""
+        ray.kill(self.actor, no_restart=True)
+        ended = None
+        if self._processes:
+            # A stopped process does not hear Ray, and one that was killed leaves those of its engine behind.
+            where = NodeAffinitySchedulingStrategy(self._processes.node, soft=True)
+            ended = _end_processes.options(scheduling_strategy=where).remote(self._processes)
+            self._processes = None
+        unfinished, self.work, self.load = self.work, {}, 0
+        self.restarted_for, self.replayed = reason, len(unfinished)
+        self._start(ended)
+        return unfinished
+
+
+@ray.remote(num_cpus=0)
+def _end_processes(processes: Processes) -> None:
+    import psutil
+
+    if ray.get_runtime_context().get_node_id() != processes.node:
+        return  # the node is gone, and they with it
+    for pid, created in processes.created:
+        try:
+            found = psutil.Process(pid)
+            # Another process may have got the number.
+            if abs(found.create_time() - created) < 0.1:
+                found.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def result_of(reference: Any, deadline_s: float, what: str) -> Any:
+    """The result of a call to a replica.
+
+    Raises:
+        Lost: it does not come, by no fault of the call.
+        Exception: what the actor raised.
+    """
+    try:
+        return ray.get(reference, timeout=deadline_s)
+    except ray.exceptions.GetTimeoutError:
+        raise Lost(f"it did not {what} within {deadline_s:.0f} s") from None
+    except ray.exceptions.RayTaskError as failure:
+        cause = raised_by(failure)
+        if isinstance(cause, EngineDied):
+            raise Lost("the process of its engine died") from failure
+        raise cause from failure
+    except ray.exceptions.RayActorError as failure:
+        if failure.actor_init_failed:
+            raise Lost(f"it could not start: {str(failure).strip().splitlines()[-1]}") from failure
+        raise Lost("its process died") from failure
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Deadlines of a group of generators, in seconds, and how often it mends itself.
+
+    Attributes:
+        start_s: longest wait for a replica to start.
+        group_s: longest wait for the next finished group.
+        update_s: longest wait for one part of a weight update.
+        hang_s: longest time that an engine may take for one step.
+        max_restarts: of all replicas together.
+    """
+
+    start_s: float
+    group_s: float
+    update_s: float
+    hang_s: float
+    max_restarts: int

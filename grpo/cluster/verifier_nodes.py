@@ -1,0 +1,334 @@
+"""One verifier pool on every node of the Ray cluster, behind the interface of a single one.
+
+The driver's node may have few cores, and verdicts of programs or long proofs want many. Each node gets an actor with a
+`VerifierPool` of its own; a batch of calls goes to the node with the fewest calls in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from grpo.cluster.waiting import wait_for
+from rewards.build import VerifierSpec
+from rewards.pool.busy_clock import Busy, BusyClock
+from rewards.pool.pool import Call, VerifierPool
+from rewards.pool.stats import Tally
+from rewards.verdict import Verdict, error
+
+# Batches that one actor may have in flight: they only wait for its workers, and each is a coroutine.
+_CONCURRENCY = 100_000
+_STATS_S = 30.0
+
+
+class VerifierActor:
+    """A pool in a Ray process of its own."""
+
+    def start(self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
+
+        Returns:
+            The names of the verifiers that judge groups.
+        """
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        sys.path.append(folder)
+        self._pool = VerifierPool(specs, **settings)
+        return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
+
+    async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
+        """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
+        futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
+        return list(await asyncio.gather(*futures))
+
+    async def verify_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        lists: Mapping[str, Sequence[Any]] | None,
+    ) -> list[Verdict]:
+        """One verdict for each completion of a group, in order; a failure is an `error`."""
+        futures = self._pool.submit_group(name, completions, reference, prompt, lists)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+
+    async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
+        """What was counted on this node since this was last asked, by verifier, and when its workers were busy."""
+        return self._pool.take_recent(), self._pool.take_busy()["verifiers"]
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Calls that were submitted together, until their futures are resolved; on one node at a time.
+
+    Attributes:
+        ask: from a node's actor to Ray's reference to the verdicts.
+        futures: one for each verdict.
+        losses: how many actors have died under it.
+    """
+
+    ask: Callable[[Any], Any]
+    futures: list[Future[Verdict]]
+    losses: int = 0
+
+    def finish(self, verdicts: Sequence[Verdict]) -> None:
+        for future, verdict in zip(self.futures, verdicts, strict=True):
+            if future.set_running_or_notify_cancel():
+                future.set_result(verdict)
+
+
+@dataclass(eq=False)
+class _Node:
+    """A node's actor, and how many calls are with it."""
+
+    identity: str
+    actor: Any
+    in_flight: int = 0
+    batches: set[_Batch] = field(default_factory=set)
+
+
+class NodePool:
+    """Runs verifiers on every node of a Ray cluster; futures and verdicts are those of `VerifierPool`.
+
+    Where an actor or its node dies, its calls go to another node, at most `replays` times each; after that, or where
+    no node is left, they come to `error`. An actor that died on a node that lives is started again, `replays` times.
+
+    Args:
+        verifiers: specs, each of which every node must be able to build.
+        workers: processes that work at the same time on each node.
+        deadline_s: seconds that one call may take; see VerifierPool.
+        memory_mb: address space of one worker in MiB; None for no limit.
+        overlap: calls of async verifiers that one worker has under way at a time.
+        replays: how often calls are given to another node, and an actor is started again.
+        start_s: seconds that starting the actors may take.
+
+    Raises:
+        ValueError: a verifier that cannot be built on some node.
+        TimeoutError: an actor did not start in time.
+    """
+
+    def __init__(
+        self,
+        verifiers: Iterable[VerifierSpec],
+        *,
+        workers: int,
+        deadline_s: float,
+        memory_mb: int | None = 2048,
+        overlap: int = 64,
+        replays: int = 2,
+        start_s: float = 120.0,
+    ) -> None:
+        specs = tuple(verifiers)
+        self._names = frozenset(spec.name for spec in specs)
+        settings = {"workers": workers, "deadline_s": deadline_s, "memory_mb": memory_mb, "overlap": overlap}
+        self._start_with = (specs, os.getcwd(), settings)
+        self._replays = replays
+        self._lock = threading.Lock()
+        self._nodes: list[_Node] = []
+        self._restarts: dict[str, int] = {}
+        self._starting: list[_Node] = []
+        self._waiting: list[_Batch] = []
+        self._busy: dict[str, BusyClock] = {}
+        self._closed = False
+        started = [self._create(identity) for identity in _living_nodes()]
+        try:
+            waited = f"{len(started)} verifier pools to start"
+            # Every node builds the same verifiers.
+            self._groups: frozenset[str] = wait_for([reference for _, reference in started], start_s, waited)[0]
+        except (ValueError, TimeoutError, RuntimeError):
+            for node, _ in started:
+                ray.kill(node.actor)
+            raise
+        self._nodes = [node for node, _ in started]
+        # What Ray tells in threads of its own is worked through in this one, which may call Ray again.
+        self._landed: queue.SimpleQueue[tuple[_Node, _Batch | None, Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="verifier-nodes", daemon=True)
+        self._thread.start()
+
+    def submit_many(self, calls: Iterable[Call]) -> list[Future[Verdict]]:
+        """Queue several calls `(name, completion, reference, prompt)` on one node; one future each, in order.
+
+        Raises:
+            ValueError: no verifier of that name.
+            RuntimeError: the pool is closed.
+        """
+        listed = list(calls)
+        return self._submit([name for name, *_ in listed], lambda actor: actor.verify.remote(listed), len(listed))
+
+    def judges_groups(self, name: str) -> bool:
+        """True where the verifier wants all completions of a prompt at once, from `submit_group`."""
+        return name in self._groups
+
+    def submit_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        lists: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[Future[Verdict]]:
+        """Queue one call of a group verifier on one node; see VerifierPool.
+
+        Raises:
+            ValueError: no verifier of that name, or one that judges completions one by one.
+            RuntimeError: the pool is closed.
+        """
+        if name in self._names and name not in self._groups:
+            raise ValueError(f"verifier {name!r} judges completions one by one, not groups; use submit_many")
+        call = (name, tuple(completions), reference, prompt, lists)
+        return self._submit([name], lambda actor: actor.verify_group.remote(*call), len(completions))
+
+    def _submit(self, names: Iterable[str], ask: Callable[[Any], Any], count: int) -> list[Future[Verdict]]:
+        for name in names:
+            if name not in self._names:
+                raise ValueError(f"no verifier {name!r} in this pool; it has {', '.join(sorted(self._names))}")
+        batch = _Batch(ask, [Future() for _ in range(count)])
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the verifier pool is closed")
+            self._send(batch)
+        return batch.futures
+
+    def take_recent(self) -> dict[str, Tally]:
+        """What the nodes that live counted since this was last asked, by verifier."""
+        with self._lock:
+            asked = {node.actor.take_recent.remote(): node.identity for node in self._nodes}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S) if asked else ([], [])
+        total: dict[str, Tally] = {}
+        for reference in ready:
+            try:
+                counted, busy = ray.get(reference)
+            except ray.exceptions.RayActorError:
+                continue  # what it counted died with it
+            # Twelve digits tell nodes apart, and are what Ray's own tools show of them first.
+            self._busy.setdefault(f"verifiers on node {asked[reference][:12]}", BusyClock()).merge(busy)
+            for name, tally in counted.items():
+                total.setdefault(name, Tally()).add(tally)
+        return total
+
+    def take_busy(self) -> dict[str, Busy]:
+        """When the workers of each node were at a verdict, as `take_recent` has heard it since this was last asked."""
+        return {lane: clock.take() for lane, clock in self._busy.items()}
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that take calls."""
+        with self._lock:
+            return len(self._nodes)
+
+    def close(self) -> None:
+        """Kill the actors and their workers; calls not yet decided come to `error`. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            open_batches = [*self._waiting, *(batch for node in self._nodes for batch in node.batches)]
+            for node in (*self._nodes, *self._starting):
+                ray.kill(node.actor)
+            self._nodes, self._starting, self._waiting = [], [], []
+        self._landed.put(None)
+        self._thread.join()
+        for batch in open_batches:
+            batch.finish([error("the verifier pool was closed before this verdict")] * len(batch.futures))
+
+    def __enter__(self) -> NodePool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _create(self, identity: str) -> tuple[_Node, Any]:
+        actor: Any = (
+            ray.remote(VerifierActor)
+            .options(
+                # It only waits for its workers; cores are for them, and beside engines they are whoever's are free.
+                num_cpus=0,
+                max_concurrency=_CONCURRENCY,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+            )
+            .remote()
+        )
+        return _Node(identity, actor), actor.start.remote(*self._start_with)
+
+    def _send(self, batch: _Batch) -> None:
+        """Give a batch to a node, or keep it until one is up; the lock is held."""
+        if self._nodes:
+            node = min(self._nodes, key=lambda each: each.in_flight)
+            node.in_flight += len(batch.futures)
+            node.batches.add(batch)
+            self._when_done(node, batch, batch.ask(node.actor))
+        elif self._starting:
+            self._waiting.append(batch)
+        else:
+            batch.finish([error("the verifier pools of all nodes have died")] * len(batch.futures))
+
+    def _when_done(self, node: _Node, batch: _Batch | None, reference: Any) -> None:
+        reference.future().add_done_callback(lambda done: self._landed.put((node, batch, done)))
+
+    def _run(self) -> None:
+        while (landed := self._landed.get()) is not None:
+            node, batch, done = landed
+            failure = done.exception()
+            with self._lock:
+                if self._closed:
+                    continue  # `close` answers for all that is open
+                if batch is None:
+                    self._settle_start(node, failure)
+                    continue
+                node.batches.discard(batch)
+                node.in_flight -= len(batch.futures)
+                if failure is not None:
+                    self._lose(node)
+                    self._resend(batch, failure)
+            if failure is None:
+                batch.finish(done.result())
+
+    def _resend(self, batch: _Batch, failure: BaseException) -> None:
+        batch.losses += 1
+        if batch.losses <= self._replays:
+            self._send(batch)
+            return
+        reason = f"its verifier pool died {batch.losses} times: {str(failure).splitlines()[0]}"
+        batch.finish([error(reason)] * len(batch.futures))
+
+    def _lose(self, node: _Node) -> None:
+        """Take a node out, once; its other batches land one by one, each with the same failure."""
+        if node not in self._nodes:
+            return
+        self._nodes.remove(node)
+        ray.kill(node.actor)
+        restarts = self._restarts.get(node.identity, 0)
+        if restarts < self._replays and node.identity in _living_nodes():
+            self._restarts[node.identity] = restarts + 1
+            again, reference = self._create(node.identity)
+            self._starting.append(again)
+            self._when_done(again, None, reference)
+
+    def _settle_start(self, node: _Node, failure: BaseException | None) -> None:
+        self._starting.remove(node)
+        if failure is None:
+            self._nodes.append(node)
+        if failure is None or not self._starting:
+            waiting, self._waiting = self._waiting, []
+            for batch in waiting:
+                self._send(batch)
+
+
+def _living_nodes() -> list[str]:
+    """The nodes that may be given work: those with CPUs, which a head node may be without."""
+    living = [node for node in ray.nodes() if node["Alive"]]
+    return [str(node["NodeID"]) for node in living if node["Resources"].get("CPU")] or [
+        str(node["NodeID"]) for node in living
+    ]

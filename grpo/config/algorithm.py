@@ -1,0 +1,318 @@
+"""The section `algorithm`: the objective, composed of choices that do not depend on each other, and named presets.
+
+Equations, papers and advice are in `docs/objectives.md`; the functions are those of `grpo.algorithm.advantages`,
+`grpo.algorithm.losses`, `grpo.algorithm.mismatch` and `grpo.algorithm.aggregation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from grpo.config.section import Positive, Section
+
+Advantage = Literal[
+    "group_std",
+    "group_mean",
+    "leave_one_out",
+    "reinforce++",
+    "reinforce++_baseline",
+    "batch_std",
+    "maxrl",
+    "pass_at_k",
+]
+Ratio = Literal["token", "sequence", "sequence_token", "cispo", "geometric", "soft"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant", "prompt_mean"]
+KL = Literal["none", "k1", "k2", "k3"]
+Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce++", "gmpo", "sapo", "maxrl"]
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+# What each preset sets; what it does not name keeps its default. Where a paper gives no value, the comment says so.
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv:2402.03300, section 4.2: mean over each completion first, k3 in the loss at 0.04; the clip is PPO's 0.2.
+    "grpo": {
+        "advantage": "group_std",
+        "ratio": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "aggregation": "sequence_mean",
+        "kl": "k3",
+        "kl_coefficient": 0.04,
+    },
+    # arXiv:2503.20783, section 3.2: no division by the deviation nor by the length, no KL.
+    "dr_grpo": {
+        "advantage": "group_mean",
+        "ratio": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "aggregation": "constant",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+    },
+    # arXiv:2503.14476, sections 3.1 to 3.4; it refills without end, here three times at most. The soft overlong
+    # punishment of 3.4 is a verifier's business: `length`.
+    "dapo": {
+        "advantage": "group_std",
+        "ratio": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "aggregation": "token_mean",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+        "overlong_filter": True,
+        "refill_rounds": 3,
+    },
+    # arXiv:2507.18071, equation 5 and section 5.1.
+    "gspo": {
+        "advantage": "group_std",
+        "ratio": "sequence",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "aggregation": "sequence_mean",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+    },
+    # arXiv:2506.13585, equations 4 and 5: no lower edge; the upper one, not told there, is ScaleRL's
+    # (arXiv:2510.13786): ratios up to 5.
+    "cispo": {
+        "advantage": "group_std",
+        "ratio": "cispo",
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+        "aggregation": "token_mean",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+    },
+    # arXiv:2402.14740: the whole completion is one action, so its tokens are summed, and its reward carries k1 at
+    # 0.03. The paper takes one optimizer step on a batch; the clip, which it has not, binds only where there are more.
+    "rloo": {
+        "advantage": "leave_one_out",
+        "ratio": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "aggregation": "constant",
+        "length_divisor": 1,
+        "kl": "k1",
+        "kl_coefficient": 0.03,
+        "kl_place": "reward",
+    },
+    # arXiv:2501.03262: k1 in the reward, normalised over the whole batch; the coefficient is ours.
+    "reinforce++": {
+        "advantage": "reinforce++",
+        "ratio": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "aggregation": "token_mean",
+        "kl": "k1",
+        "kl_coefficient": 0.001,
+        "kl_place": "reward",
+    },
+    # arXiv:2507.20673: edges of exp(-0.4) and exp(0.4).
+    "gmpo": {
+        "advantage": "group_std",
+        "ratio": "geometric",
+        "clip_low": 0.3297,
+        "clip_high": 0.4918,
+        "aggregation": "sequence_mean",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+    },
+    # arXiv:2511.20347, temperatures 1.0 and 1.05.
+    "sapo": {
+        "advantage": "group_std",
+        "ratio": "soft",
+        "soft_temperature_positive": 1.0,
+        "soft_temperature_negative": 1.05,
+        "aggregation": "sequence_mean",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+    },
+    # arXiv:2602.02710, algorithm 1: the advantage is divided by the group's mean reward. The rest as in the authors'
+    # code (tajwarfahim/maxrl): token mean, no KL, both edges 0.2.
+    "maxrl": {
+        "advantage": "maxrl",
+        "ratio": "token",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "aggregation": "token_mean",
+        "kl": "none",
+        "kl_coefficient": 0.0,
+    },
+}
+assert set(PRESETS) == set(get_args(Preset))
+
+# Advantages that compare a completion with the others of its group.
+_NEEDS_GROUP = frozenset(get_args(Advantage)) - {"reinforce++"}
+# Ratios with the two edges of PPO, which a third edge can be added to.
+_TWO_EDGES = ("token", "sequence", "sequence_token")
+# An upper edge so far from 1 is taken for a percentage; CISPO's, which bounds a weight and no step, may lie anywhere.
+_PERCENT = 10.0
+
+
+class Algorithm(Section):
+    """The objective. By default: GRPO's advantage, DAPO's clip and token mean, no KL."""
+
+    preset: Preset | None = None
+    """A method by its name; keys given beside it are kept."""
+    advantage: Advantage = "group_std"
+    """How a completion is compared with others."""
+    pass_k: Positive = 4
+    """k of `pass_at_k`."""
+    ratio: Ratio = "token"
+    """Of what the importance ratio is taken, and how it is bounded."""
+    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Distance of the ratio's lower edge from 1."""
+    clip_high: NotNegative = 0.28
+    """Distance of the ratio's upper edge from 1."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Where the advantage is negative, the loss grows no further than this ratio; None leaves it open."""
+    soft_temperature_positive: AboveZero = 1.0
+    """`soft`: steepness of the gate where the advantage is positive."""
+    soft_temperature_negative: AboveZero = 1.05
+    """`soft`: steepness of the gate where the advantage is not positive."""
+    aggregation: Aggregation = "token_mean"
+    """How tokens are weighted against each other."""
+    length_divisor: Positive | None = None
+    """`constant`: each completion's sum is divided by this; by default rollout.max_completion_tokens."""
+    kl: KL = "none"
+    """Estimator of the divergence from the reference."""
+    kl_coefficient: NotNegative = 0.0
+    """Weight of the divergence; above 0 wherever `kl` names an estimator."""
+    kl_place: Literal["loss", "reward"] = "loss"
+    """Where the divergence is added."""
+    kl_corrected: bool = False
+    """In the loss: multiply by the ratio to the sampler, which makes the gradient the divergence's own."""
+    reference_refresh: Positive | None = None
+    """Steps after which the reference becomes the present policy; None keeps it as it started."""
+    entropy_coefficient: float = 0.0
+    """Weight of the policy's entropy, which is added to what is maximised."""
+    proximal: Literal["rollout", "recomputed"] = "rollout"
+    """What the ratio's denominator is: the sampler's log-probabilities, or the learner's at the start of the step."""
+    importance_weight: Literal["none", "token", "sequence"] = "none"
+    """Truncated importance sampling from the learner to the sampler; needs `proximal: recomputed`."""
+    importance_cap: AboveZero = 2.0
+    """Largest importance weight."""
+    mismatch_mask: Literal["none", "token", "sequence", "geometric"] = "none"
+    """Leave out tokens (IcePop), or sequences by the product or geometric mean of their ratios, that are outside."""
+    mask_low: NotNegative = 0.5
+    """Smallest ratio to the sampler that is kept."""
+    mask_high: AboveZero = 5.0
+    """Largest ratio to the sampler that is kept."""
+    overlong_filter: bool = False
+    """Completions cut at the length limit carry no loss; they stay in their group's statistics."""
+    refill_rounds: Annotated[int, Field(ge=0)] = 0
+    """Dynamic sampling: how often more prompts are asked in place of groups without variance, which carry no loss."""
+    minibatches: Positive = 1
+    """Optimizer steps on each batch of rollouts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        """Fill in what the preset sets and the user has not."""
+        if isinstance(data, dict) and isinstance(data.get("preset"), str):
+            return PRESETS.get(data["preset"], {}) | data
+        return data
+
+    @property
+    def needs_reference(self) -> bool:
+        """A reference policy is held."""
+        return self.kl != "none" and self.kl_coefficient > 0
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """The loss has a term of the divergence."""
+        return self.needs_reference and self.kl_place == "loss"
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """The reward is lowered by the divergence."""
+        return self.needs_reference and self.kl_place == "reward"
+
+    @property
+    def only_advantages_teach(self) -> bool:
+        """Every term of the loss is a multiple of the advantage, so that a completion without one adds nothing."""
+        return not self.kl_in_loss and not self.entropy_coefficient
+
+    @property
+    def corrects_lag(self) -> bool:
+        """Tokens of older versions are weighed, or left out, by what the policy has moved since they were sampled."""
+        if self.mismatch_mask != "none":
+            return True
+        return self.ratio == "cispo" if self.proximal == "rollout" else self.importance_weight != "none"
+
+    def problems(self, group_size: int) -> Iterator[str]:
+        """What no single key can know, each with its remedy."""
+        if group_size < 2 and self.advantage in _NEEDS_GROUP:
+            yield (
+                f"rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage of "
+                f"algorithm.advantage={self.advantage} is 0; use 2 or more, or algorithm.advantage=reinforce++"
+            )
+        if self.advantage == "pass_at_k" and self.pass_k >= group_size:
+            yield (
+                f"algorithm.pass_k={self.pass_k} must be smaller than rollout.group_size={group_size}, or every "
+                "choice of k completions is the whole group; lower the one or raise the other"
+            )
+        yield from self._kl_problems()
+        yield from self._mismatch_problems()
+        if self.dual_clip is not None and self.ratio not in _TWO_EDGES:
+            yield (
+                f"algorithm.dual_clip={self.dual_clip} adds an edge to a clipped ratio, which algorithm.ratio="
+                f"{self.ratio} has not; leave it out or use one of {', '.join(_TWO_EDGES)}"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            yield (
+                f"algorithm.dual_clip={self.dual_clip} must lie above the upper edge 1 + algorithm.clip_high="
+                f"{1 + self.clip_high:g}; 3 is usual"
+            )
+        if self.ratio not in ("cispo", "soft") and self.clip_high >= _PERCENT:
+            yield (
+                f"algorithm.clip_high={self.clip_high:g} lets algorithm.ratio={self.ratio} grow up to "
+                f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage: DAPO's is 0.28"
+            )
+
+    def _kl_problems(self) -> Iterator[str]:
+        if self.kl == "none" and self.kl_coefficient > 0:
+            yield (
+                f"algorithm.kl_coefficient={self.kl_coefficient:g} has no reference to measure from, as algorithm.kl "
+                "is none; set algorithm.kl=k3, or the coefficient to 0"
+            )
+        if self.kl != "none" and not self.kl_coefficient:
+            yield (
+                f"algorithm.kl={self.kl} has no weight, as algorithm.kl_coefficient is 0, so that no divergence would "
+                "be taken; set algorithm.kl_coefficient (0.001 is a start), or algorithm.kl=none"
+            )
+        if self.kl_in_loss and self.kl == "k1" and not self.kl_corrected:
+            yield (
+                "algorithm.kl=k1 in the loss has a gradient that does not depend on the reference; set "
+                "algorithm.kl_corrected=true, algorithm.kl=k2, or algorithm.kl_place=reward"
+            )
+        if self.advantage == "maxrl" and self.kl_in_reward:
+            yield (
+                "algorithm.advantage=maxrl needs rewards of 0 and more, and a divergence lowers them below; "
+                "set algorithm.kl_place=loss"
+            )
+        if self.kl_corrected and not self.kl_in_loss:
+            yield (
+                "algorithm.kl_corrected=true corrects a divergence in the loss, and there is none; set algorithm.kl, "
+                "algorithm.kl_coefficient and algorithm.kl_place=loss, or leave it out"
+            )
+        if self.reference_refresh is not None and not self.needs_reference:
+            yield (
+                f"algorithm.reference_refresh={self.reference_refresh} has no reference to refresh; set algorithm.kl "
+                "and algorithm.kl_coefficient, or leave it out"
+            )
+
+    def _mismatch_problems(self) -> Iterator[str]:
+        if self.importance_weight != "none" and self.proximal == "rollout":
+            yield (
+                f"algorithm.importance_weight={self.importance_weight} corrects from the learner to the sampler, which "
+                "the ratio does already where algorithm.proximal=rollout; set algorithm.proximal=recomputed"
+            )
+        if self.mismatch_mask != "none" and not self.mask_low < 1 < self.mask_high:
+            yield (
+                f"algorithm.mask_low={self.mask_low:g} and algorithm.mask_high={self.mask_high:g} must lie on both "
+                "sides of 1, the ratio of two policies that agree; 0.5 and 5 are IcePop's"
+            )

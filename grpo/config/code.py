@@ -1,0 +1,72 @@
+"""Code verifiers of a configuration: their options, and what they need of its other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rewards.verifiers.code import CodeVerifier
+from sandbox import IsolationLevel, readable_by_programs
+
+if TYPE_CHECKING:
+    from grpo.config import VerifierConfig
+
+
+_NAMES = {
+    "code",
+    *(f"{module}{dot}CodeVerifier" for module in ("rewards.verifiers.code", "rewards.code") for dot in ":."),
+}
+
+
+def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifier]:
+    """The code verifiers among the configured ones, by name.
+
+    Raises:
+        ValueError: options that the code verifier does not take.
+    """
+    found = {}
+    for one in verifiers:
+        if one.use in _NAMES:
+            options = {name: value for name, value in one.options.items() if name != "bounds"}
+            try:
+                found[one.name] = CodeVerifier(**options)
+            except (TypeError, ValueError) as problem:
+                raise ValueError(f"verifiers: {one.name}: {problem}") from problem
+    return found
+
+
+def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> list[str]:
+    """Options that are none, and a deadline under which a program's own timeout would count as the machinery's."""
+    try:
+        found = code_verifiers(verifiers)
+    except ValueError as problem:
+        return [str(problem)]
+    return [
+        f"verification.deadline_s={deadline_s:g} could end the verifier {name!r} before a program has used up its own "
+        f"program_seconds={verifier.program_seconds:g}, which would count as a failure of the machinery; give it "
+        f"{verifier.deadline_seconds:g} or more, or lower program_seconds"
+        for name, verifier in found.items()
+        if deadline_s < verifier.deadline_seconds
+    ]
+
+
+def exposed_paths(verifiers: Sequence[VerifierConfig], paths: Mapping[str, str]) -> list[str]:
+    """Files and folders that the programs of a code verifier could read, expected outputs among what is in them.
+
+    Args:
+        verifiers: the configured ones. Options that are none are told by `code_problems`.
+        paths: by the setting that names them.
+    """
+    try:
+        # Below CONFINED a program reads whatever the user can read; who sets such a level has chosen that.
+        confined = [name for name, item in code_verifiers(verifiers).items() if item.level >= IsolationLevel.CONFINED]
+    except ValueError:
+        return []
+    if not confined:
+        return []
+    return [
+        f"{setting}={path} lies where the programs that {confined[0]!r} runs can read, which find their compilers and "
+        "libraries there; expected a place that they cannot see; move it out of /usr and of the interpreter's folders"
+        for setting, path in paths.items()
+        if readable_by_programs(path)
+    ]

@@ -1,0 +1,200 @@
+"""Reading a configuration: YAML, dotted overrides, and every problem told at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from grpo.config import SftConfig, TrainConfig
+from grpo.config.code import code_problems, exposed_paths
+from grpo.config.evaluation import EvalConfig, Task
+
+Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, Task)
+
+
+def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply `key=value` overrides, and check everything.
+
+    Args:
+        schema: what the file configures.
+        path: a YAML file.
+        overrides: dotted keys with YAML values, for example `rollout.group_size=16` or `verifiers.0.weight=0.5`;
+            a bare `resume=auto` stands for `run.resume=auto`.
+
+    Raises:
+        ValueError: the file cannot be read, or has problems; all of them are told, with their remedies.
+    """
+    return resolve(schema, read(Path(path)), overrides, str(path))
+
+
+def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """Apply `key=value` overrides to plain data and check everything, as `load` does.
+
+    Args:
+        schema: what the data configure.
+        data: of the file, or of what stands in for one; overrides change it.
+        overrides: as `load` takes them.
+        source: where the data come from, for messages.
+
+    Raises:
+        ValueError: the data have problems; all of them are told, with their remedies.
+    """
+    found = [problem for override in overrides if (problem := _apply(data, override))]
+    found += list(_drop_unknown(schema, data))
+    config: Config | None = None
+    try:
+        config = schema.model_validate(data)
+        found += config.problems()
+        if isinstance(config, TrainConfig):
+            found += code_problems(config.verifiers, config.verification.deadline_s)
+            found += exposed_paths(config.verifiers, _local_paths(config))
+    except ValidationError as failure:
+        wrong = [error["loc"] for error in failure.errors()]
+        # Where an item of a list is wrong, pydantic also calls the list too short without it.
+        found += [
+            _describe(error)
+            for error in failure.errors()
+            if not any(other != error["loc"] and other[: len(error["loc"])] == error["loc"] for other in wrong)
+        ]
+        found += _problems_beside(schema, data, wrong)
+    if found or config is None:
+        count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
+        raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in found))
+    return config
+
+
+def _local_paths(config: TrainConfig) -> dict[str, str]:
+    """Where a run's data and its own files lie, by the setting that says so."""
+    found = {"run.folder": config.run.folder}
+    sources = [("data", config.data)] + ([("evaluation.data", config.evaluation.data)] if config.evaluation else [])
+    for where, source in sources:
+        found |= {f"{where}.path": path for path in source.paths}
+        if source.hub and not source.path:
+            home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
+            found[f"{where}.hub in HF_HOME"] = os.environ.get("HF_DATASETS_CACHE", home)
+    return found
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A configuration file as plain data, nothing of it checked yet.
+
+    Raises:
+        ValueError: there is no such file (the nearest name is told), or it is not YAML with keys at its top level.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ValueError(f"there is no configuration file {path} (looked from {Path.cwd()}){hint}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+        raise ValueError(f"{path} is not valid YAML: {failure}") from failure
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold keys with values at its top level, got {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> str | None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        return f"the override {override!r} is not of the form key=value, for example rollout.group_size=16"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"the value of the override {override!r} is not valid YAML"
+    *parents, last = ("run.resume" if key == "resume" else key).split(".")
+    place: Any = data
+    for part in parents:
+        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict):
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        else:
+            return f"the override {override!r} leads nowhere: {part!r} is not inside a section"
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        return f"the override {override!r} leads nowhere: {last!r} is not inside a section"
+    return None
+
+
+def _drop_unknown(schema: type[BaseModel], data: dict[str, Any], where: str = "") -> Iterator[str]:
+    for key in list(data):
+        if key not in schema.model_fields:
+            del data[key]
+            near = difflib.get_close_matches(str(key), schema.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(schema.model_fields)}"
+            yield f"{where}{key} is not a known key; {hint}"
+            continue
+        section, many = _section(schema.model_fields[key].annotation)
+        if section is None:
+            continue
+        values = data[key] if many else [data[key]]
+        for index, value in enumerate(values if isinstance(values, list) else []):
+            if isinstance(value, dict):
+                yield from _drop_unknown(section, value, f"{where}{key}.{index}." if many else f"{where}{key}.")
+
+
+def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The configuration section that a field holds, if any, and whether it holds several."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union, tuple):
+        for argument in arguments:
+            section, _ = _section(argument)
+            if section is not None:
+                return section, origin is tuple
+    return None, False
+
+
+def _describe(error: Any) -> str:
+    where = _dotted(error["loc"])
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"
+
+
+def _problems_beside(schema: type[Config], data: dict[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> list[str]:
+    """Broken rules between values that are right; defaults, where there are some, stand in for those at `wrong`."""
+    for location in wrong:
+        _remove(data, location)
+    try:
+        config = schema.model_validate(data)
+    except ValidationError:
+        # A required value is wrong or missing.
+        return []
+    keys = [_dotted(location) for location in wrong]
+    return [problem for problem in config.problems() if not any(key in problem for key in keys)]
+
+
+def _remove(data: Any, location: tuple[int | str, ...]) -> None:
+    """Delete what lies at `location`, if anything does."""
+    *parents, last = location
+    try:
+        for part in parents:
+            data = data[part]
+        del data[last]
+    except (KeyError, IndexError, TypeError):
+        return
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)

@@ -1,0 +1,145 @@
+"""Sections of the configuration that say what a job starts from: its folder, its policy, its data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from grpo.config.learner import Dtype
+from grpo.config.section import Positive, Section
+
+
+class Run(Section):
+    """Where a run lives and what it starts from."""
+
+    folder: str
+    """Folder of the run: config, metrics, rollouts, figures, report, checkpoints."""
+    seed: int = 0
+    """Seed of the shuffle, of every sample and of new weights."""
+    resume: Literal["auto", "never"] = "never"
+    """`auto` goes on from the folder's newest checkpoint where there is one; `never` refuses a folder in use."""
+
+
+class NewPolicy(Section):
+    """A policy made from nothing: random weights and a tokenizer of its own. For `grpo sft` only."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 4
+    key_value_heads: Positive = 2
+    intermediate_size: Positive = 384
+    max_position: Positive = 1024
+    """Longest sequence in tokens."""
+    tie_embeddings: bool = True
+    """Input and output embeddings are one tensor."""
+    tokenizer: Literal["characters", "bpe"] = "characters"
+    """One token per character, or a byte-pair encoding learned from the training rows."""
+    vocabulary: Positive = 2048
+    """Size of the byte-pair vocabulary."""
+    alphabet: str = "0123456789+-*/=?;:., "
+    """Characters of the character tokenizer; any other becomes one unknown token."""
+    tags: tuple[str, ...] = ("<think>", "</think>", "<answer>", "</answer>")
+    """Strings that are one token each."""
+
+
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
+
+
+class Policy(Section):
+    """The model that is trained."""
+
+    path: str | None = None
+    """Folder in Hugging Face format, or a hub name."""
+    revision: Revision | None = None
+    """Commit, tag or branch of a hub name. Only a commit's hash stays what it is; by default `main`'s newest."""
+    new: NewPolicy | None = None
+    """Make one instead of loading it."""
+    dtype: Dtype = "float32"
+    """Of the forward pass and of the generators; the optimizer always works on float32 weights."""
+
+
+def _files(value: object) -> object:
+    # Of a union pydantic would tell one error for each of its sides.
+    names = list(value) if isinstance(value, list | tuple) else [value]
+    if value is None or (names and all(isinstance(name, str) for name in names)):
+        return value
+    raise ValueError("expected a file, or a list of files")
+
+
+class Dataset(Section):
+    """Rows, from one of three places, and which columns mean what."""
+
+    hub: str | None = None
+    """Name on the Hugging Face hub."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    split: str = "train"
+    """The hub data set's split."""
+    revision: Revision | None = None
+    """Commit, tag or branch of the hub data set. Only a commit's hash stays what it is; by default `main`'s newest."""
+    path: Annotated[str | tuple[str, ...] | None, BeforeValidator(_files)] = None
+    """Local `.jsonl`, `.json` or `.parquet` file, or a list of such; read instead of the hub where both are given."""
+    generator: str | None = None
+    """`package.module:function` that yields rows; it is called with `options`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the generator."""
+    prompt: str = "prompt"
+    """Column with the question: text, or a list of chat messages. Of nested columns write `outer.inner`."""
+    reference: str = "answer"
+    """Column with the reference answer (training, evaluation)."""
+    response: str = "response"
+    """Column with the response to learn from (supervised fine-tuning)."""
+    template: str = "{prompt}"
+    """What the policy is asked; `{prompt}` stands for the question, of chat messages for the last of them."""
+    system: str | None = None
+    """System message, where a chat template is used."""
+    chat_template: Literal["auto", "never"] = "auto"
+    """`auto` uses the tokenizer's chat template where it has one."""
+    limit: Positive | None = None
+    """Read only so many rows."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The local files; none where rows come from elsewhere."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+
+def policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:
+    """What is wrong with where the policy comes from."""
+    if policy.new and not may_be_new:
+        return ["policy.new makes random weights, which only grpo sft can teach; give policy.path here"]
+    if (policy.path is None) == (policy.new is None):
+        choice = "policy.path (a folder or a hub name) or policy.new" if may_be_new else "policy.path"
+        return [f"policy needs exactly one of {choice}" if may_be_new else f"policy needs {choice}"]
+    return _new_policy_problems(policy.new) if policy.new else []
+
+
+# What a byte-pair vocabulary holds beside the tags before it learns anything: every byte, padding, the end.
+BYTES_AND_SPECIAL = 258
+
+
+def _new_policy_problems(new: NewPolicy) -> list[str]:
+    found = []
+    if new.hidden_size % new.heads or new.heads % new.key_value_heads:
+        found.append(
+            f"policy.new: heads={new.heads} must divide hidden_size={new.hidden_size} and be a multiple of "
+            f"key_value_heads={new.key_value_heads}"
+        )
+    least = BYTES_AND_SPECIAL + len(new.tags)
+    if new.tokenizer == "bpe" and new.vocabulary < least:
+        found.append(f"policy.new.vocabulary={new.vocabulary} does not hold all bytes and tags; use {least} or more")
+    return found
+
+
+def dataset_problems(where: str, data: Dataset) -> list[str]:
+    """What is wrong with where the rows come from; `where` is the section's name."""
+    if data.generator and (data.hub or data.path):
+        return [f"{where}: give a generator, or a hub name and/or a path, not both"]
+    if not (data.generator or data.hub or data.path):
+        return [f"{where} needs one of hub, path or generator"]
+    if data.revision and not data.hub:
+        return [f"{where}.revision is one of the hub; name the data set with {where}.hub, or take it out"]
+    if "{prompt}" not in data.template:
+        return [f"{where}.template must contain {{prompt}}, or the policy never sees the question"]
+    return []

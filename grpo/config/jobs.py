@@ -1,0 +1,269 @@
+"""The configuration: one tree for each job, checked whole before any device is claimed.
+
+`TrainConfig` and `SftConfig` share their parts. `grpo.config.file` reads them from YAML with dotted overrides; what a
+single field cannot know (whether lengths fit the token budget, say) is checked by `problems()`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grpo.config.algorithm import Algorithm
+from grpo.config.cluster import Cluster as Cluster
+from grpo.config.cluster import Watchdog as Watchdog
+from grpo.config.generator import ChosenTransport as ChosenTransport
+from grpo.config.generator import GeneratorConfig as GeneratorConfig
+from grpo.config.generator import Rollout as Rollout
+from grpo.config.generator import WeightSyncConfig as WeightSyncConfig
+from grpo.config.inputs import Dataset as Dataset
+from grpo.config.inputs import NewPolicy as NewPolicy
+from grpo.config.inputs import Policy as Policy
+from grpo.config.inputs import Run as Run
+from grpo.config.inputs import dataset_problems, policy_problems
+from grpo.config.launch import Launch
+from grpo.config.learner import Dtype as Dtype
+from grpo.config.learner import LearnerConfig as LearnerConfig
+from grpo.config.learner import Lora as Lora
+from grpo.config.section import Positive, Seconds, Section
+from grpo.config.verifiers import Verification as Verification
+from grpo.config.verifiers import VerifierConfig as VerifierConfig
+from grpo.config.verifiers import negative_problems, verifier_problems
+
+
+class Evaluation(Section):
+    """Greedy accuracy on held-out rows."""
+
+    data: Dataset
+    every: Positive = 10
+    """Steps between evaluations; before the first and after the last there is always one."""
+    max_completion_tokens: Positive | None = None
+    """By default as in training."""
+    mode: Literal["inline", "background"] = "inline"
+    """`background` evaluates an exported policy by `grpo eval` in a process of its own, while training goes on."""
+    devices: str | None = None
+    """GPUs for the background, which training leaves free, as CUDA_VISIBLE_DEVICES names them; on CPU none."""
+    deadline_s: Seconds = 7200.0
+    """Longest evaluation in the background."""
+
+
+class Schedule(Section):
+    """How long, and what is kept."""
+
+    steps: Positive
+    checkpoint_every: Positive = 50
+    """Steps between checkpoints; after the last step and on Ctrl-C there is always one."""
+    keep_checkpoints: Positive = 2
+    """Older ones are deleted."""
+
+
+class ReportConfig(Section):
+    """What is recorded."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "prometheus"], ...] = ("tensorboard",)
+    """Where metrics go besides the run's folder; `prometheus` is the endpoint that Ray has on each node."""
+    rollouts_every: Positive = 1
+    """Steps between stored rollouts."""
+    rollouts_max_mib: Positive | None = 4096
+    """MiB that stored completions may take; above it steps in between are removed, evenly. None: no limit."""
+    mismatch_alarm: Annotated[float, Field(gt=0)] | None = 0.01
+    """Nats of learner/mismatch_kl_first above which the run says that learner and generators disagree; None never."""
+    project: str = "verigrpo"
+    """Project of wandb, experiment of mlflow."""
+
+
+class TrainConfig(Section):
+    """`grpo train`."""
+
+    run: Run
+    policy: Policy
+    data: Dataset
+    verifiers: Annotated[tuple[VerifierConfig, ...], Field(min_length=1)]
+    verification: Verification = Verification()
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    learner: LearnerConfig = LearnerConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
+    evaluation: Evaluation | None = None
+    train: Schedule
+    report: ReportConfig = ReportConfig()
+    cluster: Cluster = Cluster()
+    watchdog: Watchdog = Watchdog()
+    launch: Launch | None = None
+    """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens of the longest prompt with the longest completion."""
+        evaluated = (self.evaluation and self.evaluation.max_completion_tokens) or 0
+        return self.rollout.max_prompt_tokens + max(self.rollout.max_completion_tokens, evaluated)
+
+    def problems(self) -> list[str]:
+        """What no single field can know, each with its remedy."""
+        found = [*policy_problems(self.policy, may_be_new=False), *dataset_problems("data", self.data)]
+        if self.evaluation:
+            found += dataset_problems("evaluation.data", self.evaluation.data)
+        rollout, algorithm = self.rollout, self.algorithm
+        found += algorithm.problems(rollout.group_size)
+        if self.learner.lora and algorithm.reference_refresh:
+            found.append(
+                f"algorithm.reference_refresh={algorithm.reference_refresh} cannot refresh the reference of "
+                "learner.lora, which is the policy without its adapters; leave one of the two out"
+            )
+        found += self.learner.problems(self.policy.dtype)
+        found += self.generator.problems()
+        if rollout.prompts_per_step % algorithm.minibatches:
+            found.append(
+                f"rollout.prompts_per_step={rollout.prompts_per_step} is not divisible by "
+                f"algorithm.minibatches={algorithm.minibatches}; minibatches are made of whole groups"
+            )
+        if rollout.prompts_per_step < self.generator.replicas:
+            found.append(
+                f"rollout.prompts_per_step={rollout.prompts_per_step} leaves some of "
+                f"generator.replicas={self.generator.replicas} without work; use fewer replicas or more prompts"
+            )
+        if self.generator.hang_deadline_s >= rollout.deadline_s:
+            found.append(
+                f"generator.hang_deadline_s={self.generator.hang_deadline_s:g} is not shorter than rollout.deadline_s="
+                f"{rollout.deadline_s:g}: the run would stop before it restarts a generator that hangs; lower the one "
+                "or raise the other"
+            )
+        sequence = rollout.max_prompt_tokens + rollout.max_completion_tokens
+        if sequence > self.learner.microbatch_tokens:
+            found.append(
+                f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest sequence: "
+                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower "
+                "the others"
+            )
+        completions = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
+        if completions < self.learner.data_parallel:
+            found.append(
+                f"a minibatch of {completions} completions leaves some of learner.ranks={self.learner.ranks} idle; use "
+                "fewer ranks, fewer algorithm.minibatches, or more prompts"
+            )
+        if self.cluster.share_gpus and (self.generator.devices > 1 or self.generator.replicas != self.learner.ranks):
+            found.append(
+                "cluster.share_gpus pairs each learner rank with one generator: it needs generator.replicas == "
+                f"learner.ranks on one device each, got {self.generator.replicas}, {self.learner.ranks} and "
+                f"{self.generator.devices}"
+            )
+        found += self._sleep_problems()
+        found += self._transport_problems()
+        found += self._background_problems()
+        found += verifier_problems(self.verifiers)
+        if algorithm.advantage == "maxrl":
+            found += negative_problems(self.verifiers)
+        return found
+
+    def _sleep_problems(self) -> list[str]:
+        if not self.cluster.sleep:
+            return []
+        if self.rollout.max_policy_lag:
+            return [
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} samples while the policy is trained, and with "
+                "cluster.sleep the generators sleep then; leave one of the two out"
+            ]
+        if not self.cluster.share_gpus:
+            return [
+                "cluster.sleep has nobody to make room for without cluster.share_gpus; set that, or leave sleep out"
+            ]
+        if self.learner.zero_stage == 3 and self.learner.offload == "none":
+            return [
+                "cluster.sleep cannot move the optimizer states of learner.zero_stage=3, for which DeepSpeed wants an "
+                "optimizer of its own; use learner.offload=optimizer, which keeps them off it, or zero_stage 1 or 2"
+            ]
+        return []
+
+    def _transport_problems(self) -> list[str]:
+        transport, shared = self.weight_sync.transport, self.cluster.share_gpus
+        if self.weight_sync.sparse and (shared or transport in ("nccl", "ipc")):
+            where = f"weight_sync.transport={transport}" if transport in ("nccl", "ipc") else "cluster.share_gpus"
+            reason = (
+                "is for GPUs with a fast network between them and sends whole tensors"
+                if transport == "nccl"
+                else "copies no weights between processes, so there is nothing to save"
+            )
+            return [
+                f"weight_sync.sparse: {where} {reason}; use gloo or object_store on GPUs apart, or leave sparse out"
+            ]
+        if self.cluster.device == "cpu" and (problem := self.weight_sync.problem_on_cpu()):
+            return [problem]
+        if transport == "ipc" and not shared:
+            return [
+                "weight_sync.transport=ipc hands over memory of a GPU that learner and generator share, and "
+                "cluster.share_gpus is not set; set it, or use nccl or auto"
+            ]
+        if transport == "nccl" and shared:
+            return [
+                "weight_sync.transport=nccl cannot join learner and generator on one GPU, as cluster.share_gpus puts "
+                "them; use ipc or auto, or give each a GPU of its own"
+            ]
+        return []
+
+    def _background_problems(self) -> list[str]:
+        evaluation = self.evaluation
+        if evaluation is None:
+            return []
+        if evaluation.mode == "background" and self.verifiers[0].when:
+            return [
+                "evaluation.mode=background judges by the first verifier alone, which has a `when`; use inline, or "
+                "give the first verifier no `when`"
+            ]
+        if evaluation.mode == "inline" and evaluation.devices is not None:
+            return ["evaluation.devices are for evaluation.mode=background; set that, or leave them out"]
+        return []
+
+
+class SftSchedule(Section):
+    """How long supervised fine-tuning goes on."""
+
+    steps: Positive
+    batch_size: Positive = 64
+    """Rows in one optimizer step."""
+    max_tokens: Positive = 1024
+    """Rows longer than this, prompt and response together, are dropped, and counted."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints; after the last step and on Ctrl-C there is always one."""
+
+
+class SftConfig(Section):
+    """`grpo sft`."""
+
+    run: Run
+    policy: Policy
+    data: Dataset
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftSchedule
+    report: ReportConfig = ReportConfig()
+    cluster: Cluster = Cluster()
+    watchdog: Watchdog = Watchdog()
+    launch: Launch | None = None
+    """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
+
+    def problems(self) -> list[str]:
+        """What no single field can know, each with its remedy."""
+        found = [*policy_problems(self.policy, may_be_new=True), *dataset_problems("data", self.data)]
+        found += self.learner.problems(self.policy.dtype)
+        if self.sft.max_tokens > self.learner.microbatch_tokens:
+            found.append(
+                f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest row, "
+                f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
+            )
+        if self.policy.new and self.policy.new.max_position < self.sft.max_tokens:
+            found.append(
+                f"policy.new.max_position={self.policy.new.max_position} is shorter than "
+                f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
+            )
+        if self.policy.new and self.learner.lora:
+            found.append(
+                "learner.lora would leave the random weights of policy.new as they are; give policy.path, or take "
+                "learner.lora out"
+            )
+        if self.sft.batch_size < self.learner.data_parallel:
+            found.append(
+                f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use "
+                "fewer ranks or more rows"
+            )
+        return found

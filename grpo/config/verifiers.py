@@ -1,0 +1,124 @@
+"""Sections of the configuration on verifiers: which there are, and the processes that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from grpo.config.section import Positive, Seconds, Section, WorkerMemory
+from rewards.answers.thinking import READ_AFTER_THINKING
+from rewards.build import VerifierSpec
+
+Cell = bool | int | float | str
+
+
+class VerifierConfig(Section):
+    """One verifier and its share of the reward. A row's first one's `correct` counts as accuracy; `scored` does not."""
+
+    name: str
+    """Its name in the metrics."""
+    use: str
+    """Built-in name, `package.module:function`, `file.py:function`, or a `grpo.verifiers` entry point."""
+    weight: float = 1.0
+    """Its share of the reward."""
+    gate: bool = False
+    """Where it is not `correct`, the others earn nothing; a number is `correct` from `pass_mark` on."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the verifier. Of one of your own also `bounds`, `pass_mark` (1) and `conversational`."""
+    when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
+    """Column -> value, or list of values: it judges only the rows that have them. By default it judges all."""
+
+
+class Verification(Section):
+    """The worker processes that run verifiers."""
+
+    workers: Positive = 1
+    """Processes that work at the same time: on the driver's node, or on each with `per_node`."""
+    per_node: bool = False
+    """One pool on every node of the Ray cluster; by default one on the driver's node."""
+    deadline_s: Seconds = 10.0
+    """A verdict that takes longer is a `timeout`, and its worker is killed."""
+    memory_mib: WorkerMemory | None = 2048
+    """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
+    overlap: Positive = 64
+    """Calls of async verifiers, such as judges, that one worker process has under way at a time."""
+    thinking: tuple[str | tuple[str, str], ...] | None = None
+    """Tags of the model's reasoning, by name (`think` for `<think>...</think>`) or as pairs of an opening and a closing
+    tag: the built-in verifiers look for an answer behind the last closing one. None: all tags that are known."""
+    max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The run stops when more than this share of a step's verdicts, or of a verifier's last 50 or more, are `timeout`
+    or `error`."""
+    check_golds: Literal["refuse", "warn", "off"] = "refuse"
+    """Before the start every row's reference is looked at, and up to 256 gold answers are judged. Where none of them is
+    `correct`, or too many references cannot be used, the run does not start, or says so. `off` looks at nothing."""
+    max_unusable_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of rows whose reference cannot be used, up to which they are left out and counted; above it see
+    `check_golds`."""
+
+
+def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
+    """Names and weights that cannot be, each with its remedy."""
+    found = []
+    names = [verifier.name for verifier in verifiers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
+    if all(verifier.weight == 0 for verifier in verifiers):
+        found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
+    for verifier in verifiers:
+        found += [
+            f"verifiers: {verifier.name!r} has an empty list of values in when.{column}, so it judges nothing; give one"
+            for column, values in verifier.when.items()
+            if values == ()
+        ]
+    return found
+
+
+def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
+    """Verifiers that can make a reward negative, for an advantage that divides by the mean reward.
+
+    Of a verifier of the user's own nothing is known: it is taken to score 0 and more.
+    """
+    if any(verifier.weight < 0 for verifier in verifiers):
+        return ["algorithm.advantage=maxrl needs rewards of 0 and more; give every verifier a weight of 0 or more"]
+    punishing = {verifier.name: verifier.weight * _punishment(verifier) for verifier in verifiers}
+    gates = [one for one in verifiers if one.gate and not one.when and not punishing[one.name]]
+    # A gate that is not correct takes the others out of the reward; one that is has earned its weight.
+    earned = sum(gate.weight for gate in gates)
+    total = sum(punishing.values())
+    if total <= earned:
+        return []
+    names = ", ".join(name for name, share in punishing.items() if share)
+    return [
+        f"algorithm.advantage=maxrl needs rewards of 0 and more, and verifiers ({names}) can lower them by {total:g}; "
+        f"leave them out, use another advantage, or set gate=true on what says whether the answer is right, with a "
+        f"weight of {total:g} or more"
+    ]
+
+
+def _punishment(verifier: VerifierConfig) -> float:
+    """How far below 0 a built-in verifier scores."""
+    if verifier.use == "length":
+        return 1.0
+    worst = verifier.options.get("worst", 1.0)
+    return float(worst) if verifier.use == "repetition" and isinstance(worst, int | float) else 0.0
+
+
+_PLAIN = Verification()
+
+
+def specs_of(verifiers: Sequence[VerifierConfig], verification: Verification = _PLAIN) -> tuple[VerifierSpec, ...]:
+    """The configured verifiers, as the pool and the reward need them; those without reasoning tags get the run's."""
+    tags = {} if verification.thinking is None else {"thinking": verification.thinking}
+    return tuple(
+        VerifierSpec(
+            one.name,
+            one.use,
+            {**tags, **one.options} if one.use in READ_AFTER_THINKING else one.options,
+            one.weight,
+            one.gate,
+            {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},
+        )
+        for one in verifiers
+    )

@@ -1,0 +1,128 @@
+"""From a data source to Prompts and to supervised rows, with a cursor that resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo import config
+from grpo.algorithm.packing import TrainingSequence
+from grpo.data.chat import render, response_text
+from grpo.data.rows import _name, column, load_rows
+from grpo.types import Prompt
+from rewards.checks.gold_forms import GoldRow
+from rewards.judging import columns_of
+from rewards.named_code import first_name
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=special)["input_ids"]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts that fit, and how many did not."""
+
+    prompts: tuple[Prompt, ...]
+    dropped: int
+
+
+def load_prompts(
+    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, where: str = "data"
+) -> PromptSet:
+    """Read a source as prompts; those longer than `max_tokens` are dropped and counted.
+
+    Args:
+        source: the section of the configuration.
+        tokenizer: the policy's.
+        max_tokens: of a prompt, templates included.
+        where: the section's name, for errors.
+
+    Raises:
+        ValueError: a missing column, an empty cell, a question that is neither text nor chat messages, messages
+            without a chat template, or no prompt that fits.
+    """
+    rows = load_rows(source, where)
+    questions = column(rows, source.prompt, f"{where}.prompt")
+    references = column(rows, source.reference, f"{where}.reference")
+    texts = render(source, tokenizer, questions, where=where)
+    # A chat template writes the special tokens itself.
+    chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
+    token_ids = _tokenize(tokenizer, texts, special=not chat)
+    name = first_name(_name(source))
+    prompts = tuple(
+        Prompt(f"{name}:{index}", text, tuple(ids), reference, row)
+        for index, (text, ids, reference, row) in enumerate(
+            zip(texts, token_ids, references, rows.to_list(), strict=True)
+        )
+        if 0 < len(ids) <= max_tokens
+    )
+    if not prompts:
+        raise ValueError(
+            f"none of the {len(texts)} prompts of {name} has between 1 and rollout.max_prompt_tokens={max_tokens} "
+            f"tokens; the shortest has {min(map(len, token_ids))}"
+        )
+    return PromptSet(prompts, len(texts) - len(prompts))
+
+
+def load_supervised(
+    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> tuple[tuple[TrainingSequence, ...], int]:
+    """Read a source as prompt-and-response sequences with loss on the response and its end only.
+
+    Returns:
+        The sequences, and how many rows were dropped because they are longer than `max_tokens`.
+
+    Raises:
+        ValueError: a missing column, an empty cell, a question or response that is neither text nor chat messages, a
+            tokenizer without an end token, or no row that fits.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token, so a policy could not learn to stop")
+    rows = load_rows(source)
+    questions = column(rows, source.prompt, "data.prompt")
+    responses = [
+        response_text(response, f"row {index}: column {source.response!r} (data.response)")
+        for index, response in enumerate(column(rows, source.response, "data.response"))
+    ]
+    chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
+    prompt_ids = _tokenize(tokenizer, render(source, tokenizer, questions), special=not chat)
+    response_ids = _tokenize(tokenizer, responses, special=False)
+    sequences = tuple(
+        TrainingSequence((*prompt, *response, tokenizer.eos_token_id), len(prompt), (0.0,) * (len(response) + 1), 0.0)
+        for prompt, response in zip(prompt_ids, response_ids, strict=True)
+        if prompt and len(prompt) + len(response) < max_tokens
+    )
+    if not sequences:
+        shortest = min(len(one) + len(other) + 1 for one, other in zip(prompt_ids, response_ids, strict=True))
+        raise ValueError(
+            f"none of the {len(responses)} rows fits sft.max_tokens={max_tokens}; the shortest has {shortest} tokens"
+        )
+    return sequences, len(responses) - len(sequences)
+
+
+def check_prompt_count(prompts: PromptSet, rollout: config.Rollout, left_out: int = 0) -> None:
+    """Refuse data of which a step would ask the same question twice.
+
+    Args:
+        prompts: those that fit.
+        rollout: says how many a step asks.
+        left_out: prompts that are not asked, as their reference answers cannot be used.
+
+    Raises:
+        ValueError: fewer prompts than a step asks.
+    """
+    count = len(prompts.prompts) - left_out
+    if count < rollout.prompts_per_step:
+        usable = " and have a reference that can be used" if left_out else ""
+        raise ValueError(
+            f"the data has {count} prompts that fit{usable}, fewer than rollout.prompts_per_step="
+            f"{rollout.prompts_per_step}: a step would ask the same question twice; lower it or add data"
+        )
+
+
+def gold_rows(prompts: PromptSet) -> list[GoldRow]:
+    """The prompts' reference answers, with the columns that a run hands to their verifiers."""
+    return [GoldRow(each.reference, columns_of(each.text, each.row), each.id) for each in prompts.prompts]

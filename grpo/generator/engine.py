@@ -1,0 +1,324 @@
+"""The vLLM room: one generator, which samples completions and scores given tokens.
+
+The same synchronous engine runs everywhere: in this very process on CPU, where a second process would cost more than
+it brings, and in processes of its own on GPU. Nothing here knows of Ray; `grpo.cluster.cluster` runs one per replica.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import safe_open
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from vllm import EngineArgs, RequestOutput
+from vllm import SamplingParams as EngineSampling
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.logprobs import Logprob
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.core_client import MPClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from grpo.generator import cpu_norm
+from grpo.generator.setup import GeneratorSetup
+from grpo.policy.hub import at_revision, name_of, revision_of
+from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
+from grpo.weights import registry as weight_transfer
+from grpo.weights.buckets import Bucket, safetensors_header
+from grpo.weights.patches import PatchReader
+from grpo.weights.source import as_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: Request
+    sampling: SamplingParams
+
+
+class Generator:
+    """One vLLM engine with the policy's weights and their version.
+
+    Requests may be under way while weights are updated: they are held between two engine steps, and go on under the new
+    version or, with `rollout.partial` = `restart`, begin again.
+    """
+
+    def __init__(self, setup: GeneratorSetup) -> None:
+        """Load the policy. `grpo.cluster.cluster` has set the process's environment."""
+        weight_transfer.register()
+        cpu_norm.register()
+        on_cpu = setup.device == "cpu"
+        own_process = setup.generator.in_own_process(setup.device)
+        self._tokenizer = AutoTokenizer.from_pretrained(name_of(setup.policy_path), **at_revision(setup.policy_path))
+        self._ends = end_tokens(setup.policy_path, self._tokenizer)
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=name_of(setup.policy_path),
+                revision=revision_of(setup.policy_path),
+                tokenizer_revision=revision_of(setup.policy_path),
+                dtype=setup.dtype,
+                tensor_parallel_size=setup.generator.tensor_parallel_size,
+                pipeline_parallel_size=setup.generator.pipeline_parallel_size,
+                # In an actor of Ray vLLM would choose Ray for its workers, and find the devices taken by that actor.
+                distributed_executor_backend="mp" if setup.generator.devices > 1 else None,
+                max_model_len=setup.max_sequence_tokens,
+                max_num_seqs=setup.generator.max_sequences,
+                # One step may take all prompts at once; on GPU vLLM's own choice suits the memory it profiled.
+                max_num_batched_tokens=max(8192, setup.max_sequence_tokens) if on_cpu else None,
+                gpu_memory_utilization=setup.generator.gpu_memory_share,
+                enforce_eager=on_cpu or not setup.generator.compile,
+                # It keeps whole blocks, of 128 tokens on a CPU: to look for shorter ones in vain takes 3 % of the time.
+                enable_prefix_caching=not on_cpu or setup.max_sequence_tokens > 128,
+                enable_sleep_mode=setup.sleeps,
+                logprobs_mode="raw_logprobs" if setup.temperature == 1.0 else "processed_logprobs",
+                weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKENDS[setup.transport]),
+                # The policy's own default temperature and top-k must not slip into the samples.
+                generation_config="vllm",
+                disable_log_stats=True,
+                # Steps follow one another without guessing ahead: the same requests give the same batches. And only an
+                # engine in its own process waits, when it is paused, for a step that was begun ahead.
+                async_scheduling=None if own_process else False,
+            )
+        )
+        # vLLM asks the engine's process for these at the first request and remembers them. Asked now, a process that is
+        # lost before that request is noticed as a dead engine, and not as a failed call.
+        self._engine.get_supported_tasks()
+        if on_cpu and setup.generator.pipeline_parallel_size > 1:
+            # vLLM leaves out the warm-up of eager models on a CPU, in which later stages make room for their inputs.
+            self._engine.collective_rpc("execute_dummy_batch")
+        if setup.transport == "object_store":
+            self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
+        self._engine.set_weight_version("0")
+        self._restart = setup.partial == "restart"
+        self._asked: dict[str, _Asked] = {}
+        self._finished: Finished = []
+        self._scored: dict[str, RequestOutput] = {}
+        # While weights are updated: what begins when they are in place.
+        self._held: list[_Asked] | None = None
+        self._requests = 0
+        # With the other transports the engine's own processes keep what changes are applied to.
+        self._patches = PatchReader() if setup.sparse and setup.transport == "object_store" else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's processes are there."""
+        core = self._engine.engine_core
+        return not (isinstance(core, MPClient) and core.resources.engine_dead)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._finished) or (bool(self._asked) and self._held is None)
+
+    def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        """Begin to sample for all requests."""
+        for request in requests:
+            self._start(_Asked(request, sampling))
+
+    def step(self) -> Finished:
+        """Sample a token of each running completion; the groups that this finished, and those of calls before it.
+
+        Raises:
+            EngineDied: the engine's process is gone.
+        """
+        if self._asked and self._held is None:
+            self._advance()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token but the first of each sequence, at temperature 1."""
+        assert self._held is None, "a paused engine scores nothing"
+        names = [self._new_name() for _ in sequences]
+        for name, sequence in zip(names, sequences, strict=True):
+            sampling = EngineSampling(
+                max_tokens=1,
+                temperature=0.0,
+                prompt_logprobs=0,
+                detokenize=False,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._engine.add_request(name, {"prompt_token_ids": list(sequence)}, sampling)
+        while len(self._scored) < len(names):
+            self._advance()
+        scored, self._scored = self._scored, {}
+        return [_prompt_logprobs(scored[name]) for name in names]
+
+    def join_sender(self, invitation: dict[str, Any]) -> None:
+        """Meet the learner for pushes to come (`grpo.weights.link`). The engine must be idle."""
+        self._engine.collective_rpc("init_weight_transfer_engine", args=(invitation,))
+
+    def begin_update(self) -> None:
+        """Make ready for new weights: hold what is under way."""
+        # Level 0 only pauses; a step that was begun ahead is finished first, and its tokens are the old version's.
+        self._engine.sleep(level=0, mode="keep")
+        self._held = []
+        if self._restart:
+            self._engine.abort_request(list(self._asked))
+            self._held = list(self._asked.values())
+            self._asked.clear()
+        self._engine.collective_rpc("start_weight_update")
+
+    def update(self, bucket: np.ndarray | Bucket) -> list[str]:
+        """Load one bucket of weights. The names of its tensors.
+
+        Args:
+            bucket: uint8, the bytes of a safetensors file, of the tensors or with `sparse` of what changed of them
+                (`PatchWriter.file`); or what is told of a bucket that comes by another transport.
+
+        Raises:
+            WeightsDiffer: after the changes, a tensor is not what the learner's is.
+        """
+        if isinstance(bucket, Bucket):
+            self._engine.collective_rpc("update_weights", args=(bucket.update_info(),))
+            return bucket.names
+        if self._patches is None:
+            return self._load([bucket.data], bucket.nbytes)
+        tensors = self._patches.read(bucket)
+        whole = Bucket(0, tuple(info for info, _ in tensors))
+        parts = (as_bytes(tensor).numpy().data for _, tensor in tensors)
+        return self._load(itertools.chain([safetensors_header(whole)], parts), whole.nbytes)
+
+    def _load(self, parts: Iterable[bytes | memoryview], nbytes: int) -> list[str]:
+        """Load a safetensors file that is written from `parts`; the names of its tensors."""
+        # By file, as the engine may live in other processes of this node; in memory where there is room.
+        with tempfile.NamedTemporaryFile(dir=_scratch(nbytes), suffix=".safetensors") as file:
+            file.writelines(parts)
+            file.flush()
+            self._engine.collective_rpc("update_weights", args=({"path": file.name},))
+            with safe_open(file.name, framework="pt") as tensors:
+                return list(tensors.keys())
+
+    def finish_update(self, policy_version: int) -> None:
+        """All buckets have come: sample from them, as `policy_version`, from now on."""
+        self._engine.collective_rpc("finish_weight_update")
+        # Keys and values are the old weights': those of running requests are computed again from their tokens.
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._engine.set_weight_version(str(policy_version))
+        self._engine.wake_up(tags=["scheduling"])
+        held, self._held = self._held or [], None
+        for asked in held:
+            self._start(asked)
+
+    def sleep(self) -> None:
+        """Move the weights into the host's memory and drop the cache. The engine must be idle; end with `wake`."""
+        assert not self._asked, "what is under way would be lost"
+        self._engine.sleep(level=1)
+
+    def wake(self) -> None:
+        """Take back what `sleep` gave."""
+        self._engine.wake_up()
+        self._engine.reset_prefix_cache()
+
+    def _new_name(self) -> str:
+        self._requests += 1
+        return str(self._requests)
+
+    def _start(self, asked: _Asked) -> None:
+        if self._held is not None:
+            self._held.append(asked)
+            return
+        name = self._new_name()
+        with _alive():
+            self._engine.add_request(
+                name,
+                {"prompt_token_ids": list(asked.request.token_ids)},
+                _engine_sampling(asked.sampling, asked.request.seed, self._ends),
+            )
+        self._asked[name] = asked
+
+    def _advance(self) -> None:
+        with _alive():
+            outputs = self._engine.step()
+        for output in outputs:
+            if not isinstance(output, RequestOutput) or not output.finished:
+                continue
+            asked = self._asked.pop(output.request_id, None)
+            if asked is None:
+                self._scored[output.request_id] = output
+            else:
+                self._finished.append((asked.request.index, self._completions(output)))
+
+    def _completions(self, output: RequestOutput) -> tuple[Completion, ...]:
+        sampled = sorted(output.outputs, key=lambda one: one.index)
+        texts = self._tokenizer.batch_decode(
+            [ids[:-1] if ids[-1] in self._ends else ids for ids in (list(one.token_ids) for one in sampled)],
+            skip_special_tokens=False,
+        )
+        completions = []
+        for one, text in zip(sampled, texts, strict=True):
+            if one.finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended a completion with {one.finish_reason!r} instead of stop or length")
+            ids = tuple(one.token_ids)
+            assert one.logprobs is not None and one.weight_versions is not None
+            logprobs = tuple(_logprob(one.logprobs[position], token) for position, token in enumerate(ids))
+            # The engine stamps what each of its steps sampled, wherever it runs.
+            spans = tuple(VersionSpan(span.start, span.end, int(span.version)) for span in one.weight_versions)
+            reason: Literal["stop", "length"] = "stop" if one.finish_reason == "stop" else "length"
+            completions.append(Completion(ids, logprobs, text, reason, spans))
+        return tuple(completions)
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as dead:
+        # vLLM's own error cannot be read where vLLM is not installed.
+        raise EngineDied("the process of a generator's engine is gone") from dead
+
+
+def _prompt_logprobs(output: RequestOutput) -> list[float]:
+    ids, found = output.prompt_token_ids, output.prompt_logprobs
+    assert ids is not None and found is not None
+    return [_logprob(found[i], ids[i]) for i in range(1, len(ids))]
+
+
+def _logprob(of_position: Mapping[int, Logprob] | None, token: int) -> float:
+    assert of_position is not None
+    return of_position[token].logprob
+
+
+def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion: the tokenizer's, and those that the policy's generation config adds."""
+    ends = {tokenizer.eos_token_id}
+    try:
+        more = GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
+    except OSError:
+        more = None  # a policy need not have one
+    return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}
+
+
+def _engine_sampling(sampling: SamplingParams, seed: int, ends: frozenset[int]) -> EngineSampling:
+    return EngineSampling(
+        n=sampling.samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop) or None,
+        stop_token_ids=sorted(ends),
+        include_stop_str_in_output=True,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        # Text is made once, at the end; vLLM would do it token by token. Stop strings need it to.
+        detokenize=bool(sampling.stop),
+        skip_special_tokens=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _scratch(size: int) -> str | None:
+    """Shared memory where it has room for `size` bytes twice over, else the system's temporary folder."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        return None
+    return str(memory) if shutil.disk_usage(memory).free > 2 * size else None

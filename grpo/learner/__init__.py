@@ -1,0 +1,1 @@
+"""One learner rank: DeepSpeed, its optimizer and its schedule. The only wing that imports DeepSpeed."""

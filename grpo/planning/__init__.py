@@ -1,0 +1,1 @@
+"""What is known before a run: the check, memory, golds, isolation, profile."""

@@ -1,0 +1,241 @@
+"""The part of `grpo check` that looks at the data's references and runs its gold answers through their verifiers."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from grpo import config
+from grpo.rollout.usable_rows import is_mathematical, open_pool, rows_of_all, rows_of_first, too_many
+from grpo.terminal import literal
+from grpo.visible import visible
+from rewards.build import VerifierSpec
+from rewards.checks.gold import GoldReport, Offender, check_gold
+from rewards.checks.gold_forms import GoldRow, as_text
+from rewards.checks.gold_judges import through
+from rewards.checks.references import ReferenceReport, check_references, shown
+from rewards.pool import VerifierPool
+
+_SHOWN = 3
+_WIDTH = 100
+# A verifier that hangs on some references is looked at no longer than this, for each part of the data.
+_REFERENCES_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class GoldOutcome:
+    """What the gold answers are worth.
+
+    Attributes:
+        failures: why a run would not start on these data, each in a sentence; empty where it would.
+        sound: everything was checked and behaved.
+    """
+
+    failures: tuple[str, ...]
+    sound: bool
+
+
+def check_gold_answers(
+    specs: Sequence[VerifierSpec],
+    parts: Mapping[str, Sequence[GoldRow]],
+    verification: config.Verification,
+    console: Console,
+    *,
+    limit: int,
+) -> GoldOutcome:
+    """Look at every reference and judge the gold answers, each by the first verifier of its row; print what came out.
+
+    Args:
+        specs: the configured verifiers.
+        parts: what the rows are for -> the rows.
+        verification: the limits of the verifiers.
+        console: where to.
+        limit: gold answers that are judged at most, drawn by chance where there are more.
+
+    Raises:
+        ValueError: the verifiers cannot be built.
+    """
+    with open_pool(specs, verification) as pool, _progress(console) as progress:
+        task = progress.add_task("looking at the references", total=len(parts))
+        references = {}
+        for what, rows in parts.items():
+            references[what] = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
+            progress.advance(task)
+    unusable = {each.row.name for report in references.values() for each in report.unusable}
+    rows = [row for part in parts.values() for row in part if row.name not in unusable]
+    chosen = rows
+    if len(rows) > limit:
+        chosen = [rows[at] for at in sorted(random.Random(0).sample(range(len(rows)), limit))]
+    judged = rows_of_first(specs, chosen)
+    reports = {name: _judge(name, part, specs, verification, console) for name, part in judged.items()}
+    failures = [problem for what, report in references.items() if (problem := too_many(what, report, verification))]
+    failures += [
+        f"verifier {name!r}: {report.failure}, so no completion could earn its reward"
+        for name, report in reports.items()
+        if report.failure
+    ]
+    sound = not failures and not unusable and all(report.sound for report in reports.values())
+    sound = sound and not any(report.stopped for report in references.values())
+    _print_headline(failures, references, reports, console, sound=sound)
+    if rows:
+        console.print(literal(_how_many(len(chosen), len(rows), limit), "dim"))
+    for what, report in references.items():
+        _show_references(what, report, console)
+    for name, gold_report in reports.items():
+        _show(name, len(judged[name]), gold_report, console)
+    return GoldOutcome(tuple(failures), sound)
+
+
+def _judge(
+    name: str,
+    rows: Sequence[GoldRow],
+    specs: Sequence[VerifierSpec],
+    verification: config.Verification,
+    console: Console,
+) -> GoldReport:
+    # A pool of its own for each verifier: where one hangs, its calls do not stand in the others' way.
+    with open_pool([spec for spec in specs if spec.name == name], verification) as pool, _progress(console) as progress:
+        task = progress.add_task(visible(f"checking {name}"), total=len(rows))
+        return check_gold(
+            through(pool),
+            rows,
+            mathematical=is_mathematical(specs, name),
+            on_rows=functools.partial(progress.advance, task),
+        )
+
+
+def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> None:
+    """Build every verifier as a run does, in processes that end at once.
+
+    Args:
+        specs: the configured verifiers.
+        memory_mib: address space of a worker; None for no limit.
+
+    Raises:
+        ValueError: some cannot be built; each is told by its name.
+    """
+    if _build_problem(specs, memory_mib) is None:
+        return
+    problems = [(spec.name, problem) for spec in specs if (problem := _build_problem([spec], memory_mib))]
+    raise ValueError("\n".join(f"verifiers: {name!r}: {problem}" for name, problem in problems))
+
+
+def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str | None:
+    try:
+        VerifierPool(specs, workers=1, memory_mb=memory_mib).close()
+    except ValueError as problem:
+        return str(problem)
+    return None
+
+
+def _how_many(checked: int, of: int, limit: int) -> str:
+    if checked == of:
+        return f"all {of:,} prompts"
+    return f"{checked:,} of {of:,} prompts, drawn by chance; --gold-limit={limit} says how many"
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # Without a terminal the bar would only leave an empty line.
+        disable=not console.is_terminal,
+    )
+
+
+def _print_headline(
+    failures: Sequence[str],
+    references: Mapping[str, ReferenceReport],
+    reports: Mapping[str, GoldReport],
+    console: Console,
+    *,
+    sound: bool,
+) -> None:
+    tried, accepted = (sum(getattr(each, name) for each in reports.values()) for name in ("tried", "accepted"))
+    others, fooled = (
+        sum(getattr(each, name) for each in reports.values()) for name in ("scrambled", "scrambled_accepted")
+    )
+    left_out = sum(len(report.unusable) for report in references.values())
+    if failures:
+        style, word, said = "bold red", "FAILED", failures[0]
+    elif not tried:
+        style, word, said = "yellow", "not checked", "no row says how a right completion looks"
+    else:
+        style, word = ("bold green", "good") if sound else ("bold yellow", "look at them")
+        said = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
+        if left_out:
+            said += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
+    console.print(literal(f"gold answers: {word}: {said}", style), soft_wrap=True)
+
+
+def _show_references(what: str, report: ReferenceReport, console: Console) -> None:
+    if report.stopped:
+        _print(console, f"{what} data: only {report.rows:,} rows were looked at: {report.stopped}", "yellow")
+    if not report.unusable:
+        return
+    share = f"{len(report.unusable):,} of {report.rows:,} ({report.share:.1%})"
+    _print(console, f"{what} data: {share} reference answers cannot be used, so that a run leaves out:", "yellow")
+    for unusable in report.unusable[:_SHOWN]:
+        _print(console, f"  {unusable}")
+    if len(report.unusable) > _SHOWN:
+        _print(console, f"  and {len(report.unusable) - _SHOWN:,} more")
+    _print(console, "  to keep them, mend these rows, or change the verifier's options or data.reference")
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    console.print(literal(f"  {text}", style), soft_wrap=True)
+
+
+def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
+    line = functools.partial(_print, console)
+    if report.no_answer:
+        whose = "the reference is no answer, and the rows have no solution that the verifier knows"
+        line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {whose}", "yellow")
+    if report.tried or report.stopped:
+        good = "red" if report.failure else "green" if report.sound else "yellow"
+        share = f"{report.accepted:,} of {report.tried:,} gold answers are `correct`"
+        line(f"{name}: {share}; of {report.scrambled:,} answers of other rows, {report.scrambled_accepted:,} are", good)
+    if report.stopped:
+        line(f"  stopped after {report.rows:,} of {rows:,} rows: {report.stopped}", "yellow")
+        if report.tried and not report.accepted:
+            line("  a verifier whose reference is no answer says so (gold_completions in docs/verifiers.md)")
+    if report.failed:
+        line(f"  {report.failed:,} verdict(s) `timeout` or `error`, which teach nothing", "yellow")
+    if report.tried > report.accepted:
+        line("  refused, so that the policy could never be right:", "yellow")
+        _show_offenders(report.refused, report.tried - report.accepted, line)
+    if report.scrambled_accepted:
+        line("  another row's answer was accepted, which the policy may exploit, unless both mean the same:", "yellow")
+        _show_offenders(report.fooled, report.scrambled_accepted, line)
+    if report.unreadable:
+        line(
+            f"  {report.unreadable:,} gold answer(s) cannot be parsed as mathematics: only the same text matches",
+            "yellow",
+        )
+        for row, problem in report.first_unreadable[:_SHOWN]:
+            line(f"    {row.name}: {shown(row.reference)}: {problem}")
+
+
+def _show_offenders(offenders: Sequence[Offender], count: int, line: Callable[[str], None]) -> None:
+    for offender in offenders[:_SHOWN]:
+        verdict = offender.verdict
+        tried = f"reference {_short(offender.row.reference)}, tried {_short(offender.completion)}"
+        line(f"    {offender.row.name}: {tried if offender.completion else 'tried a solution'}")
+        line(f"      {verdict.status.value}: {_short(verdict.reason)}")
+    if count > _SHOWN:
+        line(f"    and {count - _SHOWN:,} more")
+
+
+def _short(value: object) -> str:
+    text = as_text(value).replace("<think>Let me see.</think>\n", "")
+    # repr: what comes from data may hold control characters, which a terminal would obey.
+    return repr(text if len(text) <= _WIDTH else text[: _WIDTH // 2] + " ... " + text[-_WIDTH // 2 :])

@@ -1,0 +1,43 @@
+"""What a config that rewards code needs of its other settings and of the machine, known before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from grpo.config.code import code_verifiers
+from grpo.terminal import literal
+from sandbox import IsolationError, IsolationLevel, Sandbox, bounds
+
+if TYPE_CHECKING:
+    from grpo.config import VerifierConfig
+
+
+def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table | None:
+    """Fill `table` with what would hold programs on this machine; None where no verifier runs code.
+
+    Raises:
+        ValueError: this machine gives less than a verifier demands; the message says what is missing and how to get it.
+    """
+    found = code_verifiers(verifiers)
+    if not found:
+        return None
+    name, strictest = max(found.items(), key=lambda item: item[1].level)
+    try:
+        with Sandbox(level=strictest.level) as sandbox:
+            isolation = sandbox.isolation
+    except IsolationError as problem:
+        raise ValueError(f"verifier {name!r}: {problem}") from problem
+    needed = f"{strictest.level.name.lower()} is the least that {name!r} accepts"
+    table.add_row("isolation", f"{isolation.level.name.lower()} on this machine; {needed}")
+    table.add_row("in force", ", ".join(isolation.active))
+    for item in isolation.missing:
+        table.add_row("missing", f"{item.layer}: {item.reason}. To have it: {item.remedy}")
+    for bound in bounds(isolation):
+        kind, style = ("bound", "") if bound.is_bound else ("promise, not a bound", "yellow")
+        table.add_row(bound.limit, literal(f"{kind}: {bound.how}", style))
+    if isolation.level < IsolationLevel.FULL:
+        table.add_row("", "docs/sandbox.md tells what each level holds")
+    return table

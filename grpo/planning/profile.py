@@ -1,0 +1,129 @@
+"""`grpo profile`: a few steps of a real run, and where their time went."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from grpo.cluster.waiting import write_timeline
+from grpo.config import TrainConfig
+from grpo.planning.advice import Advice, advice
+from grpo.report.metrics_log import read_history
+from grpo.report.profiling import ActorProfile
+from grpo.report.progress import Progress
+from grpo.report.step_time import TIMED_PARTS
+from grpo.run.training import TrainingRun
+from grpo.terminal import LiteralTable, literal
+from grpo.train import train
+
+# The first steps compile, allocate and fill caches.
+WARM_UP = 2
+
+
+class StepProfiler:
+    """Watches learner and generators over some steps of a run, the warm-up before them left out."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        """Nothing is watched yet.
+
+        Args:
+            folder: gets the traces.
+            steps: how many to watch.
+        """
+        self._folder = folder.absolute()
+        self._steps = steps
+        self.profiles: list[ActorProfile] = []
+
+    def after_step(self, run: TrainingRun) -> None:
+        """Start after the warm-up, stop after the last step."""
+        if run.step == WARM_UP:
+            run.learner.start_profile()
+            run.generators.start_profile()
+        elif run.step == WARM_UP + self._steps:
+            self.profiles += run.learner.stop_profile(str(self._folder))
+            self.profiles += run.generators.stop_profile(str(self._folder))
+            write_timeline(self._folder / "ray_timeline.json")
+
+
+def profile(settings: TrainConfig, progress: Progress, console: Console, steps: int) -> None:
+    """Train for some steps in a folder of their own and print where the time went.
+
+    Args:
+        settings: of the run; its checkpoints, evaluation and trackers are left out.
+        progress: display of the steps.
+        console: gets the tables.
+        steps: to watch, after `WARM_UP` others.
+
+    Raises:
+        ValueError: as `grpo.train.train`.
+    """
+    brief = brief_run(settings, steps)
+    folder = Path(brief.run.folder)
+    watcher = StepProfiler(folder / "traces", steps)
+    train(brief, progress, watcher.after_step)
+    lines = [line.metrics for line in read_history(folder).lines if line.step > WARM_UP]
+    names = sorted({name for line in lines for name in line})
+    metrics = {name: statistics.fmean(line[name] for line in lines if name in line) for name in names}
+    console.print(phases_table(metrics, steps))
+    computing = {}
+    for phase, kind in (("generate", "generator"), ("learn", "learner")):
+        actors = [one for one in watcher.profiles if one.actor.startswith(kind)]
+        busiest = max(actors, key=lambda one: one.operators_s)
+        phase_s = metrics[f"time/{phase}_s"] * steps
+        computing[phase] = busiest.operators_s / phase_s
+        console.print(operators_table(busiest, f"the busiest of {len(actors)}", phase, phase_s))
+    on_gpu = any(one.on_gpu for one in watcher.profiles)
+    show_advice(advice(brief, metrics, computing, os.cpu_count() or 1, on_gpu), console)
+    console.print(literal(f"Traces for ui.perfetto.dev: {folder / 'traces'}"))
+
+
+def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
+    """The same run, as short as it may be, in a folder beside it."""
+    last = WARM_UP + steps
+    folder = next(path for n in itertools.count(1) if not (path := Path(f"{settings.run.folder}_profile_{n}")).exists())
+    run = settings.run.model_copy(update={"folder": str(folder), "resume": "never"})
+    schedule = settings.train.model_copy(update={"steps": last, "checkpoint_every": last + 1})
+    report = settings.report.model_copy(update={"trackers": ()})
+    # The profiler sees its own process: where one device is enough the engine can be in it.
+    engine = "in_actor" if settings.generator.devices == 1 else settings.generator.engine
+    generator = settings.generator.model_copy(update={"engine": engine})
+    update = {"run": run, "train": schedule, "report": report, "generator": generator, "evaluation": None}
+    return settings.model_copy(update=update)
+
+
+def phases_table(metrics: Mapping[str, float], steps: int) -> Table:
+    """Seconds and share of each phase of a mean step."""
+    whole = metrics["time/step_s"]
+    table = LiteralTable("phase", "s", "share", title=f"A step, mean of {steps}")
+    known = {phase: metrics.get(f"time/{phase}_s", 0.0) for phase in TIMED_PARTS}
+    for phase, seconds in {**known, "rest": max(0.0, whole - sum(known.values()))}.items():
+        table.add_row(phase, f"{seconds:.3f}", f"{seconds / whole:.0%}")
+    table.add_section()
+    table.add_row("whole", f"{whole:.3f}", f"{metrics['throughput/completions_per_s']:.0f} completions/s")
+    return table
+
+
+def operators_table(found: ActorProfile, which: str, phase: str, phase_s: float) -> Table:
+    """The operators that took most of an actor's time, beside the time of its phase."""
+    title = f"{found.actor} ({which}): operators took {found.operators_s:.2f} of {phase_s:.2f} s of {phase}"
+    table = LiteralTable("operator", "s", "share", "calls", title=title)
+    for one in found.operators:
+        table.add_row(one.name[:60], f"{one.self_s:.3f}", f"{one.self_s / phase_s:.0%}", str(one.calls))
+    return table
+
+
+def show_advice(found: Sequence[Advice], console: Console) -> None:
+    """Print what to try next, the most worthwhile first."""
+    if not found:
+        console.print("Nothing stands out: no phase has a remedy that its figures ask for.")
+        return
+    table = LiteralTable("where", "seen", "try next", title="What to try next")
+    for one in found:
+        table.add_row(f"{one.phase} ({one.share:.0%})", one.seen, one.try_next)
+    console.print(table)

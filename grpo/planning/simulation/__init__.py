@@ -1,0 +1,1 @@
+"""The training loop as a discrete-event model."""

@@ -1,0 +1,105 @@
+"""How fast a run was, in the terms of the simulator: from its metrics and its stored completions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from grpo.config.file import read
+from grpo.planning.simulation.loop import Deployment, Integers, Schedule, Speeds, simulate
+from grpo.report import run_files
+from grpo.report.metrics_log import read_history
+from grpo.report.rollout_store import read_groups, stored_steps
+
+# The first step compiles, and fills caches.
+FIRST_STEP = 2
+# Of the fit; it stands still after two or three.
+ROUNDS = 4
+
+
+def speeds_of(run: Path) -> Speeds:
+    """Speeds that explain a run's seconds best, by least squares without negative speeds.
+
+    Decoding is fitted to `time/generate_s` of the stored steps: of each, the simulator tells how many engine steps it
+    took and how many sequences ran in them. Learning is fitted to `time/learn_s` against completion tokens; a push is
+    the median `time/sync_s`. Prefill is not told apart, and is in the seconds of decoding.
+
+    Raises:
+        ValueError: the folder holds no run, the run overlapped sampling with learning, or it is too short.
+    """
+    if not (run / run_files.CONFIG).is_file():
+        raise ValueError(f"{run} has no {run_files.CONFIG}; give the folder of a run, its run.folder")
+    # Only what is needed, or a run of an earlier release, whose other settings had other names, would be refused.
+    settings = read(run / run_files.CONFIG)
+    metrics = {line.step: line.metrics for line in read_history(run).lines if line.step >= FIRST_STEP}
+    timed = [step for step in stored_steps(run) if "time/generate_s" in metrics.get(step, {})]
+    if len(timed) < 2:
+        raise ValueError(
+            f"{run} has {len(timed)} stored steps after the first with their times in metrics.jsonl, and speeds are "
+            "fitted to two or more; take a longer run, or give the speeds as options"
+        )
+    base_s, sequence_s = _decoding(settings, run, metrics, timed)
+    tokens = [metrics[step]["throughput/tokens_per_s"] * metrics[step]["time/step_s"] for step in timed]
+    learn_base_s, learn_token_s = fit([1.0] * len(timed), tokens, [metrics[step]["time/learn_s"] for step in timed])
+    return Speeds(
+        decode_base_s=base_s,
+        decode_sequence_s=sequence_s,
+        learn_base_s=learn_base_s,
+        learn_token_s=learn_token_s * settings["learner"]["ranks"],
+        push_s=statistics.median(metrics[step]["time/sync_s"] for step in timed),
+    )
+
+
+def _decoding(
+    settings: Mapping[str, Any], run: Path, metrics: Mapping[int, Mapping[str, float]], steps: Sequence[int]
+) -> tuple[float, float]:
+    deployment = Deployment(settings["generator"]["replicas"], settings["generator"]["max_sequences"])
+    lengths = [_lengths(run, step) for step in steps]
+    seconds = [metrics[step]["time/generate_s"] for step in steps]
+
+    def predicted(base_s: float, sequence_s: float) -> list[float]:
+        speeds = Speeds(base_s, sequence_s)
+        return [simulate(Schedule(len(one)), deployment, speeds, one, 1)[0].ready_s for one in lengths]
+
+    engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
+    found = fit(engine_steps, sequences, seconds)
+    for _ in range(ROUNDS):
+        # Which replica is the last depends on the speeds, and only for a given one are the seconds linear in them.
+        a_bit = 1e-6 * max(found)
+        here = np.array(predicted(*found))
+        engine_steps = (np.array(predicted(found[0] + a_bit, found[1])) - here) / a_bit
+        sequences = (np.array(predicted(found[0], found[1] + a_bit)) - here) / a_bit
+        found = fit(engine_steps, sequences, seconds)
+    return found
+
+
+def _lengths(run: Path, step: int) -> Integers:
+    """Tokens of a step's completions, [groups, completions of a group]."""
+    groups = read_groups(run, step)
+    if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
+        raise ValueError(
+            f"step {step} of {run} learned from tokens of other versions than its own: sampling ran beside "
+            "learning, and its seconds cannot be told apart; give the speeds as options, or take them from a run "
+            "with rollout.max_policy_lag=0"
+        )
+    return np.array([[rollout.completion_tokens for rollout in group.rollouts] for group in groups])
+
+
+def fit(first: ArrayLike, second: ArrayLike, seconds: ArrayLike) -> tuple[float, float]:
+    """The (a, b), none negative, for which `a * first + b * second` is nearest to `seconds`, by least squares."""
+    design, wanted = np.array([first, second]).T, np.array(seconds)
+    # The best without bounds where it is inside them, otherwise the better of the two edges.
+    candidates = [np.linalg.lstsq(design, wanted, rcond=None)[0]]
+    for column in (0, 1):
+        square = float(design[:, column] @ design[:, column])
+        edge = np.zeros(2)
+        edge[column] = max(0.0, float(design[:, column] @ wanted)) / square if square else 0.0
+        candidates.append(edge)
+    inside = [one for one in candidates if (one >= 0).all()]
+    best = min(inside, key=lambda one: float(np.square(design @ one - wanted).sum()))
+    return float(best[0]), float(best[1])

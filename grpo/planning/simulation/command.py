@@ -1,0 +1,131 @@
+"""`grpo simulate`: from what is asked on the command line to a table or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from grpo.config import TrainConfig
+from grpo.planning.simulation.calibration import speeds_of
+from grpo.planning.simulation.lengths import SYNTAX, Lengths, modelled, recorded
+from grpo.planning.simulation.loop import Speeds
+from grpo.planning.simulation.sweep import ASSUMED, Sweep, best_splits, record_of, table_of
+from grpo.terminal import literal
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to simulate.
+
+    Attributes:
+        settings: the run's.
+        run: folder of a run whose lengths, and speeds where none are given, are taken.
+        lengths: description of a distribution, in place of the run's lengths.
+        speeds: by their names in `Speeds`; they go before the run's.
+        prompt_tokens: length of a prompt; None for the longest that the config lets through.
+        steps: to measure.
+        seed: of the lengths.
+        scale_batch: prompts in a step grow with the number of GPUs.
+    """
+
+    settings: TrainConfig
+    run: Path | None
+    lengths: str | None
+    speeds: Mapping[str, float]
+    prompt_tokens: int | None
+    steps: int
+    seed: int
+    scale_batch: bool
+
+    def sweep(self) -> Sweep:
+        """With lengths and speeds from where they were asked for.
+
+        Raises:
+            ValueError: neither a run nor a distribution is given, or one is not usable.
+        """
+        rollout = self.settings.rollout
+        prompt_tokens = rollout.max_prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
+        return Sweep(
+            self.settings, self._lengths(), self._speeds(), prompt_tokens, self.steps, self.seed, self.scale_batch
+        )
+
+    def _lengths(self) -> Lengths:
+        if self.lengths is not None:
+            return modelled(self.lengths, self.settings.rollout.max_completion_tokens)
+        if self.run is None:
+            raise ValueError(f"how long are completions? Give the folder of a run with --from, or --lengths {SYNTAX}")
+        return recorded(self.run)
+
+    def _speeds(self) -> Speeds:
+        names = {field.name for field in dataclasses.fields(Speeds)}
+        if names <= set(self.speeds):
+            return Speeds(**self.speeds)
+        return dataclasses.replace(speeds_of(self.run) if self.run else ASSUMED, **self.speeds)
+
+
+def show(
+    request: Request, gpus: str, lags: str, shares: str, console: Console, *, all_splits: bool, as_json: bool
+) -> None:
+    """Simulate all that is asked for, and print it.
+
+    Args:
+        request: what to simulate.
+        gpus: numbers with commas between.
+        lags: the same.
+        shares: the same.
+        console: where to.
+        all_splits: show every split of the GPUs, not only the fastest.
+        as_json: print JSON, of every split.
+
+    Raises:
+        ValueError: a list or a number in it is not usable.
+    """
+    sweep = request.sweep()
+    rows = sweep.rows(
+        numbers(gpus, int, "--gpus"), numbers(lags, int, "--lag"), numbers(shares, float, "--generator-share")
+    )
+    if as_json:
+        # Not through rich, which would wrap it.
+        console.file.write(json.dumps(record_of(sweep, rows), indent=2) + "\n")
+        return
+    console.print(table_of(rows if all_splits else best_splits(rows), rows))
+    for line in _assumptions(request, sweep):
+        console.print(literal(line, "dim"))
+
+
+def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]:
+    """The numbers of a list such as `8,64`, each once, rising.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    try:
+        found = sorted({kind(one) for one in text.split(",")})
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; expected numbers with commas between, for example 8,64") from None
+    if found[0] < 0:
+        raise ValueError(f"{name} holds {found[0]}; expected numbers of 0 or more")
+    return found
+
+
+def _assumptions(request: Request, sweep: Sweep) -> list[str]:
+    speeds, rollout = sweep.speeds, request.settings.rollout
+    prompts = f"{rollout.prompts_per_step}{', growing with the GPUs,' if sweep.scale_batch else ''} prompts"
+    origin = f"the run in {request.run}" if request.run else "estimates, not measured: docs/simulator.md"
+    return [
+        f"Lengths: {request.lengths or f'the stored rollouts of {request.run}'}; {prompts} of {sweep.prompt_tokens} "
+        f"tokens x {rollout.group_size} completions a step; {sweep.steps} steps measured; seed {sweep.seed}.",
+        f"Engine step {speeds.decode_base_s * 1e3:.3g} ms + {speeds.decode_sequence_s * 1e6:.3g} µs a sequence; "
+        f"prefill {speeds.prefill_token_s * 1e6:.3g} µs a token; training step {speeds.learn_base_s:.3g} s + "
+        f"{speeds.learn_token_s * 1e6:.3g} GPU-µs a token; push {speeds.push_s:.3g} s.",
+        f"Speeds that no option gives are from {origin}." if request.run else f"Speeds that no option gives: {origin}.",
+        "over sync: against the fastest split with lag 0. The row with all GPUs in turns has no cost for taking turns.",
+    ]

@@ -1,0 +1,150 @@
+"""How long completions are: as recorded by a run, or from a distribution with a name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from grpo.report import run_files
+from grpo.report.rollout_store import read_groups, stored_steps
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+SYNTAX = (
+    "constant:tokens=500, lognormal:median=600,sigma=0.8 (or mean= for median=), pareto:minimum=200,alpha=1.5, or a "
+    "mixture such as 0.95*lognormal:median=600,sigma=0.5+0.05*pareto:minimum=3000,alpha=1.2"
+)
+
+
+class Lengths(Protocol):
+    """Where the lengths of completions come from."""
+
+    def draw(self, random: np.random.Generator, groups: int, size: int) -> Integers:
+        """Tokens of each completion, [groups, size], all at least 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The groups that a run stored, drawn with replacement, whole: completions of one prompt are of a kind.
+
+    A group of another size than the one asked for gives completions drawn with replacement.
+
+    Attributes:
+        groups: tokens of the completions of each stored group.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+
+    def draw(self, random: np.random.Generator, groups: int, size: int) -> Integers:
+        """See `Lengths`."""
+        drawn = [np.array(self.groups[one]) for one in random.integers(len(self.groups), size=groups)]
+        return np.array([one if len(one) == size else random.choice(one, size) for one in drawn], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """Independent draws from a mixture of distributions, rounded up to whole tokens and cut at a limit.
+
+    Attributes:
+        shares: of each part of the mixture.
+        parts: each draws so many lengths, not rounded.
+        limit: the longest completion, tokens.
+    """
+
+    shares: tuple[float, ...]
+    parts: tuple[Callable[[np.random.Generator, int], Floats], ...]
+    limit: int
+
+    def draw(self, random: np.random.Generator, groups: int, size: int) -> Integers:
+        """See `Lengths`."""
+        which = random.choice(len(self.parts), size=groups * size, p=self.shares)
+        lengths = np.empty(groups * size)
+        for number, part in enumerate(self.parts):
+            lengths[which == number] = part(random, int((which == number).sum()))
+        # Cut before rounding: a Pareto draw may be beyond what an integer holds.
+        return np.ceil(np.clip(lengths, 1, self.limit)).astype(np.int64).reshape(groups, size)
+
+
+def recorded(run: Path) -> Recorded:
+    """The lengths that a run stored, of all its stored steps.
+
+    Raises:
+        ValueError: it has stored none.
+    """
+    groups = [group for step in stored_steps(run) for group in read_groups(run, step)]
+    if not groups:
+        raise ValueError(
+            f"{run / run_files.ROLLOUTS} holds no stored rollouts; "
+            "give the folder of a run with report.rollouts_every above 0, or a distribution with --lengths"
+        )
+    return Recorded(tuple(tuple(rollout.completion_tokens for rollout in group.rollouts) for group in groups))
+
+
+def modelled(text: str, limit: int) -> Modelled:
+    """A distribution from its description.
+
+    Args:
+        text: for example `lognormal:median=600,sigma=0.8`; see `SYNTAX`.
+        limit: the longest completion, tokens: what is longer is cut, as a generator does.
+
+    Raises:
+        ValueError: the description is not understood, or a parameter is out of range.
+    """
+    shares, parts = [], []
+    for term in re.split(r"\+(?=[\d.]+\*)", text.replace(" ", "")):
+        share, star, rest = term.rpartition("*")
+        shares.append(_number("the share of a part", share) if star else 1.0)
+        parts.append(_part(rest))
+    if min(shares) < 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+        raise ValueError(f"the shares of {text!r} are {shares}; they are 0 or more and sum to 1")
+    return Modelled(tuple(share / sum(shares) for share in shares), tuple(parts), limit)
+
+
+def _part(text: str) -> Callable[[np.random.Generator, int], Floats]:
+    name, _, rest = text.partition(":")
+    given = {}
+    for one in rest.split(",") if rest else []:
+        key, _, value = one.partition("=")
+        given[key] = _number(f"{key or 'a parameter'} of {text!r}", value)
+    match name, sorted(given):
+        case "constant", ["tokens"]:
+            tokens = _positive(text, given, "tokens")
+            return lambda _, count: np.full(count, tokens)
+        case "lognormal", ["median", "sigma"]:
+            return _lognormal(math.log(_positive(text, given, "median")), _positive(text, given, "sigma"))
+        case "lognormal", ["mean", "sigma"]:
+            sigma = _positive(text, given, "sigma")
+            return _lognormal(math.log(_positive(text, given, "mean")) - sigma**2 / 2, sigma)
+        case "pareto", ["alpha", "minimum"]:
+            minimum, alpha = _positive(text, given, "minimum"), _positive(text, given, "alpha")
+            return lambda random, count: minimum * (1 + random.pareto(alpha, count))
+        case _:
+            raise ValueError(f"{text!r} describes no distribution of lengths; write {SYNTAX}")
+
+
+def _lognormal(location: float, sigma: float) -> Callable[[np.random.Generator, int], Floats]:
+    return lambda random, count: random.lognormal(location, sigma, count)
+
+
+def _positive(text: str, given: Mapping[str, float], name: str) -> float:
+    if given[name] <= 0:
+        raise ValueError(f"{name} of {text!r} is {given[name]}; it must be above 0")
+    return given[name]
+
+
+def _number(what: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{what} is {text!r}; expected a number. Lengths are described as {SYNTAX}")
+    return number

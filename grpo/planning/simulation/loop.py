@@ -1,0 +1,133 @@
+"""How long a training step takes when generators and learner overlap: a discrete-event model of the loop.
+
+Pure arithmetic on lengths and speeds; docs/simulator.md tells the model and what it leaves out. The rules of admission,
+birth and due date are those of the training loop:
+
+- while the policy is at version v, (v + 1 + k) * P groups have been submitted, k being `rollout.max_policy_lag`;
+- a group's birth is the version at its submission and, once it is finished, that of its first token, which is later
+  where it had to wait for a slot; it is due at step birth + k;
+- of the D groups that are due by step n + m, step n waits for D - m * P, for every m, and takes those that finished
+  first.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo.planning.simulation.generators import Deployment as Deployment
+from grpo.planning.simulation.generators import Integers as Integers
+from grpo.planning.simulation.generators import Schedule as Schedule
+from grpo.planning.simulation.generators import SimulatedGenerators
+from grpo.planning.simulation.generators import Speeds as Speeds
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Training step n, on a clock of seconds that starts when version 0 has arrived at the generators.
+
+    Attributes:
+        began_s: version n had arrived.
+        ready_s: the last group that the step waited for was finished.
+        learned_s: the optimizer had made version n + 1.
+        ended_s: that version had arrived: the next step begins.
+        groups: the groups learned from, by the order of their submission from 0, rising.
+        births: the versions that sampled their first tokens.
+        tokens: learned from, each group's prompt counted once.
+        sampled_tokens: completion tokens that all replicas sampled from `began_s` to `ended_s`.
+        busy_s: seconds in which a replica had something to do in that time, summed over replicas.
+        slot_s: seconds for which a sequence ran in that time, summed over sequences.
+    """
+
+    began_s: float
+    ready_s: float
+    learned_s: float
+    ended_s: float
+    groups: tuple[int, ...]
+    births: tuple[int, ...]
+    tokens: int
+    sampled_tokens: float
+    busy_s: float
+    slot_s: float
+
+
+def groups_needed(schedule: Schedule, steps: int) -> int:
+    """How many groups `simulate` submits in so many steps."""
+    return (steps + schedule.max_policy_lag) * schedule.prompts_per_step
+
+
+def simulate(
+    schedule: Schedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
+) -> tuple[Step, ...]:
+    """The first steps of a run.
+
+    Args:
+        schedule: what is asked for.
+        deployment: what it runs on.
+        speeds: how fast.
+        lengths_NG: tokens of each completion, [groups in the order of their submission, completions of a group]; at
+            least `groups_needed` rows. Give the same lengths to compare lags.
+        steps: how many.
+
+    Raises:
+        ValueError: there are too few lengths, or one is below 1.
+    """
+    needed = groups_needed(schedule, steps)
+    if steps < 1 or len(lengths_NG) < needed:
+        raise ValueError(f"{steps} steps of {schedule} need lengths of {needed} groups, got {len(lengths_NG)}")
+    if lengths_NG.min() < 1:
+        raise ValueError(f"a completion has {lengths_NG.min()} tokens; each has at least the token that ends it")
+    generators = SimulatedGenerators(schedule, deployment, speeds, lengths_NG)
+    wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag
+    waiting = np.empty(0, dtype=np.int64)
+    submitted, now_s, done = 0, 0.0, []
+    for version in range(steps):
+        new = np.arange(submitted, (version + 1 + lag) * wanted)
+        submitted += len(new)
+        generators.submit(new, version, now_s)
+        waiting = np.concatenate([waiting, new])
+
+        ready_s, chosen, births = _choose(waiting, generators, schedule, version, now_s)
+        waiting = np.setdiff1d(waiting, chosen, assume_unique=True)
+        assert births.min() >= version - lag, "what was due at an earlier step was taken there"
+        tokens = int(lengths_NG[chosen].sum()) + wanted * schedule.prompt_tokens
+        learned_s = ready_s + speeds.learn_base_s + speeds.learn_token_s * tokens / deployment.learner_gpus
+        ended_s = learned_s + speeds.push_s
+        worked = generators.advance(now_s, learned_s, ended_s, version + 1)
+        step = Step(now_s, ready_s, learned_s, ended_s, tuple(chosen.tolist()), tuple(births.tolist()), tokens, *worked)
+        done.append(step)
+        now_s = ended_s
+    return tuple(done)
+
+
+def _choose(
+    waiting: Integers, generators: SimulatedGenerators, schedule: Schedule, version: int, now_s: float
+) -> tuple[float, Integers, Integers]:
+    """When a step is ready, the groups that it learns from, rising, and their births."""
+    wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag
+    finished_s = generators.finished_s[waiting]
+    first_token = np.where(generators.started[waiting] < 0, version, generators.started[waiting])
+    order = np.lexsort((waiting, finished_s))
+
+    def choice(time_s: float) -> tuple[Integers, Integers] | None:
+        there = finished_s <= time_s
+        births = np.where(there, first_token, generators.births[waiting])
+        chosen = np.zeros(len(waiting), dtype=np.bool_)
+        for later in range(lag + 1):
+            due = births + lag <= version + later
+            must = int(due.sum()) - later * wanted - int(chosen.sum())
+            candidates = order[(there & due & ~chosen)[order]]
+            if len(candidates) < must:
+                return None
+            chosen[candidates[: max(0, must)]] = True
+        assert chosen.sum() == wanted, "all of the (1 + k) * P open groups are due by step n + k"
+        return waiting[chosen], births[chosen]
+
+    # What could be taken at one time can be taken at any later one.
+    times_s = np.maximum(np.sort(finished_s)[wanted - 1 :], now_s)
+    first = bisect.bisect_left(range(len(times_s)), True, key=lambda at: choice(times_s[at]) is not None)
+    found = choice(times_s[first])
+    assert found is not None
+    return float(times_s[first]), *found

@@ -1,0 +1,1 @@
+"""The policy as a model: attention, log-probabilities, adapters, floating-point operations, stored policies."""

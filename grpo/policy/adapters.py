@@ -1,0 +1,215 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) through peft: adapters inside the plain model, merged where it leaves.
+
+An adapted linear layer computes W x + (alpha / rank) B A x with W frozen, A [rank, in] random and B [out, rank] zero
+at first. Adapters are put into the model itself, so that it keeps its structure and `PolicyLogprobs` knows nothing of
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grpo.config import LearnerConfig, Lora
+from grpo.policy.hub import name_of, revision_of
+
+# What peft calls the one adapter that a layer has here, and how it names tensors in a file.
+_ADAPTER = "default"
+_IN_A_FILE = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTensor:
+    """A tensor of the policy, with the adapter that changes it if there is one.
+
+    Attributes:
+        name: in Hugging Face format.
+        parameter: the tensor, under LoRA the frozen one.
+        lora_a: [rank, in], or None.
+        lora_b: [out, rank], or None.
+        scale: alpha / rank.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    lora_a: nn.Parameter | None = None
+    lora_b: nn.Parameter | None = None
+    scale: float = 0.0
+
+    @property
+    def parts(self) -> list[nn.Parameter]:
+        """All parameters that the whole tensor is made of."""
+        return [part for part in (self.parameter, self.lora_a, self.lora_b) if part is not None]
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """W + scale B A, summed in float32 and rounded once to W's dtype; W itself where nothing adapts it."""
+        if self.lora_a is None or self.lora_b is None:
+            return self.parameter.detach()
+        change = self.scale * (self.lora_b.float() @ self.lora_a.float())
+        return (self.parameter.float() + change).to(self.parameter.dtype)
+
+
+def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
+    """Every tensor of a policy, adapted or not; tied ones once for each of their names."""
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if ".lora_A." in name or ".lora_B." in name:
+            continue
+        owner, _, own_name = name.rpartition(".")
+        layer: Any = layers.get(owner.removesuffix(".base_layer"))
+        if layer is None:
+            yield PolicyTensor(name, parameter)
+            continue
+        plain = f"{owner.removesuffix('.base_layer')}.{own_name}"
+        if own_name == "weight":
+            a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            yield PolicyTensor(plain, parameter, a, b, layer.scaling[_ADAPTER])
+        else:
+            yield PolicyTensor(plain, parameter)
+
+
+def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every trained parameter, under its name in a file of peft's."""
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            yield _IN_A_FILE + name.replace(f".{_ADAPTER}.", "."), parameter
+
+
+def adapted_layers(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
+    """The linear layers that `lora.targets` names, by their names; the output head is none of them.
+
+    Raises:
+        ValueError: a target names no linear layer.
+    """
+    head = model.get_output_embeddings()
+    linear = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    }
+    if lora.targets == "all-linear":
+        return linear
+    missing = [one for one in lora.targets if not any(_is_meant(one, name) for name in linear)]
+    if missing:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise ValueError(
+            f"learner.lora.targets: no linear layer under the output head is called {', '.join(missing)}; choose from "
+            f"{there}, or all-linear"
+        )
+    return {name: layer for name, layer in linear.items() if any(_is_meant(one, name) for one in lora.targets)}
+
+
+def _is_meant(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def trained_parameters(model: PreTrainedModel, lora: Lora | None) -> int:
+    """How many parameters have gradients and optimizer state: with LoRA, those of A and B.
+
+    Raises:
+        ValueError: a target of `lora` names no linear layer.
+    """
+    if lora is None:
+        return sum(parameter.numel() for parameter in model.parameters())
+    layers = adapted_layers(model, lora).values()
+    return lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
+
+
+def require_peft(learner: LearnerConfig) -> None:
+    """Say what to do where LoRA is asked for and peft is not there.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if learner.lora is not None and importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            "learner.lora is asked for but peft is not installed; install it with `pip install 'verigrpo[lora]'`, or "
+            "take learner.lora out to train all weights"
+        )
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
+    """Put adapters into `model`, as the only parameters that are trained.
+
+    Args:
+        model: changed in place; it computes what it did before, as B is zero.
+        lora: which layers, and how large.
+        seed: of A, which every rank must draw alike.
+
+    Raises:
+        ValueError: a target names no linear layer, or such a layer cannot be adapted.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    wanted = adapted_layers(model, lora)
+    names = {name.rpartition(".")[2] for name in wanted} if lora.targets == "all-linear" else set(lora.targets)
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type, unused-ignore]  # peft divides it, whole or not
+        lora_dropout=lora.dropout,
+        target_modules=sorted(names),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model, _ADAPTER)
+    found = {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    if found != wanted.keys():
+        odd = ", ".join(sorted(found ^ wanted.keys()))
+        raise ValueError(
+            f"learner.lora.targets also names layers that cannot be adapted and merged: {odd}; name linear layers "
+            "under the output head"
+        )
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what it did before any adapter: the starting policy."""
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        # This also makes them parameters with gradients again, which switching them off has undone.
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def save_adapter(model: nn.Module, tensors: dict[str, Tensor], base: str, folder: Path) -> None:
+    """Write adapters as peft reads them: `PeftModel.from_pretrained(policy, folder)`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings: Any = model.peft_config[_ADAPTER]  # type: ignore[index]
+    settings.base_model_name_or_path, settings.revision = name_of(base), revision_of(base)
+    settings.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def check_adapter(model: nn.Module, folder: Path) -> None:
+    """Refuse what `save_adapter` wrote into `folder` where the model's adapters are of another kind.
+
+    Raises:
+        ValueError: rank, alpha or targets are others.
+    """
+    settings: Any = model.peft_config[_ADAPTER]  # type: ignore[index]
+    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, ours in (("rank", "r"), ("alpha", "lora_alpha"), ("targets", "target_modules")):
+        expected, came = getattr(settings, ours), found[ours]
+        if isinstance(expected, set):
+            expected, came = sorted(expected), sorted(came)
+        if expected != came:
+            raise ValueError(
+                f"the adapters in {folder} have {key} {came}, and learner.lora.{key} asks for {expected}; resume with "
+                "the learner.lora that the run started with"
+            )

@@ -1,0 +1,160 @@
+"""Attention over packed sequences for `transformers` models, exact on every device.
+
+Registered under the name `packed`: projections and MLPs see one long row without padding, and only here are the
+sequences told apart. Nothing can leak from one sequence into the next, as no query ever meets another sequence's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from grpo.algorithm.packing import Place, length_batches
+
+PACKED = "packed"
+
+
+class Layout(Protocol):
+    """Where each sequence of a packed row lies, worked out once and used by every layer."""
+
+    def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
+        """Causal attention inside each sequence: [N, query heads, head size]."""
+
+
+def _positions(place: Place) -> np.ndarray:
+    """Where a sequence's tokens lie in the row, prompt first."""
+    prompt = np.arange(place.prompt, place.prompt + place.prompt_length)
+    return np.concatenate([prompt, np.arange(place.rest, place.rest + place.rest_length)])
+
+
+def _row_length(places: Sequence[Place]) -> int:
+    return max(place.rest + place.rest_length for place in places)
+
+
+class PackedLayout:
+    """Sequences side by side in batches of similar length, for PyTorch's attention on any device.
+
+    A prompt that several sequences share is laid beside each of them, where its queries are the same and give the same;
+    one of them is kept.
+    """
+
+    def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
+        """Lay out the sequences of one packed row.
+
+        Args:
+            places: of the sequences.
+            device: of queries, keys and values.
+            positions: of the row where something follows its last sequence, whose output nobody reads; None where not.
+        """
+        order = sorted(range(len(places)), key=lambda index: places[index].length)
+        ascending = [places[index].length for index in order]
+        self._batches: list[tuple[tuple[int, int], Tensor]] = []
+        # Which element of all padded batches, one after another, holds a packed token's output.
+        kept_N = np.zeros(positions or _row_length(places), dtype=np.int64)
+        first = 0
+        for start, stop in length_batches(ascending):
+            longest = ascending[stop - 1]
+            # Row i, column j of the padded batch reads this packed token, and any token where it pads.
+            gather_RL = np.zeros((stop - start, longest), dtype=np.int64)
+            for row, index in enumerate(order[start:stop]):
+                length = places[index].length
+                gather_RL[row, :length] = _positions(places[index])
+                kept_N[gather_RL[row, :length]] = first + np.arange(length)
+                first += longest
+            self._batches.append((gather_RL.shape, torch.from_numpy(gather_RL.reshape(-1)).to(device)))
+        self._kept_N = torch.from_numpy(kept_N).to(device)
+
+    def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
+        """Causal attention inside each sequence: [N, query heads, head size]."""
+        heads = query_NHD.shape[1]
+        outputs: list[Tensor] = []
+        for (rows, longest), gather in self._batches:
+            query_RHLD, key_RHLD, value_RHLD = (
+                tensor.index_select(0, gather).view(rows, longest, *tensor.shape[1:]).transpose(1, 2)
+                for tensor in (query_NHD, key_NHD, value_NHD)
+            )
+            # Padding lies behind each sequence's end, so causality alone keeps real tokens from seeing it.
+            output_RHLD = scaled_dot_product_attention(
+                query_RHLD, key_RHLD, value_RHLD, is_causal=True, scale=scaling, enable_gqa=heads != key_NHD.shape[1]
+            )
+            outputs.append(output_RHLD.transpose(1, 2).reshape(rows * longest, heads, value_NHD.shape[2]))
+        return torch.cat(outputs).index_select(0, self._kept_N)
+
+
+class VarlenLayout:
+    """Sequences one after another without padding, for FlashAttention's kernel for variable lengths, on a GPU.
+
+    Dao 2023 (arXiv:2307.08691), as torch brings it. A shared prompt is repeated as in `PackedLayout`.
+    """
+
+    def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
+        """Lay out the sequences of one packed row; arguments as of `PackedLayout`."""
+        gather_K = np.concatenate([_positions(place) for place in places])
+        kept_N = np.zeros(positions or _row_length(places), dtype=np.int64)
+        kept_N[gather_K] = np.arange(len(gather_K))
+        lengths = [place.length for place in places]
+        self._longest = max(lengths)
+        self._gather_K, self._kept_N = torch.from_numpy(gather_K).to(device), torch.from_numpy(kept_N).to(device)
+        self._borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
+
+    def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
+        """Causal attention inside each sequence: [N, query heads, head size]."""
+        query_KHD, key_KHD, value_KHD = (one.index_select(0, self._gather_K) for one in (query_NHD, key_NHD, value_NHD))
+        borders, longest = self._borders, self._longest
+        # No keys behind, any number before: that is causal attention here.
+        window = (-1, 0)
+        output_KHD = varlen_attn(
+            query_KHD, key_KHD, value_KHD, borders, borders, longest, longest,
+            scale=scaling, window_size=window, enable_gqa=query_NHD.shape[1] != key_NHD.shape[1],
+        )  # fmt: skip
+        assert isinstance(output_KHD, Tensor)
+        return output_KHD.index_select(0, self._kept_N)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_layout: Layout | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence of a packed row, as `transformers` calls it.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, N, head size].
+        key: [1, key-value heads, N, head size].
+        value: like `key`.
+        attention_mask: must be None.
+        scaling: of the scores; 1 / sqrt(head size) where None.
+        dropout: must be 0.
+        packed_layout: where the sequences lie; passed through the model's keyword arguments.
+
+    Returns:
+        [1, N, heads, head size], and None for the weights.
+    """
+    if packed_layout is None:
+        raise ValueError("packed attention needs packed_layout=PackedLayout(places, device) in the model's call")
+    if getattr(module, "sliding_window", None):
+        raise ValueError("packed attention has no sliding window; train a policy whose config has none")
+    if dropout:
+        raise ValueError(
+            f"packed attention has no dropout, and the policy asks for {dropout}; set attention_dropout to 0 in its "
+            "config.json"
+        )
+    query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return packed_layout.attend(query_NHD, key_NHD, value_NHD, scaling).unsqueeze(0), None
+
+
+AttentionInterface.register(PACKED, packed_attention)

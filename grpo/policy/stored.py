@@ -1,0 +1,90 @@
+"""A policy that is stored in a folder or on the hub: where it is, its tokenizer, its configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from grpo import config
+from grpo.policy.hub import at_revision, name_of, with_revision
+
+
+def context_of(shape: PreTrainedConfig) -> int | None:
+    """Tokens of the longest sequence that a policy takes, as vLLM reads it; None where its config does not say."""
+    text = shape.get_text_config()
+    positions: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    # The other ways to stretch rotary embeddings have their factor in max_position_embeddings already.
+    if positions is not None and rope.get("rope_type") in ("linear", "dynamic"):
+        return int(positions * (rope.get("factor") or 1.0))
+    return positions
+
+
+def local_or_hub(policy: config.Policy) -> str:
+    """A local folder as an absolute path, since actors may run elsewhere; else a name on the hub with its revision.
+
+    Raises:
+        ValueError: a revision of a folder.
+    """
+    path = policy.path or ""
+    if not Path(path).is_dir():
+        return with_revision(path, policy.revision)
+    if policy.revision:
+        raise ValueError(
+            f"policy.revision={policy.revision} is one of the hub, and policy.path={path} is a folder here: take it out"
+        )
+    return str(Path(path).absolute())
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer.
+
+    Raises:
+        ValueError: there is none at `path`.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
+    except (OSError, ValueError) as failure:
+        raise ValueError(
+            f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
+            f"a cold start makes one: grpo sft configs/quickstart_sft.yaml"
+        ) from failure
+
+
+def policy_config(policy: config.Policy) -> PreTrainedConfig | None:
+    """What `policy.path` says of its architecture; None where it can be read neither locally nor from the hub."""
+    path = local_or_hub(policy)
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
+    """Refuse sequences that are longer than the policy was made for, where its config can be read.
+
+    Raises:
+        ValueError: the longest prompt with the longest completion, or the longest row, has too many tokens.
+    """
+    found = policy_config(settings.policy) if settings.policy.path else None
+    context = context_of(found) if found else None
+    if context is None:
+        return
+    if isinstance(settings, config.SftConfig):
+        longest, keys = settings.sft.max_tokens, "sft.max_tokens"
+    else:
+        longest, keys = settings.max_sequence_tokens, "rollout.max_prompt_tokens + rollout.max_completion_tokens"
+        if longest > settings.rollout.max_prompt_tokens + settings.rollout.max_completion_tokens:
+            keys = "rollout.max_prompt_tokens + evaluation.max_completion_tokens"
+    if longest > context:
+        raise ValueError(
+            f"{keys} = {longest} tokens do not fit the {context} positions that the policy {settings.policy.path} was "
+            "made for; lower the limits, or take a policy of longer context"
+        )

@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, rollouts, figures, the closing table."""

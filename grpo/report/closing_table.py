@@ -1,0 +1,152 @@
+"""The table that a run ends with: what was learned, how fast, and where the time went."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from grpo.report.metrics_log import Curve, History
+from grpo.report.step_time import step_time
+from grpo.terminal import LiteralTable
+from grpo.visible import visible
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingTable:
+    """Label and figure, row by row. Prints as a table through rich, and as plain text through `str`."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+    def __rich__(self) -> Table:
+        table = LiteralTable(title=self.title, title_style="bold", show_header=False)
+        table.add_column(no_wrap=True, style="dim")
+        # Folded, not cut: the last rows are paths, and a path is of use only whole.
+        table.add_column(overflow="fold")
+        for label, figure in self.rows:
+            table.add_row(label, figure)
+        return table
+
+    def __str__(self) -> str:
+        width = max((len(label) for label, _ in self.rows), default=0)
+        return visible("\n".join([self.title, *(f"  {label:<{width}}  {figure}" for label, figure in self.rows)]))
+
+
+def closing_table(name: str, history: History, files: Mapping[str, Path] | None = None) -> ClosingTable:
+    """Sum up a run.
+
+    Args:
+        name: the run's name, for the title.
+        history: its metrics; whatever was not measured has no row.
+        files: label -> path, for the last rows.
+    """
+    rows = [*_learned(history), *_speed(history), *_time(history)]
+    rows += [(label, str(path)) for label, path in (files or {}).items()]
+    last = history.last_step()
+    return ClosingTable(f"{name}: {'no steps' if last is None else f'{last} steps'}", tuple(rows))
+
+
+def mean_over_time(history: History, name: str) -> float | None:
+    """The mean of a rate weighted by the seconds of each step, which is total amount over total time."""
+    pairs = [
+        (line.metrics[name], line.metrics["time/step_s"])
+        for line in history.lines
+        if name in line.metrics and "time/step_s" in line.metrics
+    ]
+    seconds = sum(step for _, step in pairs)
+    return sum(rate * step for rate, step in pairs) / seconds if seconds > 0 else None
+
+
+def _learned(history: History) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    accuracy = history.curve("eval/accuracy").finite()
+    if accuracy:
+        best = max(range(len(accuracy.values)), key=lambda at: accuracy.values[at])
+        figure = _first_to_last(accuracy, 3)
+        if best != len(accuracy.values) - 1:
+            figure += f"   best {accuracy.values[best]:.3f} at step {accuracy.steps[best]}"
+        rows.append(("held-out accuracy", figure))
+    for label, name, decimals, unit in (
+        ("mean reward", "reward/mean", 3, ""),
+        ("completion length", "rollout/completion_tokens_mean", 1, " tokens"),
+    ):
+        curve = history.curve(name).finite()
+        if curve:
+            rows.append((label, _first_to_last(curve, decimals) + unit))
+    # Supervised fine-tuning has no reward; there the loss tells what was learned.
+    loss = history.curve("learner/loss").finite()
+    if loss and not history.curve("reward/mean"):
+        rows.append(("loss", _first_to_last(loss, 4)))
+    failed = sum(history.curve("rollout/failed_verdicts").finite().values)
+    if failed:
+        rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors, kept out of the learning)"))
+    rows += _verdicts(history)
+    return rows
+
+
+def _verdicts(history: History) -> list[tuple[str, str]]:
+    """The slowest verdicts of each verifier: a policy that finds answers which are slow to judge shows here first."""
+    found = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
+    verifiers = [match[1] for match in found if match]
+    rows = []
+    for verifier in verifiers:
+        slow = history.curve(f"verifier/{verifier}/p99_s").finite().values
+        if slow:
+            figure = f"99th percentile {_brief(statistics.median(slow))}, at worst {_brief(max(slow))}"
+            rows.append((f"{verifier} verdicts", figure))
+    return rows
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.2g} ms"
+
+
+def _speed(history: History) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for label, name in (
+        ("completions/s", "throughput/completions_per_s"),
+        ("tokens/s", "throughput/tokens_per_s"),
+    ):
+        mean = mean_over_time(history, name)
+        if mean is not None:
+            rows.append((label, f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}"))
+    return rows
+
+
+def _time(history: History) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    timed = step_time(history)
+    if timed:
+        means, shares = timed.means(), timed.shares()
+        rows.append(("mean step time", f"{sum(means.values()):.2f} s"))
+        rows += [(f"  {part}", f"{means[part]:6.2f} s  {shares[part]:4.0%}") for part in means]
+    for label, name in (("evaluations", "time/eval_s"), ("checkpoints", "time/checkpoint_s")):
+        seconds = sum(history.curve(name).finite().values)
+        if seconds > 0:
+            rows.append((label, f"{seconds:.1f} s in all"))
+    working = history.curve("time/run_s").finite()
+    if working:
+        rows.append(("wall time", duration(working.values[-1])))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """A span of time as a person says it: `48 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _first_to_last(curve: Curve, decimals: int) -> str:
+    first, last = curve.values[0], curve.values[-1]
+    if len(curve.values) == 1:
+        return f"{first:,.{decimals}f}"
+    return f"{first:,.{decimals}f} -> {last:,.{decimals}f}"

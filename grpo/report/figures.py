@@ -1,0 +1,261 @@
+"""The curves of one or more runs as PNG files, drawn from their run folders.
+
+    overview([run], run / "figures")                               one run
+    overview([run_a, run_b], folder)                               two runs, a line each
+    overview({"GRPO": [seed_1, seed_2, seed_3]}, folder)           seeds of one recipe: their mean, min to max shaded
+
+Each file is meant to stand in a README or a paper: light ground, legible at 800 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from grpo.report.metrics_log import Curve, History, read_history, run_names
+from grpo.report.step_time import PARTS, StepTime, mean_step_time, step_time
+
+# Okabe and Ito's colours, told apart by colour-blind readers, from dark to light in use.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_PART_COLOURS = {
+    "generate": "#0072B2",
+    "verify": "#E69F00",
+    "learn": "#009E73",
+    "sync": "#CC79A7",
+    "rest": "#B8BEC6",
+}
+_STYLE: dict[Any, Any] = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": "#9aa1a9",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.labelcolor": "#3a4148",
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#3a4148",
+    "ytick.color": "#3a4148",
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "font.family": "DejaVu Sans",
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+}
+# 160 dots an inch: 10 inches give 1600 pixels, which stay sharp when a page shows them 800 wide.
+_DOTS_PER_INCH = 160
+# Bars of a stack; with more of them the edges are mostly noise.
+_MOST_BARS = 100
+
+Runs = Sequence[Path] | Mapping[str, Sequence[Path]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is drawn as one curve: a run, or the seeds of one recipe."""
+
+    label: str
+    colour: str
+    histories: tuple[History, ...]
+
+    def curves(self, metric: str) -> tuple[Curve, ...]:
+        return tuple(curve for history in self.histories if (curve := history.curve(metric).finite()))
+
+    def step_time(self) -> StepTime | None:
+        return mean_step_time([timed for history in self.histories if (timed := step_time(history))])
+
+
+def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
+    """Draw what was measured: `overview.png`, then one file per curve.
+
+    Args:
+        runs: run folders, one curve each; or label -> run folders that differ by seed only, drawn as the mean over
+            the steps that all of them reached, with a band from the lowest to the highest.
+        folder: where the files go; made if it is missing.
+
+    Returns:
+        The paths written, the overview first; empty where no run has anything to draw.
+    """
+    entries = _entries(runs)
+    panels = [(name, draw) for name, draw, metrics in _PANELS if _measured(entries, metrics)]
+    # Supervised fine-tuning earns no reward; a policy-gradient loss, where there is one, says nothing to a reader.
+    if _measured(entries, ["learner/loss"]) and not _measured(entries, ["reward/mean"]):
+        panels.insert(0, ("loss", _draw_loss))
+    if not panels:
+        return ()
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    with rc_context(_STYLE):
+        columns = 2 if len(panels) > 1 else 1
+        rows = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(5 * columns, 3.4 * rows), layout="constrained")
+        for position, (_, draw) in enumerate(panels, start=1):
+            draw(figure.add_subplot(rows, columns, position), entries)
+        written.append(_save(figure, folder / "overview.png"))
+        for name, draw in panels:
+            figure = Figure(figsize=(6.25, 3.9), layout="constrained")
+            draw(figure.add_subplot(), entries)
+            written.append(_save(figure, folder / f"{name}.png"))
+    return tuple(written)
+
+
+def mean_and_band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
+    """Mean, lowest and highest value over curves, at the steps that all of them have."""
+    shared = sorted(set.intersection(*(set(curve.steps) for curve in curves))) if curves else []
+    columns = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves]
+    stacked = [[column[step] for column in columns] for step in shared]
+    steps = tuple(shared)
+    return (
+        Curve(steps, tuple(sum(values) / len(values) for values in stacked)),
+        Curve(steps, tuple(min(values) for values in stacked)),
+        Curve(steps, tuple(max(values) for values in stacked)),
+    )
+
+
+def _entries(runs: Runs) -> tuple[_Entry, ...]:
+    if isinstance(runs, Mapping):
+        labelled = [(label, list(paths)) for label, paths in runs.items()]
+    else:
+        labelled = [(name, [path]) for name, path in zip(run_names(runs), runs, strict=True)]
+    return tuple(
+        _Entry(label, _COLOURS[index % len(_COLOURS)], tuple(read_history(Path(path)) for path in paths))
+        for index, (label, paths) in enumerate(labelled)
+    )
+
+
+def _measured(entries: Sequence[_Entry], metrics: Sequence[str]) -> bool:
+    return any(entry.curves(metric) for entry in entries for metric in metrics)
+
+
+def _draw_accuracy(axes: Axes, entries: Sequence[_Entry]) -> None:
+    _draw_curves(axes, entries, "eval/accuracy", marker="o")
+    if len(entries) == 1 and _measured(entries, ["rollout/accuracy"]):
+        # Under the held-out points and fainter: what training itself sees, step by step.
+        for mean, _, _ in _shown(entries[0], "rollout/accuracy"):
+            drawn = mean.smooth() if mean.is_noisy() else mean
+            axes.plot(drawn.steps, drawn.values, color="#8a929b", linewidth=1.3, zorder=1.5, label="training samples")
+        for line in axes.get_lines()[:1]:
+            if line.get_marker() == "o":
+                line.set_label("held-out" + (f", mean of {seeds}" if (seeds := len(entries[0].histories)) > 1 else ""))
+        axes.legend(loc="best")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _finish(axes, "Accuracy" if len(entries) == 1 else "Held-out accuracy", "", entries)
+
+
+def _draw_reward(axes: Axes, entries: Sequence[_Entry]) -> None:
+    _draw_curves(axes, entries, "reward/mean")
+    _finish(axes, "Mean reward", "", entries)
+
+
+def _draw_length(axes: Axes, entries: Sequence[_Entry]) -> None:
+    _draw_curves(axes, entries, "rollout/completion_tokens_mean")
+    axes.set_ylim(bottom=0)
+    _finish(axes, "Completion length", "tokens, mean", entries)
+
+
+def _draw_loss(axes: Axes, entries: Sequence[_Entry]) -> None:
+    _draw_curves(axes, entries, "learner/loss")
+    _finish(axes, "Loss", "", entries)
+
+
+def _draw_step_time(axes: Axes, entries: Sequence[_Entry]) -> None:
+    timed = [(entry.label, mean) for entry in entries if (mean := entry.step_time())]
+    if len(entries) == 1 and timed:
+        _stack_over_steps(axes, timed[0][1])
+    else:
+        _stack_by_entry(axes, timed)
+
+
+def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
+    shares, longest = timed.shares(), max(timed.totals())
+    top, is_cut = timed.top()
+    timed = timed.thinned(_MOST_BARS)
+    edges = timed.edges()
+    tops = [0.0] * len(timed.steps)
+    for part, seconds in timed.parts.items():
+        bottoms, tops = tops, [low + more for low, more in zip(tops, seconds, strict=True)]
+        label = f"{part} {shares[part]:.0%}"
+        # Flat over each step, not interpolated: a single slow step should look like one.
+        axes.stairs(tops, edges, baseline=bottoms, fill=True, color=_PART_COLOURS[part], label=label)
+    # The room above the stack is for the legend, which would hide data anywhere else.
+    axes.set_ylim(0, 1.42 * top)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_title(f"Step time (longest {longest:.1f} s)" if is_cut else "Step time")
+    axes.set_xlabel("step")
+    axes.set_ylabel("seconds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper right", ncols=3, handlelength=1.0, columnspacing=1.2, frameon=True, edgecolor="none")
+
+
+def _stack_by_entry(axes: Axes, timed: Sequence[tuple[str, StepTime]]) -> None:
+    labels = [label for label, _ in timed]
+    left = [0.0] * len(timed)
+    for part in PARTS:
+        widths = [run.means()[part] for _, run in timed]
+        axes.barh(labels, widths, left=left, color=_PART_COLOURS[part], height=0.6, label=part)
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_title("Step time, mean")
+    axes.set_xlabel("seconds")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, handlelength=1.0, columnspacing=1.0)
+
+
+def _shown(entry: _Entry, metric: str) -> list[tuple[Curve, Curve, Curve]]:
+    curves = entry.curves(metric)
+    return [mean_and_band(curves)] if curves else []
+
+
+def _draw_curves(axes: Axes, entries: Sequence[_Entry], metric: str, marker: str = "") -> None:
+    for entry in entries:
+        for mean, low, high in _shown(entry, metric):
+            if len(entry.histories) > 1:
+                axes.fill_between(mean.steps, low.values, high.values, color=entry.colour, alpha=0.18, linewidth=0)
+            drawn = mean
+            if mean.is_noisy() and not marker:
+                axes.plot(mean.steps, mean.values, color=entry.colour, alpha=0.25, linewidth=1.0)
+                drawn = mean.smooth()
+            single = marker or ("o" if len(drawn.steps) == 1 else "")
+            axes.plot(drawn.steps, drawn.values, color=entry.colour, marker=single, markersize=4.5, label=entry.label)
+
+
+def _finish(axes: Axes, title: str, unit: str, entries: Sequence[_Entry]) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(entries) > 1:
+        axes.legend(loc="best")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    beside = path.with_name(path.name + ".partial")
+    figure.savefig(beside, dpi=_DOTS_PER_INCH, format="png")
+    os.replace(beside, path)
+    return path
+
+
+# Name of the file, what draws it, and the metrics of which one must be there.
+_PANELS: tuple[tuple[str, Callable[[Axes, Sequence[_Entry]], None], tuple[str, ...]], ...] = (
+    ("accuracy", _draw_accuracy, ("eval/accuracy", "rollout/accuracy")),
+    ("reward", _draw_reward, ("reward/mean",)),
+    ("completion_length", _draw_length, ("rollout/completion_tokens_mean",)),
+    ("step_time", _draw_step_time, ("time/step_s",)),
+)

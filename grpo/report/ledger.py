@@ -1,0 +1,102 @@
+"""Which groups each step was trained on: one line of `ledger.jsonl` per step, cut back with the metrics on resume.
+
+`{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`. Metrics and stored
+rollouts tell what a step was like; this file proves, cheaply and for every step, that no group was lost or used twice.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo.report import run_files
+from grpo.report.json_lines import JsonLines, complete_lines
+from grpo.types import Group
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedGroup:
+    """A group that a step was trained on.
+
+    Attributes:
+        step: the step, from 1.
+        prompt: the prompt's id.
+        versions: the first and the last policy version that sampled any of its tokens.
+        sample: fingerprint of the sampled tokens.
+    """
+
+    step: int
+    prompt: str
+    versions: tuple[int, int]
+    sample: str
+
+
+class Ledger:
+    """Written once per step, at its end."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Open a run's ledger, made where it is missing."""
+        self._lines = JsonLines(run_dir / run_files.LEDGER)
+
+    def append(self, step: int, groups: Sequence[Group]) -> None:
+        """Write what `step` was trained on."""
+        self._lines.append(json.dumps({"step": step, "groups": [_entry(group) for group in groups]}) + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Forget later steps, which a resumed run makes again."""
+        self._lines.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
+
+    def close(self) -> None:
+        """Release the file. Safe to call twice."""
+        self._lines.close()
+
+
+def read_ledger(run_dir: Path) -> list[TrainedGroup]:
+    """Every trained group of a run, in the order of its steps."""
+    records = [json.loads(line) for line in complete_lines(run_dir / run_files.LEDGER)]
+    return [
+        TrainedGroup(record["step"], one["prompt"], (one["versions"][0], one["versions"][1]), one["sample"])
+        for record in records
+        for one in record["groups"]
+    ]
+
+
+def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_at_most: int = 0) -> list[str]:
+    """What is wrong with a ledger; nothing where every prompt that was drawn was trained on as often as it was drawn.
+
+    Args:
+        trained: the ledger.
+        drawn: ids of prompts in the order in which the data gives them out, at least as many as were trained on.
+        open_at_most: groups that may be on their way at the end of the ledger: 0 where steps do not overlap.
+    """
+    found = []
+    steps = list(dict.fromkeys(one.step for one in trained))
+    if steps != list(range(1, len(steps) + 1)):
+        found.append(f"steps do not follow one another from 1: {steps[:20]}")
+    used = collections.Counter(one.prompt for one in trained)
+    # The shortest beginning of the draws that holds all that was trained on: what else it holds was lost or is open.
+    left, length = +used, 0
+    while left and length < len(drawn):
+        left -= collections.Counter([drawn[length]])
+        length += 1
+    found += [f"prompt {prompt} was trained on {left[prompt]} times more than it was drawn" for prompt in left]
+    unused = length - (len(trained) - left.total())
+    if unused > open_at_most:
+        lost = collections.Counter(drawn[:length]) - used
+        found.append(f"{unused} of the first {length} groups drawn were never trained on, such as {[*lost][:5]}")
+    return found
+
+
+def _entry(group: Group) -> Mapping[str, object]:
+    completions = [rollout.completion for rollout in group.rollouts]
+    versions = [span.policy_version for completion in completions for span in completion.spans]
+    tokens = [list(completion.token_ids) for completion in completions]
+    return {
+        "prompt": group.prompt.id,
+        "versions": [min(versions, default=-1), max(versions, default=-1)],
+        "sample": hashlib.blake2b(json.dumps(tokens).encode(), digest_size=8).hexdigest(),
+    }

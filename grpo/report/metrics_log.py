@@ -1,0 +1,190 @@
+"""The numbers of a run: one JSON line per step, appended durably, read back as a History.
+
+A line is one flat object, `{"step": 10, "time": 1760000000.0, "reward/mean": 0.5, ...}`; the names follow
+`docs/metrics.md`. JSON knows neither NaN nor infinity, so a number that is not finite is written as null.
+Several lines may carry the same step (an evaluation that comes in late); a reader merges them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from grpo.report import run_files
+from grpo.report.json_lines import JsonLines, complete_lines
+
+RESERVED_NAMES = ("step", "time")
+_NOISY_FROM = 60
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsLine:
+    """The metrics of one step.
+
+    Attributes:
+        step: rollout batches learned from when the line was written; 0 is before any training.
+        time: seconds since the epoch.
+        metrics: name -> value; NaN where the run had no finite number to give.
+    """
+
+    step: int
+    time: float
+    metrics: Mapping[str, float]
+
+    def to_json(self) -> str:
+        """One line of strict JSON, newline included."""
+        finite = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        return json.dumps({"step": self.step, "time": self.time, **finite}, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One metric over steps. `steps` rises; `values` has the same length and may hold NaN."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    def finite(self) -> Curve:
+        """The same curve without the points that are not finite numbers."""
+        kept = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
+        return Curve(tuple(step for step, _ in kept), tuple(value for _, value in kept))
+
+    def is_noisy(self) -> bool:
+        """True where there are so many steps that a line from one to the next shows mostly noise."""
+        return len(self.steps) >= _NOISY_FROM
+
+    def smooth(self) -> Curve:
+        """The mean over neighbouring points, about a twenty-fifth of the run; centred, so that it is not delayed."""
+        half = max(5, len(self.steps) // 25) // 2
+        # Through running sums: a window of its own for each point would take seconds on a run of 10,000 steps.
+        sums = [0.0, *itertools.accumulate(self.values)]
+        smooth = []
+        for at in range(len(self.values)):
+            begin, end = max(0, at - half), min(len(self.values), at + half + 1)
+            smooth.append((sums[end] - sums[begin]) / (end - begin))
+        return Curve(self.steps, tuple(smooth))
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All metrics of a run, one line per step, in the order of steps."""
+
+    lines: tuple[MetricsLine, ...]
+
+    def names(self) -> tuple[str, ...]:
+        """Every metric name that occurs, in order of first appearance."""
+        return tuple(dict.fromkeys(name for line in self.lines for name in line.metrics))
+
+    def curve(self, name: str) -> Curve:
+        """The steps at which `name` was measured, and its values. Empty where the run never measured it."""
+        points = [(line.step, line.metrics[name]) for line in self.lines if name in line.metrics]
+        return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
+
+    def last_step(self) -> int | None:
+        """The highest step logged, None for an empty history."""
+        return self.lines[-1].step if self.lines else None
+
+
+def read_history(run_dir: Path) -> History:
+    """Read the metrics of a run folder.
+
+    A last line without its newline is what a killed process leaves behind, and is passed over.
+
+    Raises:
+        ValueError: a complete line is not one of ours; the message names the file and the line.
+    """
+    path = run_dir / run_files.METRICS
+    if not path.exists():
+        return History(())
+    merged: dict[int, MetricsLine] = {}
+    for number, text in enumerate(complete_lines(path), start=1):
+        line = _parse(text, path, number)
+        earlier = merged.get(line.step)
+        if earlier is not None:
+            line = MetricsLine(line.step, earlier.time, {**earlier.metrics, **line.metrics})
+        merged[line.step] = line
+    return History(tuple(merged[step] for step in sorted(merged)))
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """A name for each run folder: its own, with as many parents before it as it takes to tell them apart."""
+    parts = [Path(run).resolve().parts[1:] for run in runs]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, start=1)]
+
+
+class MetricsLog:
+    """Appends lines to a run's metrics file; each is one write, on the disk when `append` returns."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / run_files.METRICS
+        self._last_step = read_history(run_dir).last_step()
+        self._lines = JsonLines(self._path)
+
+    @property
+    def last_step(self) -> int | None:
+        """The highest step in the file, None where there is none."""
+        return self._last_step
+
+    def append(self, line: MetricsLine, *, late: bool = False) -> None:
+        """Write one line to the disk.
+
+        Args:
+            line: the metrics of a step.
+            late: they are of a step that has its line, or were passed over: readers merge them.
+
+        Raises:
+            ValueError: the step is not above the last one in the file, or a name is reserved.
+        """
+        for name in RESERVED_NAMES:
+            if name in line.metrics:
+                raise ValueError(f"the metric name {name!r} is reserved for the line itself; rename the metric")
+        if not late and self._last_step is not None and line.step <= self._last_step:
+            raise ValueError(
+                f"step {line.step} comes after step {self._last_step} in {self._path}: steps must rise. "
+                f"To go on from a checkpoint, call truncate_after(its step) first; "
+                f"to start anew, use an empty run folder"
+            )
+        self._lines.append(line.to_json())
+        self._last_step = line.step if self._last_step is None else max(line.step, self._last_step)
+
+    def truncate_after(self, step: int) -> None:
+        """Drop every line of a later step, so that a resumed run does not count its steps twice."""
+        self._lines.keep(lambda number, text: _parse(text, self._path, number).step <= step)
+        self._last_step = read_history(self._path.parent).last_step()
+
+    def close(self) -> None:
+        """Release the file. Safe to call twice."""
+        self._lines.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _parse(text: str, path: Path, number: int) -> MetricsLine:
+    try:
+        record = json.loads(text)
+        step, time = int(record.pop("step")), float(record.pop("time"))
+        metrics = {name: math.nan if value is None else float(value) for name, value in record.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(
+            f"{path}, line {number}: expected one flat JSON object with 'step' and 'time', got {text[:80]!r}; "
+            f"remove the line, or move the file away"
+        ) from problem
+    return MetricsLine(step, time, metrics)

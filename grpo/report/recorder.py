@@ -1,0 +1,246 @@
+"""The reporting of a run: one object that a training loop tells what happened, once per step.
+
+    progress = open_progress("GRPO", total_steps=200)            # grpo.report.progress; first, so that start-up shows
+    with progress.phase("starting 2 generators"):
+        ...
+    trackers = open_trackers(config.trackers, run_dir, config=resolved)               # grpo.report.trackers
+    with Report(run_dir, trackers=trackers, progress=progress, rollouts_every=1, total_steps=200) as report:
+        report.truncate_after(resumed_step)                      # only when resuming
+        report.step(0, {"eval/accuracy": 0.45})                  # before any training
+        for step in ...:
+            report.step(step, metrics, groups, advantages)       # advantages[g][i]: float, or None
+        closing = report.finish()                                # figures, HTML, trackers and display closed
+    Console().print(closing)                                     # or print(closing), as plain text
+
+Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
+trackers; `finish` may be called on that way too. What lies in the run folder afterwards:
+
+    metrics.jsonl  ledger.jsonl  timeline.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet
+    figures/*.png  report.html  tensorboard/
+
+The run's `config.yaml` is written by the job and only read here. Metric names, the Parquet columns and their units
+are documented in `docs/metrics.md`. Figures and the HTML report are made from the run folder alone, so
+`grpo.report.figures.overview([run, ...], folder)` and `grpo.report.page.write_html(run)` serve at any later time too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+
+from grpo.report import rollout_store, run_files
+from grpo.report.closing_table import ClosingTable, closing_table
+from grpo.report.ledger import Ledger
+from grpo.report.metrics_log import MetricsLine, MetricsLog, read_history
+from grpo.report.progress import Progress, open_progress
+from grpo.report.rollout_store import Advantages
+from grpo.report.timeline import TimeLine
+from grpo.report.trackers import Tracker
+from grpo.types import Group
+from rewards.pool.busy_clock import Busy
+
+MISMATCH = "learner/mismatch_kl_first"
+
+
+class Report:
+    """Keeps what a run says of itself. Used by one thread."""
+
+    def __init__(
+        self,
+        run_dir: Path | str,
+        *,
+        trackers: Sequence[Tracker] = (),
+        progress: Progress | None = None,
+        rollouts_every: int = 1,
+        total_steps: int | None = None,
+        mismatch_alarm: float | None = None,
+        rollouts_max_mib: int | None = None,
+    ) -> None:
+        """Open the run folder, made if it is missing.
+
+        Args:
+            run_dir: the run folder.
+            trackers: where metrics go besides `metrics.jsonl`; closed by this report.
+            progress: the terminal display, closed by this report; one is opened where none is given.
+            rollouts_every: store the rollouts of every so many steps, and of the first and the last one;
+                0 stores none.
+            total_steps: the last step planned, for the display and for storing its rollouts.
+            mismatch_alarm: nats of learner/mismatch_kl_first above which the display says so, once.
+            rollouts_max_mib: MiB that stored completions may take together; above it steps in between are removed.
+
+        Raises:
+            ValueError: `rollouts_every` is negative, or `metrics.jsonl` holds a line that is not ours.
+        """
+        if rollouts_every < 0:
+            raise ValueError(f"rollouts_every must be 0 (none) or more, got {rollouts_every}")
+        self.run_dir = Path(run_dir)
+        self._log = MetricsLog(self.run_dir)
+        self._ledger = Ledger(self.run_dir)
+        self._time_line = TimeLine(self.run_dir)
+        self._trackers = tuple(trackers)
+        self._progress = progress or open_progress("GRPO", total_steps=total_steps)
+        self._rollouts_every = rollouts_every
+        self._total_steps = total_steps
+        self._mismatch_alarm = mismatch_alarm
+        self._rollouts_max_mib = rollouts_max_mib
+        self._is_thinned = False
+        self._unstored: tuple[int, Sequence[Group], Advantages] | None = None
+        self._opened = time.monotonic()
+        self._seconds_before = self._seconds_logged()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Show in the terminal that the run is busy with `name`, until the block ends."""
+        return self._progress.phase(name)
+
+    def truncate_after(self, step: int) -> None:
+        """Forget everything after `step`: call it before the first step of a resumed run."""
+        self._log.truncate_after(step)
+        self._ledger.truncate_after(step)
+        self._time_line.truncate_after(step)
+        rollout_store.truncate_after(self.run_dir, step)
+        for tracker in self._trackers:
+            tracker.truncate_after(step)
+        self._unstored = None
+        self._seconds_before = self._seconds_logged()
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        groups: Sequence[Group] = (),
+        advantages: Advantages = (),
+    ) -> None:
+        """Keep and show one finished step.
+
+        Args:
+            step: rollout batches learned from; above the last step reported. 0 is the evaluation before any training.
+            metrics: name -> number, see `docs/metrics.md`. `time/run_s` is added.
+            groups: the groups that the step learned from.
+            advantages: `advantages[g][i]` of `groups[g].rollouts[i]`; None or NaN where it carries no gradient.
+
+        Raises:
+            ValueError: the step does not rise, a metric has a reserved name, or groups and advantages differ
+                in shape.
+        """
+        now = time.time()
+        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers["time/run_s"] = round(self._seconds_before + time.monotonic() - self._opened, 3)
+        plain = tuple(tuple(None if one is None else float(one) for one in row) for row in advantages)
+        rollout_store.check_shape(groups, plain)
+        self._log.append(MetricsLine(step, now, numbers))
+        if groups:
+            self._ledger.append(step, groups)
+        if groups and self._rollouts_every:
+            self._unstored = (step, groups, plain)
+            if self._is_stored_step(step):
+                self._store_rollouts()
+        for tracker in self._trackers:
+            tracker.log(step, now, numbers)
+        self._progress.step(step, numbers)
+        self._warn_of_mismatch(step, numbers)
+
+    def late(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep and show numbers of a step that was reported before, such as an evaluation that has only now ended.
+
+        Args:
+            step: whose they are.
+            metrics: name -> number, none of which the step has yet.
+
+        Raises:
+            ValueError: a metric has a reserved name.
+        """
+        now, numbers = time.time(), {name: float(value) for name, value in metrics.items()}
+        self._log.append(MetricsLine(step, now, numbers), late=True)
+        for tracker in self._trackers:
+            tracker.log(step, now, numbers)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._progress.show(f"step {step}, evaluated in the background: {told}")
+
+    def busy(self, step: int, begin: float, lanes: Mapping[str, Busy]) -> None:
+        """Keep what each actor did, and when, since this was last called; `TimeLine.append` has the arguments."""
+        self._time_line.append(step, begin, lanes)
+
+    def evaluation(self, step: int, groups: Sequence[Group]) -> None:
+        """Store what the policy of `step` answered to held-out prompts, where rollouts are stored at all."""
+        if groups and self._rollouts_every:
+            nothing = [[None] * len(group.rollouts) for group in groups]
+            rollout_store.write_step(self.run_dir, step, groups, nothing, run_files.EVALUATIONS)
+            self._keep_within_limit()
+
+    def finish(self) -> ClosingTable:
+        """Write the figures and the HTML report, close everything, and return the closing table."""
+        # Imported here: matplotlib takes a second, which neither `import grpo.report.recorder` nor a failing run
+        # should pay.
+        from grpo.report.figures import overview
+        from grpo.report.page import write_html
+
+        self._store_rollouts()
+        with self.phase("writing the report"):
+            figures = overview([self.run_dir], self.run_dir / run_files.FIGURES)
+            page = write_html(self.run_dir)
+        self.close()
+        files = {"report": page, "figures": self.run_dir / run_files.FIGURES} if figures else {"report": page}
+        return closing_table(self.run_dir.resolve().name, read_history(self.run_dir), files)
+
+    def close(self) -> None:
+        """Give the terminal back, store the last rollouts, close the trackers. Safe to call twice."""
+        self._progress.close()
+        self._store_rollouts()
+        self._log.close()
+        self._ledger.close()
+        self._time_line.close()
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = ()
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _warn_of_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:
+        alarm, found = self._mismatch_alarm, metrics.get(MISMATCH, 0.0)
+        # A divergence that is no number is not within the threshold either.
+        if alarm is None or found <= alarm:
+            return
+        self._mismatch_alarm = None
+        self._progress.show(
+            f"step {step}: learner and generators disagree about the policy: {MISMATCH} {found:.2g} nats is above "
+            f"report.mismatch_alarm={alarm:g}. Compare policy.dtype and sync/probe_mean_difference, or correct for it "
+            "by algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md); this is said once"
+        )
+
+    def _is_stored_step(self, step: int) -> bool:
+        return (
+            step % self._rollouts_every == 0
+            or step == self._total_steps
+            or not rollout_store.stored_steps(self.run_dir)
+        )
+
+    def _store_rollouts(self) -> None:
+        # The newest groups are held until the next step, so that a run stopped anywhere still shows its last ones.
+        if self._unstored is not None:
+            rollout_store.write_step(self.run_dir, *self._unstored)
+            self._unstored = None
+            self._keep_within_limit()
+
+    def _keep_within_limit(self) -> None:
+        limit = self._rollouts_max_mib
+        if limit is None or not rollout_store.thin(self.run_dir, limit << 20) or self._is_thinned:
+            return
+        self._is_thinned = True
+        self._progress.show(
+            f"stored completions have reached report.rollouts_max_mib={limit}: from now on steps in between are "
+            "removed, so that those kept stay spread over the run; raise it, or store fewer by report.rollouts_every. "
+            "This is said once"
+        )
+
+    def _seconds_logged(self) -> float:
+        logged = read_history(self.run_dir).curve("time/run_s").finite()
+        return logged.values[-1] if logged else 0.0

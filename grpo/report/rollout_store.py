@@ -1,0 +1,276 @@
+"""The completions of a run: one Parquet file per stored step, one row per completion.
+
+What a step learned from lies in `rollouts/`, what an evaluation sampled of the held-out prompts in `evaluations/`, with
+the same columns. They are documented in `docs/metrics.md` and are plain enough for `pandas.read_parquet` and
+`datasets.load_dataset("parquet", ...)`: no Arrow map or union, whatever has no fixed shape (the reference, the
+dataset row) is a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from grpo.report import run_files
+from grpo.types import Group, Rollout
+
+SCHEMA_VERSION = "1"
+
+_NAMED_NUMBER = pa.struct([("name", pa.string()), ("value", pa.float64())])
+_SPAN = pa.struct([("start", pa.int32()), ("stop", pa.int32()), ("policy_version", pa.int64())])
+_VERDICT = pa.struct(
+    [
+        ("verifier", pa.string()),
+        ("status", pa.string()),
+        ("score", pa.float64()),
+        ("reason", pa.string()),
+        ("parts", pa.list_(_NAMED_NUMBER)),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("group", pa.int32()),
+        ("sample", pa.int32()),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("reference", pa.string()),
+        ("row", pa.string()),
+        ("completion", pa.string()),
+        ("completion_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("reward", pa.float64()),
+        ("advantage", pa.float64()),
+        ("verdicts", pa.list_(_VERDICT)),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("spans", pa.list_(_SPAN)),
+    ],
+    metadata={"verigrpo.rollouts": SCHEMA_VERSION},
+)
+
+
+# advantages[g][i] belongs to groups[g].rollouts[i]; None or NaN where a rollout carries no gradient.
+Advantages = Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVerdict:
+    """A verdict read back, with the name of its verifier."""
+
+    verifier: str
+    status: str
+    score: float | None
+    reason: str
+    parts: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRollout:
+    """One row read back, without the token lists, which a reader of text has no use for."""
+
+    sample: int
+    completion: str
+    completion_tokens: int
+    finish_reason: str
+    reward: float | None
+    advantage: float | None
+    verdicts: tuple[StoredVerdict, ...]
+    policy_versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGroup:
+    """The rows of one prompt at one step."""
+
+    step: int
+    index: int
+    prompt_id: str
+    prompt: str
+    reference: str
+    rollouts: tuple[StoredRollout, ...]
+
+
+def step_path(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> Path:
+    """Where the rollouts of a step are stored."""
+    return run_dir / folder / f"step_{step:06d}.parquet"
+
+
+def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, ...]:
+    """The steps whose rollouts are stored, rising."""
+    found = (re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in (run_dir / folder).glob("step_*"))
+    return tuple(sorted(int(match.group(1)) for match in found if match))
+
+
+def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
+    """Raise ValueError unless there is one advantage for each rollout."""
+    if len(advantages) != len(groups):
+        raise ValueError(f"expected advantages for {len(groups)} groups, got {len(advantages)}")
+    for index, (group, row) in enumerate(zip(groups, advantages, strict=True)):
+        if len(row) != len(group.rollouts):
+            raise ValueError(
+                f"group {index} ({group.prompt.id!r}) has {len(group.rollouts)} rollouts, got {len(row)} advantages"
+            )
+
+
+def write_step(
+    run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = run_files.ROLLOUTS
+) -> Path:
+    """Store the rollouts of one step; the file appears whole or not at all.
+
+    Raises:
+        ValueError: `advantages` has not one number for each rollout.
+    """
+    check_shape(groups, advantages)
+    path = step_path(run_dir, step, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(list(_rows(step, groups, advantages)), schema=SCHEMA)
+    beside = path.with_name(path.name + ".partial")
+    pq.write_table(table, beside, compression="zstd")
+    os.replace(beside, path)
+    return path
+
+
+def read_groups(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> tuple[StoredGroup, ...]:
+    """Read the groups of one stored step, in the order in which they were scored."""
+    columns = [name for name in SCHEMA.names if name not in ("row", "token_ids", "logprobs")]
+    rows = pq.read_table(step_path(run_dir, step, folder), columns=columns).to_pylist()
+    by_group: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_group.setdefault(row["group"], []).append(row)
+    return tuple(
+        StoredGroup(
+            step=step,
+            index=index,
+            prompt_id=members[0]["prompt_id"],
+            prompt=members[0]["prompt"],
+            reference=members[0]["reference"],
+            rollouts=tuple(_stored_rollout(row) for row in members),
+        )
+        for index, members in by_group.items()
+    )
+
+
+def truncate_after(run_dir: Path, step: int) -> None:
+    """Remove the stored rollouts of later steps, which a resumed run will make again."""
+    for folder in (run_files.ROLLOUTS, run_files.EVALUATIONS):
+        for stored in stored_steps(run_dir, folder):
+            if stored > step:
+                step_path(run_dir, stored, folder).unlink()
+
+
+def thin(run_dir: Path, most_bytes: int) -> int:
+    """Remove stored steps until all of them together take at most `most_bytes`.
+
+    What is kept stays spread over the run: always the step goes whose neighbours are nearest to each other, the
+    oldest of several. The first and the last step of each folder are never removed, so the rest may still be more.
+
+    Returns:
+        How many were removed.
+    """
+    kept = {folder: list(stored_steps(run_dir, folder)) for folder in (run_files.ROLLOUTS, run_files.EVALUATIONS)}
+    sizes = {
+        (folder, step): step_path(run_dir, step, folder).stat().st_size for folder in kept for step in kept[folder]
+    }
+    total, removed = sum(sizes.values()), 0
+    while total > most_bytes:
+        inner = [
+            (after - before, step, folder)
+            for folder, steps in kept.items()
+            for before, step, after in zip(steps, steps[1:], steps[2:], strict=False)
+        ]
+        if not inner:
+            break
+        _, step, folder = min(inner)
+        step_path(run_dir, step, folder).unlink()
+        kept[folder].remove(step)
+        total -= sizes[folder, step]
+        removed += 1
+    return removed
+
+
+def _rows(step: int, groups: Sequence[Group], advantages: Advantages) -> Iterable[dict[str, Any]]:
+    for group_index, (group, row_of_advantages) in enumerate(zip(groups, advantages, strict=True)):
+        shared = {
+            "step": step,
+            "group": group_index,
+            "prompt_id": _storable(group.prompt.id),
+            "prompt": _storable(group.prompt.text),
+            "reference": _as_json(group.prompt.reference),
+            "row": _as_json(dict(group.prompt.row)),
+        }
+        for sample, (rollout, advantage) in enumerate(zip(group.rollouts, row_of_advantages, strict=True)):
+            yield {**shared, "sample": sample, **_rollout_columns(rollout), "advantage": _number(advantage)}
+
+
+def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
+    completion = rollout.completion
+    return {
+        "completion": _storable(completion.text),
+        "completion_tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "reward": _number(rollout.reward),
+        "verdicts": [
+            {
+                "verifier": _storable(name),
+                "status": verdict.status.value,
+                "score": verdict.score,
+                "reason": _storable(verdict.reason),
+                "parts": [{"name": _storable(part), "value": value} for part, value in verdict.parts.items()],
+            }
+            for name, verdict in rollout.verdicts.items()
+        ],
+        "token_ids": list(completion.token_ids),
+        "logprobs": list(completion.logprobs),
+        "spans": [
+            {"start": span.start, "stop": span.stop, "policy_version": span.policy_version} for span in completion.spans
+        ],
+    }
+
+
+def _stored_rollout(row: Mapping[str, Any]) -> StoredRollout:
+    return StoredRollout(
+        sample=row["sample"],
+        completion=row["completion"],
+        completion_tokens=row["completion_tokens"],
+        finish_reason=row["finish_reason"],
+        reward=row["reward"],
+        advantage=row["advantage"],
+        verdicts=tuple(
+            StoredVerdict(
+                verifier=verdict["verifier"],
+                status=verdict["status"],
+                score=verdict["score"],
+                reason=verdict["reason"],
+                parts=tuple((part["name"], part["value"]) for part in verdict["parts"]),
+            )
+            for verdict in row["verdicts"]
+        ),
+        policy_versions=tuple(sorted({span["policy_version"] for span in row["spans"]})),
+    )
+
+
+def _number(value: float | None) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _storable(text: str) -> str:
+    # A lone surrogate is legal in a Python string and not in UTF-8: keep it readable rather than fail a step.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _as_json(value: Any) -> str:
+    # `default=str`: a dataset row may hold a date or a decimal, and the row is kept for people to read.
+    return json.dumps(value, ensure_ascii=True, default=str)

@@ -1,0 +1,189 @@
+"""Where the metrics of a run go besides its own folder: TensorBoard, Weights & Biases, MLflow, Prometheus.
+
+A tracker is anything with the four methods of `Tracker`; `open_trackers` makes the ones that a config can name.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "prometheus")
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Tracker(Protocol):
+    """A place that keeps metrics."""
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics of one step; `time` is in seconds since the epoch."""
+        ...
+
+    def truncate_after(self, step: int) -> None:
+        """Forget later steps, which a resumed run will log again. Called before the first `log`."""
+        ...
+
+    def close(self) -> None:
+        """Send what is still held back, and let go. Safe to call twice."""
+        ...
+
+
+def open_trackers(
+    names: Iterable[str],
+    run_dir: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    project: str = "verigrpo",
+) -> tuple[Tracker, ...]:
+    """Open the named trackers for a run.
+
+    Args:
+        names: of `TRACKER_NAMES`.
+        run_dir: the run folder; its name becomes the run's name where a tracker wants one.
+        config: the resolved config, kept by trackers that show one.
+        project: the W&B project, or the MLflow experiment.
+
+    Raises:
+        ValueError: a name is unknown, or the package behind it is not installed.
+    """
+    chosen = tuple(names)
+    unknown = [name for name in chosen if name not in TRACKER_NAMES]
+    if unknown:
+        raise ValueError(f"trackers: {unknown[0]!r} is not one of {', '.join(TRACKER_NAMES)}")
+    opened: list[Tracker] = []
+    for name in dict.fromkeys(chosen):
+        if name == "tensorboard":
+            opened.append(TensorBoardTracker(run_dir))
+        elif name == "wandb":
+            opened.append(WandbTracker(run_dir, config=config, project=project))
+        elif name == "mlflow":
+            opened.append(MlflowTracker(run_dir, config=config, project=project))
+        else:
+            from grpo.report.ray_metrics import RayMetricsTracker
+
+            opened.append(RayMetricsTracker(run_dir))
+    return tuple(opened)
+
+
+class TensorBoardTracker:
+    """Event files under `tensorboard/` in the run folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / TENSORBOARD_FOLDER
+        self._writer = self._open(purge_step=None)
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, global_step=step, walltime=time)
+        self._writer.flush()
+
+    def truncate_after(self, step: int) -> None:
+        # TensorBoard's own way: a new event file that declares later steps of the older files void.
+        self._writer.close()
+        self._writer = self._open(purge_step=step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _open(self, purge_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=purge_step)
+
+
+class WandbTracker:
+    """A Weights & Biases run, resumed under the same id when the run folder is used again."""
+
+    def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
+        try:
+            import wandb
+        except ImportError as missing:
+            raise _not_installed("wandb") from missing
+        run_dir.mkdir(parents=True, exist_ok=True)
+        id_file = run_dir / "wandb_id"
+        run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:12]
+        id_file.write_text(run_id + "\n")
+        self._run: Any = wandb.init(
+            project=project,
+            name=run_dir.resolve().name,
+            dir=str(run_dir),
+            id=run_id,
+            resume="allow",
+            config=dict(config or {}),
+        )
+        # W&B's own counter may only rise, which a resumed run breaks: let the curves run over our step instead.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._run.log({"step": step, "time": time, **finite})
+
+    def truncate_after(self, step: int) -> None:
+        # W&B keeps what it has been sent; the steps made again are drawn over the old ones.
+        return None
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MlflowTracker:
+    """An MLflow run, gone on with when the run folder is used again; MLFLOW_TRACKING_URI says where it is kept."""
+
+    def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
+        try:
+            from mlflow import MlflowClient
+        except ImportError as missing:
+            raise _not_installed("mlflow") from missing
+        self._client = MlflowClient()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        id_file = run_dir / "mlflow_id"
+        if id_file.exists():
+            self._run_id = id_file.read_text().strip()
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
+            found = self._client.get_experiment_by_name(project)
+            experiment = found.experiment_id if found else self._client.create_experiment(project)
+            self._run_id = self._client.create_run(experiment, run_name=run_dir.resolve().name).info.run_id
+            id_file.write_text(self._run_id + "\n")
+            for name, value in _flat(config or {}):
+                self._client.log_param(self._run_id, name, value)
+        self._open = True
+
+    def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        self._client.log_batch(
+            self._run_id,
+            metrics=[
+                Metric(name, value, int(time * 1000), step) for name, value in metrics.items() if math.isfinite(value)
+            ],
+        )
+
+    def truncate_after(self, step: int) -> None:
+        # MLflow keeps what it has been sent; a step made again has a second, later point.
+        return None
+
+    def close(self) -> None:
+        if self._open:
+            self._client.set_terminated(self._run_id)
+            self._open = False
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys with their values as text, cut to the length that MLflow takes."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", str(value)[:500]
+
+
+def _not_installed(tracker: str) -> ValueError:
+    return ValueError(
+        f"trackers: {tracker!r} is asked for but not installed; "
+        f"install it with `pip install 'verigrpo[{tracker}]'`, or take {tracker!r} out of the trackers"
+    )

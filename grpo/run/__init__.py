@@ -1,0 +1,1 @@
+"""What a training run holds open, how it is saved, and how it goes on after a failure."""

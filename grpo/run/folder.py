@@ -1,0 +1,79 @@
+"""A run's folder: what lies in it before a job starts, and what a finished one shows."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import yaml
+
+from grpo import config
+from grpo.config.file import dump
+from grpo.report import run_files
+from grpo.report.closing_table import ClosingTable, closing_table
+from grpo.report.metrics_log import read_history
+from grpo.report.progress import Progress
+from grpo.run import checkpoint
+from grpo.run.checkpoint import Checkpoint
+from grpo.visible import visible
+
+
+def open_folder(
+    run: config.Run, resolved: config.TrainConfig | config.SftConfig, progress: Progress
+) -> Checkpoint | None:
+    """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
+
+    Returns:
+        The checkpoint to go on from, if any.
+
+    Raises:
+        ValueError: the folder holds a run already and `run.resume` is `never`.
+    """
+    folder = Path(run.folder)
+    found = checkpoint.latest(folder)
+    if run.resume == "never" and (found or (folder / run_files.METRICS).exists()):
+        raise ValueError(
+            f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / run_files.CONFIG
+    if found and path.exists():
+        for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
+            progress.show(f"changed since the last start: {line}")
+    path.write_text(dump(resolved), encoding="utf-8")
+    return found
+
+
+def changes(before: object, after: object, where: str = "") -> list[str]:
+    """Dotted keys whose values differ between two configurations of plain data, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        inner = (changes(before.get(key), after.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
+        return [line for lines in inner for line in lines if not line.startswith("run.resume:")]
+    return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
+
+
+def skipped_folder(run: config.Run) -> str:
+    """Where the learner keeps batches whose loss or gradient is not finite."""
+    return str((Path(run.folder) / run_files.SKIPPED).absolute())
+
+
+def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
+    """The closing table of a run that `resume=auto` finds complete; None where there is something left to do."""
+    folder = Path(run.folder)
+    found = checkpoint.latest(folder)
+    if run.resume == "never" or found is None or found.step < steps:
+        return None
+    return closing_table(folder.resolve().name, read_history(folder), {"report": folder / run_files.REPORT})
+
+
+def note_fault(folder: Path, line: str) -> None:
+    """Add a line to the run folder's `faults.log`; a folder that cannot be written to keeps nobody from going on."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stamped = f"{when} pid {os.getpid()}: {visible(' '.join(line.split()))}\n"
+    try:
+        with (folder / run_files.FAULTS).open("a", encoding="utf-8") as log:
+            log.write(stamped)
+    except OSError:
+        return

@@ -1,0 +1,146 @@
+"""What one step says in numbers, by the names of `docs/metrics.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from grpo.algorithm.advantages import informative_groups
+from grpo.config import TrainConfig
+from grpo.rollout.groups import reward_tensors
+from grpo.run.stopwatch import Stopwatch
+from grpo.types import Group, Rollout
+from grpo.weights.patches import Pushed
+from rewards.pool.stats import Tally
+from rewards.verdict import Status
+
+
+def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tensor) -> dict[str, float]:
+    """What a step's groups say; `kl_PG` is their divergence from the reference where the reward has one."""
+    algorithm = settings.algorithm
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards_PG, valid_PG = reward_tensors(groups)
+    known = rewards_PG[valid_PG]
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    metrics = {
+        "rollout/groups": float(len(groups)),
+        "rollout/accuracy": sum(rollout.correct for rollout in rollouts) / len(rollouts),
+        "rollout/completion_tokens_mean": sum(lengths) / len(lengths),
+        "rollout/completion_tokens_max": float(max(lengths)),
+        "rollout/truncated_share": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "rollout/zero_variance_share": float(1 - informative_groups(rewards_PG, valid_PG).float().mean()),
+        "rollout/failed_verdicts": float(
+            sum(verdict.status.failed for rollout in rollouts for verdict in rollout.verdicts.values())
+        ),
+    }
+    if algorithm.refill_rounds:
+        metrics["rollout/refilled_groups"] = float(len(groups) - settings.rollout.prompts_per_step)
+    if algorithm.overlong_filter:
+        metrics["rollout/overlong_filtered"] = float(
+            sum(one.completion.finish_reason == "length" and one.reward is not None for one in rollouts)
+        )
+    if algorithm.kl_in_reward:
+        scored = sum(len(one.completion.token_ids) for one in rollouts if one.reward is not None)
+        metrics["rollout/kl_reference"] = float(kl_PG.sum()) / max(1, scored)
+    if len(known):
+        metrics["reward/mean"] = float(known.mean())
+        metrics["reward/std"] = float(known.std(correction=0))
+    # In mixed data a verifier judges some of the rollouts only, and its figures are over those.
+    for name in dict.fromkeys(name for rollout in rollouts for name in rollout.verdicts):
+        verdicts = [rollout.verdicts[name] for rollout in rollouts if name in rollout.verdicts]
+        scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+        if scores:
+            metrics[f"reward/{name}"] = sum(scores) / len(scores)
+        for part in dict.fromkeys(part for verdict in verdicts for part in verdict.parts):
+            values = [verdict.parts[part] for verdict in verdicts if part in verdict.parts]
+            metrics[f"reward/{name}/{part}"] = sum(values) / len(values)
+        for status in Status:
+            share = sum(verdict.status is status for verdict in verdicts) / len(verdicts)
+            metrics[f"verdict/{name}/{status}"] = share
+    return metrics
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over a step's optimizer steps, but for some.
+
+    Of the ratio and the memory it is the largest, of skipped steps and seconds the sum, of the learning rate the last;
+    of speeds the whole amount over the whole time, of the mismatch also the first.
+
+    Nothing where there was no optimizer step, which is so where no rollout had a reward.
+    """
+    if not updates:
+        return {}
+    metrics: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        metrics[f"learner/{name}"] = sum(values) / len(values)
+    for name in ("ratio_max", "peak_memory_gib"):
+        if f"learner/{name}" in metrics:
+            metrics[f"learner/{name}"] = max(update[name] for update in updates if name in update)
+    for name in ("skipped_steps", "compute_s"):
+        if f"learner/{name}" in metrics:
+            metrics[f"learner/{name}"] = sum(update[name] for update in updates if name in update)
+    for name in ("tokens_per_s", "tflops_per_s", "mfu"):
+        if f"learner/{name}" in metrics:
+            timed = [(update[name], update["compute_s"]) for update in updates if name in update]
+            metrics[f"learner/{name}"] = sum(rate * s for rate, s in timed) / sum(s for _, s in timed)
+    if "mismatch_kl" in updates[0]:
+        metrics["learner/mismatch_kl_first"] = updates[0]["mismatch_kl"]
+    metrics["learner/learning_rate"] = updates[-1]["learning_rate"]
+    return metrics
+
+
+def verifier_metrics(tallies: Mapping[str, Tally]) -> dict[str, float]:
+    """What the pool counted over a step: seconds of a verdict, and how many came from the verifier's own cache."""
+    metrics: dict[str, float] = {}
+    for name, tally in tallies.items():
+        stats = tally.stats()
+        metrics[f"verifier/{name}/p50_s"] = stats.p50_s
+        metrics[f"verifier/{name}/p99_s"] = stats.p99_s
+        metrics[f"verifier/{name}/cache_hit_share"] = stats.cache_hit_rate
+    return metrics
+
+
+def lag_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """How old the tokens of a step's groups are, in versions of the policy.
+
+    Args:
+        groups: that the step trained on.
+        version: of the policy when the step began.
+    """
+    spans = [span for group in groups for rollout in group.rollouts for span in rollout.completion.spans]
+    tokens = sum(span.stop - span.start for span in spans)
+    carried = [any(_oldest(rollout) < version for rollout in group.rollouts) for group in groups]
+    return {
+        "rollout/policy_lag_mean": sum((span.stop - span.start) * (version - span.policy_version) for span in spans)
+        / tokens,
+        "rollout/policy_lag_max": float(max(version - span.policy_version for span in spans)),
+        "rollout/groups_carried_over": float(sum(carried)),
+    }
+
+
+def _oldest(rollout: Rollout) -> int:
+    return min(span.policy_version for span in rollout.completion.spans)
+
+
+def push_metrics(pushed: Pushed) -> dict[str, float]:
+    """What sparse pushes have carried."""
+    return {
+        "sync/pushed_mib": pushed.nbytes / (1 << 20),
+        "sync/changed_share": pushed.changed / max(1, pushed.elements),
+    }
+
+
+def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:
+    """Seconds by phase, and sampled completions and tokens by second of the whole step."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    times = watch.metrics()
+    return {
+        **times,
+        "time/learner_idle_s": times.get("time/generate_s", 0.0) + times.get("time/verify_s", 0.0),
+        **watch.starts(),
+        "throughput/completions_per_s": len(rollouts) / times["time/step_s"],
+        "throughput/tokens_per_s": tokens / times["time/step_s"],
+    }

@@ -1,0 +1,114 @@
+"""Going on by itself: a run whose machinery died or hung starts again from its newest checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from grpo.cluster import cluster
+from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.claim import plan_of
+from grpo.cluster.failures import ProcessDied, Stalled
+from grpo.config import SftConfig, TrainConfig
+from grpo.report.closing_table import ClosingTable
+from grpo.report.progress import Progress
+from grpo.run import checkpoint
+from grpo.run.folder import note_fault
+from grpo.run.watchdog import Watchdog, WatchedProgress
+
+Settings = TypeVar("Settings", TrainConfig, SftConfig)
+
+
+def with_recovery(
+    settings: Settings, open_display: Callable[[], Progress], job: Callable[[Settings, Progress], ClosingTable]
+) -> ClosingTable:
+    """Train, and after the death of a process or a node go on from the newest checkpoint.
+
+    Everything is closed and opened again: what is left of a group of ranks that lost one cannot be trusted. Only
+    `ProcessDied` and, with `watchdog.action=restart`, `Stalled` are outlived; whatever is wrong with the run itself
+    (its config, its weights, its verifiers, its disk) stops it, as another start would only meet it again.
+
+    Args:
+        settings: the run; where it is made anew and dies before its first checkpoint, it starts from nothing again.
+        open_display: opens a display, for each start.
+        job: trains.
+
+    Raises:
+        ProcessDied: it died more often than `cluster.max_restarts` or `cluster.max_fruitless_restarts` allow.
+        Stalled: likewise, or `watchdog.action=stop`.
+        TimeoutError: the nodes that the run needs did not come back within `cluster.start_deadline_s`.
+        Exception: what else stops a run.
+    """
+    folder, bounds = Path(settings.run.folder), _Bounds()
+    told: str | None = None
+    while True:
+        before = _newest_step(folder)
+        display = open_display()
+        if told:
+            display.show(told)
+        try:
+            with Watchdog(settings.watchdog, folder, ACTIVITY, display.show, settings.cluster.start_deadline_s):
+                if told:
+                    _wait_for_nodes(settings, display)
+                return job(settings, WatchedProgress(display, ACTIVITY))
+        except (ProcessDied, Stalled) as failure:
+            display.close()
+            after = _newest_step(folder)
+            bounds.count(progressed=after != before)
+            refusal = bounds.refusal(settings, after, failure)
+            told = f"{failure}; {refusal or _outlook(after, bounds, settings)}"
+            note_fault(folder, told)
+            if refusal:
+                raise type(failure)(told) from failure
+            # A run that refused to go on with another's folder may go on with what it has written itself.
+            settings = settings.model_copy(update={"run": settings.run.model_copy(update={"resume": "auto"})})
+
+
+@dataclass
+class _Bounds:
+    """How often a run has been started again."""
+
+    restarts: int = 0
+    fruitless: int = 0
+
+    def count(self, *, progressed: bool) -> None:
+        self.restarts += 1
+        self.fruitless = 0 if progressed else self.fruitless + 1
+
+    def refusal(self, settings: TrainConfig | SftConfig, newest: int | None, failure: Exception) -> str | None:
+        """Why there is no further restart, and what to do; None where there is one."""
+        limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else "sft"
+        go_on = "look at what died before going on by resume=auto"
+        if isinstance(failure, Stalled) and settings.watchdog.action == "stop":
+            return f"stopped, as watchdog.action=stop asks; {go_on}"
+        if self.restarts > limits.max_restarts:
+            return f"not started again: cluster.max_restarts={limits.max_restarts} is used up; {go_on}"
+        if self.fruitless > limits.max_fruitless_restarts:
+            return (
+                f"not started again: no checkpoint newer than {_named(newest)} was written between the last "
+                f"{self.fruitless} deaths (cluster.max_fruitless_restarts); {go_on}, and lower "
+                f"{schedule}.checkpoint_every where it died between two"
+            )
+        return None
+
+
+def _outlook(newest: int | None, bounds: _Bounds, settings: TrainConfig | SftConfig) -> str:
+    return f"going on from {_named(newest)} (restart {bounds.restarts} of {settings.cluster.max_restarts} at most)"
+
+
+def _named(newest: int | None) -> str:
+    return "the start, as there is no checkpoint yet" if newest is None else f"the checkpoint of step {newest}"
+
+
+def _newest_step(folder: Path) -> int | None:
+    found = checkpoint.latest(folder)
+    return found.step if found else None
+
+
+def _wait_for_nodes(settings: TrainConfig | SftConfig, display: Progress) -> None:
+    """Where the run is a guest on a cluster, its nodes may take a while to come back."""
+    if settings.cluster.address:
+        with display.phase("waiting for the nodes that the run needs"):
+            cluster.wait_for_nodes(settings.cluster, plan_of(settings))

@@ -1,0 +1,49 @@
+"""Where the seconds of a step went."""
+
+from __future__ import annotations
+
+import time
+
+from grpo.cluster.activity import ACTIVITY
+from rewards.pool.busy_clock import BusyClock
+
+
+class Stopwatch:
+    """One phase runs at a time; starting one ends the one before."""
+
+    def __init__(self) -> None:
+        """Start counting, in no phase yet."""
+        self.begun_at = time.time()
+        """When it was made, in seconds since the epoch."""
+        self.busy = BusyClock()
+        """The phases that have ended."""
+        self._begun = self._switched = time.perf_counter()
+        self._phase: str | None = None
+        self._seconds: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+
+    def start(self, phase: str | None) -> None:
+        """End the phase that runs, if any, and start `phase`; None only ends."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
+            began_s = self._switched - self._begun
+            self.busy.add(self._phase, self.begun_at + began_s, self.begun_at + now - self._begun)
+        self._phase, self._switched = phase, now
+        if phase is not None:
+            self._first.setdefault(phase, now - self._begun)
+        ACTIVITY.time(phase)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the stopwatch was made."""
+        return time.perf_counter() - self._begun
+
+    def starts(self) -> dict[str, float]:
+        """`time/<phase>_from_s` of every phase: when it first began, in seconds since the stopwatch was made."""
+        return {f"time/{phase}_from_s": seconds for phase, seconds in self._first.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>_s` of every phase that ended, and `time/step_s` of the whole."""
+        named = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
+        return {**named, "time/step_s": self.elapsed_s}

@@ -1,0 +1,185 @@
+"""The watchdog: a thread of the driver that notices when nothing moves, and says where everything stands still.
+
+It names the phase, what is waited for and the actors that have not answered, writes the Python stacks of the driver and
+of all actors into the run's folder, and then warns, stops or restarts the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import re
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from rich.console import RenderableType
+
+from grpo.cluster import processes as ray_processes
+from grpo.cluster.activity import Activity
+from grpo.cluster.failures import Stalled
+from grpo.cluster.processes import ActorProcess
+from grpo.config import Watchdog as Settings
+from grpo.report.progress import Progress
+from grpo.run.folder import note_fault
+from grpo.visible import visible
+
+FOLDER = "stalls"
+# What stops a driver whose main thread does not even hear a signal: nothing closes it properly any more.
+_DEAF_S = 120.0
+_START_SHARE = 0.9
+_SIGNAL = signal.SIGUSR2
+
+
+class Watchdog:
+    """Watches while its `with` block runs, which must be in the main thread where it may stop or restart."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run_dir: Path,
+        activity: Activity,
+        show: Callable[[RenderableType], None],
+        start_s: float,
+    ) -> None:
+        """Watch `activity` for a run.
+
+        Args:
+            settings: when to act, and how.
+            run_dir: the run's folder.
+            activity: what is watched.
+            show: shows a line.
+            start_s: the deadline of a start, in which nothing may move for long.
+        """
+        self._settings = settings
+        # While engines start, little is heard of them; the stacks are wanted before the deadline ends it all.
+        self._start_s = max(settings.stall_s, _START_SHARE * start_s)
+        self._run_dir = run_dir
+        self._activity = activity
+        self._show = show
+        self._over, self._heard = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._stalled = ""
+
+    def __enter__(self) -> Watchdog:
+        self._activity.moved()
+        if self._settings.action != "warn":
+            self._before = signal.signal(_SIGNAL, self._raise)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._settings.action != "warn":
+            signal.signal(_SIGNAL, self._before)
+
+    def _watch(self) -> None:
+        told = False
+        while not self._over.wait(min(1.0, self._settings.stall_s / 4)):
+            starting = _word(self._activity.phase) == "start"
+            if self._activity.still_s < (self._start_s if starting else self._settings.stall_s):
+                told = False
+            elif not told:
+                told = True
+                self._act()
+
+    def _act(self) -> None:
+        """Write the file, say so in one line, and do what is configured."""
+        still_s, phase = self._activity.still_s, self._activity.phase
+        actors = [one for one in ray_processes.actors_of_job() if one.pid and not one.died_at]
+        waits = self._activity.waits
+        silent = {actor for wait in waits for actor in ray_processes.holding_up(wait.references)}
+        guilty = ", ".join(one.told for one in actors if one.actor in silent)
+        stalled = f"nothing has moved for {still_s:.0f} s in phase {phase!r}"
+        stalled += f": waiting for {', '.join(wait.what for wait in waits)}" if waits else ""
+        stalled += f"; no answer from {guilty}" if guilty else ""
+        try:
+            where = f"stacks are in {self._write(phase, stalled, actors, silent)}"
+        except OSError as failure:
+            where = f"stacks could not be written: {failure}"
+        self._stalled = f"{stalled}; {where}"
+        # While stacks were read, which takes seconds, it may have gone on after all, or ended.
+        gone_on = self._over.is_set() or self._activity.still_s < still_s
+        if self._settings.action == "warn" or gone_on:
+            note_fault(self._run_dir, self._stalled)
+            self._show(self._stalled)
+        else:
+            self._end(actors)
+
+    def _write(self, phase: str, stalled: str, actors: list[ActorProcess], silent: set[str]) -> Path:
+        now = time.gmtime()
+        path = self._run_dir / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{_word(phase)}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = ray_processes.stacks_of(sorted(actors, key=lambda one: one.actor not in silent))
+        text = [
+            f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', now)} {stalled}\n",
+            "" if actors else "\nno actor is running\n",
+            *(f"\n=== {name}\n{stack.rstrip()}\n" for name, stack in found.items()),
+            f"\n=== driver (pid {os.getpid()}): all of its threads\n{_own_stacks()}",
+        ]
+        path.write_text("".join(text), encoding="utf-8")
+        return path
+
+    def _end(self, actors: list[ActorProcess]) -> None:
+        # The main thread hears the signal before the death of an actor: it is the stall that ended the run.
+        signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+        ray_processes.kill(actors)
+        if not self._heard.wait(_DEAF_S):
+            note_fault(self._run_dir, f"{self._stalled}; the driver itself does not answer and is ended")
+            print(visible(f"{self._stalled}; the driver itself does not answer and is ended"), flush=True)
+            os._exit(1)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self._heard.set()
+        raise Stalled(self._stalled)
+
+
+class WatchedProgress:
+    """A display whose phases and steps the watchdog hears of."""
+
+    def __init__(self, progress: Progress, activity: Activity) -> None:
+        """Pass everything on to `progress`."""
+        self._progress = progress
+        self._activity = activity
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """See Progress."""
+        with self._activity.within(name), self._progress.phase(name):
+            yield
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See Progress."""
+        self._activity.moved()
+        self._progress.step(step, metrics)
+
+    def show(self, renderable: RenderableType) -> None:
+        """See Progress."""
+        self._progress.show(renderable)
+
+    def close(self) -> None:
+        """See Progress."""
+        self._progress.close()
+
+
+def _own_stacks() -> str:
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
+
+
+def _word(phase: str) -> str:
+    """A phase as part of a file's name: the word that says what it is."""
+    for word in ("checkpoint", "report", "starting", "resuming", "waiting"):
+        if word in phase:
+            return {"starting": "start", "resuming": "start", "waiting": "start"}.get(word, word)
+    return re.sub(r"[^a-z0-9]+", "_", phase.lower()).strip("_")

@@ -1,0 +1,121 @@
+"""One file of stored completions in columns, as `grpo.view.index` keeps and joins them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rewards.verdict import Status
+
+STATUSES = tuple(status.value for status in Status)
+_COLUMNS = (
+    "group",
+    "prompt_id",
+    "prompt",
+    "completion",
+    "completion_tokens",
+    "reward",
+    "verdicts.list.element.status",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Columns of R rows, one for each completion, and of N groups, in the order of the rows.
+
+    Attributes:
+        group_R: number of the row's group, counted from 0.
+        reward_R: NaN where it is not known.
+        status_R: bit i is set where a verdict has status STATUSES[i].
+        text_R, prompt_id_N, prompt_N: Arrow arrays, in chunks where files were joined.
+        first_N, count_N: where the group's rows begin, and how many there are.
+        groups_N: the group's index in its step.
+        spread_N: variance of the group's rewards.
+    """
+
+    group_R: np.ndarray[Any, Any]
+    reward_R: np.ndarray[Any, Any]
+    tokens_R: np.ndarray[Any, Any]
+    status_R: np.ndarray[Any, Any]
+    text_R: pa.Array | pa.ChunkedArray
+    first_N: np.ndarray[Any, Any]
+    count_N: np.ndarray[Any, Any]
+    groups_N: np.ndarray[Any, Any]
+    spread_N: np.ndarray[Any, Any]
+    prompt_id_N: pa.Array | pa.ChunkedArray
+    prompt_N: pa.Array | pa.ChunkedArray
+
+
+def no_columns() -> Columns:
+    """Of a file without rows."""
+    whole, real, text = np.zeros(0, np.int64), np.zeros(0), pa.array([], pa.large_string())
+    return Columns(
+        group_R=whole,
+        reward_R=real,
+        tokens_R=whole,
+        status_R=whole,
+        text_R=text,
+        first_N=whole,
+        count_N=whole,
+        groups_N=whole,
+        spread_N=real,
+        prompt_id_N=text,
+        prompt_N=text,
+    )
+
+
+def read_columns(path: Path) -> Columns:
+    """Read one file.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        pa.ArrowException: it is torn, or not one of ours.
+    """
+    with pq.ParquetFile(path) as file:
+        missing = {name.split(".")[0] for name in _COLUMNS} - set(file.schema_arrow.names)
+        if missing:
+            raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
+        table = file.read(columns=list(_COLUMNS), use_threads=False)
+    if not table.num_rows:
+        return no_columns()
+    index = table["group"].to_numpy()
+    # A group's rows are written one after the other.
+    first_N = np.flatnonzero(np.r_[True, index[1:] != index[:-1]])
+    count_N = np.diff(np.r_[first_N, len(index)])
+    group_R = np.repeat(np.arange(len(first_N)), count_N)
+    reward_R = table["reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    known_R = ~np.isnan(reward_R)
+    sums = [
+        np.bincount(group_R, weights=np.where(known_R, values, 0.0))
+        for values in (np.ones_like(reward_R), np.nan_to_num(reward_R), np.nan_to_num(reward_R) ** 2)
+    ]
+    known_N, sum_N, square_N = np.maximum(sums[0], 1), sums[1], sums[2]
+    return Columns(
+        group_R=group_R,
+        reward_R=reward_R,
+        tokens_R=table["completion_tokens"].to_numpy(),
+        status_R=_status_bits(table["verdicts"]),
+        text_R=table["completion"].combine_chunks().cast(pa.large_string()),
+        first_N=first_N,
+        count_N=count_N,
+        groups_N=index[first_N],
+        spread_N=square_N / known_N - (sum_N / known_N) ** 2,
+        prompt_id_N=table["prompt_id"].take(first_N).combine_chunks().cast(pa.large_string()),
+        prompt_N=table["prompt"].take(first_N).combine_chunks().cast(pa.large_string()),
+    )
+
+
+def _status_bits(verdicts: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    rows = pc.list_parent_indices(verdicts).to_numpy()
+    statuses = pc.struct_field(pc.list_flatten(verdicts), "status")
+    bits_R = np.zeros(len(verdicts), np.uint8)
+    for at, status in enumerate(STATUSES):
+        # A row may be named several times, which is what `|=` through an index is right for here.
+        bits_R[rows[pc.equal(statuses, status).to_numpy(zero_copy_only=False)]] |= 1 << at
+    return bits_R

@@ -1,0 +1,254 @@
+"""All stored completions of a run in memory, in columns: what a filter needs to answer while a person types.
+
+Numbers are NumPy arrays, texts stay Arrow arrays and are searched by Arrow's own kernels. Files are read once, newest
+first, and again only where they have changed; a reader always sees one whole snapshot, whatever is read meanwhile.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from grpo.report import run_files
+from grpo.report.rollout_store import step_path, stored_steps
+from grpo.view.columns import STATUSES, Columns, no_columns, read_columns
+
+Order = Literal["newest", "oldest", "spread"]
+# Files read between two snapshots of a long first reading, so that the newest steps can be looked at soon.
+_FILES_AT_ONCE = 40
+_READERS = 2
+_REMEMBERED = 16
+_SEARCHERS = concurrent.futures.ThreadPoolExecutor(_READERS, "searching")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which completions are looked for; all conditions hold together, both ends of a range belong to it.
+
+    Attributes:
+        statuses: one of its verdicts has one of these; empty for any.
+        text: occurs in the completion or in its prompt, whatever the case.
+    """
+
+    statuses: frozenset[str] = frozenset()
+    reward_low: float | None = None
+    reward_high: float | None = None
+    tokens_low: int | None = None
+    tokens_high: int | None = None
+    step_low: int | None = None
+    step_high: int | None = None
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        for status in self.statuses:
+            if status not in STATUSES:
+                raise ValueError(f"a verdict's status is one of {', '.join(STATUSES)}, got {status!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Groups with at least one completion that passes: their numbers in the snapshot, in the order asked for."""
+
+    groups: np.ndarray[Any, Any]
+    matches: np.ndarray[Any, Any]
+    completions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Columns):
+    """The columns of all files read so far, in the order of steps.
+
+    Attributes:
+        version: rises with every snapshot.
+        step_R, step_N: the step of each row and of each group.
+    """
+
+    version: int
+    step_R: np.ndarray[Any, Any]
+    step_N: np.ndarray[Any, Any]
+
+    def search(self, wanted: Filter, order: Order = "newest") -> Found:
+        """The groups that have a completion which passes."""
+        passes_R = self._passes(wanted)
+        matches_N = np.bincount(self.group_R[passes_R], minlength=len(self.first_N))
+        groups = np.flatnonzero(matches_N)
+        if order == "newest":
+            groups = groups[np.lexsort((self.groups_N[groups], -self.step_N[groups]))]
+        elif order == "spread":
+            groups = groups[np.lexsort((self.groups_N[groups], -self.step_N[groups], -self.spread_N[groups]))]
+        return Found(groups, matches_N[groups], int(passes_R.sum()))
+
+    def _passes(self, wanted: Filter) -> np.ndarray[Any, Any]:
+        passes_R = np.ones(len(self.step_R), dtype=bool)
+        for column, low, high in (
+            (self.step_R, wanted.step_low, wanted.step_high),
+            (self.tokens_R, wanted.tokens_low, wanted.tokens_high),
+            (self.reward_R, wanted.reward_low, wanted.reward_high),
+        ):
+            # A reward that is not known (NaN) is in no range.
+            passes_R &= column >= low if low is not None else True
+            passes_R &= column <= high if high is not None else True
+        if wanted.statuses:
+            bits = sum(1 << STATUSES.index(status) for status in wanted.statuses)
+            passes_R &= (self.status_R & bits) != 0
+        if wanted.text and len(passes_R):
+            in_prompt_N = _occurs(self.prompt_N, wanted.text)
+            passes_R &= _occurs(self.text_R, wanted.text) | in_prompt_N[self.group_R]
+        return passes_R
+
+    def rows(self, found: Found, offset: int, limit: int) -> list[dict[str, Any]]:
+        """What a list shows of the groups from `offset` on."""
+        shown = []
+        for group, matches in zip(
+            found.groups[offset : offset + limit], found.matches[offset : offset + limit], strict=True
+        ):
+            members = slice(int(self.first_N[group]), int(self.first_N[group] + self.count_N[group]))
+            rewards = self.reward_R[members][~np.isnan(self.reward_R[members])]
+            bits = self.status_R[members]
+            shown.append(
+                {
+                    "step": int(self.step_N[group]),
+                    "group": int(self.groups_N[group]),
+                    "prompt_id": self.prompt_id_N[int(group)].as_py(),
+                    "prompt": self.prompt_N[int(group)].as_py(),
+                    "completions": int(self.count_N[group]),
+                    "matches": int(matches),
+                    "reward": float(rewards.mean()) if len(rewards) else None,
+                    "tokens": float(self.tokens_R[members].mean()),
+                    "statuses": {
+                        status: count for at, status in enumerate(STATUSES) if (count := int(((bits >> at) & 1).sum()))
+                    },
+                }
+            )
+        return shown
+
+
+class RolloutIndex:
+    """The index of one folder of stored completions. Any thread may read while one refreshes."""
+
+    def __init__(self, run_dir: Path, folder: str = run_files.ROLLOUTS) -> None:
+        """Nothing is read yet."""
+        self._run_dir, self._folder = run_dir, folder
+        # By step: (time and size of its file, what it holds).
+        self._parts: dict[int, tuple[tuple[int, int], Columns]] = {}
+        self._refreshing = threading.Lock()
+        self._remembered: dict[tuple[int, Filter, Order], Found] = {}
+        self.snapshot = _join({}, 0)
+        self.unread = 0
+        self.problems: Mapping[int, str] = {}
+
+    def refresh(self) -> None:
+        """Read what is new or has changed, newest first, and forget what is gone."""
+        with self._refreshing:
+            stamps = self._stamps()
+            gone = self._parts.keys() - stamps.keys()
+            stale = [step for step in sorted(stamps, reverse=True) if self._is_stale(step, stamps[step])]
+            for step in gone:
+                del self._parts[step]
+            problems = {step: told for step, told in self.problems.items() if step in stamps and step not in stale}
+            for begin in range(0, len(stale), _FILES_AT_ONCE):
+                self.unread = len(stale) - begin
+                self._read(stale[begin : begin + _FILES_AT_ONCE], stamps, problems)
+                self._publish(problems)
+            self.unread = 0
+            if gone and not stale:
+                self._publish(problems)
+
+    def search(self, wanted: Filter, order: Order = "newest") -> tuple[Snapshot, Found]:
+        """The snapshot searched, and what was found in it."""
+        snapshot = self.snapshot
+        key = (snapshot.version, wanted, order)
+        found = self._remembered.get(key)
+        if found is None:
+            found = snapshot.search(wanted, order)
+            # Scrolling asks for the same groups again and again.
+            kept = [*self._remembered.items()][-_REMEMBERED + 1 :]
+            self._remembered = {**dict(kept), key: found}
+        return snapshot, found
+
+    def _stamps(self) -> dict[int, tuple[int, int]]:
+        stamps = {}
+        for step in stored_steps(self._run_dir, self._folder):
+            try:
+                stat = step_path(self._run_dir, step, self._folder).stat()
+            except FileNotFoundError:
+                # Removed by the run in the meantime (report.rollouts_max_mib).
+                continue
+            stamps[step] = (stat.st_mtime_ns, stat.st_size)
+        return stamps
+
+    def _is_stale(self, step: int, stamp: tuple[int, int]) -> bool:
+        return step not in self._parts or self._parts[step][0] != stamp
+
+    def _read(self, steps: Sequence[int], stamps: Mapping[int, tuple[int, int]], problems: dict[int, str]) -> None:
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+            futures = {
+                step: readers.submit(read_columns, step_path(self._run_dir, step, self._folder)) for step in steps
+            }
+        for step, future in futures.items():
+            try:
+                self._parts[step] = (stamps[step], future.result())
+            except FileNotFoundError:
+                self._parts.pop(step, None)
+            except (pa.ArrowException, OSError) as problem:
+                # One torn file should not hide the others; the page names it. It is tried again when it changes.
+                self._parts[step] = (stamps[step], no_columns())
+                problems[step] = f"{step_path(self._run_dir, step, self._folder).name} cannot be read: {problem}"
+
+    def _publish(self, problems: Mapping[int, str]) -> None:
+        self.snapshot = _join({step: columns for step, (_, columns) in self._parts.items()}, self.snapshot.version + 1)
+        self.problems = dict(problems)
+
+
+def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
+    def search(chunks: Sequence[pa.Array]) -> np.ndarray[Any, Any]:
+        part = pa.chunked_array(chunks, pa.large_string())
+        found: np.ndarray[Any, Any] = pc.match_substring(part, text, ignore_case=True).to_numpy()
+        return found
+
+    # Arrow looks through one array with one thread, and holds no lock of Python's meanwhile.
+    half = texts.num_chunks // 2
+    return np.concatenate([*_SEARCHERS.map(search, (texts.chunks[:half], texts.chunks[half:]))])
+
+
+def _join(parts: Mapping[int, Columns], version: int) -> Snapshot:
+    steps = sorted(parts)
+    ordered = [no_columns(), *(parts[step] for step in steps)]
+    rows, groups = (
+        np.cumsum([len(part.group_R) for part in ordered]),
+        np.cumsum([len(part.first_N) for part in ordered]),
+    )
+
+    def joined(name: str, offsets: Sequence[int] | None = None) -> np.ndarray[Any, Any]:
+        arrays = [getattr(part, name) for part in ordered]
+        if offsets is not None:
+            arrays = [array + offset for array, offset in zip(arrays, offsets, strict=True)]
+        return np.concatenate(arrays)
+
+    def texts(name: str) -> pa.ChunkedArray:
+        return pa.chunked_array([getattr(part, name) for part in ordered], pa.large_string())
+
+    return Snapshot(
+        version=version,
+        step_R=np.repeat([0, *steps], [len(part.group_R) for part in ordered]),
+        group_R=joined("group_R", [0, *groups[:-1]]),
+        reward_R=joined("reward_R"),
+        tokens_R=joined("tokens_R"),
+        status_R=joined("status_R"),
+        text_R=texts("text_R"),
+        first_N=joined("first_N", [0, *rows[:-1]]),
+        count_N=joined("count_N"),
+        groups_N=joined("groups_N"),
+        step_N=np.repeat([0, *steps], [len(part.first_N) for part in ordered]),
+        spread_N=joined("spread_N"),
+        prompt_id_N=texts("prompt_id_N"),
+        prompt_N=texts("prompt_N"),
+    )

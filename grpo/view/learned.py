@@ -1,0 +1,116 @@
+"""What a policy learned between two steps: the same prompts side by side, and every metric."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Any
+
+from grpo.report import run_files
+from grpo.report.metrics_log import History
+from grpo.report.page import plain
+from grpo.report.rollout_store import StoredGroup, StoredRollout, read_groups, stored_steps
+from grpo.view.runs import RunData, shown
+
+KINDS = ("better", "worse", "same", "unknown")
+_MOST_COMPARED = 200
+
+
+def learned(run: RunData, before: int, after: int) -> dict[str, Any]:
+    """What changed between two steps, the prompts that changed most first.
+
+    Held-out answers are compared where both steps have stored ones. Otherwise it is training prompts that came
+    more than once in between: their first and their last time.
+
+    Raises:
+        ValueError: the first step does not come before the second.
+    """
+    if before >= after:
+        raise ValueError(f"the first step must come before the second, got {before} and {after}")
+    evaluated = stored_steps(run.run_dir, run_files.EVALUATIONS)
+    if before in evaluated and after in evaluated:
+        source = "held-out"
+        later = {one.prompt_id: one for one in read_groups(run.run_dir, after, run_files.EVALUATIONS)}
+        earlier = read_groups(run.run_dir, before, run_files.EVALUATIONS)
+        pairs = [(one, later[one.prompt_id]) for one in earlier if one.prompt_id in later]
+    else:
+        source, pairs = "training", _repeated(run, before, after)
+    compared = sorted((_compare(*pair) for pair in pairs), key=lambda one: -abs(one["gain"] or 0.0))
+    return shown(
+        {
+            "source": source,
+            "before": before,
+            "after": after,
+            "counts": {kind: sum(one["kind"] == kind for one in compared) for kind in KINDS},
+            "prompts": compared[:_MOST_COMPARED],
+            "metrics": _differences(run.history, before, after),
+        }
+    )
+
+
+def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, StoredGroup]]:
+    snapshot = run.indexes["training"].snapshot
+    steps_N, groups_N = snapshot.step_N.tolist(), snapshot.groups_N.tolist()
+    places: dict[str, list[tuple[int, int]]] = {}
+    for name, step, group in zip(snapshot.prompt_id_N.to_pylist(), steps_N, groups_N, strict=True):
+        if before <= step <= after:
+            places.setdefault(name, []).append((step, group))
+    ends = [(members[0], members[-1]) for members in places.values() if members[0][0] < members[-1][0]]
+    # Each end is a file to read: those furthest apart say most.
+    ends = sorted(ends, key=lambda pair: pair[0][0] - pair[1][0])[:_MOST_COMPARED]
+    stored = {
+        (step, one.index): one
+        for step in {place[0] for pair in ends for place in pair}
+        for one in read_groups(run.run_dir, step)
+    }
+    return [(stored[first], stored[last]) for first, last in ends]
+
+
+def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
+    sides = [_side(before), _side(after)]
+    # Where every verdict of a side failed nothing is known of it, and nothing is said of a change.
+    known = sides[0]["reward"] is not None and sides[1]["reward"] is not None
+    gain = sides[1]["reward"] - sides[0]["reward"] if known else None
+    kind = "unknown" if gain is None else "better" if gain > 1e-9 else "worse" if gain < -1e-9 else "same"
+    return {
+        "prompt_id": before.prompt_id,
+        "prompt": before.prompt,
+        "reference": plain(before.reference),
+        "kind": kind,
+        "gain": gain,
+        "before": sides[0],
+        "after": sides[1],
+    }
+
+
+def _side(group: StoredGroup) -> dict[str, Any]:
+    rewards = [one.reward for one in group.rollouts if one.reward is not None]
+    mean = sum(rewards) / len(rewards) if rewards else None
+    # Of several the one that is nearest to what all of them earn: neither the luckiest nor the worst.
+    nearest: StoredRollout = min(
+        group.rollouts,
+        key=lambda one: math.inf if one.reward is None or mean is None else abs(one.reward - mean),
+    )
+    return {
+        "step": group.step,
+        "group": group.index,
+        "reward": mean,
+        "known": len(rewards),
+        "of": len(group.rollouts),
+        "completion": nearest.completion,
+        "completion_tokens": nearest.completion_tokens,
+        "status": nearest.verdicts[0].status,
+        "reason": nearest.verdicts[0].reason,
+    }
+
+
+def _differences(history: History, before: int, after: int) -> list[dict[str, Any]]:
+    rows = []
+    for name in history.names():
+        curve = history.curve(name).finite()
+        # Of a metric that is not measured at every step the last value by then; before any training, the first.
+        first, last = (max(0, bisect.bisect_right(curve.steps, step) - 1) for step in (before, after))
+        if name != "time/run_s" and first < last:
+            old, new = curve.values[first], curve.values[last]
+            rows.append({"name": name, "before": old, "after": new, "difference": new - old})
+    return rows

@@ -1,0 +1,276 @@
+"""What the page of `grpo view` shows, as plain data made from run folders; nothing is served or drawn here.
+
+Every text that a policy, a dataset or a folder's name may have chosen goes through `visible`, so that the page cannot
+be reordered or silently cut by it. That it never becomes markup is the page's part, which only ever sets text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from grpo.report import run_files
+from grpo.report.charts import Chart, line_chart, step_time_chart
+from grpo.report.closing_table import closing_table
+from grpo.report.page import mismatch_alarm_of, mismatch_chart, plain
+from grpo.report.rollout_store import step_path, stored_steps
+from grpo.report.step_time import TIMED_PARTS, step_time
+from grpo.report.timeline import DRIVER, StepLanes, step_lanes
+from grpo.view.columns import STATUSES
+from grpo.view.index import Filter, Order
+from grpo.view.runs import SOURCES, RunData, shown
+from grpo.view.tokens import pieces
+from grpo.visible import visible
+
+MAIN_METRICS = {
+    "eval/accuracy": "Held-out accuracy",
+    "reward/mean": "Mean reward",
+    "rollout/completion_tokens_mean": "Completion length, tokens",
+    "time/step_s": "Step time, seconds",
+}
+# Where an axis begins and ends whatever was measured, so that a glance is not misled by noise.
+_AXES = {
+    "eval/accuracy": (0.0, 1.0),
+    "rollout/accuracy": (0.0, 1.0),
+    "rollout/completion_tokens_mean": (0.0, None),
+    "time/step_s": (0.0, None),
+}
+MISMATCH_METRICS = (
+    "sync/probe_mean_difference",
+    "learner/ratio_p01",
+    "learner/ratio_p99",
+    "learner/ratio_max",
+    "learner/effective_sample_share",
+    "learner/masked_share",
+    "learner/importance_weight",
+)
+# Who is busy in a phase of a step, where the run has not told it of each actor. One that is not named here is shown
+# under its own name.
+ACTORS = {"generate": "generators", "verify": "verifiers", "learn": "learner", "sync": "weight sync"}
+# In the order in which data passes through them; what is none of these stands between them and the driver.
+_LANES = ("generator", "verifiers", "learner")
+_COLOURS = 6
+# Tokens of one completion that are sent with their log-probabilities; the whole text always is.
+_MOST_TOKENS = 4000
+
+
+def state(runs: Sequence[RunData]) -> dict[str, Any]:
+    """What changes while a run goes on; the page asks for the rest again when `version` does."""
+    return {
+        "version": str(abs(hash(tuple(run.stamp for run in runs)))),
+        "unread": sum(index.unread for run in runs for index in run.indexes.values()),
+    }
+
+
+def overview(runs: Sequence[RunData]) -> dict[str, Any]:
+    """The runs with their outcomes, the main curves, and the names of all others by their first word."""
+    histories = [run.history for run in runs]
+    names = sorted({name for history in histories for name in history.names()} - {"time/run_s"})
+    sections: dict[str, list[str]] = {}
+    for name in names:
+        sections.setdefault(name.split("/")[0], []).append(name)
+    return shown(
+        {
+            "runs": [
+                {
+                    "name": run.name,
+                    "folder": str(run.run_dir),
+                    "table": closing_table(run.name, history).rows,
+                    "last_step": history.last_step(),
+                    "last_time": history.lines[-1].time if history.lines else None,
+                    "stored": list(stored_steps(run.run_dir)),
+                    "evaluated": list(stored_steps(run.run_dir, run_files.EVALUATIONS)),
+                    "timed": [line.step for line in history.lines if "time/step_s" in line.metrics],
+                    "config": run.config,
+                }
+                for run, history in zip(runs, histories, strict=True)
+            ],
+            "statuses": STATUSES,
+            "sections": [{"name": name, "metrics": members} for name, members in sections.items()],
+        }
+    ) | {"main": charts(runs, _main_metrics(names))}
+
+
+def _main_metrics(names: Sequence[str]) -> list[str]:
+    # Supervised fine-tuning earns no reward; a policy-gradient loss, where there is one, says nothing to a reader.
+    first = [] if "reward/mean" in names else ["learner/loss"]
+    return [name for name in (*first, *MAIN_METRICS) if name in names]
+
+
+def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One chart for each metric that a run has, a line for each run in the run's own colour."""
+    histories = {run.name: run.history for run in runs}
+    lines = [line for history in histories.values() for line in history.lines]
+    span = (min((line.step for line in lines), default=0), max((line.step for line in lines), default=0))
+    styles = {run.name: f"r{at % _COLOURS + 1}" for at, run in enumerate(runs)}
+    found = []
+    known = {name for history in histories.values() for name in history.names()}
+    for name in dict.fromkeys(names):
+        if name not in known:
+            continue
+        curves = {run: history.curve(name) for run, history in histories.items()}
+        few = tuple(histories) if name.startswith("eval/") else ()
+        low, high = _AXES.get(name, (None, None))
+        chart = line_chart(MAIN_METRICS.get(name, name), curves, span, low=low, high=high, dotted=few)
+        if chart:
+            shapes = (dataclasses.replace(shape, style=styles[shape.label]) for shape in chart.shapes)
+            found.append({"metric": name} | _plain_chart(dataclasses.replace(chart, shapes=tuple(shapes))))
+    return found
+
+
+def list_groups(
+    run: RunData, source: str, wanted: Filter, order: Order = "newest", offset: int = 0, limit: int = 100
+) -> dict[str, Any]:
+    """The groups with a completion that passes the filter, from `offset` on."""
+    index = run.indexes[source]
+    snapshot, found = index.search(wanted, order)
+    return {
+        "groups": len(found.groups),
+        "completions": found.completions,
+        "of_groups": len(snapshot.first_N),
+        "of_completions": len(snapshot.step_R),
+        "unread": index.unread,
+        "problems": [visible(told) for told in index.problems.values()],
+        "rows": shown([row | {"prompt": row["prompt"][:200]} for row in snapshot.rows(found, offset, limit)]),
+    }
+
+
+def group_detail(run: RunData, source: str, step: int, group: int, *, tokens: bool = False) -> dict[str, Any]:
+    """One group, whole: prompt, reference, and each completion with its verdicts and, if asked for, its tokens.
+
+    Raises:
+        LookupError: that group is not stored (any more).
+    """
+    path = step_path(run.run_dir, step, SOURCES[source])
+    if not path.is_file():
+        raise LookupError(f"no completions of step {step} are stored")
+    table = pq.read_table(path)
+    rows = table.filter(pc.equal(table["group"], group)).to_pylist()
+    if not rows:
+        raise LookupError(f"step {step} has no group {group}")
+    tokenizer = run.tokenizer() if tokens else None
+    completions = []
+    for row in rows:
+        versions = sorted({span["policy_version"] for span in row["spans"]})
+        one = {name: row[name] for name in ("sample", "completion", "completion_tokens", "finish_reason", "verdicts")}
+        one |= {"reward": row["reward"], "advantage": row["advantage"], "versions": versions}
+        completions.append(one | ({"tokens": _tokens(row, tokenizer)} if tokens else {}))
+    first = rows[0]
+    return shown(
+        {
+            **{name: first[name] for name in ("step", "group", "prompt_id", "prompt")},
+            "reference": plain(first["reference"]),
+            "row": first["row"],
+            "has_tokenizer": tokenizer is not None,
+            "completions": completions,
+        }
+    )
+
+
+def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[Any]]:
+    """[text, log-probability, policy version] of each token."""
+    ids = row["token_ids"][:_MOST_TOKENS]
+    texts = pieces(tokenizer, ids) if tokenizer else [f"{token} " for token in ids]
+    versions = [span["policy_version"] for span in row["spans"] for _ in range(span["start"], span["stop"])]
+    logprobs = [round(logprob, 4) for logprob in row["logprobs"][: len(ids)]]
+    return [list(one) for one in zip(texts, logprobs, versions[: len(ids)], strict=True)]
+
+
+def mismatch(run: RunData) -> dict[str, Any]:
+    """How far learner and generators are apart, and what is done about it."""
+    history, alarm = run.history, mismatch_alarm_of(run.config)
+    first = history.curve("learner/mismatch_kl_first").finite()
+    chart = mismatch_chart(history, alarm)
+    return shown(
+        {
+            "alarm": alarm,
+            "last": first.values[-1] if first else None,
+            "worst": max(first.values) if first else None,
+            "worst_step": first.steps[first.values.index(max(first.values))] if first else None,
+            "above": [step for step, value in zip(first.steps, first.values, strict=True) if alarm and value > alarm],
+        }
+    ) | {
+        "charts": [
+            *([{"metric": "learner/mismatch_kl_first"} | _plain_chart(chart)] if chart else []),
+            *charts([run], MISMATCH_METRICS),
+        ]
+    }
+
+
+def time_line(run: RunData, step: int) -> dict[str, Any]:
+    """Who was busy when in a step: a lane for each actor, seconds since the step began.
+
+    Of a run that did not record it of each actor, a lane for each kind of them, from what the loop waited for.
+
+    Raises:
+        LookupError: the run did not time that step.
+        ValueError: its time line has a line that is not one of ours.
+    """
+    line = next((line for line in run.history.lines if line.step == step), None)
+    if line is None or not math.isfinite(line.metrics.get("time/step_s", math.nan)):
+        raise LookupError(f"step {step} was not timed")
+    seconds = line.metrics
+    told = step_lanes(run.time_lines, step)
+    spans = _told_spans(told) if told else _timed_spans(seconds)
+    whole = step_time(run.history)
+    return shown(
+        {
+            "step": step,
+            "seconds": seconds["time/step_s"],
+            "end": max([seconds["time/step_s"], *(span["to"] for span in spans)]),
+            "recorded": told is not None or any(name.endswith("_from_s") for name in seconds),
+            "by_actor": told is not None,
+            "complete": told is None or told.complete,
+            "lanes": [
+                {"actor": actor, "spans": [span for span in spans if span["actor"] == actor]}
+                for actor in dict.fromkeys(span["actor"] for span in spans)
+            ],
+            "compute": seconds.get("learner/compute_s"),
+        }
+    ) | {"chart": _plain_chart(step_time_chart(whole)) if whole else None}
+
+
+def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
+    """What each actor measured, in the order of lanes and of time."""
+    return [
+        {"actor": actor, "phase": what, "from": begin, "to": end}
+        for actor in sorted(told.lanes, key=_lane_order)
+        for begin, end, what in sorted(
+            (begin, end, what) for what, intervals in told.lanes[actor].items() for begin, end in intervals
+        )
+    ]
+
+
+def _lane_order(actor: str) -> tuple[int, str, int]:
+    name, _, number = actor.rpartition(" ")
+    kind = len(_LANES) + (actor == DRIVER)
+    kind = next((at for at, lane in enumerate(_LANES) if actor.startswith(lane)), kind)
+    return (kind, name, int(number)) if number.isdecimal() else (kind, actor, 0)
+
+
+def _timed_spans(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What the loop waited for in a step, and what came after it."""
+    phases = [name[5:-7] for name in seconds if name.startswith("time/") and name.endswith("_from_s")]
+    recorded, at = bool(phases), 0.0
+    spans = []
+    for phase in phases or [phase for phase in TIMED_PARTS if f"time/{phase}_s" in seconds]:
+        begin = seconds[f"time/{phase}_from_s"] if recorded else at
+        at = begin + seconds.get(f"time/{phase}_s", 0.0)
+        spans.append({"actor": ACTORS.get(phase, phase), "phase": phase, "from": begin, "to": at})
+    end = seconds["time/step_s"]
+    for phase, actor in (("eval", "generators"), ("checkpoint", "learner")):
+        length = seconds.get(f"time/{phase}_s", 0.0)
+        if length:
+            spans.append({"actor": actor, "phase": phase, "from": end, "to": end + length})
+            end += length
+    return spans
+
+
+def _plain_chart(chart: Chart) -> dict[str, Any]:
+    return shown(dataclasses.asdict(chart))

@@ -1,0 +1,159 @@
+"""The runs that `grpo view` shows: each folder read as far as something was asked, and again where files changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from tokenizers import Tokenizer
+
+from grpo.report import run_files
+from grpo.report.json_lines import complete_lines
+from grpo.report.metrics_log import History, read_history, run_names
+from grpo.report.rollout_store import stored_steps
+from grpo.view.flags import Sampled, hacking_flags
+from grpo.view.index import RolloutIndex
+from grpo.view.tokens import find_tokenizer
+from grpo.visible import visible
+
+SOURCES = {"training": run_files.ROLLOUTS, "held-out": run_files.EVALUATIONS}
+# What the flags read of a run: enough for shares of some percent, in well under a second.
+_FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
+_Found = TypeVar("_Found")
+
+
+class RunData:
+    """One run folder, read as far as something was asked, and again where its files have changed."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        """Check that there is a run.
+
+        Raises:
+            ValueError: the folder holds neither metrics nor stored completions.
+        """
+        if not (run_dir / run_files.METRICS).is_file() and not stored_steps(run_dir):
+            raise ValueError(
+                f"{run_dir} holds no run: neither {run_files.METRICS} nor {run_files.ROLLOUTS}/; "
+                "give the folder of a run, its run.folder"
+            )
+        self.run_dir, self.name = run_dir, name
+        self.indexes = {source: RolloutIndex(run_dir, folder) for source, folder in SOURCES.items()}
+        self._kept: dict[str, tuple[object, Any]] = {}
+
+    @property
+    def history(self) -> History:
+        """The metrics as they are now.
+
+        Raises:
+            ValueError: a line of the file is not one of ours.
+        """
+        return self._cached("history", _stamp(self.run_dir / run_files.METRICS), lambda: read_history(self.run_dir))
+
+    @property
+    def config(self) -> str:
+        """The resolved config's text, empty where there is none."""
+        path = self.run_dir / run_files.CONFIG
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    @property
+    def time_lines(self) -> Sequence[str]:
+        """The lines of `timeline.jsonl`, none where the run wrote none."""
+        path = self.run_dir / run_files.TIMELINE
+        return self._cached("time line", _stamp(path), lambda: complete_lines(path))
+
+    @property
+    def stamp(self) -> tuple[object, ...]:
+        """Changes whenever there is something new to show."""
+        versions = tuple(index.snapshot.version for index in self.indexes.values())
+        return (_stamp(self.run_dir / run_files.METRICS), _stamp(self.run_dir / run_files.AUDIT), *versions)
+
+    def audit_rows(self) -> tuple[Mapping[str, Any], ...]:
+        """What `grpo audit` wrote, nothing where it was not run."""
+        path = self.run_dir / run_files.AUDIT
+        if not path.is_file():
+            return ()
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return self._cached("audit", _stamp(path), lambda: tuple(json.loads(line) for line in lines))
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies beside the run, if one does."""
+        try:
+            policy = (yaml.safe_load(self.config) or {}).get("policy") or {}
+        except (yaml.YAMLError, AttributeError):
+            policy = {}
+        path = find_tokenizer(self.run_dir, policy.get("path"))
+        if path is None:
+            return None
+        return self._cached("tokenizer", (path, _stamp(path)), lambda: Tokenizer.from_file(str(path)))
+
+    def flags(self) -> list[dict[str, Any]]:
+        """Signs of reward hacking, as `hacking_flags` finds them."""
+
+        def make() -> list[dict[str, Any]]:
+            found = hacking_flags(self.history, self._sampled(), self.audit_rows())
+            return [shown(dataclasses.asdict(flag)) for flag in found]
+
+        return self._cached("flags", self.stamp, make)
+
+    def _sampled(self) -> list[Sampled]:
+        snapshot = self.indexes["training"].snapshot
+        steps = sorted(set(snapshot.step_N.tolist()))
+        chosen = {steps[round(at * (len(steps) - 1) / (_FLAG_STEPS - 1))] for at in range(_FLAG_STEPS)} if steps else ()
+        sampled = []
+        for step in sorted(chosen):
+            rows = [int(row) for row in (snapshot.step_R == step).nonzero()[0]]
+            for row in rows[:: max(1, len(rows) // _FLAG_COMPLETIONS)]:
+                group, reward = int(snapshot.group_R[row]), float(snapshot.reward_R[row])
+                sampled.append(
+                    Sampled(
+                        step,
+                        int(snapshot.groups_N[group]),
+                        snapshot.prompt_id_N[group].as_py(),
+                        None if math.isnan(reward) else reward,
+                        snapshot.text_R[row].as_py(),
+                    )
+                )
+        return sampled
+
+    def _cached(self, name: str, stamp: object, make: Callable[[], _Found]) -> _Found:
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != stamp:
+            kept = self._kept[name] = (stamp, make())
+        found: _Found = kept[1]
+        return found
+
+
+def open_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
+    """The runs to look at, each with a name that tells it from the others."""
+    return tuple(RunData(Path(folder), name) for folder, name in zip(folders, run_names(folders), strict=True))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return (stat.st_mtime_ns, stat.st_size)
+
+
+def shown(value: _Found) -> _Found:
+    """The same plain data with every text made visible and every number that JSON does not know as None."""
+    found: _Found = _shown(value)
+    return found
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {visible(name): _shown(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in value]
+    return value

@@ -1,0 +1,292 @@
+"""`grpo view`: a page for looking at runs, served to this machine, or with a token to a network; and as one file.
+
+What it serves was written by a policy, so it trusts none of it: data leaves as JSON with every hidden character named,
+the page sets it as text only, and its content security policy allows no script, style or connection but its own. A web
+site that a person visits meanwhile can neither read it nor reach it under a name of its own: requests that name another
+host, or come from another site, are refused. No path is ever taken from a request, every number in it is bounded, and
+what a question can cost is bounded by what the runs hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+
+from grpo.config.addresses import is_loopback
+from grpo.view import learned as step_comparison
+from grpo.view import payloads as view_data
+from grpo.view.columns import STATUSES
+from grpo.view.index import Filter, Order
+from grpo.view.page import ASSETS, page
+from grpo.view.runs import RunData
+from grpo.visible import visible
+
+# Seconds between two looks at the folders of runs that may still go on.
+_REFRESH_S = 2.0
+_MOST_ROWS = 500
+# A page that asks for every chart of a run with 400 metrics needs half of it.
+_LONGEST_QUERY = 32 * 1024
+# JSON's largest whole number that every reader knows exactly; no step, token or group is beyond it.
+_LARGEST = 2**53
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_Source = Literal["training", "held-out"]
+_Step = Annotated[int, Query(ge=0, le=_LARGEST)]
+_Limit = Annotated[int | None, Query(ge=-_LARGEST, le=_LARGEST)]
+_Run = Annotated[int, Query(ge=-_LARGEST, le=_LARGEST)]
+_Reward = Annotated[float | None, Query(allow_inf_nan=False)]
+
+
+def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = (), token: str | None = None) -> FastAPI:
+    """The application that serves the page of some runs.
+
+    Args:
+        runs: in the order in which they are shown.
+        hosts: names under which it may be asked, besides `localhost` and addresses.
+        token: what a browser must show; None lets everybody in who reaches the server.
+    """
+    # Its own documentation pages would load scripts from elsewhere.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # The one added last is asked first: who is a stranger, then whether it may come in.
+    if token is not None:
+        _ask_for_token(app, token)
+    _refuse_strangers(app, hosts)
+    _tell_problems(app)
+    _serve_page(app)
+    _serve_runs(app, runs)
+    _serve_one(app, runs)
+    return app
+
+
+def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
+    """Answer nobody who names another host or comes from another site, and send the policy with every answer."""
+
+    @app.middleware("http")
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        response: Response
+        if not is_own_host(request.headers.get("host", ""), hosts):
+            response = Response("this page answers to localhost or an address; name another with --host", 421)
+        elif request.url.path != "/" and request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            response = Response("another site may not read this page's data", 403)
+        elif len(request.url.query) > _LONGEST_QUERY:
+            response = _json({"detail": f"a question may have {_LONGEST_QUERY:,} characters"}, 414)
+        else:
+            response = await answer(request)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def _ask_for_token(app: FastAPI, token: str) -> None:
+    """Let in who opens the page with `?token=`, by a cookie from then on, and nobody else."""
+    # Cookies know no ports: two pages of one machine must not take each other's.
+    cookie = f"grpo-view-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
+
+    def is_token(given: str) -> bool:
+        return secrets.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+    @app.middleware("http")
+    async def ask(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if is_token(request.cookies.get(cookie, "")):
+            return await answer(request)
+        if request.url.path != "/" or not is_token(request.query_params.get("token", "")):
+            return _json({"detail": "open the address that `grpo view` printed: it ends in a token"}, 401)
+        # The address that stays in the browser's bar and history is without it.
+        response = Response(status_code=303, headers={"Location": "/"})
+        response.set_cookie(cookie, token, httponly=True, samesite="lax")
+        return response
+
+
+def _tell_problems(app: FastAPI) -> None:
+    """What is not there, and what was asked wrongly, as a status and a sentence."""
+
+    @app.exception_handler(LookupError)
+    async def missing(_: Request, problem: Exception) -> Response:
+        return _json({"detail": visible(str(problem))}, 404)
+
+    @app.exception_handler(ValueError)
+    async def mistaken(_: Request, problem: Exception) -> Response:
+        return _json({"detail": visible(str(problem))}, 400)
+
+    @app.exception_handler(OSError)
+    async def unreadable(_: Request, problem: Exception) -> Response:
+        return _json({"detail": visible(f"a file of the run cannot be read now: {problem}")}, 503)
+
+
+def _serve_page(app: FastAPI) -> None:
+    """The page, its style and its script."""
+
+    @app.get("/")
+    def root() -> Response:
+        return Response(page(), media_type="text/html; charset=utf-8")
+
+    @app.get("/static/{name}")
+    def asset(name: str) -> Response:
+        if name not in ASSETS:
+            raise HTTPException(404, "no such file")
+        source = resources.files("grpo.view").joinpath("templates", name).read_text(encoding="utf-8")
+        return Response(source, media_type=_TYPES[name.rpartition(".")[2]])
+
+
+def _serve_runs(app: FastAPI, runs: Sequence[RunData]) -> None:
+    """What is told of all runs together."""
+
+    @app.get("/api/state")
+    def state() -> Response:
+        return _json(view_data.state(runs))
+
+    @app.get("/api/overview")
+    def overview() -> Response:
+        return _json(view_data.overview(runs))
+
+    @app.get("/api/charts")
+    def charts(metric: Annotated[list[str], Query()]) -> Response:
+        return _json(view_data.charts(runs, metric))
+
+
+def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
+    """What is told of one run, chosen by its number."""
+
+    def chosen(run: int) -> RunData:
+        if not 0 <= run < len(runs):
+            raise HTTPException(404, f"there are {len(runs)} runs, numbered from 0; got {run}")
+        return runs[run]
+
+    @app.get("/api/groups")
+    def groups(
+        run: _Run = 0,
+        source: _Source = "training",
+        status: Annotated[list[str] | None, Query(max_length=2 * len(STATUSES))] = None,
+        reward_low: _Reward = None,
+        reward_high: _Reward = None,
+        tokens_low: _Limit = None,
+        tokens_high: _Limit = None,
+        step_low: _Limit = None,
+        step_high: _Limit = None,
+        text: Annotated[str, Query(max_length=1000)] = "",
+        order: Order = "newest",
+        offset: _Step = 0,
+        limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = 100,
+    ) -> Response:
+        limits = (reward_low, reward_high, tokens_low, tokens_high, step_low, step_high)
+        wanted = Filter(frozenset(status or ()), *limits, text=text)
+        return _json(view_data.list_groups(chosen(run), source, wanted, order, offset, limit))
+
+    @app.get("/api/group")
+    def group(step: _Step, group: _Step, run: _Run = 0, source: _Source = "training", tokens: bool = False) -> Response:
+        return _json(view_data.group_detail(chosen(run), source, step, group, tokens=tokens))
+
+    @app.get("/api/learned")
+    def learned(before: _Step, after: _Step, run: _Run = 0) -> Response:
+        return _json(step_comparison.learned(chosen(run), before, after))
+
+    @app.get("/api/flags")
+    def flags(run: _Run = 0) -> Response:
+        return _json(chosen(run).flags())
+
+    @app.get("/api/mismatch")
+    def mismatch(run: _Run = 0) -> Response:
+        return _json(view_data.mismatch(chosen(run)))
+
+    @app.get("/api/timeline")
+    def timeline(step: _Step, run: _Run = 0) -> Response:
+        return _json(view_data.time_line(chosen(run), step))
+
+
+def _json(data: Any, status: int = 200) -> Response:
+    return Response(json.dumps(data, allow_nan=False), status, media_type="application/json")
+
+
+def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
+    """True where a request's Host is an address, `localhost`, or one of `hosts`.
+
+    A name that somebody else has made to point here (DNS rebinding) is none of them; an address cannot be rebound.
+    """
+    name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
+    if name.lower() in ("localhost", *(host.lower() for host in hosts)):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def serve(
+    runs: Sequence[RunData], *, host: str, port: int, say: Callable[[str], None], ask_token: bool = False
+) -> None:
+    """Serve until Ctrl-C, and keep reading what the runs write.
+
+    Args:
+        runs: in the order in which they are shown.
+        host: address to serve on; any but this machine's loopback asks for a token.
+        port: 0 takes a free one.
+        say: prints a line.
+        ask_token: ask for a token on loopback too, where other users of the machine reach the page.
+
+    Raises:
+        OSError: the port is taken, or the address is not this machine's.
+    """
+    token = secrets.token_urlsafe(32) if ask_token or not is_loopback(host) else None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as problem:
+        raise OSError(f"{host}:{port} cannot be served on: {problem}; --port 0 takes a free port") from problem
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(runs, hosts=[host], token=token), host=host, port=port, log_level="warning", access_log=False
+        )
+    )
+    stopping = threading.Event()
+    reader = threading.Thread(target=_keep_reading, args=(runs, stopping, say), name="reading runs", daemon=True)
+    address = f"[{host}]" if ":" in host else host
+    asked = f"?token={token}" if token else ""
+    say(f"http://{address}:{listening.getsockname()[1]}/{asked}  (Ctrl-C ends it)")
+    if not is_loopback(host):
+        say("Who has this address with its token can read the runs; the connection is not encrypted (docs/looking.md)")
+    reader.start()
+    try:
+        # Ctrl-C is how it ends.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([listening])
+    finally:
+        stopping.set()
+
+
+def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Callable[[str], None]) -> None:
+    told: set[str] = set()
+    while True:
+        for run in runs:
+            try:
+                for index in run.indexes.values():
+                    index.refresh()
+            except OSError as problem:
+                # A file system may come back; until then the page shows what was read before.
+                message = f"{run.run_dir} cannot be read now: {problem}"
+                if message not in told:
+                    say(message)
+                    told.add(message)
+        if stopping.wait(_REFRESH_S):
+            return

@@ -1,0 +1,96 @@
+"""vLLM's own NCCL and IPC engines with what a push needs beside them: names of the missing, and nothing pickled.
+
+They have met no GPU yet.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.ipc_engine import (
+    IPCWeightTransferEngine,
+    IPCWeightTransferInitInfo,
+    IPCWeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
+
+from grpo.weights.engines import BucketUpdate, GroupInit
+from grpo.weights.group import RollCall
+from grpo.weights.nccl import nccl_communicator
+
+
+@dataclass
+class NumberedUpdate(NCCLWeightTransferUpdateInfo):
+    """A bucket, with the number under which the ends meet."""
+
+    number: int
+
+
+@dataclass(kw_only=True)
+class GroupNcclInit(NCCLWeightTransferInitInfo):
+    """An invitation to a group, as vLLM's engine knows it and as ours does."""
+
+    group: GroupInit
+
+
+class NcclWeightTransferEngine(NCCLWeightTransferEngine):
+    """Receives each bucket as one packed broadcast, and says that it has come to it."""
+
+    update_info_cls: Any = NumberedUpdate
+    _roll: RollCall | None = None
+
+    def parse_init_info(self, init_dict: dict[str, Any]) -> NCCLWeightTransferInitInfo:
+        """Read an invitation."""
+        group = GroupInit(**init_dict)
+        return GroupNcclInit(
+            master_address=group.address,
+            master_port=group.port,
+            rank_offset=group.first_rank,
+            world_size=len(group.members),
+            packed=True,
+            # The sender has cut the policy into buckets: what is told of is one of them, and one broadcast.
+            packed_buffer_size_bytes=sys.maxsize,
+            packed_num_buffers=1,
+            group=group,
+        )
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        """Join the group, after leaving an earlier one."""
+        assert isinstance(init_info, GroupNcclInit)
+        self.shutdown()
+        self.packed = init_info.packed
+        self.packed_buffer_size_bytes = init_info.packed_buffer_size_bytes
+        self.packed_num_buffers = init_info.packed_num_buffers
+        self._roll = init_info.group.roll_call(self.parallel_config.rank)
+        self.model_update_group = nccl_communicator(self._roll, self.device)
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        """Receive and load one bucket."""
+        assert self._roll is not None and isinstance(update_info, NumberedUpdate)
+        self._roll.arrive(f"bucket {update_info.number}")
+        super().receive_weights(update_info)
+
+
+class IpcWeightTransferEngine(IPCWeightTransferEngine):
+    """Opens each bucket in the memory of the GPU that it shares with a learner's rank."""
+
+    def parse_init_info(self, init_dict: dict[str, Any]) -> IPCWeightTransferInitInfo:
+        """There is no connection to make."""
+        return IPCWeightTransferInitInfo(packed=True)
+
+    def parse_update_info(self, update_dict: dict[str, Any]) -> IPCWeightTransferUpdateInfo:
+        """Put handles together again from their numbers and bytes."""
+        plain = {name: value for name, value in update_dict.items() if name != "handles"}
+        bucket = BucketUpdate(**plain).bucket
+        one_row = (torch.Size([bucket.nbytes]), (1,), 0, torch.storage.TypedStorage, torch.uint8)
+        return IPCWeightTransferUpdateInfo(
+            names=plain["names"],
+            dtype_names=plain["dtype_names"],
+            shapes=plain["shapes"],
+            ipc_handles={gpu: (torch.Tensor, *one_row, *handle) for gpu, handle in update_dict["handles"]},
+            tensor_sizes=[tensor.nbytes for tensor in bucket.tensors],
+        )

@@ -1,0 +1,134 @@
+"""The learner's ends of the transports between GPUs, beside `grpo.weights.senders`. They have met no GPU yet."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
+from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+
+from grpo.weights.buckets import Bucket
+from grpo.weights.group import RollCall
+from grpo.weights.nccl import nccl_communicator
+from grpo.weights.sender import GroupSender, Handle, failure_of
+from grpo.weights.source import PolicyWeights, as_bytes, gathered_together
+
+_POLL_S = 0.001
+
+
+class NcclSender(GroupSender):
+    """Between GPUs, from a packed bucket on the learner's rank 0 to vLLM's own receiving engine."""
+
+    _communicator: PyNcclCommunicator | None = None
+
+    def join(self) -> None:
+        """Wait for the receivers.
+
+        Raises:
+            TimeoutError: some did not come; the message names them.
+        """
+        if self._roll is not None:
+            self._communicator = nccl_communicator(self._roll, torch.device("cuda", torch.cuda.current_device()))
+
+    def send(self, bucket: Bucket) -> None:
+        """Pack a bucket and broadcast it.
+
+        Raises:
+            TimeoutError: a receiver did not come or take it within the deadline; the message names it.
+        """
+        roll, communicator, failure = self._roll, self._communicator, None
+        if roll is not None:
+            what = f"bucket {bucket.number} of weights waits for it"
+            failure = failure_of(roll.wait_for_others, f"bucket {bucket.number}", what)
+        packed = pack(self._weights, bucket, wanted=roll is not None and failure is None)
+        if failure is not None:
+            raise failure
+        if roll is not None and communicator is not None and packed is not None:
+            communicator.broadcast(packed, src=0)
+            _wait_for_stream(roll, bucket.number)
+            roll.forget(f"bucket {bucket.number}")
+
+    def close(self) -> None:
+        """End the connections."""
+        if self._communicator is not None:
+            self._communicator.destroy()
+        self._communicator = None
+        super().close()
+
+
+class IpcSender:
+    """Within one GPU: each rank packs a bucket in its GPU's memory, and the generator there opens that memory."""
+
+    def __init__(self, weights: PolicyWeights, rank: int) -> None:
+        self._weights = weights
+        self._rank = rank
+        # What a generator may still read: it is told of a bucket when the one before the last is loaded.
+        self._read: collections.deque[Tensor] = collections.deque(maxlen=2)
+
+    def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
+        """There is no connection to make."""
+        return 0
+
+    def join(self) -> None:
+        """There is nobody to wait for."""
+
+    def send(self, bucket: Bucket) -> Handle:
+        """Pack a bucket; where it lies."""
+        packed = pack(self._weights, bucket, wanted=True)
+        assert packed is not None
+        torch.cuda.current_stream().synchronize()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+        self._read.append(packed)
+        _, arguments = reduce_tensor(packed)  # type: ignore[no-untyped-call]
+        # The class of tensor, its shape and strides, the class of storage and the dtype need no telling; what is left
+        # are numbers and bytes, which reach vLLM's workers without being pickled.
+        handle: tuple[Any, ...] = tuple(arguments[6:])
+        return str(torch.cuda.get_device_properties(packed.device).uuid), handle
+
+    def release(self) -> None:
+        """Give the buckets' memory back."""
+        self._read.clear()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """There is no connection to end."""
+        self.release()
+
+
+def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | None:
+    """A bucket's bytes on the current GPU, uint8, one tensor right after the other, as vLLM unpacks them.
+
+    Args:
+        weights: where they are.
+        bucket: which.
+        wanted: this rank packs them; otherwise it only takes part in the gathering.
+    """
+    packed = torch.empty(bucket.nbytes, dtype=torch.uint8, device="cuda") if wanted else None
+    position = 0
+    for tensors in gathered_together(bucket.tensors, bucket.nbytes if weights.sharded else None):
+        with weights.whole([tensor.name for tensor in tensors]) as found:
+            for tensor in found if packed is not None else ():
+                assert packed is not None
+                packed[position : position + tensor.nbytes].copy_(as_bytes(tensor))
+                position += tensor.nbytes
+    return packed
+
+
+def _wait_for_stream(roll: RollCall, number: int) -> None:
+    """Wait for the broadcast on the current stream, which by itself knows no deadline."""
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    ends = time.monotonic() + roll.deadline_s
+    while not event.query():
+        if time.monotonic() > ends:
+            raise TimeoutError(
+                f"NCCL did not carry bucket {number} of weights within weight_sync.deadline_s={roll.deadline_s:.0f}; "
+                "all had come to it, so one of the members has stopped since or the network is too slow for the "
+                f"deadline: {', '.join(roll.members)}"
+            )
+        time.sleep(_POLL_S)

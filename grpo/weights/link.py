@@ -1,0 +1,164 @@
+"""The driver's end of a push past Ray's object store: it brings learner and generators together and says what comes.
+
+The learner's ranks and the generators are Ray actors, or anything whose methods have a `remote` of the same meaning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from grpo.weights.buckets import Bucket, TensorInfo, cut
+from grpo.weights.sender import GroupTransport, Handle
+
+# The ends of a transport wait for `deadline_s` and say who is missing; the driver waits so much longer to hear it.
+GRACE_S = 15.0
+
+
+class WaitFor(Protocol):
+    """`grpo.cluster.waiting.wait_for`."""
+
+    def __call__(self, references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
+        """The results of all, or TimeoutError."""
+        ...
+
+
+class Targets:
+    """Whom a push goes to."""
+
+    def __init__(self, receivers: Callable[[], Sequence[Any]]) -> None:
+        """Ask `receivers` for the generators as they are now, each time anew."""
+        self._receivers = receivers
+        self._chosen: Sequence[Any] | None = None
+
+    @property
+    def every(self) -> list[Any]:
+        """All generators."""
+        return list(self._receivers())
+
+    @property
+    def now(self) -> list[Any]:
+        """Those that the next push goes to."""
+        return self.every if self._chosen is None else list(self._chosen)
+
+    @contextlib.contextmanager
+    def only(self, receivers: Sequence[Any]) -> Iterator[None]:
+        """Inside, pushes go to these of the generators alone: to one that was started again, say."""
+        self._chosen = receivers
+        try:
+            yield
+        finally:
+            self._chosen = None
+
+
+class Holders:
+    """Which generators have all that was pushed last; where others are to get the next, it must be whole."""
+
+    def __init__(self, receivers: Callable[[], Sequence[Any]]) -> None:
+        self.targets = Targets(receivers)
+        self._holding: list[Any] = []
+
+    @contextlib.contextmanager
+    def push(self) -> Iterator[bool]:
+        """Around a push: yields whether it must be whole. One that is interrupted leaves nobody with all of it."""
+        targets = self.targets.now
+        whole = targets != self._holding
+        self._holding = []
+        yield whole
+        self._holding = targets
+
+
+class WeightLink:
+    """The group of learner and generators that weights travel in; made anew when one of them is another process."""
+
+    def __init__(
+        self,
+        transport: GroupTransport,
+        receivers: Callable[[], Sequence[Any]],
+        workers_each: int,
+        deadline_s: float,
+        wait_for: WaitFor,
+        *,
+        sparse: bool = False,
+    ) -> None:
+        """Nothing is connected yet; the first push does that.
+
+        Args:
+            transport: how bytes travel.
+            receivers: the generators as they are now.
+            workers_each: processes of one generator's engine that hold weights.
+            deadline_s: longest wait for any part of a push.
+            wait_for: how to wait for actors' answers.
+            sparse: only what changed since the last push travels, where the same generators got that one whole.
+        """
+        self._transport: GroupTransport = transport
+        self._targets = Targets(receivers)
+        self._sparse = sparse
+        self._workers_each = workers_each
+        self._deadline_s = deadline_s
+        self._wait_for = wait_for
+        self._joined: list[Any] = []
+        self._numbers = itertools.count()
+
+    def buckets(self, ranks: Sequence[Any], tensors: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[Bucket]:
+        """What is told of each bucket, as the learner begins to send it.
+
+        A consumer passes it on to every generator's `update`, and asks for the next only when the one before the last
+        is loaded everywhere: with `ipc` a bucket lies in the learner's memory, which has room for two.
+
+        Raises:
+            TimeoutError: a generator, or the learner, did not come; the message names it.
+        """
+        try:
+            self.join(ranks)
+            for bucket in cut(tensors, bucket_bytes):
+                numbered = dataclasses.replace(bucket, number=next(self._numbers), sparse=self._sparse)
+                sending = [rank.send_bucket.remote(numbered) for rank in ranks]
+                if self._transport == "ipc":
+                    handles: list[Handle] = self._wait(sending, f"bucket {numbered.number} to be gathered")
+                    yield dataclasses.replace(numbered, handles=tuple(handles))
+                else:
+                    yield numbered
+                    self._wait(sending, f"bucket {numbered.number} to be gathered and sent by the learner")
+        except BaseException:
+            # Connections of an interrupted push are of no use; the next one makes its own.
+            self._joined = []
+            raise
+
+    def only(self, receivers: Sequence[Any]) -> AbstractContextManager[None]:
+        """Inside, pushes go to these of the generators alone."""
+        return self._targets.only(receivers)
+
+    def join(self, ranks: Sequence[Any]) -> None:
+        """Bring the learner's ranks and all generators together, unless they already are.
+
+        Raises:
+            TimeoutError: one did not come; the message names it.
+        """
+        every, receivers = self._targets.every, self._targets.now
+        if receivers == self._joined:
+            return
+        members = ["the learner"] + [
+            f"generator {every.index(receiver)}" + (f" (worker {worker})" if self._workers_each > 1 else "")
+            for receiver in receivers
+            for worker in range(self._workers_each)
+        ]
+        opening = [rank.open_sender.remote(self._transport, members, self._deadline_s) for rank in ranks]
+        address, port = self._wait(opening, "the learner to make ready for the generators")[0]
+        joining = [rank.join_receivers.remote() for rank in ranks]
+        told = {"address": address, "port": port, "members": members, "deadline_s": self._deadline_s}
+        coming = [
+            receiver.join_sender.remote({**told, "first_rank": 1 + place * self._workers_each})
+            for place, receiver in enumerate(receivers)
+        ]
+        # The learner's end knows by name who has not come.
+        self._wait(joining, "the learner to meet the generators")
+        self._wait(coming, "the generators to meet the learner")
+        self._joined = receivers
+
+    def _wait(self, references: Sequence[Any], what: str) -> list[Any]:
+        return self._wait_for(references, self._deadline_s + GRACE_S, what)

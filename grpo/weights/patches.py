@@ -1,0 +1,273 @@
+"""Sparse pushes: of each tensor only the elements whose bits changed since the push before. Nothing of transports here.
+
+At the learning rates of reinforcement learning most updates are smaller than the step between neighbouring bfloat16
+numbers: about 99 % of the elements keep their bits (Miahi and Belilovsky 2026, arXiv:2602.03839; SparseRL-Sync,
+arXiv:2605.07330; both send indices and values, as is done here). Values replace values, bit for bit: nothing is added
+up and nothing can drift. Both ends keep a copy of the policy in the host's memory, and a hash of every tensor as it
+must be afterwards travels with its changes.
+
+vLLM's own sparse patches (`vllm.model_executor.model_loader.checkpoint_weight_patch`) are written into the loaded model
+with NaN for "unchanged": they cannot carry a NaN, and do not reach the linear layers that vLLM packs on CPU. So a
+receiver puts whole tensors together here and loads them as it would from a whole push.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from grpo.weights.buckets import Bucket, TensorInfo
+from grpo.weights.source import PolicyWeights, gathered_together
+
+# A changed element is told by its span of the flattened tensor, and 16 bits within it.
+SPAN = 1 << 16
+# So many elements are compared or written at a time, which bounds what that takes beside the tensor.
+_SLAB = 64 * SPAN
+_BITS: dict[str, np.dtype[Any]] = {"float32": np.dtype("<u4"), "bfloat16": np.dtype("<u2")}
+_COUNT, _POSITION = np.dtype("<u4"), np.dtype("<u2")
+_NAMES = {"<u4": "U32", "<u2": "U16"}
+
+
+class WeightsDiffer(RuntimeError):
+    """A receiver's copy is not what the sender's is; the message names the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What changed in a tensor of E elements, flattened.
+
+    Attributes:
+        counts_S: how many elements changed in each span of `SPAN` elements, uint32.
+        positions_N: where each of them is in its span, ascending, uint16.
+        values_N: its new bits, uint16 or uint32.
+    """
+
+    counts_S: np.ndarray
+    positions_N: np.ndarray
+    values_N: np.ndarray
+
+    def apply(self, bits_E: np.ndarray) -> None:
+        """Write the new values into the tensor's bits.
+
+        Raises:
+            WeightsDiffer: the patch is not one of such a tensor.
+        """
+        spans = -(-len(bits_E) // SPAN)
+        changed = int(self.counts_S.sum())
+        if len(self.counts_S) != spans or not changed == len(self.positions_N) == len(self.values_N):
+            raise WeightsDiffer(f"{len(self.positions_N)} positions in {len(self.counts_S)} spans do not fit")
+        first = 0
+        for span in range(0, spans, _SLAB // SPAN):
+            counts = self.counts_S[span : span + _SLAB // SPAN]
+            last = first + int(counts.sum())
+            starts = np.repeat(np.arange(len(counts)) * SPAN, counts)
+            slab = bits_E[span * SPAN : span * SPAN + _SLAB]
+            where = starts + self.positions_N[first:last]
+            if len(where) and int(where.max()) >= len(slab):
+                raise WeightsDiffer(f"a position is beyond its {len(bits_E)} elements")
+            slab[where] = self.values_N[first:last]
+            first = last
+
+
+def difference(old_E: np.ndarray, new_E: np.ndarray) -> tuple[int, Patch | None]:
+    """How many elements' bits differ, and the patch from old to new; None where it would be no smaller than the tensor.
+
+    Args:
+        old_E: bits, uint16 or uint32, one-dimensional.
+        new_E: likewise.
+    """
+    counts, positions, values = [], [], []
+    total = 0
+    size = -(-len(new_E) // SPAN) * _COUNT.itemsize
+    for start in range(0, len(new_E), _SLAB):
+        old, new = old_E[start : start + _SLAB], new_E[start : start + _SLAB]
+        different = old != new
+        found = int(np.count_nonzero(different))
+        total += found
+        size += found * (_POSITION.itemsize + new_E.itemsize)
+        if size < new_E.nbytes:
+            where = np.flatnonzero(different)
+            ends = np.searchsorted(where, np.arange(SPAN, len(new) + SPAN, SPAN))
+            counts.append(np.diff(ends, prepend=0).astype(_COUNT))
+            # 16 bits are left, which is the position within its span.
+            positions.append(where.astype(_POSITION))
+            values.append(new[where])
+        else:
+            counts, positions, values = [], [], []
+    if size >= new_E.nbytes:
+        return total, None
+    return total, Patch(np.concatenate(counts), np.concatenate(positions), np.concatenate(values))
+
+
+@dataclass(slots=True)
+class Pushed:
+    """What pushes have carried: bytes that left the learner, and elements, all and changed ones.
+
+    A tensor that is sent without anything to compare it with counts as changed altogether.
+    """
+
+    nbytes: int = 0
+    elements: int = 0
+    changed: int = 0
+
+
+class PatchWriter:
+    """The learner's end: a copy of every tensor as it was last sent, in the dtype of the push, on the CPU of rank 0."""
+
+    def __init__(self, weights: PolicyWeights, *, wanted: bool) -> None:
+        """Nothing was sent yet.
+
+        Args:
+            weights: the policy.
+            wanted: this rank writes; the others take part in the gathering and keep nothing.
+        """
+        self._weights = weights
+        self._wanted = wanted
+        self._sent: dict[str, np.ndarray] = {}
+        self.pushed = Pushed()
+
+    def forget(self) -> None:
+        """Send every tensor whole the next time: some receiver has not got what was sent."""
+        self._sent = {}
+
+    def file(self, bucket: Bucket) -> np.ndarray | None:
+        """What changed in a bucket: uint8, the bytes of a safetensors file; None on ranks that do not write.
+
+        A tensor NAME is there whole under its name, or as `NAME:counts`, `NAME:positions` and `NAME:values` (`Patch`).
+        All ranks must call this together. Memory beside the policy and the copy: what ZeRO-3 gathers, and the file,
+        which is no larger than the bucket but for its header.
+        """
+        found: list[tuple[str, np.ndarray]] = []
+        hashes: dict[str, str] = {}
+        for tensors in gathered_together(bucket.tensors, bucket.nbytes if self._weights.sharded else None):
+            with self._weights.whole([tensor.name for tensor in tensors]) as whole:
+                for info, tensor in zip(tensors, whole, strict=True):
+                    if self._wanted:
+                        found += self._changes(info, _bits_of(tensor))
+                        hashes[info.name] = _hash(self._sent[info.name])
+        if not self._wanted:
+            return None
+        told = json.dumps([[*_told(info), hashes[info.name]] for info in bucket.tensors])
+        file = _safetensors(found, {"tensors": told})
+        self.pushed.nbytes += file.nbytes
+        return file
+
+    def _changes(self, info: TensorInfo, bits_E: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        sent = self._sent.get(info.name)
+        self.pushed.elements += len(bits_E)
+        if sent is None:
+            self._sent[info.name] = bits_E.copy()
+            self.pushed.changed += len(bits_E)
+            return [(info.name, self._sent[info.name])]
+        changed, patch = difference(sent, bits_E)
+        self.pushed.changed += changed
+        np.copyto(sent, bits_E)
+        if patch is None:
+            return [(info.name, sent)]
+        parts = {"counts": patch.counts_S, "positions": patch.positions_N, "values": patch.values_N}
+        return [(f"{info.name}:{part}", array) for part, array in parts.items()]
+
+
+class PatchReader:
+    """A generator's end: a copy of every tensor, to which changes are applied; it grows with the first push."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, np.ndarray] = {}
+
+    def read(self, file: np.ndarray) -> list[tuple[TensorInfo, Tensor]]:
+        """The bucket's tensors as they are now, in order; they share memory with the copy and are not to be changed.
+
+        Args:
+            file: what `PatchWriter.file` made, uint8.
+
+        Raises:
+            WeightsDiffer: a tensor is not what the sender has.
+        """
+        arrays, metadata = _arrays(file)
+        read = []
+        for name, dtype, shape, expected in json.loads(metadata["tensors"]):
+            info = TensorInfo(name, dtype, tuple(shape))
+            copy = self._update(info, arrays)
+            if _hash(copy) != expected:
+                raise self._differs(name, "does not hash to what the learner has after its changes came")
+            signed = torch.from_numpy(copy.view(f"<i{copy.itemsize}"))
+            read.append((info, signed.view(getattr(torch, dtype)).view(info.shape)))
+        return read
+
+    def _update(self, info: TensorInfo, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """This end's copy of a tensor, brought up to date."""
+        name, bits = info.name, _BITS[info.dtype]
+        copy = self._copies.get(name)
+        if name in arrays:
+            whole = arrays[name]
+            if copy is None or len(copy) != len(whole):
+                self._copies[name] = copy = np.empty(len(whole), dtype=bits)
+            np.copyto(copy, whole)
+        elif copy is None:
+            raise self._differs(name, "was sent as changes, and this generator has nothing that they could change")
+        else:
+            try:
+                Patch(*(arrays[f"{name}:{part}"] for part in ("counts", "positions", "values"))).apply(copy)
+            except WeightsDiffer as failure:
+                raise self._differs(name, f"was sent with changes that are not of it: {failure}") from failure
+        return copy
+
+    def _differs(self, name: str, how: str) -> WeightsDiffer:
+        # The next push must not build on what is wrong.
+        self._copies = {}
+        return WeightsDiffer(
+            f"{name} {how}: learner and generator do not hold the same weights any more. Nothing was sampled from "
+            "them; go on by resume=auto, with weight_sync.sparse=false if it happens again, and report it"
+        )
+
+
+def _told(info: TensorInfo) -> tuple[str, str, list[int]]:
+    return info.name, info.dtype, list(info.shape)
+
+
+def _bits_of(tensor: Tensor) -> np.ndarray:
+    """A tensor's bits, [elements]: its own memory where that is the CPU's and contiguous, so read only."""
+    flat = tensor.detach().contiguous().reshape(-1).cpu()
+    signed = {2: torch.int16, 4: torch.int32}[flat.element_size()]
+    return flat.view(signed).numpy().view(f"<u{flat.element_size()}")
+
+
+def _hash(bits_E: np.ndarray) -> str:
+    """Guards against mistakes, not against a foe."""
+    return xxhash.xxh3_64_hexdigest(bits_E.data)
+
+
+def _safetensors(found: Iterable[tuple[str, np.ndarray]], metadata: dict[str, str]) -> np.ndarray:
+    """One-dimensional arrays as the bytes of a safetensors file, uint8."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    parts, position = [], 0
+    for name, array in found:
+        end = position + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.str], "shape": [len(array)], "data_offsets": [position, end]}
+        parts.append(array.view(np.uint8))
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    begin = len(text).to_bytes(8, "little") + text
+    return np.concatenate([np.frombuffer(begin, dtype=np.uint8), *parts])
+
+
+def _arrays(file: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The same back, without copying."""
+    length = int.from_bytes(file[:8].tobytes(), "little")
+    header = json.loads(file[8 : 8 + length].tobytes())
+    metadata = header.pop("__metadata__")
+    dtypes = {name: dtype for dtype, name in _NAMES.items()}
+    arrays = {}
+    for name, told in header.items():
+        start, end = told["data_offsets"]
+        part = file[8 + length + start : 8 + length + end]
+        arrays[name] = part.view(np.dtype(dtypes[told["dtype"]]))
+    return arrays, metadata

@@ -1,0 +1,97 @@
+"""A generator's end of a push over gloo. Nothing here knows of vLLM: what loads the tensors is handed in."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.weights.buckets import Bucket, Message, messages
+from grpo.weights.group import GlooGroup
+from grpo.weights.patches import PatchReader
+
+
+class BucketReceiver:
+    """A receiver's end of `gloo`: memory for one bucket, and the order in which its tensors are handed on."""
+
+    def __init__(self, group: GlooGroup) -> None:
+        self._group = group
+        self._memory = _Memory()
+        self._patches = PatchReader()
+
+    def receive(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
+        """Receive a bucket and `load` its blocks one by one, each while what follows still comes.
+
+        Raises:
+            TimeoutError: it did not come within the deadline.
+            RuntimeError: the connection broke.
+            WeightsDiffer: after the changes of a sparse push, a tensor is not what the sender's is.
+        """
+        if bucket.sparse:
+            self._receive_changes(bucket, load)
+            return
+        found = messages(bucket.tensors)
+        parts = self._memory.parts(found)
+        self._group.arrive(bucket.number)
+        works = self._group.start_receiving(bucket.number, [torch.from_numpy(part) for part in parts])
+        block: list[tuple[str, Tensor]] = []
+        name = ""
+        for message, part, work in zip(found, parts, works, strict=True):
+            self._group.finish_receiving(work, bucket.number)
+            for start, info in zip(message.starts, message.tensors, strict=True):
+                if block and info.block != name:
+                    load(block)
+                    block = []
+                name = info.block
+                offset = start - message.start
+                mine = torch.from_numpy(part[offset : offset + info.nbytes])
+                block.append((info.name, mine.view(getattr(torch, info.dtype)).view(info.shape)))
+        load(block)
+
+    def _receive_changes(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
+        self._group.arrive(bucket.number)
+        size = torch.zeros(8, dtype=torch.uint8)
+        self._receive_all(size, bucket.number)
+        file = torch.empty(int(size.view(torch.int64)), dtype=torch.uint8)
+        self._receive_all(file, bucket.number)
+        tensors = self._patches.read(file.numpy())
+        for _, block in itertools.groupby(tensors, lambda one: one[0].block):
+            load([(info.name, tensor) for info, tensor in block])
+
+    def _receive_all(self, memory: Tensor, number: int) -> None:
+        (work,) = self._group.start_receiving(number, [memory])
+        self._group.finish_receiving(work, number)
+
+    def close(self) -> None:
+        """Give the memory and the connections back."""
+        self._memory = _Memory()
+        self._patches = PatchReader()
+        self._group.close()
+
+
+class _Memory:
+    """A bucket's memory, used again for the next one unless somebody still holds on to a tensor in it."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def parts(self, found: Sequence[Message]) -> list[np.ndarray]:
+        """Memory for each message."""
+        needed = found[-1].end
+        if len(self._bytes) < needed or not self._free():
+            self._bytes = np.empty(needed, dtype=np.uint8)
+        return [self._bytes[message.start : message.end] for message in found]
+
+    def _free(self) -> bool:
+        # Every array and tensor cut from it refers to it; two references are this object's and the call's. vLLM holds
+        # on to what it was given of a layer until the whole layer has come; gloo's own thread lets go a moment after.
+        for _ in range(10):
+            if sys.getrefcount(self._bytes) <= 2:
+                return True
+            time.sleep(0.001)
+        return False

@@ -1,0 +1,1 @@
+"""Where an answer stands in a completion: boxes, statements, prose, corrections."""

@@ -1,0 +1,79 @@
+"""What stands between two boxes or tags: whether it makes them values of one answer, and what it calls the second.
+
+The text is cut into tokens from its left, each by the first pattern that fits, so that the time is linear: nothing is
+tried twice.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rewards.mathematics.reading.latex_text import FONT
+
+_NAME = r"(?:\\[a-z]{2,8}|[A-Za-z]{1,3})(?:_(?:\w|\{\w{1,8}\}))?'?(?:\(\w{1,4}\))?"
+_NAMED = re.compile(rf"(?<![\w\\}})])({_NAME})\s{{0,3}}(?:=|\\approx\b|\u2248)\s{{0,3}}")
+_NAMED_BEFORE = re.compile(rf"(?<![\w\\}}).+*/^-])({_NAME})\s{{0,3}}(?:=|\\approx|\u2248)[\s$]{{0,3}}$")
+_CONNECTIVE = re.compile(
+    r"\b(?:and|or|else|either|also|maybe|perhaps|possibly|alternatively|otherwise|respectively)\b", re.IGNORECASE
+)
+_PART = re.compile(r"\(?\bfor\s{1,3}(?:part|case|question|item)\s{1,3}\(?\w\)?\)?", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"\b(?:the|its)\s+(?:other|first|second|third|fourth|last|next|remaining|larger|smaller)\b"
+    r"(?:\s{1,3}(?:one|root|solution|value|answer|number)\b)?(?:\s{1,3}(?:is|equals)\b)?",
+    re.IGNORECASE,
+)
+_NUMBERING = re.compile(
+    r"(?:\b(?:option|case|answer|solution|possibility|candidate|part)s?\s{0,9})?"
+    r"\(?\b(?:\d{1,2}|[a-z])\b\)?\s{0,9}[:.)]",
+    re.IGNORECASE,
+)
+_PUNCTUATION = re.compile(r"[\s$.,;/&|*]|\\(?:[,;: ()\[\]]|q?quad\b)|(?<=\n)-")
+# Words within one sentence that make what stands around them candidates.
+_DOUBT = re.compile(
+    r"[^.!?\n]{0,80}\b(?:or(?!\s+rather)|vs|versus|maybe|perhaps|possibly|might|may\s+(?:also\s+)?be|alternatively)\b"
+    r"[^.!?\n]{0,80}",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Two values belong together: the name of the second (`x` of `x = `), and whether a word joins them."""
+
+    name: str = ""
+    worded: bool = False
+
+
+def link(between: str) -> Link | None:
+    """How the text between two values joins them; None where it does not."""
+    plain = FONT.sub(r" \1 ", between) if "{" in between else between
+    at, name, worded = 0, "", False
+    while at < len(plain):
+        if word := _CONNECTIVE.match(plain, at) or _PART.match(plain, at) or _ANOTHER.match(plain, at):
+            worded = True
+        elif word := _NAMED.match(plain, at):
+            # A second name makes an equation of what stands between: a value of its own.
+            if name:
+                return None
+            name = word[1]
+        else:
+            word = _NUMBERING.match(plain, at) or _PUNCTUATION.match(plain, at)
+        if word is None:
+            return Link(worded=True) if _DOUBT.fullmatch(between) is not None else None
+        at = word.end()
+    return Link(name, worded)
+
+
+def name_before(text: str) -> str:
+    """The name that the end of the text gives to what follows (`x` of `so $x = `); empty where it gives none."""
+    named = _NAMED_BEFORE.search(text[-40:])
+    return named[1] if named is not None else ""
+
+
+def together(values: list[str], names: list[str]) -> str:
+    """One answer of several values: with their names where all have different ones, so that none takes another's."""
+    letters = {re.split(r"[_('\d]", name, maxsplit=1)[0] for name in names}
+    if "" not in names and len(letters) == len(names) and not any("=" in value for value in values):
+        values = [f"{name} = {value}" for name, value in zip(names, values, strict=True)]
+    return ", ".join(values) if all(value.strip() for value in values) else ""

@@ -1,0 +1,1 @@
+"""Checks of verifiers and of data sets before and after a run."""

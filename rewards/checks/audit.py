@@ -1,0 +1,173 @@
+"""Auditing a run: its stored rollouts graded again by an independent grader, and what the two disagree on.
+
+Pure functions of records and verdicts; running the grader (in a pool, since it may hang) is the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.checks.gold_forms import answers_of
+from rewards.mathematics.nodes import (
+    Apply,
+    Bound,
+    Matrix,
+    Node,
+    Number,
+    Quantity,
+    Ratio,
+    Relation,
+    Symbol,
+    Text,
+    Unreadable,
+)
+from rewards.mathematics.nodes import Sequence as Items
+from rewards.mathematics.reading.latex_text import normalise
+from rewards.mathematics.reading.parse_answer import parse
+from rewards.verdict import Status, Verdict
+
+# The normal distribution's 97.5th percentile: two-sided intervals of 95 %.
+_Z = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRollout:
+    """One rollout as a run stored it: what was asked, what came, what was right, and how which verifier graded it."""
+
+    problem: str
+    completion: str
+    reference: Any
+    status: Status
+    step: int = 0
+    verifier: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A rollout that the two graders judge differently; `kind` is the reference's form."""
+
+    rollout: StoredRollout
+    kind: str
+    theirs: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share with its 95 % Wilson interval."""
+
+    count: int
+    of: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """The share itself; 0 of 0 is 0."""
+        return self.count / self.of if self.of else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.of} ({self.share:.2%}, {self.low:.2%} to {self.high:.2%})"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What the audit found.
+
+    Attributes:
+        graded: rollouts that both graders decided.
+        undecided: rollouts that one of them did not (timeouts and errors), by whose failure it was.
+        accepted_only_by_us: candidates for false positives.
+        accepted_only_by_them: candidates for false negatives.
+        false_positives: of the rollouts that the run accepted, the share that the other grader refuses. The other
+            grader errs too, so this is an estimate to be read with the texts at hand, not a bound.
+        false_negatives: of the rollouts that the run refused, the share that the other grader accepts.
+        by_kind: disagreements per form of the reference, as (accepted only by us, accepted only by them).
+    """
+
+    graded: int
+    undecided: Mapping[str, int]
+    accepted_only_by_us: tuple[Disagreement, ...]
+    accepted_only_by_them: tuple[Disagreement, ...]
+    false_positives: Rate
+    false_negatives: Rate
+    by_kind: Mapping[str, tuple[int, int]]
+
+
+def wilson(count: int, of: int) -> Rate:
+    """The share `count / of` with its 95 % interval (Wilson 1927), which stays inside [0, 1] for small counts.
+
+    Raises:
+        ValueError: a count that is negative or above the total.
+    """
+    if not 0 <= count <= of:
+        raise ValueError(f"0 <= count <= of is needed, got {count} of {of}")
+    if of == 0:
+        return Rate(0, 0, 0.0, 1.0)
+    share, z2 = count / of, _Z * _Z
+    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
+    half = _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
+    return Rate(count, of, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def audit(rollouts: Sequence[StoredRollout], theirs: Sequence[Verdict]) -> AuditReport:
+    """Compare the run's statuses with the other grader's verdicts, in order.
+
+    Raises:
+        ValueError: not one verdict per rollout.
+    """
+    if len(rollouts) != len(theirs):
+        raise ValueError(f"one verdict per rollout is needed, got {len(theirs)} for {len(rollouts)}")
+    undecided: Counter[str] = Counter()
+    ours_only: list[Disagreement] = []
+    theirs_only: list[Disagreement] = []
+    accepted = refused = 0
+    for rollout, verdict in zip(rollouts, theirs, strict=True):
+        if rollout.status.failed or verdict.status.failed:
+            undecided["run" if rollout.status.failed else "other grader"] += 1
+            continue
+        ours_right, theirs_right = rollout.status is Status.CORRECT, verdict.status is Status.CORRECT
+        accepted += ours_right
+        refused += not ours_right
+        if ours_right != theirs_right:
+            found = Disagreement(rollout, kind_of(rollout.reference), verdict)
+            (ours_only if ours_right else theirs_only).append(found)
+    kinds = sorted({each.kind for each in (*ours_only, *theirs_only)})
+    by_kind = {
+        kind: (sum(each.kind == kind for each in ours_only), sum(each.kind == kind for each in theirs_only))
+        for kind in kinds
+    }
+    return AuditReport(
+        accepted + refused,
+        dict(undecided),
+        tuple(ours_only),
+        tuple(theirs_only),
+        wilson(len(ours_only), accepted),
+        wilson(len(theirs_only), refused),
+        by_kind,
+    )
+
+
+def kind_of(reference: Any) -> str:
+    """The form of a reference answer in a word: integer, rational, expression, equation, tuple, set, matrix, ..."""
+    try:
+        node: Node = parse(normalise(answers_of(reference)[0]))
+    except Unreadable:
+        return "unreadable"
+    while isinstance(node, Apply) and node.op == "neg":
+        node = node.args[0]
+    if isinstance(node, Number):
+        return "integer" if node.value.denominator == 1 else "rational"
+    if isinstance(node, Items):
+        return {"": "list", "{}": "set"}.get(node.brackets, "tuple or interval")
+    if isinstance(node, Apply) and node.op in ("percent", "degree"):
+        return node.op
+    names: Mapping[type, str] = {
+        Relation: "relation", Matrix: "matrix", Quantity: "quantity", Ratio: "ratio or time", Text: "text",
+        Bound: "bound variable", Symbol: "symbol", Apply: "expression",
+    }  # fmt: skip
+    return names.get(type(node), "constant")

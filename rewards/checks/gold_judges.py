@@ -1,0 +1,86 @@
+"""Who answers the questions of a check of gold answers, and when the wait for the answers ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+
+from rewards.adapt import Adapted
+from rewards.checks.gold_forms import Call
+from rewards.checks.gold_questions import Questioned
+from rewards.pool import VerifierPool
+from rewards.verdict import Verdict
+from rewards.verifier import Verifier
+
+Judge = Callable[[Sequence[Call]], Sequence[Verdict]]
+_LOOK_S = 0.2
+
+
+class CheckStopped(Exception):
+    """A judge gives up; the message says why.
+
+    Attributes:
+        verdicts: those of the calls that came to an end, None for the others; empty where they are not to be counted.
+    """
+
+    def __init__(self, why: str, verdicts: Sequence[Verdict | None] = ()) -> None:
+        super().__init__(why)
+        self.verdicts = verdicts
+
+
+class Patience:
+    """How long answers of a pool are waited for.
+
+    Args:
+        pool: the pool.
+        most_killed: calls that may hang until the pool's deadline, counted from now.
+        most_s: seconds from now.
+    """
+
+    def __init__(self, pool: VerifierPool, most_killed: int, most_s: float) -> None:
+        self._pool, self._killed_before, self._most_killed = pool, pool.stats().killed, most_killed
+        self._most_s, self._ends_at = most_s, time.monotonic() + most_s
+
+    @property
+    def killed(self) -> int:
+        """Calls that have hung until their deadline."""
+        return self._pool.stats().killed - self._killed_before
+
+    def wait(self, answers: Sequence[futures.Future[Verdict]]) -> str:
+        """Wait for all answers. Empty, or why the wait ended before: those that had not begun are cancelled then."""
+        why = ""
+        while not why and futures.wait(answers, timeout=_LOOK_S).not_done:
+            if self.killed >= self._most_killed:
+                why = f"{self.killed} calls of the verifier hung until their deadline"
+            elif time.monotonic() > self._ends_at:
+                why = f"the check took longer than {self._most_s:g} s"
+        if why:
+            for answer in answers:
+                answer.cancel()
+        return why
+
+
+def one_by_one(verifier: Verifier) -> Judge:
+    """Judge by calling a verifier here, for verifiers that are known to come back."""
+    judged_by = Adapted(Questioned.of(verifier))
+    return lambda calls: [judged_by(completion, reference, prompt) for _, completion, reference, prompt in calls]
+
+
+def through(pool: VerifierPool, *, most_killed: int = 5, most_s: float = 300.0) -> Judge:
+    """Judge in the killable workers of a pool of `questioned` verifiers.
+
+    Raises:
+        CheckStopped: by the judge, once `most_killed` calls did not end before the pool's deadline, or after
+            `most_s` seconds.
+    """
+    patience = Patience(pool, most_killed, most_s)
+
+    def judge(calls: Sequence[Call]) -> list[Verdict]:
+        answers = pool.submit_many(calls)
+        if why := patience.wait(answers):
+            ended = [answer.result() if answer.done() and not answer.cancelled() else None for answer in answers]
+            raise CheckStopped(why, ended if patience.killed >= most_killed else ())
+        return [answer.result() for answer in answers]
+
+    return judge

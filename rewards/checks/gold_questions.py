@@ -1,0 +1,140 @@
+"""What a check of a dataset asks of a verifier besides verdicts on completions, answered where the verifier runs.
+
+Gold answers are data of strangers: one may take for ever, or all memory. So nothing is asked in the checking process.
+A pool that is built of `questioned(specs)` answers these questions in its killable workers, as verdicts, and judges
+completions as ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from rewards import adapt
+from rewards.adapt import Adapted
+from rewards.build import VerifierSpec, build_verifier
+from rewards.mathematics.nodes import Unreadable
+from rewards.mathematics.reading.latex_text import normalise
+from rewards.mathematics.reading.parse_answer import parse
+from rewards.verdict import Status, Verdict, correct, wrong
+from rewards.verifier import TOKENS_COLUMN, Verifier
+
+# Parts of the verdicts that answer: the methods that a verifier has, and why there is no verdict on a gold completion.
+REFERENCE_PROBLEM, GOLD_COMPLETIONS = "reference_problem", "gold_completions"
+NO_ANSWER, NONE_LEFT = "no_answer", "none_left"
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+class Ask(StrEnum):
+    """A question, in the place of the completion.
+
+    It is a type of its own: no completion, whatever its text, is taken for a question.
+    """
+
+    METHODS = "which methods do you have?"
+    """Nothing else is needed."""
+    REFERENCE = "can the reference be used?"
+    """Of a reference and its row: `correct`, or `wrong` with the reason."""
+    GOLD = "is the gold completion correct?"
+    """Of (reference, number of the completion) and its row."""
+    OTHER = "is another row's gold completion correct?"
+    """Of (reference, number of the completion, the other row's reference, the other row) and its row."""
+    READING = "can the math parser read it?"
+    """Of a text: `correct`, or `wrong` with the reason."""
+
+
+class Questioned:
+    """A verifier that also answers questions.
+
+    Args:
+        use: the verifier's, as in `VerifierSpec`.
+        options: the verifier's.
+    """
+
+    def __init__(self, use: str, options: Mapping[str, Any]) -> None:
+        self._verifier: Verifier = build_verifier(use, options)
+
+    @classmethod
+    def of(cls, verifier: Verifier) -> Questioned:
+        """The same for a verifier that is built already."""
+        made = cls.__new__(cls)
+        made._verifier = verifier if isinstance(verifier, Adapted) else Adapted(verifier)
+        return made
+
+    def prepare(self) -> None:
+        """Prepare the verifier."""
+        adapt.prepare(self._verifier)
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """The verdict on a completion, or the answer to a question."""
+        if not isinstance(completion, Ask):
+            return self._judge(completion, reference, prompt)
+        if completion is Ask.METHODS:
+            names = (REFERENCE_PROBLEM, GOLD_COMPLETIONS)
+            return Verdict(1.0, Status.CORRECT, "", {name: float(self._method(name) is not None) for name in names})
+        if completion is Ask.READING:
+            return reading(reference)
+        if completion is Ask.REFERENCE:
+            method = self._method(REFERENCE_PROBLEM)
+            problem = method(reference, prompt) if method is not None else ""
+            return wrong(problem) if problem else correct()
+        if completion is Ask.GOLD:
+            reference, number = reference
+            completions = self._completions(reference, prompt)
+            if completions and number >= len(completions):
+                return _no_verdict(NONE_LEFT)
+        else:
+            reference, number, other_reference, other_prompt = reference
+            completions = self._completions(other_reference, other_prompt)
+        if not completions:
+            return _no_verdict(NO_ANSWER)
+        return self._judge(completions[min(number, len(completions) - 1)], reference, prompt)
+
+    def _judge(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        # A run hands verifiers the completion's number of tokens; here no tokenizer is known.
+        tokens = len(completion) // _CHARACTERS_PER_TOKEN + 1
+        return self._verifier(completion, reference, {TOKENS_COLUMN: tokens, **prompt})
+
+    def _completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
+        method = self._method(GOLD_COMPLETIONS)
+        completions: list[str] | None = method(reference, prompt) if method is not None else None
+        return completions
+
+    def _method(self, name: str) -> Any:
+        thing = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
+        if isinstance(thing, functools.partial):
+            thing = thing.func  # options are bound to a function, whose attributes are its methods
+        method = getattr(thing, name, None)
+        return method if callable(method) else None
+
+
+def questioned(specs: Iterable[VerifierSpec]) -> tuple[VerifierSpec, ...]:
+    """Specs of the same names whose verifiers also answer questions."""
+    return tuple(
+        dataclasses.replace(
+            spec,
+            use=f"{__name__}:{Questioned.__name__}",
+            options={"use": spec.use, "options": dict(spec.options)}
+            | {name: value for name, value in spec.options.items() if name == "bounds"},
+        )
+        for spec in specs
+    )
+
+
+def _no_verdict(why: str) -> Verdict:
+    return Verdict(0.0, Status.UNPARSEABLE, "", {why: 1.0})
+
+
+def reading(text: str) -> Verdict:
+    """`correct` where the math parser can read a text, else `wrong` with the reason."""
+    try:
+        parse(normalise(text))
+    except Unreadable as problem:
+        return wrong(str(problem))
+    except RecursionError:
+        return wrong("nested too deep")
+    return correct()

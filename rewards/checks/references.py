@@ -1,0 +1,121 @@
+"""The look at every row's reference before a run: which of them no verifier could use."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from rewards.checks.gold_forms import Call, GoldRow, as_text, nested_too_deep
+from rewards.checks.gold_judges import Patience
+from rewards.checks.gold_questions import REFERENCE_PROBLEM, Ask
+from rewards.pool import VerifierPool
+from rewards.verdict import Status, Verdict
+
+# Rows that are asked about together: enough to keep a pool busy, few enough that no copy of a large dataset is made.
+_ROWS_AT_A_TIME = 4096
+_SHOWN_CHARACTERS = 80
+_TOO_DEEP = "it is nested in too many lists to be handed to a verifier"
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableReference:
+    """A row that no completion could be judged by.
+
+    Attributes:
+        row: its reference answer and its name.
+        problem: why its verifier cannot use the reference.
+    """
+
+    row: GoldRow
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.row.name}: {shown(self.row.reference)}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceReport:
+    """What came out.
+
+    Attributes:
+        rows: rows that were looked at.
+        unusable: those whose reference cannot be used, in the order of the data, each once.
+        stopped: why the look ended before the last row; empty where it did not.
+    """
+
+    rows: int
+    unusable: tuple[UnusableReference, ...]
+    stopped: str = ""
+
+    @property
+    def share(self) -> float:
+        """Unusable references of all that were looked at."""
+        return len(self.unusable) / max(1, self.rows)
+
+
+def check_references(
+    pool: VerifierPool, rows: Iterable[GoldRow], *, most_killed: int = 20, most_s: float = 60.0
+) -> ReferenceReport:
+    """Ask the verifiers whether they can use the rows' references (`reference_problem`).
+
+    A row appears once for each verifier that judges it. Of a verifier without the method nothing is known, and its rows
+    count as usable. A question that ends in `timeout` or `error` makes a reference unusable: so would its verdicts.
+
+    Args:
+        pool: of `questioned` verifiers.
+        rows: the dataset's rows.
+        most_killed: questions that may hang until the pool's deadline before the look ends.
+        most_s: seconds after which the look ends; rows that were not looked at then count as usable.
+    """
+    listed = list(rows)
+    names = dict.fromkeys(row.verifier for row in listed)
+    methods = [future.result() for future in pool.submit_many([(name, Ask.METHODS, None, {}) for name in names])]
+    knowing = {name for name, verdict in zip(names, methods, strict=True) if verdict.parts.get(REFERENCE_PROBLEM)}
+    patience = Patience(pool, most_killed, most_s)
+    problems: dict[str, UnusableReference] = {}
+    looked: set[str] = set()
+    stopped = ""
+    for first in range(0, len(listed), _ROWS_AT_A_TIME):
+        batch = listed[first : first + _ROWS_AT_A_TIME]
+        answers, stopped = _answers(pool, batch, knowing, patience)
+        for row, answer in zip(batch, answers, strict=True):
+            if answer is not None:
+                looked.add(row.name)
+            if answer:
+                problems.setdefault(row.name, UnusableReference(row, answer))
+        if stopped:
+            break
+    return ReferenceReport(len(looked), tuple(problems.values()), stopped)
+
+
+def _answers(
+    pool: VerifierPool, rows: Sequence[GoldRow], knowing: Collection[str], patience: Patience
+) -> tuple[list[str | None], str]:
+    """The problem of each row, empty where there is none and None where it was not looked at; why the look ended."""
+    answers: list[str | None] = [_TOO_DEEP if nested_too_deep(row.reference) else "" for row in rows]
+    open_rows = [at for at, row in enumerate(rows) if row.verifier in knowing and not answers[at]]
+    calls: list[Call] = [(rows[at].verifier, Ask.REFERENCE, rows[at].reference, rows[at].prompt) for at in open_rows]
+    futures = pool.submit_many(calls)
+    stopped = patience.wait(futures)
+    # What runs cannot be cancelled. It ends at the pool's deadline, before the pool is used for other calls.
+    concurrent.futures.wait(futures)
+    for at, future in zip(open_rows, futures, strict=True):
+        answers[at] = _problem(future)
+    return answers, stopped
+
+
+def _problem(future: concurrent.futures.Future[Verdict]) -> str | None:
+    if future.cancelled():
+        return None
+    verdict = future.result()
+    if verdict.status.failed:
+        return f"the verifier fails on it: {verdict.status.value}: {verdict.reason}"
+    return verdict.reason if verdict.status is Status.WRONG else ""
+
+
+def shown(value: object) -> str:
+    """A reference for a line on a terminal: cut, and escaped, as what comes from data may hold control characters."""
+    text = as_text(value)
+    half = _SHOWN_CHARACTERS // 2
+    return ascii(text if len(text) <= 2 * half else text[:half] + " ... " + text[-half:])

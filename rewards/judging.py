@@ -1,0 +1,66 @@
+"""What verifiers are handed of a prompt and its completions; training and evaluation both ask through here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from rewards.verdict import Verdict
+from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
+
+
+class Pool(Protocol):
+    """What runs verifiers: `rewards.pool.VerifierPool` on this machine, or one pool on each node of a cluster."""
+
+    def judges_groups(self, name: str) -> bool: ...
+
+    def submit_many(self, calls: Iterable[tuple[str, str, Any, Mapping[str, Any]]]) -> list[Future[Verdict]]: ...
+
+    def submit_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        lists: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[Future[Verdict]]: ...
+
+
+def columns_of(problem: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's columns as its verifiers get them: with the prompt's text, where the row has no column of that name."""
+    return {PROBLEM_COLUMN: problem, **row}
+
+
+def judge(
+    pool: Pool,
+    names: Sequence[str],
+    reference: Any,
+    row: Mapping[str, Any],
+    texts: Sequence[str],
+    tokens: Sequence[int],
+) -> list[dict[str, Future[Verdict]]]:
+    """Start the verification of the completions of one prompt.
+
+    Args:
+        pool: runs the verifiers.
+        names: of the verifiers that judge the row, in the order in which they are configured.
+        reference: the reference answer.
+        row: see `columns_of`.
+        texts: the completions.
+        tokens: their numbers of tokens.
+
+    Returns:
+        For each completion the futures of its verdicts, by the verifiers' names.
+    """
+    groups = [name for name in names if pool.judges_groups(name)]
+    single = [name for name in names if name not in groups]
+    lists = {TOKENS_COLUMN: list(tokens)}
+    grouped = {name: pool.submit_group(name, texts, reference, row, lists) for name in groups}
+    verdicts = []
+    for at, (text, count) in enumerate(zip(texts, tokens, strict=True)):
+        # A completion at a time: a pool on several nodes gives what comes together to one of them.
+        calls = [(name, text, reference, {**row, TOKENS_COLUMN: count}) for name in single]
+        alone = dict(zip(single, pool.submit_many(calls) if calls else [], strict=True))
+        verdicts.append({name: alone[name] if name in alone else grouped[name][at] for name in names})
+    return verdicts

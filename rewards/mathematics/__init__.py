@@ -1,0 +1,1 @@
+"""Reading and comparing mathematical answers, without evaluating any text."""

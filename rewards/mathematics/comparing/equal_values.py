@@ -1,0 +1,268 @@
+"""Equality of expressions: by exact values, then by approximate ones."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from rewards import stage
+from rewards.mathematics.comparing.evaluate import (
+    FLOATS,
+    Evaluation,
+    Sight,
+    canonical,
+    compare,
+    has_odd_root,
+    magnitudes_differ,
+)
+from rewards.mathematics.comparing.magnitude import is_huge
+from rewards.mathematics.comparing.rational import Budget, Irrational, TooLarge, Undefined, exact
+from rewards.mathematics.comparing.regions import infinite
+from rewards.mathematics.conventions import Conventions
+from rewards.mathematics.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename, walk
+from rewards.mathematics.reading.written import half_step
+
+# Where free variables are tried: whole numbers (for factorials and (-1)^n, both parities), fractions on both sides
+# of 1, and negative ones (which tell |x| from x). Coincidences would need a root of the difference at every point.
+_WHOLE = ((8, 5, 11, 14, 3, 17, 6, 9), (5, 12, 3, 7, 10, 4, 15, 2))
+_FRACTIONS = (
+    tuple(Fraction(n, 97) for n in (223, 61, 349, 151, 83, 419, 197, 29)),
+    tuple(Fraction(-n, 89) for n in (151, 307, 71, 211, 53, 367, 113, 31)),
+    tuple(Fraction(n, 101) for n in (67, 401, 139, 53, 251, 89, 307, 179)),
+)
+POINTS: tuple[tuple[Fraction, ...], ...] = (*(tuple(map(Fraction, row)) for row in _WHOLE), *_FRACTIONS)
+_NEGATIVE_POINT = 3
+_OF_SETS = frozenset(("union", "intersection", "difference"))
+MAX_SYMBOLS = 24
+
+
+class ValueJudge:
+    """Compares values; the judges built on it compare quantities, relations and collections."""
+
+    def __init__(self, conventions: Conventions, budget: Budget) -> None:
+        self.conventions, self.budget, self.stage = conventions, budget, "structure"
+        self.real_roots = False
+
+    def at(self, name: str) -> None:
+        """Note the stage, for the reason of a timeout."""
+        if name != self.stage:
+            self.stage = name
+            stage.enter(name)
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        """The comparison by form, which hands each part to the judge of its kind."""
+        raise NotImplementedError
+
+    def _same_measure(self, gold: Node, answer: Node) -> bool:
+        raise NotImplementedError
+
+    def _same_region(self, gold: Node, answer: Node) -> bool:
+        raise NotImplementedError
+
+    def _matched(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
+        raise NotImplementedError
+
+    def _same_value(self, gold: Node, answer: Node) -> bool:
+        if measured(gold) or measured(answer):
+            return self._same_measure(gold, answer)
+        sign, other = infinite(gold), infinite(answer)
+        if sign or other:
+            return sign == other
+        if is_set(gold) or is_set(answer):
+            return self._same_sets(gold, answer)
+        if self.conventions.bare_base and isinstance(gold, Number) and isinstance(answer, Number):
+            return gold.value == answer.value or (answer.bare is None and answer.value == gold.bare)
+        return self._equal_values(gold, answer)
+
+    def _same_sets(self, gold: Node, answer: Node) -> bool:
+        """Unions and the like; what is no set, such as an expression beside one, has no region and is not equal."""
+        if self._same_region(gold, answer):
+            return True
+        if not isinstance(gold, Apply) or not isinstance(answer, Apply) or gold.op != answer.op:
+            return False
+        if canonical(gold) == canonical(answer):
+            return True
+        return gold.op != "difference" and self._matched(gold.args, answer.args)
+
+    def _equal_values(self, gold: Node, answer: Node) -> bool:
+        """Whether two expressions have the same value wherever they are tried; a rounded gold also takes what rounds.
+
+        Fractional powers of negative numbers are read as the calculus of real numbers does where that makes the two
+        equal: (x-2)^{1/3} is the cube root of x-2 for x below 2 as well.
+        """
+        if self.conventions.rounded and (half := half_step(gold)) is not None:
+            return self._rounds_to(gold, half, answer)
+        if self._equal_somewhere(gold, answer):
+            return True
+        if self.real_roots or not (has_odd_root(gold) or has_odd_root(answer)):
+            return False
+        self.real_roots = True
+        try:
+            return self._equal_somewhere(gold, answer)
+        finally:
+            self.real_roots = False
+
+    def _equal_somewhere(self, gold: Node, answer: Node) -> bool:
+        names = sorted(free_symbols(gold) | free_symbols(answer))
+        if not names:
+            return self._equal_at(gold, answer, {}, real_only=False) is True
+        if len(names) > MAX_SYMBOLS:
+            raise TooLarge(f"{len(names)} variables")
+        decided = 0
+        for number, row in enumerate(POINTS):
+            env = {name: Fraction(row[at % 8] + at // 8) for at, name in enumerate(names)}
+            verdict = self._equal_at(gold, answer, env, real_only=number == _NEGATIVE_POINT)
+            if verdict is False:
+                return False
+            decided += verdict is True
+        if not decided:
+            if canonical(gold) == canonical(answer):
+                return True
+            if self._has_a_value(gold, names) and not self._has_a_value(answer, names):
+                return False  # 0/0 is the policy's doing, not a question that we could not decide
+            raise TooLarge("no point where both have a value")
+        return True
+
+    def _has_a_value(self, node: Node, names: list[str]) -> bool:
+        for row in POINTS:
+            env = {name: Fraction(row[at % 8] + at // 8) for at, name in enumerate(names)}
+            try:
+                exact(node, env, self.budget)
+            except Irrational:
+                return True
+            except Undefined:
+                continue
+            return True
+        return False
+
+    def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
+        """Equality at one point; None where it says nothing.
+
+        With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real. But who
+        writes an absolute value means negative values as well: ln|x| is real where ln x is not, and another answer.
+        """
+        self.at("exact values")
+        try:
+            try:
+                left: Fraction | None = exact(gold, env, self.budget)
+            except Irrational:
+                left = None
+            try:
+                right: Fraction | None = exact(answer, env, self.budget)
+            except Irrational:
+                right = None
+            if left is not None and right is not None:
+                return left == right
+        except Undefined:
+            return None if env else False
+        except TooLarge:
+            if self.budget.left < 0:
+                raise
+            return self._large(gold, answer, env)
+        self.at("approximate values")
+        try:
+            same, real = compare(gold, answer, self._sight(env))
+        except Undefined:
+            return None if env else False
+        if real_only and real < 2:
+            return False if real == 1 and (_has_absolute(gold) or _has_absolute(answer)) else None
+        return same
+
+    def _large(self, gold: Node, answer: Node, env: dict[str, Fraction]) -> bool | None:
+        """Values too large to be exact: a clear difference still tells; agreement to a hundred digits does not."""
+        self.at("approximate values")
+        if canonical(gold) == canonical(answer):
+            return True
+        try:
+            same, _ = compare(gold, answer, self._sight(env))
+        except Undefined:
+            return None
+        except TooLarge:
+            # Both would have to be that large to be equal.
+            for tower, other in ((answer, gold), (gold, answer)):
+                if is_huge(tower, env) and self._is_plain(other, env):
+                    return False
+            if magnitudes_differ(gold, answer, self._sight(env)):
+                return False
+            raise
+        if same and not env:
+            raise TooLarge("equal to a hundred digits, but too large for an exact comparison")
+        return same
+
+    def _rounds_to(self, gold: Node, half: Node, answer: Node) -> bool:
+        """Whether `answer` lies within half a step of the gold's last written digit."""
+        if free_symbols(answer):
+            return False
+        try:
+            distance = abs(exact(answer, {}, self.budget) - exact(gold, {}, self.budget))
+            return distance <= abs(exact(half, {}, self.budget))
+        except (Irrational, Undefined):
+            places = [self.place(each) for each in (answer, gold, half)]
+        if places[0] is None or places[1] is None or places[2] is None:
+            return False
+        return abs(places[0] - places[1]) <= abs(places[2]) * (1 + 1e-12)
+
+    def _is_plain(self, node: Node, env: dict[str, Fraction]) -> bool:
+        """True where floats hold the value."""
+        try:
+            Evaluation(FLOATS, self._sight(env)).value(node)
+        except (Undefined, TooLarge):
+            return False
+        return True
+
+    def _sight(self, env: dict[str, Fraction]) -> Sight:
+        return Sight(env, self.budget, self.conventions.log_base, self.real_roots)
+
+    def place(self, node: Node) -> float | None:
+        """Where a real constant lies on the line, to float precision; None where it is no such thing."""
+        if not isinstance(node, Expression) or free_symbols(node):
+            return None
+        try:
+            value = Evaluation(FLOATS, self._sight({})).value(node)
+        except (Undefined, TooLarge):
+            return None
+        return float(value.real) if abs(value.imag) < 1e-9 * max(1.0, abs(value)) else None
+
+    def _same_bound(self, gold: Node, answer: Node) -> bool:
+        """Sums, integrals and set builders: the same limits, and the same body once the bound variable is renamed."""
+        if not isinstance(gold, Bound) or not isinstance(answer, Bound):
+            return self._same_region(gold, answer)
+        if gold.op != answer.op or len(gold.limits) != len(answer.limits):
+            return self._same_region(gold, answer)
+        if not all(self.same(a, b) for a, b in zip(gold.limits, answer.limits, strict=True)):
+            return False
+        shared = Symbol("bound")
+        bodies = (rename(each.body, {each.variable: shared}) for each in (gold, answer))
+        return self.same(*bodies)
+
+
+def is_set(node: Node) -> bool:
+    return isinstance(node, Apply) and node.op in _OF_SETS
+
+
+def _has_absolute(node: Node) -> bool:
+    return any(isinstance(each, Apply) and each.op == "abs" for each in walk(node))
+
+
+def measured(node: Node) -> bool:
+    return under("percent", node) is not None or under("degree", node) is not None
+
+
+def under(op: str, node: Node) -> Node | None:
+    """The value under a percent or degree sign, with a minus before it kept."""
+    if isinstance(node, Apply) and node.op == op:
+        return node.args[0]
+    if isinstance(node, Apply) and node.op == "neg":
+        below = under(op, node.args[0])
+        return Apply("neg", (below,)) if below is not None else None
+    if isinstance(node, Apply) and node.op == "mul":
+        below = under(op, node.args[-1])
+        return Apply("mul", (*node.args[:-1], below)) if below is not None else None
+    return None
+
+
+def times(factor: Fraction, value: Node) -> Node:
+    return value if factor == 1 else Apply("mul", (Number(factor), value))
+
+
+def cross(a: Node, b: Node) -> Node:
+    return Apply("mul", (a, b))

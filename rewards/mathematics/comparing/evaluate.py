@@ -1,0 +1,398 @@
+"""Approximate values: first in floats, which settle most differences, then to a hundred digits where those agree."""
+
+from __future__ import annotations
+
+import cmath
+import functools
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from rewards.mathematics.comparing.rational import Budget, TooLarge, Undefined, exact
+from rewards.mathematics.nodes import Apply, Bound, Constant, Node, Number, Symbol, rename
+
+# Beyond exp(this) a value is not computed: nothing that a person answers is that large.
+_MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
+_MAX_ANGLE = {"float": 1e6, "precise": 1e30}
+# A value of the zeta function to a hundred digits takes about two milliseconds.
+_SPECIAL_COST = 100_000
+# Logarithms up to this are raised to powers of e again; a number of 100 digits keeps its first ones then.
+_MAX_MAGNITUDE = 1e5
+PRECISE_DIGITS = 100
+# mpmath keeps its constants in shared memory that two threads must not refresh at once.
+_precise_lock = threading.RLock()
+
+
+class Arithmetic:
+    """Numbers of one precision with the functions on them; the operators are Python's own."""
+
+    def __init__(self, name: str, library: Any, number: Callable[[Fraction], Any], cost: int) -> None:
+        self.name, self.library, self.number, self.cost = name, library, number, cost
+        self.exponent, self.angle = _MAX_EXPONENT[name], _MAX_ANGLE[name]
+        self.pi, self.e = library.pi, library.e
+        self.closeness = 1e-9 if name == "float" else 10.0 ** -(PRECISE_DIGITS - 20)
+
+
+def _float(value: Fraction) -> complex:
+    try:
+        return complex(value)
+    except OverflowError:
+        raise TooLarge("beyond floats") from None
+
+
+FLOATS = Arithmetic("float", cmath, _float, 20)
+
+
+@functools.cache
+def precise() -> Arithmetic:
+    """The arithmetic of `PRECISE_DIGITS` digits; mpmath is imported at the first need."""
+    from mpmath import MPContext  # type: ignore[import-untyped]  # it has no types
+
+    context = MPContext()
+    context.dps = PRECISE_DIGITS
+
+    def number(value: Fraction) -> Any:
+        return context.mpc(context.mpf(value.numerator) / value.denominator)
+
+    made = Arithmetic("precise", context, number, 2000)
+    made.pi, made.e = +context.pi, +context.e
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Where and how an expression is worked out.
+
+    `env` is the point, `log_base` what a logarithm without a base means, and `real_roots` says that a fractional power
+    of a negative number with an odd denominator is the real one: (-8)^{1/3} is -2.
+    """
+
+    env: Mapping[str, Fraction]
+    budget: Budget
+    log_base: int = 10
+    real_roots: bool = False
+
+
+class Evaluation:
+    """One evaluation at one point.
+
+    `loss` is how much larger than the arithmetic's own the relative error may have become where terms cancelled.
+    What cancels down to the noise is zero to a hundred digits, and undecided in floats.
+    """
+
+    def __init__(self, arithmetic: Arithmetic, sight: Sight) -> None:
+        self.arithmetic, self.env, self.budget, self.log_base = arithmetic, sight.env, sight.budget, sight.log_base
+        self.real_roots = sight.real_roots
+        self.loss = 1.0
+
+    def value(self, node: Node) -> Any:
+        """The value, a complex number of this arithmetic.
+
+        Raises:
+            Undefined: it has none here. TooLarge: it is not worth its cost.
+        """
+        try:
+            result = self._value(node)
+        except (ZeroDivisionError, ValueError) as problem:
+            raise Undefined(str(problem)) from None
+        except OverflowError:
+            raise TooLarge("beyond this precision") from None
+        magnitude = abs(result)
+        finite = math.isfinite if self.arithmetic.name == "float" else self.arithmetic.library.isfinite
+        if not finite(magnitude):
+            raise TooLarge("beyond this precision")
+        return result
+
+    def _value(self, node: Node) -> Any:
+        self.budget.spend(self.arithmetic.cost)
+        if isinstance(node, Number):
+            return self.arithmetic.number(node.value)
+        if isinstance(node, Symbol):
+            return self.arithmetic.number(self.env[node.name] if node.name in self.env else _stand_in(node))
+        if isinstance(node, Constant):
+            return self._constant(node.name)
+        if isinstance(node, Bound):
+            return self.arithmetic.number(_stand_in(node))
+        if not isinstance(node, Apply):
+            raise Undefined("not an expression")
+        if node.op.startswith("call "):
+            return self.arithmetic.number(_stand_in(node))
+        values = [self._value(arg) for arg in node.args]
+        if self.real_roots and node.op == "pow" and values[0].imag == 0 and values[0].real < 0:
+            exponent = _odd_fraction(node.args[1])
+            if exponent is not None:
+                root = self._power(-values[0], values[1])
+                return root if exponent.numerator % 2 == 0 else -root
+        return self._apply(node.op, values)
+
+    def _constant(self, name: str) -> Any:
+        if name == "pi":
+            return self.arithmetic.pi * (1 + 0j)
+        if name == "e":
+            return self.arithmetic.e * (1 + 0j)
+        if name == "i":
+            return self.arithmetic.number(Fraction(0)) + 1j
+        raise Undefined(name)
+
+    def _apply(self, op: str, values: list[Any]) -> Any:
+        first = values[0]
+        if op == "add":
+            return self._sum(values)
+        if op == "mul":
+            return functools.reduce(lambda a, b: a * b, values)
+        if op == "neg":
+            return -first + 0  # no negative zeros: sqrt(-4 - 0i) would be -2i
+        if op == "div":
+            return first / values[1] + 0
+        if op == "pow":
+            return self._power(first, values[1])
+        if op == "root":
+            return self._root(first, values[1])
+        if op == "log":
+            if len(values) == 1 and self.log_base == 0:
+                return self._log(first)
+            base = values[1] if len(values) > 1 else self.arithmetic.number(Fraction(self.log_base))
+            return self._log(first) / self._log(base)
+        if op == "ln":
+            return self._log(first)
+        if op == "percent":
+            return first / 100
+        if op == "degree":
+            return first * self.arithmetic.pi / 180
+        if op in TRIGONOMETRY:
+            return self._trigonometry(op, first)
+        if op == "abs":
+            return abs(first) * (1 + 0j)
+        if op in ("gamma", "zeta"):
+            return self._special(op, first)
+        return self._real_function(op, [self._real(value) for value in values])
+
+    def _special(self, op: str, value: Any) -> Any:
+        """The gamma and the zeta function of a real number, which only the hundred digits know."""
+        if self.arithmetic.name == "float":
+            raise TooLarge("floats do not know this function")
+        if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
+            raise TooLarge(f"{op} of this number")
+        self.budget.spend(_SPECIAL_COST)
+        return (self.arithmetic.library.gamma if op == "gamma" else self.arithmetic.library.zeta)(value)
+
+    def _sum(self, values: list[Any]) -> Any:
+        result = sum(values[1:], values[0])
+        largest, magnitude = max(abs(value) for value in values), abs(result)
+        if magnitude <= self.arithmetic.closeness * largest:
+            return self._noise() if largest else result
+        loss = float(largest / magnitude)
+        if loss > 10:
+            self.loss *= loss
+            if self.loss * self.arithmetic.closeness > 1e-3:
+                raise TooLarge("terms cancel beyond this precision")
+        return result
+
+    def _noise(self) -> Any:
+        """The value of what is nothing but rounding noise."""
+        if self.arithmetic.name == "float":
+            raise TooLarge("zero or nearly so: floats cannot tell")
+        return self.arithmetic.number(Fraction(0))
+
+    def _real(self, value: Any) -> Any:
+        if abs(value.imag) > self.arithmetic.closeness * max(1.0, abs(value.real)):
+            raise Undefined("a complex number where a real one is needed")
+        return value.real
+
+    def _real_function(self, op: str, values: list[Any]) -> Any:
+        if op in ("floor", "ceiling"):
+            floats = self.arithmetic.name == "float"
+            nearest = round(float(values[0])) if floats else self.arithmetic.library.nint(values[0])
+            near = abs(values[0] - nearest) <= self.arithmetic.closeness * max(1.0, abs(values[0]))
+            library = math if floats else self.arithmetic.library
+            rounding = library.floor if op == "floor" else library.ceil
+            return (nearest if near else rounding(values[0])) * (1 + 0j)
+        if op in ("max", "min"):
+            return (max(values) if op == "max" else min(values)) * (1 + 0j)
+        if op not in _WHOLE_NUMBERS:
+            raise Undefined(f"{op} of numbers")
+        whole = [Fraction(round(float(value))) for value in values]
+        if any(abs(float(value) - int(near)) > 1e-9 for value, near in zip(values, whole, strict=True)):
+            raise Undefined(f"{op} of a number that is not whole")
+        return self.arithmetic.number(exact(Apply(op, tuple(Number(value) for value in whole)), {}, self.budget))
+
+    def _power(self, base: Any, exponent: Any) -> Any:
+        if base == 0:
+            if exponent.real <= 0 and exponent != 0:
+                raise Undefined("zero to a negative power")
+            return base * 0 + (1 if exponent == 0 else 0)
+        growth = abs(exponent) * (abs(math.log(float(abs(base)))) + 4 * (base.imag != 0 or base.real < 0))
+        if not growth < self.arithmetic.exponent:
+            raise TooLarge("a power")
+        if exponent.imag == 0 and exponent.real == int(exponent.real) and abs(exponent.real) < 10000:
+            return base ** int(exponent.real)
+        return base**exponent
+
+    def _root(self, value: Any, index: Any) -> Any:
+        if index.imag != 0 or index.real == 0 or abs(index.real) > 1000:
+            raise Undefined("a root of that index")
+        odd = index.real == int(index.real) and int(index.real) % 2 == 1
+        if odd and value.imag == 0 and value.real < 0:
+            return -self._power(-value, 1 / index)
+        if index == 2:
+            return self.arithmetic.library.sqrt(value)
+        return self._power(value, 1 / index)
+
+    def _log(self, value: Any) -> Any:
+        if value == 0:
+            raise Undefined("the logarithm of zero")
+        result = self.arithmetic.library.log(value)
+        return result if abs(result) > self.arithmetic.closeness or value == 1 else self._noise()
+
+    def _trigonometry(self, op: str, value: Any) -> Any:
+        grows = op.endswith("h") and not op.startswith("arc")
+        limit = self.arithmetic.exponent if grows else self.arithmetic.angle
+        if abs(value) > limit or abs(value.imag) > self.arithmetic.exponent:
+            raise TooLarge(f"{op} of so large a number")
+        library = self.arithmetic.library
+        name, inverse = TRIGONOMETRY[op]
+        if op in ("arcsec", "arccsc"):
+            value = 1 / value
+        if self.arithmetic.name == "float" or not op.startswith("arc"):
+            if op == "arccot":
+                return library.pi / 2 - self._trigonometry("arctan", value)
+            result = getattr(library, name)(value)
+        else:
+            result = library.pi / 2 - library.atan(value) if op == "arccot" else getattr(library, name)(value)
+        if name in ("tan", "tanh") and abs(result) * self.arithmetic.closeness > 1:
+            raise Undefined("a pole")
+        if abs(result) <= self.arithmetic.closeness * max(1.0, abs(value)) and value != 0:
+            result = self._noise()
+        return 1 / result if inverse else result
+
+
+_WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
+# Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
+# ever looked up.
+TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
+    "sin": ("sin", False), "cos": ("cos", False), "tan": ("tan", False), "cot": ("tan", True), "sec": ("cos", True),
+    "csc": ("sin", True), "arcsin": ("asin", False), "arccos": ("acos", False), "arctan": ("atan", False),
+    "arccot": ("atan", False), "sinh": ("sinh", False), "cosh": ("cosh", False), "tanh": ("tanh", False),
+    "coth": ("tanh", True), "arcsinh": ("asinh", False), "arccosh": ("acosh", False), "arctanh": ("atanh", False),
+    "arcsec": ("acos", False), "arccsc": ("asin", False),
+}  # fmt: skip
+
+
+def canonical(node: Node, depth: int = 0) -> str:
+    """A text that two trees share where they differ only in the names of bound variables."""
+    if isinstance(node, Bound):
+        renamed = Symbol(f"bound {depth}")
+        body = canonical(rename(node.body, {node.variable: renamed}), depth + 1)
+        return f"{node.op}({','.join(canonical(limit, depth) for limit in node.limits)};{body})"
+    if isinstance(node, Apply):
+        parts = [canonical(arg, depth) for arg in node.args]
+        return f"{node.op}({','.join(sorted(parts) if node.op in ('add', 'mul') else parts)})"
+    if isinstance(node, Number):
+        return str(node.value)
+    return repr(node)
+
+
+def _stand_in(node: Node) -> Fraction:
+    """A number that stands for something that is not worked out: the same for the same tree, else another."""
+    digest = hashlib.blake2b(canonical(node).encode("utf-8", "replace"), digest_size=8).digest()
+    return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
+
+
+def has_odd_root(node: Node) -> bool:
+    """True where a power has a fraction with an odd denominator as its exponent."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, Apply):
+            if each.op == "pow" and _odd_fraction(each.args[1]) is not None:
+                return True
+            pending.extend(each.args)
+    return False
+
+
+def _odd_fraction(node: Node) -> Fraction | None:
+    """The value of an exponent such as `2/3` or `-1/5`; None where it is whole, even below, or no plain fraction."""
+    sign = 1
+    if isinstance(node, Apply) and node.op == "neg":
+        sign, node = -1, node.args[0]
+    if isinstance(node, Number):
+        value = node.value
+    elif isinstance(node, Apply) and node.op == "div" and all(isinstance(arg, Number) for arg in node.args):
+        above, below = (arg.value for arg in node.args if isinstance(arg, Number))
+        if below == 0:
+            return None
+        value = above / below
+    else:
+        return None
+    return sign * value if value.denominator % 2 == 1 and value.denominator > 1 else None
+
+
+def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
+    """Whether both have the same value there, and how many of the two are real.
+
+    Floats decide where they differ clearly; where they agree, a hundred digits do.
+
+    Raises:
+        Undefined: one of them has no value here. TooLarge: it cannot be told within the budget.
+    """
+    for arithmetic in (FLOATS, None):
+        if arithmetic is None:
+            with _precise_lock:
+                return _compare_in(precise(), gold, answer, sight)
+        try:
+            same, real = _compare_in(arithmetic, gold, answer, sight)
+        except TooLarge:
+            if sight.budget.left < 0:
+                raise
+            continue
+        if not same:
+            return False, real
+    raise AssertionError("both arithmetics were tried")
+
+
+def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
+    """True where the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
+
+    Raises:
+        Undefined, TooLarge: as `compare`.
+    """
+    with _precise_lock:
+        evaluation = Evaluation(precise(), sight)
+        left, right = (_magnitude(node, evaluation) for node in (gold, answer))
+        if left is None or right is None:
+            return False
+        return bool(abs(left - right) > 1e-60 * max(abs(left), abs(right)))
+
+
+def _magnitude(node: Node, evaluation: Evaluation) -> Any:
+    """The natural logarithm of a product, power or factorial of values of 1 or more; None of anything else."""
+    if isinstance(node, Apply) and node.op in ("mul", "pow"):
+        parts = [_magnitude(arg, evaluation) for arg in node.args]
+        if any(part is None for part in parts):
+            return None
+        if node.op == "mul":
+            return sum(parts[1:], parts[0])
+        if parts[1] > _MAX_MAGNITUDE:
+            raise TooLarge("a power")
+        return parts[0] * evaluation.arithmetic.library.exp(parts[1])
+    if isinstance(node, Apply) and node.op == "factorial":
+        below = _magnitude(node.args[0], evaluation)
+        if below is None or below > _MAX_MAGNITUDE:
+            return None
+        return evaluation.arithmetic.library.loggamma(1 + evaluation.arithmetic.library.exp(below)).real
+    value = evaluation.value(node)
+    if value.imag != 0 or value.real < 1:
+        return None
+    return evaluation.arithmetic.library.log(value.real)
+
+
+def _compare_in(arithmetic: Arithmetic, gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
+    left, right = Evaluation(arithmetic, sight), Evaluation(arithmetic, sight)
+    a, b = left.value(gold), right.value(answer)
+    tolerance = arithmetic.closeness * max(left.loss, right.loss)
+    same = bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
+    return same, sum(bool(abs(value.imag) <= 1e-6 * abs(value)) for value in (a, b))

@@ -1,0 +1,188 @@
+"""What a mathematical answer can be, once read: a small set of typed nodes.
+
+Nodes are plain immutable data. Nothing in them is ever executed; what they are worth is computed by
+`rewards.mathematics.comparing.evaluate`, which estimates the cost of each operation before it does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+class Unreadable(Exception):
+    """The text is not an answer that the parser can read, or it is larger than a person would write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An exact rational.
+
+    `decimals` is the count of digits after the point, None where it was no plain decimal; `bare` is what the same
+    digits mean in base ten, where a base was written.
+    """
+
+    value: Fraction
+    decimals: int | None = None
+    bare: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One of `pi`, `e`, `i`, `infinity`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A variable with its subscript, such as `x` or `x_1`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """An operation on expressions: `add`, `mul`, `div`, `pow`, `neg`, `root`, `sin`, `log`, `binom`, ..."""
+
+    op: str
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A sum, product, integral, limit or set builder over a bound variable.
+
+    It is compared, never worked out: an answer that restates the problem is not a solution.
+    """
+
+    op: str
+    variable: str
+    limits: tuple[Node, ...]
+    body: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Items between brackets: `()`, `[)`, `{}`, `<>`, or `""` for a bare list, whose `joiner` is `,`, `or`, `and`."""
+
+    brackets: str
+    items: tuple[Node, ...]
+    joiner: str = ","
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A chain `sides[0] ops[0] sides[1] ...` with operators `=`, `!=`, `<`, `>`, `<=`, `>=`, `~`, `in`."""
+
+    sides: tuple[Node, ...]
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Rows of equal length; `kind` is `matrix`, or `det` for a determinant's bars."""
+
+    kind: str
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A product of base units: `factor` of them make one, `dimensions` says which and to what power, sorted."""
+
+    factor: Fraction
+    dimensions: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with a unit."""
+
+    value: Node
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """`a:b` or `a:b:c`.
+
+    `clock` is the seconds after midnight where it can be a time of day; `exact_clock` says that a.m. or p.m. was
+    written.
+    """
+
+    items: tuple[Node, ...]
+    clock: int | None = None
+    exact_clock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words: case, fonts and the final period are gone."""
+
+    words: str
+
+
+Node = (
+    Number | Constant | Symbol | Apply | Bound | Sequence | Relation | Matrix | Quantity | Ratio | Text
+)  # fmt: skip
+Expression = (Number, Constant, Symbol, Apply, Bound)
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The nodes directly below."""
+    if isinstance(node, Apply):
+        return node.args
+    if isinstance(node, (Sequence, Ratio)):
+        return node.items
+    if isinstance(node, Relation):
+        return node.sides
+    if isinstance(node, Bound):
+        return (*node.limits, node.body)
+    if isinstance(node, Matrix):
+        return tuple(cell for row in node.rows for cell in row)
+    if isinstance(node, Quantity):
+        return (node.value,)
+    return ()
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """The node and all below it."""
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending.extend(children(current))
+
+
+def free_symbols(node: Node) -> frozenset[str]:
+    """Names of the variables that are not bound."""
+    if isinstance(node, Symbol):
+        return frozenset((node.name,))
+    if isinstance(node, Bound):
+        inner = free_symbols(node.body) - {node.variable}
+        return inner.union(*(free_symbols(limit) for limit in node.limits))
+    below = children(node)
+    return frozenset().union(*(free_symbols(child) for child in below)) if below else frozenset()
+
+
+def rename(node: Node, swap: Mapping[str, Node]) -> Node:
+    """The same tree with every free variable that is a key of `swap` replaced."""
+    if isinstance(node, Symbol):
+        return swap.get(node.name, node)
+    if isinstance(node, Apply):
+        return Apply(node.op, tuple(rename(arg, swap) for arg in node.args))
+    if isinstance(node, Sequence):
+        return Sequence(node.brackets, tuple(rename(item, swap) for item in node.items), node.joiner)
+    if isinstance(node, Relation):
+        return Relation(tuple(rename(side, swap) for side in node.sides), node.ops)
+    if isinstance(node, Bound):
+        inner = {old: new for old, new in swap.items() if old != node.variable}
+        limits = tuple(rename(limit, swap) for limit in node.limits)
+        return Bound(node.op, node.variable, limits, rename(node.body, inner))
+    if isinstance(node, Matrix):
+        return Matrix(node.kind, tuple(tuple(rename(cell, swap) for cell in row) for row in node.rows))
+    if isinstance(node, Quantity):
+        return Quantity(rename(node.value, swap), node.unit)
+    return node

@@ -1,0 +1,1 @@
+"""From text to expressions: nothing here evaluates what it reads."""

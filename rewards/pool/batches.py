@@ -1,0 +1,31 @@
+"""How much work a worker is sent ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rewards.pool.jobs import Job
+from rewards.pool.stats import Recorder
+
+# Enough to hide the round trip, little enough to share out evenly.
+_BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
+
+
+def next_batch(queue: deque[Job], workers: int, recorder: Recorder) -> list[Job]:
+    """Take the next few calls: about `_BATCH_S` seconds of work by each verifier's record, at least one.
+
+    Those that their caller has cancelled are dropped.
+    """
+    jobs: list[Job] = []
+    seconds, characters = 0.0, 0
+    share = len(queue) // (2 * workers) + 1
+    while queue and len(jobs) < min(_BATCH_JOBS, share):
+        job = queue.popleft()
+        if not job.start():
+            continue
+        jobs.append(job)
+        seconds += recorder.mean_seconds(job.name)
+        characters += job.characters
+        if seconds > _BATCH_S or characters > _BATCH_CHARACTERS:
+            break
+    return jobs

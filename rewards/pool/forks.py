@@ -1,0 +1,81 @@
+"""Where a pool's workers come from: a nursery that is replaced when it dies, until nothing comes up any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rewards.pool.processes import Kinds, Nursery, NurseryError, WorkerHandle
+from rewards.pool.stats import Recorder
+
+# Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
+_STILLBIRTHS = 4
+
+
+class Forks:
+    """Forks workers and ends them; used by the supervising thread alone.
+
+    Args:
+        setup: what the nursery must know (`pack_setup`).
+        start_s: seconds that a nursery may take to come up.
+        recorder: counts the workers.
+        bury_all: told when the nursery has died, and all workers with it.
+    """
+
+    def __init__(self, setup: bytes, start_s: float, recorder: Recorder, bury_all: Callable[[], None]) -> None:
+        self._setup, self._start_s, self._recorder, self._bury_all = setup, start_s, recorder, bury_all
+        self._stillbirths = 0
+        self.nursery: Nursery | None = None
+        # Why no worker can be had any more; empty while some can.
+        self.broken = ""
+
+    def start(self) -> Kinds:
+        """Start the nursery, which says which kinds of verifiers there are.
+
+        Raises:
+            NurseryError: it did not come up.
+        """
+        self.nursery = Nursery(self._setup, self._start_s)
+        return self.nursery.kinds
+
+    def fork(self, asynchronous: bool = False) -> WorkerHandle | None:
+        """A new worker; None where the nursery has died, which is another one then."""
+        assert self.nursery is not None
+        try:
+            worker = self.nursery.fork(asynchronous)
+        except NurseryError as problem:
+            self._renew(str(problem))
+            return None
+        self._recorder.event("started")
+        return worker
+
+    def end(self, worker: WorkerHandle) -> None:
+        """Kill and reap a worker."""
+        assert self.nursery is not None
+        self.nursery.end(worker)
+
+    def came_up(self, alive: bool) -> None:
+        """Told of each worker: it can work, or it has died before it could."""
+        if alive:
+            self._stillbirths = 0
+        else:
+            self._stillborn("see its message on standard error; is memory_mb too small?")
+
+    def stop(self) -> None:
+        """Kill the nursery, and with it every worker that is left."""
+        if self.nursery is not None:
+            self.nursery.stop()
+
+    def _renew(self, problem: str) -> None:
+        assert self.nursery is not None
+        self._stillborn(problem)
+        self.nursery.stop()
+        self._bury_all()
+        try:
+            self.start()
+        except NurseryError as again:
+            self.broken = str(again)
+
+    def _stillborn(self, problem: str) -> None:
+        self._stillbirths += 1
+        if self._stillbirths >= _STILLBIRTHS:
+            self.broken = f"verifier workers die before they can work: {problem}"

@@ -1,0 +1,195 @@
+"""The process that worker processes are forked from: small, single-threaded, with the verifiers already built.
+
+Forking the trainer itself would copy its threads' locks in whatever state they are, and starting an interpreter
+per worker costs a hundred times more than a fork. So the pool starts this process once and asks it for workers.
+Should building the verifiers leave a thread running, the nursery starts itself anew without them and every worker
+builds its own.
+
+Run as `python -m rewards.pool.nursery CONTROL_FD PARENT_PID [bare]`, with the pickled set-up on standard input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from rewards import stage
+from rewards.adapt import Adapted, prepare
+from rewards.calling import Batch
+from rewards.pool import async_worker, wire
+from rewards.pool.setup import build_all
+from rewards.raised import describe, is_told
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+_COMMAND_BYTES = 64
+# Between two looks at whether a killed worker has ended.
+_REAP_S = 0.02
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the parent dies, and leave at once where it already has."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
+    """A worker's life: read batches, run what is not revoked, answer each job as it ends."""
+    while True:
+        header = wire.receive_exactly(connection, wire.LENGTH.size)
+        body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
+        if body is None:
+            return
+        batch, jobs = pickle.loads(body)
+        for identity, name, completions, reference, prompt, lists in jobs:
+            revoked, kept = page.revoked()
+            if batch <= revoked and identity != kept:
+                connection.sendall(wire.encode_reply(["skipped", batch]))
+                break
+            verifier = verifiers[name]
+            page.write_stage("start")
+            hits = verifier.cache_hits
+            begun, processor = time.perf_counter(), time.process_time_ns()
+            page.write_begun(identity, processor)
+            if lists is None:
+                verdicts = [verifier(completions[0], reference, prompt)]
+            else:
+                verdicts = verifier.judge(Batch(completions, reference, prompt, lists))
+            spent = [time.perf_counter() - begun, (time.process_time_ns() - processor) * 1e-9]
+            rest = [*spent, int(verifier.cache_hits > hits)]
+            frames = [wire.encode_reply([identity, wire.verdict_fields(verdict), *rest]) for verdict in verdicts]
+            connection.sendall(frames[0] if len(frames) == 1 else b"".join(frames))
+
+
+def become_worker(
+    connection: socket.socket,
+    page_descriptor: int,
+    setup: Mapping[str, Any],
+    verifiers: dict[str, Adapted] | None,
+    asynchronous: bool,
+) -> NoReturn:
+    """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
+    code = 0
+    try:
+        # A group of its own, so that the pool can kill a verifier's children with it; no session of its own, since
+        # Linux shares processors out by session, and a worker could then not be made to stand back.
+        os.setpgid(0, 0)
+        if setup["memory_bytes"] is not None:
+            # The soft limit only: a sandbox that a verifier starts has its own limits for what it runs.
+            most = resource.getrlimit(resource.RLIMIT_AS)[1]
+            allowed = setup["memory_bytes"] if most == resource.RLIM_INFINITY else min(setup["memory_bytes"], most)
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        page = stage.SharedPage(page_descriptor)
+        os.close(page_descriptor)
+        stage.share(page)
+        built = build_all(setup) if verifiers is None else verifiers
+        stage.watch_imports(page)
+        connection.sendall(wire.encode_reply(["ready", os.getpid()]))
+        (async_worker.serve if asynchronous else serve)(connection, page, built)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the pool closed
+    except BaseException as problem:
+        sys.stderr.write(f"verifier worker: {describe(problem)}\n")
+        code = 1
+    finally:
+        os._exit(code)
+
+
+def main(arguments: list[str]) -> int:
+    """Build the verifiers, then fork a worker or reap one at each command until the pool goes away."""
+    control_descriptor, parent, bare = int(arguments[0]), int(arguments[1]), "bare" in arguments[2:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
+    control = socket.socket(fileno=control_descriptor)
+    setup = pickle.loads(sys.stdin.buffer.read()) if not bare else pickle.loads(_read_saved(int(arguments[3])))
+    sys.path[:] = setup["path"]
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    verifiers = None
+    if not bare:
+        try:
+            verifiers = build_all(setup)
+        except (Exception, SystemExit) as problem:
+            control.send(f"failed {problem if is_told(problem) else describe(problem)}".encode()[:4000])
+            return 1
+        setup["kinds"] = {
+            "groups": [name for name, verifier in verifiers.items() if verifier.judges_groups],
+            "asynchronous": [name for name, verifier in verifiers.items() if verifier.is_async],
+        }
+    if len(os.listdir("/proc/self/task")) > 1:
+        _start_anew(control, parent, setup)
+    try:
+        for verifier in (verifiers or {}).values():
+            prepare(verifier)
+    except (Exception, SystemExit) as problem:
+        control.send(f"failed {describe(problem)}".encode()[:4000])
+        return 1
+    gc.collect()
+    gc.freeze()  # objects shared with the workers stay shared: collections do not touch their pages
+    control.send(f"ready {json.dumps(setup['kinds'])}".encode())
+    ending: set[int] = set()
+    while True:
+        # A process that was killed may take a while to end where it gets no processor; nobody waits for it.
+        ending = {child for child in ending if os.waitpid(child, os.WNOHANG)[0] == 0}
+        control.settimeout(_REAP_S if ending else None)
+        try:
+            command, descriptors, _, _ = socket.recv_fds(control, _COMMAND_BYTES, 2)
+        except TimeoutError:
+            continue
+        if not command:
+            return 0
+        if command.startswith(b"fork"):
+            asynchronous = command == b"fork async"
+            control.send(str(_fork(control, descriptors, setup, verifiers, asynchronous)).encode())
+        else:
+            # Only on command: until then the zombie keeps its id from being given to a stranger.
+            ending.add(int(command))
+
+
+def _fork(
+    control: socket.socket,
+    descriptors: list[int],
+    setup: Mapping[str, Any],
+    verifiers: dict[str, Adapted] | None,
+    asynchronous: bool,
+) -> int:
+    nursery = os.getpid()
+    child = os.fork()
+    if child == 0:
+        die_with_parent(nursery)
+        control.close()
+        become_worker(socket.socket(fileno=descriptors[0]), descriptors[1], setup, verifiers, asynchronous)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return child
+
+
+def _start_anew(control: socket.socket, parent: int, setup: Mapping[str, Any]) -> NoReturn:
+    saved = os.memfd_create("setup")
+    os.write(saved, pickle.dumps(setup))
+    os.set_inheritable(saved, True)
+    control.set_inheritable(True)
+    arguments = [str(control.fileno()), str(parent), "bare", str(saved)]
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "rewards.pool.nursery", *arguments])
+
+
+def _read_saved(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as saved:
+        saved.seek(0)
+        return saved.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

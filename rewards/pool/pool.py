@@ -1,0 +1,187 @@
+"""Verifiers run in worker processes that are killed at their deadline, so that nothing can stall the run."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rewards.build import VerifierSpec
+from rewards.pool.busy_clock import Busy
+from rewards.pool.jobs import Job
+from rewards.pool.limits import Limits
+from rewards.pool.stats import PoolStats, Recorder, Tally
+from rewards.pool.supervisor import Supervisor
+from rewards.verdict import Verdict, error
+from rewards.verifier import Verifier
+
+# A call: the verifier's name, the completion, the reference, the row's columns.
+Call = tuple[str, str, Any, Mapping[str, Any]]
+
+
+class VerifierPool:
+    """Runs verifiers in worker processes under a hard deadline.
+
+    Args:
+        verifiers: specs, or verifiers by name. Verifiers given as objects must be picklable and importable by
+            another process.
+        workers: processes that work at the same time; default: the number of usable cores.
+        deadline_s: seconds that one call may take, counted from when the call starts. At the deadline its process
+            is killed and the verdict is `timeout`, with the verifier's name and the stage it was at. A call that
+            other programs have kept from a processor for nine tenths of that time gets as much once more.
+        memory_mb: address space of one worker in MiB; None for no limit. Beyond it the verdict is `error`.
+        replays: how often a call is given to another worker after its worker died under it (killed by someone
+            else, crashed); after that the verdict is `error`.
+        spares: workers beyond `workers` that may be started while others hang, so that they do not hold up the
+            rest; default: twice `workers`.
+        start_s: seconds that starting the processes and importing the verifiers may take.
+        overlap: calls of async verifiers that one worker has under way at a time. Such verifiers have workers of their
+            own, up to `workers` of them, each with one event loop for as long as it lives. At its deadline a call is
+            cancelled; where it does not end then, its worker is killed and the other calls are given to another.
+
+    The pool never forks its own process, its workers import nothing but the verifiers, ignore Ctrl-C and die with
+    the process that made the pool. One thread supervises; futures are resolved in it, so callbacks must be short.
+
+    Raises:
+        ValueError: a verifier that cannot be built or sent, or a setting out of range.
+    """
+
+    def __init__(
+        self,
+        verifiers: Mapping[str, Verifier | VerifierSpec] | Iterable[VerifierSpec],
+        *,
+        workers: int | None = None,
+        deadline_s: float = 5.0,
+        memory_mb: int | None = 2048,
+        replays: int = 2,
+        spares: int | None = None,
+        start_s: float = 60.0,
+        overlap: int = 64,
+    ) -> None:
+        named = dict(verifiers) if isinstance(verifiers, Mapping) else {spec.name: spec for spec in verifiers}
+        limits = Limits.checked(workers, deadline_s, memory_mb, replays, spares, start_s, overlap)
+        if not named:
+            raise ValueError("a verifier pool needs at least one verifier")
+        self._names = frozenset(named)
+        self._queue: deque[Job] = deque()
+        self._async_queue: deque[Job] = deque()
+        self._lock = threading.Lock()
+        self._next_identity = 0
+        self._recorder = Recorder(named)
+        self._closed = False
+        self._supervisor = Supervisor(named, limits, self._queue, self._async_queue, self._recorder)
+
+    def judges_groups(self, name: str) -> bool:
+        """True where the verifier wants all completions of a prompt at once, from `submit_group`.
+
+        From the other methods it gets a group of one.
+        """
+        return name in self._supervisor.kinds.groups
+
+    def submit(self, name: str, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Future[Verdict]:
+        """Queue one call; the future always comes to a Verdict, whatever the verifier does.
+
+        Raises:
+            ValueError: no verifier of that name in this pool.
+            RuntimeError: the pool is closed.
+        """
+        return self.submit_many([(name, completion, reference, prompt)])[0]
+
+    def submit_many(self, calls: Iterable[Call]) -> list[Future[Verdict]]:
+        """Queue several calls `(name, completion, reference, prompt)` at once; one future each, in order.
+
+        Raises:
+            ValueError: no verifier of that name in this pool; nothing is queued then.
+            RuntimeError: the pool is closed, or its supervising thread has failed.
+        """
+        jobs = self._queue_jobs(
+            [(name, (completion,), reference, prompt, None) for name, completion, reference, prompt in calls]
+        )
+        return [job.futures[0] for job in jobs]
+
+    def submit_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        lists: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[Future[Verdict]]:
+        """Queue one call of a group verifier, under one deadline; a future for each completion, in order.
+
+        Args:
+            name: the verifier's.
+            completions: of one prompt.
+            reference: the row's reference answer.
+            prompt: the row's columns.
+            lists: further columns, which hold a value for each completion.
+
+        Raises:
+            ValueError: no verifier of that name, one that judges completions one by one, or columns that do not fit.
+            RuntimeError: the pool is closed, or its supervising thread has failed.
+        """
+        columns = dict(lists or {})
+        if name in self._names and not self.judges_groups(name):
+            raise ValueError(f"verifier {name!r} judges completions one by one, not groups; use submit_many")
+        for column, values in columns.items():
+            if len(values) != len(completions):
+                raise ValueError(f"column {column!r} has {len(values)} values for {len(completions)} completions")
+        if not completions:
+            return []
+        (job,) = self._queue_jobs([(name, tuple(completions), reference, prompt, columns)])
+        return list(job.futures)
+
+    def _queue_jobs(
+        self, calls: list[tuple[str, tuple[str, ...], Any, Mapping[str, Any], Mapping[str, Sequence[Any]] | None]]
+    ) -> list[Job]:
+        for name, *_ in calls:
+            if name not in self._names:
+                raise ValueError(f"no verifier {name!r} in this pool; it has {', '.join(sorted(self._names))}")
+        asynchronous = self._supervisor.kinds.asynchronous
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the verifier pool is closed")
+            if self._supervisor.crash:
+                raise RuntimeError(self._supervisor.crash)
+            first = self._next_identity
+            self._next_identity += len(calls)
+            jobs = [Job(first + offset, *call) for offset, call in enumerate(calls)]
+            self._queue.extend(job for job in jobs if job.name not in asynchronous)
+            self._async_queue.extend(job for job in jobs if job.name in asynchronous)
+        self._supervisor.wake()
+        return jobs
+
+    def stats(self) -> PoolStats:
+        """Counts and latencies so far, per verifier and for the pool."""
+        return self._recorder.snapshot(queued=len(self._queue) + len(self._async_queue))
+
+    def take_recent(self) -> dict[str, Tally]:
+        """What was counted since this was last asked, by verifier."""
+        return self._recorder.take_recent()
+
+    def take_busy(self) -> dict[str, Busy]:
+        """When some worker was at a verdict since this was last asked, under the name `verifiers`."""
+        return {"verifiers": self._recorder.busy.take()}
+
+    def close(self) -> None:
+        """Kill the workers; calls not yet decided come to `error`. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._supervisor.stop()
+        for job in [*self._supervisor.abandoned, *self._queue, *self._async_queue]:
+            if job.start():
+                for future in job.futures:
+                    if not future.done():
+                        future.set_result(error("the verifier pool was closed before this verdict"))
+        self._queue.clear()
+        self._async_queue.clear()
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Programs in completions and the tests of data sets that grade them."""

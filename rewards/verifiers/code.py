@@ -1,0 +1,258 @@
+"""Code reward: run the program of a completion against the dataset row's tests in the sandbox.
+
+The program is the last complete fenced block of the right language after the reasoning that defines what the tests call
+(`code_blocks`). The tests are read from the row in the formats of HumanEval, BigCodeBench, MBPP, APPS and TACO
+(`input_output`), and LiveCodeBench (`code_tests.read_tests`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rewards import stage, verdict
+from rewards.answers.thinking import thinking_tags
+from rewards.programs.assert_tests import modules_lacking, program_names, surely_called
+from rewards.programs.blocks import complete_program, extract_code
+from rewards.programs.golds import gold_programs
+from rewards.programs.tests import read_tests
+from rewards.verdict import Verdict
+from sandbox import AssertTest, CallTest, IsolationLevel, Language, Limits, Sandbox, Status, StdinTest, Test, TestResult
+from sandbox.outside.languages import COMPILE_LIMITS
+
+_MOST_NAMES = 16
+_NEVER_CALLED = "no test called the program"
+_USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
+# A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
+# are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
+_sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
+_sandboxes_lock = threading.Lock()
+# Beside the tests, a verdict may have to run them once more on a new worker, start a cell and, in C++, compile.
+_MARGIN_SECONDS = 5.0
+_COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
+_POSITIVE = (
+    "wall_seconds",
+    "program_seconds",
+    "memory_mebibytes",
+    "compile_seconds",
+    "compile_memory_mebibytes",
+    "max_tests",
+    "concurrent_programs",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeVerifier:
+    """Scores a completion by its program's tests.
+
+    Attributes:
+        language: what the program must be written in.
+        partial_credit: score the fraction of tests passed instead of all or nothing.
+        wall_seconds: real and processor time of each test.
+        program_seconds: real time of all tests together; a program that uses it up is `wrong`.
+        memory_mebibytes: memory of each test.
+        compile_seconds: real and processor time of the compiler, where the language has one.
+        compile_memory_mebibytes: memory of the compiler; None takes 1,024 or, where that is more, `memory_mebibytes`.
+        level: the weakest isolation at which programs may run.
+        tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
+        max_tests: run only so many tests of a row, evenly spread over it; None runs all.
+        preload: modules kept imported for the programs, and the test code, that mention them; others than these and
+            Python's own can be imported by neither.
+        concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
+        solution_column: the rows' column with right programs, for the check of gold answers; None looks for those that
+            published data sets have, the empty text for none.
+        thinking: the reasoning tags; a program is looked for behind them (`rewards.answers.thinking.thinking_tags`).
+
+    Raises:
+        ValueError: an option that is not one, or out of range.
+    """
+
+    language: Language = Language.PYTHON
+    partial_credit: bool = False
+    wall_seconds: float = 6.0
+    program_seconds: float = 12.0
+    memory_mebibytes: int = 512
+    compile_seconds: float = 30.0
+    compile_memory_mebibytes: int | None = None
+    level: IsolationLevel = IsolationLevel.CONFINED
+    tolerance: float | None = None
+    max_tests: int | None = None
+    preload: Sequence[str] = ("numpy",)
+    concurrent_programs: int | None = None
+    solution_column: str | None = None
+    thinking: Sequence[str | Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "language", _language(self.language))
+        object.__setattr__(self, "level", _level(self.level))
+        thinking_tags(self.thinking)
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"code: {name} must be positive, got {value!r}")
+
+    @property
+    def deadline_seconds(self) -> float:
+        """The shortest deadline of a pool under which every program's timeout is its own: `wrong`, not `timeout`."""
+        compiling = self.compile_seconds if self.language is Language.CPP else 0.0
+        return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
+
+    def prepare(self) -> None:
+        """Start the sandbox in the process that a pool's workers are forked from, for all of them to use.
+
+        Raises:
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        with _sandboxes_lock:
+            if self._key not in _sandboxes:
+                count = self.concurrent_programs or len(os.sched_getaffinity(0))
+                sandbox = Sandbox(self.level, count, self.preload, waiting=stage.waiting)
+                sandbox.share()
+                _sandboxes[self._key] = os.getpid(), sandbox
+
+    def _sandbox(self) -> Sandbox:
+        with _sandboxes_lock:
+            maker, sandbox = _sandboxes.get(self._key, (0, None))
+            if sandbox is None or not (sandbox.shared or maker == os.getpid()):
+                sandbox = Sandbox(self.level, preload=self.preload, waiting=stage.waiting)
+                _sandboxes[self._key] = os.getpid(), sandbox
+            return sandbox
+
+    @property
+    def _key(self) -> tuple[IsolationLevel, tuple[str, ...]]:
+        return self.level, tuple(self.preload)
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """Return the verdict on `completion`.
+
+        A program that fails, runs out of a limit or cheats is `wrong`, and `scored` where part of its tests earns
+        `partial_credit`; no program is `unparseable`; a failure of the sandbox, a missing compiler, or a test that
+        failed before it called the program is `error`.
+
+        Raises:
+            ValueError: the row has no tests that can be run.
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        tests = self._tests(reference, prompt)
+        code = extract_code(completion, self.language, _names(tests), thinking_tags(self.thinking))
+        if code is None:
+            return verdict.unparseable(f"no complete {self.language.value} block")
+        chosen = _spread(tests, self.max_tests)
+        results = self._grade(complete_program(code, prompt), chosen, stop_at_failure=not self.partial_credit)
+        stage.enter("verdict")
+        return self._verdict(results, len(chosen))
+
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
+        """Why a row's tests would pay nobody, or everybody; empty where they can be used.
+
+        The tests are read. Where their text does not tell whether they call the program, they are run with a program
+        that has every function, whose results equal nothing.
+
+        Raises:
+            IsolationError: this machine cannot give the configured isolation.
+        """
+        try:
+            tests = self._tests(reference, prompt)
+        except ValueError as problem:
+            return str(problem)
+        if all(isinstance(test, StdinTest) and not test.stdout.strip() for test in tests):
+            return "all expected outputs are empty: a program that does nothing passes all of its tests"
+        doubtful = [test for test in tests if isinstance(test, AssertTest) and not surely_called(test)]
+        results = self._grade(_USELESS_PROGRAM, doubtful, stop_at_failure=False) if doubtful else []
+        bad = next((result for result in results if result.status is Status.BAD_TEST), None)
+        if bad is not None:
+            return bad.reason
+        if results and len(doubtful) == len(tests) and not any(result.failed for result in results):
+            called = any(result.passed for result in results)
+            return "a program that does nothing passes all of its tests" if called else _NEVER_CALLED
+        return ""
+
+    def _tests(self, reference: Any, prompt: Mapping[str, Any]) -> list[Test]:
+        tests = read_tests(reference, prompt, self.tolerance)
+        if self.language is not Language.PYTHON and not all(isinstance(test, StdinTest) for test in tests):
+            raise ValueError(
+                f"only Python programs can be tested by calls; {self.language.value} takes inputs and outputs"
+            )
+        lacking = modules_lacking(prompt, tests, self.preload)
+        if lacking:
+            raise ValueError(
+                f"this row's programs or tests need {', '.join(lacking)}, which they do not have: add what is "
+                f"installed to the verifier's `preload`, now {list(self.preload)}"
+            )
+        return tests
+
+    def _grade(self, program: str, tests: Sequence[Test], stop_at_failure: bool) -> list[TestResult]:
+        stage.enter("running the program", elsewhere=True)
+        return self._sandbox().grade(
+            program,
+            tests,
+            Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20),
+            self.language,
+            stop_at_failure=stop_at_failure,
+            total_seconds=self.program_seconds,
+            compile_limits=self._compile_limits,
+        )
+
+    @property
+    def _compile_limits(self) -> Limits:
+        mebibytes = self.compile_memory_mebibytes or max(_COMPILER_MEBIBYTES, self.memory_mebibytes)
+        return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
+
+    def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
+        """The row's solutions, as its reference is no answer; None where it has none."""
+        return gold_programs(prompt, self.language.value, self.solution_column)
+
+    def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
+        for number, result in enumerate(results):
+            if result.status in (Status.SANDBOX_ERROR, Status.NO_COMPILER):
+                return verdict.error(f"{result.status.value}: {result.reason}"[:300])
+            if result.status is Status.BAD_TEST:
+                return verdict.error(f"test {number + 1} of {count}: {result.reason}"[:300])
+        total, count = count, count - sum(result.status is Status.SKIPPED for result in results)
+        if not count:
+            return verdict.error(f"{_NEVER_CALLED}: {results[0].reason}"[:300])
+        passed = sum(result.passed for result in results)
+        if passed == count:
+            return verdict.correct(f"all {count} tests passed", tests_passed=1.0)
+        number, first = next((number, result) for number, result in enumerate(results) if result.failed)
+        reason = f"test {number + 1} of {total}: {first.status.value}: {first.reason}"[:300]
+        if not self.partial_credit:
+            return verdict.wrong(reason)
+        if not passed:
+            return verdict.wrong(reason, tests_passed=0.0)
+        return verdict.scored(passed / count, reason, tests_passed=passed / count)
+
+
+def _names(tests: Sequence[Test]) -> list[str]:
+    """What the tests call, in so far as they do."""
+    names: set[str] = set()
+    for test in tests:
+        names |= program_names(test) if isinstance(test, AssertTest) else set()
+        names |= {test.function} if isinstance(test, CallTest) else set()
+    return sorted(names)[:_MOST_NAMES]
+
+
+def _language(value: Any) -> Language:
+    try:
+        return Language(value)
+    except ValueError:
+        known = ", ".join(language.value for language in Language)
+        raise ValueError(f"code: language must be one of {known}, got {value!r}") from None
+
+
+def _level(value: Any) -> IsolationLevel:
+    if isinstance(value, IsolationLevel):
+        return value
+    known = {level.name.lower(): level for level in IsolationLevel}
+    if value not in known:
+        raise ValueError(f"code: level must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
+
+
+def _spread(tests: Sequence[Test], most: int | None) -> list[Test]:
+    if most is None or len(tests) <= most:
+        return list(tests)
+    return [tests[index * len(tests) // most] for index in range(most)]

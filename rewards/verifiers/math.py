@@ -1,0 +1,288 @@
+r"""Mathematical answers: find the final one, and decide whether it equals the reference.
+
+The conventions, each a setting of `Math` where users disagree:
+
+1. The final answer is the last complete `\boxed{...}` after the reasoning; boxes (or `<answer>` tags) that only a
+   connective, punctuation or numbering separates are one answer. What cannot be read there is `unparseable`: nothing
+   else in the text is looked at. Without a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:",
+   whichever comes last, else the last sentence's value, or list of values (`find`).
+2. The same value in any form is equal; an exact reference is not matched by a rounded decimal (`rounded`).
+3. A unit missing on one side is ignored; two different units are not equal, exact conversions are (`units`).
+4. A reference `p%` is matched by `p%`, `p/100` and bare `p` (`percent`).
+5. `x=5` matches `5`; another variable does not. Free variables keep their names, bound ones may be renamed.
+6. `{...}` and bare lists are unordered (`ordered`), `(...)` is ordered, an interval equals its inequality.
+7. Several candidates, a superset, or the problem restated unsolved never match a single value: sums, integrals and
+   limits are not worked out, and an answer copied from the problem's text is refused (`problem_column`).
+8. Multiple choice: the letter decides. Text: case, fonts and the final period are ignored.
+9. Nothing, an empty box or an unclosed box is not an answer.
+
+Stages, cheapest first: find, text, exact rationals, parse, structure, exact values, approximate values. There is no
+symbolic stage: evaluation at several points decided more pairs, with fewer errors, in a thirtieth of the time. No
+text of a completion is ever evaluated, and every size is bounded before anything is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from numbers import Number as AnyNumber
+from typing import Any, Literal
+
+from rewards import stage
+from rewards.answers import find as places
+from rewards.answers.last_sentence import last_sentence
+from rewards.answers.stated import stated
+from rewards.answers.thinking import final_text, thinking_tags
+from rewards.mathematics.comparing.equal import Undecided, equal, undecidable
+from rewards.mathematics.comparing.evaluate import precise
+from rewards.mathematics.conventions import Conventions
+from rewards.mathematics.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
+from rewards.mathematics.nodes import Sequence as Items
+from rewards.mathematics.reading.latex_text import MAX_ANSWER, normalise
+from rewards.mathematics.reading.parse_answer import parse, parse_gold, words
+from rewards.mathematics.reading.restated import is_restated
+from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
+from rewards.verifier import PROBLEM_COLUMN
+from rewards.verifiers.choices import letter_of
+from rewards.verifiers.exact import check_places
+
+PLACES = ("boxed", "stated", "last_sentence")
+_INTEGER = re.compile(r"-?\d{1,15}")
+_PLAIN = re.compile(r"-?[\d.,]{1,40}")
+_SIMPLE = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}|(\d{1,15})(?:/(\d{1,15})|\.(\d{1,15}))?)")
+_COMMA_DECIMAL = re.compile(r"(-?)(\d{1,3}(?:[. ]\d{3})+|\d+),(\d+)")
+_LISTED = re.compile(r"-?\d{1,9}(?:,-?\d{1,9}){1,99}")
+_THOUSANDS = re.compile(r"-?[1-9]\d{0,2},\d{3}")
+_MANY_CACHED = 8192
+
+
+class Math:
+    """Verifies mathematical answers by the conventions above.
+
+    Args:
+        find: where to look for the answer, in order: `boxed`, `stated`, `last_sentence`.
+        problem_column: the prompt's column with the problem's text, to refuse answers that copy an expression from
+            it (only copies: `3+2` for "What is 2+3?" is accepted, as its value is); None to accept them. A run hands
+            the prompt's text as the default column to rows that have none of this name.
+        thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
+        percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
+            `rewards.mathematics.conventions.Conventions`.
+
+    Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
+    that cannot be decided within the work budget (well under a second) is `wrong`, and the reason says where; where
+    the reference alone is beyond it, that is an `error` (`reference_problem`).
+
+    Raises:
+        ValueError: an unknown place or setting.
+    """
+
+    def __init__(
+        self,
+        find: Sequence[str] = PLACES,
+        problem_column: str | None = PROBLEM_COLUMN,
+        percent: Literal["either", "value", "strict"] = "either",
+        units: Literal["missing", "strict", "ignore"] = "missing",
+        ordered: bool = False,
+        rounded: bool = False,
+        bare_base: bool = False,
+        log_base: int = 10,
+        decimal_comma: bool | Literal["always"] = True,
+        thinking: Sequence[str | Sequence[str]] | None = None,
+    ) -> None:
+        self.find, self.problem_column, self.tags = check_places(find, PLACES), problem_column, thinking_tags(thinking)
+        self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
+        self.cache_hits = 0
+        precise()  # mpmath takes a fifth of a second to import: before the first verdict, not during it
+        self._cache: dict[tuple[str, str], Verdict] = {}
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """The verdict on `completion`; `error` where the reference is empty or no text: the dataset's fault."""
+        gold = _gold_text(reference)
+        if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
+            return error(self.reference_problem(reference, prompt))
+        stage.enter("find")
+        answer = self.find_answer(completion)
+        if answer is None:
+            return unparseable("no final answer found")
+        # A plain number is never the problem restated, and most answers are plain numbers.
+        problem = prompt.get(self.problem_column) if self.problem_column is not None else None
+        if problem is not None and not _PLAIN.fullmatch(answer) and is_restated(answer, gold, problem):
+            return wrong("the problem restated")
+        key = (gold, answer)
+        known = self._cache.get(key)
+        if known is not None:
+            self.cache_hits += 1
+            return known
+        verdict = self.judge(gold, answer)
+        if len(self._cache) >= _MANY_CACHED:
+            self._cache.clear()
+        self._cache[key] = verdict
+        return verdict
+
+    def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
+        """Why no answer can be judged by this reference; empty where answers can be.
+
+        It is no text, number or list of one, empty, longer than an answer may be, or its value cannot be worked out
+        within the bounds. A reference that is only not understood can be used: the same text is equal to it.
+        """
+        gold = _gold_text(reference)
+        if gold is None:
+            return f"the reference {reference!r:.60} is no text or number; join a list's values by commas"
+        if not gold.strip():
+            return "the reference answer is empty"
+        if len(gold) > MAX_ANSWER:
+            return f"the reference is {len(gold)} characters long; the most that is read is {MAX_ANSWER}"
+        try:
+            node = parse_gold(normalise(gold))
+        except Unreadable:
+            return ""
+        where = undecidable(node, self.conventions)
+        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
+
+    def find_answer(self, completion: str) -> str | None:
+        """The final answer's text, or None where there is none."""
+        text = final_text(completion, self.tags)
+        if text is None:
+            return None
+        for place in self.find:
+            if place == "boxed":
+                answer = places.last_box(text)
+                if answer is None and places.has_unclosed_box(text):
+                    return None
+            else:
+                answer = stated(text) if place == "stated" else last_sentence(text)
+            if answer is not None:
+                return answer
+        return None
+
+    def judge(self, gold: str, answer: str) -> Verdict:
+        """The verdict on an answer that was found already."""
+        stage.enter("text")
+        quick = _compare_rationals(gold, answer, self.conventions.rounded)
+        if quick is not None:
+            return correct("rational") if quick else _differs(answer, gold)
+        try:
+            plain_gold, plain = normalise(gold), normalise(answer)
+        except Unreadable as problem:
+            return unparseable(str(problem))
+        if not plain.strip(" {}.?"):
+            return unparseable("an empty answer")
+        if plain == plain_gold:
+            return correct("text")
+        return self._judge_choice(gold, plain_gold, answer, plain)
+
+    def _judge_choice(self, gold: str, plain_gold: str, answer: str, plain: str) -> Verdict:
+        chosen = letter_of(gold)
+        # A lone small letter is a variable; "(a)" is a choice.
+        if chosen is not None and not (len(plain_gold) == 1 and plain_gold.islower()):
+            letter, content = chosen
+            answered = letter_of(answer)
+            if answered is not None:
+                same = answered[0] == letter
+                return correct("choice") if same else _differs(answer, gold)
+            if content:
+                return self._judge_parsed(content, normalise(content), plain)
+            return _differs(answer, gold)
+        return self._judge_parsed(gold, plain_gold, plain)
+
+    def _judge_parsed(self, gold: str, plain_gold: str, plain: str) -> Verdict:
+        stage.enter("parse")
+        if self.conventions.decimal_comma == "always" and (comma := _COMMA_DECIMAL.fullmatch(plain_gold)) is not None:
+            plain_gold = comma[1] + re.sub(r"[. ]", "", comma[2]) + "." + comma[3]
+        try:
+            reference: Node = parse_gold(plain_gold)
+        except Unreadable:
+            # Nothing but the same text can match a reference that is not understood, and that was looked at.
+            return _differs(plain, gold)
+        try:
+            node = parse(plain)
+        except Unreadable as problem:
+            return self._other_reading(reference, plain) or unparseable(f"{str(problem)[:120]}: {plain[:60]!r}")
+        if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
+            return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
+        try:
+            # Where words are wanted, words are read: "New York" without \text is no product of letters.
+            spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
+            if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
+                return correct("equal")
+            if "," in plain_gold + plain and self._as_lists(plain_gold, reference, plain, node):
+                return correct("list")
+        except Undecided as problem:
+            return self._undecided(gold, str(problem), plain)
+        return self._other_reading(reference, plain) or _differs(plain, gold)
+
+    def _undecided(self, gold: str, where: str, plain: str) -> Verdict:
+        """A comparison beyond the bounds: the reference's fault where it cannot be used, the answer's otherwise.
+
+        An answer that costs more than it is worth must not come away without a score, or a policy learns to write it.
+        """
+        fault = self.reference_problem(gold)
+        if fault:
+            return error(fault)
+        return wrong(f"not decided within the bounds, at {where}: {plain[:60]!r}")
+
+    def _other_reading(self, reference: Node, plain: str) -> Verdict | None:
+        """Separators that have two readings are read as the reference needs them."""
+        if self.conventions.decimal_comma and isinstance(reference, Number):
+            match = _COMMA_DECIMAL.fullmatch(plain)
+            grouped = self.conventions.decimal_comma != "always" and _THOUSANDS.fullmatch(plain)
+            if match is not None and not grouped:
+                whole = re.sub(r"[. ]", "", match[2])
+                if equal(reference, Number(Fraction(f"{match[1]}{whole}.{match[3]}")), self.conventions):
+                    return correct("decimal comma")
+        return None
+
+    def _as_lists(self, gold: str, reference: Node, plain: str, node: Node) -> bool:
+        """Whether commas between the digits of one side, read as thousands, separate what the other side lists."""
+        if isinstance(reference, Items) and isinstance(node, Number) and _LISTED.fullmatch(plain):
+            return equal(reference, parse(plain.replace(",", ", ")), self.conventions)
+        if isinstance(node, Items) and node.brackets in ("", "{}") and isinstance(reference, Number):
+            return bool(_LISTED.fullmatch(gold)) and equal(parse(gold.replace(",", ", ")), node, self.conventions)
+        return False
+
+
+def _gold_text(reference: Any) -> str | None:
+    """The reference as text: a whole float as the integer that it is, a list of one as that one; None for others."""
+    if isinstance(reference, (list, tuple)) and len(reference) == 1:
+        return _gold_text(reference[0])
+    if not isinstance(reference, (str, AnyNumber)):
+        return None
+    if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
+        return str(int(reference))
+    return places.marked_answer(str(reference))
+
+
+def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
+    """Compare integers, decimals and fractions at once; None where one of them is something else.
+
+    Where `rounded`, an answer within half of one in the last digit of a decimal gold is equal.
+    """
+    if gold == answer and _INTEGER.fullmatch(gold):
+        return True
+    left = _SIMPLE.fullmatch(gold)
+    right = _SIMPLE.fullmatch(answer) if left is not None else None
+    if left is None or right is None:
+        return None
+    (a, b), (c, d) = _parts(left), _parts(right)
+    if b == 0 or d == 0:
+        return None
+    if rounded and left[6]:
+        # b is the power of ten of the gold's last digit.
+        return 2 * abs(a * d - b * c) <= d
+    return a * d == b * c
+
+
+def _parts(match: re.Match[str]) -> tuple[int, int]:
+    sign = -1 if match[1] else 1
+    if match[2]:
+        return sign * int(match[2]), int(match[3])
+    if match[5]:
+        return sign * int(match[4]), int(match[5])
+    if match[6]:
+        return sign * int(match[4] + match[6]), 10 ** len(match[6])
+    return sign * int(match[4]), 1
+
+
+def _differs(answer: str, gold: str) -> Verdict:
+    return Verdict(0.0, Status.WRONG, f"{answer[:80]!r} is not {gold[:80]!r}")

@@ -1,0 +1,61 @@
+"""Math-Verify as a verifier: the independent grader of an audit, and the one that ours is measured against.
+
+It is an optional extra. It may not come back from a hostile answer, so run it in a pool; its own timeouts are signals,
+which do not work outside a main thread, and are switched off here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.answers.find import answer_tag
+from rewards.answers.thinking import without_thinking
+from rewards.verdict import Verdict, correct, error, unparseable, wrong
+
+_MISSING = "math-verify is not installed; install the extra with `pip install 'verigrpo[audit]'`"
+
+
+class MathVerify:
+    """Math-Verify's word on the completion after its thinking, with its defaults but for the timeouts.
+
+    It knows boxes, dollar signs and "answer is", but no `<answer>` tags: what is inside the last ones is boxed for it.
+
+    Raises:
+        ValueError: math-verify is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            # Imported when it is built: it takes seconds, which are no call's to pay.
+            from math_verify import parse, verify
+        except ModuleNotFoundError as problem:
+            raise ValueError(_MISSING) from problem
+        # It warns at every call that its timeouts are off; here the pool has them.
+        for name in ("math_verify.parser", "math_verify.grader"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._parse, self._verify = parse, verify
+
+    def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
+        """The verdict; `error` where it cannot read the reference."""
+        text = without_thinking(completion)
+        if text is None:
+            return unparseable("thinking never ended")
+        gold = self._parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
+        if not gold:
+            return error(f"math-verify cannot read the reference {str(reference)[:60]!r}")
+        answer = self._parse(as_it_reads(text), parsing_timeout=None)
+        if not answer:
+            return unparseable("math-verify reads no answer")
+        if self._verify(gold, answer, timeout_seconds=None):
+            return correct()
+        return wrong(f"math-verify read {str(answer[-1])[:80]!r}")
+
+
+def as_it_reads(text: str) -> str:
+    """The text with what its last `<answer>` holds boxed, as Math-Verify reads no tags."""
+    tagged = answer_tag(text)
+    if tagged is None or "\\boxed" in tagged or "$" in tagged:
+        return text if tagged is None else tagged
+    return f"\\boxed{{{tagged}}}"

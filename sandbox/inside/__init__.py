@@ -1,0 +1,1 @@
+"""What runs beside the untrusted program. `sandbox.outside` never imports it."""

@@ -1,0 +1,305 @@
+"""The process around one program: it holds the program's namespaces and runs it once per test, each time afresh.
+
+A cell is cloned by the worker. It mounts a scratch directory and `/proc`, then waits for requests on its channel. For
+each it forks a child that becomes the program, watches it, kills all that is left of it, empties the scratch directory
+and replies, saying whether the program was `pristine`: ended by itself and left nothing at all. A cell is thrown away
+with all its namespaces after any other program, and kept for the next one after a pristine one. In a process namespace
+the cell is process 1: nothing inside can signal it, and when it ends the kernel kills everything inside. It is trusted
+code; it never sees an expected output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sandbox.inside import child, processes
+from sandbox.inside.child import Become
+from sandbox.inside.isolation import filesystem, kernel
+from sandbox.inside.isolation.cell_scratch import Scratch
+from sandbox.inside.isolation.seal import Seal
+from sandbox.inside.nursery import Nursery
+from sandbox.inside.template import TemplateLost
+from sandbox.inside.watch import Usage, Watch
+from sandbox.types import STDERR_BYTES, Status
+
+MAX_MESSAGE = 1 << 16
+_MAX_DESCRIPTORS = 253  # the kernel's bound for one message
+_QUICK_SECONDS = 0.003  # a test that takes longer has a long computation or a busy processor
+_LEAST_SECONDS = 0.001  # for a run that begins as the time for all ends
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """One message and the descriptors it carries; None at the end of the conversation."""
+    message, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, _MAX_DESCRIPTORS)
+    return (json.loads(message) if message else None), descriptors
+
+
+def _read_now(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, MAX_MESSAGE)
+    except BlockingIOError:
+        return b""
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _cut(descriptor: int, most: int) -> None:
+    """Give the rest of an output back: the outputs of a batch stay until all of its tests have run."""
+    if os.fstat(descriptor).st_size > most:
+        os.ftruncate(descriptor, most)
+
+
+def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoReturn:
+    """Run programs until the channel closes. Never returns.
+
+    Raises:
+        Become: in each process that it forks.
+    """
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory and descriptors are closed to programs of the same user
+    cell = Cell(seal, limits, channel.fileno())
+    while True:
+        request, descriptors = receive(channel)
+        if request is None:
+            os._exit(0)
+        if request["kind"] == "stop":
+            continue  # what it was meant for has ended already, or has just been ended by the watch
+        if request["kind"] == "forget":
+            cell.forget_program()
+            continue
+        try:
+            replies = cell.run_all(request, descriptors)
+        except OSError as problem:
+            _close(descriptors)
+            replies = [{"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}]
+        channel.send(json.dumps(replies).encode())
+
+
+class Cell:
+    """One program's namespaces.
+
+    Raises:
+        OSError: a mount is refused.
+    """
+
+    def __init__(self, seal: Seal, limits: dict[str, Any], channel: int) -> None:
+        self._seal = seal
+        self._channel = channel
+        self._last_pid: int | None = None
+        self._quick = True  # whether the last test was
+        self._scratch = Scratch(seal, limits["disk_bytes"], limits["files"])
+        if seal.private_proc:
+            # That of the worker's `/proc`, which tells of the namespace of who reads it; programs' shows none.
+            self._last_pid = os.open(filesystem.SLOT_PROC + "/sys/kernel/ns_last_pid", os.O_RDWR)
+            filesystem.mount_proc(filesystem.VIEW_PROC, processes_only=True)
+            filesystem.hide_slot_proc()
+        if not seal.process_namespace:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        # /proc is that of an outer namespace, where this process goes by another number.
+        self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
+        children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
+        self._nursery = Nursery(seal, children)
+
+    def run_all(self, request: dict[str, Any], descriptors: list[int]) -> list[dict[str, Any]]:
+        """Run one program once for each of its inputs, until the time for all of them ends or a stop is asked for."""
+        program, *streams = descriptors
+        channel = streams[3 * request["runs"] :]
+        limits, end = request["limits"], request["end"]
+        replies: list[dict[str, Any]] = []
+        if request["kind"] == "run" and self._quick:
+            self._nursery.stay()
+        for first in range(0, 3 * request["runs"], 3):
+            left = end - time.monotonic()
+            if replies and left <= 0:
+                break
+            if left < limits["wall_seconds"]:
+                request["limits"] = limits | {"wall_seconds": max(left, _LEAST_SECONDS)}
+            replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
+            self._quick = replies[-1]["wall_seconds"] < _QUICK_SECONDS
+            if not self._quick:
+                self._nursery.roam()
+            if replies[-1]["stopped"]:
+                break
+        _close(descriptors)
+        self._nursery.roam()
+        replies[-1]["pristine"] = replies[-1]["pristine"] and self._nursery.sound()
+        return replies
+
+    def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """Run one program once and leave no trace of it."""
+        if self._last_pid is not None:
+            # A program must not learn from its process number what ran here before it.
+            with contextlib.suppress(PermissionError):
+                os.pwrite(self._last_pid, b"1", 0)
+        self._begin(request, descriptors[1:4])
+        self._nursery.prepare(request, descriptors[0])
+        pid, failed = self._start(request, descriptors)
+        started = time.monotonic()
+        limits, meter = request["limits"], self._seal.meter
+        watch = Watch(
+            self._own_pid,
+            self._seal,
+            limits,
+            descriptors[2:4],
+            self._channel,
+            self._nursery.numbers,
+            self._last_pid,
+            meter,
+        )
+        verdict = watch.until_end(pid, started)
+        if verdict is not None:
+            self._kill(pid)
+        _, wait_status, rusage = os.wait4(pid, 0)
+        code = os.waitstatus_to_exitcode(wait_status)
+        wall = time.monotonic() - started
+        usage = watch.usage.joined(rusage)
+        left_behind = self._kill_descendants() if self._seal.descendant_kill else False
+        setup_problem = b"" if failed is None else _read_now(failed)
+        if verdict is None and (
+            usage.memory_bytes > watch.allowed_memory or (code != 0 and meter is not None and meter.ran_out())
+        ):
+            verdict = Status.MEMORY
+        reply = self._judge(verdict, code, usage, limits, descriptors)
+        _cut(descriptors[2], limits["output_bytes"])
+        _cut(descriptors[3], STDERR_BYTES)
+        if setup_problem:
+            reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
+        untouched = self._scratch.untouched()
+        if not untouched:
+            if not self._nursery.empty:
+                self._nursery.give_up()  # their working directory is about to go
+            self._scratch.empty()
+        if failed is not None:
+            os.close(failed)
+        pristine = verdict is None and code >= 0 and not left_behind and untouched
+        return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
+
+    def _begin(self, request: dict[str, Any], streams: list[int]) -> None:
+        """Have nothing that a program can look at tell how long ago the run before it was, or how many there were."""
+        for descriptor in streams:
+            with contextlib.suppress(PermissionError):
+                os.utime(descriptor)
+        self._scratch.begin()
+        if self._seal.meter is not None:
+            self._seal.meter.begin(request["limits"], request.get("beside", 0))
+
+    def _kill(self, pid: int) -> None:
+        """Kill a run's first process, and at the same time all that it has started, so that none of it goes on."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._seal.process_namespace and self._seal.descendant_kill:
+                os.kill(-1, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGKILL)
+
+    def forget_program(self) -> None:
+        """Make ready for another program."""
+        self._nursery.forget_program()
+
+    def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
+        """Start the program; returns its process number and, where it seals itself, where it tells that this failed."""
+        if not self._nursery.empty:
+            try:
+                return self._nursery.fork_test(descriptors[0], descriptors[1:4]), None
+            except TemplateLost:
+                self._nursery.give_up()
+                self._kill_descendants()
+                for descriptor in descriptors[1:4]:
+                    os.lseek(descriptor, 0, os.SEEK_SET)
+                for descriptor in descriptors[2:4]:
+                    os.ftruncate(descriptor, 0)
+        self._nursery.roam()
+        failed, failure = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        pid = kernel.clone(0)
+        if pid == 0:
+            raise Become(functools.partial(child.become_program, self._seal, request, descriptors, failure))
+        os.close(failure)
+        return pid, failed
+
+    def _judge(
+        self, verdict: Status | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
+    ) -> dict[str, Any]:
+        """Name how the program ended, the most telling limit first."""
+        status = verdict
+        if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
+            status = Status.OUTPUT
+        if status is None and (code == -signal.SIGXCPU or usage.cpu_seconds > limits["cpu_seconds"]):
+            status = Status.CPU_TIME
+        if status is None and code != 0 and (code == -signal.SIGXFSZ or self._scratch.full()):
+            status = Status.DISK
+        if status is None:
+            status = Status.OK if code == 0 else Status.NONZERO_EXIT if code > 0 else Status.SIGNAL
+        return {
+            "status": status.value,
+            "exit_code": code,
+            "cpu_seconds": usage.cpu_seconds,
+            "memory_bytes": usage.memory_bytes,
+        }
+
+    def _kill_descendants(self) -> bool:
+        """Kill and reap everything the program left running; returns whether there was anything."""
+        found = False
+        if not self._nursery.empty:
+            if self._nursery.alone():
+                return False
+            self._nursery.close()
+            found = True
+        while True:
+            if self._seal.process_namespace:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)  # reaches this namespace only, all of it at once, and not process 1
+            else:
+                for pid in processes.children(self._seal.proc, self._own_pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return found
+            found = True
+
+
+def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: list[int]) -> int:
+    """Clone a cell that serves `channel`; returns its process number to the worker.
+
+    Args:
+        seal: the worker's layers.
+        channel: the cell's end of its conversation with the supervisor.
+        limits: those that the scratch directory is made for.
+        others: descriptors of the worker that the cell must not keep.
+    """
+    flags = 0
+    if seal.process_namespace:
+        flags |= kernel.CLONE_NEWPID
+    if seal.private_root:
+        flags |= kernel.CLONE_NEWNS
+    pid = kernel.clone(flags)
+    if pid != 0:
+        return pid
+    work: Callable[[], Callable[[], NoReturn]] | None = None
+    try:
+        _close(others)
+        serve(seal, channel, limits)
+    except Become as order:
+        work = order.work
+    except OSError as problem:
+        reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
+        with contextlib.suppress(OSError):
+            channel.send(json.dumps([reply]).encode())
+    finally:
+        if work is None:
+            os._exit(1)
+    # Of the cell this is the last frame that a program has above it.
+    run = work()
+    del work
+    run()

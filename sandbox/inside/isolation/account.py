@@ -1,0 +1,160 @@
+"""The account of one run: what its processes use together, and what they hold that is in no process's size.
+
+A program can hold memory that `resident` does not tell of: buffers of sockets and pipes, pages of a shared mapping that
+it has dropped or unmapped; and processor time of children that the kernel forgets as they end. Such things are reckoned
+with as much as they can be at most.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sandbox.inside import processes
+from sandbox.inside.isolation.syscall_filter import MOST_SHARED_BYTES
+from sandbox.inside.processes import TICKS, Process, SharedMapping
+
+if TYPE_CHECKING:
+    from sandbox.inside.isolation.seal import Seal
+
+_FEW_DESCRIPTORS = 32  # what so many can hold is not worth the time to look at each of them
+_PIPE_BYTES = 16 * processes.PAGE
+_SOCKET_BYTES = 320 << 10  # net.core.wmem_default of any distribution, and the message with which it is passed
+_MOST_MAPPINGS = 1 << 20  # bytes of text, some ten thousand mappings
+_EVERY_LOOKS = 8  # mappings are looked at again, whatever the sizes say
+_BEYOND = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What all processes of a run use together at one look.
+
+    Attributes:
+        cpu_seconds: processor time.
+        memory_bytes: resident, and what may be held out of sight.
+        removed_bytes: files of a scratch directory on the host that are open or mapped and have no name any more.
+    """
+
+    cpu_seconds: float
+    memory_bytes: int
+    removed_bytes: int
+
+
+class Account:
+    """Keeps what one run has used, from look to look.
+
+    Args:
+        seal: the worker's layers.
+        allowed_memory: above it the time is worth it to tell pages that processes share from those that they do not.
+        most_file_bytes: the largest file that a program can make.
+    """
+
+    def __init__(self, seal: Seal, allowed_memory: int, most_file_bytes: int) -> None:
+        self._proc, self._seal = seal.proc, seal
+        self._allowed, self._most_file_bytes = allowed_memory, most_file_bytes
+        self._last: dict[int, Process] = {}
+        self._lost = self._pending = 0  # ticks of children that nobody has waited for
+        self._forgetful = False
+        self._last_number = 0
+        self._looks = 0
+        self._longest: dict[tuple[bytes, bytes], int] = {}
+        self._mapped: dict[int, list[SharedMapping]] = {}
+
+    def look(self, found: Sequence[Process], seconds: float, last_number: int) -> Use:
+        """Add up one look.
+
+        Args:
+            found: the run's processes.
+            seconds: since the last look.
+            last_number: the last process number given out in the run's namespace, or 0 where that cannot be told.
+        """
+        self._looks += 1
+        ticks = self._ticks(found, seconds, last_number)
+        held, removed = self._held_by_descriptors(found)
+        shared, mapped_files = self._held_by_mappings(found)
+        parts = [(process.unshared, process.shared) for process in found]
+        memory = sum(part[0] for part in parts) + max(sum(part[1] for part in parts), shared) + held
+        if memory > self._allowed and len(found) > 1:
+            parts = [processes.proportional_memory(self._proc, process) for process in found]
+            memory = sum(part[0] for part in parts) + max(sum(part[1] for part in parts), shared) + held
+        self._last = {process.pid: process for process in found}
+        return Use(ticks / TICKS, memory, removed + mapped_files)
+
+    def _ticks(self, found: Sequence[Process], seconds: float, last_number: int) -> float:
+        """Processor time: of the living, of children waited for, and of those that are gone and nobody waited for."""
+        numbers = {process.pid for process in found}
+        gone = sum(was.own_time + was.children_time for pid, was in self._last.items() if pid not in numbers)
+        waited = 0
+        for process in found:
+            before = self._last.get(process.pid)
+            waited += process.children_time - (before.children_time if before else 0)
+        # A child may be waited for after its parent was looked at, so the next look settles the account.
+        self._lost += max(0, self._pending - max(0, waited - gone))
+        self._pending = max(0, gone - waited)
+        ended = max(0, last_number - self._last_number) + len(self._last) - len(found) if last_number else 0
+        self._last_number = last_number
+        if not self._forgetful and (len(found) > 1 or ended > 0) and self._looks % _EVERY_LOOKS in (1, 2, 4):
+            self._forgetful = any(processes.ignores_children(self._proc, process.pid) for process in found)
+        used = 0.0
+        if self._forgetful and ended > 0:
+            # What they used since they were last seen, if at all, is at most the time that has passed.
+            used = seconds * TICKS * min(ended, len(self._seal.processors))
+        self._lost += int(used)
+        return sum(process.own_time + process.children_time for process in found) + self._lost
+
+    def _held_by_descriptors(self, found: Sequence[Process]) -> tuple[int, int]:
+        """Bytes of memory, and of removed files on the host, that open descriptors may hold."""
+        on_host = not self._seal.private_root
+        count = sum(processes.count_descriptors(self._proc, process) for process in found)
+        if count <= (3 if on_host else _FEW_DESCRIPTORS):
+            return 0, 0
+        pipes, sockets = set(), set()
+        removed: dict[tuple[int, int], int] = {}
+        for process in found:
+            for path, target in processes.descriptors(self._proc, process):
+                if target.startswith("pipe:"):
+                    pipes.add(target)
+                elif target.startswith("socket:"):
+                    sockets.add(target)
+                elif on_host and target.endswith(" (deleted)"):
+                    self._note_removed(path, removed)
+        if count <= _FEW_DESCRIPTORS:
+            return 0, sum(removed.values())
+        return len(pipes) * _PIPE_BYTES + len(sockets) * _SOCKET_BYTES, sum(removed.values())
+
+    def _note_removed(self, path: str, removed: dict[tuple[int, int], int]) -> None:
+        try:
+            state = os.stat(path, dir_fd=self._proc)
+        except OSError:
+            return
+        # Standard streams are anonymous files, which their own limit holds.
+        if stat.S_ISREG(state.st_mode) and state.st_nlink == 0 and state.st_dev == self._device():
+            removed[state.st_dev, state.st_ino] = state.st_blocks * 512
+
+    def _device(self) -> int:
+        return os.stat(self._seal.scratch).st_dev
+
+    def _held_by_mappings(self, found: Sequence[Process]) -> tuple[int, int]:
+        """Bytes that anonymous shared memory may hold, and those of removed files on the host that are mapped."""
+        longest: dict[bool, dict[tuple[bytes, bytes], int]] = {False: {}, True: {}}
+        for process in found:
+            before = self._last.get(process.pid)
+            expected = before.other_mappings if before else self._seal.base_other_mappings
+            if process.other_mappings != expected or self._looks % _EVERY_LOOKS == process.pid % _EVERY_LOOKS:
+                mappings = processes.mappings_without_name(self._proc, process, self._seal.scratch, _MOST_MAPPINGS)
+                if mappings is None:
+                    return _BEYOND, 0
+                self._mapped[process.pid] = mappings
+            for mapping in self._mapped.get(process.pid, ()):
+                seen = self._longest[mapping.key] = max(self._longest.get(mapping.key, 0), mapping.length)
+                longest[mapping.is_file][mapping.key] = seen
+        removed = 0 if self._seal.private_root else _reckoned(longest[True], self._most_file_bytes)
+        return _reckoned(longest[False], MOST_SHARED_BYTES), removed
+
+
+def _reckoned(seen: dict[tuple[bytes, bytes], int], most: int) -> int:
+    """A single object counts as long as it has been seen. Of several each may have been longer than what is left."""
+    return sum(seen.values()) if len(seen) <= 1 else len(seen) * most

@@ -1,0 +1,64 @@
+"""A scratch directory on the host, for workers that cannot mount one: made, locked while in use, swept, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+
+from sandbox.inside.isolation.layers import FIRST_OWN_UID
+
+_PREFIX = "verigrpo-sandbox-"
+
+
+class HostScratch:
+    """One worker's directory; programs work in `run`, one level below, and may not touch what the lock is on.
+
+    Abandoned directories of workers that could not clean up are removed first: their locks are free.
+
+    Args:
+        parent: where to make it.
+        uid: the user that programs run as, or None for this one.
+    """
+
+    def __init__(self, parent: str, uid: int | None) -> None:
+        for entry in os.scandir(parent):
+            if entry.name.startswith(_PREFIX):
+                owner = entry.stat(follow_symlinks=False).st_uid
+                if owner == os.geteuid() or owner >= FIRST_OWN_UID:
+                    _sweep(entry.path)
+        self._path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        self._lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.run = os.path.join(self._path, "run")
+        os.mkdir(self.run, 0o700)
+        if uid is not None:
+            os.chown(self.run, uid, uid)
+            os.chown(self._path, uid, uid)
+
+    def let_go(self) -> None:
+        """Drop the lock's descriptor in a process that must not hold it."""
+        os.close(self._lock)
+
+    def remove(self) -> None:
+        """Remove the directory with all that is in it."""
+        with contextlib.suppress(OSError):
+            os.chmod(self.run, 0o700)  # whatever the last program made of it
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _sweep(path: str) -> None:
+    """Remove a scratch directory whose worker is gone."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+    except BlockingIOError:
+        pass  # in use
+    finally:
+        os.close(lock)

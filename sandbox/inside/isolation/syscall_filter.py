@@ -1,0 +1,223 @@
+"""The system-call allow-list, compiled once by libseccomp and loaded by every program's process in one call.
+
+What is not listed answers ENOSYS, so that the C library falls back to older calls where it can (clone3 to clone,
+io_uring to read and write). Arguments are checked where a harmless call has a harmful form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+
+from sandbox.inside.isolation import kernel
+from sandbox.types import MEBIBYTE
+
+# Grouped by what an honest program needs them for. Deliberately absent: socket and its relatives (no network, no
+# local sockets), setsockopt (buffers of megabytes, filters in the kernel), ptrace and process_vm_*, mount and namespace
+# calls, System V and POSIX queues (their objects outlive a process), memfd_create (memory that no limit sees), inotify,
+# io_uring, bpf, keyctl, perf, userfaultfd, mknod, and statx, which tells when a file of ours was made; the C library
+# does without.
+_ALLOWED = tuple(
+    """
+    read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek sendfile splice tee
+    copy_file_range creat close close_range fstat stat lstat newfstatat access faccessat
+    faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir rename renameat renameat2 mkdir mkdirat
+    rmdir link linkat unlink unlinkat symlink symlinkat ftruncate fsync fdatasync sync_file_range fadvise64 umask
+    statfs fstatfs dup dup2 dup3
+    pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
+    eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime signalfd signalfd4 sendto recvfrom recvmsg
+    shutdown getsockname getpeername getsockopt munmap mremap mprotect madvise msync mincore
+    brk mlock munlock membarrier pkey_alloc pkey_free pkey_mprotect rt_sigaction rt_sigprocmask rt_sigreturn
+    rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall pause alarm getitimer setitimer
+    nanosleep gettimeofday time times timer_settime
+    timer_gettime timer_getoverrun timer_delete exit exit_group wait4 waitid set_tid_address set_robust_list
+    get_robust_list futex rseq arch_prctl sched_yield getpid gettid getppid getpgrp getpgid setpgid getsid setsid
+    getuid geteuid getgid getegid getgroups getresuid getresgid getrlimit getrusage getpriority sched_getparam
+    sched_getscheduler sched_get_priority_max sched_get_priority_min sched_rr_get_interval sched_getaffinity getcpu
+    capget uname sysinfo getrandom
+    """.split()  # noqa: SIM905 (two hundred quoted words are harder to read)
+)
+# What changes a file's mode, times, length or locks by its name, or by a descriptor that need not be writable. Landlock
+# holds back none of them; only read-only mounts do.
+_METADATA_CALLS = tuple(
+    """
+    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat utimensat truncate setxattr
+    lsetxattr fsetxattr removexattr lremovexattr fremovexattr
+    """.split()  # noqa: SIM905
+)
+# With read-only mounts and a scratch directory of the cell's own, these are a program's own affair.
+_OWN_METADATA_CALLS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat", "truncate")
+_CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
+_STATIC_CLOCKS = 0xFFFFFFF0  # bits that are set in the number of no clock but that of a given process or thread
+# sendmsg can carry descriptors, which only processes have a use for; what is on its way counts in none of them.
+_PROCESS_CALLS = ["fork", "vfork", "execve", "execveat", "sendmsg"]
+_SIGNAL_CALLS = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"]
+
+# F_DUPFD, F_{GET,SET}FD, F_{GET,SET}FL, setting record locks, F_GETOWN, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS.
+# Absent: F_SETOWN and F_SETSIG (signals to strangers), F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ (memory out of sight),
+# F_GETLK and F_OFD_GETLK (a lock that another program holds on a file of the system; one's own are known).
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 6, 7, 9, 37, 38, 1030, 1032, 1034)
+# PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_{SET,GET}_NO_NEW_PRIVS,
+# PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would undo what holds it.
+_PRCTL_OPTIONS = (2, 3, 15, 16, 21, 23, 38, 39, 40, 0x53564D41)
+# TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. A list of what is allowed, compared in
+# all 64 bits: the kernel drops the upper half, so a list of what is forbidden (TIOCSTI) could be walked around.
+_IOCTL_REQUESTS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)
+_CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
+_O_ACCMODE, _O_TRUNC = 3, 0o1000
+_MAP_TYPE, _MAP_PRIVATE, _MAP_SHARED, _MAP_ANONYMOUS = 0xF, 2, (1, 3), 0x20
+# Pages of a shared mapping stay when they are dropped or unmapped; how many can only be told from the mapping's first
+# length. See `memory.py`, which reckons with this much for each.
+MOST_SHARED_BYTES = 64 * MEBIBYTE
+_AF_UNIX, _SOCK_STREAM, _SOCKET_TYPE_MASK = 1, 1, 0xF
+_OPTIMIZE_TREE = 2  # a binary tree over call numbers instead of a list: a third of the time to load
+_MAX_COMPLAINT = 1000  # bytes
+_OWN_PID_PLACEHOLDER = 0x7ABCDEF1  # above every possible pid, so it cannot occur otherwise
+
+
+class SyscallFilter:
+    """A compiled filter. `load` takes effect at once, for this thread and all it starts, for ever.
+
+    Args:
+        processes: whether the program may start processes. Without a process namespace it may not, since nothing
+            would bound or find them.
+        own_process_namespace: without one, signals may go to the program's own process only.
+        mounts: whether programs have a read-only root and a scratch directory of their own. Without, no mode, time or
+            length of a file may be changed by its name, since it might be the host's; and no directory may be made:
+            a scratch directory on the host stays flat, so that its size is found and its contents are removed
+            without a walk.
+
+    Raises:
+        OSError: libseccomp is missing or refuses.
+    """
+
+    def __init__(self, processes: bool, own_process_namespace: bool, mounts: bool) -> None:
+        self._signals_everywhere = own_process_namespace
+        self._code = _compiled_apart(processes, own_process_namespace, mounts)
+        self._prepare(self._code)
+
+    def _prepare(self, code: bytes) -> None:
+        self._buffer = ctypes.create_string_buffer(code, len(code))
+        self._program = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(self._buffer))
+
+    def load(self) -> None:
+        """Restrict this process."""
+        if not self._signals_everywhere:
+            self._prepare(_with_pid(self._code, os.getpid()))
+        kernel.set_seccomp_filter(self._program)
+
+
+def _with_pid(code: bytes, pid: int) -> bytes:
+    patched = bytearray(code)
+    for offset in range(0, len(patched), 8):
+        if struct.unpack_from("I", patched, offset + 4)[0] == _OWN_PID_PLACEHOLDER:
+            struct.pack_into("I", patched, offset + 4, pid)
+    return bytes(patched)
+
+
+def _compiled_apart(processes: bool, own_process_namespace: bool, mounts: bool) -> bytes:
+    """The filter's instructions, made in a process of its own: each fork of this one would copy what libseccomp maps.
+
+    Raises:
+        OSError: libseccomp is missing or refuses.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        failed = 1
+        try:
+            os.write(writing, _compile(processes, own_process_namespace, mounts))  # some 4 KiB
+            failed = 0
+        except (ImportError, OSError, RuntimeError) as problem:
+            os.write(writing, str(problem).encode("utf-8", "replace")[:_MAX_COMPLAINT])
+        finally:
+            os._exit(failed)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = pipe.read()
+    if os.waitpid(pid, 0)[1] != 0:
+        raise OSError(answer.decode("utf-8", "replace") or "the process that compiles the filter ended early")
+    return answer
+
+
+def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> bytes:
+    import pyseccomp  # looks for libseccomp when imported, so only where a filter is wanted
+
+    allow, refuse = pyseccomp.ALLOW, pyseccomp.ERRNO(errno.EPERM)
+    rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
+    equal, masked = pyseccomp.EQ, pyseccomp.MASKED_EQ
+
+    def add(action: int, call: str, *conditions: object) -> None:
+        try:
+            rules.add_rule(action, call, *conditions)
+        except OSError as problem:
+            # Not every architecture has every call (aarch64 has no open, only openat).
+            if problem.errno not in (errno.EINVAL, errno.EDOM, errno.EFAULT, errno.ENOENT):
+                raise
+
+    with contextlib.suppress(OSError):  # libseccomp before 2.5 has no tree; the list form is slower and as strict
+        rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, _OPTIMIZE_TREE)
+    for call in _ALLOWED:
+        add(refuse if call in ("mkdir", "mkdirat") and not mounts else allow, call)
+    for call in _METADATA_CALLS:
+        add(allow if mounts and call in _OWN_METADATA_CALLS else refuse, call)
+    # The lock of a whole file, which needs no right to write: two programs could meet at a file of the system.
+    add(pyseccomp.ERRNO(errno.ENOLCK), "flock")
+    for call, flags in (("open", 1), ("openat", 2)):
+        # Opened for reading and yet cut to nothing: before Linux 6.2 Landlock lets that pass.
+        for access in (os.O_WRONLY, os.O_RDWR):
+            add(allow, call, pyseccomp.Arg(flags, masked, _O_ACCMODE, access))
+        add(allow, call, pyseccomp.Arg(flags, masked, _O_ACCMODE | _O_TRUNC, os.O_RDONLY))
+    # Other modes reserve space behind a file's end, where neither its size nor RLIMIT_FSIZE tells of it.
+    add(allow, "fallocate", pyseccomp.Arg(1, equal, 0))
+    for call in _CLOCK_CALLS:  # a process's own and the system's; others tell how long the cell has worked
+        add(allow, call, pyseccomp.Arg(0, masked, _STATIC_CLOCKS, 0))
+    add(allow, "mmap", pyseccomp.Arg(3, masked, _MAP_TYPE, _MAP_PRIVATE))
+    for kind in _MAP_SHARED:
+        shared = pyseccomp.Arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind | _MAP_ANONYMOUS)
+        add(allow, "mmap", pyseccomp.Arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind))
+        add(allow, "mmap", pyseccomp.Arg(1, pyseccomp.LE, MOST_SHARED_BYTES), shared)
+        add(pyseccomp.ERRNO(errno.ENOMEM), "mmap", pyseccomp.Arg(1, pyseccomp.GT, MOST_SHARED_BYTES), shared)
+    for call in ("prlimit64", "sched_setaffinity"):  # on itself only
+        add(allow, call, pyseccomp.Arg(0, equal, 0))
+    add(allow, "setpriority", pyseccomp.Arg(0, equal, 0), pyseccomp.Arg(1, equal, 0))
+    for command in _FCNTL_COMMANDS:
+        add(allow, "fcntl", pyseccomp.Arg(1, equal, command))
+    for option in _PRCTL_OPTIONS:
+        add(allow, "prctl", pyseccomp.Arg(0, equal, option))
+    # On again, never off: the children of a template (see `template.py`) start without it.
+    add(allow, "prctl", pyseccomp.Arg(0, equal, kernel.PR_SET_DUMPABLE), pyseccomp.Arg(1, equal, 1))
+    # A stream pair only: a datagram socket could send to any abstract address.
+    stream = pyseccomp.Arg(1, masked, _SOCKET_TYPE_MASK, _SOCK_STREAM)
+    add(allow, "socketpair", pyseccomp.Arg(0, equal, _AF_UNIX), stream)
+    for request in _IOCTL_REQUESTS:
+        add(allow, "ioctl", pyseccomp.Arg(1, equal, request))
+    # A thread shares its process's descriptors, as those of the C library do: they are looked at process by process.
+    mask = kernel.CLONE_ANY_NAMESPACE | _CLONE_THREAD
+    add(allow, "clone", pyseccomp.Arg(0, masked, mask | _CLONE_FILES, _CLONE_THREAD | _CLONE_FILES))
+    if processes:
+        add(allow, "clone", pyseccomp.Arg(0, masked, mask, 0))
+    for call in _PROCESS_CALLS:
+        add(allow if processes else refuse, call)
+    for call in _SIGNAL_CALLS:
+        if own_process_namespace:
+            add(allow, call)
+        elif call in ("kill", "tgkill"):
+            add(allow, call, pyseccomp.Arg(0, equal, _OWN_PID_PLACEHOLDER))
+    return _exported(pyseccomp, rules)
+
+
+def _exported(pyseccomp: object, rules: object) -> bytes:
+    """The filter's instructions, as `struct sock_filter` in memory."""
+    descriptor = os.memfd_create("filter")
+    try:
+        # pyseccomp declares the call but wraps it in no method.
+        status = pyseccomp._libseccomp.seccomp_export_bpf(rules._filter, descriptor)  # type: ignore[attr-defined]
+        if status < 0:
+            raise OSError(-status, f"seccomp_export_bpf: {os.strerror(-status)}")
+        return os.pread(descriptor, 1 << 20, 0)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""Inside the tester: the tests that test code defines for a runner, as unittest and pytest would find and run them."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.inside.testing import small_pytest
+from sandbox.inside.testing.small_pytest import NotSupported, Skipped
+
+
+class NotPassed(Exception):
+    """A test failed; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test, by the name with which it can be chosen."""
+
+    name: str
+    run: Callable[[], None]
+
+
+def cases(scope: Mapping[str, Any], provided: Mapping[str, Any], used: Set[str]) -> list[Case]:
+    """Tests of the scope of test code, in its order.
+
+    Running one raises `Skipped` where the test code leaves it out, and another exception where it does not pass.
+
+    Args:
+        scope: what the test code has defined.
+        provided: arguments that test functions may ask for by name: the function under test.
+        used: names that the test code reads: a function among them is run by the test code itself.
+    """
+    fixtures = {item.fixture: item for item in scope.values() if inspect.isroutine(item) and hasattr(item, "fixture")}
+    found: list[Case] = []
+    for name, item in list(scope.items()):
+        if getattr(item, "__module__", None) != scope["__name__"] or hasattr(item, "fixture"):
+            continue
+        if inspect.isclass(item) and _is_unittest(item):
+            found += _of_unittest(item)
+        elif inspect.isclass(item) and name.startswith("Test") and "__init__" not in vars(item):
+            found += _of_class(item, fixtures, provided)
+        elif isinstance(item, types.FunctionType) and name.startswith("test") and name not in used:
+            found.append(Case(name, _runner(item, fixtures, provided)))
+    return found
+
+
+def _is_unittest(kind: type) -> bool:
+    return any(base.__module__ == "unittest.case" and base.__name__ == "TestCase" for base in kind.__mro__)
+
+
+def _of_unittest(kind: type) -> Iterator[Case]:
+    import unittest
+
+    for method in unittest.defaultTestLoader.getTestCaseNames(kind):
+        yield Case(f"{kind.__name__}.{method}", lambda method=method: _run_method(kind, method))  # type: ignore[misc]
+
+
+def _run_method(kind: Any, method: str) -> None:
+    """Run one method with all that surrounds it.
+
+    Whoever is expected to fail is left out: that a program fails earns it nothing.
+    """
+    import unittest
+
+    if any(getattr(item, "__unittest_expecting_failure__", False) for item in (kind, getattr(kind, method))):
+        raise Skipped("it is expected to fail")
+    failures: list[str] = []
+
+    class Outcome(unittest.TestResult):
+        def addError(self, test: Any, err: Any) -> None:
+            failures.append(_described(err[1]))
+
+        addFailure = addError
+
+        def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+            if err is not None:
+                failures.append(_described(err[1]))
+
+    outcome = Outcome()
+    unittest.TestSuite([kind(method)]).run(outcome)
+    if failures:
+        raise NotPassed(failures[0])
+    if outcome.skipped:
+        raise Skipped(outcome.skipped[0][1])
+
+
+def _described(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {problem}"
+
+
+def _of_class(kind: type, fixtures: Mapping[str, Any], provided: Mapping[str, Any]) -> Iterator[Case]:
+    for name, function in list(vars(kind).items()):
+        if not (name.startswith("test") and isinstance(function, types.FunctionType)):
+            continue
+
+        def run(name: str = name, function: types.FunctionType = function) -> None:
+            instance: Any = kind()
+            getattr(kind, "setup_class", lambda: None)()
+            getattr(instance, "setup_method", lambda: None)()
+            try:
+                _runner(function, fixtures, {**provided, "self": instance})()
+            finally:
+                getattr(instance, "teardown_method", lambda: None)()
+                getattr(kind, "teardown_class", lambda: None)()
+
+        yield Case(f"{kind.__name__}.{name}", run)
+
+
+def _runner(
+    function: types.FunctionType, fixtures: Mapping[str, Any], provided: Mapping[str, Any]
+) -> Callable[[], None]:
+    def run() -> None:
+        if inspect.iscoroutinefunction(function):
+            raise NotSupported(f"{function.__name__} is a coroutine, which needs a plug-in of pytest")
+        if small_pytest.left_out(function):
+            raise Skipped("it is marked so")
+        for chosen in small_pytest.parameter_sets(function):
+            with _arguments(function, {**provided, **chosen}, fixtures) as arguments:
+                function(**arguments)
+
+    return run
+
+
+@contextmanager
+def _arguments(
+    function: Callable[..., Any], given: Mapping[str, Any], fixtures: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The arguments of a test function or a fixture: given values, else what fixtures make, ended afterwards."""
+    with ExitStack() as stack:
+        arguments = {}
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in given:
+                arguments[name] = given[name]
+            elif name in fixtures:
+                made = stack.enter_context(_arguments(fixtures[name], given, fixtures))
+                arguments[name] = stack.enter_context(_made(fixtures[name], made))
+            elif parameter.default is inspect.Parameter.empty:
+                raise NotSupported(f"pytest's fixture {name!r}, which {function.__name__} takes")
+        yield arguments
+
+
+@contextmanager
+def _made(fixture: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+    value = fixture(**arguments)
+    if not isinstance(value, types.GeneratorType):
+        yield value
+        return
+    yield next(value)
+    for _ in value:
+        raise NotSupported("a fixture that yields twice")

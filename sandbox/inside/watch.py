@@ -1,0 +1,170 @@
+"""The watch over a running program: time, memory, processes and disk, over all of its processes together.
+
+Looks every few milliseconds through `/proc`. A program can overshoot by what it manages between two looks; the kernel's
+own limits (`child._set_limits`, and a control group where there is one) bound that.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sandbox.inside import processes
+from sandbox.inside.isolation.account import Account
+from sandbox.types import Status
+
+if TYPE_CHECKING:
+    from sandbox.group_meter import GroupMeter
+    from sandbox.inside.isolation.seal import Seal
+
+_FIRST_LOOK, _LATER_LOOKS = 0.005, 0.010  # seconds; a look takes some 80 microseconds
+_NEXT_LOOK_SOON = 0.002  # where memory grows so fast that it might pass its limit before a usual look
+_MAX_WALK = 4096  # processes looked at; far above any limit
+_SCRATCH_ENTRY = 4096  # bytes counted for a file's name and inode
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor seconds and the highest resident bytes seen."""
+
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+
+    def joined(self, rusage: resource.struct_rusage) -> Usage:
+        """With what the kernel reports at the end."""
+        cpu = rusage.ru_utime + rusage.ru_stime
+        return Usage(max(self.cpu_seconds, cpu), max(self.memory_bytes, rusage.ru_maxrss * 1024))
+
+
+class Watch:
+    """Watches one run.
+
+    Args:
+        cell: process number of the cell in the outer `/proc`; its descendants are the program's.
+        seal: the worker's layers.
+        limits: the request's limits.
+        outputs: descriptors of standard output and error.
+        channel: descriptor on which the supervisor says that the run is to be ended early.
+        ignored: process numbers, in the outer `/proc`, of the cell's children that are not the program's.
+        last_pid: descriptor of the cell's `ns_last_pid`, where it has one.
+        meter: of the worker's control group, where there is one.
+    """
+
+    def __init__(
+        self,
+        cell: int,
+        seal: Seal,
+        limits: dict[str, Any],
+        outputs: Sequence[int],
+        channel: int,
+        ignored: Sequence[bytes],
+        last_pid: int | None = None,
+        meter: GroupMeter | None = None,
+    ) -> None:
+        self.usage = Usage()
+        self._ignored = ignored
+        self._cell, self._seal, self._limits, self._outputs = cell, seal, limits, outputs
+        self._channel, self._last_pid, self._meter = channel, last_pid, meter
+        self._account = Account(seal, self.allowed_memory, most_file_bytes(limits))
+        self._looked = 0.0
+
+    @property
+    def allowed_memory(self) -> int:
+        """Bytes that may be resident: a program starts out with what the worker has imported."""
+        return int(self._limits["memory_bytes"] + self._seal.base_memory)
+
+    def until_end(self, pid: int, started: float) -> Status | None:
+        """Wait until process `pid` ends by itself (None) or must be ended (why).
+
+        The reason is the limit it passed, or `SIGNAL` where the supervisor asked for it or went away.
+        """
+        deadline = started + self._limits["wall_seconds"]
+        self._looked = started
+        handle = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            poll.register(self._channel, select.POLLIN)
+            pause = _FIRST_LOOK
+            while True:
+                left = deadline - time.monotonic()
+                ready = [descriptor for descriptor, _ in poll.poll(max(0.0, min(left, pause)) * 1000)]
+                if handle in ready:
+                    return None
+                if ready:
+                    return Status.SIGNAL
+                if left <= 0:
+                    return Status.WALL_TIME
+                if self._seal.watch:
+                    before = self.usage.memory_bytes
+                    passed = self._look()
+                    if passed is not None:
+                        return passed
+                    grown = self.usage.memory_bytes - before
+                    hurry = self.usage.memory_bytes + grown > self.allowed_memory
+                    pause = _NEXT_LOOK_SOON if hurry else _LATER_LOOKS
+        finally:
+            os.close(handle)
+
+    def _look(self) -> Status | None:
+        now = time.monotonic()
+        found = [item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None]
+        if sum(process.threads for process in found) > self._limits["processes"]:
+            return Status.PROCESSES  # at once: so many take long to look at, and ever more of them come
+        use = self._account.look(found, now - self._looked, self._last_number())
+        self._looked = now
+        limits = self._limits
+        cpu = use.cpu_seconds if self._meter is None else max(use.cpu_seconds, self._meter.cpu_seconds())
+        self.usage = Usage(max(self.usage.cpu_seconds, cpu), max(self.usage.memory_bytes, use.memory_bytes))
+        if use.memory_bytes > self.allowed_memory or (self._meter is not None and self._meter.ran_out()):
+            return Status.MEMORY
+        if cpu > limits["cpu_seconds"]:
+            return Status.CPU_TIME
+        if max(os.fstat(number).st_size for number in self._outputs) > limits["output_bytes"]:
+            return Status.OUTPUT
+        if not self._seal.private_root:
+            # What cannot be looked at, whatever a program has done to it, is not within the limit.
+            disk = _disk_usage(self._seal.scratch, limits["files"])
+            if disk is None or disk + use.removed_bytes > limits["disk_bytes"]:
+                return Status.DISK
+        return None
+
+    def _last_number(self) -> int:
+        """The last process number given out in the cell's namespace; 0 where it cannot be told."""
+        return 0 if self._last_pid is None else int(os.pread(self._last_pid, 32, 0))
+
+    def _descendants(self) -> list[int]:
+        found: list[int] = []
+        waiting = [pid for pid in processes.children(self._seal.proc, self._cell) if b"%d" % pid not in self._ignored]
+        while waiting and len(found) < _MAX_WALK:
+            pid = waiting.pop()
+            found.append(pid)
+            waiting += processes.children(self._seal.proc, pid)
+        return found
+
+
+def most_file_bytes(limits: dict[str, Any]) -> int:
+    """The largest file that a program can make (RLIMIT_FSIZE)."""
+    return int(max(limits["output_bytes"] + 1, limits["disk_bytes"]))
+
+
+def _disk_usage(scratch: str, files: int) -> int | None:
+    """Bytes used in a flat directory; None where it holds too many files or cannot be read."""
+    total = 0
+    try:
+        with os.scandir(scratch) as entries:
+            for number, entry in enumerate(entries):
+                if number >= files:
+                    return None
+                try:
+                    total += _SCRATCH_ENTRY + entry.stat(follow_symlinks=False).st_blocks * 512
+                except FileNotFoundError:
+                    continue
+    except OSError:
+        return None
+    return total

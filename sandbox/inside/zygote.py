@@ -1,0 +1,301 @@
+"""The worker process: a warm interpreter that has put every layer in place and clones a cell for each program.
+
+Two processes. The outer one watches the supervisor (by descriptor, so that nothing depends on which thread started it)
+and ends everything when the supervisor goes. The inner one, the zygote, is process 1 of the worker's own process
+namespace: however it ends, the kernel ends all programs with it. The zygote holds no program, no input and no expected
+output; it hands descriptors on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from sandbox import visible
+from sandbox.group_meter import GroupMeter
+from sandbox.inside import cell, interpreter, memory_map
+from sandbox.inside.child import set_constant_limits
+from sandbox.inside.isolation import filesystem, kernel, layers
+from sandbox.inside.isolation.filesystem import SitePackage
+from sandbox.inside.isolation.landlock_rules import RulesMaker
+from sandbox.inside.isolation.layers import Layers
+from sandbox.inside.isolation.seal import Seal
+from sandbox.inside.isolation.syscall_filter import SyscallFilter
+from sandbox.types import Layer
+from sandbox.worker_settings import WorkerSettings, isolation_to_json
+
+if TYPE_CHECKING:
+    from sandbox.inside.isolation.host_scratch import HostScratch
+
+_ALWAYS_POSSIBLE = (
+    Layer.RESOURCE_LIMITS,
+    Layer.WATCH,
+    Layer.NO_CAPABILITIES,
+    Layer.CLOSED_DESCRIPTORS,
+    Layer.DESCENDANT_KILL,
+)
+
+
+class Zygote:
+    """Puts the layers in place, in the order in which privileges allow it, and then serves."""
+
+    def __init__(self, control: socket.socket, settings: WorkerSettings) -> None:
+        self._control, self._settings = control, settings
+        self._layers = Layers(settings.without)
+        self._packages: Sequence[SitePackage] = ()
+        self._host_scratch: HostScratch | None = None
+        self._syscalls: SyscallFilter | None = None
+        self._scratch = filesystem.SCRATCH_RUN
+        self._meter: GroupMeter | None = None
+        self._rules: int | str | None = None  # their descriptor, or why there are none
+
+    def run(self) -> NoReturn:
+        """Become the outer process; the inner one never returns either."""
+        supervisor = os.pidfd_open(self._settings.supervisor)
+        if os.getppid() != self._settings.supervisor:
+            sys.exit("the supervisor ended before its worker started")
+        # A supervisor's own bound on its address space is not one for programs, which have theirs.
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        unreadable = self._run_where_others_can_read()
+        self._join_control_group()
+        self._packages = self._probe_packages()
+        self._control.recv(cell.MAX_MESSAGE)  # the settings, known by now
+        self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        namespaces = layers.possible_namespaces(self._layers)
+        mounts = bool(namespaces & kernel.CLONE_NEWNS)
+        if self._layers.wants(Layer.SECCOMP):
+            own_processes = bool(namespaces & kernel.CLONE_NEWPID)
+            try:
+                self._syscalls = SyscallFilter(own_processes, own_processes, mounts)
+            except OSError as problem:
+                remedy = "install pyseccomp and libseccomp (Debian: libseccomp2)"
+                self._layers.miss(Layer.SECCOMP, str(problem), remedy)
+        as_root = os.geteuid() == 0
+        uid = layers.own_uid(self._layers, unreadable)
+        if not mounts:
+            from sandbox.inside.isolation.host_scratch import HostScratch
+
+            if uid is not None:
+                self._copy_packages()
+            self._host_scratch = HostScratch(self._settings.temporary, uid)
+            self._scratch = self._host_scratch.run
+            self._make_rules(private_root=False)
+        elif as_root:
+            # As root, so that an interpreter that only root may read can be bound into the private root.
+            kernel.unshare(kernel.CLONE_NEWNS)
+            self._make_rules(private_root=True)
+        if uid is not None:
+            layers.become(uid, self._layers)
+        if namespaces:
+            layers.enter_namespaces(namespaces, self._proc)
+        memory_map.merge_mappings(self._proc)  # what has been written to before a fork cannot be merged after it
+        inner = os.fork()
+        if inner == 0:
+            if self._host_scratch is not None:
+                self._host_scratch.let_go()
+            os.close(supervisor)
+            self._be_inner(namespaces, build_root=mounts and not as_root)
+        self._control.close()
+        _wait_for_either(supervisor, inner)
+        if self._host_scratch is not None:
+            self._host_scratch.remove()
+        os._exit(0)
+
+    def _run_where_others_can_read(self) -> str:
+        """Where only root can read the interpreter and it cannot be bound anywhere, go on with a copy of it.
+
+        Returns why there is none, or nothing where none is needed.
+        """
+        if os.geteuid() != 0 or Layer.OWN_UID in self._layers.without:
+            return ""
+        from sandbox.inside import interpreter_copy
+
+        if interpreter_copy.readable(visible.interpreter_files()):
+            return ""
+        if layers.possible_namespaces(Layers(self._settings.without)) & kernel.CLONE_NEWNS:
+            return ""
+        try:
+            executable = interpreter_copy.copied_interpreter(self._settings.temporary)
+        except OSError as problem:
+            return str(problem)
+        # The search path names the standard library that is left behind.
+        old = (visible.standard_library(), os.path.dirname(visible.standard_library()) + "/python")
+        kept = [
+            path
+            for path in os.environ.get("PYTHONPATH", "").split(":")
+            if not os.path.realpath(path).startswith(old) or "-packages" in path
+        ]
+        os.execve(executable, [executable, *sys.orig_argv[1:]], os.environ | {"PYTHONPATH": ":".join(kept)})
+
+    def _copy_packages(self) -> None:
+        """Replace preloaded packages that only root can read by copies, or do without them."""
+        from sandbox.inside import interpreter_copy
+
+        try:
+            self._packages = interpreter_copy.readable_packages(self._packages, self._settings.temporary)
+        except OSError:
+            self._packages = [item for item in self._packages if interpreter_copy.readable([item.path])]
+
+    def _join_control_group(self) -> None:
+        group = self._settings.control_group
+        if not self._layers.wants(Layer.CGROUP):
+            return
+        if not isinstance(group, str):
+            for descriptor in group.join:
+                os.write(descriptor, b"0")
+                os.close(descriptor)
+            self._meter = GroupMeter(group)
+            self._layers.active.append(Layer.CGROUP)
+        else:
+            self._layers.miss(Layer.CGROUP, group, layers.NO_CONTROL_GROUP)
+
+    def _probe_packages(self) -> list[SitePackage]:
+        """Which third-party packages the preloaded modules bring, found out in a process of its own.
+
+        Importing them here would run their code, and keep their files open, before any layer is in place.
+        """
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                packages = interpreter.third_party_packages(self._settings.preload)
+                os.write(writing, json.dumps([package.path for package in packages]).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            text = pipe.read()
+        os.waitpid(pid, 0)
+        return [SitePackage(path) for path in json.loads(text or b"[]")]
+
+    def _make_rules(self, private_root: bool) -> None:
+        """Enter the private root, where there is to be one, and have the Landlock rules made for what can be seen."""
+        maker = None
+        if self._layers.wants(Layer.LANDLOCK):
+            maker = RulesMaker(private_root, self._scratch, self._packages)
+        if private_root:
+            filesystem.enter_private_root(self._settings.temporary, self._packages)
+        if maker is not None:
+            self._rules = maker.make()
+
+    def _be_inner(self, namespaces: int, build_root: bool) -> NoReturn:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        record = self._layers
+        if build_root:
+            self._make_rules(private_root=True)
+        private_root = record.has(Layer.PRIVATE_ROOT)
+        if private_root and namespaces & kernel.CLONE_NEWPID and record.wants(Layer.PRIVATE_PROC):
+            try:
+                filesystem.mount_proc(filesystem.SLOT_PROC)
+                record.active.append(Layer.PRIVATE_PROC)
+            except OSError as problem:
+                record.miss(Layer.PRIVATE_PROC, str(problem), "do not mask parts of /proc in the container")
+        third_party: list[str] = []
+        if self._packages:
+            places = {os.path.dirname(package.path) for package in self._packages}
+            third_party = [filesystem.SITE] if private_root else sorted(places)
+        clean = record.wants(Layer.CLEAN_ENVIRONMENT)
+        interpreter.prepare(self._settings.preload, self._scratch, third_party, clean, self._proc)
+        if clean:
+            record.active.append(Layer.CLEAN_ENVIRONMENT)
+        memory_map.merge_mappings(self._proc)
+        memory_map.enlarge_code_pages(self._proc)
+        seal = self._seal()
+        self._control.send(isolation_to_json(record.active, record.missing))
+        interpreter.settle()
+        serve(self._control, seal)
+
+    def _seal(self) -> Seal:
+        record = self._layers
+        private_root = record.has(Layer.PRIVATE_ROOT)
+        own_processes = record.has(Layer.PROCESS_NAMESPACE)
+        if isinstance(self._rules, int):
+            record.active.append(Layer.LANDLOCK)
+        elif self._rules is not None:
+            record.miss(Layer.LANDLOCK, self._rules, "Linux 5.13 or later with landlock among lsm= at boot")
+        if self._syscalls is not None:
+            record.active.append(Layer.SECCOMP)
+        kernel.shrink_capability_bounds()
+        record.active += [layer for layer in _ALWAYS_POSSIBLE if record.wants(layer)]
+        if record.has(Layer.RESOURCE_LIMITS):
+            set_constant_limits()
+        reserved, resident, others = _own_memory(self._proc)
+        return Seal(
+            scratch=self._scratch,
+            private_root=private_root,
+            process_namespace=own_processes,
+            private_proc=record.has(Layer.PRIVATE_PROC),
+            rules=self._rules if isinstance(self._rules, int) else None,
+            syscalls=self._syscalls,
+            resource_limits=record.has(Layer.RESOURCE_LIMITS),
+            limit_processes=record.has(Layer.OWN_UID) or record.has(Layer.USER_NAMESPACE),
+            watch=record.has(Layer.WATCH),
+            no_capabilities=record.has(Layer.NO_CAPABILITIES),
+            close_descriptors=record.has(Layer.CLOSED_DESCRIPTORS),
+            descendant_kill=record.has(Layer.DESCENDANT_KILL),
+            base_address_space=reserved,
+            base_memory=resident,
+            base_other_mappings=others,
+            proc=self._proc,
+            processors=frozenset(os.sched_getaffinity(0)),
+            meter=self._meter,
+        )
+
+
+def _own_memory(proc: int) -> tuple[int, int, int]:
+    """Bytes that this process has reserved, and has resident, and what is reserved and not private and writable."""
+    descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
+    try:
+        size, resident, _, _, _, data, _ = map(int, os.read(descriptor, 256).split())
+    finally:
+        os.close(descriptor)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return size * page, resident * page, (size - data) * page
+
+
+def _wait_for_either(supervisor: int, inner: int) -> None:
+    """Return once the supervisor or the zygote has ended, with the zygote reaped."""
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    poll.register(os.pidfd_open(inner), select.POLLIN)
+    poll.poll()
+    os.kill(inner, signal.SIGKILL)
+    os.waitpid(inner, 0)
+
+
+def serve(control: socket.socket, seal: Seal) -> NoReturn:
+    """Clone a cell for every request until the supervisor closes the channel."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    cells: dict[int, int] = {}  # process descriptor -> process number
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor in cells:
+                os.waitpid(cells.pop(descriptor), 0)
+                poll.unregister(descriptor)
+                os.close(descriptor)
+                continue
+            request, descriptors = cell.receive(control)
+            if request is None:
+                os._exit(0)
+            with socket.socket(fileno=descriptors[0]) as channel:
+                pid = cell.start(seal, channel, request, [control.fileno(), *cells])
+            handle = os.pidfd_open(pid)
+            cells[handle] = pid
+            poll.register(handle, select.POLLIN)
+
+
+def main() -> NoReturn:
+    """Entry point: the control socket's descriptor is the last argument."""
+    control = socket.socket(fileno=int(sys.argv[-1]))
+    # It stays there to be read until this is the interpreter that serves.
+    settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE, socket.MSG_PEEK))
+    Zygote(control, settings).run()

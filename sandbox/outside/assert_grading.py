@@ -1,0 +1,99 @@
+"""Grade a program by test code: the two run in cells of their own, and calls are carried between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import closing
+from typing import Any
+
+from sandbox.outside.call_process import begin_calls, end_calls, result_of, why_ended
+from sandbox.outside.cell_handle import CellHandle, sealed_memory
+from sandbox.outside.channel import BadReply, CallChannel, DeadlinePassed, ProgramEnded, parse_object
+from sandbox.outside.worker import Worker
+from sandbox.types import MEBIBYTE, AssertTest, Limits, Status, TestResult
+
+_TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is ours; what grows in it is what the program returned
+_TESTER_PROCESSES = 16
+_MAX_CALLS = 1_000_000  # of one piece of test code
+
+
+def grade_asserts(
+    worker: Worker, tester_worker: Worker, cell: CellHandle, program: int, test: AssertTest, limits: Limits, end: float
+) -> TestResult:
+    """Run test code in a cell of its own and pass its calls on to the program's cell.
+
+    The program is started by the first call: whatever comes before is none of its doing. From then on both have
+    `limits.wall_seconds`, and until `end` by the clock.
+    """
+    task = {"code": test.code, "setup": test.setup, "entry_point": test.entry_point, "case": test.case}
+    tester_memory = max(_TESTER_MEMORY, limits.memory_bytes)
+    tester_limits = Limits(2 * limits.wall_seconds, 2 * limits.cpu, tester_memory, _TESTER_PROCESSES)
+    beside = limits.memory_bytes
+    test_code = sealed_memory("tests", json.dumps(task).encode())
+    try:
+        with (
+            tester_worker.open_cell(tester_limits) as tester_cell,
+            closing(begin_calls(tester_cell, test_code, tester_limits, "asserts", beside=beside)) as tester,
+        ):
+            first = _first_call(tester, limits, end)
+            if isinstance(first, tuple):
+                end_calls(tester_cell, tester, orderly=first[0] is Status.SKIPPED)
+                return result_of(worker, *first)
+            with closing(begin_calls(cell, program, limits, "calls", beside=tester_memory)) as channel:
+                deadline = min(end, time.monotonic() + limits.wall_seconds)
+                status, reason = _relay(tester, channel, first, deadline)
+                tester_run, _ = end_calls(tester_cell, tester, orderly=status is not Status.WALL_TIME)
+                run, silent = end_calls(cell, channel, orderly=status in (Status.OK, Status.WRONG_ANSWER))
+    finally:
+        os.close(test_code)
+    if not silent:
+        status, reason = Status.BAD_REPLY, "a reply that nobody asked for"
+    if status is Status.NONZERO_EXIT:
+        status, reason = why_ended(run)
+    if status is Status.WRONG_ANSWER and not reason:
+        # The tester ended without a verdict: only what the program returned can have done that (out of memory).
+        reason = f"the test code ended early: {tester_run.status.value}"
+    return result_of(worker, status, reason, run)
+
+
+def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, Any] | tuple[Status, str]:
+    """The test code's first message, which is a call; or how the test ended without any."""
+    deadline = time.monotonic() + limits.wall_seconds
+    try:
+        message = parse_object(tester.receive(min(end, deadline)))
+    except DeadlinePassed:
+        if end < deadline:  # earlier tests have used up the time, which is the program's doing
+            return Status.WALL_TIME, "the time for all tests ended before the test code called the program"
+        return Status.BAD_TEST, f"the test code did not call the program within {limits.wall_seconds:g} s"
+    except (ProgramEnded, BadReply):
+        return Status.BAD_TEST, "the test code ended before it called the program"
+    reason = str(message.get("reason"))[:300]
+    if message.get("passed") is True or message.get("skipped") is True:
+        return Status.SKIPPED, reason or "the test code never called the program"
+    if "passed" in message:
+        return Status.BAD_TEST, f"the test code failed before it called the program: {reason}"
+    return message
+
+
+def _relay(tester: CallChannel, channel: CallChannel, message: dict[str, Any], deadline: float) -> tuple[Status, str]:
+    """Carry calls from the tester to the program and answers back, until the tester gives its verdict.
+
+    From the first call on nothing counts as the test's own fault: a program could choose to look like it.
+    """
+    try:
+        for _ in range(_MAX_CALLS):
+            if "passed" in message:
+                passed = message["passed"] is True
+                return (Status.OK, "") if passed else (Status.WRONG_ANSWER, str(message.get("reason"))[:300])
+            call: dict[str, Any] = message["call"]
+            answer = channel.ask(json.dumps(call | {"handles": True}).encode(), deadline)
+            message = parse_object(tester.ask(answer, deadline))
+    except DeadlinePassed:
+        return Status.WALL_TIME, "no verdict in time"
+    except ProgramEnded:
+        return Status.NONZERO_EXIT if not tester.ended else Status.WRONG_ANSWER, ""
+    except BadReply as problem:
+        return Status.BAD_REPLY, str(problem)
+    return Status.WALL_TIME, f"more than {_MAX_CALLS} calls"

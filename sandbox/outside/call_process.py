@@ -1,0 +1,70 @@
+"""A process that answers calls to a program's functions: begun, ended, and why it ended instead of answering."""
+
+from __future__ import annotations
+
+from sandbox.outside.cell_handle import CellHandle, limits_message
+from sandbox.outside.channel import BadReply, CallChannel
+from sandbox.outside.worker import Worker
+from sandbox.types import ExecutionResult, Limits, Status, TestResult
+
+_EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take
+
+
+def result_of(worker: Worker, status: Status, reason: str, run: ExecutionResult | None = None) -> TestResult:
+    """The result of a test that ended with `status`, and what its `run` used."""
+    return TestResult(
+        passed=status is Status.OK,
+        status=status,
+        reason=reason,
+        wall_seconds=run.wall_seconds if run else 0.0,
+        cpu_seconds=run.cpu_seconds if run else 0.0,
+        memory_bytes=run.memory_bytes if run else 0,
+        isolation=worker.isolation,
+    )
+
+
+def begin_calls(
+    cell: CellHandle, program: int, limits: Limits, kind: str, calls: int = 1, beside: int = 0
+) -> CallChannel:
+    """Start a process of `kind` that answers as many calls, and return the channel to it.
+
+    `beside` bytes of memory are for another process that runs at the same time, perhaps in the same worker.
+    """
+    channel = CallChannel()
+    try:
+        message = limits_message(limits, calls)
+        message["wall_seconds"] += _EXTRA_SECONDS
+        message["cpu_seconds"] += _EXTRA_SECONDS
+        cell.begin({"kind": kind, "limits": message, "beside": beside}, program, channel=channel.far_ends)
+    except BaseException:
+        channel.close()
+        raise
+    finally:
+        channel.close_far_ends()
+    return channel
+
+
+def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[ExecutionResult, bool]:
+    """End the process behind a channel; returns how it went and whether the channel stayed silent.
+
+    Closing the channel is an honest program's sign to exit; one that has to be stopped has used up its cell.
+    """
+    silent = True
+    if not orderly:
+        cell.request_stop()
+        run = cell.finish()
+    else:
+        channel.close_requests()
+        run = cell.finish()
+        try:
+            channel.check_silence()
+        except BadReply:
+            silent = False
+    return run, silent
+
+
+def why_ended(run: ExecutionResult) -> tuple[Status, str]:
+    """Why a process ended instead of answering. An orderly exit is no answer either."""
+    if run.status in (Status.OK, Status.SIGNAL) and run.exit_code == 0:
+        return Status.NONZERO_EXIT, "the program exited instead of returning"
+    return run.status, run.reason

@@ -1,0 +1,173 @@
+"""Run one program's tests in one cell and compare, on this side, what came with what was expected.
+
+Expected values stay in this process (and, for assert-style test code, in the tester's sandbox): they never enter the
+program's process, its files, arguments or environment, nor those of any process that it can read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TypeVar
+
+from sandbox.outside.assert_grading import grade_asserts
+from sandbox.outside.call_process import begin_calls, end_calls, result_of, why_ended
+from sandbox.outside.cell_handle import CellHandle, limits_message, most_runs, sealed_memory
+from sandbox.outside.channel import BadReply, CallChannel, DeadlinePassed, ProgramEnded, parse_object
+from sandbox.outside.compare import equal_encoded, equal_text
+from sandbox.outside.languages import Runnable
+from sandbox.outside.worker import Worker
+from sandbox.types import (
+    AssertTest,
+    CallTest,
+    ExecutionResult,
+    Limits,
+    Status,
+    StdinTest,
+    Test,
+    TestResult,
+)
+from sandbox.values import NotPlainData, encode
+
+T = TypeVar("T", bound=Test)
+_TEMPLATE_TESTS = 3  # from so many tests with standard input on, a template saves more time than it takes
+
+
+def grade(
+    worker: Worker,
+    runnable: Runnable,
+    tests: Sequence[Test],
+    limits: Limits,
+    stop_at_failure: bool,
+    total_seconds: float = math.inf,
+    tester_for: Callable[[AssertTest], Worker] | None = None,
+) -> list[TestResult]:
+    """Run `tests` in order and return a result for each; with `stop_at_failure` none after the first failure.
+
+    Consecutive call tests share a process, as the calls of one grader would; after a call that ended it, or was ended,
+    the next test gets a fresh one. Every other test has a process of its own. Tests that `total_seconds` of real time
+    leave no time for have failed by it. Test code runs in the worker that `tester_for` gives, by default in `worker`.
+
+    Raises:
+        WorkerLost: the sandbox failed; nothing is known of the program.
+    """
+    end = time.monotonic() + total_seconds
+    program = sealed_memory("program", runnable.content)
+    results: list[TestResult] = []
+    if runnable.request["kind"] == "run" and sum(isinstance(test, StdinTest) for test in tests) >= _TEMPLATE_TESTS:
+        runnable = Runnable(runnable.request | {"template": True}, runnable.content)
+    try:
+        with worker.open_cell(limits) as cell:
+            while len(results) < len(tests):
+                test = tests[len(results)]
+                if time.monotonic() > end:
+                    reason = f"nothing is left of the {total_seconds:g} s for all tests"
+                    results.append(result_of(worker, Status.WALL_TIME, reason))
+                elif isinstance(test, CallTest):
+                    calls = _leading(CallTest, tests[len(results) :])
+                    results += _grade_calls(worker, cell, program, calls, limits, stop_at_failure, end)
+                elif isinstance(test, AssertTest):
+                    tester = tester_for(test) if tester_for is not None else worker
+                    results.append(grade_asserts(worker, tester, cell, program, test, limits, end))
+                else:
+                    # Where a failure ends it all, no more tests run in vain than have passed.
+                    room = len(results) + 1 if stop_at_failure else len(tests)
+                    inputs = _leading(StdinTest, tests[len(results) :])[: min(room, most_runs(limits))]
+                    results += _grade_stdin(worker, cell, program, runnable, inputs, limits, end)
+                if stop_at_failure and any(result.failed for result in results):
+                    break
+    finally:
+        os.close(program)
+    failures = [number for number, result in enumerate(results) if result.failed]
+    return results[: failures[0] + 1] if stop_at_failure and failures else results
+
+
+def _leading(kind: type[T], tests: Sequence[Test]) -> list[T]:
+    """The tests of one kind with which `tests` begins."""
+    return list(itertools.takewhile(lambda test: isinstance(test, kind), tests))  # type: ignore[arg-type]
+
+
+def _grade_stdin(
+    worker: Worker,
+    cell: CellHandle,
+    program: int,
+    runnable: Runnable,
+    tests: Sequence[StdinTest],
+    limits: Limits,
+    end: float,
+) -> list[TestResult]:
+    """Grade tests by their output, at least one of them, as many as `end` by the clock leaves time for."""
+    inputs = [test.stdin.encode("utf-8", "surrogatepass") for test in tests]
+    cell.begin(runnable.request | {"limits": limits_message(limits)}, program, inputs, end=end)
+    return [_judged(worker, test, run) for test, run in zip(tests, cell.finish_all(), strict=False)]
+
+
+def _judged(worker: Worker, test: StdinTest, run: ExecutionResult) -> TestResult:
+    if run.status is not Status.OK:
+        return result_of(worker, run.status, run.reason, run)
+    if equal_text(run.stdout, test.stdout, test.tolerance, test.any_order):
+        return result_of(worker, Status.OK, "", run)
+    return result_of(worker, Status.WRONG_ANSWER, "the output differs from what is expected", run)
+
+
+def _grade_calls(
+    worker: Worker,
+    cell: CellHandle,
+    program: int,
+    tests: Sequence[CallTest],
+    limits: Limits,
+    stop_at_failure: bool,
+    end: float,
+) -> list[TestResult]:
+    """Grade calls in one process, up to and including the first that ends it, until `end` by the clock."""
+    verdicts: list[tuple[Status, str]] = []
+    ended = False
+    with closing(begin_calls(cell, program, limits, "calls", len(tests))) as channel:
+        for test in tests:
+            if ended or (stop_at_failure and verdicts and verdicts[-1][0] is not Status.OK):
+                break
+            status, reason, ended = _grade_call(channel, test, limits, end)
+            verdicts.append((status, reason))
+        run, silent = end_calls(cell, channel, orderly=not ended)
+    if not silent:
+        verdicts[-1] = (Status.BAD_REPLY, "a reply that nobody asked for")
+    if ended and verdicts[-1][0] is Status.NONZERO_EXIT:
+        verdicts[-1] = why_ended(run)
+    count = len(verdicts)
+    each = replace(run, wall_seconds=run.wall_seconds / count, cpu_seconds=run.cpu_seconds / count)
+    return [result_of(worker, status, reason, each) for status, reason in verdicts]
+
+
+def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[Status, str, bool]:
+    """One call: its status, a reason, and whether the process is of no further use."""
+    try:
+        request = {
+            "function": test.function,
+            "arguments": [encode(item) for item in test.arguments],
+            "keywords": {name: encode(item) for name, item in test.keywords.items()},
+            "handles": False,
+        }
+    except NotPlainData as problem:
+        return Status.BAD_TEST, f"the arguments of the call: {problem}"[:300], False
+    try:
+        line = channel.ask(json.dumps(request).encode(), min(end, time.monotonic() + limits.wall_seconds))
+        reply = parse_object(line)
+        if set(reply) == {"exception", "base", "message"}:
+            return Status.EXCEPTION, f"{reply['exception']}: {reply['message']}"[:300], False
+        if set(reply) != {"ok"}:
+            raise BadReply("a reply of another form")
+        if equal_encoded(reply["ok"], test.expected, test.tolerance, test.any_order):
+            return Status.OK, "", False
+        return Status.WRONG_ANSWER, "the result differs from what is expected", False
+    except DeadlinePassed:
+        return Status.WALL_TIME, f"no result within {limits.wall_seconds:g} s", True
+    except ProgramEnded:
+        return Status.NONZERO_EXIT, "", True
+    except (BadReply, NotPlainData, RecursionError) as problem:
+        return Status.BAD_REPLY, str(problem)[:300], True

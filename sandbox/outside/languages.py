@@ -1,0 +1,142 @@
+"""How programs of each language are turned into something a cell can run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.outside.cell_handle import limits_message, sealed_memory
+from sandbox.outside.worker import Worker
+from sandbox.types import MEBIBYTE, ExecutionResult, Isolation, Language, Limits, Status
+
+_PATH = "/usr/local/bin:/usr/bin:/bin"  # what the private root shows of any machine
+_ENVIRONMENT = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
+COMPILE_LIMITS = Limits(
+    wall_seconds=30.0,
+    memory_bytes=2048 * MEBIBYTE,
+    processes=32,
+    output_bytes=64 * MEBIBYTE,  # the executable
+    disk_bytes=256 * MEBIBYTE,
+)
+# -pipe keeps intermediate files out of the scratch directory; the executable leaves through standard output.
+_COMPILE_CPP = "g++ -O2 -std=c++20 -pipe -o main main.cpp && exec cat main"
+_CACHED_BYTES = 256 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """A program ready to run: the request's own part, and the content that travels by descriptor."""
+
+    request: dict[str, Any]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NotRunnable(Exception):
+    """The program cannot be run: it does not compile, or nothing here can compile or interpret it."""
+
+    status: Status
+    reason: str
+    result: ExecutionResult | None = None
+
+    def as_result(self, isolation: Isolation) -> ExecutionResult:
+        """What is said of the program, in the form in which runs are told of."""
+        said = self.result
+        return ExecutionResult(
+            status=self.status,
+            exit_code=None,
+            stdout=b"",
+            stderr=said.stderr if said else b"",
+            wall_seconds=said.wall_seconds if said else 0.0,
+            cpu_seconds=said.cpu_seconds if said else 0.0,
+            memory_bytes=said.memory_bytes if said else 0,
+            isolation=isolation,
+            reason=self.reason,
+        )
+
+
+def find_tool(name: str) -> str | None:
+    """Absolute path of a compiler or interpreter that a program can see, or None."""
+    return shutil.which(name, path=_PATH)
+
+
+class Compiler:
+    """Prepares programs, compiling where the language needs it. Executables are cached by the source's content.
+
+    Safe from many threads; two threads may compile the same source once each.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, bytes] = OrderedDict()
+        self._cached_bytes = 0
+
+    def prepare(
+        self, worker: Worker, source: bytes, language: Language, compile_limits: Limits | None = None
+    ) -> Runnable:
+        """Make `source` runnable; `compile_limits` hold for the compiler, by default `COMPILE_LIMITS`.
+
+        Raises:
+            NotRunnable: it does not compile, or there is no compiler.
+            WorkerLost: the worker died over it.
+        """
+        if language is Language.PYTHON:
+            return Runnable({"kind": "run"}, source)
+        if not worker.allows_executables:
+            reason = f"{language.value} needs process and mount namespaces, which this machine does not grant"
+            raise NotRunnable(Status.NO_COMPILER, reason)
+        if language is Language.BASH:
+            return Runnable(_execute([_need("bash"), "main.sh"], "main.sh"), source)
+        if language is Language.JAVASCRIPT:
+            # node reserves gigabytes of address space that it never touches.
+            return Runnable(_execute([_need("node"), "main.js"], "main.js", address_space=False), source)
+        return Runnable(_execute(["./main"], "main"), self._compiled(worker, source, compile_limits))
+
+    def _compiled(self, worker: Worker, source: bytes, compile_limits: Limits | None) -> bytes:
+        compiler = _need("g++")
+        key = hashlib.sha256(f"{compiler} {os.stat(compiler).st_mtime_ns} {_COMPILE_CPP}\n".encode() + source).digest()
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        limits = compile_limits or COMPILE_LIMITS
+        program = sealed_memory("source", source)
+        try:
+            with worker.open_cell(limits) as cell:
+                request = _execute(["/bin/sh", "-c", _COMPILE_CPP], "main.cpp")
+                cell.begin(request | {"limits": limits_message(limits)}, program)
+                result = cell.finish()
+        finally:
+            os.close(program)
+        if result.status is not Status.OK:
+            reason = result.stderr.decode("utf-8", "replace").strip()[:500] or f"the compiler: {result.status.value}"
+            raise NotRunnable(Status.COMPILE_ERROR, reason, result)
+        with self._lock:
+            self._cache[key] = result.stdout
+            self._cached_bytes += len(result.stdout)
+            while self._cached_bytes > _CACHED_BYTES:
+                _, dropped = self._cache.popitem(last=False)
+                self._cached_bytes -= len(dropped)
+        return result.stdout
+
+
+def _need(name: str) -> str:
+    path = find_tool(name)
+    if path is None:
+        raise NotRunnable(Status.NO_COMPILER, f"{name} is not installed in any of {_PATH}")
+    return path
+
+
+def _execute(arguments: list[str], program_name: str, address_space: bool = True) -> dict[str, Any]:
+    return {
+        "kind": "execute",
+        "arguments": arguments,
+        "program_name": program_name,
+        "environment": _ENVIRONMENT,
+        "address_space": address_space,
+    }

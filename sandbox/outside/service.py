@@ -1,0 +1,302 @@
+"""`Sandbox`: the one object that users of this room hold."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sandbox.outside import grading
+from sandbox.outside.cell_handle import WorkerLost, limits_message, sealed_memory
+from sandbox.outside.languages import Compiler, NotRunnable, Runnable
+from sandbox.outside.slots import Slot, Slots
+from sandbox.outside.worker import Worker
+from sandbox.types import (
+    AssertTest,
+    CallTest,
+    ExecutionResult,
+    Isolation,
+    IsolationError,
+    IsolationLevel,
+    Language,
+    Layer,
+    Limits,
+    SandboxError,
+    Status,
+    Test,
+    TestResult,
+)
+from sandbox.worker_settings import WorkerSettings
+
+T = TypeVar("T")
+P = ParamSpec("P")
+WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
+_ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
+_STARTED_AT_ONCE = 16  # workers; each start is a quarter of a second of one core
+_DEFAULT_LIMITS = Limits()
+
+
+def _off_the_event_loop(
+    method: Callable[Concatenate[Sandbox, P], T],
+) -> Callable[Concatenate[Sandbox, P], Coroutine[Any, Any, T]]:
+    """A method as a coroutine, which waits in a thread of the sandbox's own."""
+
+    @functools.wraps(method)
+    async def coroutine(sandbox: Sandbox, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        work = functools.partial(method, sandbox, *arguments, **keywords)
+        return await asyncio.wrap_future(sandbox._threads.submit(work))
+
+    return coroutine
+
+
+class Sandbox:
+    """Runs and grades untrusted programs. Safe from many threads, and from coroutines through the `_async` methods.
+
+    Use it as a context manager, or call `close`. It belongs to the process that made it, unless that calls `share`.
+
+    Args:
+        level: the weakest isolation at which programs may run.
+        workers: how many programs run at the same time; one per core is right.
+        preload: modules kept imported in a worker of their own, which serves the programs, and the test code, that
+            mention them.
+        without: layers to leave out. For tests only.
+        waiting: entered while a program waits for a worker that others use.
+
+    Raises:
+        IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
+        SandboxError: a worker could not be started.
+    """
+
+    def __init__(
+        self,
+        level: IsolationLevel = IsolationLevel.CONFINED,
+        workers: int = 1,
+        preload: Sequence[str] = ("numpy",),
+        without: frozenset[Layer] = frozenset(),
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self._level, self._preload, self._without = level, tuple(preload), without
+        self._waiting = waiting
+        self._owner = os.getpid()
+        self._compiler = Compiler()
+        self._slots = Slots(workers)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
+        try:
+            self.isolation: Isolation = self._worker(self._slots.all[0], ()).isolation
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers and whatever they run; idempotent."""
+        with self._lock:
+            self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._owner != os.getpid():
+            return
+        for slot in self._slots.all:
+            # A thread that is running a program sees its worker go and does not start another.
+            for worker in list(slot.workers.values()):
+                worker.stop()
+            slot.workers.clear()
+
+    def share(self) -> None:
+        """Start all workers now, and let processes forked from now on run programs in them, too.
+
+        Between all of these processes `workers` programs run at the same time. What a process runs ends with it, at
+        once and however it ends; the workers end with the process that made the sandbox, or when that closes it.
+        Call it from a process of one thread, before any program is run.
+
+        Raises:
+            SandboxError: a worker could not be started.
+        """
+        installed = tuple(sorted(name for name in self._preload if importlib.util.find_spec(name)))
+        wanted = [(slot, modules) for slot in self._slots.all for modules in dict.fromkeys([(), installed])]
+        with ThreadPoolExecutor(min(_STARTED_AT_ONCE, len(wanted))) as starting:
+            for started in [starting.submit(self._worker, *pair) for pair in wanted]:
+                started.result()
+        self._slots.share()
+
+    @property
+    def shared(self) -> bool:
+        """Whether forks of the process that made it may use it."""
+        return self._slots.shared
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process numbers of the workers that are running."""
+        return [worker.pid for slot in self._slots.all for worker in list(slot.workers.values())]
+
+    def run(
+        self,
+        program: str | bytes,
+        stdin: str | bytes = b"",
+        limits: Limits = _DEFAULT_LIMITS,
+        language: Language = Language.PYTHON,
+        preload: Sequence[str] | None = None,
+    ) -> ExecutionResult:
+        """Run a program once.
+
+        A failure of the program is a status of the result, never an exception; so is a failure of the sandbox
+        (`SANDBOX_ERROR`), after one more attempt on a new worker.
+
+        Args:
+            program: its source; undecodable text is a program that does not compile.
+            stdin: its standard input.
+            limits: what it may use.
+            language: what it is written in.
+            preload: modules to have ready, instead of those of the sandbox's `preload` that the program mentions.
+
+        Raises:
+            SandboxError: the sandbox is closed or belongs to another process.
+        """
+        source = _encoded(program)
+
+        def work(worker: Worker, runnable: Runnable, _: WorkerFor) -> ExecutionResult:
+            descriptor = sealed_memory("program", runnable.content)
+            try:
+                with worker.open_cell(limits) as cell:
+                    request = runnable.request | {"limits": limits_message(limits)}
+                    cell.begin(request, descriptor, [_encoded(stdin)])
+                    return cell.finish()
+            finally:
+                os.close(descriptor)
+
+        outcome = self._attempt(work, source, language, preload)
+        return outcome.as_result(self.isolation) if isinstance(outcome, NotRunnable) else outcome
+
+    def grade(
+        self,
+        program: str | bytes,
+        tests: Sequence[Test],
+        limits: Limits = _DEFAULT_LIMITS,
+        language: Language = Language.PYTHON,
+        preload: Sequence[str] | None = None,
+        stop_at_failure: bool = False,
+        total_seconds: float = math.inf,
+        compile_limits: Limits | None = None,
+    ) -> list[TestResult]:
+        """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
+
+        Args:
+            program: its source.
+            tests: what to run, in order.
+            limits: hold for each test. A call's time is measured from the request to the reply.
+            language: what it is written in; anything but Python takes `StdinTest` only.
+            preload: as for `run`.
+            stop_at_failure: leave out the tests after the first that fails.
+            total_seconds: real time for all tests together, compiling left out; what it leaves no time for has failed.
+            compile_limits: hold for the compiler of a language that has one; by default `languages.COMPILE_LIMITS`.
+
+        Raises:
+            SandboxError: the sandbox is closed or belongs to another process.
+            ValueError: call tests or test code for a language other than Python.
+        """
+        if language is not Language.PYTHON and any(isinstance(test, CallTest | AssertTest) for test in tests):
+            raise ValueError(f"only Python programs can be tested by calls; {language.value} takes StdinTest")
+        source = _encoded(program)
+
+        def work(worker: Worker, runnable: Runnable, worker_for: WorkerFor) -> list[TestResult]:
+            def tester_for(test: AssertTest) -> Worker:
+                return worker_for(self._modules(_encoded(test.setup + test.code), language, preload))
+
+            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds, tester_for)
+
+        outcome = self._attempt(work, source, language, preload, compile_limits)
+        if isinstance(outcome, NotRunnable):
+            return [TestResult(False, outcome.status, outcome.reason, isolation=self.isolation) for _ in tests]
+        return outcome
+
+    run_async = _off_the_event_loop(run)
+    grade_async = _off_the_event_loop(grade)
+
+    def _modules(self, source: bytes, language: Language, preload: Sequence[str] | None) -> tuple[str, ...]:
+        if preload is not None:
+            return tuple(sorted(preload))
+        if language is not Language.PYTHON:
+            return ()
+        mentioned = [name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)]
+        return tuple(sorted(mentioned))
+
+    def _worker(self, slot: Slot, modules: tuple[str, ...]) -> Worker:
+        worker = slot.workers.get(modules)
+        if worker is None:
+            settings = WorkerSettings(
+                supervisor=os.getpid(),
+                preload=modules,
+                search_path=tuple(path for path in sys.path if path and os.path.isdir(path)),
+                without=self._without,
+            )
+            worker = Worker(settings)
+            if worker.isolation.level < self._level:
+                worker.stop()
+                raise IsolationError(worker.isolation.refusal(self._level))
+            slot.workers[modules] = worker
+            if self._closed:
+                worker.stop()
+                raise SandboxError("this sandbox is closed")
+        return worker
+
+    def _attempt(
+        self,
+        work: Callable[[Worker, Runnable, WorkerFor], T],
+        source: bytes,
+        language: Language,
+        preload: Sequence[str] | None,
+        compile_limits: Limits | None = None,
+    ) -> T | NotRunnable:
+        """Make a program runnable and do `work` with it, on a free slot's worker; or why that could not be done."""
+        if self._closed:
+            raise SandboxError("this sandbox is closed")
+        if self._owner != os.getpid() and not self._slots.shared:
+            raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
+        modules = self._modules(source, language, preload)
+        with self._waiting():
+            slot = self._slots.take()
+        reason = ""
+        try:
+            for _ in range(_ATTEMPTS):
+                used: set[tuple[str, ...]] = set()
+
+                def worker_for(modules: tuple[str, ...], used: set[tuple[str, ...]] = used) -> Worker:
+                    used.add(modules)
+                    return self._worker(slot, modules)
+
+                try:
+                    worker = worker_for(modules)
+                    return work(worker, self._compiler.prepare(worker, source, language, compile_limits), worker_for)
+                except NotRunnable as problem:
+                    return problem
+                except (WorkerLost, SandboxError) as problem:
+                    reason = str(problem)
+                    for lost in [slot.workers.pop(key) for key in used & slot.workers.keys()]:
+                        lost.stop()
+                    if self._closed:
+                        raise SandboxError("this sandbox was closed while a program ran") from problem
+            return NotRunnable(Status.SANDBOX_ERROR, reason)
+        finally:
+            self._slots.give_back(slot)
+
+
+def _encoded(text: str | bytes) -> bytes:
+    # A lone surrogate in a model's text is a program that does not compile, not an error of ours.
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,184 @@
+"""The supervisor's handle on one worker process: start it, open cells in it, run programs in them, replace it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sandbox.outside.cell_handle import CellHandle, WorkerLost, limits_message
+from sandbox.outside.control_group import ControlGroup, delegated_group
+from sandbox.types import Isolation, Layer, Limits, SandboxError
+from sandbox.worker_settings import WorkerSettings, isolation_from_json
+
+_START_SECONDS = 60.0  # importing large modules on a busy machine
+_STOP_SECONDS = 3.0
+_MAX_REPORT = 1 << 16
+_MAX_IDLE_CELLS = 4  # of different limits
+_STDERR_BYTES = 1 << 16
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+# The package's own `__init__` is passed over: it imports asyncio and more for supervisors, and every page that a worker
+# holds is one more to copy in each of its forks.
+# So is `site`, which runs whatever the environment's `.pth` files say; and `shutil`, which modules of ours import, does
+# without the compression libraries, whose mappings each fork would have to copy.
+_BOOT = """
+import sys, types
+for name in ("bz2", "lzma", "zlib"):
+    sys.modules[name] = None
+package = types.ModuleType("sandbox")
+package.__path__ = [sys.argv[1]]
+sys.modules["sandbox"] = package
+from sandbox.inside.zygote import main
+main()
+"""
+# Python's own fixed seed makes the order of sets, and so a program's output, the same on every run.
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    # Functions of shared libraries are looked up once in the worker, not again in every program.
+    "LD_BIND_NOW": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class Worker:
+    """One worker process. Not for use by two threads at once.
+
+    Raises:
+        SandboxError: it could not be started; the message carries what it said.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._owner = os.getpid()
+        self._idle: dict[tuple[int, int], CellHandle] = {}
+        self._group: ControlGroup | None = None
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        complaint = os.memfd_create("complaint", os.MFD_CLOEXEC)
+        settings = self._settings
+        passed = [theirs.fileno()]
+        if Layer.CGROUP not in settings.without:
+            group = _make_group()
+            files = group if isinstance(group, str) else group.files
+            settings = replace(settings, control_group=files or "none could be made")
+            if isinstance(group, ControlGroup):
+                self._group = group
+                passed += group.files.all if group.files else ()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-S", "-P", "-B", "-c", _BOOT, _PACKAGE, str(theirs.fileno())],
+                    env=self._inherited() | _ENVIRONMENT | {"PYTHONPATH": ":".join(self._settings.search_path)},
+                    cwd="/",
+                    pass_fds=passed,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=complaint,
+                    start_new_session=True,
+                )
+            ours.settimeout(_START_SECONDS)
+            self._control = ours
+            try:
+                ours.send(settings.to_json())
+                report = ours.recv(_MAX_REPORT)
+            except OSError as problem:
+                report = b""
+                os.write(complaint, f"\n{problem}".encode())
+            if not report:
+                self.stop()
+                said = os.pread(complaint, _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
+                raise SandboxError(f"a sandbox worker could not start: {said[-1500:] or 'it said nothing'}")
+            self.isolation: Isolation = isolation_from_json(report)
+        finally:
+            if self._group is not None:
+                self._group.close_descriptors()
+            os.close(complaint)
+
+    def _inherited(self) -> dict[str, str]:
+        """Nothing of the supervisor's environment, except where a test leaves that layer out."""
+        return dict(os.environ) if Layer.CLEAN_ENVIRONMENT in self._settings.without else {}
+
+    @property
+    def pid(self) -> int:
+        """Process number of the worker's outer process."""
+        return self._process.pid
+
+    @property
+    def allows_executables(self) -> bool:
+        """Whether programs may start other programs: only where namespaces bound and find them."""
+        return {Layer.PROCESS_NAMESPACE, Layer.PRIVATE_ROOT} <= set(self.isolation.active)
+
+    def stop(self) -> None:
+        """End the worker and, through it, every program it holds; idempotent.
+
+        In a fork of the process that started it, it is only let go of.
+        """
+        self.close_idle_cells()
+        self._control.close()  # the zygote's sign to end, which the outer process waits for, to clean up after it
+        if self._owner != os.getpid():
+            return
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._group is not None:
+            self._group.remove()
+            self._group = None
+
+    def open_cell(self, limits: Limits) -> CellHandle:
+        """A cell for one program: one that only pristine programs have used, or else a new one.
+
+        Raises:
+            WorkerLost: the worker is gone.
+        """
+        idle = self._idle.pop((limits.disk_bytes, limits.files), None)
+        if idle is not None:
+            return idle
+        if self._group is not None:
+            self._group.allow(limits)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                socket.send_fds(self._control, [json.dumps(limits_message(limits)).encode()], [theirs.fileno()])
+            except OSError as problem:
+                ours.close()
+                raise WorkerLost(f"the worker is gone: {problem}") from problem
+        kind = (limits.disk_bytes, limits.files)
+        return CellHandle(ours, self.isolation, lambda cell: self._keep(cell, kind))
+
+    def close_idle_cells(self) -> None:
+        """End the cells that are kept for the next program."""
+        for cell in self._idle.values():
+            cell.close()
+        self._idle.clear()
+
+    def _keep(self, cell: CellHandle, kind: tuple[int, int]) -> None:
+        """Keep a cell for the next program with the same limits, or close it where one is kept already."""
+        if kind in self._idle or len(self._idle) >= _MAX_IDLE_CELLS:
+            cell.close()
+        else:
+            self._idle[kind] = cell
+
+
+def _make_group() -> ControlGroup | str:
+    """A control group for one worker, or the reason why there is none."""
+    parent = delegated_group()
+    if isinstance(parent, str):
+        return parent
+    try:
+        return ControlGroup(parent, f"sandbox-{os.getpid()}-{secrets.token_hex(4)}")
+    except OSError as problem:
+        return f"no group can be made in {parent}: {problem}"

@@ -1,0 +1,283 @@
+"""Every command of README and docs/ is run as it stands there, in a folder with what the page says one has.
+
+Long runs are cut short by an override after the page's own words, and data of the hub comes from a small file of the
+same columns. Engines are stand-ins here: what starts real ones is in `ELSEWHERE`, with the test that runs it, and so is
+what this machine cannot run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from click.testing import Result
+from docs_pages import PAGES, ROOT, block, commands
+from fake_engines import FakeCluster, FakeGenerators, FakeLearner
+from fake_sampler import FakeSampler
+from test_simulate_command import write_run
+from tiny_policy import PRINTABLE, make_tiny_policy
+from typer.testing import CliRunner
+
+from grpo.cli.app import app
+from grpo.config import TrainConfig
+from grpo.config.file import load
+from grpo.evaluation.questions import Question
+
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+
+QUICK = "configs/quickstart.yaml"
+# What a page writes where a reader puts something of their own.
+OWN = {
+    "CONFIG": QUICK,
+    "MODEL": "runs/quickstart",
+    "RUN": "runs/quickstart",
+    "RUN...": "runs/quickstart",
+    "A": "evals/before",
+    "B": "evals/after",
+    "...": QUICK,
+}
+TARGETS = "local|slurm|kuberay|ray"
+LAUNCH = (
+    "launch.nodes=1",
+    "launch.gpus_per_node=0",
+    "launch.cpus_per_node=8",
+    "launch.storage=/",
+    "launch.memory_gib_per_node=8",
+)
+KUBERNETES = ("launch.image=x/y:1", "launch.kuberay.storage_claim=shared")
+BRIEF = ("--max-tokens", "64")
+CHECKED = ("policy.path=runs/quickstart_sft/policy", "--gold-limit", "20")
+SWEEP = ("--steps", "2")
+# A page's command, and what is added to it here.
+HERE: dict[str, tuple[str, ...]] = {
+    "grpo check CONFIG [KEY=VALUE]...": CHECKED,
+    "grpo check CONFIG": CHECKED,
+    f"grpo launch {TARGETS} CONFIG [KEY=VALUE]... [--dry-run]": (*LAUNCH, *KUBERNETES),
+    "grpo launch TARGET CONFIG ...": (*LAUNCH, *KUBERNETES, "--dry-run"),
+    "grpo launch slurm|kuberay|ray|local CONFIG": (*LAUNCH, *KUBERNETES, "--dry-run"),
+    "grpo launch slurm CONFIG": (*LAUNCH, "--dry-run"),
+    "grpo launch kuberay CONFIG": (*LAUNCH, *KUBERNETES, "--dry-run"),
+    "grpo launch ray CONFIG": (*LAUNCH, "--dry-run"),
+    "grpo train CONFIG [KEY=VALUE]...": ("run.folder=runs/first", "train.steps=1"),
+    "grpo train configs/quickstart.yaml resume=auto train.steps=80": ("train.steps=3",),
+    "grpo train CONFIG resume=auto": ("train.steps=3",),
+    "grpo train ... resume=auto": ("train.steps=3",),
+    "grpo train CONFIG learner.lora.rank=16": ("run.folder=runs/lora", "train.steps=1"),
+    "grpo train configs/gsm8k_cpu.yaml data.hub=null data.subset=null data.path=gsm8k_train.jsonl": (
+        "policy.path=runs/quickstart_sft/policy",
+        "train.steps=1",
+        "learner.ranks=2",
+    ),
+    "grpo view RUN...": ("--port", "0"),
+    "grpo view runs/quickstart": ("--port", "0"),
+    "grpo view runs/seed_0 runs/seed_1 runs/seed_2": ("--port", "0"),
+    "grpo view runs/quickstart --export report.html": (),
+    "grpo view runs/seed_0 runs/seed_1 --png figures": (),
+    "grpo audit RUN": ("--limit", "20"),
+    "grpo eval MODEL --task math500": (*BRIEF, "--data", "math500.jsonl"),
+    "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": (*BRIEF, "--data", "math500.jsonl"),
+    "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": ("--data", "aime24.jsonl"),
+    "grpo eval MODEL --task genes.yaml": BRIEF,
+    "grpo eval compare evals/before evals/after": (),
+    "grpo eval compare A B": ("--out", "compared.json"),
+    "grpo eval tasks": (),
+    "grpo eval run --help": (),
+    "grpo simulate CONFIG --from RUN": ("--from", "runs/math", *SWEEP),
+    "grpo simulate configs/math_8gpu.yaml --lengths lognormal:median=1200,sigma=0.9": SWEEP,
+    "grpo simulate configs/math_8gpu.yaml --from runs/math": SWEEP,
+    "grpo simulate configs/math_8gpu.yaml --from runs/math --gpus 64 --lag 0,1,2,4,8 --all-splits --json": SWEEP,
+    "grpo simulate CONFIG [key=value ...]": ("--lengths", "constant:tokens=50", *SWEEP),
+    "grpo simulate configs/math_8gpu.yaml --lengths lognormal:median=1200,sigma=0.9 --gpus 8,64,1000": SWEEP,
+    "grpo config [KEY]": (),
+    "grpo config rollout": (),
+    "grpo config --markdown": (),
+}
+REAL = "tests/engines/test_train_runs.py"
+# A page's command that is not run here: where it is, or why it is nowhere.
+ELSEWHERE = {
+    "grpo sft   CONFIG [KEY=VALUE]...": f"{REAL}: with configs/quickstart_sft.yaml",
+    "grpo sft configs/gsm8k_cpu_sft.yaml data.hub=null data.subset=null data.path=gsm8k_train.jsonl": f"{REAL}: "
+    "with configs/quickstart_sft.yaml",
+    "grpo sft mine_sft.yaml": REAL,
+    "grpo train mine.yaml": REAL,
+    "grpo check mine.yaml": "tests/docs/test_pages.py",
+    "grpo profile CONFIG": f"{REAL}: with mine.yaml",
+    "grpo profile CONFIG [KEY=VALUE]... # a few steps: where the time goes, by phase and operator, and what to try "
+    "next": f"{REAL}: with mine.yaml",
+    "grpo check CONFIG --cluster": "tests/grpo/cluster/test_preflight.py, and its probes in tests/engines/test_ray.py",
+    "grpo train configs/gsm8k.yaml": "needs the hub and a GPU; tests/docs/test_pages.py loads it",
+    "grpo eval Qwen/Qwen3-1.7B --task gsm8k --task humaneval --out evals/qwen3": "needs the hub: parsed only",
+}
+
+
+def is_typed(command: str) -> bool:
+    """False for the mere name of a command in a sentence."""
+    return command not in ("grpo eval compare", "grpo eval run") and len(command.split()) > 2
+
+
+def typed(command: str) -> Iterator[list[str]]:
+    """What a reader types, once for each of its alternatives."""
+    told = command.replace("TARGET CONFIG ...", f"{TARGETS} CONFIG").replace("[--dry-run]", "--dry-run")
+    words = [OWN.get(word, word) for word in shlex.split(re.sub(r"\[[^\]]*\](\.\.\.)?", "", told))[1:]]
+    yield from map(list, itertools.product(*(word.split("|") for word in words)))
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with what the pages say a reader has, and in it the shell; engines and servers are stand-ins."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    policy = make_tiny_policy(folder / "runs" / "quickstart_sft" / "policy", PRINTABLE)
+    (folder / "runs" / "math").mkdir()
+    write_run(folder / "runs" / "math")
+    (folder / "math500.jsonl").write_text(
+        rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"})
+    )
+    (folder / "aime24.jsonl").write_text(rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"}))
+    sums = [{"question": f"{n} and {n}?", "answer": f"They are {2 * n}.\n#### {2 * n}"} for n in range(8)]
+    (folder / "gsm8k_train.jsonl").write_text(rows(*sums))
+    (folder / "genes.yaml").write_text(block("evaluation.md", "yaml", "# genes.yaml"))
+    asked = {"question": "the guardian of the genome", "symbol": "TP53", "organism": "human"}
+    (folder / "genes.jsonl").write_text(
+        rows(asked, {**asked, "question": "the one of retinoblastoma", "symbol": "RB1"})
+    )
+    (folder / "my_verifiers.py").write_text(block("verifiers.md", "python", "def gene("))
+
+    class Learner(FakeLearner):
+        def export(self, folder: str) -> None:
+            shutil.copytree(policy, folder)
+
+    class Cluster(FakeCluster):
+        def __call__(self, settings: Any, plan: Any) -> FakeCluster:
+            tokens = load(TrainConfig, Path(QUICK)).max_sequence_tokens
+            return FakeCluster(Learner(ranks=2), FakeGenerators(tokens))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr("grpo.run.training.Cluster", Cluster(Learner()))
+        patched.setattr("grpo.evaluation.evaluate.EngineSampler", Local(said))
+        patched.setattr("grpo.evaluation.evaluate.EndpointSampler", FakeSampler(said))
+        patched.setattr(uvicorn.Server, "run", looked_at(uvicorn.Server.run))
+        done = run("train", QUICK, "train.steps=2", "evaluation.every=2", "report.trackers=[]")
+        assert done.exit_code == 0, done.output
+        for seed in range(3):
+            shutil.copytree(folder / "runs" / "quickstart", folder / "runs" / f"seed_{seed}")
+        for name in ("before", "after"):
+            words = ("--task", "math500", "--data", "math500.jsonl", "--out", f"evals/{name}", "--k", "2", *BRIEF)
+            assert run("eval", "runs/quickstart", *words).exit_code == 0
+        yield folder
+
+
+class Local(FakeSampler):
+    """Stands in for `EngineSampler(settings, model, tokens)`, which is closed at the end."""
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def rows(*found: dict[str, str]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in found)
+
+
+def said(question: Question) -> str:
+    return "It is \\boxed{2}, or TP53" if question.seed % 3 else "\\boxed{3}"
+
+
+def looked_at(serve: Any) -> Any:
+    """Serves in a thread, as long as it takes to ask for the page and the curves of all runs."""
+
+    def run(server: uvicorn.Server, sockets: Sequence[Any]) -> None:
+        thread = threading.Thread(target=serve, args=(server, sockets))
+        thread.start()
+        address = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+        with urllib.request.urlopen(address, timeout=20) as page:
+            assert b"VeriGRPO" in page.read()
+        with urllib.request.urlopen(f"{address}/api/overview", timeout=20) as answer:
+            names = [one["name"] for one in json.load(answer)["runs"]]
+        print(f"looked at {' '.join(names)}")
+        server.should_exit = True
+        thread.join(20)
+
+    return run
+
+
+def run(*words: str) -> Result:
+    return CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(app, words)
+
+
+# What a command prints or leaves, where "it ended well" would say little.
+SAYS = {
+    "grpo view RUN...": "looked at quickstart",
+    "grpo view runs/quickstart": "looked at quickstart",
+    "grpo view runs/seed_0 runs/seed_1 runs/seed_2": "looked at seed_0 seed_1 seed_2",
+    "grpo train configs/quickstart.yaml resume=auto train.steps=80": "quickstart",
+    "grpo check CONFIG": "20 gold answers",
+    "grpo audit RUN": "decided by both",
+    "grpo eval MODEL --task math500": "pass@",
+    "grpo eval MODEL --task genes.yaml": "genes",
+    "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": "maj@",
+    "grpo eval compare A B": "shared problems",
+    "grpo simulate CONFIG --from RUN": "GPUs",
+    "grpo config rollout": "max_policy_lag",
+}
+LEAVES = {
+    "grpo view runs/quickstart --export report.html": "report.html",
+    "grpo view runs/seed_0 runs/seed_1 --png figures": "figures/overview.png",
+    "grpo eval compare A B": "compared.json",
+    "grpo audit RUN": "runs/quickstart/audit.jsonl",
+    "grpo train CONFIG learner.lora.rank=16": "runs/lora/report.html",
+}
+
+
+def test_every_command_of_the_pages_is_run_somewhere() -> None:
+    found = {command for _, command in commands() if is_typed(command)}
+    assert found == HERE.keys() | ELSEWHERE.keys()
+    assert not HERE.keys() & ELSEWHERE.keys() and SAYS.keys() | LEAVES.keys() <= HERE.keys()
+    for where in ELSEWHERE.values():
+        for file in re.findall(r"tests/\w+/\w+\.py", where):
+            assert (ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_it_runs_as_it_stands_there(command: str, reader: Path) -> None:
+    if command.startswith("grpo audit"):
+        pytest.importorskip("math_verify", reason="the extra `audit` is not installed")
+    if "lora" in command:
+        pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    for words in typed(command):
+        done = run(*words, *HERE[command])
+        assert done.exit_code == 0, (words, done.output[-3000:])
+        assert SAYS.get(command, "") in done.output
+    assert (reader / LEAVES.get(command, "")).exists()
+
+
+def test_the_sandbox_s_own_commands_run(tmp_path: Path) -> None:
+    # `doctor` runs in tests/sandbox/test_chaos.py.
+    (tmp_path / "program.py").write_text("print(6 * 7)")
+    for words in (("run", str(tmp_path / "program.py")), ("bench", "--seconds", "0.05")):
+        command = [sys.executable, "-m", "sandbox", *words]
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_scripts_that_the_pages_name_are_there() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    named = {name for page in pages for name in re.findall(r"tests/bench/\w+\.py", page)}
+    assert len(named) > 8
+    for name in sorted(named):
+        assert (ROOT / name).is_file(), name

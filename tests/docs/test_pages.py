@@ -1,0 +1,129 @@
+"""The pages for newcomers: their commands parse, their configurations load, their examples behave."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from docs_pages import PAGES, ROOT, block, commands, unpack
+from tiny_policy import PRINTABLE, make_tiny_policy
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+from typer.testing import CliRunner
+
+from grpo.cli.app import app
+from grpo.config import SftConfig, TrainConfig
+from grpo.config.file import load
+
+# What the pages write where a reader puts something of their own.
+ALTERNATIVES = re.compile(r"\S+\|\S+")
+OPTIONAL = re.compile(r"\[[^\]]*\]\.*|\.\.\.")
+
+
+def parsed(command: str) -> tuple[str, list[str]]:
+    """The subcommand and the words after it, once typer has taken them; it raises on what there is not."""
+    # What is in brackets may be left out; of alternatives the first is as good as any; a redirection is the shell's.
+    plain = OPTIONAL.sub("", command).removesuffix(" --help").split(" > ")[0].replace("TARGET", "local|slurm")
+    words = [word.split("|")[0] if ALTERNATIVES.fullmatch(word) else word for word in shlex.split(plain)[1:]]
+    found: Any = typer.main.get_command(app)
+    name, rest, context = "grpo", words, typer.Context(found)
+    while isinstance(found, TyperGroup) and rest:
+        # `grpo eval MODEL` is short for `grpo eval run MODEL`.
+        rest = ["run", *rest] if "run" in found.commands and rest[0] not in found.commands else rest
+        name, found, rest = found.resolve_command(context, rest)
+        context = typer.Context(found, parent=context, info_name=name)
+    if rest:
+        found.make_context(name, list(rest), parent=context.parent)
+    return name, rest
+
+
+def test_the_pages_are_all_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in sorted((ROOT / "docs").glob("*.md")) if f"]({page.name})" not in index]
+    assert missing == ["README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if target.startswith("http"):
+            continue
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, target
+
+
+def test_every_command_is_one_that_there_is() -> None:
+    found = list(commands())
+    assert len(found) > 30
+    for page, command in found:
+        try:
+            parsed(command)
+        except TyperException as failure:
+            pytest.fail(f"{page}: `{command}`: {failure}")
+
+
+def test_a_command_that_is_not_there_would_be_noticed() -> None:
+    with pytest.raises(TyperException):
+        parsed("grpo trian configs/quickstart.yaml")
+    with pytest.raises(TyperException):
+        parsed("grpo check configs/quickstart.yaml --clutser")
+
+
+def test_commands_with_a_configuration_of_ours_load_it_with_their_overrides() -> None:
+    tried = 0
+    for _, command in commands():
+        name, words = parsed(command)
+        config = next((word for word in words if word.startswith("configs/")), None)
+        if config and name in ("train", "sft", "check"):
+            overrides = [word for word in words[words.index(config) + 1 :] if "=" in word and not word.startswith("-")]
+            schema = SftConfig if "_sft" in config else TrainConfig
+            load(schema, ROOT / config, overrides)
+            tried += 1
+    assert tried >= 2
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of docs/data.md, and in it the shell."""
+    unpack(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    make_tiny_policy(tmp_path / "policy", PRINTABLE)
+    return tmp_path
+
+
+def test_the_run_on_ones_own_file_passes_its_check(newcomer: Path) -> None:
+    checked = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["check", "mine.yaml", "policy.path=policy", "--strict"])
+    assert checked.exit_code == 0, checked.output
+    # The first prompt as the policy reads it.
+    assert "Put the final number inside \\boxed{}." in checked.output
+
+
+@pytest.mark.parametrize("section", ["hub: openai", "options: {count: 1000}", "every: 10"])
+def test_the_sections_of_the_data_page_fit_its_configuration(newcomer: Path, section: str) -> None:
+    whole = yaml.safe_load((newcomer / "mine.yaml").read_text()) | yaml.safe_load(block("data.md", "yaml", section))
+    (newcomer / "other.yaml").write_text(yaml.safe_dump(whole))
+    load(TrainConfig, newcomer / "other.yaml")
+
+
+def test_the_generator_of_the_data_page_gives_rows(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo.data.rows import load_rows
+
+    monkeypatch.syspath_prepend(newcomer)
+    source = load(TrainConfig, newcomer / "mine.yaml").data
+    made = yaml.safe_load(block("data.md", "yaml", "options: {count: 1000}"))["data"]
+    rows = load_rows(source.model_validate(made | {"limit": 5}))
+    assert [str(2 * int(row["prompt"][2:-2])) for row in rows] == [row["answer"] for row in rows]
+
+
+def test_the_cold_start_of_the_data_page_is_a_configuration(newcomer: Path) -> None:
+    assert load(SftConfig, newcomer / "mine_sft.yaml").data.response == "worked"

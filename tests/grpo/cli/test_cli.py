@@ -1,0 +1,457 @@
+"""The command line, as far as it goes without engines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from click import unstyle
+from rich.console import Console, RenderableType
+from tiny_policy import TINY, make_tiny_policy
+from typer import Exit
+from typer.testing import CliRunner, Result
+
+from grpo.cli.app import app
+from grpo.cli.guarded import guarded
+from grpo.cluster.probes import PROBES, Outcome
+from grpo.cluster.probes import table_of as preflight_table
+from grpo.evaluation.progress import results_table
+from grpo.report.closing_table import ClosingTable
+from grpo.report.progress import open_progress
+from grpo.terminal import LiteralTable, show_traceback
+from grpo.visible import visible
+
+SETTINGS = {
+    "data": {"generator": "grpo.data.arithmetic:questions", "options": {"count": 50}},
+    "verifiers": [{"name": "answer", "use": "numeric"}],
+    "rollout": {"prompts_per_step": 6, "group_size": 4, "max_prompt_tokens": 12, "max_completion_tokens": 40},
+    "algorithm": {"minibatches": 3},
+    "learner": {"zero_stage": 3, "microbatch_tokens": 500},
+    "train": {"steps": 7},
+    "cluster": {"device": "cpu"},
+}
+
+
+def invoke(*arguments: object) -> Result:
+    # Wide enough that no line is broken.
+    return CliRunner(env={"COLUMNS": "400", "TERM": "dumb"}).invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, policy: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(SETTINGS | {"run": {"folder": str(tmp_path / "run")}, "policy": {"path": str(policy)}})
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ([], ["train", "sft", "check", "dotted overrides", "rollout.group_size=16", "grpo check CONFIG"]),
+        (["train"], ["CONFIG", "KEY=VALUE", "GRPO", "resume=auto", "Ctrl-C", "checkpoint", "HTML report", "--debug"]),
+        (["view"], ["RUN...", "--export", "--png", "--host", "this machine only"]),
+        (["audit"], ["RUN", "Math-Verify", "audit.jsonl", "--limit", "95 % intervals"]),
+        (["sft"], ["CONFIG", "KEY=VALUE", "prompt and response", "policy/", "Hugging Face"]),
+        (
+            ["check"],
+            [
+                "CONFIG",
+                "KEY=VALUE",
+                "resolved",
+                "batch arithmetic",
+                "memory",
+                "gold-limit",
+                "strict",
+                "Nothing is claimed",
+                "--cluster",
+            ],
+        ),
+    ],
+)
+def test_help_says_what_matters(command: list[str], told: list[str]) -> None:
+    result = invoke(*command, "--help")
+    text = " ".join(unstyle(result.output).replace("│", " ").split())
+    assert result.exit_code == 0
+    assert [part for part in told if part not in text] == []
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "check"])
+def test_a_mistake_is_told_whole_and_without_a_traceback(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "bad.yaml"
+    section = {"sft": {"stepz": 1}} if command == "sft" else {"train": {"steps": "many"}}
+    path.write_text(yaml.safe_dump({"policyy": {}, "run": {"seed": "x"}, **section}))
+    result = invoke(command, path, "learner.ranks=0", "nonsense")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output and result.stdout == ""
+    problems = [line for line in result.stderr.splitlines() if line.startswith("  - ")]
+    for part in ("policyy is not a known key; did you mean policy?", "run.seed", "learner.ranks", "'nonsense'"):
+        assert [part in problem for problem in problems].count(True) == 1, part
+    assert f"{len(problems)} problems in {path}" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "check"])
+def test_a_file_that_is_not_there_is_told(tmp_path: Path, command: str) -> None:
+    (tmp_path / "quickstart.yaml").write_text("{}")
+    result = invoke(command, tmp_path / "quickstrat.yaml")
+    assert result.exit_code == 2
+    assert "there is no configuration file" in result.stderr and "did you mean" in result.stderr
+
+
+def test_square_brackets_in_a_message_are_no_markup(tmp_path: Path) -> None:
+    result = invoke("train", tmp_path / "[red]absent[/].yaml")
+    assert "[red]absent[/].yaml" in result.stderr
+
+
+FOREIGN = "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb: \x1b]8;;http://evil\x1b\\\\ \x9b2J \u202e"
+
+
+def test_what_data_say_is_shown_and_not_obeyed(tmp_path: Path, config: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": FOREIGN, "reference": "[/]\x1b[2J"}) + "\n" for _ in range(8)))
+    result = invoke(
+        "check",
+        config,
+        f"data={{path: {data}, reference: reference}}",
+        "rollout.max_prompt_tokens=100",
+        "rollout.max_completion_tokens=20",
+    )
+    assert "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb:" in result.output, result.output
+    assert not set("\x1b\x9b\u202e") & set(result.output)
+
+
+def shown_by_progress(kind: str) -> str:
+    console = Console(file=StringIO(), width=400, force_terminal=kind == "live", _environ={"TERM": "xterm"})
+    progress = open_progress(FOREIGN, console=console)
+    with progress.phase(FOREIGN):
+        progress.show(FOREIGN)
+    progress.close()
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def printed(renderable: RenderableType) -> str:
+    """By a console of rich's own, as a program may have that shows our tables."""
+    console = Console(file=StringIO(), width=400)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda: printed(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
+        lambda: str(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
+        lambda: printed(results_table(FOREIGN, {})),
+        lambda: printed(preflight_table({FOREIGN: dict.fromkeys(PROBES, Outcome(False, FOREIGN))})),
+        lambda: printed(LiteralTable(FOREIGN, title=FOREIGN)),
+        lambda: shown_by_progress("plain"),
+        lambda: shown_by_progress("live"),
+    ],
+)
+def test_no_table_and_no_display_obeys(shown: Callable[[], str]) -> None:
+    text = shown()
+    assert "[INST] 1+1=? [/INST] [link=http://evil]x[/] :bomb:" in " ".join(text.split())
+    assert not set("\x9b\u202e") & set(text) and "\x1b]8" not in text and "\x1b[2J" not in text
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError])
+def test_what_an_error_quotes_is_not_obeyed(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error(FOREIGN)
+
+    with pytest.raises(Exit):
+        guarded(fail, debug=False)
+    # What nobody expects goes to Python's own hook, which the command line replaces.
+    show_traceback(error, error(FOREIGN), None)
+    told = capsys.readouterr().err
+    assert told.count(visible(FOREIGN)) == 2 and not set("\x1b\x9b\u202e") & set(told)
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    result = invoke("train", tmp_path / "absent.yaml", "--debug")
+    assert isinstance(result.exception, ValueError)
+
+
+def test_check_prints_the_config_and_the_plan(config: Path) -> None:
+    result = invoke("check", config, "learner.ranks=2")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in (
+        # Resolved: what the file sets, what an override sets, what is left to the default.
+        "minibatches: 3",
+        "ranks: 2",
+        "clip_high: 0.28",
+        "2 rank(s), 1 thread(s) each, ZeRO-3",
+        "1 vLLM replica(s), 1 thread(s) each",
+        "6 prompts x 4 completions = 24 completions",
+        "8 completions (3 minibatches) over 2 rank(s), in microbatches of at most 500 tokens",
+        "at most 1,248 (52 a sequence)",
+        "7, 21 optimizer steps",
+        "no GPU",
+        "50 prompts; 0 too long and left out",
+        "=?'",
+        "parameters",
+    ):
+        assert part in text, part
+    assert not (config.parent / "run").exists()
+
+
+def test_check_prints_what_a_preset_expands_to(config: Path) -> None:
+    result = invoke("check", config, "algorithm.preset=gspo", "algorithm.clip_low=0.001")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "ratio: sequence" in told and "clip_high: 0.0004" in told and "aggregation: sequence_mean" in told
+    assert "preset gspo: advantage=group_std, ratio=sequence, clip_high=0.0004" in told
+    assert "instead of it clip_low=0.001" in told
+    assert "ratio sequence: geometric mean over the sequence, clipped, from 0.999 to 1.0004; to the sampler's" in told
+    assert "KL none, and no reference is held" in told
+
+
+def test_check_refuses_what_cannot_work_with_a_remedy(config: Path) -> None:
+    result = invoke("check", config, "algorithm.kl_coefficient=0.1", "algorithm.importance_weight=token")
+    assert result.exit_code != 0
+    told = " ".join(result.output.split())
+    assert "2 problems" in told and "set algorithm.kl=k3" in told and "set algorithm.proximal=recomputed" in told
+    result = invoke("check", config, "algorithm.preset=gpso")
+    assert result.exit_code != 0 and "algorithm.preset" in result.output
+
+
+def test_check_of_a_cold_start_needs_no_policy(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    new = TINY.model_dump(mode="json")
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": {"folder": str(tmp_path / "run")},
+                "policy": {"new": new},
+                "data": {"generator": "grpo.data.arithmetic:demonstrations", "options": {"count": 9}},
+                "sft": {"steps": 70, "batch_size": 5, "max_tokens": 100},
+            }
+        )
+    )
+    result = invoke("check", path)
+    assert result.exit_code == 0, result.output
+    assert "5 rows over 1 rank(s)" in " ".join(result.stdout.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_tells_what_is_wrong_with_the_data(config: Path) -> None:
+    result = invoke("check", config, "rollout.max_prompt_tokens=3")
+    assert result.exit_code == 2
+    assert "none of the 50 prompts" in result.stderr and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("hub_answers", [True, False])
+def test_check_builds_every_verifier(config: Path, monkeypatch: pytest.MonkeyPatch, hub_answers: bool) -> None:
+    """Also those that come second, without gold answers, and where no row can be read."""
+    if not hub_answers:
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    data = {} if hub_answers else {"data": {"hub": "nobody/nothing"}}
+    verifiers = [
+        {"name": "answer", "use": "numeric"},
+        {"name": "form", "use": "formatt"},
+        {"name": "long", "use": "length"},
+    ]
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | data | {"verifiers": verifiers}))
+    result = invoke("check", config, "--gold-limit", "0")
+    assert result.exit_code == 2
+    assert "verifiers: 'form': " in result.stderr and "did you mean 'format'?" in result.stderr
+    assert "verifiers: 'long': " in result.stderr and "'limit'" in result.stderr
+    assert "'answer'" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.options.count=5", "5 prompts that fit, fewer than rollout.prompts_per_step=6"),
+        (
+            "rollout.max_completion_tokens=117",
+            "rollout.max_prompt_tokens + rollout.max_completion_tokens = 129 tokens do not fit the 128 positions",
+        ),
+        (
+            "evaluation={data: {generator: grpo.data.arithmetic:questions}, max_completion_tokens: 117}",
+            "evaluation.max_completion_tokens = 129 tokens do not fit",
+        ),
+    ],
+)
+def test_check_and_train_refuse_alike_before_anything_starts(config: Path, override: str, told: str) -> None:
+    for command in ("check", "train"):
+        result = invoke(command, config, override)
+        assert result.exit_code == 2, result.output
+        assert told in result.stderr and "Traceback" not in result.output
+        assert not (config.parent / "run").exists()
+    assert invoke("check", config, "rollout.max_completion_tokens=116").exit_code == 0
+
+
+def check_rows_of(config: Path, rows: list[dict[str, object]], *arguments: str, **settings: object) -> Result:
+    data = config.with_name("rows.jsonl")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitting = {"rollout": SETTINGS["rollout"] | {"prompts_per_step": 1}, "algorithm": {}, "data": {"path": str(data)}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | fitting | settings))
+    return invoke("check", config, *arguments)
+
+
+def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> None:
+    good = [{"prompt": f"{n}", "answer": str(n)} for n in range(40)]
+    result = check_rows_of(config, good)
+    assert result.exit_code == 0, result.output
+    assert "gold answers: good: 40 of 40 are `correct`, and 0 of 40 other answers" in result.stdout
+    assert "answer: 40 of 40 gold answers are `correct`; of 40 answers of other rows, 0 are" in result.stdout
+
+    bad = [*good, {"prompt": "41", "answer": "forty-one"}]
+    result = check_rows_of(config, bad)
+    assert result.exit_code == 0, result.output
+    assert "look at them: 40 of 40 are `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
+    assert "rows.jsonl:40: 'forty-one': " in result.stdout and "not a number" in result.stdout
+    assert check_rows_of(config, bad, "--strict").exit_code == 1
+    assert check_rows_of(config, good, "--strict").exit_code == 0
+
+    result = check_rows_of(config, bad, "--gold-limit", "7")
+    assert "7 of 40 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
+    assert "gold answers" not in check_rows_of(config, bad, "--gold-limit", "0").stdout
+
+
+def test_check_warns_of_gold_answers_that_the_math_parser_cannot_read(config: Path) -> None:
+    rows = [{"prompt": "a", "answer": "\\frac{1}{"}, {"prompt": "b", "answer": "2"}]
+    result = check_rows_of(config, rows, verifiers=[{"name": "answer", "use": "math"}])
+    assert result.exit_code == 0, result.output
+    assert "1 gold answer(s) cannot be parsed as mathematics" in result.stdout and "rows.jsonl:0: '" in result.stdout
+
+
+KNOWING = """
+class Knowing:
+    def __call__(self, completion, reference, prompt):
+        return reference != "wrong" and completion.endswith(str(reference))
+
+    def reference_problem(self, reference, prompt):
+        return "" if len(reference) < 9 else f"too long for {prompt['problem']}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "override", "code", "headline"),
+    [
+        (["a", "b", "c"], "", 0, "gold answers: good: 3 of 3 are `correct`"),
+        ([*"abcdefghijklmnopqrst", "x" * 9], "", 0, "answers; 1 row(s) cannot be used, and a run leaves them out"),
+        (["a", "b", "\x1b" * 9], "", 1, "FAILED: training data: 1 of 3 reference answers cannot be used (33.3%)"),
+        (["a", "b", "\x1b" * 9], "verification.max_unusable_share=0.5", 0, "look at them: 2 of 2 are `correct`"),
+        (["a", "b", "\x1b" * 9], "verification.check_golds=warn", 0, "FAILED: training data: 1 of 3 reference"),
+        (["wrong"] * 3, "", 1, "FAILED: verifier 'own': none of 3 gold answers is `correct`"),
+        (["wrong"] * 3, "verification.check_golds=warn", 0, "FAILED: verifier 'own': none of 3 gold answers is"),
+    ],
+)  # fmt: skip
+def test_the_headline_is_what_a_run_would_do_with_the_gold_answers(
+    config: Path, answers: list[str], override: str, code: int, headline: str
+) -> None:
+    config.with_name("knowing.py").write_text(KNOWING)
+    rows: list[dict[str, object]] = [{"prompt": f"{n}", "answer": answer} for n, answer in enumerate(answers)]
+    verifiers = [{"name": "own", "use": f"{config.with_name('knowing.py')}:Knowing"}]
+    result = check_rows_of(config, rows, *([override] if override else []), verifiers=verifiers)
+    assert result.exit_code == code, result.output
+    told = result.stdout[result.stdout.index("gold answers") :]
+    assert headline in told.splitlines()[0] and "\x1b" not in told
+    if len(answers[-1]) == 9:
+        name = f"{config.with_name('rows.jsonl')}:{len(answers) - 1}: {answers[-1]!a}: too long for {len(answers) - 1}"
+        assert name in told and "mend these rows" in told
+    if code:
+        refused = invoke("train", config)
+        assert refused.exit_code == 2 and headline.removeprefix("FAILED: ") in refused.stderr, refused.output
+        assert "check_golds=warn" in refused.stderr and not (config.parent / "run").exists()
+
+
+def test_check_survives_a_verifier_that_hangs(config: Path) -> None:
+    stuck = config.with_name("stuck.py")
+    stuck.write_text("import time\n\n\ndef verify(completion, reference):\n    time.sleep(600)\n")
+    rows = [{"prompt": f"{n}", "answer": str(n)} for n in range(9)]
+    begun = time.monotonic()
+    result = check_rows_of(config, rows, verifiers=[{"name": "own", "use": f"{stuck}:verify"}],
+                           verification={"deadline_s": 0.5, "workers": 2})  # fmt: skip
+    assert result.exit_code == 1, result.output
+    assert "gold answers: FAILED: verifier 'own': none of" in result.stdout and "a run would not start" in result.stderr
+    assert "hung until their deadline" in result.stdout
+    assert time.monotonic() - begun < 60
+
+
+def test_check_names_the_section_of_held_out_data(config: Path) -> None:
+    held_out = "evaluation={data: {generator: grpo.data.arithmetic:questions, options: {count: 5}}}"
+    for override, told in (("options.helf_out=true", "evaluation.data.options="), ("prompt=x", "data.prompt='x'")):
+        result = invoke("check", config, held_out, f"evaluation.data.{override}")
+        assert result.exit_code == 2 and told in result.stderr, result.output
+        assert "evaluation.data." in result.stderr
+
+
+def test_a_verifier_has_the_memory_that_is_asked_for(config: Path) -> None:
+    hungry = config.with_name("hungry.py")
+    hungry.write_text("def verify(completion, reference):\n    return len(bytes(3 << 30)) > 0\n")
+    verifiers = [{"name": "own", "use": f"{hungry}:verify"}]
+    rows: list[dict[str, object]] = [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": "2"}]
+    told = check_rows_of(config, rows, verifiers=verifiers).stdout
+    assert "0 of 2 gold answers" in told and "2048 MiB of address space, as memory_mib says" in told
+    told = check_rows_of(config, rows, "verification.memory_mib=4096", verifiers=verifiers).stdout
+    assert "2 of 2 gold answers" in told
+
+
+def test_check_of_mixed_data(config: Path) -> None:
+    rows = [
+        {"prompt": "1", "answer": "1", "kind": "sum"},
+        {"prompt": "2", "answer": "Paris", "kind": "place"},
+        {"prompt": "3", "answer": "2", "kind": "sum"},
+    ]
+    verifiers = [
+        {"name": "number", "use": "numeric", "when": {"kind": ["sum", "product"]}},
+        {"name": "name", "use": "exact", "when": {"kind": "place"}},
+        {"name": "form", "use": "format", "weight": 0.1},
+    ]
+    result = check_rows_of(config, rows, verifiers=verifiers)
+    assert result.exit_code == 0, result.output
+    assert "number: 2 of 2 gold" in result.stdout and "name: 1 of 1 gold" in result.stdout
+    rows[1]["kind"] = "plaice"
+    result = check_rows_of(config, rows, verifiers=verifiers)
+    assert result.exit_code == 2
+    assert "rows.jsonl:1 has kind='plaice'" in result.stderr and "name: kind is 'place'" in result.stderr
+
+
+def test_check_where_the_hub_does_not_answer(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good config stays good; what could not be looked at is told after the plan."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = yaml.safe_load(config.read_text()) | {"data": {"hub": "nobody/nothing"}}
+    config.write_text(yaml.safe_dump(settings))
+    result = invoke("check", config)
+    assert result.exit_code == 0, result.output
+    assert "unknown: the hub does not answer" in result.stdout
+    plan, _, told = result.stdout.partition("gold answers of the training data could not be checked:")
+    assert "nobody/nothing" in told and "path=" in told
+    assert "memory" in plan
+
+
+def test_check_of_a_policy_that_is_not_there_names_the_remedy(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = invoke("check", config, "policy.path=runs/no_such/policy")
+    assert result.exit_code == 2
+    assert "grpo sft" in result.stderr and "runs/no_such/policy" in result.stderr
+
+
+def test_help_is_quick_to_come() -> None:
+    """Help imports none of the libraries that take seconds."""
+    program = (
+        "import sys\nfrom grpo.cli.app import app\n"
+        "try:\n    app(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'ray', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

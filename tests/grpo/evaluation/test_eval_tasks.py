@@ -1,0 +1,136 @@
+"""Task files, and the problems that they make of rows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.evaluation.problems import FOLDER, load_problems, load_task, task_names
+from grpo.evaluation.votes import answers_of
+from rewards.build import build_verifier
+from rewards.verdict import Status
+
+PROMISED = [
+    "aime24", "aime25", "amc23", "gpqa_diamond", "gsm8k", "humaneval", "livecodebench", "math500", "mbpp",
+    "minerva_math", "olympiadbench",
+]  # fmt: skip
+
+
+def local(tmp_path: Path, name: str, rows: list[dict[str, Any]], *overrides: str) -> list[Any]:
+    """The problems of a task, made of rows of ours."""
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return load_problems(load_task(name, [f"data.path={path}", *overrides]))
+
+
+def status(name: str, problem: Any, completion: str) -> Status:
+    verifier = load_task(name).verifier
+    return build_verifier(verifier.use, verifier.options)(completion, problem.reference, problem.row).status
+
+
+def test_every_promised_task_is_there_and_says_where_it_is_from() -> None:
+    assert task_names() == PROMISED
+    for name in PROMISED:
+        task = load_task(name)
+        assert task.name == name and task.data.hub and task.sampling.max_tokens >= 2048
+        assert len((FOLDER / f"{name}.yaml").read_text().splitlines()) <= 25
+
+
+def test_wrong_names_and_keys_are_told_with_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no task 'gsm8'; did you mean 'gsm8k'"):
+        load_task("gsm8")
+    with pytest.raises(ValueError, match=r"data\.promt is not a known key; did you mean data\.prompt"):
+        load_task("gsm8k", ["data.promt=question"])
+    with pytest.raises(ValueError, match="'question' is not a column of the data, which has problem, answer"):
+        local(tmp_path, "gsm8k", [{"problem": "1+1?", "answer": "#### 2"}])
+    with pytest.raises(ValueError, match=r"gsm8k:1: the row has no question or no reference"):
+        local(tmp_path, "gsm8k", [{"question": "1?", "answer": "#### 2"}, {"question": "1?", "answer": "no mark"}])
+    (tmp_path / "mine.yaml").write_text("name: mine\nsource: here\nverifier: {use: math}\ndata: {template: hi}\n")
+    with pytest.raises(
+        ValueError, match=r"2 problems in .*mine.yaml(.|\n)*data needs a hub(.|\n)*must contain {prompt}"
+    ):
+        load_task(str(tmp_path / "mine.yaml"))
+    with pytest.raises(ValueError, match=r"deadline_s=1 could end the verifier 'humaneval'"):
+        load_task("humaneval", ["verifier.deadline_s=1"])
+
+
+def test_a_digest_is_of_what_is_asked_and_what_is_right(tmp_path: Path) -> None:
+    row = {"question": "1+1?", "answer": "#### 2", "note": "a"}
+    (first,) = local(tmp_path, "gsm8k", [row])
+    assert first.question == "1+1?\nPlease reason step by step, and put your final answer within \\boxed{}."
+    assert first.reference == "2"
+    same, other = local(tmp_path, "gsm8k", [row | {"note": "b"}, row | {"answer": "#### 3"}])
+    assert first.digest == same.digest != other.digest
+
+
+GPQA = [
+    {"Question": f"Which is {n}?", "Correct Answer": f"{n}", **{f"Incorrect Answer {i}": f"{n}.{i}" for i in (1, 2, 3)}}
+    for n in range(80)
+]
+
+
+def test_options_are_shuffled_alike_in_every_run(tmp_path: Path) -> None:
+    problems = local(tmp_path, "gpqa_diamond", GPQA)
+    assert [p.reference for p in problems] == [p.reference for p in local(tmp_path, "gpqa_diamond", GPQA)]
+    assert local(tmp_path, "gpqa_diamond", GPQA[5:6])[0].digest == problems[5].digest, "whatever rows stand beside it"
+    assert min(Counter(problem.reference for problem in problems)[letter] for letter in "ABCD") >= 10
+    for number, problem in enumerate(problems):
+        right = problem.row["choices"]["ABCD".index(problem.reference)]
+        assert right == f"{number}" and f"{problem.reference}) {number}\n" in problem.question + "\n"
+        assert sorted(problem.row["choices"]) == sorted([f"{number}", *(f"{number}.{i}" for i in (1, 2, 3))])
+    assert status("gpqa_diamond", problems[0], f"\\boxed{{{problems[0].reference}}}") is Status.CORRECT
+    other = "A" if problems[0].reference != "A" else "B"
+    assert status("gpqa_diamond", problems[0], f"\\boxed{{{other}}}") is Status.WRONG
+
+
+def test_several_answers_are_one_reference(tmp_path: Path) -> None:
+    (problem,) = local(tmp_path, "olympiadbench", [{"question": "Roots?", "final_answer": ["$2$", "$-3$"]}])
+    assert status("olympiadbench", problem, "\\boxed{-3, 2}") is Status.CORRECT
+    assert status("olympiadbench", problem, "\\boxed{2}") is Status.WRONG
+
+
+def test_code_rows_are_asked_and_graded(tmp_path: Path) -> None:
+    mbpp = {"prompt": "Double a number.", "test_list": ["assert double(2) == 4", "assert double(0) == 0"]}
+    (problem,) = local(tmp_path, "mbpp", [mbpp | {"test_imports": []}])
+    assert "assert double(2) == 4\nassert double(0) == 0\n```" in problem.question
+    assert status("mbpp", problem, "```python\ndef double(x):\n    return 2 * x\n```") is Status.CORRECT
+    assert status("mbpp", problem, "```python\ndef double(x):\n    return x + 2\n```") is Status.WRONG
+    private = json.dumps([{"input": "7\n", "output": "14\n", "testtype": "stdin"}])
+    public = json.dumps([{"input": "2\n", "output": "4\n", "testtype": "stdin"}])
+    row = {
+        "question_id": "1_A", "question_content": "Double it.", "starter_code": "", "metadata": "{}",
+        "public_test_cases": public,
+        "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(private))).decode(),
+    }  # fmt: skip
+    (problem,) = local(tmp_path, "livecodebench", [row])
+    assert status("livecodebench", problem, "```python\nprint(2 * int(input()))\n```") is Status.CORRECT
+    assert status("livecodebench", problem, "```python\nprint(4)\n```") is Status.WRONG, "the private test must be run"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        ("math500", "<think>\\boxed{1}</think> It is $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("math500", "<think>for ever", None),
+        ("gpqa_diamond", "\\boxed{(C)}", "C"),
+        ("gpqa_diamond", "\\boxed{the third one}", "the third one"),
+    ],
+)
+def test_how_completions_vote(name: str, text: str, answer: str | None) -> None:
+    voting = answers_of(load_task(name))
+    assert voting is not None and voting.find(text) == answer
+
+
+def test_numbers_vote_by_value_and_programs_not_at_all() -> None:
+    numeric = answers_of(load_task("gsm8k", ["verifier.use=numeric", "verifier.options={}"]))
+    assert numeric is not None
+    assert numeric.find("\\boxed{1,000.50}") == numeric.find("#### 2001/2") == "2001/2"
+    assert numeric.find("\\boxed{x}") is None
+    assert answers_of(load_task("humaneval")) is None

@@ -1,0 +1,163 @@
+"""What `grpo check` says of memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from grpo.config import LearnerConfig, Lora, Policy, SftConfig, TrainConfig
+from grpo.config.algorithm import Algorithm
+from grpo.planning.check import _actors, _table, lag_warning
+from grpo.planning.memory import GIB, Memory, Shape, add_memory, learner_bytes, memory_warning, shape_of
+
+SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, vocabulary=10)
+
+
+@pytest.mark.parametrize(
+    ("learner", "dtype", "gradients"),
+    [
+        # Whole until the one reduction; a share where each microbatch is reduced.
+        ({"zero_stage": 2}, "float32", 4000),
+        ({"zero_stage": 2}, "bfloat16", 1000),
+        ({"zero_stage": 1}, "bfloat16", 4000),
+        ({"zero_stage": 3, "reduce_gradients": "microbatch"}, "float32", 1000),
+    ],
+)
+def test_gradients_are_whole_where_they_are_reduced_once(learner: dict[str, Any], dtype: str, gradients: int) -> None:
+    policy = Policy.model_validate({"path": "policy", "dtype": dtype})
+    found = learner_bytes(SHAPE, policy, LearnerConfig.model_validate({"ranks": 4, **learner}), None)
+    assert found["gradients"] == gradients
+
+
+@pytest.mark.parametrize(
+    ("offload", "there"),
+    [("none", []), ("optimizer", ["optimizer"]), ("parameters", ["weights", "optimizer"])],
+)
+def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: list[str]) -> None:
+    settings = SftConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"new": {}},
+            "data": {"path": "rows.jsonl"},
+            "learner": {"zero_stage": 3, "offload": offload},
+            "sft": {"steps": 1},
+        }
+    )
+    printed = StringIO()
+    Console(file=printed, width=400).print(
+        add_memory(_table("memory"), settings, shape_of(settings.policy, settings.learner))
+    )
+    lines = {line.split("  ")[1].strip(): line for line in printed.getvalue().splitlines() if "GiB" in line}
+    host = lines.get("in the host's memory", "")
+    for name in ("weights 0", "gradients 0", "optimizer ("):
+        offloaded = name.split()[0] in there
+        assert (f" {name}" in host) == offloaded
+        assert (f" {name}" in lines["a learner rank"]) != offloaded
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ({}, "Set algorithm.preset=cispo"),
+        ({"preset": "gspo"}, "the edges of algorithm.ratio=sequence"),
+        ({"proximal": "recomputed"}, "set algorithm.importance_weight=token"),
+        # The ratio of a recomputed proximal policy is 1 at first, whatever sampled.
+        ({"preset": "cispo", "proximal": "recomputed"}, "set algorithm.importance_weight=token"),
+        ({"preset": "cispo"}, None),
+        ({"mismatch_mask": "token"}, None),
+        ({"proximal": "recomputed", "importance_weight": "token"}, None),
+        ({"proximal": "recomputed", "mismatch_mask": "geometric"}, None),
+    ],
+)
+def test_an_objective_that_does_not_correct_for_lag_is_warned_of(algorithm: dict[str, Any], said: str | None) -> None:
+    settings = TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"path": "policy"},
+            "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "numeric"}],
+            "rollout": {"max_policy_lag": 2},
+            "algorithm": Algorithm.model_validate(algorithm),
+            "train": {"steps": 1},
+        }
+    )
+    warning = lag_warning(settings)
+    assert (warning is None) if said is None else (said in (warning or "") and "max_policy_lag=2" in (warning or ""))
+    on_policy = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"max_policy_lag": 0})})
+    assert lag_warning(on_policy) is None
+
+
+def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
+    policy, told = Policy.model_validate({"new": {"heads": 4, "key_value_heads": 2}}), {}
+    for size in (1, 2):
+        learner = {"ranks": 4, "sequence_parallel": size, "microbatch_tokens": 4096}
+        settings = SftConfig.model_validate(
+            {
+                "run": {"folder": "run"},
+                "policy": policy.model_dump(),
+                "data": {"path": "rows.jsonl"},
+                "learner": learner,
+                "sft": {"steps": 1},
+            }
+        )
+        printed = StringIO()
+        Console(file=printed, width=400).print(_actors(settings))
+        told[size] = "2 share each microbatch" in printed.getvalue()
+        found = learner_bytes(SHAPE, policy, settings.learner, None)
+        assert found["activations of a microbatch"] == 4096 / size
+    assert told == {1: False, 2: True}
+    with pytest.raises(ValueError, match=r"sequence_parallel=3 cannot .* choose one of 1, 2, 4$"):
+        shape_of(policy, LearnerConfig(ranks=3, sequence_parallel=3))
+
+
+def test_a_reference_is_held_whole_by_every_rank_and_not_with_adapters() -> None:
+    policy, with_kl = Policy(path="policy", dtype="bfloat16"), Algorithm(kl="k3", kl_coefficient=0.1)
+    sharded = LearnerConfig(ranks=4, zero_stage=3)
+    assert learner_bytes(SHAPE, policy, sharded, with_kl)["reference policy"] == 2000
+    assert "reference policy" not in learner_bytes(SHAPE, policy, sharded, Algorithm())
+    adapters = LearnerConfig(ranks=4, zero_stage=3, lora=Lora())
+    assert "reference policy" not in learner_bytes(SHAPE, policy, adapters, with_kl)
+
+
+def test_logits_are_those_of_a_microbatch_and_no_more_than_a_chunk() -> None:
+    policy, learner = Policy(path="policy"), LearnerConfig(microbatch_tokens=4096)
+    assert learner_bytes(SHAPE, policy, learner, None)["logits"] == 3 * 4096 * 10 * 4
+    large = dataclasses.replace(SHAPE, vocabulary=150_000)
+    assert learner_bytes(large, policy, learner, None)["logits"] == 3 << 28
+
+
+@pytest.mark.parametrize(
+    ("keys", "memory", "told"),
+    [
+        ({"device": "cpu"}, Memory(None, 100 * GIB), None),
+        ({"device": "cpu"}, Memory(None, 30 * GIB), "this machine has 30.0 GiB to give: lower learner.microbatch"),
+        # Somewhere else nothing is known.
+        ({"device": "cpu", "address": "ray://there"}, Memory(None, 1), None),
+        ({"device": "gpu"}, Memory(None, 1), None),
+        ({"device": "gpu"}, Memory(40 * GIB, 100 * GIB), None),
+        ({"device": "gpu"}, Memory(30 * GIB, 100 * GIB), "a learner rank needs about 32.0 GiB"),
+        ({"device": "gpu"}, Memory(8 * GIB, 100 * GIB), "generator.gpu_memory_share=0.85 leaves"),
+        # Beside a generator there is less.
+        ({"device": "gpu", "share_gpus": True}, Memory(40 * GIB, 100 * GIB), "lower generator.gpu_memory_share"),
+        ({"device": "gpu", "share_gpus": True, "sleep": True}, Memory(40 * GIB, 100 * GIB), None),
+    ],
+)
+def test_what_does_not_fit_is_told_with_a_remedy(keys: dict[str, Any], memory: Memory, told: str | None) -> None:
+    settings = TrainConfig.model_validate(
+        {
+            "run": {"folder": "run"},
+            "policy": {"path": "policy"},
+            "data": {"path": "rows.jsonl"},
+            "verifiers": [{"name": "answer", "use": "numeric"}],
+            "train": {"steps": 1},
+            "cluster": keys,
+        }
+    )
+    # 8 GiB of weights, as much of gradients, twice as much of Adam's.
+    shape = Shape(2 * GIB, 2 * GIB, cache_bytes=1, activation_bytes=0, vocabulary=1)
+    warning = memory_warning(settings, shape, memory)
+    assert (warning is None) if told is None else told in (warning or ""), warning

@@ -1,0 +1,39 @@
+"""The names that a run reports are those of docs/metrics.md."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+from fake_run import make_metrics
+
+from grpo.report.progress import GRPO_FIELDS, SFT_FIELDS
+from grpo.report.step_time import TIMED_PARTS
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
+
+
+def documented_names() -> list[str]:
+    """First column of the table of metrics; `<verifier>` and the like stand for one word each."""
+    table = DOCUMENT.read_text(encoding="utf-8").split("## Metrics")[1].split("## Rollouts")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def is_documented(name: str) -> bool:
+    return any(re.fullmatch(re.sub(r"<\w+>", "[^/]+", pattern), name) for pattern in documented_names())
+
+
+def test_what_is_reported_shown_and_drawn_is_documented() -> None:
+    used = [*make_metrics(random.Random(0), 1, 0.5), *(field.metric for field in (*GRPO_FIELDS, *SFT_FIELDS))]
+    used += ["time/run_s", "eval/accuracy", *(f"time/{part}_s" for part in TIMED_PARTS)]
+    assert [name for name in used if not is_documented(name)] == []
+
+
+def test_the_table_is_strict_and_names_nothing_twice() -> None:
+    names = documented_names()
+    assert len(names) > 30
+    assert len(names) == len(set(names))
+    assert is_documented("verdict/exact/timeout")
+    assert not is_documented("verdict/exact") and not is_documented("rewards/mean")

@@ -1,0 +1,111 @@
+"""The watchdog notices that nothing moves; its clock, its file and what follows, without Ray."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo.cluster.activity import Activity
+from grpo.cluster.failures import Stalled
+from grpo.config import Watchdog as Settings
+from grpo.report import run_files
+from grpo.run.watchdog import FOLDER, Watchdog, WatchedProgress, _word
+
+
+class Screen:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def show(self, line: object) -> None:
+        self.lines.append(str(line))
+
+
+def watchdog(folder: Path, activity: Activity, screen: Screen, start_s: float = 0.2, **settings: object) -> Watchdog:
+    chosen = Settings.model_validate({"stall_s": 0.3, **settings})
+    return Watchdog(chosen, folder, activity, screen.show, start_s)
+
+
+def until_stacks_are_written(folder: Path) -> Path:
+    for _ in range(200):
+        if found := list((folder / FOLDER).glob("*.txt")):
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError("no file")
+
+
+def test_it_keeps_still_while_something_moves(tmp_path: Path) -> None:
+    activity, screen = Activity(), Screen()
+    with watchdog(tmp_path, activity, screen, stall_s=0.6):
+        for _ in range(20):
+            with activity.waiting("a finished group"):
+                time.sleep(0.05)
+    assert screen.lines == [] and not (tmp_path / FOLDER).exists()
+
+
+def test_it_says_once_what_it_waits_for_and_goes_on_watching(tmp_path: Path) -> None:
+    activity, screen = Activity(), Screen()
+    activity.time("learn")
+    with watchdog(tmp_path, activity, screen), activity.waiting("a learner step"):
+        until_stacks_are_written(tmp_path)
+        time.sleep(0.8)
+        assert len(screen.lines) == 1, "it is not said again and again"
+        activity.moved()
+        time.sleep(1.2)
+    assert len(screen.lines) == 2, "another stall is another line"
+    assert "phase 'learn': waiting for a learner step; stacks are in" in screen.lines[0]
+    assert [line.partition(": ")[2] for line in (tmp_path / run_files.FAULTS).read_text().splitlines()] == screen.lines
+    text = sorted((tmp_path / FOLDER).glob("*_learn.txt"))[0].read_text()
+    # The driver's own stack names the line that hangs.
+    assert "test_it_says_once_what_it_waits_for_and_goes_on_watching" in text and "no actor is running" in text
+
+
+@pytest.mark.parametrize("action", ["stop", "restart"])
+def test_it_ends_what_hangs_in_the_driver_itself(tmp_path: Path, action: str) -> None:
+    activity, lock = Activity(), threading.Lock()
+    lock.acquire()
+    activity.time("verify")
+    with (
+        pytest.raises(Stalled, match=r"nothing has moved for \d+ s in phase 'verify'; stacks are in .*_verify\.txt"),
+        watchdog(tmp_path, activity, Screen(), action=action),
+    ):
+        lock.acquire(timeout=20)
+
+
+def test_a_start_has_longer(tmp_path: Path) -> None:
+    activity, screen = Activity(), Screen()
+    with watchdog(tmp_path, activity, screen, start_s=2.0), activity.within("starting 2 learner rank(s), 1 vLLM"):
+        time.sleep(1.2)
+        assert screen.lines == []
+        assert until_stacks_are_written(tmp_path).name.endswith("_start.txt")
+
+
+def test_phases_and_steps_of_a_display_are_heard(tmp_path: Path) -> None:
+    from fake_run import silent_progress
+
+    activity = Activity()
+    progress = WatchedProgress(silent_progress(), activity)
+    activity.time("sync")
+    assert activity.phase == "sync"
+    with progress.phase("writing the checkpoint of step 3"):
+        assert _word(activity.phase) == "checkpoint"
+        with activity.within("evaluate"):
+            assert activity.phase == "evaluate"
+    time.sleep(0.1)
+    progress.step(1, {})
+    assert activity.phase == "sync" and activity.still_s < 0.05
+    activity.time(None)
+    assert activity.phase == "between steps"
+
+
+def test_a_folder_that_cannot_be_written_to_keeps_no_line_back(tmp_path: Path) -> None:
+    activity, screen = Activity(), Screen()
+    (tmp_path / FOLDER).write_text("in the way")
+    with watchdog(tmp_path, activity, screen):
+        for _ in range(100):
+            if screen.lines:
+                break
+            time.sleep(0.05)
+    assert "stacks could not be written" in screen.lines[0]

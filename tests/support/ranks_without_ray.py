@@ -1,0 +1,212 @@
+"""Learner ranks as plain processes, to look at what Ray's actors would hide: which collectives DeepSpeed calls.
+
+The same processes run all cases one after another, as starting the engines takes longer than the cases do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from grpo.learner.setup import LearnerSetup
+from torch import Tensor
+
+from grpo import config
+from grpo.algorithm.minibatches import RankBatch, TrainBatch, batch
+from grpo.algorithm.rescoring import Source
+from grpo.config.algorithm import Algorithm
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of a learner, and what is done with it.
+
+    Attributes:
+        learner: its section.
+        dtype: of the policy.
+        algorithm: the objective; by default the plain one.
+        group_size: sequences that share a prompt.
+        steps: ordinary steps.
+        resume: it goes back to a checkpoint and takes a step again.
+        refreshes: the reference becomes the policy before that checkpoint, and another one after it.
+        broken: a step whose loss is no number comes after the ordinary ones.
+        sleeps: it sleeps before each step.
+        few_logits: ranks compute their logits in many chunks, other numbers of them, with a head in shards at ZeRO-3.
+    """
+
+    learner: dict[str, Any]
+    dtype: config.Dtype = "float32"
+    algorithm: Algorithm | None = None
+    group_size: int = 1
+    steps: int = 2
+    resume: bool = False
+    refreshes: bool = False
+    broken: bool = False
+    sleeps: bool = False
+    few_logits: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 saw.
+
+    Attributes:
+        metrics: of each step, the broken one among them.
+        reduced: elements that went through reductions in the last ordinary step.
+        resumed: metrics of one more step, and of the same after going back to the checkpoint before it.
+        fine_gradients: share of the first step's gradient that bfloat16 could not hold.
+        fine_weights: share of the optimizer's weights that bfloat16 could not hold.
+        scored: log-probabilities of a batch after all steps, under the policy, and the reference where there is one.
+        weights: the policy after the ordinary steps.
+    """
+
+    metrics: list[dict[str, float]]
+    reduced: int
+    resumed: list[dict[str, float]]
+    fine_gradients: float
+    fine_weights: float
+    scored: list[list[Tensor]]
+    weights: dict[str, Tensor]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def small_microbatches(seed: int, ranks: int, group_size: int = 1) -> TrainBatch:
+    """Several microbatches for each rank, of groups that share a prompt."""
+    from setups_for_tests import random_sequences
+
+    sequences = random_sequences(24, seed, group_size)
+    trained = sum(sequence.trained_tokens for sequence in sequences)
+    return batch(sequences, denominator=float(trained), ranks=ranks, microbatch_tokens=64)
+
+
+def run_cases(path: str, folder: Path, cases: dict[str, Case], ranks: int = 2) -> dict[str, Outcome]:
+    """Outcome of each case on rank 0."""
+    port = free_port()
+    # One process imports the engines, and all ranks of a session are forked from it. It finds modules from the
+    # project's folder; where the tests run in another one, each rank imports for itself.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["engines_on_cpu"])
+    with ProcessPoolExecutor(ranks, mp_context=context) as pool:
+        running = [pool.submit(_rank, rank, ranks, port, path, str(folder), cases) for rank in range(ranks)]
+        outcomes = [one.result(timeout=400) for one in running]
+        return outcomes[0]
+
+
+def _rank(rank: int, ranks: int, port: int, path: str, folder: str, cases: dict[str, Case]) -> dict[str, Outcome]:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed.comm
+    from setups_for_tests import learner_setups
+
+    counted = [0]
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            tensors = [one for one in (*arguments, *named.values()) if isinstance(one, torch.Tensor)]
+            counted[0] += max((one.numel() for one in tensors), default=0)
+            return function(*arguments, **named)
+
+        return call
+
+    for name in ("all_reduce", "reduce", "reduce_scatter_fn", "reduce_scatter_tensor", "reduce_scatter"):
+        if hasattr(deepspeed.comm, name):
+            setattr(deepspeed.comm, name, counting(getattr(deepspeed.comm, name)))
+    outcomes = {}
+    for name, case in cases.items():
+        (base,) = learner_setups(path, dtype=case.dtype)
+        setup = dataclasses.replace(
+            base,
+            learner=base.learner.model_copy(update={**case.learner, "ranks": ranks}),
+            algorithm=case.algorithm or base.algorithm,
+            rank=rank,
+            world_size=ranks,
+            skipped_folder=f"{folder}/skipped/{name}",
+        )
+        with _few_logits() if case.few_logits else contextlib.nullcontext():
+            outcomes[name] = _outcome(case, setup, port, f"{folder}/{name}", counted)
+    return outcomes
+
+
+def _outcome(case: Case, setup: LearnerSetup, port: int, folder: str, counted: list[int]) -> Outcome:
+    from grpo.learner.rank import LearnerRank
+
+    learner = LearnerRank(setup, "127.0.0.1", port)
+
+    def part(seed: int) -> RankBatch:
+        share = setup.rank // setup.learner.sequence_parallel
+        return small_microbatches(seed, setup.learner.data_parallel, case.group_size).ranks[share]
+
+    metrics = []
+    for step in range(case.steps):
+        if case.sleeps:
+            learner.sleep()
+            learner.score([[3, 4, 5]])
+            learner.wake()
+        counted[0] = 0
+        metrics.append(learner.step(part(step)))
+        if step == 0:
+            states = learner._engine.optimizer.optimizer.state
+            # After one step the first moment is a tenth of the gradient, which is below the clip.
+            fine_gradients = _finer_than_bfloat16([state["exp_avg"] / 0.1 for state in states.values()])
+            fine_weights = _finer_than_bfloat16(list(states))
+    reduced, resumed = counted[0], []
+    needs_reference = setup.algorithm is not None and setup.algorithm.needs_reference
+    sources: tuple[Source, ...] = ("policy", "reference") if needs_reference else ("policy",)
+    scored = [learner.logprobs(part(9).microbatches, source) for source in sources]
+    weights = dict(learner.weights())
+    if case.broken:
+        metrics.append(learner.step(dataclasses.replace(part(0), denominator=math.nan)))
+    if case.resume:
+        if case.refreshes:
+            learner.refresh_reference()
+        learner.save(folder)
+        torch.distributed.barrier()
+        resumed.append(learner.step(part(7)))
+        if case.refreshes:
+            learner.refresh_reference()
+        learner.load(folder)
+        resumed.append(learner.step(part(7)))
+    learner._engine.destroy()
+    return Outcome(metrics, reduced, resumed, fine_gradients, fine_weights, scored, weights)
+
+
+@contextlib.contextmanager
+def _few_logits() -> Iterator[None]:
+    """Inside, five tokens' logits at a time, and at ZeRO-3 nothing so small that each rank keeps it whole."""
+    import grpo.learner.rank
+    import grpo.policy.logprobs
+
+    held, settings_of = grpo.policy.logprobs.LOGIT_BYTES, grpo.learner.rank.deepspeed_settings
+
+    def sharded(setup: LearnerSetup) -> dict[str, Any]:
+        settings = settings_of(setup)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return settings
+
+    # The policies of these tests know 28 tokens.
+    grpo.policy.logprobs.LOGIT_BYTES = 5 * 4 * 28
+    grpo.learner.rank.deepspeed_settings = sharded
+    yield
+    grpo.policy.logprobs.LOGIT_BYTES, grpo.learner.rank.deepspeed_settings = held, settings_of
+
+
+def _finer_than_bfloat16(tensors: list[Tensor]) -> float:
+    values = torch.cat([one.detach().flatten() for one in tensors])
+    values = values[values != 0]
+    # A thirtieth of bfloat16's own spacing, and far above what float32 rounds.
+    return float(((values.bfloat16().float() - values).abs() > 1e-4 * values.abs()).float().mean())
