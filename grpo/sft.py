@@ -22,7 +22,7 @@ from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.report import run_files
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.report.timeline import DRIVER
 from grpo.report.trackers import open_trackers
 from grpo.run import checkpoint
@@ -55,7 +55,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         settings.report.trackers, folder, config=settings.model_dump(mode="json"), project=settings.report.project
     )
     with (
-        Report(folder, trackers=trackers, progress=progress, total_steps=schedule.steps) as report,
+        RunRecorder(folder, trackers=trackers, progress=progress, total_steps=schedule.steps) as report,
         Interrupt() as interrupt,
     ):
         with progress.phase("starting Ray"):

@@ -152,7 +152,7 @@ Finished = list[tuple[int, tuple[Completion, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class GeneratorReport:
     """What a generator says when it is asked.
 
     Attributes:

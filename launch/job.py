@@ -11,13 +11,13 @@ from typing import Literal
 from grpo.cluster.claim import plan_of
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import dump
-from grpo.config.launch import Launch, Nodes, Secret
+from grpo.config.launch import LaunchConfig, NodesConfig, SecretConfig
 
 Target = Literal["local", "slurm", "kuberay", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class LaunchJob:
     """A run and where it is to go.
 
     Attributes:
@@ -44,7 +44,7 @@ class Job:
         return re.sub(r"[^a-z0-9]+", "-", f"grpo-{self.folder.name}".lower()).strip("-")[:40].rstrip("-")
 
     @property
-    def launch(self) -> Launch:
+    def launch(self) -> LaunchConfig:
         """The cluster section.
 
         Raises:
@@ -69,17 +69,17 @@ class Job:
         return dump(settings.model_copy(update={"run": run, "cluster": cluster}))
 
 
-def secret_file(secret: Secret) -> str | None:
+def secret_file(secret: SecretConfig) -> str | None:
     """The shell command that exports a secret from its file; None where it has none. The value is never in it."""
     return f'{secret.name}="$(<{quote(secret.file)})"; export {secret.name}' if secret.file else None
 
 
-def capacity_problems(job: Job) -> list[str]:
+def capacity_problems(job: LaunchJob) -> list[str]:
     """What the job's actors need and the nodes of the cluster section do not have."""
     settings, launch, plan = job.settings, job.launch, plan_of(job.settings)
     learner = ("learner.ranks", plan.learner_ranks, 1, plan.learner_threads)
     replicas = ("generator.replicas", plan.generators, plan.generator_devices, plan.generator_threads)
-    placed: list[tuple[str, Nodes, list[tuple[str, int, int, int]]]]
+    placed: list[tuple[str, NodesConfig, list[tuple[str, int, int, int]]]]
     if launch.generators is None:
         placed = [("launch", launch, [learner, replicas])]
     elif isinstance(settings, SftConfig):
@@ -113,7 +113,7 @@ def capacity_problems(job: Job) -> list[str]:
     return found
 
 
-def storage_problems(job: Job) -> list[str]:
+def storage_problems(job: LaunchJob) -> list[str]:
     """A run's folder that some node could not reach."""
     launch = job.launch
     if launch.storage is None:
@@ -125,7 +125,7 @@ def storage_problems(job: Job) -> list[str]:
     return []
 
 
-def secret_problems(job: Job) -> list[str]:
+def secret_problems(job: LaunchJob) -> list[str]:
     """Secrets that only Kubernetes could hand over, for launchers that have no Kubernetes."""
     return [
         f"launch.secrets: {secret.name} names only a Kubernetes secret; here it needs a file or an environment variable"

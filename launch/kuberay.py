@@ -11,15 +11,15 @@ from typing import Any
 
 import yaml
 
-from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, Launch, Nodes
-from launch.job import Job, capacity_problems, refuse, storage_problems
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, LaunchConfig, NodesConfig
+from launch.job import LaunchJob, capacity_problems, refuse, storage_problems
 
 CONFIG_FOLDER = "/etc/verigrpo"
 # How long Kubernetes waits between SIGTERM and SIGKILL when it takes a pod away.
 GRACE_S = 120
 
 
-def manifests(job: Job) -> list[dict[str, Any]]:
+def manifests(job: LaunchJob) -> list[dict[str, Any]]:
     """The ConfigMap and the RayJob.
 
     Raises:
@@ -51,7 +51,7 @@ def manifests(job: Job) -> list[dict[str, Any]]:
     return [config_map, ray_job]
 
 
-def render(job: Job) -> str:
+def render(job: LaunchJob) -> str:
     """Both as one YAML stream, for `kubectl apply -f`.
 
     Raises:
@@ -60,7 +60,7 @@ def render(job: Job) -> str:
     return yaml.safe_dump_all(manifests(job), sort_keys=False)
 
 
-def submit(job: Job) -> str:
+def submit(job: LaunchJob) -> str:
     """Hand the manifests to kubectl; what it answered.
 
     Raises:
@@ -76,7 +76,7 @@ def submit(job: Job) -> str:
     return done.stdout.strip()
 
 
-def _problems(job: Job) -> list[str]:
+def _problems(job: LaunchJob) -> list[str]:
     launch, found = job.launch, []
     if launch.image is None:
         found.append("launch.image must name the container image of the pods (the Dockerfile builds one)")
@@ -93,7 +93,7 @@ def _problems(job: Job) -> list[str]:
     return found
 
 
-def _cluster(launch: Launch, name: str) -> dict[str, Any]:
+def _cluster(launch: LaunchConfig, name: str) -> dict[str, Any]:
     roles = (LEARNER_NODE, GENERATOR_NODE) if launch.generators else (None, None)
     workers = [
         {
@@ -123,7 +123,7 @@ def _cluster(launch: Launch, name: str) -> dict[str, Any]:
     }
 
 
-def _start(group: Nodes, role: str | None) -> dict[str, str]:
+def _start(group: NodesConfig, role: str | None) -> dict[str, str]:
     start = {"num-cpus": str(group.cpus_per_node)}
     if role:
         # A string within a string: KubeRay puts the value into a shell command as it is.
@@ -131,7 +131,7 @@ def _start(group: Nodes, role: str | None) -> dict[str, str]:
     return start
 
 
-def _pod(launch: Launch, group: Nodes, name: str, container: str) -> dict[str, Any]:
+def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) -> dict[str, Any]:
     kuberay = launch.kuberay
     amounts = {"cpu": str(group.cpus_per_node), "memory": f"{group.memory_gib_per_node}Gi"}
     if group.gpus_per_node:

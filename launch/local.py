@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grpo.config.launch import Secret
-from launch.job import Job, capacity_problems, refuse, secret_problems
+from grpo.config.launch import SecretConfig
+from launch.job import LaunchJob, capacity_problems, refuse, secret_problems
 
 
-def render(job: Job) -> str:
+def render(job: LaunchJob) -> str:
     """The command with its environment, secrets by reference.
 
     Raises:
@@ -32,7 +32,7 @@ def render(job: Job) -> str:
     return " ".join([*shown, "grpo", job.command, "CONFIG", "resume=auto"]) + "\n"
 
 
-def run(job: Job) -> int:
+def run(job: LaunchJob) -> int:
     """Run it to its end; the exit status.
 
     Raises:
@@ -54,7 +54,7 @@ def run(job: Job) -> int:
                     continue
 
 
-def value_of(secret: Secret) -> str:
+def value_of(secret: SecretConfig) -> str:
     """A secret's value, for the environment of a process of ours.
 
     Raises:

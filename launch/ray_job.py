@@ -6,10 +6,10 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from launch.job import Job, capacity_problems, refuse, secret_file, storage_problems
+from launch.job import LaunchJob, capacity_problems, refuse, secret_file, storage_problems
 
 
-def entrypoint(job: Job) -> str:
+def entrypoint(job: LaunchJob) -> str:
     """The shell command that Ray runs on the head node, in a folder that holds `config.yaml`.
 
     Raises:
@@ -34,7 +34,7 @@ def entrypoint(job: Job) -> str:
     return "bash -c " + shlex.quote("\n".join(lines))
 
 
-def render(job: Job) -> str:
+def render(job: LaunchJob) -> str:
     """The equivalent `ray job submit`, to read.
 
     Raises:
@@ -50,7 +50,7 @@ def render(job: Job) -> str:
     )
 
 
-def submit(job: Job) -> str:
+def submit(job: LaunchJob) -> str:
     """Submit it; a sentence with the job's id.
 
     Raises:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jinja2
 
-from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, Nodes
-from launch.job import Job, capacity_problems, refuse, secret_file, secret_problems, storage_problems
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, NodesConfig
+from launch.job import LaunchJob, capacity_problems, refuse, secret_file, secret_problems, storage_problems
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(job: Job) -> str:
+def render(job: LaunchJob) -> str:
     """The script.
 
     Raises:
@@ -39,7 +39,7 @@ def render(job: Job) -> str:
     )
     environment.filters["quote"] = shlex.quote
 
-    def options(group: Nodes) -> list[str]:
+    def options(group: NodesConfig) -> list[str]:
         slurm = launch.slurm
         wanted: list[tuple[str, str | int | None]] = [
             ("partition", group.partition),
@@ -75,7 +75,7 @@ def render(job: Job) -> str:
     )
 
 
-def submit(job: Job) -> str:
+def submit(job: LaunchJob) -> str:
     """Write the script and the configuration into the run's folder and hand them to sbatch; what sbatch answered.
 
     Raises:

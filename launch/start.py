@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from launch import kuberay, local, ray_job, slurm
-from launch.job import Job, Target
+from launch.job import LaunchJob, Target
 
 RENDERERS = {"local": local.render, "slurm": slurm.render, "kuberay": kuberay.render, "ray": ray_job.render}
 SUBMITTERS = {"slurm": slurm.submit, "kuberay": kuberay.submit, "ray": ray_job.submit}
 
 
-def render(target: Target, job: Job) -> str:
+def render(target: Target, job: LaunchJob) -> str:
     """What would be run or submitted.
 
     Raises:
@@ -18,7 +18,7 @@ def render(target: Target, job: Job) -> str:
     return RENDERERS[target](job)
 
 
-def start(target: Target, job: Job) -> int:
+def start(target: Target, job: LaunchJob) -> int:
     """Run the job here, or submit it; the exit status.
 
     Raises:

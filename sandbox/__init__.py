@@ -17,7 +17,7 @@ a program gains between two looks of the watch. `bounds` says of each limit whet
 hidden from each other's *load*, and they can see the machine's processor type, memory size and kernel version.
 """
 
-from sandbox.bounds import Bound, bounds
+from sandbox.bounds import LimitHold, bounds
 from sandbox.outside.service import Sandbox
 from sandbox.types import (
     AssertTest,
@@ -30,8 +30,8 @@ from sandbox.types import (
     Layer,
     Limits,
     MissingLayer,
+    ProgramStatus,
     SandboxError,
-    Status,
     StdinTest,
     Test,
     TestResult,
@@ -40,7 +40,6 @@ from sandbox.visible import readable_by_programs
 
 __all__ = [
     "AssertTest",
-    "Bound",
     "CallTest",
     "ExecutionResult",
     "Isolation",
@@ -48,11 +47,12 @@ __all__ = [
     "IsolationLevel",
     "Language",
     "Layer",
+    "LimitHold",
     "Limits",
     "MissingLayer",
+    "ProgramStatus",
     "Sandbox",
     "SandboxError",
-    "Status",
     "StdinTest",
     "Test",
     "TestResult",

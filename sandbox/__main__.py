@@ -11,7 +11,7 @@ from sandbox import benchmark
 from sandbox.bounds import bounds
 from sandbox.outside.languages import find_tool
 from sandbox.outside.service import Sandbox
-from sandbox.types import IsolationLevel, Language, Limits, SandboxError, Status
+from sandbox.types import IsolationLevel, Language, Limits, ProgramStatus, SandboxError
 
 _LANGUAGES = {".py": Language.PYTHON, ".cpp": Language.CPP, ".js": Language.JAVASCRIPT, ".sh": Language.BASH}
 _TOOLS = {Language.CPP: "g++", Language.JAVASCRIPT: "node", Language.BASH: "bash"}
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     if result.exit_code is None:
         print(result.reason, file=sys.stderr)
         return _FAILED
-    if result.status is Status.OK:
+    if result.status is ProgramStatus.OK:
         return 0
     return result.exit_code if result.exit_code > 0 else 128 - result.exit_code
 

@@ -8,7 +8,7 @@ from sandbox.types import Isolation, Layer
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class LimitHold:
     """How one limit is held.
 
     Attributes:
@@ -26,16 +26,18 @@ class Bound:
         return "bound" if self.is_bound else "promise"
 
 
-def bounds(isolation: Isolation) -> tuple[Bound, ...]:
+def bounds(isolation: Isolation) -> tuple[LimitHold, ...]:
     """How each limit is held where `isolation` is in force."""
     active = set(isolation.active)
     group = Layer.CGROUP in active
     counted = bool(active & {Layer.OWN_UID, Layer.USER_NAMESPACE})
     may_fork = Layer.PROCESS_NAMESPACE in active
     return (
-        Bound("memory", True, "a control group: memory_bytes, and disk_bytes, twice output_bytes and 48 MiB beside it")
+        LimitHold(
+            "memory", True, "a control group: memory_bytes, and disk_bytes, twice output_bytes and 48 MiB beside it"
+        )
         if group
-        else Bound(
+        else LimitHold(
             "memory",
             False,
             "looked at every 10 ms; what is allocated until then passes it, by a factor of 2 to 3 where twelve "
@@ -43,20 +45,20 @@ def bounds(isolation: Isolation) -> tuple[Bound, ...]:
             if may_fork
             else "looked at every 10 ms; one process, of an address space of twice the limit and 256 MiB",
         ),
-        Bound("processes", True, "the kernel's own count, at most 24 above the limit")
+        LimitHold("processes", True, "the kernel's own count, at most 24 above the limit")
         if counted or group
-        else Bound("processes", False, "programs start none; their threads are looked at every 10 ms"),
-        Bound("processor time", True, "what all processes of a control group have used, looked at every 10 ms")
+        else LimitHold("processes", False, "programs start none; their threads are looked at every 10 ms"),
+        LimitHold("processor time", True, "what all processes of a control group have used, looked at every 10 ms")
         if group
-        else Bound(
+        else LimitHold(
             "processor time",
             False,
             "looked at every 10 ms; children that nobody waits for and that end in between are reckoned with"
             if may_fork
             else "looked at every 10 ms, and the kernel's limit of a second more",
         ),
-        Bound("disk", True, "a file system of that size in memory")
+        LimitHold("disk", True, "a file system of that size in memory")
         if Layer.PRIVATE_ROOT in active
-        else Bound("disk", False, "looked at every 10 ms; each file is held to the limit"),
-        Bound("output", True, "while a test runs a file as large as disk_bytes, afterwards cut to output_bytes"),
+        else LimitHold("disk", False, "looked at every 10 ms; each file is held to the limit"),
+        LimitHold("output", True, "while a test runs a file as large as disk_bytes, afterwards cut to output_bytes"),
     )

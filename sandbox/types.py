@@ -79,7 +79,7 @@ class Isolation:
         )
 
 
-class Status(StrEnum):
+class ProgramStatus(StrEnum):
     """How a program ended. `SANDBOX_ERROR`, `BAD_TEST` and `SKIPPED` say nothing of the program.
 
     `BAD_TEST`: the test failed before it called the program. `SKIPPED`: it ended without having called it, so that it
@@ -118,8 +118,8 @@ class Language(StrEnum):
 class Limits:
     """What one run of a program may use.
 
-    Each limit ends the program with a `Status` of its own, but `files`, which counts as disk, and `open_files`, beyond
-    which the program is refused another descriptor and goes on.
+    Each limit ends the program with a `ProgramStatus` of its own, with two exceptions: `files` counts as disk; beyond
+    `open_files` the program is refused another descriptor and goes on.
 
     Attributes:
         wall_seconds: real time, from the start of the program's process.
@@ -170,7 +170,7 @@ class ExecutionResult:
         reason: one short line for a person.
     """
 
-    status: Status
+    status: ProgramStatus
     exit_code: int | None
     stdout: bytes
     stderr: bytes
@@ -239,7 +239,7 @@ class TestResult:
     __test__ = False  # not a test class, whatever pytest makes of its name
 
     passed: bool
-    status: Status
+    status: ProgramStatus
     reason: str = ""
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -249,7 +249,7 @@ class TestResult:
     @property
     def failed(self) -> bool:
         """Whether the test was run and not passed."""
-        return not self.passed and self.status is not Status.SKIPPED
+        return not self.passed and self.status is not ProgramStatus.SKIPPED
 
 
 class SandboxError(RuntimeError):

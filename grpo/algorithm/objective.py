@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo.algorithm import advantages, losses, mismatch
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.algorithm.packing import Microbatch
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group
 
 # Sums over tokens that carry loss, the loss apart, which is weighted as it is trained on.
@@ -52,7 +52,7 @@ class Terms:
     log_ratios: Tensor
 
 
-def advantages_of(algorithm: Algorithm, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+def advantages_of(algorithm: AlgorithmConfig, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """The configured advantage of each rollout: float32 [P, G], 0 where not valid.
 
     Args:
@@ -82,7 +82,7 @@ def advantages_of(algorithm: Algorithm, rewards_PG: Tensor, valid_PG: Tensor) ->
             return advantages.pass_at_k(rewards_PG, valid_PG, k=algorithm.pass_k)
 
 
-def carries_loss(algorithm: Algorithm, groups: Sequence[Group], rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+def carries_loss(algorithm: AlgorithmConfig, groups: Sequence[Group], rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """Which rollouts take part in the loss and its denominator: bool [P, G].
 
     Those with a reward, but for completions cut at the length limit under `overlong_filter`, and for groups without
@@ -109,7 +109,7 @@ def supervised_terms(batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor) -
 
 
 def policy_terms(
-    algorithm: Algorithm, batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor, reference_T: Tensor | None
+    algorithm: AlgorithmConfig, batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor, reference_T: Tensor | None
 ) -> Terms:
     """The policy's loss, with its correction, divergence and entropy.
 
@@ -150,7 +150,11 @@ def policy_terms(
 
 
 def _policy_loss(
-    algorithm: Algorithm, logprobs_T: Tensor, proximal_T: Tensor, advantages_T: Tensor, sequences: Sequences | None
+    algorithm: AlgorithmConfig,
+    logprobs_T: Tensor,
+    proximal_T: Tensor,
+    advantages_T: Tensor,
+    sequences: Sequences | None,
 ) -> PolicyLoss:
     low, high, dual = algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip
     match algorithm.ratio:
@@ -185,7 +189,7 @@ def _policy_loss(
     )
 
 
-def _looks_at_sequences(algorithm: Algorithm) -> bool:
+def _looks_at_sequences(algorithm: AlgorithmConfig) -> bool:
     return (
         algorithm.ratio in ("sequence", "sequence_token", "geometric")
         or algorithm.importance_weight != "none"
@@ -200,7 +204,7 @@ def _sequences(batch: Microbatch, mask_T: Tensor) -> Sequences:
 
 
 def _correction(
-    algorithm: Algorithm, batch: Microbatch, logprobs_T: Tensor, sequences: Sequences | None
+    algorithm: AlgorithmConfig, batch: Microbatch, logprobs_T: Tensor, sequences: Sequences | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Importance weight and which tokens are kept, from the sampler to where the ratio starts from.
 

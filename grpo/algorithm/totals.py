@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, SUMS, Terms
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 
 QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
 
@@ -26,7 +26,7 @@ class Totals:
         self.added += torch.cat([terms.sums, terms.log_ratios]).cpu()
         self.largest = torch.maximum(self.largest, terms.ratio_max.cpu())
 
-    def metrics(self, denominator: float, algorithm: Algorithm | None) -> dict[str, float]:
+    def metrics(self, denominator: float, algorithm: AlgorithmConfig | None) -> dict[str, float]:
         """Means over the tokens that were computed, the loss over what it is trained with; no key for what is off."""
         totals = dict(zip(SUMS, self.added[: len(SUMS)].tolist(), strict=True))
         metrics = {"loss": totals.pop("loss") / denominator}

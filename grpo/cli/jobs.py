@@ -80,11 +80,11 @@ def launch(
     status = 0
 
     def job() -> None:
-        from launch.job import Job
+        from launch.job import LaunchJob
         from launch.start import render, start
 
         nonlocal status
-        described = Job(load_either(config, overrides), Path.cwd())
+        described = LaunchJob(load_either(config, overrides), Path.cwd())
         if dry_run:
             print(render(target, described), end="")
         else:

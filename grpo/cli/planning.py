@@ -127,7 +127,7 @@ def simulate(
     """
 
     def job() -> None:
-        from grpo.planning.simulation.command import Request, show
+        from grpo.planning.simulation.command import SimulationRequest, show
 
         given = {
             "decode_base_s": decode_base_s,
@@ -137,7 +137,7 @@ def simulate(
             "learn_token_s": learn_token_s,
             "push_s": push_s,
         }
-        request = Request(
+        request = SimulationRequest(
             settings=load(TrainConfig, config, overrides or []),
             run=run,
             lengths=lengths,

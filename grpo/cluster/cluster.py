@@ -19,7 +19,7 @@ from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.learner_actor import LearnerActor
 from grpo.cluster.learner_group import LearnerGroup
-from grpo.cluster.replica import Limits
+from grpo.cluster.replica import GeneratorLimits
 from grpo.cluster.session import (
     ON_LOOPBACK,
     choose_device,
@@ -36,7 +36,7 @@ from grpo.learner.setup import LearnerSetup
 class Cluster:
     """Ray, with the actors of one job; leaving the `with` block ends them all."""
 
-    def __init__(self, settings: config.Cluster, plan: Plan) -> None:
+    def __init__(self, settings: config.ClusterConfig, plan: Plan) -> None:
         """Connect to Ray, or start it on this machine's loopback interface, and reserve what the plan needs.
 
         Raises:
@@ -129,7 +129,7 @@ class Cluster:
         group = GeneratorGroup(
             place,
             len(setups),
-            Limits(
+            GeneratorLimits(
                 start_s=self._settings.start_deadline_s,
                 group_s=group_deadline_s,
                 update_s=update_deadline_s,
@@ -176,7 +176,7 @@ class Cluster:
         )
 
 
-def wait_for_nodes(settings: config.Cluster, plan: Plan) -> None:
+def wait_for_nodes(settings: config.ClusterConfig, plan: Plan) -> None:
     """Wait until the cluster has again what a job that lost a part of it needs.
 
     Raises:

@@ -11,7 +11,7 @@ import ray
 
 from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.generator.loop import EngineLoop
-from grpo.types import Report, Request, SamplingParams
+from grpo.types import GeneratorReport, Request, SamplingParams
 from rewards.pool.busy_clock import Busy
 
 # An actor's process imports this module to find its class. torch and the rest are imported when the actor starts,
@@ -66,7 +66,7 @@ class GeneratorActor:
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
         self._loop.submit(requests, sampling)
 
-    def take(self, wait_s: float) -> Report:
+    def take(self, wait_s: float) -> GeneratorReport:
         """Groups finished since the last call, waiting up to `wait_s` for the first."""
         return self._loop.take(wait_s)
 

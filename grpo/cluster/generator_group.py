@@ -1,6 +1,6 @@
 """All generator replicas, called as one; part of the Ray room.
 
-The rest of the project knows `GeneratorGroup` and its `Stream` only, and nothing of Ray.
+The rest of the project knows `GeneratorGroup` and its `SampleStream` only, and nothing of Ray.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from grpo.cluster.activity import ACTIVITY
-from grpo.cluster.replica import Limits, Lost, Replica, Work, result_of
-from grpo.cluster.slow_generators import Sampled
+from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
+from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import wait_for
 from grpo.report.profiling import ActorProfile
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
@@ -25,7 +25,7 @@ from rewards.pool.busy_clock import Busy
 BEAT_S = 5.0
 
 
-class Stream:
+class SampleStream:
     """Requests with the same sampling, handed out as their groups finish."""
 
     def __init__(self, group: GeneratorGroup, sampling: SamplingParams) -> None:
@@ -83,7 +83,11 @@ class GeneratorGroup:
     """
 
     def __init__(
-        self, place: Callable[[int, Any, bool], Any], replicas: int, limits: Limits, tell: Callable[[str], object]
+        self,
+        place: Callable[[int, Any, bool], Any],
+        replicas: int,
+        limits: GeneratorLimits,
+        tell: Callable[[str], object],
     ) -> None:
         """Start all replicas; `wait_started` waits for them.
 
@@ -123,9 +127,9 @@ class GeneratorGroup:
         """Say how a replica that was restarted gets the present weights: `push(replica)` gives them, through `only`."""
         self._push = push
 
-    def stream(self, sampling: SamplingParams) -> Stream:
+    def stream(self, sampling: SamplingParams) -> SampleStream:
         """A stream of requests; several may share the replicas."""
-        return Stream(self, sampling)
+        return SampleStream(self, sampling)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
@@ -239,7 +243,7 @@ class GeneratorGroup:
 
         return wait
 
-    def take_sampled(self) -> list[Sampled]:
+    def take_sampled(self) -> list[GeneratorThroughput]:
         """What each replica that is up has done since this was last asked."""
         return [replica.take_sampled() for replica in self._up()]
 

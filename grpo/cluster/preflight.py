@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo import config
-from grpo.cluster.probes import NodeProbes, Outcome, Wait, generator_setup, new_weights, probe_all
+from grpo.cluster.probes import NodeProbes, ProbeOutcome, Wait, generator_setup, new_weights, probe_all
 from grpo.cluster.session import (
     choose_device,
     connect,
@@ -44,7 +44,7 @@ class NodeActor:
         return self._wait("the sandbox", self._actor.sandbox.remote())
 
     def _wait(self, what: str, reference: Any) -> Wait:
-        return lambda: cast(Outcome, wait_for([reference], self._deadline_s, f"{what} on {self.name}")[0])
+        return lambda: cast(ProbeOutcome, wait_for([reference], self._deadline_s, f"{what} on {self.name}")[0])
 
     def address(self) -> tuple[str, int]:
         """The node's address and a free port on it."""
@@ -57,7 +57,7 @@ class _ProbesActor(NodeProbes):
         return free_address()
 
 
-def preflight(settings: config.Cluster, deadline_s: float) -> dict[str, dict[str, Outcome]]:
+def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, dict[str, ProbeOutcome]]:
     """Try on every node what a job needs of it: node -> probe -> outcome.
 
     Raises:

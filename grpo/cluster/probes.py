@@ -17,13 +17,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from grpo.config import GeneratorConfig, NewPolicy
+from grpo.config import GeneratorConfig, NewPolicyConfig
 from grpo.config.cluster import Device
 from grpo.generator.setup import GeneratorSetup
 from grpo.terminal import LiteralTable, literal
 from grpo.types import Request, SamplingParams
 
-SMALL = NewPolicy(
+SMALL = NewPolicyConfig(
     hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256, tie_embeddings=False
 )
 PROBE = tuple(range(3, 19))
@@ -36,7 +36,7 @@ PROBES = ("all-reduce", "generation", "weight push", "sandbox")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProbeOutcome:
     """What a probe said.
 
     Attributes:
@@ -56,19 +56,19 @@ class NodeProbes:
         self._generator: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="grpo-preflight-")
 
-    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Outcome:
+    def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> ProbeOutcome:
         """Sum a tensor over all nodes, with NCCL where there are GPUs and Gloo elsewhere."""
         return _tried(lambda: self._all_reduce(address, port, rank, nodes, deadline_s))
 
-    def generation(self) -> Outcome:
+    def generation(self) -> ProbeOutcome:
         """Start vLLM with a random policy and sample one completion."""
         return _tried(self._generation)
 
-    def weight_push(self, bucket: np.ndarray) -> Outcome:
+    def weight_push(self, bucket: np.ndarray) -> ProbeOutcome:
         """Give vLLM other weights: uint8, the bytes of a safetensors file; and compare with what they must give."""
         return _tried(lambda: self._weight_push(bucket))
 
-    def sandbox(self) -> Outcome:
+    def sandbox(self) -> ProbeOutcome:
         """Run a program in the sandbox."""
         return _tried(self._sandbox)
 
@@ -132,11 +132,11 @@ class NodeProbes:
         return f"{bucket.nbytes / 1024:.0f} KiB in {1000 * seconds:.0f} ms, proven to {difference:.1g}"
 
     def _sandbox(self) -> str:
-        from sandbox import Limits, Sandbox, Status
+        from sandbox import Limits, ProgramStatus, Sandbox
 
         with Sandbox(workers=1) as sandbox:
             result = sandbox.run("print(sum(map(int, input().split())))", "20 22", Limits(wall_seconds=10))
-        if result.status is not Status.OK or result.stdout.strip() != b"42":
+        if result.status is not ProgramStatus.OK or result.stdout.strip() != b"42":
             raise RuntimeError(f"the program ended as {result.status.value}: {result.reason or result.stderr!r}")
         return f"{1000 * result.wall_seconds:.0f} ms, isolation {result.isolation.level.name.lower()}"
 
@@ -157,15 +157,15 @@ def new_weights() -> np.ndarray:
         return np.frombuffer((Path(folder) / "policy" / "model.safetensors").read_bytes(), dtype=np.uint8)
 
 
-def _tried(probe: Callable[[], str]) -> Outcome:
+def _tried(probe: Callable[[], str]) -> ProbeOutcome:
     try:
-        return Outcome(True, probe())
+        return ProbeOutcome(True, probe())
     except (RuntimeError, ValueError, OSError, ImportError) as failure:
-        return Outcome(False, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}")
+        return ProbeOutcome(False, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}")
 
 
 # Waits for a probe that was started.
-Wait = Callable[[], Outcome]
+Wait = Callable[[], ProbeOutcome]
 
 
 class ProbedNode(Protocol):
@@ -194,7 +194,7 @@ class ProbedNode(Protocol):
         ...
 
 
-def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> dict[str, dict[str, Outcome]]:
+def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> dict[str, dict[str, ProbeOutcome]]:
     """Every probe on every node, side by side: node -> probe -> outcome.
 
     Args:
@@ -203,7 +203,7 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
         deadline_s: longest wait for one probe.
     """
     address, port = nodes[0].address()
-    found: dict[str, dict[str, Outcome]] = {node.name: {} for node in nodes}
+    found: dict[str, dict[str, ProbeOutcome]] = {node.name: {} for node in nodes}
     probes: dict[str, Callable[[int, ProbedNode], Wait]] = {
         "all-reduce": lambda rank, node: node.all_reduce(address, port, rank, len(nodes), deadline_s),
         "generation": lambda rank, node: node.generation(),
@@ -216,11 +216,11 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
             try:
                 found[node.name][probe] = wait()
             except (TimeoutError, RuntimeError) as failure:
-                found[node.name][probe] = Outcome(False, str(failure))
+                found[node.name][probe] = ProbeOutcome(False, str(failure))
     return found
 
 
-def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
+def table_of(found: dict[str, dict[str, ProbeOutcome]]) -> Table:
     """One line for each node."""
     table = LiteralTable(title="preflight", title_style="bold")
     for column in ("node", *PROBES):
@@ -230,6 +230,6 @@ def table_of(found: dict[str, dict[str, Outcome]]) -> Table:
     return table
 
 
-def _cell(outcome: Outcome) -> Text:
+def _cell(outcome: ProbeOutcome) -> Text:
     said = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
     return Text.assemble(said, " ", literal(outcome.told))

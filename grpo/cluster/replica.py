@@ -11,9 +11,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster.generator_actor import Processes
-from grpo.cluster.slow_generators import Sampled
+from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import raised_by
-from grpo.types import EngineDied, Report, Request, SamplingParams
+from grpo.types import EngineDied, GeneratorReport, Request, SamplingParams
 from rewards.pool.busy_clock import BusyClock
 
 
@@ -108,7 +108,7 @@ class Replica:
             Lost: its process is gone, or its engine has not moved for `hang_deadline_s`.
         """
         reference, self.report = self.report, None
-        report: Report = result_of(reference, hang_deadline_s, "hand over finished groups")
+        report: GeneratorReport = result_of(reference, hang_deadline_s, "hand over finished groups")
         self.busy.merge(report.busy)
         for key, completions in report.finished:
             work = self.work.pop(key)
@@ -122,14 +122,14 @@ class Replica:
             raise Lost(f"its engine did not finish a step for {report.stalled_s:.0f} s")
         return len(report.finished)
 
-    def take_sampled(self) -> Sampled:
+    def take_sampled(self) -> GeneratorThroughput:
         """What it has done since this was last asked; nothing of a predecessor."""
         now = time.monotonic()
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since
             self._busy_since = now
         where = f" (pid {self._processes.created[0][0]} on {self._processes.address})" if self._processes else ""
-        sampled = Sampled(self.index, f"generator {self.index}{where}", self._tokens, self._busy_s)
+        sampled = GeneratorThroughput(self.index, f"generator {self.index}{where}", self._tokens, self._busy_s)
         self._tokens, self._busy_s = 0, 0.0
         return sampled
 
@@ -187,7 +187,7 @@ def result_of(reference: Any, deadline_s: float, what: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GeneratorLimits:
     """Deadlines of a group of generators, in seconds, and how often it mends itself.
 
     Attributes:

@@ -15,7 +15,7 @@ from grpo.config.cluster import Device
 from grpo.generator.setup import GeneratorSetup
 
 
-def connect(settings: config.Cluster, cpus: int) -> bool:
+def connect(settings: config.ClusterConfig, cpus: int) -> bool:
     """Use the cluster that is configured, or one of this machine's own; whether it was this that started Ray.
 
     Raises:

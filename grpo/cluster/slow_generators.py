@@ -14,7 +14,7 @@ NOTABLE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class GeneratorThroughput:
     """What one generator did in a while.
 
     Attributes:
@@ -34,10 +34,10 @@ class SlowGenerators:
     """Compares the tokens that generators sample per second while they have work."""
 
     def __init__(self) -> None:
-        self._last: collections.deque[Sequence[Sampled]] = collections.deque(maxlen=STEPS)
+        self._last: collections.deque[Sequence[GeneratorThroughput]] = collections.deque(maxlen=STEPS)
         self._named: set[str] = set()
 
-    def step(self, sampled: Sequence[Sampled]) -> tuple[dict[str, float], list[str]]:
+    def step(self, sampled: Sequence[GeneratorThroughput]) -> tuple[dict[str, float], list[str]]:
         """Add what generators did in a step; the step's metrics, and a line about each that is newly found slow.
 
         One that was started again is another, and compared when it has its own `STEPS` steps; where only one is left to

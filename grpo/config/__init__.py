@@ -1,31 +1,31 @@
 """The configuration: one pydantic tree for each kind of job."""
 
-from grpo.config.algorithm import Algorithm
-from grpo.config.cluster import Cluster, Watchdog
-from grpo.config.generator import ChosenTransport, GeneratorConfig, Rollout, WeightSyncConfig
-from grpo.config.inputs import Dataset, NewPolicy, Policy, Run
-from grpo.config.jobs import Evaluation, SftConfig, TrainConfig
-from grpo.config.learner import Dtype, LearnerConfig, Lora
-from grpo.config.verifiers import Verification, VerifierConfig
+from grpo.config.algorithm import AlgorithmConfig
+from grpo.config.cluster import ClusterConfig, WatchdogConfig
+from grpo.config.generator import ChosenTransport, GeneratorConfig, RolloutConfig, WeightSyncConfig
+from grpo.config.inputs import DatasetConfig, NewPolicyConfig, PolicyConfig, RunConfig
+from grpo.config.jobs import EvaluationConfig, SftConfig, TrainConfig
+from grpo.config.learner import Dtype, LearnerConfig, LoraConfig
+from grpo.config.verifiers import VerificationConfig, VerifierConfig
 
 __all__ = [
-    "Algorithm",
+    "AlgorithmConfig",
     "ChosenTransport",
-    "Cluster",
-    "Dataset",
+    "ClusterConfig",
+    "DatasetConfig",
     "Dtype",
-    "Evaluation",
+    "EvaluationConfig",
     "GeneratorConfig",
     "LearnerConfig",
-    "Lora",
-    "NewPolicy",
-    "Policy",
-    "Rollout",
-    "Run",
+    "LoraConfig",
+    "NewPolicyConfig",
+    "PolicyConfig",
+    "RolloutConfig",
+    "RunConfig",
     "SftConfig",
     "TrainConfig",
-    "Verification",
+    "VerificationConfig",
     "VerifierConfig",
-    "Watchdog",
+    "WatchdogConfig",
     "WeightSyncConfig",
 ]

@@ -152,7 +152,7 @@ _TWO_EDGES = ("token", "sequence", "sequence_token")
 _PERCENT = 10.0
 
 
-class Algorithm(Section):
+class AlgorithmConfig(Section):
     """The objective. By default: GRPO's advantage, DAPO's clip and token mean, no KL."""
 
     preset: Preset | None = None

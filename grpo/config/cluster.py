@@ -9,7 +9,7 @@ from pydantic import Field
 from grpo.config.section import Positive, Seconds, Section
 
 
-class Cluster(Section):
+class ClusterConfig(Section):
     """Ray and devices."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -30,7 +30,7 @@ class Cluster(Section):
     """It stops after so many restarts in a row between which no newer checkpoint was written."""
 
 
-class Watchdog(Section):
+class WatchdogConfig(Section):
     """Notices that nothing moves: no finished group, no learner step, no part of a weight push."""
 
     stall_s: Seconds = 900.0

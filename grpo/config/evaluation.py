@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from grpo.config import Cluster, Dataset, GeneratorConfig, VerifierConfig
+from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierConfig
 from grpo.config.addresses import without_secrets
 from grpo.config.code import code_problems
 from grpo.config.learner import Dtype
@@ -16,7 +16,7 @@ Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 
 
-class Choices(Section):
+class ChoicesConfig(Section):
     """Columns of a multiple-choice row; the options are shuffled by a hash of the question, alike in every run."""
 
     right: str
@@ -25,7 +25,7 @@ class Choices(Section):
     """Columns with the other options."""
 
 
-class TaskVerifier(Section):
+class TaskVerifierConfig(Section):
     """Who says whether a completion is right."""
 
     use: str
@@ -38,7 +38,7 @@ class TaskVerifier(Section):
     """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
 
 
-class TaskSampling(Section):
+class TaskSamplingConfig(Section):
     """How completions are sampled where the command line does not say otherwise."""
 
     k: Positive = 1
@@ -52,14 +52,14 @@ class TaskSampling(Section):
     """Strings that end a completion."""
 
 
-class Task(Section):
+class TaskConfig(Section):
     """One benchmark."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of its folder and of its row in the results."""
     source: str
     """Where the problems come from and what of them is asked."""
-    data: Dataset
+    data: DatasetConfig
     """`template` may name any column of a row besides `{prompt}`; a list is written one item per line."""
     files: tuple[str, ...] = ()
     """JSON-lines files of the hub repository, where it is no data set that `datasets` loads."""
@@ -67,10 +67,10 @@ class Task(Section):
     """The reference is what follows the last of these in its column (GSM8K: `####`)."""
     reference_join: str | None = None
     """A list of answers becomes one reference, joined by this."""
-    choices: Choices | None = None
+    choices: ChoicesConfig | None = None
     """For multiple choice: `{choices}` in the template stands for the lettered options, the reference is a letter."""
-    verifier: TaskVerifier
-    sampling: TaskSampling = TaskSampling()
+    verifier: TaskVerifierConfig
+    sampling: TaskSamplingConfig = TaskSamplingConfig()
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
@@ -87,7 +87,7 @@ class Task(Section):
         return found + code_problems([verifier], self.verifier.deadline_s)
 
 
-class Endpoint(Section):
+class EndpointConfig(Section):
     """An OpenAI-compatible server."""
 
     model: str | None = None
@@ -139,8 +139,8 @@ class EvalConfig(Section):
     deadline_s: Seconds = 1800.0
     """The evaluation stops when no completion at all has finished for so long."""
     generator: GeneratorConfig = GeneratorConfig()
-    cluster: Cluster = Cluster()
-    endpoint: Endpoint = Endpoint()
+    cluster: ClusterConfig = ClusterConfig()
+    endpoint: EndpointConfig = EndpointConfig()
 
     def model_post_init(self, context: Any, /) -> None:
         """Keep secrets out of what is printed and stored: the only place that still has them is `url`."""
@@ -164,7 +164,7 @@ class EvalConfig(Section):
             found.append(f"seeds={list(self.seeds)} names one twice, which would count its completions twice")
         return found
 
-    def sampling_of(self, task: Task) -> TaskSampling:
+    def sampling_of(self, task: TaskConfig) -> TaskSamplingConfig:
         """The task's sampling with what this evaluation says instead.
 
         Raises:

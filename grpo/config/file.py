@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.code import code_problems, exposed_paths
-from grpo.config.evaluation import EvalConfig, Task
+from grpo.config.evaluation import EvalConfig, TaskConfig
 
-Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, Task)
+Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, TaskConfig)
 
 
 def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:

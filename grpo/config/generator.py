@@ -9,7 +9,7 @@ from pydantic import Field
 from grpo.config.section import Positive, Seconds, Section
 
 
-class Rollout(Section):
+class RolloutConfig(Section):
     """How groups are sampled."""
 
     prompts_per_step: Positive = 32

@@ -10,7 +10,7 @@ from grpo.config.learner import Dtype
 from grpo.config.section import Positive, Section
 
 
-class Run(Section):
+class RunConfig(Section):
     """Where a run lives and what it starts from."""
 
     folder: str
@@ -21,7 +21,7 @@ class Run(Section):
     """`auto` goes on from the folder's newest checkpoint where there is one; `never` refuses a folder in use."""
 
 
-class NewPolicy(Section):
+class NewPolicyConfig(Section):
     """A policy made from nothing: random weights and a tokenizer of its own. For `grpo sft` only."""
 
     hidden_size: Positive = 128
@@ -46,14 +46,14 @@ class NewPolicy(Section):
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
 
 
-class Policy(Section):
+class PolicyConfig(Section):
     """The model that is trained."""
 
     path: str | None = None
     """Folder in Hugging Face format, or a hub name."""
     revision: Revision | None = None
     """Commit, tag or branch of a hub name. Only a commit's hash stays what it is; by default `main`'s newest."""
-    new: NewPolicy | None = None
+    new: NewPolicyConfig | None = None
     """Make one instead of loading it."""
     dtype: Dtype = "float32"
     """Of the forward pass and of the generators; the optimizer always works on float32 weights."""
@@ -67,7 +67,7 @@ def _files(value: object) -> object:
     raise ValueError("expected a file, or a list of files")
 
 
-class Dataset(Section):
+class DatasetConfig(Section):
     """Rows, from one of three places, and which columns mean what."""
 
     hub: str | None = None
@@ -105,7 +105,7 @@ class Dataset(Section):
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
-def policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:
+def policy_problems(policy: PolicyConfig, *, may_be_new: bool) -> list[str]:
     """What is wrong with where the policy comes from."""
     if policy.new and not may_be_new:
         return ["policy.new makes random weights, which only grpo sft can teach; give policy.path here"]
@@ -119,7 +119,7 @@ def policy_problems(policy: Policy, *, may_be_new: bool) -> list[str]:
 BYTES_AND_SPECIAL = 258
 
 
-def _new_policy_problems(new: NewPolicy) -> list[str]:
+def _new_policy_problems(new: NewPolicyConfig) -> list[str]:
     found = []
     if new.hidden_size % new.heads or new.heads % new.key_value_heads:
         found.append(
@@ -132,7 +132,7 @@ def _new_policy_problems(new: NewPolicy) -> list[str]:
     return found
 
 
-def dataset_problems(where: str, data: Dataset) -> list[str]:
+def dataset_problems(where: str, data: DatasetConfig) -> list[str]:
     """What is wrong with where the rows come from; `where` is the section's name."""
     if data.generator and (data.hub or data.path):
         return [f"{where}: give a generator, or a hub name and/or a path, not both"]

@@ -10,29 +10,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grpo.config.algorithm import Algorithm
-from grpo.config.cluster import Cluster as Cluster
-from grpo.config.cluster import Watchdog as Watchdog
+from grpo.config.algorithm import AlgorithmConfig
+from grpo.config.cluster import ClusterConfig as Cluster
+from grpo.config.cluster import WatchdogConfig as Watchdog
 from grpo.config.generator import ChosenTransport as ChosenTransport
 from grpo.config.generator import GeneratorConfig as GeneratorConfig
-from grpo.config.generator import Rollout as Rollout
+from grpo.config.generator import RolloutConfig as Rollout
 from grpo.config.generator import WeightSyncConfig as WeightSyncConfig
-from grpo.config.inputs import Dataset as Dataset
-from grpo.config.inputs import NewPolicy as NewPolicy
-from grpo.config.inputs import Policy as Policy
-from grpo.config.inputs import Run as Run
+from grpo.config.inputs import DatasetConfig as Dataset
+from grpo.config.inputs import PolicyConfig as Policy
+from grpo.config.inputs import RunConfig as Run
 from grpo.config.inputs import dataset_problems, policy_problems
-from grpo.config.launch import Launch
+from grpo.config.launch import LaunchConfig
 from grpo.config.learner import Dtype as Dtype
 from grpo.config.learner import LearnerConfig as LearnerConfig
-from grpo.config.learner import Lora as Lora
 from grpo.config.section import Positive, Seconds, Section
-from grpo.config.verifiers import Verification as Verification
+from grpo.config.verifiers import VerificationConfig as Verification
 from grpo.config.verifiers import VerifierConfig as VerifierConfig
 from grpo.config.verifiers import negative_problems, verifier_problems
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """Greedy accuracy on held-out rows."""
 
     data: Dataset
@@ -48,7 +46,7 @@ class Evaluation(Section):
     """Longest evaluation in the background."""
 
 
-class Schedule(Section):
+class ScheduleConfig(Section):
     """How long, and what is kept."""
 
     steps: Positive
@@ -82,16 +80,16 @@ class TrainConfig(Section):
     verifiers: Annotated[tuple[VerifierConfig, ...], Field(min_length=1)]
     verification: Verification = Verification()
     rollout: Rollout = Rollout()
-    algorithm: Algorithm = Algorithm()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerConfig = LearnerConfig()
     generator: GeneratorConfig = GeneratorConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
-    evaluation: Evaluation | None = None
-    train: Schedule
+    evaluation: EvaluationConfig | None = None
+    train: ScheduleConfig
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
     watchdog: Watchdog = Watchdog()
-    launch: Launch | None = None
+    launch: LaunchConfig | None = None
     """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
 
     @property
@@ -216,7 +214,7 @@ class TrainConfig(Section):
         return []
 
 
-class SftSchedule(Section):
+class SftScheduleConfig(Section):
     """How long supervised fine-tuning goes on."""
 
     steps: Positive
@@ -235,11 +233,11 @@ class SftConfig(Section):
     policy: Policy
     data: Dataset
     learner: LearnerConfig = LearnerConfig()
-    sft: SftSchedule
+    sft: SftScheduleConfig
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
     watchdog: Watchdog = Watchdog()
-    launch: Launch | None = None
+    launch: LaunchConfig | None = None
     """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
 
     def problems(self) -> list[str]:

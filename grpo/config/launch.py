@@ -24,7 +24,7 @@ TimeLimit = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d)
 LEARNER_NODE, GENERATOR_NODE = "learner_node", "generator_node"
 
 
-class Nodes(Section):
+class NodesConfig(Section):
     """Machines of one kind."""
 
     nodes: Positive
@@ -38,14 +38,14 @@ class Nodes(Section):
     """Kubernetes node labels."""
 
 
-class KubernetesSecret(Section):
+class KubernetesSecretConfig(Section):
     """A key of a Kubernetes secret."""
 
     secret: DnsName
     key: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 
 
-class Secret(Section):
+class SecretConfig(Section):
     """A secret by reference: where each launcher finds the value of an environment variable."""
 
     name: Variable
@@ -54,7 +54,7 @@ class Secret(Section):
     """A file that holds the value, on a disk that the head node reaches (local, Slurm, Ray)."""
     environment: Variable | None = None
     """A variable of the shell that launches or submits the job (local, Slurm)."""
-    kubernetes: KubernetesSecret | None = None
+    kubernetes: KubernetesSecretConfig | None = None
     """A key of a Kubernetes secret (KubeRay)."""
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class Secret(Section):
         return self
 
 
-class SlurmSection(Section):
+class SlurmConfig(Section):
     """What only Slurm asks for."""
 
     account: Word | None = None
@@ -81,7 +81,7 @@ class SlurmSection(Section):
     """How long before the time limit the run is asked to write its checkpoint: longer than a step and a checkpoint."""
 
 
-class KubeRaySection(Section):
+class KubeRayConfig(Section):
     """What only KubeRay asks for."""
 
     namespace: DnsName = "default"
@@ -103,7 +103,7 @@ class KubeRaySection(Section):
     """How long the job's objects stay after its end."""
 
 
-class RaySection(Section):
+class RayConfig(Section):
     """What only a submission to a running Ray cluster asks for."""
 
     dashboard: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*)?$")] = (
@@ -112,10 +112,10 @@ class RaySection(Section):
     """Address of the head's dashboard, through which jobs are submitted; often the end of a tunnel."""
 
 
-class Launch(Nodes):
+class LaunchConfig(NodesConfig):
     """Where `grpo launch` runs the job. The nodes given here hold learner ranks and, by default, generators too."""
 
-    generators: Nodes | None = None
+    generators: NodesConfig | None = None
     """Machines of another kind that hold the generators; the learner then keeps the ones above to itself."""
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9_./:@+-]*$")] | None = None
     """Container image: of the pods on Kubernetes; run with Apptainer on Slurm."""
@@ -125,19 +125,19 @@ class Launch(Nodes):
     """A folder that every node reaches at this path; `run.folder` must lie in it where there is more than one node."""
     environment: dict[Variable, Line] = Field(default_factory=dict)
     """Environment variables of every process, for example NCCL's. Not for secrets."""
-    secrets: tuple[Secret, ...] = ()
+    secrets: tuple[SecretConfig, ...] = ()
     interface: Word | None = None
     """Network interface that Ray, NCCL and Gloo use, for example `ib0`."""
     max_restarts: Annotated[int, Field(ge=0)] = 20
     """How often a job that was preempted, or lost a node, is started again from its newest checkpoint."""
     nodes_deadline_s: Positive = 900
     """Longest wait for every node to join."""
-    slurm: SlurmSection = SlurmSection()
-    kuberay: KubeRaySection = KubeRaySection()
-    ray: RaySection = RaySection()
+    slurm: SlurmConfig = SlurmConfig()
+    kuberay: KubeRayConfig = KubeRayConfig()
+    ray: RayConfig = RayConfig()
 
     @property
-    def groups(self) -> tuple[Nodes, ...]:
+    def groups(self) -> tuple[NodesConfig, ...]:
         """All kinds of machines, the head's first."""
         return (self, self.generators) if self.generators else (self,)
 

@@ -20,7 +20,7 @@ def _targets(value: object) -> object:
     raise ValueError("expected all-linear, or a list of names of linear layers such as [q_proj, v_proj]")
 
 
-class Lora(Section):
+class LoraConfig(Section):
     """Adapters of low rank, which are trained in place of the policy's own weights (arXiv:2106.09685)."""
 
     rank: Positive = 16
@@ -70,7 +70,7 @@ class LearnerConfig(Section):
     """TFLOP/s of one device at most, against which learner/mfu counts; None takes the maker's figure of a known GPU."""
     max_skipped_steps: Positive = 5
     """The run stops after so many optimizer steps in a row whose loss or gradient is not finite."""
-    lora: Lora | None = None
+    lora: LoraConfig | None = None
     """Train adapters and leave the policy's weights as they are; None trains all weights."""
 
     @property

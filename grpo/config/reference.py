@@ -43,7 +43,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ReferencePart:
     """A section with its own keys, those of sections inside it left out.
 
     Attributes:
@@ -57,9 +57,9 @@ class Part:
     keys: tuple[Key, ...]
 
 
-def reference() -> list[Part]:
+def reference() -> list[ReferencePart]:
     """All sections of all jobs, each once, in the order of the schema."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, ReferencePart] = {}
     jobs: dict[str, list[str]] = {}
     for job, schema in JOBS.items():
         tree = schema.model_json_schema()
@@ -75,7 +75,7 @@ def reference() -> list[Part]:
     ]
 
 
-def matching(wanted: str) -> list[Part]:
+def matching(wanted: str) -> list[ReferencePart]:
     """The sections and keys that lie at or under a dotted name; all of them for an empty one.
 
     Raises:
@@ -97,7 +97,7 @@ def matching(wanted: str) -> list[Part]:
     return found
 
 
-def show(parts: Sequence[Part], console: Console) -> None:
+def show(parts: Sequence[ReferencePart], console: Console) -> None:
     """Print them as a person reads them."""
     for part in parts:
         console.print(literal(f"\n{part.name}", "bold") + literal(f"  {part.text}"))
@@ -132,9 +132,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").strip()
 
 
-def _parts(definitions: Mapping[str, Any], schema: Mapping[str, Any], *, name: str, text: str) -> Iterator[Part]:
+def _parts(
+    definitions: Mapping[str, Any], schema: Mapping[str, Any], *, name: str, text: str
+) -> Iterator[ReferencePart]:
     keys: list[Key] = []
-    inner: list[Part] = []
+    inner: list[ReferencePart] = []
     for field, value in schema["properties"].items():
         dotted = f"{name}.{field}" if name else field
         described = value.get("description", "")
@@ -147,7 +149,7 @@ def _parts(definitions: Mapping[str, Any], schema: Mapping[str, Any], *, name: s
         about = " ".join(f"{section.get('description', '')} {described} {left_out}".split())
         inner += _parts(definitions, section, name=f"{dotted}[]" if is_list else dotted, text=about)
     if name:
-        yield Part(name, text, tuple(keys))
+        yield ReferencePart(name, text, tuple(keys))
     yield from inner
 
 

@@ -31,7 +31,7 @@ class VerifierConfig(Section):
     """Column -> value, or list of values: it judges only the rows that have them. By default it judges all."""
 
 
-class Verification(Section):
+class VerificationConfig(Section):
     """The worker processes that run verifiers."""
 
     workers: Positive = 1
@@ -105,10 +105,12 @@ def _punishment(verifier: VerifierConfig) -> float:
     return float(worst) if verifier.use == "repetition" and isinstance(worst, int | float) else 0.0
 
 
-_PLAIN = Verification()
+_PLAIN = VerificationConfig()
 
 
-def specs_of(verifiers: Sequence[VerifierConfig], verification: Verification = _PLAIN) -> tuple[VerifierSpec, ...]:
+def specs_of(
+    verifiers: Sequence[VerifierConfig], verification: VerificationConfig = _PLAIN
+) -> tuple[VerifierSpec, ...]:
     """The configured verifiers, as the pool and the reward need them; those without reasoning tags get the run's."""
     tags = {} if verification.thinking is None else {"thinking": verification.thinking}
     return tuple(

@@ -13,7 +13,7 @@ Message = dict[str, Any]
 
 
 def render(
-    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Any], *, where: str = "data"
+    source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Any], *, where: str = "data"
 ) -> list[str]:
     """What the policy reads for each question: the template, inside the chat template where there is one.
 
@@ -46,7 +46,7 @@ def render(
     return [str(messages[-1]["content"]) for messages in asked]
 
 
-def _in_template(source: config.Dataset, question: Any, cell: str, where: str) -> list[Message]:
+def _in_template(source: config.DatasetConfig, question: Any, cell: str, where: str) -> list[Message]:
     """The messages of one question, with the system message and the template."""
     if isinstance(question, str):
         messages: list[Message] = [{"role": "user", "content": question}]

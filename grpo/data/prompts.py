@@ -30,7 +30,7 @@ class PromptSet:
 
 
 def load_prompts(
-    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, where: str = "data"
+    source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, where: str = "data"
 ) -> PromptSet:
     """Read a source as prompts; those longer than `max_tokens` are dropped and counted.
 
@@ -68,7 +68,7 @@ def load_prompts(
 
 
 def load_supervised(
-    source: config.Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+    source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> tuple[tuple[TrainingSequence, ...], int]:
     """Read a source as prompt-and-response sequences with loss on the response and its end only.
 
@@ -103,7 +103,7 @@ def load_supervised(
     return sequences, len(responses) - len(sequences)
 
 
-def check_prompt_count(prompts: PromptSet, rollout: config.Rollout, left_out: int = 0) -> None:
+def check_prompt_count(prompts: PromptSet, rollout: config.RolloutConfig, left_out: int = 0) -> None:
     """Refuse data of which a step would ask the same question twice.
 
     Args:

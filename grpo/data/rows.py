@@ -24,7 +24,7 @@ class HubUnreachable(ValueError):
     """The data set is named on the hub, and the hub does not answer: nothing is known of it."""
 
 
-def load_rows(source: config.Dataset, where: str = "data") -> datasets.Dataset:
+def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dataset:
     """Read a source whole.
 
     Args:
@@ -48,7 +48,7 @@ def load_rows(source: config.Dataset, where: str = "data") -> datasets.Dataset:
     return rows
 
 
-def _name(source: config.Dataset) -> str:
+def _name(source: config.DatasetConfig) -> str:
     """The name that rows are called after: of their generator, first file or data set on the hub."""
     return source.generator or next(iter(source.paths), None) or source.hub or ""
 
@@ -92,7 +92,7 @@ def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
         raise ValueError(f"{names} cannot be read as {kind}: {failure.__cause__ or failure}") from failure
 
 
-def _from_hub(source: config.Dataset) -> datasets.Dataset:
+def _from_hub(source: config.DatasetConfig) -> datasets.Dataset:
     assert source.hub is not None
     try:
         return datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)

@@ -18,7 +18,7 @@ from grpo.report import run_files
 from grpo.report.rollout_store import read_groups, stored_steps
 from grpo.terminal import LiteralTable, literal
 from rewards.build import VerifierSpec
-from rewards.checks.audit import AuditReport, Disagreement, StoredRollout, audit
+from rewards.checks.audit import AuditedRollout, AuditReport, Disagreement, audit
 from rewards.checks.gold_forms import answers_of
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
@@ -51,7 +51,7 @@ def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ..
     return chosen
 
 
-def stored_rollouts(run_dir: Path, verifiers: Sequence[str]) -> list[StoredRollout]:
+def stored_rollouts(run_dir: Path, verifiers: Sequence[str]) -> list[AuditedRollout]:
     """Every stored verdict of the named verifiers, with its texts.
 
     Raises:
@@ -62,7 +62,7 @@ def stored_rollouts(run_dir: Path, verifiers: Sequence[str]) -> list[StoredRollo
         for group in read_groups(run_dir, step):
             for rollout in group.rollouts:
                 found += [
-                    StoredRollout(
+                    AuditedRollout(
                         group.prompt,
                         rollout.completion,
                         json.loads(group.reference),
@@ -83,7 +83,7 @@ def stored_rollouts(run_dir: Path, verifiers: Sequence[str]) -> list[StoredRollo
 
 
 def grade(
-    rollouts: Sequence[StoredRollout], console: Console, *, workers: int | None = None, deadline_s: float = 5.0
+    rollouts: Sequence[AuditedRollout], console: Console, *, workers: int | None = None, deadline_s: float = 5.0
 ) -> list[Verdict]:
     """Math-Verify's verdicts, in order; each text is graded once, and killed at the deadline.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config.addresses import without_secrets
-from grpo.config.evaluation import EvalConfig, Task, TaskSampling
+from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
 from grpo.evaluation.model import versions
 from grpo.evaluation.problems import Problem
 from grpo.evaluation.store import write_json
@@ -21,7 +21,7 @@ CARD = "card.json"
 
 
 def identity_of(
-    task: Task, model: str, sampling: TaskSampling, dtype: str | None, chat_template: str | None
+    task: TaskConfig, model: str, sampling: TaskSamplingConfig, dtype: str | None, chat_template: str | None
 ) -> dict[str, Any]:
     """What completions and verdicts hang on: those made under another identity are another evaluation's."""
     return {
@@ -38,7 +38,7 @@ def identity_of(
     }
 
 
-def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task: Task, k: int) -> dict[str, Any]:
+def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task: TaskConfig, k: int) -> dict[str, Any]:
     """The card of a task's folder: the one that is there, or a new one.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grpo.config.addresses import ServerUrl, server_url
-from grpo.config.evaluation import Endpoint
+from grpo.config.evaluation import EndpointConfig
 from grpo.evaluation.questions import Question, Sample
 from grpo.types import SamplingParams
 
@@ -25,7 +25,7 @@ class EndpointSampler:
     package after growing pauses; one that goes on failing ends the evaluation, which can be gone on with.
     """
 
-    def __init__(self, url: str, settings: Endpoint) -> None:
+    def __init__(self, url: str, settings: EndpointConfig) -> None:
         """Connect, and see which model is served.
 
         Args:
@@ -160,7 +160,7 @@ class EndpointSampler:
         return Sample(text, answer.usage.completion_tokens, reason)
 
 
-def _refuse_plain_secrets(server: ServerUrl, key: str | None, settings: Endpoint) -> None:
+def _refuse_plain_secrets(server: ServerUrl, key: str | None, settings: EndpointConfig) -> None:
     sent = [f"the key in {settings.key_variable}"] if key else []
     sent += ["the login in the URL"] if server.login else []
     sent += ["the query of the URL"] if server.query else []

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.cluster.claim import Plan, wants_gpus
 from grpo.cluster.cluster import Cluster
-from grpo.config.evaluation import EvalConfig, Task
+from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.learner import Dtype
 from grpo.data.chat import render
 from grpo.evaluation.model import Model
@@ -24,7 +24,7 @@ from grpo.types import Prompt, SamplingParams
 _UPDATE_S = 60.0
 
 
-def prompts_of(task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """What the policy reads for each problem: inside its chat template where it has one and the task does not mind."""
     chat = task.data.chat_template == "auto" and bool(tokenizer.chat_template)
     asked = task.data.model_copy(update={"template": "{prompt}"})

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from grpo.config.evaluation import EvalConfig, Task, TaskSampling
-from grpo.config.verifiers import Verification
+from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
+from grpo.config.verifiers import VerificationConfig
 from grpo.evaluation.card import CARD, close_card, identity_of, open_card
 from grpo.evaluation.endpoint import EndpointSampler
 from grpo.evaluation.engine_sampler import EngineSampler, dtype_of, prompts_of, sequence_tokens
@@ -61,7 +61,7 @@ METRICS, RESULTS = "metrics.json", "results.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TaskJob:
     """A task as this evaluation does it.
 
     Attributes:
@@ -74,8 +74,8 @@ class Job:
         left_out: problems whose reference cannot be used -> why; they are not among the others.
     """
 
-    task: Task
-    sampling: TaskSampling
+    task: TaskConfig
+    sampling: TaskSamplingConfig
     problems: tuple[Problem, ...]
     prompts: tuple[Prompt, ...] | None
     identity: dict[str, object]
@@ -83,7 +83,7 @@ class Job:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> dict[str, TaskMetrics]:
+def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console) -> dict[str, TaskMetrics]:
     """Evaluate a model on tasks, or go on with an evaluation that was stopped; results are printed and written.
 
     Raises:
@@ -128,8 +128,8 @@ def evaluate(settings: EvalConfig, tasks: Sequence[Task], console: Console) -> d
 
 
 def _prepare(
-    settings: EvalConfig, tasks: Sequence[Task]
-) -> tuple[list[Job], Callable[[], AbstractContextManager[Sampler]]]:
+    settings: EvalConfig, tasks: Sequence[TaskConfig]
+) -> tuple[list[TaskJob], Callable[[], AbstractContextManager[Sampler]]]:
     """Read model and data; nothing is claimed yet. The jobs, and how to open who samples for them."""
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
@@ -144,7 +144,7 @@ def _prepare(
         endpoint = EndpointSampler(settings.url, settings.endpoint)
         identity = f"endpoint:{settings.model} {endpoint.model}"
         return [
-            Job(task, one, own, None, identity_of(task, identity, one, None, None), folder / task.name)
+            TaskJob(task, one, own, None, identity_of(task, identity, one, None, None), folder / task.name)
             for task, one, own in zip(tasks, chosen, problems, strict=True)
         ], lambda: contextlib.nullcontext(endpoint)
     model = open_model(settings.model)
@@ -157,7 +157,7 @@ def _prepare(
     }
     tokens = sequence_tokens(model, longest)
     jobs = [
-        Job(
+        TaskJob(
             task,
             one,
             own,
@@ -176,13 +176,13 @@ def _prepare(
     return jobs, lambda: EngineSampler(settings, model, tokens)
 
 
-def _leave_out(job: Job, settings: EvalConfig, console: Console) -> Job:
+def _leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
     """The job without the problems whose reference cannot be used, which are named.
 
     Raises:
         ValueError: there are too many of them, or no gold answer is `correct`.
     """
-    verification = Verification(
+    verification = VerificationConfig(
         workers=settings.workers,
         deadline_s=job.task.verifier.deadline_s,
         memory_mib=job.task.verifier.memory_mib,
@@ -200,16 +200,16 @@ def _leave_out(job: Job, settings: EvalConfig, console: Console) -> Job:
     return replace(job, problems=kept, left_out={each.row.name: each.problem for each in found.left_out})
 
 
-def _spec(job: Job) -> VerifierSpec:
+def _spec(job: TaskJob) -> VerifierSpec:
     return VerifierSpec(job.task.name, job.task.verifier.use, job.task.verifier.options)
 
 
-def _pool(settings: EvalConfig, job: Job) -> VerifierPool:
+def _pool(settings: EvalConfig, job: TaskJob) -> VerifierPool:
     verifier, spec = job.task.verifier, _spec(job)
     return VerifierPool([spec], workers=settings.workers, deadline_s=verifier.deadline_s, memory_mb=verifier.memory_mib)
 
 
-def _check_problems(job: Job, records: Mapping[Key, Record]) -> None:
+def _check_problems(job: TaskJob, records: Mapping[Key, Record]) -> None:
     digests = {problem.id: problem.digest for problem in job.problems}
     changed = sorted({one.problem for one in records.values() if digests.get(one.problem, one.digest) != one.digest})
     if changed:
@@ -219,12 +219,12 @@ def _check_problems(job: Job, records: Mapping[Key, Record]) -> None:
         )
 
 
-def _wait_s(job: Job, calls: int) -> float:
+def _wait_s(job: TaskJob, calls: int) -> float:
     # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
     return 60.0 + 4 * job.task.verifier.deadline_s * calls
 
 
-def _judge_again(job: Job, store: CompletionStore, pool: VerifierPool) -> None:
+def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> None:
     """Ask anew for verdicts that failed: the completion is as good as ever, and the machine may be quieter now."""
     judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
     asked = judging.again([one for one in store.records.values() if one.status.failed])
@@ -240,7 +240,7 @@ def _record(key: Key, digest: str, sample: Sample, verdict: Verdict) -> Record:
 
 
 def _sample(
-    job: Job,
+    job: TaskJob,
     missing: Sequence[Key],
     sampler: Sampler,
     store: CompletionStore,
@@ -287,7 +287,7 @@ def _hand_over(judged: Done, key: Key, sample: Sample, future: Future[Verdict]) 
     judged.put((key, sample, future))
 
 
-def _questions(job: Job, keys: Sequence[Key]) -> list[Question]:
+def _questions(job: TaskJob, keys: Sequence[Key]) -> list[Question]:
     problems = {problem.id: problem for problem in job.problems}
     prompts = {prompt.id: prompt for prompt in job.prompts or ()}
     system = job.task.data.system
@@ -301,7 +301,7 @@ def sample_seed(key: Key) -> int:
 
 
 def _rows(
-    job: Job, records: Mapping[Key, Record], settings: EvalConfig, pool: VerifierPool
+    job: TaskJob, records: Mapping[Key, Record], settings: EvalConfig, pool: VerifierPool
 ) -> tuple[list[Judged], int]:
     """The completions that this evaluation wants, in order, with their votes; how many pairs were undecided."""
     answers = answers_of(job.task)
@@ -327,7 +327,7 @@ def _rows(
     return rows, undecided
 
 
-def _check_failures(job: Job, rows: Sequence[Judged], most: float) -> None:
+def _check_failures(job: TaskJob, rows: Sequence[Judged], most: float) -> None:
     failed = [row.record for row in rows if row.record.status.failed]
     if len(failed) > most * len(rows):
         raise RuntimeError(

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import datasets
 
 from grpo.config import file as config_file
-from grpo.config.evaluation import Task
+from grpo.config.evaluation import TaskConfig
 from grpo.data.rows import HubUnreachable, load_rows
 from rewards.answers.formulas import without_dollars
 
@@ -48,7 +48,7 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_task(named: str, overrides: Sequence[str] = ()) -> Task:
+def load_task(named: str, overrides: Sequence[str] = ()) -> TaskConfig:
     """Read a task.
 
     Args:
@@ -68,10 +68,10 @@ def load_task(named: str, overrides: Sequence[str] = ()) -> Task:
                 f"there is no task {named!r}; {hint}known: {', '.join(task_names())}; "
                 "or give the path of a task file, path/to/task.yaml"
             )
-    return config_file.load(Task, path, overrides)
+    return config_file.load(TaskConfig, path, overrides)
 
 
-def load_problems(task: Task, limit: int | None = None) -> list[Problem]:
+def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
     """The task's problems, in the order of its data.
 
     Raises:
@@ -94,7 +94,7 @@ def load_problems(task: Task, limit: int | None = None) -> list[Problem]:
     return [_problem(task, index, row) for index, row in enumerate(rows.to_list())]
 
 
-def _rows(task: Task) -> datasets.Dataset:
+def _rows(task: TaskConfig) -> datasets.Dataset:
     if not task.files or task.data.path:
         return load_rows(task.data, "task.data")
     # Repositories with a loading script are no longer read by `datasets`; their files are.
@@ -108,7 +108,7 @@ def _rows(task: Task) -> datasets.Dataset:
         ) from failure
 
 
-def _problem(task: Task, index: int, row: dict[str, Any]) -> Problem:
+def _problem(task: TaskConfig, index: int, row: dict[str, Any]) -> Problem:
     name = f"{task.name}:{index}"
     row = dict(row)
     reference = _shuffle(task, name, row) if task.choices else _reference(task, row[task.data.reference])
@@ -123,7 +123,7 @@ def _problem(task: Task, index: int, row: dict[str, Any]) -> Problem:
     return Problem(name, question, reference, row, digest)
 
 
-def _reference(task: Task, value: Any) -> Any:
+def _reference(task: TaskConfig, value: Any) -> Any:
     if task.reference_join is not None and isinstance(value, list):
         return task.reference_join.join(without_dollars(str(one)) for one in value) or None
     if task.reference_after is not None and value is not None:
@@ -132,7 +132,7 @@ def _reference(task: Task, value: Any) -> Any:
     return value
 
 
-def _shuffle(task: Task, name: str, row: dict[str, Any]) -> str:
+def _shuffle(task: TaskConfig, name: str, row: dict[str, Any]) -> str:
     """Put the shuffled options into the row; the letter of the right one."""
     assert task.choices is not None
     texts = [row[column] for column in (task.choices.right, *task.choices.wrong)]

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.config.evaluation import Task
+from grpo.config.evaluation import TaskConfig
 from grpo.evaluation.statistics import equivalence_classes
 from grpo.evaluation.store import Record
 from rewards.verdict import Status, Verdict
@@ -78,7 +78,7 @@ class Answers:
     by_verifier: bool
 
 
-def answers_of(task: Task) -> Answers | None:
+def answers_of(task: TaskConfig) -> Answers | None:
     """How the task's completions vote; None where they cannot: programs, and verifiers of a user's own."""
     use, options = task.verifier.use, dict(task.verifier.options)
     options.pop("bounds", None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from grpo.types import EngineDied, Finished, Report, Request, SamplingParams
+from grpo.types import EngineDied, Finished, GeneratorReport, Request, SamplingParams
 from rewards.pool.busy_clock import Busy, BusyClock
 
 # A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
@@ -86,7 +86,7 @@ class EngineLoop:
         self._calls.put(answer)
         return self._result_of(done)
 
-    def take(self, wait_s: float) -> Report:
+    def take(self, wait_s: float) -> GeneratorReport:
         """Groups finished since the last call, waiting up to `wait_s` for the first; none where nothing came.
 
         Raises:
@@ -104,7 +104,7 @@ class EngineLoop:
         if not finished and self._ended.done():
             self._ended.result()
         since = self._since
-        return Report(finished, 0.0 if since is None else time.monotonic() - since, self._busy.take())
+        return GeneratorReport(finished, 0.0 if since is None else time.monotonic() - since, self._busy.take())
 
     def take_busy(self) -> Busy:
         """What the engine did, and when, since it was last told here or in a report."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grpo import config
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import Device
 
 
@@ -32,7 +32,7 @@ class LearnerSetup:
     policy_path: str
     reference_path: str
     dtype: config.Dtype
-    algorithm: Algorithm | None
+    algorithm: AlgorithmConfig | None
     learner: config.LearnerConfig
     temperature: float
     total_steps: int

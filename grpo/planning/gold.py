@@ -43,7 +43,7 @@ class GoldOutcome:
 def check_gold_answers(
     specs: Sequence[VerifierSpec],
     parts: Mapping[str, Sequence[GoldRow]],
-    verification: config.Verification,
+    verification: config.VerificationConfig,
     console: Console,
     *,
     limit: int,
@@ -95,7 +95,7 @@ def _judge(
     name: str,
     rows: Sequence[GoldRow],
     specs: Sequence[VerifierSpec],
-    verification: config.Verification,
+    verification: config.VerificationConfig,
     console: Console,
 ) -> GoldReport:
     # A pool of its own for each verifier: where one hangs, its calls do not stand in the others' way.

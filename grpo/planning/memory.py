@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
 from grpo.cluster.claim import wants_gpus
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.adapters import trained_parameters
 from grpo.policy.logprobs import LOGIT_BYTES
 from grpo.policy.new import shape_of as new_shape
@@ -29,7 +29,7 @@ OFFLOADED: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class PolicyShape:
     """A policy's size.
 
     Attributes:
@@ -60,7 +60,7 @@ class Memory:
     host: int
 
 
-def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | None:
+def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> PolicyShape | None:
     """Size of the policy; None where its config can be read neither locally nor from the hub.
 
     Raises:
@@ -87,7 +87,7 @@ def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | No
     # arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep) in half
     # precision; with checkpointing only its input stays.
     per_layer = hidden * size if learner.gradient_checkpointing else 17 * hidden * size
-    return Shape(
+    return PolicyShape(
         sum(parameter.numel() for parameter in model.parameters()),
         trained_parameters(model, learner.lora),
         2 * layers * heads * head * size,
@@ -96,12 +96,12 @@ def shape_of(policy: config.Policy, learner: config.LearnerConfig) -> Shape | No
     )
 
 
-def _bytes_of(policy: config.Policy) -> int:
+def _bytes_of(policy: config.PolicyConfig) -> int:
     return 2 if policy.dtype == "bfloat16" else 4
 
 
 def learner_bytes(
-    shape: Shape, policy: config.Policy, learner: config.LearnerConfig, algorithm: Algorithm | None
+    shape: PolicyShape, policy: config.PolicyConfig, learner: config.LearnerConfig, algorithm: AlgorithmConfig | None
 ) -> dict[str, float]:
     """Memory of one learner rank by what it is for; ZeRO (arXiv:1910.02054, section 3) shards parts of it.
 
@@ -139,13 +139,13 @@ def _split(parts: Mapping[str, float], offload: str) -> tuple[dict[str, float], 
 
 
 def _learner_bytes(
-    settings: config.TrainConfig | config.SftConfig, shape: Shape
+    settings: config.TrainConfig | config.SftConfig, shape: PolicyShape
 ) -> tuple[dict[str, float], dict[str, float]]:
     algorithm = settings.algorithm if isinstance(settings, config.TrainConfig) else None
     return _split(learner_bytes(shape, settings.policy, settings.learner, algorithm), settings.learner.offload)
 
 
-def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, shape: Shape | None) -> Table:
+def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, shape: PolicyShape | None) -> Table:
     """Fill `table`, of two columns, with what a learner rank and a generator hold.
 
     Args:
@@ -174,7 +174,7 @@ def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, sh
     return table
 
 
-def _generator_weights(settings: config.TrainConfig, shape: Shape) -> float:
+def _generator_weights(settings: config.TrainConfig, shape: PolicyShape) -> float:
     return shape.parameters * _bytes_of(settings.policy) / settings.generator.devices
 
 
@@ -184,7 +184,7 @@ def memory_here() -> Memory:
     return Memory(gpu, psutil.virtual_memory().available)
 
 
-def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: Shape, memory: Memory) -> str | None:
+def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape, memory: Memory) -> str | None:
     """Which part of the job does not fit this machine, with the remedy; None where all seems to.
 
     Where the job goes to a cluster that is up (`cluster.address`), or to GPUs that this machine has not, nothing can

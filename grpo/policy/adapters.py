@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grpo.config import LearnerConfig, Lora
+from grpo.config import LearnerConfig, LoraConfig
 from grpo.policy.hub import name_of, revision_of
 
 # What peft calls the one adapter that a layer has here, and how it names tensors in a file.
@@ -85,7 +85,7 @@ def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield _IN_A_FILE + name.replace(f".{_ADAPTER}.", "."), parameter
 
 
-def adapted_layers(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
+def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Linear]:
     """The linear layers that `lora.targets` names, by their names; the output head is none of them.
 
     Raises:
@@ -111,7 +111,7 @@ def _is_meant(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def trained_parameters(model: PreTrainedModel, lora: Lora | None) -> int:
+def trained_parameters(model: PreTrainedModel, lora: LoraConfig | None) -> int:
     """How many parameters have gradients and optimizer state: with LoRA, those of A and B.
 
     Raises:
@@ -136,7 +136,7 @@ def require_peft(learner: LearnerConfig) -> None:
         )
 
 
-def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
+def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
     """Put adapters into `model`, as the only parameters that are trained.
 
     Args:

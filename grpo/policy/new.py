@@ -12,12 +12,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 
 
-def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -> None:
+def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: int) -> None:
     """Make a small Qwen3 policy in `folder`, in place of what may be there.
 
     Args:
@@ -54,7 +54,7 @@ def make_policy(new: NewPolicy, texts: Iterable[str], folder: Path, seed: int) -
     partial.rename(folder)
 
 
-def shape_of(new: NewPolicy, vocabulary: int) -> Qwen3Config:
+def shape_of(new: NewPolicyConfig, vocabulary: int) -> Qwen3Config:
     """The architecture of a new policy with a vocabulary of so many tokens."""
     return Qwen3Config(
         vocab_size=vocabulary,
@@ -70,7 +70,7 @@ def shape_of(new: NewPolicy, vocabulary: int) -> Qwen3Config:
     )
 
 
-def _characters(new: NewPolicy) -> Tokenizer:
+def _characters(new: NewPolicyConfig) -> Tokenizer:
     # Tags are ordinary added tokens, not special ones: they are part of the text that verifiers read.
     names = [PAD, END, UNKNOWN, *dict.fromkeys(new.alphabet)]
     tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token=UNKNOWN))
@@ -80,7 +80,7 @@ def _characters(new: NewPolicy) -> Tokenizer:
     return tokenizer
 
 
-def _byte_pairs(new: NewPolicy, texts: Iterable[str]) -> Tokenizer:
+def _byte_pairs(new: NewPolicyConfig, texts: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

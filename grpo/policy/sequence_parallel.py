@@ -45,7 +45,7 @@ def check_heads(policy: PreTrainedConfig, size: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SequencePart:
     """What one rank computes of a microbatch; tensors as in `Microbatch`, positions counted from the part's first.
 
     Attributes:
@@ -75,12 +75,12 @@ class SequenceGroup:
         self.process_group = groups[dist.get_rank() // size]
         self.rank, self.size = dist.get_rank() % size, size
 
-    def part(self, batch: Microbatch) -> Part:
+    def part(self, batch: Microbatch) -> SequencePart:
         """This rank's tokens: equally many for each rank."""
         own = -(-len(batch.input_ids_N) // self.size)
         first = self.rank * own
         chosen_T = ((batch.source_T >= first) & (batch.source_T < first + own)).nonzero()[:, 0]
-        return Part(
+        return SequencePart(
             _cut(batch.input_ids_N, first, own),
             _cut(batch.position_ids_N, first, own),
             batch.source_T[chosen_T] - first,

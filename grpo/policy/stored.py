@@ -26,7 +26,7 @@ def context_of(shape: PreTrainedConfig) -> int | None:
     return positions
 
 
-def local_or_hub(policy: config.Policy) -> str:
+def local_or_hub(policy: config.PolicyConfig) -> str:
     """A local folder as an absolute path, since actors may run elsewhere; else a name on the hub with its revision.
 
     Raises:
@@ -57,7 +57,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         ) from failure
 
 
-def policy_config(policy: config.Policy) -> PreTrainedConfig | None:
+def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | None:
     """What `policy.path` says of its architecture; None where it can be read neither locally nor from the hub."""
     path = local_or_hub(policy)
     try:

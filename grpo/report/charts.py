@@ -31,7 +31,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ChartShape:
     """One line (`points` open, `dots` where single values should show) or one area (`points` closed).
 
     `is_faint` marks the single steps behind a smoothed line, which carries the label for both.
@@ -57,7 +57,7 @@ class Chart:
 
     title: str
     unit: str
-    shapes: tuple[Shape, ...]
+    shapes: tuple[ChartShape, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     readout: Mapping[str, object]
@@ -91,7 +91,7 @@ def line_chart(
     values = [value for curve in drawn.values() for value in curve.values]
     across = _Axis.over(*span, LEFT, RIGHT, whole=True)
     up = _Axis.over(min(values) if low is None else low, max(values) if high is None else high, BOTTOM, TOP)
-    shapes: list[Shape] = []
+    shapes: list[ChartShape] = []
     for position, (label, curve) in enumerate(drawn.items(), start=1):
         few = label in dotted or len(curve.steps) == 1
         if curve.is_noisy() and not few:
@@ -125,7 +125,7 @@ def step_time_chart(timed: StepTime) -> Chart:
         upper = [low + more for low, more in zip(lower, seconds, strict=True)]
         outline = [*_stairs(edges, upper), *reversed(_stairs(edges, lower))]
         points = _points((across.pixel(x), max(TOP, up.pixel(y))) for x, y in outline)
-        shapes.append(Shape(f"{part} {shares[part]:.0%}", f"part-{part}", points, is_area=True))
+        shapes.append(ChartShape(f"{part} {shares[part]:.0%}", f"part-{part}", points, is_area=True))
         lower = upper
     title = f"Step time (longest {longest:.1f} s)" if is_cut else "Step time"
     curves = {part: Curve(readable.steps, seconds) for part, seconds in readable.parts.items()}
@@ -180,14 +180,14 @@ class _Axis:
         return tuple(Tick(round(self.pixel(number), 1), number_label(number)) for number in numbers)
 
 
-def _line(label: str, style: str, curve: Curve, across: _Axis, up: _Axis, *, is_dotted: bool = False) -> Shape:
+def _line(label: str, style: str, curve: Curve, across: _Axis, up: _Axis, *, is_dotted: bool = False) -> ChartShape:
     thin = _thinned(curve)
     places = [
         (across.pixel(step), min(max(up.pixel(value), TOP), BOTTOM))
         for step, value in zip(thin.steps, thin.values, strict=True)
     ]
     dots = tuple((round(x, 1), round(y, 1)) for x, y in places) if is_dotted else ()
-    return Shape(label, style, _points(places), dots=dots)
+    return ChartShape(label, style, _points(places), dots=dots)
 
 
 def _thinned(curve: Curve) -> Curve:

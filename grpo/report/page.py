@@ -61,7 +61,7 @@ _CONFIG_SUMMARY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ShownGroup:
     """A group as it is shown: its rollouts from the best to the worst, and how many of them are left out."""
 
     group: StoredGroup
@@ -76,7 +76,7 @@ class SampleStep:
 
     step: int
     file: str
-    samples: tuple[Sample, ...]
+    samples: tuple[ShownGroup, ...]
     of: int
 
 
@@ -253,7 +253,7 @@ def _sample_step(run_dir: Path, step: int) -> SampleStep:
     return SampleStep(step, file, tuple(_sample(group) for group in choose_groups(groups)), of=len(groups))
 
 
-def _sample(group: StoredGroup) -> Sample:
+def _sample(group: StoredGroup) -> ShownGroup:
     # Best first; what has no reward last.
     ranked = sorted(group.rollouts, key=lambda rollout: (rollout.reward is None, -(rollout.reward or 0.0)))
     left_out = max(0, len(ranked) - _ROLLOUTS_PER_GROUP)
@@ -261,7 +261,7 @@ def _sample(group: StoredGroup) -> Sample:
         half = _ROLLOUTS_PER_GROUP // 2
         ranked = [*ranked[:half], *ranked[-half:]]
     rewards = {rollout.reward for rollout in group.rollouts if rollout.reward is not None}
-    return Sample(group, tuple(ranked), left_out, is_mixed=len(rewards) > 1)
+    return ShownGroup(group, tuple(ranked), left_out, is_mixed=len(rewards) > 1)
 
 
 def _config_summary(config: str) -> tuple[tuple[str, str], ...]:

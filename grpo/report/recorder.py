@@ -45,7 +45,7 @@ from rewards.pool.busy_clock import Busy
 MISMATCH = "learner/mismatch_kl_first"
 
 
-class Report:
+class RunRecorder:
     """Keeps what a run says of itself. Used by one thread."""
 
     def __init__(
@@ -196,7 +196,7 @@ class Report:
             tracker.close()
         self._trackers = ()
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> RunRecorder:
         return self
 
     def __exit__(

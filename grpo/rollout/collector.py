@@ -19,7 +19,7 @@ from grpo.types import Finished, Group, Prompt, Request
 POLL_S = 0.1
 
 
-class Stream(Protocol):
+class RequestStream(Protocol):
     """Requests that the generators sample for, as far as a collector needs it."""
 
     @property
@@ -49,7 +49,7 @@ class Collector:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: RequestStream,
         verifying: Verifying,
         open_groups: OpenGroups,
         next_prompts: Callable[[int], Sequence[Prompt]],

@@ -78,7 +78,7 @@ class UsableRows:
 def usable_rows(
     specs: Sequence[VerifierSpec],
     parts: Mapping[str, Sequence[GoldRow]],
-    verification: config.Verification,
+    verification: config.VerificationConfig,
     keys: Keys = OF_TRAINING,
 ) -> UsableRows:
     """Look at every row's reference, and judge the gold answers of some rows.
@@ -123,7 +123,7 @@ def usable_rows(
     return UsableRows(tuple(left_out.values()), (*lines, *problems))
 
 
-def open_pool(specs: Sequence[VerifierSpec], verification: config.Verification) -> VerifierPool:
+def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationConfig) -> VerifierPool:
     """Workers that answer questions about rows, with the limits of the run's."""
     return VerifierPool(
         questioned(specs),
@@ -153,7 +153,7 @@ def is_mathematical(specs: Sequence[VerifierSpec], name: str) -> bool:
 
 
 def too_many(
-    what: str, report: ReferenceReport, verification: config.Verification, keys: Keys = OF_TRAINING
+    what: str, report: ReferenceReport, verification: config.VerificationConfig, keys: Keys = OF_TRAINING
 ) -> str | None:
     """Why a job does not start with so many references that cannot be used; None where it starts without them."""
     if report.share <= verification.max_unusable_share:

@@ -20,7 +20,7 @@ from grpo.visible import visible
 
 
 def open_folder(
-    run: config.Run, resolved: config.TrainConfig | config.SftConfig, progress: Progress
+    run: config.RunConfig, resolved: config.TrainConfig | config.SftConfig, progress: Progress
 ) -> Checkpoint | None:
     """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
 
@@ -54,12 +54,12 @@ def changes(before: object, after: object, where: str = "") -> list[str]:
     return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
 
 
-def skipped_folder(run: config.Run) -> str:
+def skipped_folder(run: config.RunConfig) -> str:
     """Where the learner keeps batches whose loss or gradient is not finite."""
     return str((Path(run.folder) / run_files.SKIPPED).absolute())
 
 
-def finished_table(run: config.Run, steps: int) -> ClosingTable | None:
+def finished_table(run: config.RunConfig, steps: int) -> ClosingTable | None:
     """The closing table of a run that `resume=auto` finds complete; None where there is something left to do."""
     folder = Path(run.folder)
     found = checkpoint.latest(folder)

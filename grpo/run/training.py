@@ -28,7 +28,7 @@ from grpo.learner.setup import learner_setups
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.report.progress import Progress
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.report.timeline import DRIVER
 from grpo.report.trackers import open_trackers
 from grpo.rollout.collector import Collector
@@ -145,7 +145,7 @@ class TrainingRun:
             project=settings.report.project,
         )
         self.report = opened.enter_context(
-            Report(
+            RunRecorder(
                 self.folder,
                 trackers=trackers,
                 progress=progress,

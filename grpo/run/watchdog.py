@@ -24,7 +24,7 @@ from grpo.cluster import processes as ray_processes
 from grpo.cluster.activity import Activity
 from grpo.cluster.failures import Stalled
 from grpo.cluster.processes import ActorProcess
-from grpo.config import Watchdog as Settings
+from grpo.config import WatchdogConfig as Settings
 from grpo.report.progress import Progress
 from grpo.run.folder import note_fault
 from grpo.visible import visible

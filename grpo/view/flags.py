@@ -36,7 +36,7 @@ _LOOPING, _LOOPING_SHARE = 0.5, 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class FlaggedRollout:
     """A stored completion, as far as the flags look at it; `reward` None where a verdict failed."""
 
     step: int
@@ -66,7 +66,7 @@ class Flag:
 
 
 def hacking_flags(
-    history: History, sampled: Sequence[Sampled] = (), audit: Sequence[Mapping[str, Any]] = ()
+    history: History, sampled: Sequence[FlaggedRollout] = (), audit: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Flag, ...]:
     """Everything in a run that looks like reward hacking.
 
@@ -162,7 +162,7 @@ def _accuracy(history: History) -> Flag | None:
     return Flag("accuracy", "Reward rises while fewer completions are correct", evidence, tuple(names))
 
 
-def _audit(audit: Sequence[Mapping[str, Any]], sampled: Sequence[Sampled]) -> Flag | None:
+def _audit(audit: Sequence[Mapping[str, Any]], sampled: Sequence[FlaggedRollout]) -> Flag | None:
     """Math-Verify refuses more and more of what the run accepts."""
     ours = sorted(int(row["step"]) for row in audit if row.get("accepted_only_by") == "run")
     if len(ours) < _FEWEST_DISAGREEMENTS:
@@ -203,14 +203,14 @@ def _length(history: History) -> Iterable[Flag]:
         yield Flag("length", "More and more completions run into the length limit", told, ("rollout/truncated_share",))
 
 
-def _copies(sampled: Sequence[Sampled]) -> Flag | None:
+def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
     """One text that is rewarded whatever is asked."""
-    by_step: dict[int, list[Sampled]] = defaultdict(list)
+    by_step: dict[int, list[FlaggedRollout]] = defaultdict(list)
     for one in sampled:
         by_step[one.step].append(one)
-    worst: tuple[float, list[Sampled], int] | None = None
+    worst: tuple[float, list[FlaggedRollout], int] | None = None
     for members in by_step.values():
-        alike: dict[str, list[Sampled]] = defaultdict(list)
+        alike: dict[str, list[FlaggedRollout]] = defaultdict(list)
         for one in members:
             if (one.reward or 0) > 0 and len(one.text) >= _SHORTEST_COPY:
                 alike[one.text].append(one)
@@ -230,7 +230,7 @@ def _copies(sampled: Sequence[Sampled]) -> Flag | None:
     return Flag("copies", "The same text is rewarded for different prompts", evidence, (), _places(most))
 
 
-def _loops(sampled: Sequence[Sampled]) -> Flag | None:
+def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
     """Rewarded completions that say the same again and again, more of them than at first."""
     steps = sorted({one.step for one in sampled})
     if not steps:
@@ -254,7 +254,7 @@ def _loops(sampled: Sequence[Sampled]) -> Flag | None:
     return Flag("loops", "Rewarded completions repeat themselves", evidence, (), _places(reversed(looping)))
 
 
-def _failures(history: History, sampled: Sequence[Sampled]) -> Flag | None:
+def _failures(history: History, sampled: Sequence[FlaggedRollout]) -> Flag | None:
     """Verifiers that fail: completions that break them take no part, which a policy may learn to use."""
     names = [name for name in history.names() if name.startswith("verdict/") and name.endswith(("/timeout", "/error"))]
     worst: tuple[float, str, _Trend] | None = None
@@ -272,5 +272,5 @@ def _failures(history: History, sampled: Sequence[Sampled]) -> Flag | None:
     )
 
 
-def _places(members: Iterable[Sampled]) -> tuple[tuple[int, int], ...]:
+def _places(members: Iterable[FlaggedRollout]) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys((one.step, one.group) for one in members))[:5]

@@ -16,7 +16,7 @@ from grpo.report import run_files
 from grpo.report.json_lines import complete_lines
 from grpo.report.metrics_log import History, read_history, run_names
 from grpo.report.rollout_store import stored_steps
-from grpo.view.flags import Sampled, hacking_flags
+from grpo.view.flags import FlaggedRollout, hacking_flags
 from grpo.view.index import RolloutIndex
 from grpo.view.tokens import find_tokenizer
 from grpo.visible import visible
@@ -100,7 +100,7 @@ class RunData:
 
         return self._cached("flags", self.stamp, make)
 
-    def _sampled(self) -> list[Sampled]:
+    def _sampled(self) -> list[FlaggedRollout]:
         snapshot = self.indexes["training"].snapshot
         steps = sorted(set(snapshot.step_N.tolist()))
         chosen = {steps[round(at * (len(steps) - 1) / (_FLAG_STEPS - 1))] for at in range(_FLAG_STEPS)} if steps else ()
@@ -110,7 +110,7 @@ class RunData:
             for row in rows[:: max(1, len(rows) // _FLAG_COMPLETIONS)]:
                 group, reward = int(snapshot.group_R[row]), float(snapshot.reward_R[row])
                 sampled.append(
-                    Sampled(
+                    FlaggedRollout(
                         step,
                         int(snapshot.groups_N[group]),
                         snapshot.prompt_id_N[group].as_py(),

@@ -35,7 +35,7 @@ _Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRollout:
+class AuditedRollout:
     """One rollout as a run stored it: what was asked, what came, what was right, and how which verifier graded it."""
 
     problem: str
@@ -51,7 +51,7 @@ class StoredRollout:
 class Disagreement:
     """A rollout that the two graders judge differently; `kind` is the reference's form."""
 
-    rollout: StoredRollout
+    rollout: AuditedRollout
     kind: str
     theirs: Verdict
 
@@ -114,7 +114,7 @@ def wilson(count: int, of: int) -> Rate:
     return Rate(count, of, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def audit(rollouts: Sequence[StoredRollout], theirs: Sequence[Verdict]) -> AuditReport:
+def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> AuditReport:
     """Compare the run's statuses with the other grader's verdicts, in order.
 
     Raises:

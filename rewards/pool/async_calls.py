@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from rewards.pool.async_worker import CANCEL, RUN
 from rewards.pool.forks import Forks
-from rewards.pool.jobs import Job
-from rewards.pool.limits import Limits
+from rewards.pool.jobs import PoolJob
+from rewards.pool.limits import PoolLimits
 from rewards.pool.processes import WorkerHandle, flush, import_hint
 from rewards.pool.slow_calls import STARVED_SHARE
 from rewards.pool.stats import Recorder
@@ -31,7 +31,7 @@ _LOOK_S = 0.05
 class _Flight:
     """A call that a worker has."""
 
-    job: Job
+    job: PoolJob
     begun_at: float
     processor_ns: int
     got: list[Verdict] = field(default_factory=list)
@@ -84,12 +84,12 @@ class AsyncCalls:
 
     def __init__(
         self,
-        limits: Limits,
-        queue: deque[Job],
+        limits: PoolLimits,
+        queue: deque[PoolJob],
         recorder: Recorder,
         selector: selectors.BaseSelector,
         forks: Forks,
-        finish: Callable[[Job, list[Verdict], float, bool], None],
+        finish: Callable[[PoolJob, list[Verdict], float, bool], None],
     ) -> None:
         self._limits, self._queue, self._recorder, self._selector = limits, queue, recorder, selector
         self._forks, self._finish = forks, finish
@@ -104,7 +104,7 @@ class AsyncCalls:
             worker = AsyncWorker(handle)
             self.workers.append(worker)
             self._selector.register(handle.connection, selectors.EVENT_READ, worker)
-        given: dict[AsyncWorker, list[Job]] = {}
+        given: dict[AsyncWorker, list[PoolJob]] = {}
         takers = [worker for worker in self.workers if worker.handle.ready and not worker.is_stuck]
         while self._queue and takers:
             worker = min(takers, key=lambda each: len(each.flights))
@@ -195,7 +195,7 @@ class AsyncCalls:
                 why = cause or f"its worker died {job.deaths} times"
                 self._fail(job, error(f"{job.name}: {why}, at stage {at!r}"), 0.0)
 
-    def take_all(self) -> list[Job]:
+    def take_all(self) -> list[PoolJob]:
         """End every worker; the calls that they had."""
         jobs = [flight.job for worker in self.workers for flight in worker.flights.values()]
         for worker in list(self.workers):
@@ -264,7 +264,7 @@ class AsyncCalls:
                     flight.stage = at
                 self._time_out(flight, now - flight.begun_at, hint)
 
-    def _replay(self, job: Job) -> None:
+    def _replay(self, job: PoolJob) -> None:
         self._recorder.event("replayed")
         self._queue.appendleft(job)
 
@@ -273,7 +273,7 @@ class AsyncCalls:
         reason = f"{flight.job.name}: undecided after {self._allowed(flight):g} s, at stage {at!r}{hint}"
         self._fail(flight.job, timeout(reason), elapsed)
 
-    def _fail(self, job: Job, verdict: Verdict, seconds: float) -> None:
+    def _fail(self, job: PoolJob, verdict: Verdict, seconds: float) -> None:
         self._finish(job, [verdict] * len(job.completions), seconds, False)
 
     def _allowed(self, flight: _Flight) -> float:

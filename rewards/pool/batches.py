@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 
-from rewards.pool.jobs import Job
+from rewards.pool.jobs import PoolJob
 from rewards.pool.stats import Recorder
 
 # Enough to hide the round trip, little enough to share out evenly.
 _BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
 
 
-def next_batch(queue: deque[Job], workers: int, recorder: Recorder) -> list[Job]:
+def next_batch(queue: deque[PoolJob], workers: int, recorder: Recorder) -> list[PoolJob]:
     """Take the next few calls: about `_BATCH_S` seconds of work by each verifier's record, at least one.
 
     Those that their caller has cancelled are dropped.
     """
-    jobs: list[Job] = []
+    jobs: list[PoolJob] = []
     seconds, characters = 0.0, 0
     share = len(queue) // (2 * workers) + 1
     while queue and len(jobs) < min(_BATCH_JOBS, share):

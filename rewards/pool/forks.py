@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rewards.pool.processes import Kinds, Nursery, NurseryError, WorkerHandle
+from rewards.pool.processes import Kinds, NurseryError, WorkerHandle, WorkerNursery
 from rewards.pool.stats import Recorder
 
 # Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
@@ -24,7 +24,7 @@ class Forks:
     def __init__(self, setup: bytes, start_s: float, recorder: Recorder, bury_all: Callable[[], None]) -> None:
         self._setup, self._start_s, self._recorder, self._bury_all = setup, start_s, recorder, bury_all
         self._stillbirths = 0
-        self.nursery: Nursery | None = None
+        self.nursery: WorkerNursery | None = None
         # Why no worker can be had any more; empty while some can.
         self.broken = ""
 
@@ -34,7 +34,7 @@ class Forks:
         Raises:
             NurseryError: it did not come up.
         """
-        self.nursery = Nursery(self._setup, self._start_s)
+        self.nursery = WorkerNursery(self._setup, self._start_s)
         return self.nursery.kinds
 
     def fork(self, asynchronous: bool = False) -> WorkerHandle | None:

@@ -11,7 +11,7 @@ from rewards.verdict import Verdict
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class PoolJob:
     """One call of a verifier.
 
     Attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PoolLimits:
     """What VerifierPool was given, with the defaults filled in."""
 
     workers: int
@@ -27,7 +27,7 @@ class Limits:
         spares: int | None,
         start_s: float,
         overlap: int,
-    ) -> Limits:
+    ) -> PoolLimits:
         """Fill in the defaults.
 
         Raises:
@@ -41,4 +41,4 @@ class Limits:
         ):  # fmt: skip
             if not value >= least:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        return Limits(count, deadline_s, memory_mb, replays, extra, start_s, overlap)
+        return PoolLimits(count, deadline_s, memory_mb, replays, extra, start_s, overlap)

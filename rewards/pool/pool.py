@@ -10,8 +10,8 @@ from typing import Any
 
 from rewards.build import VerifierSpec
 from rewards.pool.busy_clock import Busy
-from rewards.pool.jobs import Job
-from rewards.pool.limits import Limits
+from rewards.pool.jobs import PoolJob
+from rewards.pool.limits import PoolLimits
 from rewards.pool.stats import PoolStats, Recorder, Tally
 from rewards.pool.supervisor import Supervisor
 from rewards.verdict import Verdict, error
@@ -61,12 +61,12 @@ class VerifierPool:
         overlap: int = 64,
     ) -> None:
         named = dict(verifiers) if isinstance(verifiers, Mapping) else {spec.name: spec for spec in verifiers}
-        limits = Limits.checked(workers, deadline_s, memory_mb, replays, spares, start_s, overlap)
+        limits = PoolLimits.checked(workers, deadline_s, memory_mb, replays, spares, start_s, overlap)
         if not named:
             raise ValueError("a verifier pool needs at least one verifier")
         self._names = frozenset(named)
-        self._queue: deque[Job] = deque()
-        self._async_queue: deque[Job] = deque()
+        self._queue: deque[PoolJob] = deque()
+        self._async_queue: deque[PoolJob] = deque()
         self._lock = threading.Lock()
         self._next_identity = 0
         self._recorder = Recorder(named)
@@ -135,7 +135,7 @@ class VerifierPool:
 
     def _queue_jobs(
         self, calls: list[tuple[str, tuple[str, ...], Any, Mapping[str, Any], Mapping[str, Sequence[Any]] | None]]
-    ) -> list[Job]:
+    ) -> list[PoolJob]:
         for name, *_ in calls:
             if name not in self._names:
                 raise ValueError(f"no verifier {name!r} in this pool; it has {', '.join(sorted(self._names))}")
@@ -147,7 +147,7 @@ class VerifierPool:
                 raise RuntimeError(self._supervisor.crash)
             first = self._next_identity
             self._next_identity += len(calls)
-            jobs = [Job(first + offset, *call) for offset, call in enumerate(calls)]
+            jobs = [PoolJob(first + offset, *call) for offset, call in enumerate(calls)]
             self._queue.extend(job for job in jobs if job.name not in asynchronous)
             self._async_queue.extend(job for job in jobs if job.name in asynchronous)
         self._supervisor.wake()

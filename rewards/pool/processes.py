@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rewards.pool.jobs import Job
+from rewards.pool.jobs import PoolJob
 from rewards.pool.wire import LENGTH, Inbox
 from rewards.stage import PAGE_BYTES, SharedPage
 from rewards.verdict import Verdict
@@ -45,7 +45,7 @@ class Kinds:
     asynchronous: frozenset[str] = frozenset()
 
 
-class Nursery:
+class WorkerNursery:
     """The parent's hold on the nursery process.
 
     Start it in the thread that lives as long as the pool: the kernel counts that thread as the parent whose death
@@ -144,7 +144,7 @@ class Sent:
     """
 
     batch: int
-    job: Job
+    job: PoolJob
     ghost: bool = False
     got: list[Verdict] = field(default_factory=list)
 
@@ -171,7 +171,7 @@ class WorkerHandle:
     look_at: float = 0.0
     last_used: int = -1
 
-    def give(self, jobs: list[Job]) -> None:
+    def give(self, jobs: list[PoolJob]) -> None:
         """Queue a batch for sending."""
         self.last_batch += 1
         if not self.sent:
@@ -188,7 +188,7 @@ class WorkerHandle:
         """How many batches are not answered in full."""
         return self.sent[-1].batch - self.sent[0].batch + 1 if self.sent else 0
 
-    def take_back(self) -> list[Job]:
+    def take_back(self) -> list[PoolJob]:
         """Revoke all but the first job, which is running or about to; they are returned, to be given to another."""
         self.page.revoke(self.last_batch, self.sent[0].job.identity)
         self.taken_back = True

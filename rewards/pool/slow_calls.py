@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rewards.pool.limits import Limits
+from rewards.pool.limits import PoolLimits
 from rewards.pool.processes import LOOK_S, WorkerHandle
 from rewards.pool.stats import Recorder
 
@@ -19,7 +19,7 @@ STARVED_SHARE = 0.1
 class SlowCalls:
     """Looks at the calls that are running; used by one thread."""
 
-    def __init__(self, limits: Limits, recorder: Recorder) -> None:
+    def __init__(self, limits: PoolLimits, recorder: Recorder) -> None:
         self._deadline_s, self._recorder = limits.deadline_s, recorder
         # Whoever waits for its turn waits for other calls of the pool, each of which has a deadline.
         self._longest_wait_s = limits.deadline_s * (limits.workers + limits.spares)

@@ -14,8 +14,8 @@ from rewards.build import VerifierSpec
 from rewards.pool.async_calls import AsyncCalls, AsyncWorker
 from rewards.pool.batches import next_batch
 from rewards.pool.forks import Forks
-from rewards.pool.jobs import Job
-from rewards.pool.limits import Limits
+from rewards.pool.jobs import PoolJob
+from rewards.pool.limits import PoolLimits
 from rewards.pool.processes import Kinds, NurseryError, WorkerHandle, flush, import_hint
 from rewards.pool.setup import pack_setup
 from rewards.pool.slow_calls import SlowCalls, keep_back
@@ -41,9 +41,9 @@ class Supervisor:
     def __init__(
         self,
         verifiers: Mapping[str, Verifier | VerifierSpec],
-        limits: Limits,
-        queue: deque[Job],
-        async_queue: deque[Job],
+        limits: PoolLimits,
+        queue: deque[PoolJob],
+        async_queue: deque[PoolJob],
         recorder: Recorder,
     ) -> None:
         self._limits, self._queue, self._recorder = limits, queue, recorder
@@ -69,7 +69,7 @@ class Supervisor:
         self._stopping = False
         self._started = threading.Event()
         self._start_problem = ""
-        self.abandoned: list[Job] = []
+        self.abandoned: list[PoolJob] = []
         self.crash = ""
         self._thread = threading.Thread(target=self._run, name="verifier-pool", daemon=True)
         self._thread.start()
@@ -259,7 +259,7 @@ class Supervisor:
         """A duration that a worker told, within what is possible."""
         return min(max(float(seconds), 0.0), self._limits.deadline_s) if isinstance(seconds, (int, float)) else 0.0
 
-    def _finish(self, job: Job, verdicts: list[Verdict], seconds: float, hit: bool) -> None:
+    def _finish(self, job: PoolJob, verdicts: list[Verdict], seconds: float, hit: bool) -> None:
         if not job.start():
             return
         for future, verdict in zip(job.futures, verdicts, strict=True):
@@ -267,7 +267,7 @@ class Supervisor:
                 self._recorder.verdict(job.name, verdict.status, seconds, hit)
                 future.set_result(verdict)
 
-    def _fail(self, job: Job, verdict: Verdict, seconds: float = 0.0) -> None:
+    def _fail(self, job: PoolJob, verdict: Verdict, seconds: float = 0.0) -> None:
         """The same failure for each completion."""
         self._finish(job, [verdict] * len(job.completions), seconds, False)
 

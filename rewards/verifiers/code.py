@@ -20,7 +20,18 @@ from rewards.programs.blocks import complete_program, extract_code
 from rewards.programs.golds import gold_programs
 from rewards.programs.tests import read_tests
 from rewards.verdict import Verdict
-from sandbox import AssertTest, CallTest, IsolationLevel, Language, Limits, Sandbox, Status, StdinTest, Test, TestResult
+from sandbox import (
+    AssertTest,
+    CallTest,
+    IsolationLevel,
+    Language,
+    Limits,
+    ProgramStatus,
+    Sandbox,
+    StdinTest,
+    Test,
+    TestResult,
+)
 from sandbox.outside.languages import COMPILE_LIMITS
 
 _MOST_NAMES = 16
@@ -162,7 +173,7 @@ class CodeVerifier:
             return "all expected outputs are empty: a program that does nothing passes all of its tests"
         doubtful = [test for test in tests if isinstance(test, AssertTest) and not surely_called(test)]
         results = self._grade(_USELESS_PROGRAM, doubtful, stop_at_failure=False) if doubtful else []
-        bad = next((result for result in results if result.status is Status.BAD_TEST), None)
+        bad = next((result for result in results if result.status is ProgramStatus.BAD_TEST), None)
         if bad is not None:
             return bad.reason
         if results and len(doubtful) == len(tests) and not any(result.failed for result in results):
@@ -207,11 +218,11 @@ class CodeVerifier:
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
         for number, result in enumerate(results):
-            if result.status in (Status.SANDBOX_ERROR, Status.NO_COMPILER):
+            if result.status in (ProgramStatus.SANDBOX_ERROR, ProgramStatus.NO_COMPILER):
                 return verdict.error(f"{result.status.value}: {result.reason}"[:300])
-            if result.status is Status.BAD_TEST:
+            if result.status is ProgramStatus.BAD_TEST:
                 return verdict.error(f"test {number + 1} of {count}: {result.reason}"[:300])
-        total, count = count, count - sum(result.status is Status.SKIPPED for result in results)
+        total, count = count, count - sum(result.status is ProgramStatus.SKIPPED for result in results)
         if not count:
             return verdict.error(f"{_NEVER_CALLED}: {results[0].reason}"[:300])
         passed = sum(result.passed for result in results)

@@ -25,10 +25,10 @@ from sandbox.inside.child import Become
 from sandbox.inside.isolation import filesystem, kernel
 from sandbox.inside.isolation.cell_scratch import Scratch
 from sandbox.inside.isolation.seal import Seal
-from sandbox.inside.nursery import Nursery
+from sandbox.inside.nursery import CellNursery
 from sandbox.inside.template import TemplateLost
 from sandbox.inside.watch import Usage, Watch
-from sandbox.types import STDERR_BYTES, Status
+from sandbox.types import STDERR_BYTES, ProgramStatus
 
 MAX_MESSAGE = 1 << 16
 _MAX_DESCRIPTORS = 253  # the kernel's bound for one message
@@ -82,7 +82,7 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
             replies = cell.run_all(request, descriptors)
         except OSError as problem:
             _close(descriptors)
-            replies = [{"status": Status.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}]
+            replies = [{"status": ProgramStatus.SANDBOX_ERROR.value, "reason": f"the cell failed: {problem}"}]
         channel.send(json.dumps(replies).encode())
 
 
@@ -109,7 +109,7 @@ class Cell:
         # /proc is that of an outer namespace, where this process goes by another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
         children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
-        self._nursery = Nursery(seal, children)
+        self._nursery = CellNursery(seal, children)
 
     def run_all(self, request: dict[str, Any], descriptors: list[int]) -> list[dict[str, Any]]:
         """Run one program once for each of its inputs, until the time for all of them ends or a stop is asked for."""
@@ -169,12 +169,12 @@ class Cell:
         if verdict is None and (
             usage.memory_bytes > watch.allowed_memory or (code != 0 and meter is not None and meter.ran_out())
         ):
-            verdict = Status.MEMORY
+            verdict = ProgramStatus.MEMORY
         reply = self._judge(verdict, code, usage, limits, descriptors)
         _cut(descriptors[2], limits["output_bytes"])
         _cut(descriptors[3], STDERR_BYTES)
         if setup_problem:
-            reply |= {"status": Status.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
+            reply |= {"status": ProgramStatus.SANDBOX_ERROR.value, "reason": setup_problem.decode("utf-8", "replace")}
         untouched = self._scratch.untouched()
         if not untouched:
             if not self._nursery.empty:
@@ -183,7 +183,7 @@ class Cell:
         if failed is not None:
             os.close(failed)
         pristine = verdict is None and code >= 0 and not left_behind and untouched
-        return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is Status.SIGNAL}
+        return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is ProgramStatus.SIGNAL}
 
     def _begin(self, request: dict[str, Any], streams: list[int]) -> None:
         """Have nothing that a program can look at tell how long ago the run before it was, or how many there were."""
@@ -227,18 +227,18 @@ class Cell:
         return pid, failed
 
     def _judge(
-        self, verdict: Status | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
+        self, verdict: ProgramStatus | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
     ) -> dict[str, Any]:
         """Name how the program ended, the most telling limit first."""
         status = verdict
         if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
-            status = Status.OUTPUT
+            status = ProgramStatus.OUTPUT
         if status is None and (code == -signal.SIGXCPU or usage.cpu_seconds > limits["cpu_seconds"]):
-            status = Status.CPU_TIME
+            status = ProgramStatus.CPU_TIME
         if status is None and code != 0 and (code == -signal.SIGXFSZ or self._scratch.full()):
-            status = Status.DISK
+            status = ProgramStatus.DISK
         if status is None:
-            status = Status.OK if code == 0 else Status.NONZERO_EXIT if code > 0 else Status.SIGNAL
+            status = ProgramStatus.OK if code == 0 else ProgramStatus.NONZERO_EXIT if code > 0 else ProgramStatus.SIGNAL
         return {
             "status": status.value,
             "exit_code": code,
@@ -293,7 +293,7 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     except Become as order:
         work = order.work
     except OSError as problem:
-        reply = {"status": Status.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
+        reply = {"status": ProgramStatus.SANDBOX_ERROR.value, "reason": f"the cell could not be set up: {problem}"}
         with contextlib.suppress(OSError):
             channel.send(json.dumps([reply]).encode())
     finally:

@@ -15,7 +15,7 @@ _LEAST_OPEN_FILES = 16  # below, a sealed process could not receive a test's des
 _CHILDREN_BYTES = 256
 
 
-class Nursery:
+class CellNursery:
     """What a cell's tests are forked from.
 
     Args:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.inside import processes
 from sandbox.inside.isolation.account import Account
-from sandbox.types import Status
+from sandbox.types import ProgramStatus
 
 if TYPE_CHECKING:
     from sandbox.group_meter import GroupMeter
@@ -78,7 +78,7 @@ class Watch:
         """Bytes that may be resident: a program starts out with what the worker has imported."""
         return int(self._limits["memory_bytes"] + self._seal.base_memory)
 
-    def until_end(self, pid: int, started: float) -> Status | None:
+    def until_end(self, pid: int, started: float) -> ProgramStatus | None:
         """Wait until process `pid` ends by itself (None) or must be ended (why).
 
         The reason is the limit it passed, or `SIGNAL` where the supervisor asked for it or went away.
@@ -97,9 +97,9 @@ class Watch:
                 if handle in ready:
                     return None
                 if ready:
-                    return Status.SIGNAL
+                    return ProgramStatus.SIGNAL
                 if left <= 0:
-                    return Status.WALL_TIME
+                    return ProgramStatus.WALL_TIME
                 if self._seal.watch:
                     before = self.usage.memory_bytes
                     passed = self._look()
@@ -111,27 +111,27 @@ class Watch:
         finally:
             os.close(handle)
 
-    def _look(self) -> Status | None:
+    def _look(self) -> ProgramStatus | None:
         now = time.monotonic()
         found = [item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None]
         if sum(process.threads for process in found) > self._limits["processes"]:
-            return Status.PROCESSES  # at once: so many take long to look at, and ever more of them come
+            return ProgramStatus.PROCESSES  # at once: so many take long to look at, and ever more of them come
         use = self._account.look(found, now - self._looked, self._last_number())
         self._looked = now
         limits = self._limits
         cpu = use.cpu_seconds if self._meter is None else max(use.cpu_seconds, self._meter.cpu_seconds())
         self.usage = Usage(max(self.usage.cpu_seconds, cpu), max(self.usage.memory_bytes, use.memory_bytes))
         if use.memory_bytes > self.allowed_memory or (self._meter is not None and self._meter.ran_out()):
-            return Status.MEMORY
+            return ProgramStatus.MEMORY
         if cpu > limits["cpu_seconds"]:
-            return Status.CPU_TIME
+            return ProgramStatus.CPU_TIME
         if max(os.fstat(number).st_size for number in self._outputs) > limits["output_bytes"]:
-            return Status.OUTPUT
+            return ProgramStatus.OUTPUT
         if not self._seal.private_root:
             # What cannot be looked at, whatever a program has done to it, is not within the limit.
             disk = _disk_usage(self._seal.scratch, limits["files"])
             if disk is None or disk + use.removed_bytes > limits["disk_bytes"]:
-                return Status.DISK
+                return ProgramStatus.DISK
         return None
 
     def _last_number(self) -> int:

@@ -12,7 +12,7 @@ from sandbox.outside.call_process import begin_calls, end_calls, result_of, why_
 from sandbox.outside.cell_handle import CellHandle, sealed_memory
 from sandbox.outside.channel import BadReply, CallChannel, DeadlinePassed, ProgramEnded, parse_object
 from sandbox.outside.worker import Worker
-from sandbox.types import MEBIBYTE, AssertTest, Limits, Status, TestResult
+from sandbox.types import MEBIBYTE, AssertTest, Limits, ProgramStatus, TestResult
 
 _TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is ours; what grows in it is what the program returned
 _TESTER_PROCESSES = 16
@@ -39,45 +39,47 @@ def grade_asserts(
         ):
             first = _first_call(tester, limits, end)
             if isinstance(first, tuple):
-                end_calls(tester_cell, tester, orderly=first[0] is Status.SKIPPED)
+                end_calls(tester_cell, tester, orderly=first[0] is ProgramStatus.SKIPPED)
                 return result_of(worker, *first)
             with closing(begin_calls(cell, program, limits, "calls", beside=tester_memory)) as channel:
                 deadline = min(end, time.monotonic() + limits.wall_seconds)
                 status, reason = _relay(tester, channel, first, deadline)
-                tester_run, _ = end_calls(tester_cell, tester, orderly=status is not Status.WALL_TIME)
-                run, silent = end_calls(cell, channel, orderly=status in (Status.OK, Status.WRONG_ANSWER))
+                tester_run, _ = end_calls(tester_cell, tester, orderly=status is not ProgramStatus.WALL_TIME)
+                run, silent = end_calls(cell, channel, orderly=status in (ProgramStatus.OK, ProgramStatus.WRONG_ANSWER))
     finally:
         os.close(test_code)
     if not silent:
-        status, reason = Status.BAD_REPLY, "a reply that nobody asked for"
-    if status is Status.NONZERO_EXIT:
+        status, reason = ProgramStatus.BAD_REPLY, "a reply that nobody asked for"
+    if status is ProgramStatus.NONZERO_EXIT:
         status, reason = why_ended(run)
-    if status is Status.WRONG_ANSWER and not reason:
+    if status is ProgramStatus.WRONG_ANSWER and not reason:
         # The tester ended without a verdict: only what the program returned can have done that (out of memory).
         reason = f"the test code ended early: {tester_run.status.value}"
     return result_of(worker, status, reason, run)
 
 
-def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, Any] | tuple[Status, str]:
+def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, Any] | tuple[ProgramStatus, str]:
     """The test code's first message, which is a call; or how the test ended without any."""
     deadline = time.monotonic() + limits.wall_seconds
     try:
         message = parse_object(tester.receive(min(end, deadline)))
     except DeadlinePassed:
         if end < deadline:  # earlier tests have used up the time, which is the program's doing
-            return Status.WALL_TIME, "the time for all tests ended before the test code called the program"
-        return Status.BAD_TEST, f"the test code did not call the program within {limits.wall_seconds:g} s"
+            return ProgramStatus.WALL_TIME, "the time for all tests ended before the test code called the program"
+        return ProgramStatus.BAD_TEST, f"the test code did not call the program within {limits.wall_seconds:g} s"
     except (ProgramEnded, BadReply):
-        return Status.BAD_TEST, "the test code ended before it called the program"
+        return ProgramStatus.BAD_TEST, "the test code ended before it called the program"
     reason = str(message.get("reason"))[:300]
     if message.get("passed") is True or message.get("skipped") is True:
-        return Status.SKIPPED, reason or "the test code never called the program"
+        return ProgramStatus.SKIPPED, reason or "the test code never called the program"
     if "passed" in message:
-        return Status.BAD_TEST, f"the test code failed before it called the program: {reason}"
+        return ProgramStatus.BAD_TEST, f"the test code failed before it called the program: {reason}"
     return message
 
 
-def _relay(tester: CallChannel, channel: CallChannel, message: dict[str, Any], deadline: float) -> tuple[Status, str]:
+def _relay(
+    tester: CallChannel, channel: CallChannel, message: dict[str, Any], deadline: float
+) -> tuple[ProgramStatus, str]:
     """Carry calls from the tester to the program and answers back, until the tester gives its verdict.
 
     From the first call on nothing counts as the test's own fault: a program could choose to look like it.
@@ -86,14 +88,16 @@ def _relay(tester: CallChannel, channel: CallChannel, message: dict[str, Any], d
         for _ in range(_MAX_CALLS):
             if "passed" in message:
                 passed = message["passed"] is True
-                return (Status.OK, "") if passed else (Status.WRONG_ANSWER, str(message.get("reason"))[:300])
+                return (
+                    (ProgramStatus.OK, "") if passed else (ProgramStatus.WRONG_ANSWER, str(message.get("reason"))[:300])
+                )
             call: dict[str, Any] = message["call"]
             answer = channel.ask(json.dumps(call | {"handles": True}).encode(), deadline)
             message = parse_object(tester.ask(answer, deadline))
     except DeadlinePassed:
-        return Status.WALL_TIME, "no verdict in time"
+        return ProgramStatus.WALL_TIME, "no verdict in time"
     except ProgramEnded:
-        return Status.NONZERO_EXIT if not tester.ended else Status.WRONG_ANSWER, ""
+        return ProgramStatus.NONZERO_EXIT if not tester.ended else ProgramStatus.WRONG_ANSWER, ""
     except BadReply as problem:
-        return Status.BAD_REPLY, str(problem)
-    return Status.WALL_TIME, f"more than {_MAX_CALLS} calls"
+        return ProgramStatus.BAD_REPLY, str(problem)
+    return ProgramStatus.WALL_TIME, f"more than {_MAX_CALLS} calls"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from sandbox.outside.cell_handle import CellHandle, limits_message
 from sandbox.outside.channel import BadReply, CallChannel
 from sandbox.outside.worker import Worker
-from sandbox.types import ExecutionResult, Limits, Status, TestResult
+from sandbox.types import ExecutionResult, Limits, ProgramStatus, TestResult
 
 _EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take
 
 
-def result_of(worker: Worker, status: Status, reason: str, run: ExecutionResult | None = None) -> TestResult:
+def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
     """The result of a test that ended with `status`, and what its `run` used."""
     return TestResult(
-        passed=status is Status.OK,
+        passed=status is ProgramStatus.OK,
         status=status,
         reason=reason,
         wall_seconds=run.wall_seconds if run else 0.0,
@@ -63,8 +63,8 @@ def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[Ex
     return run, silent
 
 
-def why_ended(run: ExecutionResult) -> tuple[Status, str]:
+def why_ended(run: ExecutionResult) -> tuple[ProgramStatus, str]:
     """Why a process ended instead of answering. An orderly exit is no answer either."""
-    if run.status in (Status.OK, Status.SIGNAL) and run.exit_code == 0:
-        return Status.NONZERO_EXIT, "the program exited instead of returning"
+    if run.status in (ProgramStatus.OK, ProgramStatus.SIGNAL) and run.exit_code == 0:
+        return ProgramStatus.NONZERO_EXIT, "the program exited instead of returning"
     return run.status, run.reason

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Isolation, Limits, Status
+from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Isolation, Limits, ProgramStatus
 
 _GRACE_SECONDS = 10.0  # beyond a program's own deadline, which the cell keeps, before the worker is given up
 _MAX_REPORT = 1 << 16
@@ -178,15 +178,15 @@ class CellHandle:
         return results
 
     def _result(self, reply: dict[str, Any], stdout_descriptor: int, stderr_descriptor: int) -> ExecutionResult:
-        status = Status(reply["status"])
-        if status is Status.SANDBOX_ERROR:
+        status = ProgramStatus(reply["status"])
+        if status is ProgramStatus.SANDBOX_ERROR:
             raise WorkerLost(reply["reason"])
         stdout = os.pread(stdout_descriptor, self._output_bytes, 0)
         stderr = os.pread(stderr_descriptor, STDERR_BYTES, 0)
         self._runs += 1
         self._pristine = self._pristine and reply["pristine"]
-        if status in (Status.NONZERO_EXIT, Status.SIGNAL) and _says_out_of_memory(stderr):
-            status = Status.MEMORY
+        if status in (ProgramStatus.NONZERO_EXIT, ProgramStatus.SIGNAL) and _says_out_of_memory(stderr):
+            status = ProgramStatus.MEMORY
         return ExecutionResult(
             status=status,
             exit_code=reply["exit_code"],
@@ -196,7 +196,7 @@ class CellHandle:
             cpu_seconds=reply["cpu_seconds"],
             memory_bytes=reply["memory_bytes"],
             isolation=self._isolation,
-            reason=_last_line(stderr) if status is not Status.OK else "",
+            reason=_last_line(stderr) if status is not ProgramStatus.OK else "",
         )
 
 

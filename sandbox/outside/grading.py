@@ -28,7 +28,7 @@ from sandbox.types import (
     CallTest,
     ExecutionResult,
     Limits,
-    Status,
+    ProgramStatus,
     StdinTest,
     Test,
     TestResult,
@@ -68,7 +68,7 @@ def grade(
                 test = tests[len(results)]
                 if time.monotonic() > end:
                     reason = f"nothing is left of the {total_seconds:g} s for all tests"
-                    results.append(result_of(worker, Status.WALL_TIME, reason))
+                    results.append(result_of(worker, ProgramStatus.WALL_TIME, reason))
                 elif isinstance(test, CallTest):
                     calls = _leading(CallTest, tests[len(results) :])
                     results += _grade_calls(worker, cell, program, calls, limits, stop_at_failure, end)
@@ -109,11 +109,11 @@ def _grade_stdin(
 
 
 def _judged(worker: Worker, test: StdinTest, run: ExecutionResult) -> TestResult:
-    if run.status is not Status.OK:
+    if run.status is not ProgramStatus.OK:
         return result_of(worker, run.status, run.reason, run)
     if equal_text(run.stdout, test.stdout, test.tolerance, test.any_order):
-        return result_of(worker, Status.OK, "", run)
-    return result_of(worker, Status.WRONG_ANSWER, "the output differs from what is expected", run)
+        return result_of(worker, ProgramStatus.OK, "", run)
+    return result_of(worker, ProgramStatus.WRONG_ANSWER, "the output differs from what is expected", run)
 
 
 def _grade_calls(
@@ -126,25 +126,25 @@ def _grade_calls(
     end: float,
 ) -> list[TestResult]:
     """Grade calls in one process, up to and including the first that ends it, until `end` by the clock."""
-    verdicts: list[tuple[Status, str]] = []
+    verdicts: list[tuple[ProgramStatus, str]] = []
     ended = False
     with closing(begin_calls(cell, program, limits, "calls", len(tests))) as channel:
         for test in tests:
-            if ended or (stop_at_failure and verdicts and verdicts[-1][0] is not Status.OK):
+            if ended or (stop_at_failure and verdicts and verdicts[-1][0] is not ProgramStatus.OK):
                 break
             status, reason, ended = _grade_call(channel, test, limits, end)
             verdicts.append((status, reason))
         run, silent = end_calls(cell, channel, orderly=not ended)
     if not silent:
-        verdicts[-1] = (Status.BAD_REPLY, "a reply that nobody asked for")
-    if ended and verdicts[-1][0] is Status.NONZERO_EXIT:
+        verdicts[-1] = (ProgramStatus.BAD_REPLY, "a reply that nobody asked for")
+    if ended and verdicts[-1][0] is ProgramStatus.NONZERO_EXIT:
         verdicts[-1] = why_ended(run)
     count = len(verdicts)
     each = replace(run, wall_seconds=run.wall_seconds / count, cpu_seconds=run.cpu_seconds / count)
     return [result_of(worker, status, reason, each) for status, reason in verdicts]
 
 
-def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[Status, str, bool]:
+def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[ProgramStatus, str, bool]:
     """One call: its status, a reason, and whether the process is of no further use."""
     try:
         request = {
@@ -154,20 +154,20 @@ def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float
             "handles": False,
         }
     except NotPlainData as problem:
-        return Status.BAD_TEST, f"the arguments of the call: {problem}"[:300], False
+        return ProgramStatus.BAD_TEST, f"the arguments of the call: {problem}"[:300], False
     try:
         line = channel.ask(json.dumps(request).encode(), min(end, time.monotonic() + limits.wall_seconds))
         reply = parse_object(line)
         if set(reply) == {"exception", "base", "message"}:
-            return Status.EXCEPTION, f"{reply['exception']}: {reply['message']}"[:300], False
+            return ProgramStatus.EXCEPTION, f"{reply['exception']}: {reply['message']}"[:300], False
         if set(reply) != {"ok"}:
             raise BadReply("a reply of another form")
         if equal_encoded(reply["ok"], test.expected, test.tolerance, test.any_order):
-            return Status.OK, "", False
-        return Status.WRONG_ANSWER, "the result differs from what is expected", False
+            return ProgramStatus.OK, "", False
+        return ProgramStatus.WRONG_ANSWER, "the result differs from what is expected", False
     except DeadlinePassed:
-        return Status.WALL_TIME, f"no result within {limits.wall_seconds:g} s", True
+        return ProgramStatus.WALL_TIME, f"no result within {limits.wall_seconds:g} s", True
     except ProgramEnded:
-        return Status.NONZERO_EXIT, "", True
+        return ProgramStatus.NONZERO_EXIT, "", True
     except (BadReply, NotPlainData, RecursionError) as problem:
-        return Status.BAD_REPLY, str(problem)[:300], True
+        return ProgramStatus.BAD_REPLY, str(problem)[:300], True

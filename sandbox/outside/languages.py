@@ -12,7 +12,7 @@ from typing import Any
 
 from sandbox.outside.cell_handle import limits_message, sealed_memory
 from sandbox.outside.worker import Worker
-from sandbox.types import MEBIBYTE, ExecutionResult, Isolation, Language, Limits, Status
+from sandbox.types import MEBIBYTE, ExecutionResult, Isolation, Language, Limits, ProgramStatus
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"  # what the private root shows of any machine
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
@@ -40,7 +40,7 @@ class Runnable:
 class NotRunnable(Exception):
     """The program cannot be run: it does not compile, or nothing here can compile or interpret it."""
 
-    status: Status
+    status: ProgramStatus
     reason: str
     result: ExecutionResult | None = None
 
@@ -89,7 +89,7 @@ class Compiler:
             return Runnable({"kind": "run"}, source)
         if not worker.allows_executables:
             reason = f"{language.value} needs process and mount namespaces, which this machine does not grant"
-            raise NotRunnable(Status.NO_COMPILER, reason)
+            raise NotRunnable(ProgramStatus.NO_COMPILER, reason)
         if language is Language.BASH:
             return Runnable(_execute([_need("bash"), "main.sh"], "main.sh"), source)
         if language is Language.JAVASCRIPT:
@@ -113,9 +113,9 @@ class Compiler:
                 result = cell.finish()
         finally:
             os.close(program)
-        if result.status is not Status.OK:
+        if result.status is not ProgramStatus.OK:
             reason = result.stderr.decode("utf-8", "replace").strip()[:500] or f"the compiler: {result.status.value}"
-            raise NotRunnable(Status.COMPILE_ERROR, reason, result)
+            raise NotRunnable(ProgramStatus.COMPILE_ERROR, reason, result)
         with self._lock:
             self._cache[key] = result.stdout
             self._cached_bytes += len(result.stdout)
@@ -128,7 +128,7 @@ class Compiler:
 def _need(name: str) -> str:
     path = find_tool(name)
     if path is None:
-        raise NotRunnable(Status.NO_COMPILER, f"{name} is not installed in any of {_PATH}")
+        raise NotRunnable(ProgramStatus.NO_COMPILER, f"{name} is not installed in any of {_PATH}")
     return path
 
 

@@ -30,8 +30,8 @@ from sandbox.types import (
     Language,
     Layer,
     Limits,
+    ProgramStatus,
     SandboxError,
-    Status,
     Test,
     TestResult,
 )
@@ -292,7 +292,7 @@ class Sandbox:
                         lost.stop()
                     if self._closed:
                         raise SandboxError("this sandbox was closed while a program ran") from problem
-            return NotRunnable(Status.SANDBOX_ERROR, reason)
+            return NotRunnable(ProgramStatus.SANDBOX_ERROR, reason)
         finally:
             self._slots.give_back(slot)
 

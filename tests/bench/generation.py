@@ -37,7 +37,7 @@ def main(path: str) -> None:
         GeneratorSetup(path, "float32", config.GeneratorConfig(replicas=2), 104, 1.0, "cpu", replica)
         for replica in range(2)
     ]
-    with Cluster(config.Cluster(device="cpu"), Plan(0, 1, 2, 1, 1)) as cluster:
+    with Cluster(config.ClusterConfig(device="cpu"), Plan(0, 1, 2, 1, 1)) as cluster:
         generators = cluster.start_generators(setups, 600.0, 600.0)()
         seconds, tokens = [], 0
         for number in range(ROUNDS + 1):

@@ -29,7 +29,7 @@ ROUNDS = 3
 def main(path: str) -> None:
     setup = GeneratorSetup(path, "float32", config.GeneratorConfig(), 104, 1.0, "cpu", 0)
     seconds: list[tuple[float, float]] = []
-    with Cluster(config.Cluster(device="cpu"), Plan(0, 1, 1, 1, 1)) as cluster:
+    with Cluster(config.ClusterConfig(device="cpu"), Plan(0, 1, 1, 1, 1)) as cluster:
         generators = cluster.start_generators([setup], 600.0, 600.0)()
         weights = [ray.put(np.frombuffer((Path(path) / "model.safetensors").read_bytes(), dtype=np.uint8))]
         started_at = 0.0

@@ -146,7 +146,7 @@ def main() -> None:
             policy_path=folder,
             reference_path=folder,
             dtype=options.dtype,
-            algorithm=config.Algorithm(),
+            algorithm=config.AlgorithmConfig(),
             learner=config.LearnerConfig(
                 zero_stage=options.zero_stage,
                 microbatch_tokens=options.microbatch_tokens,

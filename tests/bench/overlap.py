@@ -42,7 +42,7 @@ from grpo.algorithm.minibatches import TrainBatch
 from grpo.cluster.waiting import MEANWHILE_S
 from grpo.generator.loop import EngineLoop
 from grpo.planning.simulation.lengths import modelled
-from grpo.planning.simulation.loop import Deployment, Integers, Schedule, Speeds, groups_needed, simulate
+from grpo.planning.simulation.loop import Deployment, Integers, RolloutSchedule, Speeds, groups_needed, simulate
 from grpo.train import train
 from grpo.types import Finished, Request, SamplingParams
 
@@ -227,7 +227,7 @@ def measured(folder: Path, policy: Path, lag: int, lengths_NG: Integers, warm_up
 
 def predicted(lag: int, lengths_NG: Integers, warm_up: int, steps: int) -> Figures:
     """The same steps, simulated."""
-    found = simulate(Schedule(PROMPTS, lag), DEPLOYMENT, SPEEDS, lengths_NG, warm_up + steps)[warm_up:]
+    found = simulate(RolloutSchedule(PROMPTS, lag), DEPLOYMENT, SPEEDS, lengths_NG, warm_up + steps)[warm_up:]
     seconds = found[-1].ended_s - found[0].began_s
     busy = sum(step.busy_s for step in found)
     learned = sum(step.ended_s - step.ready_s for step in found)
@@ -248,7 +248,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         policy = make_tiny_policy(Path(folder) / "policy")
         for seed in range(seeds):
-            most = groups_needed(Schedule(PROMPTS, max(numbers)), warm_up + steps + max(numbers))
+            most = groups_needed(RolloutSchedule(PROMPTS, max(numbers)), warm_up + steps + max(numbers))
             lengths = modelled(LENGTHS, LIMIT).draw(np.random.default_rng(seed), most, GROUP_SIZE)
             for lag in numbers:
                 real = measured(Path(folder) / f"{seed}_{lag}", policy, lag, lengths, warm_up, steps)

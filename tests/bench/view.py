@@ -33,7 +33,7 @@ import psutil  # noqa: E402
 from chromium import Browser  # noqa: E402
 from fake_run import make_advantages, make_metrics, silent_progress  # noqa: E402
 
-from grpo.report.recorder import Report  # noqa: E402
+from grpo.report.recorder import RunRecorder  # noqa: E402
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan  # noqa: E402
 from rewards import verdict  # noqa: E402
 
@@ -59,7 +59,7 @@ def make_run(folder: Path, completions: int, characters: int) -> None:
     (folder / "config.yaml").parent.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("report: {mismatch_alarm: 0.01}\n")
     logprobs = tuple(-source.expovariate(3) for _ in range(characters // 4 + 200))
-    with Report(folder, progress=silent_progress(), total_steps=steps) as report:
+    with RunRecorder(folder, progress=silent_progress(), total_steps=steps) as report:
         report.step(0, {"eval/accuracy": 0.3})
         for step in range(1, steps + 1):
             groups = [make_group(source, step, index, characters, logprobs) for index in range(GROUPS)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.config import Dataset, Verification, VerifierConfig
+from grpo.config import DatasetConfig, VerificationConfig, VerifierConfig
 from grpo.config.verifiers import specs_of
 from grpo.data.rows import load_rows
 from rewards.build import BUILT_IN, VerifierSpec, build_verifier
@@ -65,7 +65,7 @@ def test_the_reasoning_gym_example() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
     config = yaml.safe_load(blocks("yaml")[2])
     assert config["data"]["options"]["task"] == "leg_counting"
-    source = Dataset.model_validate(config["data"] | {"limit": 20})
+    source = DatasetConfig.model_validate(config["data"] | {"limit": 20})
     rows = load_rows(source).to_list()
     specs = specs_of([VerifierConfig.model_validate(entry) for entry in config["verifiers"]])
     with VerifierPool(specs, workers=1) as pool:
@@ -112,7 +112,7 @@ def test_a_runs_reasoning_tags_go_to_the_verifiers_that_look_for_answers() -> No
     verifiers = [VerifierConfig(name=name, use=name, options=options) for name, options in
                  (("math", {}), ("exact", {"thinking": ["plan"]}), ("length", {}))]  # fmt: skip
     tags = ("think", ("<<", ">>"))
-    specs = specs_of(verifiers, Verification(thinking=tags))
+    specs = specs_of(verifiers, VerificationConfig(thinking=tags))
     assert [dict(spec.options) for spec in specs] == [{"thinking": tags}, {"thinking": ["plan"]}, {}]
     assert build_verifier("math", specs[0].options)("<<\\boxed{5}>>\\boxed{6}", "6", {}).status is Status.CORRECT
     assert [dict(spec.options) for spec in specs_of(verifiers)] == [{}, {"thinking": ["plan"]}, {}]

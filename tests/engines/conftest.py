@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 from grpo.policy.new import make_policy
 
 
 def policy(folder: Path, *, tied: bool, seed: int) -> str:
     """A random policy of two layers; returns its path."""
-    shape = NewPolicy(
+    shape = NewPolicyConfig(
         hidden_size=64,
         layers=2,
         heads=2,

@@ -22,7 +22,7 @@ from setups_for_tests import CPU, learner_setups, random_batch
 from grpo.cluster import processes as ray_processes
 from grpo.cluster.activity import ACTIVITY
 from grpo.cluster.failures import ProcessDied, Stalled
-from grpo.config import Watchdog as Settings
+from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
 from grpo.report.ledger import read_ledger
 from grpo.run import checkpoint

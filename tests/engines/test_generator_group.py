@@ -16,7 +16,7 @@ import ray
 
 from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.cluster.generator_group import GeneratorGroup
-from grpo.cluster.replica import Limits
+from grpo.cluster.replica import GeneratorLimits
 from grpo.generator.loop import EngineLoop
 from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
 
@@ -113,7 +113,9 @@ def start(ray_running: None) -> Iterator[Callable[..., Started]]:
 
         told: list[str] = []
         given_newer: list[bool] = []
-        group = GeneratorGroup(place, replicas, Limits(120.0, group_s, 60.0, hang_s, max_restarts), told.append)
+        group = GeneratorGroup(
+            place, replicas, GeneratorLimits(120.0, group_s, 60.0, hang_s, max_restarts), told.append
+        )
         group.wait_started()
         group.on_restart(lambda index: _push(group, index))
         return Started(group, actors, told, given_newer)

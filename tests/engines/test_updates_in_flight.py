@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM
 from grpo.cluster.claim import Plan
 from grpo.cluster.cluster import Cluster
 from grpo.cluster.generator_group import GeneratorGroup
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 from grpo.policy.new import make_policy
 from grpo.types import Completion, Finished, Request, SamplingParams
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # So many words that a random policy seldom says the one that ends a completion.
-SHAPE = NewPolicy(
+SHAPE = NewPolicyConfig(
     hidden_size=64,
     layers=2,
     heads=2,

@@ -9,7 +9,7 @@ import pytest
 from push_processes import Learner, PlainLearner, Receiver, RemoteProcess, get, link_to, processes, push, wait_for
 from ranks_without_ray import free_port
 
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 from grpo.policy.new import make_policy
 from grpo.weights.link import WeightLink
 from grpo.weights.patches import Pushed, WeightsDiffer
@@ -142,7 +142,7 @@ def test_a_sparse_push_from_the_shards_of_zero_3(tied_policy: str) -> None:
 @pytest.fixture(scope="module")
 def large_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     """96 MiB, its largest tensor 3 MiB."""
-    shape = NewPolicy(
+    shape = NewPolicyConfig(
         hidden_size=384, layers=12, heads=4, key_value_heads=4, intermediate_size=1536, tie_embeddings=False
     )
     folder = tmp_path_factory.mktemp("large") / "policy"

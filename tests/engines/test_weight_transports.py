@@ -21,7 +21,7 @@ from grpo.weights.sync import TOLERANCES, WeightMismatch, WeightSync
 pytestmark = pytest.mark.slow
 
 PROBE = [list(sequence.token_ids) for sequence in random_sequences(3, seed=9)]
-GPU = config.Cluster(device="gpu", start_deadline_s=240, step_deadline_s=120)
+GPU = config.ClusterConfig(device="gpu", start_deadline_s=240, step_deadline_s=120)
 
 Pair = tuple[LearnerGroup, GeneratorGroup]
 

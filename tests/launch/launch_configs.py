@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from grpo.config import TrainConfig
-from launch.job import Job
+from launch.job import LaunchJob
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).parent / "fake_slurm"
@@ -32,8 +32,8 @@ def settings(folder: Path, launch: Mapping[str, Any], **sections: Any) -> dict[s
     }
 
 
-def job(folder: Path, launch: Mapping[str, Any], **sections: Any) -> Job:
-    return Job(TrainConfig.model_validate(settings(folder, launch, **sections)), folder)
+def job(folder: Path, launch: Mapping[str, Any], **sections: Any) -> LaunchJob:
+    return LaunchJob(TrainConfig.model_validate(settings(folder, launch, **sections)), folder)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ import pytest
 import yaml
 from launch_configs import ROOT, fake_slurm, settings
 
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 from grpo.policy.new import make_policy
 from grpo.run import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 STEPS = 4
-SMALL = NewPolicy(hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256)
+SMALL = NewPolicyConfig(hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

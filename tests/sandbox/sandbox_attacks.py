@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sandbox import Layer, Limits, Status
+from sandbox import Layer, Limits, ProgramStatus
 
 MIB = 1 << 20
 TIGHT = Limits(wall_seconds=6.0, memory_bytes=200 * MIB, processes=32, output_bytes=MIB, disk_bytes=16 * MIB, files=300)
@@ -27,11 +27,13 @@ class Attack:
     without: frozenset[Layer] = frozenset()
     loosened: Limits | None = None
     limits: Limits = TIGHT
-    statuses: frozenset[Status] = field(default_factory=lambda: frozenset(Status) - {Status.SANDBOX_ERROR})
+    statuses: frozenset[ProgramStatus] = field(
+        default_factory=lambda: frozenset(ProgramStatus) - {ProgramStatus.SANDBOX_ERROR}
+    )
     needs_mounts: bool = False  # the target is a property of the private scratch mount
 
 
-def _resource(name: str, source: str, status: set[Status], **keywords: object) -> Attack:
+def _resource(name: str, source: str, status: set[ProgramStatus], **keywords: object) -> Attack:
     return Attack(name, source, statuses=frozenset(status), **keywords)  # type: ignore[arg-type]
 
 
@@ -45,7 +47,7 @@ RESOURCES = [
     _resource(
         "sleep",
         "import time; time.sleep(1.2); print('ESCAPED')",
-        {Status.WALL_TIME},
+        {ProgramStatus.WALL_TIME},
         limits=_limits(wall_seconds=0.4),
         loosened=_limits(wall_seconds=5.0),
     ),
@@ -53,14 +55,14 @@ RESOURCES = [
         "read_a_silent_pipe",
         "import os; r, w = os.pipe(); import threading, time\n"
         "threading.Timer(1.2, os.write, (w, b'x')).start(); os.read(r, 1); print('ESCAPED')",
-        {Status.WALL_TIME},
+        {ProgramStatus.WALL_TIME},
         limits=_limits(wall_seconds=0.4),
         loosened=_limits(wall_seconds=5.0),
     ),
     _resource(
         "spin",
         "import time\nwhile time.process_time() < 1: pass\nprint('ESCAPED')",
-        {Status.CPU_TIME},
+        {ProgramStatus.CPU_TIME},
         limits=_limits(cpu_seconds=0.3),
         loosened=_limits(cpu_seconds=9.0),
     ),
@@ -68,7 +70,7 @@ RESOURCES = [
         "spin_ignoring_signals",
         "import signal, time\nfor n in (24, 15, 14, 2): signal.signal(n, signal.SIG_IGN)\n"
         "while time.process_time() < 1: pass\nprint('ESCAPED')",
-        {Status.CPU_TIME},
+        {ProgramStatus.CPU_TIME},
         limits=_limits(cpu_seconds=0.3),
         loosened=_limits(cpu_seconds=9.0),
     ),
@@ -85,28 +87,28 @@ for _ in range(4):
     children.append(pid)
 for pid in children: os.waitpid(pid, 0)
 print('ESCAPED')""",
-        {Status.CPU_TIME},
+        {ProgramStatus.CPU_TIME},
         limits=_limits(cpu_seconds=0.4),
         loosened=_limits(cpu_seconds=9.0),
     ),
     _resource(
         "regex_without_end",
         "import re, time\nimport signal\nsignal.alarm(0)\nre.match(r'(a+)+$', 'a' * 26 + 'b'); print('ESCAPED')",
-        {Status.WALL_TIME, Status.CPU_TIME},
+        {ProgramStatus.WALL_TIME, ProgramStatus.CPU_TIME},
         limits=_limits(wall_seconds=0.4),
         loosened=_limits(wall_seconds=60.0),
     ),
     _resource(
         "touch_memory",
         "kept = []\nfor _ in range(80): kept.append(b'x' * (10 << 20))\nprint('ESCAPED')",
-        {Status.MEMORY},
+        {ProgramStatus.MEMORY},
         limits=_limits(memory_bytes=100 * MIB),
         without=_NO_LIMITS,
     ),
     _resource(
         "reserve_memory",
         "import mmap; m = mmap.mmap(-1, 5 << 30); print('ESCAPED')",
-        {Status.MEMORY, Status.NONZERO_EXIT},
+        {ProgramStatus.MEMORY, ProgramStatus.NONZERO_EXIT},
         without=_NO_LIMITS | _SECCOMP,
     ),
     _resource(
@@ -120,13 +122,13 @@ for _ in range(4):
         os._exit(0)
 for _ in range(4): os.wait()
 print('ESCAPED')""",
-        {Status.MEMORY},
+        {ProgramStatus.MEMORY},
         without=frozenset({Layer.WATCH}),
     ),
     _resource(
         "big_power",
         "x = 7 ** (4 * 10 ** 6); print('ESCAPED')",  # one instruction of Python, a second or more
-        {Status.CPU_TIME, Status.WALL_TIME},
+        {ProgramStatus.CPU_TIME, ProgramStatus.WALL_TIME},
         limits=_limits(wall_seconds=0.4),
         loosened=_limits(wall_seconds=60.0),
     ),
@@ -143,13 +145,13 @@ for _ in range(150):
     except OSError: time.sleep(0.005)
 print('ESCAPED' if started > 120 else started)
 time.sleep(0.3)""",
-        {Status.PROCESSES},
+        {ProgramStatus.PROCESSES},
         without=_NO_LIMITS,
     ),
     _resource(
         "fork_without_end",
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-        {Status.PROCESSES, Status.MEMORY},
+        {ProgramStatus.PROCESSES, ProgramStatus.MEMORY},
         limits=_limits(wall_seconds=1.5),
     ),  # never let loose: `fork_bomb`, which ends, stands for it
     _resource(
@@ -164,52 +166,52 @@ for _ in range(150):
     except RuntimeError: time.sleep(0.005)
 print('ESCAPED' if started > 120 else started)
 time.sleep(0.3)""",
-        {Status.PROCESSES},
+        {ProgramStatus.PROCESSES},
         without=_NO_LIMITS,
     ),
     _resource(
         "flood_output",
         "import os, time\nfor _ in range(40): os.write(1, b'x' * (1 << 18)); time.sleep(0.01)\n"
         "os.lseek(1, 0, 0); os.write(1, b'ESCAPED')",
-        {Status.OUTPUT},
+        {ProgramStatus.OUTPUT},
         loosened=_limits(output_bytes=32 * MIB),
     ),
     _resource(
         "flood_errors",
         "import os, time\nfor _ in range(40): os.write(2, b'x' * (1 << 18)); time.sleep(0.01)\nprint('ESCAPED')",
-        {Status.OUTPUT},
+        {ProgramStatus.OUTPUT},
         loosened=_limits(output_bytes=32 * MIB),
     ),
     _resource(
         "fill_disk",
         "for n in range(5):\n    with open(f'f{n}', 'wb') as f:\n        for _ in range(8):"
         " f.write(b'x' * MIB)\n    import time; time.sleep(0.05)\nprint('ESCAPED')".replace("MIB", "(1 << 20)"),
-        {Status.DISK},
+        {ProgramStatus.DISK},
         loosened=_limits(disk_bytes=64 * MIB),
     ),
     _resource(
         "one_big_file",
         "f = open('f', 'wb')\nfor _ in range(40): f.write(b'x' * (1 << 20))\nprint('ESCAPED')",
-        {Status.DISK},
+        {ProgramStatus.DISK},
         loosened=_limits(disk_bytes=64 * MIB),
     ),
     _resource(
         "many_files",
         "import time\nfor n in range(900):\n    open(f'f{n}', 'w').close()\n"
         "    if n % 100 == 0: time.sleep(0.02)\nprint('ESCAPED')",
-        {Status.DISK},
+        {ProgramStatus.DISK},
         loosened=_limits(files=2000),
     ),
     _resource(
         "many_descriptors",
         "kept = [open('/dev/null') for _ in range(400)]; print('ESCAPED')",
-        {Status.NONZERO_EXIT},
+        {ProgramStatus.NONZERO_EXIT},
         loosened=_limits(open_files=1000),
     ),
     _resource(
         "core_dump",
         "import resource\nprint('ESCAPED' if resource.getrlimit(resource.RLIMIT_CORE)[1] else 'none')",
-        {Status.OK},
+        {ProgramStatus.OK},
         without=frozenset({Layer.RESOURCE_LIMITS}),
     ),
 ]
@@ -226,7 +228,7 @@ def work():
     time.sleep(0.1); os.write(1, b'ESCAPED'); os._exit(0)
 threading.Thread(target=work).start()
 ctypes.CDLL(None).syscall(60, 0)""",
-        {Status.MEMORY},
+        {ProgramStatus.MEMORY},
         without=_NO_LIMITS,
     ),
     _resource(
@@ -238,7 +240,7 @@ m = mmap.mmap(-1, size); start = ctypes.addressof(ctypes.c_char.from_buffer(m))
 for o in range(0, size, step):
     ctypes.memset(start + o, 1, step); libc.madvise(ctypes.c_void_p(start + o), ctypes.c_size_t(step), 4)
 time.sleep(0.1); print('ESCAPED')""",
-        {Status.MEMORY},
+        {ProgramStatus.MEMORY},
         without=_HIDDEN,
     ),
     _resource(
@@ -251,7 +253,7 @@ for _ in range(10):
     ctypes.memset(start, 1, size); libc.munmap(ctypes.c_void_p(start + 4096), ctypes.c_size_t(size - 4096))
     time.sleep(0.02)
 print('ESCAPED')""",
-        {Status.MEMORY},
+        {ProgramStatus.MEMORY},
         without=_HIDDEN,
     ),
     _resource(
@@ -266,7 +268,7 @@ for a, b in kept:
             while True: end.send(b'x' * 65536)
         except OSError: pass
 time.sleep(0.05); print('ESCAPED')""",
-        {Status.MEMORY},
+        {ProgramStatus.MEMORY},
         limits=_limits(memory_bytes=32 * MIB),
         without=_NO_LIMITS,
     ),
@@ -286,7 +288,7 @@ try:
             except ChildProcessError: pass
     print('ESCAPED')
 except PermissionError: print('refused')""",
-        {Status.CPU_TIME},
+        {ProgramStatus.CPU_TIME},
         limits=_limits(cpu_seconds=0.3),
         loosened=_limits(cpu_seconds=9.0, wall_seconds=30.0),
     ),
@@ -305,7 +307,7 @@ try:
         except ChildProcessError: pass
     print('ESCAPED')
 except PermissionError: print('refused')""",
-        {Status.CPU_TIME},
+        {ProgramStatus.CPU_TIME},
         limits=_limits(cpu_seconds=0.3),
         loosened=_limits(cpu_seconds=9.0, wall_seconds=30.0),
     ),
@@ -319,7 +321,7 @@ for n in range(8):
     for _ in range(4): f.write(b'x' * (1 << 20))
     f.flush(); time.sleep(0.02)
 print('ESCAPED')""",
-        {Status.DISK, Status.NONZERO_EXIT},
+        {ProgramStatus.DISK, ProgramStatus.NONZERO_EXIT},
         loosened=_limits(disk_bytes=64 * MIB),
     ),
     _resource(
@@ -331,7 +333,7 @@ for n in range(8):
     f = open(f'f{n}', 'w+b'); f.truncate(4 << 20); m = mmap.mmap(f.fileno(), 4 << 20); os.unlink(f'f{n}'); f.close()
     m[:] = b'x' * (4 << 20); kept.append(m); time.sleep(0.02)
 print('ESCAPED')""",
-        {Status.DISK, Status.SIGNAL},
+        {ProgramStatus.DISK, ProgramStatus.SIGNAL},
         loosened=_limits(disk_bytes=64 * MIB),
     ),
 ]
@@ -467,7 +469,7 @@ METADATA = [
         "times_of_a_device",
         _METADATA.format(call="os.utime('/dev/null', (1, 1))"),
         frozenset(),
-        statuses=frozenset({Status.OK}),
+        statuses=frozenset({ProgramStatus.OK}),
     ),
 ]
 

@@ -25,7 +25,7 @@ import pytest
 from sandbox_attacks import ATTACKS, KERNEL, Attack
 from sandbox_host import PROJECT, WITHOUT_NAMESPACES, Host
 
-from sandbox import ExecutionResult, IsolationLevel, Layer, Status
+from sandbox import ExecutionResult, IsolationLevel, Layer, ProgramStatus
 
 _NAMES = [attack.name for attack in ATTACKS]
 
@@ -105,7 +105,12 @@ def test_contained(host: Host, attack: Attack, targets: Targets) -> None:
     assert b"ESCAPED" not in result.stdout, result
     if host.mode in WITHOUT_NAMESPACES and "fork" in attack.source:
         # Processes are refused here: fork fails, or finds nothing to count.
-        assert result.status in attack.statuses | {Status.NONZERO_EXIT, Status.OK, Status.WALL_TIME, Status.CPU_TIME}
+        assert result.status in attack.statuses | {
+            ProgramStatus.NONZERO_EXIT,
+            ProgramStatus.OK,
+            ProgramStatus.WALL_TIME,
+            ProgramStatus.CPU_TIME,
+        }
     else:
         assert result.status in attack.statuses, result
     assert (targets.directory / "canary").read_text() == "a secret of the host"

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from sandbox_host import PROJECT, Host
 
-from sandbox import IsolationLevel, Limits, Sandbox, SandboxError, Status, StdinTest
+from sandbox import IsolationLevel, Limits, ProgramStatus, Sandbox, SandboxError, StdinTest
 
 SLOW = "import time; time.sleep(1.0); print('done')"
 
@@ -63,9 +63,9 @@ def test_a_killed_process_costs_one_retry_at_most(sandbox: Sandbox, generation: 
     result = sandbox.run(SLOW)
     thread.join()
     if generation == 3:
-        assert (result.status, result.exit_code) == (Status.SIGNAL, -signal.SIGKILL)
+        assert (result.status, result.exit_code) == (ProgramStatus.SIGNAL, -signal.SIGKILL)
     else:
-        assert (result.status, result.stdout) == (Status.OK, b"done\n"), result
+        assert (result.status, result.stdout) == (ProgramStatus.OK, b"done\n"), result
         assert killed
     assert sandbox.run("print(2)").stdout == b"2\n"
     if generation < 2:
@@ -90,8 +90,8 @@ def test_killed_twice_is_a_typed_error(sandbox: Sandbox) -> None:
     finally:
         stop.set()
         thread.join()
-    assert (result.status, result.exit_code) == (Status.SANDBOX_ERROR, None)
-    assert [test.status for test in graded] == [Status.SANDBOX_ERROR] * 2
+    assert (result.status, result.exit_code) == (ProgramStatus.SANDBOX_ERROR, None)
+    assert [test.status for test in graded] == [ProgramStatus.SANDBOX_ERROR] * 2
     assert sandbox.run("print(3)").stdout == b"3\n"
 
 
@@ -117,10 +117,10 @@ def test_many_threads_while_workers_die() -> None:
     wrong = [
         (n, result)
         for n, result in enumerate(results)
-        if result.status is not Status.SANDBOX_ERROR and result.stdout != b"%d\n" % (2 * n)
+        if result.status is not ProgramStatus.SANDBOX_ERROR and result.stdout != b"%d\n" % (2 * n)
     ]
     assert wrong == []
-    assert sum(result.status is Status.OK for result in results) >= 140
+    assert sum(result.status is ProgramStatus.OK for result in results) >= 140
 
 
 @pytest.mark.parametrize("mode", ["root", "no_namespaces", "root_in_a_container"])
@@ -214,7 +214,7 @@ def test_nothing_grows_over_many_programs(count: int) -> None:
         before = _footprint(sandbox)
         for number in range(count):
             result = sandbox.run(kinds[number % len(kinds)])
-            assert result.status in (Status.OK, Status.NONZERO_EXIT)
+            assert result.status in (ProgramStatus.OK, ProgramStatus.NONZERO_EXIT)
         deadline = time.monotonic() + 5
         while (after := _footprint(sandbox))[1:] != before[1:] and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import IsolationLevel, Layer, Limits, Sandbox, Status
+from sandbox import IsolationLevel, Layer, Limits, ProgramStatus, Sandbox
 from sandbox.group_meter import GroupMeter
 from sandbox.outside.cell_handle import limits_message
 from sandbox.outside.control_group import ControlGroup, Delegated, delegated_group
@@ -178,7 +178,7 @@ for _ in range(12):
     limits = Limits(wall_seconds=20, memory_bytes=100 << 20, disk_bytes=1 << 20, output_bytes=1 << 20)
     with Sandbox(level=IsolationLevel.NONE, without=frozenset({Layer.WATCH})) as sandbox:
         result = sandbox.run(source, limits=limits)
-        assert (result.status, result.exit_code) == (Status.MEMORY, 1), result
+        assert (result.status, result.exit_code) == (ProgramStatus.MEMORY, 1), result
         assert sandbox.run("print(1)").stdout == b"1\n"
 
 

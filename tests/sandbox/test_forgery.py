@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import AssertTest, CallTest, IsolationLevel, Limits, Sandbox, Status, StdinTest
+from sandbox import AssertTest, CallTest, IsolationLevel, Limits, ProgramStatus, Sandbox, StdinTest
 
 LIMITS = Limits(wall_seconds=2.0)
 # What the tests know and the program must not find out.
@@ -77,51 +77,57 @@ FORGERIES = {
 CHANNEL_FORGERIES = {
     "reply_before_any_request": (
         "import os\nos.write(4, b'{\"ok\": 14159}\\n' * 3)\nimport time; time.sleep(0.3)\ndef f(x): return 14159",
-        {Status.BAD_REPLY},
+        {ProgramStatus.BAD_REPLY},
     ),
     "two_replies_to_one_request": (
         "import os\ndef f(x):\n    os.write(4, b'{\"ok\": 14159}\\n')\n    return 14159",
-        {Status.BAD_REPLY},
+        {ProgramStatus.BAD_REPLY},
     ),
     "read_ahead_and_answer_oneself": (
         'import os, json\nline = os.read(3, 1 << 16)\nos.write(4, b\'{"ok": 1}\\n{"ok": 14159}\\n\')',
-        {Status.BAD_REPLY},
+        {ProgramStatus.BAD_REPLY},
     ),
-    "not_json": ("import os\ndef f(x): os.write(4, b'passed\\n')", {Status.BAD_REPLY}),
-    "not_an_object": ("import os\ndef f(x): os.write(4, b'[true]\\n')", {Status.BAD_REPLY}),
-    "claims_to_have_passed": ("import os\ndef f(x): os.write(4, b'{\"passed\": true}\\n')", {Status.BAD_REPLY}),
-    "more_than_asked": ('import os\ndef f(x): os.write(4, b\'{"ok": 1, "passed": true}\\n\')', {Status.BAD_REPLY}),
+    "not_json": ("import os\ndef f(x): os.write(4, b'passed\\n')", {ProgramStatus.BAD_REPLY}),
+    "not_an_object": ("import os\ndef f(x): os.write(4, b'[true]\\n')", {ProgramStatus.BAD_REPLY}),
+    "claims_to_have_passed": ("import os\ndef f(x): os.write(4, b'{\"passed\": true}\\n')", {ProgramStatus.BAD_REPLY}),
+    "more_than_asked": (
+        'import os\ndef f(x): os.write(4, b\'{"ok": 1, "passed": true}\\n\')',
+        {ProgramStatus.BAD_REPLY},
+    ),
     "unknown_tag": (
         'import os\ndef f(x): os.write(4, b\'{"ok": {"object": 1}}\\n\')',
-        {Status.WRONG_ANSWER, Status.BAD_REPLY},
+        {ProgramStatus.WRONG_ANSWER, ProgramStatus.BAD_REPLY},
     ),
     "very_deep": (
         "import os\ndef f(x): os.write(4, b'{\"ok\": ' + b'[' * 50000 + b']' * 50000 + b'}\\n')",
-        {Status.BAD_REPLY},
+        {ProgramStatus.BAD_REPLY},
     ),
     "very_long": (
         "import os\ndef f(x):\n    while True: os.write(4, b'x' * 65536)",
-        {Status.BAD_REPLY, Status.WALL_TIME},
+        {ProgramStatus.BAD_REPLY, ProgramStatus.WALL_TIME},
     ),
-    "not_a_number": ("import os\ndef f(x): os.write(4, b'{\"ok\": NaN}\\n')", {Status.WRONG_ANSWER, Status.BAD_REPLY}),
+    "not_a_number": (
+        "import os\ndef f(x): os.write(4, b'{\"ok\": NaN}\\n')",
+        {ProgramStatus.WRONG_ANSWER, ProgramStatus.BAD_REPLY},
+    ),
     "half_a_reply": (
         "import os, time\ndef f(x):\n    os.write(4, b'{\"ok\": 141')\n    time.sleep(9)",
-        {Status.WALL_TIME},
+        {ProgramStatus.WALL_TIME},
     ),
     "closed_channel": (
         "import os, time\ndef f(x):\n    os.close(4)\n    time.sleep(9)",
-        {Status.WALL_TIME, Status.NONZERO_EXIT},
+        {ProgramStatus.WALL_TIME, ProgramStatus.NONZERO_EXIT},
     ),
     "patched_serialiser": (
         "import json\njson.dumps = lambda x: '{\"ok\": true}'\ndef f(x): return 1",
-        {Status.WRONG_ANSWER},
+        {ProgramStatus.WRONG_ANSWER},
     ),
-    "own_class": ("class E:\n    def __eq__(self, o): return True\ndef f(x): return E()", {Status.EXCEPTION}),
+    "own_class": ("class E:\n    def __eq__(self, o): return True\ndef f(x): return E()", {ProgramStatus.EXCEPTION}),
     "subclass_of_int": (
         "class E(int):\n    def __eq__(self, o): return True\ndef f(x): return E(1)",
-        {Status.EXCEPTION},
+        {ProgramStatus.EXCEPTION},
     ),
-    "true_for_one": ("def f(x): return True", {Status.WRONG_ANSWER}),
+    "true_for_one": ("def f(x): return True", {ProgramStatus.WRONG_ANSWER}),
     "infinite_generator": ("import itertools\ndef f(x): return itertools.chain(itertools.repeat(14159))", None),
 }
 
@@ -141,7 +147,7 @@ def naive_grader_rewards(program: str, tmp_path: Path) -> bool:
 
 def test_the_honest_program_is_rewarded(sandbox: Sandbox) -> None:
     tests = [AssertTest(TEST_CODE, "f"), CallTest("f", [3], 14159), CallTest("f", [[8, 9]], [79, 32])]
-    assert [result.status for result in sandbox.grade(HONEST, tests, LIMITS)] == [Status.OK] * 3
+    assert [result.status for result in sandbox.grade(HONEST, tests, LIMITS)] == [ProgramStatus.OK] * 3
 
 
 @pytest.mark.parametrize("name", FORGERIES)
@@ -149,7 +155,7 @@ def test_forgery_is_not_rewarded(sandbox: Sandbox, name: str) -> None:
     tests = [AssertTest(TEST_CODE, "f"), CallTest("f", [3], 14159), CallTest("f", [5], 26535)]
     results = sandbox.grade(FORGERIES[name], tests, LIMITS)
     assert not any(result.passed for result in results), results
-    assert all(result.status is not Status.SANDBOX_ERROR for result in results), results
+    assert all(result.status is not ProgramStatus.SANDBOX_ERROR for result in results), results
 
 
 @pytest.mark.parametrize("name", sorted(set(FORGERIES) - {"patch_isinstance_and_len", "replace_exit_codes"}))
@@ -163,7 +169,7 @@ def test_forged_replies_fail_the_program(sandbox: Sandbox, name: str) -> None:
     limits = Limits(wall_seconds=1.0)
     (result,) = sandbox.grade(program, [CallTest("f", [1], 1)], limits)
     assert not result.passed
-    assert result.status is not Status.SANDBOX_ERROR, result
+    assert result.status is not ProgramStatus.SANDBOX_ERROR, result
     assert statuses is None or result.status in statuses, result
 
 
@@ -174,7 +180,7 @@ def test_a_right_reply_out_of_turn_is_no_reply(sandbox: Sandbox) -> None:
     )
     results = sandbox.grade(program, [CallTest("f", [1], 1), CallTest("f", [2], 2)], Limits(wall_seconds=1.0))
     assert not any(result.passed for result in results)
-    assert results[0].status is Status.BAD_REPLY
+    assert results[0].status is ProgramStatus.BAD_REPLY
 
 
 def test_after_a_fatal_call_the_next_one_gets_a_fresh_process(sandbox: Sandbox) -> None:
@@ -185,13 +191,13 @@ def test_after_a_fatal_call_the_next_one_gets_a_fresh_process(sandbox: Sandbox) 
     tests = [CallTest("f", [x], e) for x, e in ((0, 1), (1, 0), (0, 1), (2, 0), (0, 1), (3, 0), (0, 3))]
     results = sandbox.grade(program, tests, Limits(wall_seconds=0.5))
     assert [result.status for result in results] == [
-        Status.OK,
-        Status.NONZERO_EXIT,
-        Status.OK,
-        Status.WALL_TIME,
-        Status.OK,
-        Status.EXCEPTION,
-        Status.OK,
+        ProgramStatus.OK,
+        ProgramStatus.NONZERO_EXIT,
+        ProgramStatus.OK,
+        ProgramStatus.WALL_TIME,
+        ProgramStatus.OK,
+        ProgramStatus.EXCEPTION,
+        ProgramStatus.OK,
     ]
 
 
@@ -216,7 +222,7 @@ if os.fork() == 0:
     # line of the program. They may not be looked into, so `/proc` shows neither, nor the cell.
     expected = "[] 0o40700 [] None 4"
     results = sandbox.grade(program, [StdinTest(str(n), expected) for n in range(5)], LIMITS)
-    assert [result.status for result in results] == [Status.OK] * 5, results
+    assert [result.status for result in results] == [ProgramStatus.OK] * 5, results
 
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP", "SIGINT"])
@@ -233,7 +239,7 @@ print(input())
 """
     for count in (1, 5):
         results = sandbox.grade(program, [StdinTest(str(n), str(n)) for n in range(count)], LIMITS)
-        assert [result.status for result in results] == [Status.OK] * count, results
+        assert [result.status for result in results] == [ProgramStatus.OK] * count, results
         assert sandbox.run("import os; print(os.getpid())").stdout == b"3\n", "a cell of its own, with nothing amiss"
 
 
@@ -242,7 +248,7 @@ def test_a_program_that_takes_for_ever_to_compile_is_wrong(sandbox: Sandbox) -> 
     program = "\n".join(f"def f{number}(x): return x + {number}" for number in range(120_000))
     for count in (1, 4):
         results = sandbox.grade(program, [StdinTest("", "")] * count, Limits(wall_seconds=0.3))
-        assert all(result.status not in (Status.OK, Status.SANDBOX_ERROR) for result in results), results
+        assert all(result.status not in (ProgramStatus.OK, ProgramStatus.SANDBOX_ERROR) for result in results), results
 
 
 def test_a_template_keeps_its_memory_to_itself(sandbox: Sandbox) -> None:
@@ -259,7 +265,7 @@ for pid in (1, 2, 3):
 print(opened)
 """
     results = sandbox.grade(program, [StdinTest("", "[]")] * 4, LIMITS)
-    assert [result.status for result in results] == [Status.OK] * 4, results
+    assert [result.status for result in results] == [ProgramStatus.OK] * 4, results
 
 
 def test_a_lost_worker_leaves_no_descriptor_open(sandbox: Sandbox) -> None:
@@ -281,4 +287,4 @@ def test_what_a_program_returns_cannot_stall_the_trusted_side(sandbox: Sandbox) 
     program = "def f(x):\n    return [(2 ** 61 - 1) * n for n in range(40000)]"
     tests = [CallTest("f", [0], {1, 2, 3}), CallTest("f", [0], [1], any_order=True)]
     results = sandbox.grade(program, tests, LIMITS)
-    assert [result.status for result in results] == [Status.WRONG_ANSWER] * 2
+    assert [result.status for result in results] == [ProgramStatus.WRONG_ANSWER] * 2

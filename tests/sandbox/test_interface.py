@@ -23,9 +23,9 @@ from sandbox import (
     Language,
     Layer,
     Limits,
+    ProgramStatus,
     Sandbox,
     SandboxError,
-    Status,
     StdinTest,
 )
 
@@ -42,7 +42,7 @@ def test_a_result_says_how_it_went(shared: Sandbox) -> None:
         "time.sleep(0.2)\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(5)"
     )
     result = shared.run(source)
-    assert (result.status, result.exit_code, result.stdout) == (Status.NONZERO_EXIT, 5, b"out\n")
+    assert (result.status, result.exit_code, result.stdout) == (ProgramStatus.NONZERO_EXIT, 5, b"out\n")
     assert result.stderr == b"err\n"
     assert 0.2 <= result.cpu_seconds < 1.0
     assert result.wall_seconds >= 0.4
@@ -53,13 +53,13 @@ def test_a_result_says_how_it_went(shared: Sandbox) -> None:
 
 def test_a_crash_is_a_signal(shared: Sandbox) -> None:
     result = shared.run("import ctypes; ctypes.string_at(0)")
-    assert (result.status, result.exit_code) == (Status.SIGNAL, -11)
+    assert (result.status, result.exit_code) == (ProgramStatus.SIGNAL, -11)
     result = shared.run("import os; os.abort()")
-    assert (result.status, result.exit_code) == (Status.SIGNAL, -6)
+    assert (result.status, result.exit_code) == (ProgramStatus.SIGNAL, -6)
 
 
 def test_a_memory_error_is_named(shared: Sandbox) -> None:
-    assert shared.run("x = bytearray(1 << 40)").status is Status.MEMORY
+    assert shared.run("x = bytearray(1 << 40)").status is ProgramStatus.MEMORY
 
 
 def test_a_program_cannot_blame_the_sandbox(shared: Sandbox) -> None:
@@ -72,7 +72,7 @@ def test_a_program_cannot_blame_the_sandbox(shared: Sandbox) -> None:
         "import os, sys\nos.closerange(0, 300)",
         'print(\'{"status": "sandbox error"}\')',
     ):
-        assert shared.run(source).status is not Status.SANDBOX_ERROR, source
+        assert shared.run(source).status is not ProgramStatus.SANDBOX_ERROR, source
 
 
 @pytest.mark.parametrize("limit", [field for field in Limits.__slots__])
@@ -181,7 +181,7 @@ def test_tests_of_all_kinds_together(shared: Sandbox) -> None:
         AssertTest("assert f(5) == 6"),
         StdinTest("7", "8"),
     ]
-    assert [result.status for result in shared.grade(program, tests)] == [Status.OK] * 5
+    assert [result.status for result in shared.grade(program, tests)] == [ProgramStatus.OK] * 5
     assert shared.grade(program, []) == []
 
 
@@ -210,7 +210,7 @@ def test_compilation(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     if sandbox.outside.languages.find_tool("g++") is None or shared.isolation.level < IsolationLevel.FULL:
         pytest.skip("needs g++ and namespaces")
     broken = shared.run("int main() { return x; }", language=Language.CPP)
-    assert (broken.status, broken.exit_code) == (Status.COMPILE_ERROR, None)
+    assert (broken.status, broken.exit_code) == (ProgramStatus.COMPILE_ERROR, None)
     assert "was not declared" in broken.reason
     source = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n + 1; }"
     assert shared.run(source, "1", language=Language.CPP).stdout == b"2"
@@ -219,17 +219,17 @@ def test_compilation(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
         results = shared.grade(source, [StdinTest(str(n), str(n + 1)) for n in range(5)], language=Language.CPP)
     assert all(result.passed for result in results)
     leak = shared.run('#include "/etc/passwd"\nint main() {}', language=Language.CPP)
-    assert leak.status is Status.COMPILE_ERROR
+    assert leak.status is ProgramStatus.COMPILE_ERROR
     assert b"root:" not in leak.stderr
     bounded = shared.run('#include "/dev/zero"\nint main() {}', language=Language.CPP)
-    assert bounded.status is Status.COMPILE_ERROR
+    assert bounded.status is ProgramStatus.COMPILE_ERROR
 
 
 def test_a_missing_compiler_is_a_status(shared: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.outside.languages, "find_tool", lambda name: None)
     for language in (Language.CPP, Language.JAVASCRIPT, Language.BASH):
         result = shared.run("", language=language)
-        assert result.status is Status.NO_COMPILER
+        assert result.status is ProgramStatus.NO_COMPILER
         assert "is not installed" in result.reason
 
 
@@ -283,7 +283,7 @@ def test_no_test_finds_what_another_was_given_or_left(shared: Sandbox) -> None:
     )
     expected = "[True, [], ['0', '1', '2'], 4, True]"  # the fourth descriptor is the listing's own
     results = shared.grade(source, [StdinTest(str(n), expected) for n in range(10)])
-    assert [result.status for result in results] == [Status.OK] * 10, results
+    assert [result.status for result in results] == [ProgramStatus.OK] * 10, results
 
 
 def test_the_time_for_all_tests_ends_the_one_that_runs_and_fails_the_rest(shared: Sandbox) -> None:
@@ -291,7 +291,7 @@ def test_the_time_for_all_tests_ends_the_one_that_runs_and_fails_the_rest(shared
     tests = [StdinTest("", "done")] * 6
     results = shared.grade("import time; time.sleep(0.6); print('done')", tests, total_seconds=1.0)
     assert time.monotonic() - started < 3.0, "six such tests take 3.6 s"
-    assert [result.status for result in results] == [Status.OK] + [Status.WALL_TIME] * 5
+    assert [result.status for result in results] == [ProgramStatus.OK] + [ProgramStatus.WALL_TIME] * 5
 
 
 def test_each_program_has_its_own_limits() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sandbox import Limits, Sandbox, SandboxError, Status
+from sandbox import Limits, ProgramStatus, Sandbox, SandboxError
 from sandbox.outside.slots import Slot, Slots
 
 SLEEP = "import time\ntime.sleep(0.4)\nprint('done')"
@@ -51,7 +51,7 @@ def test_a_fork_that_is_killed_gives_its_slot_back(shared: Sandbox) -> None:
 
     def hold() -> bool:
         os.write(writing, b"x")
-        return shared.run("while True: pass", limits=Limits(wall_seconds=60)).status is Status.OK
+        return shared.run("while True: pass", limits=Limits(wall_seconds=60)).status is ProgramStatus.OK
 
     pid = in_a_fork(hold)
     os.read(reading, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sandbox_host import Host
 
-from sandbox import CallTest, Limits, Status, StdinTest
+from sandbox import CallTest, Limits, ProgramStatus, StdinTest
 
 # Everything that can be reached from the frames above a program, but for itself, the standard library and what is the
 # same for every program of the worker. Tells of a number that only a request could have told.
@@ -29,10 +29,10 @@ def test_no_frame_above_a_program_tells_of_the_tests(host: Host) -> None:
     limits = Limits(wall_seconds=5.0)
     calls = [CallTest("seen", [], [])] * 7
     results = host.ask("grade", _FRAMES, calls, limits)
-    assert [result.status for result in results] == [Status.OK] * 7, results
+    assert [result.status for result in results] == [ProgramStatus.OK] * 7, results
     inputs = [StdinTest("", "[]")] * 7
     results = host.ask("grade", _FRAMES + "\nprint(seen())", inputs, limits)
-    assert [result.status for result in results] == [Status.OK] * 7, results
+    assert [result.status for result in results] == [ProgramStatus.OK] * 7, results
 
 
 def test_the_limits_of_a_process_do_not_tell_how_many_calls_there_are(host: Host) -> None:
@@ -54,7 +54,7 @@ print("new" if began - oldest < 0.3 else began - oldest)
 time.sleep(0.4)
 """
     results = host.ask("grade", source, [StdinTest("", "new")] * 3, Limits(wall_seconds=5))
-    assert [result.status for result in results] == [Status.OK] * 3, results
+    assert [result.status for result in results] == [ProgramStatus.OK] * 3, results
 
 
 def test_what_lies_around_a_program_does_not_change_with_what_ran_before(host: Host) -> None:
@@ -119,7 +119,7 @@ def test_outputs_of_a_batch_are_given_back_as_each_test_ends(root_host: Host, co
     finally:
         done.set()
         watching.join()
-    assert {result.status for result in results} == {Status.OUTPUT}
+    assert {result.status for result in results} == {ProgramStatus.OUTPUT}
     assert max(held) < 2 * 64 + count * 8 + 150, (
         "what each test may hold while it runs, what is kept, others on the machine"
     )

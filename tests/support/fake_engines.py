@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo.algorithm.minibatches import TrainBatch
 from grpo.algorithm.rescoring import ScoringBatch, Source
-from grpo.cluster.slow_generators import Sampled
+from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams, VersionSpan
 from rewards.pool.busy_clock import Busy
 
@@ -218,7 +218,7 @@ class FakeGenerators:
     def take_busy(self) -> dict[str, Busy]:
         return {"generator 0": {}}
 
-    def take_sampled(self) -> list[Sampled]:
+    def take_sampled(self) -> list[GeneratorThroughput]:
         return []
 
     def on_restart(self, push: Callable[[int], None]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress, open_progress
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.types import Completion, FinishReason, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 from rewards.verdict import Verdict
@@ -89,7 +89,7 @@ def write_fake_run(run_dir: Path, *, steps: int = 40, seed: int = 1, eval_every:
     generator = random.Random(seed)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    with Report(run_dir, progress=silent_progress(), rollouts_every=10, total_steps=steps) as report:
+    with RunRecorder(run_dir, progress=silent_progress(), rollouts_every=10, total_steps=steps) as report:
         report.step(0, {"eval/accuracy": 0.45, "eval/completion_tokens_mean": 18.2, "time/eval_s": 1.4})
         for step in range(1, steps + 1):
             skill = 0.3 + 0.6 / (1 + math.exp(-(step - 0.4 * steps) / (0.12 * steps))) + generator.gauss(0, 0.02)

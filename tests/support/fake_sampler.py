@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from grpo.config.evaluation import EvalConfig, Task
+from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.file import resolve
 from grpo.evaluation import evaluate as module
 from grpo.evaluation.metrics import TaskMetrics
@@ -49,7 +49,7 @@ class FakeSampler:
 
 
 def evaluate(
-    monkeypatch: pytest.MonkeyPatch, sampler: FakeSampler, folder: Path, tasks: Sequence[Task], **settings: Any
+    monkeypatch: pytest.MonkeyPatch, sampler: FakeSampler, folder: Path, tasks: Sequence[TaskConfig], **settings: Any
 ) -> dict[str, TaskMetrics]:
     """Run the job on what `sampler` says."""
     monkeypatch.setattr(module, "EndpointSampler", sampler)

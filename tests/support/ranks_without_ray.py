@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grpo.learner.setup import LearnerSetup
 from torch import Tensor
 
 from grpo import config
 from grpo.algorithm.minibatches import RankBatch, TrainBatch, batch
 from grpo.algorithm.rescoring import Source
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
+from grpo.learner.setup import LearnerSetup
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Case:
 
     learner: dict[str, Any]
     dtype: config.Dtype = "float32"
-    algorithm: Algorithm | None = None
+    algorithm: AlgorithmConfig | None = None
     group_size: int = 1
     steps: int = 2
     resume: bool = False

@@ -12,14 +12,14 @@ import psutil
 from grpo import config
 from grpo.algorithm.minibatches import TrainBatch, batch
 from grpo.algorithm.packing import TrainingSequence
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.generator.setup import GeneratorSetup
 from grpo.learner.setup import LearnerSetup
 
 if TYPE_CHECKING:
     from grpo.cluster.learner_group import LearnerGroup
 
-CPU = config.Cluster(device="cpu", start_deadline_s=240, step_deadline_s=120)
+CPU = config.ClusterConfig(device="cpu", start_deadline_s=240, step_deadline_s=120)
 
 
 # What a step measures of the machine, and so never measures alike twice.
@@ -40,11 +40,11 @@ def learner_setups(
     dtype: config.Dtype = "float32",
     learning_rate: float = 1e-2,
     temperature: float = 1.0,
-    algorithm: Algorithm | None = None,
+    algorithm: AlgorithmConfig | None = None,
     kl_coefficient: float = 0.0,
     gradient_checkpointing: bool = False,
     skipped_folder: str = "skipped",
-    lora: config.Lora | None = None,
+    lora: config.LoraConfig | None = None,
 ) -> list[LearnerSetup]:
     settings = config.LearnerConfig.model_validate(
         {
@@ -63,7 +63,8 @@ def learner_setups(
             policy_path=path,
             reference_path=path,
             dtype=dtype,
-            algorithm=algorithm or Algorithm(kl="k3" if kl_coefficient else "none", kl_coefficient=kl_coefficient),
+            algorithm=algorithm
+            or AlgorithmConfig(kl="k3" if kl_coefficient else "none", kl_coefficient=kl_coefficient),
             learner=settings,
             temperature=temperature,
             total_steps=10,

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grpo.algorithm.packing import TrainingSequence, pack
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 from grpo.policy.attention import PACKED
 from grpo.policy.new import make_policy
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
@@ -20,9 +20,9 @@ from rewards import verdict
 if TYPE_CHECKING:
     from grpo.policy.logprobs import PolicyLogprobs
 
-TINY = NewPolicy(hidden_size=16, layers=2, heads=4, key_value_heads=2, intermediate_size=24, max_position=128)
+TINY = NewPolicyConfig(hidden_size=16, layers=2, heads=4, key_value_heads=2, intermediate_size=24, max_position=128)
 # Smaller still, and it can write all that a keyboard can.
-PRINTABLE = NewPolicy(
+PRINTABLE = NewPolicyConfig(
     hidden_size=16,
     layers=1,
     heads=2,
@@ -37,7 +37,7 @@ TEMPERATURE = 0.7
 LENGTHS = ((1, 9, 4, 13), (2, 2, 7, 5), (6, 1, 3, 8))
 
 
-def make_tiny_policy(folder: Path, new: NewPolicy = TINY, seed: int = 0) -> Path:
+def make_tiny_policy(folder: Path, new: NewPolicyConfig = TINY, seed: int = 0) -> Path:
     """Make one in `folder`, for a test that reads it from there."""
     make_policy(new, [], folder, seed)
     return folder

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from grpo.config.file import read
-from grpo.planning.simulation.loop import Deployment, Integers, Schedule, Speeds, simulate
+from grpo.planning.simulation.generators import RolloutSchedule
+from grpo.planning.simulation.loop import Deployment, Integers, Speeds, simulate
 from grpo.report import run_files
 from grpo.report.metrics_log import read_history
 from grpo.report.rollout_store import read_groups, stored_steps
@@ -64,7 +65,7 @@ def _decoding(
 
     def predicted(base_s: float, sequence_s: float) -> list[float]:
         speeds = Speeds(base_s, sequence_s)
-        return [simulate(Schedule(len(one)), deployment, speeds, one, 1)[0].ready_s for one in lengths]
+        return [simulate(RolloutSchedule(len(one)), deployment, speeds, one, 1)[0].ready_s for one in lengths]
 
     engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
     found = fit(engine_steps, sequences, seconds)

@@ -22,7 +22,7 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SimulationRequest:
     """What to simulate.
 
     Attributes:
@@ -72,7 +72,7 @@ class Request:
 
 
 def show(
-    request: Request, gpus: str, lags: str, shares: str, console: Console, *, all_splits: bool, as_json: bool
+    request: SimulationRequest, gpus: str, lags: str, shares: str, console: Console, *, all_splits: bool, as_json: bool
 ) -> None:
     """Simulate all that is asked for, and print it.
 
@@ -116,7 +116,7 @@ def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]
     return found
 
 
-def _assumptions(request: Request, sweep: Sweep) -> list[str]:
+def _assumptions(request: SimulationRequest, sweep: Sweep) -> list[str]:
     speeds, rollout = sweep.speeds, request.settings.rollout
     prompts = f"{rollout.prompts_per_step}{', growing with the GPUs,' if sweep.scale_batch else ''} prompts"
     origin = f"the run in {request.run}" if request.run else "estimates, not measured: docs/simulator.md"

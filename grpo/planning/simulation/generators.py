@@ -71,7 +71,7 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class RolloutSchedule:
     """What is asked for, by the names of the config's section `rollout`.
 
     Attributes:
@@ -102,7 +102,7 @@ class SimulatedGenerators:
     Sequences that are not finished are rows of parallel arrays, in the order in which their replica gives them a slot.
     """
 
-    def __init__(self, schedule: Schedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers) -> None:
+    def __init__(self, schedule: RolloutSchedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers) -> None:
         self._schedule, self._deployment, self._speeds, self._lengths_NG = schedule, deployment, speeds, lengths_NG
         groups = len(lengths_NG)
         self.births = np.zeros(groups, dtype=np.int64)

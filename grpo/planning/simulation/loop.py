@@ -19,8 +19,7 @@ import numpy as np
 
 from grpo.planning.simulation.generators import Deployment as Deployment
 from grpo.planning.simulation.generators import Integers as Integers
-from grpo.planning.simulation.generators import Schedule as Schedule
-from grpo.planning.simulation.generators import SimulatedGenerators
+from grpo.planning.simulation.generators import RolloutSchedule, SimulatedGenerators
 from grpo.planning.simulation.generators import Speeds as Speeds
 
 
@@ -53,13 +52,13 @@ class Step:
     slot_s: float
 
 
-def groups_needed(schedule: Schedule, steps: int) -> int:
+def groups_needed(schedule: RolloutSchedule, steps: int) -> int:
     """How many groups `simulate` submits in so many steps."""
     return (steps + schedule.max_policy_lag) * schedule.prompts_per_step
 
 
 def simulate(
-    schedule: Schedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
+    schedule: RolloutSchedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
 ) -> tuple[Step, ...]:
     """The first steps of a run.
 
@@ -103,7 +102,7 @@ def simulate(
 
 
 def _choose(
-    waiting: Integers, generators: SimulatedGenerators, schedule: Schedule, version: int, now_s: float
+    waiting: Integers, generators: SimulatedGenerators, schedule: RolloutSchedule, version: int, now_s: float
 ) -> tuple[float, Integers, Integers]:
     """When a step is ready, the groups that it learns from, rising, and their births."""
     wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag

@@ -12,8 +12,9 @@ import numpy as np
 from rich.table import Table
 
 from grpo.config import TrainConfig
+from grpo.planning.simulation.generators import RolloutSchedule
 from grpo.planning.simulation.lengths import Lengths
-from grpo.planning.simulation.loop import Deployment, Schedule, Speeds, Step, groups_needed, simulate
+from grpo.planning.simulation.loop import Deployment, Speeds, Step, groups_needed, simulate
 from grpo.terminal import LiteralTable
 
 # About a policy of 4 billion parameters in bfloat16 on GPUs of 80 GB: estimates from arithmetic and bandwidth.
@@ -143,8 +144,8 @@ class Sweep:
             mean_lag=_mean_lag(steps, warm_up),
         )
 
-    def _schedule(self, wanted: int, lag: int) -> Schedule:
-        return Schedule(wanted, lag, self.settings.rollout.partial, self.prompt_tokens)
+    def _schedule(self, wanted: int, lag: int) -> RolloutSchedule:
+        return RolloutSchedule(wanted, lag, self.settings.rollout.partial, self.prompt_tokens)
 
     def _prompts(self, gpus: int) -> int:
         configured = self.settings.rollout.prompts_per_step

@@ -7,7 +7,7 @@ from fractions import Fraction
 from rewards import stage
 from rewards.mathematics.comparing.evaluate import (
     FLOATS,
-    Evaluation,
+    PointEvaluation,
     Sight,
     canonical,
     compare,
@@ -204,7 +204,7 @@ class ValueJudge:
     def _is_plain(self, node: Node, env: dict[str, Fraction]) -> bool:
         """True where floats hold the value."""
         try:
-            Evaluation(FLOATS, self._sight(env)).value(node)
+            PointEvaluation(FLOATS, self._sight(env)).value(node)
         except (Undefined, TooLarge):
             return False
         return True
@@ -217,7 +217,7 @@ class ValueJudge:
         if not isinstance(node, Expression) or free_symbols(node):
             return None
         try:
-            value = Evaluation(FLOATS, self._sight({})).value(node)
+            value = PointEvaluation(FLOATS, self._sight({})).value(node)
         except (Undefined, TooLarge):
             return None
         return float(value.real) if abs(value.imag) < 1e-9 * max(1.0, abs(value)) else None

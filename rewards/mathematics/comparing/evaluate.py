@@ -77,7 +77,7 @@ class Sight:
     real_roots: bool = False
 
 
-class Evaluation:
+class PointEvaluation:
     """One evaluation at one point.
 
     `loss` is how much larger than the arithmetic's own the relative error may have become where terms cancelled.
@@ -361,14 +361,14 @@ def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
         Undefined, TooLarge: as `compare`.
     """
     with _precise_lock:
-        evaluation = Evaluation(precise(), sight)
+        evaluation = PointEvaluation(precise(), sight)
         left, right = (_magnitude(node, evaluation) for node in (gold, answer))
         if left is None or right is None:
             return False
         return bool(abs(left - right) > 1e-60 * max(abs(left), abs(right)))
 
 
-def _magnitude(node: Node, evaluation: Evaluation) -> Any:
+def _magnitude(node: Node, evaluation: PointEvaluation) -> Any:
     """The natural logarithm of a product, power or factorial of values of 1 or more; None of anything else."""
     if isinstance(node, Apply) and node.op in ("mul", "pow"):
         parts = [_magnitude(arg, evaluation) for arg in node.args]
@@ -391,7 +391,7 @@ def _magnitude(node: Node, evaluation: Evaluation) -> Any:
 
 
 def _compare_in(arithmetic: Arithmetic, gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    left, right = Evaluation(arithmetic, sight), Evaluation(arithmetic, sight)
+    left, right = PointEvaluation(arithmetic, sight), PointEvaluation(arithmetic, sight)
     a, b = left.value(gold), right.value(answer)
     tolerance = arithmetic.closeness * max(left.loss, right.loss)
     same = bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))

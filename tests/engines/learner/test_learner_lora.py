@@ -26,14 +26,14 @@ from grpo.algorithm.rescoring import Source, pack_for_scoring, unpack
 from grpo.cluster.claim import Plan
 from grpo.cluster.cluster import Cluster
 from grpo.cluster.learner_group import LearnerGroup
-from grpo.config import Dtype, Lora
+from grpo.config import Dtype, LoraConfig
 from grpo.policy.adapters import add_adapters
 from grpo.weights.sync import TOLERANCES, WeightSync
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 peft = pytest.importorskip("peft")
 
-LORA = Lora(rank=4, alpha=8)
+LORA = LoraConfig(rank=4, alpha=8)
 # Ranks, ZeRO stage and dtype. The ZeRO-1 one also recomputes activations.
 SHAPES: dict[str, tuple[int, int, Dtype]] = {
     "one rank, ZeRO-1": (1, 1, "float32"),

@@ -15,7 +15,7 @@ from grpo import config
 from grpo.algorithm.minibatches import TrainBatch, batch
 from grpo.algorithm.rescoring import Source, pack_for_scoring, unpack
 from grpo.cluster.learner_group import LearnerGroup
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[int, int, int, config.Dtype]] = {
     "two ranks, ZeRO-3": (2, 1, 3, "float32"),
     "two ranks share, ZeRO-2": (2, 2, 2, "float32"),
 }
-ALGORITHM = Algorithm(kl="k3", kl_coefficient=0.1, reference_refresh=1)
+ALGORITHM = AlgorithmConfig(kl="k3", kl_coefficient=0.1, reference_refresh=1)
 
 
 @pytest.fixture(scope="module")

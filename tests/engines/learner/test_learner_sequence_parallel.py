@@ -9,16 +9,16 @@ import torch
 from ranks_without_ray import Case, Outcome, run_cases
 from setups_for_tests import without_speed
 
-from grpo.config import Lora, NewPolicy
-from grpo.config.algorithm import Algorithm
+from grpo.config import LoraConfig, NewPolicyConfig
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.new import make_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-TOKEN = Algorithm(kl="k3", kl_coefficient=0.1, entropy_coefficient=0.05)
-GSPO = Algorithm(ratio="sequence", clip_low=0.5, clip_high=0.5)
+TOKEN = AlgorithmConfig(kl="k3", kl_coefficient=0.1, entropy_coefficient=0.05)
+GSPO = AlgorithmConfig(ratio="sequence", clip_low=0.5, clip_high=0.5)
 # The geometric mean of clipped ratios, weighted by the ratio of whole sequences.
-GMPO = Algorithm(ratio="geometric", importance_weight="sequence", clip_low=0.4, clip_high=0.4)
+GMPO = AlgorithmConfig(ratio="geometric", importance_weight="sequence", clip_low=0.4, clip_high=0.4)
 # What is trained, with the ZeRO stage and more of the shared ranks' settings.
 OBJECTIVES = {
     "token, ZeRO-1": (TOKEN, {"zero_stage": 1}),
@@ -26,7 +26,7 @@ OBJECTIVES = {
     "sequence, ZeRO-1": (GSPO, {"zero_stage": 1}),
     "sequence, ZeRO-3": (GSPO, {"zero_stage": 3}),
     "geometric, ZeRO-2, offload": (GMPO, {"zero_stage": 2, "offload": "optimizer"}),
-    "LoRA, ZeRO-2": (TOKEN, {"zero_stage": 2, "lora": Lora(rank=4, alpha=8)}),
+    "LoRA, ZeRO-2": (TOKEN, {"zero_stage": 2, "lora": LoraConfig(rank=4, alpha=8)}),
 }
 # How many ranks there are, how many of them share a microbatch, and what is tried with them.
 WORLDS: dict[str, tuple[int, int, list[str]]] = {
@@ -40,7 +40,9 @@ SHARED = [(world, name) for world, (_, size, names) in WORLDS.items() if size > 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Outcome]]:
     folder = tmp_path_factory.mktemp("shared")
-    shape = NewPolicy(hidden_size=64, layers=2, heads=4, key_value_heads=2, intermediate_size=96, max_position=256)
+    shape = NewPolicyConfig(
+        hidden_size=64, layers=2, heads=4, key_value_heads=2, intermediate_size=96, max_position=256
+    )
     make_policy(shape, [], folder / "policy", seed=3)
 
     def run(ranks: int, size: int, names: list[str]) -> dict[str, Outcome]:

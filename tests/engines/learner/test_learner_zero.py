@@ -8,8 +8,8 @@ from ranks_without_ray import Case, Outcome, run_cases, small_microbatches
 from setups_for_tests import without_speed
 from transformers import AutoConfig
 
-from grpo.config import Lora
-from grpo.config.algorithm import Algorithm
+from grpo.config import LoraConfig
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.flops import PolicyFlops
 from grpo.policy.logprobs import PolicyLogprobs, load_model
 
@@ -35,8 +35,8 @@ FLOAT32 = {
         {"zero_stage": 3, "offload": "parameters", "gradient_checkpointing": True}, resume=True, broken=True
     ),
 }
-DROPOUT = {"lora": Lora(rank=4, alpha=8, dropout=0.5)}
-REFRESHED = Algorithm(kl="k3", kl_coefficient=0.1, reference_refresh=1)
+DROPOUT = {"lora": LoraConfig(rank=4, alpha=8, dropout=0.5)}
+REFRESHED = AlgorithmConfig(kl="k3", kl_coefficient=0.1, reference_refresh=1)
 # What no other setting takes the same steps as.
 ODD = {
     "LoRA with dropout, ZeRO-1": Case({"zero_stage": 1, "gradient_checkpointing": True, **DROPOUT}, resume=True),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grpo.algorithm import advantages
 from grpo.algorithm.objective import advantages_of
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 
 NAMES = (
     "group_std",
@@ -32,7 +32,7 @@ WITHIN_GROUPS = tuple(name for name in NAMES if name != "reinforce++")
 def of(name: str, rewards: list[list[float]], valid: list[list[bool]] | None = None, **more: int) -> list[list[float]]:
     rewards_PG = torch.tensor(rewards)
     valid_PG = torch.ones_like(rewards_PG, dtype=torch.bool) if valid is None else torch.tensor(valid)
-    algorithm = Algorithm.model_validate({"advantage": name, "pass_k": 2, **more})
+    algorithm = AlgorithmConfig.model_validate({"advantage": name, "pass_k": 2, **more})
     found: list[list[float]] = advantages_of(algorithm, rewards_PG, valid_PG).tolist()
     return found
 

@@ -19,7 +19,7 @@ from grpo.algorithm import losses
 from grpo.algorithm.aggregation import aggregation_weights
 from grpo.algorithm.objective import advantages_of, policy_terms
 from grpo.algorithm.packing import TrainingSequence, pack
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 
 LENGTHS = (3, 7, 5, 1)
 LONGEST = max(LENGTHS)
@@ -48,7 +48,7 @@ MASK = padded([torch.ones(length) for length in LENGTHS])
 
 def ours(keys: dict[str, Any]) -> tuple[float, Tensor]:
     """The loss of the four completions (two groups of two), and its gradient by their log-probabilities, [B, L]."""
-    algorithm = Algorithm.model_validate({"clip_low": LOW, "clip_high": HIGH, **keys})
+    algorithm = AlgorithmConfig.model_validate({"clip_low": LOW, "clip_high": HIGH, **keys})
     groups = [list(LENGTHS[:2]), list(LENGTHS[2:])]
     weights, denominator = aggregation_weights(groups, algorithm.aggregation, length_divisor=LONGEST)
     batch = pack(
@@ -197,7 +197,7 @@ REWARDS = [[1.0, 0.0, 0.0, 0.5], [0.0, 0.2, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]]
 
 def our_advantages(name: str) -> Tensor:
     rewards_PG = torch.tensor(REWARDS)
-    algorithm = Algorithm.model_validate({"advantage": name})
+    algorithm = AlgorithmConfig.model_validate({"advantage": name})
     return advantages_of(algorithm, rewards_PG, torch.ones_like(rewards_PG, dtype=torch.bool)).flatten()
 
 

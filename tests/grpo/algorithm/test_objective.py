@@ -20,7 +20,7 @@ from grpo.algorithm.minibatches import minibatches
 from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, advantages_of, carries_loss, policy_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.totals import Totals, ratio_quantiles
-from grpo.config.algorithm import KL, PRESETS, Advantage, Aggregation, Algorithm, Preset, Ratio
+from grpo.config.algorithm import KL, PRESETS, Advantage, Aggregation, AlgorithmConfig, Preset, Ratio
 from grpo.rollout.groups import reward_tensors
 from grpo.types import Group
 
@@ -66,7 +66,7 @@ def proximal_of(groups: Sequence[Group]) -> list[list[tuple[float, ...] | None]]
 
 
 def step(
-    policy: PolicyLogprobs, groups: Sequence[Group], algorithm: Algorithm, ranks: int, microbatch_tokens: int
+    policy: PolicyLogprobs, groups: Sequence[Group], algorithm: AlgorithmConfig, ranks: int, microbatch_tokens: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Loss, gradient and metrics of one optimizer step, added up as LearnerRank.step and DeepSpeed do."""
     rewards_PG, valid_PG = reward_tensors(groups)
@@ -98,7 +98,7 @@ def step(
 
 @pytest.mark.parametrize("choice", list(CHOICES))
 def test_no_split_changes_loss_gradient_or_metrics(policy: PolicyLogprobs, groups: list[Group], choice: str) -> None:
-    algorithm = Algorithm.model_validate(CHOICES[choice])
+    algorithm = AlgorithmConfig.model_validate(CHOICES[choice])
     whole, expected = step(policy, groups, algorithm, 1, 1000)
     assert max(float(tensor.abs().max()) for tensor in whole.values()) > 1e-3
     for ranks, microbatch_tokens in [(1, 17), (2, 24), (3, 17), (5, 40)]:
@@ -112,9 +112,9 @@ def test_no_split_changes_loss_gradient_or_metrics(policy: PolicyLogprobs, group
 @pytest.mark.parametrize("choice", list(CHOICES))
 def test_every_choice_has_a_gradient_of_its_own(policy: PolicyLogprobs, groups: list[Group], choice: str) -> None:
     """A choice that did nothing would have the default's."""
-    algorithm = Algorithm.model_validate(CHOICES[choice])
+    algorithm = AlgorithmConfig.model_validate(CHOICES[choice])
     found, _ = step(policy, groups, algorithm, 1, 1000)
-    default, _ = step(policy, groups, Algorithm(), 1, 1000)
+    default, _ = step(policy, groups, AlgorithmConfig(), 1, 1000)
     size = math.sqrt(sum(float(tensor.square().sum()) for tensor in default.values()))
     apart = math.sqrt(sum(float((found[name] - default[name]).square().sum()) for name in default))
     assert (apart < 1e-9) if choice == "default" else (apart > 1e-3 * size)
@@ -122,7 +122,7 @@ def test_every_choice_has_a_gradient_of_its_own(policy: PolicyLogprobs, groups: 
 
 def test_microbatches_of_filler_only_have_no_gradient(policy: PolicyLogprobs) -> None:
     for choice, keys in CHOICES.items():
-        algorithm = Algorithm.model_validate(keys)
+        algorithm = AlgorithmConfig.model_validate(keys)
         sequence = TrainingSequence((3, 4, 5, 6), 2, (-1.0, -2.0), 0.0, weight=0.0, proximal_logprobs=(-1.0, -2.0))
         microbatch = pack([sequence])
         logprobs_T, entropy_T = policy(microbatch, 1.0, True)
@@ -142,7 +142,7 @@ def one_microbatch(ratios: Sequence[float], advantage: float = 1.0) -> tuple[Mic
 
 def measured(ratios: Sequence[float], **keys: Any) -> dict[str, float]:
     batch, logprobs_T = one_microbatch(ratios)
-    algorithm = Algorithm.model_validate(keys)
+    algorithm = AlgorithmConfig.model_validate(keys)
     totals = Totals()
     totals.add(policy_terms(algorithm, batch, logprobs_T, torch.full_like(logprobs_T, 0.5), None))
     return totals.metrics(float(len(ratios)), algorithm)
@@ -163,7 +163,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_every_metric_is_documented(policy: PolicyLogprobs, groups: list[Group]) -> None:
-    algorithm = Algorithm(
+    algorithm = AlgorithmConfig(
         kl="k3", kl_coefficient=0.1, proximal="recomputed", importance_weight="token", mismatch_mask="token"
     )
     _, metrics = step(policy, groups, algorithm, 1, 1000)
@@ -180,7 +180,9 @@ def test_masked_tokens_are_counted_and_stay_in_the_denominator() -> None:
 @pytest.mark.parametrize("ratio", get_args(Ratio))
 def test_a_masked_token_has_no_gradient_however_far_off_it_is(ratio: Ratio) -> None:
     """The second token's ratio to the sampler, e^99, is infinite in float32."""
-    algorithm = Algorithm(ratio=ratio, clip_low=0.2, clip_high=1e6, mismatch_mask="token", mask_low=0.5, mask_high=2.0)
+    algorithm = AlgorithmConfig(
+        ratio=ratio, clip_low=0.2, clip_high=1e6, mismatch_mask="token", mask_low=0.5, mask_high=2.0
+    )
     batch = pack([TrainingSequence((1, 2, 3, 4), 1, (-1.0, -100.0, -1.0), -1.0)])
     logprobs_T = torch.full((3,), -1.0, requires_grad=True)
     terms = policy_terms(algorithm, batch, logprobs_T, logprobs_T.detach(), None)
@@ -202,11 +204,11 @@ def test_a_recomputed_proximal_policy_takes_the_sampler_s_place_in_the_ratio() -
     sequence = TrainingSequence((1, 2), 1, (-2.0,), 1.0, proximal_logprobs=(-1.0,))
     batch = pack([sequence])
     logprobs_T = torch.tensor([-1.0 + math.log(1.1)], requires_grad=True)
-    plain = Algorithm(proximal="recomputed")
+    plain = AlgorithmConfig(proximal="recomputed")
     alone = policy_terms(plain, batch, logprobs_T, logprobs_T.detach(), None)
     assert float(alone.loss_sum.detach()) == pytest.approx(-1.1)
     # The weight from sampler to proximal policy, e, is held at 2.
-    weighted = Algorithm(proximal="recomputed", importance_weight="token", importance_cap=2.0)
+    weighted = AlgorithmConfig(proximal="recomputed", importance_weight="token", importance_cap=2.0)
     terms = policy_terms(weighted, batch, logprobs_T, logprobs_T.detach(), None)
     assert float(terms.loss_sum.detach()) == pytest.approx(-2.2)
     assert float(torch.autograd.grad(terms.loss_sum, logprobs_T)[0][0]) == pytest.approx(-2.2)
@@ -217,7 +219,9 @@ def test_weights_and_masks_look_from_the_sampler_to_where_the_ratio_starts() -> 
 
     def loss_of(proximal: tuple[float, ...] | None, **keys: Any) -> float:
         batch = pack([TrainingSequence((1, 2), 1, (-2.0,), 1.0, proximal_logprobs=proximal)])
-        algorithm = Algorithm(proximal="recomputed" if proximal else "rollout", clip_high=9.0, mask_high=2.0, **keys)
+        algorithm = AlgorithmConfig(
+            proximal="recomputed" if proximal else "rollout", clip_high=9.0, mask_high=2.0, **keys
+        )
         logprobs_T = torch.tensor([-2.0 + math.log(3.0)])
         return float(policy_terms(algorithm, batch, logprobs_T, logprobs_T, None).loss_sum)
 
@@ -231,7 +235,7 @@ def test_weights_and_masks_look_from_the_sampler_to_where_the_ratio_starts() -> 
 
 def test_the_entropy_bonus_raises_entropy(policy: PolicyLogprobs) -> None:
     batch = pack([TrainingSequence((3, 4, 5, 6, 7), 2, (-1.0,) * 3, 0.0)])
-    algorithm = Algorithm(entropy_coefficient=1.0)
+    algorithm = AlgorithmConfig(entropy_coefficient=1.0)
     policy.zero_grad()
     logprobs_T, entropy_T = policy(batch, 1.0, True)
     terms = policy_terms(algorithm, batch, logprobs_T, entropy_T, None)
@@ -251,7 +255,7 @@ def test_overlong_and_refilled_groups_carry_no_loss(groups: list[Group]) -> None
     rewards_PG, valid_PG = reward_tensors(groups)
 
     def which(**keys: Any) -> list[list[int]]:
-        found: list[list[int]] = carries_loss(Algorithm(**keys), groups, rewards_PG, valid_PG).int().tolist()
+        found: list[list[int]] = carries_loss(AlgorithmConfig(**keys), groups, rewards_PG, valid_PG).int().tolist()
         return found
 
     assert which() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 1, 1]]
@@ -284,19 +288,19 @@ def test_what_carries_no_loss_is_in_no_denominator(aggregation: Aggregation) -> 
 def test_presets_expand_and_yield_to_what_is_given_beside_them() -> None:
     assert set(PRESETS) == set(get_args(Preset))
     for name, keys in PRESETS.items():
-        found = Algorithm.model_validate({"preset": name})
+        found = AlgorithmConfig.model_validate({"preset": name})
         assert {key: getattr(found, key) for key in keys} == keys
         assert list(found.problems(group_size=8)) == [], name
         # The expanded section, read again, is the same.
-        assert Algorithm.model_validate(found.model_dump()) == found
-    own = Algorithm.model_validate({"preset": "gspo", "clip_low": 0.1})
+        assert AlgorithmConfig.model_validate(found.model_dump()) == found
+    own = AlgorithmConfig.model_validate({"preset": "gspo", "clip_low": 0.1})
     assert (own.ratio, own.clip_low, own.clip_high) == ("sequence", 0.1, 4e-4)
 
 
 def test_every_key_and_choice_is_documented() -> None:
     document = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text(encoding="utf-8")
     words = set(re.findall(r"[a-z][a-z0-9_+]*", document))
-    assert [key for key in Algorithm.model_fields if key not in words] == []
+    assert [key for key in AlgorithmConfig.model_fields if key not in words] == []
     choices = [*get_args(Advantage), *get_args(Ratio), *get_args(Aggregation), *get_args(KL), *get_args(Preset)]
     assert [choice for choice in choices if choice not in words] == []
 
@@ -328,6 +332,6 @@ def test_every_key_and_choice_is_documented() -> None:
     ],
 )
 def test_what_cannot_work_is_refused_with_a_remedy(keys: dict[str, Any], group_size: int, told: str | None) -> None:
-    found = list(Algorithm.model_validate(keys).problems(group_size))
+    found = list(AlgorithmConfig.model_validate(keys).problems(group_size))
     assert len(found) == (told is not None), found
     assert told is None or re.search(told, found[0]), found

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from grpo.cli.app import app
 from grpo.cli.guarded import guarded
-from grpo.cluster.probes import PROBES, Outcome
+from grpo.cluster.probes import PROBES, ProbeOutcome
 from grpo.cluster.probes import table_of as preflight_table
 from grpo.evaluation.progress import results_table
 from grpo.report.closing_table import ClosingTable
@@ -155,7 +155,7 @@ def printed(renderable: RenderableType) -> str:
         lambda: printed(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
         lambda: str(ClosingTable(FOREIGN, ((FOREIGN, FOREIGN),))),
         lambda: printed(results_table(FOREIGN, {})),
-        lambda: printed(preflight_table({FOREIGN: dict.fromkeys(PROBES, Outcome(False, FOREIGN))})),
+        lambda: printed(preflight_table({FOREIGN: dict.fromkeys(PROBES, ProbeOutcome(False, FOREIGN))})),
         lambda: printed(LiteralTable(FOREIGN, title=FOREIGN)),
         lambda: shown_by_progress("plain"),
         lambda: shown_by_progress("live"),

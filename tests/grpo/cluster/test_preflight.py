@@ -17,34 +17,34 @@ from typer.testing import CliRunner
 
 from grpo.cli import app as cli
 from grpo.cluster import probes
-from grpo.cluster.probes import PROBES, Outcome, probe_all, table_of
+from grpo.cluster.probes import PROBES, ProbeOutcome, probe_all, table_of
 
 
 class Node:
     """A node whose probes say what the test wants."""
 
-    def __init__(self, name: str, outcomes: dict[str, Outcome | Exception]) -> None:
+    def __init__(self, name: str, outcomes: dict[str, ProbeOutcome | Exception]) -> None:
         self.name = name
         self.outcomes = outcomes
         self.called: dict[str, tuple[Any, ...]] = {}
 
-    def all_reduce(self, *arguments: Any) -> Callable[[], Outcome]:
+    def all_reduce(self, *arguments: Any) -> Callable[[], ProbeOutcome]:
         return self._start("all_reduce", *arguments)
 
-    def generation(self) -> Callable[[], Outcome]:
+    def generation(self) -> Callable[[], ProbeOutcome]:
         return self._start("generation")
 
-    def weight_push(self, bucket: Any) -> Callable[[], Outcome]:
+    def weight_push(self, bucket: Any) -> Callable[[], ProbeOutcome]:
         return self._start("weight_push", bucket)
 
-    def sandbox(self) -> Callable[[], Outcome]:
+    def sandbox(self) -> Callable[[], ProbeOutcome]:
         return self._start("sandbox")
 
-    def _start(self, probe: str, *arguments: Any) -> Callable[[], Outcome]:
+    def _start(self, probe: str, *arguments: Any) -> Callable[[], ProbeOutcome]:
         self.called[probe] = arguments
 
-        def wait() -> Outcome:
-            outcome = self.outcomes.get(probe, Outcome(True, "1 ms"))
+        def wait() -> ProbeOutcome:
+            outcome = self.outcomes.get(probe, ProbeOutcome(True, "1 ms"))
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
@@ -82,11 +82,11 @@ def test_ranks_meet_at_one_address_and_not_at_every_one_of_the_machine() -> None
 
 
 def test_a_node_that_hangs_or_dies_does_not_hide_the_others() -> None:
-    hanging = Node("a", {"generation": TimeoutError("did not come"), "sandbox": Outcome(False, "no [namespaces]")})
+    hanging = Node("a", {"generation": TimeoutError("did not come"), "sandbox": ProbeOutcome(False, "no [namespaces]")})
     found = probe_all([hanging, Node("b", {"all_reduce": RuntimeError("died")})], None, 1.0)
-    assert found["a"]["generation"] == Outcome(False, "did not come")
+    assert found["a"]["generation"] == ProbeOutcome(False, "did not come")
     assert found["a"]["weight push"].passed and found["b"]["generation"].passed
-    assert found["b"]["all-reduce"] == Outcome(False, "died")
+    assert found["b"]["all-reduce"] == ProbeOutcome(False, "died")
     console = Console(file=io.StringIO(), width=200)
     console.print(table_of(found))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ def test_the_command_fails_where_a_node_does(monkeypatch: pytest.MonkeyPatch, pa
     import grpo.cluster.preflight
     import grpo.planning.check
 
-    outcomes = {probe: Outcome(passed or probe != "sandbox", "told") for probe in PROBES}
+    outcomes = {probe: ProbeOutcome(passed or probe != "sandbox", "told") for probe in PROBES}
     monkeypatch.setattr(grpo.planning.check, "show_plan", lambda settings, console, gold_limit: True)
     monkeypatch.setattr(grpo.cluster.preflight, "preflight", lambda settings, deadline_s: {"node-a": outcomes})
     result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["check", "configs/quickstart.yaml", "--cluster"])
@@ -110,7 +110,7 @@ def test_a_probe_s_failure_is_told_and_not_raised() -> None:
     def fails() -> str:
         raise OSError("no such\ndevice")
 
-    assert probes._tried(fails) == Outcome(False, "OSError: no such device")
+    assert probes._tried(fails) == ProbeOutcome(False, "OSError: no such device")
 
 
 def test_a_mistake_of_ours_is_not_taken_for_the_node_s() -> None:

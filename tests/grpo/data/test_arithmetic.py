@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config import NewPolicy
+from grpo.config import NewPolicyConfig
 from grpo.data.arithmetic import LONGEST, SHORTEST, demonstrations, is_held_out, questions
 
 
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_gives_others() -> None:
 
 
 def test_the_default_policy_can_read_and_write_all_of_it() -> None:
-    new = NewPolicy()
+    new = NewPolicyConfig()
     tags = "|".join(map(re.escape, new.tags))
     for row in demonstrations(500):
         assert set(re.sub(tags, "", row["prompt"] + row["response"])) <= set(new.alphabet)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tiny_policy import make_tiny_policy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from grpo.config import Dataset, NewPolicy
-from grpo.config.evaluation import Task
+from grpo.config import DatasetConfig, NewPolicyConfig
+from grpo.config.evaluation import TaskConfig
 from grpo.config.inputs import dataset_problems
 from grpo.data.chat import render
 from grpo.data.cursor import Cursor
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    new = NewPolicy(hidden_size=8, layers=1, heads=2, key_value_heads=1, intermediate_size=8)
+    new = NewPolicyConfig(hidden_size=8, layers=1, heads=2, key_value_heads=1, intermediate_size=8)
     made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(make_tiny_policy(tmp_path_factory.mktemp("p"), new))
     return made
 
@@ -63,9 +63,9 @@ def chatty(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> PreTrainedToke
     return made
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Dataset:
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> DatasetConfig:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Dataset(path=str(path))
+    return DatasetConfig(path=str(path))
 
 
 def count_up(count: int, offset: int = 0) -> Iterator[dict[str, Any]]:
@@ -81,8 +81,8 @@ def test_jsonl_parquet_and_generator_give_the_same_prompts(
     monkeypatch.setattr("grpo.data.arithmetic.rows_of_a_test", lambda: ROWS, raising=False)
     sources = [
         write_jsonl(tmp_path / "rows.jsonl", ROWS),
-        Dataset(path=str(tmp_path / "rows.parquet")),
-        Dataset(generator="grpo.data.arithmetic:rows_of_a_test"),
+        DatasetConfig(path=str(tmp_path / "rows.parquet")),
+        DatasetConfig(generator="grpo.data.arithmetic:rows_of_a_test"),
     ]
     for source in sources:
         prompts = load_prompts(source, tokenizer, max_tokens=20).prompts
@@ -97,7 +97,7 @@ def test_a_generator_that_moved_answers_to_its_first_name_and_names_its_prompts_
 ) -> None:
     for module in ("arithmetic", "expressions"):
         before, today = (
-            load_prompts(Dataset(generator=f"{name}:questions", options={"count": 3}), tokenizer, 200).prompts
+            load_prompts(DatasetConfig(generator=f"{name}:questions", options={"count": 3}), tokenizer, 200).prompts
             for name in (f"grpo.{module}", f"grpo.data.{module}")
         )
         # The seeds of sampling come from these names.
@@ -115,7 +115,7 @@ def test_columns_are_mapped_and_rows_limited(tmp_path: Path, tokenizer: PreTrain
 
 
 def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
-    rows = load_rows(Dataset(generator=f"{__name__}:count_up", options={"count": 3, "offset": 5}))
+    rows = load_rows(DatasetConfig(generator=f"{__name__}:count_up", options={"count": 3, "offset": 5}))
     assert rows[:] == {"prompt": ["0", "1", "2"], "answer": [5, 6, 7], "note": [None, "odd", None]}
 
 
@@ -136,7 +136,7 @@ def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
 )
 def test_a_source_that_cannot_be_read_is_told(source: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError) as caught:
-        load_rows(Dataset(**source))
+        load_rows(DatasetConfig(**source))
     assert told in str(caught.value)
 
 
@@ -149,18 +149,18 @@ def test_a_revision_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(HubUnreachable):
-        load_rows(Dataset(hub="lab/rows", revision="abc123"))
+        load_rows(DatasetConfig(hub="lab/rows", revision="abc123"))
     task = {"name": "x", "source": "a test", "verifier": {"use": "exact"}, "files": ["rows.jsonl"]}
     with pytest.raises(HubUnreachable):
-        load_problems(Task(data=Dataset(hub="lab/rows", revision="refs/pr/1"), **task))
+        load_problems(TaskConfig(data=DatasetConfig(hub="lab/rows", revision="refs/pr/1"), **task))
     assert asked == [("lab/rows", "abc123", None), ("json", None, ["hf://datasets/lab/rows@refs%2Fpr%2F1/rows.jsonl"])]
-    (problem,) = dataset_problems("data", Dataset(path="rows.jsonl", revision="abc123"))
+    (problem,) = dataset_problems("data", DatasetConfig(path="rows.jsonl", revision="abc123"))
     assert "data.revision is one of the hub" in problem
 
 
 def test_the_section_of_a_source_is_named() -> None:
     with pytest.raises(ValueError, match=r"does not take evaluation\.data\.options="):
-        load_rows(Dataset(generator="grpo.data.arithmetic:questions", options={"cuont": 3}), "evaluation.data")
+        load_rows(DatasetConfig(generator="grpo.data.arithmetic:questions", options={"cuont": 3}), "evaluation.data")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_section_of_a_source_is_named() -> None:
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as caught:
-        load_rows(Dataset(path=str(tmp_path / name)))
+        load_rows(DatasetConfig(path=str(tmp_path / name)))
     assert told in str(caught.value) and name in str(caught.value)
 
 
@@ -213,7 +213,7 @@ def test_where_no_prompt_fits_the_shortest_is_told(tmp_path: Path, tokenizer: Pr
 
 
 def test_the_template_is_filled_once(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    source = Dataset(path="x", template="{prompt};{x}")
+    source = DatasetConfig(path="x", template="{prompt};{x}")
     assert render(source, tokenizer, ["1 {prompt}", "2"]) == ["1 {prompt};{x}", "2;{x}"]
 
 
@@ -237,7 +237,9 @@ TRL = {"prompt": ASKED[1:], "completion": [{"role": "assistant", "content": "2"}
 
 def test_chat_messages_go_through_the_chat_template(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VERL, VERL]), tmp_path / "rows.parquet")
-    source = Dataset(path=str(tmp_path / "rows.parquet"), reference="reward_model.ground_truth", template="{prompt}!")
+    source = DatasetConfig(
+        path=str(tmp_path / "rows.parquet"), reference="reward_model.ground_truth", template="{prompt}!"
+    )
     prompt = load_prompts(source, chatty, max_tokens=100).prompts[1]
     assert prompt.text == "<s>[system:0][user:1+1=?!][bot:"
     assert prompt.reference == "2" and prompt.row["extra_info"]["index"] == 7
@@ -299,15 +301,15 @@ def test_several_files_are_one_source(tmp_path: Path, tokenizer: PreTrainedToken
     for name, row in zip("ab", ROWS, strict=True):
         write_jsonl(tmp_path / f"{name}.jsonl", [row])
     paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
-    found = load_prompts(Dataset.model_validate({"path": paths}), tokenizer, max_tokens=20).prompts
+    found = load_prompts(DatasetConfig.model_validate({"path": paths}), tokenizer, max_tokens=20).prompts
     assert [one.reference for one in found] == [2, 46] and len({one.id for one in found}) == 2
     with pytest.raises(ValueError, match=r"there is no file .*c\.jsonl"):
-        load_rows(Dataset.model_validate({"path": [*paths, str(tmp_path / "c.jsonl")]}))
+        load_rows(DatasetConfig.model_validate({"path": [*paths, str(tmp_path / "c.jsonl")]}))
     with pytest.raises(ValueError, match="expected a file, or a list of files"):
-        Dataset.model_validate({"path": [3]})
+        DatasetConfig.model_validate({"path": [3]})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match="of different formats"):
-        load_rows(Dataset.model_validate({"path": [*paths, str(tmp_path / "c.parquet")]}))
+        load_rows(DatasetConfig.model_validate({"path": [*paths, str(tmp_path / "c.parquet")]}))
 
 
 def test_supervised_rows_have_loss_on_response_and_end_only(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -351,7 +353,7 @@ def test_a_tokenizer_without_an_end_cannot_be_trained(tmp_path: Path, tokenizer:
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"{GSM8K.name} is not here; it is no part of the repository")
 def test_gsm8k_loads(tokenizer: PreTrainedTokenizerBase) -> None:
-    source = Dataset(path=os.fspath(GSM8K), prompt="question", template="Question: {prompt}\nAnswer: ")
+    source = DatasetConfig(path=os.fspath(GSM8K), prompt="question", template="Question: {prompt}\nAnswer: ")
     assert len(load_rows(source)) == 7473
     found = load_prompts(source.model_copy(update={"limit": 500}), tokenizer, max_tokens=400)
     assert len(found.prompts) + found.dropped == 500

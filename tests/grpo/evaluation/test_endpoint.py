@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.config.evaluation import Endpoint
+from grpo.config.evaluation import EndpointConfig
 from grpo.evaluation.endpoint import EndpointSampler
 from grpo.evaluation.questions import Question, Sample
 from grpo.types import SamplingParams
@@ -96,7 +96,7 @@ def questions(count: int, system: str | None = None) -> list[Question]:
 
 
 def ask(server: Server, count: int = 1, system: str | None = None, deadline_s: float = 20.0, **settings: Any) -> Any:
-    sampler = EndpointSampler(server.url, Endpoint(**settings))
+    sampler = EndpointSampler(server.url, EndpointConfig(**settings))
     return dict(sampler.sample(questions(count, system), SAMPLING, deadline_s))
 
 
@@ -132,10 +132,10 @@ def test_passing_failures_are_asked_again_and_lasting_ones_end_it(server: Server
 def test_which_model_is_asked(server: Server) -> None:
     server.models = ("a", "b")
     with pytest.raises(ValueError, match=r"serves a, b; name one with endpoint\.model"):
-        EndpointSampler(server.url, Endpoint())
+        EndpointSampler(server.url, EndpointConfig())
     assert ask(server, model="b")[0].text == "you said q0" and server.asked[-1]["model"] == "b"
     with pytest.raises(RuntimeError, match="does not list its models"):
-        EndpointSampler("http://127.0.0.1:9/v1", Endpoint(retries=0))
+        EndpointSampler("http://127.0.0.1:9/v1", EndpointConfig(retries=0))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_a_url_holds_of_secrets_is_sent_and_stored_nowhere(
     server.failures = [400]
     server.said = f"no {login.rpartition(':')[2]} SESAME"
     with pytest.raises(RuntimeError) as refused:
-        list(EndpointSampler(given.format(host), Endpoint()).sample(questions(1), SAMPLING, 20.0))
+        list(EndpointSampler(given.format(host), EndpointConfig()).sample(questions(1), SAMPLING, 20.0))
     assert not re.search("PASS|WORD|QQ99|SESAME", str(refused.value))
 
 
@@ -202,7 +202,7 @@ def test_a_key_leaves_this_machine_encrypted_or_not_at_all(
     if key:
         monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ValueError, match="would travel unencrypted to http://") if refused else nullcontext():
-        EndpointSampler(url, Endpoint(model="named", **settings))
+        EndpointSampler(url, EndpointConfig(model="named", **settings))
 
 
 def test_a_server_that_hangs_is_not_waited_for(server: Server) -> None:

@@ -14,7 +14,7 @@ from tiny_policy import make_tiny_policy
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.config.evaluation import Task
+from grpo.config.evaluation import TaskConfig
 from grpo.evaluation.engine_sampler import sequence_tokens
 from grpo.evaluation.metrics import TaskMetrics, task_metrics
 from grpo.evaluation.model import Model, default_folder, find_policy, folder_digest, open_model
@@ -36,7 +36,7 @@ def task_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def task(task_file: Path) -> Task:
+def task(task_file: Path) -> TaskConfig:
     return load_task(str(task_file))
 
 
@@ -59,7 +59,7 @@ def contents(folder: Path) -> list[Any]:
 
 
 def test_an_evaluation_leaves_all_it_promises_and_its_numbers_come_from_its_table(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "out"
     found = evaluate(monkeypatch, FakeSampler(fickle), folder, [task], seeds=(0, 5), **SETTINGS)["sums"]
@@ -86,7 +86,7 @@ def test_an_evaluation_leaves_all_it_promises_and_its_numbers_come_from_its_tabl
 
 @pytest.mark.parametrize(("suffix", "accuracy"), [("", 0.0), ("+0", 1.0)])
 def test_a_copy_of_the_question_is_refused_whatever_its_column_is_called(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, suffix: str, accuracy: float
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch, suffix: str, accuracy: float
 ) -> None:
     sampler = FakeSampler(lambda question: f"\\boxed{{{question.text.partition('=')[0]}{suffix}}}")
     found = evaluate(monkeypatch, sampler, tmp_path / "out", [task], k=1)["sums"]
@@ -94,7 +94,7 @@ def test_a_copy_of_the_question_is_refused_whatever_its_column_is_called(
 
 
 def test_the_export_has_the_shape_of_lm_evaluation_harness(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "out"
     found = evaluate(monkeypatch, FakeSampler(fickle), folder, [task], **SETTINGS)["sums"]
@@ -116,7 +116,9 @@ def test_the_export_has_the_shape_of_lm_evaluation_harness(
     )
 
 
-def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_anywhere_it_goes_on_where_it_was(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, stopped = FakeSampler(fickle), FakeSampler(fickle)
     expected = evaluate(monkeypatch, whole, tmp_path / "whole", [task], **SETTINGS)
     folder = tmp_path / "stopped"
@@ -138,7 +140,7 @@ def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, task: Task, mo
 
 
 def test_more_completions_and_seeds_add_to_what_is_there(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few, more, at_once = FakeSampler(fickle), FakeSampler(fickle), FakeSampler(fickle)
     evaluate(monkeypatch, few, tmp_path / "a", [task], k=2, temperature=1.0)
@@ -150,7 +152,7 @@ def test_more_completions_and_seeds_add_to_what_is_there(
     assert (fewer.problems, fewer.completions) == (3, 6), "what is stored and not asked for does not count"
 
 
-def test_another_evaluation_is_refused(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_evaluation_is_refused(tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
     evaluate(monkeypatch, FakeSampler(fickle), folder, [task], **SETTINGS)
     before = (folder / "sums" / LINES).read_bytes()
@@ -176,7 +178,7 @@ def judge(completion, reference):
 
 
 def test_verdicts_that_failed_are_no_result_and_are_asked_for_again(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag = tmp_path / "broken"
     flag.touch()
@@ -207,7 +209,7 @@ class Knowing(Math):
 
 
 def test_problems_that_cannot_be_judged_are_left_out_and_a_task_without_a_right_answer_is_refused(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text(KNOWING)
     mine = task.model_copy(update={"verifier": task.verifier.model_copy(update={"use": f"{tmp_path}/mine.py:Knowing"})})
@@ -245,7 +247,7 @@ def test_problems_that_cannot_be_judged_are_left_out_and_a_task_without_a_right_
     ],
 )
 def test_settings_that_do_not_fit_are_told_before_anything_is_made(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "out", [task], **settings)
@@ -315,7 +317,7 @@ def test_the_command_line(tmp_path: Path, task_file: Path, monkeypatch: pytest.M
 
 
 def test_several_tasks_share_a_sampler_and_a_name_stands_for_one(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = task.model_copy(update={"name": "again"})
     sampler = FakeSampler(fickle)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from grpo.config import LearnerConfig, Lora, Policy, SftConfig, TrainConfig
-from grpo.config.algorithm import Algorithm
+from grpo.config import LearnerConfig, LoraConfig, PolicyConfig, SftConfig, TrainConfig
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.planning.check import _actors, _table, lag_warning
-from grpo.planning.memory import GIB, Memory, Shape, add_memory, learner_bytes, memory_warning, shape_of
+from grpo.planning.memory import GIB, Memory, PolicyShape, add_memory, learner_bytes, memory_warning, shape_of
 
-SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, vocabulary=10)
+SHAPE = PolicyShape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, vocabulary=10)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ SHAPE = Shape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, 
     ],
 )
 def test_gradients_are_whole_where_they_are_reduced_once(learner: dict[str, Any], dtype: str, gradients: int) -> None:
-    policy = Policy.model_validate({"path": "policy", "dtype": dtype})
+    policy = PolicyConfig.model_validate({"path": "policy", "dtype": dtype})
     found = learner_bytes(SHAPE, policy, LearnerConfig.model_validate({"ranks": 4, **learner}), None)
     assert found["gradients"] == gradients
 
@@ -81,7 +81,7 @@ def test_an_objective_that_does_not_correct_for_lag_is_warned_of(algorithm: dict
             "data": {"path": "rows.jsonl"},
             "verifiers": [{"name": "answer", "use": "numeric"}],
             "rollout": {"max_policy_lag": 2},
-            "algorithm": Algorithm.model_validate(algorithm),
+            "algorithm": AlgorithmConfig.model_validate(algorithm),
             "train": {"steps": 1},
         }
     )
@@ -92,7 +92,7 @@ def test_an_objective_that_does_not_correct_for_lag_is_warned_of(algorithm: dict
 
 
 def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
-    policy, told = Policy.model_validate({"new": {"heads": 4, "key_value_heads": 2}}), {}
+    policy, told = PolicyConfig.model_validate({"new": {"heads": 4, "key_value_heads": 2}}), {}
     for size in (1, 2):
         learner = {"ranks": 4, "sequence_parallel": size, "microbatch_tokens": 4096}
         settings = SftConfig.model_validate(
@@ -115,16 +115,16 @@ def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
 
 
 def test_a_reference_is_held_whole_by_every_rank_and_not_with_adapters() -> None:
-    policy, with_kl = Policy(path="policy", dtype="bfloat16"), Algorithm(kl="k3", kl_coefficient=0.1)
+    policy, with_kl = PolicyConfig(path="policy", dtype="bfloat16"), AlgorithmConfig(kl="k3", kl_coefficient=0.1)
     sharded = LearnerConfig(ranks=4, zero_stage=3)
     assert learner_bytes(SHAPE, policy, sharded, with_kl)["reference policy"] == 2000
-    assert "reference policy" not in learner_bytes(SHAPE, policy, sharded, Algorithm())
-    adapters = LearnerConfig(ranks=4, zero_stage=3, lora=Lora())
+    assert "reference policy" not in learner_bytes(SHAPE, policy, sharded, AlgorithmConfig())
+    adapters = LearnerConfig(ranks=4, zero_stage=3, lora=LoraConfig())
     assert "reference policy" not in learner_bytes(SHAPE, policy, adapters, with_kl)
 
 
 def test_logits_are_those_of_a_microbatch_and_no_more_than_a_chunk() -> None:
-    policy, learner = Policy(path="policy"), LearnerConfig(microbatch_tokens=4096)
+    policy, learner = PolicyConfig(path="policy"), LearnerConfig(microbatch_tokens=4096)
     assert learner_bytes(SHAPE, policy, learner, None)["logits"] == 3 * 4096 * 10 * 4
     large = dataclasses.replace(SHAPE, vocabulary=150_000)
     assert learner_bytes(large, policy, learner, None)["logits"] == 3 << 28
@@ -158,6 +158,6 @@ def test_what_does_not_fit_is_told_with_a_remedy(keys: dict[str, Any], memory: M
         }
     )
     # 8 GiB of weights, as much of gradients, twice as much of Adam's.
-    shape = Shape(2 * GIB, 2 * GIB, cache_bytes=1, activation_bytes=0, vocabulary=1)
+    shape = PolicyShape(2 * GIB, 2 * GIB, cache_bytes=1, activation_bytes=0, vocabulary=1)
     warning = memory_warning(settings, shape, memory)
     assert (warning is None) if told is None else told in (warning or ""), warning

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_engines import VirtualReplica, VirtualReplicas
 
-from grpo.planning.simulation.loop import Deployment, Integers, Schedule, Speeds, Step, groups_needed, simulate
+from grpo.planning.simulation.loop import Deployment, Integers, RolloutSchedule, Speeds, Step, groups_needed, simulate
 from grpo.rollout.staleness import OpenGroups
 
 
-def constant(schedule: Schedule, steps: int, size: int, tokens: int) -> Integers:
+def constant(schedule: RolloutSchedule, steps: int, size: int, tokens: int) -> Integers:
     return np.full((groups_needed(schedule, steps), size), tokens)
 
 
@@ -24,7 +24,7 @@ def mean_step_s(steps: tuple[Step, ...], warm_up: int) -> float:
 
 
 def test_constant_lengths_in_turns_give_the_closed_form() -> None:
-    schedule, speeds = Schedule(6, prompt_tokens=10), Speeds(0.01, 0.001, 0.002, 3.0, 0.004, 0.5)
+    schedule, speeds = RolloutSchedule(6, prompt_tokens=10), Speeds(0.01, 0.001, 0.002, 3.0, 0.004, 0.5)
     steps = simulate(schedule, Deployment(3, 100, 2), speeds, constant(schedule, 4, 5, 200), 4)
     # Two prompts and ten sequences a replica; 6 x (10 + 5 x 200) tokens to learn from on two GPUs.
     generate = 2 * 10 * 0.002 + 200 * (0.01 + 10 * 0.001)
@@ -41,7 +41,7 @@ def test_constant_lengths_in_turns_give_the_closed_form() -> None:
 
 
 def test_too_few_slots_take_turns() -> None:
-    schedule = Schedule(4)
+    schedule = RolloutSchedule(4)
     steps = simulate(schedule, Deployment(1, 5), Speeds(0.01, 0.001), constant(schedule, 1, 3, 100), 1)
     # Twelve sequences on five slots: five, five, two.
     assert steps[0].ready_s == pytest.approx(100 * (0.015 + 0.015 + 0.012))
@@ -52,7 +52,7 @@ def test_too_few_slots_take_turns() -> None:
 @pytest.mark.parametrize(("learn_s", "expected_s"), [(5.0, 5.5), (1.0, 2.5)])
 def test_with_a_lag_the_slower_side_sets_the_pace(lag: int, learn_s: float, expected_s: float) -> None:
     """The learner with its push, or the generator with the pause of the push: 200 tokens of 10 ms."""
-    schedule = Schedule(4, lag)
+    schedule = RolloutSchedule(4, lag)
     speeds = Speeds(0.01, learn_base_s=learn_s, push_s=0.5)
     steps = simulate(schedule, Deployment(1, 4 * 3), speeds, constant(schedule, 20, 3, 200), 20)
     assert mean_step_s(steps, 8) == pytest.approx(expected_s)
@@ -62,7 +62,7 @@ def test_with_a_lag_the_slower_side_sets_the_pace(lag: int, learn_s: float, expe
 
 def test_a_push_has_what_runs_computed_again() -> None:
     """One slot, 30 tokens a completion; a push every 12 s in which nothing is due."""
-    schedule = Schedule(1, 1, prompt_tokens=7)
+    schedule = RolloutSchedule(1, 1, prompt_tokens=7)
     speeds = Speeds(1.0, prefill_token_s=0.5, learn_base_s=2.0, push_s=4.0)
     steps = simulate(schedule, Deployment(1, 1), speeds, np.array([[30], [30], [30]]), 2)
     # Both prompts first; then the first completion; 2 tokens of the second while the learner works.
@@ -75,7 +75,7 @@ def test_a_push_has_what_runs_computed_again() -> None:
 
 @st.composite
 def runs(draw: st.DrawFn, partial: str = "continue") -> dict[str, Any]:
-    schedule = Schedule(draw(st.integers(1, 5)), draw(st.integers(0, 4)), partial, draw(st.integers(0, 9999)))  # type: ignore[arg-type]
+    schedule = RolloutSchedule(draw(st.integers(1, 5)), draw(st.integers(0, 4)), partial, draw(st.integers(0, 9999)))  # type: ignore[arg-type]
     steps, size = draw(st.integers(1, 7)), draw(st.integers(1, 4))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     # Long and odd, so that no two sequences end at the same time, when rounding would decide which is first.
@@ -99,7 +99,7 @@ def runs(draw: st.DrawFn, partial: str = "continue") -> dict[str, Any]:
 
 
 def plainly(
-    schedule: Schedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
+    schedule: RolloutSchedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
 ) -> list[tuple[float, float, float, tuple[int, ...]]]:
     """The same run event by event, by the rules of the loop itself: each step ready, ended, busy seconds, groups."""
     replicas = [
@@ -179,7 +179,7 @@ def test_nothing_is_too_old_nothing_used_twice_and_no_work_is_lost(run: dict[str
 
 
 def test_a_restart_samples_again_and_stays_due() -> None:
-    schedule = Schedule(1, 1, "restart")
+    schedule = RolloutSchedule(1, 1, "restart")
     lengths = np.array([[3], [20], [3], [3]])
     steps = simulate(schedule, Deployment(1, 8), Speeds(1.0, learn_base_s=5.0), lengths, 3)
     # At 8 s, the first push, the long one has 8 tokens and begins again. It is waited for though another is there; from
@@ -188,7 +188,7 @@ def test_a_restart_samples_again_and_stays_due() -> None:
     assert [step.groups for step in steps] == [(0,), (2,), (1,)]
     assert [step.births for step in steps] == [(0,), (1,), (1,)]
     assert sum(step.sampled_tokens for step in steps) == 8 + 3 + 20 + 3 + 3
-    going_on = simulate(Schedule(1, 1), Deployment(1, 8), Speeds(1.0, learn_base_s=5.0), lengths, 3)
+    going_on = simulate(RolloutSchedule(1, 1), Deployment(1, 8), Speeds(1.0, learn_base_s=5.0), lengths, 3)
     assert [step.ready_s for step in going_on] == [3.0, 20.0, 25.0]
     assert [step.groups for step in going_on] == [(0,), (1,), (2,)]
 
@@ -196,7 +196,7 @@ def test_a_restart_samples_again_and_stays_due() -> None:
 def test_a_group_that_had_to_wait_for_a_slot_is_younger() -> None:
     """Group 3 gets the only slot of its replica at the first push, and need not be learned from before group 4."""
     lengths = np.array([[5], [6], [5], [20], [2], [2], [1], [1], [1], [1]])
-    steps = simulate(Schedule(2, 1), Deployment(2, 1), Speeds(1.0), lengths, 3)
+    steps = simulate(RolloutSchedule(2, 1), Deployment(2, 1), Speeds(1.0), lengths, 3)
     assert [step.ready_s for step in steps] == [6.0, 26.0, 28.0]
     # So does group 5 behind it: step 2 waits for it, as it might be old, and then learns from group 6.
     assert [step.groups for step in steps] == [(0, 1), (2, 4), (3, 6)]
@@ -215,7 +215,9 @@ def test_more_lag_is_not_slower_in_expectation(tail: str, slots: int) -> None:
             "Pareto": np.minimum(np.ceil(50 * (1 + random.pareto(1.2, (800, 4)))), 4000).astype(np.int64),
         }[tail]
         for lag, found in means.items():
-            steps = simulate(Schedule(8, lag), Deployment(4, slots), Speeds(0.01, 2e-4, 0, 1.0, 1e-4), lengths, 60)
+            steps = simulate(
+                RolloutSchedule(8, lag), Deployment(4, slots), Speeds(0.01, 2e-4, 0, 1.0, 1e-4), lengths, 60
+            )
             found.append(mean_step_s(steps, 30))
     mean = [sum(found) / len(found) for found in means.values()]
     assert all(later <= 1.005 * earlier for earlier, later in itertools.pairwise(mean)), mean
@@ -224,7 +226,7 @@ def test_more_lag_is_not_slower_in_expectation(tail: str, slots: int) -> None:
 
 
 def test_the_same_lengths_give_the_same_run() -> None:
-    schedule = Schedule(7, 2)
+    schedule = RolloutSchedule(7, 2)
     lengths = np.random.default_rng(3).integers(1, 90, (groups_needed(schedule, 9), 5))
     one, other = (simulate(schedule, Deployment(3, 6), Speeds(0.1, 0.01), lengths, 9) for _ in range(2))
     assert one == other
@@ -237,10 +239,16 @@ def test_the_same_lengths_give_the_same_run() -> None:
         (lambda: Speeds(0.1, push_s=-1.0), "push_s is -1.0"),
         (lambda: Speeds(float("nan")), "decode_base_s"),
         (lambda: Deployment(0, 1), "replicas is 0"),
-        (lambda: Schedule(0), "prompts_per_step"),
-        (lambda: Schedule(1, -1), "max_policy_lag is -1"),
-        (lambda: simulate(Schedule(2), Deployment(1, 1), Speeds(1.0), np.ones((3, 1), np.int64), 2), "4 groups, got 3"),
-        (lambda: simulate(Schedule(1), Deployment(1, 1), Speeds(1.0), np.zeros((1, 1), np.int64), 1), "0 tokens"),
+        (lambda: RolloutSchedule(0), "prompts_per_step"),
+        (lambda: RolloutSchedule(1, -1), "max_policy_lag is -1"),
+        (
+            lambda: simulate(RolloutSchedule(2), Deployment(1, 1), Speeds(1.0), np.ones((3, 1), np.int64), 2),
+            "4 groups, got 3",
+        ),
+        (
+            lambda: simulate(RolloutSchedule(1), Deployment(1, 1), Speeds(1.0), np.zeros((1, 1), np.int64), 1),
+            "0 tokens",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, told: str) -> None:

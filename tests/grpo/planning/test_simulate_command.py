@@ -15,7 +15,7 @@ from grpo.config import TrainConfig
 from grpo.config.file import load
 from grpo.planning.simulation.calibration import fit, speeds_of
 from grpo.planning.simulation.lengths import modelled, recorded
-from grpo.planning.simulation.loop import Deployment, Schedule, Speeds, simulate
+from grpo.planning.simulation.loop import Deployment, RolloutSchedule, Speeds, simulate
 from grpo.planning.simulation.sweep import Sweep, best_splits, speedup
 from grpo.report.metrics_log import MetricsLine
 from grpo.report.rollout_store import write_step
@@ -56,7 +56,7 @@ def write_run(folder: Path, ahead: int = 0) -> Path:
         lengths = modelled(f"lognormal:median={10 * step},sigma=0.7", 100).draw(np.random.default_rng(step), 6, 4)
         groups = [group(row, step - 1 - ahead) for row in lengths.tolist()]
         write_step(folder, step, groups, [[0.0] * 4] * 6)
-        simulated = simulate(Schedule(6), Deployment(2, 8, 2), SPEEDS, lengths, 1)[0]
+        simulated = simulate(RolloutSchedule(6), Deployment(2, 8, 2), SPEEDS, lengths, 1)[0]
         metrics = {
             "time/generate_s": simulated.ready_s + 60 * (step == 1),
             "time/learn_s": simulated.learned_s - simulated.ready_s,

@@ -9,7 +9,7 @@ import pytest
 from slow_engines import drive_virtually, settings_of
 from tiny_policy import make_tiny_policy
 
-from grpo.planning.simulation.loop import Deployment, Schedule, Speeds, simulate
+from grpo.planning.simulation.loop import Deployment, RolloutSchedule, Speeds, simulate
 
 PROMPTS, SIZE, STEPS = 4, 3, 8
 
@@ -33,7 +33,7 @@ def test_the_loop_does_what_was_predicted(
     settings = settings_of(tmp_path / "run", policy, PROMPTS, lag, lengths, total)
     driven = drive_virtually(settings, deployment, speeds, lengths, monkeypatch)
     # The loop asks for nothing that no step would use, which the last steps feel.
-    predicted = simulate(Schedule(PROMPTS, lag), deployment, speeds, lengths, STEPS)  # type: ignore[arg-type]
+    predicted = simulate(RolloutSchedule(PROMPTS, lag), deployment, speeds, lengths, STEPS)  # type: ignore[arg-type]
     for number, step in enumerate(predicted):
         assert driven.pushed_s[number] == pytest.approx(step.began_s)
         assert driven.ready_s[number] == pytest.approx(step.ready_s)

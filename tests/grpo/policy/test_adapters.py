@@ -11,7 +11,7 @@ from tiny_policy import load_tiny_model, make_tiny_policy
 from transformers import PreTrainedModel
 
 from grpo.algorithm.packing import TrainingSequence, pack
-from grpo.config import LearnerConfig, Lora, NewPolicy, Policy
+from grpo.config import LearnerConfig, LoraConfig, NewPolicyConfig, PolicyConfig
 from grpo.planning.memory import learner_bytes, shape_of
 from grpo.policy.adapters import (
     adapter_tensors,
@@ -25,7 +25,7 @@ from grpo.policy.adapters import (
 )
 from grpo.policy.logprobs import PolicyLogprobs
 
-SMALL = Lora(rank=3, alpha=5.0)
+SMALL = LoraConfig(rank=3, alpha=5.0)
 IDS = torch.tensor([[3, 9, 4, 12, 7, 7, 5]])
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return make_tiny_policy(tmp_path / "policy")
 
 
-def adapted(folder: Path, lora: Lora = SMALL) -> PreTrainedModel:
+def adapted(folder: Path, lora: LoraConfig = SMALL) -> PreTrainedModel:
     """A tiny policy with adapters that do something, which needs peft."""
     pytest.importorskip("peft")
     model = load_tiny_model(folder, "eager")
@@ -59,7 +59,7 @@ def test_a_policy_with_new_adapters_computes_what_it_did(folder: Path) -> None:
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj"), ("layers.1.mlp.up_proj",)])
 def test_only_adapters_of_the_targets_have_a_gradient(folder: Path, targets: str | tuple[str, ...]) -> None:
-    lora = Lora.model_validate({"rank": 3, "targets": targets})
+    lora = LoraConfig.model_validate({"rank": 3, "targets": targets})
     expected = trained_parameters(load_tiny_model(folder, "eager"), lora)
     model = adapted(folder, lora)
     sequence = TrainingSequence(tuple(IDS[0].tolist()), 2, (-1.0,) * 5, 1.0)
@@ -85,7 +85,7 @@ def test_only_adapters_of_the_targets_have_a_gradient(folder: Path, targets: str
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_merged_policy_is_the_adapted_one_under_the_names_of_the_plain_one(tmp_path: Path, tied: bool) -> None:
-    new = NewPolicy(
+    new = NewPolicyConfig(
         hidden_size=16,
         layers=2,
         heads=4,
@@ -131,9 +131,9 @@ def test_peft_reads_what_is_written(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(read(IDS).logits, model(IDS).logits)
     check_adapter(model, tmp_path / "adapter")
     others = {
-        "rank": Lora(rank=4, alpha=5),
-        "alpha": Lora(rank=3),
-        "targets": Lora(rank=3, alpha=5, targets=("q_proj",)),
+        "rank": LoraConfig(rank=4, alpha=5),
+        "alpha": LoraConfig(rank=3),
+        "targets": LoraConfig(rank=3, alpha=5, targets=("q_proj",)),
     }
     for key, lora in others.items():
         with pytest.raises(ValueError, match=rf"have {key} .*resume with the learner\.lora"):
@@ -142,7 +142,7 @@ def test_peft_reads_what_is_written(folder: Path, tmp_path: Path) -> None:
 
 def test_the_plan_counts_what_is_trained(folder: Path) -> None:
     full, lora = LearnerConfig(ranks=2), LearnerConfig(ranks=2, lora=SMALL)
-    policy = Policy(path=str(folder), dtype="bfloat16")
+    policy = PolicyConfig(path=str(folder), dtype="bfloat16")
     shapes = [shape_of(policy, learner) for learner in (full, lora)]
     assert shapes[0] is not None and shapes[1] is not None
     # Two layers, rank 3: into and out of q, k, v, o, gate, up and down.
@@ -155,7 +155,7 @@ def test_the_plan_counts_what_is_trained(folder: Path) -> None:
 
 
 def test_unknown_targets_are_named_with_those_there_are(folder: Path) -> None:
-    lora = Lora(targets=("q_proj", "query"))
+    lora = LoraConfig(targets=("q_proj", "query"))
     with pytest.raises(ValueError, match=r"is called query; choose from down_proj, .*v_proj, or all-linear"):
         trained_parameters(load_tiny_model(folder, "eager"), lora)
 
@@ -163,11 +163,11 @@ def test_unknown_targets_are_named_with_those_there_are(folder: Path) -> None:
 def test_targets_that_cannot_be_merged_are_refused(folder: Path) -> None:
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match=r"called lm_head; choose from"):
-        add_adapters(load_tiny_model(folder, "eager"), Lora(targets=("q_proj", "lm_head")), seed=0)
+        add_adapters(load_tiny_model(folder, "eager"), LoraConfig(targets=("q_proj", "lm_head")), seed=0)
 
 
 def test_a_missing_library_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     require_peft(LearnerConfig())
     with pytest.raises(ValueError, match=r"pip install 'verigrpo\[lora\]'"):
-        require_peft(LearnerConfig(lora=Lora()))
+        require_peft(LearnerConfig(lora=LoraConfig()))

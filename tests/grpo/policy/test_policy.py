@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_policy import TINY
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from grpo.config import LearnerConfig, NewPolicy, Policy
+from grpo.config import LearnerConfig, NewPolicyConfig, PolicyConfig
 from grpo.evaluation.model import open_model
 from grpo.planning.memory import shape_of
 from grpo.policy.hub import name_of, revision_of
@@ -23,7 +23,7 @@ from grpo.policy.stored import load_tokenizer, local_or_hub, policy_config
 
 BYTES = TINY.model_copy(update={"tokenizer": "bpe", "vocabulary": 300})
 TEXTS = ["the sum of the terms", "which number is it", "thirty four and forty six make eighty together", "123456"] * 5
-ALPHABET = NewPolicy().alphabet
+ALPHABET = NewPolicyConfig().alphabet
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,9 @@ def test_embeddings_are_tied_as_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["characters", "bpe"])
 def test_the_plan_knows_its_size_before_it_is_made(folders: dict[str, Path], kind: str) -> None:
     new = TINY if kind == "characters" else BYTES
-    planned = shape_of(Policy(new=new), LearnerConfig())
+    planned = shape_of(PolicyConfig(new=new), LearnerConfig())
     made = AutoModelForCausalLM.from_pretrained(folders[kind])
-    found = shape_of(Policy(path=str(folders[kind])), LearnerConfig())
+    found = shape_of(PolicyConfig(path=str(folders[kind])), LearnerConfig())
     assert planned is not None and found is not None
     assert found.parameters == sum(parameter.numel() for parameter in made.parameters())
     assert planned == found
@@ -162,7 +162,7 @@ def test_a_revision_goes_wherever_the_policy_is_read(monkeypatch: pytest.MonkeyP
     for kind in (AutoTokenizer, AutoConfig, AutoModelForCausalLM, GenerationConfig):
         monkeypatch.setattr(kind, "from_pretrained", read)
     commit = "0123456789abcdef0123456789abcdef01234567"
-    policy = Policy(path="lab/model", revision=commit)
+    policy = PolicyConfig(path="lab/model", revision=commit)
     name = local_or_hub(policy)
     with pytest.raises(ValueError, match="lab/model"):
         load_tokenizer(name)
@@ -173,10 +173,10 @@ def test_a_revision_goes_wherever_the_policy_is_read(monkeypatch: pytest.MonkeyP
         open_model(f"lab/model@{commit}")
     assert asked == [("lab/model", commit)] * 4
     (tmp_path / "a@b").mkdir()
-    folder = local_or_hub(Policy(path=str(tmp_path / "a@b")))
+    folder = local_or_hub(PolicyConfig(path=str(tmp_path / "a@b")))
     assert (name_of(folder), revision_of(folder)) == (str(tmp_path / "a@b"), None)
     with pytest.raises(ValueError, match="is a folder here"):
-        local_or_hub(Policy(path=str(tmp_path), revision=commit))
+        local_or_hub(PolicyConfig(path=str(tmp_path), revision=commit))
 
 
 def test_the_commit_that_was_identified_is_the_one_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

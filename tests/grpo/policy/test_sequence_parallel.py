@@ -10,7 +10,7 @@ from transformers import Qwen3Config
 
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.config import LearnerConfig
-from grpo.policy.sequence_parallel import Part, SequenceGroup, check_heads
+from grpo.policy.sequence_parallel import SequenceGroup, SequencePart, check_heads
 
 
 @dataclasses.dataclass
@@ -37,7 +37,7 @@ def test_every_token_is_one_ranks(size: int) -> None:
     batch = packed()
     count = len(batch.input_ids_N)
     assert (count, len(batch.targets_T)) == (14, 11)
-    parts: list[Part] = [OneOf(rank, size).part(batch) for rank in range(size)]
+    parts: list[SequencePart] = [OneOf(rank, size).part(batch) for rank in range(size)]
     assert len({len(part.input_ids_N) for part in parts}) == 1
     for found, expected in (("input_ids_N", batch.input_ids_N), ("position_ids_N", batch.position_ids_N)):
         joined = torch.cat([getattr(part, found) for part in parts])

@@ -14,7 +14,7 @@ import pytest
 from fake_run import CONFIG, HOSTILE, make_rollout, silent_progress, write_fake_run
 
 from grpo.report.page import choose_groups, shortened, write_html
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.report.rollout_store import StoredGroup, StoredRollout
 from grpo.types import Group, Prompt
 from grpo.visible import visible
@@ -68,7 +68,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         HOSTILE.replace("\ud800", "'\">"): verdict.error(HOSTILE),
     }
     group = Group(Prompt(HOSTILE, HOSTILE, (1,), HOSTILE, {"x": HOSTILE}), (make_rollout(HOSTILE, verdicts),) * 2)
-    with Report(run_dir, progress=silent_progress()) as report:
+    with RunRecorder(run_dir, progress=silent_progress()) as report:
         metric = "verdict/'\"></script><script>document.title='owned'</script>/correct"
         report.step(1, {metric: 1.0, "reward/mean": 0.5}, [group], [[None, 1.0]])
         report.finish()
@@ -144,7 +144,7 @@ def test_chart_readouts_hold_the_values(fake_run: Path) -> None:
 
 def test_the_mismatch_stands_beside_its_threshold(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("report: {mismatch_alarm: 0.01}")
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step in (1, 2):
             report.step(step, {"learner/mismatch_kl_first": step * 1e-4, "learner/mismatch_kl": step * 1e-3})
         report.finish()

@@ -10,7 +10,7 @@ from fake_run import make_groups, silent_progress
 
 from grpo.report import run_files
 from grpo.report.ledger import TrainedGroup, ledger_problems, read_ledger
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 
 DRAWN = [f"p{number}" for number in (2, 0, 1, 3, 1, 3, 0, 2, 0, 1, 2, 3)]
 
@@ -57,7 +57,7 @@ def test_a_report_writes_it_and_cuts_it_back(tmp_path: Path) -> None:
     generator = random.Random(0)
     groups = [make_groups(generator, step, 0.5, groups=3, size=2) for step in range(1, 5)]
     none = [[None] * 2] * 3
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report.step(0, {"eval/accuracy": 0.1})
         for step, made in enumerate(groups, start=1):
             report.step(step, {"reward/mean": 0.5}, made, none)
@@ -70,7 +70,7 @@ def test_a_report_writes_it_and_cuts_it_back(tmp_path: Path) -> None:
     assert len({one.sample for one in whole}) == 12, "samples differ, and so do their fingerprints"
     assert all(one.versions == (one.step - 1, one.step) for one in whole)
 
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report.truncate_after(2)
         report.step(3, {"reward/mean": 0.5}, groups[2], none)
     assert read_ledger(tmp_path) == whole[:9]

@@ -17,7 +17,7 @@ from grpo.report import run_files
 from grpo.report.closing_table import ClosingTable
 from grpo.report.metrics_log import read_history
 from grpo.report.progress import open_progress
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.report.rollout_store import read_groups, stored_steps
 from grpo.types import Completion, Group, VersionSpan
 
@@ -36,7 +36,7 @@ class RecordingTracker:
         self.calls.append(("close", None))
 
 
-def report_steps(report: Report, *steps: int) -> None:
+def report_steps(report: RunRecorder, *steps: int) -> None:
     generator = random.Random(0)
     for step in steps:
         groups = make_groups(generator, step, 0.5, groups=2, size=3)
@@ -54,7 +54,7 @@ def test_importing_the_report_starts_nothing_heavy() -> None:
 def test_a_mismatch_above_the_threshold_is_said_once(tmp_path: Path, above: float) -> None:
     said = StringIO()
     progress = open_progress("GRPO", console=Console(file=said, width=400))
-    with Report(tmp_path, progress=progress, mismatch_alarm=0.01) as report:
+    with RunRecorder(tmp_path, progress=progress, mismatch_alarm=0.01) as report:
         report.step(1, {"learner/mismatch_kl_first": 0.009, "learner/mismatch_kl": 0.5})
         assert "disagree" not in said.getvalue()
         report.step(2, {"learner/mismatch_kl_first": above})
@@ -65,7 +65,7 @@ def test_a_mismatch_above_the_threshold_is_said_once(tmp_path: Path, above: floa
 
 def test_a_step_reaches_file_and_trackers_alike(tmp_path: Path) -> None:
     tracker = RecordingTracker()
-    with Report(tmp_path, trackers=[tracker], progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, trackers=[tracker], progress=silent_progress()) as report:
         report.step(0, {"eval/accuracy": 0.5})
         report_steps(report, 1)
     assert [kind for kind, _ in tracker.calls] == ["log", "log", "close"]
@@ -78,14 +78,14 @@ def test_a_step_reaches_file_and_trackers_alike(tmp_path: Path) -> None:
 
 
 def test_every_line_is_on_the_disk_before_the_next_step(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step in (1, 2, 3):
             report_steps(report, step)
             assert read_history(tmp_path).last_step() == step
 
 
 def test_rollouts_of_first_every_nth_and_planned_last_step_are_stored(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress(), rollouts_every=4, total_steps=10) as report:
+    with RunRecorder(tmp_path, progress=silent_progress(), rollouts_every=4, total_steps=10) as report:
         report.step(0, {"eval/accuracy": 0.5})
         report_steps(report, *range(1, 11))
         assert stored_steps(tmp_path) == (1, 4, 8, 10)
@@ -93,25 +93,28 @@ def test_rollouts_of_first_every_nth_and_planned_last_step_are_stored(tmp_path: 
 
 
 def test_a_run_stopped_anywhere_keeps_its_last_rollouts(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Report(tmp_path, progress=silent_progress(), rollouts_every=4) as report:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        RunRecorder(tmp_path, progress=silent_progress(), rollouts_every=4) as report,
+    ):
         report_steps(report, 1, 2, 3, 4, 5, 6)
         raise KeyboardInterrupt
     assert stored_steps(tmp_path) == (1, 4, 6)
 
 
 def test_no_rollouts_are_stored_when_switched_off(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress(), rollouts_every=0, total_steps=2) as report:
+    with RunRecorder(tmp_path, progress=silent_progress(), rollouts_every=0, total_steps=2) as report:
         report_steps(report, 1, 2)
     assert stored_steps(tmp_path) == ()
     with pytest.raises(ValueError, match="rollouts_every"):
-        Report(tmp_path, progress=silent_progress(), rollouts_every=-1)
+        RunRecorder(tmp_path, progress=silent_progress(), rollouts_every=-1)
 
 
 def test_resuming_forgets_later_steps_everywhere_and_equals_a_straight_run(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report_steps(report, 1, 2, 3, 4)
     tracker = RecordingTracker()
-    with Report(tmp_path, trackers=[tracker], progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, trackers=[tracker], progress=silent_progress()) as report:
         report.truncate_after(2)
         assert stored_steps(tmp_path) == (1, 2)
         report_steps(report, 3)
@@ -123,12 +126,12 @@ def test_resuming_forgets_later_steps_everywhere_and_equals_a_straight_run(tmp_p
 def test_working_time_goes_on_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("grpo.report.recorder.time.monotonic", lambda: now[0])
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step in (1, 2, 3):
             now[0] += 10
             report.step(step, {})
     now[0] += 5000  # stopped for a while
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report.truncate_after(2)
         now[0] += 7
         report.step(3, {})
@@ -136,16 +139,19 @@ def test_working_time_goes_on_over_a_resume(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_in_use_is_not_overwritten_by_a_new_run(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report_steps(report, 1, 2)
-    with Report(tmp_path, progress=silent_progress()) as report, pytest.raises(ValueError, match="empty run folder"):
+    with (
+        RunRecorder(tmp_path, progress=silent_progress()) as report,
+        pytest.raises(ValueError, match="empty run folder"),
+    ):
         report_steps(report, 1)
     assert read_history(tmp_path).last_step() == 2
 
 
 def test_groups_and_advantages_of_different_shape_leave_no_trace(tmp_path: Path) -> None:
     groups = make_groups(random.Random(0), 1, 0.5, groups=2, size=3)
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         with pytest.raises(ValueError, match="got 2 advantages"):
             report.step(1, {}, groups, [[0.0, 0.0, 0.0], [0.0, 0.0]])
         with pytest.raises(ValueError, match="2 groups, got 0"):
@@ -177,7 +183,7 @@ def assert_shown_whole(closing: ClosingTable) -> None:
 
 
 def test_a_run_without_any_step_finishes_too(tmp_path: Path) -> None:
-    with Report(tmp_path / "empty", progress=silent_progress()) as report:
+    with RunRecorder(tmp_path / "empty", progress=silent_progress()) as report:
         closing = report.finish()
     assert closing.title == "empty: no steps"
     assert dict(closing.rows) == {"report": str(tmp_path / "empty" / "report.html")}
@@ -185,7 +191,7 @@ def test_a_run_without_any_step_finishes_too(tmp_path: Path) -> None:
 
 
 def test_supervised_fine_tuning_is_reported_by_its_loss(tmp_path: Path) -> None:
-    with Report(tmp_path / "sft", progress=silent_progress()) as report:
+    with RunRecorder(tmp_path / "sft", progress=silent_progress()) as report:
         for step in (1, 2, 3):
             report.step(step, {"learner/loss": 3.0 / step, "throughput/tokens_per_s": 5000.0, "time/step_s": 0.1})
         closing = report.finish()
@@ -205,7 +211,7 @@ def test_stored_completions_are_bounded_and_it_is_said_once(tmp_path: Path) -> N
         replace(one, completion=Completion((1,) * 25_000, wide[i:] + wide[:i], "x", "stop", span))
         for i, one in enumerate(groups[0].rollouts)
     )
-    with Report(tmp_path, progress=progress, rollouts_max_mib=2) as report:
+    with RunRecorder(tmp_path, progress=progress, rollouts_max_mib=2) as report:
         report.evaluation(0, groups)
         for step in range(1, 10):
             report.step(step, {}, [Group(groups[0].prompt, rollouts)], [[0.0] * 4])

@@ -10,7 +10,7 @@ from fake_run import silent_progress
 
 from grpo.report import run_files
 from grpo.report.json_lines import complete_lines
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.report.timeline import DRIVER, TimeLine, step_lanes
 
 
@@ -19,7 +19,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_a_resumed_run_forgets_later_steps(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step in (1, 2, 3):
             report.busy(step, 1000.0 + step, {DRIVER: {"learn": [(1000.0 + step, 1000.5 + step)]}})
         report.truncate_after(2)
@@ -29,7 +29,7 @@ def test_a_resumed_run_forgets_later_steps(tmp_path: Path) -> None:
 
 
 def test_what_is_near_to_a_step_is_not_joined_with_it(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         # The evaluation of step 0 ends a moment before step 1, and that of step 2 comes a moment after it.
         report.busy(1, 1000.0, {DRIVER: {"evaluate": [(999.9, 999.995)], "learn": [(1000.0, 1000.01)]}})
         report.busy(2, 1000.01, {DRIVER: {"learn": [(1000.01, 1000.012)], "evaluate": [(1000.012, 1000.02)]}})

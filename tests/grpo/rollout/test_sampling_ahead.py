@@ -17,7 +17,7 @@ from test_jobs import fakes, settings_of
 from tiny_policy import make_tiny_policy
 
 from grpo.config import TrainConfig
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.data.cursor import Cursor
 from grpo.data.prompts import load_prompts
 from grpo.policy.stored import load_tokenizer
@@ -59,7 +59,7 @@ def settings(folder: Path, policy: Path, lag: int, resume: str = "never", **algo
                     "every": 3,
                 }
             ),
-            "algorithm": Algorithm.model_validate({"minibatches": 2, **algorithm}),
+            "algorithm": AlgorithmConfig.model_validate({"minibatches": 2, **algorithm}),
             "train": plain.train.model_copy(update={"steps": STEPS}),
         }
     )

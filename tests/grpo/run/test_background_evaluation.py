@@ -21,7 +21,7 @@ from tiny_policy import make_tiny_policy
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.config import Dataset, Evaluation, TrainConfig
+from grpo.config import DatasetConfig, EvaluationConfig, TrainConfig
 from grpo.config.file import load
 from grpo.data.prompts import PromptSet, load_prompts
 from grpo.evaluation.problems import load_problems, load_task
@@ -165,8 +165,8 @@ def test_the_task_is_what_training_would_ask(tmp_path: Path, policy: Path) -> No
 
 def test_nested_references_are_asked_for_and_chat_messages_are_refused(tmp_path: Path, policy: Path) -> None:
     settings = settings_of(tmp_path / "run", policy)
-    data = Dataset(path=str(tmp_path / "rows.jsonl"), reference="truth.value")
-    evaluation = Evaluation(data=data, mode="background")
+    data = DatasetConfig(path=str(tmp_path / "rows.jsonl"), reference="truth.value")
+    evaluation = EvaluationConfig(data=data, mode="background")
     nested = settings.model_copy(update={"evaluation": evaluation})
     for question in ("1+1=?", [{"role": "user", "content": "1+1=?"}]):
         row = {"prompt": question, "truth": {"value": "2"}}

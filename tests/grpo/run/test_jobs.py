@@ -16,7 +16,7 @@ from fake_run import silent_progress
 from tiny_policy import TINY, make_tiny_policy
 
 from grpo.config import SftConfig, TrainConfig
-from grpo.config.algorithm import Algorithm
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.file import load
 from grpo.report import run_files
 from grpo.report.metrics_log import read_history
@@ -341,7 +341,7 @@ def test_rows_whose_reference_cannot_be_used_are_left_out_and_counted(
 
 
 def with_algorithm(settings: TrainConfig, **keys: Any) -> TrainConfig:
-    algorithm = Algorithm.model_validate({"minibatches": 2, **keys})
+    algorithm = AlgorithmConfig.model_validate({"minibatches": 2, **keys})
     assert not list(algorithm.problems(settings.rollout.group_size))
     return settings.model_copy(update={"algorithm": algorithm})
 

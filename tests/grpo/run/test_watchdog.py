@@ -10,7 +10,7 @@ import pytest
 
 from grpo.cluster.activity import Activity
 from grpo.cluster.failures import Stalled
-from grpo.config import Watchdog as Settings
+from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
 from grpo.run.watchdog import FOLDER, Watchdog, WatchedProgress, _word
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from grpo.report.metrics_log import History, MetricsLine
-from grpo.view.flags import Flag, Sampled, hacking_flags
+from grpo.view.flags import Flag, FlaggedRollout, hacking_flags
 
 STEPS = 40
 Curve = Callable[[float], float]
@@ -54,7 +54,9 @@ def test_honest_learning_raises_no_flag() -> None:
         verdict__answer__timeout=lambda done: 0.001,
     )
     texts = [
-        Sampled(step, group, f"p{step}-{group}", 1.0, "<answer>12</answer>") for step in (1, 40) for group in range(9)
+        FlaggedRollout(step, group, f"p{step}-{group}", 1.0, "<answer>12</answer>")
+        for step in (1, 40)
+        for group in range(9)
     ]
     assert hacking_flags(honest, texts) == ()
 
@@ -106,7 +108,7 @@ def test_more_and_more_completions_are_cut() -> None:
 
 def test_verifiers_that_fail() -> None:
     broken = history(verdict__code__error=lambda done: 0.2 * done, verdict__code__timeout=lambda done: 0.001)
-    sampled = [Sampled(40, 3, "p", None, "boom"), Sampled(40, 4, "q", 1.0, "fine")]
+    sampled = [FlaggedRollout(40, 3, "p", None, "boom"), FlaggedRollout(40, 4, "q", 1.0, "fine")]
     (flag,) = hacking_flags(broken, sampled)
     assert flag.kind == "failures" and flag.metrics == ("verdict/code/error",) and flag.groups == ((40, 3),)
 
@@ -114,31 +116,36 @@ def test_verifiers_that_fail() -> None:
 def test_one_text_for_every_prompt() -> None:
     hack = "The answer is whatever the checker wants it to be, so it is right."
     sampled = [
-        Sampled(9, group, f"p{group}", 1.0, hack if group % 3 == 0 else f"{group}: {hack}") for group in range(30)
+        FlaggedRollout(9, group, f"p{group}", 1.0, hack if group % 3 == 0 else f"{group}: {hack}")
+        for group in range(30)
     ]
     (flag,) = hacking_flags(History(()), sampled)
     assert flag.kind == "copies" and "10 times in 30" in flag.evidence and flag.groups[0] == (9, 0)
     # The same text that earns nothing is no hack, nor are several samples of one prompt.
-    unrewarded = [Sampled(one.step, one.group, one.prompt_id, 0.0, one.text) for one in sampled]
+    unrewarded = [FlaggedRollout(one.step, one.group, one.prompt_id, 0.0, one.text) for one in sampled]
     assert hacking_flags(History(()), unrewarded) == ()
-    one_prompt = [Sampled(9, 0, "p", 1.0, hack) for _ in range(30)]
+    one_prompt = [FlaggedRollout(9, 0, "p", 1.0, hack) for _ in range(30)]
     assert hacking_flags(History(()), one_prompt) == ()
 
 
 def test_completions_that_say_the_same_again_and_again() -> None:
     source = random.Random(0)
     plain = [
-        Sampled(1, group, f"p{group}", 1.0, " ".join(str(source.random()) for _ in range(40))) for group in range(20)
+        FlaggedRollout(1, group, f"p{group}", 1.0, " ".join(str(source.random()) for _ in range(40)))
+        for group in range(20)
     ]
     loop = "wait, let me think about this once more. "
-    late = [Sampled(50, group, f"q{group}", 1.0, f"{group} " + loop * (20 if group < 5 else 1)) for group in range(20)]
+    late = [
+        FlaggedRollout(50, group, f"q{group}", 1.0, f"{group} " + loop * (20 if group < 5 else 1))
+        for group in range(20)
+    ]
     (flag,) = hacking_flags(History(()), [*plain, *late])
     assert flag.kind == "loops" and "0% of rewarded completions before step 50, 25%" in flag.evidence
     assert set(flag.groups) == {(50, group) for group in range(5)}
 
 
 def test_the_audit_refuses_more_and_more() -> None:
-    sampled = [Sampled(step, 0, "p", 1.0, "x" * step) for step in (1, 40)]
+    sampled = [FlaggedRollout(step, 0, "p", 1.0, "x" * step) for step in (1, 40)]
     audit = [{"step": step, "accepted_only_by": "run", "completion": "x" * step} for step in (2, 36, 38, 39, 40)]
     (flag,) = hacking_flags(History(()), sampled, audit)
     assert flag.kind == "audit" and "1 up to step 20, 4 after it" in flag.evidence and flag.groups == ((40, 0),)

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.types import Group, Prompt
 from grpo.view.page import ASSETS, export, page
 from grpo.view.runs import open_runs
@@ -42,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         Prompt(HOSTILE, HOSTILE, (1,), HOSTILE, {"x": HOSTILE}),
         (make_rollout(HOSTILE, {HOSTILE: verdict.wrong(HOSTILE, **{HOSTILE: 1.0})}),) * 2,
     )
-    with Report(evil, progress=silent_progress()) as report:
+    with RunRecorder(evil, progress=silent_progress()) as report:
         report.evaluation(0, [group])
         report.step(0, {"eval/accuracy": 0.5})
         report.busy(1, 1000.0, {"driver": {"learn": [(1000.0, 1001.0)]}, HOSTILE: {HOSTILE: [(1000.0, 1000.5)]}})
@@ -328,7 +328,7 @@ def test_a_person_can_look_through_it_by_keyboard(url: str, runs: tuple[Path, Pa
 
 
 def test_the_page_follows_a_run_that_goes_on(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report.step(0, {"eval/accuracy": 0.5})
         opened = open_runs([tmp_path])
         client = TestClient(make_app(opened), base_url="http://127.0.0.1")

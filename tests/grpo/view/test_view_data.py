@@ -12,7 +12,7 @@ from fake_run import HOSTILE, make_advantages, make_rollout, silent_progress, wr
 from tiny_policy import make_tiny_policy
 
 from grpo.report import rollout_store
-from grpo.report.recorder import Report
+from grpo.report.recorder import RunRecorder
 from grpo.report.rollout_store import write_step
 from grpo.types import Group, Prompt
 from grpo.view import payloads as view_data
@@ -176,7 +176,7 @@ def test_held_out_prompts_at_two_steps(tmp_path: Path) -> None:
     before = {"a": WRONG, "b": RIGHT, "c": LATE, "d": RIGHT}
     # Not in the same order.
     after = {"d": RIGHT, "a": RIGHT, "b": WRONG, "c": RIGHT}
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step, said in ((0, before), (5, after)):
             report.evaluation(step, [group(name, (texts[one.status], one)) for name, one in said.items()])
             report.step(step, {"eval/accuracy": 0.5 + step / 20} | ({"reward/mean": 0.1} if step else {}))
@@ -219,7 +219,7 @@ def test_the_time_line_says_who_was_busy_when(tmp_path: Path) -> None:
     phases = {"generate": (0.0, 2.0), "verify": (2.0, 0.5), "learn": (2.6, 3.0), "sync": (5.6, 0.4)}
     seconds = {f"time/{name}_s": length for name, (_, length) in phases.items()} | {"time/step_s": 6.2}
     begins = {f"time/{name}_from_s": begin for name, (begin, _) in phases.items()}
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         report.step(0, {"eval/accuracy": 0.5})
         report.step(1, seconds | begins | {"time/eval_s": 1.0})
         report.step(2, seconds)
@@ -247,7 +247,7 @@ def test_the_time_line_has_a_lane_for_each_actor_that_told_what_it_did(tmp_path:
     def at(begin: float, *intervals: tuple[float, float]) -> list[tuple[float, float]]:
         return [(1000.0 + begin + a, 1000.0 + begin + b) for a, b in intervals]
 
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step, begin in ((9, 0.0), (10, 7.0), (11, 90.0)):
             lanes = {
                 "driver": {"generate": at(begin, (0.0, 2.0)), "sync": at(begin, (4.0, 5.0))},
@@ -287,7 +287,7 @@ def test_the_time_line_has_a_lane_for_each_actor_that_told_what_it_did(tmp_path:
 
 def test_curves_of_several_runs_keep_their_colours(tmp_path: Path) -> None:
     for name, metrics in (("one", {"a/x": 1.0}), ("two", {"a/x": 2.0, "a/y": 3.0})):
-        with Report(tmp_path / name, progress=silent_progress()) as report:
+        with RunRecorder(tmp_path / name, progress=silent_progress()) as report:
             report.step(1, metrics)
             report.step(2, metrics)
     runs = open_runs([tmp_path / "one", tmp_path / "two"])
@@ -299,7 +299,7 @@ def test_curves_of_several_runs_keep_their_colours(tmp_path: Path) -> None:
 
 def test_the_mismatch_is_told_with_its_alarm(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("report: {mismatch_alarm: 0.01}")
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step, found in enumerate((1e-4, 0.02, 2e-4), start=1):
             report.step(step, {"learner/mismatch_kl_first": found})
     (run,) = open_runs([tmp_path])
@@ -314,7 +314,7 @@ def test_the_state_changes_with_metrics_and_completions(stored: Path) -> None:
     runs[0].indexes["training"].refresh()
     versions = {view_data.state(runs)["version"], view_data.state(runs)["version"]}
     assert len(versions) == 1
-    with Report(stored, progress=silent_progress()) as report:
+    with RunRecorder(stored, progress=silent_progress()) as report:
         report.step(9, {"reward/mean": 1.0})
     versions.add(view_data.state(runs)["version"])
     write_step(stored, 9, [group("e", ("gnu", RIGHT))], [[0.0]])
@@ -335,7 +335,7 @@ def test_the_overview_of_a_whole_run(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_shows_its_loss_and_needs_no_completions(tmp_path: Path) -> None:
-    with Report(tmp_path, progress=silent_progress()) as report:
+    with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for step in (1, 2):
             report.step(step, {"learner/loss": 1.0 / step, "time/step_s": 0.1, "time/learn_s": 0.1})
     runs = open_runs([tmp_path])

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.checks.audit import StoredRollout, audit, kind_of, wilson
+from rewards.checks.audit import AuditedRollout, audit, kind_of, wilson
 from rewards.verdict import Status, correct, error, unparseable, wrong
 from rewards.verifiers.math import Math
 
 
-def rollout(reference: str, status: Status) -> StoredRollout:
-    return StoredRollout("What?", f"\\boxed{{{reference}}}", reference, status)
+def rollout(reference: str, status: Status) -> AuditedRollout:
+    return AuditedRollout("What?", f"\\boxed{{{reference}}}", reference, status)
 
 
 def test_disagreements_are_sorted_and_counted() -> None:

@@ -256,12 +256,12 @@ def test_reasoning_gym_rows_score_by_their_own_task() -> None:
 def test_reasoning_gym_rows_survive_the_way_through_the_data(task) -> None:
     """Tuples, keys that are no text and fields of several types: each has broken a scorer."""
     gym = pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
-    from grpo.config import Dataset
+    from grpo.config import DatasetConfig
     from grpo.data.rows import load_rows
     from rewards.verifiers.gym import ReasoningGym
 
     options = {"task": task, "size": 6, "seed": 1}
-    loaded = load_rows(Dataset(generator="rewards.verifiers.gym:rows", options=options)).to_list()
+    loaded = load_rows(DatasetConfig(generator="rewards.verifiers.gym:rows", options=options)).to_list()
     verify, scorer = ReasoningGym(), gym.get_score_answer_fn(task)
     for row, entry in zip(loaded, gym.create_dataset(**{"name": task, "size": 6, "seed": 1}), strict=True):
         assert row["question"] == entry["question"]
