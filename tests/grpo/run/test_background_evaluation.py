@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import signal
@@ -264,6 +266,13 @@ def test_what_does_not_fit_is_told(tmp_path: Path, policy: Path) -> None:
     settings = settings_of(tmp_path / "run", policy)
     with pytest.raises(ValueError, match=r"needs GPUs that training leaves free; name them with evaluation\.devices"):
         BackgroundEvaluation(settings, load_prompts(settings.data, load_tokenizer(str(policy)), max_tokens=18), "cuda")
+
+
+def test_the_evaluating_process_finds_what_it_imports() -> None:
+    imports = [node for node in ast.walk(ast.parse(REAL_PROGRAM)) if isinstance(node, ast.ImportFrom)]
+    assert len(imports) == 2
+    for node in imports:
+        assert node.module and hasattr(importlib.import_module(node.module), node.names[0].name), ast.unparse(node)
 
 
 def test_the_evaluating_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
