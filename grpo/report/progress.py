@@ -1,7 +1,7 @@
 """What a person sees in the terminal while a job runs: the phase it is in, and the figures of the last step.
 
     progress = open_progress("GRPO", total_steps=200)
-    with progress.phase("starting 2 generators"):
+    with progress.phase(Phase.START, "starting 2 generators"):
         ...
     progress.step(1, {"reward/mean": 0.31, "time/step_s": 1.9})
     progress.close()
@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo.terminal import Terminal, literal
+from grpo.types import Phase
 from grpo.visible import visible
 
 # Four frames a second: smooth enough for a spinner, and nothing to feel on a machine whose cores generate tokens.
@@ -98,8 +99,8 @@ SFT_FIELDS = (
 class Progress(Protocol):
     """The terminal display of a job."""
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Show that the job is busy with `name`, and for how long, until the block ends."""
+    def phase(self, phase: Phase, text: str) -> AbstractContextManager[None]:
+        """Show that the job is busy with what `text` says, and for how long, until the block ends."""
         ...
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -140,16 +141,16 @@ class PlainProgress:
         self._printed_at = -math.inf
 
     @contextmanager
-    def phase(self, name: str) -> Generator[None]:
+    def phase(self, phase: Phase, text: str) -> Generator[None]:
         started = time.monotonic()
-        self._line(f"{self._title}: {name} ...")
+        self._line(f"{self._title}: {text} ...")
         try:
             yield
         except BaseException as problem:
             seconds = time.monotonic() - started
-            self._line(f"{self._title}: {name}: stopped after {seconds:.1f} s ({type(problem).__name__})")
+            self._line(f"{self._title}: {text}: stopped after {seconds:.1f} s ({type(problem).__name__})")
             raise
-        self._line(f"{self._title}: {name}: {time.monotonic() - started:.1f} s")
+        self._line(f"{self._title}: {text}: {time.monotonic() - started:.1f} s")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._pace.tick(step)
@@ -205,9 +206,9 @@ class LiveProgress:
         atexit.register(self.close)
 
     @contextmanager
-    def phase(self, name: str) -> Generator[None]:
+    def phase(self, phase: Phase, text: str) -> Generator[None]:
         started = time.monotonic()
-        entry = (Spinner("dots", text=literal(name)), started)
+        entry = (Spinner("dots", text=literal(text)), started)
         self._phases.append(entry)
         outcome = "stopped after "
         try:
@@ -217,11 +218,11 @@ class LiveProgress:
             self._phases.remove(entry)
             # Of the phases between steps (evaluations, checkpoints) only a failed one is worth a line for good.
             if self._newest_step is None or outcome:
-                self._leave_line(name, outcome, time.monotonic() - started)
+                self._leave_line(text, outcome, time.monotonic() - started)
 
-    def _leave_line(self, name: str, outcome: str, seconds: float) -> None:
+    def _leave_line(self, text: str, outcome: str, seconds: float) -> None:
         mark = Text("✗ ", "red") if outcome else Text("✓ ", "green")
-        self.show(mark + literal(f"{name}: {outcome}{seconds:.1f} s", "default"))
+        self.show(mark + literal(f"{text}: {outcome}{seconds:.1f} s", "default"))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._pace.tick(step)

@@ -32,7 +32,7 @@ from grpo.report.metrics_log import read_history
 from grpo.run import background_evaluation as module
 from grpo.run import checkpoint
 from grpo.run.background_evaluation import BackgroundEvaluation
-from grpo.run.training import TrainingRun
+from grpo.run.held_out import HeldOut
 from grpo.train import train
 from grpo.types import Prompt
 
@@ -206,14 +206,14 @@ def test_a_run_stopped_while_it_waits_for_its_last_numbers_asks_for_them_on_resu
     folder = tmp_path / "run"
     settings = settings_of(folder, policy)
 
-    def interrupted(run: TrainingRun, *, wait: bool = False) -> None:
+    def interrupted(held_out: HeldOut, *, wait: bool = False) -> None:
         # Whoever owes too much waits earlier too; here it is the wait after the last checkpoint.
         found = checkpoint.latest(folder)
         if wait and found and found.step == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(TrainingRun, "report_evaluations", interrupted)
+        stopped.setattr(HeldOut, "report_late", interrupted)
         run(settings, stopped)
     assert 6 not in evaluated(folder)
     again = ["train", str(folder.with_suffix(".yaml")), "run.resume=auto"]
