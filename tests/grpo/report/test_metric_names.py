@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fake_run import make_metrics
 
-from grpo.report.progress import GRPO_FIELDS, SFT_FIELDS
+from grpo.report.display import GRPO_FIELDS, SFT_FIELDS
 from grpo.report.step_time import TIMED_PARTS
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"

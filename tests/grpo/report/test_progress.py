@@ -9,15 +9,9 @@ import pytest
 from fake_run import make_metrics
 from rich.console import Console
 
-from grpo.report.progress import (
-    GRPO_FIELDS,
-    SFT_FIELDS,
-    LiveProgress,
-    PlainProgress,
-    Progress,
-    open_progress,
-    sparkline,
-)
+from grpo.report.display import GRPO_FIELDS, SFT_FIELDS, sparkline
+from grpo.report.live_progress import LiveProgress
+from grpo.report.progress import PlainProgress, Progress, open_progress
 from grpo.types import Phase
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
