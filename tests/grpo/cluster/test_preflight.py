@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from grpo.cli import app as cli
-from grpo.cluster import probes
+from grpo.cluster.preflight import probes
 from grpo.cluster.preflight.probes import PROBES, ProbeOutcome, probe_all, table_of
 
 
