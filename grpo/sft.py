@@ -29,6 +29,7 @@ from grpo.run import checkpoint
 from grpo.run.folder import open_folder, skipped_folder
 from grpo.run.interrupt import Interrupt
 from grpo.run.stopwatch import Stopwatch
+from grpo.types import Phase
 
 
 def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
@@ -46,7 +47,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
     folder, schedule = Path(settings.run.folder), settings.sft
     found = open_folder(settings.run, settings, progress)
     start = _starting_policy(settings, folder, make_anew=found is None)
-    with progress.phase("reading the data"):
+    with progress.phase(Phase.DATA, "reading the data"):
         rows, dropped = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
     if dropped:
         progress.show(f"{dropped} of {dropped + len(rows)} rows are longer than sft.max_tokens and are left out")
@@ -58,10 +59,10 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         RunRecorder(folder, trackers=trackers, progress=progress, total_steps=schedule.steps) as report,
         Interrupt() as interrupt,
     ):
-        with progress.phase("starting Ray"):
+        with progress.phase(Phase.START, "starting Ray"):
             cluster = Cluster(settings.cluster, plan_of(settings))
         with cluster:
-            with progress.phase(f"starting {settings.learner.ranks} learner rank(s)"):
+            with progress.phase(Phase.START, f"starting {settings.learner.ranks} learner rank(s)"):
                 learner = cluster.start_learner(_setups(settings, start, cluster))()
             report.truncate_after(found.step if found else -1)
             step = _resume(found, learner, cursor) if found else 0
@@ -69,13 +70,13 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
                 drawn, watch = cursor.next(schedule.batch_size), Stopwatch()
                 metrics = _step(settings, learner, drawn, watch)
                 step += 1
-                report.busy(step, watch.begun_at, {DRIVER: watch.busy.take(), **learner.take_busy()})
+                report.busy(step, watch.begun_at, {DRIVER: watch.busy.take()} | learner.take_busy())
                 report.step(step, metrics)
                 if step == schedule.steps:
                     # Before the last checkpoint, which says that the job is done.
                     _export(learner, folder)
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
-                    with progress.phase(f"writing the checkpoint of step {step}"):
+                    with progress.phase(Phase.CHECKPOINT, f"writing the checkpoint of step {step}"):
                         checkpoint.write(folder, step, learner.save, {"cursor": cursor.state_dict()}, keep=1)
         return report.finish()
 
@@ -135,7 +136,7 @@ def _resume(found: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[
 def _step(
     settings: SftConfig, learner: LearnerGroup, rows: Sequence[TrainingSequence], watch: Stopwatch
 ) -> dict[str, float]:
-    watch.start("learn")
+    watch.start(Phase.LEARN)
     trained = sum(row.trained_tokens for row in rows)
     packed = batch(
         rows, denominator=float(trained), ranks=learner.ranks, microbatch_tokens=settings.learner.microbatch_tokens

@@ -18,6 +18,7 @@ from grpo.run.interrupt import Interrupt
 from grpo.run.metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.run.stopwatch import Stopwatch
 from grpo.run.training import TrainingRun
+from grpo.types import Phase
 
 
 def train(
@@ -37,9 +38,9 @@ def train(
     """
     algorithm, schedule = settings.algorithm, settings.train
     with TrainingRun(settings, progress) as run, Interrupt() as interrupt:
-        run.push_weights()
+        run.pushing.push()
         if run.step == 0:
-            run.report.step(0, run.evaluate())
+            run.report.step(0, run.held_out.evaluate(run.step))
         while run.step < schedule.steps and not interrupt.requested:
             watch = Stopwatch()
             groups = run.collect(watch)
@@ -47,7 +48,7 @@ def train(
             rewards_PG, valid_PG = reward_tensors(groups)
             carries_loss_PG = carries_loss(algorithm, groups, rewards_PG, valid_PG)
 
-            watch.start("learn")
+            watch.start(Phase.LEARN)
             run.turns.learn()
             kl_PG = kl_to_reference(settings, run.learner, groups, valid_PG)
             advantages_PG = advantages_of(algorithm, rewards_PG - algorithm.kl_coefficient * kl_PG, valid_PG)
@@ -67,22 +68,22 @@ def train(
             run.step += 1
             run.refresh_reference()
 
-            watch.start("sync")
-            difference = run.push_weights(groups)
+            watch.start(Phase.SYNC)
+            difference = run.pushing.push(groups)
             watch.start(None)
 
             metrics = rollout_metrics(groups, settings, kl_PG) | update_metrics(updates) | speed_metrics(watch, groups)
             metrics |= {"sync/probe_mean_difference": difference} | run.verifier_metrics() | run.lag_metrics(groups)
-            metrics |= run.push_metrics() | run.generator_metrics() | run.take_checkpoint_metrics()
-            if run.evaluation_is_due():
-                metrics |= run.evaluate()
+            metrics |= run.pushing.take_metrics() | run.generator_metrics() | run.take_checkpoint_metrics()
+            if run.held_out.is_due(run.step):
+                metrics |= run.held_out.evaluate(run.step)
             run.report_busy(watch)
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
-            run.report_evaluations()
+            run.held_out.report_late()
             if run.step % schedule.checkpoint_every == 0:
                 run.save()
             if after_step:
                 after_step(run)
         run.save()
-        run.report_evaluations(wait=not interrupt.requested)
+        run.held_out.report_late(wait=not interrupt.requested)
         return run.report.finish()

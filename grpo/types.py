@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,68 @@ from rewards.pool.busy_clock import Busy
 from rewards.verdict import Status, Verdict
 
 FinishReason = Literal["stop", "length"]
+
+
+class Phase(enum.StrEnum):
+    """What a run or one of its actors does; the value is its word in metrics, time lines and names of files."""
+
+    DATA = "data"
+    START = "start"
+    GENERATE = "generate"
+    VERIFY = "verify"
+    LEARN = "learn"
+    SCORE = "score"
+    SYNC = "sync"
+    SWAP = "swap"
+    EVALUATE = "evaluate"
+    WAIT = "wait"
+    CHECKPOINT = "checkpoint"
+    REPORT = "report"
+    BETWEEN_STEPS = "between_steps"
+
+
+class ActorKind(enum.StrEnum):
+    """Who takes part in a run."""
+
+    DRIVER = "driver"
+    GENERATOR = "generator"
+    VERIFIERS = "verifiers"
+    LEARNER = "learner rank"
+
+
+@dataclass(frozen=True, slots=True)
+class ActorId:
+    """Who it is; as text, what people read and what the time line names its lanes.
+
+    Attributes:
+        kind: what it is.
+        place: number of the learner rank or generator, name of the verifiers' node; None where there is no other.
+    """
+
+    kind: ActorKind
+    place: int | str | None = None
+
+    def __str__(self) -> str:
+        if self.place is None:
+            return self.kind.value
+        return f"{self.kind} on node {self.place}" if isinstance(self.place, str) else f"{self.kind} {self.place}"
+
+    @classmethod
+    def parse(cls, text: str) -> ActorId:
+        """The actor of this text.
+
+        Raises:
+            ValueError: the text names none.
+        """
+        for kind in ActorKind:
+            if text == kind:
+                return cls(kind)
+            if text.startswith(f"{kind} on node "):
+                return cls(kind, text.removeprefix(f"{kind} on node "))
+            number = text.removeprefix(f"{kind} ")
+            if number != text and number.isdecimal():
+                return cls(kind, int(number))
+        raise ValueError(f"expected an actor such as 'generator 0', 'learner rank 1' or 'driver', got {text!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +200,43 @@ class Request:
     """One prompt to sample for.
 
     Attributes:
-        index: the caller's number for it, given back with the completions.
+        index: number of the request in its stream; the caller chooses it and gets it back with the completions.
         token_ids: the prompt.
-        seed: of its samples; sample i of the group uses seed + i, wherever and beside whatever it runs.
+        seed: seed of its samples; sample i of the group uses seed + i, wherever and beside whatever it runs.
+        stream: number of the stream that it was submitted to.
     """
 
     index: int
     token_ids: tuple[int, ...]
     seed: int
+    stream: int = 0
+
+    @property
+    def id(self) -> RequestId:
+        """What it is called everywhere from the driver to the engine."""
+        return RequestId(self.stream, self.index)
 
 
-# Groups that finished together: (the request's index, its completions).
+@dataclass(frozen=True, slots=True)
+class RequestId:
+    """The identity of a request, unique among all that are unfinished; as text, vLLM's name of it.
+
+    Attributes:
+        stream: number of the stream that it was submitted to.
+        index: its number in that stream.
+    """
+
+    stream: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}-{self.index}"
+
+
+# Groups of one stream that finished together: (the request's index, its completions).
 Finished = list[tuple[int, tuple[Completion, ...]]]
+# Groups of all streams that an engine finished: (the request's identity, its completions).
+EngineFinished = list[tuple[RequestId, tuple[Completion, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +244,12 @@ class GeneratorReport:
     """What a generator says when it is asked.
 
     Attributes:
-        finished: groups that finished since it was last asked.
+        finished: groups that finished since the last report.
         stalled_s: seconds that its engine has been in its present step or call; 0 where it waits for work.
-        busy: what its engine did, and when, since it was last asked.
+        busy: what its engine did, and when, since the last report.
     """
 
-    finished: Finished
+    finished: EngineFinished
     stalled_s: float
     busy: Busy = field(default_factory=dict)
 

@@ -51,7 +51,8 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
     def job() -> None:
         settings = load(SftConfig, config, overrides or [])
         with without_collector():
-            from grpo.report.progress import SFT_FIELDS, open_progress
+            from grpo.report.display import SFT_FIELDS
+            from grpo.report.progress import open_progress
             from grpo.run.folder import finished_table
             from grpo.run.recovery import with_recovery
             from grpo.sft import sft as run

@@ -47,8 +47,8 @@ def check(
         settings = load_either(config, overrides)
         gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
         if cluster:
-            from grpo.cluster.preflight import preflight
-            from grpo.cluster.probes import table_of
+            from grpo.cluster.preflight.nodes import preflight
+            from grpo.cluster.preflight.probes import table_of
 
             found = preflight(settings.cluster, PREFLIGHT_S)
             Terminal().print(table_of(found))

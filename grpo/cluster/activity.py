@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo.types import Phase
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
@@ -31,8 +33,8 @@ class Activity:
 
     def __init__(self) -> None:
         """Nothing begun."""
-        self._phases: tuple[str, ...] = ()
-        self._timed: str | None = None
+        self._phases: tuple[tuple[Phase, str], ...] = ()
+        self._timed: Phase | None = None
         self._waits: tuple[Wait, ...] = ()
         self._moved_at = time.monotonic()
 
@@ -40,16 +42,16 @@ class Activity:
         """Something came: the driver is not stuck."""
         self._moved_at = time.monotonic()
 
-    def time(self, phase: str | None) -> None:
+    def time(self, phase: Phase | None) -> None:
         """A part of a step begins; None: it ended."""
         self._timed = phase
         self.moved()
 
     @contextlib.contextmanager
-    def within(self, phase: str) -> Iterator[None]:
-        """The phase outside of steps that the block is: a start, a checkpoint, an evaluation."""
+    def within(self, phase: Phase, text: str = "") -> Iterator[None]:
+        """The block is a phase outside of steps, such as a start, a checkpoint or an evaluation; `text` says more."""
         before = self._phases
-        self._phases = (*before, phase)
+        self._phases = (*before, (phase, text))
         self.moved()
         try:
             yield
@@ -69,9 +71,10 @@ class Activity:
             self.moved()
 
     @property
-    def phase(self) -> str:
-        """The part of a step, and outside of steps the innermost phase."""
-        return self._phases[-1] if self._phases else self._timed or "between steps"
+    def phase(self) -> tuple[Phase, str]:
+        """The part of a step, and outside of steps the innermost phase; and how a person reads it."""
+        phase, text = self._phases[-1] if self._phases else (self._timed or Phase.BETWEEN_STEPS, "")
+        return phase, text or phase.replace("_", " ")
 
     @property
     def waits(self) -> tuple[Wait, ...]:

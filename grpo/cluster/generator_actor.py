@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import ray
 
 from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.generator.loop import EngineLoop
-from grpo.types import GeneratorReport, Request, SamplingParams
+from grpo.types import ActorId, ActorKind, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy
 
 # An actor's process imports this module to find its class. torch and the rest are imported when the actor starts,
 # with garbage collection off.
 if TYPE_CHECKING:
-    import numpy as np
-
+    from grpo.generator.engine import Generator
     from grpo.generator.setup import GeneratorSetup
     from grpo.report.profiling import ActorProfile
-    from grpo.weights.buckets import Bucket
 
+Result = TypeVar("Result")
+More = TypeVarTuple("More")
 
 # Asking for finished groups waits in a thread of its own, so that all else gets through beside it.
 CONCURRENCY_GROUPS = {"reports": 1}
@@ -40,12 +40,13 @@ class Processes:
 class GeneratorActor:
     """A generator in a Ray process of its own; the driver never imports vLLM.
 
-    Its methods are those of `grpo.generator.engine.Generator`, called in the one thread that has the engine.
+    What the generator can do is written in `Generator` alone (see `grpo.cluster.waiting`), and happens in the one
+    thread that has the engine.
     """
 
     def __init__(self, setup: GeneratorSetup, after: object = None) -> None:
         """Load the policy, once `after`, a reference that Ray waits for, is there."""
-        self._replica = setup.replica
+        self._id = ActorId(ActorKind.GENERATOR, setup.replica)
         with without_collector():
             from grpo.generator.engine import Generator
 
@@ -53,7 +54,7 @@ class GeneratorActor:
         spare_the_collector()
 
     def __repr__(self) -> str:
-        return f"generator {self._replica}"
+        return str(self._id)
 
     def ready(self) -> Processes:
         """Wait until the engine is up; the node and the processes that belong to it."""
@@ -64,39 +65,26 @@ class GeneratorActor:
         return Processes(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(found))
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        """Begin to sample; returns at once."""
         self._loop.submit(requests, sampling)
 
     def take(self, wait_s: float) -> GeneratorReport:
         """Groups finished since the last call, waiting up to `wait_s` for the first."""
         return self._loop.take(wait_s)
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._loop.call(lambda generator: generator.score(sequences), "score")
+    def call(self, verb: Callable[[Generator, *More], Result], doing: Phase | None, *arguments: *More) -> Result:
+        """Do `verb(generator, *arguments)` between two steps of the engine, busy with `doing`."""
+        return self._loop.call(lambda generator: verb(generator, *arguments), doing)
 
-    def join_sender(self, invitation: dict[str, Any]) -> None:
-        self._loop.call(lambda generator: generator.join_sender(invitation), "sync")
-
-    def begin_update(self) -> None:
-        self._loop.call(lambda generator: generator.begin_update(), "sync")
-
-    def update(self, bucket: np.ndarray | Bucket) -> list[str]:
-        return self._loop.call(lambda generator: generator.update(bucket), "sync")
-
-    def finish_update(self, policy_version: int) -> Busy:
-        self._loop.call(lambda generator: generator.finish_update(policy_version), "sync")
+    def take_busy(self) -> Busy:
+        """What the engine did, and when, since the last call or report."""
         return self._loop.take_busy()
 
-    def sleep(self) -> None:
-        self._loop.call(lambda generator: generator.sleep(), "swap")
-
-    def wake(self) -> None:
-        self._loop.call(lambda generator: generator.wake(), "swap")
-
-    def start_profile(self, name: str) -> None:
+    def start_profile(self) -> None:
         from grpo.report.profiling import OperatorProfiler
 
         # In the thread that computes, which is the one that the profiler watches.
-        self._profiler = self._loop.call(lambda _: OperatorProfiler(name))
+        self._profiler = self._loop.call(lambda _: OperatorProfiler(self._id))
 
     def stop_profile(self, trace: str) -> ActorProfile:
         return self._loop.call(lambda _: self._profiler.stop(Path(trace)))

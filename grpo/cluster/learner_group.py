@@ -1,7 +1,6 @@
 """All learner ranks, called as one. Part of the Ray room.
 
-Every wait has a deadline and says what it waits for. The rest of the project knows `LearnerGroup` and
-`GeneratorGroup` only, and nothing of Ray.
+The rest of the project knows `LearnerGroup` and `GeneratorGroup` only, and nothing of Ray.
 """
 
 from __future__ import annotations
@@ -9,12 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
+from ray import ObjectRef
 
 from grpo.cluster.activity import ACTIVITY
-from grpo.cluster.waiting import wait_for
+from grpo.cluster.waiting import RemoteActor, wait_for
+from grpo.types import ActorId, ActorKind, Phase
 from rewards.pool.busy_clock import Busy, BusyClock
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from grpo.algorithm.minibatches import TrainBatch
     from grpo.algorithm.rescoring import ScoringBatch, Source
     from grpo.cluster.generator_group import GeneratorGroup
+    from grpo.learner.rank import LearnerRank
     from grpo.report.profiling import ActorProfile
     from grpo.weights.buckets import TensorInfo
-    from grpo.weights.link import Holders, WeightLink
+    from grpo.weights.link import Holders, Receiver, Remote, WeightLink
     from grpo.weights.patches import Pushed
     from grpo.weights.sender import GroupTransport
+
+Result = TypeVar("Result")
 
 
 class LearnerGroup:
@@ -39,18 +43,18 @@ class LearnerGroup:
         """Use actors that have started.
 
         Args:
-            actors: the ranks.
+            actors: Ray's handles of the ranks (`LearnerActor`).
             deadline_s: longest wait for a call.
             sequence_parallel: neighbouring ranks that share each microbatch, and answer alike.
             together: whether a rank needs the others to compute what the policy makes of tokens.
         """
-        self._actors = list(actors)
+        self._ranks: list[RemoteActor[LearnerRank]] = [RemoteActor(actor) for actor in actors]
         self._deadline_s = deadline_s
         self._sequence_parallel = sequence_parallel
-        # Where one is enough it is not the one that hands the weights over.
-        self._scorers = self._actors if together else self._actors[-1:]
+        # Where one rank is enough to score, it is another than the rank that hands the weights over.
+        self._scorers = self._ranks if together else self._ranks[-1:]
         self._meanwhile: Callable[[], None] | None = None
-        self._busy = [BusyClock() for _ in self._actors]
+        self._busy = [BusyClock() for _ in self._ranks]
         self.link: WeightLink | None = None
         """Carries weights past Ray's object store; None where they go through it."""
         self.holders: Holders | None = None
@@ -63,12 +67,12 @@ class LearnerGroup:
     @property
     def scores_aside(self) -> bool:
         """Whether the rank that scores is another than the one that hands the weights over."""
-        return self._actors[0] not in self._scorers
+        return self._ranks[0] not in self._scorers
 
     @property
     def ranks(self) -> int:
         """Data-parallel ranks; those that share their microbatches count as one."""
-        return len(self._actors) // self._sequence_parallel
+        return len(self._ranks) // self._sequence_parallel
 
     def connect(
         self,
@@ -90,17 +94,15 @@ class LearnerGroup:
 
         self.holders = Holders(lambda: generators.actors)
 
-    def pushing_to(self, receivers: Sequence[Any]) -> AbstractContextManager[object]:
+    def pushing_to(self, receivers: Sequence[Remote[Receiver]]) -> AbstractContextManager[object]:
         """Inside, weights go to these generators alone."""
         if self.link:
             return self.link.only(receivers)
         return self.holders.targets.only(receivers) if self.holders else contextlib.nullcontext()
 
     def take_pushed(self) -> Pushed:
-        """What sparse pushes have carried since this was last asked."""
-        asked = self._actors[0].take_pushed.remote()
-        pushed: Pushed = wait_for([asked], self._deadline_s, "the size of the push")[0]
-        return pushed
+        """What sparse pushes have carried since the last call."""
+        return self._first(lambda rank: rank.outlet.take_pushed(), "the size of the push")
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
         """An optimizer step on all ranks for each batch, in order; the global metrics of each.
@@ -109,13 +111,13 @@ class LearnerGroup:
         """
         started = []
         for batch in batches:
-            asked = zip(self._actors, self._shares_of(batch.ranks), strict=True)
-            started.append([actor.step.remote(share) for actor, share in asked])
+            shares = zip(self._ranks, self._shares_of(batch.ranks), strict=True)
+            steps = [actor.start(lambda rank, share: rank.step(share), Phase.LEARN, share) for actor, share in shares]
+            started.append((steps, self._ask_busy()))
         updates = []
-        for step in started:
-            answers = self._wait(step, "a learner step")
-            self._heard(busy for _, busy in answers)
-            updates.append(dict(answers[0][0]))
+        for steps, busy in started:
+            updates.append(self._wait(steps, "a learner step")[0])
+            self._hear_busy(busy)
         return updates
 
     def _shares_of(self, parts: Sequence[object]) -> list[Any]:
@@ -131,20 +133,21 @@ class LearnerGroup:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
         """Start scoring tokens under the learner's policy; call the result to wait for it."""
-        references = [actor.score.remote(sequences) for actor in self._scorers]
-        return lambda: list(wait_for(references, self._deadline_s, "scoring the probe in the learner")[0])
+        scoring = [actor.start(lambda rank: rank.score(sequences), Phase.SCORE) for actor in self._scorers]
+        return lambda: wait_for(scoring, self._deadline_s, "scoring the probe in the learner")[0]
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
         """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
-        asked = zip(self._actors, self._shares_of(batch.ranks), strict=True)
-        references = [actor.logprobs.remote(share, source) for actor, share in asked]
-        scored = self._wait(references, f"scoring completions under the {source}")
+        shares = zip(self._ranks, self._shares_of(batch.ranks), strict=True)
+        scoring = [
+            actor.start(lambda rank, share: rank.logprobs(share, source), Phase.SCORE, share) for actor, share in shares
+        ]
+        scored = self._wait(scoring, f"scoring completions under the {source}")
         return scored[:: self._sequence_parallel]
 
     def refresh_reference(self) -> None:
         """Make the reference the policy as it is now."""
-        references = [actor.refresh_reference.remote() for actor in self._actors]
-        wait_for(references, self._deadline_s, "refreshing the reference")
+        self._all(lambda rank: rank.refresh_reference(), Phase.LEARN, "refreshing the reference")
 
     def tensor_names(self) -> list[str]:
         """Every name under which the policy has a tensor."""
@@ -152,7 +155,7 @@ class LearnerGroup:
 
     def tensors(self) -> list[TensorInfo]:
         """Every tensor of the policy, without its values."""
-        return list(wait_for([self._actors[0].tensors.remote()], self._deadline_s, "the tensors' names")[0])
+        return self._first(lambda rank: rank.outlet.tensors(), "the tensors' names")
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         """The policy's weights in buckets; ask for one only when the one before the last is loaded.
@@ -160,17 +163,15 @@ class LearnerGroup:
         They are references to arrays, or where `link` is set, what is told of a bucket that it brings by itself.
         """
         if self.link is not None:
-            yield from self.link.buckets(self._actors, self.tensors(), bucket_bytes)
+            yield from self.link.buckets(self._ranks, self.tensors(), bucket_bytes)
         elif self.holders is not None:
             with self.holders.push() as whole:
-                yield from self._streamed("export_changes", bucket_bytes, whole)
+                yield from self._streamed(lambda rank: rank.outlet.changes(bucket_bytes, whole=whole))
         else:
-            yield from self._streamed("export_buckets", bucket_bytes)
+            yield from self._streamed(lambda rank: rank.outlet.files(bucket_bytes))
 
-    def _streamed(self, method: Literal["export_buckets", "export_changes"], *arguments: object) -> Iterator[Any]:
-        # Two buckets wait at most: a large policy must not fill the object store while generators still load.
-        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
-        streams: list[Any] = [getattr(actor, method).options(**options).remote(*arguments) for actor in self._actors]
+    def _streamed(self, verb: Callable[[LearnerRank], Iterator[object]]) -> Iterator[Any]:
+        streams = [actor.stream(verb, Phase.SYNC) for actor in self._ranks]
         while self._bucket_is_there(streams[0]):
             try:
                 yield next(streams[0])
@@ -181,46 +182,61 @@ class LearnerGroup:
         wait_for([s.completed() for s in streams], self._deadline_s, "gathering the weights from the learner")
 
     def _bucket_is_there(self, stream: Any) -> bool:
-        what = "a bucket of weights from the learner"
-        with ACTIVITY.waiting(what, [stream]):
+        with ACTIVITY.waiting("a bucket of weights from the learner", [stream]):
             return bool(ray.wait([stream], timeout=self._deadline_s, fetch_local=False)[0])
 
     def sleep(self) -> None:
         """Move optimizer states off the devices."""
-        wait_for([actor.sleep.remote() for actor in self._actors], self._deadline_s, "moving states off the devices")
+        self._all(lambda rank: rank.sleep(), Phase.SWAP, "moving states off the devices")
 
     def wake(self) -> None:
         """Move them back."""
-        wait_for([actor.wake.remote() for actor in self._actors], self._deadline_s, "moving states to the devices")
+        self._all(lambda rank: rank.wake(), Phase.SWAP, "moving states to the devices")
 
     def save(self, folder: str) -> None:
         """Write training state and policy into `folder`, which every rank must be able to reach."""
-        self._heard(self._wait([actor.save.remote(folder) for actor in self._actors], "saving a checkpoint"))
+        saving = [actor.start(lambda rank: rank.save(folder), Phase.CHECKPOINT) for actor in self._ranks]
+        busy = self._ask_busy()
+        self._wait(saving, "saving a checkpoint")
+        self._hear_busy(busy)
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote."""
-        wait_for([actor.load.remote(folder) for actor in self._actors], self._deadline_s, "loading a checkpoint")
+        self._all(lambda rank: rank.load(folder), None, "loading a checkpoint")
 
     def export(self, folder: str) -> None:
         """Write the policy alone, in Hugging Face format."""
-        wait_for([actor.export.remote(folder) for actor in self._actors], self._deadline_s, "exporting the policy")
+        self._all(lambda rank: rank.export(folder), Phase.CHECKPOINT, "exporting the policy")
 
-    def take_busy(self) -> dict[str, Busy]:
-        """What each rank has told since this was last asked of what it did, and when, by its own clock."""
-        return {f"learner rank {rank}": clock.take() for rank, clock in enumerate(self._busy)}
-
-    def _heard(self, told: Iterable[Busy]) -> None:
-        for clock, busy in zip(self._busy, told, strict=True):
-            clock.merge(busy)
+    def take_busy(self) -> dict[ActorId, Busy]:
+        """What each rank has told since the last call of what it did, and when, by its own clock."""
+        return {ActorId(ActorKind.LEARNER, rank): clock.take() for rank, clock in enumerate(self._busy)}
 
     def start_profile(self) -> None:
         """Watch what the ranks compute from now on."""
-        wait_for([actor.start_profile.remote() for actor in self._actors], self._deadline_s, "starting the profile")
+        starting = [actor.handle.start_profile.remote() for actor in self._ranks]
+        wait_for(starting, self._deadline_s, "starting the profile")
 
     def stop_profile(self, folder: str) -> list[ActorProfile]:
         """What each has computed since; traces are written into `folder`."""
-        ending = [actor.stop_profile.remote(folder) for actor in self._actors]
+        ending = [actor.handle.stop_profile.remote(folder) for actor in self._ranks]
         return wait_for(ending, self._deadline_s, "writing the learner's profile")
 
-    def _wait(self, references: Sequence[Any], what: str) -> list[Any]:
+    def _all(self, verb: Callable[[LearnerRank], Result], doing: Phase | None, what: str) -> list[Result]:
+        """Results of `verb` on all ranks, which all must call alike; `what` says what is waited for."""
+        return wait_for([actor.start(verb, doing) for actor in self._ranks], self._deadline_s, what)
+
+    def _first(self, verb: Callable[[LearnerRank], Result], what: str) -> Result:
+        return wait_for([self._ranks[0].start(verb, None)], self._deadline_s, what)[0]
+
+    def _wait(self, references: Sequence[ObjectRef[Result]], what: str) -> list[Result]:
         return wait_for(references, self._deadline_s, what, self._meanwhile)
+
+    def _ask_busy(self) -> list[ObjectRef[Busy]]:
+        # An actor takes its calls in order: it answers when it has done what it was given before.
+        return [actor.handle.take_busy.remote() for actor in self._ranks]
+
+    def _hear_busy(self, asked: Sequence[ObjectRef[Busy]]) -> None:
+        answers = wait_for(asked, self._deadline_s, "what the learner ranks have done")
+        for clock, busy in zip(self._busy, answers, strict=True):
+            clock.merge(busy)

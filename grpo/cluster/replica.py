@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster.generator_actor import Processes
 from grpo.cluster.slow_generators import GeneratorThroughput
-from grpo.cluster.waiting import raised_by
-from grpo.types import EngineDied, GeneratorReport, Request, SamplingParams
+from grpo.cluster.waiting import RemoteActor, raised_by
+from grpo.types import (
+    ActorId,
+    ActorKind,
+    Completion,
+    EngineDied,
+    GeneratorReport,
+    Request,
+    RequestId,
+    SamplingParams,
+)
 from rewards.pool.busy_clock import BusyClock
+
+if TYPE_CHECKING:
+    from grpo.generator.engine import Generator
+
+Result = TypeVar("Result")
 
 
 class Lost(RuntimeError):
@@ -27,7 +42,7 @@ class Work:
 
     request: Request
     sampling: SamplingParams
-    hand_out: Callable[[Any], None]
+    hand_out: Callable[[tuple[int, tuple[Completion, ...]]], None]
 
 
 class Replica:
@@ -40,8 +55,9 @@ class Replica:
             index: its number.
             place: (index, reference to wait for) -> a new actor for it, in the place that it has in the cluster.
         """
+        self.id = ActorId(ActorKind.GENERATOR, index)
         self.index = index
-        self.work: dict[int, Work] = {}
+        self.work: dict[RequestId, Work] = {}
         self.load = 0
         self.restarted_for = ""
         self.replayed = 0
@@ -52,8 +68,8 @@ class Replica:
 
     def _start(self, after: Any) -> None:
         self.began = time.monotonic()
-        self.actor = self._place(self.index, after)
-        self.starting: Any = self.actor.ready.remote()
+        self.remote: RemoteActor[Generator] = RemoteActor(self._place(self.index, after))
+        self.starting: Any = self.remote.handle.ready.remote()
         self.report: Any = None
         self._asked_at = 0.0
         self._tokens = 0
@@ -75,26 +91,26 @@ class Replica:
         self.starting = None
         self._send(self.work)
 
-    def ask(self, work: Mapping[int, Work]) -> None:
+    def ask(self, work: Mapping[RequestId, Work]) -> None:
         """Begin to sample for these; where it is not up, as soon as it is."""
         self.work.update(work)
-        self.load += sum(one.sampling.samples for one in work.values())
+        self.load += sum(each.sampling.samples for each in work.values())
         if self.up:
             self._send(work)
 
-    def _send(self, work: Mapping[int, Work]) -> None:
+    def _send(self, work: Mapping[RequestId, Work]) -> None:
         if work and self._busy_since is None:
             self._busy_since = time.monotonic()
         by_sampling: dict[SamplingParams, list[Request]] = {}
-        for key, one in work.items():
-            by_sampling.setdefault(one.sampling, []).append(replace(one.request, index=key))
+        for each in work.values():
+            by_sampling.setdefault(each.sampling, []).append(each.request)
         for sampling, requests in by_sampling.items():
-            self.actor.submit.remote(requests, sampling)
+            self.remote.handle.submit.remote(requests, sampling)
 
     def listen(self, beat_s: float) -> None:
         """Ask for the next report, where there is work and none is asked for."""
         if self.up and self.work and self.report is None:
-            self.report = self.actor.take.options(concurrency_group="reports").remote(beat_s)
+            self.report = self.remote.handle.take.options(concurrency_group="reports").remote(beat_s)
             self._asked_at = time.monotonic()
 
     def silent_s(self) -> float:
@@ -110,10 +126,10 @@ class Replica:
         reference, self.report = self.report, None
         report: GeneratorReport = result_of(reference, hang_deadline_s, "hand over finished groups")
         self.busy.merge(report.busy)
-        for key, completions in report.finished:
-            work = self.work.pop(key)
+        for identity, completions in report.finished:
+            work = self.work.pop(identity)
             self.load -= work.sampling.samples
-            self._tokens += sum(len(one.token_ids) for one in completions)
+            self._tokens += sum(len(completion.token_ids) for completion in completions)
             work.hand_out((work.request.index, completions))
         if not self.work and self._busy_since is not None:
             self._busy_s += time.monotonic() - self._busy_since
@@ -123,26 +139,27 @@ class Replica:
         return len(report.finished)
 
     def take_sampled(self) -> GeneratorThroughput:
-        """What it has done since this was last asked; nothing of a predecessor."""
+        """What it has done since the last call; nothing of a predecessor."""
         now = time.monotonic()
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since
             self._busy_since = now
-        where = f" (pid {self._processes.created[0][0]} on {self._processes.address})" if self._processes else ""
-        sampled = GeneratorThroughput(self.index, f"generator {self.index}{where}", self._tokens, self._busy_s)
+        assert self._processes is not None, "a replica that is up has said which its processes are"
+        process, address = self._processes.created[0][0], self._processes.address
+        sampled = GeneratorThroughput(self.id, process, address, self._tokens, self._busy_s)
         self._tokens, self._busy_s = 0, 0.0
         return sampled
 
-    def replace(self, reason: str) -> dict[int, Work]:
+    def replace(self, reason: str) -> list[Work]:
         """End the processes of this one and start its successor; what it had not finished."""
-        ray.kill(self.actor, no_restart=True)
+        ray.kill(self.remote.handle, no_restart=True)
         ended = None
         if self._processes:
             # A stopped process does not hear Ray, and one that was killed leaves those of its engine behind.
             where = NodeAffinitySchedulingStrategy(self._processes.node, soft=True)
             ended = _end_processes.options(scheduling_strategy=where).remote(self._processes)
             self._processes = None
-        unfinished, self.work, self.load = self.work, {}, 0
+        unfinished, self.work, self.load = list(self.work.values()), {}, 0
         self.restarted_for, self.replayed = reason, len(unfinished)
         self._start(ended)
         return unfinished
@@ -164,7 +181,7 @@ def _end_processes(processes: Processes) -> None:
             continue
 
 
-def result_of(reference: Any, deadline_s: float, what: str) -> Any:
+def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Result:
     """The result of a call to a replica.
 
     Raises:

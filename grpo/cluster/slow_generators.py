@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from grpo.types import ActorId
+
 # Steps over which speeds are compared: the last long completion of one step says nothing of the engine.
 STEPS = 5
 # Times slower than the median of the others, from which on it is told.
@@ -18,16 +20,26 @@ class GeneratorThroughput:
     """What one generator did in a while.
 
     Attributes:
-        generator: its number.
-        told: how it is named: number, process and node.
-        tokens: of the groups that it handed over.
+        generator: which of the generators.
+        process: id of its process; a generator that was started again is another process.
+        address: IP address of its node.
+        tokens: tokens of the groups that it handed over.
         busy_s: seconds in which it had something to sample, as the driver saw it.
     """
 
-    generator: int
-    told: str
+    generator: ActorId
+    process: int
+    address: str
     tokens: int
     busy_s: float
+
+    @property
+    def source(self) -> tuple[ActorId, int, str]:
+        """Whose work it is: the same in all steps until the generator is started again."""
+        return self.generator, self.process, self.address
+
+    def __str__(self) -> str:
+        return f"{self.generator} (pid {self.process} on {self.address})"
 
 
 class SlowGenerators:
@@ -35,7 +47,7 @@ class SlowGenerators:
 
     def __init__(self) -> None:
         self._last: collections.deque[Sequence[GeneratorThroughput]] = collections.deque(maxlen=STEPS)
-        self._named: set[str] = set()
+        self._named: set[tuple[ActorId, int, str]] = set()
 
     def step(self, sampled: Sequence[GeneratorThroughput]) -> tuple[dict[str, float], list[str]]:
         """Add what generators did in a step; the step's metrics, and a line about each that is newly found slow.
@@ -48,21 +60,21 @@ class SlowGenerators:
             return {}, []
         speeds = {}
         for now in sampled:
-            found = [one for step in self._last for one in step if one.told == now.told]
-            busy_s = sum(one.busy_s for one in found)
-            if len(found) == STEPS and busy_s > 0:
-                # One that has handed over nothing is slow too; a token keeps its speed a number to divide by.
-                speeds[now] = max(1, sum(one.tokens for one in found)) / busy_s
+            steps = [each for step in self._last for each in step if each.source == now.source]
+            busy_s = sum(each.busy_s for each in steps)
+            if len(steps) == STEPS and busy_s > 0:
+                # A generator that has handed over nothing is slow too; a token keeps its speed a number to divide by.
+                speeds[now] = max(1, sum(each.tokens for each in steps)) / busy_s
         if len(speeds) < 2:
             return {}, []
         slower, lines = [], []
-        for one, speed in speeds.items():
-            peers = statistics.median(other for who, other in speeds.items() if who is not one)
+        for slow, speed in speeds.items():
+            peers = statistics.median(other for who, other in speeds.items() if who is not slow)
             slower.append(peers / speed)
-            if peers / speed >= NOTABLE and one.told not in self._named:
-                self._named.add(one.told)
+            if peers / speed >= NOTABLE and slow.source not in self._named:
+                self._named.add(slow.source)
                 lines.append(
-                    f"{one.told} is slow: it samples {speed:.0f} tokens/s while it has work, {peers / speed:.1f} times "
+                    f"{slow} is slow: it samples {speed:.0f} tokens/s while it has work, {peers / speed:.1f} times "
                     f"fewer than the median of the others ({peers:.0f} tokens/s, last {STEPS} steps); the run goes on "
                     "at its pace: look at what else its node does, and at its devices"
                 )

@@ -1,21 +1,57 @@
-"""How the driver waits for actors: every wait has a deadline and says what it waits for. Part of the Ray room."""
+"""How the driver calls actors and waits for them: every wait has a deadline and says what it waits for.
+
+Part of the Ray room. A verb of a learner rank or a generator is written where it is done, and nowhere else: the actor
+around it has one method, `call`, and the driver says `start(lambda rank: rank.sleep(), Phase.SWAP)`. The function
+travels to the actor; what it does is checked by the types of both sides.
+"""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import ray
+from ray import ObjectRef
 
 from grpo.cluster.activity import ACTIVITY
 from grpo.cluster.failures import ProcessDied
 from grpo.cluster.processes import LOST, dead_peer, describe_death
+from grpo.types import Phase
 
+Subject = TypeVar("Subject")
+Result = TypeVar("Result")
+More = TypeVarTuple("More")
 # How often the driver looks after the generators while it waits for the learner.
 MEANWHILE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteActor(Generic[Subject]):
+    """An actor that holds a `Subject` and does what it is given with it; see `LearnerActor`, `GeneratorActor`."""
+
+    handle: Any
+
+    def start(
+        self, verb: Callable[[Subject, *More], Result], doing: Phase | None, *arguments: *More
+    ) -> ObjectRef[Result]:
+        """Start `verb(subject, *arguments)` in the actor's process.
+
+        Args:
+            verb: what to do; it is called there.
+            doing: what the actor counts as busy with meanwhile; None where it is not worth a lane.
+            arguments: values or Ray's references to them; a reference inside another value stays one.
+        """
+        return self.handle.call.remote(verb, doing, *arguments)  # type: ignore[no-any-return]
+
+    def stream(self, verb: Callable[[Subject, *More], Iterator[object]], doing: Phase, *arguments: *More) -> Any:
+        """Start to iterate over `verb(subject, *arguments)` there: Ray's stream of references to the items."""
+        # Two items wait at most: a large policy must not fill the object store while generators still load.
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
+        return self.handle.stream.options(**options).remote(verb, doing, *arguments)
 
 
 def free_address() -> tuple[str, int]:
@@ -31,8 +67,8 @@ def write_timeline(path: Path) -> None:
 
 
 def wait_for(
-    references: Sequence[Any], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
-) -> list[Any]:
+    references: Sequence[ObjectRef[Result]], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
+) -> list[Result]:
     """The results of `references`, or an error that says what did not come; `meanwhile` is done again and again.
 
     Raises:

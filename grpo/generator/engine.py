@@ -10,27 +10,24 @@ import contextlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from vllm import EngineArgs, RequestOutput
-from vllm import SamplingParams as EngineSampling
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.logprobs import Logprob
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.core_client import MPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from grpo.generator import cpu_norm
+from grpo.generator.sampling import SCORING, SamplingTokens, prompt_logprobs
 from grpo.generator.setup import GeneratorSetup
-from grpo.policy.hub import at_revision, name_of, revision_of
-from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
+from grpo.policy.hub import name_of, revision_of
+from grpo.types import EngineDied, EngineFinished, Request, SamplingParams
 from grpo.weights import registry as weight_transfer
 from grpo.weights.buckets import Bucket, safetensors_header
 from grpo.weights.patches import PatchReader
@@ -56,8 +53,7 @@ class Generator:
         cpu_norm.register()
         on_cpu = setup.device == "cpu"
         own_process = setup.generator.in_own_process(setup.device)
-        self._tokenizer = AutoTokenizer.from_pretrained(name_of(setup.policy_path), **at_revision(setup.policy_path))
-        self._ends = end_tokens(setup.policy_path, self._tokenizer)
+        self._tokens = SamplingTokens(setup.policy_path)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=name_of(setup.policy_path),
@@ -97,12 +93,12 @@ class Generator:
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
         self._restart = setup.partial == "restart"
+        # By vLLM's name of it, which is the request's identity as text.
         self._asked: dict[str, _Asked] = {}
-        self._finished: Finished = []
+        self._finished: EngineFinished = []
         self._scored: dict[str, RequestOutput] = {}
         # While weights are updated: what begins when they are in place.
         self._held: list[_Asked] | None = None
-        self._requests = 0
         # With the other transports the engine's own processes keep what changes are applied to.
         self._patches = PatchReader() if setup.sparse and setup.transport == "object_store" else None
 
@@ -122,7 +118,7 @@ class Generator:
         for request in requests:
             self._start(_Asked(request, sampling))
 
-    def step(self) -> Finished:
+    def step(self) -> EngineFinished:
         """Sample a token of each running completion; the groups that this finished, and those of calls before it.
 
         Raises:
@@ -136,21 +132,13 @@ class Generator:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token but the first of each sequence, at temperature 1."""
         assert self._held is None, "a paused engine scores nothing"
-        names = [self._new_name() for _ in sequences]
+        names = [f"score-{number}" for number in range(len(sequences))]
         for name, sequence in zip(names, sequences, strict=True):
-            sampling = EngineSampling(
-                max_tokens=1,
-                temperature=0.0,
-                prompt_logprobs=0,
-                detokenize=False,
-                flat_logprobs=True,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            self._engine.add_request(name, {"prompt_token_ids": list(sequence)}, sampling)
+            self._engine.add_request(name, {"prompt_token_ids": list(sequence)}, SCORING)
         while len(self._scored) < len(names):
             self._advance()
         scored, self._scored = self._scored, {}
-        return [_prompt_logprobs(scored[name]) for name in names]
+        return [prompt_logprobs(scored[name]) for name in names]
 
     def join_sender(self, invitation: dict[str, Any]) -> None:
         """Meet the learner for pushes to come (`grpo.weights.link`). The engine must be idle."""
@@ -218,20 +206,16 @@ class Generator:
         self._engine.wake_up()
         self._engine.reset_prefix_cache()
 
-    def _new_name(self) -> str:
-        self._requests += 1
-        return str(self._requests)
-
     def _start(self, asked: _Asked) -> None:
         if self._held is not None:
             self._held.append(asked)
             return
-        name = self._new_name()
+        name = str(asked.request.id)
         with _alive():
             self._engine.add_request(
                 name,
                 {"prompt_token_ids": list(asked.request.token_ids)},
-                _engine_sampling(asked.sampling, asked.request.seed, self._ends),
+                self._tokens.engine_sampling(asked.sampling, asked.request.seed),
             )
         self._asked[name] = asked
 
@@ -245,26 +229,7 @@ class Generator:
             if asked is None:
                 self._scored[output.request_id] = output
             else:
-                self._finished.append((asked.request.index, self._completions(output)))
-
-    def _completions(self, output: RequestOutput) -> tuple[Completion, ...]:
-        sampled = sorted(output.outputs, key=lambda one: one.index)
-        texts = self._tokenizer.batch_decode(
-            [ids[:-1] if ids[-1] in self._ends else ids for ids in (list(one.token_ids) for one in sampled)],
-            skip_special_tokens=False,
-        )
-        completions = []
-        for one, text in zip(sampled, texts, strict=True):
-            if one.finish_reason not in ("stop", "length"):
-                raise RuntimeError(f"vLLM ended a completion with {one.finish_reason!r} instead of stop or length")
-            ids = tuple(one.token_ids)
-            assert one.logprobs is not None and one.weight_versions is not None
-            logprobs = tuple(_logprob(one.logprobs[position], token) for position, token in enumerate(ids))
-            # The engine stamps what each of its steps sampled, wherever it runs.
-            spans = tuple(VersionSpan(span.start, span.end, int(span.version)) for span in one.weight_versions)
-            reason: Literal["stop", "length"] = "stop" if one.finish_reason == "stop" else "length"
-            completions.append(Completion(ids, logprobs, text, reason, spans))
-        return tuple(completions)
+                self._finished.append((asked.request.id, self._tokens.completions(output)))
 
 
 @contextlib.contextmanager
@@ -274,46 +239,6 @@ def _alive() -> Iterator[None]:
     except EngineDeadError as dead:
         # vLLM's own error cannot be read where vLLM is not installed.
         raise EngineDied("the process of a generator's engine is gone") from dead
-
-
-def _prompt_logprobs(output: RequestOutput) -> list[float]:
-    ids, found = output.prompt_token_ids, output.prompt_logprobs
-    assert ids is not None and found is not None
-    return [_logprob(found[i], ids[i]) for i in range(1, len(ids))]
-
-
-def _logprob(of_position: Mapping[int, Logprob] | None, token: int) -> float:
-    assert of_position is not None
-    return of_position[token].logprob
-
-
-def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a completion: the tokenizer's, and those that the policy's generation config adds."""
-    ends = {tokenizer.eos_token_id}
-    try:
-        more = GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
-    except OSError:
-        more = None  # a policy need not have one
-    return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}
-
-
-def _engine_sampling(sampling: SamplingParams, seed: int, ends: frozenset[int]) -> EngineSampling:
-    return EngineSampling(
-        n=sampling.samples,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        stop=list(sampling.stop) or None,
-        stop_token_ids=sorted(ends),
-        include_stop_str_in_output=True,
-        seed=seed,
-        logprobs=0,
-        flat_logprobs=True,
-        # Text is made once, at the end; vLLM would do it token by token. Stop strings need it to.
-        detokenize=bool(sampling.stop),
-        skip_special_tokens=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
 
 
 def _scratch(size: int) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from grpo.types import EngineDied, Finished, GeneratorReport, Request, SamplingParams
+from grpo.types import EngineDied, EngineFinished, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy, BusyClock
 
 # A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
@@ -40,7 +40,7 @@ class Engine(Protocol):
         """Begin to sample."""
         ...
 
-    def step(self) -> Finished:
+    def step(self) -> EngineFinished:
         """Sample a token of each running completion; the groups that this finished."""
         ...
 
@@ -56,7 +56,7 @@ class EngineLoop:
         """
         self._calls: queue.SimpleQueue[Callable[[Any], None]] = queue.SimpleQueue()
         self._handed_on = threading.Condition()
-        self._outbox: Finished = []
+        self._outbox: EngineFinished = []
         self._engine: Engine | None = None
         # Since when the engine has been in its present step or call; None while it waits for one.
         self._since: float | None = None
@@ -70,8 +70,8 @@ class EngineLoop:
         """Begin to sample for all requests; returns at once. What the engine refuses ends the loop."""
         self._calls.put(lambda engine: engine.submit(requests, sampling))
 
-    def call(self, work: Callable[[Any], Result], what: str = "") -> Result:
-        """Run `work(engine)` between two steps and wait for its result; with `what`, the engine was busy with it.
+    def call(self, work: Callable[[Any], Result], doing: Phase | None = None) -> Result:
+        """Run `work(engine)` between two steps and wait for its result; the engine counts as busy with `doing`.
 
         Raises:
             Exception: what the loop ended with, be it this call's fault or an earlier one's.
@@ -79,9 +79,9 @@ class EngineLoop:
         done: Future[Result] = Future()
 
         def answer(engine: Any) -> None:
-            with self._busy.during(what) if what else contextlib.nullcontext():
-                found = work(engine)
-            done.set_result(found)
+            with self._busy.during(doing) if doing else contextlib.nullcontext():
+                result = work(engine)
+            done.set_result(result)
 
         self._calls.put(answer)
         return self._result_of(done)
@@ -133,14 +133,14 @@ class EngineLoop:
                 self._handed_on.notify_all()
 
     def _run(self, engine: Engine) -> None:
-        finished: Finished = []
+        finished: EngineFinished = []
         handed_on = 0.0
         while True:
             self._take_calls(engine)
             if not engine.busy:
                 continue
             self._since = time.monotonic()
-            with self._busy.during("generate"):
+            with self._busy.during(Phase.GENERATE):
                 finished += engine.step()
             if finished and (not engine.busy or time.monotonic() - handed_on > HAND_ON_S):
                 with self._handed_on:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,10 +17,7 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.comm.torch import build_shm_op
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -36,30 +32,19 @@ from grpo.learner.deepspeed_setup import (
     deepspeed_settings,
     load_policy,
     parameter_groups,
-    plain_data_only,
 )
 from grpo.learner.export import PolicyExport
 from grpo.learner.rendezvous import meet
 from grpo.learner.schedule import learning_rate
 from grpo.learner.setup import LearnerSetup
 from grpo.learner.speed import SpeedMeter
-from grpo.policy.adapters import adapters_off, add_adapters, check_adapter
+from grpo.learner.state import Counts, LearnerState
+from grpo.policy.adapters import adapters_off, add_adapters
 from grpo.policy.hub import at_revision, name_of
 from grpo.policy.logprobs import DTYPES, PolicyLogprobs
 from grpo.policy.sequence_parallel import SequenceGroup, register_attention
-from grpo.report import run_files
-from grpo.weights.buckets import Bucket, TensorInfo, cut
-from grpo.weights.patches import PatchWriter, Pushed
-from grpo.weights.sender import GroupTransport, Handle, Sender
-from grpo.weights.senders import make_sender
+from grpo.weights.outlet import WeightOutlet
 from grpo.weights.source import PolicyWeights
-
-# In a checkpoint: the reference, where it is no longer the starting policy.
-REFERENCE = "reference.pt"
-# In a checkpoint: LoRA's adapters alone.
-ADAPTER = "adapter"
-# What DeepSpeed's part of a checkpoint holds beside tensors and plain data: a few records.
-_IN_A_CHECKPOINT = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)
 
 
 class LearnerRank:
@@ -99,8 +84,8 @@ class LearnerRank:
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
-        self._patches = PatchWriter(self._weights, wanted=setup.rank == 0)
-        self._sender: Sender | None = None
+        # Generators meet the learner where the ranks have met: at rank 0.
+        self.outlet = WeightOutlet(self._weights, setup.rank, master_address)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
             reference = PolicyLogprobs(load_policy(setup, setup.reference_path, None), self._group, layout)
@@ -111,8 +96,8 @@ class LearnerRank:
             setup.learner.peak_tflops,
             frozen=setup.learner.lora is not None,
         )
-        self._optimizer_steps = 0
-        self._skipped_in_a_row = 0
+        self._state = LearnerState(setup, self._engine, self._reference, self._export)
+        self._counts = Counts()
 
     def _form_group(self) -> SequenceGroup | None:
         """The ranks that share this one's microbatches, and their attention; None where it has its own."""
@@ -126,7 +111,7 @@ class LearnerRank:
         return group
 
     @property
-    def _counts(self) -> bool:
+    def _speaks(self) -> bool:
         """Whether this rank speaks for its microbatches; of ranks that share them, the first does."""
         return self._group is None or self._group.rank == 0
 
@@ -149,7 +134,7 @@ class LearnerRank:
         self._engine.train()
         # Dropout of a step is drawn from its number, and so the same after a resume, on every rank and device.
         torch.manual_seed(self._seed_of_step())
-        rate = learning_rate(self._setup.learner, self._optimizer_steps, self._setup.total_steps)
+        rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         totals = Totals()
@@ -162,14 +147,14 @@ class LearnerRank:
                 # at the norm of the whole, takes no step on any rank and clears what it has gathered, at every stage.
                 finite = terms.loss_sum.detach() * 0 + 1
                 self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
-                if self._counts:
+                if self._speaks:
                     totals.add(terms)
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
-        self._optimizer_steps += 1
+        self._counts.optimizer_steps += 1
         if not self._engine.was_step_applied():
             return self._skipped(batch, rate)
-        self._skipped_in_a_row = 0
+        self._counts.skipped_in_a_row = 0
         summed, largest = self._meter.stop(batch.microbatches)
         summed /= self._setup.learner.sequence_parallel
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
@@ -186,7 +171,7 @@ class LearnerRank:
         )
 
     def _seed_of_step(self) -> int:
-        entropy = (self._setup.seed % (1 << 32), self._setup.rank, self._optimizer_steps)
+        entropy = (self._setup.seed % (1 << 32), self._setup.rank, self._counts.optimizer_steps)
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _over_ranks(self, how: Literal["SUM", "MAX"], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -230,19 +215,19 @@ class LearnerRank:
 
     def _skipped(self, batch: RankBatch, rate: float) -> dict[str, float]:
         """Keep a batch whose loss or gradient is not finite for inspection, and stop where there are too many."""
-        self._skipped_in_a_row += 1
+        self._counts.skipped_in_a_row += 1
         folder = Path(self._setup.skipped_folder)
-        if self._counts:
+        if self._speaks:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"optimizer_step_{self._optimizer_steps:06d}_rank_{self._setup.rank}.pt"
+            path = folder / f"optimizer_step_{self._counts.optimizer_steps:06d}_rank_{self._setup.rank}.pt"
             # Plain data and tensors, which torch.load(weights_only=True) reads.
             microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
             torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
-        if self._skipped_in_a_row >= self._setup.learner.max_skipped_steps:
+        if self._counts.skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
-                f"loss or gradient of {self._skipped_in_a_row} optimizer steps in a row was not finite, as many as "
-                f"learner.max_skipped_steps allows; their batches are in {folder}. Look for log-probabilities that are "
-                "not finite in them, lower learner.learning_rate, or resume from an earlier checkpoint"
+                f"loss or gradient of {self._counts.skipped_in_a_row} optimizer steps in a row was not finite, as many "
+                f"as learner.max_skipped_steps allows; their batches are in {folder}. Look for log-probabilities that "
+                "are not finite in them, lower learner.learning_rate, or resume from an earlier checkpoint"
             )
         return {"learning_rate": rate, "skipped_steps": 1.0}
 
@@ -288,56 +273,6 @@ class LearnerRank:
         enabled = self._setup.learner.zero_stage == 3
         return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)  # type: ignore[no-any-return]
 
-    def tensors(self) -> list[TensorInfo]:
-        """Name, dtype and whole shape of every tensor, tied ones under each of their names."""
-        return self._weights.infos()
-
-    def export_buckets(self, bucket_bytes: int) -> Iterator[np.ndarray]:
-        """The policy in pieces of at most `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
-
-        Rank 0 yields them; the other ranks take part in the gathering and yield nothing. A piece's memory is used again
-        for the next one. A piece ends only where a layer's block does (`self_attn`, `mlp`), and is as large as that
-        where a block is larger.
-        """
-        return self._weights.files(bucket_bytes, wanted=self._setup.rank == 0)
-
-    @torch.no_grad()
-    def export_changes(self, bucket_bytes: int, *, whole: bool) -> Iterator[np.ndarray]:
-        """Likewise, of each tensor only what changed since the last time (`PatchWriter.file`).
-
-        Args:
-            bucket_bytes: of the whole tensors of one piece.
-            whole: send all, as some generator has not got what came the last time.
-        """
-        if whole:
-            self._patches.forget()
-        for bucket in cut(self.tensors(), bucket_bytes):
-            file = self._patches.file(bucket)
-            if file is not None:
-                yield file
-
-    def take_pushed(self) -> Pushed:
-        """What sparse pushes have carried since this was last asked."""
-        pushed, self._patches.pushed = self._patches.pushed, Pushed()
-        return pushed
-
-    def open_sender(self, transport: GroupTransport, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Make ready to send buckets to generators; the port at which they find this rank (`Sender.open`)."""
-        if self._sender is None:
-            self._sender = make_sender(transport, self._weights, self._setup.rank, self._patches)
-        return self._sender.open(address, members, deadline_s)
-
-    def join_receivers(self) -> None:
-        """Wait for the generators that were told of this rank."""
-        assert self._sender is not None
-        self._sender.join()
-
-    @torch.no_grad()
-    def send_bucket(self, bucket: Bucket) -> Handle | None:
-        """Gather a bucket, all ranks together, and send it to the generators (`Sender.send`)."""
-        assert self._sender is not None
-        return self._sender.send(bucket)
-
     def sleep(self) -> None:
         """Move optimizer states and float32 weights into the host's memory, unless they live there; end with `wake`."""
         if self._setup.learner.offload == "none":
@@ -346,65 +281,14 @@ class LearnerRank:
 
     def wake(self) -> None:
         """Move back what `sleep` moved. The generators have loaded all that was sent."""
-        if self._sender is not None:
-            self._sender.release()
+        self.outlet.release()
         if self._setup.learner.offload == "none":
             self._engine.reload_states()
 
     def save(self, folder: str) -> None:
-        """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0).
-
-        With LoRA the state is that of the adapters, which are also written by themselves as peft reads them.
-        """
-        self._engine.save_checkpoint(
-            str(Path(folder) / "learner"),
-            tag="state",
-            client_state={
-                "optimizer_steps": self._optimizer_steps,
-                "skipped_in_a_row": self._skipped_in_a_row,
-                "frozen_sum": self._export.frozen_sum(),
-            },
-            save_latest=False,
-            exclude_frozen_parameters=self._lora is not None,
-        )
-        algorithm = self._setup.algorithm
-        if self._reference is not None and algorithm and algorithm.reference_refresh and self._setup.rank == 0:
-            torch.save(self._reference.state_dict(), Path(folder) / REFERENCE)
-        if self._lora:
-            self._export.adapter(Path(folder) / ADAPTER)
-        self.export(str(Path(folder) / run_files.POLICY))
+        """Write the rank's part of a checkpoint (`LearnerState.save`)."""
+        self._state.save(Path(folder), self._counts)
 
     def load(self, folder: str) -> None:
-        """Go on from what `save` wrote.
-
-        Raises:
-            ValueError: there is nothing, it was written by another number of ranks, it holds what may run code, or its
-                adapters are not those that `learner.lora` asks for or belong into other weights.
-        """
-        adapter = Path(folder) / ADAPTER
-        if adapter.is_dir() != (self._lora is not None):
-            raise ValueError(
-                f"{folder} was written {'with' if adapter.is_dir() else 'without'} learner.lora; resume with the "
-                "learner.lora that the run started with"
-            )
-        if self._lora:
-            check_adapter(self._engine.module.model, adapter)
-        with plain_data_only(folder, _IN_A_CHECKPOINT):
-            path, state = self._engine.load_checkpoint(
-                str(Path(folder) / "learner"), tag="state", load_module_strict=self._lora is None
-            )
-        if path is None:
-            raise ValueError(
-                f"{folder} holds no learner state that {self._setup.world_size} ranks could read; "
-                "resume with as many learner.ranks as wrote it"
-            )
-        if self._lora and not math.isclose(state["frozen_sum"], self._export.frozen_sum(), rel_tol=1e-9):
-            raise ValueError(
-                f"the adapters in {folder} were trained on other weights than those of {self._setup.reference_path}; "
-                "resume with the policy.path and policy.dtype that the run started from"
-            )
-        self._optimizer_steps = state["optimizer_steps"]
-        self._skipped_in_a_row = state.get("skipped_in_a_row", 0)
-        reference = Path(folder) / REFERENCE
-        if self._reference is not None and reference.exists():
-            self._reference.load_state_dict(torch.load(reference, weights_only=True, map_location=self._device))
+        """Go on from what `save` wrote (`LearnerState.load`)."""
+        self._counts = self._state.load(Path(folder))

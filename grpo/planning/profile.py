@@ -21,6 +21,7 @@ from grpo.report.step_time import TIMED_PARTS
 from grpo.run.training import TrainingRun
 from grpo.terminal import LiteralTable, literal
 from grpo.train import train
+from grpo.types import ActorKind, Phase
 
 # The first steps compile, allocate and fill caches.
 WARM_UP = 2
@@ -72,11 +73,11 @@ def profile(settings: TrainConfig, progress: Progress, console: Console, steps: 
     metrics = {name: statistics.fmean(line[name] for line in lines if name in line) for name in names}
     console.print(phases_table(metrics, steps))
     computing = {}
-    for phase, kind in (("generate", "generator"), ("learn", "learner")):
-        actors = [one for one in watcher.profiles if one.actor.startswith(kind)]
-        busiest = max(actors, key=lambda one: one.operators_s)
+    for phase, kind in ((Phase.GENERATE, ActorKind.GENERATOR), (Phase.LEARN, ActorKind.LEARNER)):
+        actors = [profile for profile in watcher.profiles if profile.actor.kind is kind]
+        busiest = max(actors, key=lambda profile: profile.operators_s)
         phase_s = metrics[f"time/{phase}_s"] * steps
-        computing[phase] = busiest.operators_s / phase_s
+        computing[phase.value] = busiest.operators_s / phase_s
         console.print(operators_table(busiest, f"the busiest of {len(actors)}", phase, phase_s))
     on_gpu = any(one.on_gpu for one in watcher.profiles)
     show_advice(advice(brief, metrics, computing, os.cpu_count() or 1, on_gpu), console)

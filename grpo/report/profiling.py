@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from grpo.types import ActorId
+
 
 @dataclass(frozen=True, slots=True)
 class Operator:
@@ -29,14 +31,14 @@ class ActorProfile:
     """What an actor did between `start` and `stop`.
 
     Attributes:
-        actor: its name, for example `learner rank 0`.
+        actor: who it is.
         operators: those with the most time of their own, most first.
         operators_s: the seconds of all operators; what else there was is Python, waiting, and other processes.
         on_gpu: whether seconds are of the device.
         trace: a file for chrome://tracing or ui.perfetto.dev.
     """
 
-    actor: str
+    actor: ActorId
     operators: tuple[Operator, ...]
     operators_s: float
     on_gpu: bool
@@ -46,7 +48,7 @@ class ActorProfile:
 class OperatorProfiler:
     """PyTorch's profiler, started and stopped in the thread that computes."""
 
-    def __init__(self, actor: str) -> None:
+    def __init__(self, actor: ActorId) -> None:
         """Start.
 
         Args:

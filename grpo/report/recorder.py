@@ -1,7 +1,7 @@
 """The reporting of a run: one object that a training loop tells what happened, once per step.
 
     progress = open_progress("GRPO", total_steps=200)            # grpo.report.progress; first, so that start-up shows
-    with progress.phase("starting 2 generators"):
+    with progress.phase(Phase.START, "starting 2 generators"):
         ...
     trackers = open_trackers(config.trackers, run_dir, config=resolved)               # grpo.report.trackers
     with Report(run_dir, trackers=trackers, progress=progress, rollouts_every=1, total_steps=200) as report:
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
@@ -39,7 +38,7 @@ from grpo.report.progress import Progress, open_progress
 from grpo.report.rollout_store import Advantages
 from grpo.report.timeline import TimeLine
 from grpo.report.trackers import Tracker
-from grpo.types import Group
+from grpo.types import ActorId, Group, Phase
 from rewards.pool.busy_clock import Busy
 
 MISMATCH = "learner/mismatch_kl_first"
@@ -90,10 +89,6 @@ class RunRecorder:
         self._unstored: tuple[int, Sequence[Group], Advantages] | None = None
         self._opened = time.monotonic()
         self._seconds_before = self._seconds_logged()
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Show in the terminal that the run is busy with `name`, until the block ends."""
-        return self._progress.phase(name)
 
     def truncate_after(self, step: int) -> None:
         """Forget everything after `step`: call it before the first step of a resumed run."""
@@ -159,7 +154,7 @@ class RunRecorder:
         told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._progress.show(f"step {step}, evaluated in the background: {told}")
 
-    def busy(self, step: int, begin: float, lanes: Mapping[str, Busy]) -> None:
+    def busy(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
         """Keep what each actor did, and when, since this was last called; `TimeLine.append` has the arguments."""
         self._time_line.append(step, begin, lanes)
 
@@ -178,7 +173,7 @@ class RunRecorder:
         from grpo.report.page import write_html
 
         self._store_rollouts()
-        with self.phase("writing the report"):
+        with self._progress.phase(Phase.REPORT, "writing the report"):
             figures = overview([self.run_dir], self.run_dir / run_files.FIGURES)
             page = write_html(self.run_dir)
         self.close()

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from grpo.report import run_files
 from grpo.report.json_lines import JsonLines, complete_lines
+from grpo.types import ActorId, ActorKind
 from rewards.pool.busy_clock import Busy, BusyClock
 
-DRIVER = "driver"
+DRIVER = ActorId(ActorKind.DRIVER)
 # Where the file is larger, the older half of its steps is dropped: some 10,000 steps of ten actors.
 MOST_BYTES = 16 << 20
 # An interval of one step is in its line, or in one of so many after it.
@@ -33,7 +34,7 @@ class StepLanes:
         complete: False for the newest step, of which some is still to come.
     """
 
-    lanes: Mapping[str, Busy]
+    lanes: Mapping[ActorId, Busy]
     end: float
     complete: bool
 
@@ -47,7 +48,7 @@ class TimeLine:
         self._lines = JsonLines(run_dir / run_files.TIMELINE, durable=False)
         self._most_bytes = most_bytes
 
-    def append(self, step: int, begin: float, lanes: Mapping[str, Busy]) -> None:
+    def append(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
         """Write what every actor has told since the last line.
 
         Args:
@@ -56,7 +57,7 @@ class TimeLine:
             lanes: by actor; times in seconds since the epoch.
         """
         told = {
-            actor: {
+            str(actor): {
                 what: [[round(time - begin, 3) for time in interval] for interval in intervals]
                 for what, intervals in busy.items()
             }
@@ -90,7 +91,7 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
     read = [_parse(line) for line in lines[marked[0] : marked[-1] + 1 + _LATE_LINES]]
     begin = read[0][1]
     later = [other - begin for number, other, _ in read if number > step]
-    clocks: dict[str, BusyClock] = {}
+    clocks: dict[ActorId, BusyClock] = {}
     for _, other, lanes in read:
         for actor, busy in lanes.items():
             moved = {what: [(a + other - begin, b + other - begin) for a, b in found] for what, found in busy.items()}
@@ -112,11 +113,13 @@ def _within(busy: Busy, end: float) -> Busy:
     return {what: intervals for what, intervals in cut.items() if intervals}
 
 
-def _parse(line: str) -> tuple[int, float, dict[str, Busy]]:
+def _parse(line: str) -> tuple[int, float, dict[ActorId, Busy]]:
     try:
         record = json.loads(line)
         lanes = {
-            str(actor): {str(what): [(float(a), float(b)) for a, b in intervals] for what, intervals in busy.items()}
+            ActorId.parse(actor): {
+                str(what): [(float(a), float(b)) for a, b in intervals] for what, intervals in busy.items()
+            }
             for actor, busy in record["lanes"].items()
         }
         return int(record["step"]), float(record["begin"]), lanes

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from grpo.rollout.group_state import group_from_state, group_state, known_prompt
 from grpo.rollout.groups import Verifying, seed_of
 from grpo.rollout.staleness import OpenGroups, Ticket
-from grpo.types import Finished, Group, Prompt, Request
+from grpo.types import Finished, Group, Phase, Prompt, Request
 
 # How often sampled groups, and other verdicts, are looked for while those of one group are waited for.
 POLL_S = 0.1
@@ -39,7 +39,7 @@ class RequestStream(Protocol):
 class PhaseWatch(Protocol):
     """Takes the time of a step's phases."""
 
-    def start(self, phase: str | None) -> None:
+    def start(self, phase: Phase | None) -> None:
         """End the present phase, if any, and begin `phase`; None only ends."""
         ...
 
@@ -96,10 +96,10 @@ class Collector:
         self.drain()
         while not self._open.are_finished(count):
             if not self._open.are_sampled(count):
-                watch.start("generate")
+                watch.start(Phase.GENERATE)
                 self._receive(self._stream.finished())
             else:
-                watch.start("verify")
+                watch.start(Phase.VERIFY)
                 give_up_at = give_up_at or time.monotonic() + self._verdict_wait_s
                 if self._verifying.wait(POLL_S):
                     self._receive([])

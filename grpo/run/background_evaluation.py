@@ -38,7 +38,7 @@ _PROGRAM = """
 import sys
 from rewards.pool.nursery import die_with_parent
 die_with_parent(int(sys.argv.pop(1)))
-from grpo.cli.app.app import app
+from grpo.cli.app import app
 app()
 """
 # Policies that may wait for their numbers.

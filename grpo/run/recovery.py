@@ -17,6 +17,7 @@ from grpo.report.progress import Progress
 from grpo.run import checkpoint
 from grpo.run.folder import note_fault
 from grpo.run.watchdog import Watchdog, WatchedProgress
+from grpo.types import Phase
 
 Settings = TypeVar("Settings", TrainConfig, SftConfig)
 
@@ -110,5 +111,5 @@ def _newest_step(folder: Path) -> int | None:
 def _wait_for_nodes(settings: TrainConfig | SftConfig, display: Progress) -> None:
     """Where the run is a guest on a cluster, its nodes may take a while to come back."""
     if settings.cluster.address:
-        with display.phase("waiting for the nodes that the run needs"):
+        with display.phase(Phase.START, "waiting for the nodes that the run needs"):
             cluster.wait_for_nodes(settings.cluster, plan_of(settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from grpo.cluster.activity import ACTIVITY
+from grpo.types import Phase
 from rewards.pool.busy_clock import BusyClock
 
 
@@ -18,11 +19,11 @@ class Stopwatch:
         self.busy = BusyClock()
         """The phases that have ended."""
         self._begun = self._switched = time.perf_counter()
-        self._phase: str | None = None
-        self._seconds: dict[str, float] = {}
-        self._first: dict[str, float] = {}
+        self._phase: Phase | None = None
+        self._seconds: dict[Phase, float] = {}
+        self._first: dict[Phase, float] = {}
 
-    def start(self, phase: str | None) -> None:
+    def start(self, phase: Phase | None) -> None:
         """End the phase that runs, if any, and start `phase`; None only ends."""
         now = time.perf_counter()
         if self._phase is not None:

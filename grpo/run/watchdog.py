@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import re
 import signal
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from grpo.cluster.processes import ActorProcess
 from grpo.config import WatchdogConfig as Settings
 from grpo.report.progress import Progress
 from grpo.run.folder import note_fault
+from grpo.types import Phase
 from grpo.visible import visible
 
 FOLDER = "stalls"
@@ -34,6 +34,8 @@ FOLDER = "stalls"
 _DEAF_S = 120.0
 _START_SHARE = 0.9
 _SIGNAL = signal.SIGUSR2
+# Phases in which little is heard: of engines that start, and of evaluations in other processes.
+_QUIET = (Phase.START, Phase.WAIT)
 
 
 class Watchdog:
@@ -84,8 +86,8 @@ class Watchdog:
     def _watch(self) -> None:
         told = False
         while not self._over.wait(min(1.0, self._settings.stall_s / 4)):
-            starting = _word(self._activity.phase) == "start"
-            if self._activity.still_s < (self._start_s if starting else self._settings.stall_s):
+            quiet = self._activity.phase[0] in _QUIET
+            if self._activity.still_s < (self._start_s if quiet else self._settings.stall_s):
                 told = False
             elif not told:
                 told = True
@@ -93,12 +95,12 @@ class Watchdog:
 
     def _act(self) -> None:
         """Write the file, say so in one line, and do what is configured."""
-        still_s, phase = self._activity.still_s, self._activity.phase
+        still_s, (phase, text) = self._activity.still_s, self._activity.phase
         actors = [one for one in ray_processes.actors_of_job() if one.pid and not one.died_at]
         waits = self._activity.waits
         silent = {actor for wait in waits for actor in ray_processes.holding_up(wait.references)}
         guilty = ", ".join(one.told for one in actors if one.actor in silent)
-        stalled = f"nothing has moved for {still_s:.0f} s in phase {phase!r}"
+        stalled = f"nothing has moved for {still_s:.0f} s in phase {text!r}"
         stalled += f": waiting for {', '.join(wait.what for wait in waits)}" if waits else ""
         stalled += f"; no answer from {guilty}" if guilty else ""
         try:
@@ -114,9 +116,9 @@ class Watchdog:
         else:
             self._end(actors)
 
-    def _write(self, phase: str, stalled: str, actors: list[ActorProcess], silent: set[str]) -> Path:
+    def _write(self, phase: Phase, stalled: str, actors: list[ActorProcess], silent: set[str]) -> Path:
         now = time.gmtime()
-        path = self._run_dir / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{_word(phase)}.txt"
+        path = self._run_dir / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{phase}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = ray_processes.stacks_of(sorted(actors, key=lambda one: one.actor not in silent))
         text = [
@@ -151,9 +153,9 @@ class WatchedProgress:
         self._activity = activity
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, phase: Phase, text: str) -> Iterator[None]:
         """See Progress."""
-        with self._activity.within(name), self._progress.phase(name):
+        with self._activity.within(phase, text), self._progress.phase(phase, text):
             yield
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -175,11 +177,3 @@ def _own_stacks() -> str:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read()
-
-
-def _word(phase: str) -> str:
-    """A phase as part of a file's name: the word that says what it is."""
-    for word in ("checkpoint", "report", "starting", "resuming", "waiting"):
-        if word in phase:
-            return {"starting": "start", "resuming": "start", "waiting": "start"}.get(word, word)
-    return re.sub(r"[^a-z0-9]+", "_", phase.lower()).strip("_")

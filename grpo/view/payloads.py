@@ -21,7 +21,8 @@ from grpo.report.closing_table import closing_table
 from grpo.report.page import mismatch_alarm_of, mismatch_chart, plain
 from grpo.report.rollout_store import step_path, stored_steps
 from grpo.report.step_time import TIMED_PARTS, step_time
-from grpo.report.timeline import DRIVER, StepLanes, step_lanes
+from grpo.report.timeline import StepLanes, step_lanes
+from grpo.types import ActorId, ActorKind, Phase
 from grpo.view.columns import STATUSES
 from grpo.view.index import Filter, Order
 from grpo.view.runs import SOURCES, RunData, shown
@@ -53,8 +54,8 @@ MISMATCH_METRICS = (
 # Who is busy in a phase of a step, where the run has not told it of each actor. One that is not named here is shown
 # under its own name.
 ACTORS = {"generate": "generators", "verify": "verifiers", "learn": "learner", "sync": "weight sync"}
-# In the order in which data passes through them; what is none of these stands between them and the driver.
-_LANES = ("generator", "verifiers", "learner")
+# In the order in which data passes through them.
+_LANES = (ActorKind.GENERATOR, ActorKind.VERIFIERS, ActorKind.LEARNER, ActorKind.DRIVER)
 _COLOURS = 6
 # Tokens of one completion that are sent with their log-probabilities; the whole text always is.
 _MOST_TOKENS = 4000
@@ -239,7 +240,7 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
 def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
     """What each actor measured, in the order of lanes and of time."""
     return [
-        {"actor": actor, "phase": what, "from": begin, "to": end}
+        {"actor": str(actor), "phase": what, "from": begin, "to": end}
         for actor in sorted(told.lanes, key=_lane_order)
         for begin, end, what in sorted(
             (begin, end, what) for what, intervals in told.lanes[actor].items() for begin, end in intervals
@@ -247,20 +248,20 @@ def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
     ]
 
 
-def _lane_order(actor: str) -> tuple[int, str, int]:
-    name, _, number = actor.rpartition(" ")
-    kind = len(_LANES) + (actor == DRIVER)
-    kind = next((at for at, lane in enumerate(_LANES) if actor.startswith(lane)), kind)
-    return (kind, name, int(number)) if number.isdecimal() else (kind, actor, 0)
+def _lane_order(actor: ActorId) -> tuple[int, str, int]:
+    place = actor.place
+    return _LANES.index(actor.kind), place if isinstance(place, str) else "", place if isinstance(place, int) else 0
 
 
 def _timed_spans(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     """What the loop waited for in a step, and what came after it."""
-    phases = [name[5:-7] for name in seconds if name.startswith("time/") and name.endswith("_from_s")]
-    recorded, at = bool(phases), 0.0
+    begins = {phase.value: seconds[name] for phase in Phase if (name := f"time/{phase}_from_s") in seconds}
+    at = 0.0
     spans = []
-    for phase in phases or [phase for phase in TIMED_PARTS if f"time/{phase}_s" in seconds]:
-        begin = seconds[f"time/{phase}_from_s"] if recorded else at
+    for phase in sorted(begins, key=begins.__getitem__) or [
+        part for part in TIMED_PARTS if f"time/{part}_s" in seconds
+    ]:
+        begin = begins.get(phase, at)
         at = begin + seconds.get(f"time/{phase}_s", 0.0)
         spans.append({"actor": ACTORS.get(phase, phase), "phase": phase, "from": begin, "to": at})
     end = seconds["time/step_s"]

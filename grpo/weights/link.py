@@ -1,6 +1,6 @@
 """The driver's end of a push past Ray's object store: it brings learner and generators together and says what comes.
 
-The learner's ranks and the generators are Ray actors, or anything whose methods have a `remote` of the same meaning.
+The learner's ranks and the generators are in processes of their own, Ray's actors or others (`Remote`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,43 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
+from grpo.types import ActorId, ActorKind, Phase
 from grpo.weights.buckets import Bucket, TensorInfo, cut
+from grpo.weights.outlet import WeightOutlet
 from grpo.weights.sender import GroupTransport, Handle
+
+Subject = TypeVar("Subject", covariant=True)
+More = TypeVarTuple("More")
 
 # The ends of a transport wait for `deadline_s` and say who is missing; the driver waits so much longer to hear it.
 GRACE_S = 15.0
+
+
+class Remote(Protocol[Subject]):
+    """A learner rank, a generator, or a stand-in of one, in a process of its own."""
+
+    def start(self, verb: Callable[[Subject, *More], Any], doing: Phase | None, *arguments: *More) -> Any:
+        """Start `verb(subject, *arguments)` there; a reference to its result."""
+        ...
+
+
+class SendingRank(Protocol):
+    """A learner rank, as far as a link calls it."""
+
+    @property
+    def outlet(self) -> WeightOutlet:
+        """Where its weights leave it."""
+        ...
+
+
+class Receiver(Protocol):
+    """A generator, as far as a link calls it."""
+
+    def join_sender(self, invitation: dict[str, Any]) -> None:
+        """Meet the learner for pushes to come."""
+        ...
 
 
 class WaitFor(Protocol):
@@ -30,23 +60,23 @@ class WaitFor(Protocol):
 class Targets:
     """Whom a push goes to."""
 
-    def __init__(self, receivers: Callable[[], Sequence[Any]]) -> None:
+    def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
         """Ask `receivers` for the generators as they are now, each time anew."""
         self._receivers = receivers
-        self._chosen: Sequence[Any] | None = None
+        self._chosen: Sequence[Remote[Receiver]] | None = None
 
     @property
-    def every(self) -> list[Any]:
+    def every(self) -> list[Remote[Receiver]]:
         """All generators."""
         return list(self._receivers())
 
     @property
-    def now(self) -> list[Any]:
+    def now(self) -> list[Remote[Receiver]]:
         """Those that the next push goes to."""
         return self.every if self._chosen is None else list(self._chosen)
 
     @contextlib.contextmanager
-    def only(self, receivers: Sequence[Any]) -> Iterator[None]:
+    def only(self, receivers: Sequence[Remote[Receiver]]) -> Iterator[None]:
         """Inside, pushes go to these of the generators alone: to one that was started again, say."""
         self._chosen = receivers
         try:
@@ -58,9 +88,9 @@ class Targets:
 class Holders:
     """Which generators have all that was pushed last; where others are to get the next, it must be whole."""
 
-    def __init__(self, receivers: Callable[[], Sequence[Any]]) -> None:
+    def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
         self.targets = Targets(receivers)
-        self._holding: list[Any] = []
+        self._holding: list[Remote[Receiver]] = []
 
     @contextlib.contextmanager
     def push(self) -> Iterator[bool]:
@@ -78,7 +108,7 @@ class WeightLink:
     def __init__(
         self,
         transport: GroupTransport,
-        receivers: Callable[[], Sequence[Any]],
+        receivers: Callable[[], Sequence[Remote[Receiver]]],
         workers_each: int,
         deadline_s: float,
         wait_for: WaitFor,
@@ -101,10 +131,12 @@ class WeightLink:
         self._workers_each = workers_each
         self._deadline_s = deadline_s
         self._wait_for = wait_for
-        self._joined: list[Any] = []
+        self._joined: list[Remote[Receiver]] = []
         self._numbers = itertools.count()
 
-    def buckets(self, ranks: Sequence[Any], tensors: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[Bucket]:
+    def buckets(
+        self, ranks: Sequence[Remote[SendingRank]], tensors: Sequence[TensorInfo], bucket_bytes: int
+    ) -> Iterator[Bucket]:
         """What is told of each bucket, as the learner begins to send it.
 
         A consumer passes it on to every generator's `update`, and asks for the next only when the one before the last
@@ -117,7 +149,9 @@ class WeightLink:
             self.join(ranks)
             for bucket in cut(tensors, bucket_bytes):
                 numbered = dataclasses.replace(bucket, number=next(self._numbers), sparse=self._sparse)
-                sending = [rank.send_bucket.remote(numbered) for rank in ranks]
+                sending = [
+                    rank.start(lambda rank, bucket: rank.outlet.send(bucket), Phase.SYNC, numbered) for rank in ranks
+                ]
                 if self._transport == "ipc":
                     handles: list[Handle] = self._wait(sending, f"bucket {numbered.number} to be gathered")
                     yield dataclasses.replace(numbered, handles=tuple(handles))
@@ -129,11 +163,11 @@ class WeightLink:
             self._joined = []
             raise
 
-    def only(self, receivers: Sequence[Any]) -> AbstractContextManager[None]:
+    def only(self, receivers: Sequence[Remote[Receiver]]) -> AbstractContextManager[None]:
         """Inside, pushes go to these of the generators alone."""
         return self._targets.only(receivers)
 
-    def join(self, ranks: Sequence[Any]) -> None:
+    def join(self, ranks: Sequence[Remote[SendingRank]]) -> None:
         """Bring the learner's ranks and all generators together, unless they already are.
 
         Raises:
@@ -143,16 +177,22 @@ class WeightLink:
         if receivers == self._joined:
             return
         members = ["the learner"] + [
-            f"generator {every.index(receiver)}" + (f" (worker {worker})" if self._workers_each > 1 else "")
+            f"{ActorId(ActorKind.GENERATOR, every.index(receiver))}"
+            + (f" (worker {worker})" if self._workers_each > 1 else "")
             for receiver in receivers
             for worker in range(self._workers_each)
         ]
-        opening = [rank.open_sender.remote(self._transport, members, self._deadline_s) for rank in ranks]
+        meeting = (self._transport, members, self._deadline_s)
+        opening = [rank.start(lambda rank, *meeting: rank.outlet.open(*meeting), None, *meeting) for rank in ranks]
         address, port = self._wait(opening, "the learner to make ready for the generators")[0]
-        joining = [rank.join_receivers.remote() for rank in ranks]
-        told = {"address": address, "port": port, "members": members, "deadline_s": self._deadline_s}
+        joining = [rank.start(lambda rank: rank.outlet.join(), None) for rank in ranks]
+        invitation = {"address": address, "port": port, "members": members, "deadline_s": self._deadline_s}
         coming = [
-            receiver.join_sender.remote({**told, "first_rank": 1 + place * self._workers_each})
+            receiver.start(
+                lambda generator, invitation: generator.join_sender(invitation),
+                Phase.SYNC,
+                {**invitation, "first_rank": 1 + place * self._workers_each},
+            )
             for place, receiver in enumerate(receivers)
         ]
         # The learner's end knows by name who has not come.

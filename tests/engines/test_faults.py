@@ -28,6 +28,7 @@ from grpo.report.ledger import read_ledger
 from grpo.run import checkpoint
 from grpo.run.checkpoint import NoRoom
 from grpo.run.watchdog import FOLDER, Watchdog
+from grpo.types import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "bench"))
@@ -137,7 +138,7 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
                 learner.step(batch)
             return
         settings = Settings(stall_s=2.0, action="restart")
-        ACTIVITY.time("learn")
+        ACTIVITY.time(Phase.LEARN)
         with (
             pytest.raises(
                 Stalled, match=rf"phase 'learn': waiting for a learner step; .*learner rank 1 \(pid {rank.pid}"
@@ -153,7 +154,7 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
     assert set(names) == {"learner rank 0", "learner rank 1", "driver"}
     stacks = dict(zip(names, parts, strict=True))
     # The other rank waits for it in the midst of its step; the driver waits for both.
-    assert "LearnerActor.step (grpo/cluster/learner_group.py" in stacks["learner rank 0"], stacks["learner rank 0"]
+    assert "LearnerRank.step (grpo/learner/rank.py" in stacks["learner rank 0"], stacks["learner rank 0"]
     assert "is stopped (SIGSTOP" in stacks["learner rank 1"]
     assert "in wait_for" in stacks["driver"]
 
@@ -307,6 +308,7 @@ from grpo.config.file import load
 from grpo.run.recovery import with_recovery
 from grpo.train import train
 from grpo.run.watchdog import Watchdog
+from grpo.types import Phase
 
 folder = Path({folder!r})
 nodes = Nodes(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False))
@@ -354,7 +356,7 @@ try:
     actor = ray.remote(Stuck).options(num_cpus=0, scheduling_strategy=where).remote()
     waited = actor.stand_still.remote()
     ray.wait([waited], timeout=5)
-    ACTIVITY.time("learn")
+    ACTIVITY.time(Phase.LEARN)
     told = []
     with Watchdog(Settings(stall_s=1.0, action="warn"), folder, ACTIVITY, told.append, start_s=1.0):
         with ACTIVITY.waiting("an answer", [waited]):

@@ -18,7 +18,18 @@ from grpo.cluster.generator_actor import CONCURRENCY_GROUPS, GeneratorActor
 from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.replica import GeneratorLimits
 from grpo.generator.loop import EngineLoop
-from grpo.types import Completion, EngineDied, Finished, Request, SamplingParams, VersionSpan
+from grpo.types import (
+    ActorId,
+    ActorKind,
+    Completion,
+    EngineDied,
+    EngineFinished,
+    Finished,
+    Request,
+    RequestId,
+    SamplingParams,
+    VersionSpan,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -33,7 +44,7 @@ class CountingEngine:
         self.version = 0
         self.alive = True
         self.left: list[Request] = []
-        self.samples: dict[int, int] = {}
+        self.samples: dict[RequestId, int] = {}
 
     @property
     def busy(self) -> bool:
@@ -43,9 +54,9 @@ class CountingEngine:
         if any(request.token_ids[0] == REFUSED for request in requests):
             raise ValueError("the prompt is too long")
         self.left += requests
-        self.samples |= dict.fromkeys((request.index for request in requests), sampling.samples)
+        self.samples |= dict.fromkeys((request.id for request in requests), sampling.samples)
 
-    def step(self) -> Finished:
+    def step(self) -> EngineFinished:
         time.sleep(0.005)
         if any(request.token_ids[0] == FATAL for request in self.left):
             raise EngineDied("gone")
@@ -54,7 +65,7 @@ class CountingEngine:
             time.sleep(1)
         done = [request for request in self.left if request.token_ids[0] == QUICK]
         self.left = [request for request in self.left if request.token_ids[0] != QUICK]
-        return [(request.index, (self.completion(request),) * self.samples.pop(request.index)) for request in done]
+        return [(request.id, (self.completion(request),) * self.samples.pop(request.id)) for request in done]
 
     def completion(self, request: Request) -> Completion:
         return Completion((request.seed,), (-1.0,), str(os.getpid()), "stop", (VersionSpan(0, 1, self.version),))
@@ -74,7 +85,7 @@ class CountingEngine:
 
 class CountingActor(GeneratorActor):
     def __init__(self, after: object) -> None:
-        self._replica = 0
+        self._id = ActorId(ActorKind.GENERATOR, 0)
         self._loop = EngineLoop(CountingEngine)
 
 

@@ -10,8 +10,8 @@ import pytest
 import ray
 from setups_for_tests import CPU
 
-from grpo.cluster import preflight
-from grpo.cluster.probes import PROBES, new_weights
+from grpo.cluster.preflight import nodes as preflight
+from grpo.cluster.preflight.probes import PROBES, new_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

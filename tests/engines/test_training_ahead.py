@@ -11,9 +11,10 @@ import pytest
 from grpo.config import TrainConfig
 from grpo.report.progress import open_progress
 from grpo.report.rollout_store import step_path
-from grpo.report.timeline import step_lanes
+from grpo.report.timeline import StepLanes, step_lanes
 from grpo.run import checkpoint
 from grpo.train import train
+from rewards.pool.busy_clock import Busy
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,6 +23,10 @@ pytestmark = [
 ]
 
 STEPS, LAG, PROMPTS, SAMPLES = 6, 2, 4, 4
+
+
+def by_name(step: StepLanes) -> dict[str, Busy]:
+    return {str(actor): busy for actor, busy in step.lanes.items()}
 
 
 def test_completions_go_on_over_pushes_within_the_bound(tmp_path: Path, tied_policy: str, ray_running: None) -> None:
@@ -81,19 +86,23 @@ def test_completions_go_on_over_pushes_within_the_bound(tmp_path: Path, tied_pol
     overlap = {"generator 0": 0.0, "generator 1": 0.0}
     for step in range(1, STEPS + 1):
         found = step_lanes(told, step)
-        assert found is not None and {"driver", "learner rank 0"} <= set(found.lanes)
-        for name in overlap.keys() & found.lanes.keys():
+        assert found is not None
+        lanes = by_name(found)
+        assert {"driver", "learner rank 0"} <= set(lanes)
+        for name in overlap.keys() & lanes.keys():
             overlap[name] += sum(
                 max(0.0, min(to, until) - max(begin, since))
-                for begin, to in found.lanes[name].get("generate", [])
-                for since, until in found.lanes["learner rank 0"]["learn"]
+                for begin, to in lanes[name].get("generate", [])
+                for since, until in lanes["learner rank 0"]["learn"]
             )
         assert found.end >= lines[step - 1]["time/step_s"] - 0.1
     assert min(overlap.values()) > 0
     pushed, saved = step_lanes(told, 1), step_lanes(told, 3)
-    assert pushed is not None and all("sync" in pushed.lanes[name] for name in (*overlap, "learner rank 0", "driver"))
-    assert saved is not None and all("checkpoint" in saved.lanes[name] for name in ("learner rank 0", "driver"))
-    assert "checkpoint" not in pushed.lanes["driver"]
+    assert pushed is not None and all(
+        "sync" in by_name(pushed)[name] for name in (*overlap, "learner rank 0", "driver")
+    )
+    assert saved is not None and all("checkpoint" in by_name(saved)[name] for name in ("learner rank 0", "driver"))
+    assert "checkpoint" not in by_name(pushed)["driver"]
 
     middle = checkpoint.Checkpoint(3, folder / "checkpoints" / "step_000003").driver_state()["rollouts"]
     assert len(middle["buffer"]) + len(middle["asked"]) == LAG * PROMPTS

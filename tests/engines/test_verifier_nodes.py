@@ -48,7 +48,7 @@ SPECS = [VerifierSpec("told", f"{__file__}:told"), VerifierSpec("hang", f"{__fil
 
 
 def test_verdicts_come_back_in_their_own_futures(ray_running: None) -> None:
-    from grpo.cluster.verifier_nodes import NodePool
+    from grpo.cluster.verifiers.nodes import NodePool
 
     with NodePool(SPECS, workers=2, deadline_s=2.0) as pool:
         assert pool.nodes == 1
@@ -77,7 +77,7 @@ def test_verdicts_come_back_in_their_own_futures(ray_running: None) -> None:
 
 
 def test_groups_and_async_verifiers_run_on_the_nodes(ray_running: None) -> None:
-    from grpo.cluster.verifier_nodes import NodePool
+    from grpo.cluster.verifiers.nodes import NodePool
 
     specs = [VerifierSpec("longest", f"{__file__}:longest"), VerifierSpec("wait", f"{__file__}:wait"), SPECS[0]]
     with NodePool(specs, workers=1, deadline_s=10.0) as pool:
@@ -95,7 +95,7 @@ def test_groups_and_async_verifiers_run_on_the_nodes(ray_running: None) -> None:
 def test_the_calls_of_a_pool_that_dies_are_given_to_the_one_that_follows_it(ray_running: None) -> None:
     import ray
 
-    from grpo.cluster.verifier_nodes import NodePool
+    from grpo.cluster.verifiers.nodes import NodePool
 
     with NodePool(SPECS, workers=2, deadline_s=20.0) as pool:
         first = pool.submit_many([("told", "0", "yes", {})])[0].result(WAIT).reason
@@ -111,7 +111,7 @@ def test_the_calls_of_a_pool_that_dies_are_given_to_the_one_that_follows_it(ray_
 def test_where_no_pool_is_left_calls_come_to_an_error(ray_running: None) -> None:
     import ray
 
-    from grpo.cluster.verifier_nodes import NodePool
+    from grpo.cluster.verifiers.nodes import NodePool
 
     with NodePool(SPECS, workers=1, deadline_s=20.0, replays=0) as pool:
         waiting = pool.submit_many([("told", "5", "yes", {})])[0]
@@ -122,7 +122,7 @@ def test_where_no_pool_is_left_calls_come_to_an_error(ray_running: None) -> None
 
 
 def test_a_verifier_that_cannot_be_built_is_told(ray_running: None) -> None:
-    from grpo.cluster.verifier_nodes import NodePool
+    from grpo.cluster.verifiers.nodes import NodePool
 
     with pytest.raises(ValueError, match="did you mean 'numeric'"):
         NodePool([VerifierSpec("a", "numerc")], workers=1, deadline_s=1.0)
@@ -134,7 +134,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 from ray.cluster_utils import Cluster
 sys.path[:0] = [{root!r}]
-from grpo.cluster.verifier_nodes import NodePool
+from grpo.cluster.verifiers.nodes import NodePool
 from rewards.build import VerifierSpec
 from rewards.verdict import Status
 
@@ -192,7 +192,7 @@ def test_two_nodes_share_the_calls_and_one_takes_over_the_others() -> None:
 def test_nothing_is_left_running(ray_running: None) -> None:
     import psutil
 
-    from grpo.cluster.verifier_nodes import NodePool
+    from grpo.cluster.verifiers.nodes import NodePool
 
     with NodePool(SPECS, workers=1, deadline_s=20.0) as pool:
         nursery = int(pool.submit_many([("told", "0", "yes", {})])[0].result(WAIT).reason)

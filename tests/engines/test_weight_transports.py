@@ -102,7 +102,7 @@ class Lossy:
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         assert self.learner.link is not None
         kept = [tensor for tensor in self.learner.tensors() if tensor.name != self.dropped]
-        return self.learner.link.buckets(self.learner._actors, kept, bucket_bytes)
+        return self.learner.link.buckets(self.learner._ranks, kept, bucket_bytes)
 
 
 def test_the_probe_catches_a_tied_head_that_was_not_sent_over_gloo(pairs: dict[str, Pair]) -> None:

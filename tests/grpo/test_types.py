@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
+from grpo.types import ActorId, ActorKind, Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 
 COMPLETION = Completion((1, 2, 3), (-0.1, -0.2, -0.3), "abc", "stop", (VersionSpan(0, 2, 4), VersionSpan(2, 3, 5)))
@@ -62,3 +62,23 @@ def test_what_crosses_processes_comes_back_equal() -> None:
         (Rollout(COMPLETION, {"answer": verdict.correct(tags=1.0)}, 1.0),),
     )
     assert pickle.loads(pickle.dumps(group)) == group
+
+
+@pytest.mark.parametrize(
+    ("actor", "text"),
+    [
+        (ActorId(ActorKind.DRIVER), "driver"),
+        (ActorId(ActorKind.LEARNER, 12), "learner rank 12"),
+        (ActorId(ActorKind.GENERATOR, 0), "generator 0"),
+        (ActorId(ActorKind.VERIFIERS), "verifiers"),
+        (ActorId(ActorKind.VERIFIERS, "0123456789ab"), "verifiers on node 0123456789ab"),
+    ],
+)
+def test_an_actor_is_read_from_the_text_that_time_lines_hold(actor: ActorId, text: str) -> None:
+    assert str(actor) == text and ActorId.parse(text) == actor
+
+
+@pytest.mark.parametrize("text", ["", "generator x", "learner 1", "drivers", "generators 1"])
+def test_other_text_names_no_actor(text: str) -> None:
+    with pytest.raises(ValueError, match="expected an actor"):
+        ActorId.parse(text)

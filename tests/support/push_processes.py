@@ -1,6 +1,7 @@
 """A push over gloo between plain processes: learner ranks under DeepSpeed, receivers that only keep what they get.
 
-Each process stands in for a Ray actor: `process.method.remote(...)` starts a call in it, and calls are made in order.
+Each process stands in for a Ray actor: `process.method.remote(...)` and `process.start(verb, doing)` start calls in
+it, which are made in order.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+from ray import cloudpickle
 from torch import Tensor
 
+from grpo.types import Phase
 from grpo.weights.buckets import Bucket
 from grpo.weights.group import GlooGroup, Invitation, RollCall
 from grpo.weights.link import WeightLink
-from grpo.weights.patches import PatchWriter, Pushed
+from grpo.weights.patches import Pushed
 from grpo.weights.receiver import BucketReceiver
 
 Digests = dict[str, str]
@@ -84,17 +87,10 @@ class Learner:
         self._rank = LearnerRank(setup, "127.0.0.1", port)
         self._number = rank
 
+        self.outlet = self._rank.outlet
+
     def tensors(self) -> Any:
-        return self._rank.tensors()
-
-    def open_sender(self, transport: Any, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
-        return "127.0.0.1", self._rank.open_sender(transport, "127.0.0.1", members, deadline_s)
-
-    def join_receivers(self) -> None:
-        self._rank.join_receivers()
-
-    def send_bucket(self, bucket: Bucket) -> Any:
-        return self._rank.send_bucket(bucket)
+        return self.outlet.tensors()
 
     def step(self, seed: int, ranks: int) -> None:
         from ranks_without_ray import small_microbatches
@@ -105,7 +101,7 @@ class Learner:
         return digests(self._rank.weights())
 
     def take_pushed(self) -> Pushed:
-        return self._rank.take_pushed()
+        return self.outlet.take_pushed()
 
     def export(self, bucket_bytes: int) -> tuple[int, Digests]:
         """Peak memory beside the policy while it is exported as files, and what they held."""
@@ -113,10 +109,10 @@ class Learner:
 
         found: Digests = {}
         begin = reset_peak()
-        for file in self._rank.export_buckets(bucket_bytes):
+        for file in self.outlet.files(bucket_bytes):
             assert file.nbytes < bucket_bytes + (1 << 16)
         peak = peak_memory() - begin
-        for file in self._rank.export_buckets(bucket_bytes):
+        for file in self.outlet.files(bucket_bytes):
             found |= digests(safetensors.torch.load(file.tobytes()).items())
         return peak, found
 
@@ -131,7 +127,7 @@ class PlainLearner:
     """The learner's end without DeepSpeed: tensors by name, which are always whole."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], seed: int = 0, dtype: str = "float32") -> None:
-        from grpo.weights.gloo_sender import GlooSender
+        from grpo.weights.outlet import WeightOutlet
         from grpo.weights.source import PolicyWeights
 
         torch.set_num_threads(1)
@@ -141,20 +137,10 @@ class PlainLearner:
             values = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
             _put(self._module, name.split("."), torch.nn.Parameter(values))
         self._weights = PolicyWeights(self._module, getattr(torch, dtype))
-        self._patches = PatchWriter(self._weights, wanted=True)
-        self._sender = GlooSender(self._weights, 0, self._patches)
+        self.outlet = WeightOutlet(self._weights, 0, "127.0.0.1")
 
     def tensors(self) -> Any:
-        return self._weights.infos()
-
-    def open_sender(self, transport: Any, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
-        return "127.0.0.1", self._sender.open("127.0.0.1", members, deadline_s)
-
-    def join_receivers(self) -> None:
-        self._sender.join()
-
-    def send_bucket(self, bucket: Bucket) -> Any:
-        return self._sender.send(bucket)
+        return self.outlet.tensors()
 
     @torch.no_grad()
     def change(self, share: float, seed: int) -> None:
@@ -166,8 +152,7 @@ class PlainLearner:
             flat[torch.randperm(len(flat), generator=generator)[:count]] += 1.0
 
     def take_pushed(self) -> Pushed:
-        pushed, self._patches.pushed = self._patches.pushed, Pushed()
-        return pushed
+        return self.outlet.take_pushed()
 
     def digests(self) -> Digests:
         return digests(iter(self._weights))
@@ -227,6 +212,9 @@ class RemoteProcess:
             raise AttributeError(name)
         return _Method(self, name)
 
+    def start(self, verb: Callable[..., Any], doing: Phase | None, *arguments: Any) -> tuple[RemoteProcess, int]:
+        return self.call("start", (cloudpickle.dumps(verb), *arguments))
+
     def call(self, name: str, arguments: tuple[Any, ...]) -> tuple[RemoteProcess, int]:
         self._pipe.send((name, arguments))
         self._calls += 1
@@ -285,7 +273,10 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...
         except EOFError:
             return
         try:
-            pipe.send(getattr(served, name)(*given))
+            if name == "start":
+                pipe.send(cloudpickle.loads(given[0])(served, *given[1:]))
+            else:
+                pipe.send(getattr(served, name)(*given))
         except (TimeoutError, RuntimeError, ValueError) as failure:
             pipe.send(failure)
 

@@ -216,7 +216,7 @@ def drive_virtually(
     )
     learner = VirtualLearner(engines=engines, step_s=speeds.learn_base_s)
     monkeypatch.setattr("grpo.run.training.Cluster", FakeCluster(learner, generators))
-    monkeypatch.setattr("grpo.run.training.VerifierPool", PromptVerifiers)
+    monkeypatch.setattr("grpo.run.verification.VerifierPool", PromptVerifiers)
     taken = spy_on_takes(monkeypatch)
     train(settings, silent_progress())
     return Driven(taken, learner.ready_s, generators.pushed_s, engines.busy_s)

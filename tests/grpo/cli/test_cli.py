@@ -20,12 +20,13 @@ from typer.testing import CliRunner, Result
 
 from grpo.cli.app import app
 from grpo.cli.guarded import guarded
-from grpo.cluster.probes import PROBES, ProbeOutcome
-from grpo.cluster.probes import table_of as preflight_table
+from grpo.cluster.preflight.probes import PROBES, ProbeOutcome
+from grpo.cluster.preflight.probes import table_of as preflight_table
 from grpo.evaluation.progress import results_table
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import open_progress
 from grpo.terminal import LiteralTable, show_traceback
+from grpo.types import Phase
 from grpo.visible import visible
 
 SETTINGS = {
@@ -136,7 +137,7 @@ def test_what_data_say_is_shown_and_not_obeyed(tmp_path: Path, config: Path) -> 
 def shown_by_progress(kind: str) -> str:
     console = Console(file=StringIO(), width=400, force_terminal=kind == "live", _environ={"TERM": "xterm"})
     progress = open_progress(FOREIGN, console=console)
-    with progress.phase(FOREIGN):
+    with progress.phase(Phase.START, FOREIGN):
         progress.show(FOREIGN)
     progress.close()
     return console.file.getvalue()  # type: ignore[attr-defined]

@@ -16,8 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from grpo.cli import app as cli
-from grpo.cluster import probes
-from grpo.cluster.probes import PROBES, ProbeOutcome, probe_all, table_of
+from grpo.cluster.preflight import probes
+from grpo.cluster.preflight.probes import PROBES, ProbeOutcome, probe_all, table_of
 
 
 class Node:
@@ -68,7 +68,7 @@ def test_ranks_meet_at_one_address_and_not_at_every_one_of_the_machine() -> None
         port = free.getsockname()[1]
     # The second rank never comes, so the first one listens until its deadline.
     call = f"NodeProbes('cpu').all_reduce('127.0.0.1', {port}, 0, 2, 8.0)"
-    program = f"from grpo.cluster.probes import NodeProbes\nprint({call})"
+    program = f"from grpo.cluster.preflight.probes import NodeProbes\nprint({call})"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         try:
             deadline, found = time.monotonic() + 60, set[str]()
@@ -95,12 +95,12 @@ def test_a_node_that_hangs_or_dies_does_not_hide_the_others() -> None:
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_command_fails_where_a_node_does(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
-    import grpo.cluster.preflight
+    import grpo.cluster.preflight.nodes
     import grpo.planning.check
 
     outcomes = {probe: ProbeOutcome(passed or probe != "sandbox", "told") for probe in PROBES}
     monkeypatch.setattr(grpo.planning.check, "show_plan", lambda settings, console, gold_limit: True)
-    monkeypatch.setattr(grpo.cluster.preflight, "preflight", lambda settings, deadline_s: {"node-a": outcomes})
+    monkeypatch.setattr(grpo.cluster.preflight.nodes, "preflight", lambda settings, deadline_s: {"node-a": outcomes})
     result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["check", "configs/quickstart.yaml", "--cluster"])
     assert result.exit_code == (0 if passed else 1)
     assert "node-a" in result.stdout and ("FAILED told" in result.stdout) == (not passed)

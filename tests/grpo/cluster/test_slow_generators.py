@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from grpo.cluster.slow_generators import STEPS, GeneratorThroughput, SlowGenerators
+from grpo.types import ActorId, ActorKind
 
 
 def step_of(*tokens: int, busy_s: float = 2.0) -> list[GeneratorThroughput]:
-    return [
-        GeneratorThroughput(n, f"generator {n} (pid {n} on 10.0.0.{n})", count, busy_s)
-        for n, count in enumerate(tokens)
-    ]
+    return [of_generator(n, n, count, busy_s) for n, count in enumerate(tokens)]
+
+
+def of_generator(number: int, process: int, tokens: int, busy_s: float) -> GeneratorThroughput:
+    return GeneratorThroughput(ActorId(ActorKind.GENERATOR, number), process, f"10.0.0.{number}", tokens, busy_s)
 
 
 def test_the_slow_one_is_named_once_with_how_much_slower_it_is() -> None:
@@ -42,7 +44,7 @@ def test_one_that_finishes_nothing_is_slow_and_one_that_was_started_again_is_ano
     for _ in range(STEPS):
         metrics, lines = slow.step(step_of(400, 0))
     assert metrics["throughput/slowest_generator"] == pytest.approx(400 * STEPS) and len(lines) == 1
-    anew = GeneratorThroughput(1, "generator 1 (pid 77 on 10.0.0.1)", 20, 2.0)
+    anew = of_generator(1, 77, 20, 2.0)
     for _ in range(STEPS - 1):
         assert slow.step([*step_of(400), anew]) == ({}, [])
     _, (line,) = slow.step([*step_of(400), anew])

@@ -7,7 +7,7 @@ import random
 from documented_metrics import documented_names, is_documented
 from fake_run import make_metrics
 
-from grpo.report.progress import GRPO_FIELDS, SFT_FIELDS
+from grpo.report.display import GRPO_FIELDS, SFT_FIELDS
 from grpo.report.step_time import TIMED_PARTS
 
 

@@ -9,15 +9,10 @@ import pytest
 from fake_run import make_metrics
 from rich.console import Console
 
-from grpo.report.progress import (
-    GRPO_FIELDS,
-    SFT_FIELDS,
-    LiveProgress,
-    PlainProgress,
-    Progress,
-    open_progress,
-    sparkline,
-)
+from grpo.report.display import GRPO_FIELDS, SFT_FIELDS, sparkline
+from grpo.report.live_progress import LiveProgress
+from grpo.report.progress import PlainProgress, Progress, open_progress
+from grpo.types import Phase
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -90,9 +85,9 @@ def test_a_missing_metric_leaves_its_column_blank() -> None:
 
 def test_phases_say_what_they_did_and_how_they_ended() -> None:
     progress, file = plain()
-    with progress.phase("starting 2 generators [x]"):
+    with progress.phase(Phase.START, "starting 2 generators [x]"):
         assert "starting 2 generators [x] ..." in file.getvalue()
-    with pytest.raises(KeyboardInterrupt), progress.phase("evaluating"):
+    with pytest.raises(KeyboardInterrupt), progress.phase(Phase.EVALUATE, "evaluating"):
         raise KeyboardInterrupt
     lines = file.getvalue().splitlines()
     assert lines[1] == "GRPO: starting 2 generators [x]: 0.0 s"
@@ -141,7 +136,7 @@ def test_the_panel_fits_any_width(width: int) -> None:
     progress, _ = live(width)
     try:
         progress.step(11, make_metrics(random.Random(0), 11, 0.75))
-        with progress.phase("evaluating on 512 held-out prompts of a data set with a long name"):
+        with progress.phase(Phase.EVALUATE, "evaluating on 512 held-out prompts of a data set with a long name"):
             panel = drawn(progress, width)
     finally:
         progress.close()
@@ -153,7 +148,7 @@ def test_the_terminal_is_given_back_also_after_an_interrupt() -> None:
     progress, file = live()
     with pytest.raises(KeyboardInterrupt):
         try:
-            with progress.phase("starting 2 generators"):
+            with progress.phase(Phase.START, "starting 2 generators"):
                 raise KeyboardInterrupt
         finally:
             progress.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import signal
@@ -30,7 +32,7 @@ from grpo.report.metrics_log import read_history
 from grpo.run import background_evaluation as module
 from grpo.run import checkpoint
 from grpo.run.background_evaluation import BackgroundEvaluation
-from grpo.run.training import TrainingRun
+from grpo.run.held_out import HeldOut
 from grpo.train import train
 from grpo.types import Prompt
 
@@ -204,14 +206,14 @@ def test_a_run_stopped_while_it_waits_for_its_last_numbers_asks_for_them_on_resu
     folder = tmp_path / "run"
     settings = settings_of(folder, policy)
 
-    def interrupted(run: TrainingRun, *, wait: bool = False) -> None:
+    def interrupted(held_out: HeldOut, *, wait: bool = False) -> None:
         # Whoever owes too much waits earlier too; here it is the wait after the last checkpoint.
         found = checkpoint.latest(folder)
         if wait and found and found.step == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(TrainingRun, "report_evaluations", interrupted)
+        stopped.setattr(HeldOut, "report_late", interrupted)
         run(settings, stopped)
     assert 6 not in evaluated(folder)
     again = ["train", str(folder.with_suffix(".yaml")), "run.resume=auto"]
@@ -264,6 +266,13 @@ def test_what_does_not_fit_is_told(tmp_path: Path, policy: Path) -> None:
     settings = settings_of(tmp_path / "run", policy)
     with pytest.raises(ValueError, match=r"needs GPUs that training leaves free; name them with evaluation\.devices"):
         BackgroundEvaluation(settings, load_prompts(settings.data, load_tokenizer(str(policy)), max_tokens=18), "cuda")
+
+
+def test_the_evaluating_process_finds_what_it_imports() -> None:
+    imports = [node for node in ast.walk(ast.parse(REAL_PROGRAM)) if isinstance(node, ast.ImportFrom)]
+    assert len(imports) == 2
+    for node in imports:
+        assert node.module and hasattr(importlib.import_module(node.module), node.names[0].name), ast.unparse(node)
 
 
 def test_the_evaluating_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from grpo.config.file import load
 from grpo.report import run_files
 from grpo.report.metrics_log import read_history
 from grpo.report.rollout_store import read_groups, stored_steps
-from grpo.report.timeline import step_lanes
+from grpo.report.timeline import DRIVER, step_lanes
 from grpo.run import checkpoint
 from grpo.train import train as run_training
+from grpo.types import ActorId, ActorKind
 from grpo.weights.sync import WeightMismatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
@@ -239,9 +240,9 @@ def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, w
     assert begins == sorted(begins) and 0 <= begins[0] < begins[-1] < lines[1].metrics["time/step_s"]
     told = (whole_folder / "timeline.jsonl").read_text().splitlines()
     lanes = [found.lanes for step in (1, 2, 3, 4, 5) if (found := step_lanes(told, step))]
-    assert ["evaluate" in one["driver"] for one in lanes] == [False, True, False, True, True]
-    assert ["checkpoint" in one["driver"] for one in lanes] == [False, True, False, True, True]
-    assert all({"learn", "sync"} <= set(one["driver"]) and "verifiers" in one for one in lanes)
+    assert ["evaluate" in one[DRIVER] for one in lanes] == [False, True, False, True, True]
+    assert ["checkpoint" in one[DRIVER] for one in lanes] == [False, True, False, True, True]
+    assert all({"learn", "sync"} <= set(one[DRIVER]) and ActorId(ActorKind.VERIFIERS) in one for one in lanes)
     names = sorted(path.name for path in (whole_folder / "checkpoints").iterdir())
     assert names == ["step_000002", "step_000004", "step_000005"]
 
@@ -445,7 +446,7 @@ def test_fine_tuning_ends_with_a_policy(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "sft" / "policy" / "config.json").is_file()
     assert steps_of(tmp_path / "sft") == [1, 2, 3]
     found = step_lanes((tmp_path / "sft" / "timeline.jsonl").read_text().splitlines(), 2)
-    assert found is not None and "learn" in found.lanes["driver"]
+    assert found is not None and "learn" in found.lanes[DRIVER]
 
 
 def test_what_counts_as_finished_has_its_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from fake_run import make_groups, make_rollout
 from grpo.config import TrainConfig
 from grpo.run.metrics import lag_metrics, rollout_metrics, speed_metrics, update_metrics
 from grpo.run.stopwatch import Stopwatch
-from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
+from grpo.types import Completion, Group, Phase, Prompt, Rollout, VersionSpan
 from rewards import verdict
 
 
@@ -184,9 +184,9 @@ def test_skipped_steps_are_added_up_and_measure_nothing_else() -> None:
 
 def test_speed_is_over_the_whole_step(clock: Clock) -> None:
     watch = Stopwatch()
-    watch.start("generate")
+    watch.start(Phase.GENERATE)
     clock.now += 1.5
-    watch.start("verify")
+    watch.start(Phase.VERIFY)
     clock.now += 0.5
     watch.start(None)
     clock.now += 6

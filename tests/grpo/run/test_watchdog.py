@@ -12,7 +12,8 @@ from grpo.cluster.activity import Activity
 from grpo.cluster.failures import Stalled
 from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
-from grpo.run.watchdog import FOLDER, Watchdog, WatchedProgress, _word
+from grpo.run.watchdog import FOLDER, Watchdog, WatchedProgress
+from grpo.types import Phase
 
 
 class Screen:
@@ -47,7 +48,7 @@ def test_it_keeps_still_while_something_moves(tmp_path: Path) -> None:
 
 def test_it_says_once_what_it_waits_for_and_goes_on_watching(tmp_path: Path) -> None:
     activity, screen = Activity(), Screen()
-    activity.time("learn")
+    activity.time(Phase.LEARN)
     with watchdog(tmp_path, activity, screen), activity.waiting("a learner step"):
         until_stacks_are_written(tmp_path)
         time.sleep(0.8)
@@ -66,7 +67,7 @@ def test_it_says_once_what_it_waits_for_and_goes_on_watching(tmp_path: Path) -> 
 def test_it_ends_what_hangs_in_the_driver_itself(tmp_path: Path, action: str) -> None:
     activity, lock = Activity(), threading.Lock()
     lock.acquire()
-    activity.time("verify")
+    activity.time(Phase.VERIFY)
     with (
         pytest.raises(Stalled, match=r"nothing has moved for \d+ s in phase 'verify'; stacks are in .*_verify\.txt"),
         watchdog(tmp_path, activity, Screen(), action=action),
@@ -76,7 +77,7 @@ def test_it_ends_what_hangs_in_the_driver_itself(tmp_path: Path, action: str) ->
 
 def test_a_start_has_longer(tmp_path: Path) -> None:
     activity, screen = Activity(), Screen()
-    with watchdog(tmp_path, activity, screen, start_s=2.0), activity.within("starting 2 learner rank(s), 1 vLLM"):
+    with watchdog(tmp_path, activity, screen, start_s=2.0), activity.within(Phase.START):
         time.sleep(1.2)
         assert screen.lines == []
         assert until_stacks_are_written(tmp_path).name.endswith("_start.txt")
@@ -87,17 +88,17 @@ def test_phases_and_steps_of_a_display_are_heard(tmp_path: Path) -> None:
 
     activity = Activity()
     progress = WatchedProgress(silent_progress(), activity)
-    activity.time("sync")
-    assert activity.phase == "sync"
-    with progress.phase("writing the checkpoint of step 3"):
-        assert _word(activity.phase) == "checkpoint"
-        with activity.within("evaluate"):
-            assert activity.phase == "evaluate"
+    activity.time(Phase.SYNC)
+    assert activity.phase == (Phase.SYNC, "sync")
+    with progress.phase(Phase.CHECKPOINT, "writing the checkpoint of step 3"):
+        assert activity.phase == (Phase.CHECKPOINT, "writing the checkpoint of step 3")
+        with activity.within(Phase.EVALUATE):
+            assert activity.phase == (Phase.EVALUATE, "evaluate")
     time.sleep(0.1)
     progress.step(1, {})
-    assert activity.phase == "sync" and activity.still_s < 0.05
+    assert activity.phase[0] is Phase.SYNC and activity.still_s < 0.05
     activity.time(None)
-    assert activity.phase == "between steps"
+    assert activity.phase == (Phase.BETWEEN_STEPS, "between steps")
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_no_line_back(tmp_path: Path) -> None:

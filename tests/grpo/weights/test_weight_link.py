@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from grpo.types import Phase
 from grpo.weights.buckets import Bucket, TensorInfo
 from grpo.weights.link import GRACE_S, WeightLink
 from grpo.weights.sender import GroupTransport
@@ -23,24 +24,26 @@ class Actor:
     told: list[Any] = field(default_factory=list)
     fails: Exception | None = None
 
-    def __getattr__(self, method: str) -> Any:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return _Method(self, method)
+    def start(self, verb: Callable[..., Any], doing: Phase | None, *arguments: Any) -> Any:
+        return verb(self, *arguments)
 
+    @property
+    def outlet(self) -> Actor:
+        return self
 
-@dataclass
-class _Method:
-    actor: Actor
-    method: str
+    def open(self, *meeting: Any) -> tuple[str, int]:
+        self.told.append(("open", *meeting))
+        return ("10.0.0.1", 4242)
 
-    def remote(self, *arguments: Any) -> Any:
-        self.actor.told.append((self.method, *arguments))
-        if self.method == "open_sender":
-            return ("10.0.0.1", 4242)
-        if self.method == "send_bucket":
-            return self.actor.fails or (self.actor.name, (arguments[0].number, b"handle"))
-        return None
+    def join(self) -> None:
+        self.told.append(("join",))
+
+    def send(self, bucket: Bucket) -> Any:
+        self.told.append(("send", bucket))
+        return self.fails or (self.name, (bucket.number, b"handle"))
+
+    def join_sender(self, invitation: dict[str, Any]) -> None:
+        self.told.append(("join_sender", invitation))
 
 
 def wait_for(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
@@ -67,7 +70,7 @@ def test_all_are_invited_once_and_every_rank_sends_every_bucket() -> None:
     assert [tensor for bucket in first for tensor in bucket.tensors] == TENSORS
     assert [bucket.number for bucket in first + second] == list(range(6)), "a number is never used again"
     for rank in ranks:
-        assert [told[1] for told in rank.told if told[0] == "send_bucket"] == first + second
+        assert [told[1] for told in rank.told if told[0] == "send"] == first + second
     members = ["the learner"] + [f"generator {i} (worker {j})" for i in range(2) for j in range(2)]
     for place, generator in enumerate(generators):
         (told,) = invitations(generator)
@@ -117,7 +120,7 @@ def test_with_ipc_a_bucket_is_told_of_when_it_lies_ready_and_where() -> None:
     link = link_of([Actor("a"), Actor("b")], "ipc")
     found: list[Bucket] = []
     for bucket in link.buckets(ranks, TENSORS, 2048):
-        assert ranks[1].told[-1][0] == "send_bucket"
+        assert ranks[1].told[-1][0] == "send"
         found.append(bucket)
     assert [bucket.handles for bucket in found] == [
         (("GPU-0", (number, b"handle")), ("GPU-1", (number, b"handle"))) for number in range(2)

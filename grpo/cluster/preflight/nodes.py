@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo import config
-from grpo.cluster.probes import NodeProbes, ProbeOutcome, Wait, generator_setup, new_weights, probe_all
+from grpo.cluster.preflight.probes import NodeProbes, ProbeOutcome, Wait, generator_setup, new_weights, probe_all
 from grpo.cluster.session import (
     choose_device,
     connect,
@@ -19,7 +19,7 @@ from grpo.cluster.waiting import free_address, wait_for
 
 
 class NodeActor:
-    """The probes of `grpo.cluster.probes` on one node."""
+    """The probes of `grpo.cluster.preflight.probes` on one node."""
 
     def __init__(self, name: str, actor: Any, deadline_s: float) -> None:
         """Use an actor that lives there."""

@@ -6,10 +6,8 @@ The driver's node may have few cores, and verdicts of programs or long proofs wa
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,53 +17,18 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from grpo.cluster.verifiers.actor import VerifierActor
 from grpo.cluster.waiting import wait_for
+from grpo.types import ActorId, ActorKind
 from rewards.build import VerifierSpec
 from rewards.pool.busy_clock import Busy, BusyClock
-from rewards.pool.pool import Call, VerifierPool
+from rewards.pool.pool import Call
 from rewards.pool.stats import Tally
 from rewards.verdict import Verdict, error
 
 # Batches that one actor may have in flight: they only wait for its workers, and each is a coroutine.
 _CONCURRENCY = 100_000
 _STATS_S = 30.0
-
-
-class VerifierActor:
-    """A pool in a Ray process of its own."""
-
-    def start(self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any]) -> frozenset[str]:
-        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
-
-        Returns:
-            The names of the verifiers that judge groups.
-        """
-        if os.path.isdir(folder):
-            os.chdir(folder)
-        sys.path.append(folder)
-        self._pool = VerifierPool(specs, **settings)
-        return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
-
-    async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
-        """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
-        futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
-        return list(await asyncio.gather(*futures))
-
-    async def verify_group(
-        self,
-        name: str,
-        completions: Sequence[str],
-        reference: Any,
-        prompt: Mapping[str, Any],
-        lists: Mapping[str, Sequence[Any]] | None,
-    ) -> list[Verdict]:
-        """One verdict for each completion of a group, in order; a failure is an `error`."""
-        futures = self._pool.submit_group(name, completions, reference, prompt, lists)
-        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-
-    async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
-        """What was counted on this node since this was last asked, by verifier, and when its workers were busy."""
-        return self._pool.take_recent(), self._pool.take_busy()["verifiers"]
 
 
 @dataclass(eq=False)
@@ -139,7 +102,7 @@ class NodePool:
         self._restarts: dict[str, int] = {}
         self._starting: list[_Node] = []
         self._waiting: list[_Batch] = []
-        self._busy: dict[str, BusyClock] = {}
+        self._busy: dict[ActorId, BusyClock] = {}
         self._closed = False
         started = [self._create(identity) for identity in _living_nodes()]
         try:
@@ -212,13 +175,14 @@ class NodePool:
             except ray.exceptions.RayActorError:
                 continue  # what it counted died with it
             # Twelve digits tell nodes apart, and are what Ray's own tools show of them first.
-            self._busy.setdefault(f"verifiers on node {asked[reference][:12]}", BusyClock()).merge(busy)
+            lane = ActorId(ActorKind.VERIFIERS, asked[reference][:12])
+            self._busy.setdefault(lane, BusyClock()).merge(busy)
             for name, tally in counted.items():
                 total.setdefault(name, Tally()).add(tally)
         return total
 
-    def take_busy(self) -> dict[str, Busy]:
-        """When the workers of each node were at a verdict, as `take_recent` has heard it since this was last asked."""
+    def take_busy(self) -> dict[ActorId, Busy]:
+        """When the workers of each node were at a verdict, as `take_recent` has heard it since the last call."""
         return {lane: clock.take() for lane, clock in self._busy.items()}
 
     @property

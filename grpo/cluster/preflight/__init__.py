@@ -1,0 +1,1 @@
+"""`grpo check --cluster`: what every node must be able to do, tried on each of them."""

@@ -1,0 +1,1 @@
+"""Verifier pools on the nodes of a Ray cluster."""

@@ -1,0 +1,52 @@
+"""A verifier pool in a Ray process. Part of the Ray room."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewards.build import VerifierSpec
+from rewards.pool.busy_clock import Busy
+from rewards.pool.pool import Call, VerifierPool
+from rewards.pool.stats import Tally
+from rewards.verdict import Verdict
+
+
+class VerifierActor:
+    """A pool in a Ray process of its own."""
+
+    def start(self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
+
+        Returns:
+            The names of the verifiers that judge groups.
+        """
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        sys.path.append(folder)
+        self._pool = VerifierPool(specs, **settings)
+        return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
+
+    async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
+        """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
+        futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
+        return list(await asyncio.gather(*futures))
+
+    async def verify_group(
+        self,
+        name: str,
+        completions: Sequence[str],
+        reference: Any,
+        prompt: Mapping[str, Any],
+        lists: Mapping[str, Sequence[Any]] | None,
+    ) -> list[Verdict]:
+        """One verdict for each completion of a group, in order; a failure is an `error`."""
+        futures = self._pool.submit_group(name, completions, reference, prompt, lists)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+
+    async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
+        """What was counted on this node since this was last asked, by verifier, and when its workers were busy."""
+        return self._pool.take_recent(), self._pool.take_busy()["verifiers"]

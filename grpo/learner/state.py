@@ -1,0 +1,112 @@
+"""The learner's part of a checkpoint: what every rank writes, and what it goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from grpo.learner.deepspeed_setup import plain_data_only
+from grpo.learner.export import PolicyExport
+from grpo.learner.setup import LearnerSetup
+from grpo.policy.adapters import check_adapter
+from grpo.policy.logprobs import PolicyLogprobs
+from grpo.report import run_files
+
+# In a checkpoint: the reference, where it is no longer the starting policy.
+REFERENCE = "reference.pt"
+# In a checkpoint: LoRA's adapters alone.
+ADAPTER = "adapter"
+# What DeepSpeed's part of a checkpoint holds beside tensors and plain data: a few records.
+_IN_A_CHECKPOINT = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a rank counts; checkpoints hold it under these names.
+
+    Attributes:
+        optimizer_steps: optimizer steps so far, skipped ones too.
+        skipped_in_a_row: steps skipped since the last that was taken.
+    """
+
+    optimizer_steps: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """Writes and reads the state of one rank.
+
+    Attributes:
+        setup: what the rank was started with.
+        engine: DeepSpeed's engine.
+        reference: the reference policy, where there is a second model.
+        export: writes the policy in Hugging Face format.
+    """
+
+    setup: LearnerSetup
+    engine: Any
+    reference: PolicyLogprobs | None
+    export: PolicyExport
+
+    def save(self, folder: Path, counts: Counts) -> None:
+        """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0).
+
+        With LoRA the state is that of the adapters, which are also written by themselves as peft reads them.
+        """
+        with_adapters = self.setup.learner.lora is not None
+        self.engine.save_checkpoint(
+            str(folder / "learner"),
+            tag="state",
+            client_state={**dataclasses.asdict(counts), "frozen_sum": self.export.frozen_sum()},
+            save_latest=False,
+            exclude_frozen_parameters=with_adapters,
+        )
+        algorithm = self.setup.algorithm
+        if self.reference is not None and algorithm and algorithm.reference_refresh and self.setup.rank == 0:
+            torch.save(self.reference.state_dict(), folder / REFERENCE)
+        if with_adapters:
+            self.export.adapter(folder / ADAPTER)
+        self.export.policy(str(folder / run_files.POLICY))
+
+    def load(self, folder: Path) -> Counts:
+        """Go on from what `save` wrote.
+
+        Raises:
+            ValueError: there is nothing, it was written by another number of ranks, it holds what may run code, or its
+                adapters are not those that `learner.lora` asks for or belong into other weights.
+        """
+        adapter, with_adapters = folder / ADAPTER, self.setup.learner.lora is not None
+        if adapter.is_dir() != with_adapters:
+            raise ValueError(
+                f"{folder} was written {'with' if adapter.is_dir() else 'without'} learner.lora; resume with the "
+                "learner.lora that the run started with"
+            )
+        if with_adapters:
+            check_adapter(self.engine.module.model, adapter)
+        with plain_data_only(str(folder), _IN_A_CHECKPOINT):
+            path, state = self.engine.load_checkpoint(
+                str(folder / "learner"), tag="state", load_module_strict=not with_adapters
+            )
+        if path is None:
+            raise ValueError(
+                f"{folder} holds no learner state that {self.setup.world_size} ranks could read; "
+                "resume with as many learner.ranks as wrote it"
+            )
+        if with_adapters and not math.isclose(state["frozen_sum"], self.export.frozen_sum(), rel_tol=1e-9):
+            raise ValueError(
+                f"the adapters in {folder} were trained on other weights than those of {self.setup.reference_path}; "
+                "resume with the policy.path and policy.dtype that the run started from"
+            )
+        if self.reference is not None and (folder / REFERENCE).exists():
+            stored = torch.load(folder / REFERENCE, weights_only=True, map_location=self.setup.device)
+            self.reference.load_state_dict(stored)
+        return Counts(state["optimizer_steps"], state.get("skipped_in_a_row", 0))

@@ -1,0 +1,122 @@
+"""What both displays of a job show: the figures of a step, its pace, and time as text."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+
+from grpo.terminal import literal
+
+# The pace of the last steps foretells the end better than the mean of all: completions grow while a policy learns.
+_PACE_WINDOW = 20
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One figure of the display.
+
+    Attributes:
+        label: the word before it in the live panel.
+        short: the head of its column in a log, at most `width` wide.
+        metric: its name in the metrics.
+        decimals: digits after the point.
+        width: columns in a log line.
+        unit: follows the figure in the live panel.
+        sticky: keep showing the last value where a step has none (evaluations).
+    """
+
+    label: str
+    short: str
+    metric: str
+    decimals: int
+    width: int
+    unit: str = ""
+    sticky: bool = False
+
+    def format(self, value: float | None) -> str:
+        """The figure as text; empty where there is none."""
+        if value is None:
+            return ""
+        if not math.isfinite(value):
+            return str(value)
+        return f"{value:,.{self.decimals}f}"
+
+
+# The widths add up to 80 with the step (9) and the remaining time (8) beside them.
+GRPO_FIELDS = (
+    Field("reward", "reward", "reward/mean", 3, 7),
+    Field("accuracy", "acc", "rollout/accuracy", 3, 6),
+    Field("held-out", "eval", "eval/accuracy", 3, 6, sticky=True),
+    Field("length", "length", "rollout/completion_tokens_mean", 1, 8, " tokens"),
+    Field("speed", "tok/s", "throughput/tokens_per_s", 0, 8, " tokens/s"),
+    Field("generate", "gen s", "time/generate_s", 2, 7, " s"),
+    Field("verify", "ver s", "time/verify_s", 2, 6, " s"),
+    Field("learn", "learn s", "time/learn_s", 2, 8, " s"),
+    Field("sync", "sync s", "time/sync_s", 2, 7, " s"),
+)
+SFT_FIELDS = (
+    Field("loss", "loss", "learner/loss", 4, 10),
+    Field("gradient norm", "grad", "learner/gradient_norm", 3, 10),
+    Field("learning rate", "lr", "learner/learning_rate", 6, 11),
+    Field("speed", "tok/s", "throughput/tokens_per_s", 0, 10, " tokens/s"),
+)
+
+
+def shown_literally(renderable: RenderableType) -> RenderableType:
+    """A string as it is, without markup; anything else is rich's to draw."""
+    return literal(renderable) if isinstance(renderable, str) else renderable
+
+
+class Pace:
+    """How fast steps come, and when the last one may be done."""
+
+    def __init__(self, total_steps: int | None) -> None:
+        """No step is done yet."""
+        self._total = total_steps
+        self._ticks: deque[tuple[int, float]] = deque(maxlen=_PACE_WINDOW + 1)
+
+    def tick(self, step: int) -> None:
+        """A step is done now."""
+        self._ticks.append((step, time.monotonic()))
+
+    def position(self) -> str:
+        """The step, and of how many."""
+        step = self._ticks[-1][0] if self._ticks else 0
+        return f"{step}/{self._total}" if self._total else str(step)
+
+    def seconds_per_step(self) -> float | None:
+        """The pace; None before two steps are done."""
+        if len(self._ticks) < 2 or self._ticks[-1][0] <= self._ticks[0][0]:
+            return None
+        (first, begin), (last, end) = self._ticks[0], self._ticks[-1]
+        return (end - begin) / (last - first)
+
+    def left(self) -> str:
+        """Time until the last step; empty where nobody knows."""
+        pace = self.seconds_per_step()
+        if pace is None or not self._total:
+            return ""
+        return clock(pace * max(0, self._total - self._ticks[-1][0]))
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as a row of block characters, the lowest one lowest. Empty for no values."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if high == low:
+        return _SPARKS[0] * len(values)
+    return "".join(_SPARKS[round((value - low) / (high - low) * (len(_SPARKS) - 1))] for value in values)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are some."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,114 @@
+"""Evaluation on held-out prompts while a run trains: between two steps, or in a process beside it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from grpo import config
+from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.generator_group import GeneratorGroup
+from grpo.cluster.learner_group import LearnerGroup
+from grpo.data.prompts import PromptSet
+from grpo.report.progress import Progress
+from grpo.report.recorder import RunRecorder
+from grpo.rollout.collector import Collector
+from grpo.rollout.failure_share import FailureShare
+from grpo.rollout.groups import collect, seed_of
+from grpo.run.background_evaluation import MOST_OWED, BackgroundEvaluation
+from grpo.run.stopwatch import Stopwatch
+from grpo.run.turns import Turns
+from grpo.run.verification import Verification
+from grpo.types import Completion, Group, Phase, Prompt, SamplingParams
+from rewards.pool.busy_clock import BusyClock
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Evaluates the policy; does nothing where the run has no held-out prompts.
+
+    Attributes:
+        settings: the run's config.
+        prompts: the held-out prompts.
+        background: evaluates in a process beside the run; None where that happens between two steps.
+        learner: exports the policy for the background.
+        generators: answer the prompts between two steps.
+        turns: says whether learner or generators are awake.
+        verification: judges the answers.
+        rollouts: training's groups, whose verification goes on meanwhile.
+        report: takes the metrics that come late, and the answers.
+        progress: the display.
+        busy: what the driver did, and when.
+    """
+
+    settings: config.TrainConfig
+    prompts: PromptSet | None
+    background: BackgroundEvaluation | None
+    learner: LearnerGroup
+    generators: GeneratorGroup
+    turns: Turns
+    verification: Verification
+    rollouts: Collector
+    report: RunRecorder
+    progress: Progress
+    busy: BusyClock
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate after this step: after every so many steps, and after the last."""
+        evaluation = self.settings.evaluation
+        return evaluation is not None and (step % evaluation.every == 0 or step == self.settings.train.steps)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Greedy accuracy of the policy after `step`; nothing where there are no prompts, or where it comes in late."""
+        evaluation = self.settings.evaluation
+        if evaluation is None or self.prompts is None:
+            return {}
+        if self.background:
+            # Policies that wait fill the disk: where evaluation is the slower, training waits for it.
+            if self.background.owed >= MOST_OWED:
+                self.report_late(wait=True)
+            self.turns.learn()
+            self.background.add(step, self.learner.export)
+            return {}
+        rollout = self.settings.rollout
+        longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
+        sampling = SamplingParams(1, longest, 0.0, tuple(rollout.stop))
+        watch = Stopwatch()
+        with ACTIVITY.within(Phase.EVALUATE), self.busy.during(Phase.EVALUATE):
+            groups = self._answers(self.prompts.prompts, sampling, step)
+        FailureShare(self.settings.verification.max_failure_share).check(groups)
+        # What an evaluation asked of the pool is not a step's.
+        self.verification.take_metrics()
+        self.report.evaluation(step, groups)
+        rollouts = [group.rollouts[0] for group in groups]
+        judged = [rollout for rollout in rollouts if not next(iter(rollout.verdicts.values())).status.failed]
+        return {
+            "eval/accuracy": sum(rollout.correct for rollout in judged) / max(1, len(judged)),
+            "eval/completion_tokens_mean": sum(len(each.completion.token_ids) for each in rollouts) / len(rollouts),
+            "eval/failed_verdicts": float(len(rollouts) - len(judged)),
+            "time/eval_s": watch.elapsed_s,
+        }
+
+    def report_late(self, *, wait: bool = False) -> None:
+        """Report what the background has evaluated meanwhile; with `wait`, all that it still owes."""
+        if self.background is None:
+            return
+        owed = self.background.owed if wait else 0
+        with self.progress.phase(Phase.WAIT, f"waiting for {owed} evaluation(s)") if owed else contextlib.nullcontext():
+            for late in self.background.finished(wait=wait):
+                self.report.late(late.step, late.metrics)
+
+    def _answers(self, prompts: Sequence[Prompt], sampling: SamplingParams, step: int) -> list[Group]:
+        self.turns.generate()
+        seeds = [seed_of(self.settings.run.seed, step, prompt) for prompt in prompts]
+
+        def generate(prompts: Sequence[Prompt]) -> Iterator[tuple[int, Sequence[Completion]]]:
+            for finished in self.generators.generate(prompts, sampling, seeds):
+                yield finished
+                self.rollouts.drain()
+
+        verification = self.verification
+        wait_s = verification.wait_s(len(prompts) * sampling.samples)
+        groups = dict(collect(prompts, generate, verification.start, verification.specs, verdict_wait_s=wait_s))
+        return [groups[index] for index in range(len(prompts))]

@@ -1,0 +1,72 @@
+"""A run's verifiers: the pool in which they run, and what training and evaluation ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from grpo import config
+from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.verifiers.nodes import NodePool
+from grpo.config.verifiers import specs_of
+from grpo.report.progress import Progress
+from grpo.rollout.groups import Verifying
+from grpo.run.metrics import verifier_metrics
+from grpo.types import ActorId, ActorKind, Completion, Phase, Prompt
+from rewards.judging import columns_of, judge
+from rewards.pool import VerifierPool
+from rewards.pool.busy_clock import Busy
+from rewards.selection import choose
+from rewards.verdict import Verdict
+
+
+class Verification:
+    """The verifiers of a run; `open` starts them."""
+
+    _pool: VerifierPool | NodePool
+
+    def __init__(self, settings: config.TrainConfig) -> None:
+        """Build the specifications of the verifiers; no process is started yet."""
+        self._settings = settings.verification
+        self.specs = specs_of(settings.verifiers, settings.verification)
+
+    def open(self, opened: contextlib.ExitStack, progress: Progress) -> None:
+        """Start the workers on this machine, or with `verification.per_node` on every node of the Ray that runs."""
+        settings = self._settings.model_dump(include={"workers", "deadline_s", "overlap"})
+        settings["memory_mb"] = self._settings.memory_mib
+        per_node = self._settings.per_node
+        with progress.phase(Phase.START, f"starting the verifiers{' on every node' if per_node else ''}"):
+            if per_node:
+                self._pool = opened.enter_context(NodePool(self.specs, **settings))
+            else:
+                self._pool = opened.enter_context(VerifierPool(self.specs, **settings))
+
+    def start(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
+        """Begin to judge a prompt's completions: for each, the verdicts to come by the verifiers' names."""
+        names = [spec.name for spec in choose(self.specs, prompt.row)]
+        row = columns_of(prompt.text, prompt.row)
+        texts, tokens = [one.text for one in completions], [len(one.token_ids) for one in completions]
+        verdicts = judge(self._pool, names, prompt.reference, row, texts, tokens)
+        for future in (future for named in verdicts for future in named.values()):
+            future.add_done_callback(lambda _: ACTIVITY.moved())
+        return verdicts
+
+    def verifying(self) -> Verifying:
+        """Keeps the groups whose verdicts are to come."""
+        return Verifying(self.start, self.specs)
+
+    def wait_s(self, completions: int) -> float:
+        """Seconds within which the pool has judged so many completions, unless the pool itself hangs."""
+        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
+        return 60.0 + 4 * self._settings.deadline_s * completions
+
+    def take_metrics(self) -> dict[str, float]:
+        """Latencies and cache hits of the verdicts since the last call."""
+        return verifier_metrics(self._pool.take_recent())
+
+    def take_busy(self) -> dict[ActorId, Busy]:
+        """When the workers were busy since the last call."""
+        if isinstance(self._pool, NodePool):
+            return self._pool.take_busy()
+        return {ActorId(ActorKind.VERIFIERS): busy for busy in self._pool.take_busy().values()}
