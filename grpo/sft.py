@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo import files
 from grpo.algorithm.minibatches import batch
 from grpo.algorithm.packing import TrainingSequence
 from grpo.cluster.claim import plan_of
@@ -82,11 +82,8 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
 
 def _export(learner: LearnerGroup, folder: Path) -> None:
     """Write `policy/`, which appears only when all of it is there."""
-    partial, final = (folder / ".policy.partial").absolute(), folder / run_files.POLICY
-    shutil.rmtree(partial, ignore_errors=True)
-    learner.export(str(partial))
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    with files.whole_folder(folder / run_files.POLICY) as partial:
+        learner.export(str(partial.absolute()))
 
 
 def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> str:

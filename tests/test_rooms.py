@@ -29,7 +29,7 @@ ORDER = (
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"visible"},
+    {"visible", "files"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grpo import files
 from grpo.report import run_files
 from grpo.types import Group, Rollout
 
@@ -132,11 +132,9 @@ def write_step(
     """
     check_shape(groups, advantages)
     path = step_path(run_dir, step, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(_rows(step, groups, advantages)), schema=SCHEMA)
-    beside = path.with_name(path.name + ".partial")
-    pq.write_table(table, beside, compression="zstd")
-    os.replace(beside, path)
+    with files.whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
     return path
 
 

@@ -72,7 +72,7 @@ class UsableRows:
         path.unlink(missing_ok=True)
         if self.left_out:
             lines = [json.dumps({"row": each.row.name, "problem": each.problem}) for each in self.left_out]
-            path.write_text("\n".join(lines) + "\n", encoding="ascii")
+            files.write_text(path, "\n".join(lines) + "\n")
 
 
 def usable_rows(

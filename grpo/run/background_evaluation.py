@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import yaml
 
+from grpo import files
 from grpo.config import TrainConfig
 from grpo.data.prompts import PromptSet
 from grpo.data.rows import cell
@@ -96,10 +97,8 @@ class BackgroundEvaluation:
         """
         place = self._place(step)
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        partial = place / ".policy.partial"
-        export(str(partial.absolute()))
-        partial.rename(place / _POLICY)
+        with files.whole_folder(place / _POLICY) as partial:
+            export(str(partial.absolute()))
         self._start_next()
 
     def finished(self, *, wait: bool) -> Iterator[Late]:
@@ -226,7 +225,7 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
     evaluation = settings.evaluation
     assert evaluation is not None
     data, verifier = evaluation.data, settings.verifiers[0]
-    with (folder / f"{TASK}.jsonl").open("w", encoding="ascii") as file:
+    with files.whole_file(folder / f"{TASK}.jsonl") as rows, rows.open("w", encoding="ascii") as file:
         for prompt in held_out.prompts:
             question = cell(prompt.row, data.prompt)
             if not isinstance(question, str):
@@ -258,4 +257,4 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
             "stop": list(settings.rollout.stop),
         },
     }
-    (folder / f"{TASK}.yaml").write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    files.write_text(folder / f"{TASK}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
