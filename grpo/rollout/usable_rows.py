@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo import config
+from grpo import config, files
 from rewards.build import VerifierSpec
 from rewards.checks.gold import GoldReport, check_gold
 from rewards.checks.gold_forms import GoldRow

@@ -33,7 +33,7 @@ from grpo.report.timeline import DRIVER
 from grpo.report.trackers import open_trackers
 from grpo.rollout.collector import Collector
 from grpo.rollout.failure_share import FailureShare
-from grpo.rollout.groups import Verifying, collect, seed_of, with_refills
+from grpo.rollout.groups import Verifying, collect, judge_group, seed_of, with_refills
 from grpo.rollout.staleness import OpenGroups
 from grpo.rollout.usable_rows import usable_rows
 from grpo.run import checkpoint
@@ -44,10 +44,10 @@ from grpo.run.stopwatch import Stopwatch
 from grpo.run.turns import Turns
 from grpo.types import Completion, Group, Prompt, SamplingParams
 from grpo.weights.sync import TOLERANCES, WeightSync
-from rewards.judging import columns_of, judge
+from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
 from rewards.pool.busy_clock import BusyClock
-from rewards.selection import check_rows, choose
+from rewards.selection import check_rows
 from rewards.verdict import Verdict
 
 
@@ -320,14 +320,10 @@ class TrainingRun:
         return [groups[index] for index in range(len(prompts))]
 
     def _verdict_wait_s(self, completions: int) -> float:
-        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
-        return 60.0 + 4 * self.settings.verification.deadline_s * completions
+        return verdicts_wait_s(completions, self.settings.verification.deadline_s)
 
     def _verify(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
-        names = [spec.name for spec in choose(self.specs, prompt.row)]
-        row = columns_of(prompt.text, prompt.row)
-        texts, tokens = [one.text for one in completions], [len(one.token_ids) for one in completions]
-        verdicts = judge(self._pool, names, prompt.reference, row, texts, tokens)
+        verdicts = judge_group(self._pool, self.specs, prompt, completions)
         for future in (future for named in verdicts for future in named.values()):
             future.add_done_callback(lambda _: ACTIVITY.moved())
         return verdicts

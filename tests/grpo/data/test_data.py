@@ -97,7 +97,9 @@ def test_a_generator_that_moved_answers_to_its_first_name_and_names_its_prompts_
 ) -> None:
     for module in ("arithmetic", "expressions"):
         before, today = (
-            load_prompts(DatasetConfig(generator=f"{name}:questions", options={"count": 3}), tokenizer, 200).prompts
+            load_prompts(
+                DatasetConfig(generator=f"{name}:questions", options={"count": 3}), tokenizer, max_tokens=200
+            ).prompts
             for name in (f"grpo.{module}", f"grpo.data.{module}")
         )
         # The seeds of sampling come from these names.
