@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
 from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import wait_for
@@ -165,7 +165,7 @@ class GeneratorGroup:
         began = time.monotonic()
         self._hear(0.0)
         if wait and not finished:
-            with ACTIVITY.waiting("a finished group", [one.report for one in self._replicas if one.report]):
+            with activity.current().waiting("a finished group", [one.report for one in self._replicas if one.report]):
                 self._collect_one(finished, began)
 
     def _collect_one(self, finished: Finished, began: float) -> None:
@@ -305,7 +305,7 @@ class GeneratorGroup:
                     heard = replica.hear(self.limits.hang_s)
                     if heard:
                         self._moved_at = time.monotonic()
-                        ACTIVITY.moved()
+                        activity.current().moved()
                 else:
                     self._take_in(replica)
             except Lost as reason:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.waiting import wait_for
 from rewards.pool.busy_clock import Busy, BusyClock
 
@@ -182,7 +182,7 @@ class LearnerGroup:
 
     def _bucket_is_there(self, stream: Any) -> bool:
         what = "a bucket of weights from the learner"
-        with ACTIVITY.waiting(what, [stream]):
+        with activity.current().waiting(what, [stream]):
             return bool(ray.wait([stream], timeout=self._deadline_s, fetch_local=False)[0])
 
     def sleep(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import psutil
@@ -80,22 +83,32 @@ def _quiet() -> dict[str, Any]:
     return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
 
 
-# What each wish came to in this process: a run that has lost its GPUs must wait for them, not go on without.
-_CHOSEN: dict[str, Device] = {}
+_chosen: ContextVar[dict[str, Device]] = ContextVar("chosen device")
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """The block is a job with its restarts: if it has lost its GPUs, it must wait for them, not go on without."""
+    token = _chosen.set({})
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    """What actors compute on; the same for as long as this process lives.
+    """What actors compute on; the same for all restarts of a job (`on_one_device`).
 
     Raises:
         ValueError: GPUs are asked for and the cluster has none.
     """
-    if wanted not in _CHOSEN:
+    chosen = _chosen.get({})
+    if wanted not in chosen:
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         if wanted == "gpu" and not has_gpus:
             raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
-        _CHOSEN[wanted] = "cuda" if has_gpus and wanted != "cpu" else "cpu"
-    return _CHOSEN[wanted]
+        chosen[wanted] = "cuda" if has_gpus and wanted != "cpu" else "cpu"
+    return chosen[wanted]
 
 
 # On a Ray of this machine's own, ranks listen for each other on loopback as well.

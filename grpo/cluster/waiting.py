@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.failures import ProcessDied
 from grpo.cluster.processes import LOST, dead_peer, describe_death
 
@@ -42,7 +42,7 @@ def wait_for(
     """
     give_up_at = time.monotonic() + deadline_s
     try:
-        with ACTIVITY.waiting(what, references):
+        with activity.current().waiting(what, references):
             while meanwhile and time.monotonic() < give_up_at:
                 if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
                     break

@@ -12,7 +12,7 @@ from typing import Self
 
 from grpo import config
 from grpo.algorithm.minibatches import TrainBatch
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.claim import plan_of
 from grpo.cluster.cluster import Cluster
 from grpo.cluster.generator_group import GeneratorGroup
@@ -291,7 +291,7 @@ class TrainingRun:
         rollout = self.settings.rollout
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         watch = Stopwatch()
-        with ACTIVITY.within("evaluate"), self._busy.during("evaluate"):
+        with activity.current().within("evaluate"), self._busy.during("evaluate"):
             groups = self._answers(self.held_out.prompts, SamplingParams(1, longest, 0.0, tuple(rollout.stop)))
         FailureShare(self.settings.verification.max_failure_share).check(groups)
         # What an evaluation asked of the pool is not a step's.
@@ -324,8 +324,10 @@ class TrainingRun:
 
     def _verify(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
         verdicts = judge_group(self._pool, self.specs, prompt, completions)
+        # The pool's threads, which set verdicts, drive no job.
+        driven = activity.current()
         for future in (future for named in verdicts for future in named.values()):
-            future.add_done_callback(lambda _: ACTIVITY.moved())
+            future.add_done_callback(lambda _: driven.moved())
         return verdicts
 
     def push_weights(self, groups: Sequence[Group] = ()) -> float:

@@ -20,7 +20,7 @@ import pytest
 from setups_for_tests import CPU, learner_setups, random_batch
 
 from grpo.cluster import processes as ray_processes
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.activity import driving
 from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
@@ -137,13 +137,14 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
                 learner.step(batch)
             return
         settings = Settings(stall_s=2.0, action="restart")
-        ACTIVITY.time("learn")
         with (
+            driving() as activity,
             pytest.raises(
                 Stalled, match=rf"phase 'learn': waiting for a learner step; .*learner rank 1 \(pid {rank.pid}"
             ),
-            Watchdog(settings, tmp_path, ACTIVITY, print, start_s=1.0),
+            Watchdog(settings, tmp_path, activity, print, start_s=1.0),
         ):
+            activity.time("learn")
             learner.step(batch)
         _, alive = psutil.wait_procs([psutil.Process(rank.pid)] if psutil.pid_exists(rank.pid) else [], timeout=20)
         assert not alive, "a process that is stopped would outlive its run"
@@ -300,9 +301,9 @@ from ray.cluster_utils import Cluster as Nodes
 
 sys.path[:0] = {paths!r}
 from fake_run import silent_progress
-from grpo.cluster.cluster import processes as ray_processes
-from grpo.cluster.activity import ACTIVITY
-from grpo.config import TrainConfig, Watchdog as Settings
+from grpo.cluster import processes as ray_processes
+from grpo.cluster.activity import driving
+from grpo.config import TrainConfig, WatchdogConfig as Settings
 from grpo.config.file import load
 from grpo.run.recovery import with_recovery
 from grpo.train import train
@@ -354,10 +355,11 @@ try:
     actor = ray.remote(Stuck).options(num_cpus=0, scheduling_strategy=where).remote()
     waited = actor.stand_still.remote()
     ray.wait([waited], timeout=5)
-    ACTIVITY.time("learn")
     told = []
-    with Watchdog(Settings(stall_s=1.0, action="warn"), folder, ACTIVITY, told.append, start_s=1.0):
-        with ACTIVITY.waiting("an answer", [waited]):
+    settings = Settings(stall_s=1.0, action="warn")
+    with driving() as activity, Watchdog(settings, folder, activity, told.append, start_s=1.0):
+        activity.time("learn")
+        with activity.waiting("an answer", [waited]):
             until = time.monotonic() + 60
             while not told and time.monotonic() < until:
                 time.sleep(0.1)

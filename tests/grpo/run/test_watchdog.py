@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from grpo.cluster.activity import Activity
+from grpo.cluster.activity import Activity, current, driving
 from grpo.cluster.failures import Stalled
 from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
+from grpo.run.stopwatch import Stopwatch
 from grpo.run.watchdog import FOLDER, Watchdog, WatchedProgress, _word
 
 
@@ -109,3 +110,23 @@ def test_a_folder_that_cannot_be_written_to_keeps_no_line_back(tmp_path: Path) -
                 break
             time.sleep(0.05)
     assert "stacks could not be written" in screen.lines[0]
+
+
+def test_two_jobs_of_one_process_are_watched_apart() -> None:
+    phases, both = {}, threading.Barrier(2, timeout=20)
+
+    def drive(phase: str) -> None:
+        with driving() as activity:
+            Stopwatch().start(phase)
+            both.wait()
+            phases[phase] = activity.phase
+
+    threads = [threading.Thread(target=drive, args=(phase,)) for phase in ("learn", "verify")]
+    with driving() as activity:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        with current().waiting("an answer"):
+            assert [wait.what for wait in activity.waits] == ["an answer"]
+        assert phases == {"learn": "learn", "verify": "verify"} and activity.phase == "between steps"
