@@ -90,7 +90,7 @@ def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> s
     new = settings.policy.new
     if new is None:
         return local_or_hub(settings.policy)
-    made = folder / "random_policy"
+    made = folder / run_files.RANDOM_POLICY
     # What an attempt left that came to no checkpoint may have been made from other settings.
     if make_anew or not made.is_dir():
         texts = []

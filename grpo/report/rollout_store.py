@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from grpo.report import run_files
 from grpo.types import Group, Rollout
 
 SCHEMA_VERSION = "1"
+_ENDING = ".parquet"
 
 _NAMED_NUMBER = pa.struct([("name", pa.string()), ("value", pa.float64())])
 _SPAN = pa.struct([("start", pa.int32()), ("stop", pa.int32()), ("policy_version", pa.int64())])
@@ -102,13 +102,12 @@ class StoredGroup:
 
 def step_path(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> Path:
     """Where the rollouts of a step are stored."""
-    return run_dir / folder / f"step_{step:06d}.parquet"
+    return run_dir / folder / f"{run_files.step_name(step)}{_ENDING}"
 
 
 def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, ...]:
     """The steps whose rollouts are stored, rising."""
-    found = (re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in (run_dir / folder).glob("step_*"))
-    return tuple(sorted(int(match.group(1)) for match in found if match))
+    return tuple(run_files.steps_in(run_dir / folder, _ENDING))
 
 
 def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:

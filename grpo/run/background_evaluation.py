@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -31,9 +30,6 @@ from grpo.report import run_files
 TASK = "held_out"
 # The question as training asks it, template and all, and its reference.
 _ASKED, _REFERENCE = "asked", "reference_answer"
-# There until the numbers of the step are reported.
-_POLICY = "policy"
-_NAME = re.compile(r"step_(\d+)")
 # The process ends with the one that started it, however that ends.
 _PROGRAM = """
 import sys
@@ -86,7 +82,7 @@ class BackgroundEvaluation:
 
     def forget_after(self, step: int) -> None:
         """Drop policies of later steps, which a resumed run makes again."""
-        for later in _steps(self.folder):
+        for later in run_files.steps_in(self.folder):
             if later > step:
                 shutil.rmtree(self._place(later))
 
@@ -97,7 +93,7 @@ class BackgroundEvaluation:
         """
         place = self._place(step)
         shutil.rmtree(place, ignore_errors=True)
-        with files.whole_folder(place / _POLICY) as partial:
+        with files.whole_folder(place / run_files.POLICY) as partial:
             export(str(partial.absolute()))
         self._start_next()
 
@@ -127,7 +123,7 @@ class BackgroundEvaluation:
                 raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{told}")
             yield Late(step, self._metrics(step, time.monotonic() - started))
             # Reported: from now on nothing is owed for this step.
-            shutil.rmtree(self._place(step) / _POLICY)
+            shutil.rmtree(self._place(step) / run_files.POLICY)
             self._start_next()
 
     @property
@@ -182,7 +178,7 @@ class BackgroundEvaluation:
         }
         overrides = [f"{name}={json.dumps(value)}" for name, value in said.items()]
         task = str((self.folder / f"{TASK}.yaml").absolute())
-        return ["eval", "run", str(place / _POLICY), "--task", task, "--out", str(place), *overrides]
+        return ["eval", "run", str(place / run_files.POLICY), "--task", task, "--out", str(place), *overrides]
 
     def _metrics(self, step: int, seconds: float) -> dict[str, float]:
         found = json.loads((self._place(step) / TASK / "metrics.json").read_text(encoding="utf-8"))
@@ -195,7 +191,7 @@ class BackgroundEvaluation:
         }
 
     def _owed(self) -> Iterator[int]:
-        return (step for step in _steps(self.folder) if (self._place(step) / _POLICY).is_dir())
+        return (step for step in run_files.steps_in(self.folder) if (self._place(step) / run_files.POLICY).is_dir())
 
     def _place(self, step: int) -> Path:
         return _place(self.folder, step)
@@ -207,17 +203,13 @@ class BackgroundEvaluation:
 def owes_evaluations(settings: TrainConfig) -> bool:
     """Whether a stopped run has left policies whose numbers its resume is to report."""
     evaluation, folder = settings.evaluation, Path(settings.run.folder) / run_files.EVALUATIONS
-    if evaluation is None or evaluation.mode != "background" or not folder.is_dir():
+    if evaluation is None or evaluation.mode != "background":
         return False
-    return any((_place(folder, step) / _POLICY).is_dir() for step in _steps(folder))
-
-
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return any((_place(folder, step) / run_files.POLICY).is_dir() for step in run_files.steps_in(folder))
 
 
 def _place(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:06d}"
+    return folder / run_files.step_name(step)
 
 
 def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> None:

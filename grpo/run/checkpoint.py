@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from safetensors import SafetensorError
 from grpo import files
 from grpo.report import run_files
 
-_NAME = re.compile(r"step_(\d+)")
 STATE = "driver.pt"
 # Bytes free at most on a disk that is called full where there is no other sign of it.
 _LITTLE = 1 << 20
@@ -68,7 +66,7 @@ def write(
         OSError: it cannot be written; older checkpoints are untouched.
     """
     parent = run_folder / run_files.CHECKPOINTS
-    final = parent / f"step_{step:06d}"
+    final = parent / run_files.step_name(step)
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(".step_*.partial"):
         shutil.rmtree(left, ignore_errors=True)
@@ -134,6 +132,5 @@ def latest(run_folder: Path) -> Checkpoint | None:
 
 
 def _all(run_folder: Path) -> list[Checkpoint]:
-    folders = (run_folder / run_files.CHECKPOINTS).glob("step_*")
-    matches = [(match, folder) for folder in folders if (match := _NAME.fullmatch(folder.name))]
-    return sorted((Checkpoint(int(match[1]), folder) for match, folder in matches), key=lambda one: one.step)
+    parent = run_folder / run_files.CHECKPOINTS
+    return [Checkpoint(step, parent / run_files.step_name(step)) for step in run_files.steps_in(parent)]

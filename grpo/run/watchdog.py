@@ -25,11 +25,11 @@ from grpo.cluster.activity import Activity
 from grpo.cluster.failures import Stalled
 from grpo.cluster.processes import ActorProcess
 from grpo.config import WatchdogConfig as Settings
+from grpo.report import run_files
 from grpo.report.progress import Progress
 from grpo.run.folder import note_fault
 from grpo.visible import visible
 
-FOLDER = "stalls"
 # What stops a driver whose main thread does not even hear a signal: nothing closes it properly any more.
 _DEAF_S = 120.0
 _START_SHARE = 0.9
@@ -116,7 +116,7 @@ class Watchdog:
 
     def _write(self, phase: str, stalled: str, actors: list[ActorProcess], silent: set[str]) -> Path:
         now = time.gmtime()
-        path = self._run_dir / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{_word(phase)}.txt"
+        path = self._run_dir / run_files.STALLS / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{_word(phase)}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = ray_processes.stacks_of(sorted(actors, key=lambda one: one.actor not in silent))
         text = [

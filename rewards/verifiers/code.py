@@ -37,7 +37,7 @@ from sandbox.outside.languages import COMPILE_LIMITS
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
 _USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
-# A sandbox, and the process that made it, for verifiers with the same options of a sandbox. They share it on purpose, and
+# A sandbox, and the process that made it, for verifiers with the same options of one. They share it on purpose, and
 # it ends with its process: a pool's verifiers run so many programs together, not each. A pool makes it in the process
 # that its workers are forked from, so two pools share none. A verifier cannot hold it: verifiers are copied between
 # processes, sandboxes cannot be.

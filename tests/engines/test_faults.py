@@ -27,7 +27,7 @@ from grpo.report import run_files
 from grpo.report.ledger import read_ledger
 from grpo.run import checkpoint
 from grpo.run.checkpoint import NoRoom
-from grpo.run.watchdog import FOLDER, Watchdog
+from grpo.run.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "bench"))
@@ -148,7 +148,7 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
             learner.step(batch)
         _, alive = psutil.wait_procs([psutil.Process(rank.pid)] if psutil.pid_exists(rank.pid) else [], timeout=20)
         assert not alive, "a process that is stopped would outlive its run"
-    (file,) = (tmp_path / FOLDER).glob("*_learn.txt")
+    (file,) = (tmp_path / run_files.STALLS).glob("*_learn.txt")
     _, *parts = file.read_text().split("\n=== ")
     names = [part.partition(" (pid")[0] for part in parts]
     assert set(names) == {"learner rank 0", "learner rank 1", "driver"}
