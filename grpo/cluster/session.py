@@ -1,4 +1,7 @@
-"""The Ray that a job uses, its own or a cluster's, and what its processes find in their environment."""
+"""The Ray that a job uses, its own or a cluster's, and what its processes find in their environment.
+
+It is also the one file that touches what Ray keeps private.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, Literal
 import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 
 from grpo import config
 from grpo.cluster.private_folder import private_folder, remove_old_sessions, token_file
@@ -76,6 +80,15 @@ def start_local_ray(cpus: int) -> None:
                     "Ray did not start within the 30 s that it gives itself, nor at a second try; is something else "
                     "using up this machine? Try again when it is done"
                 ) from failure
+
+
+def actor_table() -> list[Any]:
+    """What Ray knows of every actor of the cluster, the dead ones too.
+
+    Its public `list_actors` asks the dashboard, which a run does not start.
+    """
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    return [ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
 
 
 def _quiet() -> dict[str, Any]:

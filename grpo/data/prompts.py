@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo import config
 from grpo.algorithm.packing import TrainingSequence
 from grpo.data.chat import asked_texts, render, response_text
-from grpo.data.rows import _name, column, load_rows
+from grpo.data.rows import column, load_rows, source_name
 from grpo.types import Prompt
 from rewards.checks.gold_forms import GoldRow
 from rewards.judging import columns_of
@@ -52,7 +52,7 @@ def load_prompts(
     # A chat template writes the special tokens itself.
     chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
     token_ids = _tokenize(tokenizer, texts, special=not chat)
-    name = first_name(_name(source))
+    name = first_name(source_name(source))
     prompts = tuple(
         Prompt(f"{name}:{index}", text, tuple(ids), reference, columns_of(problem, row))
         for index, (text, ids, reference, problem, row) in enumerate(

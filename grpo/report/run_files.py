@@ -35,5 +35,5 @@ def step_name(step: int) -> str:
 
 def steps_in(folder: Path, ending: str = "") -> list[int]:
     """The steps that have a file or folder of their own in a folder, rising; none where there is no such folder."""
-    names = (path.name for path in folder.glob(f"step_*{ending}"))
-    return sorted(int(name[1]) for each in names if (name := re.fullmatch(rf"step_(\d+){re.escape(ending)}", each)))
+    names = (path.name.removesuffix(ending) for path in folder.glob(f"step_*{ending}"))
+    return sorted(int(name[1]) for each in names if (name := re.fullmatch(r"step_(\d+)", each)))
