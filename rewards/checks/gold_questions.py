@@ -58,13 +58,6 @@ class Questioned:
     def __init__(self, use: str, options: Mapping[str, Any]) -> None:
         self._verifier: Verifier = build_verifier(use, options)
 
-    @classmethod
-    def of(cls, verifier: Verifier) -> Questioned:
-        """The same for a verifier that is built already."""
-        made = cls.__new__(cls)
-        made._verifier = verifier if isinstance(verifier, Adapted) else Adapted(verifier)
-        return made
-
     def prepare(self) -> None:
         """Prepare the verifier."""
         adapt.prepare(self._verifier)

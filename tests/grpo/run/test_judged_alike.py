@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from gold_judge_here import QuestionedHere
 from tiny_policy import make_tiny_policy
 
 from grpo.config import TrainConfig
@@ -21,7 +22,6 @@ from grpo.rollout.groups import judge_group
 from grpo.run.background_evaluation import BackgroundEvaluation
 from grpo.types import Completion, VersionSpan
 from rewards.build import VerifierSpec
-from rewards.checks.gold_questions import Questioned
 from rewards.verdict import Status, Verdict
 from rewards.verifiers.math import Math
 
@@ -78,7 +78,7 @@ def test_an_answer_is_judged_alike_wherever_it_is_judged(tmp_path: Path) -> None
     pool = Here()
 
     (gold,) = gold_rows(prompts)
-    judged = Questioned.of(Math())(ANSWER, gold.reference, gold.prompt)
+    judged = QuestionedHere(Math())(ANSWER, gold.reference, gold.prompt)
     pool.seen.append((gold.prompt["problem"], judged.status))
 
     completion = Completion((1,), (0.0,), ANSWER, "stop", (VersionSpan(0, 1, 0),))

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from gold_judge_here import one_by_one
 
 from rewards.build import VerifierSpec
 from rewards.checks.gold import check_gold
 from rewards.checks.gold_forms import FORMS, GoldRow, answers_of, scramble
-from rewards.checks.gold_judges import one_by_one, through
+from rewards.checks.gold_judges import through
 from rewards.checks.gold_questions import questioned
 from rewards.checks.references import check_references
 from rewards.pool import VerifierPool
