@@ -1,7 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed into it.
-
-A reader sees the old one or the new one, never half of one, and a kill in between leaves the old one whole.
-"""
+"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
 
 from __future__ import annotations
 
@@ -25,16 +22,14 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    # What a killed process left, or the folder of that name, would be mixed with what is written now.
-    _remove(partial)
+    _remove(partial)  # a killed process may have left it
     try:
         yield partial
         if durable:
             for written in [*partial.rglob("*"), partial]:
                 _to_disk(written)
         if partial.is_dir() and path.is_dir():
-            # Only an empty folder can be renamed over.
-            shutil.rmtree(path)
+            shutil.rmtree(path)  # only an empty folder can be renamed over
         partial.replace(path)
         if durable:
             _to_disk(path.parent)
@@ -51,7 +46,7 @@ def whole_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a text file in UTF-8 that appears whole or not at all; see `whole_file`."""
+    """Write a text in UTF-8; see `whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
 

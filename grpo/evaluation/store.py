@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo import files
 from grpo.report.json_lines import JsonLines, complete_lines
+from grpo.report.rollout_store import storable
 from grpo.types import FinishReason
 from rewards.verdict import Status
 
@@ -87,7 +88,7 @@ class Record:
         return self.status is Status.CORRECT
 
 
-class CompletionStore:
+class CompletionStore(JsonLines):
     """The completions of one task, on disk; of two with the same key the later one counts."""
 
     def __init__(self, path: Path) -> None:
@@ -96,12 +97,11 @@ class CompletionStore:
         Raises:
             ValueError: another process is writing to it, or a line in its midst cannot be read.
         """
-        self.path = path
-        self._lines = JsonLines(path, durable=False, alone=True)
+        super().__init__(path, durable=False, alone=True)
         try:
             self._records = self._read()
         except ValueError:
-            self._lines.close()
+            self.close()
             raise
 
     def _read(self) -> dict[Key, Record]:
@@ -118,7 +118,7 @@ class CompletionStore:
                 )
             else:
                 # What a power cut left of the last line.
-                self._lines.keep(lambda number, _: number < len(lines))
+                self.keep(lambda number, _: number < len(lines))
         return found
 
     @property
@@ -128,18 +128,8 @@ class CompletionStore:
 
     def add(self, record: Record) -> None:
         """Append one; it survives the process from now on."""
-        self._lines.append(json.dumps(dataclasses.asdict(record), ensure_ascii=True) + "\n")
+        self.write(json.dumps(dataclasses.asdict(record), ensure_ascii=True) + "\n")
         self._records[record.key] = record
-
-    def close(self) -> None:
-        """Bring everything to disk and let the next one open the file."""
-        self._lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _parse(line: str) -> Record | None:
@@ -218,8 +208,4 @@ def _columns(row: Judged) -> dict[str, Any]:
     fields = dataclasses.asdict(row.record)
     fields |= {"question": row.question, "reference": row.reference}
     fields |= {"answer": row.answer, "answer_class": row.answer_class, "status": row.record.status.value}
-    # A lone surrogate is legal in a Python string and not in UTF-8: keep it readable rather than lose the table.
-    return {
-        name: value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
-        for name, value in fields.items()
-    }
+    return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}

@@ -1,17 +1,19 @@
-"""Files of one JSON object per line, appended whole, and cut back when a run resumes."""
+"""Files of one JSON object per line, appended whole, and cut back when a run resumes: one class for all of them."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 from grpo import files
 
 
 class JsonLines:
-    """Appends lines to a file; each is one write, on the disk when `append` returns unless it need not be."""
+    """Appends lines to a file; each is one write, on the disk when `write` returns unless it need not be."""
 
     def __init__(self, path: Path, *, durable: bool = True, alone: bool = False) -> None:
         """Open the file, made with its folder where it is missing.
@@ -31,7 +33,7 @@ class JsonLines:
         # A killed process may have written half a line, and the next line would be glued to it.
         os.ftruncate(self._descriptor, path.read_bytes().rfind(b"\n") + 1)
 
-    def append(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Write one line, which ends with its newline.
 
         Raises:
@@ -51,12 +53,22 @@ class JsonLines:
         files.write_text(self.path, "".join(line + "\n" for line in kept), durable=self._durable)
         self._descriptor = self._open()
 
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a resumed run makes again; each line holds an object with its `step`."""
+        self.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
+
     def close(self) -> None:
         """Bring the lines to disk and release the file. Safe to call twice."""
         if self._descriptor >= 0:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _open(self) -> int:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -200,8 +200,8 @@ def _rows(step: int, groups: Sequence[Group], advantages: Advantages) -> Iterabl
         shared = {
             "step": step,
             "group": group_index,
-            "prompt_id": _storable(group.prompt.id),
-            "prompt": _storable(group.prompt.text),
+            "prompt_id": storable(group.prompt.id),
+            "prompt": storable(group.prompt.text),
             "reference": _as_json(group.prompt.reference),
             "row": _as_json(dict(group.prompt.row)),
         }
@@ -212,17 +212,17 @@ def _rows(step: int, groups: Sequence[Group], advantages: Advantages) -> Iterabl
 def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
     completion = rollout.completion
     return {
-        "completion": _storable(completion.text),
+        "completion": storable(completion.text),
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "reward": _number(rollout.reward),
         "verdicts": [
             {
-                "verifier": _storable(name),
+                "verifier": storable(name),
                 "status": verdict.status.value,
                 "score": verdict.score,
-                "reason": _storable(verdict.reason),
-                "parts": [{"name": _storable(part), "value": value} for part, value in verdict.parts.items()],
+                "reason": storable(verdict.reason),
+                "parts": [{"name": storable(part), "value": value} for part, value in verdict.parts.items()],
             }
             for name, verdict in rollout.verdicts.items()
         ],
@@ -263,8 +263,8 @@ def _number(value: float | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _storable(text: str) -> str:
-    # A lone surrogate is legal in a Python string and not in UTF-8: keep it readable rather than fail a step.
+def storable(text: str) -> str:
+    """A text for Arrow: a lone surrogate is legal in a Python string and not in UTF-8, and is kept readable."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
