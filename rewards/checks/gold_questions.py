@@ -90,7 +90,7 @@ class Questioned:
     def _judge(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         # A run hands verifiers the completion's number of tokens; here no tokenizer is known.
         tokens = len(completion) // _CHARACTERS_PER_TOKEN + 1
-        return self._verifier(completion, reference, {TOKENS_COLUMN: tokens, **prompt})
+        return self._verifier(completion, reference, {**prompt, TOKENS_COLUMN: tokens})
 
     def _completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
         method = self._method(GOLD_COMPLETIONS)
