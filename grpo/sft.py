@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo import files
 from grpo.algorithm.minibatches import batch
 from grpo.algorithm.packing import TrainingSequence
 from grpo.cluster.claim import plan_of
@@ -83,18 +83,15 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
 
 def _export(learner: LearnerGroup, folder: Path) -> None:
     """Write `policy/`, which appears only when all of it is there."""
-    partial, final = (folder / ".policy.partial").absolute(), folder / run_files.POLICY
-    shutil.rmtree(partial, ignore_errors=True)
-    learner.export(str(partial))
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    with files.whole_folder(folder / run_files.POLICY) as partial:
+        learner.export(str(partial.absolute()))
 
 
 def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> str:
     new = settings.policy.new
     if new is None:
         return local_or_hub(settings.policy)
-    made = folder / "random_policy"
+    made = folder / run_files.RANDOM_POLICY
     # What an attempt left that came to no checkpoint may have been made from other settings.
     if make_anew or not made.is_dir():
         texts = []

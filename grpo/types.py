@@ -84,7 +84,7 @@ class Prompt:
         text: what the policy reads, after the chat template or the prompt template.
         token_ids: `text` in the policy's tokens.
         reference: the reference answer that the verifiers compare with.
-        row: the dataset row's other columns, as the verifiers get them.
+        row: the dataset row's columns, as the verifiers get them (`rewards.judging.columns_of`).
     """
 
     id: str

@@ -28,8 +28,23 @@ class Pool(Protocol):
 
 
 def columns_of(problem: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's columns as its verifiers get them: with the prompt's text, where the row has no column of that name."""
+    """A row's columns as its verifiers get them: with the question, where the row has no column of that name.
+
+    Made once, when the data are read: gold answers, training and evaluations must judge an answer alike.
+
+    Args:
+        problem: the question, with the prompt's template but before any chat template, whose words are not the data's.
+        row: the columns of the data.
+    """
     return {PROBLEM_COLUMN: problem, **row}
+
+
+def verdicts_wait_s(calls: int, deadline_s: float) -> float:
+    """Longest wait for the verdicts of so many calls, in seconds.
+
+    The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
+    """
+    return 60.0 + 4 * deadline_s * calls
 
 
 def judge(
@@ -46,7 +61,7 @@ def judge(
         pool: runs the verifiers.
         names: of the verifiers that judge the row, in the order in which they are configured.
         reference: the reference answer.
-        row: see `columns_of`.
+        row: the row's columns, made by `columns_of`.
         texts: the completions.
         tokens: their numbers of tokens.
 

@@ -1,4 +1,4 @@
-"""`python -m sandbox run FILE`, `python -m sandbox doctor`, `python -m sandbox bench`."""
+"""`python -m sandbox run FILE`, `python -m sandbox doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from sandbox import benchmark
 from sandbox.bounds import bounds
 from sandbox.outside.languages import find_tool
 from sandbox.outside.service import Sandbox
@@ -28,9 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--memory", type=int, default=512, help="MiB over all its processes (default 512)")
     run.add_argument("--level", choices=[level.name.lower() for level in IsolationLevel], default="confined")
     commands.add_parser("doctor", help="tell which layers this machine gives, why not the others, and what to do")
-    bench = commands.add_parser("bench", help="programs per second beside fresh interpreters")
-    bench.add_argument("--seconds", type=float, default=10.0, help="per workload, half of it ours (default 10)")
-    bench.add_argument("--workers", type=int, default=1)
     return parser
 
 
@@ -83,22 +79,11 @@ def _doctor() -> int:
     return 0 if works and isolation.level >= IsolationLevel.CONFINED else 1
 
 
-def _bench(options: argparse.Namespace) -> int:
-    print(f"{options.workers} worker(s), {len(os.sched_getaffinity(0))} core(s), {options.seconds:g} s per workload")
-    for figures in benchmark.run(options.workers, options.seconds):
-        print(figures)
-    return 0
-
-
 def main() -> int:
     """Entry point; returns the exit code."""
     options = _parser().parse_args()
     try:
-        if options.command == "run":
-            return _run(options)
-        if options.command == "doctor":
-            return _doctor()
-        return _bench(options)
+        return _run(options) if options.command == "run" else _doctor()
     except (SandboxError, OSError) as problem:
         print(problem, file=sys.stderr)
         return _FAILED

@@ -29,7 +29,7 @@ ORDER = (
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"visible"},
+    {"visible", "files"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}
@@ -67,6 +67,18 @@ ROOMS = {
     "deepspeed": {"grpo/learner/", "grpo/policy/sequence_parallel.py"},
     "peft": {"grpo/policy/adapters.py"},
     "fastapi": {"grpo/view/server.py"},
+}
+# What a library keeps private changes without notice, so what we touch of it stands in one file for each library.
+PRIVATE = {
+    "grpo/cluster/session.py": "ray",
+    "grpo/weights/group.py": "torch",
+    "grpo/weights/registry.py": "vllm",
+    # Under the name of its compiled operators torch knows vLLM's.
+    "grpo/generator/cpu_norm.py": "vllm's operators",
+    "sandbox/inside/isolation/syscall_filter.py": "pyseccomp",
+    # The end of an interpreter: threads, and functions to call at exit.
+    "sandbox/inside/program.py": "python",
+    "sandbox/inside/interpreter.py": "python, atexit",
 }
 PURE = ("grpo/algorithm/", "grpo/planning/simulation/", "grpo/rollout/staleness.py", "rewards/mathematics/")
 
@@ -178,6 +190,23 @@ def test_each_engine_has_its_room(package: str) -> None:
     }
     assert [user for user in users if not user.startswith(tuple(ROOMS[package]))] == []
     assert all(any(user.startswith(room) for user in users) for room in ROOMS[package]), "a room that is not needed"
+
+
+def test_what_libraries_keep_private_is_touched_in_one_file_each() -> None:
+    users = set()
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_own(node.value)}
+        own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {"_exit", "_replace"}
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} - own
+        parts = {part for module in IMPORTS[name] for part in module.split(".")} - {"__future__"}
+        if any(part.startswith("_") and not part.startswith("__") for part in used | parts) or "generated" in parts:
+            users.add(str(path.relative_to(ROOT)))
+    assert users == PRIVATE.keys()
+
+
+def is_own(value: ast.expr) -> bool:
+    return isinstance(value, ast.Name) and value.id in ("self", "cls")
 
 
 def test_what_is_pure_imports_only_what_is_pure() -> None:

@@ -1,7 +1,7 @@
-"""What the driver does and waits for at present, written by its main thread for the watchdog's to read.
+"""What the driver of a job does and waits for at present, written by its thread for the watchdog's to read.
 
-There is one driver in a process, and so one `ACTIVITY`. Something that happened, a wait that ended, a phase that
-began, is progress; a wait that goes on is none.
+Something that happened, a wait that ended, a phase that began, is progress; a wait that goes on is none. Each start of
+a job has an activity of its own, which whatever waits in the driver's thread reaches by `current`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,4 +88,19 @@ class Activity:
         return time.monotonic() - self._moved_at
 
 
-ACTIVITY = Activity()
+_current: ContextVar[Activity] = ContextVar("activity")
+
+
+def current() -> Activity:
+    """The activity of the job that this thread drives; outside of jobs one that nobody watches."""
+    return _current.get(None) or Activity()
+
+
+@contextlib.contextmanager
+def driving() -> Iterator[Activity]:
+    """This thread drives a job while the block runs: the job's activity."""
+    token = _current.set(Activity())
+    try:
+        yield current()
+    finally:
+        _current.reset(token)

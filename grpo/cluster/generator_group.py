@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.receivers import Losses, OneReplica, Scores, load_buckets, start_scoring
 from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
 from grpo.cluster.sample_stream import SampleStream
@@ -121,7 +121,8 @@ class GeneratorGroup:
         began = time.monotonic()
         self._hear(0.0)
         if wait and not finished:
-            with ACTIVITY.waiting("a finished group", [replica.report for replica in self._replicas if replica.report]):
+            reports = [replica.report for replica in self._replicas if replica.report]
+            with activity.current().waiting("a finished group", reports):
                 self._collect_one(finished, began)
 
     def _collect_one(self, finished: Finished, began: float) -> None:
@@ -224,7 +225,7 @@ class GeneratorGroup:
                     heard = replica.hear(self.limits.hang_s)
                     if heard:
                         self._moved_at = time.monotonic()
-                        ACTIVITY.moved()
+                        activity.current().moved()
                 else:
                     self._take_in(replica)
             except Lost as reason:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray import ObjectRef
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.waiting import RemoteActor, wait_for
 from grpo.types import ActorId, ActorKind, Phase
 from rewards.pool.busy_clock import Busy, BusyClock
@@ -182,7 +182,8 @@ class LearnerGroup:
         wait_for([s.completed() for s in streams], self._deadline_s, "gathering the weights from the learner")
 
     def _bucket_is_there(self, stream: Any) -> bool:
-        with ACTIVITY.waiting("a bucket of weights from the learner", [stream]):
+        what = "a bucket of weights from the learner"
+        with activity.current().waiting(what, [stream]):
             return bool(ray.wait([stream], timeout=self._deadline_s, fetch_local=False)[0])
 
     def sleep(self) -> None:

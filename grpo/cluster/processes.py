@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster import stacks
+from grpo.cluster.session import actor_table
 
 # What only the machinery can do to an actor: the run is sound and may go on elsewhere.
 LOST = (
@@ -64,10 +64,8 @@ def actors_of_job() -> list[ActorProcess]:
     if not ray.is_initialized():
         return []
     job = ray.get_runtime_context().get_job_id()
-    # Ray's public `list_actors` asks the dashboard, which a run does not start.
     try:
-        accessor = ray._private.state.state._connect_and_get_accessor()
-        rows = [ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
+        rows = actor_table()
     except ray.exceptions.RayError:
         return []
     return [_process(row) for row in rows if row.job_id.hex() == job]
@@ -164,7 +162,7 @@ def _on_their_nodes(
 
 
 def _process(row: Any) -> ActorProcess:
-    state = ActorTableData.ActorState
+    state = type(row).ActorState
     dead = row.state == state.Value("DEAD")
     return ActorProcess(
         actor=row.actor_id.hex(),

@@ -1,13 +1,20 @@
-"""The Ray that a job uses, its own or a cluster's, and what its processes find in their environment."""
+"""The Ray that a job uses, its own or a cluster's, and what its processes find in their environment.
+
+It is also the one file that touches what Ray keeps private.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 
 from grpo import config
 from grpo.cluster.private_folder import private_folder, remove_old_sessions, token_file
@@ -75,27 +82,46 @@ def start_local_ray(cpus: int) -> None:
                 ) from failure
 
 
+def actor_table() -> list[Any]:
+    """What Ray knows of every actor of the cluster, the dead ones too.
+
+    Its public `list_actors` asks the dashboard, which a run does not start.
+    """
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    return [ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
+
+
 def _quiet() -> dict[str, Any]:
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
     return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
 
 
-# What each wish came to in this process: a run that has lost its GPUs must wait for them, not go on without.
-_CHOSEN: dict[str, Device] = {}
+_chosen: ContextVar[dict[str, Device]] = ContextVar("chosen device")
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """The block is a job with its restarts: if it has lost its GPUs, it must wait for them, not go on without."""
+    token = _chosen.set({})
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    """What actors compute on; the same for as long as this process lives.
+    """What actors compute on; the same for all restarts of a job (`on_one_device`).
 
     Raises:
         ValueError: GPUs are asked for and the cluster has none.
     """
-    if wanted not in _CHOSEN:
+    chosen = _chosen.get({})
+    if wanted not in chosen:
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         if wanted == "gpu" and not has_gpus:
             raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
-        _CHOSEN[wanted] = "cuda" if has_gpus and wanted != "cpu" else "cpu"
-    return _CHOSEN[wanted]
+        chosen[wanted] = "cuda" if has_gpus and wanted != "cpu" else "cpu"
+    return chosen[wanted]
 
 
 # On a Ray of this machine's own, ranks listen for each other on loopback as well.

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 import ray
 from ray import ObjectRef
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.failures import ProcessDied
 from grpo.cluster.processes import LOST, dead_peer, describe_death
 from grpo.types import Phase
@@ -78,7 +78,7 @@ def wait_for(
     """
     give_up_at = time.monotonic() + deadline_s
     try:
-        with ACTIVITY.waiting(what, references):
+        with activity.current().waiting(what, references):
             while meanwhile and time.monotonic() < give_up_at:
                 if not ray.wait(list(references), num_returns=len(references), timeout=MEANWHILE_S)[1]:
                     break

@@ -27,10 +27,7 @@ def render(
     Raises:
         ValueError: a question that is neither, or messages where there is no chat template.
     """
-    asked = [
-        _in_template(source, question, f"row {index}: column {source.prompt!r} ({where}.prompt)", where)
-        for index, question in enumerate(questions)
-    ]
+    asked = _all_in_template(source, questions, where)
     if source.chat_template == "auto" and tokenizer.chat_template:
         return [
             str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -44,6 +41,24 @@ def render(
                 f"{reason}; take a policy with one, or name a column of plain text"
             )
     return [str(messages[-1]["content"]) for messages in asked]
+
+
+def asked_texts(source: config.DatasetConfig, questions: Sequence[Any], *, where: str = "data") -> list[str]:
+    """What the user asks in each question, with the template but before any chat template: what verifiers get of it.
+
+    The arguments and errors are those of `render`.
+    """
+    return [
+        "\n\n".join(message["content"] for message in messages if message["role"] == "user")
+        for messages in _all_in_template(source, questions, where)
+    ]
+
+
+def _all_in_template(source: config.DatasetConfig, questions: Sequence[Any], where: str) -> list[list[Message]]:
+    return [
+        _in_template(source, question, f"row {index}: column {source.prompt!r} ({where}.prompt)", where)
+        for index, question in enumerate(questions)
+    ]
 
 
 def _in_template(source: config.DatasetConfig, question: Any, cell: str, where: str) -> list[Message]:

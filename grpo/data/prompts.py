@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo import config
 from grpo.algorithm.packing import TrainingSequence
-from grpo.data.chat import render, response_text
-from grpo.data.rows import _name, column, load_rows
+from grpo.data.chat import asked_texts, render, response_text
+from grpo.data.rows import column, load_rows, source_name
 from grpo.types import Prompt
 from rewards.checks.gold_forms import GoldRow
 from rewards.judging import columns_of
@@ -48,14 +48,15 @@ def load_prompts(
     questions = column(rows, source.prompt, f"{where}.prompt")
     references = column(rows, source.reference, f"{where}.reference")
     texts = render(source, tokenizer, questions, where=where)
+    asked = asked_texts(source, questions, where=where)
     # A chat template writes the special tokens itself.
     chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
     token_ids = _tokenize(tokenizer, texts, special=not chat)
-    name = first_name(_name(source))
+    name = first_name(source_name(source))
     prompts = tuple(
-        Prompt(f"{name}:{index}", text, tuple(ids), reference, row)
-        for index, (text, ids, reference, row) in enumerate(
-            zip(texts, token_ids, references, rows.to_list(), strict=True)
+        Prompt(f"{name}:{index}", text, tuple(ids), reference, columns_of(problem, row))
+        for index, (text, ids, reference, problem, row) in enumerate(
+            zip(texts, token_ids, references, asked, rows.to_list(), strict=True)
         )
         if 0 < len(ids) <= max_tokens
     )
@@ -125,4 +126,4 @@ def check_prompt_count(prompts: PromptSet, rollout: config.RolloutConfig, left_o
 
 def gold_rows(prompts: PromptSet) -> list[GoldRow]:
     """The prompts' reference answers, with the columns that a run hands to their verifiers."""
-    return [GoldRow(each.reference, columns_of(each.text, each.row), each.id) for each in prompts.prompts]
+    return [GoldRow(each.reference, each.row, each.id) for each in prompts.prompts]

@@ -44,11 +44,11 @@ def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dat
     if source.limit:
         rows = rows.select(range(min(source.limit, len(rows))))
     if len(rows) == 0:
-        raise ValueError(f"{_name(source)} has no rows")
+        raise ValueError(f"{source_name(source)} has no rows")
     return rows
 
 
-def _name(source: config.DatasetConfig) -> str:
+def source_name(source: config.DatasetConfig) -> str:
     """The name that rows are called after: of their generator, first file or data set on the hub."""
     return source.generator or next(iter(source.paths), None) or source.hub or ""
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from grpo import files
 from grpo.report import run_files
 from grpo.report.rollout_store import read_groups, stored_steps
 from grpo.terminal import LiteralTable, literal
@@ -137,7 +138,7 @@ def audit_run(
         chosen = [stored[at] for at in sorted(random.Random(0).sample(range(len(stored)), limit))]
     report = audit(chosen, grade(chosen, console, workers=workers, deadline_s=deadline_s))
     path = run_dir / run_files.AUDIT
-    with path.open("w", encoding="utf-8") as file:
+    with files.whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for side, disagreement in _disagreements(report):
             file.write(json.dumps(_as_row(side, disagreement)) + "\n")
     console.print(_summary(report, names, len(stored), path))

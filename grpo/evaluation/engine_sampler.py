@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
 
@@ -92,10 +91,8 @@ class EngineSampler:
             self._closing = opened.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closing.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self._closing.__exit__(*exception)
 
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float

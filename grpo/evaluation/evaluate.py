@@ -52,7 +52,7 @@ from grpo.types import Prompt, SamplingParams
 from grpo.visible import one_line
 from rewards.build import VerifierSpec
 from rewards.checks.gold_forms import GoldRow
-from rewards.judging import columns_of
+from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 
@@ -189,7 +189,7 @@ def _leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
         check_golds=settings.check_golds,
         max_unusable_share=settings.max_unusable_share,
     )
-    rows = [GoldRow(each.reference, columns_of(each.question, each.row), each.id) for each in job.problems]
+    rows = [GoldRow(each.reference, each.row, each.id) for each in job.problems]
     found = usable_rows([_spec(job)], {job.task.name: rows}, verification, OF_EVALUATION)
     for line in found.lines:
         console.print(literal(line, "yellow"), soft_wrap=True)
@@ -220,8 +220,7 @@ def _check_problems(job: TaskJob, records: Mapping[Key, Record]) -> None:
 
 
 def _wait_s(job: TaskJob, calls: int) -> float:
-    # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
-    return 60.0 + 4 * job.task.verifier.deadline_s * calls
+    return verdicts_wait_s(calls, job.task.verifier.deadline_s)
 
 
 def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo import files
 from grpo.evaluation.metrics import TaskMetrics
 from grpo.evaluation.store import Judged, write_json
 
@@ -39,15 +39,11 @@ def export(
     date = min(str(card["created"]) for card in cards.values()).replace(":", "-")
     sanitized = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model).strip("_")
     place = folder / FOLDER / sanitized
-    place.mkdir(parents=True, exist_ok=True)
     write_json(place / f"results_{date}.json", _results(model, sanitized, cards, found))
     for task, rows in tables.items():
-        path = place / f"samples_{task}_{date}.jsonl"
-        beside = path.with_name(path.name + ".partial")
-        with beside.open("w", encoding="ascii") as file:
+        with files.whole_file(place / f"samples_{task}_{date}.jsonl") as path, path.open("w", encoding="ascii") as file:
             for index, alike in enumerate(_by_problem(rows)):
                 file.write(json.dumps(_sample(index, alike, cards[task])) + "\n")
-        os.replace(beside, path)
     return place
 
 

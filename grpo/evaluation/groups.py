@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from grpo.evaluation.problems import Problem
 from grpo.evaluation.questions import Sample
 from grpo.evaluation.store import Key, Record
-from rewards.judging import columns_of, judge
+from rewards.judging import judge
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 
@@ -68,9 +68,8 @@ class Judging:
 
     def _ask(self, group: Sequence[tuple[Key, Sample]]) -> list[Asking]:
         problem = self._problems[group[0][0][0]]
-        row = columns_of(problem.question, problem.row)
         texts, tokens = [sample.text for _, sample in group], [sample.tokens for _, sample in group]
-        verdicts = judge(self._pool, [self._name], problem.reference, row, texts, tokens)
+        verdicts = judge(self._pool, [self._name], problem.reference, problem.row, texts, tokens)
         return [(key, sample, named[self._name]) for (key, sample), named in zip(group, verdicts, strict=True)]
 
 

@@ -18,6 +18,7 @@ from grpo.config import file as config_file
 from grpo.config.evaluation import TaskConfig
 from grpo.data.rows import HubUnreachable, load_rows
 from rewards.answers.formulas import without_dollars
+from rewards.judging import columns_of
 
 FOLDER = Path(__file__).parent / "tasks"
 _LETTERS = "ABCDEFGHIJ"
@@ -32,7 +33,7 @@ class Problem:
         id: the task's name and the row's index.
         question: what the model is asked, before any chat template.
         reference: what the verifier compares with.
-        row: the row's columns, as the verifier gets them.
+        row: the row's columns, as the verifier gets them (`rewards.judging.columns_of`).
         digest: of question and reference: two problems with the same one are the same problem.
     """
 
@@ -120,7 +121,7 @@ def _problem(task: TaskConfig, index: int, row: dict[str, Any]) -> Problem:
     digest = hashlib.blake2b(
         json.dumps([question, reference], sort_keys=True, default=str).encode(), digest_size=12
     ).hexdigest()
-    return Problem(name, question, reference, row, digest)
+    return Problem(name, question, reference, columns_of(question, row), digest)
 
 
 def _reference(task: TaskConfig, value: Any) -> Any:

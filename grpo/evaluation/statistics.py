@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.checks.audit import wilson
+from rewards.checks.audit import wilson, wilson_interval
 
 RESAMPLES = 10_000
 # Memory of one round of resamples: so many drawn indices.
@@ -142,19 +142,11 @@ def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int =
     if shares:
         # Problems that are all alike say nothing of their spread: each counts for one observation then.
         observations = mean * (1 - mean) / standard_error**2 if standard_error > 0 else float(count)
-        low, high = _wilson_of(mean, max(float(count), observations), t)
+        low, high = wilson_interval(mean, max(float(count), observations), t)
         return Estimate(mean, low, high, standard_error, count, "wilson")
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
     low, high = (float(one) for one in np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail)))
     return Estimate(mean, low, high, standard_error, count, "bootstrap")
-
-
-def _wilson_of(share: float, observations: float, deviations: float) -> tuple[float, float]:
-    """Wilson's interval of a share of so many observations, which need not be a whole number."""
-    squared = deviations**2 / observations
-    centre = (share + squared / 2) / (1 + squared)
-    half = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _resampled_means(values_P: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

@@ -7,19 +7,19 @@ order and with the classes of answers. The columns are documented in `docs/evalu
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grpo import files
+from grpo.report.json_lines import JsonLines, complete_lines
+from grpo.report.rollout_store import storable
 from grpo.types import FinishReason
 from rewards.verdict import Status
 
@@ -88,7 +88,7 @@ class Record:
         return self.status is Status.CORRECT
 
 
-class CompletionStore:
+class CompletionStore(JsonLines):
     """The completions of one task, on disk; of two with the same key the later one counts."""
 
     def __init__(self, path: Path) -> None:
@@ -97,38 +97,28 @@ class CompletionStore:
         Raises:
             ValueError: another process is writing to it, or a line in its midst cannot be read.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._file: BinaryIO = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(f"another evaluation is writing to {path}; wait for it, or choose another --out") from None
+        super().__init__(path, durable=False, alone=True)
         try:
             self._records = self._read()
         except ValueError:
-            self._file.close()
+            self.close()
             raise
 
     def _read(self) -> dict[Key, Record]:
-        self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)
+        lines = complete_lines(self.path)
         found: dict[Key, Record] = {}
-        whole = 0
         for number, line in enumerate(lines, start=1):
             record = _parse(line)
-            if record is None:
-                if number < len(lines):
-                    raise ValueError(
-                        f"line {number} of {self.path} is no completion; the file was changed by something else: mend "
-                        "that line, or start a new --out"
-                    )
-                break
-            found[record.key] = record
-            whole += len(line)
-        self._file.truncate(whole)
-        self._file.seek(0, os.SEEK_END)
+            if record is not None:
+                found[record.key] = record
+            elif number < len(lines):
+                raise ValueError(
+                    f"line {number} of {self.path} is no completion; the file was changed by something else: mend "
+                    "that line, or start a new --out"
+                )
+            else:
+                # What a power cut left of the last line.
+                self.keep(lambda number, _: number < len(lines))
         return found
 
     @property
@@ -138,29 +128,11 @@ class CompletionStore:
 
     def add(self, record: Record) -> None:
         """Append one; it survives the process from now on."""
-        line = json.dumps(dataclasses.asdict(record), ensure_ascii=True) + "\n"
-        self._file.write(line.encode("ascii"))
-        self._file.flush()
+        self.write(json.dumps(dataclasses.asdict(record), ensure_ascii=True) + "\n")
         self._records[record.key] = record
 
-    def close(self) -> None:
-        """Bring everything to disk and let the next one open the file."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _parse(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None
+def _parse(line: str) -> Record | None:
     try:
         return _record(json.loads(line))
     except (ValueError, TypeError, KeyError):
@@ -195,9 +167,8 @@ class Judged:
 def write_table(path: Path, rows: Sequence[Judged]) -> None:
     """Write the table; it appears whole or not at all."""
     table = pa.Table.from_pylist([_columns(row) for row in rows], schema=SCHEMA)
-    beside = path.with_name(path.name + ".partial")
-    pq.write_table(table, beside, compression="zstd")
-    os.replace(beside, path)
+    with files.whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def read_table(path: Path) -> list[Judged]:
@@ -214,10 +185,7 @@ def read_table(path: Path) -> list[Judged]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as JSON; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def file_digest(path: Path) -> str:
@@ -240,8 +208,4 @@ def _columns(row: Judged) -> dict[str, Any]:
     fields = dataclasses.asdict(row.record)
     fields |= {"question": row.question, "reference": row.reference}
     fields |= {"answer": row.answer, "answer_class": row.answer_class, "status": row.record.status.value}
-    # A lone surrogate is legal in a Python string and not in UTF-8: keep it readable rather than lose the table.
-    return {
-        name: value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
-        for name, value in fields.items()
-    }
+    return {name: storable(value) if isinstance(value, str) else value for name, value in fields.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from grpo import files
 from grpo.config import NewPolicyConfig
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
@@ -39,19 +39,15 @@ def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(shape)
-    # A folder of this name is taken for a whole policy, so it appears only when it is one.
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     # The bar of a file that is written in a millisecond only litters the log. So does DeepSpeed, which accelerate
     # imports on the way, by its warning of a missing GPU.
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    model.save_pretrained(partial)
+    # A folder of this name is taken for a whole policy, so it appears only when it is one.
+    with files.whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+        wrapped.save_pretrained(partial)
     transformers_logging.enable_progress_bar()
-    wrapped.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def shape_of(new: NewPolicyConfig, vocabulary: int) -> Qwen3Config:

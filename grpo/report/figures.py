@@ -10,7 +10,6 @@ Each file is meant to stand in a README or a paper: light ground, legible at 800
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from grpo import files
 from grpo.report.metrics_log import Curve, History, read_history, run_names
 from grpo.report.step_time import PARTS, StepTime, mean_step_time, step_time
 
@@ -246,9 +246,8 @@ def _finish(axes: Axes, title: str, unit: str, entries: Sequence[_Entry]) -> Non
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    beside = path.with_name(path.name + ".partial")
-    figure.savefig(beside, dpi=_DOTS_PER_INCH, format="png")
-    os.replace(beside, path)
+    with files.whole_file(path) as partial:
+        figure.savefig(partial, dpi=_DOTS_PER_INCH, format="png")
     return path
 
 

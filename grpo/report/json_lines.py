@@ -1,31 +1,39 @@
-"""Files of one JSON object per line, appended whole, and cut back when a run resumes."""
+"""Files of one JSON object per line, appended whole, and cut back when a run resumes: one class for all of them."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
+
+from grpo import files
 
 
 class JsonLines:
-    """Appends lines to a file; each is one write, on the disk when `append` returns unless it need not be."""
+    """Appends lines to a file; each is one write, on the disk when `write` returns unless it need not be."""
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
+    def __init__(self, path: Path, *, durable: bool = True, alone: bool = False) -> None:
         """Open the file, made with its folder where it is missing.
 
         Args:
             path: the file.
             durable: wait for the disk at each line; without, a power cut may take the last ones.
+            alone: keep other processes from opening the file in this way.
+
+        Raises:
+            ValueError: with `alone`, another process has it open.
         """
-        self._durable = durable
+        self._durable, self._alone = durable, alone
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            # Cut off what a killed process left half written, or the next line would be glued to it.
-            _replace_lines(path, complete_lines(path))
-        self._descriptor = _open_to_append(path)
+        self._descriptor = self._open()
+        # A killed process may have written half a line, and the next line would be glued to it.
+        os.ftruncate(self._descriptor, path.read_bytes().rfind(b"\n") + 1)
 
-    def append(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Write one line, which ends with its newline.
 
         Raises:
@@ -42,28 +50,40 @@ class JsonLines:
         """Drop the lines that are not wanted: `wanted(number from 1, text)`."""
         kept = [text for number, text in enumerate(complete_lines(self.path), start=1) if wanted(number, text)]
         os.close(self._descriptor)
-        _replace_lines(self.path, kept)
-        self._descriptor = _open_to_append(self.path)
+        files.write_text(self.path, "".join(line + "\n" for line in kept), durable=self._durable)
+        self._descriptor = self._open()
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a resumed run makes again; each line holds an object with its `step`."""
+        self.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
 
     def close(self) -> None:
-        """Release the file. Safe to call twice."""
+        """Bring the lines to disk and release the file. Safe to call twice."""
         if self._descriptor >= 0:
+            os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> int:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if self._alone:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(
+                f"another process is writing to {self.path}; wait for it, or choose another folder"
+            ) from None
+        return descriptor
 
 
 def complete_lines(path: Path) -> Sequence[str]:
     """The lines of a file that may be missing, without what a killed process left of a last one."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _open_to_append(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-
-def _replace_lines(path: Path, lines: Iterable[str]) -> None:
-    # Beside the file and renamed over it: a kill in between leaves the old file whole.
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
+    return text.split("\n")[:-1]

@@ -35,24 +35,16 @@ class TrainedGroup:
     sample: str
 
 
-class Ledger:
+class Ledger(JsonLines):
     """Written once per step, at its end."""
 
     def __init__(self, run_dir: Path) -> None:
         """Open a run's ledger, made where it is missing."""
-        self._lines = JsonLines(run_dir / run_files.LEDGER)
+        super().__init__(run_dir / run_files.LEDGER)
 
     def append(self, step: int, groups: Sequence[Group]) -> None:
         """Write what `step` was trained on."""
-        self._lines.append(json.dumps({"step": step, "groups": [_entry(group) for group in groups]}) + "\n")
-
-    def truncate_after(self, step: int) -> None:
-        """Forget later steps, which a resumed run makes again."""
-        self._lines.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
-
-    def close(self) -> None:
-        """Release the file. Safe to call twice."""
-        self._lines.close()
+        self.write(json.dumps({"step": step, "groups": [_entry(group) for group in groups]}) + "\n")
 
 
 def read_ledger(run_dir: Path) -> list[TrainedGroup]:

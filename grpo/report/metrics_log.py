@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from grpo.report import run_files
 from grpo.report.json_lines import JsonLines, complete_lines
@@ -124,13 +123,12 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, start=1)]
 
 
-class MetricsLog:
+class MetricsLog(JsonLines):
     """Appends lines to a run's metrics file; each is one write, on the disk when `append` returns."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / run_files.METRICS
         self._last_step = read_history(run_dir).last_step()
-        self._lines = JsonLines(self._path)
+        super().__init__(run_dir / run_files.METRICS)
 
     @property
     def last_step(self) -> int | None:
@@ -152,29 +150,17 @@ class MetricsLog:
                 raise ValueError(f"the metric name {name!r} is reserved for the line itself; rename the metric")
         if not late and self._last_step is not None and line.step <= self._last_step:
             raise ValueError(
-                f"step {line.step} comes after step {self._last_step} in {self._path}: steps must rise. "
+                f"step {line.step} comes after step {self._last_step} in {self.path}: steps must rise. "
                 f"To go on from a checkpoint, call truncate_after(its step) first; "
                 f"to start anew, use an empty run folder"
             )
-        self._lines.append(line.to_json())
+        self.write(line.to_json())
         self._last_step = line.step if self._last_step is None else max(line.step, self._last_step)
 
     def truncate_after(self, step: int) -> None:
         """Drop every line of a later step, so that a resumed run does not count its steps twice."""
-        self._lines.keep(lambda number, text: _parse(text, self._path, number).step <= step)
-        self._last_step = read_history(self._path.parent).last_step()
-
-    def close(self) -> None:
-        """Release the file. Safe to call twice."""
-        self._lines.close()
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self.keep(lambda number, text: _parse(text, self.path, number).step <= step)
+        self._last_step = read_history(self.path.parent).last_step()
 
 
 def _parse(text: str, path: Path, number: int) -> MetricsLine:

@@ -10,22 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import ray
 from ray.util.metrics import Gauge
-
-
-def exported_name(metric: str) -> str:
-    """What a metric is called at Ray's endpoint: letters, digits and underscores."""
-    return "ray_" + _gauge_name(metric)
-
-
-def endpoints() -> list[str]:
-    """The addresses, one for each node that is alive, that a Prometheus server is to scrape. Ray must be up."""
-    return [
-        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
 
 
 class RayMetricsTracker:
@@ -39,9 +24,7 @@ class RayMetricsTracker:
     def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
         for name, value in {"step": float(step), **metrics}.items():
             if name not in self._gauges:
-                self._gauges[name] = Gauge(
-                    _gauge_name(name), description=f"{name} (docs/metrics.md)", tag_keys=("run",)
-                )
+                self._gauges[name] = Gauge(gauge_name(name), description=f"{name} (docs/metrics.md)", tag_keys=("run",))
             self._gauges[name].set(value, {"run": self._run})
 
     def truncate_after(self, step: int) -> None:
@@ -52,5 +35,6 @@ class RayMetricsTracker:
         self._gauges.clear()
 
 
-def _gauge_name(metric: str) -> str:
+def gauge_name(metric: str) -> str:
+    """What a metric is called for Ray, which puts `ray_` before it: letters, digits and underscores."""
     return "grpo_" + re.sub(r"[^A-Za-z0-9_]", "_", metric)

@@ -28,7 +28,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from grpo.report import rollout_store, run_files
 from grpo.report.closing_table import ClosingTable, closing_table
@@ -194,9 +193,7 @@ class RunRecorder:
     def __enter__(self) -> RunRecorder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _warn_of_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grpo import files
 from grpo.report import run_files
 from grpo.types import Group, Rollout
 
 SCHEMA_VERSION = "1"
+_ENDING = ".parquet"
 
 _NAMED_NUMBER = pa.struct([("name", pa.string()), ("value", pa.float64())])
 _SPAN = pa.struct([("start", pa.int32()), ("stop", pa.int32()), ("policy_version", pa.int64())])
@@ -102,13 +102,12 @@ class StoredGroup:
 
 def step_path(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> Path:
     """Where the rollouts of a step are stored."""
-    return run_dir / folder / f"step_{step:06d}.parquet"
+    return run_dir / folder / f"{run_files.step_name(step)}{_ENDING}"
 
 
 def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, ...]:
     """The steps whose rollouts are stored, rising."""
-    found = (re.fullmatch(r"step_(\d+)\.parquet", path.name) for path in (run_dir / folder).glob("step_*"))
-    return tuple(sorted(int(match.group(1)) for match in found if match))
+    return tuple(run_files.steps_in(run_dir / folder, _ENDING))
 
 
 def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
@@ -132,11 +131,9 @@ def write_step(
     """
     check_shape(groups, advantages)
     path = step_path(run_dir, step, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(_rows(step, groups, advantages)), schema=SCHEMA)
-    beside = path.with_name(path.name + ".partial")
-    pq.write_table(table, beside, compression="zstd")
-    os.replace(beside, path)
+    with files.whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
     return path
 
 
@@ -203,8 +200,8 @@ def _rows(step: int, groups: Sequence[Group], advantages: Advantages) -> Iterabl
         shared = {
             "step": step,
             "group": group_index,
-            "prompt_id": _storable(group.prompt.id),
-            "prompt": _storable(group.prompt.text),
+            "prompt_id": storable(group.prompt.id),
+            "prompt": storable(group.prompt.text),
             "reference": _as_json(group.prompt.reference),
             "row": _as_json(dict(group.prompt.row)),
         }
@@ -215,17 +212,17 @@ def _rows(step: int, groups: Sequence[Group], advantages: Advantages) -> Iterabl
 def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
     completion = rollout.completion
     return {
-        "completion": _storable(completion.text),
+        "completion": storable(completion.text),
         "completion_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "reward": _number(rollout.reward),
         "verdicts": [
             {
-                "verifier": _storable(name),
+                "verifier": storable(name),
                 "status": verdict.status.value,
                 "score": verdict.score,
-                "reason": _storable(verdict.reason),
-                "parts": [{"name": _storable(part), "value": value} for part, value in verdict.parts.items()],
+                "reason": storable(verdict.reason),
+                "parts": [{"name": storable(part), "value": value} for part, value in verdict.parts.items()],
             }
             for name, verdict in rollout.verdicts.items()
         ],
@@ -266,8 +263,8 @@ def _number(value: float | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _storable(text: str) -> str:
-    # A lone surrogate is legal in a Python string and not in UTF-8: keep it readable rather than fail a step.
+def storable(text: str) -> str:
+    """A text for Arrow: a lone surrogate is legal in a Python string and not in UTF-8, and is kept readable."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
@@ -14,5 +17,23 @@ ROLLOUTS = "rollouts"
 EVALUATIONS = "evaluations"
 CHECKPOINTS = "checkpoints"
 SKIPPED = "skipped"
+STALLS = "stalls"
+TENSORBOARD = "tensorboard"
+LEFT_OUT = "left_out.jsonl"
+# The policy that a supervised run starts from where it is made anew.
+RANDOM_POLICY = "random_policy"
+# What the trackers call the run.
+WANDB_ID, MLFLOW_ID = "wandb_id", "mlflow_id"
 # A policy in Hugging Face format: of a whole run, or of a checkpoint.
 POLICY = "policy"
+
+
+def step_name(step: int) -> str:
+    """The name of a file or folder that belongs to a step, without what a file's name ends with."""
+    return f"step_{step:06d}"
+
+
+def steps_in(folder: Path, ending: str = "") -> list[int]:
+    """The steps that have a file or folder of their own in a folder, rising; none where there is no such folder."""
+    names = (path.name.removesuffix(ending) for path in folder.glob(f"step_*{ending}"))
+    return sorted(int(name[1]) for each in names if (name := re.fullmatch(r"step_(\d+)", each)))

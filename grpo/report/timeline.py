@@ -39,13 +39,13 @@ class StepLanes:
     complete: bool
 
 
-class TimeLine:
+class TimeLine(JsonLines):
     """Written once per step."""
 
     def __init__(self, run_dir: Path, most_bytes: int = MOST_BYTES) -> None:
         """Open a run's time line, made where it is missing; it is kept below `most_bytes`."""
         # Nothing hangs on it, and a step of a small policy should not wait for a disk.
-        self._lines = JsonLines(run_dir / run_files.TIMELINE, durable=False)
+        super().__init__(run_dir / run_files.TIMELINE, durable=False)
         self._most_bytes = most_bytes
 
     def append(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
@@ -64,18 +64,10 @@ class TimeLine:
             for actor, busy in lanes.items()
             if busy
         }
-        self._lines.append(json.dumps({"step": step, "begin": round(begin, 3), "lanes": told}) + "\n")
-        if self._lines.path.stat().st_size > self._most_bytes:
-            half = len(complete_lines(self._lines.path)) // 2
-            self._lines.keep(lambda number, _: number > half)
-
-    def truncate_after(self, step: int) -> None:
-        """Forget later steps, which a resumed run makes again."""
-        self._lines.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
-
-    def close(self) -> None:
-        """Release the file. Safe to call twice."""
-        self._lines.close()
+        self.write(json.dumps({"step": step, "begin": round(begin, 3), "lanes": told}) + "\n")
+        if self.path.stat().st_size > self._most_bytes:
+            half = len(complete_lines(self.path)) // 2
+            self.keep(lambda number, _: number > half)
 
 
 def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from grpo.report import run_files
+
 TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "prometheus")
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Tracker(Protocol):
@@ -72,7 +73,7 @@ class TensorBoardTracker:
     """Event files under `tensorboard/` in the run folder."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / TENSORBOARD_FOLDER
+        self._folder = run_dir / run_files.TENSORBOARD
         self._writer = self._open(purge_step=None)
 
     def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
@@ -103,7 +104,7 @@ class WandbTracker:
         except ImportError as missing:
             raise _not_installed("wandb") from missing
         run_dir.mkdir(parents=True, exist_ok=True)
-        id_file = run_dir / "wandb_id"
+        id_file = run_dir / run_files.WANDB_ID
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:12]
         id_file.write_text(run_id + "\n")
         self._run: Any = wandb.init(
@@ -140,7 +141,7 @@ class MlflowTracker:
             raise _not_installed("mlflow") from missing
         self._client = MlflowClient()
         run_dir.mkdir(parents=True, exist_ok=True)
-        id_file = run_dir / "mlflow_id"
+        id_file = run_dir / run_files.MLFLOW_ID
         if id_file.exists():
             self._run_id = id_file.read_text().strip()
             self._client.update_run(self._run_id, status="RUNNING")

@@ -14,6 +14,7 @@ from grpo.algorithm.advantages import informative_groups
 from grpo.types import Completion, Group, Prompt, Rollout
 from rewards.build import VerifierSpec
 from rewards.compose import combine
+from rewards.judging import Pool, judge
 from rewards.selection import choose
 from rewards.verdict import Verdict
 
@@ -63,6 +64,15 @@ def collect(
         if not verifying.wait(verdict_wait_s):
             raise verifying.late(verdict_wait_s)
         yield from verifying.done()
+
+
+def judge_group(
+    pool: Pool, specs: Sequence[VerifierSpec], prompt: Prompt, completions: Sequence[Completion]
+) -> list[dict[str, Future[Verdict]]]:
+    """Start the verification of a group by the verifiers that judge its row; `rewards.judging.judge` says more."""
+    names = [spec.name for spec in choose(specs, prompt.row)]
+    texts, tokens = [each.text for each in completions], [len(each.token_ids) for each in completions]
+    return judge(pool, names, prompt.reference, prompt.row, texts, tokens)
 
 
 class Verifying:

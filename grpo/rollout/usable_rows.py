@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo import config
+from grpo import config, files
+from grpo.report import run_files
 from rewards.build import VerifierSpec
 from rewards.checks.gold import GoldReport, check_gold
 from rewards.checks.gold_forms import GoldRow
@@ -19,7 +20,6 @@ from rewards.checks.references import ReferenceReport, UnusableReference, check_
 from rewards.pool import VerifierPool
 from rewards.selection import choose
 
-LEFT_OUT = "left_out.jsonl"
 MATHEMATICAL = ("math", "math_verify")
 # References are looked at for no longer than this: `grpo check` takes its time, and a verifier may run a program.
 _REFERENCES_S = 20.0
@@ -68,11 +68,11 @@ class UsableRows:
 
     def write(self, folder: Path) -> None:
         """Write the rows that are left out into a run's folder; nothing where there are none."""
-        path = folder / LEFT_OUT
+        path = folder / run_files.LEFT_OUT
         path.unlink(missing_ok=True)
         if self.left_out:
             lines = [json.dumps({"row": each.row.name, "problem": each.problem}) for each in self.left_out]
-            path.write_text("\n".join(lines) + "\n", encoding="ascii")
+            files.write_text(path, "\n".join(lines) + "\n")
 
 
 def usable_rows(

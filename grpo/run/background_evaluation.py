@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
+from grpo import files
 from grpo.config import TrainConfig
 from grpo.data.prompts import PromptSet
 from grpo.data.rows import cell
@@ -30,9 +30,6 @@ from grpo.report import run_files
 TASK = "held_out"
 # The question as training asks it, template and all, and its reference.
 _ASKED, _REFERENCE = "asked", "reference_answer"
-# There until the numbers of the step are reported.
-_POLICY = "policy"
-_NAME = re.compile(r"step_(\d+)")
 # The process ends with the one that started it, however that ends.
 _PROGRAM = """
 import sys
@@ -85,7 +82,7 @@ class BackgroundEvaluation:
 
     def forget_after(self, step: int) -> None:
         """Drop policies of later steps, which a resumed run makes again."""
-        for later in _steps(self.folder):
+        for later in run_files.steps_in(self.folder):
             if later > step:
                 shutil.rmtree(self._place(later))
 
@@ -96,10 +93,8 @@ class BackgroundEvaluation:
         """
         place = self._place(step)
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        partial = place / ".policy.partial"
-        export(str(partial.absolute()))
-        partial.rename(place / _POLICY)
+        with files.whole_folder(place / run_files.POLICY) as partial:
+            export(str(partial.absolute()))
         self._start_next()
 
     def finished(self, *, wait: bool) -> Iterator[Late]:
@@ -128,7 +123,7 @@ class BackgroundEvaluation:
                 raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{told}")
             yield Late(step, self._metrics(step, time.monotonic() - started))
             # Reported: from now on nothing is owed for this step.
-            shutil.rmtree(self._place(step) / _POLICY)
+            shutil.rmtree(self._place(step) / run_files.POLICY)
             self._start_next()
 
     @property
@@ -183,7 +178,7 @@ class BackgroundEvaluation:
         }
         overrides = [f"{name}={json.dumps(value)}" for name, value in said.items()]
         task = str((self.folder / f"{TASK}.yaml").absolute())
-        return ["eval", "run", str(place / _POLICY), "--task", task, "--out", str(place), *overrides]
+        return ["eval", "run", str(place / run_files.POLICY), "--task", task, "--out", str(place), *overrides]
 
     def _metrics(self, step: int, seconds: float) -> dict[str, float]:
         found = json.loads((self._place(step) / TASK / "metrics.json").read_text(encoding="utf-8"))
@@ -196,7 +191,7 @@ class BackgroundEvaluation:
         }
 
     def _owed(self) -> Iterator[int]:
-        return (step for step in _steps(self.folder) if (self._place(step) / _POLICY).is_dir())
+        return (step for step in run_files.steps_in(self.folder) if (self._place(step) / run_files.POLICY).is_dir())
 
     def _place(self, step: int) -> Path:
         return _place(self.folder, step)
@@ -208,17 +203,13 @@ class BackgroundEvaluation:
 def owes_evaluations(settings: TrainConfig) -> bool:
     """Whether a stopped run has left policies whose numbers its resume is to report."""
     evaluation, folder = settings.evaluation, Path(settings.run.folder) / run_files.EVALUATIONS
-    if evaluation is None or evaluation.mode != "background" or not folder.is_dir():
+    if evaluation is None or evaluation.mode != "background":
         return False
-    return any((_place(folder, step) / _POLICY).is_dir() for step in _steps(folder))
-
-
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return any((_place(folder, step) / run_files.POLICY).is_dir() for step in run_files.steps_in(folder))
 
 
 def _place(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:06d}"
+    return folder / run_files.step_name(step)
 
 
 def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> None:
@@ -226,7 +217,7 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
     evaluation = settings.evaluation
     assert evaluation is not None
     data, verifier = evaluation.data, settings.verifiers[0]
-    with (folder / f"{TASK}.jsonl").open("w", encoding="ascii") as file:
+    with files.whole_file(folder / f"{TASK}.jsonl") as rows, rows.open("w", encoding="ascii") as file:
         for prompt in held_out.prompts:
             question = cell(prompt.row, data.prompt)
             if not isinstance(question, str):
@@ -258,4 +249,4 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
             "stop": list(settings.rollout.stop),
         },
     }
-    (folder / f"{TASK}.yaml").write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    files.write_text(folder / f"{TASK}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True))

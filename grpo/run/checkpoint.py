@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from grpo import files
 from grpo.report import run_files
 
-_NAME = re.compile(r"step_(\d+)")
 STATE = "driver.pt"
 # Bytes free at most on a disk that is called full where there is no other sign of it.
 _LITTLE = 1 << 20
@@ -67,33 +66,28 @@ def write(
         OSError: it cannot be written; older checkpoints are untouched.
     """
     parent = run_folder / run_files.CHECKPOINTS
-    final, partial = parent / f"step_{step:06d}", parent / f".step_{step:06d}.partial"
+    final = parent / run_files.step_name(step)
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(".step_*.partial"):
         shutil.rmtree(left, ignore_errors=True)
     newest = latest(run_folder)
     # Checkpoints of a run are all alike, and the oldest is only deleted when the new one is whole.
     needed = _size(newest.folder) if newest else 0
-    if needed > _free(parent):
+    written, free = 0, _free(parent)
+    if needed > free:
         raise _no_room(parent, step, needed, newest, "was not begun")
-    partial.mkdir()
     try:
-        write_learner(str(partial.absolute()))
-        torch.save(driver_state, partial / STATE)
-        for path in [*partial.rglob("*"), partial]:
-            _to_disk(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _to_disk(parent)
+        with files.whole_folder(final, durable=True) as partial:
+            try:
+                write_learner(str(partial.absolute()))
+                torch.save(driver_state, partial / STATE)
+            finally:
+                written, free = _size(partial), _free(parent)
     # What writes tensors tells a full disk by an error of its own, without its number.
     except (OSError, RuntimeError, SafetensorError) as failure:
-        written = _size(partial)
-        if _free(parent) > max(_LITTLE, needed - written) and not _says_full(failure):
+        if free > max(_LITTLE, needed - written) and not _says_full(failure):
             raise
-        shutil.rmtree(partial, ignore_errors=True)
         raise _no_room(parent, step, max(needed, written), newest, "was given up") from failure
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     for old in _all(run_folder)[:-keep]:
         shutil.rmtree(old.folder)
     return Checkpoint(step, final)
@@ -138,14 +132,5 @@ def latest(run_folder: Path) -> Checkpoint | None:
 
 
 def _all(run_folder: Path) -> list[Checkpoint]:
-    folders = (run_folder / run_files.CHECKPOINTS).glob("step_*")
-    matches = [(match, folder) for folder in folders if (match := _NAME.fullmatch(folder.name))]
-    return sorted((Checkpoint(int(match[1]), folder) for match, folder in matches), key=lambda one: one.step)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    parent = run_folder / run_files.CHECKPOINTS
+    return [Checkpoint(step, parent / run_files.step_name(step)) for step in run_files.steps_in(parent)]

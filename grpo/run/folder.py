@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from grpo import config
+from grpo import config, files
 from grpo.config.file import dump
 from grpo.report import run_files
 from grpo.report.closing_table import ClosingTable, closing_table
@@ -36,12 +36,11 @@ def open_folder(
         raise ValueError(
             f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / run_files.CONFIG
     if found and path.exists():
         for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
             progress.show(f"changed since the last start: {line}")
-    path.write_text(dump(resolved), encoding="utf-8")
+    files.write_text(path, dump(resolved))
     return found
 
 

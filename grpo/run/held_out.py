@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from grpo import config
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.data.prompts import PromptSet
@@ -75,7 +75,7 @@ class HeldOut:
         longest = evaluation.max_completion_tokens or rollout.max_completion_tokens
         sampling = SamplingParams(1, longest, 0.0, tuple(rollout.stop))
         watch = Stopwatch()
-        with ACTIVITY.within(Phase.EVALUATE), self.busy.during(Phase.EVALUATE):
+        with activity.current().within(Phase.EVALUATE), self.busy.during(Phase.EVALUATE):
             groups = self._answers(self.prompts.prompts, sampling, step)
         FailureShare(self.settings.verification.max_failure_share).check(groups)
         # What an evaluation asked of the pool is not a step's.

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpo.cluster import cluster
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.activity import driving
 from grpo.cluster.claim import plan_of
 from grpo.cluster.failures import ProcessDied, Stalled
+from grpo.cluster.session import on_one_device
 from grpo.config import SftConfig, TrainConfig
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
@@ -22,6 +23,7 @@ from grpo.types import Phase
 Settings = TypeVar("Settings", TrainConfig, SftConfig)
 
 
+@on_one_device()
 def with_recovery(
     settings: Settings, open_display: Callable[[], Progress], job: Callable[[Settings, Progress], ClosingTable]
 ) -> ClosingTable:
@@ -50,10 +52,13 @@ def with_recovery(
         if told:
             display.show(told)
         try:
-            with Watchdog(settings.watchdog, folder, ACTIVITY, display.show, settings.cluster.start_deadline_s):
+            with (
+                driving() as activity,
+                Watchdog(settings.watchdog, folder, activity, display.show, settings.cluster.start_deadline_s),
+            ):
                 if told:
                     _wait_for_nodes(settings, display)
-                return job(settings, WatchedProgress(display, ACTIVITY))
+                return job(settings, WatchedProgress(display, activity))
         except (ProcessDied, Stalled) as failure:
             display.close()
             after = _newest_step(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.types import Phase
 from rewards.pool.busy_clock import BusyClock
 
@@ -33,7 +33,7 @@ class Stopwatch:
         self._phase, self._switched = phase, now
         if phase is not None:
             self._first.setdefault(phase, now - self._begun)
-        ACTIVITY.time(phase)
+        activity.current().time(phase)
 
     @property
     def elapsed_s(self) -> float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from grpo import config
 from grpo.algorithm.minibatches import TrainBatch
@@ -82,10 +81,8 @@ class TrainingRun:
             self._closing = opened.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closing.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self._closing.__exit__(*exception)
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         settings, progress = self.settings, self._progress

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from grpo import config
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster import activity
 from grpo.cluster.verifiers.nodes import NodePool
 from grpo.config.verifiers import specs_of
 from grpo.report.progress import Progress
-from grpo.rollout.groups import Verifying
+from grpo.rollout.groups import Verifying, judge_group
 from grpo.run.metrics import verifier_metrics
 from grpo.types import ActorId, ActorKind, Completion, Phase, Prompt
-from rewards.judging import columns_of, judge
+from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
 from rewards.pool.busy_clock import Busy
-from rewards.selection import choose
 from rewards.verdict import Verdict
 
 
@@ -44,12 +43,11 @@ class Verification:
 
     def start(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
         """Begin to judge a prompt's completions: for each, the verdicts to come by the verifiers' names."""
-        names = [spec.name for spec in choose(self.specs, prompt.row)]
-        row = columns_of(prompt.text, prompt.row)
-        texts, tokens = [one.text for one in completions], [len(one.token_ids) for one in completions]
-        verdicts = judge(self._pool, names, prompt.reference, row, texts, tokens)
+        verdicts = judge_group(self._pool, self.specs, prompt, completions)
+        # The pool's threads, which set verdicts, drive no job.
+        driven = activity.current()
         for future in (future for named in verdicts for future in named.values()):
-            future.add_done_callback(lambda _: ACTIVITY.moved())
+            future.add_done_callback(lambda _: driven.moved())
         return verdicts
 
     def verifying(self) -> Verifying:
@@ -58,8 +56,7 @@ class Verification:
 
     def wait_s(self, completions: int) -> float:
         """Seconds within which the pool has judged so many completions, unless the pool itself hangs."""
-        # The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
-        return 60.0 + 4 * self._settings.deadline_s * completions
+        return verdicts_wait_s(completions, self._settings.deadline_s)
 
     def take_metrics(self) -> dict[str, float]:
         """Latencies and cache hits of the verdicts since the last call."""

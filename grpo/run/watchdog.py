@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from rich.console import RenderableType
 
@@ -24,12 +24,12 @@ from grpo.cluster.activity import Activity
 from grpo.cluster.failures import Stalled
 from grpo.cluster.processes import ActorProcess
 from grpo.config import WatchdogConfig as Settings
+from grpo.report import run_files
 from grpo.report.progress import Progress
 from grpo.run.folder import note_fault
 from grpo.types import Phase
 from grpo.visible import visible
 
-FOLDER = "stalls"
 # What stops a driver whose main thread does not even hear a signal: nothing closes it properly any more.
 _DEAF_S = 120.0
 _START_SHARE = 0.9
@@ -75,9 +75,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
         if self._settings.action != "warn":
@@ -118,7 +116,7 @@ class Watchdog:
 
     def _write(self, phase: Phase, stalled: str, actors: list[ActorProcess], silent: set[str]) -> Path:
         now = time.gmtime()
-        path = self._run_dir / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{phase}.txt"
+        path = self._run_dir / run_files.STALLS / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{phase}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = ray_processes.stacks_of(sorted(actors, key=lambda one: one.actor not in silent))
         text = [

@@ -27,7 +27,6 @@ _REWARD_GAINED = 0.05
 _LENGTH_FACTOR = 2.0
 _TRUNCATED = 0.2
 _FAILED = 0.02
-_AUDIT_SHARE = 0.02
 _FEWEST_DISAGREEMENTS = 3
 # Short answers coincide without anybody copying.
 _SHORTEST_COPY = 40

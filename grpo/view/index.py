@@ -26,7 +26,6 @@ Order = Literal["newest", "oldest", "spread"]
 _FILES_AT_ONCE = 40
 _READERS = 2
 _REMEMBERED = 16
-_SEARCHERS = concurrent.futures.ThreadPoolExecutor(_READERS, "searching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,8 @@ def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
 
     # Arrow looks through one array with one thread, and holds no lock of Python's meanwhile.
     half = texts.num_chunks // 2
-    return np.concatenate([*_SEARCHERS.map(search, (texts.chunks[:half], texts.chunks[half:]))])
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as searchers:
+        return np.concatenate([*searchers.map(search, (texts.chunks[:half], texts.chunks[half:]))])
 
 
 def _join(parts: Mapping[int, Columns], version: int) -> Snapshot:

@@ -15,11 +15,11 @@ _FILE = "tokenizer.json"
 
 def find_tokenizer(run_dir: Path, policy_path: str | None) -> Path | None:
     """Where the run's tokenizer is: in its newest checkpoint, its `policy/`, or the policy that it started from."""
-    exported = sorted(run_dir.glob(f"checkpoints/*/policy/{_FILE}"))
-    started = [Path(policy_path) / _FILE] if policy_path else []
-    return next(
-        (path for path in (*reversed(exported), run_dir / run_files.POLICY / _FILE, *started) if path.is_file()), None
-    )
+    checkpoints = run_dir / run_files.CHECKPOINTS
+    newest_first = [checkpoints / run_files.step_name(step) for step in reversed(run_files.steps_in(checkpoints))]
+    policies = [folder / run_files.POLICY for folder in (*newest_first, run_dir)]
+    policies += [Path(policy_path)] if policy_path else []
+    return next((path / _FILE for path in policies if (path / _FILE).is_file()), None)
 
 
 def pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:

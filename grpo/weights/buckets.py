@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,18 +162,27 @@ def runs(found: Sequence[Message], limit_bytes: float) -> Iterator[list[Message]
 
 def safetensors_header(bucket: Bucket) -> bytes:
     """What a safetensors file of the bucket begins with; the tensors' bytes follow, one right after the other."""
-    told, position = {}, 0
-    for tensor in bucket.tensors:
-        told[tensor.name] = {
-            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + tensor.nbytes],
-        }
-        position += tensor.nbytes
-    header = json.dumps(told, separators=(",", ":")).encode()
+    return file_header((info.name, _SAFETENSORS_DTYPES[info.dtype], info.shape, info.nbytes) for info in bucket.tensors)
+
+
+def file_header(
+    parts: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """What a safetensors file begins with.
+
+    Args:
+        parts: name, dtype in safetensors' words, shape and bytes of each tensor, in the order of the file.
+        metadata: named texts that the file carries as well.
+    """
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    position = 0
+    for name, dtype, shape, nbytes in parts:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
     # The format wants the data aligned to 8 bytes; spaces after the JSON are allowed for it.
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _blocks(tensors: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:

@@ -14,7 +14,7 @@ receiver puts whole tensors together here and loads them as it would from a whol
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from grpo.weights.buckets import Bucket, TensorInfo
+from grpo.weights.buckets import Bucket, TensorInfo, file_header
 from grpo.weights.source import PolicyWeights, gathered_together
 
 # A changed element is told by its span of the flattened tensor, and 16 bits within it.
@@ -244,19 +244,11 @@ def _hash(bits_E: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(bits_E.data)
 
 
-def _safetensors(found: Iterable[tuple[str, np.ndarray]], metadata: dict[str, str]) -> np.ndarray:
+def _safetensors(found: Sequence[tuple[str, np.ndarray]], metadata: dict[str, str]) -> np.ndarray:
     """One-dimensional arrays as the bytes of a safetensors file, uint8."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    parts, position = [], 0
-    for name, array in found:
-        end = position + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype.str], "shape": [len(array)], "data_offsets": [position, end]}
-        parts.append(array.view(np.uint8))
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    begin = len(text).to_bytes(8, "little") + text
-    return np.concatenate([np.frombuffer(begin, dtype=np.uint8), *parts])
+    parts = ((name, _NAMES[array.dtype.str], array.shape, array.nbytes) for name, array in found)
+    begin = np.frombuffer(file_header(parts, metadata), dtype=np.uint8)
+    return np.concatenate([begin, *(array.view(np.uint8) for _, array in found)])
 
 
 def _arrays(file: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:

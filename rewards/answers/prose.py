@@ -52,7 +52,6 @@ _CHANGED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _LETTERS_AFTER = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
-_HEAD = re.compile(r"(?:[$\u20ac\u00a3]\s?)?")
 _CHANCE = re.compile(r"\b(?:probability|chance|odds|likelihood)\b", re.IGNORECASE)
 _ONE_IN = re.compile(r"(\d{1,9}) (?:in|out of) (\d{1,9})[.*\s]*$")
 _RATIO = re.compile(r"(\d{1,9}) to (\d{1,9})[.*\s]*$")

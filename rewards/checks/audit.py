@@ -108,10 +108,15 @@ def wilson(count: int, of: int) -> Rate:
         raise ValueError(f"0 <= count <= of is needed, got {count} of {of}")
     if of == 0:
         return Rate(0, 0, 0.0, 1.0)
-    share, z2 = count / of, _Z * _Z
-    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    return Rate(count, of, max(0.0, centre - half), min(1.0, centre + half))
+    return Rate(count, of, *wilson_interval(count / of, of, _Z))
+
+
+def wilson_interval(share: float, observations: float, deviations: float) -> tuple[float, float]:
+    """Wilson's interval of a share, `deviations` wide to each side; the observations need not be a whole number."""
+    squared = deviations**2 / observations
+    centre = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> AuditReport:

@@ -6,12 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 
-from rewards.adapt import Adapted
 from rewards.checks.gold_forms import Call
-from rewards.checks.gold_questions import Questioned
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
-from rewards.verifier import Verifier
 
 Judge = Callable[[Sequence[Call]], Sequence[Verdict]]
 _LOOK_S = 0.2
@@ -59,12 +56,6 @@ class Patience:
             for answer in answers:
                 answer.cancel()
         return why
-
-
-def one_by_one(verifier: Verifier) -> Judge:
-    """Judge by calling a verifier here, for verifiers that are known to come back."""
-    judged_by = Adapted(Questioned.of(verifier))
-    return lambda calls: [judged_by(completion, reference, prompt) for _, completion, reference, prompt in calls]
 
 
 def through(pool: VerifierPool, *, most_killed: int = 5, most_s: float = 300.0) -> Judge:

@@ -58,13 +58,6 @@ class Questioned:
     def __init__(self, use: str, options: Mapping[str, Any]) -> None:
         self._verifier: Verifier = build_verifier(use, options)
 
-    @classmethod
-    def of(cls, verifier: Verifier) -> Questioned:
-        """The same for a verifier that is built already."""
-        made = cls.__new__(cls)
-        made._verifier = verifier if isinstance(verifier, Adapted) else Adapted(verifier)
-        return made
-
     def prepare(self) -> None:
         """Prepare the verifier."""
         adapt.prepare(self._verifier)
@@ -97,7 +90,7 @@ class Questioned:
     def _judge(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         # A run hands verifiers the completion's number of tokens; here no tokenizer is known.
         tokens = len(completion) // _CHARACTERS_PER_TOKEN + 1
-        return self._verifier(completion, reference, {TOKENS_COLUMN: tokens, **prompt})
+        return self._verifier(completion, reference, {**prompt, TOKENS_COLUMN: tokens})
 
     def _completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
         method = self._method(GOLD_COMPLETIONS)

@@ -37,9 +37,12 @@ from sandbox.outside.languages import COMPILE_LIMITS
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
 _USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
-# A sandbox, and who made it, for each isolation level and set of preloaded modules: shared with a pool's workers, which
-# are forked from this process, or else (verifiers are copied between processes, sandboxes cannot be) one per process.
-_sandboxes: dict[tuple[IsolationLevel, tuple[str, ...]], tuple[int, Sandbox]] = {}
+# A sandbox, and the process that made it, for verifiers with the same options of one. They share it on purpose, and
+# it ends with its process: a pool's verifiers run so many programs together, not each. A pool makes it in the process
+# that its workers are forked from, so two pools share none. A verifier cannot hold it: verifiers are copied between
+# processes, sandboxes cannot be.
+_Options = tuple[IsolationLevel, tuple[str, ...], int | None]
+_sandboxes: dict[_Options, tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
 # Beside the tests, a verdict may have to run them once more on a new worker, start a cell and, in C++, compile.
 _MARGIN_SECONDS = 5.0
@@ -133,8 +136,8 @@ class CodeVerifier:
             return sandbox
 
     @property
-    def _key(self) -> tuple[IsolationLevel, tuple[str, ...]]:
-        return self.level, tuple(self.preload)
+    def _key(self) -> _Options:
+        return self.level, tuple(self.preload), self.concurrent_programs
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.

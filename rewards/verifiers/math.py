@@ -64,7 +64,7 @@ class Math:
         find: where to look for the answer, in order: `boxed`, `stated`, `last_sentence`.
         problem_column: the prompt's column with the problem's text, to refuse answers that copy an expression from
             it (only copies: `3+2` for "What is 2+3?" is accepted, as its value is); None to accept them. A run hands
-            the prompt's text as the default column to rows that have none of this name.
+            the question, before any chat template, as the default column to rows that have none of this name.
         thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
             `rewards.mathematics.conventions.Conventions`.

@@ -3,7 +3,7 @@
     python tests/bench/sandbox_speed.py [--seconds 20] [--repeat 3] [--json FILE]
 
 Each repetition is a process of its own, pinned to its cores, and measures every workload beside a fresh `python -I` (of
-a bare virtual environment) for each test, in alternating slices (`sandbox.benchmark`). The spread over repetitions is
+a bare virtual environment) for each test, in alternating slices (`sandbox_workloads`). The spread over repetitions is
 printed. Measure on a quiet machine.
 """
 
@@ -26,9 +26,9 @@ def measure_here(cores: int, seconds: float) -> None:
     available = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, available[:cores])
     sys.path.insert(0, str(PROJECT))
-    from sandbox import benchmark
+    import sandbox_workloads
 
-    figures = benchmark.run(cores, seconds)
+    figures = sandbox_workloads.run(cores, seconds)
     print(json.dumps([asdict(item) | {"ratio": item.ratio} for item in figures]))
 
 

@@ -20,14 +20,14 @@ import pytest
 from setups_for_tests import CPU, learner_setups, random_batch
 
 from grpo.cluster import processes as ray_processes
-from grpo.cluster.activity import ACTIVITY
+from grpo.cluster.activity import driving
 from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
 from grpo.report.ledger import read_ledger
 from grpo.run import checkpoint
 from grpo.run.checkpoint import NoRoom
-from grpo.run.watchdog import FOLDER, Watchdog
+from grpo.run.watchdog import Watchdog
 from grpo.types import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,17 +138,18 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
                 learner.step(batch)
             return
         settings = Settings(stall_s=2.0, action="restart")
-        ACTIVITY.time(Phase.LEARN)
         with (
+            driving() as activity,
             pytest.raises(
                 Stalled, match=rf"phase 'learn': waiting for a learner step; .*learner rank 1 \(pid {rank.pid}"
             ),
-            Watchdog(settings, tmp_path, ACTIVITY, print, start_s=1.0),
+            Watchdog(settings, tmp_path, activity, print, start_s=1.0),
         ):
+            activity.time(Phase.LEARN)
             learner.step(batch)
         _, alive = psutil.wait_procs([psutil.Process(rank.pid)] if psutil.pid_exists(rank.pid) else [], timeout=20)
         assert not alive, "a process that is stopped would outlive its run"
-    (file,) = (tmp_path / FOLDER).glob("*_learn.txt")
+    (file,) = (tmp_path / run_files.STALLS).glob("*_learn.txt")
     _, *parts = file.read_text().split("\n=== ")
     names = [part.partition(" (pid")[0] for part in parts]
     assert set(names) == {"learner rank 0", "learner rank 1", "driver"}
@@ -301,9 +302,9 @@ from ray.cluster_utils import Cluster as Nodes
 
 sys.path[:0] = {paths!r}
 from fake_run import silent_progress
-from grpo.cluster.cluster import processes as ray_processes
-from grpo.cluster.activity import ACTIVITY
-from grpo.config import TrainConfig, Watchdog as Settings
+from grpo.cluster import processes as ray_processes
+from grpo.cluster.activity import driving
+from grpo.config import TrainConfig, WatchdogConfig as Settings
 from grpo.config.file import load
 from grpo.run.recovery import with_recovery
 from grpo.train import train
@@ -356,10 +357,11 @@ try:
     actor = ray.remote(Stuck).options(num_cpus=0, scheduling_strategy=where).remote()
     waited = actor.stand_still.remote()
     ray.wait([waited], timeout=5)
-    ACTIVITY.time(Phase.LEARN)
     told = []
-    with Watchdog(Settings(stall_s=1.0, action="warn"), folder, ACTIVITY, told.append, start_s=1.0):
-        with ACTIVITY.waiting("an answer", [waited]):
+    settings = Settings(stall_s=1.0, action="warn")
+    with driving() as activity, Watchdog(settings, folder, activity, told.append, start_s=1.0):
+        activity.time(Phase.LEARN)
+        with activity.waiting("an answer", [waited]):
             until = time.monotonic() + 60
             while not told and time.monotonic() < until:
                 time.sleep(0.1)

@@ -9,8 +9,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import ray
 
-from grpo.report.ray_metrics import RayMetricsTracker, endpoints, exported_name
+from grpo.report.ray_metrics import RayMetricsTracker, gauge_name
 from grpo.report.trackers import open_trackers
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,8 @@ def test_prometheus_finds_the_last_step_at_the_endpoint_of_ray(ray_running: None
     tracker.log(6, 1000.0, {"reward/mean": 0.25})
     tracker.log(7, 1001.0, {"reward/mean": 0.5, "verdict/exact answer/wrong": 0.125})
     wanted = {"ray_grpo_step": 7.0, "ray_grpo_reward_mean": 0.5, "ray_grpo_verdict_exact_answer_wrong": 0.125}
-    (endpoint,) = endpoints()
+    (node,) = ray.nodes()
+    endpoint = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     # A cluster of one's own is on loopback, its metrics as well.
     assert endpoint.startswith("http://127.0.0.1:")
     found: dict[str, float] = {}
@@ -44,12 +46,12 @@ def test_the_dashboard_draws_only_metrics_that_there_are() -> None:
     used = {name for one in expressions for name in re.findall(r"ray_grpo_\w+", one)}
     table = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split("## Metrics")[1].split("## Rollouts")[0]
     documented = {
-        exported_name(name)
+        "ray_" + gauge_name(name)
         for line in table.splitlines()
         if line.startswith("| `")
         for name in re.findall(r"`([^`]+)`", line.split("|")[1])
     }
-    assert used - documented - {exported_name("step")} == set()
+    assert used - documented - {"ray_grpo_step"} == set()
     assert len(used) > 15
     # Every panel is drawn for the runs that are chosen above it.
     assert all('run=~"$run"' in one for one in expressions if "ray_grpo" in one)

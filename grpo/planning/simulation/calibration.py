@@ -41,8 +41,8 @@ def speeds_of(run: Path) -> Speeds:
     timed = [step for step in stored_steps(run) if "time/generate_s" in metrics.get(step, {})]
     if len(timed) < 2:
         raise ValueError(
-            f"{run} has {len(timed)} stored steps after the first with their times in metrics.jsonl, and speeds are "
-            "fitted to two or more; take a longer run, or give the speeds as options"
+            f"{run} has {len(timed)} stored steps after the first with their times in {run_files.METRICS}, and speeds "
+            "are fitted to two or more; take a longer run, or give the speeds as options"
         )
     base_s, sequence_s = _decoding(settings, run, metrics, timed)
     tokens = [metrics[step]["throughput/tokens_per_s"] * metrics[step]["time/step_s"] for step in timed]

@@ -26,9 +26,6 @@ ASSUMED = Speeds(
     learn_token_s=1e-4,
     push_s=2.0,
 )
-GPUS = (8, 32, 128, 512, 1000)
-LAGS = (0, 1, 4)
-SHARES = (0.25, 0.5, 0.625, 0.75, 0.875)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,6 @@ from fractions import Fraction
 
 from rewards.mathematics.nodes import Apply, Node, Number, Symbol
 
-# Values below this are plain: a float or a short integer holds them.
-PLAIN = math.log(10) * 300
 _HUGE = math.log(10) * 500
 _LARGEST_EXPONENT = 700.0
 

@@ -150,16 +150,20 @@ def test_whatever_else_fails_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("wanted", ["auto", "gpu"])
 def test_a_run_that_has_lost_its_gpus_still_wants_them(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
-    monkeypatch.setattr(ray_session, "_CHOSEN", {})
     resources = {"GPU": 1.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    assert ray_session.choose_device(wanted) == "cuda"
-    resources.clear()
-    assert ray_session.choose_device(wanted) == "cuda"
+    with ray_session.on_one_device():
+        assert ray_session.choose_device(wanted) == "cuda"
+        resources.clear()
+        assert ray_session.choose_device(wanted) == "cuda"
+        # Another job of this process never had any.
+        with ray_session.on_one_device():
+            assert ray_session.choose_device("auto") == "cpu"
+        assert ray_session.choose_device(wanted) == "cuda"
+    assert ray_session.choose_device("auto") == "cpu"
 
 
 def test_gpus_that_were_never_there_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_session, "_CHOSEN", {})
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert ray_session.choose_device("auto") == ray_session.choose_device("cpu") == "cpu"
     with pytest.raises(ValueError, match="the cluster has no GPU"):

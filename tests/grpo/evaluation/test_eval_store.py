@@ -72,7 +72,7 @@ def test_the_later_of_two_counts_and_what_is_there_is_not_missing(tmp_path: Path
 
 def test_two_evaluations_do_not_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "completions.jsonl"
-    with CompletionStore(path), pytest.raises(ValueError, match="another evaluation is writing"):
+    with CompletionStore(path), pytest.raises(ValueError, match="another process is writing"):
         CompletionStore(path)
     CompletionStore(path).close()
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo.cluster.activity import Activity
+from grpo.cluster.activity import Activity, current, driving
 from grpo.cluster.failures import Stalled
 from grpo.config import WatchdogConfig as Settings
 from grpo.report import run_files
-from grpo.run.watchdog import FOLDER, Watchdog, WatchedProgress
+from grpo.run.stopwatch import Stopwatch
+from grpo.run.watchdog import Watchdog, WatchedProgress
 from grpo.types import Phase
 
 
@@ -31,7 +32,7 @@ def watchdog(folder: Path, activity: Activity, screen: Screen, start_s: float = 
 
 def until_stacks_are_written(folder: Path) -> Path:
     for _ in range(200):
-        if found := list((folder / FOLDER).glob("*.txt")):
+        if found := list((folder / run_files.STALLS).glob("*.txt")):
             return found[0]
         time.sleep(0.05)
     raise AssertionError("no file")
@@ -43,7 +44,7 @@ def test_it_keeps_still_while_something_moves(tmp_path: Path) -> None:
         for _ in range(20):
             with activity.waiting("a finished group"):
                 time.sleep(0.05)
-    assert screen.lines == [] and not (tmp_path / FOLDER).exists()
+    assert screen.lines == [] and not (tmp_path / run_files.STALLS).exists()
 
 
 def test_it_says_once_what_it_waits_for_and_goes_on_watching(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_it_says_once_what_it_waits_for_and_goes_on_watching(tmp_path: Path) -> 
     assert len(screen.lines) == 2, "another stall is another line"
     assert "phase 'learn': waiting for a learner step; stacks are in" in screen.lines[0]
     assert [line.partition(": ")[2] for line in (tmp_path / run_files.FAULTS).read_text().splitlines()] == screen.lines
-    text = sorted((tmp_path / FOLDER).glob("*_learn.txt"))[0].read_text()
+    text = sorted((tmp_path / run_files.STALLS).glob("*_learn.txt"))[0].read_text()
     # The driver's own stack names the line that hangs.
     assert "test_it_says_once_what_it_waits_for_and_goes_on_watching" in text and "no actor is running" in text
 
@@ -103,10 +104,30 @@ def test_phases_and_steps_of_a_display_are_heard(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_to_keeps_no_line_back(tmp_path: Path) -> None:
     activity, screen = Activity(), Screen()
-    (tmp_path / FOLDER).write_text("in the way")
+    (tmp_path / run_files.STALLS).write_text("in the way")
     with watchdog(tmp_path, activity, screen):
         for _ in range(100):
             if screen.lines:
                 break
             time.sleep(0.05)
     assert "stacks could not be written" in screen.lines[0]
+
+
+def test_two_jobs_of_one_process_are_watched_apart() -> None:
+    phases, both = {}, threading.Barrier(2, timeout=20)
+
+    def drive(phase: str) -> None:
+        with driving() as activity:
+            Stopwatch().start(phase)
+            both.wait()
+            phases[phase] = activity.phase
+
+    threads = [threading.Thread(target=drive, args=(phase,)) for phase in ("learn", "verify")]
+    with driving() as activity:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        with current().waiting("an answer"):
+            assert [wait.what for wait in activity.waits] == ["an answer"]
+        assert phases == {"learn": "learn", "verify": "verify"} and activity.phase == "between steps"

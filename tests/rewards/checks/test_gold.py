@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from gold_judge_here import one_by_one
 
+from rewards.adapt import Adapted
 from rewards.build import VerifierSpec
 from rewards.checks.gold import check_gold
 from rewards.checks.gold_forms import FORMS, GoldRow, answers_of, scramble
-from rewards.checks.gold_judges import one_by_one, through
+from rewards.checks.gold_judges import through
 from rewards.checks.gold_questions import questioned
 from rewards.checks.references import check_references
 from rewards.pool import VerifierPool
@@ -204,6 +206,11 @@ def grades(completion: str, reference: str) -> float:
 
 def counts(completion: str, reference: str, prompt: Mapping[str, Any]) -> bool:
     return reference in completion and 0 < prompt["completion_tokens"] <= 30
+
+
+def test_a_gold_answer_has_its_own_length_whatever_the_row_says() -> None:
+    rows = [GoldRow("4", {"completion_tokens": 10**6})]
+    assert check_gold(one_by_one(Adapted(counts)), rows, mathematical=False).accepted == 1
 
 
 def raises(completion: str, reference: str) -> bool:

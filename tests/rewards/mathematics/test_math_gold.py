@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from gold_judge_here import one_by_one
 
 from rewards.checks.gold import check_gold
 from rewards.checks.gold_forms import GoldRow
-from rewards.checks.gold_judges import one_by_one
 from rewards.verdict import Status
 from rewards.verifiers.math import Math
 from rewards.verifiers.numeric import Numeric

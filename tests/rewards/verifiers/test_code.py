@@ -50,6 +50,29 @@ def test_it_travels_to_other_nodes_after_use() -> None:
     assert pickle.loads(pickle.dumps(verify)) == verify
 
 
+def test_verifiers_of_one_process_share_a_sandbox_only_where_they_want_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    class Counted:
+        shared = True
+
+        def __init__(self, level: object, workers: int, *_: object, **__: object) -> None:
+            made.append(workers)
+
+        def share(self) -> None: ...
+
+    monkeypatch.setattr("rewards.verifiers.code.Sandbox", Counted)
+    monkeypatch.setattr("rewards.verifiers.code._sandboxes", {})
+    python, cpp = CodeVerifier(concurrent_programs=2), CodeVerifier(language=Language.CPP, concurrent_programs=2)
+    many = CodeVerifier(concurrent_programs=5)
+    for verifier in (python, cpp, many):
+        verifier.prepare()
+    assert made == [2, 5]
+    assert python._sandbox() is cpp._sandbox() is not many._sandbox()
+
+
 def test_mbpp_row_with_partial_credit() -> None:
     row = {"test_list": ["assert half(4) == 2", "assert half(5) == 2.5", "assert half(0) == 0"], "test_setup_code": ""}
     assert CodeVerifier()(fenced("def half(x): return x / 2"), "", row).status is Status.CORRECT

@@ -73,13 +73,6 @@ class Figures:
         """The same in processor time, which neighbours on a busy machine disturb less."""
         return self.fresh_processor_ms / self.processor_ms
 
-    def __str__(self) -> str:
-        return (
-            f"{self.name:22} {self.programs_per_second:7.1f}/s   p50 {self.median_ms:6.2f}   p99 {self.p99_ms:6.2f} ms"
-            f"   fresh python -I {self.fresh_per_second:6.2f}/s   ratio {self.ratio:5.1f} (target {self.target:g})"
-            f"   processor {self.processor_ms:6.2f} ms, ratio {self.processor_ratio:5.1f}"
-        )
-
 
 WORKLOADS = (
     Workload("one small stdin test", _SUM, [StdinTest("1 2 3", "6")], 2.5),
