@@ -18,6 +18,7 @@ from grpo.run.interrupt import Interrupt
 from grpo.run.metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.run.stopwatch import Stopwatch
 from grpo.run.training import TrainingRun
+from grpo.view.page import write_report
 
 
 def train(
@@ -85,4 +86,4 @@ def train(
                 after_step(run)
         run.save()
         run.report_evaluations(wait=not interrupt.requested)
-        return run.report.finish()
+        return run.report.finish(write_report)

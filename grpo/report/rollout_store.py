@@ -111,6 +111,12 @@ def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, 
     return tuple(sorted(int(match.group(1)) for match in found if match))
 
 
+def plain(reference: str) -> str:
+    """A stored reference, which is JSON, as a person writes it: a string without its quotes."""
+    value = json.loads(reference)
+    return value if isinstance(value, str) else reference
+
+
 def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
     """Raise ValueError unless there is one advantage for each rollout."""
     if len(advantages) != len(groups):
