@@ -35,7 +35,8 @@ const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
 const short = (value, digits = 4) => {
   if (value === null) return "none";
   const size = Math.abs(value), number = Number(value);
-  return (size && size < 1e-3 ? String(Number(number.toExponential(digits - 2))) : String(Number(number.toPrecision(digits)))).replaceAll("-", "\u2212");
+  return (size && size < 1e-3 ? number.toExponential(digits - 2).replace(/\.?0+e/, "e") : String(Number(number.toPrecision(digits))))
+    .replaceAll("-", "\u2212");
 };
 const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
@@ -436,6 +437,7 @@ const showLearned = guarded(async () => {
   const { better, worse, same, unknown } = found.counts, of = better + worse + same + unknown;
   $("learned-counts").textContent = of ? `${found.source === "held-out" ? "held-out prompts" : "training prompts that came again"}: `
     + `${better} better, ${worse} worse, ${same} as before${unknown ? `, ${unknown} unknown` : ""}` : "no prompt has stored completions at both";
+  if (embedded) $("learned-counts").append(`. This file compares the first and the last step; any two: ${overview.runs[run].command}`);
   const shown = found.prompts.filter((one) => !$("kind").value || one.kind === $("kind").value);
   const side = (one, name) => el("div", {}, el("p", { class: "soft" }, `step ${one.step}: `,
     el("span", { class: `status status-${one.status}` }, `${MARKS[one.status] ?? "·"} ${one.status}`), ` reward ${one.reward === null ? "unknown" : short(one.reward)}`
@@ -529,7 +531,8 @@ const showTimeLine = guarded(async () => {
     + (found.recorded ? "" : "; this run did not record when phases began: they are laid one after the other")
     + (found.by_actor ? ". Each lane is what an actor measured by its own clock; the driver's is what it did or waited for."
       : ". This run recorded no single actors: the lanes are what the loop waited for, and verify is the wait after the last completion.")
-    + (found.complete ? "" : " The newest step: what an actor did after its last message comes with the next one.");
+    + (found.complete ? "" : " The newest step: what an actor did after its last message comes with the next one.")
+    + ($("step").length < overview.runs[run].timed.length ? ` This file holds ${$("step").length} of ${count(overview.runs[run].timed.length, "step")}; all: ${overview.runs[run].command}` : "");
   $("timeline-chart").replaceChildren(...(found.chart ? [drawChart(found.chart)] : []));
 });
 
