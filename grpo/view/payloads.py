@@ -72,7 +72,7 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
                     "name": run.name,
                     "folder": str(run.run_dir),
                     "command": f"grpo view {shlex.quote(str(run.run_dir))}",
-                    "recipe": recipe(run.config),
+                    "recipe": recipe(run.settings),
                     "table": closing_table(run.name, history).rows,
                     "last_step": history.last_step(),
                     "last_time": history.lines[-1].time if history.lines else None,
@@ -126,7 +126,7 @@ def _run_chart(run: RunData, chart: RunChart) -> Chart | None:
         timed = step_time(run.history)
         return step_time_chart(timed) if timed else None
     curves = {label: run.history.curve(metric) for label, metric in chart.curves}
-    alarm = mismatch_alarm_of(run.config) if chart is MISMATCH else None
+    alarm = mismatch_alarm_of(run.settings) if chart is MISMATCH else None
     if alarm is not None and (first := curves[chart.curves[0][0]].finite()):
         curves["alarm"] = Curve(first.steps, (alarm,) * len(first.steps))
     rare = [label for label, metric in chart.curves if is_rare(metric)]
@@ -220,7 +220,7 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
 
 def mismatch(run: RunData) -> dict[str, Any]:
     """How far learner and generators are apart, and what is done about it."""
-    alarm, chart = mismatch_alarm_of(run.config), _run_chart(run, MISMATCH)
+    alarm, chart = mismatch_alarm_of(run.settings), _run_chart(run, MISMATCH)
     first = run.history.curve(MISMATCH.metric).finite()
     return shown(
         {

@@ -31,35 +31,34 @@ _RECIPE = (
 )
 
 
-def recipe(config: str) -> list[tuple[str, str]]:
-    """Label and value of what a configuration's text sets; empty where the text is no YAML."""
-    tree = _read(config)
+def read_config(text: str) -> Any:
+    """A configuration's text as plain data; None where the text is no YAML, which the page shows as it is."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def recipe(config: Any) -> list[tuple[str, str]]:
+    """Label and value of what a configuration sets."""
     rows = []
     for label, keys in _RECIPE:
-        value = next((value for key in keys if (value := _look_up(tree, key)) is not None), None)
+        value = next((value for key in keys if (value := _look_up(config, key)) is not None), None)
         if value is not None:
             rows.append((label, _in_short(value)))
     return rows
 
 
-def mismatch_alarm_of(config: str) -> float | None:
-    """The threshold of `report.mismatch_alarm` in a configuration's text, in nats; None where there is none."""
-    value = _look_up(_read(config), "report.mismatch_alarm")
+def mismatch_alarm_of(config: Any) -> float | None:
+    """The threshold of `report.mismatch_alarm`, in nats; None where there is none."""
+    value = _look_up(config, "report.mismatch_alarm")
     return float(value) if isinstance(value, int | float) else None
 
 
-def policy_path_of(config: str) -> str | None:
+def policy_path_of(config: Any) -> str | None:
     """The folder of the policy that a run started from; None where it started from a new policy."""
-    value = _look_up(_read(config), "policy.path")
+    value = _look_up(config, "policy.path")
     return value if isinstance(value, str) else None
-
-
-def _read(config: str) -> Any:
-    try:
-        return yaml.safe_load(config)
-    except yaml.YAMLError:
-        # The page shows the text as it is.
-        return None
 
 
 def _look_up(tree: Any, key: str) -> Any:

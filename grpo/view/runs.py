@@ -17,7 +17,7 @@ from grpo.report.metrics_log import History, read_history, run_names
 from grpo.report.rollout_store import stored_steps
 from grpo.view.flags import FlaggedRollout, hacking_flags
 from grpo.view.index import RolloutIndex, spread_over
-from grpo.view.recipe import policy_path_of
+from grpo.view.recipe import policy_path_of, read_config
 from grpo.view.tokens import find_tokenizer
 from grpo.visible import visible
 
@@ -66,6 +66,11 @@ class RunData:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @property
+    def settings(self) -> Any:
+        """The resolved config as plain data, None where there is none or it is no YAML."""
+        return self._cached("settings", _stamp(self.run_dir / run_files.CONFIG), lambda: read_config(self.config))
+
+    @property
     def time_lines(self) -> Sequence[str]:
         """The lines of `timeline.jsonl`, none where the run wrote none."""
         path = self.run_dir / run_files.TIMELINE
@@ -87,7 +92,7 @@ class RunData:
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies beside the run, if one does."""
-        path = find_tokenizer(self.run_dir, policy_path_of(self.config))
+        path = find_tokenizer(self.run_dir, policy_path_of(self.settings))
         if path is None:
             return None
         return self._cached("tokenizer", (path, _stamp(path)), lambda: Tokenizer.from_file(str(path)))

@@ -132,6 +132,8 @@ def test_a_browser_runs_the_page_and_nothing_else(hostile_run: Path, tmp_path: P
     refused = [error for error in browser.errors if "Content Security Policy" in error]
     assert len(refused) == 1
     browser.errors.remove(refused[0])
+    verdicts = browser.ask("[...document.querySelectorAll('.verdicts li')].map((one) => one.textContent)")
+    assert sum("bold</b>" in text for text in verdicts) == 4
     told = browser.ask("$('detail').textContent")
     assert told.count("reward none") == 2 and told.count("advantage none") == 1
     assert browser.ask("document.querySelectorAll('.verdicts .status-error').length") == 2
@@ -272,7 +274,7 @@ def test_odd_curves_are_drawn_inside_their_cards(tmp_path: Path, browser: Browse
     with RunRecorder(tmp_path, progress=silent_progress()) as report:
         for at in range(ODD_STEPS):
             odd = {f"odd/{name}": values[at] for name, values in ODD.items() if at < len(values)}
-            times = {"time/step_s": math.nan if at == 3 else 1.0, "time/learn_s": 1.0}
+            times = {"time/step_s": math.nan if at == 2 else 1.0, "time/learn_s": 1.0}
             noise = 0.7 + 1e-13 * (at % 3)
             report.step(begin + 1000 * at, {**odd, **main, **times, "reward/mean": noise, "throughput/x": 1e7 + at})
         report.finish(write_report)
