@@ -30,6 +30,7 @@ from grpo.run.folder import open_folder, skipped_folder
 from grpo.run.interrupt import Interrupt
 from grpo.run.stopwatch import Stopwatch
 from grpo.types import Phase
+from grpo.view.page import write_report
 
 
 def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
@@ -78,7 +79,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
                     with progress.phase(Phase.CHECKPOINT, f"writing the checkpoint of step {step}"):
                         checkpoint.write(folder, step, learner.save, {"cursor": cursor.state_dict()}, keep=1)
-        return report.finish()
+        return report.finish(write_report)
 
 
 def _export(learner: LearnerGroup, folder: Path) -> None:

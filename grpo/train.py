@@ -19,6 +19,7 @@ from grpo.run.metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.run.stopwatch import Stopwatch
 from grpo.run.training import TrainingRun
 from grpo.types import Phase
+from grpo.view.page import write_report
 
 
 def train(
@@ -86,4 +87,4 @@ def train(
                 after_step(run)
         run.save()
         run.held_out.report_late(wait=not interrupt.requested)
-        return run.report.finish()
+        return run.report.finish(write_report)

@@ -66,7 +66,7 @@ def view(
         if export is not None:
             from grpo.view.page import export as write
 
-            console.print(f"written: {write(opened, export)}", soft_wrap=True)
+            console.print(f"written: {write(runs, export)}", soft_wrap=True)
         if png is not None:
             from grpo.report.figures import overview
 

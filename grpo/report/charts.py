@@ -1,232 +1,98 @@
-"""Line and area charts as plain geometry, which a template turns into SVG.
-
-Everything is computed here and nothing is drawn: the template owns colours, so that one chart serves a light and a
-dark page.
-"""
+"""Which charts a run has: one list for the page of `grpo view`, for `report.html` and for the PNG figures."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grpo.report.metrics_log import Curve
-from grpo.report.step_time import StepTime
-
-WIDTH, HEIGHT = 480, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 462, 10, 194
-# A line has no use for more points than it has pixels: twice as many buckets, lowest and highest point of each.
-_MAX_BUCKETS = 210
-# Bars of a stack; with more of them the edges are mostly noise.
-_MOST_BARS = 100
+from grpo.report.metrics_log import History
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
-    """A mark on an axis: where, in pixels, and what it says."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChartShape:
-    """One line (`points` open, `dots` where single values should show) or one area (`points` closed).
-
-    `is_faint` marks the single steps behind a smoothed line, which carries the label for both.
-    """
-
-    label: str
-    style: str
-    points: str
-    is_area: bool = False
-    is_faint: bool = False
-    dots: tuple[tuple[float, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A chart in a box of WIDTH by HEIGHT.
+class RunChart:
+    """A chart of one run, or of several runs together.
 
     Attributes:
-        readout: what a script needs to tell the values under the pointer: the pixel of step 0, pixels per step, and
-            each series as [label, [[step, value], ...]].
-        summary: the chart in one sentence, for whoever does not see it.
-    """
-
-    title: str
-    unit: str
-    shapes: tuple[ChartShape, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    readout: Mapping[str, object]
-    summary: str
-
-
-def line_chart(
-    title: str,
-    curves: Mapping[str, Curve],
-    span: tuple[int, int],
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    dotted: Sequence[str] = (),
-) -> Chart | None:
-    """A line for each curve that has a point, None where none has.
-
-    Args:
+        name: the name of the PNG file, without its ending.
         title: what is measured.
-        curves: label -> curve.
-        span: first and last step of the step axis, the same for charts that stand beside each other.
+        curves: (label, metric) pairs. A chart of one run draws all of them, a chart of several runs draws the first
+            metric of each run.
+        title_of_several: the title of a chart of several runs.
         unit: what a value counts.
-        low: lower end of the value axis; by default the lowest value.
-        high: upper end of the value axis; by default the highest value.
-        dotted: labels of curves whose points are marked, being few.
+        low, high: the value axis reaches at least from `low` to `high`, so that noise does not mislead a glance.
+        has_figure: whether a PNG file is drawn.
     """
-    drawn = {label: curve.finite() for label, curve in curves.items() if curve.finite()}
-    if not drawn:
-        return None
-    values = [value for curve in drawn.values() for value in curve.values]
-    across = _Axis.over(*span, LEFT, RIGHT, whole=True)
-    up = _Axis.over(min(values) if low is None else low, max(values) if high is None else high, BOTTOM, TOP)
-    shapes: list[ChartShape] = []
-    for position, (label, curve) in enumerate(drawn.items(), start=1):
-        few = label in dotted or len(curve.steps) == 1
-        if curve.is_noisy() and not few:
-            shapes.append(_line(label, f"s{position}", curve.smooth(), across, up))
-            shapes.append(dataclasses.replace(_line(label, f"s{position}", curve, across, up), is_faint=True))
-        else:
-            shapes.append(_line(label, f"s{position}", curve, across, up, is_dotted=few))
-    return Chart(
-        title,
-        unit,
-        tuple(shapes),
-        across.ticks(6),
-        up.ticks(5),
-        _readout(across, drawn),
-        "; ".join(_sentence(label, curve) for label, curve in drawn.items()),
+
+    name: str
+    title: str
+    curves: tuple[tuple[str, str], ...]
+    title_of_several: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    has_figure: bool = True
+
+    @property
+    def metric(self) -> str:
+        """The metric that stands for the chart."""
+        return self.curves[0][1]
+
+
+STEP_TIME = RunChart("step_time", "Step time", (("step", "time/step_s"),), "Step time", "seconds", low=0.0)
+MISMATCH = RunChart(
+    "mismatch",
+    "Train-inference mismatch",
+    (("first update", "learner/mismatch_kl_first"), ("all updates", "learner/mismatch_kl")),
+    "Train-inference mismatch",
+    "nats",
+    low=0.0,
+    has_figure=False,
+)
+LOSS = RunChart("loss", "Loss", (("loss", "learner/loss"),), "Loss")
+RUN_CHARTS = (
+    LOSS,
+    RunChart(
+        "accuracy",
+        "Accuracy",
+        (("held-out", "eval/accuracy"), ("training samples", "rollout/accuracy")),
+        "Held-out accuracy",
+        low=0.0,
+        high=1.0,
+    ),
+    RunChart("reward", "Mean reward", (("mean reward", "reward/mean"),), "Mean reward"),
+    RunChart(
+        "completion_length",
+        "Completion length",
+        (("mean", "rollout/completion_tokens_mean"),),
+        "Completion length",
+        "tokens, mean",
+        low=0.0,
+    ),
+    STEP_TIME,
+    MISMATCH,
+)
+
+
+def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
+    """The charts for which at least one run has a finite value."""
+
+    def is_measured(*metrics: str) -> bool:
+        return any(history.curve(metric).finite() for history in histories for metric in metrics)
+
+    # Supervised fine-tuning earns no reward. A policy-gradient loss, which stands beside a reward, tells a reader
+    # nothing.
+    hidden = LOSS if is_measured("reward/mean") else None
+    return tuple(
+        chart for chart in RUN_CHARTS if chart is not hidden and is_measured(*(metric for _, metric in chart.curves))
     )
 
 
-def step_time_chart(timed: StepTime) -> Chart:
-    """The parts of a step, stacked."""
-    shares, longest = timed.shares(), max(timed.totals())
-    top, is_cut = timed.top()
-    readable = timed.thinned(2 * _MAX_BUCKETS)
-    timed = timed.thinned(_MOST_BARS)
-    edges = timed.edges()
-    across = _Axis(edges[0], edges[-1], LEFT, RIGHT, whole=True)
-    up = _Axis.over(0.0, top, BOTTOM, TOP)
-    lower = [0.0] * len(timed.steps)
-    shapes = []
-    for part, seconds in timed.parts.items():
-        upper = [low + more for low, more in zip(lower, seconds, strict=True)]
-        outline = [*_stairs(edges, upper), *reversed(_stairs(edges, lower))]
-        points = _points((across.pixel(x), max(TOP, up.pixel(y))) for x, y in outline)
-        shapes.append(ChartShape(f"{part} {shares[part]:.0%}", f"part-{part}", points, is_area=True))
-        lower = upper
-    title = f"Step time (longest {longest:.1f} s)" if is_cut else "Step time"
-    curves = {part: Curve(readable.steps, seconds) for part, seconds in readable.parts.items()}
-    sentence = ", ".join(f"{part} {shares[part]:.0%}" for part in timed.parts)
-    return Chart(
-        title, "seconds", tuple(shapes), across.ticks(6), up.ticks(5), _readout(across, curves), f"shares: {sentence}"
-    )
+def axis_of(metric: str) -> tuple[float | None, float | None]:
+    """The values that the axis of a metric reaches at least; None where the measured values alone decide."""
+    chart = next((chart for chart in RUN_CHARTS if metric in dict(chart.curves).values()), None)
+    return (chart.low, chart.high) if chart else (None, None)
 
 
-def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[float, ...]:
-    """About `count` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
-    if high <= low:
-        return (low,)
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    if whole:
-        step = max(1.0, step)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return tuple(number * step for number in range(first, last + 1))
-
-
-def number_label(value: float) -> str:
-    """A number as short as it reads well: `0.25`, `12,000`, `1e-05`."""
-    if value == 0 or abs(value) < 1e-12:
-        return "0"
-    return f"{value:,.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.3g}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    low: float
-    high: float
-    begin: float
-    end: float
-    whole: bool = False
-
-    @classmethod
-    def over(cls, low: float, high: float, begin: float, end: float, *, whole: bool = False) -> _Axis:
-        if high <= low:
-            # A constant has no extent: give it some, so that the line runs through the middle.
-            margin = abs(low) * 0.1 or 1.0
-            low, high = low - margin, high + margin
-        return cls(low, high, begin, end, whole)
-
-    def pixel(self, value: float) -> float:
-        return self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin)
-
-    def ticks(self, count: int) -> tuple[Tick, ...]:
-        numbers = nice_ticks(self.low, self.high, count, whole=self.whole)
-        return tuple(Tick(round(self.pixel(number), 1), number_label(number)) for number in numbers)
-
-
-def _line(label: str, style: str, curve: Curve, across: _Axis, up: _Axis, *, is_dotted: bool = False) -> ChartShape:
-    thin = _thinned(curve)
-    places = [
-        (across.pixel(step), min(max(up.pixel(value), TOP), BOTTOM))
-        for step, value in zip(thin.steps, thin.values, strict=True)
-    ]
-    dots = tuple((round(x, 1), round(y, 1)) for x, y in places) if is_dotted else ()
-    return ChartShape(label, style, _points(places), dots=dots)
-
-
-def _thinned(curve: Curve) -> Curve:
-    # Lowest and highest point of each bucket, in their order: a single spike stays in sight.
-    if len(curve.steps) <= 2 * _MAX_BUCKETS:
-        return curve
-    kept: list[int] = []
-    size = len(curve.steps) / _MAX_BUCKETS
-    for bucket in range(_MAX_BUCKETS):
-        members = range(round(bucket * size), round((bucket + 1) * size))
-        extremes = {min(members, key=curve.values.__getitem__), max(members, key=curve.values.__getitem__)}
-        kept += sorted(extremes)
-    return Curve(tuple(curve.steps[at] for at in kept), tuple(curve.values[at] for at in kept))
-
-
-def _stairs(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[float, float]]:
-    corners = []
-    for begin, end, height in zip(edges, edges[1:], heights, strict=False):
-        corners += [(begin, height), (end, height)]
-    return corners
-
-
-def _points(places: Iterable[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-
-
-def _readout(across: _Axis, curves: Mapping[str, Curve]) -> dict[str, object]:
-    return {
-        "origin": round(across.pixel(0), 4),
-        "scale": round(across.pixel(1) - across.pixel(0), 6),
-        "series": [
-            [label, [[step, float(f"{value:.4g}")] for step, value in zip(thin.steps, thin.values, strict=True)]]
-            for label, thin in ((label, _thinned(curve)) for label, curve in curves.items())
-        ],
-    }
-
-
-def _sentence(label: str, curve: Curve) -> str:
-    first = f"{label} {number_label(curve.values[0])} at step {curve.steps[0]}"
-    if len(curve.steps) == 1:
-        return first
-    return f"{first}, {number_label(curve.values[-1])} at step {curve.steps[-1]}"
+def is_rare(metric: str) -> bool:
+    """Whether a metric is measured at so few steps that each of its points is marked."""
+    return metric.startswith("eval/")

@@ -10,7 +10,7 @@ Each file is meant to stand in a README or a paper: light ground, legible at 800
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from grpo import files
+from grpo.report.charts import STEP_TIME, RunChart, charts_of, is_rare
 from grpo.report.metrics_log import Curve, History, read_history, run_names
 from grpo.report.step_time import PARTS, StepTime, mean_step_time, step_time
 
@@ -93,25 +94,22 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
         The paths written, the overview first; empty where no run has anything to draw.
     """
     entries = _entries(runs)
-    panels = [(name, draw) for name, draw, metrics in _PANELS if _measured(entries, metrics)]
-    # Supervised fine-tuning earns no reward; a policy-gradient loss, where there is one, says nothing to a reader.
-    if _measured(entries, ["learner/loss"]) and not _measured(entries, ["reward/mean"]):
-        panels.insert(0, ("loss", _draw_loss))
-    if not panels:
+    charts = [chart for chart in charts_of([one for entry in entries for one in entry.histories]) if chart.has_figure]
+    if not charts:
         return ()
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with rc_context(_STYLE):
-        columns = 2 if len(panels) > 1 else 1
-        rows = math.ceil(len(panels) / columns)
+        columns = 2 if len(charts) > 1 else 1
+        rows = math.ceil(len(charts) / columns)
         figure = Figure(figsize=(5 * columns, 3.4 * rows), layout="constrained")
-        for position, (_, draw) in enumerate(panels, start=1):
-            draw(figure.add_subplot(rows, columns, position), entries)
+        for position, chart in enumerate(charts, start=1):
+            _draw(chart, figure.add_subplot(rows, columns, position), entries)
         written.append(_save(figure, folder / "overview.png"))
-        for name, draw in panels:
+        for chart in charts:
             figure = Figure(figsize=(6.25, 3.9), layout="constrained")
-            draw(figure.add_subplot(), entries)
-            written.append(_save(figure, folder / f"{name}.png"))
+            _draw(chart, figure.add_subplot(), entries)
+            written.append(_save(figure, folder / f"{chart.name}.png"))
     return tuple(written)
 
 
@@ -139,40 +137,39 @@ def _entries(runs: Runs) -> tuple[_Entry, ...]:
     )
 
 
-def _measured(entries: Sequence[_Entry], metrics: Sequence[str]) -> bool:
-    return any(entry.curves(metric) for entry in entries for metric in metrics)
+def _draw(chart: RunChart, axes: Axes, entries: Sequence[_Entry]) -> None:
+    if chart is STEP_TIME:
+        _draw_step_time(axes, entries)
+        return
+    _draw_curves(axes, entries, chart.metric, marker="o" if is_rare(chart.metric) else "")
+    if len(entries) == 1:
+        _draw_behind(axes, entries[0], chart)
+    if chart.low is not None:
+        axes.set_ylim(bottom=chart.low)
+    if chart.high is not None:
+        axes.set_ylim(top=1.02 * chart.high)
+    if (chart.low, chart.high) == (0.0, 1.0):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_title(chart.title if len(entries) == 1 else chart.title_of_several)
+    axes.set_xlabel("step")
+    axes.set_ylabel(chart.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(entries) > 1:
+        axes.legend(loc="best")
 
 
-def _draw_accuracy(axes: Axes, entries: Sequence[_Entry]) -> None:
-    _draw_curves(axes, entries, "eval/accuracy", marker="o")
-    if len(entries) == 1 and _measured(entries, ["rollout/accuracy"]):
-        # Under the held-out points and fainter: what training itself sees, step by step.
-        for mean, _, _ in _shown(entries[0], "rollout/accuracy"):
-            drawn = mean.smooth() if mean.is_noisy() else mean
-            axes.plot(drawn.steps, drawn.values, color="#8a929b", linewidth=1.3, zorder=1.5, label="training samples")
+def _draw_behind(axes: Axes, entry: _Entry, chart: RunChart) -> None:
+    """The other curves of a chart, under the first curve and fainter: what training itself sees, step by step."""
+    behind = [(label, mean) for label, metric in chart.curves[1:] for mean, _, _ in _shown(entry, metric)]
+    for label, mean in behind:
+        drawn = mean.smooth() if mean.is_noisy() else mean
+        axes.plot(drawn.steps, drawn.values, color="#8a929b", linewidth=1.3, zorder=1.5, label=label)
+    if behind:
         for line in axes.get_lines()[:1]:
             if line.get_marker() == "o":
-                line.set_label("held-out" + (f", mean of {seeds}" if (seeds := len(entries[0].histories)) > 1 else ""))
+                seeds = len(entry.histories)
+                line.set_label(chart.curves[0][0] + (f", mean of {seeds}" if seeds > 1 else ""))
         axes.legend(loc="best")
-    axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _finish(axes, "Accuracy" if len(entries) == 1 else "Held-out accuracy", "", entries)
-
-
-def _draw_reward(axes: Axes, entries: Sequence[_Entry]) -> None:
-    _draw_curves(axes, entries, "reward/mean")
-    _finish(axes, "Mean reward", "", entries)
-
-
-def _draw_length(axes: Axes, entries: Sequence[_Entry]) -> None:
-    _draw_curves(axes, entries, "rollout/completion_tokens_mean")
-    axes.set_ylim(bottom=0)
-    _finish(axes, "Completion length", "tokens, mean", entries)
-
-
-def _draw_loss(axes: Axes, entries: Sequence[_Entry]) -> None:
-    _draw_curves(axes, entries, "learner/loss")
-    _finish(axes, "Loss", "", entries)
 
 
 def _draw_step_time(axes: Axes, entries: Sequence[_Entry]) -> None:
@@ -236,25 +233,7 @@ def _draw_curves(axes: Axes, entries: Sequence[_Entry], metric: str, marker: str
             axes.plot(drawn.steps, drawn.values, color=entry.colour, marker=single, markersize=4.5, label=entry.label)
 
 
-def _finish(axes: Axes, title: str, unit: str, entries: Sequence[_Entry]) -> None:
-    axes.set_title(title)
-    axes.set_xlabel("step")
-    axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(entries) > 1:
-        axes.legend(loc="best")
-
-
 def _save(figure: Figure, path: Path) -> Path:
     with files.whole_file(path) as partial:
         figure.savefig(partial, dpi=_DOTS_PER_INCH, format="png")
     return path
-
-
-# Name of the file, what draws it, and the metrics of which one must be there.
-_PANELS: tuple[tuple[str, Callable[[Axes, Sequence[_Entry]], None], tuple[str, ...]], ...] = (
-    ("accuracy", _draw_accuracy, ("eval/accuracy", "rollout/accuracy")),
-    ("reward", _draw_reward, ("reward/mean",)),
-    ("completion_length", _draw_length, ("rollout/completion_tokens_mean",)),
-    ("step_time", _draw_step_time, ("time/step_s",)),
-)

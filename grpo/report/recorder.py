@@ -4,12 +4,12 @@
     with progress.phase(Phase.START, "starting 2 generators"):
         ...
     trackers = open_trackers(config.trackers, run_dir, config=resolved)               # grpo.report.trackers
-    with Report(run_dir, trackers=trackers, progress=progress, rollouts_every=1, total_steps=200) as report:
+    with RunRecorder(run_dir, trackers=trackers, progress=progress, rollouts_every=1, total_steps=200) as report:
         report.truncate_after(resumed_step)                      # only when resuming
         report.step(0, {"eval/accuracy": 0.45})                  # before any training
         for step in ...:
             report.step(step, metrics, groups, advantages)       # advantages[g][i]: float, or None
-        closing = report.finish()                                # figures, HTML, trackers and display closed
+        closing = report.finish(write_report)                    # figures, HTML, trackers and display closed
     Console().print(closing)                                     # or print(closing), as plain text
 
 Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
@@ -20,13 +20,13 @@ trackers; `finish` may be called on that way too. What lies in the run folder af
 
 The run's `config.yaml` is written by the job and only read here. Metric names, the Parquet columns and their units
 are documented in `docs/metrics.md`. Figures and the HTML report are made from the run folder alone, so
-`grpo.report.figures.overview([run, ...], folder)` and `grpo.report.page.write_html(run)` serve at any later time too.
+`grpo.report.figures.overview([run, ...], folder)` and `grpo.view.page.write_report(run)` serve at any later time too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from grpo.report import rollout_store, run_files
@@ -164,17 +164,21 @@ class RunRecorder:
             rollout_store.write_step(self.run_dir, step, groups, nothing, run_files.EVALUATIONS)
             self._keep_within_limit()
 
-    def finish(self) -> ClosingTable:
-        """Write the figures and the HTML report, close everything, and return the closing table."""
+    def finish(self, write_report: Callable[[Path], Path]) -> ClosingTable:
+        """Write the figures and the HTML report, close everything, and return the closing table.
+
+        Args:
+            write_report: writes the page of a run folder and returns its path; `grpo.view.page.write_report`, which
+                stands above this wing.
+        """
         # Imported here: matplotlib takes a second, which neither `import grpo.report.recorder` nor a failing run
         # should pay.
         from grpo.report.figures import overview
-        from grpo.report.page import write_html
 
         self._store_rollouts()
         with self._progress.phase(Phase.REPORT, "writing the report"):
             figures = overview([self.run_dir], self.run_dir / run_files.FIGURES)
-            page = write_html(self.run_dir)
+            page = write_report(self.run_dir)
         self.close()
         files = {"report": page, "figures": self.run_dir / run_files.FIGURES} if figures else {"report": page}
         return closing_table(self.run_dir.resolve().name, read_history(self.run_dir), files)

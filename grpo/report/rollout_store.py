@@ -110,6 +110,12 @@ def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, 
     return tuple(run_files.steps_in(run_dir / folder, _ENDING))
 
 
+def plain(reference: str) -> str:
+    """A stored reference, which is JSON, as a person writes it: a string without its quotes."""
+    value = json.loads(reference)
+    return value if isinstance(value, str) else reference
+
+
 def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
     """Raise ValueError unless there is one advantage for each rollout."""
     if len(advantages) != len(groups):

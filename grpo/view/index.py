@@ -121,6 +121,7 @@ class Snapshot(Columns):
                     "completions": int(self.count_N[group]),
                     "matches": int(matches),
                     "reward": float(rewards.mean()) if len(rewards) else None,
+                    "spread": float(self.spread_N[group]),
                     "tokens": float(self.tokens_R[members].mean()),
                     "statuses": {
                         status: count for at, status in enumerate(STATUSES) if (count := int(((bits >> at) & 1).sum()))
@@ -133,9 +134,15 @@ class Snapshot(Columns):
 class RolloutIndex:
     """The index of one folder of stored completions. Any thread may read while one refreshes."""
 
-    def __init__(self, run_dir: Path, folder: str = run_files.ROLLOUTS) -> None:
-        """Nothing is read yet."""
-        self._run_dir, self._folder = run_dir, folder
+    def __init__(self, run_dir: Path, folder: str = run_files.ROLLOUTS, most_steps: int | None = None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            run_dir: the run folder.
+            folder: the folder in it that holds the completions.
+            most_steps: steps to read at most, spread over the stored steps; None reads all of them.
+        """
+        self._run_dir, self._folder, self._most_steps = run_dir, folder, most_steps
         # By step: (time and size of its file, what it holds).
         self._parts: dict[int, tuple[tuple[int, int], Columns]] = {}
         self._refreshing = threading.Lock()
@@ -175,7 +182,7 @@ class RolloutIndex:
 
     def _stamps(self) -> dict[int, tuple[int, int]]:
         stamps = {}
-        for step in stored_steps(self._run_dir, self._folder):
+        for step in spread_over(stored_steps(self._run_dir, self._folder), self._most_steps):
             try:
                 stat = step_path(self._run_dir, step, self._folder).stat()
             except FileNotFoundError:
@@ -205,6 +212,13 @@ class RolloutIndex:
     def _publish(self, problems: Mapping[int, str]) -> None:
         self.snapshot = _join({step: columns for step, (_, columns) in self._parts.items()}, self.snapshot.version + 1)
         self.problems = dict(problems)
+
+
+def spread_over(steps: Sequence[int], most: int | None) -> list[int]:
+    """At most `most` steps, the first and the last step among them, with about as many steps between each two."""
+    if most is None or len(steps) <= most:
+        return list(steps)
+    return sorted({steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)})
 
 
 def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from grpo.report import run_files
 from grpo.report.metrics_log import History
-from grpo.report.page import plain
-from grpo.report.rollout_store import StoredGroup, StoredRollout, read_groups, stored_steps
+from grpo.report.rollout_store import StoredGroup, StoredRollout, plain, read_groups, stored_steps
 from grpo.view.runs import RunData, shown
 
 KINDS = ("better", "worse", "same", "unknown")

@@ -1,4 +1,9 @@
-"""The page of `grpo view`: its shell, and the whole of it as one file that needs no server."""
+"""The page of `grpo view`: its shell, and the whole of it as one file that needs no server, such as `report.html`.
+
+What a policy writes is hostile. In the file it stands as JSON that cannot end its element, in which every character
+that a page would hide or that would reorder it is shown by name; the script sets it as text only; and the page's
+content security policy allows exactly the script and the style sheet whose hashes it names.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +24,20 @@ from grpo.report import run_files
 from grpo.report.rollout_store import stored_steps
 from grpo.view import learned as step_comparison
 from grpo.view import payloads as view_data
-from grpo.view.index import Filter
-from grpo.view.runs import SOURCES, RunData
+from grpo.view.index import Filter, spread_over
+from grpo.view.runs import FLAG_STEPS, SOURCES, RunData, open_runs
 
 ASSETS = ("view.css", "view.js")
-# What one file holds of each run and source: enough to read for an hour, and a few megabytes.
-_GROUPS = 150
+# What one file holds of each run and source: enough to read for an hour, and a few megabytes. The steps are those that
+# the flags read.
+_STEPS, _GROUPS, _COMPLETIONS = FLAG_STEPS, 150, 16
+# Enough to judge a long chain of thought by its begin and end.
+_HEAD_CHARACTERS, _TAIL_CHARACTERS = 6000, 2000
+_MOST_CHARACTERS = 4_000_000
 _TIMED_STEPS = 60
 # Log-probabilities take more room than the text itself: only groups of short completions bring them.
 _SHADED_TOKENS = 600
+_FAILED = ("timeout", "error")
 
 
 def page(exported: Mapping[str, Any] | None = None) -> str:
@@ -43,9 +53,10 @@ def page(exported: Mapping[str, Any] | None = None) -> str:
         name: resources.files("grpo.view").joinpath("templates", name).read_text(encoding="utf-8") for name in ASSETS
     }
     # The data stands in an element that is no script to a browser; without `<` it cannot end that element.
-    data = json.dumps(exported, allow_nan=False).replace("<", "\\u003c") if exported is not None else ""
+    data = _json(exported).replace("<", "\\u003c") if exported is not None else ""
     return environment.get_template("view.html.j2").render(
         exported=exported is not None,
+        names=[run["name"] for run in exported["overview"]["runs"]] if exported is not None else [],
         data=Markup(data),
         style=Markup(sources["view.css"]),
         script=Markup(sources["view.js"]),
@@ -54,11 +65,26 @@ def page(exported: Mapping[str, Any] | None = None) -> str:
     )
 
 
-def export(runs: Sequence[RunData], path: Path) -> Path:
-    """Write the page as one file, with the curves and findings whole and a selection of groups.
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's folder and return its path."""
+    return export([run_dir], run_dir / run_files.REPORT)
 
-    Of each run the groups are those whose rewards differ most, spread over all stored steps.
+
+def export(folders: Sequence[Path], path: Path) -> Path:
+    """Write the page as one file, with the curves and flags whole and a selection of groups.
+
+    Of each run the file holds groups of up to 24 steps, spread over the stored steps: those whose rewards differ most,
+    up to 150 groups and 4 million characters. A group has up to 16 completions, the best and the worst. A text of more
+    than 8,000 characters is there with its begin and its end.
+
+    Args:
+        folders: run folders; whatever is missing in them is missing on the page.
+        path: the file; its folder is made if it is missing.
+
+    Raises:
+        ValueError: a folder holds no run, or a file in it has a line that is not one of ours.
     """
+    runs = open_runs(folders, most_steps=_STEPS)
     for run in runs:
         for index in run.indexes.values():
             index.refresh()
@@ -76,38 +102,90 @@ def export(runs: Sequence[RunData], path: Path) -> Path:
 
 
 def _exported(run: RunData) -> dict[str, Any]:
-    timed = [line.step for line in run.history.lines if "time/step_s" in line.metrics]
     stored = stored_steps(run.run_dir, run_files.EVALUATIONS)
     steps = stored if len(stored) > 1 else stored_steps(run.run_dir)
     return {
         "groups": {source: _groups(run, source) for source in SOURCES},
         "flags": run.flags(),
         "mismatch": view_data.mismatch(run),
-        "learned": step_comparison.learned(run, steps[0], steps[-1]) if len(steps) > 1 else None,
-        "timeline": {str(step): view_data.time_line(run, step) for step in _spread(timed, _TIMED_STEPS)},
+        "learned": shortened(step_comparison.learned(run, steps[0], steps[-1])) if len(steps) > 1 else None,
+        "timeline": _time_lines(run),
+        "step_time": view_data.step_time_of(run),
     }
 
 
 def _groups(run: RunData, source: str) -> dict[str, Any]:
-    """Rows and details of the groups that the file holds."""
+    """Rows and details of the groups that the file holds, the newest first."""
     listed = view_data.list_groups(run, source, Filter(), "spread", 0, 1_000_000)
-    steps = _spread(sorted({row["step"] for row in listed["rows"]}), _GROUPS)
-    each = max(1, _GROUPS // max(1, len(steps)))
-    taken = {step: [row for row in listed["rows"] if row["step"] == step][:each] for step in steps}
-    rows = [row for step in reversed(steps) for row in taken[step]]
-    details = [
-        view_data.group_detail(
-            run, source, row["step"], row["group"], tokens=row["completions"] * row["tokens"] <= _SHADED_TOKENS
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in listed["rows"]:
+        by_step.setdefault(row["step"], []).append(row)
+    each = max(1, _GROUPS // max(1, len(by_step)))
+    chosen = {step: choose_groups(rows, each) for step, rows in by_step.items()}
+    details = {
+        (step, detail["group"]): _cut(detail)
+        for step, rows in chosen.items()
+        for detail in view_data.group_details(
+            run, source, step, [row["group"] for row in rows], shaded_tokens=_SHADED_TOKENS
         )
-        for row in rows
-    ]
-    return {**listed, "rows": rows, "details": details}
+    }
+    # The first group of every step, then the second group of every step, as far as there is room.
+    kept, room = [], _MOST_CHARACTERS
+    for row in (row for place in range(each) for rows in chosen.values() for row in rows[place : place + 1]):
+        room -= len(_json(details[row["step"], row["group"]]))
+        if room < 0:
+            break
+        kept.append(row)
+    kept.sort(key=lambda row: (-row["step"], row["group"]))
+    return {
+        **listed,
+        "steps": len({row["step"] for row in kept}),
+        "of_steps": len(stored_steps(run.run_dir, SOURCES[source])),
+        "rows": kept,
+        "details": [details[row["step"], row["group"]] for row in kept],
+    }
 
 
-def _spread(steps: Sequence[int], most: int) -> list[int]:
-    if len(steps) <= most:
-        return list(steps)
-    return sorted({steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)})
+def choose_groups(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict."""
+    # Only one place goes to a failure, or a bad day of the verifiers would hide what the policy does.
+    failed = [row for row in rows if row["statuses"].keys() & set(_FAILED)][: count - 1][:1]
+    others = [row for row in rows if row not in failed]
+    return [*others[: count - len(failed)], *failed]
+
+
+def _cut(detail: dict[str, Any]) -> dict[str, Any]:
+    """A group with as many completions and as much of their texts as the file holds."""
+    ranked = sorted(detail["completions"], key=lambda one: (one["reward"] is None, -(one["reward"] or 0.0)))
+    left_out = max(0, len(ranked) - _COMPLETIONS)
+    if left_out:
+        ranked = [*ranked[: _COMPLETIONS // 2], *ranked[-_COMPLETIONS // 2 :]]
+    found: dict[str, Any] = shortened(detail | {"completions": ranked, "left_out": left_out})
+    return found
+
+
+def shortened(value: Any) -> Any:
+    """The same plain data, each very long text by its begin and its end."""
+    if isinstance(value, Mapping):
+        return {name: shortened(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [shortened(member) for member in value]
+    left_out = len(value) - _HEAD_CHARACTERS - _TAIL_CHARACTERS if isinstance(value, str) else 0
+    if left_out <= 0:
+        return value
+    return f"{value[:_HEAD_CHARACTERS]}\n\n[... {left_out:,} characters left out ...]\n\n{value[-_TAIL_CHARACTERS:]}"
+
+
+def _time_lines(run: RunData) -> dict[str, Any]:
+    timed = spread_over(view_data.timed_steps(run.history), _TIMED_STEPS)
+    lines = {step: view_data.time_line(run, step) for step in timed}
+    # A step of a thousand actors is long.
+    most = max(2, len(lines) * _MOST_CHARACTERS // max(1, len(_json(lines))))
+    return {str(step): lines[step] for step in spread_over([*lines], most)}
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, allow_nan=False, ensure_ascii=False)
 
 
 def _hash(source: str) -> str:

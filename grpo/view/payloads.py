@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,32 +17,21 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from grpo.report import run_files
-from grpo.report.charts import Chart, line_chart, step_time_chart
+from grpo.report.charts import MISMATCH, STEP_TIME, RunChart, axis_of, charts_of, is_rare
 from grpo.report.closing_table import closing_table
-from grpo.report.page import mismatch_alarm_of, mismatch_chart, plain
-from grpo.report.rollout_store import step_path, stored_steps
+from grpo.report.metrics_log import Curve, History
+from grpo.report.rollout_store import plain, step_path, stored_steps
 from grpo.report.step_time import TIMED_PARTS, step_time
 from grpo.report.timeline import StepLanes, step_lanes
 from grpo.types import ActorId, ActorKind, Phase
 from grpo.view.columns import STATUSES
+from grpo.view.geometry import Chart, line_chart, step_time_chart
 from grpo.view.index import Filter, Order
+from grpo.view.recipe import mismatch_alarm_of, recipe
 from grpo.view.runs import SOURCES, RunData, shown
 from grpo.view.tokens import pieces
 from grpo.visible import visible
 
-MAIN_METRICS = {
-    "eval/accuracy": "Held-out accuracy",
-    "reward/mean": "Mean reward",
-    "rollout/completion_tokens_mean": "Completion length, tokens",
-    "time/step_s": "Step time, seconds",
-}
-# Where an axis begins and ends whatever was measured, so that a glance is not misled by noise.
-_AXES = {
-    "eval/accuracy": (0.0, 1.0),
-    "rollout/accuracy": (0.0, 1.0),
-    "rollout/completion_tokens_mean": (0.0, None),
-    "time/step_s": (0.0, None),
-}
 MISMATCH_METRICS = (
     "sync/probe_mean_difference",
     "learner/ratio_p01",
@@ -82,12 +72,14 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
                 {
                     "name": run.name,
                     "folder": str(run.run_dir),
+                    "command": f"grpo view {shlex.quote(str(run.run_dir))}",
+                    "recipe": recipe(run.settings),
                     "table": closing_table(run.name, history).rows,
                     "last_step": history.last_step(),
                     "last_time": history.lines[-1].time if history.lines else None,
                     "stored": list(stored_steps(run.run_dir)),
                     "evaluated": list(stored_steps(run.run_dir, run_files.EVALUATIONS)),
-                    "timed": [line.step for line in history.lines if "time/step_s" in line.metrics],
+                    "timed": timed_steps(history),
                     "config": run.config,
                 }
                 for run, history in zip(runs, histories, strict=True)
@@ -95,34 +87,63 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
             "statuses": STATUSES,
             "sections": [{"name": name, "metrics": members} for name, members in sections.items()],
         }
-    ) | {"main": charts(runs, _main_metrics(names))}
+    ) | {"main": main_charts(runs)}
 
 
-def _main_metrics(names: Sequence[str]) -> list[str]:
-    # Supervised fine-tuning earns no reward; a policy-gradient loss, where there is one, says nothing to a reader.
-    first = [] if "reward/mean" in names else ["learner/loss"]
-    return [name for name in (*first, *MAIN_METRICS) if name in names]
+def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """The charts that stand first: all curves of each chart for one run, a line for each of several runs."""
+    chosen = charts_of([run.history for run in runs])
+    drawn = [
+        (chart, _run_chart(runs[0], chart) if len(runs) == 1 else _metric_chart(runs, chart.metric, chart))
+        for chart in chosen
+    ]
+    return [{"name": chart.name} | _plain_chart(made) for chart, made in drawn if made]
 
 
 def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
     """One chart for each metric that a run has, a line for each run in the run's own colour."""
-    histories = {run.name: run.history for run in runs}
-    lines = [line for history in histories.values() for line in history.lines]
-    span = (min((line.step for line in lines), default=0), max((line.step for line in lines), default=0))
-    styles = {run.name: f"r{at % _COLOURS + 1}" for at, run in enumerate(runs)}
-    found = []
-    known = {name for history in histories.values() for name in history.names()}
-    for name in dict.fromkeys(names):
-        if name not in known:
-            continue
-        curves = {run: history.curve(name) for run, history in histories.items()}
-        few = tuple(histories) if name.startswith("eval/") else ()
-        low, high = _AXES.get(name, (None, None))
-        chart = line_chart(MAIN_METRICS.get(name, name), curves, span, low=low, high=high, dotted=few)
-        if chart:
-            shapes = (dataclasses.replace(shape, style=styles[shape.label]) for shape in chart.shapes)
-            found.append({"metric": name} | _plain_chart(dataclasses.replace(chart, shapes=tuple(shapes))))
-    return found
+    known = {name for run in runs for name in run.history.names()}
+    drawn = [(name, _metric_chart(runs, name)) for name in dict.fromkeys(names) if name in known]
+    return [{"metric": name} | _plain_chart(made) for name, made in drawn if made]
+
+
+def _metric_chart(runs: Sequence[RunData], metric: str, chart: RunChart | None = None) -> Chart | None:
+    low, high = axis_of(metric)
+    made = line_chart(
+        chart.title_of_several if chart else metric,
+        {run.name: run.history.curve(metric) for run in runs},
+        _span([run.history for run in runs]),
+        unit=chart.unit if chart else "",
+        low=low,
+        high=high,
+        dotted=[run.name for run in runs] if is_rare(metric) else (),
+    )
+    return made and _restyled(made, {run.name: f"r{at % _COLOURS + 1}" for at, run in enumerate(runs)})
+
+
+def _run_chart(run: RunData, chart: RunChart) -> Chart | None:
+    """A chart of one run, with all its curves."""
+    if chart is STEP_TIME:
+        timed = step_time(run.history)
+        return step_time_chart(timed) if timed else None
+    curves = {label: run.history.curve(metric) for label, metric in chart.curves}
+    alarm = mismatch_alarm_of(run.settings) if chart is MISMATCH else None
+    if alarm is not None and (first := curves[chart.curves[0][0]].finite()):
+        curves["alarm"] = Curve(first.steps, (alarm,) * len(first.steps))
+    rare = [label for label, metric in chart.curves if is_rare(metric)]
+    span = _span([run.history])
+    made = line_chart(chart.title, curves, span, unit=chart.unit, low=chart.low, high=chart.high, dotted=rare)
+    return made and _restyled(made, {"alarm": "alarm"})
+
+
+def _span(histories: Sequence[History]) -> tuple[int, int]:
+    steps = [line.step for history in histories for line in history.lines] or [0]
+    return min(steps), max(steps)
+
+
+def _restyled(chart: Chart, styles: Mapping[str, str]) -> Chart:
+    shapes = (dataclasses.replace(shape, style=styles.get(shape.label, shape.style)) for shape in chart.shapes)
+    return dataclasses.replace(chart, shapes=tuple(shapes))
 
 
 def list_groups(
@@ -142,32 +163,47 @@ def list_groups(
     }
 
 
-def group_detail(run: RunData, source: str, step: int, group: int, *, tokens: bool = False) -> dict[str, Any]:
-    """One group, whole: prompt, reference, and each completion with its verdicts and, if asked for, its tokens.
+def group_details(
+    run: RunData, source: str, step: int, groups: Sequence[int], *, shaded_tokens: int = 0
+) -> list[dict[str, Any]]:
+    """Groups of one step, whole: prompt, reference, and each completion with its verdicts.
+
+    Args:
+        run: the run.
+        source: "training" or "held-out".
+        step: the step.
+        groups: indices of groups in the step.
+        shaded_tokens: a group of at most so many tokens comes with the log-probability of each token.
 
     Raises:
-        LookupError: that group is not stored (any more).
+        LookupError: a group is not stored (any more).
     """
     path = step_path(run.run_dir, step, SOURCES[source])
     if not path.is_file():
         raise LookupError(f"no completions of step {step} are stored")
-    table = pq.read_table(path)
-    rows = table.filter(pc.equal(table["group"], group)).to_pylist()
-    if not rows:
-        raise LookupError(f"step {step} has no group {group}")
-    tokenizer = run.tokenizer() if tokens else None
+    rows: dict[int, list[dict[str, Any]]] = {group: [] for group in groups}
+    for row in pq.read_table(path, filters=pc.field("group").isin(groups)).to_pylist():
+        rows[row["group"]].append(row)
+    for group, members in rows.items():
+        if not members:
+            raise LookupError(f"step {step} has no group {group}")
+    return [_group_detail(run, rows[group], shaded_tokens) for group in groups]
+
+
+def _group_detail(run: RunData, rows: Sequence[Mapping[str, Any]], shaded_tokens: int) -> dict[str, Any]:
+    is_shaded = sum(row["completion_tokens"] for row in rows) <= shaded_tokens
+    tokenizer = run.tokenizer() if is_shaded else None
     completions = []
     for row in rows:
         versions = sorted({span["policy_version"] for span in row["spans"]})
-        one = {name: row[name] for name in ("sample", "completion", "completion_tokens", "finish_reason", "verdicts")}
-        one |= {"reward": row["reward"], "advantage": row["advantage"], "versions": versions}
-        completions.append(one | ({"tokens": _tokens(row, tokenizer)} if tokens else {}))
+        names = ("sample", "completion", "completion_tokens", "finish_reason", "verdicts", "reward", "advantage")
+        completion = {name: row[name] for name in names} | {"versions": versions}
+        completions.append(completion | ({"tokens": _tokens(row, tokenizer)} if is_shaded else {}))
     first = rows[0]
     return shown(
         {
             **{name: first[name] for name in ("step", "group", "prompt_id", "prompt")},
             "reference": plain(first["reference"]),
-            "row": first["row"],
             "has_tokenizer": tokenizer is not None,
             "completions": completions,
         }
@@ -185,9 +221,8 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
 
 def mismatch(run: RunData) -> dict[str, Any]:
     """How far learner and generators are apart, and what is done about it."""
-    history, alarm = run.history, mismatch_alarm_of(run.config)
-    first = history.curve("learner/mismatch_kl_first").finite()
-    chart = mismatch_chart(history, alarm)
+    alarm, chart = mismatch_alarm_of(run.settings), _run_chart(run, MISMATCH)
+    first = run.history.curve(MISMATCH.metric).finite()
     return shown(
         {
             "alarm": alarm,
@@ -198,10 +233,15 @@ def mismatch(run: RunData) -> dict[str, Any]:
         }
     ) | {
         "charts": [
-            *([{"metric": "learner/mismatch_kl_first"} | _plain_chart(chart)] if chart else []),
+            *([{"metric": MISMATCH.metric} | _plain_chart(chart)] if chart else []),
             *charts([run], MISMATCH_METRICS),
         ]
     }
+
+
+def timed_steps(history: History) -> list[int]:
+    """The steps that have a time line."""
+    return list(history.curve("time/step_s").finite().steps)
 
 
 def time_line(run: RunData, step: int) -> dict[str, Any]:
@@ -219,7 +259,6 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
     seconds = line.metrics
     told = step_lanes(run.time_lines, step)
     spans = _told_spans(told) if told else _timed_spans(seconds)
-    whole = step_time(run.history)
     return shown(
         {
             "step": step,
@@ -234,7 +273,13 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
             ],
             "compute": seconds.get("learner/compute_s"),
         }
-    ) | {"chart": _plain_chart(step_time_chart(whole)) if whole else None}
+    )
+
+
+def step_time_of(run: RunData) -> dict[str, Any] | None:
+    """The chart of where the seconds of all steps went; None where no step was timed."""
+    chart = _run_chart(run, STEP_TIME)
+    return _plain_chart(chart) if chart else None
 
 
 def _told_spans(told: StepLanes) -> list[dict[str, Any]]:

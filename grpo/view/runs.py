@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from tokenizers import Tokenizer
 
 from grpo.report import run_files
@@ -17,21 +16,27 @@ from grpo.report.json_lines import complete_lines
 from grpo.report.metrics_log import History, read_history, run_names
 from grpo.report.rollout_store import stored_steps
 from grpo.view.flags import FlaggedRollout, hacking_flags
-from grpo.view.index import RolloutIndex
+from grpo.view.index import RolloutIndex, spread_over
+from grpo.view.recipe import policy_path_of, read_config
 from grpo.view.tokens import find_tokenizer
 from grpo.visible import visible
 
 SOURCES = {"training": run_files.ROLLOUTS, "held-out": run_files.EVALUATIONS}
 # What the flags read of a run: enough for shares of some percent, in well under a second.
-_FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
+FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
 _Found = TypeVar("_Found")
 
 
 class RunData:
     """One run folder, read as far as something was asked, and again where its files have changed."""
 
-    def __init__(self, run_dir: Path, name: str) -> None:
+    def __init__(self, run_dir: Path, name: str, most_steps: int | None = None) -> None:
         """Check that there is a run.
+
+        Args:
+            run_dir: the run folder.
+            name: the name that the page shows.
+            most_steps: stored steps to read at most, spread over the run; None reads all of them.
 
         Raises:
             ValueError: the folder holds neither metrics nor stored completions.
@@ -42,7 +47,7 @@ class RunData:
                 "give the folder of a run, its run.folder"
             )
         self.run_dir, self.name = run_dir, name
-        self.indexes = {source: RolloutIndex(run_dir, folder) for source, folder in SOURCES.items()}
+        self.indexes = {source: RolloutIndex(run_dir, folder, most_steps) for source, folder in SOURCES.items()}
         self._kept: dict[str, tuple[object, Any]] = {}
 
     @property
@@ -59,6 +64,11 @@ class RunData:
         """The resolved config's text, empty where there is none."""
         path = self.run_dir / run_files.CONFIG
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    @property
+    def settings(self) -> Any:
+        """The resolved config as plain data, None where there is none or it is no YAML."""
+        return self._cached("settings", _stamp(self.run_dir / run_files.CONFIG), lambda: read_config(self.config))
 
     @property
     def time_lines(self) -> Sequence[str]:
@@ -82,11 +92,7 @@ class RunData:
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies beside the run, if one does."""
-        try:
-            policy = (yaml.safe_load(self.config) or {}).get("policy") or {}
-        except (yaml.YAMLError, AttributeError):
-            policy = {}
-        path = find_tokenizer(self.run_dir, policy.get("path"))
+        path = find_tokenizer(self.run_dir, policy_path_of(self.settings))
         if path is None:
             return None
         return self._cached("tokenizer", (path, _stamp(path)), lambda: Tokenizer.from_file(str(path)))
@@ -102,10 +108,8 @@ class RunData:
 
     def _sampled(self) -> list[FlaggedRollout]:
         snapshot = self.indexes["training"].snapshot
-        steps = sorted(set(snapshot.step_N.tolist()))
-        chosen = {steps[round(at * (len(steps) - 1) / (_FLAG_STEPS - 1))] for at in range(_FLAG_STEPS)} if steps else ()
         sampled = []
-        for step in sorted(chosen):
+        for step in spread_over(sorted(set(snapshot.step_N.tolist())), FLAG_STEPS):
             rows = [int(row) for row in (snapshot.step_R == step).nonzero()[0]]
             for row in rows[:: max(1, len(rows) // _FLAG_COMPLETIONS)]:
                 group, reward = int(snapshot.group_R[row]), float(snapshot.reward_R[row])
@@ -128,9 +132,10 @@ class RunData:
         return found
 
 
-def open_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
-    """The runs to look at, each with a name that tells it from the others."""
-    return tuple(RunData(Path(folder), name) for folder, name in zip(folders, run_names(folders), strict=True))
+def open_runs(folders: Sequence[Path], most_steps: int | None = None) -> tuple[RunData, ...]:
+    """The runs to look at, each with a name that tells it from the others; `RunData` has the arguments."""
+    names = run_names(folders)
+    return tuple(RunData(Path(folder), name, most_steps) for folder, name in zip(folders, names, strict=True))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -195,7 +195,8 @@ def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
 
     @app.get("/api/group")
     def group(step: _Step, group: _Step, run: _Run = 0, source: _Source = "training", tokens: bool = False) -> Response:
-        return _json(view_data.group_detail(chosen(run), source, step, group, tokens=tokens))
+        most = _LARGEST if tokens else 0
+        return _json(view_data.group_details(chosen(run), source, step, [group], shaded_tokens=most)[0])
 
     @app.get("/api/learned")
     def learned(before: _Step, after: _Step, run: _Run = 0) -> Response:
@@ -211,7 +212,8 @@ def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
 
     @app.get("/api/timeline")
     def timeline(step: _Step, run: _Run = 0) -> Response:
-        return _json(view_data.time_line(chosen(run), step))
+        data = chosen(run)
+        return _json(view_data.time_line(data, step) | {"chart": view_data.step_time_of(data)})
 
 
 def _json(data: Any, status: int = 200) -> Response:

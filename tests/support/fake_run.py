@@ -14,6 +14,7 @@ from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress, open_progress
 from grpo.report.recorder import RunRecorder
 from grpo.types import Completion, FinishReason, Group, Prompt, Rollout, VersionSpan
+from grpo.view.page import write_report
 from rewards import verdict
 from rewards.verdict import Verdict
 
@@ -99,7 +100,7 @@ def write_fake_run(run_dir: Path, *, steps: int = 40, seed: int = 1, eval_every:
                 metrics |= {"eval/accuracy": min(1.0, 0.12 + skill * 0.92), "time/eval_s": 1.5}
                 metrics |= {"eval/completion_tokens_mean": 17 + 14 * skill}
             report.step(step, metrics, groups, make_advantages(groups))
-        return report.finish()
+        return report.finish(write_report)
 
 
 def make_metrics(generator: random.Random, step: int, skill: float) -> dict[str, float]:

@@ -4,7 +4,7 @@
 const ROW = 56, PAGE = 100, POLL_MS = 2000;
 const MARKS = { correct: "✓", scored: "◐", wrong: "✗", unparseable: "?", timeout: "⧖", error: "!" };
 const SVG = "http://www.w3.org/2000/svg";
-const GEOMETRY = { width: 480, height: 220, left: 50, right: 462, top: 10, bottom: 194 };
+const GEOMETRY = { width: 480, height: 220, right: 462, top: 10, bottom: 194 };
 const $ = (id) => document.getElementById(id);
 const embedded = $("exported") ? JSON.parse($("exported").textContent) : null;
 let overview = null, version = null, run = 0;
@@ -32,10 +32,11 @@ function svg(name, attributes, ...children) {
 const option = (value, text, chosen) => el("option", { value, selected: chosen }, text ?? String(value));
 const fixed = (value, digits = 2) => (value === null || value === undefined ? "none" : Number(value).toFixed(digits).replace("-", "\u2212"));
 const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
-const short = (value) => {
+const short = (value, digits = 4) => {
   if (value === null) return "none";
   const size = Math.abs(value), number = Number(value);
-  return (size && size < 1e-3 ? number.toExponential(2) : String(Number(number.toPrecision(4)))).replaceAll("-", "\u2212");
+  return (size && size < 1e-3 ? number.toExponential(digits - 2).replace(/\.?0+e/, "e") : String(Number(number.toPrecision(digits))))
+    .replaceAll("-", "\u2212");
 };
 const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
@@ -58,7 +59,7 @@ function fromFile(what, query) {
   if (what === "charts") return embedded.charts.filter((chart) => query.metric.includes(chart.metric));
   if (what === "flags" || what === "mismatch") return one[what];
   if (what === "learned") return one.learned;
-  if (what === "timeline") return one.timeline[query.step];
+  if (what === "timeline") return { ...one.timeline[query.step], chart: one.step_time };
   const held = one.groups[query.source];
   const place = (group) => held.details.find((other) => other.step === group.step && other.group === group.group);
   if (what === "group") return place({ step: Number(query.step), group: Number(query.group) });
@@ -71,11 +72,11 @@ function fromFile(what, query) {
     && (!text || each.completion.toLowerCase().includes(text) || group.prompt.toLowerCase().includes(text));
   const rows = held.rows.map((row) => ({ ...row, matches: place(row).completions.filter((each) => passes(place(row), each)).length }))
     .filter((row) => row.matches);
-  if (query.order === "oldest") rows.reverse();
-  const mixed = (row) => Math.min(row.statuses.correct ?? 0, row.completions - (row.statuses.correct ?? 0)) / row.completions;
-  if (query.order === "spread") rows.sort((a, b) => mixed(b) - mixed(a));
-  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: held.of_groups, holds: held.rows.length,
-    of_completions: held.of_completions, unread: 0, problems: [], rows: rows.slice(query.offset, query.offset + query.limit) };
+  if (query.order === "oldest") rows.sort((a, b) => a.step - b.step || a.group - b.group);
+  if (query.order === "spread") rows.sort((a, b) => b.spread - a.spread);
+  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: held.rows.length,
+    of_completions: held.details.reduce((sum, group) => sum + group.completions.length, 0), unread: 0, problems: held.problems,
+    rows: rows.slice(query.offset, query.offset + query.limit) };
 }
 
 // A failure of the page's own is told on the page; a request that a newer one replaced is none.
@@ -97,7 +98,7 @@ function guarded(action) {
 // --- charts ----------------------------------------------------------------------------------------------------
 
 function drawChart(chart) {
-  const { width, height, left, right, top, bottom } = GEOMETRY;
+  const { width, height, right, top, bottom } = GEOMETRY, left = chart.left;
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${chart.title}: ${chart.summary}` });
   for (const tick of chart.y_ticks) {
     const label = svg("text", { x: left - 6, y: tick.at + 4, "text-anchor": "end" });
@@ -105,7 +106,9 @@ function drawChart(chart) {
     drawing.append(svg("line", { class: "grid", x1: left, x2: right, y1: tick.at, y2: tick.at }), label);
   }
   for (const tick of chart.x_ticks) {
-    const label = svg("text", { x: tick.at, y: bottom + 18, "text-anchor": "middle" });
+    // The label of the last step would stand out of the chart where it is a long number.
+    const x = Math.min(tick.at, width - 4.5 * tick.label.length);
+    const label = svg("text", { x, y: bottom + 18, "text-anchor": "middle" });
     label.textContent = tick.label;
     drawing.append(label);
   }
@@ -138,7 +141,7 @@ function readOut(figure, drawing, cursor, told, { origin, scale, series }) {
     cursor.setAttribute("x2", origin + scale * step);
     figure.classList.add("reading");
     told.textContent = `step ${step}: ` + values.filter(([, known]) => known.has(step)).map(([label, known]) =>
-      values.length > 1 ? `${label} ${short(known.get(step))}` : short(known.get(step))).join(", ");
+      (values.length > 1 ? `${label} ` : "") + short(known.get(step), 6)).join(", ");
   };
   const hide = () => { chosen = -1; figure.classList.remove("reading"); told.textContent = ""; };
   drawing.addEventListener("pointermove", (event) => {
@@ -169,15 +172,20 @@ function showRuns() {
 }
 
 // One column for each run; rows that only some of them have are there as well.
-function showOutcomes() {
-  const labels = [...new Set(overview.runs.flatMap((one) => one.table.map(([label]) => label)))];
-  const tables = overview.runs.map((one) => new Map(one.table));
+function runTable(title, rowsOfRun) {
+  const tables = overview.runs.map((one) => new Map(rowsOfRun(one)));
+  const labels = [...new Set(tables.flatMap((table) => [...table.keys()]))];
   const several = overview.runs.length > 1;
-  $("outcomes").parentElement.classList.toggle("several", several);
-  $("outcomes").replaceChildren(el("section", { class: "card outcome" }, several ? null : el("h2", {}, "Outcome"), el("table", {},
-    el("thead", { hidden: !several }, el("tr", {}, el("th", { scope: "col" }, "outcome"), ...overview.runs.map((one) => el("th", { scope: "col" }, one.name)))),
+  return el("section", { class: "card outcome", hidden: !labels.length }, several ? null : el("h2", {}, title), el("table", {},
+    el("thead", { hidden: !several }, el("tr", {}, el("th", { scope: "col" }, title), ...overview.runs.map((one) => el("th", { scope: "col" }, one.name)))),
     el("tbody", {}, ...labels.map((label) => el("tr", {}, el("th", { scope: "row" }, label),
-      ...tables.map((table) => el("td", {}, (table.get(label) ?? "").replace("->", "→")))))))));
+      ...tables.map((table) => el("td", {}, (table.get(label) ?? "").replace("->", "→"))))))));
+}
+
+function showOutcomes() {
+  $("outcomes").parentElement.classList.toggle("several", overview.runs.length > 1);
+  $("outcomes").replaceChildren(runTable("Outcome", (one) => one.table));
+  $("recipe").replaceChildren(runTable("Recipe", (one) => one.recipe));
   $("main-charts").replaceChildren(...overview.main.map(drawChart));
   if (!overview.main.length) $("main-charts").append(el("p", { class: "soft" }, "No step was reported yet."));
   performance.mark("curves");
@@ -221,11 +229,11 @@ const filterGroups = guarded(async (keep = false) => {
   groups.pages = new Map([[0, found.rows]]);
   $("rows").style.height = `${found.groups * ROW}px`;
   if (!keep) $("list").scrollTop = 0;
-  const holds = embedded ? `; this file holds ${count(found.holds, "group")}` : "";
   const unread = found.unread ? `; ${count(found.unread, "step")} still being read` : "";
   const torn = found.problems.length ? `; ${found.problems.join("; ")}` : "";
   $("found").textContent = `${found.groups.toLocaleString("en")} of ${count(found.of_groups, "group")}, `
-    + `${found.completions.toLocaleString("en")} of ${count(found.of_completions, "completion")}${holds}${unread}${torn}`;
+    + `${found.completions.toLocaleString("en")} of ${count(found.of_completions, "completion")}${unread}${torn}`;
+  showHeld(query.source);
   if (keep && groups.shown) await findShown(more);
   else groups.chosen = found.groups ? 0 : -1;
   await showRows();
@@ -233,6 +241,17 @@ const filterGroups = guarded(async (keep = false) => {
   performance.mark("groups");
   if (!keep || !groups.shown) await showDetail();
 });
+
+// What an exported page holds of the stored completions, and what shows all of them.
+function showHeld(source) {
+  const held = embedded?.runs[run].groups[source];
+  $("held").hidden = !held?.of_steps;
+  if (!held?.of_steps) return;
+  const isWhole = held.rows.length === held.of_groups && held.steps === held.of_steps && held.details.every((group) => !group.left_out);
+  $("held").replaceChildren(isWhole ? "This file holds all stored completions."
+    : `This file holds ${count(held.rows.length, "group")} of ${held.steps} of the ${count(held.of_steps, "stored step")}. All of them: `,
+  isWhole ? "" : el("code", {}, overview.runs[run].command));
+}
 
 // While a run goes on new groups come before or after the chosen one, which stays chosen and in its place.
 async function findShown(more) {
@@ -328,6 +347,7 @@ async function openGroup(source, step, group, isWanted = () => true) {
     el("div", { class: "prompt" },
       el("div", {}, el("div", { class: "soft" }, "prompt"), pre(found.prompt, text)),
       el("div", {}, el("div", { class: "soft" }, "reference"), pre(found.reference, ""))),
+    ...(found.left_out ? [el("p", { class: "soft" }, `${count(found.left_out, "completion")} between the best and the worst are not in this file.`)] : []),
     el("div", { class: "completions" }, ...ranked.map((one) => drawCompletion(one, largest, text))));
   $("detail").scrollTop = 0;
 }
@@ -417,6 +437,7 @@ const showLearned = guarded(async () => {
   const { better, worse, same, unknown } = found.counts, of = better + worse + same + unknown;
   $("learned-counts").textContent = of ? `${found.source === "held-out" ? "held-out prompts" : "training prompts that came again"}: `
     + `${better} better, ${worse} worse, ${same} as before${unknown ? `, ${unknown} unknown` : ""}` : "no prompt has stored completions at both";
+  if (embedded) $("learned-counts").append(`. This file compares the first and the last step; any two: ${overview.runs[run].command}`);
   const shown = found.prompts.filter((one) => !$("kind").value || one.kind === $("kind").value);
   const side = (one, name) => el("div", {}, el("p", { class: "soft" }, `step ${one.step}: `,
     el("span", { class: `status status-${one.status}` }, `${MARKS[one.status] ?? "·"} ${one.status}`), ` reward ${one.reward === null ? "unknown" : short(one.reward)}`
@@ -510,7 +531,8 @@ const showTimeLine = guarded(async () => {
     + (found.recorded ? "" : "; this run did not record when phases began: they are laid one after the other")
     + (found.by_actor ? ". Each lane is what an actor measured by its own clock; the driver's is what it did or waited for."
       : ". This run recorded no single actors: the lanes are what the loop waited for, and verify is the wait after the last completion.")
-    + (found.complete ? "" : " The newest step: what an actor did after its last message comes with the next one.");
+    + (found.complete ? "" : " The newest step: what an actor did after its last message comes with the next one.")
+    + ($("step").length < overview.runs[run].timed.length ? ` This file holds ${$("step").length} of ${count(overview.runs[run].timed.length, "step")}; all: ${overview.runs[run].command}` : "");
   $("timeline-chart").replaceChildren(...(found.chart ? [drawChart(found.chart)] : []));
 });
 
@@ -561,7 +583,7 @@ async function poll() {
 }
 
 function changeTheme() {
-  const order = ["", "light", "dark"], names = { "": "as the system", light: "light", dark: "dark" };
+  const order = ["", "light", "dark"], names = { "": "system", light: "light", dark: "dark" };
   const root = document.documentElement, next = order[(order.indexOf(root.dataset.theme ?? "") + 1) % 3];
   root.dataset.theme = next;
   $("theme").textContent = `theme: ${names[next]}`;

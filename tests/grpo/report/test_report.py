@@ -20,6 +20,7 @@ from grpo.report.progress import open_progress
 from grpo.report.recorder import RunRecorder
 from grpo.report.rollout_store import read_groups, stored_steps
 from grpo.types import Completion, Group, VersionSpan
+from grpo.view.page import write_report
 
 
 class RecordingTracker:
@@ -184,17 +185,17 @@ def assert_shown_whole(closing: ClosingTable) -> None:
 
 def test_a_run_without_any_step_finishes_too(tmp_path: Path) -> None:
     with RunRecorder(tmp_path / "empty", progress=silent_progress()) as report:
-        closing = report.finish()
+        closing = report.finish(write_report)
     assert closing.title == "empty: no steps"
     assert dict(closing.rows) == {"report": str(tmp_path / "empty" / "report.html")}
-    assert "No step was reported" in (tmp_path / "empty" / "report.html").read_text()
+    assert '"last_step": null' in (tmp_path / "empty" / "report.html").read_text()
 
 
 def test_supervised_fine_tuning_is_reported_by_its_loss(tmp_path: Path) -> None:
     with RunRecorder(tmp_path / "sft", progress=silent_progress()) as report:
         for step in (1, 2, 3):
             report.step(step, {"learner/loss": 3.0 / step, "throughput/tokens_per_s": 5000.0, "time/step_s": 0.1})
-        closing = report.finish()
+        closing = report.finish(write_report)
     assert dict(closing.rows)["loss"] == "3.0000 -> 1.0000"
     assert dict(closing.rows)["tokens/s"] == "5,000"
     assert (tmp_path / "sft" / "figures" / "loss.png").exists()

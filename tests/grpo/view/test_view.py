@@ -111,7 +111,7 @@ def test_every_answer_has_the_strict_policy(client: TestClient) -> None:
         "/static/../view.py",
         "/static/..%2Fview.py",
         "/static/%2e%2e/%2e%2e/pyproject.toml",
-        "/static/report.js",
+        "/static/view.html.j2",
         "/static//etc/passwd",
         "/../../etc/passwd",
         "/docs",
@@ -225,7 +225,7 @@ def test_the_script_makes_no_markup_from_data() -> None:
 
 
 def test_one_file_holds_everything_and_lets_nothing_out(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    path = export(open_runs(runs), tmp_path / "made" / "page.html")
+    path = export(runs, tmp_path / "made" / "page.html")
     source = path.read_text()
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, re.DOTALL)
     assert [kind for kind, _ in scripts] == [' type="application/json" id="exported"', ""]
@@ -303,7 +303,7 @@ def test_a_person_can_look_through_it_by_keyboard(url: str, runs: tuple[Path, Pa
         assert "policy" in browser.ask("document.querySelector('.tokens span').title")
         browser.ask("document.querySelector('#detail input').click()")
         # Every section of the hostile run, and of the exported file.
-        for place in (None, export(open_runs(runs), tmp_path / "page.html").as_uri()):
+        for place in (None, export(runs, tmp_path / "page.html").as_uri()):
             if place:
                 browser.open(place)
                 browser.wait("document.querySelectorAll('#main-charts polyline').length >= 4")

@@ -137,7 +137,7 @@ def test_a_group_with_every_verdict_and_token(tmp_path: Path) -> None:
     write_step(tmp_path, 3, [Group(Prompt("p", "1+1=?", (1,), {"a": 1}, {}), (rollout,))], [[-1.5]])
     (tmp_path / "config.yaml").write_text(f"policy: {{path: {policy}}}")
     (run,) = open_runs([tmp_path])
-    found = view_data.group_detail(run, "training", 3, 0, tokens=True)
+    (found,) = view_data.group_details(run, "training", 3, [0], shaded_tokens=1000)
     (one,) = found["completions"]
     assert found["reference"] == '{"a": 1}' and found["has_tokenizer"]
     assert (one["reward"], one["advantage"], one["versions"]) == (None, -1.5, [7, 8])
@@ -148,12 +148,12 @@ def test_a_group_with_every_verdict_and_token(tmp_path: Path) -> None:
     assert one["tokens"][0][1] == pytest.approx(-0.1)
     for step, index in ((4, 0), (3, 1)):
         with pytest.raises(LookupError):
-            view_data.group_detail(run, "training", step, index)
+            view_data.group_details(run, "training", step, [index])
 
 
 def test_without_a_tokenizer_tokens_are_told_by_number(stored: Path) -> None:
     (run,) = open_runs([stored])
-    found = view_data.group_detail(run, "training", 2, 0, tokens=True)
+    (found,) = view_data.group_details(run, "training", 2, [0], shaded_tokens=1000)
     assert not found["has_tokenizer"]
     assert [text for text, _, _ in found["completions"][0]["tokens"]] == [f"{ord(letter)} " for letter in "eel"]
 
@@ -165,7 +165,7 @@ def test_hostile_text_leaves_visible(tmp_path: Path) -> None:
     run.indexes["training"].refresh()
     shown = visible(HOSTILE.replace("\ud800", "\\ud800"))
     listed = view_data.list_groups(run, "training", Filter(text="<script>"))
-    detail = view_data.group_detail(run, "training", 1, 0, tokens=True)
+    (detail,) = view_data.group_details(run, "training", 1, [0], shaded_tokens=1000)
     assert listed["rows"][0]["prompt_id"] == detail["prompt"] == detail["completions"][0]["completion"] == shown
     for data in (listed, detail, run.flags()):
         assert "\u202e" not in json.dumps(data, ensure_ascii=False) and "\\u0000" not in json.dumps(data)
@@ -329,7 +329,13 @@ def test_the_overview_of_a_whole_run(tmp_path: Path) -> None:
     runs = open_runs([tmp_path / "run"])
     found = view_data.overview(runs)
     json.dumps(found, allow_nan=False)
-    assert [chart["metric"] for chart in found["main"]] == list(view_data.MAIN_METRICS)
+    assert [chart["name"] for chart in found["main"]] == [
+        "accuracy",
+        "reward",
+        "completion_length",
+        "step_time",
+        "mismatch",
+    ]
     assert {section["name"] for section in found["sections"]} >= {"reward", "rollout", "learner", "time", "verdict"}
     assert found["runs"][0]["stored"] == [1, 10, 20]
 
@@ -341,6 +347,6 @@ def test_fine_tuning_shows_its_loss_and_needs_no_completions(tmp_path: Path) -> 
     runs = open_runs([tmp_path])
     for index in runs[0].indexes.values():
         index.refresh()
-    assert [chart["metric"] for chart in view_data.overview(runs)["main"]] == ["learner/loss", "time/step_s"]
+    assert [chart["name"] for chart in view_data.overview(runs)["main"]] == ["loss", "step_time"]
     assert view_data.list_groups(runs[0], "training", Filter(text="x"))["groups"] == 0
     assert runs[0].flags() == [] and view_data.mismatch(runs[0])["last"] is None

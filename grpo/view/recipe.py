@@ -1,0 +1,75 @@
+"""What a reader wants to know of a run's configuration before its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+# Label -> keys of the configuration. The value of the first key that is set is shown.
+_RECIPE = (
+    ("policy", ("policy.path", "policy.new")),
+    ("data", ("data.path", "data.hub", "data.generator")),
+    ("prompts per step", ("rollout.prompts_per_step",)),
+    ("completions per prompt", ("rollout.group_size",)),
+    ("completion limit, tokens", ("rollout.max_completion_tokens",)),
+    ("verifiers", ("verifiers",)),
+    ("temperature", ("rollout.temperature",)),
+    ("minibatches", ("algorithm.minibatches",)),
+    ("advantage", ("algorithm.advantage",)),
+    ("ratio", ("algorithm.ratio",)),
+    ("aggregation", ("algorithm.aggregation",)),
+    ("clip low", ("algorithm.clip_low",)),
+    ("clip high", ("algorithm.clip_high",)),
+    ("KL coefficient", ("algorithm.kl_coefficient",)),
+    ("learning rate", ("learner.learning_rate",)),
+    ("learner ranks", ("learner.ranks",)),
+    ("ZeRO stage", ("learner.zero_stage",)),
+    ("generators", ("generator.replicas",)),
+    ("seed", ("run.seed",)),
+)
+
+
+def read_config(text: str) -> Any:
+    """A configuration's text as plain data; None where the text is no YAML, which the page shows as it is."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def recipe(config: Any) -> list[tuple[str, str]]:
+    """Label and value of what a configuration sets."""
+    rows = []
+    for label, keys in _RECIPE:
+        value = next((value for key in keys if (value := _look_up(config, key)) is not None), None)
+        if value is not None:
+            rows.append((label, _in_short(value)))
+    return rows
+
+
+def mismatch_alarm_of(config: Any) -> float | None:
+    """The threshold of `report.mismatch_alarm`, in nats; None where there is none."""
+    value = _look_up(config, "report.mismatch_alarm")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def policy_path_of(config: Any) -> str | None:
+    """The folder of the policy that a run started from; None where it started from a new policy."""
+    value = _look_up(config, "policy.path")
+    return value if isinstance(value, str) else None
+
+
+def _look_up(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(name)
+    return tree
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item.get("name", "?")) if isinstance(item, Mapping) else str(item) for item in value)
+    return "made from nothing" if isinstance(value, Mapping) else str(value)
