@@ -17,6 +17,7 @@ from grpo.cluster.activity import ACTIVITY
 from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
 from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import wait_for
+from grpo.report.logs import see_log
 from grpo.report.profiling import ActorProfile
 from grpo.types import Completion, Finished, Prompt, Request, SamplingParams
 from rewards.pool.busy_clock import Busy
@@ -178,6 +179,7 @@ class GeneratorGroup:
                 raise TimeoutError(
                     f"no group finished within rollout.deadline_s={self.limits.group_s:.0f}; unfinished are those of "
                     f"{unfinished}: shorten completions, raise the deadline, or look at their logs"
+                    f"{see_log(*(f'generator {replica.index}' for replica in self._replicas if replica.work))}"
                 )
             self._hear(left_s)
 
@@ -344,7 +346,8 @@ class GeneratorGroup:
         self._restarts += 1
         if self._restarts > self.limits.max_restarts:
             raise RuntimeError(
-                f"generator {replica.index} was lost: {reason}; and the run has already restarted generators "
+                f"generator {replica.index} was lost: {reason}{see_log(f'generator {replica.index}')}; and the run has "
+                "already restarted generators "
                 f"generator.max_restarts={self.limits.max_restarts} times. Find out why they die (memory, a prompt "
                 "that vLLM cannot take, a device), or raise it"
             )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 
+from grpo.cluster.session import session_logs
 from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.cluster.waiting import free_address
+from grpo.report.log_file import LogPlace
+from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
 from rewards.pool.busy_clock import Busy, BusyClock
 
 # An actor's process imports this module to find its class. torch and the rest are imported when the actor starts,
@@ -27,15 +31,19 @@ if TYPE_CHECKING:
     from grpo.weights.patches import Pushed
     from grpo.weights.sender import GroupTransport, Handle
 
+logger = logging.getLogger(__name__)
 
+
+@logs_failures
 class LearnerActor:
     """A learner rank in a Ray process of its own; the driver never imports DeepSpeed.
 
     Once it is started, its methods are those of `grpo.learner.rank.LearnerRank`.
     """
 
-    def __init__(self, setup: LearnerSetup) -> None:
+    def __init__(self, setup: LearnerSetup, logs: LogPlace | None = None) -> None:
         self._setup = setup
+        self._log = open_actor_log(logs, repr(self), session_logs)
         self._busy = BusyClock()
 
     def __repr__(self) -> str:
@@ -45,13 +53,16 @@ class LearnerActor:
         """This node's address and a port that is free on it, for the ranks to meet at."""
         return free_address()
 
-    def start(self, master_address: str, master_port: int) -> None:
-        """Load the policy and meet the other ranks at an address."""
+    def start(self, master_address: str, master_port: int) -> str:
+        """Load the policy and meet the other ranks at an address; the file of the rank's log."""
         with without_collector():
             from grpo.learner.rank import LearnerRank
 
+            follow_libraries()
             self._rank = LearnerRank(self._setup, master_address, master_port)
         spare_the_collector()
+        logger.info("the policy is loaded and all ranks have met at %s:%d", master_address, master_port)
+        return self._log
 
     def step(self, batch: RankBatch) -> tuple[dict[str, float], Busy]:
         with self._busy.during("learn"):
@@ -104,10 +115,12 @@ class LearnerActor:
     def save(self, folder: str) -> Busy:
         with self._busy.during("checkpoint"):
             self._rank.save(folder)
+        logger.info("wrote a checkpoint into %s", folder)
         return self._busy.take()
 
     def load(self, folder: str) -> None:
         self._rank.load(folder)
+        logger.info("goes on from %s", folder)
 
     def export(self, folder: str) -> None:
         with self._busy.during("checkpoint"):

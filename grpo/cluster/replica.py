@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import raised_by
 from grpo.types import EngineDied, GeneratorReport, Request, SamplingParams
 from rewards.pool.busy_clock import BusyClock
+
+logger = logging.getLogger(__name__)
 
 
 class Lost(RuntimeError):
@@ -69,6 +72,8 @@ class Replica:
     def started(self, processes: Processes) -> None:
         """Its engine is there."""
         self._processes = processes
+        pid = processes.created[0][0]
+        logger.info("generator %d is up (pid %d on %s); its log: %s", self.index, pid, processes.address, processes.log)
 
     def admit(self) -> None:
         """It may sample: give it what it was asked meanwhile."""
@@ -135,6 +140,7 @@ class Replica:
 
     def replace(self, reason: str) -> dict[int, Work]:
         """End the processes of this one and start its successor; what it had not finished."""
+        logger.warning("generator %d is lost and started again: %s", self.index, reason)
         ray.kill(self.actor, no_restart=True)
         ended = None
         if self._processes:

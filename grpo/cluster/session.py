@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -78,6 +79,11 @@ def start_local_ray(cpus: int) -> None:
 def _quiet() -> dict[str, Any]:
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
     return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
+
+
+def session_logs() -> Path:
+    """Ray's folder of logs on this node, for an actor of a job whose folder the node does not see."""
+    return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
 # What each wish came to in this process: a run that has lost its GPUs must wait for them, not go on without.

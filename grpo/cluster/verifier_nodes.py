@@ -7,6 +7,7 @@ The driver's node may have few cores, and verdicts of programs or long proofs wa
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import sys
@@ -19,7 +20,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from grpo.cluster.session import session_logs
 from grpo.cluster.waiting import wait_for
+from grpo.report.log_file import LogPlace
+from grpo.report.logs import logs_failures, open_actor_log, present_place
 from rewards.build import VerifierSpec
 from rewards.pool.busy_clock import Busy, BusyClock
 from rewards.pool.pool import Call, VerifierPool
@@ -30,16 +34,25 @@ from rewards.verdict import Verdict, error
 _CONCURRENCY = 100_000
 _STATS_S = 30.0
 
+logger = logging.getLogger(__name__)
 
+
+@logs_failures
 class VerifierActor:
     """A pool in a Ray process of its own."""
 
-    def start(self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any]) -> frozenset[str]:
+    def __repr__(self) -> str:
+        return f"verifiers {ray.get_runtime_context().get_node_id()[:12]}"
+
+    def start(
+        self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any], logs: LogPlace | None = None
+    ) -> frozenset[str]:
         """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
 
         Returns:
             The names of the verifiers that judge groups.
         """
+        open_actor_log(logs, repr(self), session_logs)
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path.append(folder)
@@ -260,7 +273,7 @@ class NodePool:
             )
             .remote()
         )
-        return _Node(identity, actor), actor.start.remote(*self._start_with)
+        return _Node(identity, actor), actor.start.remote(*self._start_with, present_place())
 
     def _send(self, batch: _Batch) -> None:
         """Give a batch to a node, or keep it until one is up; the lock is held."""
@@ -308,6 +321,7 @@ class NodePool:
         if node not in self._nodes:
             return
         self._nodes.remove(node)
+        logger.warning("the verifier pool of node %s is lost", node.identity[:12])
         ray.kill(node.actor)
         restarts = self._restarts.get(node.identity, 0)
         if restarts < self._replays and node.identity in _living_nodes():

@@ -12,7 +12,7 @@ import ray
 
 from grpo.cluster.activity import ACTIVITY
 from grpo.cluster.failures import ProcessDied
-from grpo.cluster.processes import LOST, dead_peer, describe_death
+from grpo.cluster.processes import LOST, dead_peer, describe_death, see_logs
 
 # How often the driver looks after the generators while it waits for the learner.
 MEANWHILE_S = 0.1
@@ -53,6 +53,7 @@ def wait_for(
         which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
         raise TimeoutError(
             f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
+            f"{see_logs(late)}"
         ) from None
     except LOST as failure:
         if isinstance(failure, ray.exceptions.RayActorError) and failure.actor_init_failed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ REFERENCE = "reference.pt"
 ADAPTER = "adapter"
 # What DeepSpeed's part of a checkpoint holds beside tensors and plain data: a few records.
 _IN_A_CHECKPOINT = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)
+
+logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
@@ -175,7 +178,7 @@ class LearnerRank:
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
-        return (
+        metrics = (
             totals.metrics(batch.denominator, self._setup.algorithm)
             | speed
             | {
@@ -184,6 +187,9 @@ class LearnerRank:
                 "skipped_steps": 0.0,
             }
         )
+        figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "gradient_norm", "compute_s"))
+        logger.info("optimizer step %d: %d microbatches, %s", self._optimizer_steps, last + 1, figures)
+        return metrics
 
     def _seed_of_step(self) -> int:
         entropy = (self._setup.seed % (1 << 32), self._setup.rank, self._optimizer_steps)
@@ -238,6 +244,7 @@ class LearnerRank:
             # Plain data and tensors, which torch.load(weights_only=True) reads.
             microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
             torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
+        logger.warning("optimizer step %d is skipped: loss or gradient is not finite", self._optimizer_steps)
         if self._skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient of {self._skipped_in_a_row} optimizer steps in a row was not finite, as many as "

@@ -38,7 +38,7 @@ _PROGRAM = """
 import sys
 from rewards.pool.nursery import die_with_parent
 die_with_parent(int(sys.argv.pop(1)))
-from grpo.cli.app.app import app
+from grpo.cli.app import app
 app()
 """
 # Policies that may wait for their numbers.
@@ -178,6 +178,7 @@ class BackgroundEvaluation:
             # Training has looked at the held-out rows, and left out what cannot be used.
             "check_golds": "off",
             "deadline_s": settings.rollout.deadline_s,
+            "log_level": settings.report.log_level,
             "generator": generator.model_dump(mode="json"),
             "cluster": {"device": {"cpu": "cpu", "cuda": "gpu"}[self._device]},
         }

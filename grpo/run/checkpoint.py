@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ STATE = "driver.pt"
 # Bytes free at most on a disk that is called full where there is no other sign of it.
 _LITTLE = 1 << 20
 _MARGIN_SHARE = 0.1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
     for old in _all(run_folder)[:-keep]:
         shutil.rmtree(old.folder)
+    logger.info("the checkpoint of step %d is whole: %s, %s", step, final, _told(_size(final)))
     return Checkpoint(step, final)
 
 

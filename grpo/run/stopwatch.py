@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from grpo.cluster.activity import ACTIVITY
 from rewards.pool.busy_clock import BusyClock
+
+logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -32,6 +35,7 @@ class Stopwatch:
         self._phase, self._switched = phase, now
         if phase is not None:
             self._first.setdefault(phase, now - self._begun)
+        logger.debug("phase %s", phase or "between two")
         ACTIVITY.time(phase)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import re
 import signal
@@ -34,6 +35,8 @@ FOLDER = "stalls"
 _DEAF_S = 120.0
 _START_SHARE = 0.9
 _SIGNAL = signal.SIGUSR2
+
+logger = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -143,7 +146,7 @@ class Watchdog:
 
 
 class WatchedProgress:
-    """A display whose phases and steps the watchdog hears of."""
+    """A display whose phases and steps the watchdog hears of, and whose phases and lines are logged."""
 
     def __init__(self, progress: Progress, activity: Activity) -> None:
         """Pass everything on to `progress`."""
@@ -153,8 +156,11 @@ class WatchedProgress:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """See Progress."""
+        began = time.monotonic()
+        logger.info("%s ...", name)
         with self._activity.within(name), self._progress.phase(name):
             yield
+        logger.info("%s: %.1f s", name, time.monotonic() - began)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """See Progress."""
@@ -163,6 +169,8 @@ class WatchedProgress:
 
     def show(self, renderable: RenderableType) -> None:
         """See Progress."""
+        if isinstance(renderable, str):
+            logger.info("%s", renderable)
         self._progress.show(renderable)
 
     def close(self) -> None:

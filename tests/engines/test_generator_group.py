@@ -74,7 +74,7 @@ class CountingEngine:
 
 class CountingActor(GeneratorActor):
     def __init__(self, after: object) -> None:
-        self._replica = 0
+        self._replica, self._log = 0, ""
         self._loop = EngineLoop(CountingEngine)
 
 
