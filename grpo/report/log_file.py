@@ -44,22 +44,27 @@ class LogPlace:
 
 
 class ActorFile(RotatingFileHandler):
-    """The file of one process, made with the first record, and linked as the actor's newest."""
+    """The file of one process, linked as the actor's newest.
+
+    The job makes its folder when it has checked its data, and leaves none behind where it refuses to start. Records
+    from before are held back until the folder is there.
+    """
 
     def __init__(self, actor: str, folder: Path) -> None:
         """Nothing is written yet.
 
         Args:
             actor: the actor's name.
-            folder: `logs/`.
+            folder: `logs/`; the folder around it is the job's.
         """
         self.folder = folder
         self.place: LogPlace | None = None
         """Where all processes of the job log; set when this file becomes the log of its process."""
         self._link = folder / run_files.log_of(actor)
         self._process = 0
+        self._held_back: list[logging.LogRecord] = []
         super().__init__(self._new_path(), "a", FILE_BYTES, OLDER_FILES, "utf-8", delay=True, errors="backslashreplace")
-        self.setFormatter(RecordFormatter(self._link.stem))
+        self._lines = RecordFormatter(self._link.stem)
 
     @property
     def path(self) -> Path:
@@ -78,7 +83,15 @@ class ActorFile(RotatingFileHandler):
         if os.getpid() != self._process:
             self.stream, self.baseFilename = None, self._new_path()
             self._link = self.path
-        super().emit(record)
+        self._held_back.append(record)
+        if self.folder.parent.is_dir():
+            held_back, self._held_back = self._held_back, []
+            for each in held_back:
+                super().emit(each)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record. Ray gives every handler of its loggers a formatter; this file keeps its format."""
+        return self._lines.format(record)
 
     def _open(self) -> Any:
         made = not self.path.exists()

@@ -48,8 +48,6 @@ def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
 
     The driver also runs the verifier pool of its machine, whose records have a file of their own beside the driver's.
 
-    Raises:
-        OSError: the folder cannot be written to.
     """
     folder = job_folder / run_files.LOGS
     driver = ActorFile("driver", folder)
@@ -66,7 +64,7 @@ def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
             raise
         except BaseException as failure:
             logger.exception("the job has failed")
-            if not isinstance(failure, ValueError):
+            if not isinstance(failure, ValueError) and driver.path.exists():
                 failure.add_note(f"see {folder / run_files.log_of('driver')}")
             raise
         finally:
