@@ -84,10 +84,14 @@ class ActorFile(RotatingFileHandler):
             self.stream, self.baseFilename = None, self._new_path()
             self._link = self.path
         self._held_back.append(record)
+        self.write_held_back()
+
+    def write_held_back(self) -> None:
+        """Write the records that waited for the job's folder, if it is there."""
         if self.folder.parent.is_dir():
             held_back, self._held_back = self._held_back, []
-            for each in held_back:
-                super().emit(each)
+            for record in held_back:
+                super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
         """The lines of a record. Ray gives every handler of its loggers a formatter; this file keeps its format."""

@@ -47,7 +47,6 @@ def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
     """Log into the job's folder until the block ends; what ends it is logged, and a failure names the log.
 
     The driver also runs the verifier pool of its machine, whose records have a file of their own beside the driver's.
-
     """
     folder = job_folder / run_files.LOGS
     driver = ActorFile("driver", folder)
@@ -100,7 +99,10 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
 def present_place() -> LogPlace | None:
     """Where the job of this process logs; None where no log is open."""
     opened = _opened()
-    return opened.place if opened else None
+    if opened is None:
+        return None
+    opened.write_held_back()
+    return opened.place
 
 
 def see_log(*actors: str) -> str:
@@ -199,7 +201,9 @@ class _Opened:
         self._hooks = sys.excepthook, threading.excepthook
         sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
         follow_libraries()
-        logger.info("started on %s, Python %s, %s", platform.node(), platform.python_version(), _versions())
+        # At every level: by the driver's file an actor sees whether its node reaches the job's folder.
+        start = f"started on {platform.node()}, Python {platform.python_version()}, {_versions()}"
+        file.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, start, (), None))
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         logger.critical("uncaught", exc_info=(kind, error, trace))

@@ -56,10 +56,12 @@ def test_a_job_that_refuses_to_start_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_the_level_is_of_our_records_and_libraries_keep_theirs(tmp_path: Path) -> None:
-    for level, present in (("debug", "abc"), ("info", "bc"), ("warning", "c")):
+    for level, present in (("debug", "abc"), ("info", "bc"), ("warning", "c"), ("error", "")):
         folder = tmp_path / level
         folder.mkdir()
         with driver_log(folder, level):  # type: ignore[arg-type]
+            place = present_place()
+            assert place and (folder / "logs" / "history" / place.driver).exists(), "actors look for it"
             for name, send in (("a", logger.debug), ("b", logger.info), ("c", logger.warning)):
                 send("record %s", name)
             logging.getLogger("some.library").info("an address with a secret")
