@@ -83,7 +83,8 @@ def _quiet() -> dict[str, Any]:
 
 def session_logs() -> Path:
     """Ray's folder of logs on this node, for an actor of a job whose folder the node does not see."""
-    return Path(ray._private.worker._global_node.get_logs_dir_path())
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path())
 
 
 # What each wish came to in this process: a run that has lost its GPUs must wait for them, not go on without.
