@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from grpo.cli.guarded import guarded
+from grpo.cli.options import LogLevelOption
 from grpo.terminal import LiteralTable, Terminal
 
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
@@ -53,6 +54,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="folder for the results; default: evals/ and the model's name")
     ] = None,
+    log_level: LogLevelOption = None,
     debug: Debug = False,
 ) -> None:
     """Sample, verify, and print accuracy, pass@k, maj@k, lengths and statuses with 95 % intervals over problems.
@@ -78,7 +80,7 @@ def run(
                 raise ValueError("--data is the local copy of one task's data; give one --task with it")
             of_task.append(f"data.path={data}")
         said: dict[str, Any] = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        said |= {"limit": limit, "seeds": None if seeds is None else seeds.split(",")}
+        said |= {"limit": limit, "log_level": log_level, "seeds": None if seeds is None else seeds.split(",")}
         settings = resolve(
             EvalConfig,
             {

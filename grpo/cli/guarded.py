@@ -22,6 +22,7 @@ def guarded(job: Callable[[], None], debug: bool) -> None:
     except (ValueError, RuntimeError, TimeoutError, OSError) as failure:
         if debug:
             raise
-        told = Text.assemble((type(failure).__name__, "bold red"), ": ", literal(str(failure)))
+        notes = getattr(failure, "__notes__", [])  # such as where the log is
+        told = Text.assemble((type(failure).__name__, "bold red"), ": ", literal("\n".join([str(failure), *notes])))
         Terminal(stderr=True, highlight=False).print(told, soft_wrap=True)
         raise typer.Exit(EXIT_MISTAKE if isinstance(failure, ValueError) else EXIT_FAILED) from failure

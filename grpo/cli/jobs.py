@@ -8,14 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from grpo.cli.guarded import guarded
-from grpo.cli.options import ConfigPath, Debug, Overrides, load_either
+from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, load_either, with_log_level
 from grpo.cluster.start_up import without_collector
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.terminal import Terminal
 
 
-def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+def train(
+    config: ConfigPath, overrides: Overrides = None, log_level: LogLevelOption = None, debug: Debug = False
+) -> None:
     """Train a policy with GRPO, or go on with a run (`resume=auto`).
 
     The run's folder gets the resolved config, metrics, rollouts, figures, an HTML report, and checkpoints whose
@@ -24,7 +26,7 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     """
 
     def job() -> None:
-        settings = load(TrainConfig, config, overrides or [])
+        settings = load(TrainConfig, config, with_log_level(overrides, log_level))
         with without_collector():
             from grpo.report.progress import open_progress
             from grpo.run.background_evaluation import owes_evaluations
@@ -41,7 +43,9 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     guarded(job, debug)
 
 
-def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+def sft(
+    config: ConfigPath, overrides: Overrides = None, log_level: LogLevelOption = None, debug: Debug = False
+) -> None:
     """Fine-tune a policy on prompt and response rows: the cold start before `grpo train`.
 
     The policy is written to the run folder's `policy/`, in Hugging Face format. After the death of a process or node
@@ -49,7 +53,7 @@ def sft(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
     """
 
     def job() -> None:
-        settings = load(SftConfig, config, overrides or [])
+        settings = load(SftConfig, config, with_log_level(overrides, log_level))
         with without_collector():
             from grpo.report.display import SFT_FIELDS
             from grpo.report.progress import open_progress

@@ -9,6 +9,7 @@ import typer
 
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load
+from grpo.config.section import LogLevel
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
 
@@ -19,6 +20,16 @@ Overrides = Annotated[
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
+
+
+LogLevelOption = Annotated[
+    LogLevel | None, typer.Option("--log-level", help="lowest level of what is written into the folder's logs/")
+]
+
+
+def with_log_level(overrides: list[str] | None, level: LogLevel | None) -> list[str]:
+    """The overrides of a job with what `--log-level` says."""
+    return [*(overrides or []), *([f"report.log_level={level}"] if level else [])]
 
 
 def load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftConfig:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from grpo.cli.guarded import EXIT_FAILED, guarded
-from grpo.cli.options import ConfigPath, Debug, Overrides, load_either
+from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, load_either, with_log_level
 from grpo.config import TrainConfig
 from grpo.config.file import load
 from grpo.terminal import Terminal
@@ -64,6 +64,7 @@ def profile(
     config: ConfigPath,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="steps to watch, after two that warm up")] = 3,
+    log_level: LogLevelOption = None,
     debug: Debug = False,
 ) -> None:
     """Train for a few steps and tell where the time goes, and what to try next.
@@ -73,7 +74,7 @@ def profile(
     """
 
     def job() -> None:
-        settings = load(TrainConfig, config, overrides or [])
+        settings = load(TrainConfig, config, with_log_level(overrides, log_level))
         from grpo.planning.profile import WARM_UP
         from grpo.planning.profile import profile as run
         from grpo.report.progress import open_progress

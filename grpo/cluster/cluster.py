@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ from grpo.cluster.waiting import wait_for
 from grpo.config.cluster import Device
 from grpo.generator.setup import GeneratorSetup
 from grpo.learner.setup import LearnerSetup
+from grpo.report.logs import present_place
+
+logger = logging.getLogger(__name__)
 
 
 class Cluster:
@@ -71,8 +75,9 @@ class Cluster:
         environment = learner_environment(self.device, self._plan.learner_threads)
         if self._settings.address is None:
             environment |= ON_LOOPBACK
+        logs = present_place()
         actors = [
-            self._place(LearnerActor, bundle, self._plan.learner_threads, 1.0, environment).remote(setup)
+            self._place(LearnerActor, bundle, self._plan.learner_threads, 1.0, environment).remote(setup, logs)
             for bundle, setup in enumerate(setups)
         ]
         self._actors += actors
@@ -81,9 +86,9 @@ class Cluster:
         starting = [actor.start.remote(*address) for actor in actors]
 
         def join() -> LearnerGroup:
-            wait_for(
-                starting, deadline_s, f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
-            )
+            what = f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
+            for rank, log in enumerate(wait_for(starting, deadline_s, what)):
+                logger.info("learner rank %d is up; its log: %s", rank, log)
             learner = setups[0].learner
             together = learner.zero_stage == 3 or learner.sequence_parallel > 1
             return LearnerGroup(actors, self._settings.step_deadline_s, learner.sequence_parallel, together=together)
@@ -118,7 +123,7 @@ class Cluster:
                 float(self._plan.generator_devices),
                 generator_environment(setup),
                 concurrency_groups=CONCURRENCY_GROUPS,
-            ).remote(setup, after)
+            ).remote(setup, after, present_place())
             self._actors.append(actor)
             return actor
 

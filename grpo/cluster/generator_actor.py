@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 import ray
 
+from grpo.cluster.session import session_logs
 from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.generator.loop import EngineLoop
+from grpo.report.log_file import LogPlace
+from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
 from grpo.types import ActorId, ActorKind, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy
 
@@ -27,16 +31,20 @@ More = TypeVarTuple("More")
 # Asking for finished groups waits in a thread of its own, so that all else gets through beside it.
 CONCURRENCY_GROUPS = {"reports": 1}
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of one generator: (process id, when it was created) on a node with this IP address."""
+    """The processes of one generator: (process id, when it was created) on a node with this IP address; its log."""
 
     node: str
     address: str
     created: tuple[tuple[int, float], ...]
+    log: str
 
 
+@logs_failures
 class GeneratorActor:
     """A generator in a Ray process of its own; the driver never imports vLLM.
 
@@ -44,14 +52,17 @@ class GeneratorActor:
     thread that has the engine.
     """
 
-    def __init__(self, setup: GeneratorSetup, after: object = None) -> None:
+    def __init__(self, setup: GeneratorSetup, after: object = None, logs: LogPlace | None = None) -> None:
         """Load the policy, once `after`, a reference that Ray waits for, is there."""
         self._id = ActorId(ActorKind.GENERATOR, setup.replica)
+        self._log = open_actor_log(logs, repr(self), session_logs)
         with without_collector():
             from grpo.generator.engine import Generator
 
+            follow_libraries()
             self._loop = EngineLoop(lambda: Generator(setup))
         spare_the_collector()
+        logger.info("the engine is up, with the policy of %s", setup.policy_path)
 
     def __repr__(self) -> str:
         return str(self._id)
@@ -62,10 +73,13 @@ class GeneratorActor:
 
         own = psutil.Process()
         found = [(one.pid, one.create_time()) for one in (own, *own.children(recursive=True))]
-        return Processes(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(found))
+        return Processes(
+            ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(found), self._log
+        )
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
         """Begin to sample; returns at once."""
+        logger.debug("%d requests of %d completions each", len(requests), sampling.samples)
         self._loop.submit(requests, sampling)
 
     def take(self, wait_s: float) -> GeneratorReport:

@@ -17,6 +17,7 @@ from grpo.cluster.replica import GeneratorLimits, Lost, Replica, Work, result_of
 from grpo.cluster.sample_stream import SampleStream
 from grpo.cluster.slow_generators import GeneratorThroughput
 from grpo.cluster.waiting import RemoteActor, wait_for
+from grpo.report.logs import see_log
 from grpo.report.profiling import ActorProfile
 from grpo.types import ActorId, Completion, Finished, Phase, Prompt, Request, RequestId, SamplingParams
 from rewards.pool.busy_clock import Busy
@@ -135,6 +136,7 @@ class GeneratorGroup:
                 raise TimeoutError(
                     f"no group finished within rollout.deadline_s={self.limits.group_s:.0f}; unfinished are those of "
                     f"{unfinished}: shorten completions, raise the deadline, or look at their logs"
+                    f"{see_log(*(str(replica.id) for replica in self._replicas if replica.work))}"
                 )
             self._hear(left_s)
 
@@ -264,9 +266,9 @@ class GeneratorGroup:
         self._restarts += 1
         if self._restarts > self.limits.max_restarts:
             raise RuntimeError(
-                f"{replica.id} was lost: {reason}; and the run has already restarted generators "
-                f"generator.max_restarts={self.limits.max_restarts} times. Find out why they die (memory, a prompt "
-                "that vLLM cannot take, a device), or raise it"
+                f"{replica.id} was lost: {reason}{see_log(str(replica.id))}; and the run has already restarted "
+                f"generators generator.max_restarts={self.limits.max_restarts} times. Find out why they die (memory, a "
+                "prompt that vLLM cannot take, a device), or raise it"
             )
         unfinished = replica.replace(reason)
         if unfinished:

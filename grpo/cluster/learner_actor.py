@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
+from grpo.cluster.session import session_logs
 from grpo.cluster.start_up import spare_the_collector, without_collector
 from grpo.cluster.waiting import free_address
+from grpo.report.log_file import LogPlace
+from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
 from grpo.types import ActorId, ActorKind, Phase
 from rewards.pool.busy_clock import Busy, BusyClock
 
@@ -22,16 +26,20 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 More = TypeVarTuple("More")
 
+logger = logging.getLogger(__name__)
 
+
+@logs_failures
 class LearnerActor:
     """A learner rank in a Ray process of its own; the driver never imports DeepSpeed.
 
     What the rank can do is written in `LearnerRank` alone; see `grpo.cluster.waiting`.
     """
 
-    def __init__(self, setup: LearnerSetup) -> None:
+    def __init__(self, setup: LearnerSetup, logs: LogPlace | None = None) -> None:
         self._setup = setup
         self._id = ActorId(ActorKind.LEARNER, setup.rank)
+        self._log = open_actor_log(logs, repr(self), session_logs)
         self._busy = BusyClock()
 
     def __repr__(self) -> str:
@@ -41,13 +49,16 @@ class LearnerActor:
         """This node's address and a port that is free on it, for the ranks to meet at."""
         return free_address()
 
-    def start(self, master_address: str, master_port: int) -> None:
-        """Load the policy and meet the other ranks at an address."""
+    def start(self, master_address: str, master_port: int) -> str:
+        """Load the policy and meet the other ranks at an address; the file of the rank's log."""
         with without_collector():
             from grpo.learner.rank import LearnerRank
 
+            follow_libraries()
             self._rank = LearnerRank(self._setup, master_address, master_port)
         spare_the_collector()
+        logger.info("the policy is loaded and all ranks have met at %s:%d", master_address, master_port)
+        return self._log
 
     def call(self, verb: Callable[[LearnerRank, *More], Result], doing: Phase | None, *arguments: *More) -> Result:
         """Do `verb(rank, *arguments)`, busy with `doing`."""

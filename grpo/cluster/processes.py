@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster import stacks
 from grpo.cluster.session import actor_table
+from grpo.report.logs import present_place, see_log
 
 # What only the machinery can do to an actor: the run is sound and may go on elsewhere.
 LOST = (
@@ -79,7 +80,8 @@ def describe_death(failure: Exception) -> str:
         # Ray tells of the death of a node later than of the connections that end with it.
         unreached = "its process or its node cannot be reached any more"
         gone = isinstance(failure, ray.exceptions.ActorUnavailableError)
-        return f"{known[0].told} died: {known[0].cause or (unreached if gone else _first_line(str(failure)))}"
+        cause = known[0].cause or (unreached if gone else _first_line(str(failure)))
+        return f"{known[0].told} died: {cause}{see_log(known[0].name)}"
     return f"a process or node was lost: {_first_line(str(failure))}"
 
 
@@ -91,7 +93,7 @@ def dead_peer(references: Sequence[Any]) -> str | None:
         dead = [one for one in actors_of_job() if one.died_at and one.actor in called]
         if dead:
             first = min(dead, key=lambda one: one.died_at)
-            return f"{first.told} died: {first.cause}"
+            return f"{first.told} died: {first.cause}{see_log(first.name)}"
         if time.monotonic() > until:
             break
         time.sleep(0.1)
@@ -105,6 +107,12 @@ def holding_up(references: Sequence[Any]) -> set[str]:
         return set()
     _, late = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
     return {_actor_of(one) for one in late}
+
+
+def see_logs(references: Sequence[Any]) -> str:
+    """`; see LOG` for the end of a message about the actors whose results have not come."""
+    late = holding_up(references) if present_place() else set()
+    return see_log(*(one.name for one in actors_of_job() if one.actor in late))
 
 
 def _actor_of(reference: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from grpo.generator.engine import Generator
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 class Lost(RuntimeError):
@@ -85,6 +87,8 @@ class Replica:
     def started(self, processes: Processes) -> None:
         """Its engine is there."""
         self._processes = processes
+        pid = processes.created[0][0]
+        logger.info("generator %d is up (pid %d on %s); its log: %s", self.index, pid, processes.address, processes.log)
 
     def admit(self) -> None:
         """It may sample: give it what it was asked meanwhile."""
@@ -152,6 +156,7 @@ class Replica:
 
     def replace(self, reason: str) -> list[Work]:
         """End the processes of this one and start its successor; what it had not finished."""
+        logger.warning("%s is lost and started again: %s", self.id, reason)
         ray.kill(self.remote.handle, no_restart=True)
         ended = None
         if self._processes:

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -94,6 +95,12 @@ def actor_table() -> list[Any]:
 def _quiet() -> dict[str, Any]:
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
     return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
+
+
+def session_logs() -> Path:
+    """Ray's folder of logs on this node, for an actor of a job whose folder the node does not see."""
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path())
 
 
 _chosen: ContextVar[dict[str, Device]] = ContextVar("chosen device")

@@ -19,7 +19,7 @@ from ray import ObjectRef
 
 from grpo.cluster import activity
 from grpo.cluster.failures import ProcessDied
-from grpo.cluster.processes import LOST, dead_peer, describe_death
+from grpo.cluster.processes import LOST, dead_peer, describe_death, see_logs
 from grpo.types import Phase
 
 Subject = TypeVar("Subject")
@@ -89,6 +89,7 @@ def wait_for(
         which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
         raise TimeoutError(
             f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
+            f"{see_logs(late)}"
         ) from None
     except LOST as failure:
         if isinstance(failure, ray.exceptions.RayActorError) and failure.actor_init_failed:

@@ -10,7 +10,7 @@ from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierC
 from grpo.config.addresses import without_secrets
 from grpo.config.code import code_problems
 from grpo.config.learner import Dtype
-from grpo.config.section import Positive, Seconds, Section, WorkerMemory
+from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
 
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -138,6 +138,8 @@ class EvalConfig(Section):
     """Share of problems whose reference cannot be used, up to which they are left out of the numbers and counted."""
     deadline_s: Seconds = 1800.0
     """The evaluation stops when no completion at all has finished for so long."""
+    log_level: LogLevel = "info"
+    """Lowest level of what driver and generators write into `logs/` of the folder."""
     generator: GeneratorConfig = GeneratorConfig()
     cluster: ClusterConfig = ClusterConfig()
     endpoint: EndpointConfig = EndpointConfig()

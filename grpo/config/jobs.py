@@ -24,7 +24,7 @@ from grpo.config.inputs import dataset_problems, policy_problems
 from grpo.config.launch import LaunchConfig
 from grpo.config.learner import Dtype as Dtype
 from grpo.config.learner import LearnerConfig as LearnerConfig
-from grpo.config.section import Positive, Seconds, Section
+from grpo.config.section import LogLevel, Positive, Seconds, Section
 from grpo.config.verifiers import VerificationConfig as Verification
 from grpo.config.verifiers import VerifierConfig as VerifierConfig
 from grpo.config.verifiers import negative_problems, verifier_problems
@@ -69,6 +69,8 @@ class ReportConfig(Section):
     """Nats of learner/mismatch_kl_first above which the run says that learner and generators disagree; None never."""
     project: str = "verigrpo"
     """Project of wandb, experiment of mlflow."""
+    log_level: LogLevel = "info"
+    """Lowest level of what driver and actors write into the run folder's `logs/`; `--log-level` sets it too."""
 
 
 class TrainConfig(Section):

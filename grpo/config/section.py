@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,7 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 # Less does not hold a worker of the verifiers.
 WorkerMemory = Annotated[int, Field(ge=64)]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Section(BaseModel):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -46,6 +47,7 @@ from grpo.evaluation.store import (
 )
 from grpo.evaluation.votes import Call, answers_of, vote
 from grpo.policy.stored import load_tokenizer
+from grpo.report.logs import driver_log
 from grpo.rollout.usable_rows import OF_EVALUATION, usable_rows
 from grpo.terminal import literal
 from grpo.types import Prompt, SamplingParams
@@ -58,6 +60,8 @@ from rewards.verdict import Verdict
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     tables: dict[str, list[Judged]] = {}
     cards = {}
     with contextlib.ExitStack() as opened:
+        opened.enter_context(driver_log(Path(settings.folder), settings.log_level))
         sampler: Sampler | None = None
         for job in jobs:
             with CompletionStore(job.folder / LINES) as store, _pool(settings, job) as pool:
@@ -104,6 +109,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
                 _check_problems(job, store.records)
                 missing = missing_keys([one.id for one in job.problems], settings.seeds, job.sampling.k, store.records)
                 _judge_again(job, store, pool)
+                logger.info("task %s: %d completions to sample", job.task.name, len(missing))
                 if missing:
                     if sampler is None:
                         console.print(literal(f"starting to sample from {settings.model}"), soft_wrap=True)
@@ -118,6 +124,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
             first = job.prompts[0].text if job.prompts else job.problems[0].question
             files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
             close_card(job.folder, card, job.problems, first, files, job.left_out)
+            logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
             found[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
     folder = Path(settings.folder)
     write_json(folder / RESULTS, {"model": settings.model, "tasks": {n: one.as_json() for n, one in found.items()}})

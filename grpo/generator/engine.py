@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ from grpo.weights import registry as weight_transfer
 from grpo.weights.buckets import Bucket, safetensors_header
 from grpo.weights.patches import PatchReader
 from grpo.weights.source import as_bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,7 @@ class Generator:
         held, self._held = self._held or [], None
         for asked in held:
             self._start(asked)
+        logger.info("samples with the weights of policy version %d", policy_version)
 
     def sleep(self) -> None:
         """Move the weights into the host's memory and drop the cache. The engine must be idle; end with `wake`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -45,6 +46,8 @@ from grpo.policy.logprobs import DTYPES, PolicyLogprobs
 from grpo.policy.sequence_parallel import SequenceGroup, register_attention
 from grpo.weights.outlet import WeightOutlet
 from grpo.weights.source import PolicyWeights
+
+logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
@@ -160,7 +163,7 @@ class LearnerRank:
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
-        return (
+        metrics = (
             totals.metrics(batch.denominator, self._setup.algorithm)
             | speed
             | {
@@ -169,6 +172,9 @@ class LearnerRank:
                 "skipped_steps": 0.0,
             }
         )
+        figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "gradient_norm", "compute_s"))
+        logger.info("optimizer step %d: %d microbatches, %s", self._counts.optimizer_steps, last + 1, figures)
+        return metrics
 
     def _seed_of_step(self) -> int:
         entropy = (self._setup.seed % (1 << 32), self._setup.rank, self._counts.optimizer_steps)
@@ -223,6 +229,7 @@ class LearnerRank:
             # Plain data and tensors, which torch.load(weights_only=True) reads.
             microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
             torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
+        logger.warning("optimizer step %d is skipped: loss or gradient is not finite", self._counts.optimizer_steps)
         if self._counts.skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient of {self._counts.skipped_in_a_row} optimizer steps in a row was not finite, as many "
@@ -288,7 +295,9 @@ class LearnerRank:
     def save(self, folder: str) -> None:
         """Write the rank's part of a checkpoint (`LearnerState.save`)."""
         self._state.save(Path(folder), self._counts)
+        logger.info("wrote a checkpoint into %s", folder)
 
     def load(self, folder: str) -> None:
         """Go on from what `save` wrote (`LearnerState.load`)."""
         self._counts = self._state.load(Path(folder))
+        logger.info("goes on from %s", folder)

@@ -14,6 +14,7 @@ from rich.table import Table
 from grpo.cluster.waiting import write_timeline
 from grpo.config import TrainConfig
 from grpo.planning.advice import Advice, advice
+from grpo.report.logs import driver_log
 from grpo.report.metrics_log import read_history
 from grpo.report.profiling import ActorProfile
 from grpo.report.progress import Progress
@@ -67,7 +68,8 @@ def profile(settings: TrainConfig, progress: Progress, console: Console, steps: 
     brief = brief_run(settings, steps)
     folder = Path(brief.run.folder)
     watcher = StepProfiler(folder / "traces", steps)
-    train(brief, progress, watcher.after_step)
+    with driver_log(folder, brief.report.log_level):
+        train(brief, progress, watcher.after_step)
     lines = [line.metrics for line in read_history(folder).lines if line.step > WARM_UP]
     names = sorted({name for line in lines for name in line})
     metrics = {name: statistics.fmean(line[name] for line in lines if name in line) for name in names}

@@ -25,6 +25,7 @@ are documented in `docs/metrics.md`. Figures and the HTML report are made from t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,11 @@ from grpo.types import ActorId, Group, Phase
 from rewards.pool.busy_clock import Busy
 
 MISMATCH = "learner/mismatch_kl_first"
+# What the driver's log tells of a step: how it went, and the seconds of its phases.
+_LOGGED = ("reward/mean", "rollout/accuracy", "eval/accuracy", "learner/loss", "learner/gradient_norm")
+_LOGGED_S = tuple(f"time/{part}_s" for part in ("generate", "verify", "learn", "sync", "eval", "checkpoint", "step"))
+
+logger = logging.getLogger(__name__)
 
 
 class RunRecorder:
@@ -133,6 +139,8 @@ class RunRecorder:
                 self._store_rollouts()
         for tracker in self._trackers:
             tracker.log(step, now, numbers)
+        figures = [f"{name} {numbers[name]:.4g}" for name in (*_LOGGED, *_LOGGED_S) if name in numbers]
+        logger.info("step %d: %s", step, ", ".join(figures))
         self._progress.step(step, numbers)
         self._warn_of_mismatch(step, numbers)
 

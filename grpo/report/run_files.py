@@ -12,6 +12,9 @@ LEDGER = "ledger.jsonl"
 TIMELINE = "timeline.jsonl"
 AUDIT = "audit.jsonl"
 FAULTS = "faults.log"
+LOGS = "logs"
+# In `logs/`: the files of all processes that ever were, beside links to the newest.
+LOG_HISTORY = "history"
 FIGURES = "figures"
 ROLLOUTS = "rollouts"
 EVALUATIONS = "evaluations"
@@ -37,3 +40,8 @@ def steps_in(folder: Path, ending: str = "") -> list[int]:
     """The steps that have a file or folder of their own in a folder, rising; none where there is no such folder."""
     names = (path.name.removesuffix(ending) for path in folder.glob(f"step_*{ending}"))
     return sorted(int(name[1]) for each in names if (name := re.fullmatch(r"step_(\d+)", each)))
+
+
+def log_of(actor: str) -> str:
+    """The name in `logs/` of the newest log of an actor: `learner-0.log` for `learner rank 0`."""
+    return f"{'-'.join(word for word in actor.split() if word not in ('rank', 'on', 'node'))}.log"

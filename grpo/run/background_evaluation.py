@@ -173,6 +173,7 @@ class BackgroundEvaluation:
             # Training has looked at the held-out rows, and left out what cannot be used.
             "check_golds": "off",
             "deadline_s": settings.rollout.deadline_s,
+            "log_level": settings.report.log_level,
             "generator": generator.model_dump(mode="json"),
             "cluster": {"device": {"cpu": "cpu", "cuda": "gpu"}[self._device]},
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,8 @@ STATE = "driver.pt"
 # Bytes free at most on a disk that is called full where there is no other sign of it.
 _LITTLE = 1 << 20
 _MARGIN_SHARE = 0.1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ def write(
         raise _no_room(parent, step, max(needed, written), newest, "was given up") from failure
     for old in _all(run_folder)[:-keep]:
         shutil.rmtree(old.folder)
+    logger.info("the checkpoint of step %d is whole: %s, %s", step, final, _told(_size(final)))
     return Checkpoint(step, final)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -18,6 +20,8 @@ from grpo.run import checkpoint
 from grpo.run.checkpoint import Checkpoint
 from grpo.visible import visible
 
+logger = logging.getLogger(__name__)
+
 
 def open_folder(
     run: config.RunConfig, resolved: config.TrainConfig | config.SftConfig, progress: Progress
@@ -30,18 +34,31 @@ def open_folder(
     Raises:
         ValueError: the folder holds a run already and `run.resume` is `never`.
     """
+    refuse_other_run(run)
     folder = Path(run.folder)
     found = checkpoint.latest(folder)
-    if run.resume == "never" and (found or (folder / run_files.METRICS).exists()):
-        raise ValueError(
-            f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
-        )
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / run_files.CONFIG
     if found and path.exists():
         for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
             progress.show(f"changed since the last start: {line}")
-    files.write_text(path, dump(resolved))
+    text = dump(resolved)
+    files.write_text(path, text)
+    logger.info("%s has the SHA-256 %s", path, hashlib.sha256(text.encode()).hexdigest())
     return found
+
+
+def refuse_other_run(run: config.RunConfig) -> None:
+    """Check that the folder is free, or may be gone on with.
+
+    Raises:
+        ValueError: the folder holds a run already and `run.resume` is `never`.
+    """
+    folder = Path(run.folder)
+    if run.resume == "never" and (checkpoint.latest(folder) or (folder / run_files.METRICS).exists()):
+        raise ValueError(
+            f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
+        )
 
 
 def changes(before: object, after: object, where: str = "") -> list[str]:
@@ -68,7 +85,8 @@ def finished_table(run: config.RunConfig, steps: int) -> ClosingTable | None:
 
 
 def note_fault(folder: Path, line: str) -> None:
-    """Add a line to the run folder's `faults.log`; a folder that cannot be written to keeps nobody from going on."""
+    """Add a line to the driver's log and to `faults.log`; a folder that cannot be written to ends nothing."""
+    logger.warning("%s", line)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stamped = f"{when} pid {os.getpid()}: {visible(' '.join(line.split()))}\n"
     try:

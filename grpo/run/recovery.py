@@ -14,9 +14,10 @@ from grpo.cluster.failures import ProcessDied, Stalled
 from grpo.cluster.session import on_one_device
 from grpo.config import SftConfig, TrainConfig
 from grpo.report.closing_table import ClosingTable
+from grpo.report.logs import driver_log
 from grpo.report.progress import Progress
 from grpo.run import checkpoint
-from grpo.run.folder import note_fault
+from grpo.run.folder import note_fault, refuse_other_run
 from grpo.run.watchdog import Watchdog, WatchedProgress
 from grpo.types import Phase
 
@@ -44,6 +45,15 @@ def with_recovery(
         TimeoutError: the nodes that the run needs did not come back within `cluster.start_deadline_s`.
         Exception: what else stops a run.
     """
+    refuse_other_run(settings.run)
+    # One log for all starts: of the actors each writes its own.
+    with driver_log(Path(settings.run.folder), settings.report.log_level):
+        return _start_again_and_again(settings, open_display, job)
+
+
+def _start_again_and_again(
+    settings: Settings, open_display: Callable[[], Progress], job: Callable[[Settings, Progress], ClosingTable]
+) -> ClosingTable:
     folder, bounds = Path(settings.run.folder), _Bounds()
     told: str | None = None
     while True:

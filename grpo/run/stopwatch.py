@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from grpo.cluster import activity
 from grpo.types import Phase
 from rewards.pool.busy_clock import BusyClock
+
+logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -33,6 +36,7 @@ class Stopwatch:
         self._phase, self._switched = phase, now
         if phase is not None:
             self._first.setdefault(phase, now - self._begun)
+        logger.debug("phase %s", phase or "between two")
         activity.current().time(phase)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import tempfile
@@ -36,6 +37,8 @@ _START_SHARE = 0.9
 _SIGNAL = signal.SIGUSR2
 # Phases in which little is heard: of engines that start, and of evaluations in other processes.
 _QUIET = (Phase.START, Phase.WAIT)
+
+logger = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -143,7 +146,7 @@ class Watchdog:
 
 
 class WatchedProgress:
-    """A display whose phases and steps the watchdog hears of."""
+    """A display whose phases and steps the watchdog hears of, and whose phases and lines are logged."""
 
     def __init__(self, progress: Progress, activity: Activity) -> None:
         """Pass everything on to `progress`."""
@@ -153,8 +156,11 @@ class WatchedProgress:
     @contextlib.contextmanager
     def phase(self, phase: Phase, text: str) -> Iterator[None]:
         """See Progress."""
+        began = time.monotonic()
+        logger.info("%s ...", text)
         with self._activity.within(phase, text), self._progress.phase(phase, text):
             yield
+        logger.info("%s: %.1f s", text, time.monotonic() - began)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """See Progress."""
@@ -163,6 +169,8 @@ class WatchedProgress:
 
     def show(self, renderable: RenderableType) -> None:
         """See Progress."""
+        if isinstance(renderable, str):
+            logger.info("%s", renderable)
         self._progress.show(renderable)
 
     def close(self) -> None:

@@ -7,7 +7,9 @@ head that the engine keeps a copy of.
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +18,8 @@ Scores = list[list[float]]
 
 # Mean absolute difference of log-probabilities: float32 engines agree to about 1e-6, bfloat16 ones to about 0.02.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 0.05}
+
+logger = logging.getLogger(__name__)
 
 
 class WeightSource(Protocol):
@@ -91,6 +95,7 @@ class WeightSync:
         if not any(len(ids) > 1 for ids in probe):
             raise ValueError("a push cannot be proven on a probe in which no token follows another")
         scored: list[Callable[[], Scores]] = []
+        began = time.monotonic()
 
         def buckets() -> Iterator[Any]:
             if self.learner.scores_aside:
@@ -105,6 +110,13 @@ class WeightSync:
         # A difference that is not a number must not pass either; max() would lose it behind a replica that agrees.
         if not all(difference <= self.tolerance for difference in differences):
             raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
+        logger.info(
+            "policy version %d is pushed and proven: %d generators, largest mean difference %.3g, %.2f s",
+            policy_version,
+            len(differences),
+            max(differences),
+            time.monotonic() - began,
+        )
         return max(differences)
 
     def compare(self, probe: Sequence[Sequence[int]]) -> list[float]:

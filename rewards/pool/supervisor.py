@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import threading
@@ -29,6 +30,8 @@ from rewards.verifier import Verifier
 _TAKE_BACK_S = 0.01
 # A worker beyond the number wanted is let go when it has had nothing to do for this long: until then it spares a fork.
 _SURPLUS_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -94,6 +97,7 @@ class Supervisor:
         try:
             try:
                 self.kinds = self._forks.start()
+                logger.info("%d workers judge for %s", self._limits.workers, ", ".join(sorted(self._names)))
             except NurseryError as problem:
                 self._start_problem = str(problem)
                 return
@@ -299,6 +303,7 @@ class Supervisor:
         allowed = self._slow_calls.allowed(worker)
         entry = worker.sent.popleft()
         self._recorder.event("killed")
+        logger.debug("worker %d is killed: %s is undecided after %g s", worker.pid, entry.job.name, allowed)
         self._remove(worker)
         self._requeue(worker)
         if not entry.ghost:
@@ -309,6 +314,7 @@ class Supervisor:
         """A worker died on its own: replay the call it was at, some times, and give the others back."""
         stage = worker.page.read_stage()
         self._recorder.event("died")
+        logger.warning("worker %d died at stage %r%s", worker.pid, stage, f": {cause}" if cause else "")
         self._remove(worker)
         if not worker.ready:
             self._forks.came_up(False)

@@ -85,7 +85,7 @@ class CountingEngine:
 
 class CountingActor(GeneratorActor):
     def __init__(self, after: object) -> None:
-        self._id = ActorId(ActorKind.GENERATOR, 0)
+        self._id, self._log = ActorId(ActorKind.GENERATOR, 0), ""
         self._loop = EngineLoop(CountingEngine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -128,6 +129,22 @@ def test_a_run_leaves_all_it_promises(uninterrupted: tuple[Path, str]) -> None:
     newest = checkpoint.latest(folder)
     assert newest is not None and newest.step == STEPS
     AutoModelForCausalLM.from_pretrained(newest.policy)
+    logs = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "logs").glob("*.log")}
+    assert set(logs) == {"driver", "learner-0", "generator-0", "generator-1", "verifiers"}
+    digest = hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
+    said = [f"has the SHA-256 {digest}", "starting Ray: ", f" step {STEPS}: reward/mean ", "the job has ended"]
+    said += [f"policy version {step} is pushed and proven: 2 generators" for step in range(STEPS + 1)]
+    said += [
+        f"the checkpoint of step {STEPS} is whole",
+        f"its log: {(folder / 'logs' / 'history').absolute()}/learner-0.",
+    ]
+    assert [line for line in said if line not in logs["driver"]] == []
+    assert "optimizer step 10: " in logs["learner-0"] and "wrote a checkpoint" in logs["learner-0"]
+    for generator in ("generator-0", "generator-1"):
+        assert "the engine is up" in logs[generator] and f"policy version {STEPS}" in logs[generator]
+    assert "workers judge for answer, form" in logs["verifiers"]
+    assert not any(" ERROR " in text or " CRITICAL " in text for text in logs.values())
+    assert not any("<answer>" in text for text in logs.values()), "what the policy wrote is not logged"
 
 
 def test_stopped_by_ctrl_c_and_resumed_it_is_the_same_run(

@@ -8,6 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray
+
+from grpo.cluster.session import session_logs
+from grpo.report.log_file import LogPlace
+from grpo.report.logs import logs_failures, open_actor_log
+from grpo.types import ActorId, ActorKind
 from rewards.build import VerifierSpec
 from rewards.pool.busy_clock import Busy
 from rewards.pool.pool import Call, VerifierPool
@@ -15,15 +21,22 @@ from rewards.pool.stats import Tally
 from rewards.verdict import Verdict
 
 
+@logs_failures
 class VerifierActor:
     """A pool in a Ray process of its own."""
 
-    def start(self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any]) -> frozenset[str]:
+    def __repr__(self) -> str:
+        return str(ActorId(ActorKind.VERIFIERS, ray.get_runtime_context().get_node_id()[:12]))
+
+    def start(
+        self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any], logs: LogPlace | None = None
+    ) -> frozenset[str]:
         """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
 
         Returns:
             The names of the verifiers that judge groups.
         """
+        open_actor_log(logs, repr(self), session_logs)
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path.append(folder)

@@ -6,6 +6,7 @@ The driver's node may have few cores, and verdicts of programs or long proofs wa
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.cluster.verifiers.actor import VerifierActor
 from grpo.cluster.waiting import wait_for
+from grpo.report.logs import present_place
 from grpo.types import ActorId, ActorKind
 from rewards.build import VerifierSpec
 from rewards.pool.busy_clock import Busy, BusyClock
@@ -29,6 +31,8 @@ from rewards.verdict import Verdict, error
 # Batches that one actor may have in flight: they only wait for its workers, and each is a coroutine.
 _CONCURRENCY = 100_000
 _STATS_S = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -224,7 +228,7 @@ class NodePool:
             )
             .remote()
         )
-        return _Node(identity, actor), actor.start.remote(*self._start_with)
+        return _Node(identity, actor), actor.start.remote(*self._start_with, present_place())
 
     def _send(self, batch: _Batch) -> None:
         """Give a batch to a node, or keep it until one is up; the lock is held."""
@@ -272,6 +276,7 @@ class NodePool:
         if node not in self._nodes:
             return
         self._nodes.remove(node)
+        logger.warning("the verifier pool of node %s is lost", node.identity[:12])
         ray.kill(node.actor)
         restarts = self._restarts.get(node.identity, 0)
         if restarts < self._replays and node.identity in _living_nodes():

@@ -1,0 +1,238 @@
+"""Logs: each process of a job writes a file, in `logs/` of the job's folder.
+
+    logs/generator-0.log                                         links to the newest file of this actor
+    logs/history/generator-0.20261201T152227.123Z.4711.log       the file of one process: start (UTC), process id
+
+An actor that dies is replaced by a new process, and so is every actor of a job that is resumed. Each process writes a
+new file, so that no log is overwritten and no two processes write to the same file. The link gives the newest file a
+name that an error message can quote, and its neighbours in `history/` tell the whole story in order of time.
+
+The driver opens its log by `driver_log`. Actors get the driver's `LogPlace` and open theirs by `open_actor_log`.
+Modules write by `logging.getLogger(__name__)`. Completions and what verifiers quote of them are hostile: a line names
+every control character, and all lines of a record but the first are indented, so that no text can pass for a record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import importlib.metadata
+import inspect
+import logging
+import os
+import platform
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from grpo.config.section import LogLevel
+from grpo.report import run_files
+from grpo.report.log_file import ActorFile, LogPlace
+
+# Our packages log at the level of the job. The libraries keep theirs: at `info` httpx, for one, tells every address.
+_PACKAGES = ("grpo", "rewards", "sandbox")
+_LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "ray")
+
+logger = logging.getLogger(__name__)
+Class = TypeVar("Class", bound=type)
+
+
+@contextlib.contextmanager
+def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
+    """Log into the job's folder until the block ends; what ends it is logged, and a failure names the log.
+
+    The driver also runs the verifier pool of its machine, whose records have a file of their own beside the driver's.
+    """
+    folder = job_folder / run_files.LOGS
+    driver = ActorFile("driver", folder)
+    place = LogPlace(str(folder.absolute()), level, driver.path.name)
+    verifiers = ActorFile("verifiers", folder)
+    logging.getLogger("rewards").addHandler(verifiers)
+    with contextlib.closing(_Opened(driver, place)):
+        try:
+            logger.info("the command: %s", shlex.join(sys.argv))
+            yield
+            logger.info("the job has ended")
+        except KeyboardInterrupt:
+            logger.info("the job was interrupted")
+            raise
+        except BaseException as failure:
+            logger.exception("the job has failed")
+            if not isinstance(failure, ValueError) and driver.path.exists():
+                failure.add_note(f"see {folder / run_files.log_of('driver')}")
+            raise
+        finally:
+            logging.getLogger("rewards").removeHandler(verifiers)
+            verifiers.close()
+
+
+def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], Path]) -> str:
+    """Log to the actor's file until this process ends.
+
+    Args:
+        place: the driver's place; None where the driver keeps no log, and then nothing is opened.
+        actor: the actor's name, such as `learner rank 0`.
+        elsewhere: gives the folder for the log where this node does not see the job's folder.
+
+    Returns:
+        The file; empty where nothing is opened.
+    """
+    if place is None:
+        return ""
+    folder = Path(place.folder)
+    history = folder / run_files.LOG_HISTORY
+    reached = (history / place.driver).exists() and os.access(history, os.W_OK)
+    path = _Opened(ActorFile(actor, folder if reached else elsewhere() / "grpo"), place).file.path
+    if not reached:
+        logger.warning("this node cannot write into %s, so this log is on the node alone", folder)
+    with contextlib.suppress(OSError):  # a full disk must not end the actor
+        # Python's stacks where the process dies in native code. The descriptor stays open as long as the process.
+        faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), all_threads=True)
+    return str(path)
+
+
+def present_place() -> LogPlace | None:
+    """Where the job of this process logs; None where no log is open."""
+    opened = _opened()
+    if opened is None:
+        return None
+    opened.write_held_back()
+    return opened.place
+
+
+def see_log(*actors: str) -> str:
+    """`; see LOG, LOG` for the end of a message about these actors; empty where no log is open."""
+    opened = _opened()
+    if opened is None or not actors:
+        return ""
+    paths = [opened.folder / run_files.log_of(actor) for actor in actors]
+    if not any(path.exists() for path in paths):
+        return "; its log is in Ray's session folder on its node (logs/grpo/)"
+    return f"; see {', '.join(str(path) for path in paths)}"
+
+
+def follow_libraries() -> None:
+    """Let the file have the records of libraries that keep theirs from the root logger. Call it after their import."""
+    opened = _opened()
+    if opened is None:
+        return
+    for name in list(logging.root.manager.loggerDict):
+        library = logging.getLogger(name)
+        if not library.propagate and opened not in library.handlers:
+            library.addHandler(opened)
+
+
+def logs_failures(actor: Class) -> Class:
+    """Class decorator: what a method of an actor raises is in the actor's log, before Ray carries it to the caller."""
+    for name, method in list(vars(actor).items()):
+        if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
+            setattr(actor, name, _logging_failures(method))
+    return actor
+
+
+def _logging_failures(method: Callable[..., Any]) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def logged() -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            logger.exception("%s has failed", method.__qualname__)
+            raise
+
+    # Ray looks at what kind of function a method is.
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def awaited(*arguments: Any, **named: Any) -> Any:
+            with logged():
+                return await method(*arguments, **named)
+
+        return awaited
+    if inspect.isgeneratorfunction(method):
+
+        @functools.wraps(method)
+        def yielded(*arguments: Any, **named: Any) -> Iterator[Any]:
+            with logged():
+                yield from method(*arguments, **named)
+
+        return yielded
+
+    @functools.wraps(method)
+    def called(*arguments: Any, **named: Any) -> Any:
+        with logged():
+            return method(*arguments, **named)
+
+    return called
+
+
+class _LastResort(logging.Handler):
+    """Python shows a warning on standard error where no logger has a handler. The file's handler must not end that."""
+
+    def __init__(self, file: ActorFile) -> None:
+        super().__init__(logging.WARNING)
+        self._ours = (file, self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        source: logging.Logger | None = logging.getLogger(record.name)
+        while source is not None:
+            if any(handler not in self._ours for handler in source.handlers):
+                return
+            source = source.parent if source.propagate else None
+        if logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+
+class _Opened:
+    """The log of this process, and what of `logging` and `sys` was changed for it."""
+
+    def __init__(self, file: ActorFile, place: LogPlace) -> None:
+        self.file = file
+        file.place = place
+        self._last_resort = _LastResort(file)
+        for handler in (file, self._last_resort):
+            logging.getLogger().addHandler(handler)
+        for package in _PACKAGES:
+            logging.getLogger(package).setLevel(place.level.upper())
+        self._hooks = sys.excepthook, threading.excepthook
+        sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
+        follow_libraries()
+        # At every level: by the driver's file an actor sees whether its node reaches the job's folder.
+        start = f"started on {platform.node()}, Python {platform.python_version()}, {_versions()}"
+        file.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, start, (), None))
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        logger.critical("uncaught", exc_info=(kind, error, trace))
+        self._hooks[0](kind, error, trace)
+
+    def _uncaught_in_thread(self, arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None:
+            named = arguments.thread.name if arguments.thread else "?"
+            logger.critical("uncaught in thread %s", named, exc_info=arguments.exc_value)
+        self._hooks[1](arguments)
+
+    def close(self) -> None:
+        sys.excepthook, threading.excepthook = self._hooks
+        for package in _PACKAGES:
+            logging.getLogger(package).setLevel(logging.NOTSET)
+        for name in ["", *logging.root.manager.loggerDict]:
+            logging.getLogger(name).removeHandler(self.file)
+        logging.getLogger().removeHandler(self._last_resort)
+        self.file.close()
+
+
+def _opened() -> ActorFile | None:
+    """The log of this process. What is open is a handler of the root logger: there is no second record of it."""
+    return next((one for one in logging.getLogger().handlers if isinstance(one, ActorFile)), None)
+
+
+def _versions() -> str:
+    found = []
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{library} {importlib.metadata.version(library)}")
+    return ", ".join(found)
