@@ -29,6 +29,7 @@ from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.rescoring import Source
+from grpo.algorithm.tiny_batch import try_functions
 from grpo.algorithm.totals import Totals
 from grpo.learner.compiled_operators import compile_alone
 from grpo.learner.deepspeed_setup import (
@@ -68,6 +69,9 @@ class LearnerRank:
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
         """Join the other ranks and load the policy. Blocks until all ranks have come."""
         self._setup = setup
+        if setup.algorithm:
+            # A node that lacks a function of the user's says so before it loads the policy.
+            try_functions(setup.algorithm, 1)
         os.environ.update(
             RANK=str(setup.rank),
             WORLD_SIZE=str(setup.world_size),

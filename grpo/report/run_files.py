@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CONFIG = "config.yaml"
+# The files of the functions that the config names, as they were at the last start.
+FUNCTIONS = "functions"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 LEDGER = "ledger.jsonl"

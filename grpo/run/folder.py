@@ -16,6 +16,7 @@ from grpo.report.metrics_log import read_history
 from grpo.report.progress import Progress
 from grpo.run import checkpoint
 from grpo.run.checkpoint import Checkpoint
+from grpo.run.functions import keep_sources
 from grpo.visible import visible
 
 
@@ -42,6 +43,8 @@ def open_folder(
         for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
             progress.show(f"changed since the last start: {line}")
     path.write_text(dump(resolved), encoding="utf-8")
+    for line in keep_sources(folder, resolved.functions) if isinstance(resolved, config.TrainConfig) else ():
+        progress.show(f"changed since the last start: {line}")
     return found
 
 
