@@ -115,6 +115,17 @@ def _choice(kind: Kind, name: str) -> Choice:
     return Choice(key, names_code(name), function, positional, tuple(one.name for one in keywords), required)
 
 
+def load_on_rank(algorithm: AlgorithmConfig) -> None:
+    """Load what a learner rank calls, so that a missing file shows when the rank starts and not in the first step.
+
+    Raises:
+        ValueError: a function cannot be loaded.
+    """
+    choice("ratio", algorithm.ratio)
+    if algorithm.kl_in_loss:
+        choice("kl", algorithm.kl)
+
+
 def said(key: str) -> dict[str, str]:
     """What each built-in choice of a key computes, by name; empty for a key that is no choice of the objective."""
     kind = key.removeprefix("algorithm.")

@@ -25,11 +25,11 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from grpo.algorithm.choices import load_on_rank
 from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.rescoring import Source
-from grpo.algorithm.tiny_batch import try_functions
 from grpo.algorithm.totals import Totals
 from grpo.learner.compiled_operators import compile_alone
 from grpo.learner.deepspeed_setup import (
@@ -71,7 +71,7 @@ class LearnerRank:
         self._setup = setup
         if setup.algorithm:
             # A node that lacks a function of the user's says so before it loads the policy.
-            try_functions(setup.algorithm, 1)
+            load_on_rank(setup.algorithm)
         os.environ.update(
             RANK=str(setup.rank),
             WORLD_SIZE=str(setup.world_size),

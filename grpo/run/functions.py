@@ -69,7 +69,7 @@ class Callbacks:
 
     def _call(self, key: str, step: int, function: Callable[..., Any], *values: object) -> Any:
         try:
-            with ACTIVITY.within(key):
+            with ACTIVITY.within("callbacks"):
                 return function(*values)
         except (Exception, SystemExit) as problem:
             # The first failure is the cause of the stop.

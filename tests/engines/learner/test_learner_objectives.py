@@ -138,3 +138,29 @@ def test_too_many_of_them_in_a_row_stop_the_run(learners: dict[str, LearnerGroup
     assert learner.step(broken_batch(learner.ranks, "loss"))["skipped_steps"] == 1.0
     with pytest.raises(RuntimeError, match=r"2 optimizer steps in a row .* learner\.max_skipped_steps"):
         learner.step(broken_batch(learner.ranks, "gradient"))
+
+
+def test_functions_of_a_file_reach_every_rank(ray_running: None, tied_policy: str, tmp_path: Path) -> None:
+    """They restate the default, so two ranks with them compute what one rank computes with the built-in choices."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\n"
+        "def ratio(logprobs_T, old_logprobs_T, advantages_T, *, clip_low, clip_high):\n"
+        "    ratio_T = torch.exp(logprobs_T - old_logprobs_T)\n"
+        "    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)\n"
+        "    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)\n\n\n"
+        "def kl(logprobs_T, reference_logprobs_T, *, power):\n"
+        "    return (logprobs_T - reference_logprobs_T).abs() ** power / 2\n"
+    )
+    built_in = AlgorithmConfig(kl="k2", kl_coefficient=0.1)
+    named = {name: f"{tmp_path}/mine.py:{name}" for name in ("ratio", "kl")}
+    of_file = built_in.model_copy(update=named | {"options": {"power": 2}})
+    setups = {
+        "built-in": learner_setups(tied_policy, algorithm=built_in),
+        "file": learner_setups(tied_policy, ranks=2, algorithm=of_file),
+    }
+    with started_learners(setups) as started:
+        for seed in (1, 2):
+            expected, found = (started[name].step(random_batch(started[name].ranks, seed=seed)) for name in setups)
+            for key in ("loss", "gradient_norm", "kl_reference", "ratio_p50"):
+                assert found[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-7), key
+        assert expected["kl_reference"] > 0
