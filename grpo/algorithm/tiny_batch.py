@@ -104,8 +104,9 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: Choice) -> None:
     mask_T = _sequences().mask_T
     if loss_T.shape != old_T.shape:
         _refuse(chosen, f"returns a loss of shape {tuple(loss_T.shape)}; expected {tuple(old_T.shape)}")
-    if not (torch.isfinite(loss_T[mask_T]).all() and torch.isfinite(gradient_T).all()):
-        _refuse(chosen, "has a loss or gradient that is not finite")
+    # Where nothing carries loss too: 0 times no number is no number.
+    if not (torch.isfinite(loss_T).all() and torch.isfinite(gradient_T).all()):
+        _refuse(chosen, f"has a loss or gradient that is not finite: {loss_T.tolist()}")
     _same(chosen, loss_T, _policy_term(algorithm, drifted_T, old_T)[0])
     # Where now and before agree, no clip binds.
     _, on_policy_T = _policy_term(algorithm, old_T, old_T)
@@ -124,7 +125,7 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: Choice) -> None:
     for number, length in enumerate(_LENGTHS):
         place = slice(start, start + length)
         alone_T, gradient_alone_T = _policy_term(algorithm, drifted_T[place], old_T[place], number)
-        if number < 2 and not (_close(alone_T, loss_T[place]) and _close(gradient_alone_T, gradient_T[place])):
+        if not (_close(alone_T, loss_T[place]) and _close(gradient_alone_T, gradient_T[place])):
             _refuse(
                 chosen,
                 "gives a sequence another loss or gradient alone than beside others, so the gradient would depend on "
