@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from grpo.algorithm.choices import advantages_of, aggregation_of
 from grpo.algorithm.minibatches import minibatches
-from grpo.algorithm.objective import advantages_of, carries_loss
+from grpo.algorithm.objective import carries_loss
 from grpo.algorithm.rescoring import kl_to_reference, proximal_logprobs
 from grpo.config import TrainConfig
 from grpo.report.closing_table import ClosingTable
 from grpo.report.progress import Progress
 from grpo.rollout.groups import known_rows, reward_tensors
+from grpo.run.functions import Callbacks
 from grpo.run.interrupt import Interrupt
 from grpo.run.metrics import rollout_metrics, speed_metrics, update_metrics
 from grpo.run.stopwatch import Stopwatch
@@ -35,9 +37,10 @@ def train(
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
         WeightMismatch: a generator does not compute what the learner computes.
         TimeoutError: something did not come within its deadline; the message says what.
-        RuntimeError: verifiers fail too often, or loss and gradient are not finite.
+        RuntimeError: verifiers fail too often, loss and gradient are not finite, or a function of the user's raised.
     """
     algorithm, schedule = settings.algorithm, settings.train
+    callbacks = Callbacks(settings)
     with TrainingRun(settings, progress) as run, Interrupt() as interrupt:
         run.pushing.push()
         if run.step == 0:
@@ -62,8 +65,7 @@ def train(
                 skip_without_advantage=algorithm.only_advantages_teach,
                 carries_loss_PG=carries_loss_PG,
                 proximal=proximal_logprobs(settings, run.learner, groups, advantages_PG, carries_loss_PG),
-                aggregation=algorithm.aggregation,
-                length_divisor=algorithm.length_divisor or settings.rollout.max_completion_tokens,
+                aggregation=aggregation_of(algorithm, settings.rollout.max_completion_tokens),
             )
             updates = run.learn(batches)
             run.step += 1
@@ -78,13 +80,14 @@ def train(
             metrics |= run.pushing.take_metrics() | run.generator_metrics() | run.take_checkpoint_metrics()
             if run.held_out.is_due(run.step):
                 metrics |= run.held_out.evaluate(run.step)
+            metrics |= callbacks.step(run.step, metrics, groups)
             run.report_busy(watch)
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
             run.held_out.report_late()
-            if run.step % schedule.checkpoint_every == 0:
-                run.save()
+            if run.step % schedule.checkpoint_every == 0 or callbacks.failed:
+                callbacks.checkpoint(run.save())
             if after_step:
                 after_step(run)
-        run.save()
+        callbacks.checkpoint(run.save())
         run.held_out.report_late(wait=not interrupt.requested)
         return run.report.finish(write_report)

@@ -27,6 +27,7 @@ class Phase(enum.StrEnum):
     EVALUATE = "evaluate"
     WAIT = "wait"
     CHECKPOINT = "checkpoint"
+    CALLBACK = "callback"
     REPORT = "report"
     BETWEEN_STEPS = "between_steps"
 

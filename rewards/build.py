@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from rewards.adapt import DEFAULT_BOUNDS, PASS_MARK, Adapted
-from rewards.named_code import module_today, refuse_standard_file, refuse_standard_function, refuse_standard_module
-from rewards.raised import describe, is_told
-from rewards.verifier_files import load_file, names_a_file, nearest, without_function
+from rewards.named_code import checked, loaded, locate
+from rewards.named_files import names_a_file
 
 ENTRY_POINTS = "grpo.verifiers"
-_Loaded = TypeVar("_Loaded")
 # Name in the config -> where it is defined; imported only when asked for.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.verifiers.choice:Choice",
@@ -103,24 +98,16 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
 
 
 def _locate(use: str) -> Callable[..., Any]:
+    key = f"verifier {use!r}"
     if use in BUILT_IN:
-        module, _, attribute = BUILT_IN[use].partition(":")
-        return _take(importlib.import_module(module), attribute, use, module)
-    module, colon, attribute = use.rpartition(":")
-    if colon and module.endswith(".py") and attribute:
-        path = Path(module)
-        refuse_standard_file(path, f"verifier {module!r}")
-        return _take(_loaded(lambda: load_file(path), use), attribute, use, module)
-    if file := names_a_file(use.removesuffix(":")):
-        raise ValueError(_loaded(lambda: without_function(use, file), use))
-    if colon:
-        return _attribute(module, attribute, use=use)
+        return locate(BUILT_IN[use], key)
+    if ":" in use or names_a_file(use):
+        return locate(use, key)
     entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if use in entries:
-        return _callable(_loaded(entries[use].load, use), use)
+        return checked(loaded(entries[use].load, key), key)
     if "." in use:
-        module, _, attribute = use.rpartition(".")
-        return _attribute(module, attribute, use=use)
+        return locate(":".join(use.rsplit(".", 1)), key)
     known = [*BUILT_IN, *entries]
     near = difflib.get_close_matches(use, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -128,45 +115,3 @@ def _locate(use: str) -> Callable[..., Any]:
         f"no verifier is called {use!r}; {hint}known: {', '.join(sorted(known))}; "
         f"or give 'package.module:function' or 'path/to/file.py:function'"
     )
-
-
-def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
-    module = module_today(module)
-    refuse_standard_module(module, f"verifier {use!r}")
-    return _take(_loaded(lambda: importlib.import_module(module), use), attribute, use, module)
-
-
-def _loaded(load: Callable[[], _Loaded], use: str) -> _Loaded:
-    """Run the user's code as it is loaded; what it raises is told with its file and line.
-
-    Raises:
-        ValueError: it raised.
-    """
-    try:
-        return load()
-    except ModuleNotFoundError as problem:
-        raise ValueError(
-            f"verifier {use!r}: {describe(problem)}; is its package installed, or its folder on PYTHONPATH?"
-        ) from problem
-    except ImportError as problem:
-        hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
-        relative = "relative import" in str(problem)
-        raise ValueError(f"verifier {use!r}: {describe(problem)}{hint if relative else ''}") from problem
-    except (Exception, SystemExit) as problem:
-        if is_told(problem):
-            raise
-        raise ValueError(f"verifier {use!r} could not be loaded: {describe(problem)}") from problem
-
-
-def _take(module: ModuleType, attribute: str, use: str, home: str) -> Callable[..., Any]:
-    found = getattr(module, attribute, None)
-    if found is None:
-        raise ValueError(f"verifier {use!r}: {home} has no {attribute!r}{nearest(attribute, dir(module))}")
-    return _callable(found, use)
-
-
-def _callable(found: object, use: str) -> Callable[..., Any]:
-    if not callable(found):
-        raise ValueError(f"verifier {use!r} is {type(found).__name__}, which cannot be called")
-    refuse_standard_function(found, f"verifier {use!r}")
-    return found

@@ -7,10 +7,17 @@ data set is a function of Python's standard library, and with those a config alo
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from rewards.named_files import load_file, names_a_file, nearest, without_function
+from rewards.raised import describe, is_told
+
+_Loaded = TypeVar("_Loaded")
 
 # Modules that a config may name and that have moved: the name before -> the name today.
 MOVED = {
@@ -91,3 +98,81 @@ def refuse_standard_function(found: Any, key: str) -> None:
         found = found.func
     # Functions, classes and methods know their module; of another object it is its class's.
     refuse_standard_module(str(getattr(found, "__module__", None) or type(found).__module__), key)
+
+
+def locate(use: str, key: str) -> Callable[..., Any]:
+    """The function or class that a config names.
+
+    Args:
+        use: `package.module:function` or `path/to/file.py:function`.
+        key: the place in the config, for messages.
+
+    Raises:
+        ValueError: the file, module or function does not exist (the nearest name is told), belongs to the standard
+            library, or fails when it is loaded (with its file and line).
+    """
+    module, colon, attribute = use.rpartition(":")
+    if colon and module.endswith(".py") and attribute:
+        path = Path(module)
+        refuse_standard_file(path, key)
+        return _take(loaded(lambda: load_file(path, key), key), attribute, key, module)
+    if file := names_a_file(use.removesuffix(":")):
+        raise ValueError(loaded(lambda: without_function(key, file), key))
+    if not (module and attribute):
+        raise ValueError(f"{key} names no function; write package.module:function or path/to/file.py:function")
+    module = module_today(module)
+    refuse_standard_module(module, key)
+    return _take(loaded(lambda: importlib.import_module(module), key), attribute, key, module)
+
+
+def loaded(load: Callable[[], _Loaded], key: str) -> _Loaded:
+    """Run the user's code as it is loaded; what it raises is told with its file and line.
+
+    Raises:
+        ValueError: it raised.
+    """
+    try:
+        return load()
+    except ModuleNotFoundError as problem:
+        raise ValueError(
+            f"{key}: {describe(problem)}; is its package installed, or its folder on PYTHONPATH?"
+        ) from problem
+    except ImportError as problem:
+        hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
+        relative = "relative import" in str(problem)
+        raise ValueError(f"{key}: {describe(problem)}{hint if relative else ''}") from problem
+    except (Exception, SystemExit) as problem:
+        if is_told(problem):
+            raise
+        raise ValueError(f"{key} could not be loaded: {describe(problem)}") from problem
+
+
+def _take(module: object, attribute: str, key: str, home: str) -> Callable[..., Any]:
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ValueError(f"{key}: {home} has no {attribute!r}{nearest(attribute, dir(module))}")
+    return checked(found, key)
+
+
+def checked(found: object, key: str) -> Callable[..., Any]:
+    """What was loaded, where it can be called and does not belong to the standard library.
+
+    Raises:
+        ValueError: it cannot be called, or belongs to the standard library.
+    """
+    if not callable(found):
+        raise ValueError(f"{key} is {type(found).__name__}, which cannot be called")
+    refuse_standard_function(found, key)
+    return found
+
+
+def source_file(use: str) -> Path:
+    """The file of a function that `locate` has loaded."""
+    module = use.rpartition(":")[0]
+    return Path(module if module.endswith(".py") else importlib.import_module(module_today(module)).__file__ or module)
+
+
+def absolute_name(use: str) -> str:
+    """The same name for a process that works in another folder: a path to a file becomes absolute."""
+    module, colon, attribute = use.rpartition(":")
+    return f"{Path(module).absolute()}{colon}{attribute}" if module.endswith(".py") else use

@@ -5,11 +5,14 @@ bool of the same shape, False where a verdict failed or the row is padding. It r
 not valid. A group with fewer than two valid rewards has nothing to be compared with, and one without variance nothing
 to tell its completions apart by: all but `reinforce_plus_plus` give 0 there. What is not valid takes no part in any
 mean, deviation or count.
+
+`BUILT_IN` has the names that a config gives them. `grpo check` and `grpo config` print the first line of a docstring.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,16 +55,23 @@ def informative_groups(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     return _groups(rewards_PG, valid_PG).informative_P1[:, 0]
 
 
-def group_normalised(rewards_PG: Tensor, valid_PG: Tensor, *, scale_by_std: bool = True) -> Tensor:
+def group_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean(r)) / std(r) over a group.
 
     GRPO, Shao et al. 2024 (arXiv:2402.03300), section 4.1.2, outcome supervision; std is the sample standard
-    deviation (n - 1). With `scale_by_std=False` the division is left out: Dr. GRPO, Liu et al. 2025
-    (arXiv:2503.20783), section 3.2.
+    deviation (n - 1).
     """
     groups = _groups(rewards_PG, valid_PG)
-    scale_P1 = groups.std_P1.clamp(min=ZERO_VARIANCE) if scale_by_std else torch.ones_like(groups.std_P1)
-    return groups.where_informative(groups.centred_PG / scale_P1)
+    return groups.where_informative(groups.centred_PG / groups.std_P1.clamp(min=ZERO_VARIANCE))
+
+
+def group_centred(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
+    """A_i = r_i - mean(r) over a group.
+
+    Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+    """
+    groups = _groups(rewards_PG, valid_PG)
+    return groups.where_informative(groups.centred_PG)
 
 
 def leave_one_out(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
@@ -126,11 +136,11 @@ def maxrl(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     return groups.where_informative(groups.centred_PG / groups.mean_P1.clamp(min=ZERO_VARIANCE))
 
 
-def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, k: int) -> Tensor:
+def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, pass_k: int) -> Tensor:
     """A_i = (mean over the k-subsets with i of their best reward - mean over all k-subsets) / std over all k-subsets.
 
-    Pass@k training, Chen et al. 2025 (arXiv:2508.10751), in closed form and for rewards of any value: for
-    rewards of 0 and 1 this is its analytical advantage. With rewards in rising order, reward j is the best of
+    Pass@k training, Chen et al. 2025 (arXiv:2508.10751), in closed form and for rewards of any value; k is `pass_k`.
+    For rewards of 0 and 1 this is its analytical advantage. With rewards in rising order, reward j is the best of
     C(j - 1, k - 1) subsets. The deviation is over all subsets (divided by their number).
 
     A group shortened to k valid rewards or fewer gets 0.
@@ -139,8 +149,8 @@ def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, k: int) -> Tensor:
     advantages_PG = torch.zeros_like(groups.rewards_PG)
     for row, informative in enumerate(groups.informative_P1[:, 0].tolist()):
         where_N = valid_PG[row].nonzero()[:, 0]
-        if informative and len(where_N) > k:
-            advantages_PG[row, where_N] = _pass_at_k_of_one(groups.rewards_PG[row, where_N], k)
+        if informative and len(where_N) > pass_k:
+            advantages_PG[row, where_N] = _pass_at_k_of_one(groups.rewards_PG[row, where_N], pass_k)
     return advantages_PG.float()
 
 
@@ -166,3 +176,16 @@ def _whitened(values_PG: Tensor, valid_PG: Tensor) -> Tensor:
     centred_PG = torch.where(valid_PG, values_PG - values_PG.sum() / count.clamp(min=1), 0.0)
     std = (centred_PG.square().sum() / (count - 1).clamp(min=1)).sqrt()
     return torch.where(std > ZERO_VARIANCE, centred_PG / std.clamp(min=ZERO_VARIANCE), 0.0).float()
+
+
+# Name in the config -> function.
+BUILT_IN: Mapping[str, Callable[..., Tensor]] = {
+    "group_std": group_normalised,
+    "group_mean": group_centred,
+    "leave_one_out": leave_one_out,
+    "reinforce++": reinforce_plus_plus,
+    "reinforce++_baseline": reinforce_plus_plus_baseline,
+    "batch_std": batch_normalised,
+    "maxrl": maxrl,
+    "pass_at_k": pass_at_k,
+}

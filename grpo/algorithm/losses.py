@@ -1,15 +1,15 @@
 """The objective's terms. Pure functions of tensors: one value per token, weighted, summed and divided by the learner.
 
 Every function returns values per token, not a mean: weights and denominator (`grpo.algorithm.aggregation`) belong to
-the whole
-global batch, so that the gradient does not depend on how the batch is split. What is of a whole sequence (a ratio of
-sequences) stands at each of its tokens; weighted by 1 / length and summed, it counts once.
+the whole global batch, so that the gradient does not depend on how the batch is split. What is of a whole sequence (a
+ratio of sequences) stands at each of its tokens; weighted by 1 / length and summed, it counts once. `RATIOS` and `KLS`
+have the names that a config gives them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -92,20 +92,32 @@ def sequence_policy_loss(
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
-    per_token: bool = False,
 ) -> PolicyLoss:
     """The clipped surrogate with one ratio for a sequence: the geometric mean of its tokens' ratios.
 
-    s_i = exp(mean_t(logprob_t - old_logprob_t)): GSPO, Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7. With
-    `per_token`, GSPO-token, equations 13 and 14: s_it = sg[s_i] pi_t / sg[pi_t], of the same value, whose gradient at a
-    token is that token's own and takes its own advantage.
+    s_i = exp(mean_t(logprob_t - old_logprob_t)): GSPO, Zheng et al. 2025 (arXiv:2507.18071), equations 5 and 7.
     """
-    difference_T = logprobs_T - old_logprobs_T
-    if per_token:
-        mean_T = sequences.mean(difference_T.detach())
-        log_ratio_T = mean_T + logprobs_T - logprobs_T.detach()
-    else:
-        log_ratio_T = sequences.mean(difference_T)
+    log_ratio_T = sequences.mean(logprobs_T - old_logprobs_T)
+    return _clipped(torch.exp(log_ratio_T), advantages_T, clip_low, clip_high, dual_clip)
+
+
+def sequence_token_policy_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    sequences: Sequences,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """The clipped surrogate with one ratio for a sequence, each token with a gradient and an advantage of its own.
+
+    s_it = sg[s_i] pi_t / sg[pi_t], of the same value as s_i: GSPO-token, Zheng et al. 2025 (arXiv:2507.18071),
+    equations 13 and 14.
+    """
+    mean_T = sequences.mean((logprobs_T - old_logprobs_T).detach())
+    log_ratio_T = mean_T + logprobs_T - logprobs_T.detach()
     return _clipped(torch.exp(log_ratio_T), advantages_T, clip_low, clip_high, dual_clip)
 
 
@@ -159,16 +171,16 @@ def soft_policy_loss(
     old_logprobs_T: Tensor,
     advantages_T: Tensor,
     *,
-    temperature_positive: float,
-    temperature_negative: float,
+    soft_temperature_positive: float,
+    soft_temperature_negative: float,
 ) -> PolicyLoss:
     """A gate in place of edges: -A (4 / tau) sigmoid(tau (r - 1)).
 
-    tau is `temperature_positive` where A > 0, else `temperature_negative`: SAPO, Gao et al. 2025
+    tau is `soft_temperature_positive` where A > 0, else `soft_temperature_negative`: SAPO, Gao et al. 2025
     (arXiv:2511.20347). At r = 1 its gradient is that of -A r; away from 1 it fades on both sides and is never cut.
     """
     ratio_T = torch.exp(logprobs_T - old_logprobs_T)
-    tau_T = torch.where(advantages_T > 0, temperature_positive, temperature_negative)
+    tau_T = torch.where(advantages_T > 0, soft_temperature_positive, soft_temperature_negative)
     nothing_T = torch.zeros_like(ratio_T, dtype=torch.bool)
     return PolicyLoss(
         loss_T=-advantages_T * torch.sigmoid(tau_T * (ratio_T - 1)) * (4 / tau_T),
@@ -196,29 +208,33 @@ def _clipped(
     )
 
 
-def k3_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference), token by token; never negative.
+# Estimates of KL(policy || reference) at each token, from a token that the policy sampled, with d = reference_logprob -
+# logprob. In a loss, differentiated as they stand on the policy's own samples, k1 has an expected gradient of 0, k2 the
+# divergence's own, and k3 that of KL(reference || policy): Tang and Munos 2025 (arXiv:2506.09477).
+def k1_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """-d with d = reference_logprob - logprob; its value is unbiased.
 
-    exp(d) - d - 1 with d = reference_logprob - logprob: Schulman 2020 (joschu.net/blog/kl-approx.html), as in GRPO's
-    equation 4 (arXiv:2402.03300).
+    Schulman 2020 (joschu.net/blog/kl-approx.html).
+    """
+    return logprobs_T - reference_logprobs_T
+
+
+def k2_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """d^2 / 2 with d = reference_logprob - logprob; never negative.
+
+    Schulman 2020 (joschu.net/blog/kl-approx.html).
+    """
+    return (logprobs_T - reference_logprobs_T).square() / 2
+
+
+def k3_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """exp(d) - d - 1 with d = reference_logprob - logprob; its value is unbiased and never negative.
+
+    Schulman 2020 (joschu.net/blog/kl-approx.html), as in GRPO's equation 4 (arXiv:2402.03300).
     """
     difference_T = reference_logprobs_T - logprobs_T
     # Not exp(d) - d - 1: of differences below 1e-3 float32 would keep the rounding alone, of either sign.
     return torch.expm1(difference_T) - difference_T
-
-
-def kl_estimate(logprobs_T: Tensor, reference_logprobs_T: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """An estimate of KL(policy || reference) at each token, from a token that the policy sampled.
-
-    k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1, with d = reference_logprob - logprob: Schulman 2020
-    (joschu.net/blog/kl-approx.html). The values of k1 and k3 are unbiased. In a loss, differentiated as they stand on
-    the policy's own samples, k1 has an expected gradient of 0, k2 the divergence's own, and k3 that of
-    KL(reference || policy): Tang and Munos 2025 (arXiv:2506.09477).
-    """
-    if estimator == "k3":
-        return k3_kl(logprobs_T, reference_logprobs_T)
-    difference_T = logprobs_T - reference_logprobs_T
-    return difference_T if estimator == "k1" else difference_T.square() / 2
 
 
 def corrected_kl(kl_T: Tensor, logprobs_T: Tensor, rollout_logprobs_T: Tensor) -> Tensor:
@@ -229,3 +245,15 @@ def corrected_kl(kl_T: Tensor, logprobs_T: Tensor, rollout_logprobs_T: Tensor) -
     (arXiv:2506.09477).
     """
     return torch.exp(logprobs_T - rollout_logprobs_T) * kl_T
+
+
+# Name in the config -> function.
+RATIOS: Mapping[str, Callable[..., PolicyLoss]] = {
+    "token": clipped_policy_loss,
+    "sequence": sequence_policy_loss,
+    "sequence_token": sequence_token_policy_loss,
+    "cispo": cispo_loss,
+    "geometric": geometric_policy_loss,
+    "soft": soft_policy_loss,
+}
+KLS: Mapping[str, Callable[..., Tensor]] = {"k1": k1_kl, "k2": k2_kl, "k3": k3_kl}

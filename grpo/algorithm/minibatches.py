@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from grpo.algorithm.aggregation import aggregation_weights
+from grpo.algorithm.aggregation import token_mean
+from grpo.algorithm.contracts import Aggregation
 from grpo.algorithm.packing import Microbatch, TrainingSequence, deal_out, filler, length_batches, pack
-from grpo.config.algorithm import Aggregation
 from grpo.types import Group
 
 # [group][rollout] -> log-probabilities of a completion's tokens; None where they were not needed.
@@ -60,8 +60,7 @@ def minibatches(
     skip_without_advantage: bool,
     carries_loss_PG: Tensor | None = None,
     proximal: ProximalLogprobs | None = None,
-    aggregation: Aggregation = "token_mean",
-    length_divisor: int = 1,
+    aggregation: Aggregation = token_mean,
 ) -> Iterator[TrainBatch]:
     """Cut a step's groups into `count` optimizer steps of whole groups.
 
@@ -81,7 +80,6 @@ def minibatches(
         proximal: [group][rollout] -> log-probabilities of the completion under the learner at the start of the step,
             None where they were not needed; None where the ratio is to the sampler.
         aggregation: how tokens are weighted against each other.
-        length_divisor: of the aggregation `constant`.
 
     Yields:
         One batch for each optimizer step; none where no rollout of its groups carries loss.
@@ -94,6 +92,8 @@ def minibatches(
     advantages = advantages_PG.tolist()
     for number in range(count):
         places = left[number * len(left) // count : (number + 1) * len(left) // count]
+        if not places:
+            continue
         lengths = [
             [
                 len(rollout.completion.token_ids) if carried else 0
@@ -101,7 +101,7 @@ def minibatches(
             ]
             for place in places
         ]
-        weights, denominator = aggregation_weights(lengths, aggregation, length_divisor=length_divisor)
+        weights, denominator = aggregation(lengths)
         sequences = [
             sequence
             for place, weights_G in zip(places, weights, strict=True)

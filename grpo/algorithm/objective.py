@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm import advantages, losses, mismatch
+from grpo.algorithm.choices import kl_estimate, looks_at_sequences, policy_loss
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.algorithm.packing import Microbatch
 from grpo.config.algorithm import AlgorithmConfig
@@ -52,36 +53,6 @@ class Terms:
     log_ratios: Tensor
 
 
-def advantages_of(algorithm: AlgorithmConfig, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """The configured advantage of each rollout: float32 [P, G], 0 where not valid.
-
-    Args:
-        algorithm: with the choice, whose equation and paper are with its function in `grpo.algorithm.advantages`.
-        rewards_PG: float [prompts, completions of a group], any value where not valid.
-        valid_PG: bool, same shape; False where a verdict failed or the row is padding.
-
-    Raises:
-        ValueError: the shapes differ, or a valid reward is negative and the advantage is `maxrl`.
-    """
-    match algorithm.advantage:
-        case "group_std":
-            return advantages.group_normalised(rewards_PG, valid_PG)
-        case "group_mean":
-            return advantages.group_normalised(rewards_PG, valid_PG, scale_by_std=False)
-        case "leave_one_out":
-            return advantages.leave_one_out(rewards_PG, valid_PG)
-        case "reinforce++":
-            return advantages.reinforce_plus_plus(rewards_PG, valid_PG)
-        case "reinforce++_baseline":
-            return advantages.reinforce_plus_plus_baseline(rewards_PG, valid_PG)
-        case "batch_std":
-            return advantages.batch_normalised(rewards_PG, valid_PG)
-        case "maxrl":
-            return advantages.maxrl(rewards_PG, valid_PG)
-        case "pass_at_k":
-            return advantages.pass_at_k(rewards_PG, valid_PG, k=algorithm.pass_k)
-
-
 def carries_loss(algorithm: AlgorithmConfig, groups: Sequence[Group], rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """Which rollouts take part in the loss and its denominator: bool [P, G].
 
@@ -122,14 +93,14 @@ def policy_terms(
     """
     mask_T = batch.weights_T > 0
     proximal_T = batch.old_logprobs_T if batch.proximal_logprobs_T is None else batch.proximal_logprobs_T
-    sequences = _sequences(batch, mask_T) if _looks_at_sequences(algorithm) else None
+    sequences = _sequences(batch, mask_T) if looks_at_sequences(algorithm) else None
     weight_T, kept_T = _correction(algorithm, batch, logprobs_T, sequences)
     trained_T = logprobs_T
     if kept_T is not None:
         # What is masked has no gradient, and no infinite ratio either: 0 times infinity would be no number.
         finite_T = torch.minimum(logprobs_T.detach(), proximal_T + FINITE_LOG_RATIO)
         trained_T = torch.where(kept_T, logprobs_T, finite_T)
-    policy = _policy_loss(algorithm, trained_T, proximal_T, batch.advantages_T, sequences)
+    policy = policy_loss(algorithm, trained_T, proximal_T, batch.advantages_T, sequences)
     loss_T = policy.loss_T
     if weight_T is not None:
         loss_T = loss_T * weight_T
@@ -139,7 +110,7 @@ def policy_terms(
     if reference_T is not None and algorithm.kl != "none":
         # What is masked was sampled by nobody and may have any ratio; 0 times infinity would be no number.
         reference_T = torch.where(mask_T, reference_T, logprobs_T.detach())
-        kl_T = losses.kl_estimate(logprobs_T, reference_T, algorithm.kl)
+        kl_T = kl_estimate(algorithm, logprobs_T, reference_T)
         penalty_T = losses.corrected_kl(kl_T, logprobs_T, batch.old_logprobs_T) if algorithm.kl_corrected else kl_T
         loss_T = loss_T + algorithm.kl_coefficient * penalty_T
     if algorithm.entropy_coefficient:
@@ -147,54 +118,6 @@ def policy_terms(
     loss_sum = (loss_T * batch.weights_T).sum()
     with torch.no_grad():
         return _measured(batch, mask_T, loss_sum, policy, logprobs_T, entropy_T, kl_T, weight_T, kept_T)
-
-
-def _policy_loss(
-    algorithm: AlgorithmConfig,
-    logprobs_T: Tensor,
-    proximal_T: Tensor,
-    advantages_T: Tensor,
-    sequences: Sequences | None,
-) -> PolicyLoss:
-    low, high, dual = algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip
-    match algorithm.ratio:
-        case "token":
-            return losses.clipped_policy_loss(
-                logprobs_T, proximal_T, advantages_T, clip_low=low, clip_high=high, dual_clip=dual
-            )
-        case "cispo":
-            return losses.cispo_loss(logprobs_T, proximal_T, advantages_T, clip_low=low, clip_high=high)
-        case "soft":
-            return losses.soft_policy_loss(
-                logprobs_T,
-                proximal_T,
-                advantages_T,
-                temperature_positive=algorithm.soft_temperature_positive,
-                temperature_negative=algorithm.soft_temperature_negative,
-            )
-    assert sequences is not None
-    if algorithm.ratio == "geometric":
-        return losses.geometric_policy_loss(
-            logprobs_T, proximal_T, advantages_T, sequences, clip_low=low, clip_high=high
-        )
-    return losses.sequence_policy_loss(
-        logprobs_T,
-        proximal_T,
-        advantages_T,
-        sequences,
-        clip_low=low,
-        clip_high=high,
-        dual_clip=dual,
-        per_token=algorithm.ratio == "sequence_token",
-    )
-
-
-def _looks_at_sequences(algorithm: AlgorithmConfig) -> bool:
-    return (
-        algorithm.ratio in ("sequence", "sequence_token", "geometric")
-        or algorithm.importance_weight != "none"
-        or algorithm.mismatch_mask != "none"
-    )
 
 
 def _sequences(batch: Microbatch, mask_T: Tensor) -> Sequences:

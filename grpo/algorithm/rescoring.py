@@ -9,10 +9,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from grpo.algorithm.losses import kl_estimate
+from grpo.algorithm.choices import kl_estimate
 from grpo.algorithm.minibatches import ProximalLogprobs
 from grpo.algorithm.packing import Microbatch, TrainingSequence, deal_out, filler, pack
 from grpo.config import TrainConfig
+from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group
 
 # The policy as it is now, or the frozen reference.
@@ -103,17 +104,17 @@ def proximal_logprobs(
 def kl_to_reference(settings: TrainConfig, learner: Scorer, groups: Sequence[Group], valid_PG: Tensor) -> Tensor:
     """KL(sampler || reference) of each completion, summed over its tokens: [P, G], 0 where no reward needs it."""
     algorithm = settings.algorithm
-    if not algorithm.kl_in_reward or algorithm.kl == "none":
+    if not algorithm.kl_in_reward:
         return torch.zeros(valid_PG.shape)
     reference = rescore(settings, learner, groups, valid_PG, "reference")
-    return divergences(groups, reference, tuple(valid_PG.shape), algorithm.kl)
+    return divergences(groups, reference, tuple(valid_PG.shape), algorithm)
 
 
 def divergences(
     groups: Sequence[Group],
     reference: ProximalLogprobs,
     shape: tuple[int, ...],
-    estimate: Literal["k1", "k2", "k3"],
+    algorithm: AlgorithmConfig,
 ) -> Tensor:
     """KL(sampler || reference) of each completion, summed over its tokens: float32, 0 where it was not scored."""
     sums_PG = torch.zeros(shape)
@@ -121,5 +122,5 @@ def divergences(
         for column, (rollout, logprobs) in enumerate(zip(group.rollouts, reference_G, strict=True)):
             if logprobs is not None:
                 sampled_T = torch.tensor(rollout.completion.logprobs)
-                sums_PG[row, column] = kl_estimate(sampled_T, torch.tensor(logprobs), estimate).sum()
+                sums_PG[row, column] = kl_estimate(algorithm, sampled_T, torch.tensor(logprobs)).sum()
     return sums_PG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -165,9 +166,17 @@ def config(
     def job() -> None:
         from grpo.config import reference as config_reference
 
+        def said(name: str) -> Mapping[str, str]:
+            # Importing torch takes seconds, which other sections need not wait for.
+            if not name.startswith("algorithm."):
+                return {}
+            from grpo.algorithm import choices
+
+            return choices.said(name)
+
         if markdown:
             print(config_reference.markdown(), end="")
         else:
-            config_reference.show(config_reference.matching(key or ""), Terminal())
+            config_reference.show(config_reference.matching(key or ""), Terminal(), said)
 
     guarded(job, debug)

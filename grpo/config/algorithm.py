@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from grpo.config.section import Positive, Section
+from grpo.config.section import FunctionName, Positive, Section, names_code
+from rewards.named_code import absolute_name
 
 Advantage = Literal[
     "group_std",
@@ -157,12 +158,12 @@ class AlgorithmConfig(Section):
 
     preset: Preset | None = None
     """A method by its name; keys given beside it are kept."""
-    advantage: Advantage = "group_std"
+    advantage: Annotated[str, FunctionName(get_args(Advantage))] = "group_std"
     """How a completion is compared with others."""
     pass_k: Positive = 4
     """k of `pass_at_k`."""
-    ratio: Ratio = "token"
-    """Of what the importance ratio is taken, and how it is bounded."""
+    ratio: Annotated[str, FunctionName(get_args(Ratio))] = "token"
+    """The policy term: what the importance ratio is taken of, and how it is bounded."""
     clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Distance of the ratio's lower edge from 1."""
     clip_high: NotNegative = 0.28
@@ -173,11 +174,11 @@ class AlgorithmConfig(Section):
     """`soft`: steepness of the gate where the advantage is positive."""
     soft_temperature_negative: AboveZero = 1.05
     """`soft`: steepness of the gate where the advantage is not positive."""
-    aggregation: Aggregation = "token_mean"
+    aggregation: Annotated[str, FunctionName(get_args(Aggregation))] = "token_mean"
     """How tokens are weighted against each other."""
     length_divisor: Positive | None = None
     """`constant`: each completion's sum is divided by this; by default rollout.max_completion_tokens."""
-    kl: KL = "none"
+    kl: Annotated[str, FunctionName(get_args(KL))] = "none"
     """Estimator of the divergence from the reference."""
     kl_coefficient: NotNegative = 0.0
     """Weight of the divergence; above 0 wherever `kl` names an estimator."""
@@ -207,6 +208,8 @@ class AlgorithmConfig(Section):
     """Dynamic sampling: how often more prompts are asked in place of groups without variance, which carry no loss."""
     minibatches: Positive = 1
     """Optimizer steps on each batch of rollouts."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of your functions (docs/objectives.md); keys of this section reach them by their names."""
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +218,18 @@ class AlgorithmConfig(Section):
         if isinstance(data, dict) and isinstance(data.get("preset"), str):
             return PRESETS.get(data["preset"], {}) | data
         return data
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The user's functions by their keys."""
+        named = {key: getattr(self, key) for key in ("advantage", "ratio", "aggregation", "kl")}
+        return {f"algorithm.{key}": name for key, name in named.items() if names_code(name)}
+
+    def with_absolute_files(self) -> AlgorithmConfig:
+        """The same for a process that works in another folder: paths to files of functions become absolute."""
+        return self.model_copy(
+            update={key.removeprefix("algorithm."): absolute_name(name) for key, name in self.functions.items()}
+        )
 
     @property
     def needs_reference(self) -> bool:
@@ -233,13 +248,19 @@ class AlgorithmConfig(Section):
 
     @property
     def only_advantages_teach(self) -> bool:
-        """Every term of the loss is a multiple of the advantage, so that a completion without one adds nothing."""
-        return not self.kl_in_loss and not self.entropy_coefficient
+        """Every term of the loss is a multiple of the advantage, so that a completion without one adds nothing.
+
+        Of a policy term of the user's this is not known.
+        """
+        return not self.kl_in_loss and not self.entropy_coefficient and not names_code(self.ratio)
 
     @property
     def corrects_lag(self) -> bool:
-        """Tokens of older versions are weighed, or left out, by what the policy has moved since they were sampled."""
-        if self.mismatch_mask != "none":
+        """Tokens of older versions are weighed, or left out, by what the policy has moved since they were sampled.
+
+        A policy term of the user's is taken to do so.
+        """
+        if self.mismatch_mask != "none" or names_code(self.ratio):
             return True
         return self.ratio == "cispo" if self.proximal == "rollout" else self.importance_weight != "none"
 
@@ -257,7 +278,8 @@ class AlgorithmConfig(Section):
             )
         yield from self._kl_problems()
         yield from self._mismatch_problems()
-        if self.dual_clip is not None and self.ratio not in _TWO_EDGES:
+        yield from self._option_problems()
+        if self.dual_clip is not None and self.ratio not in _TWO_EDGES and not names_code(self.ratio):
             yield (
                 f"algorithm.dual_clip={self.dual_clip} adds an edge to a clipped ratio, which algorithm.ratio="
                 f"{self.ratio} has not; leave it out or use one of {', '.join(_TWO_EDGES)}"
@@ -267,11 +289,20 @@ class AlgorithmConfig(Section):
                 f"algorithm.dual_clip={self.dual_clip} must lie above the upper edge 1 + algorithm.clip_high="
                 f"{1 + self.clip_high:g}; 3 is usual"
             )
-        if self.ratio not in ("cispo", "soft") and self.clip_high >= _PERCENT:
+        if self.ratio not in ("cispo", "soft") and not names_code(self.ratio) and self.clip_high >= _PERCENT:
             yield (
                 f"algorithm.clip_high={self.clip_high:g} lets algorithm.ratio={self.ratio} grow up to "
                 f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage: DAPO's is 0.28"
             )
+
+    def _option_problems(self) -> Iterator[str]:
+        if self.options and not self.functions:
+            yield (
+                f"algorithm.options={self.options} reach functions of your own, and algorithm names none; name one as "
+                "file.py:function, or take the options out"
+            )
+        for name in self.options.keys() & AlgorithmConfig.model_fields.keys():
+            yield f"algorithm.options.{name}: {name} is a key of algorithm itself; set algorithm.{name}"
 
     def _kl_problems(self) -> Iterator[str]:
         if self.kl == "none" and self.kl_coefficient > 0:

@@ -81,7 +81,7 @@ class DatasetConfig(Section):
     path: Annotated[str | tuple[str, ...] | None, BeforeValidator(_files)] = None
     """Local `.jsonl`, `.json` or `.parquet` file, or a list of such; read instead of the hub where both are given."""
     generator: str | None = None
-    """`package.module:function` that yields rows; it is called with `options`."""
+    """`package.module:function` or `file.py:function` that yields rows; it is called with `options`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the generator."""
     prompt: str = "prompt"

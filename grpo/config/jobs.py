@@ -24,7 +24,7 @@ from grpo.config.inputs import dataset_problems, policy_problems
 from grpo.config.launch import LaunchConfig
 from grpo.config.learner import Dtype as Dtype
 from grpo.config.learner import LearnerConfig as LearnerConfig
-from grpo.config.section import LogLevel, Positive, Seconds, Section
+from grpo.config.section import Function, LogLevel, Positive, Seconds, Section
 from grpo.config.verifiers import VerificationConfig as Verification
 from grpo.config.verifiers import VerifierConfig as VerifierConfig
 from grpo.config.verifiers import negative_problems, verifier_problems
@@ -54,6 +54,15 @@ class ScheduleConfig(Section):
     """Steps between checkpoints; after the last step and on Ctrl-C there is always one."""
     keep_checkpoints: Positive = 2
     """Older ones are deleted."""
+
+
+class CallbacksConfig(Section):
+    """Your functions that the training loop calls (docs/objectives.md)."""
+
+    step: tuple[Function, ...] = ()
+    """After each step; numbers that they return are reported as `custom/<name>`."""
+    checkpoint: tuple[Function, ...] = ()
+    """After each checkpoint."""
 
 
 class ReportConfig(Section):
@@ -88,11 +97,20 @@ class TrainConfig(Section):
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     evaluation: EvaluationConfig | None = None
     train: ScheduleConfig
+    callbacks: CallbacksConfig = CallbacksConfig()
     report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
     watchdog: Watchdog = Watchdog()
     launch: LaunchConfig | None = None
     """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The user's functions of objective and callbacks, by their keys."""
+        called = {"callbacks.step": self.callbacks.step, "callbacks.checkpoint": self.callbacks.checkpoint}
+        return self.algorithm.functions | {
+            f"{key}.{place}": name for key, names in called.items() for place, name in enumerate(names)
+        }
 
     @property
     def max_sequence_tokens(self) -> int:

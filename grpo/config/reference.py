@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,8 +97,14 @@ def matching(wanted: str) -> list[ReferencePart]:
     return found
 
 
-def show(parts: Sequence[ReferencePart], console: Console) -> None:
-    """Print them as a person reads them."""
+def show(parts: Sequence[ReferencePart], console: Console, said: Callable[[str], Mapping[str, str]]) -> None:
+    """Print them as a person reads them.
+
+    Args:
+        parts: what to print.
+        console: where to.
+        said: key -> what each of its choices does, by name; empty where the key's own text says it all.
+    """
     for part in parts:
         console.print(literal(f"\n{part.name}", "bold") + literal(f"  {part.text}"))
         for key in part.keys:
@@ -106,6 +112,8 @@ def show(parts: Sequence[ReferencePart], console: Console) -> None:
             console.print(literal("  ") + literal(key.name, "cyan") + literal(f": {key.kind}; {default}"))
             if key.text:
                 console.print(Padding(literal(key.text), (0, 0, 0, 6)))
+            for name, text in said(key.name).items():
+                console.print(Padding(literal(f"{name}: {text}"), (0, 0, 0, 8)))
 
 
 def markdown() -> str:
@@ -183,6 +191,8 @@ def _kind(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> str:
         return f"`{value['const']}`"
     if "enum" in value:
         return ", ".join(f"`{choice}`" for choice in value["enum"])
+    if value.get("format") == "function":
+        return "`module:function` or `file.py:function`"
     kind = value.get("type")
     if kind == "array":
         if "prefixItems" in value:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -19,3 +22,44 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+def names_code(value: str) -> bool:
+    """Whether a value names code of the user's, as `module:function` or `file.py:function`, and no built-in choice."""
+    return ":" in value or value.endswith(".py")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionName:
+    """Marks a text that is a built-in name, or names a function of the user's.
+
+    Attributes:
+        names: the built-in names.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Text that is checked."""
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The names, and a format that `grpo.config.reference` puts into words."""
+        function = {"type": "string", "format": "function"}
+        return {"anyOf": [{"enum": list(self.names)}, function]} if self.names else function
+
+    def _checked(self, value: str) -> str:
+        if value in self.names or names_code(value):
+            return value
+        near = difflib.get_close_matches(value, self.names, n=1, cutoff=0.5)
+        raise PydanticCustomError(
+            "function_name",
+            "Input should be {expected}{hint}",
+            {
+                "expected": ", ".join([*map(repr, self.names), "module:function or file.py:function"]),
+                "hint": f"; did you mean {near[0]!r}?" if near else "",
+            },
+        )
+
+
+Function = Annotated[str, FunctionName()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import datasets
 
 from grpo import config
-from rewards.named_code import module_today, refuse_standard_function, refuse_standard_module
+from rewards.named_code import locate
 
 # A file of this many bytes is looked into for being blank.
 SMALL_FILE = 1024
@@ -54,15 +53,7 @@ def source_name(source: config.DatasetConfig) -> str:
 
 
 def _from_generator(dotted: str, options: dict[str, Any], where: str) -> datasets.Dataset:
-    module, _, function = dotted.partition(":")
-    refuse_standard_module(module, f"{where}.generator")
-    try:
-        generator = getattr(importlib.import_module(module_today(module)), function)
-    except (ImportError, AttributeError, ValueError) as failure:
-        raise ValueError(
-            f"the generator {dotted!r} cannot be found: {failure}; write package.module:function"
-        ) from failure
-    refuse_standard_function(generator, f"{where}.generator={dotted}")
+    generator = locate(dotted, f"{where}.generator={dotted}")
     try:
         inspect.signature(generator).bind(**options)
     except TypeError as failure:

@@ -22,6 +22,7 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from grpo.algorithm.choices import load_on_rank
 from grpo.algorithm.minibatches import RankBatch
 from grpo.algorithm.objective import Terms, policy_terms, supervised_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
@@ -56,6 +57,9 @@ class LearnerRank:
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
         """Join the other ranks and load the policy. Blocks until all ranks have come."""
         self._setup = setup
+        if setup.algorithm:
+            # A node that lacks a function of the user's says so before it loads the policy.
+            load_on_rank(setup.algorithm)
         os.environ.update(
             RANK=str(setup.rank),
             WORLD_SIZE=str(setup.world_size),

@@ -52,7 +52,7 @@ def learner_setups(
             policy_path=policy_path,
             reference_path=reference_path,
             dtype=settings.policy.dtype,
-            algorithm=settings.algorithm,
+            algorithm=settings.algorithm.with_absolute_files(),
             learner=settings.learner,
             temperature=settings.rollout.temperature,
             total_steps=settings.train.steps * settings.algorithm.minibatches,

@@ -9,6 +9,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from grpo import config
+from grpo.algorithm.choices import Kind, choice
 from grpo.cluster.claim import plan_of, wants_gpus
 from grpo.config.algorithm import PRESETS
 from grpo.config.file import dump, read
@@ -20,6 +21,7 @@ from grpo.planning.isolation import isolation_table
 from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
+from grpo.run.functions import Callbacks
 from grpo.terminal import LiteralTable, literal
 from grpo.visible import visible
 from rewards.selection import check_rows
@@ -47,7 +49,8 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
 
     Raises:
         RuntimeError: a run would not start on the gold answers.
-        ValueError: the policy or the data cannot be read as configured, data are too few or sequences too long, the
+        ValueError: a function of the user's breaks its contract, the policy or the data cannot be read as configured,
+            data are too few or sequences too long, the
             verifiers cannot be built, the sandbox cannot be had as demanded, what LoRA needs is not installed, or the
             policy's heads cannot be shared out.
     """
@@ -56,6 +59,7 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     console.print(Syntax(visible(dump(settings)), "yaml", background_color="default"))
     console.print(_actors(settings))
     if isinstance(settings, config.TrainConfig):
+        Callbacks(settings)
         console.print(_objective(settings))
     console.print(_arithmetic(settings))
     shape = shape_of(settings.policy, settings.learner)
@@ -117,31 +121,6 @@ def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
     return table
 
 
-# What each choice computes, for one who reads the plan; equations and papers are in docs/objectives.md.
-_SAID = {
-    "group_std": "(r - mean of the group) / deviation of the group",
-    "group_mean": "r - mean of the group",
-    "leave_one_out": "r - mean of the others of the group",
-    "reinforce++": "(r - mean of the batch) / deviation of the batch",
-    "reinforce++_baseline": "r - mean of the group, then normalised over the batch",
-    "batch_std": "(r - mean of the group) / deviation of the batch's rewards",
-    "maxrl": "(r - mean of the group) / mean of the group",
-    "pass_at_k": "share in the best of k",
-    "token": "each token's, clipped",
-    "sequence": "geometric mean over the sequence, clipped",
-    "sequence_token": "geometric mean over the sequence, clipped, each token with its own gradient",
-    "cispo": "each token's, a clipped weight on log-probabilities",
-    "geometric": "geometric mean of each token's, clipped",
-    "soft": "each token's, through a sigmoid",
-    "token_mean": "every token counts alike",
-    "sequence_mean": "every completion counts alike",
-    "constant": "sum of a completion's tokens / a constant",
-    "prompt_mean": "every prompt counts alike",
-}
-
-_RATIO_TO = {"rollout": "sampler's probabilities", "recomputed": "learner's at the start of the step"}
-
-
 def _objective(settings: config.TrainConfig) -> Table:
     table, chosen = _table("objective"), settings.algorithm
     expanded = PRESETS.get(chosen.preset or "", {})
@@ -151,21 +130,22 @@ def _objective(settings: config.TrainConfig) -> Table:
         changed = [key for key in expanded if key not in kept]
         if changed:
             table.add_row("instead of it", ", ".join(f"{key}={getattr(chosen, key)}" for key in changed))
-    table.add_row("advantage", f"{chosen.advantage}: {_SAID[chosen.advantage]}")
-    edges = f"{1 - chosen.clip_low:g} to {1 + chosen.clip_high:g}"
-    bounds = f", from {edges}" if chosen.ratio != "soft" else ""
+    table.add_row("advantage", _said("advantage", chosen.advantage))
+    ratio = choice("ratio", chosen.ratio)
+    edges = f"; edges {1 - chosen.clip_low:g} to {1 + chosen.clip_high:g}" if "clip_high" in ratio.keywords else ""
     dual = f", no further than {chosen.dual_clip:g}" if chosen.dual_clip else ""
-    table.add_row("ratio", f"{chosen.ratio}: {_SAID[chosen.ratio]}{bounds}{dual}; to the {_RATIO_TO[chosen.proximal]}")
+    start = "learner's at the start of the step" if chosen.proximal == "recomputed" else "sampler's probabilities"
+    table.add_row("ratio", f"{_said('ratio', chosen.ratio)}{edges}{dual}; to the {start}")
     divisor = chosen.length_divisor or settings.rollout.max_completion_tokens
     constant = f" ({divisor:,})" if chosen.aggregation == "constant" else ""
-    table.add_row("aggregation", f"{chosen.aggregation}: {_SAID[chosen.aggregation]}{constant}")
+    table.add_row("aggregation", f"{_said('aggregation', chosen.aggregation)}{constant}")
     refreshed = f", refreshed every {chosen.reference_refresh} steps" if chosen.reference_refresh else ", frozen"
     without = ", as the policy without its adapters" if settings.learner.lora else ""
     corrected = ", times the ratio to the sampler" if chosen.kl_corrected else ""
     table.add_row(
         "KL",
-        f"{chosen.kl_coefficient:g} x {chosen.kl} in the {chosen.kl_place}{corrected}; reference: the starting policy"
-        f"{without}{refreshed}"
+        f"{chosen.kl_coefficient:g} x {_said('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: the "
+        f"starting policy{without}{refreshed}"
         if chosen.needs_reference
         else "none, and no reference is held",
     )
@@ -175,9 +155,16 @@ def _objective(settings: config.TrainConfig) -> Table:
     if chosen.mismatch_mask != "none":
         mismatch.append(f"mask per {chosen.mismatch_mask}, kept {chosen.mask_low:g} to {chosen.mask_high:g}")
     table.add_row("mismatch", "; ".join(mismatch) or "not corrected")
+    if settings.functions:
+        table.add_row("your functions", ", ".join(settings.functions) + ": loaded, and tried on a tiny batch")
     if chosen.entropy_coefficient:
         table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to what is maximised")
     return table
+
+
+def _said(kind: Kind, name: str) -> str:
+    said = choice(kind, name).said
+    return f"{name}: {said}" if said else name
 
 
 def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:

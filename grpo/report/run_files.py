@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 CONFIG = "config.yaml"
+# The files of the functions that the config names, as they were at the last start.
+FUNCTIONS = "functions"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 LEDGER = "ledger.jsonl"

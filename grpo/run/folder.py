@@ -18,6 +18,7 @@ from grpo.report.metrics_log import read_history
 from grpo.report.progress import Progress
 from grpo.run import checkpoint
 from grpo.run.checkpoint import Checkpoint
+from grpo.run.functions import keep_sources
 from grpo.visible import visible
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def open_folder(
     text = dump(resolved)
     files.write_text(path, text)
     logger.info("%s has the SHA-256 %s", path, hashlib.sha256(text.encode()).hexdigest())
+    for line in keep_sources(folder, resolved.functions) if isinstance(resolved, config.TrainConfig) else ():
+        progress.show(f"changed since the last start: {line}")
     return found
 
 

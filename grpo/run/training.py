@@ -271,16 +271,16 @@ class TrainingRun:
         lanes = self.learner.take_busy() | self.generators.take_busy() | self._verification.take_busy()
         self.report.busy(self.step, self._step_began, {DRIVER: self._busy.take()} | lanes)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
+    def save(self) -> Checkpoint | None:
+        """Write a checkpoint of this step, unless there is one; what was written."""
         newest = checkpoint.latest(self.folder)
         if newest is not None and newest.step == self.step:
-            return
+            return None
         watch = Stopwatch()
         self.turns.learn()
         phase = self._progress.phase(Phase.CHECKPOINT, f"writing the checkpoint of step {self.step}")
         with phase, self._busy.during(Phase.CHECKPOINT):
-            checkpoint.write(
+            written = checkpoint.write(
                 self.folder,
                 self.step,
                 self.learner.save,
@@ -290,6 +290,7 @@ class TrainingRun:
         self._checkpoint_s = watch.elapsed_s
         # A step that was reported has its line; the checkpoint belongs to it.
         self._report_busy()
+        return written
 
     def take_checkpoint_metrics(self) -> dict[str, float]:
         """Seconds of the checkpoint written since this was last asked, if one was."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks_without_ray import Case, run_cases
 from safetensors.torch import load_file
 from setups_for_tests import learner_setups, random_batch, random_sequences, started_learners, without_speed
 
@@ -138,3 +139,27 @@ def test_too_many_of_them_in_a_row_stop_the_run(learners: dict[str, LearnerGroup
     assert learner.step(broken_batch(learner.ranks, "loss"))["skipped_steps"] == 1.0
     with pytest.raises(RuntimeError, match=r"2 optimizer steps in a row .* learner\.max_skipped_steps"):
         learner.step(broken_batch(learner.ranks, "gradient"))
+
+
+def test_functions_of_a_file_reach_every_rank(tied_policy: str, tmp_path: Path) -> None:
+    """They restate built-in choices, and take the same steps to the last digit."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\n"
+        "def ratio(logprobs_T, old_logprobs_T, advantages_T, *, clip_low, clip_high):\n"
+        "    ratio_T = torch.exp(logprobs_T - old_logprobs_T)\n"
+        "    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)\n"
+        "    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)\n\n\n"
+        "def kl(logprobs_T, reference_logprobs_T, *, power):\n"
+        "    return (logprobs_T - reference_logprobs_T).abs() ** power / 2\n"
+    )
+    built_in = AlgorithmConfig(kl="k2", kl_coefficient=0.1)
+    named = {name: f"{tmp_path}/mine.py:{name}" for name in ("ratio", "kl")}
+    of_file = built_in.model_copy(update=named | {"options": {"power": 2}})
+    cases = {"built-in": Case({}, algorithm=built_in), "file": Case({}, algorithm=of_file)}
+    outcomes = run_cases(tied_policy, tmp_path, cases)
+    for expected, found in zip(outcomes["built-in"].metrics, outcomes["file"].metrics, strict=True):
+        for key in ("loss", "gradient_norm", "kl_reference", "ratio_p50"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-6), key
+    assert expected["kl_reference"] > 0
+    for name, tensor in outcomes["built-in"].weights.items():
+        assert torch.equal(outcomes["file"].weights[name], tensor), name

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algorithm import advantages
-from grpo.algorithm.objective import advantages_of
+from grpo.algorithm.choices import advantages_of
 from grpo.config.algorithm import AlgorithmConfig
 
 NAMES = (

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm import losses
-from grpo.algorithm.aggregation import aggregation_weights
-from grpo.algorithm.objective import advantages_of, policy_terms
+from grpo.algorithm.choices import advantages_of, aggregation_of
+from grpo.algorithm.objective import policy_terms
 from grpo.algorithm.packing import TrainingSequence, pack
 from grpo.config.algorithm import AlgorithmConfig
 
@@ -50,7 +50,7 @@ def ours(keys: dict[str, Any]) -> tuple[float, Tensor]:
     """The loss of the four completions (two groups of two), and its gradient by their log-probabilities, [B, L]."""
     algorithm = AlgorithmConfig.model_validate({"clip_low": LOW, "clip_high": HIGH, **keys})
     groups = [list(LENGTHS[:2]), list(LENGTHS[2:])]
-    weights, denominator = aggregation_weights(groups, algorithm.aggregation, length_divisor=LONGEST)
+    weights, denominator = aggregation_of(algorithm, LONGEST)(groups)
     batch = pack(
         [
             TrainingSequence(tuple(range(length + 1)), 1, tuple(old.tolist()), advantage, weight)
@@ -226,4 +226,4 @@ def test_divergences_are_verl_s(name: Any, theirs: str) -> None:
     core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
     new, reference = torch.cat(NEW), torch.cat(REFERENCE)
     expected = core_algos.kl_penalty_forward(new, reference, theirs)
-    torch.testing.assert_close(losses.kl_estimate(new, reference, name), expected)
+    torch.testing.assert_close(losses.KLS[name](new, reference), expected)

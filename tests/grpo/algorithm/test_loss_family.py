@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm import losses, mismatch
-from grpo.algorithm.aggregation import aggregation_weights
+from grpo.algorithm.choices import aggregation_of
 from grpo.algorithm.losses import PolicyLoss, Sequences
+from grpo.config.algorithm import AlgorithmConfig
 
 # Two sequences: tokens 0 to 2 with a prompt position first, tokens 3 to 5 with one last.
 INDEX = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -37,13 +38,10 @@ def loss_of(name: str, ratios: list[float], advantages: list[float], **more: Any
             found = losses.geometric_policy_loss(logprobs_T, old_T, advantages_T, sequences, **edges)
         case "soft":
             found = losses.soft_policy_loss(
-                logprobs_T, old_T, advantages_T, temperature_positive=1.0, temperature_negative=2.0
+                logprobs_T, old_T, advantages_T, soft_temperature_positive=1.0, soft_temperature_negative=2.0
             )
         case _:
-            per_token = name == "sequence_token"
-            found = losses.sequence_policy_loss(
-                logprobs_T, old_T, advantages_T, sequences, per_token=per_token, **edges
-            )
+            found = losses.RATIOS[name](logprobs_T, old_T, advantages_T, sequences, **edges)
     (gradient_T,) = torch.autograd.grad(torch.where(mask_T, found.loss_T, 0.0).sum(), logprobs_T)
     return found, gradient_T
 
@@ -183,7 +181,7 @@ def test_divergences_by_hand() -> None:
         "k3": ([math.exp(-0.5) + 0.5 - 1, math.exp(1.0) - 1 - 1], [1 - math.exp(-0.5), 1 - math.exp(1.0)]),
     }
     for name, (values, gradient) in expected.items():
-        found_T = losses.kl_estimate(logprobs_T, reference_T, name)
+        found_T = losses.KLS[name](logprobs_T, reference_T)
         assert found_T.tolist() == pytest.approx(values), name
         assert torch.autograd.grad(found_T.sum(), logprobs_T)[0].tolist() == pytest.approx(gradient), name
 
@@ -201,7 +199,7 @@ def test_corrected_the_expected_gradient_is_the_divergence_s_own(estimator: Lite
     reference_V = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     sampler_V = torch.tensor([0.4, 0.35, 0.25], dtype=torch.float64)
     logprobs_V = logits_V.log_softmax(0)
-    kl_V = losses.kl_estimate(logprobs_V, reference_V.log(), estimator)
+    kl_V = losses.KLS[estimator](logprobs_V, reference_V.log())
     # The expectation over the sampler, exactly: every token with its probability there.
     expected = (sampler_V * losses.corrected_kl(kl_V, logprobs_V, sampler_V.log())).sum()
     (gradient_V,) = torch.autograd.grad(expected, logits_V)
@@ -212,7 +210,7 @@ def test_corrected_the_expected_gradient_is_the_divergence_s_own(estimator: Lite
 def test_uncorrected_only_k2_has_it_on_policy(estimator: Literal["k1", "k2", "k3"], is_right: bool) -> None:
     logits_V = torch.tensor([0.5, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
     reference_V = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    kl_V = losses.kl_estimate(logits_V.log_softmax(0), reference_V.log(), estimator)
+    kl_V = losses.KLS[estimator](logits_V.log_softmax(0), reference_V.log())
     (gradient_V,) = torch.autograd.grad((logits_V.softmax(0).detach() * kl_V).sum(), logits_V)
     assert (gradient_V.tolist() == pytest.approx(true_divergence_gradient(logits_V, reference_V))) is is_right
     if estimator == "k1":
@@ -273,11 +271,11 @@ def test_aggregations_by_hand(
     weights: list[list[float]],
     denominator: float,
 ) -> None:
-    found = aggregation_weights(LENGTHS, name, length_divisor=10)
+    found = aggregation_of(AlgorithmConfig(aggregation=name), 10)(LENGTHS)
     assert found[0] == [pytest.approx(row) for row in weights]
     assert found[1] == denominator
 
 
 def test_where_nothing_counts_the_denominator_is_zero() -> None:
     for name in ("token_mean", "sequence_mean", "constant", "prompt_mean"):
-        assert aggregation_weights([[0, 0]], name, length_divisor=10) == ([[0.0, 0.0]], 0.0)
+        assert aggregation_of(AlgorithmConfig(aggregation=name), 10)([[0, 0]]) == ([[0.0, 0.0]], 0.0)

@@ -16,8 +16,9 @@ from test_batching import make_group
 from tiny_policy import TEMPERATURE, sampled_groups, tiny_logprobs
 from torch import Tensor
 
+from grpo.algorithm.choices import advantages_of, aggregation_of
 from grpo.algorithm.minibatches import minibatches
-from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, advantages_of, carries_loss, policy_terms
+from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, carries_loss, policy_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.totals import Totals, ratio_quantiles
 from grpo.config.algorithm import KL, PRESETS, Advantage, Aggregation, AlgorithmConfig, Preset, Ratio
@@ -80,8 +81,7 @@ def step(
         skip_without_advantage=algorithm.only_advantages_teach,
         carries_loss_PG=carries_loss(algorithm, groups, rewards_PG, valid_PG),
         proximal=proximal_of(groups) if algorithm.proximal == "recomputed" else None,
-        aggregation=algorithm.aggregation,
-        length_divisor=20,
+        aggregation=aggregation_of(algorithm, 20),
     )
     policy.zero_grad()
     totals = Totals()
@@ -275,8 +275,7 @@ def test_what_carries_no_loss_is_in_no_denominator(aggregation: Aggregation) -> 
         microbatch_tokens=64,
         skip_without_advantage=True,
         carries_loss_PG=torch.tensor([[True, False], [True, True]]),
-        aggregation=aggregation,
-        length_divisor=10,
+        aggregation=aggregation_of(AlgorithmConfig(aggregation=aggregation), 10),
     )
     expected = {"token_mean": 6.0, "sequence_mean": 3.0, "constant": 30.0, "prompt_mean": 2.0}
     assert found.ranks[0].denominator == expected[aggregation]

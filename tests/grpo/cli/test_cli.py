@@ -211,14 +211,18 @@ def test_check_prints_the_config_and_the_plan(config: Path) -> None:
 
 
 def test_check_prints_what_a_preset_expands_to(config: Path) -> None:
-    result = invoke("check", config, "algorithm.preset=gspo", "algorithm.clip_low=0.001")
+    mine = ("algorithm.kl=grpo.algorithm.losses:k2_kl", "algorithm.kl_coefficient=0.1")
+    result = invoke("check", config, "algorithm.preset=gspo", "algorithm.clip_low=0.001", *mine)
     assert result.exit_code == 0, result.output
     told = " ".join(result.output.split())
     assert "ratio: sequence" in told and "clip_high: 0.0004" in told and "aggregation: sequence_mean" in told
     assert "preset gspo: advantage=group_std, ratio=sequence, clip_high=0.0004" in told
     assert "instead of it clip_low=0.001" in told
-    assert "ratio sequence: geometric mean over the sequence, clipped, from 0.999 to 1.0004; to the sampler's" in told
-    assert "KL none, and no reference is held" in told
+    # What is said of a choice is the first line of its function's docstring, of the user's functions too.
+    assert "ratio sequence: The clipped surrogate with one ratio for a sequence: the geometric mean of its" in told
+    assert "edges 0.999 to 1.0004; to the sampler's" in told
+    assert "KL 0.1 x grpo.algorithm.losses:k2_kl: d^2 / 2 with d" in told
+    assert "your functions algorithm.kl: loaded, and tried on a tiny batch" in told
 
 
 def test_check_refuses_what_cannot_work_with_a_remedy(config: Path) -> None:
@@ -277,6 +281,7 @@ def test_check_builds_every_verifier(config: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("algorithm.advantage=nowhere.py:f", "algorithm.advantage="),
         ("data.options.count=5", "5 prompts that fit, fewer than rollout.prompts_per_step=6"),
         (
             "rollout.max_completion_tokens=117",

@@ -82,3 +82,6 @@ def test_the_command_shows_a_part_of_it() -> None:
     assert "Completions for each prompt." in shown.output
     assert "max_prompt_tokens" not in shown.output
     assert matching("") == reference()
+    shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, ["config", "algorithm.kl"])
+    assert "`k3` or `module:function` or `file.py:function`" in shown.output
+    assert "k2: d^2 / 2 with d = reference_logprob - logprob; never negative" in shown.output

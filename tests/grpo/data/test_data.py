@@ -124,10 +124,10 @@ def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
     ("source", "told"),
     [
         ({"generator": "nowhere.at_all:rows"}, "No module named 'nowhere'"),
-        ({"generator": "subprocess:getoutput", "options": {"cmd": "exit 1"}}, "data.generator names the module"),
-        ({"generator": "datasets.config:importlib.import_module"}, "no attribute"),
+        ({"generator": "subprocess:getoutput", "options": {"cmd": "exit 1"}}, "names the module 'subprocess'"),
+        ({"generator": "datasets.config:importlib.import_module"}, "has no 'importlib.import_module'"),
         ({"generator": "grpo.data.prompts:dataclass"}, "'dataclasses' of Python's standard library"),
-        ({"generator": "grpo.data.arithmetic:nothing"}, "no attribute 'nothing'"),
+        ({"generator": "grpo.data.arithmetic:nothing"}, "has no 'nothing'"),
         ({"generator": "grpo.data.arithmetic"}, "package.module:function"),
         ({"generator": "grpo.data.arithmetic:questions", "options": {"cuont": 3}}, "does not take data.options"),
         ({"generator": "grpo.data.arithmetic:questions", "options": {"count": 0}}, "has no rows"),

@@ -1,4 +1,4 @@
-"""Files of verifiers: running them, what is in them, and the files beside them that they import."""
+"""Files of functions that a config names: running them, what is in them, and the files beside them that they import."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-# These names are never those of a file beside a verifier's: `from rewards.verdict import ...` means this package.
+# These names are never those of a file beside a user's file: `from rewards.verdict import ...` means this package.
 _RESERVED = {"rewards", "sandbox", "grpo", "launch", *sys.stdlib_module_names}
 
 
 class SiblingFinder(MetaPathFinder):
-    """Finds the modules that lie beside the files of verifiers, where nobody else has a module of that name.
+    """Finds the modules that lie beside the files that a config names, where nobody else has a module of that name.
 
     It stands last in `sys.meta_path`: so it hides no installed module from anybody, unlike a folder on `sys.path`.
     """
@@ -30,22 +30,26 @@ class SiblingFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module of that name beside some verifier's file; parts of a package are found by the package."""
+        """The module of that name beside some named file; parts of a package are found by the package."""
         return importlib.machinery.PathFinder.find_spec(fullname, self.folders) if path is None else None
 
 
 _finder = SiblingFinder()
 
 
-def load_file(path: Path) -> ModuleType:
+def load_file(path: Path, key: str) -> ModuleType:
     """Run a file, once; it may import the files beside it by their names, now and later.
+
+    Args:
+        path: the file.
+        key: the place in the config that names it, for messages.
 
     Raises:
         ValueError: there is no such file, or a file beside it has the name of another module.
         Exception: whatever the file raises.
     """
     if not path.is_file():
-        raise ValueError(f"verifier file {str(path)!r} does not exist (looked from {Path.cwd()})")
+        raise ValueError(f"{key}: the file {str(path)!r} does not exist (looked from {Path.cwd()})")
     resolved = path.resolve()
     # One name per path, so that objects of the file can be pickled and the file is run once.
     name = "grpo_verifier_file_" + "".join(c if c.isalnum() else "_" for c in str(resolved))
@@ -55,7 +59,7 @@ def load_file(path: Path) -> ModuleType:
         sys.meta_path.append(_finder)
     if str(resolved.parent) not in _finder.folders:
         _finder.folders.append(str(resolved.parent))
-    _check_siblings(resolved)
+    _check_siblings(resolved, key)
     specification = importlib.util.spec_from_file_location(name, resolved)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -76,8 +80,8 @@ def names_a_file(use: str) -> Path | None:
     return None
 
 
-def without_function(use: str, path: Path) -> str:
-    """What to say of a `use` that names a file and no function in it.
+def without_function(key: str, path: Path) -> str:
+    """What to say of a place in the config that names a file and no function in it.
 
     Raises:
         SyntaxError: the file is no Python.
@@ -85,7 +89,7 @@ def without_function(use: str, path: Path) -> str:
     functions = public_functions(path)
     there = f"it has {', '.join(functions)}" if functions else "it has no function yet"
     example = functions[0] if len(functions) == 1 else "function"
-    return f"verifier {use!r} names a file but no function in it; write {path!s}:{example} ({there})"
+    return f"{key} names a file but no function in it; write {path!s}:{example} ({there})"
 
 
 def public_functions(path: Path) -> list[str]:
@@ -105,7 +109,7 @@ def nearest(attribute: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _check_siblings(path: Path) -> None:
+def _check_siblings(path: Path, key: str) -> None:
     """Refuse names that Python would take for another module than the file beside this one.
 
     Raises:
@@ -122,9 +126,9 @@ def _check_siblings(path: Path) -> None:
             found = _origin(name)
             if found is not None and found != beside:
                 raise ValueError(
-                    f"verifier file {str(path)!r} imports {name!r}, which is both {str(beside)!r} beside it and "
+                    f"{key}: the file {str(path)!r} imports {name!r}, which is both {str(beside)!r} beside it and "
                     f"{str(found)!r}, and Python takes the latter; rename the file beside it, or make the folder a "
-                    "package and name the verifier as 'package.module:function'"
+                    "package and name the function as 'package.module:function'"
                 )
 
 

@@ -1,0 +1,136 @@
+"""What a function of yours gets and returns, in each place of the configuration that takes one.
+
+A place takes a built-in name, `module:function` or `file.py:function` (docs/objectives.md). A keyword-only parameter
+gets the entry of `algorithm.options` with its name, else the key of `algorithm` with its name (`clip_low`), else keeps
+its default. `grpo.algorithm.tiny_batch` tries the functions of the objective on a tiny batch before a run starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from grpo.algorithm.aggregation import Weighting
+from grpo.algorithm.losses import PolicyLoss, Sequences
+from grpo.types import Group
+
+
+class Advantage(Protocol):
+    """`algorithm.advantage`: rewards and which of them are valid -> one number for each completion, both [P, G].
+
+    It runs on the driver, on a whole training step, so a completion may be compared with any other. What is not valid
+    (a failed verdict, padding of a shorter group) must not change the rest, and is set to 0 afterwards.
+
+        def above_half(rewards_PG, valid_PG):
+            return rewards_PG - 0.5
+    """
+
+    def __call__(self, rewards_PG: Tensor, valid_PG: Tensor, /) -> Tensor:
+        """float [P, G]."""
+
+
+class Ratio(Protocol):
+    """`algorithm.ratio`: log-probabilities now and before, and advantages -> the loss of each token, all [T].
+
+    It runs on every rank, on one microbatch, so a token may depend on the tokens of its own sequence (by
+    `sequences.sum` and `sequences.mean`) and on nothing else: otherwise the gradient depends on how the batch is split.
+    The loss is minimised. It is weighted, summed and divided afterwards. `sequences` may be left out.
+
+        def reinforce(logprobs_T, old_logprobs_T, advantages_T):
+            return -advantages_T * logprobs_T
+    """
+
+    def __call__(
+        self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, sequences: Sequences, /
+    ) -> Tensor | PolicyLoss:
+        """float [T]; a PolicyLoss also reports the ratio and which tokens were clipped."""
+
+
+class Aggregation(Protocol):
+    """`algorithm.aggregation`: lengths -> the weight of a token of each completion, and one denominator.
+
+    It runs on the driver, on a whole optimizer step before that is split, and gets lengths alone: so no split changes
+    the gradient. A completion of length 0 carries no loss; its weight is 0 and it must not change the rest.
+
+        def root_mean(lengths):
+            weights = [[length**-0.5 if length else 0.0 for length in group] for group in lengths]
+            return weights, sum(length**0.5 for group in lengths for length in group)
+    """
+
+    def __call__(self, lengths: Sequence[Sequence[int]], /) -> Weighting:
+        """[group][completion] -> weight, 0 or more; the denominator, above 0."""
+
+
+class KL(Protocol):
+    """`algorithm.kl`: log-probabilities under policy and reference -> the divergence at each token, all [T].
+
+    It runs on microbatches in the loss and on single completions in the reward, so a token may depend on nothing else.
+
+        def absolute(logprobs_T, reference_logprobs_T):
+            return (logprobs_T - reference_logprobs_T).abs()
+    """
+
+    def __call__(self, logprobs_T: Tensor, reference_logprobs_T: Tensor, /) -> Tensor:
+        """float [T]."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A training step, for `callbacks.step`.
+
+    Attributes:
+        step: its number, from 1.
+        metrics: what the step reports, by the names of docs/metrics.md.
+        groups: the groups that the step learned from.
+        folder: the run's folder.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    groups: tuple[Group, ...]
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """A checkpoint that is whole on disk, for `callbacks.checkpoint`.
+
+    Attributes:
+        step: the training steps in it.
+        checkpoint: its folder; `policy/` in it is a model that transformers and vLLM load.
+        folder: the run's folder.
+    """
+
+    step: int
+    checkpoint: Path
+    folder: Path
+
+
+class StepCallback(Protocol):
+    """`callbacks.step`: called on the driver after each training step.
+
+    Each number that it returns is reported as the metric `custom/<name>`.
+
+        def longest(finished):
+            return {"longest": max(len(one.completion.token_ids) for g in finished.groups for one in g.rollouts)}
+    """
+
+    def __call__(self, finished: FinishedStep, /) -> Mapping[str, float] | None:
+        """Numbers by name, or None."""
+
+
+class CheckpointCallback(Protocol):
+    """`callbacks.checkpoint`: called on the driver after each checkpoint.
+
+    What it returns is not read.
+
+        def announce(saved):
+            (saved.folder / "newest.txt").write_text(str(saved.checkpoint))
+    """
+
+    def __call__(self, saved: SavedCheckpoint, /) -> object:
+        """Anything."""

@@ -1,0 +1,210 @@
+"""The user's functions of an objective, tried on a tiny batch before a run starts.
+
+A trial looks at shapes, at gradients, and at what a value may depend on (`grpo.algorithm.contracts`): what breaks a
+contract would otherwise train on something else without a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from grpo.algorithm import choices
+from grpo.algorithm.choices import BUILT_IN, Choice, Kind, choice
+from grpo.algorithm.losses import PolicyLoss, Sequences
+from grpo.config.algorithm import AlgorithmConfig
+
+# Rewards of three groups: one with a failed verdict, one without variance, one with a column of padding.
+_REWARDS = ((1.0, 0.0, 0.5, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 0.2, 0.0))
+_INVALID = ((0, 3), (2, 3))
+# Tokens of three sequences, the last of which carries no loss, and the advantages of the first two.
+_LENGTHS, _ADVANTAGES = (3, 2, 2), (1.0, -0.5, 0.0)
+_LOGPROBS = (-0.5, -1.2, -0.3, -0.9, -2.0, -0.7, -1.1)
+_DRIFT = (0.3, -0.2, 0.05, -0.4, 0.1, 2.0, -2.0)
+_COMPLETIONS = ((3, 1, 0), (0, 0, 0), (2, 4, 5))
+
+
+def try_functions(algorithm: AlgorithmConfig, longest: int) -> list[str]:
+    """Try each function of the user's.
+
+    Args:
+        algorithm: the choices.
+        longest: tokens of the longest completion.
+
+    Returns:
+        The keys of the functions that were tried.
+
+    Raises:
+        ValueError: a function cannot be loaded, misses an option, raises, or breaks its contract; no function takes an
+            option.
+    """
+    kinds: list[Kind] = [kind for kind in BUILT_IN if f"algorithm.{kind}" in algorithm.functions]
+    found = {kind: choice(kind, getattr(algorithm, kind)) for kind in kinds}
+    _check_options(algorithm, list(found.values()))
+    trials: dict[Kind, Callable[[], None]] = {
+        "advantage": lambda: _try_advantage(algorithm, found["advantage"]),
+        "ratio": lambda: _try_ratio(algorithm, found["ratio"]),
+        "aggregation": lambda: _try_aggregation(algorithm, found["aggregation"], longest),
+        "kl": lambda: _try_kl(algorithm, found["kl"]),
+    }
+    for kind in kinds:
+        try:
+            trials[kind]()
+        except RuntimeError as problem:
+            raise ValueError(f"{problem}, on a tiny batch") from problem
+    return list(algorithm.functions)
+
+
+def _check_options(algorithm: AlgorithmConfig, functions: list[Choice]) -> None:
+    taken = [name for function in functions for name in function.keywords]
+    for name in algorithm.options:
+        if name not in taken:
+            near = difflib.get_close_matches(name, taken, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"algorithm.options.{name} is no keyword-only parameter of a function of yours{hint}")
+    known = algorithm.options.keys() | AlgorithmConfig.model_fields.keys()
+    for function in functions:
+        if missing := [name for name in function.keywords[: function.required] if name not in known]:
+            raise ValueError(f"{function.key} needs a value for {missing[0]}; set algorithm.options.{missing[0]}")
+    ratio = next((one for one in functions if one.key.startswith("algorithm.ratio=")), None)
+    if ratio and algorithm.dual_clip is not None and "dual_clip" not in ratio.keywords:
+        raise ValueError(f"algorithm.dual_clip={algorithm.dual_clip} is not taken by {ratio.key}; leave it out")
+
+
+def _try_advantage(algorithm: AlgorithmConfig, chosen: Choice) -> None:
+    rewards_PG = torch.tensor(_REWARDS)
+    valid_PG = torch.ones_like(rewards_PG, dtype=torch.bool)
+    for place in _INVALID:
+        valid_PG[place] = False
+    before_PG = rewards_PG.clone()
+    found_PG = choices.advantages_of(algorithm, rewards_PG, valid_PG)
+    if not torch.equal(rewards_PG, before_PG):
+        _refuse(chosen, "changes the rewards that it is given; work on a copy")
+    if not torch.isfinite(found_PG).all():
+        _refuse(chosen, f"returns numbers that are not finite: {found_PG[valid_PG].tolist()}")
+    if not found_PG.any():
+        _refuse(chosen, f"is 0 for every completion of rewards {before_PG.tolist()}, so nothing would be learned")
+    _same(chosen, found_PG, choices.advantages_of(algorithm, rewards_PG, valid_PG))
+    # Other values where nothing is valid, and a further column of padding.
+    other_PG = torch.nn.functional.pad(torch.where(valid_PG, rewards_PG, 7.0), (0, 1), value=-3.0)
+    other_PG = choices.advantages_of(algorithm, other_PG, torch.nn.functional.pad(valid_PG, (0, 1)))[:, :-1]
+    if not _close(found_PG, other_PG):
+        _refuse(chosen, "depends on rewards that are not valid or on padding; mask with valid_PG, and count with it")
+
+
+def _try_ratio(algorithm: AlgorithmConfig, chosen: Choice) -> None:
+    old_T = torch.tensor(_LOGPROBS)
+    drifted_T = old_T + torch.tensor(_DRIFT)
+    loss_T, gradient_T = _policy_term(algorithm, drifted_T, old_T)
+    mask_T = _sequences().mask_T
+    if loss_T.shape != old_T.shape:
+        _refuse(chosen, f"returns a loss of shape {tuple(loss_T.shape)}; expected {tuple(old_T.shape)}")
+    # Where nothing carries loss too: 0 times no number is no number.
+    if not (torch.isfinite(loss_T).all() and torch.isfinite(gradient_T).all()):
+        _refuse(chosen, f"has a loss or gradient that is not finite: {loss_T.tolist()}")
+    _same(chosen, loss_T, _policy_term(algorithm, drifted_T, old_T)[0])
+    # Where now and before agree, no clip binds.
+    _, on_policy_T = _policy_term(algorithm, old_T, old_T)
+    good, bad, masked = (float(part.sum()) for part in torch.split(on_policy_T, list(_LENGTHS)))
+    if not on_policy_T[: _LENGTHS[0]].any():
+        _refuse(chosen, "has no gradient by logprobs_T where an advantage is positive and the policies agree")
+    if good > 0:
+        _refuse(
+            chosen,
+            "has the wrong sign: minimising it lowers the log-probability of a completion with advantage "
+            f"{_ADVANTAGES[0]:g} (gradient {good:g}; at advantage {_ADVANTAGES[1]:g} {bad:g}); return the negative",
+        )
+    if masked or gradient_T[~mask_T].any():
+        _refuse(chosen, "lets a token that carries no loss reach others; use sequences.mask_T")
+    start = 0
+    for number, length in enumerate(_LENGTHS):
+        place = slice(start, start + length)
+        alone_T, gradient_alone_T = _policy_term(algorithm, drifted_T[place], old_T[place], number)
+        if not (_close(alone_T, loss_T[place]) and _close(gradient_alone_T, gradient_T[place])):
+            _refuse(
+                chosen,
+                "gives a sequence another loss or gradient alone than beside others, so the gradient would depend on "
+                "how the batch is split; use sequences.sum and sequences.mean for what spans a sequence",
+            )
+        start += length
+
+
+def _policy_term(
+    algorithm: AlgorithmConfig, logprobs_T: Tensor, old_logprobs_T: Tensor, number: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss of each token and the gradient of its sum over what carries loss, of all sequences or of one alone."""
+    sequences = _sequences(number)
+    lengths, advantages = (_LENGTHS, _ADVANTAGES) if number is None else ((_LENGTHS[number],), (_ADVANTAGES[number],))
+    advantages_T = torch.tensor(advantages).repeat_interleave(torch.tensor(lengths))
+    logprobs_T = logprobs_T.clone().requires_grad_()
+    found: PolicyLoss = choices.policy_loss(algorithm, logprobs_T, old_logprobs_T, advantages_T, sequences)
+    return found.loss_T.detach(), _gradient((found.loss_T * sequences.mask_T).sum(), logprobs_T)
+
+
+def _sequences(number: int | None = None) -> Sequences:
+    lengths = torch.tensor(_LENGTHS if number is None else (_LENGTHS[number],))
+    index_T = torch.arange(len(lengths)).repeat_interleave(lengths)
+    # The last sequence carries no loss.
+    mask_T = index_T < 2 if number is None else torch.full_like(index_T, number < 2, dtype=torch.bool)
+    return Sequences(index_T, mask_T, len(lengths))
+
+
+def _gradient(total: Tensor, logprobs_T: Tensor) -> Tensor:
+    if not total.requires_grad:
+        return torch.zeros_like(logprobs_T)
+    (found,) = torch.autograd.grad(total, logprobs_T, allow_unused=True)
+    return torch.zeros_like(logprobs_T) if found is None else found
+
+
+def _try_aggregation(algorithm: AlgorithmConfig, chosen: Choice, longest: int) -> None:
+    weigh = choices.aggregation_of(algorithm, longest)
+    found = weigh(_COMPLETIONS)
+    if not isinstance(found, tuple) or len(found) != 2:
+        _refuse(chosen, f"returns {type(found).__name__}; expected (weights, denominator)")
+    weights, denominator = found
+    shaped = isinstance(weights, Sequence) and all(isinstance(group, Sequence) for group in weights)
+    if not shaped or [len(group) for group in weights] != [len(group) for group in _COMPLETIONS]:
+        _refuse(chosen, f"returns weights {weights} for lengths {_COMPLETIONS}; expected a number for each length")
+    flat = [weight for group in weights for weight in group]
+    if not all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in (*flat, denominator)):
+        _refuse(chosen, f"returns {weights} and {denominator}; expected finite plain numbers of 0 or more")
+    if not denominator or not any(flat):
+        _refuse(chosen, f"returns weights {weights} and the denominator {denominator:g} where completions carry loss")
+    lengths = [length for group in _COMPLETIONS for length in group]
+    if any(weight for weight, length in zip(flat, lengths, strict=True) if not length):
+        _refuse(chosen, f"gives a weight to a completion of length 0: {weights}")
+    more, other = weigh([*([*group, 0] for group in _COMPLETIONS), [0]])
+    if [group[:-1] for group in more[:-1]] != [list(group) for group in weights] or other != denominator:
+        _refuse(chosen, "depends on completions of length 0, which carry no loss; leave them out of every count")
+
+
+def _try_kl(algorithm: AlgorithmConfig, chosen: Choice) -> None:
+    reference_T = torch.tensor(_LOGPROBS)
+    logprobs_T = (reference_T + torch.tensor(_DRIFT)).requires_grad_()
+    found_T = choices.kl_estimate(algorithm, logprobs_T, reference_T)
+    if not torch.isfinite(found_T).all():
+        _refuse(chosen, f"returns numbers that are not finite: {found_T.tolist()}")
+    _same(chosen, found_T, choices.kl_estimate(algorithm, logprobs_T, reference_T))
+    alone_T = choices.kl_estimate(algorithm, logprobs_T[:3], reference_T[:3])
+    if not _close(alone_T, found_T[:3]):
+        _refuse(chosen, "gives a token another value beside other tokens; a token may depend on nothing else")
+    if algorithm.kl_in_loss and not algorithm.kl_corrected and not _gradient(found_T.sum(), logprobs_T).any():
+        _refuse(chosen, "has no gradient by logprobs_T, which algorithm.kl_place=loss needs; or use kl_place=reward")
+
+
+def _same(chosen: Choice, first: Tensor, second: Tensor) -> None:
+    if not torch.equal(first, second):
+        _refuse(chosen, "returns other values when it is called again, so no run could be repeated or resumed")
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def _refuse(chosen: Choice, problem: str) -> NoReturn:
+    raise ValueError(f"{chosen.key} {problem} (tried on a tiny batch; docs/objectives.md has the contract)")
