@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rewards.pool.processes import Kinds, NurseryError, WorkerHandle, WorkerNursery
+from rewards.pool.processes import Kinds, NurseryError, WorkerNursery, WorkerProcess
 from rewards.pool.stats import Recorder
 
 # Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
@@ -37,7 +37,7 @@ class Forks:
         self.nursery = WorkerNursery(self._setup, self._start_s)
         return self.nursery.kinds
 
-    def fork(self, asynchronous: bool = False) -> WorkerHandle | None:
+    def fork(self, asynchronous: bool = False) -> WorkerProcess | None:
         """A new worker; None where the nursery has died, which is another one then."""
         assert self.nursery is not None
         try:
@@ -48,7 +48,7 @@ class Forks:
         self._recorder.event("started")
         return worker
 
-    def end(self, worker: WorkerHandle) -> None:
+    def end(self, worker: WorkerProcess) -> None:
         """Kill and reap a worker."""
         assert self.nursery is not None
         self.nursery.end(worker)

@@ -172,7 +172,7 @@ class VerifierPool:
                 return
             self._closed = True
         self._supervisor.stop()
-        for job in [*self._supervisor.abandoned, *self._queue, *self._async_queue]:
+        for job in [*self._queue, *self._async_queue]:
             if job.start():
                 for future in job.futures:
                     if not future.done():
