@@ -46,7 +46,7 @@ class Link:
 
 
 def link(between: str) -> Link | None:
-    """How the text between two values joins them; None where it does not."""
+    """How the text between two values joins them; None when it does not."""
     plain = FONT.sub(r" \1 ", between) if "{" in between else between
     at, name, worded = 0, "", False
     while at < len(plain):
@@ -66,7 +66,7 @@ def link(between: str) -> Link | None:
 
 
 def name_before(text: str) -> str:
-    """The name that the end of the text gives to what follows (`x` of `so $x = `); empty where it gives none."""
+    """The name that the end of the text gives to what follows (`x` of `so $x = `); empty when it gives none."""
     named = _NAMED_BEFORE.search(text[-40:])
     return named[1] if named is not None else ""
 

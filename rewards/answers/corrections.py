@@ -53,7 +53,7 @@ def put_right(after: str) -> tuple[bool, str, str]:
     """What the text behind a statement does to it.
 
     Returns:
-        Whether it takes the statement back, what it states instead, and what it says may also be; empty where nothing.
+        Whether it takes the statement back, what it states instead, and what it says may also be; empty when nothing.
     """
     withdrawn, instead, also = False, "", ""
     doubted = False

@@ -58,7 +58,7 @@ def with_noun(text: str) -> str:
 
 
 def _are_words(behind: str) -> bool:
-    """True where letters without a font are words and not a product of variables."""
+    """True when letters without a font are words and not a product of variables."""
     spelled = _WORD.findall(behind.translate(JOINED))
     words = [word.lower() for word in spelled]
     if any(_PLURAL.fullmatch(word) for word in spelled):  # "CDs"

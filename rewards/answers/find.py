@@ -82,7 +82,7 @@ def last_box(text: str) -> str | None:
 
 
 def has_unclosed_box(text: str) -> bool:
-    r"""True where the last `\boxed{` is never closed: an answer was begun there, and nothing else stands for it."""
+    r"""True when the last `\boxed{` is never closed: an answer was begun there, and nothing else stands for it."""
     openings = list(_BOX.finditer(text, max(_box_before(text, len(text)), 0)))
     return bool(openings) and _closing(text, openings[-1].end()) < 0
 

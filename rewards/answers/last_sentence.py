@@ -60,7 +60,7 @@ _UNIT_NAMES = BARE_UNITS | frozenset((*UNITS, "am", "pm"))
 def last_sentence(text: str) -> str | None:
     """The last value of the last sentence: the last formula's last side, or the last number.
 
-    Values that commas or connectives join with it are one answer, a list. None where the sentence has no value, asks,
+    Values that commas or connectives join with it are one answer, a list. None when the sentence has no value, asks,
     says that there is no answer, or has words around the value that make another one of it.
     """
     tail = text[-TAIL:].rstrip(" \t\n.*")

@@ -40,7 +40,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 
 
 def noun(text: str) -> str | None:
-    """The unit or the noun that a text behind a number is, without brackets and remarks; None where it is neither.
+    """The unit or the noun that a text behind a number is, without brackets and remarks; None when it is neither.
 
     The empty text where the remark is all there is.
     """

@@ -59,7 +59,7 @@ _RATIO = re.compile(r"(\d{1,9}) to (\d{1,9})[.*\s]*$")
 
 
 def changed(sentence: str, start: int, end: int, units: frozenset[str]) -> bool:
-    """True where the number there is only part of what stands there: of a sum, a power, a bound, a name, a phrase."""
+    """True when the number there is only part of what stands there: of a sum, a power, a bound, a name, a phrase."""
     start = end - len(sentence[start:end].lstrip("$\u20ac\u00a3 "))
     # "6-7" is a difference, "is -7" a negative number.
     signed = sentence[start] in "-+\u2212" and start > 0 and not sentence[start - 1].isspace()
@@ -71,7 +71,7 @@ def changed(sentence: str, start: int, end: int, units: frozenset[str]) -> bool:
 
 
 def negated(sentence: str, start: int) -> bool:
-    """True where "negative" or "minus" stands before the number."""
+    """True when "negative" or "minus" stands before the number."""
     return _NEGATIVE.search(sentence[max(0, start - 20) : start]) is not None
 
 

@@ -66,7 +66,7 @@ _NO_REMARK = re.compile(
 
 
 def stated(text: str) -> str | None:
-    """What the last mark of an answer states; None where there is no mark.
+    """What the last mark of an answer states; None when there is no mark.
 
     A mark's statement goes to the end of its sentence, or to the next mark; where the rest of its line is empty, the
     next line that is not is the statement. What is said behind it may put it right ("Wait, no, it is 6"), take it back,
@@ -101,7 +101,7 @@ def _marks(text: str) -> list[re.Match[str]]:
 
 
 def line_stated(text: str) -> str:
-    """The rest of the line behind the last mark of an answer; empty where there is no mark."""
+    """The rest of the line behind the last mark of an answer; empty when there is no mark."""
     marks = _marks(text[-TAIL:])
     return text[-TAIL:][marks[-1].end() :].partition("\n")[0] if marks else ""
 

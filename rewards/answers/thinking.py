@@ -55,7 +55,7 @@ def thinking_tags(wanted: Sequence[str | Sequence[str]] | None) -> Tags:
 
 
 def without_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the last closing tag; the whole text where there are no tags; None where thinking never ended."""
+    """The text after the last closing tag; the whole text where there are no tags; None when thinking never ended."""
     if tags is DEFAULT_TAGS and _is_plain(text):
         return text
     end = 0
@@ -82,5 +82,5 @@ def final_text(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def _is_plain(text: str) -> bool:
-    """True where there is neither a default tag nor the end of a turn."""
+    """True when there is neither a default tag nor the end of a turn."""
     return not (("<" in text and _MAYBE.search(text)) or "THINK]" in text or "\u25c1" in text)

@@ -26,7 +26,7 @@ _MAY_BE_EQUAL = 0.01
 class Offender:
     """A row that did not behave: the completion that was tried, and what the verifier said of it.
 
-    The completion is empty where it was the verifier's `gold_completions` that made it.
+    The completion is empty when it was the verifier's `gold_completions` that made it.
     """
 
     row: GoldRow
@@ -49,7 +49,7 @@ class GoldReport:
         refused: the first rows whose gold answer was not `correct`.
         fooled: the first rows on which another answer was.
         first_unreadable: the first unreadable rows, with the parser's reason.
-        stopped: why the check ended before the last row; empty where it did not.
+        stopped: why the check ended before the last row; empty when it did not.
         no_answer: rows whose reference is no answer, as the verifier says, and that have no gold completion either.
         graded: rows whose gold answer earned a grade, of a verifier that does not say whether it is `correct`.
     """
@@ -74,18 +74,18 @@ class GoldReport:
 
     @property
     def sound(self) -> bool:
-        """True where all rows were checked, every gold answer verified, and hardly any other one did."""
+        """True when all rows were checked, every gold answer verified, and hardly any other one did."""
         few = self.scrambled_accepted <= _MAY_BE_EQUAL * self.scrambled
         return self.accepted == self.tried and few and not self.stopped
 
     @property
     def only_failed(self) -> bool:
-        """True where the verifier decided none of the first gold answers: it may be down, and the data good."""
+        """True when the verifier decided none of the first gold answers: it may be down, and the data good."""
         return not self.accepted and all(offender.verdict.status.failed for offender in self.refused)
 
     @property
     def failure(self) -> str:
-        """Why no completion could earn its reward, for whoever reads it; empty where some could."""
+        """Why no completion could earn its reward, for whoever reads it; empty when some could."""
         if not self.tried:
             return ""
         if not self.accepted and not self.graded:

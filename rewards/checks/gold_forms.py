@@ -49,11 +49,11 @@ class Answering(Protocol):
         ...
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
-        """The call that puts a row's gold answer in one way; None where the row has no such way."""
+        """The call that puts a row's gold answer in one way; None when the row has no such way."""
         ...
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The call that puts another answer in the same way; None where there is no other answer."""
+        """The call that puts another answer in the same way; None when there is no other answer."""
         ...
 
 
@@ -129,7 +129,7 @@ def as_text(value: Any) -> str:
 
 
 def nested_too_deep(value: Any) -> bool:
-    """True where a value is in so many lists that no verifier could be handed it."""
+    """True when a value is in so many lists that no verifier could be handed it."""
     level = [value]
     for _ in range(_MOST_NESTED):
         level = [
@@ -145,7 +145,7 @@ def nested_too_deep(value: Any) -> bool:
 
 
 def _same(first: str, second: str) -> bool:
-    """True where two answers may well mean the same, by their texts or as plain numbers."""
+    """True when two answers may well mean the same, by their texts or as plain numbers."""
     if first.strip().casefold() == second.strip().casefold():
         return True
     value = rational(first)
@@ -153,7 +153,7 @@ def _same(first: str, second: str) -> bool:
 
 
 def scramble(answer: str, source: random.Random) -> str | None:
-    """Another answer of the same form: a digit is changed, else a letter; None where it has neither.
+    """Another answer of the same form: a digit is changed, else a letter; None when it has neither.
 
     The digit is not a leading one of several, so that the answer keeps its length, and never the last of a repeated
     or trailing run of decimals that leaves the value as it was.

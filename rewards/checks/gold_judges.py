@@ -21,7 +21,7 @@ class CheckStopped(Exception):
     """A judge gives up; the message says why.
 
     Attributes:
-        verdicts: those of the calls that came to an end, None for the others; empty where they are not to be counted.
+        verdicts: those of the calls that came to an end, None for the others; empty when they are not to be counted.
     """
 
     def __init__(self, why: str, verdicts: Sequence[Verdict | None] = ()) -> None:

@@ -130,7 +130,7 @@ def _no_verdict(why: str) -> Verdict:
 
 
 def reading(text: str) -> Verdict:
-    """`correct` where the math parser can read a text, else `wrong` with the reason."""
+    """`correct` when the math parser can read a text, else `wrong` with the reason."""
     try:
         parse(normalise(text))
     except Unreadable as problem:

@@ -41,7 +41,7 @@ class ReferenceReport:
     Attributes:
         rows: rows that were looked at.
         unusable: those whose reference cannot be used, in the order of the data, each once.
-        stopped: why the look ended before the last row; empty where it did not.
+        stopped: why the look ended before the last row; empty when it did not.
     """
 
     rows: int
@@ -92,7 +92,7 @@ def check_references(
 def _answers(
     pool: VerifierPool, rows: Sequence[GoldRow], knowing: Collection[str], patience: Patience
 ) -> tuple[list[str | None], str]:
-    """The problem of each row, empty where there is none and None where it was not looked at; why the look ended."""
+    """The problem of each row, empty when there is none and None when it was not looked at; why the look ended."""
     answers: list[str | None] = [_TOO_DEEP if nested_too_deep(row.reference) else "" for row in rows]
     open_rows = [at for at, row in enumerate(rows) if row.verifier in knowing and not answers[at]]
     calls: list[Call] = [(rows[at].verifier, Ask.REFERENCE, rows[at].reference, rows[at].prompt) for at in open_rows]

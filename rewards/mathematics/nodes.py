@@ -19,7 +19,7 @@ class Unreadable(Exception):
 class Number:
     """An exact rational.
 
-    `decimals` is the count of digits after the point, None where it was no plain decimal; `bare` is what the same
+    `decimals` is the count of digits after the point, None when it was no plain decimal; `bare` is what the same
     digits mean in base ten, where a base was written.
     """
 

@@ -79,7 +79,7 @@ JOINED = str.maketrans("", "", "-'\u2019")
 def read_unit(text: str) -> Unit | None:
     """Read `km/h`, `square inches`, `cm^2`, `miles per hour`, or what is counted (`apples`, `pieces of candy`).
 
-    None where it is no unit at all: no letters, other signs, words that change the value, too long.
+    None when it is no unit at all: no letters, other signs, words that change the value, too long.
     """
     text = text.strip()
     phrase = PHRASE.fullmatch(" ".join(text.split())) is not None

@@ -28,7 +28,7 @@ def readable_prompt(row: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def as_setup(stub: str) -> str:
-    """A stub as code to run: with a body where it lacks one; nothing where it is not Python."""
+    """A stub as code to run: with a body where it lacks one; nothing when it is not Python."""
     for text in (stub, stub + "\n    pass\n"):
         try:
             tree = ast.parse(text)
@@ -126,7 +126,7 @@ def _calls(node: ast.AST) -> bool:
 
 
 def _cases(tree: ast.Module) -> list[str] | None:
-    """Names of the tests that a runner would find, in their order; None where only running the code tells them."""
+    """Names of the tests that a runner would find, in their order; None when only running the code tells them."""
     used = read_names(tree)
     if used & {"setattr", "globals", "exec", "type"}:
         return None

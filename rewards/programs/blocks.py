@@ -68,7 +68,7 @@ def _any_tag(tags: Tags) -> re.Pattern[str]:
 
 
 def _blocks(lines: Sequence[str], aliases: set[str], tags: Tags, thought: bool) -> list[_Block] | None:
-    """The complete blocks behind the reasoning; None where reasoning never ended.
+    """The complete blocks behind the reasoning; None when reasoning never ended.
 
     Tags of reasoning count outside of blocks only. Reasoning whose opening tag stands in the prompt may break off
     within a block: a line that is nothing but the closing tag ends it, if a block of the language follows.
@@ -123,7 +123,7 @@ def _dedented(line: str, indent: int) -> str:
 def extract_code(
     completion: str, language: Language, names: Sequence[str] = (), tags: Tags = DEFAULT_TAGS
 ) -> str | None:
-    """The last complete fenced block of `language`, or the last without a language; None where there is neither.
+    """The last complete fenced block of `language`, or the last without a language; None when there is neither.
 
     Where some blocks define what the tests call, the last of these is taken: an example of its use may follow it.
     What stands before the end of the reasoning (`</think>`) is not looked at, and reasoning that never ended has no

@@ -23,7 +23,7 @@ _BACKTICKS = re.compile(r"`{3,}")
 
 
 def gold_programs(row: Mapping[str, Any], language: str, column: str | None = None) -> list[str] | None:
-    """A row's solutions as completions, in fenced blocks; None where it has none.
+    """A row's solutions as completions, in fenced blocks; None when it has none.
 
     Args:
         row: the row's columns.

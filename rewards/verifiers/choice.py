@@ -35,7 +35,7 @@ class Choice:
         self.find, self.choices_column, self.tags = check_places(find), choices_column, thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference is none of the options."""
+        """The verdict; `error` when the reference is none of the options."""
         options = _options(prompt.get(self.choices_column))
         gold = _gold_letter(reference, options)
         if gold is None:
@@ -48,14 +48,14 @@ class Choice:
         return correct(letter) if letter == gold else wrong(f"{letter} is not {gold}")
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can."""
         options = _options(prompt.get(self.choices_column))
         if _gold_letter(reference, options) is not None:
             return ""
         return f"the reference {reference!r:.60} is no letter, index or text of the options {options!r:.80}"
 
     def find_answer(self, completion: str) -> str | None:
-        """The letter of a completion, else the text of its answer; None where there is no answer."""
+        """The letter of a completion, else the text of its answer; None when there is no answer."""
         letter, said = self._chosen(completion, {})
         return letter or plain_text(said) or None
 

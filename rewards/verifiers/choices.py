@@ -56,7 +56,7 @@ _TAIL = 3000
 def letter_of(text: str) -> tuple[str, str] | None:
     r"""The letter, A to J, that an answer names, with the content after it.
 
-    `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None where the text names
+    `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None when the text names
     no letter, or several.
     """
     plain = _SPACING.sub(" ", FONT.sub(r" \1 ", text[:400])).strip(" .\n\t")
@@ -98,7 +98,7 @@ def chosen_in(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _in_sentence(sentence: str) -> str | None:
-    """The letter that a sentence chooses ("Option D is correct"); None where it chooses none, several, or doubts."""
+    """The letter that a sentence chooses ("Option D is correct"); None when it chooses none, several, or doubts."""
     sentence = _SPACING.sub(" ", sentence[:600])
     found = {match[1] or match[2] or match[3]: match for match in _CHOSEN.finditer(sentence)}
     if len(found) != 1:

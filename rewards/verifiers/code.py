@@ -157,7 +157,7 @@ class CodeVerifier:
         return self._verdict(results, len(chosen))
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why a row's tests would pay nobody, or everybody; empty where they can be used.
+        """Why a row's tests would pay nobody, or everybody; empty when they can be used.
 
         The tests are read. Where their text does not tell whether they call the program, they are run with a program
         that has every function, whose results equal nothing.
@@ -213,7 +213,7 @@ class CodeVerifier:
         return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The row's solutions, as its reference is no answer; None where it has none."""
+        """The row's solutions, as its reference is no answer; None when it has none."""
         return gold_programs(prompt, self.language.value, self.solution_column)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:

@@ -29,7 +29,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 def first_place(
     completion: str, find: Sequence[str], tags: Tags, places: Mapping[str, Callable[[str], str | None]] = PLACES
 ) -> tuple[str, str | None]:
-    """The first place of `find` that is present after the thinking, with its content; None where none is."""
+    """The first place of `find` that is present after the thinking, with its content; None when none is."""
     text = final_text(completion, tags)
     for place in find if text is not None else ():
         content = places[place](text or "")
@@ -76,7 +76,7 @@ class Exact:
         self.tags = thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference is empty."""
+        """The verdict; `error` when the reference is empty."""
         problem = self.reference_problem(reference, prompt)
         if problem:
             return error(problem)
@@ -89,14 +89,14 @@ class Exact:
         return wrong(f"{answer[:60]!r} is not {accepted[0][:60]!r}")
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can."""
         texts = _texts(reference)
         if texts and all(text is not None and _marked(str(text)).strip() for text in texts):
             return ""
         return f"the reference {reference!r:.60} is empty"
 
     def find_answer(self, completion: str) -> str | None:
-        """The final answer's text; None where there is none."""
+        """The final answer's text; None when there is none."""
         return first_place(completion, self.find, self.tags)[1]
 
     def _plain(self, text: str) -> str:

@@ -47,7 +47,7 @@ class ReasoningGym:
         _library()
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The scorer's word; `error` where the row does not say which task it is of."""
+        """The scorer's word; `error` when the row does not say which task it is of."""
         entry = _entry(reference, prompt)
         task = self.task or entry["metadata"].get("source_dataset")
         if not task:
@@ -63,7 +63,7 @@ class ReasoningGym:
         return Verdict(score, Status.SCORED if score > 0 else Status.WRONG, task)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The reference in each place that is looked at; None where the task has no single answer."""
+        """The reference in each place that is looked at; None when the task has no single answer."""
         answer = "" if reference is None else str(reference)
         return (
             [_STATED.get(place, "The answer is {}").format(answer) for place in self.find] if answer.strip() else None
@@ -74,7 +74,7 @@ def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str,
     """`size` rows of a task, for `data.generator`.
 
     Yields:
-        `question`, `answer` (empty where the task has no single one) and `entry`: all that the scorer needs, as JSON.
+        `question`, `answer` (empty when the task has no single one) and `entry`: all that the scorer needs, as JSON.
         Tables of rows would force one type on each field of the metadata, and turn its tuples into lists, after which
         some scorers fail and others give another score.
 

@@ -39,7 +39,7 @@ class Length(ReadsNoReference):
         self.tokens_column, self.characters_per_token = tokens_column, characters_per_token
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment, from -1 to 0; `correct` where there is none, `wrong` where it is the whole, else `scored`."""
+        """The punishment, from -1 to 0; `correct` when there is none, `wrong` when it is the whole, else `scored`."""
         tokens = prompt.get(self.tokens_column)
         if tokens is None and self.characters_per_token is not None:
             tokens = len(completion) / self.characters_per_token

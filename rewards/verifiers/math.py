@@ -97,7 +97,7 @@ class Math:
         self._cache: dict[tuple[str, str], Verdict] = {}
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict on `completion`; `error` where the reference is empty or no text: the dataset's fault."""
+        """The verdict on `completion`; `error` when the reference is empty or no text: the dataset's fault."""
         gold = _gold_text(reference)
         if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
             return error(self.reference_problem(reference, prompt))
@@ -121,7 +121,7 @@ class Math:
         return verdict
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
-        """Why no answer can be judged by this reference; empty where answers can be.
+        """Why no answer can be judged by this reference; empty when answers can be.
 
         It is no text, number or list of one, empty, longer than an answer may be, or its value cannot be worked out
         within the bounds. A reference that is only not understood can be used: the same text is equal to it.
@@ -141,7 +141,7 @@ class Math:
         return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
 
     def find_answer(self, completion: str) -> str | None:
-        """The final answer's text, or None where there is none."""
+        """The final answer's text, or None when there is none."""
         text = final_text(completion, self.tags)
         if text is None:
             return None
@@ -254,7 +254,7 @@ def _gold_text(reference: Any) -> str | None:
 
 
 def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
-    """Compare integers, decimals and fractions at once; None where one of them is something else.
+    """Compare integers, decimals and fractions at once; None when one of them is something else.
 
     Where `rounded`, an answer within half of one in the last digit of a decimal gold is equal.
     """

@@ -38,7 +38,7 @@ class MathVerify:
         self._parse, self._verify = parse, verify
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where it cannot read the reference."""
+        """The verdict; `error` when it cannot read the reference."""
         text = without_thinking(completion)
         if text is None:
             return unparseable("thinking never ended")

@@ -47,7 +47,7 @@ _POWER = re.compile(r"\s?\^\s?\{?[23]\}?")
 
 
 def rational(text: str) -> Fraction | None:
-    r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None where it is none.
+    r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None when it is none.
 
     Currency signs, thousands separators, fonts, quotes, brackets, a name (`x =`), a degree sign, a unit or a noun
     after the number, and a final period are ignored; `25%` is 25. Any other word makes it none: `5 million`,
@@ -79,7 +79,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _value(parts: dict[str, str | None]) -> Fraction | None:
-    """The value of a match of one of the patterns; None where it has none."""
+    """The value of a match of one of the patterns; None when it has none."""
     sign = -1 if parts.get("sign") == "-" else 1
     if "whole" not in parts and "spaced" not in parts:
         above, below = int(parts["a"] or parts["c"] or 0), int(parts["b"] or parts["d"] or 0)
@@ -97,7 +97,7 @@ def _value(parts: dict[str, str | None]) -> Fraction | None:
 
 
 def _counts(text: str, at: int) -> bool:
-    """True where nothing stands behind the number that changes it: nothing at all, a unit, or a noun."""
+    """True when nothing stands behind the number that changes it: nothing at all, a unit, or a noun."""
     behind = _BEHIND.fullmatch(text, at)
     if behind is None:
         return False
@@ -140,7 +140,7 @@ class Numeric:
         self.find, self.tags = check_places(find, PLACES), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference itself is not a number, which is the dataset's fault."""
+        """The verdict; `error` when the reference itself is not a number, which is the dataset's fault."""
         gold = _gold(reference)
         if gold is None:
             return error(self.reference_problem(reference, prompt))
@@ -153,13 +153,13 @@ class Numeric:
         return correct(place) if value == gold else wrong(f"{place}: {answer[:60]!r} is not {str(reference)[:60]!r}")
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can."""
         if _gold(reference) is not None:
             return ""
         return f"the reference {str(reference)[:60]!r} is not a number; use the math verifier for such rows"
 
     def find_answer(self, completion: str) -> Fraction | None:
-        """The number that the completion gives; None where it gives none."""
+        """The number that the completion gives; None when it gives none."""
         answer = first_place(completion, self.find, self.tags, PLACES)[1]
         return rational(answer) if answer is not None else None
 

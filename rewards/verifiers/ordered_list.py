@@ -56,7 +56,7 @@ class OrderedList:
         self.score, self.cutoff, self.find, self.tags = score, cutoff, check_places(find), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference has no items."""
+        """The verdict; `error` when the reference has no items."""
         problem = self.reference_problem(reference, prompt)
         if problem:
             return error(problem)
@@ -76,7 +76,7 @@ class OrderedList:
         return Verdict(value, status, f"{shared} of {len(gold)} items found", parts)
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can."""
         if reference is not None and not isinstance(reference, (str, Sequence)):
             return f"the reference {reference!r:.60} is no list and no text"
         return "" if _gold(reference) else "the reference list is empty"

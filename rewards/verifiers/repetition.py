@@ -37,7 +37,7 @@ class Repetition(ReadsNoReference):
         self.size, self.unit, self.free, self.worst = size, unit, free, worst
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment; `correct` where there is none, else `scored`."""
+        """The punishment; `correct` when there is none, else `scored`."""
         text = completion[-_MAX_CHARACTERS:]
         pieces: Sequence[str] = text.split() if self.unit == "words" else text
         count = len(pieces) - self.size + 1

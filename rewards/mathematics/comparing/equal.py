@@ -52,7 +52,7 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
 
 
 def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
-    """Where a comparison with this reference gets stuck whatever the answer is; empty where it does not.
+    """Where a comparison with this reference gets stuck whatever the answer is; empty when it does not.
 
     Each expression in it is compared with one and a half times itself, and with its square.
     """

@@ -97,6 +97,6 @@ def _in_radians(node: Node) -> bool:
 
 
 def _two_digit(ratio: Ratio) -> bool:
-    """True where the second part is written as minutes are: two digits."""
+    """True when the second part is written as minutes are: two digits."""
     second = ratio.items[1]
     return isinstance(second, Number) and second.value.denominator == 1 and 10 <= second.value < 100

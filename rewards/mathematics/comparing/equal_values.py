@@ -135,7 +135,7 @@ class ValueJudge:
         return False
 
     def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
-        """Equality at one point; None where it says nothing.
+        """Equality at one point; None when it says nothing.
 
         With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real. But who
         writes an absolute value means negative values as well: ln|x| is real where ln x is not, and another answer.
@@ -202,7 +202,7 @@ class ValueJudge:
         return abs(places[0] - places[1]) <= abs(places[2]) * (1 + 1e-12)
 
     def _is_plain(self, node: Node, env: dict[str, Fraction]) -> bool:
-        """True where floats hold the value."""
+        """True when floats hold the value."""
         try:
             PointEvaluation(FLOATS, self._sight(env)).value(node)
         except (Undefined, TooLarge):
@@ -213,7 +213,7 @@ class ValueJudge:
         return Sight(env, self.budget, self.conventions.log_base, self.real_roots)
 
     def place(self, node: Node) -> float | None:
-        """Where a real constant lies on the line, to float precision; None where it is no such thing."""
+        """Where a real constant lies on the line, to float precision; None when it is no such thing."""
         if not isinstance(node, Expression) or free_symbols(node):
             return None
         try:

@@ -303,7 +303,7 @@ def _stand_in(node: Node) -> Fraction:
 
 
 def has_odd_root(node: Node) -> bool:
-    """True where a power has a fraction with an odd denominator as its exponent."""
+    """True when a power has a fraction with an odd denominator as its exponent."""
     pending = [node]
     while pending:
         each = pending.pop()
@@ -315,7 +315,7 @@ def has_odd_root(node: Node) -> bool:
 
 
 def _odd_fraction(node: Node) -> Fraction | None:
-    """The value of an exponent such as `2/3` or `-1/5`; None where it is whole, even below, or no plain fraction."""
+    """The value of an exponent such as `2/3` or `-1/5`; None when it is whole, even below, or no plain fraction."""
     sign = 1
     if isinstance(node, Apply) and node.op == "neg":
         sign, node = -1, node.args[0]
@@ -355,7 +355,7 @@ def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
 
 
 def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
-    """True where the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
+    """True when the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
 
     Raises:
         Undefined, TooLarge: as `compare`.

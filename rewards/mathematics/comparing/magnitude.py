@@ -15,7 +15,7 @@ _LARGEST_EXPONENT = 700.0
 
 
 def is_huge(node: Node, env: Mapping[str, Fraction]) -> bool:
-    """True where the value is surely beyond 10^500, or below -10^500; the variables are as in `env`."""
+    """True when the value is surely beyond 10^500, or below -10^500; the variables are as in `env`."""
     while isinstance(node, Apply) and node.op == "neg":
         node = node.args[0]
     least = _least_logarithm(node, env)

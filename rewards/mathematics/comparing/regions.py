@@ -48,9 +48,9 @@ def infinite(node: Node) -> int:
 
 
 def as_region(node: Node, locate: Locate) -> Region | None:
-    """The region that a relation, an interval, a union of them or a set builder means; None where it means none.
+    """The region that a relation, an interval, a union of them or a set builder means; None when it means none.
 
-    `locate` gives the place of an end point on the line, or None where it has none.
+    `locate` gives the place of an end point on the line, or None when it has none.
     """
     if isinstance(node, Sequence):
         return _from_sequence(node, locate)
@@ -177,7 +177,7 @@ def _complement(region: Region) -> Region:
 
 
 def rest_of(regions: Many[Region | None]) -> Region | None:
-    """What these regions together leave of the line; None where one of them is no region."""
+    """What these regions together leave of the line; None when one of them is no region."""
     whole = _joined(regions, True) if regions else None
     return _complement(whole) if whole is not None else None
 
@@ -199,7 +199,7 @@ def _joined(regions: Many[Region | None], union: bool) -> Region | None:
 
 
 def _common(a: Interval, b: Interval) -> Interval | None:
-    """The intersection; None where it is empty. At equal places the open end is the tighter one."""
+    """The intersection; None when it is empty. At equal places the open end is the tighter one."""
     low = max(a, b, key=lambda each: (each.low_at, not each.low_in))
     high = min(a, b, key=lambda each: (each.high_at, each.high_in))
     if low.low_at > high.high_at or (low.low_at == high.high_at and not (low.low_in and high.high_in)):

@@ -44,7 +44,7 @@ def is_family(node: Node) -> TypeGuard[Bound]:
 
 
 def parameter_in(text: str) -> tuple[str, str] | None:
-    r"""`k\pi \text{ where } k \text{ is an integer}` as `k\pi` and `k`; None where no such phrase ends the text."""
+    r"""`k\pi \text{ where } k \text{ is an integer}` as `k\pi` and `k`; None when no such phrase ends the text."""
     if "integer" not in text and not ("\\in" in text and "Z" in text):
         return None
     start = max(0, len(text) - _TAIL)
@@ -101,7 +101,7 @@ def both_signs(node: Node) -> tuple[Node, Node]:
 
 
 def has_sign(node: Node) -> bool:
-    """True where a plus-minus can be spread: in an expression, not under a sum or another bound variable."""
+    """True when a plus-minus can be spread: in an expression, not under a sum or another bound variable."""
     if not isinstance(node, Apply):
         return False
     if node.op in ("pm", "mp"):

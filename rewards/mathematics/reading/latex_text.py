@@ -283,7 +283,7 @@ def _guess_period(digits: str) -> Fraction:
 
 
 def _names_points(tokens: list[Token], text: str, at: int) -> bool:
-    r"""True where capitals name points, as in `NO:BO` and `\frac{NO}{BO}`: beside a sign, inside the mathematics."""
+    r"""True when capitals name points, as in `NO:BO` and `\frac{NO}{BO}`: beside a sign, inside the mathematics."""
     return bool(tokens and tokens[-1].text in _BESIDE_NAMES) or text[at : at + 2].lstrip()[:1] in ("=", ":")
 
 

@@ -158,7 +158,7 @@ class ExpressionParser:
         return Apply("neg", (value,)) if negative else value
 
     def starts_factor(self) -> bool:
-        """True where the next token can begin a factor that is multiplied without a sign."""
+        """True when the next token can begin a factor that is multiplied without a sign."""
         token = self.tokens[self.at]
         if token.kind in ("number", "symbol"):
             return True
@@ -187,7 +187,7 @@ class ExpressionParser:
         return value
 
     def degree_follows(self) -> int:
-        r"""How many tokens `^\circ` or `^{\circ}` takes here, 0 where there is none."""
+        r"""How many tokens `^\circ` or `^{\circ}` takes here, 0 when there is none."""
         texts = [token.text for token in self.tokens[self.at : self.at + 4]]
         if texts[:2] == ["^", "\\circ"]:
             return 2
@@ -249,14 +249,14 @@ class ExpressionParser:
     # Units
 
     def unit_follows(self) -> bool:
-        """True where the next token is a unit's word."""
+        """True when the next token is a unit's word."""
         token = self.tokens[self.at]
         if token.kind == "unit":
             return True
         return token.kind == "text" and self.joins(token) is None and read_unit(_singleton(token.text)) is not None
 
     def currency_follows(self) -> bool:
-        """True where the sign of a currency stands behind its amount."""
+        """True when the sign of a currency stands behind its amount."""
         following = self.tokens[self.at + 1].kind if self.peek() in CURRENCY else ""
         return following in ("end", "text", "join") or (following == "sign" and self.tokens[self.at + 1].text in ",;")
 
@@ -317,7 +317,7 @@ class ExpressionParser:
         return whole
 
     def _measured(self, value: Number) -> Quantity | None:
-        """`value` with the unit that follows it; None where none does."""
+        """`value` with the unit that follows it; None when none does."""
         try:
             found = self.with_unit(value) if self.unit_follows() else None
         except Unreadable:

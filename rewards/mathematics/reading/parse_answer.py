@@ -90,7 +90,7 @@ class AnswerParser(EnvironmentParser):
         return items[0] if len(items) == 1 else listed(items, joiners)
 
     def _connective(self) -> str | None:
-        """Step over what stands between two items and return it: `or`, `and`, `;` or `,`; None where nothing does."""
+        """Step over what stands between two items and return it: `or`, `and`, `;` or `,`; None when nothing does."""
         found: str | None = None
         while True:
             token = self.tokens[self.at]

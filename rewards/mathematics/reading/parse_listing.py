@@ -17,7 +17,7 @@ def listed(items: list[Node], joiners: list[str]) -> Sequence:
 def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
     """`p=5, q=2; p=7, q=2` as the solutions (p=5, q=2) and (p=7, q=2), each in the order of its names.
 
-    Solutions are separated by semicolons or "or", their values by commas or "and". None where the items are no such.
+    Solutions are separated by semicolons or "or", their values by commas or "and". None when the items are no such.
     """
     if not any(joiner in (";", "or") for joiner in joiners) or all(joiner in (";", "or", "") for joiner in joiners):
         return None

@@ -38,7 +38,7 @@ _MOST_NESTED = 4
 
 
 def is_restated(answer: str, gold: str, problem: object) -> bool:
-    r"""True where an unworked expression was copied from the problem.
+    r"""True when an unworked expression was copied from the problem.
 
     Where the reference is no whole number, a value that the problem names may well be the answer (`\frac{1}{4}` for
     0.25). So there only what joins several values is a copy ("Factor x^2+2x+1."), unless the reference has it, too.
@@ -86,7 +86,7 @@ def _divided(match: re.Match[str]) -> str:
 
 
 def _closes_last(text: str) -> bool:
-    """True where the first bracket is closed by the last character."""
+    """True when the first bracket is closed by the last character."""
     depth = 0
     for at, character in enumerate(text):
         depth += (character == "(") - (character == ")")

@@ -28,7 +28,7 @@ _SHORT_ANSWER = re.compile(rf"(yes|no), {_SUBJECT} (?:{_VERB}( not|n't)?|(ca|wo)
 
 
 def number_of(text: str) -> int | None:
-    """The whole number that English words name; None where they name none."""
+    """The whole number that English words name; None when they name none."""
     total = group = 0
     found = False
     for word in text.lower().replace("-", " ").split():

@@ -8,7 +8,7 @@ from rewards.mathematics.nodes import Apply, Node, Number
 
 
 def half_step(node: Node) -> Node | None:
-    r"""Half of one in the last digit that was written; None where the value was written exactly.
+    r"""Half of one in the last digit that was written; None when the value was written exactly.
 
     Decimals and scientific notation are measured, with a minus, a percent or degree sign, and after a change of unit.
     Integers and fractions are exact; so is `10^6`, which has no digits before its power.
