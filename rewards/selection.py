@@ -55,7 +55,7 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
 
 def _has_one_of(value: Any, wanted: Sequence[Any]) -> bool:
     # In Python 1 == True, but a column of numbers is no column of truth values.
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in wanted)
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted)
 
 
 def _refusal(

@@ -134,8 +134,8 @@ def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> Audi
         accepted += ours_right
         refused += not ours_right
         if ours_right != theirs_right:
-            found = Disagreement(rollout, kind_of(rollout.reference), verdict)
-            (ours_only if ours_right else theirs_only).append(found)
+            disagreement = Disagreement(rollout, kind_of(rollout.reference), verdict)
+            (ours_only if ours_right else theirs_only).append(disagreement)
     kinds = sorted({each.kind for each in (*ours_only, *theirs_only)})
     by_kind = {
         kind: (sum(each.kind == kind for each in ours_only), sum(each.kind == kind for each in theirs_only))
