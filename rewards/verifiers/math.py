@@ -34,13 +34,14 @@ from rewards.answers import find as places
 from rewards.answers.last_sentence import last_sentence
 from rewards.answers.stated import stated
 from rewards.answers.thinking import final_text, thinking_tags
+from rewards.mathematics.comparing.arithmetics import precise
 from rewards.mathematics.comparing.equal import Undecided, equal, undecidable
-from rewards.mathematics.comparing.evaluate import precise
 from rewards.mathematics.conventions import Conventions
 from rewards.mathematics.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.mathematics.nodes import Sequence as Items
+from rewards.mathematics.reading.answer_parser import words
 from rewards.mathematics.reading.latex_text import MAX_ANSWER, normalise
-from rewards.mathematics.reading.parse_answer import parse, parse_gold, words
+from rewards.mathematics.reading.parse_answer import parse, parse_gold
 from rewards.mathematics.reading.restated import is_restated
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN

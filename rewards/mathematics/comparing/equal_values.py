@@ -5,15 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards import stage
-from rewards.mathematics.comparing.evaluate import (
-    FLOATS,
-    PointEvaluation,
-    Sight,
-    canonical,
-    compare,
-    has_odd_root,
-    magnitudes_differ,
-)
+from rewards.mathematics.comparing.approximate import compare, magnitudes_differ
+from rewards.mathematics.comparing.arithmetics import FLOATS
+from rewards.mathematics.comparing.evaluate import PointEvaluation, Sight, canonical, has_odd_root
 from rewards.mathematics.comparing.magnitude import is_huge
 from rewards.mathematics.comparing.rational import Budget, Irrational, TooLarge, Undefined, exact
 from rewards.mathematics.comparing.regions import infinite

@@ -1,66 +1,21 @@
-"""Approximate values: first in floats, which settle most differences, then to a hundred digits where those agree."""
+"""The approximate value of an expression at a point."""
 
 from __future__ import annotations
 
-import cmath
 import functools
 import hashlib
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from rewards.mathematics.comparing.arithmetics import Arithmetic
 from rewards.mathematics.comparing.rational import Budget, TooLarge, Undefined, exact
 from rewards.mathematics.nodes import Apply, Bound, Constant, Node, Number, Symbol, rename
 
-# Beyond exp(this) a value is not computed: nothing that a person answers is that large.
-_MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
-_MAX_ANGLE = {"float": 1e6, "precise": 1e30}
 # A value of the zeta function to a hundred digits takes about two milliseconds.
 _SPECIAL_COST = 100_000
-# Logarithms up to this are raised to powers of e again; a number of 100 digits keeps its first ones then.
-_MAX_MAGNITUDE = 1e5
-PRECISE_DIGITS = 100
-# mpmath keeps its constants in shared memory that two threads must not refresh at once.
-_precise_lock = threading.RLock()
-
-
-class Arithmetic:
-    """Numbers of one precision with the functions on them; the operators are Python's own."""
-
-    def __init__(self, name: str, library: Any, number: Callable[[Fraction], Any], cost: int) -> None:
-        self.name, self.library, self.number, self.cost = name, library, number, cost
-        self.exponent, self.angle = _MAX_EXPONENT[name], _MAX_ANGLE[name]
-        self.pi, self.e = library.pi, library.e
-        self.closeness = 1e-9 if name == "float" else 10.0 ** -(PRECISE_DIGITS - 20)
-
-
-def _float(value: Fraction) -> complex:
-    try:
-        return complex(value)
-    except OverflowError:
-        raise TooLarge("beyond floats") from None
-
-
-FLOATS = Arithmetic("float", cmath, _float, 20)
-
-
-@functools.cache
-def precise() -> Arithmetic:
-    """The arithmetic of `PRECISE_DIGITS` digits; mpmath is imported at the first need."""
-    from mpmath import MPContext  # type: ignore[import-untyped]  # it has no types
-
-    context = MPContext()
-    context.dps = PRECISE_DIGITS
-
-    def number(value: Fraction) -> Any:
-        return context.mpc(context.mpf(value.numerator) / value.denominator)
-
-    made = Arithmetic("precise", context, number, 2000)
-    made.pi, made.e = +context.pi, +context.e
-    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,70 +284,3 @@ def _odd_fraction(node: Node) -> Fraction | None:
     else:
         return None
     return sign * value if value.denominator % 2 == 1 and value.denominator > 1 else None
-
-
-def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    """Whether both have the same value there, and how many of the two are real.
-
-    Floats decide where they differ clearly; where they agree, a hundred digits do.
-
-    Raises:
-        Undefined: one of them has no value here. TooLarge: it cannot be told within the budget.
-    """
-    for arithmetic in (FLOATS, None):
-        if arithmetic is None:
-            with _precise_lock:
-                return _compare_in(precise(), gold, answer, sight)
-        try:
-            same, real = _compare_in(arithmetic, gold, answer, sight)
-        except TooLarge:
-            if sight.budget.left < 0:
-                raise
-            continue
-        if not same:
-            return False, real
-    raise AssertionError("both arithmetics were tried")
-
-
-def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
-    """True when the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
-
-    Raises:
-        Undefined, TooLarge: as `compare`.
-    """
-    with _precise_lock:
-        evaluation = PointEvaluation(precise(), sight)
-        left, right = (_magnitude(node, evaluation) for node in (gold, answer))
-        if left is None or right is None:
-            return False
-        return bool(abs(left - right) > 1e-60 * max(abs(left), abs(right)))
-
-
-def _magnitude(node: Node, evaluation: PointEvaluation) -> Any:
-    """The natural logarithm of a product, power or factorial of values of 1 or more; None of anything else."""
-    if isinstance(node, Apply) and node.op in ("mul", "pow"):
-        parts = [_magnitude(arg, evaluation) for arg in node.args]
-        if any(part is None for part in parts):
-            return None
-        if node.op == "mul":
-            return sum(parts[1:], parts[0])
-        if parts[1] > _MAX_MAGNITUDE:
-            raise TooLarge("a power")
-        return parts[0] * evaluation.arithmetic.library.exp(parts[1])
-    if isinstance(node, Apply) and node.op == "factorial":
-        below = _magnitude(node.args[0], evaluation)
-        if below is None or below > _MAX_MAGNITUDE:
-            return None
-        return evaluation.arithmetic.library.loggamma(1 + evaluation.arithmetic.library.exp(below)).real
-    value = evaluation.value(node)
-    if value.imag != 0 or value.real < 1:
-        return None
-    return evaluation.arithmetic.library.log(value.real)
-
-
-def _compare_in(arithmetic: Arithmetic, gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    left, right = PointEvaluation(arithmetic, sight), PointEvaluation(arithmetic, sight)
-    a, b = left.value(gold), right.value(answer)
-    tolerance = arithmetic.closeness * max(left.loss, right.loss)
-    same = bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
-    return same, sum(bool(abs(value.imag) <= 1e-6 * abs(value)) for value in (a, b))
