@@ -59,8 +59,8 @@ def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
     Boxes are values of one answer, joined by commas here, when the text between them is empty, a connective such as
-    "and", "or" or "maybe", punctuation, numbering ("Option 2:") or a name (`x = `). An empty box among them
-    makes an empty value. A box that follows other words replaces the earlier boxes.
+    "and", "or" or "maybe", punctuation, numbering ("Option 2:") or a name (`x = `). If one of them is empty,
+    so is the answer. A box that follows other words replaces the earlier boxes.
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):

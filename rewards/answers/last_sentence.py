@@ -58,10 +58,10 @@ _UNIT_NAMES = BARE_UNITS | frozenset((*UNITS, "am", "pm"))
 
 
 def last_sentence(text: str) -> str | None:
-    """The last value of the last sentence: the last formula's last side, or the last number.
+    """The last value of the last sentence: the last side of its last formula, or its last number.
 
-    Values joined to it by commas or connectives belong to the same answer, a list. None if the sentence has no value, is
-    a question, denies that there is an answer, or has words around the value that change it.
+    Values joined to it by commas or connectives belong to the same answer, a list. None if the sentence has no value,
+    is a question, denies that there is an answer, or has words around the value that change it.
     """
     tail = text[-TAIL:].rstrip(" \t\n.*")
     lines = [line for line in text[-TAIL:].splitlines() if line.strip(" \t*")]

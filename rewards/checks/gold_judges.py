@@ -48,7 +48,7 @@ class Patience:
         return self._pool.stats().killed - self._killed_before
 
     def wait(self, answers: Sequence[futures.Future[Verdict]]) -> str:
-        """Wait for all answers; return why the wait ended early, or an empty text. The rest of the calls is cancelled."""
+        """Wait for all answers; return why the wait ended early, or an empty text. Other calls are cancelled."""
         why = ""
         while not why and futures.wait(answers, timeout=_LOOK_S).not_done:
             if self.killed >= self._most_killed:

@@ -10,19 +10,19 @@ from rewards.mathematics.comparing.evaluate import PointEvaluation, Sight
 from rewards.mathematics.comparing.rational import TooLarge
 from rewards.mathematics.nodes import Apply, Node
 
-# Logarithms up to this are raised to powers of e again; a number of 100 digits keeps its first ones then.
+# Greatest logarithm whose power of e is computed: a number of 100 digits then still has correct first digits.
 _MAX_MAGNITUDE = 1e5
-# mpmath keeps its constants in shared memory that two threads must not refresh at once.
+# mpmath caches its constants, and two threads must not refresh the cache at once.
 _precise_lock = threading.RLock()
 
 
 def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    """Whether both have the same value there, and how many of the two are real.
+    """Whether both have the same value at the point, and how many of the two values are real.
 
-    Floats decide where they differ clearly; where they agree, a hundred digits do.
+    Floats decide a clear difference; when floats agree, a hundred digits decide.
 
     Raises:
-        Undefined: one of them has no value here. TooLarge: it cannot be told within the budget.
+        Undefined: one of them has no value at the point. TooLarge: the budget does not suffice.
     """
     for arithmetic in (FLOATS, None):
         if arithmetic is None:
@@ -43,7 +43,7 @@ def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
     """True when the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
 
     Raises:
-        Undefined, TooLarge: as `compare`.
+        Undefined, TooLarge: see `compare`.
     """
     with _precise_lock:
         evaluation = PointEvaluation(precise(), sight)
@@ -54,7 +54,7 @@ def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
 
 
 def _magnitude(node: Node, evaluation: PointEvaluation) -> Any:
-    """The natural logarithm of a product, power or factorial of values of 1 or more; None of anything else."""
+    """The natural logarithm of a product, power or factorial of values of 1 or more; None for other nodes."""
     if isinstance(node, Apply) and node.op in ("mul", "pow"):
         parts = [_magnitude(arg, evaluation) for arg in node.args]
         if any(part is None for part in parts):

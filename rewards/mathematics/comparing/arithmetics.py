@@ -10,14 +10,14 @@ from typing import Any
 
 from rewards.mathematics.comparing.rational import TooLarge
 
-# Beyond exp(this) a value is not computed: nothing that a person answers is that large.
+# Values beyond exp(this) are not computed: no person's answer is that large.
 _MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
 _MAX_ANGLE = {"float": 1e6, "precise": 1e30}
 PRECISE_DIGITS = 100
 
 
 class Arithmetic:
-    """Numbers of one precision with the functions on them; the operators are Python's own."""
+    """Numbers of one precision, and the functions on them; the operators are those of Python."""
 
     def __init__(self, name: str, library: Any, number: Callable[[Fraction], Any], cost: int) -> None:
         self.name, self.library, self.number, self.cost = name, library, number, cost
@@ -38,7 +38,7 @@ FLOATS = Arithmetic("float", cmath, _float, 20)
 
 @functools.cache
 def precise() -> Arithmetic:
-    """The arithmetic of `PRECISE_DIGITS` digits; mpmath is imported at the first need."""
+    """The arithmetic of `PRECISE_DIGITS` digits; mpmath is imported at the first call."""
     from mpmath import MPContext  # type: ignore[import-untyped]  # it has no types
 
     context = MPContext()

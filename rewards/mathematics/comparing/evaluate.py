@@ -20,10 +20,10 @@ _SPECIAL_COST = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """Where and how an expression is worked out.
+    """The point and the conventions of an evaluation.
 
-    `env` is the point, `log_base` what a logarithm without a base means, and `real_roots` says that a fractional power
-    of a negative number with an odd denominator is the real one: (-8)^{1/3} is -2.
+    `env` is the point, `log_base` the base of a logarithm without one, and with `real_roots` a fractional power of a
+    negative number with an odd denominator is real: (-8)^{1/3} is -2.
     """
 
     env: Mapping[str, Fraction]
@@ -35,8 +35,8 @@ class Sight:
 class PointEvaluation:
     """One evaluation at one point.
 
-    `loss` is how much larger than the arithmetic's own the relative error may have become where terms cancelled.
-    What cancels down to the noise is zero to a hundred digits, and undecided in floats.
+    `loss` is the factor by which cancelling terms may have increased the relative error. A sum that cancels down to
+    rounding noise is zero with a hundred digits, and undecided with floats.
     """
 
     def __init__(self, arithmetic: Arithmetic, sight: Sight) -> None:
@@ -48,7 +48,7 @@ class PointEvaluation:
         """The value, a complex number of this arithmetic.
 
         Raises:
-            Undefined: it has none here. TooLarge: it is not worth its cost.
+            Undefined: the node has no value at the point. TooLarge: the value costs too much.
         """
         try:
             result = self._value(node)
@@ -127,7 +127,7 @@ class PointEvaluation:
         return self._real_function(op, [self._real(value) for value in values])
 
     def _special(self, op: str, value: Any) -> Any:
-        """The gamma and the zeta function of a real number, which only the hundred digits know."""
+        """The gamma or zeta function of a real number, with a hundred digits only."""
         if self.arithmetic.name == "float":
             raise TooLarge("floats do not know this function")
         if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
@@ -148,7 +148,7 @@ class PointEvaluation:
         return result
 
     def _noise(self) -> Any:
-        """The value of what is nothing but rounding noise."""
+        """The value of a result that is only rounding noise."""
         if self.arithmetic.name == "float":
             raise TooLarge("zero or nearly so: floats cannot tell")
         return self.arithmetic.number(Fraction(0))
@@ -226,8 +226,8 @@ class PointEvaluation:
 
 
 _WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
-# Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
-# ever looked up.
+# Operation -> function of the library, and whether the result is its reciprocal. The table is fixed, so that no name
+# from an answer is ever looked up.
 TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
     "sin": ("sin", False), "cos": ("cos", False), "tan": ("tan", False), "cot": ("tan", True), "sec": ("cos", True),
     "csc": ("sin", True), "arcsin": ("asin", False), "arccos": ("acos", False), "arctan": ("atan", False),
@@ -238,7 +238,7 @@ TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
 
 
 def canonical(node: Node, depth: int = 0) -> str:
-    """A text that two trees share where they differ only in the names of bound variables."""
+    """A text that is the same for trees that differ only in the names of bound variables."""
     if isinstance(node, Bound):
         renamed = Symbol(f"bound {depth}")
         body = canonical(rename(node.body, {node.variable: renamed}), depth + 1)
@@ -252,7 +252,7 @@ def canonical(node: Node, depth: int = 0) -> str:
 
 
 def _stand_in(node: Node) -> Fraction:
-    """A number that stands for something that is not worked out: the same for the same tree, else another."""
+    """A number in place of a node that is not evaluated: equal trees get equal numbers, other trees different ones."""
     digest = hashlib.blake2b(canonical(node).encode("utf-8", "replace"), digest_size=8).digest()
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
 
@@ -270,7 +270,7 @@ def has_odd_root(node: Node) -> bool:
 
 
 def _odd_fraction(node: Node) -> Fraction | None:
-    """The value of an exponent such as `2/3` or `-1/5`; None when it is whole, even below, or no plain fraction."""
+    """The value of an exponent such as `2/3` or `-1/5`; None for whole numbers, even denominators and other nodes."""
     sign = 1
     if isinstance(node, Apply) and node.op == "neg":
         sign, node = -1, node.args[0]

@@ -39,19 +39,19 @@ _ARTICLES = re.compile(r"^(?:an?|the) ")
 
 
 class AnswerParser(EnvironmentParser):
-    """Completes the expression parser with what a whole answer may be."""
+    """Completes the parser with the forms of a whole answer."""
 
     relations = frozenset(_RELATIONS)
 
     def answer(self) -> Node:
-        """The whole of the tokens as one answer."""
+        """All tokens as one answer."""
         value = self.listing()
         if self.tokens[self.at].kind != "end":
             raise Unreadable(f"{self.tokens[self.at].text[:20]!r} was not expected")
         return without_parameter(value)
 
     def listing(self) -> Node:
-        """Items between commas, semicolons, "or" and "and"; the item itself where there is only one."""
+        """Items between commas, semicolons, "or" and "and"; a single item is returned without a list."""
         items, joiners = [self.item()], [""]
         while True:
             word = self._connective()
@@ -64,7 +64,7 @@ class AnswerParser(EnvironmentParser):
         return items[0] if len(items) == 1 else listed(items, joiners)
 
     def _connective(self) -> str | None:
-        """Step over what stands between two items and return it: `or`, `and`, `;` or `,`; None when nothing does."""
+        """Step over the text between two items; return `or`, `and`, `;` or `,`, or None without such text."""
         joiner: str | None = None
         while True:
             token = self.tokens[self.at]
@@ -82,7 +82,7 @@ class AnswerParser(EnvironmentParser):
             self.at += 1
 
     def _line_breaks(self) -> bool:
-        """True at a line break that joins two lines; not at the end, nor in a row that it ends."""
+        """True at a line break between two lines, but not at the end, nor where it ends a row."""
         following = self.tokens[self.at + 1 : self.at + 2]
         joins = self.peek().startswith("\\\\") and not self.breaks_end
         return joins and bool(following) and following[0].kind != "end" and following[0].text != "\\end"
@@ -113,7 +113,7 @@ class AnswerParser(EnvironmentParser):
         return Ratio(tuple(items))
 
     def _words(self) -> Node:
-        """Words up to the next connective; `Unreadable` where mathematics follows them."""
+        """Words up to the next connective; `Unreadable` if mathematics follows."""
         pieces = []
         while self.tokens[self.at].kind in ("text", "symbol", "unit") and self.joins(self.tokens[self.at]) is None:
             pieces.append(self.tokens[self.at].text)
@@ -170,12 +170,12 @@ class AnswerParser(EnvironmentParser):
                 raise Unreadable("an interval with one end")
             alone = begun == 0 and self.tokens[self.at].kind == "end"
             if opening == "[" and alone and isinstance(items[0], Expression):
-                return Sequence("[]", items)  # the whole answer is a list of one
+                return Sequence("[]", items)  # the whole answer is a list with one item
             return self._script_on_group(items[0])
         return Sequence(opening + closing, items)
 
     def _script_on_group(self, value: Node) -> Node:
-        """`(1011)_2` is a numeral; another subscript on a bracket is not understood."""
+        """`(1011)_2` is a numeral; other subscripts on brackets are not read."""
         if self.peek() == "_" and isinstance(value, Number):
             return self._in_base(str(value.value))
         return value
@@ -199,7 +199,7 @@ class AnswerParser(EnvironmentParser):
         return Bound("set", element.name, (), condition)
 
     def braces(self) -> Node:
-        """Plain braces: a group, or a set whose braces were not escaped."""
+        """Braces without a backslash: a group, or a set."""
         self.need("{")
         if self.take("}"):
             raise Unreadable("empty braces")
@@ -217,6 +217,6 @@ class AnswerParser(EnvironmentParser):
 
 
 def words(text: str) -> str:
-    """Text as it is compared: lower case, no fonts, single spaces, no article in front, no final period."""
+    """Text in the form in which it is compared: lower case, no fonts, single spaces, no leading article, no period."""
     plain = " ".join(MACROS.sub(" ", text).lower().split()).strip(" .,;!").replace(" ,", ",")
     return _ARTICLES.sub("", plain)

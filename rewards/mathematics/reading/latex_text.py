@@ -7,7 +7,7 @@ import re
 from rewards.answers.formulas import without_dollars
 from rewards.mathematics.nodes import Unreadable
 
-# A longer answer is not one that a person would write; matrices of 20 by 20 fit.
+# A person would not write a longer answer; a matrix of 20 by 20 entries fits.
 MAX_ANSWER = 3000
 
 _TABLE = str.maketrans(
@@ -47,7 +47,7 @@ _VULGAR = re.compile("[" + "".join(_FRACTIONS) + "]")
 TEXT_MACROS = (
     "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd|emph|mbox|hbox|mathrm|operatorname"
 )
-# A font with what it holds.
+# A font macro with its content.
 FONT = re.compile(rf"\\(?:{TEXT_MACROS}|mathbf)\s{{0,3}}\{{([^{{}}]*)\}}")
 _SIZES = re.compile(
     r"\\(?:(?:left|right)\s*\.(?!\d)|(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle"
@@ -78,7 +78,7 @@ _FONTS = re.compile(
     r"(?![A-Za-z])"
 )
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
-# What may stand around a whole answer, by its first character.
+# First character -> marks around a whole answer.
 _OUTER = {
     "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
     "$": (("$$", "$$"), ("$", "$")),
@@ -90,10 +90,10 @@ _OUTER = {
 
 
 def normalise(text: str) -> str:
-    r"""One spelling for what looks the same: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
+    r"""One spelling for texts that look the same: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
 
     Raises:
-        Unreadable: longer than `MAX_ANSWER` characters.
+        Unreadable: the text is longer than `MAX_ANSWER` characters.
     """
     if len(text) > MAX_ANSWER:
         raise Unreadable(f"an answer of {len(text)} characters; the most that is read is {MAX_ANSWER}")
@@ -127,7 +127,7 @@ def _renamed(match: re.Match[str]) -> str:
 
 
 def _strip(text: str) -> str:
-    """Take away outer dollars and markdown, the sentence's period, and a trailing line break."""
+    """Remove outer dollars and markdown, the final period, and a trailing line break."""
     while True:
         before = text
         text = text.strip()

@@ -66,7 +66,7 @@ class ExpressionParser(UnitParser):
                 break
         self.depth -= 1
         value = parts[0] if len(parts) == 1 else Apply("add", tuple(parts))
-        # TeX's \\over divides all that is before it in the group by all that follows.
+        # TeX's \over divides all that is before it in the group by all that follows.
         return Apply("div", (value, self.expression())) if self.take("\\over") else value
 
     def term(self) -> Node:
@@ -182,7 +182,7 @@ class ExpressionParser(UnitParser):
         return value
 
     def argument(self) -> Node:
-        """A macro's argument: a group, or a single digit or letter, as TeX takes it."""
+        """The argument of a macro: a group, or a single digit or letter, as in TeX."""
         if self.peek() == "{":
             return self.group()
         token = self.tokens[self.at]

@@ -26,7 +26,7 @@ from rewards.mathematics.reading.spelled import without_gloss
 from rewards.mathematics.reading.tokens import tokenise
 from rewards.mathematics.reading.vectors import with_components
 
-# A chain such as 1/2/3/4 nests once for each sign; deeper trees would reach the end of Python's stack.
+# A chain such as 1/2/3/4 nests at each sign; deeper trees could exceed Python's stack.
 MAX_TREE_DEPTH = 120
 _LEAVES = (Number, Symbol, Constant, Text)
 _ON_SETS = frozenset(("union", "intersection", "difference", "neg", "pm"))
@@ -36,7 +36,7 @@ _MONTH_NAMES = (
 )
 _MONTHS = {name: number for number, names in enumerate(_MONTH_NAMES.split("|"), 1) for name in names.split()}
 _MONTH = re.compile("|".join(name for name in _MONTHS if len(name) == 3), re.IGNORECASE)
-# What `6 PM`, `3 to 4`, `0xFF` and `DNE` have, and few other answers.
+# A quick test for `6 PM`, `3 to 4`, `0xFF` and `DNE`, which few other answers pass.
 _OTHER_NOTATION = re.compile(r"[mM]|to|0[xX]|(?<![A-Za-z])[dD]")
 _DATE = re.compile(
     r"(?:(?P<month>[a-z]+)\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?"
@@ -51,7 +51,7 @@ def parse(text: str) -> Node:
     """Read an answer.
 
     Raises:
-        Unreadable: it is nothing that is understood, or it is too large.
+        Unreadable: the answer has no known form, or is too large.
     """
     try:
         return _parse(text)
@@ -87,12 +87,12 @@ def _parse(text: str) -> Node:
 
 @lru_cache(maxsize=4096)
 def parse_gold(text: str) -> Node:
-    """`parse`, remembered: a prompt's gold answer is read once for its whole group."""
+    """`parse` with a cache: the gold answer of a prompt is read once for all of its completions."""
     return parse(text)
 
 
 def _checked(node: Node) -> Node:
-    """Refuse sets and text inside arithmetic, which no rule gives a meaning, and trees too deep to walk."""
+    """Refuse sets and text inside arithmetic, which have no meaning, and trees that are too deep."""
     level, depth = [node], 0
     while level:
         depth += 1
@@ -102,7 +102,7 @@ def _checked(node: Node) -> Node:
         for below in level:
             if isinstance(below, Apply):
                 parts = below.args
-                # Sets are united, and quantities may have a sign; nothing else is done to what is no expression.
+                # Sets can be united, and quantities can have a sign; other operations need expressions.
                 if below.op not in _ON_SETS:
                     for part in parts:
                         if not isinstance(part, Expression):
@@ -115,7 +115,7 @@ def _checked(node: Node) -> Node:
 
 
 def _special(plain: str) -> Node | None:
-    """Numerals in a base, dates, and times of day, before anything is cut into tokens."""
+    """Numerals in a base, dates, and times of day, before the text is cut into tokens."""
     if len(plain) < 80 and _OTHER_NOTATION.search(plain):
         node = in_another_notation(plain, MACROS.sub("", plain).strip())
         if node is not None:
@@ -144,7 +144,7 @@ def _clock(match: re.Match[str]) -> Node:
         hours = hours % 12 + (12 if match[4].lower() == "p" else 0)
     possible = hours < 24 and minutes < 60 and seconds < 60
     if possible and match[2].startswith("0"):
-        items = ()  # 7:05 is written by clocks only: no ratio of seven to five
+        items = ()  # 7:05 can only be a time, and no ratio of seven to five
     if match[4] is not None and not possible:
         raise Unreadable("a time that no clock shows")
     return Ratio(items, hours * 3600 + minutes * 60 + seconds if possible else None, match[4] is not None)

@@ -8,7 +8,7 @@ from rewards.mathematics.nodes import Apply, Bound, Constant, Node, Number, Sequ
 from rewards.mathematics.reading.parse import FUNCTIONS, ExpressionParser, product
 
 _INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
-# Functions whose bracket may be part of the argument alone.
+# Functions whose bracket may be only a part of the argument.
 _OPEN_ENDED = frozenset(("ln", "log", "lg"))
 
 
@@ -87,7 +87,7 @@ class FunctionParser(ExpressionParser):
             token = self.tokens[self.at]
             name = token.text[1:] if token.kind == "command" else ""
             if self.peek() == "/" and self.tokens[self.at + 1].kind == "number":
-                self.at += 1  # \sin x/2 and \cos 2\pi/3 mean the whole
+                self.at += 1  # \sin x/2 and \cos 2\pi/3: the whole is the argument
                 factors = [Apply("div", (product(factors), self.primary()))]
             elif name in FUNCTIONS or self.peek() in ("(", "|") or not self.starts_factor() or token.kind == "number":
                 return (product(factors),)

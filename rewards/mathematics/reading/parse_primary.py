@@ -10,7 +10,7 @@ from rewards.mathematics.reading.parse_functions import FunctionParser, items_of
 from rewards.mathematics.reading.tokens import Token
 from rewards.mathematics.units import CURRENCY
 
-# Marks over a letter that people use for the same thing.
+# Marks over a letter with the same meaning.
 _SAME_MARKS = {"bar": "overline", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
 _SPECIAL = frozenset(("Gamma", "zeta"))
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -18,7 +18,7 @@ _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eig
 
 
 class PrimaryParser(FunctionParser):
-    """Adds what an expression is made of to how it is put together."""
+    """Adds numbers, names and macros, the parts of an expression."""
 
     def primary(self) -> Node:
         """A number, a variable, a bracket or a macro with its arguments."""
@@ -57,7 +57,7 @@ class PrimaryParser(FunctionParser):
         if following.kind == "command" and following.text[1:] in FRACTIONS and token.text.isdigit():
             return self._mixed(value)
         if following.kind == "number" and following.spaced and token.text.isdigit() and following.text.isdigit():
-            # "2 1/2": only digits, only with the space.
+            # "2 1/2" is a mixed number only if it has digits alone, and the space.
             slash, below = (
                 self.tokens[self.at + 1 : self.at + 3] if len(self.tokens) > self.at + 2 else (following,) * 2
             )
@@ -114,7 +114,7 @@ class PrimaryParser(FunctionParser):
         return Apply("call " + name, items_of(inner))
 
     def _choice(self) -> Node:
-        """`C(10,3)`, the number of choices; with one expression in the brackets C is a variable."""
+        """`C(10,3)`, the number of choices; before a single expression C is a variable."""
         start = self.at
         self.deeper()
         inner = self.brackets()
@@ -125,7 +125,7 @@ class PrimaryParser(FunctionParser):
         return Symbol("C")
 
     def _subscript(self) -> str:
-        """A subscript as text: it names, and is not worked out."""
+        """A subscript as text: it is part of a name, and not evaluated."""
         self.need("_")
         if not self.take("{"):
             return self.skip().text
@@ -201,14 +201,14 @@ class PrimaryParser(FunctionParser):
 
 
 def _scientific(text: str) -> Node:
-    """`4.5e33` as its digits times a power of ten, for the digits say how precise it is."""
+    """`4.5e33` as its digits times a power of ten, since the digits show its precision."""
     digits, _, exponent = text.replace(",", "").replace(" ", "").lower().partition("e")
     power = Apply("pow", (Number(Fraction(10), 0), Number(Fraction(int(exponent)), 0)))
     return Apply("mul", (Number(Fraction(digits), len(digits.partition(".")[2])), power))
 
 
 def based(digits: str, base: int) -> Node:
-    """A numeral in a base from 2 to 36; `Unreadable` where a digit does not belong to it."""
+    """A numeral in a base from 2 to 36; `Unreadable` if a digit is not below the base."""
     if not 2 <= base <= 36:
         raise Unreadable(f"base {base}")
     try:

@@ -61,7 +61,7 @@ def tokenise(text: str) -> list[Token]:
     """Cut normalised text into tokens, the last of kind `end`.
 
     Raises:
-        Unreadable: a character that no answer has, too many tokens, or a numeral of more than `MAX_DIGITS` digits.
+        Unreadable: an unknown character, too many tokens, or a numeral of more than `MAX_DIGITS` digits.
     """
     tokens: list[Token] = []
     at, depth, spaced = 0, 0, False
@@ -95,7 +95,7 @@ def tokenise(text: str) -> list[Token]:
 
 
 def _in_font(piece: str, inner: str, spaced: bool) -> Token:
-    """What a font macro holds: an upright letter, a function's name, or words."""
+    """The content of a font macro: an upright letter, the name of a function, or words."""
     if inner in ("i", "e", "d") and piece.startswith("\\math"):
         return Token("symbol", inner, spaced=spaced)
     name = _NAMES.get(inner, inner)
@@ -132,8 +132,8 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 def _guess_period(digits: str) -> Fraction:
     """Read `0.1666...`.
 
-    The shortest run that the written digits end with at least twice goes on for ever; without one, the digits are
-    taken as they stand.
+    The period is the shortest run of digits that stands at least twice at the end; without such a run the decimal is
+    finite.
     """
     whole, _, tail = digits.partition(".")
     for length in range(1, len(tail) // 2 + 1):
