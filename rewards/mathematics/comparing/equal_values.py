@@ -80,8 +80,8 @@ class ValueJudge:
     def _equal_values(self, gold: Node, answer: Node) -> bool:
         """Whether two expressions have the same value at all points, or the answer rounds to a rounded gold answer.
 
-        Fractional powers of negative numbers are read as the calculus of real numbers does where that makes the two
-        equal: (x-2)^{1/3} is the cube root of x-2 for x below 2 as well.
+        Fractional powers of negative numbers are also read as real numbers, if that makes the two equal: then
+        (x-2)^{1/3} is the cube root of x-2 for x below 2, too.
         """
         if self.conventions.rounded and (half := half_step(gold)) is not None:
             return self._rounds_to(gold, half, answer)
