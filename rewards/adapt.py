@@ -1,4 +1,4 @@
-"""The one boundary between a verifier of anybody's making and a trustworthy Verdict."""
+"""The boundary between a function that a user wrote and a Verdict that can be trusted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rewards.signatures import read_signature
 from rewards.verdict import Status, Verdict, as_number, error
 from rewards.verifier import TOKENS_COLUMN
 
-# Scores outside are taken for a mistake in the verifier; the spec's `bounds` option changes them.
+# A score outside these bounds is taken for a mistake in the verifier; the option `bounds` changes them.
 DEFAULT_BOUNDS = (-100.0, 100.0)
-# A number from here on is `correct`; the spec's `pass_mark` option changes it.
+# The least number that is `correct`; the option `pass_mark` changes it.
 PASS_MARK = 1.0
-# A sum of weights such as 0.7 + 0.2 + 0.1, also in single precision, reaches its mark.
+# Rounding: a sum of weights such as 0.7 + 0.2 + 0.1 must reach the pass mark 1, in single precision too.
 _MARK_TOLERANCE = 1e-6
 
 
@@ -32,16 +32,16 @@ class Adapted:
             `(completions, reference)` or `(completions, reference, prompt)`; or with the signature of another
             trainer's reward functions (`rewards.signatures`). Sync or async. It returns a Verdict, a number or a
             bool; for a group a list of them.
-        bounds: the least and the greatest score that is believed.
-        pass_mark: the least number that is `correct`.
-        conversational: a function with TRL's signature gets lists of messages.
+        bounds: least and greatest score that is accepted.
+        pass_mark: least number that is `correct`.
+        conversational: whether a function with TRL's signature gets lists of messages.
 
-    Whatever it raises, and any value that is not a Verdict, a bool or a finite number within `bounds`, becomes a
-    verdict of status `error`: never a score. True is `correct`, False `wrong`. A number is `correct` from `pass_mark`
-    on, `wrong` where it is 0 or less, and `scored` between.
+    An exception, and any value that is not a Verdict, a bool or a finite number within `bounds`, becomes a verdict of
+    status `error`, never a score. True is `correct`, False is `wrong`. A number is `correct` if it is at least
+    `pass_mark`, `wrong` if it is 0 or less, and `scored` otherwise.
 
     Raises:
-        ValueError: bounds or pass mark that cannot be, or a signature that says not how to call the function.
+        ValueError: invalid bounds or pass mark, or a signature that does not say how to call the function.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class Adapted:
 
     @property
     def judges_groups(self) -> bool:
-        """True where it wants all completions of a prompt at once."""
+        """True when the function takes all completions of a prompt at once."""
         return self._signature.group
 
     @property
     def is_async(self) -> bool:
-        """True where several of its calls can be under way in one thread."""
+        """True when several calls of the function can overlap in one thread."""
         return inspect.iscoroutinefunction(_innermost(self.function))
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The function's verdict, or `error` with what it raised and where; a group verifier sees a group of one."""
+        """The function's verdict, or `error` with the exception and its place; a group verifier gets a group of one."""
         if count := self._signature.positional:
-            # All built-in verifiers: nothing between the caller and the function.
+            # The fast path, which all built-in verifiers take.
             try:
                 value = self.function(*(completion, reference, prompt)[:count])
                 if inspect.isawaitable(value):
@@ -85,12 +85,12 @@ class Adapted:
         return self.judge(self.alone(completion, reference, prompt))[0]
 
     def alone(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Batch:
-        """What a call is about that has one completion: for a group verifier, a group of one."""
+        """The batch of a single completion; for a group verifier it is a group of one."""
         tokens = {TOKENS_COLUMN: [prompt[TOKENS_COLUMN]]} if self.judges_groups and TOKENS_COLUMN in prompt else {}
         return Batch((completion,), reference, prompt, tokens)
 
     def judge(self, batch: Batch) -> list[Verdict]:
-        """A verdict for each completion; where a group verifier fails, each of them is an `error`."""
+        """A verdict for each completion; all are an `error` when a group verifier fails."""
         try:
             value = self._call(batch)
             if inspect.isawaitable(value):
@@ -100,7 +100,7 @@ class Adapted:
             return [error(describe(problem, self._home))] * len(batch.completions)
 
     async def judge_async(self, batch: Batch) -> list[Verdict]:
-        """The same in the running loop, beside other calls."""
+        """Like `judge`, in the running event loop beside other calls."""
         try:
             value = self._call(batch)
             if inspect.isawaitable(value):
@@ -111,7 +111,7 @@ class Adapted:
 
     @property
     def cache_hits(self) -> int:
-        """How many verdicts the function took from a cache of its own (0 where it keeps none)."""
+        """Number of verdicts that the function took from its cache; 0 when it has no cache."""
         return int(getattr(self.function, "cache_hits", 0))
 
     def _call(self, batch: Batch) -> Any:
@@ -131,14 +131,14 @@ class Adapted:
             ] * count
         if len(value) != count:
             return [error(f"returned {len(value)} verdicts for a group of {count} completions")] * count
-        return [as_verdict(one, self.bounds, self.pass_mark) for one in value]
+        return [as_verdict(element, self.bounds, self.pass_mark) for element in value]
 
 
 def prepare(verifier: object) -> None:
-    """Call the `prepare()` of a verifier, or of the object that it adapts, where there is one.
+    """Call the method `prepare()` of a verifier, or of the object that it adapts, if there is such a method.
 
-    The pool does so once, in the process that its workers are forked from: what is opened there is theirs as well.
-    It must leave no thread running.
+    The pool does so once, in the process that its workers are forked from, so the workers share what it opens. The
+    method must leave no thread running.
     """
     function = verifier.function if isinstance(verifier, Adapted) else verifier
     method = getattr(function, "prepare", None)
@@ -147,7 +147,7 @@ def prepare(verifier: object) -> None:
 
 
 def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS, pass_mark: float = PASS_MARK) -> Verdict:
-    """Turn what a verifier returned into a Verdict; `error` where it is nothing that can be believed."""
+    """Turn the value that a verifier returned into a Verdict; `error` for a value that cannot be a score."""
     low, high = bounds
     if isinstance(value, Verdict):
         if value.score is not None and not low <= value.score <= high:
@@ -193,7 +193,7 @@ def _wait_for(value: Awaitable[Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(waited())
-    # A loop is already running in this thread: give the coroutine a loop of its own elsewhere.
+    # A loop is already running in this thread, so the coroutine runs in a loop of another thread.
     outcome: list[Any] = []
     failure: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""What a call of a user's function is about, and how such a function wants to be called."""
+"""The values of one call of a user's function, and how to pass them to it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# What to say of a function that cannot be called as it is.
+# The end of an error message: how to adapt a function that cannot be called as it is.
 ADAPT = "{head}:\n    def adapted({ours}):\n        return {name}({arguments})"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a call is about: the completions of one prompt, of which there may be one only.
+    """The values of one call: one or more completions of a prompt, and the prompt's row.
 
     Attributes:
-        completions: the texts.
-        reference: the row's reference answer.
-        row: the row's columns.
-        lists: further columns, which hold a value for each completion, such as the number of its tokens.
+        completions: texts of the completions.
+        reference: reference answer of the row.
+        row: columns of the row.
+        lists: columns with a value for each completion, such as its number of tokens.
     """
 
     completions: Sequence[str]
@@ -41,11 +41,11 @@ class Signature:
     """How to call a function.
 
     Attributes:
-        group: it takes all completions of a prompt at once and returns a list.
-        arguments: from what the call is about to the arguments.
-        returns: from what the function returned for these, to a value or (where `group`) a list of values.
-        positional: how many of (completion, reference, columns) are all that it takes, by their places; 0 where it
-            takes others. Such a function can be called without `arguments`.
+        group: whether the function takes all completions of a prompt at once and returns a list.
+        arguments: makes the arguments from a batch.
+        returns: makes a score, or a list of scores for a group, from the value that the function returned.
+        positional: number of arguments of a function that takes only the first ones of (completion, reference,
+            columns), by position; it can be called without `arguments`. 0 for every other function.
     """
 
     group: bool
@@ -54,7 +54,7 @@ class Signature:
     positional: int = 0
 
 
-# By the name of a parameter: its value.
+# Name of a parameter -> its value for a batch.
 Values = Mapping[str, Callable[[Batch], Any]]
 
 
@@ -71,17 +71,25 @@ def by_names(
 
     Args:
         function: the function.
-        parameters: those of its parameters that no option has bound.
-        values: what each name stands for.
-        group: it judges all completions of a prompt at once.
-        columns: where it has `**columns`, it gets those of the row as well.
+        parameters: its parameters, without those that options have bound.
+        values: value of each known name.
+        group: whether it judges all completions of a prompt at once.
+        columns: whether a parameter `**columns` gets the columns of the row.
         returns: see `Signature`.
 
     Raises:
-        ValueError: it needs a parameter of another name; the message has the lines that adapt it.
+        ValueError: it needs a parameter of an unknown name; the message has the lines that adapt it.
     """
-    required = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
-    strange = [one.name for one in required if one.name not in values and one.kind is not one.VAR_KEYWORD]
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+    strange = [
+        parameter.name
+        for parameter in required
+        if parameter.name not in values and parameter.kind is not parameter.VAR_KEYWORD
+    ]
     if strange:
         ours = "completions, reference, prompt" if group else "completion, reference, prompt"
         raise ValueError(
@@ -90,11 +98,11 @@ def by_names(
                 "nobody says what that is. Give it in the verifier's options, or adapt the function in two lines",
                 ours=ours,
                 name=name_of(function),
-                arguments=ours if columns else ", ".join(f"{one.name}=..." for one in required),
+                arguments=ours if columns else ", ".join(f"{parameter.name}=..." for parameter in required),
             )
         )
-    wanted = [one.name for one in parameters if one.name in values]
-    takes_columns = columns and any(one.kind is one.VAR_KEYWORD for one in parameters)
+    wanted = [parameter.name for parameter in parameters if parameter.name in values]
+    takes_columns = columns and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     bound = bound_names(function)
 
     def arguments(batch: Batch) -> Arguments:

@@ -1,4 +1,4 @@
-"""Several named verdicts into one reward."""
+"""Combines several named verdicts into one reward."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rewards.verdict import Status, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a rollout earned, and from what.
+    """The reward of a rollout, and its parts.
 
     Attributes:
-        value: the weighted sum; None where a contributing verdict failed, so that nothing is known.
-        parts: what each verifier contributed under its own name: weight times score, 0 behind a closed gate.
+        value: weighted sum of the scores; None when a verdict that contributes has failed.
+        parts: name of each verifier -> its contribution: weight times score, or 0 behind a closed gate.
         closed: names of the gates that were not `correct`.
-        failed: names of the verdicts of status `timeout` or `error` that kept the reward from being known.
+        failed: names of the verifiers whose status `timeout` or `error` makes the reward unknown.
     """
 
     value: float | None
@@ -30,9 +30,9 @@ class Reward:
 def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> Reward:
     """Combine the verdicts by the specs' weights and gates.
 
-    A gate that is not `correct` zeroes every verifier that is not a gate; gates keep their own weighted scores. A
-    failed gate makes the reward unknown. A failed verdict behind a closed gate does not contribute and so does not
-    matter; neither does one of weight 0.
+    A gate that is not `correct` sets the contribution of every verifier that is not a gate to zero; gates keep their
+    weighted scores. A failed gate makes the reward unknown. A failed verdict does not matter when it cannot contribute:
+    behind a closed gate, or with weight 0.
 
     Raises:
         ValueError: a spec without a verdict, a verdict without a spec, or a weight that is not finite.
@@ -58,6 +58,6 @@ def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> R
             parts[spec.name] = spec.weight * verdict.score
         elif spec.weight != 0.0 and not spec.gate:
             failed.append(spec.name)
-    # A closed gate settles the others even where another gate failed, but not that gate's own share.
+    # With a closed gate the other verifiers count 0, even if another gate failed. The failed gate's score is unknown.
     value = None if failed else math.fsum(parts.values())
     return Reward(value, parts, closed, tuple(failed))

@@ -1,4 +1,4 @@
-"""What verifiers are handed of a prompt and its completions; training and evaluation both ask through here."""
+"""The values that verifiers get for a prompt and its completions, in training and in evaluation alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.verifier import PROBLEM_COLUMN, TOKENS_COLUMN
 
 
 class Pool(Protocol):
-    """What runs verifiers: `rewards.pool.VerifierPool` on this machine, or one pool on each node of a cluster."""
+    """Runs verifiers: `rewards.pool.VerifierPool` on this machine, or a pool on each node of a cluster."""
 
     def judges_groups(self, name: str) -> bool: ...
 
@@ -59,14 +59,14 @@ def judge(
 
     Args:
         pool: runs the verifiers.
-        names: of the verifiers that judge the row, in the order in which they are configured.
-        reference: the reference answer.
-        row: the row's columns, made by `columns_of`.
-        texts: the completions.
-        tokens: their numbers of tokens.
+        names: verifiers that judge the row, in the order of the config.
+        reference: reference answer of the row.
+        row: columns from `columns_of`.
+        texts: texts of the completions.
+        tokens: number of tokens of each completion.
 
     Returns:
-        For each completion the futures of its verdicts, by the verifiers' names.
+        For each completion: name of a verifier -> future of its verdict.
     """
     groups = [name for name in names if pool.judges_groups(name)]
     single = [name for name in names if name not in groups]
@@ -74,7 +74,7 @@ def judge(
     grouped = {name: pool.submit_group(name, texts, reference, row, lists) for name in groups}
     verdicts = []
     for at, (text, count) in enumerate(zip(texts, tokens, strict=True)):
-        # A completion at a time: a pool on several nodes gives what comes together to one of them.
+        # One completion at a time: a pool of several nodes gives calls that are submitted together to the same node.
         calls = [(name, text, reference, {**row, TOKENS_COLUMN: count}) for name in single]
         alone = dict(zip(single, pool.submit_many(calls) if calls else [], strict=True))
         verdicts.append({name: alone[name] if name in alone else grouped[name][at] for name in names})

@@ -104,7 +104,7 @@ def public_functions(path: Path) -> list[str]:
 
 
 def nearest(attribute: str, names: Iterable[str]) -> str:
-    """A hint at the name that was probably meant; empty where there is none."""
+    """A hint at the name that was probably meant; empty when there is none."""
     near = difflib.get_close_matches(attribute, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -133,7 +133,7 @@ def _check_siblings(path: Path, key: str) -> None:
 
 
 def _imported(path: Path) -> set[str]:
-    """First parts of the names that a file imports, anywhere in it; none where it is no Python: running it says so."""
+    """First parts of the names that a file imports, anywhere in it; none when it is no Python: running it says so."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError):

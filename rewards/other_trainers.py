@@ -1,4 +1,4 @@
-"""Reward functions written for TRL, verl and OpenRLHF: recognised by their parameters, and called as those call them.
+"""Reward functions written for TRL, verl and OpenRLHF: how their parameters are recognised and filled.
 
 Sources: TRL's "Using a custom reward function" (docs/source/grpo_trainer.md), verl's `default_compute_score` and
 `BatchRewardManager`, OpenRLHF's examples/scripts/reward_func.py.
@@ -14,9 +14,9 @@ from rewards.calling import Arguments, Batch, Signature, Values, bound_names, by
 from rewards.verdict import Status, Verdict, as_number, scored
 from rewards.verifier import PROBLEM_COLUMN
 
-# What other trainers hand to their functions and no run of this project has.
+# Parameters that other trainers fill and this project cannot.
 UNKNOWN = {"completion_ids", "completions_ids", "prompt_ids", "state", "parser", "trainer_state", "environments"}
-# Where a function asks for a column under one of these names and the row has none, it means the reference.
+# A function that takes a column of one of these names means the reference when the row has no such column.
 REFERENCE_COLUMNS = {
     "reference", "ground_truth", "gold", "label", "target", "reference_answer", "gold_answer", "gold_label",
     "answer", "solution", "references", "answers", "labels",
@@ -59,12 +59,12 @@ OPENRLHF: Values = {
 def read_other(
     function: Callable[..., Any], parameters: Sequence[inspect.Parameter], conversational: bool
 ) -> Signature | None:
-    """How a function of another trainer's is called; None where it is none.
+    """How to call a reward function of another trainer; None when the function is not of a known trainer.
 
     Raises:
-        ValueError: it takes what a verifier is not given.
+        ValueError: the function needs a value that a verifier does not get.
     """
-    names = {one.name for one in parameters}
+    names = {parameter.name for parameter in parameters}
     if _is_trl(parameters):
         return _trl(function, parameters, conversational)
     if {"solution_str", "ground_truth"} <= names:
@@ -77,27 +77,36 @@ def read_other(
 
 
 def _is_trl(parameters: Sequence[inspect.Parameter]) -> bool:
-    # TRL hands over more than any function asks for, so its functions have `**kwargs`; ours for groups take `prompt`,
-    # which TRL never gives.
-    names = {one.name for one in parameters}
+    # TRL passes more than any function needs, so its functions have `**kwargs`. Group functions of this project take
+    # `prompt`, which TRL never passes.
+    names = {parameter.name for parameter in parameters}
     if "queries" in names or "prompt" in names:
         return False
-    others = "prompts" in names or any(one.kind is one.VAR_KEYWORD for one in parameters)
+    others = "prompts" in names or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     return others and bool(names & {"completions", "completion_ids", "completions_ids"})
 
 
 def _trl(function: Callable[..., Any], parameters: Sequence[inspect.Parameter], conversational: bool) -> Signature:
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    missing = [one.name for one in named if one.name in UNKNOWN and one.default is one.empty]
+    named = [
+        parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    missing = [
+        parameter.name for parameter in named if parameter.name in UNKNOWN and parameter.default is parameter.empty
+    ]
     if missing:
         raise ValueError(
             f"{name_of(function)} has the signature of TRL's reward functions and takes {', '.join(missing)}, which a "
             "verifier is not given; write (completions, reference, prompt) instead, where "
             "prompt['completion_tokens'] lists the completions' numbers of tokens"
         )
-    names = {one.name for one in named}
-    required = {one.name for one in named if one.default is one.empty} - {"prompts", "completions"}
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    names = {parameter.name for parameter in named}
+    required = {parameter.name for parameter in named if parameter.default is parameter.empty} - {
+        "prompts",
+        "completions",
+    }
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     bound = bound_names(function)
 
     def arguments(batch: Batch) -> Arguments:
@@ -109,7 +118,7 @@ def _trl(function: Callable[..., Any], parameters: Sequence[inspect.Parameter], 
         for name in required - given.keys():
             given[name] = batch.each(_reference_column(name, batch))
         given["prompts"] = batch.each(_messages("user", prompt) if talks else prompt)
-        given["completions"] = [_messages("assistant", one) if talks else one for one in batch.completions]
+        given["completions"] = [_messages("assistant", text) if talks else text for text in batch.completions]
         return (), {name: value for name, value in given.items() if name not in bound and (takes_all or name in names)}
 
     return Signature(True, arguments, _trl_rewards)
@@ -131,23 +140,26 @@ def _messages(role: str, content: Any) -> Any:
     return [{"role": role, "content": content}] if isinstance(content, str) else content
 
 
-# What other trainers' functions return
+# Values that functions of other trainers return
 
 
 def _trl_rewards(value: Any) -> Any:
-    """TRL leaves a None out of the sum, so it is worth 0 here; it is no claim that the answer is wrong."""
+    """TRL leaves a None out of its sum. So None scores 0 here, without a claim that the answer is wrong."""
     if not isinstance(value, (list, tuple)):
         return value
     return [
-        scored(0.0, "the function returned None: it does not judge this row") if one is None else one for one in value
+        scored(0.0, "the function returned None: it does not judge this row") if score is None else score
+        for score in value
     ]
 
 
 def verl_score(value: Any) -> Any:
-    """verl's functions may return `{"score": ..., "acc": ...}`, of which the second says whether it is right."""
+    """verl's functions may return `{"score": ..., "acc": ...}`; `acc` says whether the answer is right."""
     if not isinstance(value, Mapping) or "score" not in value:
         return value
-    parts = {str(name): float(one) for name, one in value.items() if name != "score" and isinstance(one, (int, float))}
+    parts = {
+        str(name): float(part) for name, part in value.items() if name != "score" and isinstance(part, (int, float))
+    }
     if "acc" not in value:
         return value["score"]
     right = as_number(value["acc"]) >= 1
@@ -155,7 +167,7 @@ def verl_score(value: Any) -> Any:
 
 
 def verl_scores(value: Any) -> Any:
-    return [verl_score(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return [verl_score(score) for score in value] if isinstance(value, (list, tuple)) else value
 
 
 def openrlhf_rewards(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an exception says, and the place in the user's code that it came from."""
+"""An exception as one line: its message, and the place in the user's code that raised it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-# Files of these folders are not the user's: the standard library, installed packages, and this package.
+# Folders without files of the user: the standard library, installed packages, and this package.
 _FOLDERS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     *site.getsitepackages(),
@@ -21,22 +21,22 @@ _OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 def describe(problem: BaseException, home: str | None = None) -> str:
-    """The last line of the traceback and the place; of memory that ran out, also the limit.
+    """The last line of the traceback and the place; when memory ran out, also the limit.
 
-    The place of a syntax error is where the faulty text stands. Else it is the innermost frame in the file `home`, or
-    in any file of the user's, or at all: what a library or the import system did there helps nobody. A `ValueError` of
-    this package's says what the user did wrong, and has no place.
+    The place of a syntax error is the faulty text. For other exceptions it is the innermost frame in the file `home` or
+    in another file of the user, since frames of libraries help nobody; without such a frame it is the innermost frame.
+    A `ValueError` of this package says what the user did wrong, and needs no place.
 
     Args:
-        problem: what was raised.
-        home: the file of the verifier, where it is known.
+        problem: the exception.
+        home: file of the verifier, if it is known.
     """
     last = traceback.format_exception_only(problem)[-1].strip()
     return f"{last[:300]}{_place(problem, home)}{_limit(problem)}"
 
 
 def is_told(problem: BaseException) -> bool:
-    """True for a `ValueError` that this package raised: it says all that its reader needs."""
+    """True for a `ValueError` that this package raised: its message is complete without a place."""
     frames = traceback.extract_tb(problem.__traceback__)
     return isinstance(problem, ValueError) and bool(frames) and frames[-1].filename.startswith(_OURS)
 
@@ -53,7 +53,7 @@ def _place(problem: BaseException, home: str | None) -> str:
         return ""
     chosen = (users or list(frames))[-1]
     if chosen.filename.startswith("<"):
-        return ""  # the import system's: the message names the module
+        return ""  # a frame of the import system: the message names the module
     return f" ({chosen.filename}:{chosen.lineno})"
 
 

@@ -1,4 +1,4 @@
-"""Which verifiers judge a row: mixed data, where a column of the row says what kind of task it is."""
+"""Which verifiers judge a row of mixed data: a column of the row names the kind of its task."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from rewards.build import VerifierSpec
 
 
 def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
-    """True where every column of the spec's `when` has one of its values; always true without `when`."""
+    """True when every column of the spec's `when` has one of its values; always true without `when`."""
     return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
 
 
 def choose(specs: Sequence[VerifierSpec], row: Mapping[str, Any]) -> tuple[VerifierSpec, ...]:
-    """The verifiers that judge a row, in the config's order; the first one decides whether an answer is right."""
+    """The verifiers that judge a row, in the order of the config; the first decides whether an answer is right."""
     return tuple(spec for spec in specs if applies(spec, row))
 
 
 def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """See that every row `(its name, its columns)` has the verifiers that it needs.
+    """Check that every row `(its name, its columns)` has the verifiers that it needs.
 
-    A row needs a verifier of some weight. Where the first verifier has a `when`, so that what is right hangs on the
-    row's kind, it also needs one with a `when`: otherwise a misspelt kind would be graded on its form alone.
+    A row needs a verifier with a weight. When the first verifier has a `when`, the kind of a row decides what is right.
+    Then each row also needs a verifier with a `when`: otherwise a row with a misspelt kind would be graded on its form
+    alone.
 
     Raises:
-        ValueError: a row without; the row, its values and the values that verifiers are chosen by are told.
+        ValueError: a row lacks a verifier; the message has its values and those that verifiers are chosen by.
     """
     conditional = [spec for spec in specs if spec.when]
     if not conditional:
@@ -53,8 +54,8 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
 
 
 def _has_one_of(value: Any, wanted: Sequence[Any]) -> bool:
-    # 1 == True in Python, and a column of numbers is not one of truth values.
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in wanted)
+    # In Python 1 == True, but a column of numbers is no column of truth values.
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted)
 
 
 def _refusal(

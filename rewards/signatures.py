@@ -1,7 +1,7 @@
-"""How a function of the user's wants to be called, read from the names of its parameters.
+"""How to call a function that a user wrote, read from the names of its parameters.
 
 The project's own signatures are `(completion, reference[, prompt])` for one completion and
-`(completions, reference[, prompt])` for a group; `rewards.other_trainers` knows those of other trainers. A function
+`(completions, reference[, prompt])` for a group; `rewards.other_trainers` has those of other trainers. A function
 whose parameters would get the wrong values is refused.
 """
 
@@ -15,7 +15,7 @@ from rewards.calling import ADAPT, Arguments, Batch, Signature, Values, bound_na
 from rewards.other_trainers import REFERENCE_COLUMNS, UNKNOWN, read_other
 from rewards.verifier import PROBLEM_COLUMN
 
-# Names that say what a parameter means, wherever it stands: for each position of our own signature.
+# Names that show the meaning of a parameter at any position, for each position of the project's signature.
 _COMPLETION = {"completion", "response", "generation", "prediction", "model_output", "model_response", "solution_str"}
 _REFERENCE = {"reference", "ground_truth", "gold", "label", "target", "reference_answer", "gold_answer", "gold_label"}
 _ROW = {"prompt", "row", "columns", "extra_info", "metadata", "info", "task"}
@@ -37,20 +37,20 @@ _GROUP: Values = {
 def read_signature(function: Callable[..., Any], conversational: bool = False) -> Signature:
     """Decide how a function is called.
 
-    Parameters that options have bound are no longer looked at, and those with a default keep it: a row's column is
-    never taken for an option.
+    Parameters that options have bound are ignored. Parameters with a default keep it: a column of the row never sets
+    an option.
 
     Args:
-        function: the user's function, or an object that can be called.
-        conversational: a function with TRL's signature gets prompts and completions as lists of messages, as it also
-            does for a row whose column `prompt` is such a list.
+        function: function of the user, or an object that can be called.
+        conversational: whether a function with TRL's signature always gets prompts and completions as lists of
+            messages. Without this it does so for rows whose column `prompt` is such a list.
 
     Raises:
-        ValueError: the names of the parameters do not say what they mean, or say something that is not there; the
-            message has the lines that adapt the function.
+        ValueError: the names of the parameters have no known meaning, or name a value that does not exist; the message
+            has the lines that adapt the function.
     """
     signature = inspect.signature(function)
-    parameters = [one for name, one in signature.parameters.items() if name not in bound_names(function)]
+    parameters = [parameter for name, parameter in signature.parameters.items() if name not in bound_names(function)]
     if other := read_other(function, parameters, conversational):
         return other
     if conversational:
@@ -58,7 +58,7 @@ def read_signature(function: Callable[..., Any], conversational: bool = False) -
             f"conversational: true is for functions with TRL's signature, and {name_of(function)} has another; "
             "take the option out"
         )
-    if any(one.name == "completions" for one in parameters):
+    if any(parameter.name == "completions" for parameter in parameters):
         return by_names(function, parameters, _GROUP, group=True, columns=True)
     return _single(function, signature, parameters)
 
@@ -69,16 +69,24 @@ def read_signature(function: Callable[..., Any], conversational: bool = False) -
 def _single(
     function: Callable[..., Any], signature: inspect.Signature, parameters: Sequence[inspect.Parameter]
 ) -> Signature:
-    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    required = [one for at, one in enumerate(positional) if at < 2 or one.default is one.empty]
-    any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    takes_columns = not any_number and any(one.kind is one.VAR_KEYWORD for one in parameters)
-    for at, one in enumerate(required[:3]):
-        if one.name in _MISPLACED[at]:
+    positional = [
+        parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    required = [parameter for at, parameter in enumerate(positional) if at < 2 or parameter.default is parameter.empty]
+    any_number = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    takes_columns = not any_number and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    for at, parameter in enumerate(required[:3]):
+        if parameter.name in _MISPLACED[at]:
             raise ValueError(_refusal(function, required, at))
-    left = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    required_by_name = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+    ]
     too_few = len(positional) < (1 if takes_columns else 2) and not any_number
-    if too_few or len(required) > 3 or left:
+    if too_few or len(required) > 3 or required_by_name:
         raise ValueError(
             f"{name_of(function)} must take (completion, reference) or (completion, reference, prompt); its signature "
             f"is {signature}. Give the values of its other parameters in the verifier's options"
@@ -97,17 +105,18 @@ def _single(
 
 
 def _wants_row(third: inspect.Parameter) -> bool:
-    # A third parameter that has another default is an option which the config does not set.
+    # A third parameter with another default is an option that the config does not set.
     return third.default in (third.empty, None) or third.name in _ROW or isinstance(third.default, Mapping)
 
 
 def _refusal(function: Callable[..., Any], required: Sequence[inspect.Parameter], at: int) -> str:
     return ADAPT.format(
-        head=f"{name_of(function)} takes ({', '.join(one.name for one in required)}), but its parameter {at + 1} gets "
-        f"{_MEANT[at]}, which is not what {required[at].name!r} means. Adapt it in two lines, each value in its place",
+        head=f"{name_of(function)} takes ({', '.join(parameter.name for parameter in required)}), but its parameter "
+        f"{at + 1} gets {_MEANT[at]}, which is not what {required[at].name!r} means. Adapt it in two lines, "
+        f"each value in its place",
         ours="completion, reference, prompt",
         name=name_of(function),
-        arguments=", ".join(_likely_value(one.name) for one in required),
+        arguments=", ".join(_likely_value(parameter.name) for parameter in required),
     )
 
 
@@ -116,8 +125,8 @@ def _likely_value(name: str) -> str:
         return "completion"
     if name in REFERENCE_COLUMNS:
         return "reference"
-    if name == "prompt":  # another trainer's: the question as a text
+    if name == "prompt":  # other trainers pass the question as text
         return f"prompt[{PROBLEM_COLUMN!r}]"
-    if name in UNKNOWN:  # no run has it
+    if name in UNKNOWN:  # a run has no such value
         return f"{name}=..."
     return "prompt" if name in _ROW else f"prompt[{name!r}]"

@@ -1,7 +1,7 @@
-"""The stage that the running verifier is at, told to whoever may have to kill it.
+"""The stage of the running verifier, in memory that the pool can read after it has killed the worker.
 
-A verifier calls `enter("parse")` as it goes; in a pool's worker the name lands in a page shared with the parent,
-which puts it into the reason of a `timeout`. Elsewhere the call does nothing.
+A verifier calls `enter("parse")` when a stage begins. In a worker of a pool the name is written to a page shared with
+the parent, which puts it into the reason of a `timeout`. In other processes the call does nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IDENTITY_AT, _CLOCK_AT = 72, 80
 _RUNNING_AT = 96
 _RUNNING = struct.Struct("=Qd")
 _IMPORT_AT = 128
-_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # nanoseconds of the monotonic clock, 0 where it does not wait; and in all
+_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # begin of a wait (0 without one), and the sum of all waits, in nanoseconds
 
 
 class SharedPage:
@@ -39,11 +39,11 @@ class SharedPage:
         self._memory.close()
 
     def revoke(self, batch: int, kept: int) -> None:
-        """Parent: nothing of `batch` or of an earlier one is to be started any more, but for the call `kept`."""
+        """Parent: forbid the worker to start calls of `batch` or of earlier batches, except the call `kept`."""
         _REVOKED.pack_into(self._memory, 0, batch, kept)
 
     def revoked(self) -> tuple[int, int]:
-        """Worker: the last batch that was revoked, 0 where none was, and the call that was not."""
+        """Worker: the last batch that was revoked, 0 when none was, and the call of it that was kept."""
         batch, kept = _REVOKED.unpack_from(self._memory, 0)
         return int(batch), int(kept)
 
@@ -52,17 +52,17 @@ class SharedPage:
         _NUMBER.pack_into(self._memory, _CLOCK_AT, clock_ns)
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, 0)
         _NUMBER.pack_into(self._memory, _WAITED_AT, 0)
-        # Last, and never 0: who reads it finds the clock of this call or of a later one.
+        # Written last, and never 0: a reader of this identity finds the clock of this call, or of a later one.
         _NUMBER.pack_into(self._memory, _IDENTITY_AT, identity + 1)
 
     def begun(self) -> tuple[int, int]:
-        """Parent: the call begun last (-1 before the first) and the processor time then, as the worker says."""
+        """Parent: the call that began last, -1 before the first, and the worker's processor time at its begin."""
         (identity,) = _NUMBER.unpack_from(self._memory, _IDENTITY_AT)
         (clock_ns,) = _NUMBER.unpack_from(self._memory, _CLOCK_AT)
         return identity - 1, clock_ns
 
     def write_waiting(self, waits: bool) -> None:
-        """Worker: it begins, or ends, to wait for its turn, which is not the call's time."""
+        """Worker: it begins or ends to wait for its turn; this time does not count as the call's."""
         now = time.monotonic_ns()
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         if since:
@@ -71,40 +71,40 @@ class SharedPage:
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, now if waits else 0)
 
     def waited_seconds(self) -> float:
-        """Parent: how long the current call has waited for its turn, as the worker says."""
+        """Parent: seconds that the current call has waited for its turn, by the worker's word."""
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         (waited,) = _NUMBER.unpack_from(self._memory, _WAITED_AT)
         now = time.monotonic_ns()
         return float(waited + (max(0, now - since) if since else 0)) * 1e-9
 
     def write_stage(self, stage: str, elsewhere: bool = False) -> None:
-        """Worker: say what is being done, and whether another process does it on this one's behalf."""
+        """Worker: report the stage, and whether another process does the work."""
         self._write_text(_STAGE_AT, stage)
         self._memory[_ELSEWHERE_AT] = elsewhere
 
     def write_running(self, identity: int) -> None:
-        """Worker with several calls under way: this one has the processor from now on; -1 for none."""
+        """Worker with overlapping calls: this call has the processor from now on; -1 for no call."""
         _RUNNING.pack_into(self._memory, _RUNNING_AT, identity + 1, time.monotonic())
 
     def running(self) -> tuple[int, float]:
-        """Parent: the call that has the processor, -1 for none, and since when on the monotonic clock."""
+        """Parent: the call that has the processor (-1 for no call), and since when on the monotonic clock."""
         identity, since = _RUNNING.unpack_from(self._memory, _RUNNING_AT)
         return identity - 1, since
 
     def write_import(self, module: str) -> None:
-        """Worker: this module is being imported; empty for none."""
+        """Worker: report the module that is being imported, or an empty text."""
         self._write_text(_IMPORT_AT, module)
 
     def importing(self) -> str:
-        """Parent: the module that is being imported, empty for none."""
+        """Parent: the module that is being imported; empty when there is none."""
         return self._read_text(_IMPORT_AT)
 
     def works_elsewhere(self) -> bool:
-        """Parent: whether the worker, if it waits, waits for a process that works on its behalf."""
+        """Parent: whether a worker that waits does so for a process that works for it."""
         return self._memory[_ELSEWHERE_AT] != 0
 
     def read_stage(self) -> str:
-        """Parent: the stage last written; a worker may have written anything, so only plain characters pass."""
+        """Parent: the last stage. A worker may have written anything, so only printable characters are kept."""
         return self._read_text(_STAGE_AT)
 
     def _write_text(self, at: int, text: str) -> None:
@@ -117,8 +117,8 @@ class SharedPage:
 
 
 _page: SharedPage | None = None
-# Of several calls under way in one worker, each has a stage of its own, which the tasks that it starts share.
-_own_stage: ContextVar[list[str] | None] = ContextVar("_own_stage", default=None)
+# Each of several overlapping calls has a stage, which the tasks that the call starts share.
+_call_stage: ContextVar[list[str] | None] = ContextVar("_call_stage", default=None)
 
 
 def share(page: SharedPage) -> None:
@@ -128,27 +128,27 @@ def share(page: SharedPage) -> None:
 
 
 def enter(stage: str, elsewhere: bool = False) -> None:
-    """Tell the parent, if there is one, that the verifier now does `stage`.
+    """Report to the parent, if there is one, that the verifier begins a stage.
 
     Args:
-        stage: a word or two.
-        elsewhere: another process does the work, such as a sandbox: while this one waits for it, the processor is not
-            free for one more worker.
+        stage: name of the stage, a word or two.
+        elsewhere: whether another process does the work, such as a sandbox. Then the processor is not free for another
+            worker while this one waits.
     """
     if _page is not None:
-        at = _own_stage.get()
+        at = _call_stage.get()
         if at is not None:
             at[0] = stage
         _page.write_stage(stage, elsewhere)
 
 
 def follow_call(at: list[str]) -> None:
-    """Worker: `enter`, called by the present task or by one that it starts, writes the stage into `at[0]` as well."""
-    _own_stage.set(at)
+    """Worker: make `enter` write the stage into `at[0]` too, in this task and in the tasks that it starts."""
+    _call_stage.set(at)
 
 
 def watch_imports(page: SharedPage) -> None:
-    """Worker: note in the page which module a verifier is importing, for a call that this takes past its deadline."""
+    """Worker: write to the page which module a verifier is importing, for the reason of a timeout."""
     original = builtins.__import__
     under_way = False
 
@@ -169,7 +169,7 @@ def watch_imports(page: SharedPage) -> None:
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """What is done inside is to wait for one's turn: others use what this call needs, and its deadline moves on."""
+    """The block waits for its turn, as other calls use what it needs: the deadline moves by this time."""
     if _page is not None:
         _page.write_waiting(True)
     try:

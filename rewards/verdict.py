@@ -1,4 +1,4 @@
-"""What a verifier says of one completion."""
+"""The verdict of a verifier on one completion."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 class Status(StrEnum):
     """How a verdict came about.
 
-    `correct`, `scored`, `wrong` and `unparseable` are the model's doing and carry a score. `scored` is a grade without
-    a claim that the answer is right: it counts in the reward, not in accuracy, and opens no gate. `timeout` and `error`
-    are the machinery's: such a verdict has no score, stays out of its group's statistics and carries no gradient.
+    `correct`, `scored`, `wrong` and `unparseable` come from the completion and carry a score. `scored` is a grade
+    without a claim that the answer is right: it counts in the reward, not in accuracy, and opens no gate. `timeout` and
+    `error` are failures of the machinery: the verdict has no score, stays out of its group's statistics and carries no
+    gradient.
     """
 
     CORRECT = "correct"
@@ -28,20 +29,20 @@ class Status(StrEnum):
 
     @property
     def failed(self) -> bool:
-        """True where the machinery failed, so that nothing is known of the completion."""
+        """True when the machinery failed, so that nothing is known about the completion."""
         return self in (Status.TIMEOUT, Status.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One verifier's word on one completion.
+    """The judgement of one verifier on one completion.
 
     Attributes:
-        score: a finite number, usually in [0, 1]; None exactly where `status.failed`. Any real number may be given
-            (see `as_number`); it is kept as a float.
+        score: finite number, usually in [0, 1]; None if and only if `status.failed`. Any real number is accepted (see
+            `as_number`) and stored as a float.
         status: how the verdict came about.
         reason: one short line for a person who reads the report.
-        parts: named components of the score (for example `{"tags": 1.0, "order": 0.0}`), each logged by its name.
+        parts: named parts of the score, such as `{"tags": 1.0, "order": 0.0}`; each is logged by its name.
 
     Raises:
         TypeError: the score is no number.
@@ -75,11 +76,11 @@ def as_number(value: Any) -> float | bool:
     """A real number of any kind as a float, or a truth value as a bool.
 
     Python's numbers, `Fraction`, `Decimal`, numpy's scalars, and arrays and tensors without dimensions are numbers.
-    Nothing is imported for them: they say themselves what they hold, by `numbers.Real`, `item()` or `__float__`.
+    They are recognised by `numbers.Real`, `item()` or `__float__`, so that no library needs to be imported.
 
     Raises:
-        TypeError: it is none of these; text is never a number, and neither is an array of one element.
-        OverflowError: it is too large for a float.
+        TypeError: the value is no number. Text is never a number, nor is an array with one element.
+        OverflowError: the number is too large for a float.
     """
     if isinstance(value, (bool, float)):
         return value
@@ -105,7 +106,7 @@ def _type_name(value: object) -> str:
 
 
 def correct(reason: str = "", score: float = 1.0, **parts: float) -> Verdict:
-    """A verdict of status `correct`, worth 1 unless told otherwise."""
+    """A verdict of status `correct`, with the score 1 by default."""
     return Verdict(score, Status.CORRECT, reason, parts)
 
 
@@ -115,20 +116,20 @@ def scored(score: float, reason: str = "", **parts: float) -> Verdict:
 
 
 def wrong(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:
-    """A verdict of status `wrong`, worth 0 unless told otherwise."""
+    """A verdict of status `wrong`, with the score 0 by default."""
     return Verdict(score, Status.WRONG, reason, parts)
 
 
 def unparseable(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:
-    """A verdict of status `unparseable`: no answer could be read, which is the model's fault."""
+    """A verdict of status `unparseable`: the completion has no answer that can be read."""
     return Verdict(score, Status.UNPARSEABLE, reason, parts)
 
 
 def timeout(reason: str) -> Verdict:
-    """A verdict of status `timeout`: undecided within the deadline, hence without a score."""
+    """A verdict of status `timeout`: undecided at the deadline, so without a score."""
     return Verdict(None, Status.TIMEOUT, reason)
 
 
 def error(reason: str) -> Verdict:
-    """A verdict of status `error`: the verifier failed, hence without a score."""
+    """A verdict of status `error`: the verifier failed, so without a score."""
     return Verdict(None, Status.ERROR, reason)

@@ -1,4 +1,4 @@
-"""The one interface that every verifier has."""
+"""The interface of every verifier."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from rewards.verdict import Verdict
 
-# The column in which a run hands a row's verifiers the prompt's text, where the data have no column of this name.
+# Column with the prompt's text, which a run adds to rows that have no column of this name.
 PROBLEM_COLUMN = "problem"
-# The column in which a run hands every verifier the completion's number of tokens, the end token included.
+# Column with the completion's number of tokens, the end token included, which a run adds to every row.
 TOKENS_COLUMN = "completion_tokens"
 
 
@@ -25,54 +25,55 @@ class Verifier(Protocol):
         """Return the verdict on `completion`.
 
         Args:
-            completion: the text that the policy sampled. It is hostile: never evaluate, format into a shell, or
-                unpickle it.
-            reference: the dataset row's reference answer.
-            prompt: the dataset row's other columns, for verifiers that need more than the reference.
+            completion: text that the policy sampled. It is hostile: never evaluate it, unpickle it, or put it into a
+                shell command.
+            reference: reference answer of the dataset row.
+            prompt: other columns of the dataset row, for verifiers that need more than the reference.
         """
         ...
 
 
 @runtime_checkable
 class KnowsReferences(Protocol):
-    """A verifier that can say, before any completion, whether it can use a reference. A class or function may have it.
+    """A verifier that can tell before any completion whether it can use a reference.
 
-    `grpo check` names the rows whose reference cannot be used, and a run leaves them out.
+    A class or a function may have the method. `grpo check` names the rows whose reference cannot be used, and a run
+    leaves them out.
     """
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why `reference` cannot be used, in a few words; empty where it can.
+        """Why `reference` cannot be used, in a few words; empty when it can be used.
 
         It is called once for each row of the data, in a worker process, and should take well under a millisecond.
 
         Args:
-            reference: the dataset row's reference answer, of any type.
-            prompt: the dataset row's other columns.
+            reference: reference answer of the dataset row, of any type.
+            prompt: other columns of the dataset row.
         """
         ...
 
 
 @runtime_checkable
 class KnowsGold(Protocol):
-    """A verifier that says itself how a row is answered. A class or function may have it.
+    """A verifier that knows correct completions of a row. A class or a function may have the method.
 
-    Without it the reference is taken for the answer, and `rewards.checks.gold` states it in the usual forms.
+    Without it `rewards.checks.gold` takes the reference for the answer and states it in the usual forms.
     """
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """Completions one of which, at least, must be `correct` for this row, the likeliest first.
+        """Completions for this row, the likeliest first; at least one of them must be `correct`.
 
-        None where the row has none, as its reference is no answer: the tests of a program, a rubric, nothing at all.
+        None when the reference is no answer, such as the tests of a program, a rubric, or nothing at all.
 
         Args:
-            reference: the dataset row's reference answer, of any type.
-            prompt: the dataset row's other columns.
+            reference: reference answer of the dataset row, of any type.
+            prompt: other columns of the dataset row.
         """
         ...
 
 
 class ReadsNoReference:
-    """For verifiers that judge a completion by itself: their rows have no gold completion."""
+    """Base of verifiers that judge a completion without the reference: their rows have no gold completion."""
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
         """None: the reference is no answer."""

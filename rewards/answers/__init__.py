@@ -1,1 +1,1 @@
-"""Where an answer stands in a completion: boxes, statements, prose, corrections."""
+"""Finding the answer in a completion: boxes, statements, prose, corrections."""

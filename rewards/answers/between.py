@@ -1,7 +1,7 @@
-"""What stands between two boxes or tags: whether it makes them values of one answer, and what it calls the second.
+"""The text between two boxes or tags: whether both are values of one answer, and the name that it gives the second.
 
-The text is cut into tokens from its left, each by the first pattern that fits, so that the time is linear: nothing is
-tried twice.
+The text is cut into tokens from left to right, each by the first pattern that fits. No text is tried twice, so the time
+is linear.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NUMBERING = re.compile(
     re.IGNORECASE,
 )
 _PUNCTUATION = re.compile(r"[\s$.,;/&|*]|\\(?:[,;: ()\[\]]|q?quad\b)|(?<=\n)-")
-# Words within one sentence that make what stands around them candidates.
+# Words in a sentence that make the values around them candidates.
 _DOUBT = re.compile(
     r"[^.!?\n]{0,80}\b(?:or(?!\s+rather)|vs|versus|maybe|perhaps|possibly|might|may\s+(?:also\s+)?be|alternatively)\b"
     r"[^.!?\n]{0,80}",
@@ -39,21 +39,21 @@ _DOUBT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Two values belong together: the name of the second (`x` of `x = `), and whether a word joins them."""
+    """Two values of one answer: the name of the second (`x` of `x = `), and whether a word joins them."""
 
     name: str = ""
     worded: bool = False
 
 
 def link(between: str) -> Link | None:
-    """How the text between two values joins them; None where it does not."""
+    """How the text between two values joins them; None when they are separate answers."""
     plain = FONT.sub(r" \1 ", between) if "{" in between else between
     at, name, worded = 0, "", False
     while at < len(plain):
         if word := _CONNECTIVE.match(plain, at) or _PART.match(plain, at) or _ANOTHER.match(plain, at):
             worded = True
         elif word := _NAMED.match(plain, at):
-            # A second name makes an equation of what stands between: a value of its own.
+            # With a second name the text between is an equation, and so a separate value.
             if name:
                 return None
             name = word[1]
@@ -66,13 +66,13 @@ def link(between: str) -> Link | None:
 
 
 def name_before(text: str) -> str:
-    """The name that the end of the text gives to what follows (`x` of `so $x = `); empty where it gives none."""
+    """The name that the end of a text gives to the next value (`x` of `so $x = `); empty without a name."""
     named = _NAMED_BEFORE.search(text[-40:])
     return named[1] if named is not None else ""
 
 
 def together(values: list[str], names: list[str]) -> str:
-    """One answer of several values: with their names where all have different ones, so that none takes another's."""
+    """Several values as one answer; with their names if all names differ, so that no value takes another's place."""
     letters = {re.split(r"[_('\d]", name, maxsplit=1)[0] for name in names}
     if "" not in names and len(letters) == len(names) and not any("=" in value for value in values):
         values = [f"{name} = {value}" for name, value in zip(names, values, strict=True)]

@@ -1,4 +1,4 @@
-"""A statement that is taken back, put right or doubted by the sentences behind it: "Wait, no, it is 6."."""
+"""Sentences that take back, correct or doubt the statement before them, such as "Wait, no, it is 6."."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from rewards.answers.prose import NUMBER, SENTENCE_END
 
 _LEAD = r"(?:(?:oh|oops|sorry|wait|hmm+|hm|ah|but|well|ok|okay|hold on|actually)\b[\s,.!;:\u2026\u2014-]{0,5}){0,4}"
-# These take back what was said before.
+# These take back the statement before.
 _WITHDRAWN = re.compile(
     rf"^{_LEAD}(?:no|nope|wrong|incorrect)\s?(?:[,.!;:\u2014-]|$)(?:\s?(?:wait|sorry)[,.!]?)?"
     r"|\b(?:that|this|it|which|(?:the|my|this|that|our) (?:answer|result|value|one|statement))(?:\s(?:above|before))?"
@@ -32,7 +32,7 @@ _STATES = re.compile(
     r"(?: actually| really| in fact| instead| indeed| just)?:?\s+",
     re.IGNORECASE,
 )
-# Either begins a sentence and doubts the one before, or names a further value in words of its own.
+# These doubt the sentence before, at the begin of a sentence, or name another value anywhere in it.
 _OR_ELSE = (
     rf"^{_LEAD}(?:or,? )?(?:maybe|perhaps|possibly|alternatively|or|otherwise|(?:could|may|might)(?: also)? be"
     r"|(?:if|unless|in case)\b(?: (?:it|that|this|the|my|answer|is|was|isn['\u2019]t|not|wrong|incorrect|I|am)\b)*)"
@@ -50,10 +50,10 @@ _MOST_SENTENCES = 60
 
 
 def put_right(after: str) -> tuple[bool, str, str]:
-    """What the text behind a statement does to it.
+    """The effect of the text behind a statement.
 
     Returns:
-        Whether it takes the statement back, what it states instead, and what it says may also be; empty where nothing.
+        Whether it takes the statement back, its new statement, and its second candidate; empty texts for none.
     """
     withdrawn, instead, also = False, "", ""
     doubted = False
@@ -78,13 +78,13 @@ def put_right(after: str) -> tuple[bool, str, str]:
 
 
 def doubts_the_last(sentence: str) -> bool:
-    """True of "Or maybe 6", "Could be 6" and "If that is wrong, 6", which make two candidates of the last value."""
+    """True for "Or maybe 6", "Could be 6" and "If that is wrong, 6", which add a candidate to the last value."""
     doubt = _DOUBTING.match(sentence)
     return doubt is not None and _VALUE_START.match(sentence, doubt.end()) is not None
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; a line's end is one of a sentence."""
+    """The sentences of a text; a sentence ends at the end of its line."""
     return [
         piece.strip()
         for line in text.splitlines()
@@ -94,7 +94,7 @@ def sentences(text: str) -> list[str]:
 
 
 def without_preface(sentence: str) -> str:
-    """`Wait, no, it is 6` without what takes back an earlier sentence, which is not there to be read."""
+    """`Wait, no, it is 6` without the words that take back an earlier sentence."""
     taken = _WITHDRAWN.match(sentence)
     rest = sentence[taken.end() :].strip(" ,.;:!\u2014-") if taken is not None and taken.end() < len(sentence) else ""
     return rest or sentence

@@ -1,4 +1,4 @@
-"""Numbers with a unit or a noun behind them, rewritten so that the parser reads the words as a unit."""
+"""Numbers with a unit or a noun, rewritten so that the parser reads the words as a unit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MONEY = {sign: unit.dimensions[0][0] for sign, unit in CURRENCY.items()}
 _CURRENCY_NAMES = frozenset(word.lower() for word, (base, _) in UNITS.items() if base in _MONEY.values()) | {"pounds"}
 _RATES = frozenset(("per", "a", "an", "every"))
 _PERCENT = re.compile(r"(?:percent|pct|percentage|per cent)\.?(?: of .*)?", re.IGNORECASE)
-# Short words that are no product of their letters.
+# Short words that must not be read as products of their letters.
 _SHORT_NAMES = (
     "men cup cups can cans box pie pies egg eggs cat cats dog dogs kid kids toy toys pen pens car cars bus fox hen "
     "hens cow cows pig pigs ant ants bee bees bat bats cap caps hat hats bag bags mug mugs jar jars tin tins bar bars "
@@ -35,7 +35,7 @@ _MATHEMATICAL = FUNCTIONS | GREEK | {"infty", "infinity", "frac", "cbrt", "binom
 def with_noun(text: str) -> str:
     r"""`18 pieces of candy`, `\$18/day` and `18 (apples) in total` with the noun in `\text{...}`, where units are read.
 
-    The text as it is where it is no number with a noun or unit behind it.
+    Any other text is returned unchanged.
     """
     match = _COUNTED.fullmatch(text) if text[-1:].isalpha() or text[-1:] in _NOUN_ENDS else None
     if match is None:
@@ -43,13 +43,13 @@ def with_noun(text: str) -> str:
     behind = match["behind"]
     words = " ".join(FONT.sub(r" \1 ", behind).split()).replace(" / ", "/")
     rate = words.startswith("/")
-    found = noun(words[1:] if rate else words)
-    if found is None or not (rate or behind.startswith(("\\", "(")) or _are_words(words)):
+    unit_words = noun(words[1:] if rate else words)
+    if unit_words is None or not (rate or behind.startswith(("\\", "(")) or _are_words(words)):
         return text
     number = f"{match['name'] or ''}{match['sign']}{match['number']}"
-    if _PERCENT.fullmatch(found):
+    if _PERCENT.fullmatch(unit_words):
         return number + "\\%"
-    phrase = f"per {found}" if rate else found
+    phrase = f"per {unit_words}" if rate else unit_words
     first = phrase.split(" ", 1)[0].lower()
     if match["money"] and first not in _CURRENCY_NAMES:
         unit = _MONEY[match["money"]]
@@ -58,7 +58,7 @@ def with_noun(text: str) -> str:
 
 
 def _are_words(behind: str) -> bool:
-    """True where letters without a font are words and not a product of variables."""
+    """True when letters without a font macro are words, and no product of variables."""
     spelled = _WORD.findall(behind.translate(JOINED))
     words = [word.lower() for word in spelled]
     if any(_PLURAL.fullmatch(word) for word in spelled):  # "CDs"

@@ -1,7 +1,7 @@
-"""Where a completion states its final answer: the stage before any parsing.
+"""Finds the final answer of a completion, before any parsing.
 
-Every search here is linear in the text and knows nothing of mathematics. A place that is present but unreadable is
-still the place: callers must not go on looking elsewhere, or a policy learns to hide a second answer there.
+Every search is linear in the text and uses no mathematics. When a place is present but cannot be read, callers must not
+look in other places: a policy would learn to hide a second answer there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
 )
-# What around a number makes another one of it, or none.
+# Characters and words around a number that change its value, or make it no number.
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
-# A box further back than this many unclosed ones is not looked for, so that a text of nothing but "\boxed{" stays
-# linear.
+# Unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
 _UNCLOSED_BOXES_TRIED = 4
-# Values of one answer are near each other, and few.
+# Values of one answer are few, and near each other.
 _NEAR, _MOST_JOINED = 300, 16
 
 
@@ -47,7 +46,7 @@ def _closing(text: str, start: int, end: int | None = None) -> int:
 
 
 def _box_before(text: str, end: int, least: int = 0) -> int:
-    r"""Where the last `\boxed` or `\fbox` before `end` begins, or -1."""
+    r"""Index of the last `\boxed` or `\fbox` before `end`, or -1."""
     while (end := text.rfind("box", least, end)) >= 0:
         if text.startswith("\\boxed", end - 1):
             return end - 1
@@ -59,9 +58,9 @@ def _box_before(text: str, end: int, least: int = 0) -> int:
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
-    Boxes that nothing, a connective such as "and", "or" or "maybe", punctuation, numbering ("Option 2:") or a name
-    (`x = `) stands between are one answer with several values and come back joined by commas, an empty one among them
-    as the empty text; a box that follows other words replaces the earlier ones.
+    Boxes are values of one answer, joined by commas here, when the text between them is empty, a connective such as
+    "and", "or" or "maybe", punctuation, numbering ("Option 2:") or a name (`x = `). If one of them is empty,
+    so is the answer. A box that follows other words replaces the earlier boxes.
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
@@ -82,7 +81,7 @@ def last_box(text: str) -> str | None:
 
 
 def has_unclosed_box(text: str) -> bool:
-    r"""True where the last `\boxed{` is never closed: an answer was begun there, and nothing else stands for it."""
+    r"""True when the last `\boxed{` is never closed: then no other text may count as the answer."""
     openings = list(_BOX.finditer(text, max(_box_before(text, len(text)), 0)))
     return bool(openings) and _closing(text, openings[-1].end()) < 0
 
@@ -91,7 +90,7 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
     """Join to `content` the boxes directly before `start` that are values of the same answer."""
     values, names = [content], []
     while len(values) < _MOST_JOINED:
-        # Only a short distance is looked at: neighbours are neighbours.
+        # Values of one answer are near, so only a short distance is searched.
         previous = _box_before(text, start, max(0, start - _NEAR))
         opening = _BOX.match(text, previous) if previous >= 0 else None
         if opening is None:
@@ -110,23 +109,23 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
 
 
 def _named_alike(joined: Link, before: str) -> bool:
-    """`2x = [6], x = [3]` are two steps; `x = [2], y = [3]`, and what a word joins, are two values."""
+    """`2x = [6], x = [3]` are two steps; `x = [2], y = [3]`, and values joined by a word, are two values."""
     return not joined.name or joined.worded or bool(name_before(before[-40:]))
 
 
 def answer_tag(text: str) -> str | None:
     """The content of the last complete `<answer>...</answer>`, stripped, or None; see `tagged_answer`."""
-    found = tagged_answer(text)
-    return found[0] if found is not None else None
+    tagged = tagged_answer(text)
+    return tagged[0] if tagged is not None else None
 
 
 def tagged_answer(text: str) -> tuple[str, int] | None:
-    """The content of the last complete `<answer>...</answer>`, stripped, and where its closing tag begins; or None.
+    """The content of the last complete `<answer>...</answer>`, stripped, and the index of its closing tag; or None.
 
-    As with boxes, answers that only a connective, punctuation or numbering stands between are one with several values,
-    joined by commas; the same one told twice is told once.
+    Like boxes, answers with only a connective, punctuation or numbering between them are values of one answer, joined
+    by commas. A repeated answer counts once.
     """
-    # Not by searching text.lower(): lower case may be longer than the text, and its places are not the text's.
+    # text.lower() is not searched: it may be longer than the text, so that indices differ.
     marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0
@@ -144,7 +143,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
 
 
 def hash_mark(text: str) -> str | None:
-    """What follows the last `####` at the start of a line (GSM8K's mark), or None."""
+    """The text behind the last `####` at the start of a line (GSM8K's mark), or None."""
     at = len(text)
     while (at := text.rfind("####", 0, at)) >= 0:
         at = text.rfind("\n", 0, at) + 1
@@ -156,7 +155,7 @@ def hash_mark(text: str) -> str | None:
 
 
 def marked_answer(reference: str) -> str:
-    """The answer that a data set's worked solution marks, after its last `####` or in its last box; else all of it."""
+    """The answer of a data set's worked solution: behind its last `####` or in its last box, else the whole text."""
     if "####" not in reference and "box" not in reference:
         return reference
     marked = hash_mark(reference) if "####" in reference else last_box(reference)
@@ -166,17 +165,17 @@ def marked_answer(reference: str) -> str:
 def last_number(text: str) -> str | None:
     """The last number written in the text, with its sign, its separators and a word that scales it, or None.
 
-    A number that is denied ("it is not 5") comes back with the denial, which is no number.
+    A denied number ("it is not 5") is returned with the denial, so that it is read as no number.
     """
-    # Only the tail is read: a number further from the end than this is not a final answer.
+    # Only the tail is read: a number far from the end is no final answer.
     tail = text[-2000:]
     numbers = list(_NUMBER.finditer(tail))
     if not numbers:
         return None
-    found = numbers[-1]
-    before, number = tail[max(0, found.start() - 24) : found.start()], found.group()
-    scale = _SCALE.match(tail, found.end())
+    match = numbers[-1]
+    before, number = tail[max(0, match.start() - 24) : match.start()], match.group()
+    scale = _SCALE.match(tail, match.end())
     number += scale.group() if scale is not None else ""
-    if negated(tail, found.start()) and number[0].isdigit():
+    if negated(tail, match.start()) and number[0].isdigit():
         return "-" + number
     return "not " + number if _DENIED.search(before) else number

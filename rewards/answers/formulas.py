@@ -10,9 +10,9 @@ _MOST_FORMULAS = 100
 
 
 def without_dollars(text: str) -> str:
-    """The text with its formulas out of their dollars, those next to each other joined by commas.
+    """The text without the dollars around its formulas; adjacent formulas are joined by commas.
 
-    The text as it is where its dollars are currency signs, or do not come in pairs.
+    The text is unchanged when its dollars are currency signs, or do not come in pairs.
     """
     marks = [mark for mark in _DOLLARS.finditer(text) if mark.group()[0] == "$"]
     if not marks or len(marks) % 2 or len(marks) > 2 * _MOST_FORMULAS:

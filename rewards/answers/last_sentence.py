@@ -1,4 +1,4 @@
-"""The value that a text's last sentence ends with, or the list of values."""
+"""The value, or the list of values, at the end of a text's last sentence."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rewards.answers.prose import (
 )
 from rewards.mathematics.units import BARE_UNITS, UNITS
 
-# Prose is read from its end; a final answer further from it than this is none.
+# Characters at the end of the text that are read: a value before them is no final answer.
 TAIL = 3000
 _REFUSAL = re.compile(r"\b(?:not|no|cannot|can't|could not|couldn't|unknown|unable|sorry)\b", re.IGNORECASE)
-# What may stand between the values of a list: nothing, commas, connectives, and a name for the next value. Between
-# two candidates, other words may stand as well: "5 apples or 6 apples".
+# Between the values of a list there may be nothing, commas, connectives, or a name for the next value. Between two
+# candidates there may be other words as well: "5 apples or 6 apples".
 _LISTED = re.compile(
     r"\s+|(?:\s*(?:[,;/&]|\b(?:and|or|either|maybe|perhaps|possibly|also|else|then)\b))+"
     r"\s*(?:(?:[A-Za-z](?:_?\d)?|it|the other|another)\s*(?:=|\bis\b|\bbe\b)\s*)?",
@@ -32,12 +32,12 @@ _LISTED = re.compile(
 _CANDIDATE = re.compile(
     r"(?:[^\w=]+[A-Za-z]+){0,3}[^\w=]+or\b(?!\s+(?:more|less|fewer))(?:[^\w=]+[A-Za-z]+){0,3}[^\w=]+"
 )
-# A sentence that names a second value as well: all its values are candidates.
+# A sentence that names a second value: all of its values are candidates.
 _DOUBT = re.compile(
     r"\b(?:may(?:\s+also)?\s+be|might|maybe|perhaps|possibly|also possible|(?:un|not )sure)\b", re.IGNORECASE
 )
 _ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w|_\{\w+\})?\s*=[^=]+")
-# A completion, or its last line, that is nothing but an expression.
+# A completion, or its last line, that is only an expression.
 _BARE = re.compile(
     r"(?:[-+*/^_=<>().,:;!%|\[\]{}\d\s\u2212\u00d7\u00b7\u00f7\u221a\u03c0\u2264\u2265\u00b0]"
     r"|\\[A-Za-z]+|\\[{},;! ]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
@@ -58,10 +58,10 @@ _UNIT_NAMES = BARE_UNITS | frozenset((*UNITS, "am", "pm"))
 
 
 def last_sentence(text: str) -> str | None:
-    """The last value of the last sentence: the last formula's last side, or the last number.
+    """The last value of the last sentence: the last side of its last formula, or its last number.
 
-    Values that commas or connectives join with it are one answer, a list. None where the sentence has no value, asks,
-    says that there is no answer, or has words around the value that make another one of it.
+    Values joined to it by commas or connectives belong to the same answer, a list. None if the sentence has no value,
+    is a question, denies that there is an answer, or has words around the value that change it.
     """
     tail = text[-TAIL:].rstrip(" \t\n.*")
     lines = [line for line in text[-TAIL:].splitlines() if line.strip(" \t*")]
@@ -82,7 +82,7 @@ def last_sentence(text: str) -> str | None:
     alone = NUMBER.match(bare)
     behind = bare[alone.end() :].strip() if alone is not None else ""
     if PHRASE.fullmatch(behind) and noun(behind) is None and not _SAYS.search(behind):
-        return None  # "18 if even", "18 less": all that is said is a number that is changed
+        return None  # "18 if even", "18 less": the words change the number
     return _value_of(sentence)
 
 
@@ -98,28 +98,28 @@ def _shown_last(tail: str) -> str | None:
 
 
 def _value_of(sentence: str) -> str | None:
-    found = formulas(sentence)
-    places = [match.span() for match in found]
+    matches = formulas(sentence)
+    places = [match.span() for match in matches]
     values = [(match.end() - len(match.group().lstrip()), match.end()) for match in NUMBER.finditer(sentence)]
     if not places and not values:
         return None
     outside = [span for span in values if not any(start <= span[0] < end for start, end in places)]
     both = sorted(places + outside)
-    chosen = _chosen(sentence, both, [match.span() for match in found if "=" in match.group()])
+    chosen = _chosen(sentence, both, [match.span() for match in matches if "=" in match.group()])
     listed = both if _DOUBT.search(sentence) else _list_around(sentence, both, chosen)
     if any(changed(sentence, *span, _UNIT_NAMES) for span in listed if span not in places):
         return proportion(sentence)
-    named = len(listed) > 1 and bool(found)
+    named = len(listed) > 1 and bool(matches)
     texts = [_value_at(sentence, span, named and span in places) for span in listed]
     return ", ".join(texts) if all(texts) else None
 
 
 def _chosen(sentence: str, places: list[tuple[int, int]], equations: list[tuple[int, int]]) -> tuple[int, int]:
-    """The place of the value that the sentence states: its last one, as a rule."""
+    """The place of the value that the sentence states, usually its last value."""
     clause = _CLAUSE.match(sentence)
     main = [span for span in places if clause is not None and span[0] >= clause.end()] or places
     given = [span for span in main if _GIVEN.search(sentence[max(0, span[0] - 24) : span[0]])]
-    # "12 elements in $S$": a formula that is a name is no value where another is given.
+    # "12 elements in $S$": a formula that is only a name is no value beside another value.
     while given and main[-1] not in given and _JUST_NAMED.fullmatch(sentence[slice(*main[-1])].strip("$")):
         main = main[:-1]
     last = main[-1]
@@ -129,7 +129,7 @@ def _chosen(sentence: str, places: list[tuple[int, int]], equations: list[tuple[
 
 
 def _list_around(sentence: str, places: list[tuple[int, int]], chosen: tuple[int, int]) -> list[tuple[int, int]]:
-    """The places that a list joins with the chosen one, itself among them."""
+    """The places of the list that the chosen value belongs to, including its own."""
     first = last = places.index(chosen)
     while first > 0 and last - first < _MOST_LISTED and _joined(sentence[places[first - 1][1] : places[first][0]]):
         first -= 1
@@ -144,7 +144,7 @@ def _joined(between: str) -> bool:
 
 
 def _value_at(sentence: str, span: tuple[int, int], named: bool) -> str:
-    """A value's text: of a formula its last side, or the whole equation where several name their values."""
+    """The text of a value: the last side of a formula, or the whole equation if several values have names."""
     formula = FORMULA.fullmatch(sentence, *span)
     if formula is None:
         number = sentence[slice(*span)].strip()
@@ -154,5 +154,5 @@ def _value_at(sentence: str, span: tuple[int, int], named: bool) -> str:
 
 
 def _last_side(equation: str) -> str:
-    """What an equation says last; a comparison is one answer, all of it."""
+    """The last side of an equation; a comparison is returned whole."""
     return equation.strip() if COMPARISON.search(equation) else equation.rpartition("=")[2].strip()

@@ -1,11 +1,11 @@
-"""What may stand behind a number without changing it: a unit, the noun that it counts, a remark such as "in total"."""
+"""Words behind a number that do not change it: a unit, the counted noun, a remark such as "in total"."""
 
 from __future__ import annotations
 
 import re
 
 _MOST_WORDS = 7
-# Words that make what they follow another value, no value, or a claim about it.
+# Words that change the value before them, deny it, or make a claim about it.
 _VALUE_WORDS = (
     "or and not nor neither no none never nothing more less least most than fewer greater about if unless when where "
     "whether mod modulo but except without instead rather otherwise versus vs to for is are was were be been am isn "
@@ -28,7 +28,7 @@ _VALUE_WORDS = (
     "recurring repeating repeated xor too off nope nah unsure dunno bogus unlikely discarded rejected excluded invalid"
 )
 NO_NOUNS = frozenset(_VALUE_WORDS.split())
-# These change the number only where nothing follows: "5 third graders" are five, "5 power drills" too.
+# These change the number only at the end: "5 third graders" and "5 power drills" are five.
 _BEFORE_NOUNS = NO_NOUNS & {"third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "power"}
 _REMARK = re.compile(
     r"(?:^|\s+)(?:in (?:total|all|sum)|altogether|all together|total|overall|combined|each|apiece|left|left over"
@@ -40,9 +40,9 @@ _WORD = re.compile(r"[A-Za-z]+")
 
 
 def noun(text: str) -> str | None:
-    """The unit or the noun that a text behind a number is, without brackets and remarks; None where it is neither.
+    """The unit or noun behind a number, without brackets and remarks; None for other text.
 
-    The empty text where the remark is all there is.
+    Empty when the text is only a remark.
     """
     plain = " ".join(text.split())
     while plain[:1] == "(" and plain[-1:] == ")":
@@ -53,7 +53,7 @@ def noun(text: str) -> str | None:
     while (remark := _REMARK.search(plain)) is not None:
         plain = plain[: remark.start()]
     words = _WORD.findall(plain.lower())
-    if words == ["times"]:  # how often; "5 times ten" and "5 times as many" are other values
+    if words == ["times"]:  # a count; "5 times ten" and "5 times as many" are other values
         return plain
     if len(words) > _MOST_WORDS:
         return None

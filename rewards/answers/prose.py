@@ -1,10 +1,10 @@
-"""English around a value: sentences, the formulas and numbers in them, and words that make another value of these."""
+"""English text around a value: formulas and numbers in sentences, and words that change their values."""
 
 from __future__ import annotations
 
 import re
 
-# A dollar sign before an amount opens no formula: "$5 and got $3" has none.
+# A dollar sign before an amount opens no formula: "$5 and got $3" has no formula.
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$(\s[^$]*|[^$\s](?:[^$]*[^$\s])?)\$(?!\d)|\\\(((?:(?!\\[(\[]).)+?)\\\)|\\\[((?:(?!\\[(\[]).)+?)\\\]",
     re.DOTALL,
@@ -26,7 +26,7 @@ COMPARISON = re.compile(
     r"(?![A-Za-z])"
 )
 
-# What before a number makes it part of something larger: an operator behind a value, an index, a bound, a function.
+# Text before a number that makes it part of another value: an operator, an index, a bound, a function.
 _BOUND = re.compile(
     r"(?:[\w)\]%}]\s{0,9}[-+/\u2212\u00d7\u00b7\u00f7]|[\w)}]\s{0,9}(?:\*|\\times|\\cdot)|[\^_<>\u2264\u2265\u2260]|!=|[A-Za-z]\("
     r"|\\[A-Za-z]+\s?[\{(]?)\s{0,9}$|[A-Za-z_]$"
@@ -58,9 +58,9 @@ _RATIO = re.compile(r"(\d{1,9}) to (\d{1,9})[.*\s]*$")
 
 
 def changed(sentence: str, start: int, end: int, units: frozenset[str]) -> bool:
-    """True where the number there is only part of what stands there: of a sum, a power, a bound, a name, a phrase."""
+    """True when the number is only part of a sum, a power, a bound, a name or a phrase."""
     start = end - len(sentence[start:end].lstrip("$\u20ac\u00a3 "))
-    # "6-7" is a difference, "is -7" a negative number.
+    # "6-7" is a difference, but "is -7" a negative number.
     signed = sentence[start] in "-+\u2212" and start > 0 and not sentence[start - 1].isspace()
     before = sentence[max(0, start - 48) : start] + (sentence[start] if signed else "")
     if _BOUND.search(before) or _CHANGED_BEFORE.search(before) or _CHANGED_AFTER.match(sentence, end):
@@ -70,12 +70,12 @@ def changed(sentence: str, start: int, end: int, units: frozenset[str]) -> bool:
 
 
 def negated(sentence: str, start: int) -> bool:
-    """True where "negative" or "minus" stands before the number."""
+    """True when "negative" or "minus" stands before the number."""
     return _NEGATIVE.search(sentence[max(0, start - 20) : start]) is not None
 
 
 def proportion(sentence: str) -> str | None:
-    """`1/5` for a chance of "1 in 5", `1 to 5` for a ratio in words, where the sentence ends with it; else None."""
+    """`1/5` for a chance of "1 in 5", `1 to 5` for a ratio in words, at the end of the sentence; else None."""
     ratio = _RATIO.search(sentence[-40:])
     if ratio is not None:
         return f"{ratio[1]} to {ratio[2]}" if re.search(r"\bratio\b|\bodds\b", sentence, re.IGNORECASE) else None
@@ -84,7 +84,7 @@ def proportion(sentence: str) -> str | None:
 
 
 def formulas(sentence: str) -> list[re.Match[str]]:
-    """The formulas in dollars or LaTeX brackets."""
+    """Matches of the formulas in dollars or LaTeX brackets."""
     return list(FORMULA.finditer(sentence)) if "$" in sentence or "\\" in sentence else []
 
 
@@ -94,9 +94,9 @@ def inside(formula: re.Match[str]) -> str:
 
 
 def masked(sentence: str) -> str:
-    """The sentence with NUL characters for its formulas, so that words are looked for outside them."""
+    """The sentence with its formulas replaced by NUL characters, so that only words outside them match."""
     return (
-        FORMULA.sub(lambda found: "\0" * len(found.group()), sentence)
+        FORMULA.sub(lambda formula: "\0" * len(formula.group()), sentence)
         if "$" in sentence or "\\" in sentence
         else sentence
     )

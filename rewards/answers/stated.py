@@ -1,4 +1,4 @@
-"""Answers that a text marks: after "answer is" or "####", or in `<answer>`."""
+"""Answers with a mark before them: "answer is", "####" or `<answer>`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _MARK = re.compile(
     rf"|\b(?:{_OTHER_TONGUES})\*{{0,2}}[ \t]{{0,9}}[:\uff1a]\*{{0,2}}[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
-# A text without any of these in lower case has no mark.
+# A text has no mark if its lower case has none of these.
 _MARK_WORDS = ("####", "answer", "\u7b54\u6848", *_OTHER_TONGUES.lower().split("|"))
-# A heading states what stands below it where that is a value, and not a paragraph.
+# A heading marks the text below it if this is a value, and no paragraph.
 _MOST_BELOW_HEADING = 80
-# "This answer is correct" states nothing; "this answer is wrong" takes back what was stated before.
+# "This answer is correct" states nothing; "this answer is wrong" takes back the statement before.
 _APPROVAL = re.compile(
     r"(?:indeed |also |therefore |thus )?(?:correct|right|reasonable|consistent|plausible|verified|confirmed|helpful)\b"
     r"(?![ \t]*[:=])",
     re.IGNORECASE,
 )
 _DISPLAY = re.compile(r"\s*(?:\$\$(?P<dollars>.+?)\$\$|\\\[(?P<brackets>.+?)\\\])", re.DOTALL)
-# "The largest $n$ is 34": what the verb of the sentence is followed by, where that is a value.
+# "The largest $n$ is 34": the value behind the verb of the sentence.
 _VERB = re.compile(
     r"\b(?:is|are|equals?|be|was|were|gives|yields)\b"
     r"(?: (?:equal to|exactly|therefore|thus|simply|just|then|only|precisely|clearly|indeed|now|also))*"
@@ -46,7 +46,7 @@ _UNSURE = re.compile(
     r"\b(?:or|not|either|maybe|perhaps|possibly|if|unless|but|though|although|however|except|some"
     r"|others)\b|n['\u2019]t\b|\0\s?[,;]"
 )
-# A remark behind the value of a statement: "10, as desired", "10 (see above)", "10 apples since 5 + 5 = 10".
+# A remark behind a value: "10, as desired", "10 (see above)", "10 apples since 5 + 5 = 10".
 _VALUE_HEAD = (
     r"(?:(?<=[\d$)}\]%])|(?<=[\d$)}\]%]\s[A-Za-z]{3})|^[^A-Za-z]{0,20}\d\S{0,20}(?:\s[A-Za-z]{2,20}){1,4}"
     r"|^[A-Za-z]{1,20})"
@@ -55,7 +55,7 @@ _REASON = re.compile(_VALUE_HEAD + r",?\s{1,3}(?:since|because)\b")
 _REMARK = re.compile(r"(?<=[\d$)}\]%])\s{0,3}(?:[,;(]|\band\b)")
 _WORD_WITH_DIGITS = re.compile(r"(?<![\w\\{}])[A-Za-z]+\d{1,9}$")
 _SEE = re.compile(r"\s\(see\b[^()]{0,80}\)\.?$")
-# Not Python's power, which stands between two values.
+# Not Python's power operator, which has a value on both sides.
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
 _NO_WORDS = re.compile(r"[^\sA-Za-z,()'.-]")
 _WORD = re.compile(r"[A-Za-z]+")
@@ -66,12 +66,11 @@ _NO_REMARK = re.compile(
 
 
 def stated(text: str) -> str | None:
-    """What the last mark of an answer states; None where there is no mark.
+    """The statement behind the last mark of an answer; None without a mark.
 
-    A mark's statement goes to the end of its sentence, or to the next mark; where the rest of its line is empty, the
-    next line that is not is the statement. What is said behind it may put it right ("Wait, no, it is 6"), take it back,
-    which leaves the empty text, or name another candidate. In `<answer>` tags what they hold is, and of it what a mark
-    in it states.
+    A statement ends with its sentence, or before the next mark. If the rest of the mark's line is empty, the next line
+    with text is the statement. Later sentences may correct it ("Wait, no, it is 6"), take it back, which leaves the
+    empty text, or add a candidate. The statement of `<answer>` tags is their content, or the statement of a mark in it.
     """
     tail = text[-TAIL:]
     tagged = tagged_answer(tail)
@@ -90,18 +89,18 @@ def stated(text: str) -> str | None:
 
 
 def _marks(text: str) -> list[re.Match[str]]:
-    """The marks of an answer, looked for from the first line that has a word of one."""
+    """The marks of an answer; the search begins at the first line with a word of a mark."""
     low = text.lower()
     places = [at for at in map(low.find, _MARK_WORDS) if at >= 0]
     if not places:
         return []
-    # Where lower case is longer, as of a dotted capital I, its places are not the text's.
+    # Lower case may be longer, as for a dotted capital I; then its indices are not those of the text.
     begin = text.rfind("\n", 0, min(places)) + 1 if len(low) == len(text) else 0
     return list(_MARK.finditer(text, begin))
 
 
 def line_stated(text: str) -> str:
-    """The rest of the line behind the last mark of an answer; empty where there is no mark."""
+    """The rest of the line behind the last mark of an answer; empty without a mark."""
     marks = _marks(text[-TAIL:])
     return text[-TAIL:][marks[-1].end() :].partition("\n")[0] if marks else ""
 
@@ -112,18 +111,18 @@ def _value_below(text: str, at: int) -> bool:
 
 
 def _statement(text: str, mark: re.Match[str]) -> str:
-    """What follows the last mark, as the sentences behind it leave it."""
-    said, after = _first_statement(text[mark.end() :], mark["hash"] is not None)
+    """The statement behind a mark, after the corrections of the sentences that follow."""
+    statement, after = _first_statement(text[mark.end() :], mark["hash"] is not None)
     if not after.strip():
-        return said
+        return statement
     withdrawn, instead, also = put_right(after)
     if withdrawn:
         return _of_sentence(instead) if instead else last_sentence(after) or ""
-    return f"{said}, {_of_sentence(also)}" if also else said
+    return f"{statement}, {_of_sentence(also)}" if also else statement
 
 
 def _first_statement(rest: str, hashed: bool) -> tuple[str, str]:
-    """The statement that a text begins with, and the text behind it."""
+    """The statement at the begin of a text, and the text behind it."""
     line, _, after = rest.partition("\n")
     if hashed and line.strip():
         return line.strip(), after
@@ -143,19 +142,19 @@ def _first_statement(rest: str, hashed: bool) -> tuple[str, str]:
 
 
 def _of_sentence(rest: str) -> str:
-    """The statement up to its end: what its verb is followed by, or the single formula in it, or all of it."""
+    """The value of a statement: the text behind its verb, or its only formula, or the whole statement."""
     sentence = _without_remark(
         SENTENCE_END.split(rest.strip(), maxsplit=1)[0].strip().removesuffix("**.").strip("*").strip()
     )
-    found = formulas(sentence)
-    outside = masked(sentence) if found else sentence
+    matches = formulas(sentence)
+    outside = masked(sentence) if matches else sentence
     verbs = list(_VERB.finditer(outside)) if outside[:1].isalpha() or outside[:1] == "\0" else []
     if len(verbs) == 1 and not _UNSURE.search(outside, 0, verbs[0].start()):
         return _of_sentence(sentence[verbs[0].end() :])
-    if found and _WHERE.match(outside):
-        return inside(found[0])
-    if len(found) == 1 and not re.search(r"\b(?:or|not|and|maybe|perhaps)\b|[,\d]|n['\u2019]t\b", outside):
-        return inside(found[0])
+    if matches and _WHERE.match(outside):
+        return inside(matches[0])
+    if len(matches) == 1 and not re.search(r"\b(?:or|not|and|maybe|perhaps)\b|[,\d]|n['\u2019]t\b", outside):
+        return inside(matches[0])
     return sentence.rstrip(".\u3002")
 
 
@@ -170,7 +169,7 @@ def _without_remark(sentence: str) -> str:
         )
     last = max((match.end() for match in _NO_WORDS.finditer(sentence)), default=0)
     remark = next((match for match in _REMARK.finditer(sentence) if match.end() >= last), None)
-    # "TP53, and EGFR": a digit at the end of a word ends no number.
+    # In "TP53, and EGFR" the digit ends a word, and no number.
     if remark is None or _WORD_WITH_DIGITS.search(sentence, 0, remark.start()):
         return sentence
     words = _WORD.findall(sentence[remark.end() :])

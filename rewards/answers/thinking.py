@@ -1,4 +1,4 @@
-"""Where a model's reasoning ends and its turn does: only what stands between is read for an answer."""
+"""The end of a model's reasoning, and of its turn: the answer is read between these two places only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 # Pairs of an opening and a closing tag.
 Tags = tuple[tuple[str, str], ...]
 
-# Built-in verifiers that look for an answer, and take the tags as their option `thinking`.
+# Built-in verifiers that read an answer, and so have the option `thinking`.
 READ_AFTER_THINKING = frozenset(("choice", "code", "exact", "math", "numeric", "ordered_list", "reasoning_gym"))
 DEFAULT_TAGS: Tags = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning", "seed:think")),
@@ -18,24 +18,24 @@ DEFAULT_TAGS: Tags = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-# What every default tag but `[THINK]` and Kimi's has, and every token that ends a turn; few texts have it.
+# Text in every default tag but `[THINK]` and Kimi's, and in every token that ends a turn; few texts contain it.
 _MAYBE = re.compile("<[/a-z|\uff5c]")
 _BAR = "[|\uff5c]"
 _TURN_END = re.compile(
     rf"<{_BAR}(?:im_end|turn_end|eot_id|eom_id|eot|eos|end|return|endoftext|end[_\u2581]of[_\u2581]\w{{1,12}}"
     rf"|END_OF_TURN_TOKEN|END_RESPONSE|user|observation|assistant_end){_BAR}>|<(?:end_of_turn|eos|turn\|)>"
 )
-# `</s>` also ends a struck-through text: it ends a turn only where nothing follows it.
+# `</s>` also ends struck-through text, so it ends a turn only at the end of the text.
 _FINAL = re.compile(r"(?:</s>|<pad>|<\|pad\|>)\s*$")
 
 
 def thinking_tags(wanted: Sequence[str | Sequence[str]] | None) -> Tags:
     """The tags of a verifier's option `thinking`: names (`think` for `<think>` and `</think>`), or pairs of tags.
 
-    None means all that are known here; an empty list none, so that the whole text is read.
+    None means all known tags; an empty list means no tags, so that the whole text is read.
 
     Raises:
-        ValueError: something else.
+        ValueError: the option has another form.
     """
     if wanted is None:
         return DEFAULT_TAGS
@@ -55,7 +55,7 @@ def thinking_tags(wanted: Sequence[str | Sequence[str]] | None) -> Tags:
 
 
 def without_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the last closing tag; the whole text where there are no tags; None where thinking never ended."""
+    """The text after the last closing tag; the whole text without tags; None when the thinking never ended."""
     if tags is DEFAULT_TAGS and _is_plain(text):
         return text
     end = 0
@@ -68,7 +68,7 @@ def without_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def final_text(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the thinking, up to the first token that ends a turn, which some tokenizers leave in the text."""
+    """The text after the thinking, up to the first token that ends a turn; some tokenizers keep it in the text."""
     if tags is DEFAULT_TAGS and _is_plain(text):
         return text
     rest = without_thinking(text, tags)
@@ -82,5 +82,5 @@ def final_text(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def _is_plain(text: str) -> bool:
-    """True where there is neither a default tag nor the end of a turn."""
+    """True when the text has neither a default tag nor the end of a turn."""
     return not (("<" in text and _MAYBE.search(text)) or "THINK]" in text or "\u25c1" in text)

@@ -1,6 +1,6 @@
-"""Auditing a run: its stored rollouts graded again by an independent grader, and what the two disagree on.
+"""Auditing a run: an independent grader judges its stored rollouts again, and the disagreements are reported.
 
-Pure functions of records and verdicts; running the grader (in a pool, since it may hang) is the caller's.
+Pure functions of records and verdicts. The caller runs the grader, in a pool, since it may hang.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class AuditedRollout:
-    """One rollout as a run stored it: what was asked, what came, what was right, and how which verifier graded it."""
+    """One rollout as a run stored it: prompt, completion, reference, verifier and verdict."""
 
     problem: str
     completion: str
@@ -49,7 +49,7 @@ class AuditedRollout:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A rollout that the two graders judge differently; `kind` is the reference's form."""
+    """A rollout that the two graders judge differently; `kind` is the form of the reference."""
 
     rollout: AuditedRollout
     kind: str
@@ -67,7 +67,7 @@ class Rate:
 
     @property
     def share(self) -> float:
-        """The share itself; 0 of 0 is 0."""
+        """The share; 0 of 0 is 0."""
         return self.count / self.of if self.of else 0.0
 
     def __str__(self) -> str:
@@ -76,17 +76,17 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What the audit found.
+    """The result of an audit.
 
     Attributes:
-        graded: rollouts that both graders decided.
-        undecided: rollouts that one of them did not (timeouts and errors), by whose failure it was.
+        graded: number of rollouts that both graders decided.
+        undecided: number of rollouts that a grader did not decide (timeouts and errors), by grader.
         accepted_only_by_us: candidates for false positives.
         accepted_only_by_them: candidates for false negatives.
-        false_positives: of the rollouts that the run accepted, the share that the other grader refuses. The other
-            grader errs too, so this is an estimate to be read with the texts at hand, not a bound.
-        false_negatives: of the rollouts that the run refused, the share that the other grader accepts.
-        by_kind: disagreements per form of the reference, as (accepted only by us, accepted only by them).
+        false_positives: share of the rollouts accepted by the run that the other grader refuses. The other grader makes
+            mistakes too, so this is an estimate and no bound: read the texts.
+        false_negatives: share of the rollouts refused by the run that the other grader accepts.
+        by_kind: form of the reference -> number of disagreements (accepted only by us, accepted only by them).
     """
 
     graded: int
@@ -102,7 +102,7 @@ def wilson(count: int, of: int) -> Rate:
     """The share `count / of` with its 95 % interval (Wilson 1927), which stays inside [0, 1] for small counts.
 
     Raises:
-        ValueError: a count that is negative or above the total.
+        ValueError: the count is negative or above the total.
     """
     if not 0 <= count <= of:
         raise ValueError(f"0 <= count <= of is needed, got {count} of {of}")
@@ -123,7 +123,7 @@ def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> Audi
     """Compare the run's statuses with the other grader's verdicts, in order.
 
     Raises:
-        ValueError: not one verdict per rollout.
+        ValueError: the number of verdicts is not that of the rollouts.
     """
     if len(rollouts) != len(theirs):
         raise ValueError(f"one verdict per rollout is needed, got {len(theirs)} for {len(rollouts)}")
@@ -139,8 +139,8 @@ def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> Audi
         accepted += ours_right
         refused += not ours_right
         if ours_right != theirs_right:
-            found = Disagreement(rollout, kind_of(rollout.reference), verdict)
-            (ours_only if ours_right else theirs_only).append(found)
+            disagreement = Disagreement(rollout, kind_of(rollout.reference), verdict)
+            (ours_only if ours_right else theirs_only).append(disagreement)
     kinds = sorted({each.kind for each in (*ours_only, *theirs_only)})
     by_kind = {
         kind: (sum(each.kind == kind for each in ours_only), sum(each.kind == kind for each in theirs_only))
@@ -158,7 +158,7 @@ def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> Audi
 
 
 def kind_of(reference: Any) -> str:
-    """The form of a reference answer in a word: integer, rational, expression, equation, tuple, set, matrix, ..."""
+    """The form of a reference answer as one word: integer, rational, expression, equation, tuple, set, matrix, ..."""
     try:
         node: Node = parse(normalise(answers_of(reference)[0]))
     except Unreadable:

@@ -1,4 +1,4 @@
-"""The check of a dataset before a run: every gold answer must verify, another row's must not."""
+"""The check of a dataset before a run: every gold answer must be `correct`, and another row's must not."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rewards.checks.gold_questions import GOLD_COMPLETIONS, NO_ANSWER, NONE_LEFT
 from rewards.verdict import Status, Verdict, error
 
 FIRST_OFFENDERS = 10
-# Rows that are judged together: enough to keep a pool's workers busy, few enough that the display moves.
+# Rows that are judged together: enough to keep a pool's workers busy, and few enough to show progress.
 _ROWS_AT_A_TIME = 256
-# Gold answers without a single `correct` after which the verifier is taken for one that cannot be checked so.
+# Number of gold answers, none of them `correct`, after which the check gives up.
 _HOPELESS = 64
 
-# Two rows' answers that differ as texts may mean the same (120 and 120 degrees): one in a hundred is no alarm.
+# Answers that differ as texts may mean the same (120 and 120 degrees), so one in a hundred is no alarm.
 _MAY_BE_EQUAL = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Offender:
-    """A row that did not behave: the completion that was tried, and what the verifier said of it.
+    """A row that failed the check: the completion that was tried, and its verdict.
 
-    The completion is empty where it was the verifier's `gold_completions` that made it.
+    The completion is empty if it came from the verifier's `gold_completions`.
     """
 
     row: GoldRow
@@ -36,22 +36,22 @@ class Offender:
 
 @dataclass(slots=True)
 class GoldReport:
-    """What came out.
+    """The result of the check.
 
     Attributes:
-        rows: rows checked.
-        accepted: rows whose gold answer was `correct`.
-        scrambled: of those, rows that another answer was tried on: another row's, or the row's own with a digit or
-            letter changed where all rows have the same.
-        scrambled_accepted: of those, rows on which it was `correct` as well.
-        failed: verdicts of status `timeout` or `error`.
-        unreadable: rows whose gold answer is nothing that the math parser reads; only the same text matches them.
-        refused: the first rows whose gold answer was not `correct`.
-        fooled: the first rows on which another answer was.
-        first_unreadable: the first unreadable rows, with the parser's reason.
-        stopped: why the check ended before the last row; empty where it did not.
-        no_answer: rows whose reference is no answer, as the verifier says, and that have no gold completion either.
-        graded: rows whose gold answer earned a grade, of a verifier that does not say whether it is `correct`.
+        rows: number of rows checked.
+        accepted: number of rows whose gold answer was `correct`.
+        scrambled: number of accepted rows on which a wrong answer was tried: another row's, or, when all rows have the
+            same answer, the row's answer with a digit or letter changed.
+        scrambled_accepted: number of these rows on which the wrong answer was `correct` too.
+        failed: number of verdicts of status `timeout` or `error`.
+        unreadable: number of rows whose gold answer the math parser cannot read; only the same text equals it.
+        refused: first rows whose gold answer was not `correct`.
+        fooled: first rows on which the wrong answer was `correct`.
+        first_unreadable: first unreadable rows, with the parser's reason.
+        stopped: why the check ended before the last row; empty when it did not.
+        no_answer: number of rows without a gold completion, whose reference is no answer by the verifier's word.
+        graded: number of rows whose gold answer got the status `scored`, and no `correct`.
     """
 
     rows: int = 0
@@ -74,18 +74,18 @@ class GoldReport:
 
     @property
     def sound(self) -> bool:
-        """True where all rows were checked, every gold answer verified, and hardly any other one did."""
+        """True when all rows were checked, every gold answer was `correct`, and hardly any wrong answer was."""
         few = self.scrambled_accepted <= _MAY_BE_EQUAL * self.scrambled
         return self.accepted == self.tried and few and not self.stopped
 
     @property
     def only_failed(self) -> bool:
-        """True where the verifier decided none of the first gold answers: it may be down, and the data good."""
+        """True when the verifier decided none of the first gold answers: it may be down, and the data may be good."""
         return not self.accepted and all(offender.verdict.status.failed for offender in self.refused)
 
     @property
     def failure(self) -> str:
-        """Why no completion could earn its reward, for whoever reads it; empty where some could."""
+        """Why no completion could earn a reward; empty when some could."""
         if not self.tried:
             return ""
         if not self.accepted and not self.graded:
@@ -104,18 +104,18 @@ def check_gold(
     rows_at_a_time: int = _ROWS_AT_A_TIME,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> GoldReport:
-    """Judge every gold answer, and then another row's.
+    """Judge every gold answer, and then another row's answer.
 
-    A gold answer is stated in each of `FORMS` until one is accepted, beginning with the form that was accepted last;
-    where the verifier has `gold_completions`, those are judged instead.
+    A gold answer is stated in each of `FORMS` until the verifier accepts it, beginning with the form that was accepted
+    last. If the verifier has `gold_completions`, these are judged instead.
 
     Args:
         judge: judges a batch of calls of `questioned` verifiers; see `rewards.checks.gold_judges`.
-        rows: the dataset's rows, all of one verifier.
-        mathematical: also look whether the math parser can read each gold answer.
-        seed: of the choice of the other row.
-        rows_at_a_time: rows that are judged together.
-        on_rows: told how many rows were checked, as they are.
+        rows: rows of the dataset, all with the same verifier.
+        mathematical: whether the math parser tries to read each gold answer.
+        seed: seed of the choice of the other row.
+        rows_at_a_time: number of rows that are judged together.
+        on_rows: called with the number of rows checked, after each batch.
     """
     check = _Check(judge, rows, mathematical, seed)
     report = check.report
@@ -142,7 +142,7 @@ class _Check:
         self.report = GoldReport()
 
     def learn_methods(self) -> None:
-        """Ask the verifier whether it makes gold completions itself."""
+        """Ask the verifier whether it has `gold_completions`."""
         if not self._rows:
             return
         (methods,) = self._judge([(self._rows[0].verifier, Ask.METHODS, None, {})])
@@ -157,7 +157,7 @@ class _Check:
         """Judge the next rows.
 
         Raises:
-            CheckStopped: the judge gives up; what it had judged before is counted.
+            CheckStopped: the judge gave up; rows that it had judged before are counted.
         """
         too_deep = {at: Offender(row, "", _TOO_DEEP) for at, row in enumerate(batch) if nested_too_deep(row.reference)}
         self.report.failed += len(too_deep)
@@ -188,8 +188,8 @@ class _Check:
             if stop or not open_rows:
                 break
         if stop and not stop.verdicts:
-            raise stop  # the rows of this batch are looked at in part: none of them counts
-        # Where the judge gave up, a row whose other forms were not tried is not refused yet.
+            raise stop  # rows of this batch were judged in part, so none of them counts
+        # When the judge gave up, a row whose other forms were not tried is not refused yet.
         closed = [at for at in open_rows if not stop or (at in first and first[at].verdict.status.failed)]
         offenders = too_deep | {at: first[at] for at in closed if at in first}
         self.report.rows += len(ways) + len(unanswered) + len(closed) + len(too_deep)

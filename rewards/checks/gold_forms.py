@@ -1,4 +1,4 @@
-"""How a row's gold answer is put to its verifier, and another row's answer in its place."""
+"""How a check puts a row's gold answer, or another row's answer, to the verifier."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from rewards.checks.gold_questions import Ask
 from rewards.verifiers.numeric import rational
 
-# (verifier's name, completion, reference, the row's other columns), as a pool takes it.
+# (name of the verifier, completion, reference, other columns of the row), as a pool takes it.
 Call = tuple[str, str, Any, Mapping[str, Any]]
 
-# How a completion may state an answer; which of these a verifier reads hangs on its options. A form that states no
-# more than it must comes after one that most verifiers read.
+# How a completion may state an answer. A verifier's options decide which of these it reads, so the first is a form that
+# most verifiers read.
 FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"<think>Let me see.</think>\n<answer>$\\boxed{{{answer}}}$</answer>",
     lambda answer: f"<think>Let me see.</think>\n<answer>{answer}</answer>",
@@ -23,17 +23,17 @@ FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"The answer is {answer}",
     lambda answer: answer,
 )
-# Gold completions of one row that are tried: published solutions of a program are sometimes wrong.
+# Gold completions of a row that are tried. More than one, as published solutions are sometimes wrong.
 MOST_COMPLETIONS = 3
-# Rows that are drawn for an answer that differs from a row's own.
+# Rows that are drawn to find an answer that differs from a row's answer.
 _DRAWS = 8
-# A value in more lists than this cannot be sent to another process.
+# A value nested in more lists than this cannot be sent to another process.
 _MOST_NESTED = 50
 
 
 @dataclass(frozen=True, slots=True)
 class GoldRow:
-    """One row of a dataset: its reference answer, its other columns, a name to find it by, and its verifier's name."""
+    """One row of a dataset: its reference answer, its other columns, its name, and the name of its verifier."""
 
     reference: Any
     prompt: Mapping[str, Any] = field(default_factory=dict)
@@ -42,18 +42,18 @@ class GoldRow:
 
 
 class Answering(Protocol):
-    """How a verifier's gold answers are put to it."""
+    """How gold answers are put to a verifier."""
 
     def tries(self, rows: Sequence[GoldRow]) -> int:
-        """The most ways in which the answer of one of these rows can be put."""
+        """The greatest number of ways to put the answer of one of these rows."""
         ...
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
-        """The call that puts a row's gold answer in one way; None where the row has no such way."""
+        """The call that puts a row's gold answer in this way; None when the row has no such way."""
         ...
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The call that puts another answer in the same way; None where there is no other answer."""
+        """The call that puts another answer in this way; None when there is no other answer."""
         ...
 
 
@@ -61,7 +61,7 @@ class Stated:
     """The reference is the answer, and a completion states it in one of `FORMS`."""
 
     def tries(self, rows: Sequence[GoldRow]) -> int:
-        """Every form of every text that answers a reference."""
+        """The number of forms, times the number of texts that answer a reference."""
         return len(FORMS) * max(len(answers_of(row.reference)) for row in rows)
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
@@ -72,7 +72,7 @@ class Stated:
         return row.verifier, FORMS[way % len(FORMS)](answers[variant]), row.reference, row.prompt
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """Another row's answer that surely differs, else the row's answer with a character changed."""
+        """Another row's answer that certainly differs, else the row's answer with a character changed."""
         answer = self._other_answer(row, way // len(FORMS), rows, source)
         return None if answer is None else (row.verifier, FORMS[way % len(FORMS)](answer), row.reference, row.prompt)
 
@@ -88,18 +88,18 @@ class Stated:
 
 
 class OwnCompletions:
-    """The verifier says itself which completions must be `correct` (`gold_completions`)."""
+    """The verifier has completions that must be `correct` (`gold_completions`)."""
 
     def tries(self, rows: Sequence[GoldRow]) -> int:
-        """As many completions of a row as are tried."""
+        """The number of completions of a row that are tried."""
         return MOST_COMPLETIONS
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
-        """The question for the verdict on the row's completion of this number."""
+        """The question for the verdict on the row's completion with this number."""
         return row.verifier, Ask.GOLD, (row.reference, way), row.prompt
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The question for the verdict on another row's completion of this number, or its last."""
+        """The question for the verdict on another row's completion with this number, or on its last."""
         for _ in range(_DRAWS):
             other = source.choice(rows)
             if other.name != row.name and not nested_too_deep(other.reference):
@@ -108,7 +108,7 @@ class OwnCompletions:
 
 
 def answers_of(reference: Any) -> list[str]:
-    """The texts that answer a reference: of a list all together and the first, of a worked solution what it marks."""
+    """The texts that answer a reference: all items of a list and its first, or the marked answer of a solution."""
     if isinstance(reference, (list, tuple)):
         return [", ".join(map(as_text, reference)), as_text(reference[0]) if reference else ""]
     if isinstance(reference, float) and reference.is_integer():
@@ -129,7 +129,7 @@ def as_text(value: Any) -> str:
 
 
 def nested_too_deep(value: Any) -> bool:
-    """True where a value is in so many lists that no verifier could be handed it."""
+    """True when a value is nested in too many lists to be sent to a verifier."""
     level = [value]
     for _ in range(_MOST_NESTED):
         level = [
@@ -145,7 +145,7 @@ def nested_too_deep(value: Any) -> bool:
 
 
 def _same(first: str, second: str) -> bool:
-    """True where two answers may well mean the same, by their texts or as plain numbers."""
+    """True when two answers may mean the same, by their texts or as plain numbers."""
     if first.strip().casefold() == second.strip().casefold():
         return True
     value = rational(first)
@@ -153,17 +153,17 @@ def _same(first: str, second: str) -> bool:
 
 
 def scramble(answer: str, source: random.Random) -> str | None:
-    """Another answer of the same form: a digit is changed, else a letter; None where it has neither.
+    """A wrong answer of the same form: a digit is changed, or else a letter; None when it has neither.
 
-    The digit is not a leading one of several, so that the answer keeps its length, and never the last of a repeated
-    or trailing run of decimals that leaves the value as it was.
+    The first of several digits is kept, so that the answer keeps its length. So is the last digit of repeated or
+    trailing decimals, whose change could leave the value as it was.
     """
     digits = [match.start() for match in re.finditer(r"\d", answer)]
     if digits:
         at = source.choice(digits)
         others = [digit for digit in "123456789" if digit != answer[at]]
         return answer[:at] + source.choice(others) + answer[at + 1 :]
-    # Letters of a macro's name are not the answer's.
+    # Letters in the name of a macro do not belong to the answer.
     names = [span for match in re.finditer(r"\\[A-Za-z]+", answer) for span in range(*match.span())]
     protected = set(names)
     letters = [at for at, character in enumerate(answer) if character.isalpha() and at not in protected]

@@ -1,4 +1,4 @@
-"""Who answers the questions of a check of gold answers, and when the wait for the answers ends."""
+"""Judges for the check of gold answers, and the end of the wait for their answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LOOK_S = 0.2
 
 
 class CheckStopped(Exception):
-    """A judge gives up; the message says why.
+    """A judge gave up; the message says why.
 
     Attributes:
-        verdicts: those of the calls that came to an end, None for the others; empty where they are not to be counted.
+        verdicts: verdict of each call, None for a call that did not end; empty when no verdict shall count.
     """
 
     def __init__(self, why: str, verdicts: Sequence[Verdict | None] = ()) -> None:
@@ -27,12 +27,12 @@ class CheckStopped(Exception):
 
 
 class Patience:
-    """How long answers of a pool are waited for.
+    """Limits of the wait for the answers of a pool.
 
     Args:
         pool: the pool.
-        most_killed: calls that may hang until the pool's deadline, counted from now.
-        most_s: seconds from now.
+        most_killed: number of calls that may hang until the pool's deadline, counted from now.
+        most_s: seconds of the wait, counted from now.
     """
 
     def __init__(self, pool: VerifierPool, most_killed: int, most_s: float) -> None:
@@ -45,7 +45,7 @@ class Patience:
         return self._pool.stats().killed - self._killed_before
 
     def wait(self, answers: Sequence[futures.Future[Verdict]]) -> str:
-        """Wait for all answers. Empty, or why the wait ended before: those that had not begun are cancelled then."""
+        """Wait for all answers; return why the wait ended early, or an empty text. Other calls are cancelled."""
         why = ""
         while not why and futures.wait(answers, timeout=_LOOK_S).not_done:
             if self.killed >= self._most_killed:

@@ -1,8 +1,8 @@
-"""What a check of a dataset asks of a verifier besides verdicts on completions, answered where the verifier runs.
+"""Questions of a dataset check to a verifier, beside verdicts on completions, answered where the verifier runs.
 
-Gold answers are data of strangers: one may take for ever, or all memory. So nothing is asked in the checking process.
-A pool that is built of `questioned(specs)` answers these questions in its killable workers, as verdicts, and judges
-completions as ever.
+A gold answer from an unknown source may take for ever, or all memory, so the checking process does not work on it. A
+pool of `questioned(specs)` answers these questions in its killable workers, as verdicts, and judges completions as
+usual.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rewards.mathematics.reading.parse_answer import parse
 from rewards.verdict import Status, Verdict, correct, wrong
 from rewards.verifier import TOKENS_COLUMN, Verifier
 
-# Parts of the verdicts that answer: the methods that a verifier has, and why there is no verdict on a gold completion.
+# Parts of the answering verdicts: methods that the verifier has, and why a gold completion has no verdict.
 REFERENCE_PROBLEM, GOLD_COMPLETIONS = "reference_problem", "gold_completions"
 NO_ANSWER, NONE_LEFT = "no_answer", "none_left"
 
@@ -32,27 +32,27 @@ _CHARACTERS_PER_TOKEN = 4
 class Ask(StrEnum):
     """A question, in the place of the completion.
 
-    It is a type of its own: no completion, whatever its text, is taken for a question.
+    It is a separate type, so that no completion is taken for a question, whatever its text.
     """
 
     METHODS = "which methods do you have?"
     """Nothing else is needed."""
     REFERENCE = "can the reference be used?"
-    """Of a reference and its row: `correct`, or `wrong` with the reason."""
+    """Takes a reference and its row. The answer is `correct`, or `wrong` with the reason."""
     GOLD = "is the gold completion correct?"
-    """Of (reference, number of the completion) and its row."""
+    """Takes (reference, number of the completion) and the row."""
     OTHER = "is another row's gold completion correct?"
-    """Of (reference, number of the completion, the other row's reference, the other row) and its row."""
+    """Takes (reference, number of the completion, the other row's reference, the other row) and the row."""
     READING = "can the math parser read it?"
-    """Of a text: `correct`, or `wrong` with the reason."""
+    """Takes a text. The answer is `correct`, or `wrong` with the reason."""
 
 
 class Questioned:
     """A verifier that also answers questions.
 
     Args:
-        use: the verifier's, as in `VerifierSpec`.
-        options: the verifier's.
+        use: name of the verifier, as in `VerifierSpec`.
+        options: options of the verifier.
     """
 
     def __init__(self, use: str, options: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Questioned:
         return self._judge(completions[min(number, len(completions) - 1)], reference, prompt)
 
     def _judge(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        # A run hands verifiers the completion's number of tokens; here no tokenizer is known.
+        # A run gives verifiers the completion's number of tokens; here no tokenizer is known.
         tokens = len(completion) // _CHARACTERS_PER_TOKEN + 1
         return self._verifier(completion, reference, {**prompt, TOKENS_COLUMN: tokens})
 
@@ -100,13 +100,13 @@ class Questioned:
     def _method(self, name: str) -> Any:
         thing = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
         if isinstance(thing, functools.partial):
-            thing = thing.func  # options are bound to a function, whose attributes are its methods
+            thing = thing.func  # options are bound to a function, whose attributes are the methods
         method = getattr(thing, name, None)
         return method if callable(method) else None
 
 
 def questioned(specs: Iterable[VerifierSpec]) -> tuple[VerifierSpec, ...]:
-    """Specs of the same names whose verifiers also answer questions."""
+    """Specs with the same names, whose verifiers also answer questions."""
     return tuple(
         dataclasses.replace(
             spec,
@@ -123,7 +123,7 @@ def _no_verdict(why: str) -> Verdict:
 
 
 def reading(text: str) -> Verdict:
-    """`correct` where the math parser can read a text, else `wrong` with the reason."""
+    """`correct` when the math parser can read the text, else `wrong` with the reason."""
     try:
         parse(normalise(text))
     except Unreadable as problem:

@@ -1,4 +1,4 @@
-"""The look at every row's reference before a run: which of them no verifier could use."""
+"""The check of every row's reference before a run: which references the verifiers cannot use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewards.checks.gold_questions import REFERENCE_PROBLEM, Ask
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
-# Rows that are asked about together: enough to keep a pool busy, few enough that no copy of a large dataset is made.
+# Rows that are checked together: enough to keep a pool busy, and few enough that no large dataset is copied.
 _ROWS_AT_A_TIME = 4096
 _SHOWN_CHARACTERS = 80
 _TOO_DEEP = "it is nested in too many lists to be handed to a verifier"
@@ -20,10 +20,10 @@ _TOO_DEEP = "it is nested in too many lists to be handed to a verifier"
 
 @dataclass(frozen=True, slots=True)
 class UnusableReference:
-    """A row that no completion could be judged by.
+    """A row whose reference cannot judge any completion.
 
     Attributes:
-        row: its reference answer and its name.
+        row: the row.
         problem: why its verifier cannot use the reference.
     """
 
@@ -36,12 +36,12 @@ class UnusableReference:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceReport:
-    """What came out.
+    """The result of the check.
 
     Attributes:
-        rows: rows that were looked at.
-        unusable: those whose reference cannot be used, in the order of the data, each once.
-        stopped: why the look ended before the last row; empty where it did not.
+        rows: number of rows that were checked.
+        unusable: rows whose reference cannot be used, in the order of the data, each once.
+        stopped: why the check ended before the last row; empty when it did not.
     """
 
     rows: int
@@ -50,7 +50,7 @@ class ReferenceReport:
 
     @property
     def share(self) -> float:
-        """Unusable references of all that were looked at."""
+        """Share of the checked references that are unusable."""
         return len(self.unusable) / max(1, self.rows)
 
 
@@ -59,14 +59,14 @@ def check_references(
 ) -> ReferenceReport:
     """Ask the verifiers whether they can use the rows' references (`reference_problem`).
 
-    A row appears once for each verifier that judges it. Of a verifier without the method nothing is known, and its rows
-    count as usable. A question that ends in `timeout` or `error` makes a reference unusable: so would its verdicts.
+    A row appears once for each verifier that judges it. Rows of a verifier without the method count as usable. A
+    question that ends in `timeout` or `error` makes a reference unusable, since verdicts with it would end so too.
 
     Args:
-        pool: of `questioned` verifiers.
-        rows: the dataset's rows.
-        most_killed: questions that may hang until the pool's deadline before the look ends.
-        most_s: seconds after which the look ends; rows that were not looked at then count as usable.
+        pool: pool of `questioned` verifiers.
+        rows: rows of the dataset.
+        most_killed: number of questions that may hang until the pool's deadline before the check ends.
+        most_s: seconds after which the check ends; rows that were not checked count as usable.
     """
     listed = list(rows)
     names = dict.fromkeys(row.verifier for row in listed)
@@ -92,13 +92,13 @@ def check_references(
 def _answers(
     pool: VerifierPool, rows: Sequence[GoldRow], knowing: Collection[str], patience: Patience
 ) -> tuple[list[str | None], str]:
-    """The problem of each row, empty where there is none and None where it was not looked at; why the look ended."""
+    """The problem of each row (empty for none, None when it was not checked), and why the check ended early."""
     answers: list[str | None] = [_TOO_DEEP if nested_too_deep(row.reference) else "" for row in rows]
     open_rows = [at for at, row in enumerate(rows) if row.verifier in knowing and not answers[at]]
     calls: list[Call] = [(rows[at].verifier, Ask.REFERENCE, rows[at].reference, rows[at].prompt) for at in open_rows]
     futures = pool.submit_many(calls)
     stopped = patience.wait(futures)
-    # What runs cannot be cancelled. It ends at the pool's deadline, before the pool is used for other calls.
+    # Calls that run cannot be cancelled. They end at the pool's deadline, before the pool is used for other calls.
     concurrent.futures.wait(futures)
     for at, future in zip(open_rows, futures, strict=True):
         answers[at] = _problem(future)
@@ -115,7 +115,7 @@ def _problem(future: concurrent.futures.Future[Verdict]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A reference for a line on a terminal: cut, and escaped, as what comes from data may hold control characters."""
+    """A reference for a line of a terminal: cut, and escaped, since data may contain control characters."""
     text = as_text(value)
     half = _SHOWN_CHARACTERS // 2
     return ascii(text if len(text) <= 2 * half else text[:half] + " ... " + text[-half:])

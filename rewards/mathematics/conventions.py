@@ -11,18 +11,17 @@ class Conventions:
     r"""What counts as the same answer, where people disagree.
 
     Attributes:
-        percent: `either`: gold `p%` is matched by `p%`, `p/100` and bare `p`; `value`: by `p%` and `p/100`;
-            `strict`: by `p%` alone.
-        units: `missing`: a unit missing on one side is ignored, two different ones are not equal; `strict`: both
-            must have it; `ignore`: units are not looked at.
-        ordered: bare lists and sets must be in the gold's order.
-        rounded: a gold decimal, also in scientific notation or with a unit, is matched by an answer that rounds to it
-            at the gold's last digit. Off: an exact gold is never matched by a rounded answer, nor a rounded gold by
-            an exact one.
-        bare_base: a gold in a base is also matched by its digits without the base.
-        log_base: 10 or, for 0, e: what `\log` without a base means.
-        decimal_comma: `3,14` may be read as 3.14 where the gold is a single number; not `3,141`, whose comma groups
-            thousands, unless it is `always`.
+        percent: answers equal to the gold answer `p%`. `either`: `p%`, `p/100` and `p`; `value`: `p%` and `p/100`;
+            `strict`: only `p%`.
+        units: role of units. `missing`: a unit may be missing on one side, but different units are not equal; `strict`:
+            both sides must have the unit; `ignore`: units do not count.
+        ordered: whether sets, and lists without brackets, must have the gold answer's order.
+        rounded: whether an answer that rounds to a gold decimal at its last digit is equal; the decimal may have a unit
+            or be in scientific notation. Without it a rounded and an exact value are never equal.
+        bare_base: whether the digits alone equal a gold numeral with a base.
+        log_base: base of `\log` without a base; 0 means e.
+        decimal_comma: whether `3,14` may be 3.14 when the gold answer is a single number. `3,141` stays a group of
+            thousands, unless the setting is `always`.
     """
 
     percent: Literal["either", "value", "strict"] = "either"

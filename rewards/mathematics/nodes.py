@@ -1,7 +1,7 @@
-"""What a mathematical answer can be, once read: a small set of typed nodes.
+"""The typed nodes of a mathematical answer that has been read.
 
-Nodes are plain immutable data. Nothing in them is ever executed; what they are worth is computed by
-`rewards.mathematics.comparing.evaluate`, which estimates the cost of each operation before it does it.
+Nodes are plain immutable data. Nothing in them is ever executed; `rewards.mathematics.comparing.evaluate` computes
+their values, and estimates the cost of each operation before it does it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from fractions import Fraction
 
 
 class Unreadable(Exception):
-    """The text is not an answer that the parser can read, or it is larger than a person would write."""
+    """The parser cannot read the text, or the text is larger than an answer that a person would write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
     """An exact rational.
 
-    `decimals` is the count of digits after the point, None where it was no plain decimal; `bare` is what the same
-    digits mean in base ten, where a base was written.
+    `decimals` is the number of digits after the point, None for a number that was no plain decimal. `bare` is the value
+    of the digits in base ten, for a numeral with a base.
     """
 
     value: Fraction
@@ -54,7 +54,7 @@ class Apply:
 class Bound:
     """A sum, product, integral, limit or set builder over a bound variable.
 
-    It is compared, never worked out: an answer that restates the problem is not a solution.
+    It is compared and never evaluated, since an answer that restates the problem is no solution.
     """
 
     op: str
@@ -65,7 +65,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Items between brackets: `()`, `[)`, `{}`, `<>`, or `""` for a bare list, whose `joiner` is `,`, `or`, `and`."""
+    """Items between brackets: `()`, `[)`, `{}`, `<>`; or `""` for a list without them, joined by `,`, `or`, `and`."""
 
     brackets: str
     items: tuple[Node, ...]
@@ -90,7 +90,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A product of base units: `factor` of them make one, `dimensions` says which and to what power, sorted."""
+    """A unit as a product of base units: its size in them (`factor`), and their powers, sorted (`dimensions`)."""
 
     factor: Fraction
     dimensions: tuple[tuple[str, int], ...]
@@ -108,8 +108,8 @@ class Quantity:
 class Ratio:
     """`a:b` or `a:b:c`.
 
-    `clock` is the seconds after midnight where it can be a time of day; `exact_clock` says that a.m. or p.m. was
-    written.
+    `clock` is the number of seconds after midnight if it can be a time of day; `exact_clock` says whether a.m. or p.m.
+    was written.
     """
 
     items: tuple[Node, ...]
@@ -119,7 +119,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Words: case, fonts and the final period are gone."""
+    """Words, in lower case, without fonts and final period."""
 
     words: str
 
@@ -131,7 +131,7 @@ Expression = (Number, Constant, Symbol, Apply, Bound)
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """The nodes directly below."""
+    """The nodes directly below a node."""
     if isinstance(node, Apply):
         return node.args
     if isinstance(node, (Sequence, Ratio)):
@@ -148,7 +148,7 @@ def children(node: Node) -> tuple[Node, ...]:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it."""
+    """A node and all nodes below it."""
     pending = [node]
     while pending:
         current = pending.pop()
@@ -168,7 +168,7 @@ def free_symbols(node: Node) -> frozenset[str]:
 
 
 def rename(node: Node, swap: Mapping[str, Node]) -> Node:
-    """The same tree with every free variable that is a key of `swap` replaced."""
+    """The same tree with the free variables that are keys of `swap` replaced."""
     if isinstance(node, Symbol):
         return swap.get(node.name, node)
     if isinstance(node, Apply):

@@ -1,4 +1,4 @@
-"""A worker's life where its verifiers are async: many calls under way in one event loop, which lives as long as it."""
+"""The life of a worker of async verifiers: many calls overlap in one event loop, which lasts as long as the worker."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rewards.pool import wire
 from rewards.raised import describe
 from rewards.verdict import Verdict, error
 
-# What the parent sends: calls to begin, or the numbers of calls to give up.
+# The messages of the parent: calls to begin, or identities of calls to cancel.
 RUN, CANCEL = "run", "cancel"
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
-    """Take calls and answer each as it ends, until the parent goes away."""
+    """Run calls and answer each when it ends, until the parent closes the connection."""
     asyncio.run(_Calls(page, verifiers).serve(connection))
 
 
@@ -31,7 +31,7 @@ class _Calls:
 
     def __init__(self, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
         self._page, self._verifiers = page, verifiers
-        # With each task the stage that it is at, as the one item of a list.
+        # Each task, and its stage as the only item of a list.
         self._tasks: dict[int, tuple[asyncio.Task[None], list[str]]] = {}
         self._given_up: set[int] = set()
         self._hits: dict[str, int] = {}
@@ -52,7 +52,7 @@ class _Calls:
                     self._tasks[identity] = asyncio.create_task(self._answer(writer, at, identity, *call)), at
             else:
                 for identity in items:
-                    if identity in self._tasks:  # else its answer is on its way
+                    if identity in self._tasks:  # else it has been answered
                         task, at = self._tasks[identity]
                         writer.write(wire.encode_reply(["stage", identity, at[0]]))
                         self._given_up.add(identity)
@@ -94,9 +94,9 @@ class _Calls:
 
 
 class _Noted:
-    """Awaits a coroutine; while it has the processor, the shared page says so.
+    """Awaits a coroutine, and writes to the shared page whenever the coroutine has the processor.
 
-    So the parent knows which of many calls keeps the loop from turning or has ended the process, and at which stage.
+    So the parent knows which of many calls blocks the loop or has ended the process, and at which stage.
     """
 
     def __init__(
@@ -118,5 +118,5 @@ class _Noted:
                 self._page.write_running(-1)
             try:
                 step = functools.partial(self._coroutine.send, (yield awaited))
-            except BaseException as thrown:  # a cancellation, or the end of this generator: it is the coroutine's
+            except BaseException as thrown:  # a cancellation, or the end of this generator: the coroutine must see it
                 step = functools.partial(self._coroutine.throw, thrown)

@@ -1,4 +1,4 @@
-"""How much work a worker is sent ahead."""
+"""The calls that a worker is given at a time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import deque
 from rewards.pool.jobs import PoolJob
 from rewards.pool.stats import Recorder
 
-# Enough to hide the round trip, little enough to share out evenly.
+# A batch is long enough to hide the round trip, and short enough to spread calls evenly.
 _BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
 
 
 def next_batch(queue: deque[PoolJob], workers: int, recorder: Recorder) -> list[PoolJob]:
-    """Take the next few calls: about `_BATCH_S` seconds of work by each verifier's record, at least one.
+    """Take calls from the queue: about `_BATCH_S` seconds of work by the verifiers' mean times, at least one call.
 
-    Those that their caller has cancelled are dropped.
+    Calls that their caller has cancelled are dropped.
     """
     jobs: list[PoolJob] = []
     seconds, characters = 0.0, 0

@@ -1,4 +1,4 @@
-"""What an actor was busy with, and when, by its own clock: bounded, and cheap enough to keep always."""
+"""The intervals in which an actor was busy, by its clock: bounded in number, and cheap enough to always record."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-# By what it did: when it did it, as (begin, end) in seconds since the epoch, rising and apart.
+# Activity -> its intervals (begin, end) in seconds since the epoch, in order and without overlap.
 Busy = dict[str, list[tuple[float, float]]]
 
-# Neighbours with less than this between them are told as one.
+# Intervals with a smaller gap than this, in seconds, become one.
 _GAP_S = 0.02
-# Intervals of one kind that are kept; where there are more, the nearest of them become one.
+# Intervals that are kept for each activity; when there are more, the nearest of them become one.
 MOST = 32
 _Item = TypeVar("_Item")
 
@@ -22,15 +22,15 @@ class BusyClock:
     """Gathers intervals until they are taken. May be written and read by several threads."""
 
     def __init__(self) -> None:
-        """Nothing done yet."""
+        """Start with no interval."""
         self._lock = threading.Lock()
         self._busy: Busy = {}
         self._gap_s: dict[str, float] = {}
 
     def add(self, what: str, begin: float, end: float) -> None:
-        """It did this from `begin` to `end`, seconds since the epoch; intervals may overlap."""
+        """Record an interval of the activity `what`, in seconds since the epoch; intervals may overlap."""
         if end < begin:
-            return  # the clock was set back meanwhile, and nobody knows how long this took
+            return  # the clock was set back, so the duration is unknown
         with self._lock:
             kept = self._busy.setdefault(what, [])
             gap_s = self._gap_s.get(what, _GAP_S)
@@ -43,14 +43,14 @@ class BusyClock:
                 kept[:] = _joined(kept, gap_s)
 
     def merge(self, busy: Mapping[str, Iterable[tuple[float, float]]]) -> None:
-        """Take over what another clock gave out."""
+        """Add the intervals of another clock."""
         for what, intervals in busy.items():
             for begin, end in intervals:
                 self.add(what, begin, end)
 
     @contextlib.contextmanager
     def during(self, what: str) -> Iterator[None]:
-        """It does this for as long as the block lasts."""
+        """Record the time of the block as this activity."""
         began = time.time()
         try:
             yield
@@ -58,7 +58,7 @@ class BusyClock:
             self.add(what, began, time.time())
 
     def each(self, what: str, items: Iterable[_Item]) -> Iterator[_Item]:
-        """The same items; it does this while they are made, and not while they are used."""
+        """The same items; the time in which they are made, not that in which they are used, is this activity."""
         made = iter(items)
         while True:
             with self.during(what):
@@ -69,14 +69,14 @@ class BusyClock:
             yield item
 
     def take(self) -> Busy:
-        """All since this was last asked."""
+        """The intervals since the last call of this method."""
         with self._lock:
             taken, self._busy, self._gap_s = self._busy, {}, {}
         return {what: _joined(intervals, _GAP_S) for what, intervals in taken.items()}
 
 
 def _joined(intervals: Iterable[tuple[float, float]], gap_s: float) -> list[tuple[float, float]]:
-    """The same time in their order, as one interval where there is less than `gap_s` between two."""
+    """The intervals in order; two with a gap of less than `gap_s` between them become one."""
     joined: list[tuple[float, float]] = []
     for begin, end in sorted(intervals):
         if joined and begin <= joined[-1][1] + gap_s:

@@ -1,13 +1,13 @@
-"""Where a pool's workers come from: a nursery that is replaced when it dies, until nothing comes up any more."""
+"""The source of a pool's workers: a nursery, which is replaced when it dies, as long as new ones come up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from rewards.pool.processes import Kinds, NurseryError, WorkerHandle, WorkerNursery
+from rewards.pool.processes import Kinds, NurseryError, WorkerNursery, WorkerProcess
 from rewards.pool.stats import Recorder
 
-# Workers or nurseries that die one after the other before doing anything; then the pool gives up and says why.
+# After this many workers or nurseries in a row that die before they can work, the pool gives up.
 _STILLBIRTHS = 4
 
 
@@ -15,30 +15,30 @@ class Forks:
     """Forks workers and ends them; used by the supervising thread alone.
 
     Args:
-        setup: what the nursery must know (`pack_setup`).
+        setup: verifiers and limits for the nursery (`pack_setup`).
         start_s: seconds that a nursery may take to come up.
         recorder: counts the workers.
-        bury_all: told when the nursery has died, and all workers with it.
+        bury_all: called when the nursery has died, and all workers with it.
     """
 
     def __init__(self, setup: bytes, start_s: float, recorder: Recorder, bury_all: Callable[[], None]) -> None:
         self._setup, self._start_s, self._recorder, self._bury_all = setup, start_s, recorder, bury_all
         self._stillbirths = 0
         self.nursery: WorkerNursery | None = None
-        # Why no worker can be had any more; empty while some can.
+        # Why no worker can be forked any more; empty while forking works.
         self.broken = ""
 
     def start(self) -> Kinds:
-        """Start the nursery, which says which kinds of verifiers there are.
+        """Start the nursery; return the kinds of verifiers that it has found.
 
         Raises:
-            NurseryError: it did not come up.
+            NurseryError: the nursery did not come up.
         """
         self.nursery = WorkerNursery(self._setup, self._start_s)
         return self.nursery.kinds
 
-    def fork(self, asynchronous: bool = False) -> WorkerHandle | None:
-        """A new worker; None where the nursery has died, which is another one then."""
+    def fork(self, asynchronous: bool = False) -> WorkerProcess | None:
+        """Fork a worker; None when the nursery has died, in which case it is replaced."""
         assert self.nursery is not None
         try:
             worker = self.nursery.fork(asynchronous)
@@ -48,20 +48,20 @@ class Forks:
         self._recorder.event("started")
         return worker
 
-    def end(self, worker: WorkerHandle) -> None:
+    def end(self, worker: WorkerProcess) -> None:
         """Kill and reap a worker."""
         assert self.nursery is not None
         self.nursery.end(worker)
 
     def came_up(self, alive: bool) -> None:
-        """Told of each worker: it can work, or it has died before it could."""
+        """Note that a worker can work, or that it died before it could."""
         if alive:
             self._stillbirths = 0
         else:
             self._stillborn("see its message on standard error; is memory_mb too small?")
 
     def stop(self) -> None:
-        """Kill the nursery, and with it every worker that is left."""
+        """Kill the nursery, and with it every worker."""
         if self.nursery is not None:
             self.nursery.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -9,21 +10,24 @@ from typing import Any
 
 from rewards.verdict import Verdict
 
+# What pickling raises for values that another process cannot be given.
+_UNPICKLABLE = (RecursionError, pickle.PicklingError, AttributeError, TypeError)
+
 
 @dataclass(slots=True, eq=False)
 class PoolJob:
     """One call of a verifier.
 
     Attributes:
-        identity: its number in the pool.
-        name: the verifier's.
-        completions: one, or those of a whole group, which a group verifier judges together.
-        reference: the row's reference answer.
-        prompt: the row's columns.
-        lists: of a group, the columns that hold a value for each completion.
-        futures: one for each completion.
-        deaths: how many workers have died under it.
-        begun: a worker has it, or had it.
+        identity: number of the call in its pool.
+        name: name of the verifier.
+        completions: a single completion, or all completions of a prompt for a group verifier.
+        reference: reference answer of the row.
+        prompt: columns of the row.
+        lists: columns with a value for each completion; None when the job is no group.
+        futures: a future for each completion.
+        deaths: number of workers that died while they ran the call.
+        begun: whether the call was given to a worker.
     """
 
     identity: int
@@ -41,15 +45,69 @@ class PoolJob:
 
     @property
     def characters(self) -> int:
-        """Of all completions together."""
+        """Characters of all completions together."""
         return sum(map(len, self.completions))
 
     def start(self) -> bool:
-        """Mark as begun; False where its caller has cancelled all of it."""
+        """Mark the call as begun; False when its caller has cancelled all of its futures."""
         if not self.begun:
             self.begun = any([future.set_running_or_notify_cancel() for future in self.futures])
         return self.begun
 
     def message(self) -> tuple[Any, ...]:
-        """What a worker is sent; of a single completion without the group's lists."""
+        """The fields that a worker needs."""
         return self.identity, self.name, self.completions, self.reference, self.prompt, self.lists
+
+
+@dataclass(frozen=True, slots=True)
+class PackedJobs:
+    """Several jobs as one message to a worker.
+
+    Attributes:
+        body: the pickled message; empty when no job is left.
+        jobs: jobs that are in the message.
+        refused: jobs that cannot be pickled, with the reason.
+    """
+
+    body: bytes
+    jobs: list[PoolJob]
+    refused: list[tuple[PoolJob, str]]
+
+
+def pack(label: object, jobs: list[PoolJob]) -> PackedJobs:
+    """Pickle `(label, messages of the jobs)`, without the jobs whose row no other process can be given."""
+    try:
+        return PackedJobs(_pickled(label, jobs), jobs, [])
+    except _UNPICKLABLE:
+        refused = [(job, reason) for job in jobs if (reason := _refusal(label, job))]
+    unpicklable = {job.identity for job, _ in refused}
+    rest = [job for job in jobs if job.identity not in unpicklable]
+    return PackedJobs(_pickled(label, rest) if rest else b"", rest, refused)
+
+
+def _pickled(label: object, jobs: list[PoolJob]) -> bytes:
+    return pickle.dumps((label, [job.message() for job in jobs]), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _refusal(label: object, job: PoolJob) -> str:
+    """Why a job cannot be pickled; empty when it can."""
+    try:
+        _pickled(label, [job])
+    except _UNPICKLABLE as problem:
+        columns = {**job.prompt, **(job.lists or {})}
+        places = [("the reference answer", job.reference), *((f"column {key!r:.60}", columns[key]) for key in columns)]
+        culprit = next((place for place, value in places if not _is_picklable(value)), "the row")
+        return (
+            f"{job.name}: {culprit} cannot be sent to a worker process ({type(problem).__name__}: {problem!s:.200}); "
+            f"use text, numbers, and lists or dictionaries of them with at most 100 levels of nesting, "
+            f"or store the value as JSON text"
+        )
+    return ""
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except _UNPICKLABLE:
+        return False
+    return True

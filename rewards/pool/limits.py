@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """What VerifierPool was given, with the defaults filled in."""
+    """The settings of a `VerifierPool`, which describes them, with the defaults filled in."""
 
     workers: int
     deadline_s: float
@@ -31,7 +31,7 @@ class PoolLimits:
         """Fill in the defaults.
 
         Raises:
-            ValueError: a setting out of range, with its value.
+            ValueError: a setting is out of range; the message has its value.
         """
         count = len(os.sched_getaffinity(0)) if workers is None else workers
         extra = 2 * count if spares is None else spares

@@ -1,9 +1,8 @@
 """The process that worker processes are forked from: small, single-threaded, with the verifiers already built.
 
-Forking the trainer itself would copy its threads' locks in whatever state they are, and starting an interpreter
-per worker costs a hundred times more than a fork. So the pool starts this process once and asks it for workers.
-Should building the verifiers leave a thread running, the nursery starts itself anew without them and every worker
-builds its own.
+A fork of the trainer would copy the locks of its threads in any state, and starting an interpreter for each worker
+costs a hundred times more than a fork. So the pool starts this process once, and it forks the workers. If building the
+verifiers leaves a thread running, the nursery starts itself again without them, and every worker builds them.
 
 Run as `python -m rewards.pool.nursery CONTROL_FD PARENT_PID [bare]`, with the pickled set-up on standard input.
 """
@@ -32,19 +31,19 @@ from rewards.raised import describe, is_told
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 _COMMAND_BYTES = 64
-# Between two looks at whether a killed worker has ended.
+# Seconds between two looks at whether a killed worker has ended.
 _REAP_S = 0.02
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the parent dies, and leave at once where it already has."""
+    """Let the kernel kill this process when the parent dies; exit at once if it is dead already."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
-    """A worker's life: read batches, run what is not revoked, answer each job as it ends."""
+    """The life of a worker: read batches, run the calls that are not revoked, answer each when it ends."""
     while True:
         header = wire.receive_exactly(connection, wire.LENGTH.size)
         body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
@@ -81,11 +80,11 @@ def become_worker(
     """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
     code = 0
     try:
-        # A group of its own, so that the pool can kill a verifier's children with it; no session of its own, since
-        # Linux shares processors out by session, and a worker could then not be made to stand back.
+        # A new process group, so that the pool can kill a verifier's children with it. But no new session: Linux shares
+        # processors between sessions, so a worker in another session could not be held back.
         os.setpgid(0, 0)
         if setup["memory_bytes"] is not None:
-            # The soft limit only: a sandbox that a verifier starts has its own limits for what it runs.
+            # Only the soft limit: a sandbox that a verifier starts sets other limits for its programs.
             most = resource.getrlimit(resource.RLIMIT_AS)[1]
             allowed = setup["memory_bytes"] if most == resource.RLIM_INFINITY else min(setup["memory_bytes"], most)
             resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
@@ -137,11 +136,11 @@ def main(arguments: list[str]) -> int:
         control.send(f"failed {describe(problem)}".encode()[:4000])
         return 1
     gc.collect()
-    gc.freeze()  # objects shared with the workers stay shared: collections do not touch their pages
+    gc.freeze()  # collections do not touch the objects shared with the workers, so their pages stay shared
     control.send(f"ready {json.dumps(setup['kinds'])}".encode())
     ending: set[int] = set()
     while True:
-        # A process that was killed may take a while to end where it gets no processor; nobody waits for it.
+        # A killed process that gets no processor may take a while to end, so nobody waits for it.
         ending = {child for child in ending if os.waitpid(child, os.WNOHANG)[0] == 0}
         control.settimeout(_REAP_S if ending else None)
         try:
@@ -154,7 +153,7 @@ def main(arguments: list[str]) -> int:
             asynchronous = command == b"fork async"
             control.send(str(_fork(control, descriptors, setup, verifiers, asynchronous)).encode())
         else:
-            # Only on command: until then the zombie keeps its id from being given to a stranger.
+            # Reaped only on command: until then no other process can get the id.
             ending.add(int(command))
 
 

@@ -25,27 +25,27 @@ class VerifierPool:
     """Runs verifiers in worker processes under a hard deadline.
 
     Args:
-        verifiers: specs, or verifiers by name. Verifiers given as objects must be picklable and importable by
-            another process.
-        workers: processes that work at the same time; default: the number of usable cores.
-        deadline_s: seconds that one call may take, counted from when the call starts. At the deadline its process
-            is killed and the verdict is `timeout`, with the verifier's name and the stage it was at. A call that
-            other programs have kept from a processor for nine tenths of that time gets as much once more.
+        verifiers: specs, or verifiers by name. Verifiers that are objects must be picklable and importable by another
+            process.
+        workers: number of processes that work at the same time; default: the number of usable cores.
+        deadline_s: seconds that one call may take after it starts. At the deadline its process is killed and the
+            verdict is `timeout`, with the verifier's name and its stage. If other programs kept the call from a
+            processor for nine tenths of that time, the call gets the same time once more.
         memory_mb: address space of one worker in MiB; None for no limit. Beyond it the verdict is `error`.
-        replays: how often a call is given to another worker after its worker died under it (killed by someone
-            else, crashed); after that the verdict is `error`.
-        spares: workers beyond `workers` that may be started while others hang, so that they do not hold up the
-            rest; default: twice `workers`.
+        replays: number of times that a call is given to another worker after its worker crashed or was killed by
+            another program; after that the verdict is `error`.
+        spares: number of workers beyond `workers` that may be started while others hang, so that other calls do not
+            wait; default: twice `workers`.
         start_s: seconds that starting the processes and importing the verifiers may take.
-        overlap: calls of async verifiers that one worker has under way at a time. Such verifiers have workers of their
-            own, up to `workers` of them, each with one event loop for as long as it lives. At its deadline a call is
-            cancelled; where it does not end then, its worker is killed and the other calls are given to another.
+        overlap: number of calls of async verifiers that overlap in one worker. Async verifiers have separate workers,
+            at most `workers` of them, each with one event loop. A call is cancelled at its deadline. If it does not end
+            then, its worker is killed and the other calls are given to another worker.
 
-    The pool never forks its own process, its workers import nothing but the verifiers, ignore Ctrl-C and die with
-    the process that made the pool. One thread supervises; futures are resolved in it, so callbacks must be short.
+    The pool never forks the calling process. Its workers import nothing but the verifiers, ignore Ctrl-C, and die with
+    the process that made the pool. One thread supervises, and resolves the futures, so callbacks must be short.
 
     Raises:
-        ValueError: a verifier that cannot be built or sent, or a setting out of range.
+        ValueError: a verifier cannot be built or sent, or a setting is out of range.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class VerifierPool:
         self._supervisor = Supervisor(named, limits, self._queue, self._async_queue, self._recorder)
 
     def judges_groups(self, name: str) -> bool:
-        """True where the verifier wants all completions of a prompt at once, from `submit_group`.
+        """True when the verifier takes all completions of a prompt at once, from `submit_group`.
 
-        From the other methods it gets a group of one.
+        The other methods give it a group of one.
         """
         return name in self._supervisor.kinds.groups
 
     def submit(self, name: str, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Future[Verdict]:
-        """Queue one call; the future always comes to a Verdict, whatever the verifier does.
+        """Queue one call; the future always gets a Verdict, whatever the verifier does.
 
         Raises:
-            ValueError: no verifier of that name in this pool.
+            ValueError: the pool has no verifier of that name.
             RuntimeError: the pool is closed.
         """
         return self.submit_many([(name, completion, reference, prompt)])[0]
@@ -93,7 +93,7 @@ class VerifierPool:
         """Queue several calls `(name, completion, reference, prompt)` at once; one future each, in order.
 
         Raises:
-            ValueError: no verifier of that name in this pool; nothing is queued then.
+            ValueError: the pool has no verifier of that name; then nothing is queued.
             RuntimeError: the pool is closed, or its supervising thread has failed.
         """
         jobs = self._queue_jobs(
@@ -112,14 +112,15 @@ class VerifierPool:
         """Queue one call of a group verifier, under one deadline; a future for each completion, in order.
 
         Args:
-            name: the verifier's.
-            completions: of one prompt.
-            reference: the row's reference answer.
-            prompt: the row's columns.
-            lists: further columns, which hold a value for each completion.
+            name: name of the verifier.
+            completions: all completions of one prompt.
+            reference: reference answer of the row.
+            prompt: columns of the row.
+            lists: columns with a value for each completion.
 
         Raises:
-            ValueError: no verifier of that name, one that judges completions one by one, or columns that do not fit.
+            ValueError: the pool has no verifier of that name, it judges completions one by one, or a column does not
+                have a value for each completion.
             RuntimeError: the pool is closed, or its supervising thread has failed.
         """
         columns = dict(lists or {})
@@ -158,21 +159,21 @@ class VerifierPool:
         return self._recorder.snapshot(queued=len(self._queue) + len(self._async_queue))
 
     def take_recent(self) -> dict[str, Tally]:
-        """What was counted since this was last asked, by verifier."""
+        """Counts by verifier since the last call of this method."""
         return self._recorder.take_recent()
 
     def take_busy(self) -> dict[str, Busy]:
-        """When some worker was at a verdict since this was last asked, under the name `verifiers`."""
+        """Intervals in which a worker was judging, since the last call of this method, under the name `verifiers`."""
         return {"verifiers": self._recorder.busy.take()}
 
     def close(self) -> None:
-        """Kill the workers; calls not yet decided come to `error`. Safe to call twice."""
+        """Kill the workers; calls without a verdict get an `error`. Safe to call twice."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
         self._supervisor.stop()
-        for job in [*self._supervisor.abandoned, *self._queue, *self._async_queue]:
+        for job in [*self._queue, *self._async_queue]:
             if job.start():
                 for future in job.futures:
                     if not future.done():

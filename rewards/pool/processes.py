@@ -1,29 +1,23 @@
-"""The pool's processes as their parent sees them: the nursery, and the workers it forks."""
+"""The parent's hold on the pool's processes: the nursery, and the workers that it forks."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import pickle
 import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rewards.pool.jobs import PoolJob
 from rewards.pool.wire import LENGTH, Inbox
 from rewards.stage import PAGE_BYTES, SharedPage
-from rewards.verdict import Verdict
 
 _CONTROL_BYTES = 1 << 16
-# The first look at a call, and the least time between two.
-LOOK_S = 0.004
 # The low bits of the identity of a process's clock, beside its inverted id; see clock_getcpuclockid(3).
 _PROCESS_CLOCK = 2
 
@@ -34,11 +28,11 @@ class NurseryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """Which verifiers are called in another way than one completion after the other.
+    """The verifiers that are not called with one completion after the other.
 
     Attributes:
-        groups: names of those that judge all completions of a prompt at once.
-        asynchronous: names of those of which several calls can be under way in one worker.
+        groups: names of the verifiers that judge all completions of a prompt at once.
+        asynchronous: names of the verifiers whose calls overlap in one worker.
     """
 
     groups: frozenset[str] = frozenset()
@@ -48,11 +42,11 @@ class Kinds:
 class WorkerNursery:
     """The parent's hold on the nursery process.
 
-    Start it in the thread that lives as long as the pool: the kernel counts that thread as the parent whose death
-    kills it.
+    Make it in the thread that lives as long as the pool: the kernel kills the nursery when the thread that started
+    it ends.
 
     Raises:
-        NurseryError: it did not come up within `start_s` seconds; the message has the verifier's own error.
+        NurseryError: the nursery did not come up within `start_s` seconds; the message has the verifier's error.
     """
 
     def __init__(self, setup: bytes, start_s: float) -> None:
@@ -77,21 +71,21 @@ class WorkerNursery:
         try:
             self._process.stdin.write(setup)
             self._process.stdin.close()
-            said = ours.recv(_CONTROL_BYTES).decode("utf-8", "replace")
+            answer = ours.recv(_CONTROL_BYTES).decode("utf-8", "replace")
         except (OSError, TimeoutError) as problem:
             self.stop()
             raise NurseryError(f"the verifiers were not loaded within {start_s:g} s: {problem!r}") from problem
-        if not said.startswith("ready "):
+        if not answer.startswith("ready "):
             self.stop()
-            raise NurseryError(said.removeprefix("failed ") or "the process that loads the verifiers died")
-        kinds = json.loads(said.removeprefix("ready "))
+            raise NurseryError(answer.removeprefix("failed ") or "the process that loads the verifiers died")
+        kinds = json.loads(answer.removeprefix("ready "))
         self.kinds = Kinds(frozenset(kinds["groups"]), frozenset(kinds["asynchronous"]))
 
-    def fork(self, asynchronous: bool = False) -> WorkerHandle:
-        """A new worker; it says `ready` on its connection when it can take work.
+    def fork(self, asynchronous: bool = False) -> WorkerProcess:
+        """Fork a worker; it sends `ready` on its connection when it can take calls.
 
         Args:
-            asynchronous: it has many calls under way at a time.
+            asynchronous: the calls of the worker overlap.
 
         Raises:
             NurseryError: the nursery died or did not answer.
@@ -106,7 +100,7 @@ class WorkerNursery:
             if not answer:
                 raise NurseryError("the process that workers are forked from died")
             ours.setblocking(False)
-            return WorkerHandle(int(answer), ours, SharedPage(page))
+            return WorkerProcess(int(answer), ours, SharedPage(page))
         except OSError as problem:
             ours.close()
             raise NurseryError(f"no worker could be forked: {problem!r}") from problem
@@ -114,93 +108,53 @@ class WorkerNursery:
             theirs.close()
             os.close(page)
 
-    def end(self, worker: WorkerHandle) -> None:
-        """Kill a worker with all of its group, and reap it. Its id cannot have been reused: only this reaps it."""
+    def end(self, worker: WorkerProcess) -> None:
+        """Kill a worker and its process group, and reap it. Until then no other process can get its id."""
         worker.connection.close()
         worker.page.close()
-        if worker.idle:
-            worker.set_idle(False)  # dying takes processor time as well
         if self._process.poll() is not None:
-            return  # the kernel has killed its children with it, and their ids may be others' by now
+            return  # the kernel has killed the workers of a dead nursery, and other processes may have their ids
+        worker.set_idle(False)  # an idle process may get no processor time, which it needs to die
         for kill in (os.kill, os.killpg):
-            # It may be dead already, or not have had a group of its own yet.
+            # The worker may be dead already, or may not have made its group yet.
             with contextlib.suppress(ProcessLookupError):
                 kill(worker.pid, signal.SIGKILL)
-        with contextlib.suppress(OSError):  # a nursery that is going is noticed at the next fork
+        with contextlib.suppress(OSError):  # the next fork notices that the nursery is gone
             self._control.send(str(worker.pid).encode())
 
     def stop(self) -> None:
-        """Kill the nursery, and with it every worker that is left."""
+        """Kill the nursery, and with it every worker."""
         self._control.close()
         self._process.kill()
         self._process.wait()
 
 
-@dataclass(slots=True)
-class Sent:
-    """A job that was sent to a worker, and the verdicts that came of it so far.
-
-    A ghost was taken back: should it run all the same, nobody listens.
-    """
-
-    batch: int
-    job: PoolJob
-    ghost: bool = False
-    got: list[Verdict] = field(default_factory=list)
-
-
 @dataclass(slots=True, eq=False)
-class WorkerHandle:
-    """One worker as its parent sees it: what it was sent and has not answered, the first entry being what it runs."""
+class WorkerProcess:
+    """The parent's hold on one worker.
+
+    Attributes:
+        pid: process id.
+        connection: socket to the worker, not blocking.
+        page: memory shared with the worker.
+        inbox: bytes that the worker sent, cut into replies.
+        outgoing: bytes that the socket has not taken yet.
+        started_at: time of the fork, in seconds of the monotonic clock.
+    """
 
     pid: int
     connection: socket.socket
     page: SharedPage
     inbox: Inbox = field(default_factory=Inbox)
-    sent: deque[Sent] = field(default_factory=deque)
     outgoing: bytearray = field(default_factory=bytearray)
-    ready: bool = False
-    begun_at: float = field(default_factory=time.monotonic)
-    last_batch: int = 0
-    taken_back: bool = False
-    stalled: bool = False
-    waits: bool = False
-    unusual: bool = False
-    idle: bool = False
-    extended: bool = False
-    look_at: float = 0.0
-    last_used: int = -1
+    started_at: float = field(default_factory=time.monotonic)
 
-    def give(self, jobs: list[PoolJob]) -> None:
-        """Queue a batch for sending."""
-        self.last_batch += 1
-        if not self.sent:
-            self._next_call_begins()
-        self.sent.extend(Sent(self.last_batch, job) for job in jobs)
-        self.send((self.last_batch, [job.message() for job in jobs]))
-
-    def send(self, message: object) -> None:
-        """Put a message into the queue for sending."""
-        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    def send(self, body: bytes) -> None:
+        """Add a message to the bytes to be sent; `flush` sends them."""
         self.outgoing += LENGTH.pack(len(body)) + body
 
-    def batches_in_flight(self) -> int:
-        """How many batches are not answered in full."""
-        return self.sent[-1].batch - self.sent[0].batch + 1 if self.sent else 0
-
-    def take_back(self) -> list[PoolJob]:
-        """Revoke all but the first job, which is running or about to; they are returned, to be given to another."""
-        self.page.revoke(self.last_batch, self.sent[0].job.identity)
-        self.taken_back = True
-        jobs = []
-        for entry in list(self.sent)[1:]:
-            if not entry.ghost:
-                entry.ghost = True
-                jobs.append(entry.job)
-        return jobs
-
     def flush(self) -> bool:
-        """Send what fits; True where nothing is left to send.
+        """Send what the socket takes; True when nothing remains to be sent.
 
         Raises:
             OSError: the worker is gone.
@@ -214,7 +168,7 @@ class WorkerHandle:
         return True
 
     def receive(self) -> bytes | None:
-        """What it says; None where there is nothing yet, empty where it is gone."""
+        """Read from the worker: None when nothing has come, empty when the worker is gone."""
         try:
             return self.connection.recv(1 << 18)
         except BlockingIOError:
@@ -222,73 +176,51 @@ class WorkerHandle:
         except OSError:
             return b""
 
-    def set_idle(self, idle: bool) -> None:
-        """Let the worker run only where nobody else wants the processor, or as usual again.
+    def set_idle(self, idle: bool) -> bool:
+        """Let the worker run only on a processor that nobody else wants, or as usual again; False when it failed.
 
-        The way back takes a privilege (see sched_setscheduler(2)); without it, `idle` stays true.
+        Going back to the usual policy takes a privilege (see sched_setscheduler(2)).
         """
-        policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
-        with contextlib.suppress(OSError):  # gone already, or not allowed
-            os.sched_setscheduler(self.pid, policy, os.sched_param(0))
-            self.idle = idle
-
-    def look(self) -> tuple[bool, float] | None:
-        """Whether it only waits, and the processor seconds of the call that it runs.
-
-        Waiting is: asleep, and no processor time used since the last look. None where it is not at the call that it
-        is thought to be at: its answer is under way, or it has not begun.
-        """
-        identity, clock_then = self.page.begun()
-        if identity != self.sent[0].job.identity:
-            return None
-        used = self.processor_ns()
-        if used is None:
-            return None
-        waits, self.last_used = used == self.last_used and self.asleep(), used
-        return waits, max(0, used - clock_then) * 1e-9
+        try:
+            os.sched_setscheduler(self.pid, os.SCHED_IDLE if idle else os.SCHED_OTHER, os.sched_param(0))
+        except OSError:
+            return False  # the worker is gone, or the system does not allow it
+        return True
 
     def processor_ns(self) -> int | None:
-        """Processor time that it has used, in nanoseconds; None where it has died."""
+        """Processor time that the worker has used, in nanoseconds; None when it has died."""
         try:
             return time.clock_gettime_ns(~self.pid << 3 | _PROCESS_CLOCK)
         except OSError:
             return None
 
     def asleep(self) -> bool:
-        """Whether it does not want a processor at this moment."""
+        """Whether the worker wants no processor at this moment."""
         try:
             with open(f"/proc/{self.pid}/stat", "rb") as stat:
                 return stat.read().rpartition(b")")[2].split()[0] in (b"S", b"D", b"T")
         except OSError:
             return False  # it has died
 
-    def begin_next(self) -> None:
-        """The call that it ran is answered: what is known of it no longer holds."""
-        self._next_call_begins()
-        if self.idle:
-            self.set_idle(False)
-        if not self.sent:
-            self.taken_back = False
 
-    def _next_call_begins(self) -> None:
-        self.begun_at = time.monotonic()
-        self.look_at = self.begun_at + LOOK_S
-        self.stalled = self.waits = self.unusual = self.extended = False
-        self.last_used = -1
+def flush(selector: selectors.BaseSelector, worker: WorkerProcess, data: object) -> None:
+    """Send what the worker's socket takes; for the rest, the selector reports when the socket can be written.
 
-
-def flush(selector: selectors.BaseSelector, worker: WorkerHandle, data: object) -> None:
-    """Send a worker what fits; the selector, which has it with `data`, says when the rest does."""
+    Args:
+        selector: waits for the worker's socket.
+        worker: process to send to.
+        data: object that the selector returns for this socket.
+    """
     try:
         events = selectors.EVENT_READ if worker.flush() else selectors.EVENT_READ | selectors.EVENT_WRITE
     except OSError:
-        return  # it died; its end of the stream says so at the next look
+        return  # the worker died; the next read finds the end of its stream
     if selector.get_key(worker.connection).events != events:
         selector.modify(worker.connection, events, data)
 
 
 def import_hint(page: SharedPage) -> str:
-    """What to add to the reason of a timeout: that the call was importing a module; empty where it was not."""
+    """The words that a timeout's reason needs when the call was importing a module; empty when it was not."""
     module = page.importing()
     if not module:
         return ""

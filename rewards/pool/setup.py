@@ -1,4 +1,4 @@
-"""What a pool tells its processes when they start: packed by the parent, and made into verifiers there."""
+"""The verifiers of a pool on their way to its processes: packed by the parent, built in the nursery."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rewards.verifier import Verifier
 
 
 def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int | None) -> bytes:
-    """Everything the nursery must know, pickled.
+    """Pickle the verifiers, the memory limit and the import path for the nursery.
 
     Raises:
-        ValueError: a verifier that cannot be pickled, or that another process could not import.
+        ValueError: a verifier cannot be pickled, or another process could not import it.
     """
     entries: dict[str, tuple[str | None, dict[str, Any], Any]] = {}
     for name, verifier in verifiers.items():
@@ -42,7 +42,7 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int 
 
 
 def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:
-    """The verifiers of the set-up: specs are built, objects are adapted unless they already are."""
+    """Build the verifiers of specs, and adapt verifiers that are objects."""
     verifiers: dict[str, Adapted] = {}
     for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
         if use is not None:

@@ -1,18 +1,20 @@
-"""Calls that take long: who takes over their place, and who stands back while others want the processors."""
+"""Calls that take long: their deadlines, their pace, and which of them give way to the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from rewards.pool.limits import PoolLimits
-from rewards.pool.processes import LOOK_S, WorkerHandle
 from rewards.pool.stats import Recorder
+from rewards.pool.worker_handle import LOOK_S, Busy, Pace, WorkerHandle
 
-# A worker no longer counts as capacity after this share of the deadline, or once its call has used this many times
-# the processor time of its verifier's 99th percentile (and more than the least).
-_STALLED_SHARE, _UNUSUAL, _LEAST_UNUSUAL_S = 0.25, 3.0, 0.012
-
-# A call that has had the processor for less than this share of its deadline, while it wanted it, has been starved.
+# Seconds after which no other call waits behind a call.
+_ALONE_S = 0.01
+# A call is stalled after this share of its deadline.
+_STALLED_SHARE = 0.25
+# A call is unusual beyond this many times the 99th percentile of its verifier's processor time, and beyond this time.
+_UNUSUAL, _LEAST_UNUSUAL_S = 3.0, 0.012
+# The machine has starved a call that got a processor for less than this share of its deadline although it wanted one.
 STARVED_SHARE = 0.1
 
 
@@ -21,57 +23,59 @@ class SlowCalls:
 
     def __init__(self, limits: PoolLimits, recorder: Recorder) -> None:
         self._deadline_s, self._recorder = limits.deadline_s, recorder
-        # Whoever waits for its turn waits for other calls of the pool, each of which has a deadline.
+        # A call that waits for its turn waits for other calls of the pool, each of which has a deadline.
         self._longest_wait_s = limits.deadline_s * (limits.workers + limits.spares)
 
-    def allowed(self, worker: WorkerHandle) -> float:
-        """Seconds that the call which a worker runs may take; it is given back what it has waited for its turn."""
-        waited = min(worker.page.waited_seconds(), self._longest_wait_s)
-        return self._deadline_s * (2 if worker.extended else 1) + waited
+    def allowed(self, worker: WorkerHandle, busy: Busy) -> float:
+        """Seconds that the running call may take: its deadline, and the time that it has waited for its turn."""
+        waited = min(worker.process.page.waited_seconds(), self._longest_wait_s)
+        return self._deadline_s * (2 if busy.extended else 1) + waited
 
-    def extend(self, worker: WorkerHandle) -> bool:
-        """At the deadline: give the same time once more to a call that the machine has kept from its work.
+    def extend(self, worker: WorkerHandle, busy: Busy) -> bool:
+        """At the deadline, give a call the same time once more when the machine has kept it from its work.
 
-        That is one that had next to no processor although it wanted one, and not because it was held back here.
+        Such a call got next to no processor time although it wanted some, and the pool did not hold it back.
         """
-        if worker.extended or worker.unusual:
+        if busy.extended or busy.pace >= Pace.UNUSUAL:
             return False
         seen = worker.look()
-        worker.extended = seen is None or (seen[1] < STARVED_SHARE * self._deadline_s and not worker.asleep())
-        return worker.extended
+        starved = seen is None or (seen[1] < STARVED_SHARE * self._deadline_s and not worker.process.asleep())
+        if starved:
+            worker.extend()
+        return starved
 
-    def next_look(self, worker: WorkerHandle) -> float:
-        """When, on the monotonic clock, a busy worker must be looked at again or has reached its deadline."""
-        overdue = worker.begun_at + self.allowed(worker)
-        return overdue if worker.unusual else min(overdue, worker.look_at)
+    def next_look(self, worker: WorkerHandle, busy: Busy) -> float:
+        """Time on the monotonic clock at which the call needs a look, or reaches its deadline."""
+        overdue = busy.since + self.allowed(worker, busy)
+        return overdue if busy.pace >= Pace.UNUSUAL else min(overdue, busy.look_at)
 
-    def look(self, worker: WorkerHandle, now: float) -> None:
-        """Decide whether a busy worker waits, or is out of the ordinary for its verifier.
-
-        Either way it no longer counts as capacity; `keep_back` deals with the latter.
-        """
-        elapsed = now - worker.begun_at
+    def look(self, worker: WorkerHandle, busy: Busy, now: float) -> Pace:
+        """Return the pace of the running call, and set the time of the next look."""
+        elapsed = now - busy.since
         pause = max(LOOK_S, elapsed / 2)
+        pace = Pace.ALONE if elapsed > _ALONE_S else Pace.FRESH
+        if elapsed > _STALLED_SHARE * self._deadline_s:
+            pace = Pace.STALLED
         seen = worker.look()
         if seen is not None:
             waits, processor = seen
-            worker.waits = waits and not worker.page.works_elsewhere()
-            usual = self._recorder.usual_processor_seconds(worker.sent[0].job.name)
-            left = max(_LEAST_UNUSUAL_S, _UNUSUAL * usual) - processor
-            worker.unusual = left < 0
+            usual = self._recorder.usual_processor_seconds(busy.current.job.name)
+            remaining = max(_LEAST_UNUSUAL_S, _UNUSUAL * usual) - processor
+            if waits and not worker.process.page.works_elsewhere():
+                pace = Pace.STALLED
+            if remaining < 0:
+                pace = Pace.UNUSUAL
             if not waits:
-                pause = min(pause, max(left, LOOK_S / 4))
-        if worker.waits or worker.unusual or elapsed > _STALLED_SHARE * self._deadline_s:
-            worker.stalled = True
-        worker.look_at = now + pause
+                pause = min(pause, max(remaining, LOOK_S / 4))
+        worker.look_again(now + pause)
+        return pace
 
 
 def keep_back(workers: Iterable[WorkerHandle], others: bool) -> None:
-    """While there are other calls to run, let the unusual ones run only where a processor is free.
+    """While there are other calls to run, let unusual calls run only on a processor that nobody else wants.
 
-    A few calls that spin must not slow all the others down, and an honest one that takes long must not be starved by
-    programs that are no part of the pool.
+    A few calls that spin must not slow all the others down. Without other calls they run as usual: programs outside
+    the pool must not starve an honest call that takes long.
     """
     for worker in workers:
-        if worker.unusual and worker.idle != others:
-            worker.set_idle(others)
+        worker.hold_back(others)

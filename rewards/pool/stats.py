@@ -1,4 +1,4 @@
-"""What a pool has done: counts by verifier and status, latencies, cache hits, restarts."""
+"""Statistics of a pool: verdicts by verifier and status, latencies, cache hits, restarts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 from rewards.pool.busy_clock import BusyClock
 from rewards.verdict import Status
 
-# Latencies kept per verifier: enough for a stable 99th percentile, small enough to sort on every report.
+# Latencies kept for each verifier: enough for a stable 99th percentile, few enough to sort at every report.
 _KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierStats:
-    """One verifier's record.
+    """Statistics of one verifier.
 
     Attributes:
-        calls: verdicts given.
-        statuses: verdicts by status.
-        p50_s, p99_s: seconds of the last calls, timeouts counted with their deadline; 0 before the first.
-        cache_hit_rate: share of calls that the verifier's own cache answered.
+        calls: number of verdicts.
+        statuses: number of verdicts by status.
+        p50_s, p99_s: percentiles of the seconds of the last calls, a timeout being as long as its deadline; 0 before
+            the first call.
+        cache_hit_rate: share of calls that the verifier's cache answered.
     """
 
     calls: int
@@ -35,15 +36,15 @@ class VerifierStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """The pool's record: per verifier, and of its processes.
+    """Statistics of a pool.
 
     Attributes:
-        verifiers: by name.
-        queued: calls that no worker has yet.
-        started: worker processes started.
-        killed: workers killed at a deadline.
-        died: workers that died otherwise.
-        replayed: calls given to another worker after theirs died.
+        verifiers: name of each verifier -> its statistics.
+        queued: number of calls that no worker has yet.
+        started: number of workers that were started.
+        killed: number of workers that were killed at a deadline.
+        died: number of workers that died otherwise.
+        replayed: number of calls that were given to another worker after their worker died.
     """
 
     verifiers: Mapping[str, VerifierStats]
@@ -56,40 +57,40 @@ class PoolStats:
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted of one verifier; tallies of several pools can be added up."""
+    """Counts of one verifier; tallies of several pools can be added up."""
 
     statuses: Counter[Status] = field(default_factory=Counter)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     hits: int = 0
 
     def add(self, other: Tally) -> None:
-        """Take over what another one counted."""
+        """Add the counts of another tally."""
         self.statuses.update(other.statuses)
         self.seconds.extend(other.seconds)
         self.hits += other.hits
 
     def stats(self) -> VerifierStats:
-        """The record that a reader wants."""
+        """The statistics that follow from the counts."""
         calls, seconds = self.statuses.total(), sorted(self.seconds)
         hit_rate = self.hits / max(calls, 1)
         return VerifierStats(calls, dict(self.statuses), _quantile(seconds, 0.5), _quantile(seconds, 0.99), hit_rate)
 
 
 class Recorder:
-    """Counts, written by the supervising thread and read by any."""
+    """Counts verdicts and events; the supervising thread writes, any thread may read."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._lock = threading.Lock()
         self.busy = BusyClock()
         self._total = {name: Tally() for name in names}
         self._recent = {name: Tally() for name in self._total}
-        # Only the supervising thread touches these two.
+        # Only the supervising thread touches the next two.
         self._finished: dict[str, deque[float]] = {name: deque(maxlen=32) for name in self._total}
         self._processor: dict[str, deque[float]] = {name: deque(maxlen=512) for name in self._total}
         self._events: Counter[str] = Counter()
 
     def verdict(self, name: str, status: Status, seconds: float, hit: bool) -> None:
-        """Count one verdict, which was worked on for so many seconds until now."""
+        """Count one verdict, whose call has just ended after this many seconds."""
         now = time.time()
         self.busy.add("verify", now - seconds, now)
         with self._lock:
@@ -99,7 +100,7 @@ class Recorder:
                 tally.hits += hit
 
     def take_recent(self) -> dict[str, Tally]:
-        """What was counted since this was last asked, by verifier; those without a verdict are left out."""
+        """Counts by verifier since the last call of this method, without verifiers that gave no verdict."""
         with self._lock:
             recent, self._recent = self._recent, {name: Tally() for name in self._total}
         return {name: tally for name, tally in recent.items() if tally.statuses}
@@ -110,23 +111,23 @@ class Recorder:
             self._events[kind] += 1
 
     def finished(self, name: str, seconds: float, processor: float) -> None:
-        """Note what a call that came to an end has cost."""
+        """Record the real time and the processor time of a call that has ended, in seconds."""
         self._finished[name].append(seconds)
         self._processor[name].append(processor)
 
     def usual_processor_seconds(self, name: str) -> float:
-        """The 99th percentile of the calls that came to an end; infinite before there are enough."""
+        """The 99th percentile of the processor time of calls that ended; infinite before 100 have ended."""
         costs = self._processor[name]
         return _quantile(sorted(costs), 0.99) if len(costs) >= 100 else float("inf")
 
     def mean_seconds(self, name: str) -> float:
-        """Mean of the last calls' seconds; infinite before the first call, so that nobody batches blindly."""
+        """Mean real time of the last calls; infinite before the first call, so that its batch is small."""
         kept = self._finished[name]
         last = [kept[-at] for at in range(1, min(len(kept), 32) + 1)]
         return sum(last) / len(last) if last else float("inf")
 
     def snapshot(self, queued: int) -> PoolStats:
-        """The record so far."""
+        """The statistics so far."""
         with self._lock:
             verifiers = {name: tally.stats() for name, tally in self._total.items()}
             events = self._events

@@ -1,8 +1,8 @@
-"""How the pool and its processes talk.
+"""The messages between the pool and its processes.
 
 Parent to worker: length-prefixed pickles, since the parent is trusted and references may be any Python value.
-Worker to parent: length-prefixed JSON, since the worker has read hostile text; nothing it sends is ever unpickled,
-and a message longer than `MAX_REPLY` ends it.
+Worker to parent: length-prefixed JSON, since the worker has read hostile text. Nothing that it sends is unpickled, and
+it is ended when it sends a message longer than `MAX_REPLY`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rewards.verdict import Status, Verdict, error
 
 LENGTH = struct.Struct("=I")
 MAX_REPLY = 1 << 18
-# A reason or a set of parts longer than this is cut before it is sent.
+# A longer reason, or a larger number of parts, is cut before it is sent.
 MAX_REASON, MAX_PARTS = 600, 64
 
 
@@ -35,7 +35,7 @@ class Inbox:
         """Yield each complete reply.
 
         Raises:
-            ProtocolError: too long, no JSON, or no list.
+            ProtocolError: the reply is too long, no JSON, or no list.
         """
         self._buffer += data
         start = 0
@@ -66,7 +66,7 @@ def encode_reply(reply: list[object]) -> bytes:
 
 
 def verdict_fields(verdict: Verdict) -> list[object]:
-    """A verdict as plain data; parts that are no finite numbers make it an `error`."""
+    """A verdict as plain data; it becomes an `error` when a part is no finite number."""
     parts = dict(list(verdict.parts.items())[:MAX_PARTS])
     for name, value in parts.items():
         if as_verdict(value, (-1e300, 1e300)).status.failed:
@@ -76,10 +76,10 @@ def verdict_fields(verdict: Verdict) -> list[object]:
 
 
 def read_verdict(fields: object) -> Verdict:
-    """The verdict from plain data that an untrusted process sent.
+    """Read a verdict from plain data that an untrusted process sent.
 
     Raises:
-        ProtocolError: it is no verdict.
+        ProtocolError: the data are no verdict.
     """
     if not isinstance(fields, list) or len(fields) != 4:
         raise ProtocolError("a verdict without its four fields")
@@ -95,7 +95,7 @@ def read_verdict(fields: object) -> Verdict:
 
 
 def receive_exactly(connection: socket.socket, size: int) -> bytes | None:
-    """Worker: read `size` bytes, or None at the end of the stream."""
+    """Worker: read `size` bytes; None at the end of the stream."""
     chunks = bytearray()
     while len(chunks) < size:
         data = connection.recv(min(1 << 20, size - len(chunks)))

@@ -1,4 +1,4 @@
-"""Test code of a dataset row, before it is run: what it tests, how it is split, and why it could pay the wrong ones."""
+"""Test code of a dataset row, before it is run: how it is split into tests, and why it cannot be used."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rewards.programs.same_process import needs_same_process
 from sandbox import AssertTest, Test
 from sandbox.assert_code import PROGRAM_MODULE, bound_names, names_lacking, read_names, without_main_guard
 
-# Columns in which data sets write the beginning of the program: HumanEval's; BigCodeBench's two.
+# Columns with the beginning of the program: HumanEval has the first, BigCodeBench the other two.
 _STUBS = ("prompt", "complete_prompt", "code_prompt")
-_FAILING = ("assert", "fail", "raise", "expect")  # in names of what can fail a test
+_FAILING = ("assert", "fail", "raise", "expect")  # words in the names of functions that can fail a test
 
 
 def readable_prompt(row: Mapping[str, Any]) -> str:
-    """The column that begins the program, where it is Python: the stub of HumanEval or BigCodeBench; else nothing."""
+    """The beginning of the program from HumanEval's or BigCodeBench's column; empty when it is not Python."""
     for column in _STUBS:
         text = row.get(column)
         if isinstance(text, str) and text.strip() and as_setup(text):
@@ -28,13 +28,13 @@ def readable_prompt(row: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def as_setup(stub: str) -> str:
-    """A stub as code to run: with a body where it lacks one; nothing where it is not Python."""
+    """A stub as code that runs: a missing body is added; empty when it is not Python."""
     for text in (stub, stub + "\n    pass\n"):
         try:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
-        # A prompt of one word is Python too, but no beginning of a program.
+        # A prompt of one word is Python too, but no program begins so.
         kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
         return text if any(isinstance(node, kinds) for node in tree.body) else ""
     return ""
@@ -42,10 +42,10 @@ def as_setup(stub: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") -> tuple[AssertTest, ...]:
-    """The tests that test code holds: one for each method of a `unittest.TestCase` or function `test...`, else one.
+    """The tests in test code: one for each method of a `unittest.TestCase` or function `test...`, else one for all.
 
     Raises:
-        ValueError: it is not Python, could pass without the program, or needs to run in the program's process.
+        ValueError: the code is not Python, could pass without the program, or must run in the program's process.
     """
     whole = _parsed(code)
     tree = without_main_guard(whole)
@@ -74,7 +74,7 @@ _EXPECTED = (
 
 @functools.lru_cache(maxsize=256)
 def program_names(test: AssertTest) -> frozenset[str]:
-    """Names that test code takes from the program."""
+    """Names of the program that test code uses."""
     if test.entry_point is not None:
         return frozenset([test.entry_point])
     return frozenset(names_lacking(_parsed(test.code), bound_names(_parsed(test.setup))))
@@ -118,7 +118,7 @@ def _can_fail(node: ast.AST) -> bool:
 
 
 def _calls(node: ast.AST) -> bool:
-    """Whether running a statement calls anything: bodies of functions and classes are not looked into."""
+    """Whether running a statement calls a function; bodies of functions and classes do not count."""
     if isinstance(node, ast.Call):
         return True
     inert = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
@@ -126,7 +126,7 @@ def _calls(node: ast.AST) -> bool:
 
 
 def _cases(tree: ast.Module) -> list[str] | None:
-    """Names of the tests that a runner would find, in their order; None where only running the code tells them."""
+    """Names of the tests that a test runner would find, in order; None when only a run can show them."""
     used = read_names(tree)
     if used & {"setattr", "globals", "exec", "type"}:
         return None
@@ -145,7 +145,7 @@ def _cases(tree: ast.Module) -> list[str] | None:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             continue
         elif any(name.lower().startswith("test") for name in bound_names(node)):
-            return None  # a test that is assigned, or defined under a condition
+            return None  # a test is assigned, or defined under a condition
     return cases
 
 
@@ -155,7 +155,7 @@ def _is_fixture(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def surely_called(test: AssertTest) -> bool:
-    """Whether running the test calls the program for certain, as far as its text tells."""
+    """Whether the text of a test shows that it always calls the program."""
     tree = _parsed(test.code)
     names = set(program_names(test)) | {"candidate"}
     if test.case is not None:
@@ -171,7 +171,7 @@ def surely_called(test: AssertTest) -> bool:
 
 
 def _calls_one_of(names: Set[str], node: ast.AST) -> bool:
-    """Whether a statement calls one of the functions on every way through it."""
+    """Whether a statement calls one of the functions on every path through it."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
         return True
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda | ast.ExceptHandler):
@@ -181,7 +181,7 @@ def _calls_one_of(names: Set[str], node: ast.AST) -> bool:
 
 
 def modules_lacking(row: Mapping[str, Any], tests: Sequence[Test], preload: Sequence[str]) -> list[str]:
-    """Libraries that a BigCodeBench row names (`libs`), or test code imports, and that a cell would not have."""
+    """Libraries that a BigCodeBench row (`libs`) or test code needs, and that `preload` does not have."""
     there = {*sys.stdlib_module_names, *(name.partition(".")[0] for name in preload), PROGRAM_MODULE, "pytest"}
     needed = _libraries(row)
     for test in tests:
@@ -192,7 +192,7 @@ def modules_lacking(row: Mapping[str, Any], tests: Sequence[Test], preload: Sequ
 
 @functools.lru_cache(maxsize=256)
 def _imported(code: str) -> frozenset[str]:
-    """Modules that code imports whenever it is run."""
+    """Modules that code always imports when it runs."""
     body = _parsed(code).body
     plain = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
     parts = [node.module for node in body if isinstance(node, ast.ImportFrom) and node.module and not node.level]

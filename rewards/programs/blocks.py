@@ -1,4 +1,4 @@
-"""The program of a completion: which fenced block it is, and what a row's prompt puts before it.
+"""The program of a completion: its fenced block, and the code that the row's prompt puts before it.
 
 Completions are hostile text: every search here is linear.
 """
@@ -21,7 +21,7 @@ _ALIASES = {
     Language.JAVASCRIPT: {"javascript", "js", "node"},
     Language.BASH: {"bash", "sh", "shell"},
 }
-# A fence may stand on the line of a list's marker, as the first thing of the item.
+# A fence may be the first text of a list item, on the line of its marker.
 _LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
 _DEEPER = 3  # blanks by which a closing fence may be indented more than the opening one
 
@@ -31,7 +31,7 @@ class _Fence:
     indent: int
     mark: str
     tag: str
-    bare: bool  # nothing stands behind it, as behind a closing fence
+    bare: bool  # no text behind it, as for a closing fence
 
     def closes(self, opening: _Fence) -> bool:
         same = self.mark[0] == opening.mark[0] and len(self.mark) >= len(opening.mark)
@@ -49,7 +49,7 @@ def _fence(line: str, in_list: bool) -> _Fence | None:
     mark = content[: len(content) - len(information)]
     information = information.strip()
     if mark[0] == "`" and "`" in information:
-        return None  # code within a line of prose
+        return None  # code inside a line of prose
     words = information.partition("{")[0].split(None, 1)
     return _Fence(indent, mark, words[0].lower() if words else "", not information)
 
@@ -62,22 +62,22 @@ class _Block:
 
 @functools.lru_cache(maxsize=16)
 def _any_tag(tags: Tags) -> re.Pattern[str]:
-    """Any of the tags, but not in quotation marks, where it is only spoken about."""
+    """Any of the tags, but not in quotation marks, where the text only mentions it."""
     either = "|".join(re.escape(tag) for pair in tags for tag in pair)
     return re.compile(rf"(?<![`'\"])(?:{either})(?![`'\"])" if either else r"(?!)")
 
 
 def _blocks(lines: Sequence[str], aliases: set[str], tags: Tags, thought: bool) -> list[_Block] | None:
-    """The complete blocks behind the reasoning; None where reasoning never ended.
+    """The complete blocks behind the reasoning; None when reasoning never ended.
 
-    Tags of reasoning count outside of blocks only. Reasoning whose opening tag stands in the prompt may break off
-    within a block: a line that is nothing but the closing tag ends it, if a block of the language follows.
+    Tags of reasoning count outside of blocks only. But reasoning that the prompt has opened may stop inside a block:
+    then a line with only the closing tag ends it, if a block of the language follows.
 
     Args:
-        lines: of the completion.
+        lines: lines of the completion.
         aliases: names of the language.
-        tags: those that open and close reasoning.
-        thought: whether the end of the reasoning is known to lie before these lines.
+        tags: tags that open and close reasoning.
+        thought: whether the reasoning ended before these lines.
     """
     openings, closings = {pair[0] for pair in tags}, {pair[1] for pair in tags}
     blocks: list[_Block] = []
@@ -114,7 +114,7 @@ def _blocks(lines: Sequence[str], aliases: set[str], tags: Tags, thought: bool) 
 
 
 def _dedented(line: str, indent: int) -> str:
-    """Without as much of the indentation as the opening fence has."""
+    """The line without the indentation of the opening fence."""
     line = line.removesuffix("\r")
     blanks = len(line) - len(line.lstrip(" \t"))
     return line[min(indent, blanks) :]
@@ -123,18 +123,17 @@ def _dedented(line: str, indent: int) -> str:
 def extract_code(
     completion: str, language: Language, names: Sequence[str] = (), tags: Tags = DEFAULT_TAGS
 ) -> str | None:
-    """The last complete fenced block of `language`, or the last without a language; None where there is neither.
+    """The last complete fenced block of `language`, or the last without a language; None when there is neither.
 
-    Where some blocks define what the tests call, the last of these is taken: an example of its use may follow it.
-    What stands before the end of the reasoning (`</think>`) is not looked at, and reasoning that never ended has no
-    program. A block that is not closed is no block: the completion was cut off. A block in a list loses the fence's own
-    indentation.
+    If some blocks define what the tests call, the last of these is taken, since an example of its use may follow. Text
+    before the end of the reasoning (`</think>`) is ignored; without an end there is no program. A block that is not
+    closed does not count, as the completion was cut off. Lines of a block lose the indentation of its fence.
 
     Args:
-        completion: what the model wrote.
-        language: of the program.
-        names: functions and classes that the tests call, where they are known.
-        tags: those that open and close reasoning (`rewards.answers.thinking`).
+        completion: text of the completion.
+        language: language of the program.
+        names: functions and classes that the tests call, if they are known.
+        tags: tags that open and close reasoning (`rewards.answers.thinking`).
     """
     blocks = _blocks(completion.split("\n"), _ALIASES[language], tags, False)
     if not blocks:
@@ -161,9 +160,9 @@ def _definition(name: str) -> re.Pattern[str]:
 
 
 def complete_program(code: str, row: Mapping[str, Any]) -> str:
-    """The program to run: `code`, with what a HumanEval row's prompt provides before the function under test.
+    """The program to run: `code` behind the code that a HumanEval row's prompt has before the function under test.
 
-    A block that does not define the function is taken for its body and put after the prompt.
+    A block that does not define the function is taken for its body, and put behind the whole prompt.
     """
     entry, stub = row.get("entry_point"), readable_prompt(row)
     if not isinstance(entry, str) or not stub:

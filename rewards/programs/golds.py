@@ -1,4 +1,4 @@
-"""The programs that a dataset row gives as right, as completions: a code verifier must find them `correct`."""
+"""The solutions of a dataset row as completions, which a code verifier must find `correct`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-# Columns with Python solutions, and the columns of tests beside which so common a name means one.
+# Columns with Python solutions -> columns of which the row must have one, as some names are common.
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "canonical_solution": (),  # HumanEval, BigCodeBench
     "code": ("test_list",),  # MBPP
     "solutions": ("input_output", "public_test_cases", "public_tests"),  # APPS, TACO, CodeContests
 }
-# Columns with what stands before a solution that is only the body of a function.
+# Columns with the head of the function, for a solution that is only its body.
 _STUBS = ("prompt", "code_prompt", "complete_prompt")
-# What a language is called where a row has solutions in several; the numbers are those of CodeContests.
+# Names of a language in rows with solutions in several languages; the numbers are those of CodeContests.
 _NAMES: Mapping[str, Collection[Any]] = {"cpp": ("cpp", "c++", 2), "python": ("python", "python3", 3)}
 _BACKTICKS = re.compile(r"`{3,}")
 
 
 def gold_programs(row: Mapping[str, Any], language: str, column: str | None = None) -> list[str] | None:
-    """A row's solutions as completions, in fenced blocks; None where it has none.
+    """A row's solutions as completions, in fenced blocks; None when it has none.
 
     Args:
-        row: the row's columns.
-        language: what the programs must be written in.
-        column: with the solutions: a text, a list of texts, or a list as JSON. None takes the one of HumanEval,
-            BigCodeBench, MBPP, APPS, TACO or CodeContests where `language` is Python; the empty text takes none.
+        row: columns of the row.
+        language: language of the programs.
+        column: column with the solutions: a text, a list of texts, or a list as JSON. For Python, None means the column
+            of HumanEval, BigCodeBench, MBPP, APPS, TACO or CodeContests; the empty text means no column.
     """
     if column is None:
         known = _COLUMNS if language == "python" else {}
@@ -44,11 +44,11 @@ def _beside(tests: Sequence[str], row: Mapping[str, Any]) -> bool:
 
 def _texts(value: Any, languages: Collection[Any]) -> list[str]:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        # A program may begin with a bracket as well.
+        # A text that begins with a bracket may be a program, too.
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if isinstance(value, Mapping):
-        # CodeContests has a list of languages beside the list of solutions.
+        # CodeContests has the list of solutions beside a list of their languages.
         written, texts = value.get("language"), value.get("solution")
         if not isinstance(written, list) or not isinstance(texts, list):
             return []
@@ -59,7 +59,7 @@ def _texts(value: Any, languages: Collection[Any]) -> list[str]:
 
 
 def _whole(text: str, row: Mapping[str, Any]) -> str:
-    """A solution with the head of its function where it is only a body."""
+    """A solution; one that is only a body gets the head of its function."""
     first = next(line for line in text.splitlines() if line.strip())
     if not first[0].isspace():
         return text
@@ -77,7 +77,7 @@ def _is_python(program: str) -> bool:
 
 def _fenced(text: str, language: str) -> str:
     if text.lstrip().startswith("```"):
-        return text  # a completion already
-    # A longer fence than any in the program, whose strings may hold some.
+        return text  # it is a completion already
+    # The fence must be longer than any fence in the program's strings.
     fence = "`" * (1 + max(map(len, _BACKTICKS.findall(text)), default=2))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,4 +1,4 @@
-"""Why test code could work in the program's own process only: run in another, it would fail right programs."""
+"""Test code that works only in the program's process. In another process it would fail right programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ANOTHER = "the program runs in a process of its own"
 _FILES = f"{_ANOTHER}, with files and an environment of its own"
 _PRINTS = f"{_ANOTHER}, and prints and reads there"
 _RECORDS = f"{_ANOTHER}, and its warnings and records stay there"
-# What test code cannot do from another process than the program's: by beginnings of names.
+# Beginning of a name -> why test code in another process than the program's cannot use it.
 _SAME_PROCESS = {
     "unittest.mock": f"it replaces objects of the process that the tests run in, and {_ANOTHER}",
     **dict.fromkeys(["open", "tempfile", "shutil", "sqlite3", "pathlib.Path"], _FILES),
@@ -26,7 +26,7 @@ _SAME_PROCESS = {
     **dict.fromkeys(["self.assertLogs", "self.assertNoLogs", "self.assertWarns", "self.assertWarnsRegex"], _RECORDS),
 }
 _EXPECT_AN_ERROR = ("raises", "assertRaises", "assertRaisesRegex")
-# Attributes of what crosses from the program as a value.
+# Attributes of values that cross from the program.
 _PLAIN_KINDS = (int, float, complex, str, bytes, list, tuple, dict, set)
 _PLAIN_ATTRIBUTES = frozenset(name for kind in _PLAIN_KINDS for name in dir(kind))
 _PLAIN_CLASSES = frozenset(
@@ -37,7 +37,7 @@ _PLAIN_CLASSES = frozenset(
 
 
 def needs_same_process(tree: ast.Module, names: Set[str]) -> Iterator[str]:
-    """Why test code can work in the program's own process only."""
+    """Reasons why test code works only in the program's process."""
     aliases = _aliases(tree)
     own_open = "open" in bound_names(tree)
     for node in ast.walk(tree):
@@ -63,7 +63,7 @@ def _aliases(tree: ast.Module) -> dict[str, str]:
 
 
 def _dotted(node: ast.AST, aliases: Mapping[str, str]) -> str:
-    """The full name that a chain of attributes stands for, as far as imports tell."""
+    """The full name of a chain of attributes, resolved by the imports."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -74,7 +74,7 @@ def _dotted(node: ast.AST, aliases: Mapping[str, str]) -> str:
 
 
 def _looks_into_results(function: ast.FunctionDef | ast.Module, names: Set[str]) -> Iterator[str]:
-    """Uses of a result that only the object itself could serve: it stays with the program unless it is plain data."""
+    """Uses of a result that need the object itself, which stays with the program unless it is plain data."""
     assigned: dict[str, list[bool]] = collections.defaultdict(list)
     for node in ast.walk(function):
         for target, value in _assignments(node):
@@ -115,7 +115,7 @@ def _expected_errors(node: ast.AST) -> list[ast.expr]:
 
 
 def _assignments(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST | None]]:
-    """Targets of a statement that assigns, with the value where that is the target's own."""
+    """Targets of an assignment, each with its value if the value belongs to this target alone."""
     if isinstance(node, ast.Assign):
         yield from ((target, node.value) for target in node.targets)
     elif isinstance(node, ast.AnnAssign | ast.NamedExpr):

@@ -1,1 +1,1 @@
-"""The built-in verifiers, one file each, and where they look for an answer."""
+"""The built-in verifiers, one file each."""

@@ -16,14 +16,14 @@ class Choice:
     """One of several options: the letter decides, and without a letter the option's text does.
 
     Args:
-        find: the places to look, in order; see `rewards.verifiers.exact.Exact`. Here `last_sentence` is the
-            completion itself, its last line, or its last sentence that chooses a letter ("Option D is correct").
-        choices_column: the prompt's column with the options, a list or a mapping from letter to text; without it
-            only letters are understood.
-        thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
+        find: places to look in, in order; see `rewards.verifiers.exact.Exact`. Here `last_sentence` means the whole
+            completion, its last line, or its last sentence that chooses a letter ("Option D is correct").
+        choices_column: column of the row with the options, a list or a mapping from letter to text; without it only
+            letters are understood.
+        thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    The reference is a letter, an index from 0, an option's text, or a worked solution that marks one of them. Several
-    letters are no answer.
+    The reference is a letter, an index from 0, the text of an option, or a worked solution that marks one of these.
+    Several letters are no answer.
     """
 
     def __init__(
@@ -35,32 +35,32 @@ class Choice:
         self.find, self.choices_column, self.tags = check_places(find), choices_column, thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference is none of the options."""
+        """The verdict; `error` when the reference is not one of the options."""
         options = _options(prompt.get(self.choices_column))
         gold = _gold_letter(reference, options)
         if gold is None:
             return error(self.reference_problem(reference, prompt))
-        letter, said = self._chosen(completion, options)
+        letter, answer = self._chosen(completion, options)
         if letter is None or (options and letter not in options):
             return unparseable(
-                f"no single option: {said[:60]!r}" if said else f"no answer found in {', '.join(self.find)}"
+                f"no single option: {answer[:60]!r}" if answer else f"no answer found in {', '.join(self.find)}"
             )
         return correct(letter) if letter == gold else wrong(f"{letter} is not {gold}")
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can be used."""
         options = _options(prompt.get(self.choices_column))
         if _gold_letter(reference, options) is not None:
             return ""
         return f"the reference {reference!r:.60} is no letter, index or text of the options {options!r:.80}"
 
     def find_answer(self, completion: str) -> str | None:
-        """The letter of a completion, else the text of its answer; None where there is no answer."""
-        letter, said = self._chosen(completion, {})
-        return letter or plain_text(said) or None
+        """The letter that the completion chooses, or the text of its answer; None when there is no answer."""
+        letter, answer = self._chosen(completion, {})
+        return letter or plain_text(answer) or None
 
     def _chosen(self, completion: str, options: Mapping[str, str]) -> tuple[str | None, str]:
-        """The letter that the completion chooses, and the text that it was read in."""
+        """The letter that the completion chooses, and the text that it was read from."""
         text = final_text(completion, self.tags)
         for place in self.find if text is not None else ():
             assert text is not None

@@ -1,4 +1,4 @@
-"""Multiple choice: which letter an answer names."""
+"""The letter that an answer to a multiple-choice question names."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TAIL = 3000
 def letter_of(text: str) -> tuple[str, str] | None:
     r"""The letter, A to J, that an answer names, with the content after it.
 
-    `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None where the text names
+    `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None when the text names
     no letter, or several.
     """
     plain = _SPACING.sub(" ", FONT.sub(r" \1 ", text[:400])).strip(" .\n\t")
@@ -68,8 +68,8 @@ def letter_of(text: str) -> tuple[str, str] | None:
     rest = match["rest"].strip()
     if _names_another(rest):
         return None
-    found = match["wrapped"] or match["square"] or match["marked"] or match["alone"] or match["reasoned"]
-    return found.upper(), rest
+    letter = match["wrapped"] or match["square"] or match["marked"] or match["alone"] or match["reasoned"]
+    return letter.upper(), rest
 
 
 def _names_another(rest: str) -> bool:
@@ -82,11 +82,11 @@ def _names_another(rest: str) -> bool:
 
 
 def chosen_in(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter that a statement names, by itself or by the text of its option; None for none and for several."""
-    found = letter_of(text)
-    if found is not None:
-        return found[0]
-    # "D. Both A and B": what follows the letter is its option.
+    """The letter that a statement names, directly or by the text of its option; None for no letter or several."""
+    labelled = letter_of(text)
+    if labelled is not None:
+        return labelled[0]
+    # In "D. Both A and B" the text after the letter is its option.
     plain = plain_text(text)
     named = [letter for letter, content in options.items() if plain in _spellings(letter, content)]
     if len(named) == 1:
@@ -98,12 +98,12 @@ def chosen_in(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _in_sentence(sentence: str) -> str | None:
-    """The letter that a sentence chooses ("Option D is correct"); None where it chooses none, several, or doubts."""
+    """The letter that a sentence chooses ("Option D is correct"); None when it chooses none, several, or doubts."""
     sentence = _SPACING.sub(" ", sentence[:600])
-    found = {match[1] or match[2] or match[3]: match for match in _CHOSEN.finditer(sentence)}
-    if len(found) != 1:
+    choices = {match[1] or match[2] or match[3]: match for match in _CHOSEN.finditer(sentence)}
+    if len(choices) != 1:
         return None
-    ((letter, match),) = found.items()
+    ((letter, match),) = choices.items()
     before = re.split(r"[,;:]", sentence[: match.start()])[-1]
     if _DENIAL.search(before) or _REFUTED.match(sentence, match.end()):
         return None
@@ -111,27 +111,27 @@ def _in_sentence(sentence: str) -> str | None:
 
 
 def last_chosen(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of a completion that marks no answer: all of it, its last line, or its last sentence that chooses."""
+    """The letter of a completion without a marked answer: from all of it, its last line, or a last sentence."""
     tail = text[-_TAIL:].strip()
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     if not lines:
         return None
     if len(lines) == 1 or not _LINE.match(lines[-2]):
-        # Not where the options are listed: the last of them is no answer.
-        found = chosen_in(lines[-1], options)
-        if found is not None:
-            return found
+        # A list of the options is skipped: its last letter is no answer.
+        letter = chosen_in(lines[-1], options)
+        if letter is not None:
+            return letter
     for line in reversed(lines):
         for sentence in reversed([piece for piece in SENTENCE_END.split(line) if piece and piece.strip()]):
-            found = _in_sentence(sentence.strip())
-            if found is not None:
-                return found
+            letter = _in_sentence(sentence.strip())
+            if letter is not None:
+                return letter
     alone = letter_of(lines[0])
     return alone[0] if alone is not None and not alone[1] else None
 
 
 def plain_text(text: str) -> str:
-    """Text as options are compared: lower case, single blanks, no quotes around it, no final period."""
+    """Text in the form in which options are compared: lower case, single blanks, no outer quotes, no final period."""
     return " ".join(text.split()).strip("\"'`.$*").casefold()
 
 

@@ -1,8 +1,8 @@
-"""Code reward: run the program of a completion against the dataset row's tests in the sandbox.
+"""Code reward: run the program of a completion against the tests of the dataset row, in the sandbox.
 
-The program is the last complete fenced block of the right language after the reasoning that defines what the tests call
-(`code_blocks`). The tests are read from the row in the formats of HumanEval, BigCodeBench, MBPP, APPS and TACO
-(`input_output`), and LiveCodeBench (`code_tests.read_tests`).
+The program is the last complete fenced block after the reasoning that has the right language and defines what the tests
+call (`rewards.programs.blocks`). The tests are read from the row in the formats of HumanEval, BigCodeBench, MBPP, APPS
+and TACO (`input_output`), and LiveCodeBench (`rewards.programs.tests`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lam
 _Options = tuple[IsolationLevel, tuple[str, ...], int | None]
 _sandboxes: dict[_Options, tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
-# Beside the tests, a verdict may have to run them once more on a new worker, start a cell and, in C++, compile.
+# Seconds of a verdict beside the tests: to start a cell, to compile C++, and to repeat the tests on a new worker.
 _MARGIN_SECONDS = 5.0
 _COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
 _POSITIVE = (
@@ -63,25 +63,25 @@ class CodeVerifier:
     """Scores a completion by its program's tests.
 
     Attributes:
-        language: what the program must be written in.
-        partial_credit: score the fraction of tests passed instead of all or nothing.
-        wall_seconds: real and processor time of each test.
-        program_seconds: real time of all tests together; a program that uses it up is `wrong`.
-        memory_mebibytes: memory of each test.
-        compile_seconds: real and processor time of the compiler, where the language has one.
-        compile_memory_mebibytes: memory of the compiler; None takes 1,024 or, where that is more, `memory_mebibytes`.
-        level: the weakest isolation at which programs may run.
-        tolerance: where given, printed numbers and returned floats may differ by this much, relative above 1.
-        max_tests: run only so many tests of a row, evenly spread over it; None runs all.
-        preload: modules kept imported for the programs, and the test code, that mention them; others than these and
-            Python's own can be imported by neither.
-        concurrent_programs: how many run at the same time, for all workers of a pool; None takes one for each core.
-        solution_column: the rows' column with right programs, for the check of gold answers; None looks for those that
-            published data sets have, the empty text for none.
-        thinking: the reasoning tags; a program is looked for behind them (`rewards.answers.thinking.thinking_tags`).
+        language: language of the program.
+        partial_credit: whether the score is the fraction of tests passed, instead of all or nothing.
+        wall_seconds: limit of the real time, and of the processor time, of each test.
+        program_seconds: limit of the real time of all tests together; a program that uses it up is `wrong`.
+        memory_mebibytes: limit of the memory of each test.
+        compile_seconds: limit of the real time, and of the processor time, of the compiler, if the language has one.
+        compile_memory_mebibytes: limit of the compiler's memory; None means `memory_mebibytes`, but at least 1,024.
+        level: weakest isolation in which programs may run.
+        tolerance: greatest difference of printed numbers and returned floats, relative above 1; None means exact.
+        max_tests: number of tests that are run, evenly spread over those of the row; None runs all.
+        preload: modules that programs and test code can import, beside those of Python's standard library.
+        concurrent_programs: number of programs that run at the same time, over all workers of a pool; None means one
+            for each core.
+        solution_column: column of the row with right programs, for the check of gold answers; None looks in the columns
+            of published data sets, the empty text in none.
+        thinking: reasoning tags; the program is read behind them (`rewards.answers.thinking.thinking_tags`).
 
     Raises:
-        ValueError: an option that is not one, or out of range.
+        ValueError: an option is unknown or out of range.
     """
 
     language: Language = Language.PYTHON
@@ -110,12 +110,12 @@ class CodeVerifier:
 
     @property
     def deadline_seconds(self) -> float:
-        """The shortest deadline of a pool under which every program's timeout is its own: `wrong`, not `timeout`."""
+        """The shortest deadline of a pool with which a program that is too slow is `wrong`, and never `timeout`."""
         compiling = self.compile_seconds if self.language is Language.CPP else 0.0
         return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
 
     def prepare(self) -> None:
-        """Start the sandbox in the process that a pool's workers are forked from, for all of them to use.
+        """Start the sandbox in the process that a pool's workers are forked from, so that all of them share it.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.
@@ -142,9 +142,9 @@ class CodeVerifier:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.
 
-        A program that fails, runs out of a limit or cheats is `wrong`, and `scored` where part of its tests earns
-        `partial_credit`; no program is `unparseable`; a failure of the sandbox, a missing compiler, or a test that
-        failed before it called the program is `error`.
+        A program that fails, exceeds a limit or cheats is `wrong`, or `scored` with `partial_credit` when some tests
+        pass. A completion without a program is `unparseable`. A failure of the sandbox, a missing compiler, and a test
+        that fails before it calls the program are an `error`.
 
         Raises:
             ValueError: the row has no tests that can be run.
@@ -160,10 +160,10 @@ class CodeVerifier:
         return self._verdict(results, len(chosen))
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why a row's tests would pay nobody, or everybody; empty where they can be used.
+        """Why no program, or every program, would pass the row's tests; empty when they can be used.
 
-        The tests are read. Where their text does not tell whether they call the program, they are run with a program
-        that has every function, whose results equal nothing.
+        The tests are read. When their text does not show whether they call the program, they are run with a program
+        that has every function, and whose results equal nothing.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.
@@ -216,7 +216,7 @@ class CodeVerifier:
         return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The row's solutions, as its reference is no answer; None where it has none."""
+        """The row's solutions, since its reference is no answer; None when it has none."""
         return gold_programs(prompt, self.language.value, self.solution_column)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:
@@ -241,7 +241,7 @@ class CodeVerifier:
 
 
 def _names(tests: Sequence[Test]) -> list[str]:
-    """What the tests call, in so far as they do."""
+    """Names of the functions and classes that the tests call."""
     names: set[str] = set()
     for test in tests:
         names |= program_names(test) if isinstance(test, AssertTest) else set()

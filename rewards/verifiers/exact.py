@@ -1,4 +1,4 @@
-"""Answers that must be a given text: exact, apart from what people do not mean to be a difference."""
+"""Answers that must equal a given text, apart from differences that people do not mean, such as outer blanks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 def first_place(
     completion: str, find: Sequence[str], tags: Tags, places: Mapping[str, Callable[[str], str | None]] = PLACES
 ) -> tuple[str, str | None]:
-    """The first place of `find` that is present after the thinking, with its content; None where none is."""
+    """The first place of `find` that the text after the thinking has, and its content; None when it has none."""
     text = final_text(completion, tags)
     for place in find if text is not None else ():
         content = places[place](text or "")
@@ -39,10 +39,10 @@ def first_place(
 
 
 def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[str, ...]:
-    """`find` as a tuple.
+    """Return `find` as a tuple.
 
     Raises:
-        ValueError: it is empty or names an unknown place.
+        ValueError: `find` is empty or names an unknown place.
     """
     known = tuple(places)
     if not find or isinstance(find, str) or any(place not in known for place in find):
@@ -51,18 +51,18 @@ def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[s
 
 
 class Exact:
-    """The answer is the reference's text (a number's as Python writes it), or one of its texts where it is a list.
+    """The answer must be the reference's text, or one of its texts if it is a list; numbers as Python writes them.
 
     Args:
-        find: the places to look, in order; the first one present decides: `answer_tag`, `boxed`, `hash`, `stated`
-            ("answer is"), `last_sentence`, `whole` (all that follows the thinking).
-        case_sensitive: upper and lower case differ.
-        strict: do not even ignore outer and repeated white space, quotes and a final period.
-        thinking: the tags that the model's reasoning stands in, by name (`think`) or as pairs (`["[THINK]",
-            "[/THINK]"]`); only what follows the last closing tag is read. By default those that are known
-            (`rewards.answers.thinking`); an empty list for none.
+        find: places to look in, in order; the first that the completion has decides. The places are `answer_tag`,
+            `boxed`, `hash`, `stated` ("answer is"), `last_sentence` and `whole` (all text after the thinking).
+        case_sensitive: whether upper and lower case differ.
+        strict: whether outer and repeated white space, quotes and a final period count as well.
+        thinking: tags around the model's reasoning, by name (`think`) or as pairs (`["[THINK]", "[/THINK]"]`); only the
+            text after the last closing tag is read. The default is all known tags (`rewards.answers.thinking`); an
+            empty list means no tags.
 
-    A reference that is a worked solution (`... #### 18`) is the answer that it marks.
+    Of a reference that is a worked solution (`... #### 18`), the marked answer counts.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Exact:
         self.tags = thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference is empty."""
+        """The verdict; `error` when the reference is empty."""
         problem = self.reference_problem(reference, prompt)
         if problem:
             return error(problem)
@@ -89,14 +89,14 @@ class Exact:
         return wrong(f"{answer[:60]!r} is not {accepted[0][:60]!r}")
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can be used."""
         texts = _texts(reference)
         if texts and all(text is not None and _marked(str(text)).strip() for text in texts):
             return ""
         return f"the reference {reference!r:.60} is empty"
 
     def find_answer(self, completion: str) -> str | None:
-        """The final answer's text; None where there is none."""
+        """The text of the final answer; None when there is none."""
         return first_place(completion, self.find, self.tags)[1]
 
     def _plain(self, text: str) -> str:
@@ -110,6 +110,6 @@ def _texts(reference: Any) -> list[Any]:
 
 
 def _marked(reference: str) -> str:
-    """What a worked solution marks by `####` in a line of its own below others; any other reference as it is."""
+    """The answer that a worked solution marks by `####` on a separate last line; any other reference unchanged."""
     marked = places.hash_mark(reference) if "\n####" in reference else None
     return reference if marked is None else marked

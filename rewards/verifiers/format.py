@@ -1,4 +1,4 @@
-"""The shape of a completion: tags exactly once and in order, or the user's own pattern."""
+"""The format of a completion: tags exactly once and in order, or a regular expression."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from rewards.verifier import ReadsNoReference
 
 
 class Format(ReadsNoReference):
-    """Think-then-answer tags, each exactly once, in order, none of them empty.
+    """Tags such as think and answer: each exactly once, in order, and not empty.
 
-    Text before the first tag, between them and after the last is allowed unless `only_tags` is set; tags with nothing
-    or only white space in them (`<think></think>`) are refused.
+    Text outside the tags is allowed unless `only_tags` is set. Tags without text in them (`<think></think>`) are
+    refused.
 
     Args:
-        tags: the tag names, in the order wanted; `()` where only `pattern` counts.
-        opened: tags whose opening half the prompt's template has already written (`("think",)` for chat templates
-            that end in `<think>`): for these the opening tag may be missing.
-        only_tags: nothing but white space may stand outside the tags.
-        pattern: a regular expression that the whole completion must match (dot matches newlines), on top of the
-            tags. It runs on hostile text: one that backtracks is stopped only by the pool's deadline.
-        partial: score the fraction of the checks that hold instead of all or nothing, with status `scored` where some
-            of them do.
+        tags: names of the tags, in the wanted order; `()` when only `pattern` counts.
+        opened: tags that the prompt's template has opened, such as `("think",)` for chat templates that end in
+            `<think>`; their opening tag may be missing.
+        only_tags: whether only white space may stand outside the tags.
+        pattern: regular expression that the whole completion must match (dot matches newlines), beside the tags. It
+            runs on hostile text: only the pool's deadline stops an expression that backtracks.
+        partial: whether the score is the fraction of the checks that hold, with status `scored` if not all hold,
+            instead of all or nothing.
 
-    The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, as far as asked for.
+    The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, if the check is configured.
 
     Raises:
-        ValueError: nothing to check, tags that are no list of names, an `opened` tag that is not in `tags`, or an
-            invalid pattern.
+        ValueError: nothing to check, `tags` is no list of names, a tag of `opened` is not in `tags`, or the pattern is
+            invalid.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Format(ReadsNoReference):
         self.only_tags, self.partial = only_tags, partial
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict on the shape alone; the reference is not looked at."""
+        """The verdict on the format alone; the reference is ignored."""
         parts = self._tag_checks(completion) if self.tags else {}
         if self._pattern is not None:
             parts["pattern"] = float(self._pattern.fullmatch(completion) is not None)
@@ -81,7 +81,7 @@ class Format(ReadsNoReference):
         spots = [text.find(half) for tag in self.tags for half in (f"<{tag}>", f"</{tag}>")]
         in_order = -1 not in spots and spots == sorted(spots)
         parts = {"once": float(once), "order": float(in_order)}
-        # Where each tag's content begins and ends, and where the tag itself does.
+        # Begin and end of each tag's content, and of the whole tag.
         inner = [(text.find(f"<{tag}>") + len(tag) + 2, text.find(f"</{tag}>")) for tag in self.tags]
         parts["filled"] = float(in_order and all(text[a:b].strip() for a, b in inner))
         if self.only_tags:

@@ -11,7 +11,7 @@ from rewards.answers.thinking import thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 from rewards.verifiers.exact import check_places, first_place
 
-# How a completion states an answer in each place.
+# Place -> how a completion states an answer there.
 _STATED = {"answer_tag": "<answer>{}</answer>", "boxed": "\\boxed{{{}}}"}
 _MISSING = "reasoning-gym is not installed; install the extra with `pip install 'verigrpo[gym]'`"
 
@@ -20,15 +20,15 @@ class ReasoningGym:
     """Scores an answer with the scorer of the reasoning-gym task that its row came from.
 
     Args:
-        task: the task's name, for data of one task; by default each row names its own in
+        task: name of the task, for data of one task; by default each row names its task in
             `metadata["source_dataset"]`.
-        find: the places to look; see `rewards.verifiers.exact.Exact`.
-        pass_mark: the least score that counts as `correct`; one below it is `scored`, 0 is `wrong`. The score itself is
-            the scorer's, from 0 to 1.
-        thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
+        find: places to look in; see `rewards.verifiers.exact.Exact`.
+        pass_mark: least score that is `correct`; a smaller score is `scored`, and 0 is `wrong`. The score comes from
+            the task's scorer and lies between 0 and 1.
+        thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    The prompt is a row as `rows` gives it, with the whole entry that the scorer wants in `entry`; or a row of your own
-    with reasoning-gym's columns `question`, `answer` and `metadata`.
+    The prompt is a row from `rows`, whose column `entry` has all that the scorer needs, or another row with
+    reasoning-gym's columns `question`, `answer` and `metadata`.
 
     Raises:
         ValueError: reasoning-gym is not installed.
@@ -47,7 +47,7 @@ class ReasoningGym:
         _library()
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The scorer's word; `error` where the row does not say which task it is of."""
+        """The verdict from the task's scorer; `error` when the row does not name its task."""
         entry = _entry(reference, prompt)
         task = self.task or entry["metadata"].get("source_dataset")
         if not task:
@@ -63,7 +63,7 @@ class ReasoningGym:
         return Verdict(score, Status.SCORED if score > 0 else Status.WRONG, task)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The reference in each place that is looked at; None where the task has no single answer."""
+        """The reference, stated in each place of `find`; None when the task has no single answer."""
         answer = "" if reference is None else str(reference)
         return (
             [_STATED.get(place, "The answer is {}").format(answer) for place in self.find] if answer.strip() else None
@@ -74,9 +74,9 @@ def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str,
     """`size` rows of a task, for `data.generator`.
 
     Yields:
-        `question`, `answer` (empty where the task has no single one) and `entry`: all that the scorer needs, as JSON.
-        Tables of rows would force one type on each field of the metadata, and turn its tuples into lists, after which
-        some scorers fail and others give another score.
+        `question`, `answer` (empty when the task has no single answer) and `entry`: all that the scorer needs, as JSON.
+        JSON, since a table of rows would force one type on each field of the metadata and turn tuples into lists. Then
+        some scorers fail, and others give another score.
 
     Raises:
         ValueError: reasoning-gym is not installed.
@@ -99,7 +99,7 @@ def _entry(reference: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """What JSON has no form for, as lists with a name in front: tuples, and dictionaries whose keys are no text."""
+    """Values that JSON cannot hold as lists with a leading name: tuples, and dictionaries with keys other than text."""
     if isinstance(value, dict):
         return {"dict": [[_to_plain(key), _to_plain(item)] for key, item in value.items()]}
     if isinstance(value, tuple):

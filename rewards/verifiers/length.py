@@ -1,4 +1,4 @@
-"""The length of a completion, in tokens: DAPO's soft punishment of what is overlong."""
+"""The length of a completion, in tokens: DAPO's soft punishment of overlong completions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ class Length(ReadsNoReference):
     """0 up to `limit - buffer` tokens, falling linearly to -1 at `limit`, -1 beyond (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:
-        limit: the most tokens that a completion may have.
-        buffer: the last tokens before the limit, over which the punishment grows.
-        tokens_column: where the caller of the verifier puts the completion's number of tokens; a run uses the
-            default.
-        characters_per_token: where that column is missing, estimate the tokens from the characters; None makes a
-            missing column an `error`.
+        limit: number of tokens from which on the punishment is full.
+        buffer: number of tokens before the limit over which the punishment grows.
+        tokens_column: column with the completion's number of tokens; a run fills the default column.
+        characters_per_token: characters of a token, to estimate the number of tokens when the column is missing; None
+            makes a missing column an `error`.
 
     Raises:
-        ValueError: not 0 < buffer <= limit.
+        ValueError: 0 < buffer <= limit does not hold.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Length(ReadsNoReference):
         self.tokens_column, self.characters_per_token = tokens_column, characters_per_token
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment, from -1 to 0; `correct` where there is none, `wrong` where it is the whole, else `scored`."""
+        """The punishment, from -1 to 0: `correct` for 0, `wrong` for -1, `scored` between."""
         tokens = prompt.get(self.tokens_column)
         if tokens is None and self.characters_per_token is not None:
             tokens = len(completion) / self.characters_per_token

@@ -1,24 +1,24 @@
-r"""Mathematical answers: find the final one, and decide whether it equals the reference.
+r"""Mathematical answers: find the final answer, and decide whether it equals the reference.
 
-The conventions, each a setting of `Math` where users disagree:
+The conventions; those that users disagree on are settings of `Math`, named in brackets:
 
 1. The final answer is the last complete `\boxed{...}` after the reasoning; boxes (or `<answer>` tags) that only a
-   connective, punctuation or numbering separates are one answer. What cannot be read there is `unparseable`: nothing
-   else in the text is looked at. Without a box, the value stated by `<answer>`, `####`, "answer is" or "Answer:",
-   whichever comes last, else the last sentence's value, or list of values (`find`).
-2. The same value in any form is equal; an exact reference is not matched by a rounded decimal (`rounded`).
-3. A unit missing on one side is ignored; two different units are not equal, exact conversions are (`units`).
-4. A reference `p%` is matched by `p%`, `p/100` and bare `p` (`percent`).
-5. `x=5` matches `5`; another variable does not. Free variables keep their names, bound ones may be renamed.
-6. `{...}` and bare lists are unordered (`ordered`), `(...)` is ordered, an interval equals its inequality.
-7. Several candidates, a superset, or the problem restated unsolved never match a single value: sums, integrals and
-   limits are not worked out, and an answer copied from the problem's text is refused (`problem_column`).
+   connective, punctuation or numbering separates are one answer. A box that cannot be read is `unparseable`, and the
+   rest of the text is ignored. Without a box, the answer is the value behind the last `<answer>`, `####`, "answer is"
+   or "Answer:", or else the value, or list of values, of the last sentence (`find`).
+2. The same value in any form is equal. A rounded decimal does not equal an exact reference (`rounded`).
+3. A unit that only one side has is ignored. Different units are not equal, but exact conversions are (`units`).
+4. `p%`, `p/100` and `p` equal the reference `p%` (`percent`).
+5. `x=5` equals `5`, but no other variable's equation. Free variables keep their names; bound ones may be renamed.
+6. `{...}` and lists without brackets are unordered (`ordered`), `(...)` is ordered. An interval equals its inequality.
+7. Several candidates, a superset, or a restated problem never equal a single value: sums, integrals and limits are not
+   evaluated, and an answer copied from the problem's text is refused (`problem_column`).
 8. Multiple choice: the letter decides. Text: case, fonts and the final period are ignored.
-9. Nothing, an empty box or an unclosed box is not an answer.
+9. An empty text, an empty box and an unclosed box are no answer.
 
-Stages, cheapest first: find, text, exact rationals, parse, structure, exact values, approximate values. There is no
-symbolic stage: evaluation at several points decided more pairs, with fewer errors, in a thirtieth of the time. No
-text of a completion is ever evaluated, and every size is bounded before anything is computed.
+The stages, cheapest first: find, text, exact rationals, parse, structure, exact values, approximate values. There is no
+symbolic stage: evaluation at several points decided more pairs, with fewer errors, in a thirtieth of the time. No text
+of a completion is ever executed, and every size is bounded before anything is computed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from rewards.answers import find as places
 from rewards.answers.last_sentence import last_sentence
 from rewards.answers.stated import stated
 from rewards.answers.thinking import final_text, thinking_tags
+from rewards.mathematics.comparing.arithmetics import precise
 from rewards.mathematics.comparing.equal import Undecided, equal, undecidable
-from rewards.mathematics.comparing.evaluate import precise
 from rewards.mathematics.conventions import Conventions
 from rewards.mathematics.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
 from rewards.mathematics.nodes import Sequence as Items
+from rewards.mathematics.reading.answer_parser import words
 from rewards.mathematics.reading.latex_text import MAX_ANSWER, normalise
-from rewards.mathematics.reading.parse_answer import parse, parse_gold, words
+from rewards.mathematics.reading.parse_answer import parse, parse_gold
 from rewards.mathematics.reading.restated import is_restated
 from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
@@ -61,17 +62,17 @@ class Math:
     """Verifies mathematical answers by the conventions above.
 
     Args:
-        find: where to look for the answer, in order: `boxed`, `stated`, `last_sentence`.
-        problem_column: the prompt's column with the problem's text, to refuse answers that copy an expression from
-            it (only copies: `3+2` for "What is 2+3?" is accepted, as its value is); None to accept them. A run hands
-            the question, before any chat template, as the default column to rows that have none of this name.
-        thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
+        find: places to look in, in order: `boxed`, `stated`, `last_sentence`.
+        problem_column: column of the row with the problem's text. Answers that copy an expression from it are refused
+            (only copies: `3+2` for "What is 2+3?" is accepted); None accepts them. A run puts the question, before any
+            chat template, into the default column of rows that do not have it.
+        thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
             `rewards.mathematics.conventions.Conventions`.
 
-    Verdicts are the same from any thread or process; no signal, no global state, no random number is used. An answer
-    that cannot be decided within the work budget (well under a second) is `wrong`, and the reason says where; where
-    the reference alone is beyond it, that is an `error` (`reference_problem`).
+    Verdicts are the same in any thread or process: no signal, no global state and no random number is used. An answer
+    that cannot be decided within the work budget (well under a second) is `wrong`, and the reason names the stage. When
+    the reference alone exceeds the budget, the verdict is an `error` (`reference_problem`).
 
     Raises:
         ValueError: an unknown place or setting.
@@ -93,11 +94,11 @@ class Math:
         self.find, self.problem_column, self.tags = check_places(find, PLACES), problem_column, thinking_tags(thinking)
         self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
         self.cache_hits = 0
-        precise()  # mpmath takes a fifth of a second to import: before the first verdict, not during it
+        precise()  # imports mpmath, a fifth of a second, before the first verdict
         self._cache: dict[tuple[str, str], Verdict] = {}
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict on `completion`; `error` where the reference is empty or no text: the dataset's fault."""
+        """The verdict on `completion`; `error` when the reference is empty or no text."""
         gold = _gold_text(reference)
         if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
             return error(self.reference_problem(reference, prompt))
@@ -105,7 +106,7 @@ class Math:
         answer = self.find_answer(completion)
         if answer is None:
             return unparseable("no final answer found")
-        # A plain number is never the problem restated, and most answers are plain numbers.
+        # The fast path: most answers are plain numbers, which never restate the problem.
         problem = prompt.get(self.problem_column) if self.problem_column is not None else None
         if problem is not None and not _PLAIN.fullmatch(answer) and is_restated(answer, gold, problem):
             return wrong("the problem restated")
@@ -121,10 +122,11 @@ class Math:
         return verdict
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
-        """Why no answer can be judged by this reference; empty where answers can be.
+        """Why no answer can be judged by this reference; empty when it can be used.
 
-        It is no text, number or list of one, empty, longer than an answer may be, or its value cannot be worked out
-        within the bounds. A reference that is only not understood can be used: the same text is equal to it.
+        A reference cannot be used if it is no text, number or list with one of these, if it is empty or longer than an
+        answer may be, or if its value exceeds the work budget. A reference that is not understood can be used: the same
+        text is equal to it.
         """
         gold = _gold_text(reference)
         if gold is None:
@@ -141,7 +143,7 @@ class Math:
         return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
 
     def find_answer(self, completion: str) -> str | None:
-        """The final answer's text, or None where there is none."""
+        """The text of the final answer; None when there is none."""
         text = final_text(completion, self.tags)
         if text is None:
             return None
@@ -157,7 +159,7 @@ class Math:
         return None
 
     def judge(self, gold: str, answer: str) -> Verdict:
-        """The verdict on an answer that was found already."""
+        """The verdict on the text of an answer."""
         stage.enter("text")
         quick = _compare_rationals(gold, answer, self.conventions.rounded)
         if quick is not None:
@@ -193,7 +195,7 @@ class Math:
         try:
             reference: Node = parse_gold(plain_gold)
         except Unreadable:
-            # Nothing but the same text can match a reference that is not understood, and that was looked at.
+            # Only the same text equals a reference that is not understood, and the texts have been compared.
             return _differs(plain, gold)
         try:
             node = parse(plain)
@@ -202,7 +204,7 @@ class Math:
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
-            # Where words are wanted, words are read: "New York" without \text is no product of letters.
+            # The reference is words, so the answer is read as words: "New York" without \text is no product of letters.
             spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
@@ -213,9 +215,9 @@ class Math:
         return self._other_reading(reference, plain) or _differs(plain, gold)
 
     def _undecided(self, gold: str, where: str, plain: str) -> Verdict:
-        """A comparison beyond the bounds: the reference's fault where it cannot be used, the answer's otherwise.
+        """A comparison beyond the work budget: an `error` when the reference cannot be used, else `wrong`.
 
-        An answer that costs more than it is worth must not come away without a score, or a policy learns to write it.
+        An answer that is too expensive must get a score: without one, a policy would learn to write such answers.
         """
         fault = self.reference_problem(gold)
         if fault:
@@ -223,7 +225,7 @@ class Math:
         return wrong(f"not decided within the bounds, at {where}: {plain[:60]!r}")
 
     def _other_reading(self, reference: Node, plain: str) -> Verdict | None:
-        """Separators that have two readings are read as the reference needs them."""
+        """Read separators that have two meanings in the way that the reference needs."""
         if self.conventions.decimal_comma and isinstance(reference, Number):
             match = _COMMA_DECIMAL.fullmatch(plain)
             grouped = self.conventions.decimal_comma != "always" and _THOUSANDS.fullmatch(plain)
@@ -234,7 +236,7 @@ class Math:
         return None
 
     def _as_lists(self, gold: str, reference: Node, plain: str, node: Node) -> bool:
-        """Whether commas between the digits of one side, read as thousands, separate what the other side lists."""
+        """Whether commas read as thousands separators on one side separate the values that the other side lists."""
         if isinstance(reference, Items) and isinstance(node, Number) and _LISTED.fullmatch(plain):
             return equal(reference, parse(plain.replace(",", ", ")), self.conventions)
         if isinstance(node, Items) and node.brackets in ("", "{}") and isinstance(reference, Number):
@@ -243,7 +245,7 @@ class Math:
 
 
 def _gold_text(reference: Any) -> str | None:
-    """The reference as text: a whole float as the integer that it is, a list of one as that one; None for others."""
+    """The reference as text: a whole float as an integer, a list with one item as this item; None for other types."""
     if isinstance(reference, (list, tuple)) and len(reference) == 1:
         return _gold_text(reference[0])
     if not isinstance(reference, (str, AnyNumber)):
@@ -254,9 +256,9 @@ def _gold_text(reference: Any) -> str | None:
 
 
 def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
-    """Compare integers, decimals and fractions at once; None where one of them is something else.
+    """Compare integers, decimals and fractions without parsing; None when one side is something else.
 
-    Where `rounded`, an answer within half of one in the last digit of a decimal gold is equal.
+    With `rounded`, an answer is equal within half a unit of the last digit of a decimal gold answer.
     """
     if gold == answer and _INTEGER.fullmatch(gold):
         return True
@@ -268,7 +270,7 @@ def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
     if b == 0 or d == 0:
         return None
     if rounded and left[6]:
-        # b is the power of ten of the gold's last digit.
+        # b is the power of ten of the gold answer's last digit.
         return 2 * abs(a * d - b * c) <= d
     return a * d == b * c
 

@@ -1,7 +1,7 @@
-"""Math-Verify as a verifier: the independent grader of an audit, and the one that ours is measured against.
+"""Math-Verify as a verifier: the independent grader of audits and measurements.
 
-It is an optional extra. It may not come back from a hostile answer, so run it in a pool; its own timeouts are signals,
-which do not work outside a main thread, and are switched off here.
+It is an optional extra. A hostile answer may make it hang, so run it in a pool. Its timeouts are switched off here, as
+they are signals, which work in a main thread only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _MISSING = "math-verify is not installed; install the extra with `pip install 'v
 
 
 class MathVerify:
-    """Math-Verify's word on the completion after its thinking, with its defaults but for the timeouts.
+    """Math-Verify's verdict on the text after the thinking, with its default settings but without its timeouts.
 
-    It knows boxes, dollar signs and "answer is", but no `<answer>` tags: what is inside the last ones is boxed for it.
+    It knows boxes, dollar signs and "answer is", but no `<answer>` tags, so the content of the last tags is boxed
+    first.
 
     Raises:
         ValueError: math-verify is not installed.
@@ -28,17 +29,17 @@ class MathVerify:
 
     def __init__(self) -> None:
         try:
-            # Imported when it is built: it takes seconds, which are no call's to pay.
+            # Imported here, as the import takes seconds, which no call should have to spend.
             from math_verify import parse, verify
         except ModuleNotFoundError as problem:
             raise ValueError(_MISSING) from problem
-        # It warns at every call that its timeouts are off; here the pool has them.
+        # It warns at every call that its timeouts are off; the pool's deadline replaces them.
         for name in ("math_verify.parser", "math_verify.grader"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self._parse, self._verify = parse, verify
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where it cannot read the reference."""
+        """The verdict; `error` when it cannot read the reference."""
         text = without_thinking(completion)
         if text is None:
             return unparseable("thinking never ended")
@@ -54,7 +55,7 @@ class MathVerify:
 
 
 def as_it_reads(text: str) -> str:
-    """The text with what its last `<answer>` holds boxed, as Math-Verify reads no tags."""
+    """The text with the content of its last `<answer>` tags in a box, since Math-Verify reads no tags."""
     tagged = answer_tag(text)
     if tagged is None or "\\boxed" in tagged or "$" in tagged:
         return text if tagged is None else tagged

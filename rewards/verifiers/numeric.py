@@ -21,7 +21,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
     "hash": places.hash_mark,
     "last_number": places.last_number,
 }
-# Digits beyond this are no answer to a question a person asked, and quadratic to convert.
+# More digits are no answer to a person's question, and converting them takes quadratic time.
 MAX_CHARACTERS = 400
 _TEXT = re.compile(FONT.pattern + r"|\\[,;: ]|\\quad\b|~")
 _DROPPED = re.compile(
@@ -47,11 +47,11 @@ _POWER = re.compile(r"\s?\^\s?\{?[23]\}?")
 
 
 def rational(text: str) -> Fraction | None:
-    r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None where it is none.
+    r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None for other text.
 
     Currency signs, thousands separators, fonts, quotes, brackets, a name (`x =`), a degree sign, a unit or a noun
-    after the number, and a final period are ignored; `25%` is 25. Any other word makes it none: `5 million`,
-    `5 minus two` and `5 not really` are not 5.
+    after the number, and a final period are ignored; `25%` is 25. With any other word the text is no number:
+    `5 million`, `5 minus two` and `5 not really` are not 5.
     """
     if len(text) > MAX_CHARACTERS:
         return None
@@ -67,7 +67,7 @@ def rational(text: str) -> Fraction | None:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without what stands around all of it, its blanks made single."""
+    """The text without fonts, quotes and brackets around all of it, and with single blanks."""
     plain = " ".join(text.split())
     while True:
         inner = plain.strip(" *").rstrip(".").rstrip()
@@ -79,7 +79,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _value(parts: dict[str, str | None]) -> Fraction | None:
-    """The value of a match of one of the patterns; None where it has none."""
+    """The value of a match of one of the patterns; None for a division by zero."""
     sign = -1 if parts.get("sign") == "-" else 1
     if "whole" not in parts and "spaced" not in parts:
         above, below = int(parts["a"] or parts["c"] or 0), int(parts["b"] or parts["d"] or 0)
@@ -97,7 +97,7 @@ def _value(parts: dict[str, str | None]) -> Fraction | None:
 
 
 def _counts(text: str, at: int) -> bool:
-    """True where nothing stands behind the number that changes it: nothing at all, a unit, or a noun."""
+    """True when the text behind the number does not change it: it is empty, a unit, or a noun."""
     behind = _BEHIND.fullmatch(text, at)
     if behind is None:
         return False
@@ -107,26 +107,26 @@ def _counts(text: str, at: int) -> bool:
     if words != behind["noun"]:
         return words in UNITS
     if behind["percent"]:
-        # "5% of the class" is five percent, "5% off" and "5% of 40" are not.
+        # "5% of the class" is five percent, but "5% off" and "5% of 40" are not.
         return words.startswith("of ") and noun(words[3:]) is not None
     if not text[at : behind.start("noun")]:
         # Letters right behind the digits must be a known unit: 5x is no 5.
         return words in UNITS and len(words) > 1
-    found = noun(words)
-    # A letter alone is a variable, unless it is a unit.
-    return found is not None and (len(found) != 1 or found in UNITS)
+    counted = noun(words)
+    # A single letter is a variable, unless it is a unit.
+    return counted is not None and (len(counted) != 1 or counted in UNITS)
 
 
 class Numeric:
     """Finds a number in the completion and compares it with the reference exactly.
 
     Args:
-        find: the places to look, in order: `answer_tag` (`<answer>...</answer>`), `boxed`, `hash` (`#### N`),
-            `last_number`. The first place that is present decides; a place whose content is no number makes the
-            verdict `unparseable`, and later places are not tried. Only text after the thinking is read.
-        thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
+        find: places to look in, in order: `answer_tag` (`<answer>...</answer>`), `boxed`, `hash` (`#### N`),
+            `last_number`. The first place that the text after the thinking has decides: if its content is no number,
+            the verdict is `unparseable`, and later places are not tried.
+        thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    The reference is a number, with its unit or without, or a worked solution that marks it (`#### 18`, a box).
+    The reference is a number, with or without a unit, or a worked solution that marks it (`#### 18`, a box).
 
     Raises:
         ValueError: `find` is empty or names an unknown place.
@@ -140,7 +140,7 @@ class Numeric:
         self.find, self.tags = check_places(find, PLACES), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference itself is not a number, which is the dataset's fault."""
+        """The verdict; `error` when the reference is no number."""
         gold = _gold(reference)
         if gold is None:
             return error(self.reference_problem(reference, prompt))
@@ -153,13 +153,13 @@ class Numeric:
         return correct(place) if value == gold else wrong(f"{place}: {answer[:60]!r} is not {str(reference)[:60]!r}")
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can be used."""
         if _gold(reference) is not None:
             return ""
         return f"the reference {str(reference)[:60]!r} is not a number; use the math verifier for such rows"
 
     def find_answer(self, completion: str) -> Fraction | None:
-        """The number that the completion gives; None where it gives none."""
+        """The number that the completion answers; None when there is none."""
         answer = first_place(completion, self.find, self.tags, PLACES)[1]
         return rational(answer) if answer is not None else None
 

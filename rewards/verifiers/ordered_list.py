@@ -13,7 +13,7 @@ from rewards.mathematics.reading.latex_text import FONT
 from rewards.verdict import Status, Verdict, error, unparseable
 from rewards.verifiers.exact import check_places, first_place
 
-# More items than this are read no further: a list of everything is no ranking.
+# Later items are not read: a list of everything is no ranking.
 _MAX_ITEMS = 200
 _TAIL = 20_000
 _BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,3}[.):])\s*")
@@ -26,20 +26,19 @@ class OrderedList:
     """A list compared with the reference list, best first.
 
     Args:
-        score: `exact`: 1 for the same items in the same order, else 0; `f1`: the F1 of the two sets; `rank`: the
-            discounted gain of the answer's first `cutoff` items over that of the reference, where the reference's
-            item at place i of n is worth n - i and place j of the answer counts 1 / log2(j + 2) (nDCG, Jarvelin and
-            Kekalainen 2002).
-        cutoff: how many items of the answer count for `rank`; default: as many as the reference has, so that
-            listing everything gains nothing.
-        find: the places to look; see `rewards.verifiers.exact.Exact`.
-        thinking: the reasoning tags; see `rewards.verifiers.exact.Exact`.
+        score: kind of score. `exact`: 1 for the same items in the same order, else 0. `f1`: the F1 of the two sets.
+            `rank`: discounted gain of the answer's first `cutoff` items, divided by that of the reference (nDCG,
+            Jarvelin and Kekalainen 2002). The reference's item at place i of n has the gain n - i, which place j of the
+            answer multiplies by 1 / log2(j + 2).
+        cutoff: number of items of the answer that count for `rank`; the default is the length of the reference, so that
+            a list of everything gains nothing.
+        find: places to look in; see `rewards.verifiers.exact.Exact`.
+        thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    Items are separated by commas, semicolons, `>`, "and", lines or their numbers (`1. A 2. B`); numbering, bullets and
-    case are ignored; an item of the reference that has "and" in it stays whole. An item that is repeated is worth
-    nothing the second time, and makes the list another one for `exact`. A list whose first line follows "Answer:" is
-    read to its end. The status is `correct` for a score of 1, `wrong` for 0
-    and `scored` between. All three scores are in the verdict's parts.
+    Items are separated by commas, semicolons, `>`, "and", lines or their numbers (`1. A 2. B`). Numbering, bullets and
+    case are ignored. An item of the reference that contains "and" is not split. A repeated item counts once, and
+    `exact` does not accept it. A list whose first line follows "Answer:" is read to its end. The status is `correct`
+    for a score of 1, `wrong` for 0 and `scored` between. All three scores are in the verdict's parts.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class OrderedList:
         self.score, self.cutoff, self.find, self.tags = score, cutoff, check_places(find), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` where the reference has no items."""
+        """The verdict; `error` when the reference has no items."""
         problem = self.reference_problem(reference, prompt)
         if problem:
             return error(problem)
@@ -76,13 +75,13 @@ class OrderedList:
         return Verdict(value, status, f"{shared} of {len(gold)} items found", parts)
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why the reference cannot be used; empty where it can."""
+        """Why the reference cannot be used; empty when it can be used."""
         if reference is not None and not isinstance(reference, (str, Sequence)):
             return f"the reference {reference!r:.60} is no list and no text"
         return "" if _gold(reference) else "the reference list is empty"
 
     def _list_text(self, completion: str) -> str | None:
-        """The text of the list; under "Answer:" all its lines, where the first is one of a list."""
+        """The text of the list; all lines under "Answer:" if the first line belongs to a list."""
         place, content = first_place(completion, self.find, self.tags)
         if place != "stated" or content is None:
             return content
@@ -97,12 +96,12 @@ def _lines_below(text: str) -> str:
     """The bulleted or numbered lines under the last line that ends with a colon; empty for fewer than two."""
     lines = text[-_TAIL:].splitlines()
     heads = [at for at, line in enumerate(lines) if line.rstrip(" \t*").endswith(":")]
-    found: list[str] = []
+    items: list[str] = []
     for line in lines[heads[-1] + 1 :] if heads else ():
         if line.strip() and not _BULLET.match(line):
             break
-        found += [line] if line.strip() else []
-    return "\n".join(found) if len(found) > 1 else ""
+        items += [line] if line.strip() else []
+    return "\n".join(items) if len(items) > 1 else ""
 
 
 def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:

@@ -1,4 +1,4 @@
-"""A punishment for saying the same thing again and again."""
+"""A punishment for repeated text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rewards.verdict import Verdict, correct, scored
 from rewards.verifier import ReadsNoReference
 
-# Longer texts are judged by their end, where repetition sets in.
+# Of a longer text only the end is judged, since repetition begins late.
 _MAX_CHARACTERS = 200_000
 
 
@@ -20,8 +20,8 @@ class Repetition(ReadsNoReference):
     Args:
         size: length of the n-grams.
         unit: `words`, or `characters` for languages without spaces.
-        free: a share up to this is not punished: proofs and tables repeat themselves a little.
-        worst: the greatest punishment.
+        free: share of repeated n-grams that is not punished, since proofs and tables repeat a little.
+        worst: greatest punishment.
 
     Raises:
         ValueError: a size below 1, a free share outside [0, 1), or a punishment that is not positive.
@@ -37,7 +37,7 @@ class Repetition(ReadsNoReference):
         self.size, self.unit, self.free, self.worst = size, unit, free, worst
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment; `correct` where there is none, else `scored`."""
+        """The punishment; `correct` when there is none, else `scored`."""
         text = completion[-_MAX_CHARACTERS:]
         pieces: Sequence[str] = text.split() if self.unit == "words" else text
         count = len(pieces) - self.size + 1

@@ -1,4 +1,4 @@
-"""Whether two parsed answers are equal: first by their form, then by exact values, then by approximate ones."""
+"""Whether two parsed answers are equal: by their form, then by exact values, then by approximate values."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _BETWEEN_WORDS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
 class Undecided(Exception):
-    """The budget ran out, or no stage can tell."""
+    """The budget ran out, or no stage can decide."""
 
 
 def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: Budget | None = None) -> bool:
-    """Whether `answer` is to be accepted for `gold`.
+    """Whether `answer` equals `gold`.
 
     Raises:
-        Undecided: it cannot be told within the budget; the message says at which stage.
+        Undecided: the budget does not suffice; the message names the stage.
     """
     judge = Judge(conventions, budget or Budget())
     try:
@@ -52,7 +52,7 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
 
 
 def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
-    """Where a comparison with this reference gets stuck whatever the answer is; empty where it does not.
+    """The stage at which every comparison with this reference fails; empty when comparisons work.
 
     Each expression in it is compared with one and a half times itself, and with its square.
     """
@@ -78,7 +78,7 @@ class Judge(FamilyJudge):
     """The whole comparison: by form, then matrices, tuples, sets and lists."""
 
     def same(self, gold: Node, answer: Node) -> bool:
-        """The comparison by form; each case hands its parts on."""
+        """The comparison by form; each case passes its parts to another comparison."""
         self.budget.spend(100)
         if gold == answer:
             return True
@@ -104,7 +104,7 @@ class Judge(FamilyJudge):
         return self._same_collection(gold, answer)
 
     def _same_words(self, gold: str, answer: str) -> bool:
-        """The same words; of a bare list of words, in any order."""
+        """The same words; words of a list without brackets may have any order."""
         if gold == answer or without_echo(answer) == without_echo(gold):
             return True
         ours, theirs = (_BETWEEN_WORDS.split(words) for words in (gold, answer))
@@ -117,7 +117,7 @@ class Judge(FamilyJudge):
         kind, rows = left
         other_kind, other_rows = right
         if "tuple" in (kind, other_kind) and 1 in (len(rows), len(rows[0])) and kind != other_kind:
-            # (1, 2) for a vector: a tuple is neither a row nor a column.
+            # A tuple may be a row or a column vector, so (1, 2) equals both.
             rows = (tuple(cell for row in rows for cell in row),)
             other_rows = (tuple(cell for row in other_rows for cell in row),)
         elif kind != other_kind:
@@ -136,28 +136,28 @@ class Judge(FamilyJudge):
             return False
         (kind, items), (other_kind, others) = left, right
         if "list" not in (kind, other_kind) and kind != other_kind:
-            # A single value in set braces is that value; in a tuple it is not.
+            # A single value in set braces equals the value; in a tuple it does not.
             return {kind, other_kind} == {"one", "set"} and self._matched(items, others)
         if kind == other_kind == "tuple":
             return self._same_tuple(gold, items, answer, others)
         if "tuple" in (kind, other_kind):
-            # An interval's ends alone do not say which of them belong to it.
+            # The ends of an interval alone do not say whether they belong to it.
             return not _is_interval(gold) and not _is_interval(answer) and self._list_as_tuple(kind, items, others)
         if "one" in (kind, other_kind) and len(items) != len(others):
-            # "1/2 or 0.5" is one candidate, written twice.
+            # "1/2 or 0.5" is a single candidate.
             single, listed = (items[0], others) if kind == "one" else (others[0], items)
             return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
         named = kind == other_kind == "list" and self._name_different_things(items, others)
         if named and _has_names(gold) and _has_names(answer):
-            return False  # "x = 2, x = 3" says nothing of y
+            return False  # "x = 2, x = 3" gives no value of y
         if named or self.conventions.ordered:
             return len(items) == len(others) and all(self.same(a, b) for a, b in zip(items, others, strict=True))
         if self._matched(items, others):
             return True
         if kind == other_kind == "list" and len(others) > len(items) > 1:
-            # An item of the gold written twice is no further value.
+            # A repeated item of the gold answer is no further value.
             return self._matched(items, self._distinct(others))
         return "list" in (kind, other_kind) and self._same_region(gold, answer)
 
@@ -188,7 +188,7 @@ class Judge(FamilyJudge):
         return items
 
     def _name_different_things(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """`x = 2, y = 3` beside `2, 3`: bare values are in the names' order; `x_1 = 2, x_2 = 3` has none."""
+        """`x = 2, y = 3` beside `2, 3`: values without names have the names' order; `x_1 = 2, x_2 = 3` has no order."""
         sides = [[self._named(item) for item in side if isinstance(item, Relation)] for side in (items, others)]
         if sorted(map(len, sides)) != [0, len(items)] or len(items) < 2:
             return False
@@ -212,7 +212,7 @@ class Judge(FamilyJudge):
         return all(self.same(a, b) for a, b in zip(items, others, strict=True))
 
     def _list_as_tuple(self, kind: str, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """A bare list against a tuple: assignments by their names' order, plain values as they stand."""
+        """A list without brackets against a tuple: assignments in the order of their names, values as written."""
         listed, ordered = (items, others) if kind == "list" else (others, items)
         if kind == "one" or len(listed) != len(ordered):
             return False
@@ -226,7 +226,7 @@ class Judge(FamilyJudge):
         return all(self.same(b, a) if kind == "list" else self.same(a, b) for a, b in pairs)
 
     def _matched(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """Whether the items can be paired one to one. Equality being transitive, taking the first match is enough."""
+        """Whether the items can be paired one to one. As equality is transitive, the first match suffices."""
         if len(items) != len(others):
             return False
         left = list(others)
@@ -241,7 +241,7 @@ class Judge(FamilyJudge):
 
 
 def _may_be_family(node: Node) -> bool:
-    """True for an expression, and for a tuple or interval, whose ends may have a parameter."""
+    """True for expressions, and for tuples and intervals, whose ends may have a parameter."""
     return isinstance(node, Expression) or (isinstance(node, Sequence) and node.brackets in _TUPLES)
 
 
@@ -268,7 +268,7 @@ def _spread(node: Node) -> Node:
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
-    """The items of a bare list; a node that is none is its one item."""
+    """The items of a list without brackets; another node is its own only item."""
     return node.items if isinstance(node, Sequence) and node.brackets == "" else (node,)
 
 

@@ -35,7 +35,7 @@ class FamilyJudge(RelationJudge):
         return self._same_members(at(gold, _SHARED), at(answer, _SHARED))
 
     def _same_members(self, gold: Node, answer: Node) -> bool:
-        """The same body, or the same members counted from another one, or backwards: k pi and (1-k) pi."""
+        """The same body, or the same members counted from another start, or backwards: k pi and (1-k) pi."""
         if self.same(gold, answer):
             return True
         first, other = _first_expression(gold), _first_expression(answer)
@@ -53,7 +53,7 @@ class FamilyJudge(RelationJudge):
         return self.same(gold, rename(answer, {_SHARED.name: counted}))
 
     def _line(self, node: Node) -> tuple[float | None, float, bool]:
-        """The value for 0 and its step to the value for 1, and whether the next step is another."""
+        """The value for 0, the step to the value for 1, and whether the next step differs."""
         places = [self.place(rename(node, {_SHARED.name: whole(k)})) for k in range(3)]
         if places[0] is None or places[1] is None or places[2] is None:
             return None, 0.0, True
@@ -77,7 +77,7 @@ class FamilyJudge(RelationJudge):
         return True
 
     def _conditions(self, pieces: Sequence) -> list[tuple[Node, Node | Region]]:
-        """Values and conditions; "otherwise" as the region that the other conditions leave."""
+        """Values and conditions; "otherwise" is the region outside the other conditions."""
         listed = [item.items for item in pieces.items if isinstance(item, Sequence)]
         regions = [as_region(condition, self.place) for _, condition in listed if condition != OTHERWISE]
         rest = rest_of(regions)
@@ -95,12 +95,12 @@ class FamilyJudge(RelationJudge):
 
 
 def _as_plain(node: Bound, other: Node) -> Node:
-    """The family as it is compared with what is none: a residue class beside a number is the residue."""
+    """The node that stands for a family beside other nodes: the residue, for a residue class beside a number."""
     return at(node, whole(0)) if node.variable == RESIDUE and not free_symbols(other) else node.body
 
 
 def _as_family_of(node: Bound, other: Node) -> Node:
-    r"""`n \pi` beside a family over k: its one variable that the family does not have is the parameter."""
+    r"""`n \pi` beside a family over k: its only variable that the family does not have is its parameter."""
     unknown = free_symbols(other) - free_symbols(node)
     if len(unknown) != 1 or (node.variable in unknown):
         return other

@@ -12,7 +12,7 @@ _ANGLE = (("angle", 1),)
 
 
 class MeasureJudge(ValueJudge):
-    """Adds what has a unit to the comparison of values."""
+    """Adds quantities with units to the comparison of values."""
 
     def _same_measure(self, gold: Node, answer: Node) -> bool:
         gold_percent, answer_percent = under("percent", gold), under("percent", answer)
@@ -33,7 +33,7 @@ class MeasureJudge(ValueJudge):
             return False
         if self._equal_values(value, other):
             return True
-        # A bare number beside an angle in degrees may be in radians, but only pi, or an arc function, says that it is.
+        # A number beside an angle in degrees is in radians only if it contains pi or an arc function.
         angle, bare = (gold, answer) if unit is not None else (answer, gold)
         if (unit or other_unit) != Unit(Fraction(1), _ANGLE) or not _in_radians(bare):
             return False
@@ -97,6 +97,6 @@ def _in_radians(node: Node) -> bool:
 
 
 def _two_digit(ratio: Ratio) -> bool:
-    """True where the second part is written as minutes are: two digits."""
+    """True when the second part has two digits, like minutes."""
     second = ratio.items[1]
     return isinstance(second, Number) and second.value.denominator == 1 and 10 <= second.value < 100

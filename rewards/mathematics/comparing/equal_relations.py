@@ -1,4 +1,4 @@
-"""Equality of equations, inequalities and regions of the real line, and what a named value is worth."""
+"""Equality of equations, inequalities, regions of the real line, and values with a name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rewards.mathematics.nodes import (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`name = value`, with the parameters of a function's definition; `first` of a chain that names nothing."""
+    """`name = value`, with the parameters of a function's definition; `first` is set for a chain without a name."""
 
     name: str
     value: Node
@@ -53,7 +53,7 @@ class RelationJudge(MeasureJudge):
             if _names_of_words_agree(named.name, other.name):
                 return self.same(named.value, other.value)
             if named.name != other.name or len(named.parameters) != len(other.parameters):
-                # y = x/2 and x = 2y name different variables and are one equation; x = 3 and y = 3 are not.
+                # y = x/2 and x = 2y name different variables but are the same equation; x = 3 and y = 3 are not.
                 return bool(free_symbols(named.value)) and self._same_chain(gold, answer)
             if named.parameters != other.parameters:
                 swap: dict[str, Node] = {
@@ -63,7 +63,7 @@ class RelationJudge(MeasureJudge):
             return self.same(named.value, other.value)
         if named is not None:
             if isinstance(answer, Relation):
-                # `y - 2x - 3 = 0` for `y = 2x + 3`, but no equation still to be solved for `x = 3`.
+                # `y - 2x - 3 = 0` equals `y = 2x + 3`, but an unsolved equation does not equal `x = 3`.
                 return _may_be_rearranged(gold, named) and self._same_chain(gold, answer)
             return self.same(named.value, answer)
         assert other is not None
@@ -78,7 +78,7 @@ class RelationJudge(MeasureJudge):
             return None
         sides = list(node.sides)
         if "~" in node.ops:
-            # What follows "about" is a rounding of what stands before.
+            # The value behind "about" is a rounded form of the value before it.
             first = node.ops.index("~")
             sides = sides[: first + 1] if first > 0 or _name_of(sides[0]) is None else sides[:2]
             if len(sides) == 1:
@@ -114,7 +114,7 @@ class RelationJudge(MeasureJudge):
         return self._proportional(ours, theirs, positive=op != "=", clear=op == "=")
 
     def _proportional(self, ours: Node, theirs: Node, positive: bool, clear: bool) -> bool:
-        """Whether `ours / theirs` is one constant at all points: compared as cross products with the first point."""
+        """Whether `ours / theirs` is the same constant at all points, by cross products with the first point."""
         names = sorted(free_symbols(ours))
         if not names or len(names) > MAX_SYMBOLS:
             return self._equal_values(ours, theirs)
@@ -167,7 +167,7 @@ def _has_unit(node: Node) -> bool:
 
 
 def _name_of(node: Node) -> str | None:
-    """What a left-hand side names: a variable, a function's value, a segment, a sum or product of variables."""
+    """The name of a left-hand side: a variable, a function's value, a segment, a sum or product of variables."""
     if isinstance(node, Symbol):
         return node.name
     if isinstance(node, Apply) and node.op.startswith("call "):
@@ -233,7 +233,7 @@ def _difference(node: Relation) -> tuple[Node | None, str]:
 
 
 def _numerator(node: Node) -> Node:
-    """A difference of two sides with their denominators multiplied out."""
+    """The difference of two sides, multiplied by their denominators."""
     assert isinstance(node, Apply)
     left, negated = node.args
     assert isinstance(negated, Apply)

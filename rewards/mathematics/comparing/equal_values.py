@@ -1,19 +1,13 @@
-"""Equality of expressions: by exact values, then by approximate ones."""
+"""Equality of expressions: by exact values, then by approximate values."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
 from rewards import stage
-from rewards.mathematics.comparing.evaluate import (
-    FLOATS,
-    PointEvaluation,
-    Sight,
-    canonical,
-    compare,
-    has_odd_root,
-    magnitudes_differ,
-)
+from rewards.mathematics.comparing.approximate import compare, magnitudes_differ
+from rewards.mathematics.comparing.arithmetics import FLOATS
+from rewards.mathematics.comparing.evaluate import PointEvaluation, Sight, canonical, has_odd_root
 from rewards.mathematics.comparing.magnitude import is_huge
 from rewards.mathematics.comparing.rational import Budget, Irrational, TooLarge, Undefined, exact
 from rewards.mathematics.comparing.regions import infinite
@@ -21,8 +15,8 @@ from rewards.mathematics.conventions import Conventions
 from rewards.mathematics.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename, walk
 from rewards.mathematics.reading.written import half_step
 
-# Where free variables are tried: whole numbers (for factorials and (-1)^n, both parities), fractions on both sides
-# of 1, and negative ones (which tell |x| from x). Coincidences would need a root of the difference at every point.
+# Values of free variables that are tried: whole numbers of both parities (for factorials and (-1)^n), fractions on both
+# sides of 1, and negative numbers (|x| differs from x). A wrong result needs a root of the difference at every point.
 _WHOLE = ((8, 5, 11, 14, 3, 17, 6, 9), (5, 12, 3, 7, 10, 4, 15, 2))
 _FRACTIONS = (
     tuple(Fraction(n, 97) for n in (223, 61, 349, 151, 83, 419, 197, 29)),
@@ -49,7 +43,7 @@ class ValueJudge:
             stage.enter(name)
 
     def same(self, gold: Node, answer: Node) -> bool:
-        """The comparison by form, which hands each part to the judge of its kind."""
+        """The comparison by form, which passes each part to the judge of its kind."""
         raise NotImplementedError
 
     def _same_measure(self, gold: Node, answer: Node) -> bool:
@@ -74,7 +68,7 @@ class ValueJudge:
         return self._equal_values(gold, answer)
 
     def _same_sets(self, gold: Node, answer: Node) -> bool:
-        """Unions and the like; what is no set, such as an expression beside one, has no region and is not equal."""
+        """Unions and other operations on sets; a node without a region, such as an expression, equals no set."""
         if self._same_region(gold, answer):
             return True
         if not isinstance(gold, Apply) or not isinstance(answer, Apply) or gold.op != answer.op:
@@ -84,10 +78,10 @@ class ValueJudge:
         return gold.op != "difference" and self._matched(gold.args, answer.args)
 
     def _equal_values(self, gold: Node, answer: Node) -> bool:
-        """Whether two expressions have the same value wherever they are tried; a rounded gold also takes what rounds.
+        """Whether two expressions have the same value at all points, or the answer rounds to a rounded gold answer.
 
-        Fractional powers of negative numbers are read as the calculus of real numbers does where that makes the two
-        equal: (x-2)^{1/3} is the cube root of x-2 for x below 2 as well.
+        Fractional powers of negative numbers are also read as real numbers, if that makes the two equal: then
+        (x-2)^{1/3} is the cube root of x-2 for x below 2, too.
         """
         if self.conventions.rounded and (half := half_step(gold)) is not None:
             return self._rounds_to(gold, half, answer)
@@ -118,7 +112,7 @@ class ValueJudge:
             if canonical(gold) == canonical(answer):
                 return True
             if self._has_a_value(gold, names) and not self._has_a_value(answer, names):
-                return False  # 0/0 is the policy's doing, not a question that we could not decide
+                return False  # an answer such as 0/0 is wrong, and not undecided
             raise TooLarge("no point where both have a value")
         return True
 
@@ -135,7 +129,7 @@ class ValueJudge:
         return False
 
     def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
-        """Equality at one point; None where it says nothing.
+        """Equality at one point; None when the point does not decide.
 
         With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real. But who
         writes an absolute value means negative values as well: ln|x| is real where ln x is not, and another answer.
@@ -168,7 +162,7 @@ class ValueJudge:
         return same
 
     def _large(self, gold: Node, answer: Node, env: dict[str, Fraction]) -> bool | None:
-        """Values too large to be exact: a clear difference still tells; agreement to a hundred digits does not."""
+        """Values too large to be exact: a clear difference decides, but agreement to a hundred digits does not."""
         self.at("approximate values")
         if canonical(gold) == canonical(answer):
             return True
@@ -177,7 +171,7 @@ class ValueJudge:
         except Undefined:
             return None
         except TooLarge:
-            # Both would have to be that large to be equal.
+            # Equal values are both huge.
             for tower, other in ((answer, gold), (gold, answer)):
                 if is_huge(tower, env) and self._is_plain(other, env):
                     return False
@@ -189,7 +183,7 @@ class ValueJudge:
         return same
 
     def _rounds_to(self, gold: Node, half: Node, answer: Node) -> bool:
-        """Whether `answer` lies within half a step of the gold's last written digit."""
+        """Whether `answer` is within half a unit of the gold answer's last digit."""
         if free_symbols(answer):
             return False
         try:
@@ -202,7 +196,7 @@ class ValueJudge:
         return abs(places[0] - places[1]) <= abs(places[2]) * (1 + 1e-12)
 
     def _is_plain(self, node: Node, env: dict[str, Fraction]) -> bool:
-        """True where floats hold the value."""
+        """True when floats hold the value."""
         try:
             PointEvaluation(FLOATS, self._sight(env)).value(node)
         except (Undefined, TooLarge):
@@ -213,7 +207,7 @@ class ValueJudge:
         return Sight(env, self.budget, self.conventions.log_base, self.real_roots)
 
     def place(self, node: Node) -> float | None:
-        """Where a real constant lies on the line, to float precision; None where it is no such thing."""
+        """The value of a real constant as a float; None for other nodes."""
         if not isinstance(node, Expression) or free_symbols(node):
             return None
         try:
@@ -223,7 +217,7 @@ class ValueJudge:
         return float(value.real) if abs(value.imag) < 1e-9 * max(1.0, abs(value)) else None
 
     def _same_bound(self, gold: Node, answer: Node) -> bool:
-        """Sums, integrals and set builders: the same limits, and the same body once the bound variable is renamed."""
+        """Sums, integrals and set builders: the same limits, and the same body after renaming the bound variable."""
         if not isinstance(gold, Bound) or not isinstance(answer, Bound):
             return self._same_region(gold, answer)
         if gold.op != answer.op or len(gold.limits) != len(answer.limits):
@@ -248,7 +242,7 @@ def measured(node: Node) -> bool:
 
 
 def under(op: str, node: Node) -> Node | None:
-    """The value under a percent or degree sign, with a minus before it kept."""
+    """The value with a percent or degree sign, without the sign; a minus is kept."""
     if isinstance(node, Apply) and node.op == op:
         return node.args[0]
     if isinstance(node, Apply) and node.op == "neg":

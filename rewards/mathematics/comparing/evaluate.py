@@ -1,74 +1,29 @@
-"""Approximate values: first in floats, which settle most differences, then to a hundred digits where those agree."""
+"""The approximate value of an expression at a point."""
 
 from __future__ import annotations
 
-import cmath
 import functools
 import hashlib
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from rewards.mathematics.comparing.arithmetics import Arithmetic
 from rewards.mathematics.comparing.rational import Budget, TooLarge, Undefined, exact
 from rewards.mathematics.nodes import Apply, Bound, Constant, Node, Number, Symbol, rename
 
-# Beyond exp(this) a value is not computed: nothing that a person answers is that large.
-_MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
-_MAX_ANGLE = {"float": 1e6, "precise": 1e30}
 # A value of the zeta function to a hundred digits takes about two milliseconds.
 _SPECIAL_COST = 100_000
-# Logarithms up to this are raised to powers of e again; a number of 100 digits keeps its first ones then.
-_MAX_MAGNITUDE = 1e5
-PRECISE_DIGITS = 100
-# mpmath keeps its constants in shared memory that two threads must not refresh at once.
-_precise_lock = threading.RLock()
-
-
-class Arithmetic:
-    """Numbers of one precision with the functions on them; the operators are Python's own."""
-
-    def __init__(self, name: str, library: Any, number: Callable[[Fraction], Any], cost: int) -> None:
-        self.name, self.library, self.number, self.cost = name, library, number, cost
-        self.exponent, self.angle = _MAX_EXPONENT[name], _MAX_ANGLE[name]
-        self.pi, self.e = library.pi, library.e
-        self.closeness = 1e-9 if name == "float" else 10.0 ** -(PRECISE_DIGITS - 20)
-
-
-def _float(value: Fraction) -> complex:
-    try:
-        return complex(value)
-    except OverflowError:
-        raise TooLarge("beyond floats") from None
-
-
-FLOATS = Arithmetic("float", cmath, _float, 20)
-
-
-@functools.cache
-def precise() -> Arithmetic:
-    """The arithmetic of `PRECISE_DIGITS` digits; mpmath is imported at the first need."""
-    from mpmath import MPContext  # type: ignore[import-untyped]  # it has no types
-
-    context = MPContext()
-    context.dps = PRECISE_DIGITS
-
-    def number(value: Fraction) -> Any:
-        return context.mpc(context.mpf(value.numerator) / value.denominator)
-
-    made = Arithmetic("precise", context, number, 2000)
-    made.pi, made.e = +context.pi, +context.e
-    return made
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """Where and how an expression is worked out.
+    """The point and the conventions of an evaluation.
 
-    `env` is the point, `log_base` what a logarithm without a base means, and `real_roots` says that a fractional power
-    of a negative number with an odd denominator is the real one: (-8)^{1/3} is -2.
+    `env` is the point, `log_base` the base of a logarithm without one, and with `real_roots` a fractional power of a
+    negative number with an odd denominator is real: (-8)^{1/3} is -2.
     """
 
     env: Mapping[str, Fraction]
@@ -80,8 +35,8 @@ class Sight:
 class PointEvaluation:
     """One evaluation at one point.
 
-    `loss` is how much larger than the arithmetic's own the relative error may have become where terms cancelled.
-    What cancels down to the noise is zero to a hundred digits, and undecided in floats.
+    `loss` is the factor by which cancelling terms may have increased the relative error. A sum that cancels down to
+    rounding noise is zero with a hundred digits, and undecided with floats.
     """
 
     def __init__(self, arithmetic: Arithmetic, sight: Sight) -> None:
@@ -93,7 +48,7 @@ class PointEvaluation:
         """The value, a complex number of this arithmetic.
 
         Raises:
-            Undefined: it has none here. TooLarge: it is not worth its cost.
+            Undefined: the node has no value at the point. TooLarge: the value costs too much.
         """
         try:
             result = self._value(node)
@@ -172,7 +127,7 @@ class PointEvaluation:
         return self._real_function(op, [self._real(value) for value in values])
 
     def _special(self, op: str, value: Any) -> Any:
-        """The gamma and the zeta function of a real number, which only the hundred digits know."""
+        """The gamma or zeta function of a real number, with a hundred digits only."""
         if self.arithmetic.name == "float":
             raise TooLarge("floats do not know this function")
         if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
@@ -193,7 +148,7 @@ class PointEvaluation:
         return result
 
     def _noise(self) -> Any:
-        """The value of what is nothing but rounding noise."""
+        """The value of a result that is only rounding noise."""
         if self.arithmetic.name == "float":
             raise TooLarge("zero or nearly so: floats cannot tell")
         return self.arithmetic.number(Fraction(0))
@@ -271,8 +226,8 @@ class PointEvaluation:
 
 
 _WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
-# Operation: the library's function, and whether its reciprocal is meant. A fixed table: no name from the text is
-# ever looked up.
+# Operation -> function of the library, and whether the result is its reciprocal. The table is fixed, so that no name
+# from an answer is ever looked up.
 TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
     "sin": ("sin", False), "cos": ("cos", False), "tan": ("tan", False), "cot": ("tan", True), "sec": ("cos", True),
     "csc": ("sin", True), "arcsin": ("asin", False), "arccos": ("acos", False), "arctan": ("atan", False),
@@ -283,7 +238,7 @@ TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
 
 
 def canonical(node: Node, depth: int = 0) -> str:
-    """A text that two trees share where they differ only in the names of bound variables."""
+    """A text that is the same for trees that differ only in the names of bound variables."""
     if isinstance(node, Bound):
         renamed = Symbol(f"bound {depth}")
         body = canonical(rename(node.body, {node.variable: renamed}), depth + 1)
@@ -297,13 +252,13 @@ def canonical(node: Node, depth: int = 0) -> str:
 
 
 def _stand_in(node: Node) -> Fraction:
-    """A number that stands for something that is not worked out: the same for the same tree, else another."""
+    """A number in place of a node that is not evaluated: equal trees get equal numbers, other trees different ones."""
     digest = hashlib.blake2b(canonical(node).encode("utf-8", "replace"), digest_size=8).digest()
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
 
 
 def has_odd_root(node: Node) -> bool:
-    """True where a power has a fraction with an odd denominator as its exponent."""
+    """True when a power has a fraction with an odd denominator as its exponent."""
     pending = [node]
     while pending:
         each = pending.pop()
@@ -315,7 +270,7 @@ def has_odd_root(node: Node) -> bool:
 
 
 def _odd_fraction(node: Node) -> Fraction | None:
-    """The value of an exponent such as `2/3` or `-1/5`; None where it is whole, even below, or no plain fraction."""
+    """The value of an exponent such as `2/3` or `-1/5`; None for whole numbers, even denominators and other nodes."""
     sign = 1
     if isinstance(node, Apply) and node.op == "neg":
         sign, node = -1, node.args[0]
@@ -329,70 +284,3 @@ def _odd_fraction(node: Node) -> Fraction | None:
     else:
         return None
     return sign * value if value.denominator % 2 == 1 and value.denominator > 1 else None
-
-
-def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    """Whether both have the same value there, and how many of the two are real.
-
-    Floats decide where they differ clearly; where they agree, a hundred digits do.
-
-    Raises:
-        Undefined: one of them has no value here. TooLarge: it cannot be told within the budget.
-    """
-    for arithmetic in (FLOATS, None):
-        if arithmetic is None:
-            with _precise_lock:
-                return _compare_in(precise(), gold, answer, sight)
-        try:
-            same, real = _compare_in(arithmetic, gold, answer, sight)
-        except TooLarge:
-            if sight.budget.left < 0:
-                raise
-            continue
-        if not same:
-            return False, real
-    raise AssertionError("both arithmetics were tried")
-
-
-def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
-    """True where the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
-
-    Raises:
-        Undefined, TooLarge: as `compare`.
-    """
-    with _precise_lock:
-        evaluation = PointEvaluation(precise(), sight)
-        left, right = (_magnitude(node, evaluation) for node in (gold, answer))
-        if left is None or right is None:
-            return False
-        return bool(abs(left - right) > 1e-60 * max(abs(left), abs(right)))
-
-
-def _magnitude(node: Node, evaluation: PointEvaluation) -> Any:
-    """The natural logarithm of a product, power or factorial of values of 1 or more; None of anything else."""
-    if isinstance(node, Apply) and node.op in ("mul", "pow"):
-        parts = [_magnitude(arg, evaluation) for arg in node.args]
-        if any(part is None for part in parts):
-            return None
-        if node.op == "mul":
-            return sum(parts[1:], parts[0])
-        if parts[1] > _MAX_MAGNITUDE:
-            raise TooLarge("a power")
-        return parts[0] * evaluation.arithmetic.library.exp(parts[1])
-    if isinstance(node, Apply) and node.op == "factorial":
-        below = _magnitude(node.args[0], evaluation)
-        if below is None or below > _MAX_MAGNITUDE:
-            return None
-        return evaluation.arithmetic.library.loggamma(1 + evaluation.arithmetic.library.exp(below)).real
-    value = evaluation.value(node)
-    if value.imag != 0 or value.real < 1:
-        return None
-    return evaluation.arithmetic.library.log(value.real)
-
-
-def _compare_in(arithmetic: Arithmetic, gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    left, right = PointEvaluation(arithmetic, sight), PointEvaluation(arithmetic, sight)
-    a, b = left.value(gold), right.value(answer)
-    tolerance = arithmetic.closeness * max(left.loss, right.loss)
-    same = bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
-    return same, sum(bool(abs(value.imag) <= 1e-6 * abs(value)) for value in (a, b))

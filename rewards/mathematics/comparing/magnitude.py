@@ -1,4 +1,4 @@
-"""How large a constant surely is, without working it out: towers of powers and factorials that no number holds."""
+"""Lower bounds of constants without evaluating them, for towers of powers and factorials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST_EXPONENT = 700.0
 
 
 def is_huge(node: Node, env: Mapping[str, Fraction]) -> bool:
-    """True where the value is surely beyond 10^500, or below -10^500; the variables are as in `env`."""
+    """True when the absolute value is certainly above 10^500; `env` has the values of the variables."""
     while isinstance(node, Apply) and node.op == "neg":
         node = node.args[0]
     least = _least_logarithm(node, env)
@@ -21,7 +21,7 @@ def is_huge(node: Node, env: Mapping[str, Fraction]) -> bool:
 
 
 def _least_logarithm(node: Node, env: Mapping[str, Fraction]) -> float | None:
-    """A lower bound of the value's natural logarithm where the value is surely 1 or more; None elsewhere.
+    """A lower bound of the natural logarithm of a value that is certainly at least 1; None for other values.
 
     Every node is visited once, and every bound is a float, so that the height of a tower costs nothing.
     """

@@ -1,4 +1,4 @@
-"""Exact values: an expression over rationals, worked out without rounding, as far as its cost estimate allows."""
+"""Exact values of expressions over rationals, without rounding, within a limit of the estimated cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_WORK = 1 << 22
 
 
 class Irrational(Exception):
-    """The value is no rational number, or not by the rules known here."""
+    """The value is no rational number, or no rule here shows that it is."""
 
 
 class Undefined(Exception):
@@ -22,11 +22,11 @@ class Undefined(Exception):
 
 
 class TooLarge(Exception):
-    """Working it out would cost more than an answer is worth."""
+    """The evaluation would cost too much."""
 
 
 class Budget:
-    """Work that one verdict may cost, spent by every stage; `TooLarge` where it runs out."""
+    """Work that one verdict may cost. Every stage spends some; `TooLarge` is raised when none is left."""
 
     __slots__ = ("left",)
 
@@ -34,17 +34,17 @@ class Budget:
         self.left = work
 
     def spend(self, work: int) -> None:
-        """Take `work` units (about 20 ns each) from what is left."""
+        """Spend `work` units of about 20 ns each."""
         self.left -= work
         if self.left < 0:
             raise TooLarge("the verdict's budget is spent")
 
 
 def exact(node: Node, env: Mapping[str, Fraction], budget: Budget) -> Fraction:
-    """The exact value of `node` with its variables as in `env`.
+    """The exact value of `node`; `env` has the values of its variables.
 
     Raises:
-        Irrational, Undefined, TooLarge: as they say.
+        Irrational, Undefined, TooLarge: see these classes.
     """
     if isinstance(node, Number):
         return node.value
@@ -110,7 +110,7 @@ def _apply(op: str, values: list[Fraction]) -> Fraction:
 
 
 def power(base: Fraction, exponent: Fraction) -> Fraction:
-    """`base ** exponent` where it is rational; the result's size is estimated first."""
+    """`base ** exponent` if it is rational; the size of the result is estimated first."""
     if exponent.denominator != 1:
         if exponent.denominator > 64:
             raise Irrational
@@ -126,7 +126,7 @@ def power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def _root(value: Fraction, index: int) -> Fraction:
-    """The real root where it is rational (of an odd index for negative values)."""
+    """The real root if it is rational; for negative values the index must be odd."""
     if value < 0:
         if index % 2 == 0:
             raise Irrational
@@ -144,7 +144,7 @@ def _integer_root(value: int, index: int) -> int:
         root = math.isqrt(value)
     else:
         root = round(value ** (1.0 / index)) if value.bit_length() < 1000 else 0
-        # The float is a start; Newton's steps in integers settle it.
+        # The float is a first guess, which Newton's method makes exact in integers.
         for _ in range(64):
             if root <= 0:
                 root = 1 << (value.bit_length() // index + 1)

@@ -15,7 +15,7 @@ _MINUS_INFINITY = Apply("neg", (Constant("infinity"),))
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From `low` to `high`, each end in or out; the positions are floats for ordering only."""
+    """From `low` to `high`, each end included or not; the positions are floats, for ordering only."""
 
     low: Node
     high: Node
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A union of disjoint intervals in order; `variable` is the one that an inequality named, else empty."""
+    """A union of disjoint intervals in order; `variable` is the name in an inequality, else empty."""
 
     variable: str
     intervals: tuple[Interval, ...]
@@ -48,9 +48,9 @@ def infinite(node: Node) -> int:
 
 
 def as_region(node: Node, locate: Locate) -> Region | None:
-    """The region that a relation, an interval, a union of them or a set builder means; None where it means none.
+    """The region of a relation, an interval, a union or a set builder; None for other nodes.
 
-    `locate` gives the place of an end point on the line, or None where it has none.
+    `locate` gives the place of an end point on the line, or None when it has none.
     """
     if isinstance(node, Sequence):
         return _from_sequence(node, locate)
@@ -177,7 +177,7 @@ def _complement(region: Region) -> Region:
 
 
 def rest_of(regions: Many[Region | None]) -> Region | None:
-    """What these regions together leave of the line; None where one of them is no region."""
+    """The part of the line outside all these regions; None when one of them is no region."""
     whole = _joined(regions, True) if regions else None
     return _complement(whole) if whole is not None else None
 
@@ -199,7 +199,7 @@ def _joined(regions: Many[Region | None], union: bool) -> Region | None:
 
 
 def _common(a: Interval, b: Interval) -> Interval | None:
-    """The intersection; None where it is empty. At equal places the open end is the tighter one."""
+    """The intersection; None when it is empty. At equal places the open end is the tighter one."""
     low = max(a, b, key=lambda each: (each.low_at, not each.low_in))
     high = min(a, b, key=lambda each: (each.high_at, each.high_in))
     if low.low_at > high.high_at or (low.low_at == high.high_at and not (low.low_in and high.high_in)):
@@ -208,7 +208,7 @@ def _common(a: Interval, b: Interval) -> Interval | None:
 
 
 def _merged(variable: str, intervals: Many[Interval | None]) -> Region | None:
-    """In order, with those that touch or overlap made one."""
+    """The intervals in order; those that touch or overlap become one."""
     known = [interval for interval in intervals if interval is not None]
     if len(known) != len(intervals):
         return None

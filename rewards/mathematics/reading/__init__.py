@@ -1,1 +1,1 @@
-"""From text to expressions: nothing here evaluates what it reads."""
+"""From text to expressions; nothing is evaluated here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-# Unit: how it is written in LaTeX. A counter is a noun, which may be missing.
+# Unit -> its LaTeX. A counter is a noun, which may be missing.
 _UNITS = {
     "元": "yuan", "块": "yuan", "人民币": "yuan", "美元": "dollars", "欧元": "euros",
     "千米": "km", "公里": "km", "米": "m", "分米": "dm", "厘米": "cm", "毫米": "mm",

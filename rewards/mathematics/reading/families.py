@@ -1,6 +1,6 @@
 r"""Values with a whole-number parameter: `k\pi, k \in \mathbb{Z}` and `3 \pmod 7`, found in the text and in the nodes.
 
-A family is `Bound("integers", parameter, (), value)`: the value for every whole number that the parameter may be.
+A family is `Bound("integers", parameter, (), value)`: its values for all whole numbers of the parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rewards.mathematics.nodes import (
 )
 
 FAMILY = "integers"
-# The parameter of a residue class, which nobody names.
+# The parameter of a residue class, which has no name in the text.
 RESIDUE = "\\residue"
 _WHOLE_NUMBERS = frozenset(("\\mathbb Z", "Z"))
 _TAIL = 120
@@ -44,7 +44,7 @@ def is_family(node: Node) -> TypeGuard[Bound]:
 
 
 def parameter_in(text: str) -> tuple[str, str] | None:
-    r"""`k\pi \text{ where } k \text{ is an integer}` as `k\pi` and `k`; None where no such phrase ends the text."""
+    r"""`k\pi \text{ where } k \text{ is an integer}` as `k\pi` and `k`; None when no such phrase ends the text."""
     if "integer" not in text and not ("\\in" in text and "Z" in text):
         return None
     start = max(0, len(text) - _TAIL)
@@ -52,12 +52,12 @@ def parameter_in(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     head = text[: match.start()].rstrip(" ,;")
-    # A bracket around the phrase alone was closed in it.
+    # A bracket around only the phrase is closed inside it.
     return (head, match["name"] or match["behind"]) if head else None
 
 
 def family(node: Node, parameter: str) -> Node:
-    """The node as a family over the parameter; `Unreadable` where the parameter is not in every part of it."""
+    """The node as a family over the parameter; `Unreadable` if a part of it does not have the parameter."""
     if isinstance(node, Sequence) and node.brackets == "":
         return Sequence("", tuple(family(item, parameter) for item in node.items), node.joiner)
     if isinstance(node, Relation) and node.ops == ("=",):
@@ -101,7 +101,7 @@ def both_signs(node: Node) -> tuple[Node, Node]:
 
 
 def has_sign(node: Node) -> bool:
-    """True where a plus-minus can be spread: in an expression, not under a sum or another bound variable."""
+    """True when a plus-minus can be split: inside an expression, but not under a sum or another bound variable."""
     if not isinstance(node, Apply):
         return False
     if node.op in ("pm", "mp"):

@@ -1,4 +1,4 @@
-"""What is worked out of matrices as they are read: determinants of small ones, multiples, and what was transposed."""
+"""Operations on matrices that are done while reading: small determinants, multiples, transposed matrices."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from itertools import islice
 
 from rewards.mathematics.nodes import Apply, Expression, Matrix, Node, Sequence, walk
 
-# Working a matrix out copies its entries or its factor: these may not be larger, or the copies would grow without end.
+# Largest number of nodes in an entry or a factor: the operations copy these, and repeated copies would grow fast.
 _MAX_NODES = 12
 
 
 def determinant(rows: tuple[tuple[Node, ...], ...]) -> Node | None:
-    """The determinant of a 2 by 2 or 3 by 3 matrix of small expressions; None where it is left as it is written."""
+    """The determinant of a 2 by 2 or 3 by 3 matrix of small expressions; None for other matrices."""
     size = len(rows)
     cells = [cell for row in rows for cell in row]
     if size not in (2, 3) or len(rows[0]) != size or not all(_is_small(cell) for cell in cells):
@@ -28,7 +28,7 @@ def _sum(plus: list[tuple[Node, ...]], minus: list[tuple[Node, ...]]) -> Node:
 
 
 def multiple(factors: list[Node]) -> Matrix | None:
-    """The product of small expressions and one matrix; None where the factors are others."""
+    """The product of small expressions and one matrix; None for other factors."""
     matrices = [factor for factor in factors if isinstance(factor, Matrix) and factor.kind == "matrix"]
     scalars = [factor for factor in factors if not isinstance(factor, Matrix)]
     if len(matrices) != 1 or len(scalars) != len(factors) - 1 or not all(map(_is_small, scalars)):

@@ -7,7 +7,7 @@ from rewards.mathematics.reading.matrices import determinant
 from rewards.mathematics.reading.parse_primary import PrimaryParser
 
 MAX_CELLS = 400
-# Environments that only arrange lines; their ampersands mark where the lines are aligned.
+# Environments that only align lines, at their ampersands.
 _LINES = frozenset(("aligned", "align", "align*", "alignedat", "gathered", "gather", "gather*", "split", "equation"))
 _CASES = frozenset(("cases", "dcases", "rcases", "numcases"))
 _CONDITION_WORDS = frozenset(("if", "for", "when", "where", "as", "and", "with"))
@@ -18,7 +18,7 @@ _OTHERWISE_WORDS = frozenset(("otherwise", "else", "elsewhere", "in all other ca
 class EnvironmentParser(PrimaryParser):
     r"""Adds `\begin{...}` to the primaries."""
 
-    # Inside the lines of an environment a line break ends an item and joins nothing.
+    # Inside an environment a line break ends an item, and does not join two.
     breaks_end = 0
 
     def environment(self) -> Node:
@@ -57,7 +57,7 @@ class EnvironmentParser(PrimaryParser):
         return Matrix("matrix", tuple(filled))
 
     def _aligned(self) -> Node:
-        """Lines one below the other: all of them hold."""
+        """Aligned lines, all of which hold."""
         self._drop_ampersands(everywhere=True)
         inner = self.listing()
         self.take("\\\\")
@@ -68,7 +68,7 @@ class EnvironmentParser(PrimaryParser):
         return inner
 
     def _cases(self) -> Node:
-        """A system of equations, or a function's values each with its condition."""
+        """A system of equations, or the values of a function with their conditions."""
         self._drop_ampersands(everywhere=False)
         outer, self.breaks_end = self.breaks_end, 1
         rows: list[tuple[Node, ...]] = []
@@ -93,7 +93,7 @@ class EnvironmentParser(PrimaryParser):
         return Sequence("", tuple(cell for row in rows for cell in row), "and")
 
     def _condition(self) -> Node:
-        """What stands beside a value: a relation, several, or words."""
+        """The condition beside a value: one or several relations, or words."""
         while self.tokens[self.at].kind == "text" and self._word() in _CONDITION_WORDS:
             self.at += 1
         start = self.at
@@ -122,7 +122,7 @@ class EnvironmentParser(PrimaryParser):
             self.skip()
 
     def _drop_ampersands(self, everywhere: bool) -> None:
-        """Take out the ampersands of this environment: all, or those beside a sign of a relation."""
+        """Remove the ampersands of this environment: all, or those beside a sign of a relation."""
         depth, at, kept = 0, self.at, self.tokens[: self.at]
         while at < len(self.tokens):
             token = self.tokens[at]

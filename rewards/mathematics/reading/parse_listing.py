@@ -1,4 +1,4 @@
-"""What the items of a bare list are together: solutions of several variables, residues of one modulus, named values."""
+"""The meaning of a list without brackets: solutions of several variables, residues of a modulus, named values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rewards.mathematics.reading.families import RESIDUE, is_family, residue
 
 
 def listed(items: list[Node], joiners: list[str]) -> Sequence:
-    """The items as one list; `joiners[i]` stands before item i."""
+    """The items as one list; `joiners[i]` is the connective before item i."""
     items = _of_one_modulus(items)
     word = next((each for each in reversed(joiners) if each in ("or", "and")), ",")
     groups = _solutions(items, joiners)
@@ -17,7 +17,7 @@ def listed(items: list[Node], joiners: list[str]) -> Sequence:
 def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
     """`p=5, q=2; p=7, q=2` as the solutions (p=5, q=2) and (p=7, q=2), each in the order of its names.
 
-    Solutions are separated by semicolons or "or", their values by commas or "and". None where the items are no such.
+    Solutions are separated by semicolons or "or", their values by commas or "and". None when the items are no such.
     """
     if not any(joiner in (";", "or") for joiner in joiners) or all(joiner in (";", "or", "") for joiner in joiners):
         return None

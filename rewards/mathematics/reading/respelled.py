@@ -1,6 +1,6 @@
 r"""Spellings that are rewritten before an answer is cut into tokens: `\text{14}`, `2.5\text{ million}`, `]0,1[`.
 
-Each rule looks for its own mark first, so that the answers without it, nearly all, cost nothing.
+Each rule first looks for its mark, so that it costs nothing for the many answers without it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from rewards.mathematics.reading.latex_text import TEXT_MACROS
 from rewards.mathematics.reading.spelled import number_of
 from rewards.mathematics.units import BARE_UNITS, read_unit
 
-# Every repetition is possessive or bounded, and what may follow it begins otherwise, so that no pattern tries a run of
-# blanks or digits twice.
+# Every repetition is possessive or bounded, and the text that may follow it begins with other characters. So no pattern
+# tries a run of blanks or digits twice.
 _FONT = rf"\\(?:{TEXT_MACROS})\s*+"
 _NO_WORDS = re.compile(_FONT + r"\{\s*+\}")
 _NUMERAL = re.compile(_FONT + r"\{\s*+(-?\d[\d,]*+(?:\.\d++)?)\s*+\}")
-# A measured number whose whole text is in a font: digits first, words after a space.
+# A number with its unit inside one font macro: digits first, words after a space.
 _MEASURE = re.compile(
     _FONT + r"\{\s*+([-+]?(?:\\?[$]|[\u20ac\u00a3\u20b9])?\s*+\d[\d.,:]*+(?:/\d++)?\s*+"
     r"(?:\\?%\s*+|(?<=\s)[A-Za-z.\d][A-Za-z.\d\s]*+)?)\}"
 )
 _UNIT_AND = re.compile(r"\\text\s*+\{(\s*+[A-Za-z]{1,20})\s++and\s*+\}")
-# Words in a font that "and" joins are a list, as they are without the font.
+# Words inside a font macro that "and" joins are a list, as they are without the macro.
 _WORDS_AND = re.compile(_FONT + r"\{((?:\s*+[A-Za-z]{1,20}(?:,|(?=[\s}]))){1,12}\s*+)\}")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(
@@ -112,7 +112,7 @@ def _one_sided(text: str) -> str:
 
 
 def _scaled(match: re.Match[str]) -> str:
-    """`2.5 million` as 2500000; what follows in its braces stays in them."""
+    """`2.5 million` as 2500000; the rest of the text in its braces stays there."""
     if match[3] not in _SCALES or (match[4] and not match[2]):
         return match[0]
     value = Fraction(match[1].replace(",", "")) * _SCALES[match[3]]
@@ -121,20 +121,20 @@ def _scaled(match: re.Match[str]) -> str:
 
 
 def _inward(match: re.Match[str]) -> str:
-    """`]0,1[`: an end that the bracket turns away from is left out."""
+    """`]0,1[`: an end is excluded if its bracket points away from it."""
     opening, inside, closing = match.groups()
     return ("(" if opening == "]" else "[") + inside + (")" if closing == "[" else "]")
 
 
 def meant(words: str) -> Node:
-    """What words alone mean: a number in words, with its unit or without, the empty set, infinity, or the words."""
+    """The meaning of words: a number in words, with or without a unit, the empty set, infinity, or the words."""
     number = number_of(words)
     if number is not None:
         return Number(Fraction(number))
     if _NO_SOLUTION.fullmatch(words):
         return Sequence("{}", ())
     counted, _, noun = words.rpartition(" ")
-    # "two pi" and "three quarters" are other values, not counts.
+    # "two pi" and "three quarters" are no counts of things.
     counts = noun.isalpha() and (len(noun) > 2 or noun in BARE_UNITS) and noun not in ("quarter", "quarters")
     number = number_of(counted) if counted and counts else None
     unit = read_unit(noun) if number is not None else None
@@ -151,7 +151,7 @@ _HEXADECIMAL = re.compile(r"(?:\\(?:text|mathrm|texttt)\s*\{)?\s*0[xX]([0-9A-Fa-
 
 
 def in_another_notation(text: str, plain: str) -> Node | None:
-    """`6 PM`, `3 to 4`, `0xFF` and `DNE`, which no grammar reads; `plain` is the text without its macros."""
+    """`6 PM`, `3 to 4`, `0xFF` and `DNE`, which the parser does not read; `plain` is the text without macros."""
     if plain[:1] in "Dd" and _NOT_THERE.fullmatch(plain.lower().rstrip(".")):
         return Text("does not exist")
     if not any(character.isdigit() for character in text):

@@ -1,11 +1,11 @@
-"""Whether an answer is an unworked expression copied from its problem, in whatever spelling."""
+"""Whether an answer is an expression that was copied from its problem, in any spelling."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-# Of an answer and of a problem, no more than this is looked at.
+# Characters of an answer, and of a problem, that are compared.
 _ANSWER, _PROBLEM = 2000, 20_000
 _SHORTEST = 3
 _WORK_LEFT = re.compile(
@@ -38,10 +38,10 @@ _MOST_NESTED = 4
 
 
 def is_restated(answer: str, gold: str, problem: object) -> bool:
-    r"""True where an unworked expression was copied from the problem.
+    r"""True when an unworked expression was copied from the problem.
 
-    Where the reference is no whole number, a value that the problem names may well be the answer (`\frac{1}{4}` for
-    0.25). So there only what joins several values is a copy ("Factor x^2+2x+1."), unless the reference has it, too.
+    If the reference is no whole number, a value in the problem may be the answer (`\frac{1}{4}` for 0.25). Then only
+    text that joins several values is a copy ("Factor x^2+2x+1."), unless the reference contains it, too.
     """
     if not isinstance(problem, str) or not _WORK_LEFT.search(answer):
         return False
@@ -58,7 +58,7 @@ def is_restated(answer: str, gold: str, problem: object) -> bool:
 
 @lru_cache(maxsize=256)
 def _flat_problem(problem: str) -> str:
-    """A problem's flat text, remembered: it is the same for the whole group of its answers."""
+    """The flat text of a problem, with a cache, since all answers of a group have the same problem."""
     return _flat(problem)
 
 
@@ -67,7 +67,7 @@ def _flat(text: str) -> str:
     text = text.translate(_SIGNS)
     for pattern, sign in _WORDS:
         text = pattern.sub(sign, text)
-    # Before the words around it close up, a bracket behind a letter is a function's.
+    # While the words are still separate, a bracket behind a letter belongs to a function.
     text = _LONE_NUMBER.sub(r"\1", _NEXT_TO_BRACKET.sub("*", _SIZES.sub("", text)))
     text = _SPACING.sub("", text)
     text = _OVER.sub("/", _TIMES.sub(lambda match: "^" if match[0] == "**" else "*", text))
@@ -86,7 +86,7 @@ def _divided(match: re.Match[str]) -> str:
 
 
 def _closes_last(text: str) -> bool:
-    """True where the first bracket is closed by the last character."""
+    """True when the first bracket is closed by the last character."""
     depth = 0
     for at, character in enumerate(text):
         depth += (character == "(") - (character == ")")

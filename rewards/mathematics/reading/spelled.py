@@ -1,4 +1,4 @@
-"""What English says twice: a number with its name behind it, and a short answer such as "yes, it is"."""
+"""Numbers in English words, and answers with a repetition: a number with its name behind it, and "yes, it is"."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SHORT_ANSWER = re.compile(rf"(yes|no), {_SUBJECT} (?:{_VERB}( not|n't)?|(ca|wo)
 
 
 def number_of(text: str) -> int | None:
-    """The whole number that English words name; None where they name none."""
+    """The whole number that English words name; None for other words."""
     total = group = 0
-    found = False
+    has_number = False
     for word in text.lower().replace("-", " ").split():
         value = _VALUES.get(word)
         # "Five ten" and "one two" are two numbers.
@@ -40,10 +40,10 @@ def number_of(text: str) -> int | None:
             group *= 100
         elif word in _SCALES and 0 < group < 1000:
             total, group = total + group * _SCALES[word], 0
-        elif word != "and" or not found:
+        elif word != "and" or not has_number:
             return None
-        found = True
-    return total + group if found else None
+        has_number = True
+    return total + group if has_number else None
 
 
 def without_gloss(plain: str) -> str:
@@ -56,14 +56,14 @@ def without_gloss(plain: str) -> str:
         if named is not None:
             return match["value"] if named == int(match["value"]) else plain
     noun = _NOUN_IN_BRACKETS.search(plain)
-    # Two letters at least: "5 (x)" is a product.
+    # At least two letters, as "5 (x)" is a product.
     if noun is None or number_of(noun[1]) is not None or read_unit(noun[1]) is None:
         return plain
     return f"{plain[: noun.start()]} \\text{{ {noun[1]} }}"
 
 
 def without_echo(words: str) -> str:
-    """`yes, it is` and `no, it is not` as `yes` and `no`; what says otherwise than its first word is left as it is."""
+    """`yes, it is` and `no, it is not` as `yes` and `no`; text that contradicts its first word is unchanged."""
     match = _SHORT_ANSWER.fullmatch(words)
     if match is None:
         return words

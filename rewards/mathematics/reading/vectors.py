@@ -18,7 +18,7 @@ from rewards.mathematics.nodes import (
     walk,
 )
 
-# Normalised text writes every unit vector with a hat.
+# In normalised text every unit vector has a hat.
 _HATS = ("\\hat i", "\\hat j", "\\hat k")
 _LETTERS: tuple[Node, ...] = (Constant("i"), Symbol("j"), Symbol("k"))
 _ZERO, _ONE = Number(Fraction(0)), Number(Fraction(1))
@@ -43,7 +43,7 @@ def with_components(node: Node) -> Node:
 
 
 def plain_vector(node: Node) -> Sequence | None:
-    """`3i - 4j + 5k`, without marks on the letters, as its components; it has i and one of j and k."""
+    """The components of `3i - 4j + 5k` without marks on the letters; it must have i, and j or k."""
     if not isinstance(node, Apply) or not any(each == _LETTERS[0] for each in walk(node)):
         return None
     components = _components(node, _LETTERS) if free_symbols(node) & {"j", "k"} else None
@@ -55,7 +55,7 @@ def _tuple(components: list[Node]) -> Sequence:
 
 
 def _components(node: Node, units: tuple[Node, ...]) -> list[Node] | None:
-    """The factors of the three units in a sum; None where a part of it is no vector."""
+    """The factors of the three units in a sum; None when a part of it is no vector."""
     if node in units:
         return [_ONE if node == unit else _ZERO for unit in units]
     if not isinstance(node, Apply):
@@ -69,7 +69,7 @@ def _components(node: Node, units: tuple[Node, ...]) -> list[Node] | None:
         vectors = [_components(arg, units) for arg in node.args]
         known = [each for each in vectors if each is not None]
         scalars = tuple(arg for arg, vector in zip(node.args, vectors, strict=True) if vector is None)
-        # The product of two vectors, or of a vector with a part that hides one, is no sum of unit vectors.
+        # A product of two vectors is no sum of unit vectors.
         if len(known) != 1 or any(each in units for scalar in scalars for each in walk(scalar)):
             return None
         return _scaled(known[0], lambda each: Apply("mul", (*scalars, each)))

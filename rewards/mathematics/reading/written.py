@@ -8,10 +8,10 @@ from rewards.mathematics.nodes import Apply, Node, Number
 
 
 def half_step(node: Node) -> Node | None:
-    r"""Half of one in the last digit that was written; None where the value was written exactly.
+    r"""Half of one in the last digit that was written; None when the value was written exactly.
 
-    Decimals and scientific notation are measured, with a minus, a percent or degree sign, and after a change of unit.
-    Integers and fractions are exact; so is `10^6`, which has no digits before its power.
+    Decimals and scientific notation are rounded, also with a minus, a percent or degree sign, and after a conversion of
+    the unit. Integers and fractions are exact, and so is `10^6`, which has no digits before its power.
     """
     if isinstance(node, Number):
         return _half(node) if node.decimals else None
@@ -29,7 +29,7 @@ def half_step(node: Node) -> Node | None:
     if isinstance(first, Number) and first.decimals is not None and _is_power_of_ten(second):
         return Apply("mul", (_half(first), second))
     if isinstance(first, Number) and first.decimals is None:
-        # The factor of a change of unit.
+        # The factor of a conversion of the unit.
         below = half_step(second)
         return Apply("mul", (Number(abs(first.value)), below)) if below is not None else None
     return None

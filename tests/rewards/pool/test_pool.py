@@ -172,9 +172,9 @@ def test_killing_workers_mid_batch_loses_nothing_and_doubles_nothing(tmp_path) -
         kills = 0
         while not all(future.done() for future in futures):
             time.sleep(0.1)
-            workers = list(pool._supervisor._workers)
+            workers = list(pool._supervisor.calls.workers)
             if kills < 10 and workers:
-                os.kill(workers[kills % len(workers)].pid, signal.SIGKILL)
+                os.kill(workers[kills % len(workers)].process.pid, signal.SIGKILL)
                 kills += 1
         verdicts = [future.result(WAIT) for future in futures]
     assert kills >= 5
@@ -240,8 +240,8 @@ def test_interrupts_do_not_reach_the_workers() -> None:
     with VerifierPool({"slow": slow}, workers=1) as pool:
         future = pool.submit("slow", "0.4", "", {})
         time.sleep(0.2)
-        for worker in pool._supervisor._workers:
-            os.kill(worker.pid, signal.SIGINT)
+        for worker in pool._supervisor.calls.workers:
+            os.kill(worker.process.pid, signal.SIGINT)
         assert future.result(WAIT).status is Status.CORRECT
         assert pool.stats().died == 0
 
@@ -289,7 +289,7 @@ def test_a_specs_verifier_is_built_in_the_workers_and_its_cache_is_counted() -> 
 def test_a_mistake_of_the_supervisors_leaves_nobody_waiting(monkeypatch) -> None:
     with VerifierPool({"hang": hang}, workers=1) as pool:
         futures = pool.submit_many([("hang", "", "", {})] * 3)
-        monkeypatch.setattr(pool._supervisor, "_watch", lambda: 1 / 0)
+        monkeypatch.setattr(pool._supervisor.calls, "watch", lambda: 1 / 0)
         pool._supervisor.wake()
         verdicts = [future.result(WAIT) for future in futures]
         assert all(v.status is Status.ERROR and "ZeroDivisionError" in v.reason for v in verdicts)

@@ -46,7 +46,7 @@ def test_calls_that_wait_overlap_in_one_worker_and_one_loop(pool) -> None:
     assert time.monotonic() - begun < 8, "one after the other they take 16 s"
     futures = pool.submit_many([("where", "", "", {})] * 20)
     assert all(future.result(WAIT).status is Status.CORRECT for future in futures)
-    assert len(pool._supervisor._async.workers) == 1
+    assert len(pool._supervisor.async_calls.workers) == 1
 
 
 def test_no_more_calls_are_under_way_than_may_be() -> None:
@@ -55,7 +55,7 @@ def test_no_more_calls_are_under_way_than_may_be() -> None:
         futures = pool.submit_many([("wait", "0.1", "", {})] * 8)
         assert all(future.result(WAIT).status is Status.CORRECT for future in futures)
         assert time.monotonic() - begun >= 0.4
-        assert not pool._supervisor._workers, "nobody waits for calls that are not async"
+        assert not pool._supervisor.calls.workers, "nobody waits for calls that are not async"
     with pytest.raises(ValueError, match="overlap must be at least 1"):
         VerifierPool({"wait": wait}, workers=1, overlap=0)
 
@@ -100,8 +100,8 @@ def test_a_call_that_ends_the_process_is_an_error_and_the_others_are_replayed(po
 def test_a_worker_that_somebody_kills_loses_nothing(pool, log) -> None:
     futures = pool.submit_many([("it", "0.5", log, {})] * 10)
     time.sleep(0.2)
-    for worker in pool._supervisor._async.workers:
-        os.kill(worker.handle.pid, signal.SIGKILL)
+    for worker in pool._supervisor.async_calls.workers:
+        os.kill(worker.process.pid, signal.SIGKILL)
     assert [future.result(WAIT).status for future in futures] == [Status.CORRECT] * 10
 
 
@@ -123,9 +123,9 @@ def test_what_misbehaves_is_an_error_of_its_own(pool, log, what, told) -> None:
 def test_two_workers_share_the_calls_and_closing_answers_what_is_open() -> None:
     pool = VerifierPool({"wait": wait, "sync": right}, workers=2, deadline_s=100)
     first = pool.submit_many([("wait", "0", "", {})] * 2)
-    workers = pool._supervisor._async.workers
+    workers = pool._supervisor.async_calls.workers
     # Both are up, and have nothing to do, before there is something to share.
-    while len(workers) < 2 or not all(worker.handle.ready for worker in workers):
+    while len(workers) < 2 or not all(worker.ready for worker in workers):
         time.sleep(0.01)
     assert [future.result(WAIT).status for future in first] == [Status.CORRECT] * 2
     futures = pool.submit_many([("wait", "100", "", {})] * 8)

@@ -11,7 +11,7 @@ import pytest
 from pool_verifiers import burn, crowded_out, hang_on_request, right, slow
 
 from rewards.pool import VerifierPool
-from rewards.pool.processes import WorkerHandle
+from rewards.pool.worker_handle import Busy, Pace, WorkerHandle
 from rewards.verdict import Status, Verdict
 
 WAIT = 30
@@ -36,16 +36,20 @@ def pool() -> Iterator[VerifierPool]:
 
 def worker_of(pool: VerifierPool) -> WorkerHandle:
     """The one that has something to do, of the two that there may be."""
-    return next(worker for worker in list(pool._supervisor._workers) if worker.sent)
+    return next(worker for worker in list(pool._supervisor.calls.workers) if isinstance(worker.state, Busy))
+
+
+def pace(worker: WorkerHandle) -> Pace | None:
+    return worker.state.pace if isinstance(worker.state, Busy) else None
 
 
 def policy(worker: WorkerHandle) -> int:
-    return os.sched_getscheduler(worker.pid)
+    return os.sched_getscheduler(worker.process.pid)
 
 
 def test_an_unusual_call_stands_back_only_while_there_are_others(pool) -> None:
     long = pool.submit("burn", "0.6", "", {})
-    assert until(lambda: any(worker.unusual for worker in pool._supervisor._workers))
+    assert until(lambda: any(pace(worker) is Pace.UNUSUAL for worker in pool._supervisor.calls.workers))
     worker = worker_of(pool)
     assert policy(worker) == os.SCHED_OTHER
     others = pool.submit_many([("burn", "0.005", "", {})] * 80)
@@ -66,17 +70,17 @@ def test_a_worker_that_may_not_run_as_usual_again_is_replaced(pool, monkeypatch)
 
     monkeypatch.setattr(os, "sched_setscheduler", unprivileged)
     long = pool.submit("burn", "0.3", "", {})
-    assert until(lambda: any(worker.unusual for worker in pool._supervisor._workers))
+    assert until(lambda: any(pace(worker) is Pace.UNUSUAL for worker in pool._supervisor.calls.workers))
     held_back = worker_of(pool)
     others = pool.submit_many([("burn", "0.005", "", {})] * 100)
-    assert until(lambda: held_back.idle)
+    assert until(lambda: pace(held_back) is Pace.HELD_BACK)
     assert long.result(WAIT).status is Status.CORRECT
     answered = time.monotonic()
-    assert until(lambda: held_back not in pool._supervisor._workers)
+    assert until(lambda: held_back not in pool._supervisor.calls.workers)
     assert time.monotonic() - answered < 0.8  # not only once it has had nothing to do for a second
     assert all(future.result(WAIT).status is Status.CORRECT for future in others)
-    assert until(lambda: not psutil.pid_exists(held_back.pid))
-    assert all(policy(worker) == os.SCHED_OTHER for worker in pool._supervisor._workers)
+    assert until(lambda: not psutil.pid_exists(held_back.process.pid))
+    assert all(policy(worker) == os.SCHED_OTHER for worker in pool._supervisor.calls.workers)
 
 
 def test_a_call_that_other_programs_keep_from_the_processor_gets_the_same_time_once_more() -> None:
@@ -107,5 +111,5 @@ def test_a_worker_that_took_over_is_there_for_the_next_time_and_then_let_go() ->
         assert pool.stats().started == 2
         time.sleep(1.1)
         assert pool.submit("slow", "0", "", {}).result(WAIT).status is Status.CORRECT
-        assert until(lambda: len(pool._supervisor._workers) == 1)
+        assert until(lambda: len(pool._supervisor.calls.workers) == 1)
         assert pool.stats().died == pool.stats().killed == 0

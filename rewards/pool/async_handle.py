@@ -1,0 +1,70 @@
+"""One worker of async verifiers as its parent sees it, and the calls that it was given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from rewards.pool.jobs import PoolJob
+from rewards.pool.processes import WorkerProcess
+from rewards.verdict import Verdict
+
+# Seconds at a stretch on the processor after which a call counts as blocking the event loop.
+_HOLD_S = 0.2
+
+
+@dataclass(slots=True)
+class Flight:
+    """A call that a worker was given and has not answered.
+
+    Attributes:
+        job: the call.
+        begun_at: time at which it was given, in seconds of the monotonic clock.
+        processor_ns: processor time that the worker had used then, in nanoseconds.
+        verdicts: verdicts that have come; a group's come one after the other.
+        extended: whether it was given its deadline a second time.
+        given_up_at: time at which it was cancelled; None when it was not.
+        stage: the stage that it was at when it was cancelled.
+    """
+
+    job: PoolJob
+    begun_at: float
+    processor_ns: int
+    verdicts: list[Verdict] = field(default_factory=list)
+    extended: bool = False
+    given_up_at: float | None = None
+    stage: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class AsyncWorker:
+    """A worker, and the calls that it has not answered.
+
+    Attributes:
+        process: the hold on its process.
+        ready: whether it has reported that it can take calls.
+        flights: its calls, by their identity.
+        given_up: identities of the calls that were cancelled.
+        look_at: time on the monotonic clock at which its calls need a look, at the latest.
+    """
+
+    process: WorkerProcess
+    ready: bool = False
+    flights: dict[int, Flight] = field(default_factory=dict)
+    given_up: set[int] = field(default_factory=set)
+    look_at: float = math.inf
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a call that was cancelled has not ended yet."""
+        return bool(self.given_up)
+
+    def remove(self, flight: Flight) -> None:
+        """Forget a call that has ended."""
+        del self.flights[flight.job.identity]
+        self.given_up.discard(flight.job.identity)
+
+    def holder(self, now: float) -> Flight | None:
+        """The call that blocks the event loop; None when no call does."""
+        identity, since = self.process.page.running()
+        return self.flights.get(identity) if now - since > _HOLD_S else None

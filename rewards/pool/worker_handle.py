@@ -1,0 +1,236 @@
+"""One worker as its parent sees it: what it is doing, as one of five states, and the steps from one to the next."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from rewards.pool.jobs import PoolJob, pack
+from rewards.pool.processes import WorkerProcess
+from rewards.verdict import Verdict
+
+# Seconds until the first look at a call, and the least time between two looks.
+LOOK_S = 0.004
+
+
+class Pace(IntEnum):
+    """How long a call takes, from harmless to harmful. It only gets worse, but for the last step, which is undone."""
+
+    FRESH = 0  # other calls may wait behind it
+    ALONE = 1  # the calls behind it were taken back
+    STALLED = 2  # it waits or takes long: another worker is started in its place
+    UNUSUAL = 3  # it has used far more processor time than its verifier usually does
+    HELD_BACK = 4  # unusual, and its worker runs only on a processor that nobody else wants
+
+
+@dataclass(slots=True)
+class Sent:
+    """A call that a worker was given.
+
+    Attributes:
+        batch: number of the message that it was sent in.
+        job: the call.
+        ghost: whether the call was taken back. The worker may run it all the same; its answer is ignored.
+        verdicts: verdicts that have come; a group's come one after the other.
+    """
+
+    batch: int
+    job: PoolJob
+    ghost: bool = False
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """The process was forked and has not reported yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """It waits for calls.
+
+    Attributes:
+        since: time of its last answer, or of its fork, in seconds of the monotonic clock.
+    """
+
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """It runs the first of the calls that it was given.
+
+    Attributes:
+        sent: calls without an answer, never empty.
+        since: time at which the first call began, in seconds of the monotonic clock.
+        look_at: time of the next look at the first call.
+        pace: pace of the first call.
+        extended: whether the first call was given its deadline a second time.
+        used_ns: processor time at the last look, in nanoseconds; -1 before the first look.
+    """
+
+    sent: deque[Sent]
+    since: float
+    look_at: float
+    pace: Pace
+    extended: bool = False
+    used_ns: int = -1
+
+    @property
+    def current(self) -> Sent:
+        """The call that it runs."""
+        return self.sent[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """It was held back and the system does not let it run as usual again, so another worker must replace it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """It was killed, or has died."""
+
+
+@dataclass(slots=True, eq=False)
+class WorkerHandle:
+    """A worker process and its state. Each method that changes the state asserts the state that it comes from."""
+
+    process: WorkerProcess
+    state: Starting | Free | Busy | Spent | Ended = Starting()
+    last_batch: int = 0
+
+    @property
+    def is_capacity(self) -> bool:
+        """Whether it counts among the workers that the pool keeps: no call keeps it for long."""
+        return not (isinstance(self.state, Busy) and self.state.pace >= Pace.STALLED)
+
+    @property
+    def works(self) -> bool:
+        """Whether it runs a call that does not take long."""
+        return isinstance(self.state, Busy) and self.state.pace < Pace.STALLED
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it may be given a batch: one may wait behind the batch that it is at."""
+        match self.state:
+            case Free():
+                return True
+            case Busy(sent=sent, pace=Pace.FRESH):
+                return sent[-1].batch == sent[0].batch
+            case _:
+                return False
+
+    def came_up(self) -> None:
+        """Starting -> Free."""
+        assert isinstance(self.state, Starting), self.state
+        self.state = Free(self.process.started_at)
+
+    def give(self, jobs: list[PoolJob]) -> list[tuple[PoolJob, str]]:
+        """Free or Busy -> Busy with one more batch; return the jobs that cannot be sent, with the reason."""
+        assert self.takes_calls, self.state
+        packed = pack(self.last_batch + 1, jobs)
+        if packed.jobs:
+            self.last_batch += 1
+            entries = [Sent(self.last_batch, job) for job in packed.jobs]
+            if isinstance(self.state, Busy):
+                self.state.sent.extend(entries)
+            else:
+                self._begin(deque(entries), Pace.FRESH)
+            self.process.send(packed.body)
+        return packed.refused
+
+    def answered(self) -> None:
+        """Busy -> Busy with the next call, Free, or Spent: the answer of the first call is complete."""
+        busy = self._busy()
+        busy.sent.popleft()
+        if busy.pace is Pace.HELD_BACK and not self.process.set_idle(False):
+            self.state = Spent()
+        else:
+            self._next(busy)
+
+    def skipped(self, batch: int) -> list[PoolJob]:
+        """Busy -> Busy or Free: the worker has dropped the rest of a batch that was taken back.
+
+        The first call was not taken back, as it seemed to be running. Where the worker had not begun it, it is
+        returned, to be given to another worker.
+        """
+        busy = self._busy()
+        assert busy.pace >= Pace.ALONE, busy
+        jobs = []
+        while busy.sent and busy.sent[0].batch == batch:
+            entry = busy.sent.popleft()
+            if not entry.ghost:
+                jobs.append(entry.job)
+        self._next(busy)
+        return jobs
+
+    def slow_to(self, pace: Pace) -> list[PoolJob]:
+        """Busy -> Busy at this pace, unless it is slower already; return the calls that no longer wait behind it."""
+        busy = self._busy()
+        if pace <= busy.pace:
+            return []
+        jobs = []
+        if busy.pace is Pace.FRESH:
+            self.process.page.revoke(self.last_batch, busy.current.job.identity)
+            for entry in list(busy.sent)[1:]:
+                entry.ghost = True
+                jobs.append(entry.job)
+        self.state = replace(busy, pace=pace)
+        return jobs
+
+    def hold_back(self, others: bool) -> None:
+        """Busy and unusual -> held back while there are other calls to run, and back when there are none."""
+        match self.state:
+            case Busy(pace=Pace.UNUSUAL) as busy if others and self.process.set_idle(True):
+                self.state = replace(busy, pace=Pace.HELD_BACK)
+            case Busy(pace=Pace.HELD_BACK) as busy if not others and self.process.set_idle(False):
+                self.state = replace(busy, pace=Pace.UNUSUAL)
+
+    def extend(self) -> None:
+        """Busy -> Busy: the first call gets its deadline a second time."""
+        busy = self._busy()
+        assert not busy.extended, busy
+        self.state = replace(busy, extended=True)
+
+    def look(self) -> tuple[bool, float] | None:
+        """Look at the first call: whether it waits, and the processor time that it has used, in seconds.
+
+        A call waits when its process is asleep and has used no processor time since the last look. None when the
+        worker is not at this call: it has not begun it, or the answer is under way.
+        """
+        busy = self._busy()
+        identity, clock_then = self.process.page.begun()
+        if identity != busy.current.job.identity:
+            return None
+        used = self.process.processor_ns()
+        if used is None:
+            return None
+        self.state = replace(busy, used_ns=used)
+        return used == busy.used_ns and self.process.asleep(), max(0, used - clock_then) * 1e-9
+
+    def look_again(self, at: float) -> None:
+        """Busy -> Busy: the next look is due at this time of the monotonic clock."""
+        self.state = replace(self._busy(), look_at=at)
+
+    def end(self) -> list[Sent]:
+        """Any state -> Ended; return the calls that it has not answered, the first being the one that it ran."""
+        sent = list(self.state.sent) if isinstance(self.state, Busy) else []
+        self.state = Ended()
+        return sent
+
+    def _busy(self) -> Busy:
+        assert isinstance(self.state, Busy), self.state
+        return self.state
+
+    def _next(self, busy: Busy) -> None:
+        if busy.sent:
+            self._begin(busy.sent, min(busy.pace, Pace.ALONE))  # calls that were taken back stay so
+        else:
+            self.state = Free(time.monotonic())
+
+    def _begin(self, sent: deque[Sent], pace: Pace) -> None:
+        now = time.monotonic()
+        self.state = Busy(sent, now, now + LOOK_S, pace)
