@@ -14,7 +14,13 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from rewards.adapt import DEFAULT_BOUNDS, PASS_MARK, Adapted
-from rewards.named_code import module_today, refuse_standard_file, refuse_standard_function, refuse_standard_module
+from rewards.named_code import (
+    hidden_by_ours,
+    module_today,
+    refuse_standard_file,
+    refuse_standard_function,
+    refuse_standard_module,
+)
 from rewards.raised import describe, is_told
 from rewards.verifier_files import load_file, names_a_file, nearest, without_function
 
@@ -64,6 +70,13 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
     """Build the verifier that `use` names.
 
     A class is instantiated with `options`; a function has them bound as keyword arguments.
+
+    >>> verifier = grpo.build_verifier("math")
+    >>> verifier("So it is $0.5$.", "1/2", {}).status.value
+    'correct'
+    >>> tagged = grpo.build_verifier("numeric", {"find": ["answer_tag"]})
+    >>> tagged("<answer>4</answer>", "5", {}).reason
+    "answer_tag: '4' is not '5'"
 
     Raises:
         ValueError: nothing of that name (the nearest name is told), a file or attribute that does not exist, code that
@@ -133,7 +146,8 @@ def _locate(use: str) -> Callable[..., Any]:
 def _attribute(module: str, attribute: str, use: str) -> Callable[..., Any]:
     module = module_today(module)
     refuse_standard_module(module, f"verifier {use!r}")
-    return _take(_loaded(lambda: importlib.import_module(module), use), attribute, use, module)
+    found = _loaded(lambda: importlib.import_module(module), use)
+    return _take(found, attribute, use, module, hint=hidden_by_ours(module))
 
 
 def _loaded(load: Callable[[], _Loaded], use: str) -> _Loaded:
@@ -144,24 +158,25 @@ def _loaded(load: Callable[[], _Loaded], use: str) -> _Loaded:
     """
     try:
         return load()
-    except ModuleNotFoundError as problem:
-        raise ValueError(
-            f"verifier {use!r}: {describe(problem)}; is its package installed, or its folder on PYTHONPATH?"
-        ) from problem
     except ImportError as problem:
-        hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
-        relative = "relative import" in str(problem)
-        raise ValueError(f"verifier {use!r}: {describe(problem)}{hint if relative else ''}") from problem
+        file = use.rpartition(":")[0]
+        hint = hidden_by_ours(problem.name or "", *([Path(file).parent] if file.endswith(".py") else []))
+        if not hint and isinstance(problem, ModuleNotFoundError):
+            hint = "; is its package installed, or its folder on PYTHONPATH?"
+        elif "relative import" in str(problem):
+            hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
+        raise ValueError(f"verifier {use!r}: {describe(problem)}{hint}") from problem
     except (Exception, SystemExit) as problem:
         if is_told(problem):
             raise
         raise ValueError(f"verifier {use!r} could not be loaded: {describe(problem)}") from problem
 
 
-def _take(module: ModuleType, attribute: str, use: str, home: str) -> Callable[..., Any]:
+def _take(module: ModuleType, attribute: str, use: str, home: str, hint: str = "") -> Callable[..., Any]:
     found = getattr(module, attribute, None)
     if found is None:
-        raise ValueError(f"verifier {use!r}: {home} has no {attribute!r}{nearest(attribute, dir(module))}")
+        hint = hint or nearest(attribute, dir(module))
+        raise ValueError(f"verifier {use!r}: {home} has no {attribute!r}{hint}")
     return _callable(found, use)
 
 

@@ -28,6 +28,9 @@ MOVED = {
     "rewards.ordered_list": "rewards.verifiers.ordered_list",
     "rewards.repetition": "rewards.verifiers.repetition",
 }
+# The top-level packages of VeriGRPO. Python finds them before files of a user that have the same names.
+PACKAGES = ("grpo", "launch", "rewards", "sandbox")
+_ROOT = Path(__file__).resolve().parents[1]
 _FIRST_NAMES = {today: before for before, today in MOVED.items()}
 
 
@@ -44,6 +47,28 @@ def first_name(function: str) -> str:
     """
     module, colon, name = function.partition(":")
     return f"{_FIRST_NAMES.get(module, module)}{colon}{name}"
+
+
+def hidden_by_ours(module: str, *folders: Path) -> str:
+    """What to say where a package of VeriGRPO hides a user's file of this name; empty where there is no such file.
+
+    Args:
+        module: dotted name of the module that was searched for.
+        folders: where the user's file may lie, besides the working folder and the search path.
+    """
+    first, *rest = module.split(".")
+    if first not in PACKAGES:
+        return ""
+    for folder in dict.fromkeys([*folders, Path.cwd(), *map(Path, sys.path)]):
+        place = folder.joinpath(first, *rest)
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file() and _ROOT / first not in file.resolve().parents:
+                renamed = file if file.parent == folder else folder / first
+                return (
+                    f"; {first!r} is a package of VeriGRPO, which hides {file}: rename {renamed}, or write {file}:function "
+                    "where the configuration takes a file"
+                )
+    return ""
 
 
 def refuse_standard_module(module: str, key: str) -> None:

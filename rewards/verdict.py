@@ -17,6 +17,9 @@ class Status(StrEnum):
     `correct`, `scored`, `wrong` and `unparseable` are the model's doing and carry a score. `scored` is a grade without
     a claim that the answer is right: it counts in the reward, not in accuracy, and opens no gate. `timeout` and `error`
     are the machinery's: such a verdict has no score, stays out of its group's statistics and carries no gradient.
+
+    >>> grpo.correct().status is grpo.Status.CORRECT, grpo.Status.TIMEOUT.failed
+    (True, True)
     """
 
     CORRECT = "correct"
@@ -35,6 +38,10 @@ class Status(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One verifier's word on one completion.
+
+    >>> verdict = grpo.Verdict(0.5, grpo.Status.SCORED, "half of the tests passed", {"tests": 0.5})
+    >>> verdict.score, verdict.parts["tests"]
+    (0.5, 0.5)
 
     Attributes:
         score: a finite number, usually in [0, 1]; None exactly where `status.failed`. Any real number may be given
@@ -105,22 +112,38 @@ def _type_name(value: object) -> str:
 
 
 def correct(reason: str = "", score: float = 1.0, **parts: float) -> Verdict:
-    """A verdict of status `correct`, worth 1 unless told otherwise."""
+    """A verdict of status `correct`, worth 1 unless `score` says otherwise.
+
+    >>> grpo.correct("5 = 5").score
+    1.0
+    """
     return Verdict(score, Status.CORRECT, reason, parts)
 
 
 def scored(score: float, reason: str = "", **parts: float) -> Verdict:
-    """A verdict of status `scored`: a grade that does not claim that the answer is right."""
+    """A verdict of status `scored`: a grade that does not claim that the answer is right.
+
+    >>> grpo.scored(0.3, "three of ten steps").status.value
+    'scored'
+    """
     return Verdict(score, Status.SCORED, reason, parts)
 
 
 def wrong(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:
-    """A verdict of status `wrong`, worth 0 unless told otherwise."""
+    """A verdict of status `wrong`, worth 0 unless `score` says otherwise.
+
+    >>> grpo.wrong("4 is not 5").score
+    0.0
+    """
     return Verdict(score, Status.WRONG, reason, parts)
 
 
 def unparseable(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:
-    """A verdict of status `unparseable`: no answer could be read, which is the model's fault."""
+    """A verdict of status `unparseable`: no answer could be read, which is the model's fault.
+
+    >>> grpo.unparseable("no <answer> tag").score
+    0.0
+    """
     return Verdict(score, Status.UNPARSEABLE, reason, parts)
 
 

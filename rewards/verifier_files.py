@@ -13,8 +13,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from rewards.named_code import PACKAGES
+
 # These names are never those of a file beside a verifier's: `from rewards.verdict import ...` means this package.
-_RESERVED = {"rewards", "sandbox", "grpo", "launch", *sys.stdlib_module_names}
+_RESERVED = {*PACKAGES, *sys.stdlib_module_names}
 
 
 class SiblingFinder(MetaPathFinder):

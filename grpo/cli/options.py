@@ -7,9 +7,6 @@ from typing import Annotated
 
 import typer
 
-from grpo.config import SftConfig, TrainConfig
-from grpo.config.file import load
-
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
 
 
@@ -19,12 +16,3 @@ Overrides = Annotated[
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
-
-
-def load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftConfig:
-    """A config of either job, which is seen from its keys."""
-    from grpo.planning.check import schema_of
-
-    if schema_of(path) is SftConfig:
-        return load(SftConfig, path, overrides or [])
-    return load(TrainConfig, path, overrides or [])

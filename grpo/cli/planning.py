@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from grpo.cli.guarded import EXIT_FAILED, guarded
-from grpo.cli.options import ConfigPath, Debug, Overrides, load_either
+from grpo.cli.options import ConfigPath, Debug, Overrides
 from grpo.config import TrainConfig
 from grpo.config.file import load
+from grpo.jobs import load_config
 from grpo.terminal import Terminal
 
 # Gold answers that `grpo check` looks at: all of most data sets, a minute or so of the math verifier on one core.
@@ -44,7 +45,7 @@ def check(
     def job() -> None:
         from grpo.planning.check import show_plan
 
-        settings = load_either(config, overrides)
+        settings = load_config(config, *overrides or ())
         gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
         if cluster:
             from grpo.cluster.preflight import preflight

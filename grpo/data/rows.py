@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from grpo import config
-from rewards.named_code import module_today, refuse_standard_function, refuse_standard_module
+from rewards.named_code import hidden_by_ours, module_today, refuse_standard_function, refuse_standard_module
 
 # A file of this many bytes is looked into for being blank.
 SMALL_FILE = 1024
@@ -60,7 +60,8 @@ def _from_generator(dotted: str, options: dict[str, Any], where: str) -> dataset
         generator = getattr(importlib.import_module(module_today(module)), function)
     except (ImportError, AttributeError, ValueError) as failure:
         raise ValueError(
-            f"the generator {dotted!r} cannot be found: {failure}; write package.module:function"
+            f"the generator {dotted!r} cannot be found: {failure}"
+            f"{hidden_by_ours(module) or '; write package.module:function'}"
         ) from failure
     refuse_standard_function(generator, f"{where}.generator={dotted}")
     try:

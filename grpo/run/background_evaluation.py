@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import yaml
 from grpo.config import TrainConfig
 from grpo.data.prompts import PromptSet
 from grpo.data.rows import cell
+from grpo.package_finder import python_command
 from grpo.report import run_files
 
 TASK = "held_out"
@@ -38,7 +38,7 @@ _PROGRAM = """
 import sys
 from rewards.pool.nursery import die_with_parent
 die_with_parent(int(sys.argv.pop(1)))
-from grpo.cli.app.app import app
+from grpo.cli.app import app
 app()
 """
 # Policies that may wait for their numbers.
@@ -158,7 +158,7 @@ class BackgroundEvaluation:
             environment["CUDA_VISIBLE_DEVICES"] = self._evaluation.devices
         with self._log(owed).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(os.getpid()), *self._arguments(owed)],
+                [*python_command(_PROGRAM), str(os.getpid()), *self._arguments(owed)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

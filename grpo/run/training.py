@@ -52,7 +52,7 @@ from rewards.verdict import Verdict
 
 
 class TrainingRun:
-    """A GRPO run, opened: `grpo.train` drives it step by step."""
+    """A GRPO run, opened: `grpo.train_loop` drives it step by step."""
 
     learner: LearnerGroup
     generators: GeneratorGroup

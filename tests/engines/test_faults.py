@@ -305,7 +305,7 @@ from grpo.cluster.activity import ACTIVITY
 from grpo.config import TrainConfig, Watchdog as Settings
 from grpo.config.file import load
 from grpo.run.recovery import with_recovery
-from grpo.train import train
+from grpo.train_loop import train
 from grpo.run.watchdog import Watchdog
 
 folder = Path({folder!r})
