@@ -65,8 +65,8 @@ def hidden_by_ours(module: str, *folders: Path) -> str:
             if file.is_file() and _ROOT / first not in file.resolve().parents:
                 renamed = file if file.parent == folder else folder / first
                 return (
-                    f"; {first!r} is a package of VeriGRPO, which hides {file}: rename {renamed}, or write {file}:function "
-                    "where the configuration takes a file"
+                    f"; {first!r} is a package of VeriGRPO, which hides {file}: rename {renamed}, or, where the "
+                    f"configuration takes a file, write {file}:function"
                 )
     return ""
 
