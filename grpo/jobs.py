@@ -30,7 +30,7 @@ def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
     Traceback (most recent call last):
         ...
     ValueError: 1 problem in configs/quickstart.yaml:
-      - unknown key train.stpes; did you mean train.steps?
+      - train.stpes is not a known key; did you mean train.steps?
 
     Args:
         path: a YAML file.
@@ -132,7 +132,7 @@ def evaluate(
     """Benchmark a model on tasks, or go on with an evaluation that was stopped.
 
     >>> sums = "task.data.path=sums.jsonl"
-    >>> metrics = grpo.evaluate("runs/quickstart", "math500", sums, "k=4", "temperature=1", "max_tokens=64")
+    >>> metrics = grpo.evaluate("runs/quickstart_sft", "math500", sums, "k=4", "temperature=1", "max_tokens=64")
     >>> metrics["math500"].problems, metrics["math500"].completions
     (2, 8)
     >>> accuracy = metrics["math500"].estimates["accuracy"]

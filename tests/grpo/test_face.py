@@ -68,7 +68,8 @@ def test_types_and_data_files_are_shipped(monkeypatch: pytest.MonkeyPatch) -> No
     there = {path for package in packages for path in package.rglob("*") if path.is_file()}
     wanted = {str(path.relative_to(ROOT)) for path in there if path.suffix not in (".py", ".pyc")}
     assert {f"{name}/py.typed" for name in package_finder.PACKAGES} <= wanted
-    assert shipped >= wanted
+    # `make install` reads these two in a checkout.
+    assert wanted - shipped == {"launch/overrides-cpu.txt", "launch/requirements-cpu.lock"}
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_a_script_beside_such_files_finds_the_packages(user: Path) -> None:
     (user / "grpo" / "__init__.py").unlink()
     program = (
         "import grpo, launch, rewards, sandbox\n"
-        "print(grpo.build_verifier('exact')('a', 'a', {}).status.value)\n"
+        "print(grpo.build_verifier('numeric')('42', '42', {}).status.value)\n"
         "print(launch.__file__, rewards.__file__, sandbox.__file__)"
     )
     (user / "script.py").write_text(program)

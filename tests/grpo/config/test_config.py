@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -359,3 +360,5 @@ def test_a_shipped_recipe_loads_and_is_short(path: Path) -> None:
 def test_there_are_recipes() -> None:
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
     assert {"quickstart", "quickstart_sft", "gsm8k", "gsm8k_cpu", "math_8gpu"} <= names
+    rows = re.findall(r"^\| `(\w+)\.yaml` \|", (CONFIGS / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(names), "configs/README.md says what each recipe teaches"
