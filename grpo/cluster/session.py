@@ -26,7 +26,7 @@ def connect(settings: config.ClusterConfig, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     if settings.address:
-        ray.init(address=settings.address, **_common_arguments())
+        ray.init(address=settings.address, **_common())
     else:
         start_local_ray(cpus)
     return True
@@ -62,8 +62,7 @@ def start_local_ray(cpus: int) -> None:
     for last in (False, True):
         try:
             # Not one that RAY_ADDRESS names or that happens to run here: cluster.address is how to join one.
-            local = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": str(sessions)}
-            ray.init(**local, **_common_arguments())
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(sessions), **_common())
             return
         except Exception as failure:
             # Ray has no class of its own for this.
@@ -78,7 +77,7 @@ def start_local_ray(cpus: int) -> None:
                 ) from failure
 
 
-def _common_arguments() -> dict[str, Any]:
+def _common() -> dict[str, Any]:
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
     arguments: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
     if hides_this_package(os.getcwd()):

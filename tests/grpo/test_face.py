@@ -198,11 +198,11 @@ def test_a_python_of_ours_finds_the_packages(user: Path) -> None:
 def test_workers_of_ray_search_for_the_packages_first(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.core.generated.common_pb2 import JobConfig
 
-    from grpo.cluster.session import _common_arguments
+    from grpo.cluster.session import _common
 
-    assert "job_config" not in _common_arguments()
+    assert "job_config" not in _common()
     monkeypatch.chdir(user)
-    job = _common_arguments()["job_config"]
+    job = _common()["job_config"]
     # What `ray.init` adds in the driver; a worker inserts each in turn at the front of its search path.
     job._py_driver_sys_path.extend([str(user)])
     assert list(JobConfig.FromString(job._serialize()).py_driver_sys_path) == [str(user), str(ROOT)]
