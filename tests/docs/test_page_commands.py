@@ -26,7 +26,7 @@ from click.testing import Result
 from docs_pages import PAGES, ROOT, block, commands
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_sampler import FakeSampler
-from test_simulate_command import write_run
+from simulated_run import write_run
 from tiny_policy import PRINTABLE, make_tiny_policy
 from typer.testing import CliRunner
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import torch
+from documented_metrics import is_documented
 from test_batching import make_group
-from test_metric_names import is_documented
 from tiny_policy import TEMPERATURE, sampled_groups, tiny_logprobs
 from torch import Tensor
 

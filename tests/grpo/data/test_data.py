@@ -96,10 +96,11 @@ def test_a_generator_that_moved_answers_to_its_first_name_and_names_its_prompts_
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     for module in ("arithmetic", "expressions"):
-        before, today = (
-            load_prompts(DatasetConfig(generator=f"{name}:questions", options={"count": 3}), tokenizer, 200).prompts
+        sources = [
+            DatasetConfig(generator=f"{name}:questions", options={"count": 3})
             for name in (f"grpo.{module}", f"grpo.data.{module}")
-        )
+        ]
+        before, today = (load_prompts(source, tokenizer, max_tokens=200).prompts for source in sources)
         # The seeds of sampling come from these names.
         assert before == today and before[0].id == f"grpo.{module}:questions:0"
 

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
-from pathlib import Path
 
+from documented_metrics import documented_names, is_documented
 from fake_run import make_metrics
 
 from grpo.report.progress import GRPO_FIELDS, SFT_FIELDS
 from grpo.report.step_time import TIMED_PARTS
-
-DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
-
-
-def documented_names() -> list[str]:
-    """First column of the table of metrics; `<verifier>` and the like stand for one word each."""
-    table = DOCUMENT.read_text(encoding="utf-8").split("## Metrics")[1].split("## Rollouts")[0]
-    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
-
-
-def is_documented(name: str) -> bool:
-    return any(re.fullmatch(re.sub(r"<\w+>", "[^/]+", pattern), name) for pattern in documented_names())
 
 
 def test_what_is_reported_shown_and_drawn_is_documented() -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import pytest
-from test_metric_names import is_documented
+from documented_metrics import is_documented
 from test_rollout import ANSWER, decided, make_completion, make_prompt
 
 from grpo.rollout import collector

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from documented_metrics import is_documented
 from fake_run import make_groups, make_rollout
-from test_metric_names import is_documented
 
 from grpo.config import TrainConfig
 from grpo.run.metrics import lag_metrics, rollout_metrics, speed_metrics, update_metrics
