@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from grpo.config.launch import SecretConfig
+from grpo.package_finder import python_command
 from launch.job import LaunchJob, capacity_problems, refuse, secret_problems
 
 
@@ -44,8 +44,8 @@ def run(job: LaunchJob) -> int:
     with tempfile.TemporaryDirectory(prefix="grpo-launch-") as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(job.snapshot(job.settings.cluster.address), encoding="utf-8")
-        program = [sys.executable, "-c", "from grpo.cli.app import app; app()", job.command, str(config)]
-        with subprocess.Popen(program, env=environment) as process:
+        program = python_command("from grpo.cli.app import app; app()")
+        with subprocess.Popen([*program, job.command, str(config)], env=environment) as process:
             while True:
                 try:
                     return process.wait()

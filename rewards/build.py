@@ -60,6 +60,13 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
 
     A class is instantiated with `options`; a function has them bound as keyword arguments.
 
+    >>> verifier = grpo.build_verifier("math")
+    >>> verifier("So it is $0.5$.", "1/2", {}).status.value
+    'correct'
+    >>> tagged = grpo.build_verifier("numeric", {"find": ["answer_tag"]})
+    >>> tagged("<answer>4</answer>", "5", {}).reason
+    "answer_tag: '4' is not '5'"
+
     Raises:
         ValueError: nothing of that name (the nearest name is told), a file or attribute that does not exist, code that
             fails when it is loaded (with its file and line), options that the verifier does not take, or a signature

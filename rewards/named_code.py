@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rewards.named_files import load_file, names_a_file, nearest, without_function
+from rewards.named_files import PACKAGES, load_file, names_a_file, nearest, without_function
 from rewards.raised import describe, is_told
 
 _Loaded = TypeVar("_Loaded")
@@ -35,6 +35,7 @@ MOVED = {
     "rewards.ordered_list": "rewards.verifiers.ordered_list",
     "rewards.repetition": "rewards.verifiers.repetition",
 }
+_ROOT = Path(__file__).resolve().parents[1]
 _FIRST_NAMES = {today: before for before, today in MOVED.items()}
 
 
@@ -51,6 +52,28 @@ def first_name(function: str) -> str:
     """
     module, colon, name = function.partition(":")
     return f"{_FIRST_NAMES.get(module, module)}{colon}{name}"
+
+
+def hidden_by_ours(module: str, *folders: Path) -> str:
+    """What to say where a package of VeriGRPO hides a user's file of this name; empty where there is no such file.
+
+    Args:
+        module: dotted name of the module that was searched for.
+        folders: where the user's file may lie, besides the working folder and the search path.
+    """
+    first, *rest = module.split(".")
+    if first not in PACKAGES:
+        return ""
+    for folder in dict.fromkeys([*folders, Path.cwd(), *map(Path, sys.path)]):
+        place = folder.joinpath(first, *rest)
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file() and _ROOT / first not in file.resolve().parents:
+                renamed = file if file.parent == folder else folder / first
+                return (
+                    f"; {first!r} is a package of VeriGRPO, which hides {file}: rename {renamed}, or, where the "
+                    f"configuration takes a file, write {file}:function"
+                )
+    return ""
 
 
 def refuse_standard_module(module: str, key: str) -> None:
@@ -115,42 +138,47 @@ def locate(use: str, key: str) -> Callable[..., Any]:
     if colon and module.endswith(".py") and attribute:
         path = Path(module)
         refuse_standard_file(path, key)
-        return _take(loaded(lambda: load_file(path, key), key), attribute, key, module)
+        return _take(loaded(lambda: load_file(path, key), key, path.parent), attribute, key, module)
     if file := names_a_file(use.removesuffix(":")):
         raise ValueError(loaded(lambda: without_function(key, file), key))
     if not (module and attribute):
         raise ValueError(f"{key} names no function; write package.module:function or path/to/file.py:function")
     module = module_today(module)
     refuse_standard_module(module, key)
-    return _take(loaded(lambda: importlib.import_module(module), key), attribute, key, module)
+    hint = hidden_by_ours(module)
+    return _take(loaded(lambda: importlib.import_module(module), key), attribute, key, module, hint)
 
 
-def loaded(load: Callable[[], _Loaded], key: str) -> _Loaded:
+def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
     """Run the user's code as it is loaded; what it raises is told with its file and line.
+
+    Args:
+        load: loads the code.
+        key: the place in the config, for messages.
+        folders: where a file of the user may lie that a package of ours hides.
 
     Raises:
         ValueError: it raised.
     """
     try:
         return load()
-    except ModuleNotFoundError as problem:
-        raise ValueError(
-            f"{key}: {describe(problem)}; is its package installed, or its folder on PYTHONPATH?"
-        ) from problem
     except ImportError as problem:
-        hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
-        relative = "relative import" in str(problem)
-        raise ValueError(f"{key}: {describe(problem)}{hint if relative else ''}") from problem
+        hint = hidden_by_ours(problem.name or "", *folders)
+        if not hint and isinstance(problem, ModuleNotFoundError):
+            hint = "; is its package installed, or its folder on PYTHONPATH?"
+        elif "relative import" in str(problem):
+            hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
+        raise ValueError(f"{key}: {describe(problem)}{hint}") from problem
     except (Exception, SystemExit) as problem:
         if is_told(problem):
             raise
         raise ValueError(f"{key} could not be loaded: {describe(problem)}") from problem
 
 
-def _take(module: object, attribute: str, key: str, home: str) -> Callable[..., Any]:
+def _take(module: object, attribute: str, key: str, home: str, hint: str = "") -> Callable[..., Any]:
     found = getattr(module, attribute, None)
     if found is None:
-        raise ValueError(f"{key}: {home} has no {attribute!r}{nearest(attribute, dir(module))}")
+        raise ValueError(f"{key}: {home} has no {attribute!r}{hint or nearest(attribute, dir(module))}")
     return checked(found, key)
 
 

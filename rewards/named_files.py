@@ -13,8 +13,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+# The top-level packages of VeriGRPO. Python finds them before files of a user that have the same names.
+PACKAGES = ("grpo", "launch", "rewards", "sandbox")
 # These names are never those of a file beside a user's file: `from rewards.verdict import ...` means this package.
-_RESERVED = {"rewards", "sandbox", "grpo", "launch", *sys.stdlib_module_names}
+_RESERVED = {*PACKAGES, *sys.stdlib_module_names}
 
 
 class SiblingFinder(MetaPathFinder):

@@ -18,6 +18,9 @@ class Status(StrEnum):
     without a claim that the answer is right: it counts in the reward, not in accuracy, and opens no gate. `timeout` and
     `error` are failures of the machinery: the verdict has no score, stays out of its group's statistics and carries no
     gradient.
+
+    >>> grpo.correct().status is grpo.Status.CORRECT, grpo.Status.TIMEOUT.failed
+    (True, True)
     """
 
     CORRECT = "correct"
@@ -36,6 +39,10 @@ class Status(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The judgement of one verifier on one completion.
+
+    >>> verdict = grpo.Verdict(0.5, grpo.Status.SCORED, "half of the tests passed", {"tests": 0.5})
+    >>> verdict.score, verdict.parts["tests"]
+    (0.5, 0.5)
 
     Attributes:
         score: finite number, usually in [0, 1]; None if and only if `status.failed`. Any real number is accepted (see
@@ -106,22 +113,38 @@ def _type_name(value: object) -> str:
 
 
 def correct(reason: str = "", score: float = 1.0, **parts: float) -> Verdict:
-    """A verdict of status `correct`, with the score 1 by default."""
+    """A verdict of status `correct`, with the score 1 by default.
+
+    >>> grpo.correct("5 = 5").score
+    1.0
+    """
     return Verdict(score, Status.CORRECT, reason, parts)
 
 
 def scored(score: float, reason: str = "", **parts: float) -> Verdict:
-    """A verdict of status `scored`: a grade that does not claim that the answer is right."""
+    """A verdict of status `scored`: a grade that does not claim that the answer is right.
+
+    >>> grpo.scored(0.3, "three of ten steps").status.value
+    'scored'
+    """
     return Verdict(score, Status.SCORED, reason, parts)
 
 
 def wrong(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:
-    """A verdict of status `wrong`, with the score 0 by default."""
+    """A verdict of status `wrong`, with the score 0 by default.
+
+    >>> grpo.wrong("4 is not 5").score
+    0.0
+    """
     return Verdict(score, Status.WRONG, reason, parts)
 
 
 def unparseable(reason: str = "", score: float = 0.0, **parts: float) -> Verdict:
-    """A verdict of status `unparseable`: the completion has no answer that can be read."""
+    """A verdict of status `unparseable`: the completion has no answer that can be read.
+
+    >>> grpo.unparseable("no <answer> tag").score
+    0.0
+    """
     return Verdict(score, Status.UNPARSEABLE, reason, parts)
 
 

@@ -17,8 +17,9 @@ PACKAGES = ("grpo", "launch", "rewards", "sandbox")
 ORDER = (
     {"cli"},
     {"grpo"},  # grpo/__init__.py: the face
+    {"jobs"},
     {"planning"},
-    {"train", "sft", "evaluation"},
+    {"train_loop", "sft_loop", "evaluation"},
     {"run", "launch"},
     {"cluster"},
     {"generator", "learner"},
@@ -29,7 +30,7 @@ ORDER = (
     {"terminal"},
     {"rewards"},
     {"sandbox"},
-    {"visible", "files"},
+    {"files", "package_finder", "visible"},
 )
 LARGEST_FOLDER = 20
 ENGINES = {"ray", "vllm", "deepspeed"}
@@ -51,8 +52,8 @@ DRIVERS = {
     "run.training",
     "run.verification",
     "run.watchdog",
-    "sft",
-    "train",
+    "sft_loop",
+    "train_loop",
     "weights.engines",
     "weights.gpu_engines",
     "weights.gpu_senders",

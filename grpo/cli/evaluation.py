@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from grpo import jobs
 from grpo.cli.guarded import guarded
 from grpo.cli.options import LogLevelOption
 from grpo.terminal import LiteralTable, Terminal
@@ -66,32 +67,14 @@ def run(
     """
 
     def job() -> None:
-        from grpo.config.addresses import without_secrets
-        from grpo.config.evaluation import EvalConfig
-        from grpo.config.file import resolve
-        from grpo.evaluation.evaluate import evaluate
-        from grpo.evaluation.model import default_folder
-        from grpo.evaluation.problems import load_task
-
-        given = overrides or []
-        of_task = [one.removeprefix("task.") for one in given if one.startswith("task.")]
+        options: dict[str, Any] = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        options |= {"limit": limit, "log_level": log_level, "seeds": None if seeds is None else f"[{seeds}]"}
+        settings = [f"{name}={value}" for name, value in options.items() if value is not None]
         if data is not None:
             if len(task or ()) != 1:
                 raise ValueError("--data is the local copy of one task's data; give one --task with it")
-            of_task.append(f"data.path={data}")
-        said: dict[str, Any] = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        said |= {"limit": limit, "log_level": log_level, "seeds": None if seeds is None else seeds.split(",")}
-        settings = resolve(
-            EvalConfig,
-            {
-                "model": model,
-                "folder": str(out or default_folder(without_secrets(model))),
-                **{name: value for name, value in said.items() if value is not None},
-            },
-            [one for one in given if not one.startswith("task.")],
-            "the command line",
-        )
-        evaluate(settings, [load_task(one, of_task) for one in task or ()], Terminal())
+            settings.append(f"task.data.path={data}")
+        jobs.evaluate(model, task or (), *settings, *overrides or (), folder=out, show=True)
 
     guarded(job, debug)
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from grpo import jobs
 from grpo.cli.guarded import guarded
-from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, load_either, with_log_level
-from grpo.cluster.start_up import without_collector
+from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, with_log_level
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.terminal import Terminal
@@ -27,18 +27,7 @@ def train(
 
     def job() -> None:
         settings = load(TrainConfig, config, with_log_level(overrides, log_level))
-        with without_collector():
-            from grpo.report.progress import open_progress
-            from grpo.run.background_evaluation import owes_evaluations
-            from grpo.run.folder import finished_table
-            from grpo.run.recovery import with_recovery
-            from grpo.train import train as run
-
-        table = None if owes_evaluations(settings) else finished_table(settings.run, settings.train.steps)
-        if table is None:
-            steps = settings.train.steps
-            table = with_recovery(settings, lambda: open_progress("GRPO", total_steps=steps), run)
-        Terminal().print(table)
+        Terminal().print(jobs.train(settings, show=True).summary)
 
     guarded(job, debug)
 
@@ -54,18 +43,7 @@ def sft(
 
     def job() -> None:
         settings = load(SftConfig, config, with_log_level(overrides, log_level))
-        with without_collector():
-            from grpo.report.display import SFT_FIELDS
-            from grpo.report.progress import open_progress
-            from grpo.run.folder import finished_table
-            from grpo.run.recovery import with_recovery
-            from grpo.sft import sft as run
-
-        table = finished_table(settings.run, settings.sft.steps)
-        if table is None:
-            steps = settings.sft.steps
-            table = with_recovery(settings, lambda: open_progress("SFT", total_steps=steps, fields=SFT_FIELDS), run)
-        Terminal().print(table)
+        Terminal().print(jobs.sft(settings, show=True).summary)
 
     guarded(job, debug)
 
@@ -89,7 +67,7 @@ def launch(
         from launch.start import render, start
 
         nonlocal status
-        described = LaunchJob(load_either(config, overrides), Path.cwd())
+        described = LaunchJob(jobs.load_config(config, *overrides or ()), Path.cwd())
         if dry_run:
             print(render(target, described), end="")
         else:

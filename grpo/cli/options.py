@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from grpo.config import SftConfig, TrainConfig
-from grpo.config.file import load
 from grpo.config.section import LogLevel
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
@@ -30,12 +28,3 @@ LogLevelOption = Annotated[
 def with_log_level(overrides: list[str] | None, level: LogLevel | None) -> list[str]:
     """The overrides of a job with what `--log-level` says."""
     return [*(overrides or []), *([f"report.log_level={level}"] if level else [])]
-
-
-def load_either(path: Path, overrides: list[str] | None) -> TrainConfig | SftConfig:
-    """A config of either job, which is seen from its keys."""
-    from grpo.planning.check import schema_of
-
-    if schema_of(path) is SftConfig:
-        return load(SftConfig, path, overrides or [])
-    return load(TrainConfig, path, overrides or [])

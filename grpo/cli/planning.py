@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from grpo.cli.guarded import EXIT_FAILED, guarded
-from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, load_either, with_log_level
+from grpo.cli.options import ConfigPath, Debug, LogLevelOption, Overrides, with_log_level
 from grpo.config import TrainConfig
 from grpo.config.file import load
+from grpo.jobs import load_config
 from grpo.terminal import Terminal
 
 # Gold answers that `grpo check` looks at: all of most data sets, a minute or so of the math verifier on one core.
@@ -45,7 +46,7 @@ def check(
     def job() -> None:
         from grpo.planning.check import show_plan
 
-        settings = load_either(config, overrides)
+        settings = load_config(config, *overrides or ())
         gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
         if cluster:
             from grpo.cluster.preflight.nodes import preflight

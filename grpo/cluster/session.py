@@ -16,11 +16,13 @@ import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
 
 from grpo import config
 from grpo.cluster.private_folder import private_folder, remove_old_sessions, token_file
 from grpo.config.cluster import Device
 from grpo.generator.setup import GeneratorSetup
+from grpo.package_finder import ROOT, hides_this_package
 
 
 def connect(settings: config.ClusterConfig, cpus: int) -> bool:
@@ -32,7 +34,7 @@ def connect(settings: config.ClusterConfig, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     if settings.address:
-        ray.init(address=settings.address, **_quiet())
+        ray.init(address=settings.address, **_common())
     else:
         start_local_ray(cpus)
     return True
@@ -68,7 +70,7 @@ def start_local_ray(cpus: int) -> None:
     for last in (False, True):
         try:
             # Not one that RAY_ADDRESS names or that happens to run here: cluster.address is how to join one.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(sessions), **_quiet())
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(sessions), **_common())
             return
         except Exception as failure:
             # Ray has no class of its own for this.
@@ -92,9 +94,26 @@ def actor_table() -> list[Any]:
     return [ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
 
 
-def _quiet() -> dict[str, Any]:
+def _common() -> dict[str, Any]:
     # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
-    return {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
+    arguments: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
+    if hides_this_package(os.getcwd()):
+        arguments["job_config"] = PackagesFirst()
+    return arguments
+
+
+class PackagesFirst(JobConfig):
+    """A job whose workers find this `grpo`, though the driver's working folder holds another.
+
+    Ray puts that folder first on the search path of every worker, by inserting each entry of a list in turn at the
+    front. So the last entry is searched first.
+    """
+
+    def _serialize(self) -> str:
+        """The job as Ray's workers read it."""
+        self._py_driver_sys_path.append(ROOT)
+        self._cached_pb = None
+        return super()._serialize()
 
 
 def session_logs() -> Path:

@@ -83,7 +83,12 @@ class ReportConfig(Section):
 
 
 class TrainConfig(Section):
-    """`grpo train`."""
+    """The configuration of `train`: sections with their defaults, as docs/config.md lists them.
+
+    >>> config = grpo.load_config("configs/quickstart.yaml", "algorithm.preset=dapo")
+    >>> isinstance(config, grpo.TrainConfig), config.algorithm.clip_high
+    (True, 0.28)
+    """
 
     run: Run
     policy: Policy
@@ -247,7 +252,12 @@ class SftScheduleConfig(Section):
 
 
 class SftConfig(Section):
-    """`grpo sft`."""
+    """The configuration of `sft`: sections with their defaults, as docs/config.md lists them.
+
+    >>> config = grpo.load_config("configs/quickstart_sft.yaml")
+    >>> isinstance(config, grpo.SftConfig), config.sft.batch_size
+    (True, 64)
+    """
 
     run: Run
     policy: Policy

@@ -14,7 +14,7 @@ from grpo.evaluation.store import file_digest
 from grpo.policy.hub import at_revision, name_of, with_revision
 from grpo.policy.stored import context_of
 from grpo.report import run_files
-from grpo.run import checkpoint
+from grpo.run.stored_run import policy_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,8 @@ def find_policy(given: str) -> str:
         return given
     if (folder / "config.json").is_file():
         return str(folder.absolute())
-    newest = checkpoint.latest(folder)
-    candidates = [folder / run_files.POLICY, *([newest.policy] if newest else [])]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return str(candidate.absolute())
+    if policy := policy_of(folder):
+        return str(policy)
     raise ValueError(
         f"{given} holds no policy: expected config.json in it, in its policy/, or in the policy/ of a checkpoint in "
         "its checkpoints/; give a folder in Hugging Face format, a run or a checkpoint"

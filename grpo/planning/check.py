@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
@@ -12,7 +10,7 @@ from grpo import config
 from grpo.algorithm.choices import Kind, choice
 from grpo.cluster.claim import plan_of, wants_gpus
 from grpo.config.algorithm import PRESETS
-from grpo.config.file import dump, read
+from grpo.config.file import dump
 from grpo.config.verifiers import specs_of
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
 from grpo.data.rows import HubUnreachable
@@ -25,15 +23,6 @@ from grpo.run.functions import Callbacks
 from grpo.terminal import LiteralTable, literal
 from grpo.visible import visible
 from rewards.selection import check_rows
-
-
-def schema_of(path: Path) -> type[config.TrainConfig] | type[config.SftConfig]:
-    """Which job a config file is for: `grpo sft` files have a section `sft`.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    return config.SftConfig if "sft" in read(path) else config.TrainConfig
 
 
 def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int) -> bool:

@@ -21,7 +21,7 @@ from grpo.report.progress import Progress
 from grpo.report.step_time import TIMED_PARTS
 from grpo.run.training import TrainingRun
 from grpo.terminal import LiteralTable, literal
-from grpo.train import train
+from grpo.train_loop import train
 from grpo.types import ActorKind, Phase
 
 # The first steps compile, allocate and fill caches.
@@ -63,7 +63,7 @@ def profile(settings: TrainConfig, progress: Progress, console: Console, steps: 
         steps: to watch, after `WARM_UP` others.
 
     Raises:
-        ValueError: as `grpo.train.train`.
+        ValueError: as `grpo.train_loop.train`.
     """
     brief = brief_run(settings, steps)
     folder = Path(brief.run.folder)

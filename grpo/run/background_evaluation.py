@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from grpo import files
 from grpo.config import TrainConfig
 from grpo.data.prompts import PromptSet
 from grpo.data.rows import cell
+from grpo.package_finder import python_command
 from grpo.report import run_files
 
 TASK = "held_out"
@@ -153,7 +153,7 @@ class BackgroundEvaluation:
             environment["CUDA_VISIBLE_DEVICES"] = self._evaluation.devices
         with self._log(owed).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(os.getpid()), *self._arguments(owed)],
+                [*python_command(_PROGRAM), str(os.getpid()), *self._arguments(owed)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it before a job starts, and what a finished one shows."""
+"""A run's folder: what lies in it before a job starts, and whether the run is complete."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import yaml
 from grpo import config, files
 from grpo.config.file import dump
 from grpo.report import run_files
-from grpo.report.closing_table import ClosingTable, closing_table
-from grpo.report.metrics_log import read_history
 from grpo.report.progress import Progress
 from grpo.run import checkpoint
 from grpo.run.checkpoint import Checkpoint
@@ -78,13 +76,10 @@ def skipped_folder(run: config.RunConfig) -> str:
     return str((Path(run.folder) / run_files.SKIPPED).absolute())
 
 
-def finished_table(run: config.RunConfig, steps: int) -> ClosingTable | None:
-    """The closing table of a run that `resume=auto` finds complete; None where there is something left to do."""
-    folder = Path(run.folder)
-    found = checkpoint.latest(folder)
-    if run.resume == "never" or found is None or found.step < steps:
-        return None
-    return closing_table(folder.resolve().name, read_history(folder), {"report": folder / run_files.REPORT})
+def is_finished(run: config.RunConfig, steps: int) -> bool:
+    """True where `resume=auto` finds the run complete."""
+    newest = checkpoint.latest(Path(run.folder))
+    return run.resume != "never" and newest is not None and newest.step >= steps
 
 
 def note_fault(folder: Path, line: str) -> None:

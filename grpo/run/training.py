@@ -43,7 +43,7 @@ from rewards.pool.busy_clock import BusyClock
 
 
 class TrainingRun:
-    """A GRPO run, opened: `grpo.train` drives it step by step."""
+    """A GRPO run, opened: `grpo.train_loop` drives it step by step."""
 
     report: RunRecorder
     learner: LearnerGroup

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rewards.adapt import Adapted
@@ -38,7 +39,9 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int 
             f"give module-level functions, objects of plain data, or a VerifierSpec"
         ) from problem
     memory_bytes = None if memory_mb is None else memory_mb << 20
-    return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": list(sys.path)})
+    # First the folder of these packages: a script of a user's has its own folder first, with a `sandbox/` perhaps.
+    path = [str(Path(__file__).resolve().parents[2]), *sys.path]
+    return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": path})
 
 
 def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:

@@ -43,7 +43,7 @@ from grpo.cluster.waiting import MEANWHILE_S
 from grpo.generator.loop import EngineLoop
 from grpo.planning.simulation.lengths import modelled
 from grpo.planning.simulation.loop import Deployment, Integers, RolloutSchedule, Speeds, groups_needed, simulate
-from grpo.train import train
+from grpo.train_loop import train
 from grpo.types import Finished, Request, SamplingParams
 
 PROMPTS, GROUP_SIZE = 16, 4

@@ -105,6 +105,7 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo config --markdown": (),
 }
 REAL = "tests/engines/test_train_runs.py"
+PROGRAMS = "tests/engines/test_code_quickstart.py"
 # A page's command that is not run here: where it is, or why it is nowhere.
 ELSEWHERE = {
     "grpo sft   CONFIG [KEY=VALUE]...": f"{REAL}: with configs/quickstart_sft.yaml",
@@ -118,6 +119,13 @@ ELSEWHERE = {
     "next": f"{REAL}: with mine.yaml",
     "grpo check CONFIG --cluster": "tests/grpo/cluster/test_preflight.py, and its probes in tests/engines/test_ray.py",
     "grpo train configs/gsm8k.yaml": "needs the hub and a GPU; tests/docs/test_pages.py loads it",
+    "grpo train configs/math_8gpu.yaml": "needs the hub and eight GPUs; tests/docs/test_pages.py loads it",
+    "grpo sft configs/quickstart_sft.yaml": REAL,
+    "grpo train configs/quickstart.yaml": REAL,
+    "grpo sft configs/code_quickstart_sft.yaml": PROGRAMS,
+    "grpo train configs/code_quickstart.yaml": PROGRAMS,
+    "grpo sft configs/gsm8k_cpu_sft.yaml": "needs the hub; the command with a local copy is above",
+    "grpo train configs/gsm8k_cpu.yaml": "needs the hub; the command with a local copy is above",
     "grpo eval Qwen/Qwen3-1.7B --task gsm8k --task humaneval --out evals/qwen3": "needs the hub: parsed only",
 }
 

@@ -307,7 +307,7 @@ from grpo.cluster.activity import driving
 from grpo.config import TrainConfig, WatchdogConfig as Settings
 from grpo.config.file import load
 from grpo.run.recovery import with_recovery
-from grpo.train import train
+from grpo.train_loop import train
 from grpo.run.watchdog import Watchdog
 from grpo.types import Phase
 

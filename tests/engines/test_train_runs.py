@@ -1,4 +1,4 @@
-"""Whole jobs through the command line: cold start, training, Ctrl-C, resume, and what they leave behind."""
+"""Whole jobs through `import grpo` and the command line: cold start, training, Ctrl-C, resume, and what they leave."""
 
 from __future__ import annotations
 
@@ -32,11 +32,20 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMED = ("time", "time/", "throughput/", "verifier/", *(f"learner/{name}" for name in SPEED))
 
 
-def grpo(*arguments: str, folder: Path = ROOT) -> subprocess.Popen[str]:
-    """Start the command line in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
+COMMAND_LINE = "from grpo.cli.app import app; app()"
+FACE = """
+import sys
+import grpo
+job, *config = sys.argv[1:]
+print(getattr(grpo, job)(grpo.load_config(*config), show=True).summary)
+"""
+
+
+def grpo(*arguments: str, folder: Path = ROOT, program: str = COMMAND_LINE) -> subprocess.Popen[str]:
+    """Start a program in a process group of its own, as a shell does: Ctrl-C goes to all of the group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.Popen(
-        [sys.executable, "-c", "from grpo.cli.app import app; app()", *arguments],
+        [sys.executable, "-c", program, *arguments],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -73,7 +82,7 @@ def cold_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.options.count=2000",
         "learner.warmup_steps=5",
     ]
-    output = finished(grpo("sft", "configs/quickstart_sft.yaml", f"run.folder={folder}", *small, *brief))
+    output = finished(grpo("sft", "configs/quickstart_sft.yaml", f"run.folder={folder}", *small, *brief, program=FACE))
     assert "60 steps" in output
     losses = [line["learner/loss"] for line in metrics(folder)]
     assert losses[-1] < 0.6 * losses[0], "supervised fine-tuning must learn"
@@ -103,7 +112,7 @@ def training(cold_start: Path, folder: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(cold_start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, finished(grpo(*training(cold_start, folder)))
+    return folder, finished(grpo(*training(cold_start, folder), program=FACE))
 
 
 def test_a_run_leaves_all_it_promises(uninterrupted: tuple[Path, str]) -> None:

@@ -13,7 +13,7 @@ from grpo.report.progress import open_progress
 from grpo.report.rollout_store import step_path
 from grpo.report.timeline import StepLanes, step_lanes
 from grpo.run import checkpoint
-from grpo.train import train
+from grpo.train_loop import train
 from rewards.pool.busy_clock import Busy
 
 pytestmark = [

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+_OUTSIDE_DOCS = ("README.md", "CONTRIBUTING.md", "configs/README.md")
+PAGES = (*(ROOT / name for name in _OUTSIDE_DOCS), *sorted((ROOT / "docs").glob("*.md")))
 
 
 def blocks(page: str, language: str) -> list[str]:

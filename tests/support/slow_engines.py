@@ -21,7 +21,7 @@ from grpo.config.file import load
 from grpo.planning.simulation.lengths import Floats
 from grpo.planning.simulation.loop import Deployment, Speeds
 from grpo.rollout.staleness import OpenGroups
-from grpo.train import train
+from grpo.train_loop import train
 from grpo.types import Completion, Finished, Request, SamplingParams, VersionSpan
 from rewards import verdict
 from rewards.verdict import Verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import yaml
 
 from grpo.config import SftConfig, TrainConfig, WeightSyncConfig
 from grpo.config.file import dump, load
-from grpo.planning.check import schema_of
+from grpo.jobs import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TRAIN: dict[str, Any] = {
@@ -349,7 +350,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, text: str
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_a_shipped_recipe_loads_and_is_short(path: Path) -> None:
-    settings = load(schema_of(path), path)
+    settings = load_config(path)
     # A YAML file of the folder that configures the other job would be loaded by the wrong schema.
     assert isinstance(settings, SftConfig) == path.stem.endswith("_sft")
     told = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line.strip()[0] != "#"]
@@ -359,3 +360,5 @@ def test_a_shipped_recipe_loads_and_is_short(path: Path) -> None:
 def test_there_are_recipes() -> None:
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
     assert {"quickstart", "quickstart_sft", "gsm8k", "gsm8k_cpu", "math_8gpu"} <= names
+    rows = re.findall(r"^\| `(\w+)\.yaml` \|", (CONFIGS / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(names), "configs/README.md says what each recipe teaches"

@@ -33,7 +33,7 @@ from grpo.run import background_evaluation as module
 from grpo.run import checkpoint
 from grpo.run.background_evaluation import BackgroundEvaluation
 from grpo.run.held_out import HeldOut
-from grpo.train import train
+from grpo.train_loop import train
 from grpo.types import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")

@@ -23,7 +23,7 @@ from grpo.report.metrics_log import read_history
 from grpo.report.rollout_store import read_groups, stored_steps
 from grpo.report.timeline import DRIVER, step_lanes
 from grpo.run import checkpoint
-from grpo.train import train as run_training
+from grpo.train_loop import train as run_training
 from grpo.types import ActorId, ActorKind
 from grpo.weights.sync import WeightMismatch
 
@@ -175,7 +175,7 @@ def test_verifiers_on_every_node_give_the_same_verdicts(
 
 
 def test_a_row_of_an_unknown_kind_is_refused_before_anything_starts(tmp_path: Path, policy: Path) -> None:
-    from grpo.train import train as run
+    from grpo.train_loop import train as run
 
     verifiers = [{**MIXED["verifiers"][0]}, MIXED["verifiers"][2]]
     with pytest.raises(ValueError, match=r"mixed_rows:1 has kind='word', for which no verifier but length") as refused:
@@ -281,7 +281,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
 def test_a_folder_in_use_is_refused_unless_it_is_resumed(policy: Path, whole: FakeCluster, whole_folder: Path) -> None:
     with pytest.raises(ValueError, match="already holds a run; go on with it by resume=auto"):
-        from grpo.train import train as run
+        from grpo.train_loop import train as run
 
         run(settings_of(whole_folder, policy), silent_progress())
 
@@ -432,10 +432,10 @@ def sft_settings(folder: Path, hidden_size: int = 16, **more: Any) -> SftConfig:
 
 
 def sft(settings: SftConfig, monkeypatch: pytest.MonkeyPatch, learner: FakeLearner | None = None) -> FakeLearner:
-    from grpo.sft import sft as run
+    from grpo.sft_loop import sft as run
 
     cluster = FakeCluster(learner or FakeLearner())
-    monkeypatch.setattr("grpo.sft.Cluster", cluster)
+    monkeypatch.setattr("grpo.sft_loop.Cluster", cluster)
     run(settings, silent_progress())
     return cluster.learner
 

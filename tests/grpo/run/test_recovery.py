@@ -24,7 +24,7 @@ from grpo.report.ledger import ledger_problems, read_ledger
 from grpo.report.metrics_log import read_history
 from grpo.report.progress import open_progress
 from grpo.run.recovery import with_recovery
-from grpo.train import train
+from grpo.train_loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -184,7 +184,7 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(
 def test_supervised_fine_tuning_goes_on_by_itself_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grpo.sft import sft
+    from grpo.sft_loop import sft
 
     def run(folder: Path, *deaths: int) -> FakeLearner:
         started: list[FakeLearner] = []
@@ -198,7 +198,7 @@ def test_supervised_fine_tuning_goes_on_by_itself_as_if_nothing_had_happened(
             started.append(Mortal())
             return FakeCluster(started[-1])
 
-        monkeypatch.setattr("grpo.sft.Cluster", cluster)
+        monkeypatch.setattr("grpo.sft_loop.Cluster", cluster)
         settings = sft_settings(folder)
         schedule = settings.sft.model_copy(update={"steps": 7, "checkpoint_every": 2})
         settings = settings.model_copy(update={"sft": schedule})

@@ -26,7 +26,7 @@ from grpo.report.rollout_store import StoredGroup, read_groups, step_path
 from grpo.rollout.group_state import group_from_state, group_state
 from grpo.rollout.groups import seed_of
 from grpo.run import checkpoint
-from grpo.train import train as run_training
+from grpo.train_loop import train as run_training
 from grpo.types import Completion, Group, Prompt, Rollout, VersionSpan
 from rewards import verdict
 

@@ -1,0 +1,191 @@
+"""What a user starts, from a configuration to what it leaves: the command line and `import grpo` share these functions.
+
+The engines are imported when a job starts, so that a configuration is refused without waiting for them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo.cluster.start_up import without_collector
+from grpo.config import SftConfig, TrainConfig
+from grpo.config.file import load, read
+from grpo.terminal import Terminal
+
+if TYPE_CHECKING:
+    from grpo.evaluation.metrics import TaskMetrics
+    from grpo.run.stored_run import StoredRun
+
+
+def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
+    """Read a configuration file and check all of it; a file with a section `sft` is for `sft`, any other for `train`.
+
+    >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=80", "rollout.group_size=16")
+    >>> config.train.steps, config.rollout.group_size, config.rollout.prompts_per_step
+    (80, 16, 32)
+    >>> grpo.load_config("configs/quickstart.yaml", "train.stpes=80")
+    Traceback (most recent call last):
+        ...
+    ValueError: 1 problem in configs/quickstart.yaml:
+      - train.stpes is not a known key; did you mean train.steps?
+
+    Args:
+        path: a YAML file.
+        overrides: dotted keys with YAML values; a bare `resume=auto` stands for `run.resume=auto`.
+
+    Raises:
+        ValueError: the file cannot be read, or has problems; the message lists all of them, with their remedies.
+    """
+    if "sft" in read(Path(path)):
+        return load(SftConfig, path, overrides)
+    return load(TrainConfig, path, overrides)
+
+
+def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
+    """Train a policy with GRPO, or go on with a run (`resume=auto`); after a death the run goes on by itself.
+
+    Call it in the main thread: Ctrl-C finishes the step and writes a checkpoint.
+
+    >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=2", "evaluation.every=2")
+    >>> run = grpo.train(config)
+    >>> run.metrics.last_step()
+    2
+    >>> run.metrics.curve("eval/accuracy").steps
+    (0, 2)
+
+    Args:
+        config: from `load_config`.
+        show: show the phases and the figures of each step on the terminal.
+
+    Returns:
+        The run, read back from its folder.
+
+    Raises:
+        ValueError: the config does not fit the data, the policy, the folder or the cluster.
+        RuntimeError: the run cannot go on: verifiers fail too often, weights are not what was trained, and the like.
+        TimeoutError: something did not come within its deadline; the message says what.
+    """
+    _require(config, TrainConfig, "train", "sft")
+    with without_collector():
+        from grpo.report.progress import open_progress
+        from grpo.run.background_evaluation import owes_evaluations
+        from grpo.run.folder import is_finished
+        from grpo.run.recovery import with_recovery
+        from grpo.run.stored_run import read_run
+        from grpo.train_loop import train as loop
+
+    steps = config.train.steps
+    if owes_evaluations(config) or not is_finished(config.run, steps):
+        with_recovery(config, lambda: open_progress("GRPO", total_steps=steps, console=_terminal(show)), loop)
+    return read_run(config.run.folder)
+
+
+def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
+    """Fine-tune a policy on prompt and response rows: the cold start before `train`.
+
+    >>> config = grpo.load_config("configs/quickstart_sft.yaml", "sft.steps=3")
+    >>> run = grpo.sft(config)
+    >>> run.metrics.last_step()
+    3
+    >>> first = grpo.load_config("configs/quickstart.yaml", f"policy.path={run.policy}")
+
+    Args:
+        config: from `load_config`.
+        show: show the phases and the figures of each step on the terminal.
+
+    Returns:
+        The run, read back from its folder; its `policy` is the fine-tuned one.
+
+    Raises:
+        ValueError: the config does not fit the data, the policy, the folder or the cluster.
+        RuntimeError: the run cannot go on.
+        TimeoutError: something did not come within its deadline; the message says what.
+    """
+    _require(config, SftConfig, "sft", "train")
+    with without_collector():
+        from grpo.report.display import SFT_FIELDS
+        from grpo.report.progress import open_progress
+        from grpo.run.folder import is_finished
+        from grpo.run.recovery import with_recovery
+        from grpo.run.stored_run import read_run
+        from grpo.sft_loop import sft as loop
+
+    steps = config.sft.steps
+    if not is_finished(config.run, steps):
+        with_recovery(
+            config,
+            lambda: open_progress("SFT", total_steps=steps, fields=SFT_FIELDS, console=_terminal(show)),
+            loop,
+        )
+    return read_run(config.run.folder)
+
+
+def evaluate(
+    model: str | Path,
+    tasks: str | Sequence[str],
+    *overrides: str,
+    folder: str | Path | None = None,
+    show: bool = False,
+) -> dict[str, TaskMetrics]:
+    """Benchmark a model on tasks, or go on with an evaluation that was stopped.
+
+    >>> sums = "task.data.path=sums.jsonl"
+    >>> metrics = grpo.evaluate("runs/quickstart_sft", "math500", sums, "k=4", "temperature=1", "max_tokens=64")
+    >>> metrics["math500"].problems, metrics["math500"].completions
+    (2, 8)
+    >>> accuracy = metrics["math500"].estimates["accuracy"]
+    >>> 0 <= accuracy.low <= accuracy.value <= accuracy.high <= 1
+    True
+
+    Args:
+        model: a folder in Hugging Face format, a hub name, a run or a checkpoint, or the URL of an OpenAI-compatible
+            endpoint.
+        tasks: one name, or several, of tasks that come with the package (`grpo eval tasks` lists them) or of task
+            files.
+        overrides: `key=value` of the evaluation, such as `k=4` or `generator.replicas=8`, and of every task, such as
+            `task.data.path=gsm8k.jsonl`.
+        folder: the folder for completions and results; by default `evals/` and the model's name. A folder that holds
+            this evaluation already goes on.
+        show: print the progress and the table of results.
+
+    Returns:
+        The numbers of each task, by its name.
+
+    Raises:
+        ValueError: no such model, task or data, or settings that do not fit them.
+        RuntimeError: an endpoint refuses, or verifiers fail too often to believe the numbers.
+        TimeoutError: no completion, or no verdict, came within its deadline.
+    """
+    from grpo.config.addresses import without_secrets
+    from grpo.config.evaluation import EvalConfig
+    from grpo.config.file import resolve
+
+    with without_collector():
+        from grpo.evaluation.evaluate import evaluate as run
+        from grpo.evaluation.model import default_folder
+        from grpo.evaluation.problems import load_task
+
+    of_task = [one.removeprefix("task.") for one in overrides if one.startswith("task.")]
+    settings = resolve(
+        EvalConfig,
+        {"model": str(model), "folder": str(folder or default_folder(without_secrets(str(model))))},
+        [one for one in overrides if not one.startswith("task.")],
+        "the settings of the evaluation",
+    )
+    names = [tasks] if isinstance(tasks, str) else tasks
+    return run(settings, [load_task(name, of_task) for name in names], _terminal(show))
+
+
+def _require(config: object, schema: type, job: str, other: str) -> None:
+    if not isinstance(config, schema):
+        raise ValueError(
+            f"{job} takes a {schema.__name__}, got {type(config).__name__}; load a file for this job with "
+            f"load_config, or call {other}"
+        )
+
+
+def _terminal(show: bool) -> Terminal:
+    return Terminal() if show else Terminal(file=io.StringIO(), quiet=True)

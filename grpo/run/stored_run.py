@@ -1,0 +1,110 @@
+"""A run read back from its folder: what it was asked to do, what it measured, what it sampled, what it learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.config.file import read
+from grpo.report import run_files
+from grpo.report.closing_table import ClosingTable, closing_table
+from grpo.report.metrics_log import History, read_history
+from grpo.report.rollout_store import StoredGroup, read_groups, stored_steps
+from grpo.run import checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run's folder, read when it was opened; a run that still goes on is opened again for its newer steps.
+
+    >>> run = grpo.read_run("runs/sums")
+    >>> run.metrics.last_step()
+    20
+    >>> accuracy = run.metrics.curve("eval/accuracy")
+    >>> accuracy.steps
+    (0, 5, 10, 15, 20)
+    >>> run.rollout_steps
+    (1, 10, 20)
+    >>> group = run.rollouts(20)[0]
+    >>> group.prompt
+    '5+2+5+3=?'
+    >>> group.rollouts[0].completion, group.rollouts[0].reward
+    ('<think>5+2=7; 7+5=12; 12+3=15</think><answer>15</answer>', 1.0)
+
+    Attributes:
+        folder: the run's folder, its `run.folder`.
+        metrics: every metric of every step; the names are in docs/metrics.md.
+    """
+
+    folder: Path
+    metrics: History
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as plain data; `load_config(run.folder / "config.yaml")` checks it as well.
+
+        Raises:
+            ValueError: the folder has no configuration, or it cannot be read.
+        """
+        return read(self.folder / run_files.CONFIG)
+
+    @property
+    def rollout_steps(self) -> tuple[int, ...]:
+        """The steps whose completions are stored, rising."""
+        return stored_steps(self.folder)
+
+    def rollouts(self, step: int) -> tuple[StoredGroup, ...]:
+        """The groups of completions that a step learned from, with their verdicts, rewards and advantages.
+
+        Raises:
+            ValueError: the completions of this step are not stored.
+        """
+        if step not in self.rollout_steps:
+            known = ", ".join(map(str, self.rollout_steps)) or "none"
+            raise ValueError(f"{self.folder} has no rollouts of step {step}; the stored steps are: {known}")
+        return read_groups(self.folder, step)
+
+    @property
+    def policy(self) -> str:
+        """The folder of the newest policy that the run wrote, absolute, in Hugging Face format.
+
+        Raises:
+            ValueError: the run has written none yet.
+        """
+        found = policy_of(self.folder)
+        if found is None:
+            raise ValueError(f"{self.folder} has no policy yet; a run writes one with its first checkpoint")
+        return str(found)
+
+    @property
+    def summary(self) -> ClosingTable:
+        """The table that the run ends with: what was learned, how fast, and where the time went."""
+        shown = {"report": self.folder / run_files.REPORT, "figures": self.folder / run_files.FIGURES}
+        files = {label: path for label, path in shown.items() if path.exists()}
+        return closing_table(self.folder.resolve().name, self.metrics, files)
+
+
+def read_run(folder: str | Path) -> StoredRun:
+    """Read a run's folder, of a run that has ended or still goes on.
+
+    >>> grpo.read_run("runs/sums").config["run"]["seed"]
+    1
+
+    Raises:
+        ValueError: the folder holds no run, or a line of its metrics cannot be read.
+    """
+    path = Path(folder)
+    if not (path / run_files.METRICS).is_file():
+        raise ValueError(
+            f"{path} holds no run: it has no {run_files.METRICS} (looked from {Path.cwd()}); give the folder that "
+            "run.folder named"
+        )
+    return StoredRun(path, read_history(path))
+
+
+def policy_of(folder: Path) -> Path | None:
+    """The policy of a whole run, else that of the run's newest checkpoint; None where there is neither."""
+    newest = checkpoint.latest(folder)
+    candidates = [folder / run_files.POLICY, *([newest.policy] if newest else [])]
+    return next((path.absolute() for path in candidates if (path / "config.json").is_file()), None)
