@@ -1,4 +1,4 @@
-"""The configuration of `grpo eval`: a task, as its file declares it, and an evaluation of one model."""
+"""The configuration of `grpo eval`: a task, in the form of its file, and an evaluation of one model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 class ChoicesConfig(Section):
-    """Columns of a multiple-choice row; the options are shuffled by a hash of the question, alike in every run."""
+    """Columns of a multiple-choice row. A hash of the question shuffles the options, alike in every run."""
 
     right: str
     """Column with the right option."""
@@ -26,20 +26,20 @@ class ChoicesConfig(Section):
 
 
 class TaskVerifierConfig(Section):
-    """Who says whether a completion is right."""
+    """The verifier that decides whether a completion is right."""
 
     use: str
     """Built-in name, `package.module:function`, `file.py:function`, or a `grpo.verifiers` entry point."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the verifier."""
     deadline_s: Seconds = 10.0
-    """A verdict that takes longer is a `timeout`, and its worker is killed."""
+    """Longest time for one verdict, in seconds. A slower verdict is a `timeout`, and its worker is killed."""
     memory_mib: WorkerMemory | None = 2048
-    """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
+    """MiB of address space of one worker. A verdict that needs more is an `error`. None sets no limit."""
 
 
 class TaskSamplingConfig(Section):
-    """How completions are sampled where the command line does not say otherwise."""
+    """How completions are sampled unless the command line says otherwise."""
 
     k: Positive = 1
     """Completions for each problem and seed."""
@@ -47,7 +47,7 @@ class TaskSamplingConfig(Section):
     """0 is greedy."""
     top_p: TopP = 1.0
     max_tokens: Positive = 2048
-    """The longest completion."""
+    """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
 
@@ -56,19 +56,20 @@ class TaskConfig(Section):
     """One benchmark."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    """Name of its folder and of its row in the results."""
+    """Name of the task's folder, and of its row in the results."""
     source: str
-    """Where the problems come from and what of them is asked."""
+    """Origin of the problems, and the part of them that the task uses."""
     data: DatasetConfig
     """`template` may name any column of a row besides `{prompt}`; a list is written one item per line."""
     files: tuple[str, ...] = ()
-    """JSON-lines files of the hub repository, where it is no data set that `datasets` loads."""
+    """JSON-lines files of the hub repository, if `datasets` cannot load it as a data set."""
     reference_after: str | None = None
-    """The reference is what follows the last of these in its column (GSM8K: `####`)."""
+    """Mark in the reference column; the reference is the text after the last mark (GSM8K: `####`)."""
     reference_join: str | None = None
-    """A list of answers becomes one reference, joined by this."""
+    """Text that joins a list of answers to one reference."""
     choices: ChoicesConfig | None = None
-    """For multiple choice: `{choices}` in the template stands for the lettered options, the reference is a letter."""
+    """For multiple choice: `{choices}` in the template stands for the lettered options, and the reference is a
+    letter."""
     verifier: TaskVerifierConfig
     sampling: TaskSamplingConfig = TaskSamplingConfig()
 
@@ -91,53 +92,54 @@ class EndpointConfig(Section):
     """An OpenAI-compatible server."""
 
     model: str | None = None
-    """The model's name there; by default the only one that it serves."""
+    """The model's name on the server; by default the only model that it serves."""
     key_variable: str | None = "OPENAI_API_KEY"
-    """Environment variable with the key; it is written nowhere. None: no key is sent. Many local servers need none."""
+    """Environment variable with the key; the key is written nowhere. None sends no key. Many local servers need no
+    key."""
     plain_key: bool = False
-    """Send the key, or what the URL holds of logins and queries, over http:// to another machine; otherwise refused."""
+    """Allow the key, and logins and queries in the URL, to travel over http:// to another machine."""
     concurrency: Positive = 16
-    """Requests at the same time."""
+    """Number of requests at the same time."""
     timeout_s: Seconds = 600.0
-    """Longest wait for one answer."""
+    """Longest wait for one answer, in seconds."""
     retries: Annotated[int, Field(ge=0)] = 5
-    """Of a request that failed for a passing reason (429, 5xx, a lost connection), after growing pauses."""
+    """Repeats of a request that failed for a passing reason (429, 5xx, a lost connection), after growing pauses."""
     chat: bool = True
-    """Ask `/chat/completions`; otherwise `/completions` gets the question as plain text."""
+    """Use `/chat/completions`. Otherwise `/completions` gets the question as plain text."""
 
 
 class EvalConfig(Section):
-    """`grpo eval`: one model on some tasks. What a URL holds of logins and queries is no part of it: see `url`."""
+    """`grpo eval`: one model on some tasks. It leaves out logins and queries of a URL: see `url`."""
 
     model: str
     """Folder in Hugging Face format, hub name (with a revision: `name@commit`), run or checkpoint, or the URL of an
     endpoint (`http://.../v1`)."""
     _url: str = PrivateAttr()
     folder: str
-    """Where completions, metrics and cards go; the same folder goes on where it was."""
+    """Folder for completions, metrics and cards. With the same folder, an evaluation continues where it stopped."""
     k: Positive | None = None
-    """Completions for each problem and seed; by default the task's, like the next three."""
+    """Completions for each problem and seed; by default the task's value, like the next three keys."""
     temperature: Temperature | None = None
     top_p: TopP | None = None
     max_tokens: Positive | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """Each makes `k` completions of its own for every problem."""
+    """Seeds; each seed makes `k` completions for every problem."""
     limit: Positive | None = None
-    """Only the first so many problems of each task."""
+    """Number of problems of each task, from the first on; by default all."""
     dtype: Dtype | None = None
-    """Of weights and activations; by default float32 on CPU and bfloat16 on GPU."""
+    """Number format of weights and activations; by default float32 on a CPU and bfloat16 on a GPU."""
     workers: Positive = 2
-    """Verifier processes."""
+    """Number of verifier processes."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """No result where more than this share of the verdicts are `timeout` or `error`."""
+    """Largest share of `timeout` and `error` among the verdicts. Above it there is no result."""
     check_golds: Literal["refuse", "warn", "off"] = "refuse"
-    """Before the start every problem's reference is looked at, and up to 256 gold answers of a task are judged. Where
-    none of them is `correct`, or too many references cannot be used, nothing starts, or it is said. `off` looks at
-    nothing."""
+    """Before the start, every problem's reference is checked and up to 256 gold answers of a task are judged. If no
+    gold answer is `correct`, or too many references cannot be used: `refuse` does not start, `warn` prints a warning.
+    `off` checks nothing."""
     max_unusable_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of problems whose reference cannot be used, up to which they are left out of the numbers and counted."""
+    """Largest share of problems whose reference cannot be used. Up to it, the numbers leave them out and count them."""
     deadline_s: Seconds = 1800.0
-    """The evaluation stops when no completion at all has finished for so long."""
+    """Seconds without a finished completion, after which the evaluation stops."""
     log_level: LogLevel = "info"
     """Lowest level of what driver and generators write into `logs/` of the folder."""
     generator: GeneratorConfig = GeneratorConfig()

@@ -13,48 +13,52 @@ class RolloutConfig(Section):
     """How groups are sampled."""
 
     prompts_per_step: Positive = 32
+    """Groups on which one step trains."""
     group_size: Positive = 8
     """Completions for each prompt."""
     max_prompt_tokens: Positive = 256
-    """Longer prompts are dropped, and counted, when the data is read."""
+    """Longest prompt, in tokens. Longer prompts are dropped, and counted, when the data is read."""
     max_completion_tokens: Positive = 256
+    """Longest completion, in tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """There is no top-p or top-k: the learner could not reproduce the probabilities of a cut distribution."""
+    """Sampling temperature. There is no top-p or top-k, because the learner cannot reproduce the probabilities of a cut
+    distribution."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
     deadline_s: Seconds = 1800.0
-    """The run stops when no group at all has finished for so long."""
+    """Seconds without a finished group, after which the run stops."""
     max_policy_lag: Annotated[int, Field(ge=0)] = 0
-    """Versions of the policy by which sampling may run ahead of training (docs/async.md); 0 samples, then trains."""
+    """Number of policy versions by which sampling may run ahead of training (docs/async.md). 0 samples, then trains."""
     partial: Literal["continue", "restart"] = "continue"
-    """What happens to completions that are under way when new weights come: they go on under them, each token stamped
-    with the version that sampled it, or begin again."""
+    """Fate of completions under way when new weights arrive. `continue`: they continue under the new weights, and each
+    token is stamped with the version that sampled it. `restart`: they begin again."""
 
 
 class GeneratorConfig(Section):
     """vLLM: how completions are sampled."""
 
     replicas: Positive = 1
+    """Number of vLLM engines, each with a whole policy."""
     tensor_parallel_size: Positive = 1
     """Devices over which each matrix of a replica is cut."""
     pipeline_parallel_size: Positive = 1
     """Stages into which the layers of a replica are divided, each on `tensor_parallel_size` devices of one node."""
     engine: Literal["auto", "in_actor", "own_process"] = "auto"
-    """Where the engine runs: `auto` is in processes of its own on GPU and for several devices, else in the actor."""
+    """Place of the engine. `auto`: on GPUs and for several devices in separate processes, otherwise in the actor."""
     max_sequences: Positive = 256
-    """Sequences that one replica samples at a time."""
+    """Number of sequences that one replica samples at a time."""
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Of a GPU's memory, for weights and key-value cache."""
+    """Share of a GPU's memory for weights and key-value cache."""
     cpu_cache_gib: Positive = 1
-    """Key-value cache of one replica on CPU."""
+    """GiB of key-value cache of one replica on a CPU."""
     compile: bool = True
-    """Compile and capture graphs on GPU; on CPU the model always runs eagerly."""
+    """Compile the model and capture graphs on GPUs. On a CPU the model always runs eagerly."""
     threads: Positive = 1
     """CPU threads of each replica."""
     hang_deadline_s: Seconds = 300.0
-    """A replica whose engine does not finish a step for so long, while it has work, is restarted."""
+    """Seconds in which an engine with work must finish a step. Otherwise its replica is restarted."""
     max_restarts: Annotated[int, Field(ge=0)] = 10
-    """Restarts of replicas, all together, that a run survives."""
+    """Number of restarts, of all replicas together, that a run survives."""
 
     @property
     def devices(self) -> int:
@@ -80,24 +84,27 @@ ChosenTransport = Literal["object_store", "gloo", "nccl", "ipc"]
 
 
 class WeightSyncConfig(Section):
-    """Carrying new weights to the generators, and proving that they arrived."""
+    """How new weights travel to the generators, and how their arrival is proven."""
 
     transport: Literal["auto", "object_store", "gloo", "nccl", "ipc"] = "auto"
-    """How the bytes travel: as files through Ray's object store, over TCP (gloo), between GPUs (nccl), or not at all,
-    as both use the same GPU (ipc). `auto`: on GPUs ipc with cluster.share_gpus, else nccl; without GPUs object_store
-    on one node, gloo on several."""
+    """Way of the bytes. `object_store`: as files through Ray's object store. `gloo`: over TCP. `nccl`: between GPUs.
+    `ipc`: not at all, because learner and generator share a GPU. `auto` takes ipc with cluster.share_gpus, otherwise
+    nccl on GPUs; without GPUs object_store on one node, gloo on several nodes."""
     sparse: bool = False
-    """Send only what changed since the last push, with object_store or gloo, which `auto` then chooses from: for
-    bfloat16 over a slow network. Learner and generators keep a copy of the policy each (docs/cluster.md)."""
+    """Send only the elements that changed since the last push: for bfloat16 over a slow network. It needs object_store
+    or gloo; `auto` then chooses between them. Learner and generators each keep a copy of the policy
+    (docs/cluster.md)."""
     bucket_mib: Positive = 512
-    """Memory of one piece of a push; a layer's attention or MLP that is larger is a piece by itself."""
+    """MiB of one piece of a push. If a layer's attention or MLP is larger, it is a piece by itself."""
     probe_sequences: Positive = 2
+    """Number of sequences that the probe scores after a push."""
     probe_tokens: Annotated[int, Field(ge=2)] = 64
-    """Length to which each probe sequence is cut."""
+    """Length to which each probe sequence is cut, in tokens."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Mean difference of log-probabilities that passes; by default 2e-4 in float32 and 0.05 in bfloat16."""
+    """Largest mean difference of log-probabilities that passes the probe. By default 2e-4 in float32, 0.05 in
+    bfloat16."""
     deadline_s: Seconds = 600.0
-    """Longest wait for any part of a push: for a generator to come, or for one piece to be sent or loaded."""
+    """Longest wait for any part of a push, in seconds: until a generator comes, or until a piece is sent or loaded."""
 
     def problem_on_cpu(self) -> str | None:
         """What is wrong with the transport where the run computes on CPUs, with the remedy."""

@@ -11,36 +11,42 @@ from grpo.config.section import Positive, Section
 
 
 class RunConfig(Section):
-    """Where a run lives and what it starts from."""
+    """The run's folder, seed and start."""
 
     folder: str
-    """Folder of the run: config, metrics, rollouts, figures, report, checkpoints."""
+    """Folder of the run, with its config, metrics, rollouts, figures, report and checkpoints."""
     seed: int = 0
     """Seed of the shuffle, of every sample and of new weights."""
     resume: Literal["auto", "never"] = "never"
-    """`auto` goes on from the folder's newest checkpoint where there is one; `never` refuses a folder in use."""
+    """`auto` continues from the folder's newest checkpoint, if there is a checkpoint. `never` refuses a folder in
+    use."""
 
 
 class NewPolicyConfig(Section):
-    """A policy made from nothing: random weights and a tokenizer of its own. For `grpo sft` only."""
+    """A new policy with random weights and a new tokenizer. For `grpo sft` only."""
 
     hidden_size: Positive = 128
+    """Width of the hidden states."""
     layers: Positive = 2
+    """Number of layers."""
     heads: Positive = 4
+    """Number of attention heads; it must divide hidden_size."""
     key_value_heads: Positive = 2
+    """Number of key-value heads; it must divide heads."""
     intermediate_size: Positive = 384
+    """Width of the MLP."""
     max_position: Positive = 1024
-    """Longest sequence in tokens."""
+    """Longest sequence, in tokens."""
     tie_embeddings: bool = True
-    """Input and output embeddings are one tensor."""
+    """Input and output embeddings share one tensor."""
     tokenizer: Literal["characters", "bpe"] = "characters"
-    """One token per character, or a byte-pair encoding learned from the training rows."""
+    """`characters`: one token per character. `bpe`: a byte-pair encoding learned from the training rows."""
     vocabulary: Positive = 2048
     """Size of the byte-pair vocabulary."""
     alphabet: str = "0123456789+-*/=?;:., "
-    """Characters of the character tokenizer; any other becomes one unknown token."""
+    """Characters of the character tokenizer. Any other character becomes the unknown token."""
     tags: tuple[str, ...] = ("<think>", "</think>", "<answer>", "</answer>")
-    """Strings that are one token each."""
+    """Strings that the tokenizer reads as single tokens."""
 
 
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
@@ -52,11 +58,12 @@ class PolicyConfig(Section):
     path: str | None = None
     """Folder in Hugging Face format, or a hub name."""
     revision: Revision | None = None
-    """Commit, tag or branch of a hub name. Only a commit's hash stays what it is; by default `main`'s newest."""
+    """Commit, tag or branch of a hub name; by default the newest commit of `main`. Only a commit's hash never
+    changes."""
     new: NewPolicyConfig | None = None
-    """Make one instead of loading it."""
+    """It replaces `policy.path`."""
     dtype: Dtype = "float32"
-    """Of the forward pass and of the generators; the optimizer always works on float32 weights."""
+    """Number format of the forward pass and of the generators. The optimizer always works on float32 weights."""
 
 
 def _files(value: object) -> object:
@@ -68,7 +75,7 @@ def _files(value: object) -> object:
 
 
 class DatasetConfig(Section):
-    """Rows, from one of three places, and which columns mean what."""
+    """Rows from one of three places, and the meaning of their columns."""
 
     hub: str | None = None
     """Name on the Hugging Face hub."""
@@ -77,27 +84,28 @@ class DatasetConfig(Section):
     split: str = "train"
     """The hub data set's split."""
     revision: Revision | None = None
-    """Commit, tag or branch of the hub data set. Only a commit's hash stays what it is; by default `main`'s newest."""
+    """Commit, tag or branch of the hub data set; by default the newest commit of `main`. Only a commit's hash never
+    changes."""
     path: Annotated[str | tuple[str, ...] | None, BeforeValidator(_files)] = None
-    """Local `.jsonl`, `.json` or `.parquet` file, or a list of such; read instead of the hub where both are given."""
+    """Local `.jsonl`, `.json` or `.parquet` file, or a list of such files. If hub and path are given, path is read."""
     generator: str | None = None
     """`package.module:function` or `file.py:function` that yields rows; it is called with `options`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the generator."""
     prompt: str = "prompt"
-    """Column with the question: text, or a list of chat messages. Of nested columns write `outer.inner`."""
+    """Column with the question: text, or a list of chat messages. Write `outer.inner` for a nested column."""
     reference: str = "answer"
     """Column with the reference answer (training, evaluation)."""
     response: str = "response"
-    """Column with the response to learn from (supervised fine-tuning)."""
+    """Column with the response that the policy learns (supervised fine-tuning)."""
     template: str = "{prompt}"
-    """What the policy is asked; `{prompt}` stands for the question, of chat messages for the last of them."""
+    """Text that the policy reads. `{prompt}` stands for the question, or for the last of several chat messages."""
     system: str | None = None
-    """System message, where a chat template is used."""
+    """System message; only a chat template has a place for it."""
     chat_template: Literal["auto", "never"] = "auto"
-    """`auto` uses the tokenizer's chat template where it has one."""
+    """`auto` uses the tokenizer's chat template, if the tokenizer has a chat template."""
     limit: Positive | None = None
-    """Read only so many rows."""
+    """Number of rows to read; by default all."""
 
     @property
     def paths(self) -> tuple[str, ...]:

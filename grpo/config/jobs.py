@@ -35,25 +35,27 @@ class EvaluationConfig(Section):
 
     data: Dataset
     every: Positive = 10
-    """Steps between evaluations; before the first and after the last there is always one."""
+    """Steps between evaluations. There is always an evaluation before the first step and after the last step."""
     max_completion_tokens: Positive | None = None
-    """By default as in training."""
+    """Longest completion in an evaluation, in tokens; by default as in training."""
     mode: Literal["inline", "background"] = "inline"
-    """`background` evaluates an exported policy by `grpo eval` in a process of its own, while training goes on."""
+    """`inline` evaluates between two steps. `background` runs `grpo eval` on an exported policy in a separate process,
+    while training continues."""
     devices: str | None = None
-    """GPUs for the background, which training leaves free, as CUDA_VISIBLE_DEVICES names them; on CPU none."""
+    """GPUs for background evaluations, as in CUDA_VISIBLE_DEVICES. Training must not use them. A CPU needs none."""
     deadline_s: Seconds = 7200.0
-    """Longest evaluation in the background."""
+    """Longest time for an evaluation in the background, in seconds."""
 
 
 class ScheduleConfig(Section):
-    """How long, and what is kept."""
+    """Length of the training, and its checkpoints."""
 
     steps: Positive
+    """Number of steps."""
     checkpoint_every: Positive = 50
-    """Steps between checkpoints; after the last step and on Ctrl-C there is always one."""
+    """Steps between checkpoints. There is always a checkpoint after the last step and on Ctrl-C."""
     keep_checkpoints: Positive = 2
-    """Older ones are deleted."""
+    """Number of checkpoints to keep; older checkpoints are deleted."""
 
 
 class CallbacksConfig(Section):
@@ -66,16 +68,18 @@ class CallbacksConfig(Section):
 
 
 class ReportConfig(Section):
-    """What is recorded."""
+    """What a run records."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "prometheus"], ...] = ("tensorboard",)
-    """Where metrics go besides the run's folder; `prometheus` is the endpoint that Ray has on each node."""
+    """Further places for the metrics besides the run's folder. `prometheus` is the endpoint of Ray on each node."""
     rollouts_every: Positive = 1
-    """Steps between stored rollouts."""
+    """Steps between stored rollouts; 1 stores every step."""
     rollouts_max_mib: Positive | None = 4096
-    """MiB that stored completions may take; above it steps in between are removed, evenly. None: no limit."""
+    """Largest size of the stored completions, in MiB. Above it, steps in between are removed evenly. None sets no
+    limit."""
     mismatch_alarm: Annotated[float, Field(gt=0)] | None = 0.01
-    """Nats of learner/mismatch_kl_first above which the run says that learner and generators disagree; None never."""
+    """Nats of learner/mismatch_kl_first, above which the run says that learner and generators disagree. None turns the
+    alarm off."""
     project: str = "verigrpo"
     """Project of wandb, experiment of mlflow."""
     log_level: LogLevel = "info"
@@ -107,7 +111,7 @@ class TrainConfig(Section):
     cluster: Cluster = Cluster()
     watchdog: Watchdog = Watchdog()
     launch: LaunchConfig | None = None
-    """Where `grpo launch` runs the job; `grpo train` itself does not read it."""
+    """`grpo train` and `grpo sft` do not read this section."""
 
     @property
     def functions(self) -> dict[str, str]:
@@ -240,15 +244,16 @@ class TrainConfig(Section):
 
 
 class SftScheduleConfig(Section):
-    """How long supervised fine-tuning goes on."""
+    """Length of supervised fine-tuning, and its checkpoints."""
 
     steps: Positive
+    """Number of optimizer steps."""
     batch_size: Positive = 64
     """Rows in one optimizer step."""
     max_tokens: Positive = 1024
-    """Rows longer than this, prompt and response together, are dropped, and counted."""
+    """Longest row, prompt and response together, in tokens. Longer rows are dropped, and counted."""
     checkpoint_every: Positive = 500
-    """Steps between checkpoints; after the last step and on Ctrl-C there is always one."""
+    """Steps between checkpoints. There is always a checkpoint after the last step and on Ctrl-C."""
 
 
 class SftConfig(Section):
@@ -268,7 +273,7 @@ class SftConfig(Section):
     cluster: Cluster = Cluster()
     watchdog: Watchdog = Watchdog()
     launch: LaunchConfig | None = None
-    """Where `grpo launch` runs the job; `grpo sft` itself does not read it."""
+    """`grpo train` and `grpo sft` do not read this section."""
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""

@@ -28,12 +28,16 @@ class NodesConfig(Section):
     """Machines of one kind."""
 
     nodes: Positive
+    """Number of machines."""
     gpus_per_node: Annotated[int, Field(ge=0)]
+    """Number of GPUs of each machine."""
     cpus_per_node: Positive
+    """Number of CPU cores of each machine."""
     memory_gib_per_node: Positive | None = None
-    """None: what the scheduler gives by default (on Slurm, all of the node's); on Kubernetes it must be given."""
+    """GiB of memory of each machine. None takes the scheduler's default (on Slurm, the node's whole memory). Kubernetes
+    needs a value."""
     partition: Word | None = None
-    """Slurm partition; None takes the site's default."""
+    """Slurm partition. None takes the site's default."""
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Kubernetes node labels."""
 
@@ -42,20 +46,22 @@ class KubernetesSecretConfig(Section):
     """A key of a Kubernetes secret."""
 
     secret: DnsName
+    """Name of the secret."""
     key: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """Key in the secret."""
 
 
 class SecretConfig(Section):
-    """A secret by reference: where each launcher finds the value of an environment variable."""
+    """A secret by reference: the place where a launcher reads the value of an environment variable."""
 
     name: Variable
-    """The environment variable that the job gets."""
+    """Environment variable that the job receives."""
     file: AbsolutePath | None = None
-    """A file that holds the value, on a disk that the head node reaches (local, Slurm, Ray)."""
+    """File with the value, on a disk that the head node reaches (local, Slurm, Ray)."""
     environment: Variable | None = None
-    """A variable of the shell that launches or submits the job (local, Slurm)."""
+    """Variable of the shell that launches or submits the job (local, Slurm)."""
     kubernetes: KubernetesSecretConfig | None = None
-    """A key of a Kubernetes secret (KubeRay)."""
+    """Only KubeRay reads it."""
 
     @model_validator(mode="after")
     def _refers_to_something(self) -> Self:
@@ -67,71 +73,76 @@ class SecretConfig(Section):
 
 
 class SlurmConfig(Section):
-    """What only Slurm asks for."""
+    """Settings for Slurm."""
 
     account: Word | None = None
+    """Account that pays for the job."""
     qos: Word | None = None
+    """Quality of service."""
     constraint: Word | None = None
-    """Node features."""
+    """Node features that the job needs."""
     time_limit: TimeLimit | None = None
-    """As `sbatch --time` reads it, for example `12:00:00` or `2-00:00:00`."""
+    """Time limit in the format of `sbatch --time`, for example `12:00:00` or `2-00:00:00`."""
     modules: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+/-]*$")], ...] = ()
     """Environment modules to load."""
     checkpoint_lead_s: Positive = 300
-    """How long before the time limit the run is asked to write its checkpoint: longer than a step and a checkpoint."""
+    """Seconds before the time limit at which the run gets the signal to write its checkpoint. Choose more than a step
+    and a checkpoint take."""
 
 
 class KubeRayConfig(Section):
-    """What only KubeRay asks for."""
+    """Settings for KubeRay."""
 
     namespace: DnsName = "default"
+    """Kubernetes namespace of the job."""
     storage_claim: DnsName | None = None
     """Name of a persistent volume claim with access mode ReadWriteMany, mounted at `launch.storage`."""
     service_account: DnsName | None = None
-    """Of the pods; its token is not mounted into them."""
+    """Service account of the pods. Its token is not mounted into them."""
     user: Positive = 10001
-    """Numeric user of the pods, never root: 10001 is that of the image that the Dockerfile builds."""
+    """Numeric user of the pods, never root. 10001 is the user of the image that the Dockerfile builds."""
     full_sandbox: bool = False
     """Let the sandbox reach `full`: a user namespace for each pod (`hostUsers: false`), all of /proc, no seccomp and no
-    AppArmor profile of the runtime. Needs Kubernetes 1.33 or later, and storage that knows idmapped mounts."""
+    AppArmor profile of the runtime. It needs Kubernetes 1.33 or later, and storage that supports idmapped mounts."""
     image_pull_secret: DnsName | None = None
+    """Kubernetes secret with which the nodes pull the image."""
     shared_memory_gib: Positive = 8
-    """Memory-backed `/dev/shm` of each pod: Ray's object store and NCCL use it."""
+    """GiB of memory-backed `/dev/shm` of each pod. Ray's object store and NCCL use it."""
     tolerate_gpu_taint: bool = True
     """Tolerate the taint `nvidia.com/gpu`, which keeps other pods off GPU nodes."""
     ttl_s: Annotated[int, Field(ge=0)] = 3600
-    """How long the job's objects stay after its end."""
+    """Seconds for which the job's objects stay after its end."""
 
 
 class RayConfig(Section):
-    """What only a submission to a running Ray cluster asks for."""
+    """Settings for the submission to a running Ray cluster."""
 
     dashboard: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*)?$")] = (
         "http://127.0.0.1:8265"
     )
-    """Address of the head's dashboard, through which jobs are submitted; often the end of a tunnel."""
+    """Address of the head's dashboard, which accepts jobs; often the end of a tunnel."""
 
 
 class LaunchConfig(NodesConfig):
-    """Where `grpo launch` runs the job. The nodes given here hold learner ranks and, by default, generators too."""
+    """The nodes on which `grpo launch` runs the job. They hold learner ranks and, by default, generators too."""
 
     generators: NodesConfig | None = None
-    """Machines of another kind that hold the generators; the learner then keeps the ones above to itself."""
+    """They hold the generators. The nodes of `launch` then hold learner ranks only."""
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9_./:@+-]*$")] | None = None
-    """Container image: of the pods on Kubernetes; run with Apptainer on Slurm."""
+    """Container image. Kubernetes: the image of the pods. Slurm: Apptainer runs it."""
     venv: AbsolutePath | None = None
     """Virtual environment that has this project, at the same path on every node."""
     storage: AbsolutePath | None = None
-    """A folder that every node reaches at this path; `run.folder` must lie in it where there is more than one node."""
+    """Folder that every node reaches at this path. With several nodes, `run.folder` must lie in it."""
     environment: dict[Variable, Line] = Field(default_factory=dict)
     """Environment variables of every process, for example NCCL's. Not for secrets."""
     secrets: tuple[SecretConfig, ...] = ()
     interface: Word | None = None
     """Network interface that Ray, NCCL and Gloo use, for example `ib0`."""
     max_restarts: Annotated[int, Field(ge=0)] = 20
-    """How often a job that was preempted, or lost a node, is started again from its newest checkpoint."""
+    """Number of times that a job is started again from its newest checkpoint, after a preemption or a lost node."""
     nodes_deadline_s: Positive = 900
-    """Longest wait for every node to join."""
+    """Longest wait until every node has joined, in seconds."""
     slurm: SlurmConfig = SlurmConfig()
     kuberay: KubeRayConfig = KubeRayConfig()
     ray: RayConfig = RayConfig()

@@ -21,57 +21,65 @@ def _targets(value: object) -> object:
 
 
 class LoraConfig(Section):
-    """Adapters of low rank, which are trained in place of the policy's own weights (arXiv:2106.09685)."""
+    """Adapters of low rank, which are trained instead of the policy's weights (arXiv:2106.09685)."""
 
     rank: Positive = 16
+    """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    """An adapter's product is multiplied by alpha / rank."""
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of what an adapter reads, in training steps; above 0 a step is not quite on-policy, as sampling has none."""
+    """Dropout of an adapter's input, in training steps. Above 0 a step is not quite on-policy, because sampling has no
+    dropout."""
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_targets)] = "all-linear"
-    """Linear layers by name, such as `[q_proj, v_proj]`; all-linear are all but the output head."""
+    """Linear layers by name, such as `[q_proj, v_proj]`. `all-linear` takes all except the output head."""
 
 
 class LearnerConfig(Section):
-    """DeepSpeed: how the policy is updated."""
+    """How DeepSpeed updates the policy."""
 
     ranks: Positive = 1
-    """Processes, one device each."""
+    """Number of learner processes, one device each."""
     sequence_parallel: Positive = 1
-    """Neighbouring ranks that share each microbatch's tokens, for sequences that one device does not hold; 1 gives each
-    rank microbatches of its own. It must divide the ranks and the policy's attention heads."""
+    """Number of neighbouring ranks that share each microbatch's tokens, for sequences that one device does not hold. 1
+    gives each rank separate microbatches. It must divide the ranks and the policy's attention heads."""
     zero_stage: Literal[1, 2, 3] = 2
+    """ZeRO stage: 1 shards optimizer states over the ranks, 2 gradients too, 3 parameters too."""
     reduce_gradients: Literal["auto", "step", "microbatch"] = "auto"
-    """How often ranks add up their gradients. `step`: once, each rank holding whole gradients in float32 until then.
-    `microbatch`: after each, so that a rank keeps its share only. `auto`: once wherever sums stay float32, which they
-    do not in bfloat16 at stages 2 and 3."""
+    """How often ranks add up their gradients. `step`: once; each rank holds whole gradients in float32 until then.
+    `microbatch`: after each microbatch, so a rank keeps only its share. `auto`: once if sums stay in float32, which is
+    not so in bfloat16 at stages 2 and 3."""
     overlap_comm: bool | None = None
-    """Communicate while the backward pass runs; None leaves it to DeepSpeed, which does so at stage 3."""
+    """Communicate while the backward pass runs. None leaves the choice to DeepSpeed, which does so at stage 3."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What lives in the host's memory: optimizer states and float32 weights, or (stage 3) all parameters too."""
+    """Data in the host's memory. `optimizer`: optimizer states and float32 weights. `parameters`: all parameters too
+    (stage 3 only)."""
     attention: Literal["sdpa", "varlen"] = "sdpa"
-    """How attention computes packed sequences: `sdpa`, torch's own on any device, with sequences of similar length side
-    by side; `varlen`, FlashAttention for variable lengths, on a GPU in bfloat16."""
+    """Attention for packed sequences. `sdpa`: torch's attention on any device, with sequences of similar length side by
+    side. `varlen`: FlashAttention for variable lengths, on a GPU in bfloat16."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """Learning rate after the warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Of the learning rate after the warm-up, to 0 at the last step for cosine and linear."""
+    """Schedule of the learning rate after the warm-up. `cosine` and `linear` reach 0 at the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Number of steps in which the learning rate rises from 0."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """How much Adam's means of the gradient, and of its square, keep of themselves at each step."""
+    """Adam's decay rates of the mean gradient and of the mean squared gradient."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the whole gradient."""
+    """Largest norm of the whole gradient; a larger gradient is scaled down."""
     microbatch_tokens: Positive = 4096
-    """Tokens that one forward and backward pass of a rank may hold, or of sequence_parallel ranks together."""
+    """Tokens that one forward and backward pass of a rank, or of sequence_parallel ranks together, may hold."""
     gradient_checkpointing: bool = False
+    """Keep only the inputs of layers, and compute the rest again in the backward pass."""
     threads: Positive = 1
-    """CPU threads of each rank."""
+    """Number of CPU threads of each rank."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
-    """TFLOP/s of one device at most, against which learner/mfu counts; None takes the maker's figure of a known GPU."""
+    """Peak TFLOP/s of one device, for learner/mfu. None takes the maker's figure of a known GPU."""
     max_skipped_steps: Positive = 5
-    """The run stops after so many optimizer steps in a row whose loss or gradient is not finite."""
+    """Number of optimizer steps in a row with a loss or gradient that is not finite, after which the run stops."""
     lora: LoraConfig | None = None
-    """Train adapters and leave the policy's weights as they are; None trains all weights."""
+    """Without this section all weights are trained."""
 
     @property
     def data_parallel(self) -> int:

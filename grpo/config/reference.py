@@ -18,10 +18,13 @@ JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig,
 HEADER = """\
 # Every key of the configuration
 
-Written from the schema by `grpo config --markdown`; a test holds that it is current. On the command line any key may be
-given as a dotted override, `rollout.group_size=16`; an item of a list by its number, `verifiers.0.weight=0.5`. Unknown
-keys are refused with the nearest one named, and `grpo check CONFIG` prints a configuration with all defaults filled in.
-`grpo config rollout` shows a part of this page in the terminal.
+`grpo config --markdown` writes this page from the schema, and a test checks that it is current.
+
+- On the command line, any key may be a dotted override: `rollout.group_size=16`. An item of a list has a number:
+  `verifiers.0.weight=0.5`.
+- An unknown key is refused, and the message names the nearest key.
+- `grpo check CONFIG` prints a configuration with all defaults.
+- `grpo config rollout` shows a part of this page in the terminal.
 """
 
 
@@ -69,7 +72,7 @@ def reference() -> list[ReferencePart]:
     return [
         part
         if len(jobs[part.name]) == len(JOBS)
-        else replace(part, text=f"{part.text} Of `grpo {jobs[part.name][0]}`.")
+        else replace(part, text=f"{part.text} Only `grpo {jobs[part.name][0]}` reads this section.")
         for part in parts.values()
         if part.keys
     ]

@@ -15,47 +15,51 @@ Cell = bool | int | float | str
 
 
 class VerifierConfig(Section):
-    """One verifier and its share of the reward. A row's first one's `correct` counts as accuracy; `scored` does not."""
+    """One verifier and its share of the reward. A row counts as right if its first verifier says `correct`."""
 
     name: str
-    """Its name in the metrics."""
+    """Name in the metrics."""
     use: str
     """Built-in name, `package.module:function`, `file.py:function`, or a `grpo.verifiers` entry point."""
     weight: float = 1.0
-    """Its share of the reward."""
+    """Weight of the verifier's score in the reward."""
     gate: bool = False
-    """Where it is not `correct`, the others earn nothing; a number is `correct` from `pass_mark` on."""
+    """If the verdict is not `correct`, verifiers without a gate earn nothing. A number is `correct` from `pass_mark`
+    on."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the verifier. Of one of your own also `bounds`, `pass_mark` (1) and `conversational`."""
+    """Keyword arguments of the verifier. Your own verifier also takes `bounds`, `pass_mark` (1) and
+    `conversational`."""
     when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
-    """Column -> value, or list of values: it judges only the rows that have them. By default it judges all."""
+    """Column -> value, or list of values. The verifier judges only rows with these values; by default it judges all."""
 
 
 class VerificationConfig(Section):
     """The worker processes that run verifiers."""
 
     workers: Positive = 1
-    """Processes that work at the same time: on the driver's node, or on each with `per_node`."""
+    """Number of worker processes: on the driver's node, or with `per_node` on each node."""
     per_node: bool = False
-    """One pool on every node of the Ray cluster; by default one on the driver's node."""
+    """Start a pool on every node of the Ray cluster; by default only on the driver's node."""
     deadline_s: Seconds = 10.0
-    """A verdict that takes longer is a `timeout`, and its worker is killed."""
+    """Longest time for one verdict, in seconds. A verdict that takes longer is a `timeout`, and its worker is
+    killed."""
     memory_mib: WorkerMemory | None = 2048
-    """MiB of address space of one worker; a verdict that needs more is an `error`. None: no limit."""
+    """MiB of address space of one worker. A verdict that needs more is an `error`. None sets no limit."""
     overlap: Positive = 64
-    """Calls of async verifiers, such as judges, that one worker process has under way at a time."""
+    """Number of calls of async verifiers, such as judges, that one worker process runs at a time."""
     thinking: tuple[str | tuple[str, str], ...] | None = None
     """Tags of the model's reasoning, by name (`think` for `<think>...</think>`) or as pairs of an opening and a closing
-    tag: the built-in verifiers look for an answer behind the last closing one. None: all tags that are known."""
+    tag. The built-in verifiers look for an answer behind the last closing tag. None takes all known tags."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The run stops when more than this share of a step's verdicts, or of a verifier's last 50 or more, are `timeout`
-    or `error`."""
+    """Largest share of `timeout` and `error` among a step's verdicts, or among a verifier's last 50 or more verdicts.
+    Above it the run stops."""
     check_golds: Literal["refuse", "warn", "off"] = "refuse"
-    """Before the start every row's reference is looked at, and up to 256 gold answers are judged. Where none of them is
-    `correct`, or too many references cannot be used, the run does not start, or says so. `off` looks at nothing."""
+    """Before the start, every row's reference is checked and up to 256 gold answers are judged. If no gold answer is
+    `correct`, or too many references cannot be used: `refuse` does not start, `warn` prints a warning. `off` checks
+    nothing."""
     max_unusable_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of rows whose reference cannot be used, up to which they are left out and counted; above it see
-    `check_golds`."""
+    """Largest share of rows whose reference cannot be used. Up to it, these rows are left out and counted; above it,
+    `check_golds` decides."""
 
 
 def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:

@@ -89,7 +89,7 @@ def realistic(folder: Path) -> list[tuple[str, str]]:
 
 
 def labelled_sets() -> dict[str, list[Pair]]:
-    """The labelled sets by name; what each is, is told in `labelled_pairs` and docs/verifiers.md."""
+    """The labelled sets by name; `labelled_pairs` and docs/benchmarks.md describe them."""
     first = list(read_pairs())
     return {
         "first": first,

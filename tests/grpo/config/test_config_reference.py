@@ -65,7 +65,7 @@ def test_values_bounds_and_defaults_are_those_of_the_schema() -> None:
 def test_a_section_that_only_one_job_has_says_so() -> None:
     texts = {part.name: part.text for part in reference()}
     assert "grpo train" in texts["rollout"] and "grpo sft" in texts["sft"]
-    assert "Of `grpo" not in texts["learner"]
+    assert "Only `grpo" not in texts["learner"]
 
 
 def test_a_name_that_is_not_there_is_told_with_the_nearest() -> None:
