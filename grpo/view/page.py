@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from grpo.report import run_files
 from grpo.report.rollout_store import stored_steps
+from grpo.view import curves
 from grpo.view import learned as step_comparison
 from grpo.view import payloads as view_data
 from grpo.view.index import Filter, spread_over
@@ -91,7 +92,7 @@ def export(folders: Sequence[Path], path: Path) -> Path:
     data = {
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "overview": (overview := view_data.overview(runs)),
-        "charts": view_data.charts(runs, [name for section in overview["sections"] for name in section["metrics"]]),
+        "charts": curves.charts(runs, [name for section in overview["sections"] for name in section["metrics"]]),
         "runs": [_exported(run) for run in runs],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def _exported(run: RunData) -> dict[str, Any]:
         "mismatch": view_data.mismatch(run),
         "learned": shortened(step_comparison.learned(run, steps[0], steps[-1])) if len(steps) > 1 else None,
         "timeline": _time_lines(run),
-        "step_time": view_data.step_time_of(run),
+        "step_time": curves.step_time_of(run),
     }
 
 

@@ -6,7 +6,6 @@ be reordered or silently cut by it. That it never becomes markup is the page's p
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,15 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from grpo.report import run_files
-from grpo.report.charts import MISMATCH, STEP_TIME, RunChart, axis_of, charts_of, is_rare
+from grpo.report.charts import MISMATCH
 from grpo.report.closing_table import closing_table
-from grpo.report.metrics_log import Curve, History
+from grpo.report.metrics_log import History
 from grpo.report.rollout_store import plain, step_path, stored_steps
-from grpo.report.step_time import TIMED_PARTS, step_time
+from grpo.report.step_time import TIMED_PARTS
 from grpo.report.timeline import StepLanes, step_lanes
 from grpo.types import ActorId, ActorKind, Phase
 from grpo.view.columns import STATUSES
-from grpo.view.geometry import Chart, line_chart, step_time_chart
+from grpo.view.curves import charts, main_charts, plain_chart, run_chart
 from grpo.view.index import Filter, Order
 from grpo.view.recipe import mismatch_alarm_of, recipe
 from grpo.view.runs import SOURCES, RunData, shown
@@ -46,7 +45,6 @@ MISMATCH_METRICS = (
 ACTORS = {"generate": "generators", "verify": "verifiers", "learn": "learner", "sync": "weight sync"}
 # In the order in which data passes through them.
 _LANES = (ActorKind.GENERATOR, ActorKind.VERIFIERS, ActorKind.LEARNER, ActorKind.DRIVER)
-_COLOURS = 6
 # Tokens of one completion that are sent with their log-probabilities; the whole text always is.
 _MOST_TOKENS = 4000
 
@@ -88,62 +86,6 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
             "sections": [{"name": name, "metrics": members} for name, members in sections.items()],
         }
     ) | {"main": main_charts(runs)}
-
-
-def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The charts that stand first: all curves of each chart for one run, a line for each of several runs."""
-    chosen = charts_of([run.history for run in runs])
-    drawn = [
-        (chart, _run_chart(runs[0], chart) if len(runs) == 1 else _metric_chart(runs, chart.metric, chart))
-        for chart in chosen
-    ]
-    return [{"name": chart.name} | _plain_chart(made) for chart, made in drawn if made]
-
-
-def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One chart for each metric that a run has, a line for each run in the run's own colour."""
-    known = {name for run in runs for name in run.history.names()}
-    drawn = [(name, _metric_chart(runs, name)) for name in dict.fromkeys(names) if name in known]
-    return [{"metric": name} | _plain_chart(made) for name, made in drawn if made]
-
-
-def _metric_chart(runs: Sequence[RunData], metric: str, chart: RunChart | None = None) -> Chart | None:
-    low, high = axis_of(metric)
-    made = line_chart(
-        chart.title_of_several if chart else metric,
-        {run.name: run.history.curve(metric) for run in runs},
-        _span([run.history for run in runs]),
-        unit=chart.unit if chart else "",
-        low=low,
-        high=high,
-        dotted=[run.name for run in runs] if is_rare(metric) else (),
-    )
-    return made and _restyled(made, {run.name: f"r{at % _COLOURS + 1}" for at, run in enumerate(runs)})
-
-
-def _run_chart(run: RunData, chart: RunChart) -> Chart | None:
-    """A chart of one run, with all its curves."""
-    if chart is STEP_TIME:
-        timed = step_time(run.history)
-        return step_time_chart(timed) if timed else None
-    curves = {label: run.history.curve(metric) for label, metric in chart.curves}
-    alarm = mismatch_alarm_of(run.settings) if chart is MISMATCH else None
-    if alarm is not None and (first := curves[chart.curves[0][0]].finite()):
-        curves["alarm"] = Curve(first.steps, (alarm,) * len(first.steps))
-    rare = [label for label, metric in chart.curves if is_rare(metric)]
-    span = _span([run.history])
-    made = line_chart(chart.title, curves, span, unit=chart.unit, low=chart.low, high=chart.high, dotted=rare)
-    return made and _restyled(made, {"alarm": "alarm"})
-
-
-def _span(histories: Sequence[History]) -> tuple[int, int]:
-    steps = [line.step for history in histories for line in history.lines] or [0]
-    return min(steps), max(steps)
-
-
-def _restyled(chart: Chart, styles: Mapping[str, str]) -> Chart:
-    shapes = (dataclasses.replace(shape, style=styles.get(shape.label, shape.style)) for shape in chart.shapes)
-    return dataclasses.replace(chart, shapes=tuple(shapes))
 
 
 def list_groups(
@@ -221,7 +163,7 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
 
 def mismatch(run: RunData) -> dict[str, Any]:
     """How far learner and generators are apart, and what is done about it."""
-    alarm, chart = mismatch_alarm_of(run.settings), _run_chart(run, MISMATCH)
+    alarm, chart = mismatch_alarm_of(run.settings), run_chart(run, MISMATCH)
     first = run.history.curve(MISMATCH.metric).finite()
     return shown(
         {
@@ -233,7 +175,7 @@ def mismatch(run: RunData) -> dict[str, Any]:
         }
     ) | {
         "charts": [
-            *([{"metric": MISMATCH.metric} | _plain_chart(chart)] if chart else []),
+            *([{"metric": MISMATCH.metric} | plain_chart(chart)] if chart else []),
             *charts([run], MISMATCH_METRICS),
         ]
     }
@@ -276,12 +218,6 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
     )
 
 
-def step_time_of(run: RunData) -> dict[str, Any] | None:
-    """The chart of where the seconds of all steps went; None where no step was timed."""
-    chart = _run_chart(run, STEP_TIME)
-    return _plain_chart(chart) if chart else None
-
-
 def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
     """What each actor measured, in the order of lanes and of time."""
     return [
@@ -316,7 +252,3 @@ def _timed_spans(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
             spans.append({"actor": actor, "phase": phase, "from": end, "to": end + length})
             end += length
     return spans
-
-
-def _plain_chart(chart: Chart) -> dict[str, Any]:
-    return shown(dataclasses.asdict(chart))

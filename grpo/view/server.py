@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 
 from grpo.config.addresses import is_loopback
+from grpo.view import curves
 from grpo.view import learned as step_comparison
 from grpo.view import payloads as view_data
 from grpo.view.columns import STATUSES
@@ -162,7 +163,7 @@ def _serve_runs(app: FastAPI, runs: Sequence[RunData]) -> None:
 
     @app.get("/api/charts")
     def charts(metric: Annotated[list[str], Query()]) -> Response:
-        return _json(view_data.charts(runs, metric))
+        return _json(curves.charts(runs, metric))
 
 
 def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
@@ -213,7 +214,7 @@ def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
     @app.get("/api/timeline")
     def timeline(step: _Step, run: _Run = 0) -> Response:
         data = chosen(run)
-        return _json(view_data.time_line(data, step) | {"chart": view_data.step_time_of(data)})
+        return _json(view_data.time_line(data, step) | {"chart": curves.step_time_of(data)})
 
 
 def _json(data: Any, status: int = 200) -> Response:

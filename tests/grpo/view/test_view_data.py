@@ -15,6 +15,7 @@ from grpo.report import rollout_store
 from grpo.report.recorder import RunRecorder
 from grpo.report.rollout_store import write_step
 from grpo.types import Group, Prompt
+from grpo.view import curves
 from grpo.view import payloads as view_data
 from grpo.view.index import Filter, RolloutIndex
 from grpo.view.learned import learned
@@ -291,7 +292,7 @@ def test_curves_of_several_runs_keep_their_colours(tmp_path: Path) -> None:
             report.step(1, metrics)
             report.step(2, metrics)
     runs = open_runs([tmp_path / "one", tmp_path / "two"])
-    both, single, *none = view_data.charts(runs, ["a/x", "a/y", "a/z"])
+    both, single, *none = curves.charts(runs, ["a/x", "a/y", "a/z"])
     assert [(shape["label"], shape["style"]) for shape in both["shapes"]] == [("one", "r1"), ("two", "r2")]
     assert [(shape["label"], shape["style"]) for shape in single["shapes"]] == [("two", "r2")]
     assert none == []
