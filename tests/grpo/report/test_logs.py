@@ -251,10 +251,10 @@ def test_an_actor_logs_until_its_end_whatever_that_is(tmp_path: Path) -> None:
 
 def test_a_node_that_does_not_see_the_folder_logs_elsewhere_and_says_so(tmp_path: Path) -> None:
     # The path exists there by chance, but without what the driver has written.
-    (tmp_path / "other" / "logs").mkdir(parents=True)
+    (tmp_path / "other" / "logs" / "history").mkdir(parents=True)
     (tmp_path / "other" / "session").mkdir()
     in_a_process(LogPlace(str(tmp_path / "other" / "logs"), "info", "driver.of.another.machine.log"), "raise")
-    assert not list((tmp_path / "other" / "logs").iterdir())
+    assert not list((tmp_path / "other" / "logs").rglob("*.log"))
     text = (tmp_path / "other" / "session" / "grpo" / "learner-0.log").read_text()
     assert text.count("this log is on the node alone") == 1 and "a step" in text
     with driver_log(tmp_path, "info"):
