@@ -154,7 +154,7 @@ def test_two_ranks_of_which_one_stops_answering(tied_policy: str, tmp_path: Path
     assert set(names) == {"learner rank 0", "learner rank 1", "driver"}
     stacks = dict(zip(names, parts, strict=True))
     # The other rank waits for it in the midst of its step; the driver waits for both.
-    assert "LearnerActor.step (grpo/cluster/learner_group.py" in stacks["learner rank 0"], stacks["learner rank 0"]
+    assert "LearnerActor.step (grpo/cluster/learner_actor.py" in stacks["learner rank 0"], stacks["learner rank 0"]
     assert "is stopped (SIGSTOP" in stacks["learner rank 1"]
     assert "in wait_for" in stacks["driver"]
 
