@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -119,6 +120,17 @@ def test_intervals_of_lengths_cover_the_truth(monkeypatch: pytest.MonkeyPatch) -
         found = mean_estimate(generator.gamma(4.0, 100.0, 30).tolist(), shares=False, seed=trial)
         covered += found.low <= 400.0 <= found.high
     assert 0.93 <= covered / trials <= 0.97, covered / trials
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(5, 2.776), (30, 2.045)])
+def test_the_percentiles_of_lengths_are_those_of_n_less_one_degrees_of_freedom(
+    count: int, quantile: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hesterberg 2015, section 5.3: the tail is the normal one of sqrt(n / (n - 1)) times Student's quantile."""
+    monkeypatch.setattr(eval_statistics, "_resampled_means", lambda values_P, seed: np.linspace(0.0, 1.0, 1_000_001))
+    interval = mean_estimate([float(number) for number in range(count)], shares=False)
+    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)
+    assert interval.low == pytest.approx(tail, rel=0.07) and interval.high == pytest.approx(1 - interval.low)
 
 
 def enumerated_p_value(differences: list[Fraction]) -> float:
