@@ -207,7 +207,7 @@ def test_what_libraries_keep_private_is_touched_in_one_file_each() -> None:
 
 
 def is_own(value: ast.expr) -> bool:
-    return isinstance(value, ast.Name) and value.id in ("self", "cls")
+    return ast.unparse(value) in ("self", "cls", "super()")
 
 
 def test_what_is_pure_imports_only_what_is_pure() -> None:

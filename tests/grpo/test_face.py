@@ -84,7 +84,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     class Learner(FakeLearner):
         def export(self, folder: str) -> None:
-            shutil.copytree(kept, folder)
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
 
     class Cluster(FakeCluster):
         def __call__(self, settings: Any, plan: Any) -> FakeCluster:
@@ -245,7 +245,7 @@ def test_a_clash_of_names_is_told_with_the_remedy(
     else:
         monkeypatch.chdir(tmp_path)
         generator = use if ":" in use else "grpo.thing:mine"
-        with pytest.raises(ValueError, match=rf"cannot be found: .*rename {tmp_path}/{renamed}, "):
+        with pytest.raises(ValueError, match=rf"data.generator={re.escape(generator)}: .*rename {tmp_path}/{renamed}, "):
             load_rows(DatasetConfig(generator=generator))
     with pytest.raises(
         ValueError, match=rf"is a package of VeriGRPO, which hides {tmp_path}/.*rename {tmp_path}/{renamed}, "

@@ -9,7 +9,7 @@ import pytest
 from docs_pages import ROOT, block
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
-from grpo.train import train as run_training
+from grpo.train_loop import train as run_training
 from test_jobs import settings_of, steps_of, train
 from tiny_policy import make_tiny_policy
 
