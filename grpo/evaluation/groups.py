@@ -42,7 +42,7 @@ class Judging:
         self._waiting: dict[Key, Sample] = {}
 
     def add(self, key: Key, sample: Sample) -> list[Asking]:
-        """Add a completion. Return the requests that start now: for this completion, for its whole group, or none yet."""
+        """Add a completion. Return the requests that start now: for this completion, for its group, or none yet."""
         if not self._in_groups:
             return self._ask([(key, sample)])
         self._waiting[key] = sample

@@ -83,7 +83,9 @@ def equivalence_classes(items: Sequence[Item], same: Callable[[Item, Item], bool
 
 
 def majority_is_correct(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
-    """Return whether the largest class of answers is correct: maj@k (Wang et al. 2022, arXiv:2203.11171, "self-consistency").
+    """Return whether the largest class of answers is correct.
+
+    This is maj@k (Wang et al. 2022, arXiv:2203.11171, "self-consistency").
 
     Args:
         classes: class of each completion's answer; None if the completion has no answer and does not vote.
