@@ -51,8 +51,8 @@ def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task
         differences = changes(card["identity"], json.loads(json.dumps(identity)))
         if differences:
             raise ValueError(
-                f"{folder} holds completions of another evaluation; what differs: {'; '.join(differences)}. Choose another "
-                "--out, or give back what was"
+                f"{folder} holds completions of another evaluation; what differs: {'; '.join(differences)}. Choose "
+                "another --out, or give back what was"
             )
     else:
         card = {"created": _now()}

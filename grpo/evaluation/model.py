@@ -90,7 +90,7 @@ def open_model(given: str) -> Model:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 over names and contents of a policy's files: weights, configuration, tokenizer, chat template."""
+    """SHA-256 over names and contents of a policy's files: weights, configuration, tokenizer, chat template."""
     digest = hashlib.sha256()
     kept = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _READ]
     for path in kept:

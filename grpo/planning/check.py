@@ -197,8 +197,8 @@ def lag_warning(settings: config.TrainConfig) -> str | None:
             "policy's own: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
         )
     return (
-        f"{reason}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy has "
-        "moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
+        f"{reason}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy "
+        "has moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
         "algorithm.proximal=recomputed with algorithm.importance_weight=token (docs/async.md)"
     )
 

@@ -137,9 +137,9 @@ def learner_bytes(
 def _split(parts: Mapping[str, float], offload: str) -> tuple[dict[str, float], dict[str, float]]:
     """Return the parts in the device's memory, and the parts in the host's memory."""
     moved = {name for name in parts if name.split()[0] in OFFLOADED[offload]}
-    return {name: size for name, size in parts.items() if name not in moved}, {
-        name: parts[name] for name in parts if name in moved
-    }
+    on_device = {name: size for name, size in parts.items() if name not in moved}
+    on_host = {name: size for name, size in parts.items() if name in moved}
+    return on_device, on_host
 
 
 def _learner_bytes(
