@@ -70,7 +70,7 @@ def _decoding(
     engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
     fitted = fit(engine_steps, sequences, seconds)
     for _ in range(ROUNDS):
-        # The last replica depends on the speeds. The seconds are linear in the speeds only as long as it stays the same.
+        # The last replica depends on the speeds. While it stays the same, the seconds are linear in the speeds.
         a_bit = 1e-6 * max(fitted)
         here = np.array(predicted(*fitted))
         engine_steps = (np.array(predicted(fitted[0] + a_bit, fitted[1])) - here) / a_bit

@@ -140,7 +140,7 @@ class SimulatedGenerators:
             Tokens sampled, seconds in which a replica had something to do, and seconds in which a sequence ran.
         """
         of, over, speeds = self._replica_of[self._group], self._ends_s <= held_s, self._speeds
-        # The engine steps that each replica has reached: up to the last end of a sequence, and then at the present speed.
+        # The engine steps that each replica has reached: up to the last end of a sequence, then at the present speed.
         last_s, reached = self._resumes_s.copy(), np.zeros(self._deployment.replicas)
         np.maximum.at(last_s, of[over], self._ends_s[over])
         np.maximum.at(reached, of[over], self._ends[over])

@@ -177,7 +177,7 @@ def best_splits(rows: Iterable[Row]) -> list[Row]:
 
 
 def speedup(row: Row, rows: Iterable[Row]) -> float | None:
-    """Return the throughput relative to the fastest on-policy split with as many GPUs; None if `rows` has no such row."""
+    """Return the throughput relative to the fastest on-policy split with as many GPUs; None without such a split."""
     sync = [other.completions_per_s for other in rows if other.gpus == row.gpus and other.lag == 0 and not other.shared]
     return row.completions_per_s / max(sync) if sync else None
 
