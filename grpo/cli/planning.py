@@ -53,9 +53,9 @@ def check(
             from grpo.cluster.preflight.nodes import preflight
             from grpo.cluster.preflight.probes import table_of
 
-            outcomes_of = preflight(settings.cluster, PREFLIGHT_S)
-            Terminal().print(table_of(outcomes_of))
-            if not all(outcome.passed for outcomes in outcomes_of.values() for outcome in outcomes.values()):
+            outcomes_by_node = preflight(settings.cluster, PREFLIGHT_S)
+            Terminal().print(table_of(outcomes_by_node))
+            if not all(outcome.passed for outcomes in outcomes_by_node.values() for outcome in outcomes.values()):
                 raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
         if strict and not gold_behaves:
             raise typer.Exit(EXIT_FAILED)
