@@ -35,7 +35,7 @@ app.add_typer(eval_app, name="eval")
 
 @app.callback()
 def _start() -> None:
-    # An error that nobody expected may quote a completion as well.
+    # An unexpected error may also quote a completion. So its traceback is escaped for the terminal.
     sys.excepthook = show_traceback
-    # A generator or verifier named by its module may lie in the folder that the command is run from.
+    # A module with a generator or verifier may be in the current folder.
     sys.path.append(os.getcwd())

@@ -110,8 +110,8 @@ def tasks() -> None:
     for column in ("task", "data", "verifier", "k", "temperature", "max_tokens"):
         table.add_column(column)
     for name in task_names():
-        one = load_task(name)
-        sampling = one.sampling
+        task = load_task(name)
+        sampling = task.sampling
         sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.max_tokens:,}")
-        table.add_row(name, f"{one.data.hub} ({one.data.subset or one.data.split})", one.verifier.use, *sizes)
+        table.add_row(name, f"{task.data.hub} ({task.data.subset or task.data.split})", task.verifier.use, *sizes)
     Terminal().print(table)

@@ -1,4 +1,4 @@
-"""The commands that look at a run: view and audit."""
+"""The commands that inspect a run: view and audit."""
 
 from __future__ import annotations
 

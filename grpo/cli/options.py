@@ -1,4 +1,4 @@
-"""What several commands take: a config with overrides, and how much of an error to show."""
+"""The arguments and options of several commands: config, overrides, log level, debug."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ LogLevelOption = Annotated[
 
 
 def with_log_level(overrides: list[str] | None, level: LogLevel | None) -> list[str]:
-    """The overrides of a job with what `--log-level` says."""
+    """Return the overrides of a job, with the value of `--log-level` if it is given."""
     return [*(overrides or []), *([f"report.log_level={level}"] if level else [])]

@@ -1,4 +1,4 @@
-"""The commands that look ahead: check, profile, simulate, config."""
+"""The commands for planning: check, profile, simulate, config."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from grpo.config.file import load
 from grpo.jobs import load_config
 from grpo.terminal import Terminal
 
-# Gold answers that `grpo check` looks at: all of most data sets, a minute or so of the math verifier on one core.
+# Largest number of gold answers that `grpo check` judges. Most data sets have fewer. The math verifier judges this
+# number in about a minute on a single core.
 GOLD_LIMIT = 20_000
 
 
-# Longest wait for one probe: that of vLLM's start, on a file system that has not read it yet.
+# Longest wait for a probe, in seconds. The slowest probe starts vLLM from a file system with a cold cache.
 PREFLIGHT_S = 180.0
 
 
@@ -52,9 +53,9 @@ def check(
             from grpo.cluster.preflight.nodes import preflight
             from grpo.cluster.preflight.probes import table_of
 
-            found = preflight(settings.cluster, PREFLIGHT_S)
-            Terminal().print(table_of(found))
-            if not all(outcome.passed for outcomes in found.values() for outcome in outcomes.values()):
+            outcomes_by_node = preflight(settings.cluster, PREFLIGHT_S)
+            Terminal().print(table_of(outcomes_by_node))
+            if not all(outcome.passed for outcomes in outcomes_by_node.values() for outcome in outcomes.values()):
                 raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
         if strict and not gold_behaves:
             raise typer.Exit(EXIT_FAILED)
@@ -168,7 +169,7 @@ def config(
         from grpo.config import reference as config_reference
 
         def said(name: str) -> Mapping[str, str]:
-            # Importing torch takes seconds, which other sections need not wait for.
+            # Importing torch takes seconds. So import it only for sections that need it.
             if not name.startswith("algorithm."):
                 return {}
             from grpo.algorithm import choices

@@ -1,4 +1,4 @@
-"""`grpo audit`: a run's stored rollouts, graded again by Math-Verify in killable workers."""
+"""`grpo audit`: Math-Verify grades a run's stored rollouts again, in workers that can be killed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rewards.checks.gold_forms import answers_of
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
-# What Math-Verify can be asked about: verifiers of answers that are numbers or mathematics.
+# Math-Verify can check these verifiers only: their answers are numbers or mathematics.
 AUDITED = ("math", "numeric")
 _LONGEST_SHOWN = 400
 
 
 def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ...]:
-    """The names of the verifiers whose verdicts are audited: those named, or all mathematical ones of the run.
+    """Return the names of the verifiers to audit: the names in `named`, or all mathematical verifiers of the run.
 
     Raises:
         ValueError: the folder holds no run, or the run has no such verifier.
@@ -39,7 +39,7 @@ def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ..
     if not path.is_file():
         raise ValueError(f"{run_dir} has no config.yaml; give the folder of a run, its run.folder")
     configured = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("verifiers") or []
-    uses = {str(one["name"]): str(one["use"]) for one in configured}
+    uses = {str(verifier["name"]): str(verifier["use"]) for verifier in configured}
     unknown = [name for name in named if name not in uses]
     if unknown:
         raise ValueError(f"the run has no verifier {unknown[0]!r}; it has {', '.join(uses) or 'none'}")
@@ -53,16 +53,16 @@ def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ..
 
 
 def stored_rollouts(run_dir: Path, verifiers: Sequence[str]) -> list[AuditedRollout]:
-    """Every stored verdict of the named verifiers, with its texts.
+    """Read every stored verdict of the named verifiers, with the prompt and the completion.
 
     Raises:
-        ValueError: the run has stored no rollouts, or none that one of these verifiers judged.
+        ValueError: the run has stored no rollouts, or these verifiers judged no stored rollout.
     """
-    found = []
+    rollouts = []
     for step in stored_steps(run_dir):
         for group in read_groups(run_dir, step):
             for rollout in group.rollouts:
-                found += [
+                rollouts += [
                     AuditedRollout(
                         group.prompt,
                         rollout.completion,
@@ -75,23 +75,25 @@ def stored_rollouts(run_dir: Path, verifiers: Sequence[str]) -> list[AuditedRoll
                     for verdict in rollout.verdicts
                     if verdict.verifier in verifiers
                 ]
-    if not found:
+    if not rollouts:
         raise ValueError(
             f"{run_dir} has stored no rollouts that {', '.join(verifiers)} judged; report.rollouts_every says how "
             "often a run stores them"
         )
-    return found
+    return rollouts
 
 
 def grade(
     rollouts: Sequence[AuditedRollout], console: Console, *, workers: int | None = None, deadline_s: float = 5.0
 ) -> list[Verdict]:
-    """Math-Verify's verdicts, in order; each text is graded once, and killed at the deadline.
+    """Return Math-Verify's verdicts in the order of the rollouts.
+
+    Math-Verify grades equal texts only once. A grading process is killed at the deadline.
 
     Raises:
         ValueError: math-verify is not installed.
     """
-    # Math-Verify never sees more of a reference than its answer, GSM8K's being a worked solution.
+    # A GSM8K reference is a worked solution. So Math-Verify gets only the answer of the reference.
     keys = [(rollout.completion, answers_of(rollout.reference)[0]) for rollout in rollouts]
     distinct = list(dict.fromkeys(keys))
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -117,19 +119,19 @@ def audit_run(
     workers: int | None = None,
     deadline_s: float,
 ) -> AuditReport:
-    """Audit a run's folder: print what came out, and write every disagreement to `audit.jsonl` in it.
+    """Audit a run: print the report, and write every disagreement to `audit.jsonl` in the run's folder.
 
     Args:
         run_dir: the run's folder.
-        console: where to.
-        verifiers: names of the verifiers whose verdicts are audited; by default the mathematical ones.
-        limit: verdicts looked at, drawn by chance where there are more.
-        show: disagreements of each kind that are printed.
-        workers: processes that grade; by default as many as cores.
-        deadline_s: seconds after which Math-Verify is killed, and the rollout counts as undecided.
+        console: console to print to.
+        verifiers: names of the verifiers to audit; by default all mathematical verifiers.
+        limit: largest number of verdicts to audit. If there are more, a random sample is audited.
+        show: number of disagreements to print for each kind.
+        workers: number of grading processes; by default the number of cores.
+        deadline_s: time limit of a grading, in seconds. After it, Math-Verify is killed and the rollout is undecided.
 
     Raises:
-        ValueError: no run, no rollouts, or no Math-Verify.
+        ValueError: there is no run, the run has no rollouts, or math-verify is not installed.
     """
     names = audited_verifiers(run_dir, verifiers)
     stored = stored_rollouts(run_dir, names)
@@ -147,17 +149,17 @@ def audit_run(
 
 
 def _disagreements(report: AuditReport) -> Iterator[tuple[str, Disagreement]]:
-    yield from (("run", one) for one in report.accepted_only_by_us)
-    yield from (("math_verify", one) for one in report.accepted_only_by_them)
+    yield from (("run", disagreement) for disagreement in report.accepted_only_by_us)
+    yield from (("math_verify", disagreement) for disagreement in report.accepted_only_by_them)
 
 
-def _as_row(side: str, found: Disagreement) -> Mapping[str, object]:
+def _as_row(side: str, disagreement: Disagreement) -> Mapping[str, object]:
     return {
         "accepted_only_by": side,
-        "kind": found.kind,
-        **dataclasses.asdict(found.rollout),
-        "math_verify": found.theirs.status.value,
-        "math_verify_reason": found.theirs.reason,
+        "kind": disagreement.kind,
+        **dataclasses.asdict(disagreement.rollout),
+        "math_verify": disagreement.theirs.status.value,
+        "math_verify_reason": disagreement.theirs.reason,
     }
 
 
@@ -170,7 +172,7 @@ def _summary(report: AuditReport, names: Sequence[str], stored: int, path: Path)
     table.add_row("verdicts", f"{drawn} of {stored:,} stored; {report.graded:,} decided by both")
     for who, count in report.undecided.items():
         table.add_row("undecided", f"{count:,} by the {who} (timeouts and errors)")
-    # The other grader errs too: what follows is for reading the texts with, not a bound.
+    # Math-Verify makes errors too. So these rates help to read the texts; they are not bounds.
     table.add_row("accepted, but not by Math-Verify", f"{report.false_positives} of what the run accepted")
     table.add_row("refused, but not by Math-Verify", f"{report.false_negatives} of what the run refused")
     for kind, (ours, theirs) in report.by_kind.items():
@@ -181,9 +183,9 @@ def _summary(report: AuditReport, names: Sequence[str], stored: int, path: Path)
 
 def _show_texts(report: AuditReport, console: Console, show: int) -> None:
     by_kind: dict[tuple[str, str], dict[tuple[str, str], list[Disagreement]]] = {}
-    for side, found in _disagreements(report):
-        texts = found.rollout.completion, str(found.rollout.reference)
-        by_kind.setdefault((side, found.kind), {}).setdefault(texts, []).append(found)
+    for side, disagreement in _disagreements(report):
+        texts = disagreement.rollout.completion, str(disagreement.rollout.reference)
+        by_kind.setdefault((side, disagreement.kind), {}).setdefault(texts, []).append(disagreement)
     for (side, kind), by_texts in by_kind.items():
         who = {"run": "the run", "math_verify": "Math-Verify"}[side]
         console.print(literal(f"\naccepted by {who} only; reference: {kind}", "bold"))
@@ -192,16 +194,16 @@ def _show_texts(report: AuditReport, console: Console, show: int) -> None:
 
 
 def _show_one(alike: Sequence[Disagreement], console: Console) -> None:
-    """One disagreement, with how often the same texts came."""
-    found, rollout = alike[0], alike[0].rollout
-    steps = sorted({one.rollout.step for one in alike})
+    """Print a disagreement, and how often the same texts occurred."""
+    first, rollout = alike[0], alike[0].rollout
+    steps = sorted({disagreement.rollout.step for disagreement in alike})
     for label, text in (
         ("step", f"{steps[0]}" if len(alike) == 1 else f"{steps[0]} to {steps[-1]}, {len(alike)} times"),
         ("prompt", repr(_short(rollout.problem))),
         ("completion", repr(_short(rollout.completion))),
         ("reference", repr(_short(str(rollout.reference)))),
         ("the run", f"{rollout.status.value}: {rollout.reason!r}"),
-        ("Math-Verify", f"{found.theirs.status.value}: {found.theirs.reason!r}"),
+        ("Math-Verify", f"{first.theirs.status.value}: {first.theirs.reason!r}"),
     ):
         console.print(literal(f"  {label:<12} {text}"), soft_wrap=True)
     console.print()

@@ -1,4 +1,4 @@
-"""The run card: all that a number hangs on, written beside it, so that it can be made again."""
+"""The run card: everything that determines the results. It is stored with them, so that they can be reproduced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = "card.json"
 def identity_of(
     task: TaskConfig, model: str, sampling: TaskSamplingConfig, dtype: str | None, chat_template: str | None
 ) -> dict[str, Any]:
-    """What completions and verdicts hang on: those made under another identity are another evaluation's."""
+    """Return the settings that determine completions and verdicts. Another identity means another evaluation."""
     return {
         "model": model,
         "dtype": dtype,
@@ -31,7 +31,7 @@ def identity_of(
         "prompt": {
             "template": task.data.template,
             "system": task.data.system,
-            # The template itself is long, and lies in the policy's folder.
+            # The template is long, and the policy's folder contains it. So the card stores only its hash.
             "chat_template": None if chat_template is None else hashlib.sha256(chat_template.encode()).hexdigest(),
         },
         "verifier": task.verifier.model_dump(mode="json"),
@@ -39,20 +39,20 @@ def identity_of(
 
 
 def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task: TaskConfig, k: int) -> dict[str, Any]:
-    """The card of a task's folder: the one that is there, or a new one.
+    """Return the card of a task's folder: the existing card with new entries, or a new card.
 
     Raises:
-        ValueError: what is there was made by something else.
+        ValueError: the existing card belongs to another evaluation.
     """
     path = folder / CARD
     if path.is_file():
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        # As JSON has it, where a tuple is a list.
-        found = changes(card["identity"], json.loads(json.dumps(identity)))
-        if found:
+        # JSON turns tuples into lists. So compare both identities in their JSON form.
+        differences = changes(card["identity"], json.loads(json.dumps(identity)))
+        if differences:
             raise ValueError(
-                f"{folder} holds completions of another evaluation; what differs: {'; '.join(found)}. Choose another "
-                "--out, or give back what was"
+                f"{folder} holds completions of another evaluation; what differs: {'; '.join(differences)}. Choose "
+                "another --out, or give back what was"
             )
     else:
         card = {"created": _now()}
@@ -77,15 +77,15 @@ def close_card(
     files: dict[str, str],
     left_out: Mapping[str, str],
 ) -> None:
-    """Write what is known at the end.
+    """Write the entries that are known at the end.
 
     Args:
-        folder: of the task.
-        card: as it was opened.
-        problems: that the numbers are over.
-        first_prompt: as the model read it.
-        files: hashes of the stored files.
-        left_out: problems whose reference cannot be used -> why.
+        folder: folder of the task.
+        card: card from `open_card`.
+        problems: problems in the results.
+        first_prompt: first prompt, as the model read it.
+        files: file name -> hash of the stored file.
+        left_out: excluded problem -> why its reference cannot be used.
     """
     digests = hashlib.sha256("".join(problem.digest for problem in problems).encode()).hexdigest()
     card |= {

@@ -21,13 +21,13 @@ _LONGEST_SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A problem that one solves more often than not, and the other does not.
+    """A problem that exactly one of the two evaluations solves in more than half of its completions.
 
     Attributes:
-        problem: its id in A.
-        question: what was asked.
+        problem: id of the problem in A.
+        question: text of the question.
         before: share of A's completions that are correct.
-        after: share of B's.
+        after: share of B's completions that are correct.
     """
 
     problem: str
@@ -38,19 +38,20 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One task of two evaluations.
+    """The comparison of two evaluations on a task.
 
     Attributes:
-        task: its name.
-        shared: problems that both answered, by what was asked and what is right.
-        only_first: problems of A that B did not answer, or that nothing is known of.
-        only_second: problems of B that A did not answer.
-        first: A's accuracy on the shared ones.
-        second: B's.
-        difference: B's less A's, over problems, with an interval that resamples them in pairs.
-        p_value: of the paired sign-flip permutation test; McNemar's exact test where both have one completion each.
-        better: the problems that B turned right.
-        worse: the problems that B turned wrong.
+        task: name of the task.
+        shared: number of problems that both answered, matched by question and reference.
+        only_first: number of problems of A that are not shared.
+        only_second: number of problems of B that are not shared.
+        first: A's accuracy on the shared problems.
+        second: B's accuracy on the shared problems.
+        difference: B's accuracy minus A's, over problems, with an interval that resamples pairs.
+        p_value: p-value of the paired sign-flip permutation test. With one completion for each problem, this is
+            McNemar's exact test.
+        better: problems that B solves and A does not.
+        worse: problems that A solves and B does not.
     """
 
     task: str
@@ -96,9 +97,9 @@ def compare_tables(task: str, first: Sequence[Judged], second: Sequence[Judged])
         len(shared),
         len(ours) - len(shared),
         len(theirs) - len(shared),
-        mean_estimate([float(one) for one in before]),
-        mean_estimate([float(one) for one in after]),
-        mean_estimate([float(one) for one in differences], shares=False),
+        mean_estimate([float(share) for share in before]),
+        mean_estimate([float(share) for share in after]),
+        mean_estimate([float(difference) for difference in differences], shares=False),
         paired_p_value(differences),
         better,
         worse,
@@ -106,16 +107,16 @@ def compare_tables(task: str, first: Sequence[Judged], second: Sequence[Judged])
 
 
 def _shares(rows: Sequence[Judged]) -> dict[str, tuple[str, Fraction]]:
-    """Digest of each problem -> its id and the share of its known completions that are correct."""
+    """Digest of each problem -> the problem's id and the share of its known completions that are correct."""
     digests = {row.record.problem: row.record.digest for row in rows}
     return {digests[name]: (name, Fraction(right, of)) for name, (right, of) in solved_share(rows).items()}
 
 
 def compare_folders(first: Path, second: Path, console: Console, *, show: int, out: Path | None) -> list[Comparison]:
-    """Compare two evaluations over the tasks that both have; print it, and write it where asked.
+    """Compare two evaluations over the tasks that both have. Print the comparison, and write it to `out` if given.
 
     Raises:
-        ValueError: they have no task in common that both have ended.
+        ValueError: the two evaluations share no finished task.
     """
     shared = [name for name in _tasks(first) if name in _tasks(second)]
     if not shared:
@@ -124,41 +125,43 @@ def compare_folders(first: Path, second: Path, console: Console, *, show: int, o
             f"{', '.join(_tasks(second)) or 'no task'}: nothing to compare; give the folders that grpo eval --out wrote"
         )
     tables = [(name, read_table(first / name / TABLE), read_table(second / name / TABLE)) for name in shared]
-    found = [compare_tables(*one) for one in tables]
-    console.print(_table(first, second, found))
-    for one in found:
-        for title, flips in (("B turned right", one.better), ("B turned wrong", one.worse)):
+    comparisons = [compare_tables(*pair) for pair in tables]
+    console.print(_table(first, second, comparisons))
+    for comparison in comparisons:
+        for title, flips in (("B turned right", comparison.better), ("B turned wrong", comparison.worse)):
             if flips and show:
-                console.print(literal(f"\n{one.task}: {title} ({len(flips):,})"))
+                console.print(literal(f"\n{comparison.task}: {title} ({len(flips):,})"))
             for flip in flips[:show]:
                 text = repr(flip.question[:_LONGEST_SHOWN])
                 line = f"  {flip.problem}: {flip.before:.0%} -> {flip.after:.0%}  {text}"
                 console.print(literal(line), soft_wrap=True)
     if out is not None:
         report: dict[str, Any] = {"first": str(first), "second": str(second)}
-        write_json(out, {**report, "tasks": {one.task: asdict(one) for one in found}})
-    return found
+        write_json(out, {**report, "tasks": {comparison.task: asdict(comparison) for comparison in comparisons}})
+    return comparisons
 
 
 def _tasks(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{TABLE}"))
 
 
-def _table(first: Path, second: Path, found: Sequence[Comparison]) -> Table:
+def _table(first: Path, second: Path, comparisons: Sequence[Comparison]) -> Table:
     table = LiteralTable(title=f"A = {first}\nB = {second}", show_header=False)
     table.add_column()
     table.add_column(style="dim")
     table.add_column(justify="right")
-    for one in found:
-        left_out = f", +{one.only_first:,} only in A, +{one.only_second:,} only in B"
+    for comparison in comparisons:
+        left_out = f", +{comparison.only_first:,} only in A, +{comparison.only_second:,} only in B"
         table.add_row(
-            one.task, "shared problems", f"{one.shared:,}{left_out if one.only_first or one.only_second else ''}"
+            comparison.task,
+            "shared problems",
+            f"{comparison.shared:,}{left_out if comparison.only_first or comparison.only_second else ''}",
         )
-        for name, estimate in (("A", one.first), ("B", one.second)):
+        for name, estimate in (("A", comparison.first), ("B", comparison.second)):
             table.add_row("", name, f"{estimate.value:.2%} ({estimate.low:.2%} to {estimate.high:.2%})")
-        gained = one.difference
+        gained = comparison.difference
         table.add_row("", "B - A", f"{gained.value:+.2%} ({gained.low:+.2%} to {gained.high:+.2%})")
-        table.add_row("", "p, paired", f"{one.p_value:.4f}" if one.p_value >= 1e-4 else "< 0.0001")
-        table.add_row("", "turned right, wrong", f"{len(one.better):,}, {len(one.worse):,}")
+        table.add_row("", "p, paired", f"{comparison.p_value:.4f}" if comparison.p_value >= 1e-4 else "< 0.0001")
+        table.add_row("", "turned right, wrong", f"{len(comparison.better):,}, {len(comparison.worse):,}")
         table.add_section()
     return table

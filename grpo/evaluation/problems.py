@@ -1,4 +1,4 @@
-"""Tasks of `grpo eval`: finding and reading their files, and making problems of their rows."""
+"""Tasks of `grpo eval`: find and read their files, and turn their rows into problems."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_ ]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of a task.
+    """A row of a task.
 
     Attributes:
-        id: the task's name and the row's index.
-        question: what the model is asked, before any chat template.
-        reference: what the verifier compares with.
-        row: the row's columns, as the verifier gets them (`rewards.judging.columns_of`).
-        digest: of question and reference: two problems with the same one are the same problem.
+        id: name of the task and index of the row.
+        question: text of the question, before any chat template.
+        reference: reference answer for the verifier.
+        row: columns of the row, as the verifier gets them (`rewards.judging.columns_of`).
+        digest: digest of question and reference. Two problems with equal digests are the same problem.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Problem:
 
 
 def task_names() -> list[str]:
-    """The tasks that come with the package."""
+    """Return the names of the tasks in the package."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -53,11 +53,11 @@ def load_task(named: str, overrides: Sequence[str] = ()) -> TaskConfig:
     """Read a task.
 
     Args:
-        named: one that comes with the package, or the path of a YAML file.
-        overrides: `key=value`, for example `data.prompt=question`.
+        named: name of a task in the package, or path of a YAML file.
+        overrides: overrides `key=value`, for example `data.prompt=question`.
 
     Raises:
-        ValueError: there is no such task (the nearest name is told), or its file has problems.
+        ValueError: there is no such task (the message gives the nearest name), or its file has problems.
     """
     path = Path(named)
     if path.suffix not in (".yaml", ".yml"):
@@ -73,11 +73,11 @@ def load_task(named: str, overrides: Sequence[str] = ()) -> TaskConfig:
 
 
 def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
-    """The task's problems, in the order of its data.
+    """Load the task's problems, in the order of its data.
 
     Raises:
         HubUnreachable: the hub does not answer.
-        ValueError: the data are not there, a column is missing, or a cell that is needed is empty.
+        ValueError: the data do not exist, a column is missing, or a required cell is empty.
     """
     rows = _rows(task)
     if limit:
@@ -98,7 +98,7 @@ def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
 def _rows(task: TaskConfig) -> datasets.Dataset:
     if not task.files or task.data.path:
         return load_rows(task.data, "task.data")
-    # Repositories with a loading script are no longer read by `datasets`; their files are.
+    # `datasets` no longer reads repositories with a loading script, but it reads their files.
     revision = f"@{quote(task.data.revision, safe='')}" if task.data.revision else ""
     urls = [f"hf://datasets/{task.data.hub}{revision}/{name}" for name in task.files]
     try:
@@ -126,7 +126,7 @@ def _problem(task: TaskConfig, index: int, row: dict[str, Any]) -> Problem:
 
 def _reference(task: TaskConfig, value: Any) -> Any:
     if task.reference_join is not None and isinstance(value, list):
-        return task.reference_join.join(without_dollars(str(one)) for one in value) or None
+        return task.reference_join.join(without_dollars(str(part)) for part in value) or None
     if task.reference_after is not None and value is not None:
         _, mark, answer = str(value).rpartition(task.reference_after)
         return answer.strip() or None if mark else None
@@ -134,13 +134,13 @@ def _reference(task: TaskConfig, value: Any) -> Any:
 
 
 def _shuffle(task: TaskConfig, name: str, row: dict[str, Any]) -> str:
-    """Put the shuffled options into the row; the letter of the right one."""
+    """Put the shuffled options into the row. Return the letter of the correct option."""
     assert task.choices is not None
     texts = [row[column] for column in (task.choices.right, *task.choices.wrong)]
     if any(text in (None, "") for text in texts):
         raise ValueError(f"{name}: an option is empty; mend the data or leave the row out")
     question = str(row[task.data.prompt])
-    # By a hash of what it says, so that an option keeps its letter whatever rows stand beside this one.
+    # The order depends on a hash of the texts. So an option keeps its letter, whatever the other rows are.
     order = sorted(range(len(texts)), key=lambda i: hashlib.blake2b(f"{question}/{i}/{texts[i]}".encode()).digest())
     options = [str(texts[i]).strip() for i in order]
     row["choices"] = options

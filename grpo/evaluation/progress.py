@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: a bar while it samples, a table at its end."""
+"""The terminal output of an evaluation: a progress bar during sampling, and a table at the end."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from grpo.evaluation.store import Record
 from grpo.terminal import LiteralTable, literal
 from grpo.visible import visible
 
-# A log wants no more lines than a person reads.
+# A person reads the log: more lines would make it hard to read.
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 class EvalProgress:
-    """A bar with the share of correct completions so far; without a terminal, a line now and then."""
+    """A progress bar with the share of correct completions so far. Without a terminal it prints a line at intervals."""
 
     def __init__(self, task: str, total: int, console: Console) -> None:
-        """Show nothing yet."""
+        """Prepare the bar; show nothing yet."""
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(visible(task), total=total, told="")
+        self._task = self._bar.add_task(visible(task), total=total, status="")
         self._name, self._total, self._console = task, total, console
         self._done = self._known = self._correct = self._tokens = 0
-        self._started = self._told_at = time.monotonic()
+        self._started = self._last_line_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -46,7 +46,7 @@ class EvalProgress:
             self._line()
 
     def add(self, count: int, record: Record | None = None, *, stored: bool = False) -> None:
-        """Count completions: one that has come, or `stored` ones that were there."""
+        """Count completions: a new completion, or completions that were `stored` before."""
         self._done += count
         if stored and count:
             text = f"{self._name}: {count:,} of {self._total:,} completions are stored already"
@@ -56,43 +56,47 @@ class EvalProgress:
             if not record.status.failed:
                 self._known += 1
                 self._correct += record.correct
-        self._bar.update(self._task, completed=self._done, told=self._told())
-        if not self._console.is_terminal and time.monotonic() - self._told_at > _SECONDS_BETWEEN_LINES:
+        self._bar.update(self._task, completed=self._done, status=self._status())
+        if not self._console.is_terminal and time.monotonic() - self._last_line_at > _SECONDS_BETWEEN_LINES:
             self._line()
 
-    def _told(self) -> str:
+    def _status(self) -> str:
         if not self._known:
             return ""
         speed = self._tokens / max(1e-9, time.monotonic() - self._started)
         return f"{self._correct / self._known:.1%} correct, {speed:,.0f} tokens/s"
 
     def _line(self) -> None:
-        self._told_at = time.monotonic()
+        self._last_line_at = time.monotonic()
         text = f"{self._name}: {self._done:,} of {self._total:,} completions"
-        told = self._told()
-        self._console.print(literal(f"{text}; {told}" if told else text), soft_wrap=True)
+        status = self._status()
+        self._console.print(literal(f"{text}; {status}" if status else text), soft_wrap=True)
 
 
-def results_table(model: str, found: Mapping[str, TaskMetrics]) -> Table:
-    """The numbers of all tasks, with their 95 % intervals."""
+def results_table(model: str, results: Mapping[str, TaskMetrics]) -> Table:
+    """Return a table of the estimates of all tasks, with their 95 % intervals."""
     table = LiteralTable(title=f"{model}, 95 % intervals over problems")
     for name in ("task", "problems", "measure", "value", "interval"):
         table.add_column(name, justify="left" if name in ("task", "measure") else "right")
-    for task, metrics in found.items():
+    for task, metrics in results.items():
         head = [task, f"{metrics.problems:,} x {metrics.k * len(metrics.seeds)}"]
-        for name, one in metrics.estimates.items():
-            if name.startswith("avg@") or name == "status/correct" or (name.startswith("status/") and one.value == 0):
+        for name, estimate in metrics.estimates.items():
+            if (
+                name.startswith("avg@")
+                or name == "status/correct"
+                or (name.startswith("status/") and estimate.value == 0)
+            ):
                 continue
-            table.add_row(*head, name, *_figures(name, one))
+            table.add_row(*head, name, *_figures(name, estimate))
             head = ["", ""]
         if len(metrics.accuracy_by_seed) > 1:
-            told = ", ".join(f"{seed}: {value:.2%}" for seed, value in metrics.accuracy_by_seed.items())
-            table.add_row("", "", "accuracy by seed", told, "")
+            accuracies = ", ".join(f"{seed}: {value:.2%}" for seed, value in metrics.accuracy_by_seed.items())
+            table.add_row("", "", "accuracy by seed", accuracies, "")
         table.add_section()
     return table
 
 
-def _figures(name: str, one: Estimate) -> tuple[str, str]:
+def _figures(name: str, estimate: Estimate) -> tuple[str, str]:
     if name == "completion_tokens":
-        return f"{one.value:,.1f}", f"{one.low:,.1f} to {one.high:,.1f}"
-    return f"{one.value:.2%}", f"{one.low:.2%} to {one.high:.2%}"
+        return f"{estimate.value:,.1f}", f"{estimate.low:,.1f} to {estimate.high:,.1f}"
+    return f"{estimate.value:.2%}", f"{estimate.low:.2%} to {estimate.high:.2%}"

@@ -1,4 +1,4 @@
-"""What travels between an evaluation and whoever samples for it."""
+"""The data that an evaluation and its sampler exchange."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from grpo.types import FinishReason, Prompt, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion.
+    """A completion.
 
     Attributes:
-        text: what was said; a reasoning model's thoughts stand before it, in `<think>` tags.
-        tokens: its length, the end-of-sequence token included.
-        finish_reason: `stop` where the model ended it, `length` where the limit did.
+        text: text of the completion. It starts with a reasoning model's thoughts, in `<think>` tags.
+        tokens: length in tokens, with the end-of-sequence token.
+        finish_reason: `stop` if the model ended the completion, `length` if the limit ended it.
     """
 
     text: str
@@ -26,13 +26,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One completion to ask for.
+    """A request for a completion.
 
     Attributes:
-        text: the question, before any chat template.
-        system: a system message, if any.
-        prompt: the question as the policy's tokens; None where a server makes them.
-        seed: of this very sample.
+        text: text of the question, before any chat template.
+        system: system message; None if there is no system message.
+        prompt: question as tokens of the policy; None if a server makes the tokens.
+        seed: seed of this sample.
     """
 
     text: str
@@ -42,10 +42,10 @@ class Question:
 
 
 class Sampler(Protocol):
-    """Whoever samples: engines of our own, or a server."""
+    """The interface of a sampler: the project's engines, or a server."""
 
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
     ) -> Iterator[tuple[int, Sample]]:
-        """(index of the question, its completion) as they come, in any order; one for each question."""
+        """Yield (index of the question, completion) once for each question, in the order of arrival."""
         ...

@@ -1,7 +1,8 @@
 """The statistics of an evaluation: pass@k, majority votes, intervals that resample problems, and a paired test.
 
-Pure functions of numbers. A suffix `_P` is one value for each problem: the problem is what is drawn from a population,
-its completions are repeated measurements of it, so every interval resamples problems and not completions.
+Pure functions of numbers. An array with the suffix `_P` has one value for each problem. Problems are drawn from a
+population; the completions of a problem are repeated measurements of it. So every interval resamples problems, not
+completions.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from rewards.checks.audit import wilson, wilson_interval
 
 RESAMPLES = 10_000
-# Memory of one round of resamples: so many drawn indices.
+# Largest number of indices drawn in a round of resamples. It bounds the memory.
 _DRAWS_AT_ONCE = 4_000_000
-# Beyond so many different sums the paired test draws signs instead of counting all of them.
+# If there are more different sums, the paired test draws signs instead of counting all sums.
 _MOST_SUMS = 4_000_000
 _RANDOM_SIGNS = 100_000
 Item = TypeVar("Item")
@@ -35,10 +36,10 @@ class Estimate:
     Attributes:
         value: the mean.
         low: lower end of the interval.
-        high: upper end.
-        standard_error: of the mean, from the deviation over problems; None where there is one problem.
-        problems: how many it is the mean of.
-        method: how the interval was made.
+        high: upper end of the interval.
+        standard_error: standard error of the mean, from the deviation over problems; None for a single problem.
+        problems: number of problems in the mean.
+        method: method that computed the interval.
     """
 
     value: float
@@ -55,7 +56,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     1 - C(samples - correct, k) / C(samples, k): Chen et al. 2021 (arXiv:2107.03374), equation 1.
 
     Raises:
-        ValueError: fewer samples than `k`, or counts that cannot be.
+        ValueError: there are fewer samples than `k`, or the counts are impossible.
     """
     if not 0 <= correct <= samples or not 1 <= k <= samples:
         raise ValueError(
@@ -65,37 +66,39 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def equivalence_classes(items: Sequence[Item], same: Callable[[Item, Item], bool]) -> list[int]:
-    """The class of each item, numbered in the order in which classes appear.
+    """Return the class of each item. Classes are numbered in the order of their first items.
 
-    Every item is compared with the first member of each class so far, so that a relation that is not quite transitive
-    (a unit may be missing) cannot chain unlike answers together.
+    Every item is compared only with the first item of each class. The relation may be not quite transitive (a unit may
+    be missing), and comparing with every item could then join different answers into a chain.
     """
     first: list[Item] = []
     classes = []
     for item in items:
-        found = next((number for number, other in enumerate(first) if same(other, item)), None)
-        if found is None:
-            found = len(first)
+        class_number = next((number for number, other in enumerate(first) if same(other, item)), None)
+        if class_number is None:
+            class_number = len(first)
             first.append(item)
-        classes.append(found)
+        classes.append(class_number)
     return classes
 
 
 def majority_is_correct(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
-    """Whether the largest class of answers is correct: maj@k (Wang et al. 2022, arXiv:2203.11171, "self-consistency").
+    """Return whether the largest class of answers is correct.
+
+    This is maj@k (Wang et al. 2022, arXiv:2203.11171, "self-consistency").
 
     Args:
-        classes: of each completion's answer; None where there is none, which is no vote.
-        correct: of each completion; alike within a class.
+        classes: class of each completion's answer; None if the completion has no answer and does not vote.
+        correct: whether each completion is correct; equal within a class.
 
     Returns:
-        The share of the largest classes that are correct: 0 or 1, or between them where classes are tied, as if the tie
-        were broken by chance. 0 where nobody voted.
+        The share of correct classes among the largest classes. It is 0 or 1 without a tie. With a tie it may lie
+        between: the probability that a random choice among the tied classes is correct. It is 0 without votes.
 
     Raises:
-        ValueError: a class that is both correct and not.
+        ValueError: a class holds correct and wrong answers.
     """
-    votes = Counter(one for one in classes if one is not None)
+    votes = Counter(number for number in classes if number is not None)
     if not votes:
         return 0.0
     right: dict[int, bool] = {}
@@ -108,24 +111,25 @@ def majority_is_correct(classes: Sequence[int | None], correct: Sequence[bool]) 
 
 
 def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int = 0) -> Estimate:
-    """The mean over problems with a 95 % interval, for which the problem is what is drawn.
+    """Return the mean over problems with a 95 % interval that treats problems as the random draws.
 
-    Shares of a problem's completions: the interval of Wilson (1927), which stays honest near 0 and 1. Where all are 0
-    or 1 it is the plain one; elsewhere problems count for as many observations as would give a plain share the variance
-    that is seen between them (the effective sample size; Dean & Pagano 2015, "Evaluating confidence interval methods
-    for binomial proportions in clustered surveys"), with Student's t for a variance that is estimated.
+    For shares of a problem's completions, the interval is that of Wilson (1927), which stays valid near 0 and 1. If all
+    shares are 0 or 1, it is the plain Wilson interval. Otherwise it uses the effective sample size: the number of
+    observations for which a plain share has the variance between problems (Dean & Pagano 2015, "Evaluating confidence
+    interval methods for binomial proportions in clustered surveys"). Because this variance is estimated, the interval
+    uses Student's t.
 
-    Anything else: the expanded percentile bootstrap over problems (Hesterberg 2015, "What teachers should know about
-    the bootstrap", section 5.3). Its percentiles are those of Student's t on a scale that undoes the bootstrap's bias
-    in the deviation, without which the interval is too narrow for 30 problems.
+    For other numbers, the interval is the expanded percentile bootstrap over problems (Hesterberg 2015, "What teachers
+    should know about the bootstrap", section 5.3). It takes its percentiles from Student's t, on a scale that corrects
+    the bootstrap's bias in the deviation. Without this correction the interval is too narrow for 30 problems.
 
     Args:
-        values_P: one number for each problem.
-        shares: the numbers are shares, between 0 and 1.
-        seed: of the resampling.
+        values_P: number for each problem.
+        shares: whether the numbers are shares, between 0 and 1.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: no problem, one problem that says nothing of its spread, or a number that is not finite.
+        ValueError: there is no problem, a number is not finite, or a single problem does not show a spread.
     """
     array_P = np.asarray(values_P, dtype=np.float64)
     count = len(array_P)
@@ -140,12 +144,12 @@ def mean_estimate(values_P: Sequence[float], *, shares: bool = True, seed: int =
         raise ValueError("the interval of a single problem is unknown; evaluate more problems")
     t = _student_t(0.975, count - 1)
     if shares:
-        # Problems that are all alike say nothing of their spread: each counts for one observation then.
+        # If all problems are equal, their spread is unknown. Then each problem counts as an observation.
         observations = mean * (1 - mean) / standard_error**2 if standard_error > 0 else float(count)
         low, high = wilson_interval(mean, max(float(count), observations), t)
         return Estimate(mean, low, high, standard_error, count, "wilson")
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
-    low, high = (float(one) for one in np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail)))
+    low, high = (float(bound) for bound in np.quantile(_resampled_means(array_P, seed), (tail, 1 - tail)))
     return Estimate(mean, low, high, standard_error, count, "bootstrap")
 
 
@@ -158,7 +162,7 @@ def _resampled_means(values_P: NDArray[np.float64], seed: int) -> NDArray[np.flo
 
 
 def _student_t(probability: float, freedom: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, else Abramowitz & Stegun 26.7.5, to 0.5 %."""
+    """Quantile of Student's t. Exact for 1 and 2 degrees of freedom; else Abramowitz & Stegun 26.7.5, within 0.5 %."""
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))
     if freedom == 2:
@@ -175,28 +179,28 @@ def _student_t(probability: float, freedom: int) -> float:
 def paired_p_value(differences_P: Sequence[Fraction], seed: int = 0) -> float:
     """Two-sided p-value of "the two are equally good" from each problem's difference: the sign-flip permutation test.
 
-    Were there no difference, each problem's could as well have had the other sign. The share of all sign assignments
-    whose sum is at least as far from 0 as the one observed is counted exactly; with one completion for each problem
-    this is McNemar's exact test. Only where the differences have too many distinct sums (many completions, of which
-    some are unknown), signs are drawn instead, and the observed one counts as drawn (Phipson & Smyth 2010,
-    arXiv:1603.05766).
+    If the two are equally good, each difference could have the other sign with equal probability. The p-value is the
+    share of all sign assignments whose sum is at least as far from 0 as the observed sum. This share is counted
+    exactly; with one completion for each problem the test is McNemar's exact test. If the differences have too many
+    distinct sums (many completions, some of them unknown), the test draws random signs instead. It then counts the
+    observed signs as a draw (Phipson & Smyth 2010, arXiv:1603.05766).
 
     Args:
-        differences_P: of the two shares of correct completions, one for each problem.
-        seed: of the drawing.
+        differences_P: difference of the two shares of correct completions, for each problem.
+        seed: seed of the random signs.
 
     Raises:
         ValueError: there is no problem.
     """
     if not differences_P:
         raise ValueError("a paired test needs at least one problem that both have")
-    unit = math.lcm(*(one.denominator for one in differences_P))
-    steps = [abs(int(one * unit)) for one in differences_P if one]
+    unit = math.lcm(*(difference.denominator for difference in differences_P))
+    steps = [abs(int(difference * unit)) for difference in differences_P if difference]
     observed = abs(int(sum(differences_P, Fraction()) * unit))
     if sum(steps) > _MOST_SUMS or sum(steps) * len(steps) > 100 * _MOST_SUMS:
         return _drawn_p_value(differences_P, seed)
-    # probability[s]: that the sum, shifted by `sum(steps)` so as not to be negative, is s. Each problem moves it by 0
-    # or by twice its step.
+    # probability[s] is the probability that the shifted sum is s. The shift `sum(steps)` makes all sums 0 or more.
+    # Each problem then adds either 0 or twice its step.
     probability = np.ones(1)
     for step in steps:
         grown = np.zeros(len(probability) + 2 * step)
@@ -208,13 +212,13 @@ def paired_p_value(differences_P: Sequence[Fraction], seed: int = 0) -> float:
 
 
 def _drawn_p_value(differences_P: Sequence[Fraction], seed: int) -> float:
-    sizes_P = np.abs(np.array([float(one) for one in differences_P if one]))
+    sizes_P = np.abs(np.array([float(difference) for difference in differences_P if difference]))
     observed = abs(float(sum(differences_P, Fraction())))
     generator, extreme = np.random.default_rng(seed), 0
     at_once = max(1, _DRAWS_AT_ONCE // len(sizes_P))
     for start in range(0, _RANDOM_SIGNS, at_once):
         size = min(at_once, _RANDOM_SIGNS - start)
         signs = generator.integers(0, 2, (size, len(sizes_P))) * 2 - 1
-        # Equal sums must count as equal though they are added up in another order.
+        # Summing in another order rounds differently. The tolerance keeps equal sums equal.
         extreme += int((np.abs(signs @ sizes_P) >= observed - 1e-9).sum())
     return (extreme + 1) / (_RANDOM_SIGNS + 1)

@@ -1,7 +1,7 @@
-"""The completions of one task: appended to a file as their verdicts come, so that an evaluation goes on where it was.
+"""Store the completions of a task. Each completion is appended when its verdict arrives, so an evaluation can resume.
 
-`completions.jsonl` has one object per line and is the truth; `completions.parquet`, written at the end, is the same in
-order and with the classes of answers. The columns are documented in `docs/evaluation.md`.
+`completions.jsonl` has one object per line and is the primary record. `completions.parquet` is written at the end: it
+holds the same completions in order, and adds the classes of answers. `docs/evaluation.md` documents the columns.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
     metadata={"verigrpo.evaluation": SCHEMA_VERSION},
 )
 
-# (problem, seed, sample): what a completion is known by.
+# (problem, seed, sample): the identity of a completion.
 Key = tuple[str, int, int]
 
 
@@ -54,16 +54,16 @@ class Record:
     """A completion with its verdict.
 
     Attributes:
-        problem: the problem's id.
-        digest: the problem's digest: of what was asked and what is right.
-        seed: of the evaluation, one of `--seeds`.
-        sample: its number among the completions of this problem and seed, from 0.
-        completion: its text.
-        completion_tokens: its length, the end-of-sequence token included.
-        finish_reason: `stop` where the model ended it, `length` where the limit did.
-        status: the verdict's.
-        score: the verdict's; None where it failed.
-        reason: the verdict's.
+        problem: id of the problem.
+        digest: digest of the problem's question and reference.
+        seed: seed of the evaluation, from `--seeds`.
+        sample: number of the completion within its problem and seed, from 0.
+        completion: text of the completion.
+        completion_tokens: length in tokens, with the end-of-sequence token.
+        finish_reason: `stop` if the model ended the completion, `length` if the limit ended it.
+        status: status of the verdict.
+        score: score of the verdict; None if the verdict failed.
+        reason: reason of the verdict.
     """
 
     problem: str
@@ -79,23 +79,23 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What it is known by."""
+        """Key of the completion."""
         return self.problem, self.seed, self.sample
 
     @property
     def correct(self) -> bool:
-        """True where the verdict says so."""
+        """Whether the verdict is `correct`."""
         return self.status is Status.CORRECT
 
 
 class CompletionStore(JsonLines):
-    """The completions of one task, on disk; of two with the same key the later one counts."""
+    """The completions of a task, on disk. If two have the same key, the later completion counts."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file, and take away a last line that a kill cut short.
+        """Open or create the file. Remove the last line if it is incomplete after a kill.
 
         Raises:
-            ValueError: another process is writing to it, or a line in its midst cannot be read.
+            ValueError: another process is writing to the file, or a line before the last cannot be read.
         """
         super().__init__(path, durable=False, alone=True)
         try:
@@ -106,20 +106,20 @@ class CompletionStore(JsonLines):
 
     def _read(self) -> dict[Key, Record]:
         lines = complete_lines(self.path)
-        found: dict[Key, Record] = {}
+        records: dict[Key, Record] = {}
         for number, line in enumerate(lines, start=1):
             record = _parse(line)
             if record is not None:
-                found[record.key] = record
+                records[record.key] = record
             elif number < len(lines):
                 raise ValueError(
                     f"line {number} of {self.path} is no completion; the file was changed by something else: mend "
                     "that line, or start a new --out"
                 )
             else:
-                # What a power cut left of the last line.
+                # A power cut left an incomplete last line: remove it.
                 self.keep(lambda number, _: number < len(lines))
-        return found
+        return records
 
     @property
     def records(self) -> Mapping[Key, Record]:
@@ -127,7 +127,7 @@ class CompletionStore(JsonLines):
         return self._records
 
     def add(self, record: Record) -> None:
-        """Append one; it survives the process from now on."""
+        """Append a completion. From now on it survives the end of the process."""
         self.write(json.dumps(dataclasses.asdict(record), ensure_ascii=True) + "\n")
         self._records[record.key] = record
 
@@ -140,21 +140,21 @@ def _parse(line: str) -> Record | None:
 
 
 def _record(fields: Mapping[str, Any]) -> Record:
-    own: dict[str, Any] = {field.name: fields[field.name] for field in dataclasses.fields(Record)}
-    own["status"] = Status(own["status"])
-    return Record(**own)
+    values: dict[str, Any] = {field.name: fields[field.name] for field in dataclasses.fields(Record)}
+    values["status"] = Status(values["status"])
+    return Record(**values)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A record beside what it answers: one row of the table.
+    """A record with its answer: a row of the table.
 
     Attributes:
         record: the completion and its verdict.
-        question: what was asked.
-        reference: what is right, as JSON.
-        answer: what the completion answers; None where nothing was found, or the task's answers cannot vote.
-        answer_class: answers of one problem and seed that are verified to be the same have the same number.
+        question: text of the question.
+        reference: correct answer, as JSON.
+        answer: answer in the completion; None if there is no answer, or if the task's answers cannot vote.
+        answer_class: number of the answer's class. Equal answers of a problem and seed have the same number.
     """
 
     record: Record
@@ -165,7 +165,7 @@ class Judged:
 
 
 def write_table(path: Path, rows: Sequence[Judged]) -> None:
-    """Write the table; it appears whole or not at all."""
+    """Write the table. The write is atomic."""
     table = pa.Table.from_pylist([_columns(row) for row in rows], schema=SCHEMA)
     with files.whole_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")
@@ -175,7 +175,7 @@ def read_table(path: Path) -> list[Judged]:
     """Read a table back.
 
     Raises:
-        ValueError: there is none: the evaluation has not come to its end.
+        ValueError: there is no table, because the evaluation has not finished.
     """
     if not path.is_file():
         raise ValueError(f"there is no {path}: give the folder of an evaluation of this task that has come to its end")
@@ -184,7 +184,7 @@ def read_table(path: Path) -> list[Judged]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as JSON; the file appears whole or not at all."""
+    """Write an object as JSON. The write is atomic."""
     files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -195,12 +195,12 @@ def file_digest(path: Path) -> str:
 
 
 def missing_keys(problems: Iterable[str], seeds: Sequence[int], k: int, have: Mapping[Key, Record]) -> list[Key]:
-    """The completions that are wanted and not there, each once, in order."""
+    """Return the wanted keys that `have` does not contain, in order."""
     return [key for key in wanted_keys(problems, seeds, k) if key not in have]
 
 
 def wanted_keys(problems: Iterable[str], seeds: Sequence[int], k: int) -> list[Key]:
-    """Keys of `k` completions for each problem and seed, in order."""
+    """Return the keys of `k` completions for each problem and seed, in order."""
     return [(problem, seed, sample) for problem in problems for seed in seeds for sample in range(k)]
 
 

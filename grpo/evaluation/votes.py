@@ -1,4 +1,4 @@
-"""Which completions of a problem give the same answer, as the task's own verifier sees it."""
+"""Group the completions of a problem by their answer. The task's verifier decides which answers are the same."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from rewards.verifiers.exact import Exact
 from rewards.verifiers.math import Math
 from rewards.verifiers.numeric import Numeric
 
-# (completion, reference, the row's other columns).
+# (completion, reference, other columns of the row).
 Call = tuple[str, Any, Mapping[str, Any]]
-# A future for each call's verdict.
+# Returns a future verdict for each call.
 Judge = Callable[[Sequence[Call]], Sequence[Future[Verdict]]]
 
 
 def vote(
     records: Sequence[Record], answers: Answers, judge: Judge, wait_s: float
 ) -> tuple[list[str | None], list[int | None], int]:
-    """Class the completions of one problem and seed by what they answer.
+    """Put the completions of a problem and seed into classes by their answer.
 
-    All that are correct are one class: each was verified against the same reference. Of the others, two are of the same
-    class where the verifier calls the one correct with the other's answer as reference. Completions without an answer,
-    and those whose verdict failed, do not vote.
+    All correct completions form a class, because each was verified against the same reference. Two wrong completions
+    are in the same class if the verifier accepts the first with the answer of the second as reference. A completion
+    without an answer, or with a failed verdict, does not vote.
 
     Args:
-        records: completions of one problem and seed, in order.
-        answers: how they state an answer.
-        judge: starts verdicts.
-        wait_s: longest wait for one of them.
+        records: completions of a problem and seed, in order.
+        answers: rules that find and compare the answers.
+        judge: function that starts the verdicts.
+        wait_s: longest wait for a verdict, in seconds.
 
     Returns:
-        Each completion's answer; each completion's class; how many pairs the verifier could not decide, which count as
-        different.
+        Each completion's answer; each completion's class; the number of pairs that the verifier could not decide.
+        Undecided pairs count as different.
     """
-    found = [answers.find(record.completion) for record in records]
+    answer_texts = [answers.find(record.completion) for record in records]
     wrong: dict[str, str] = {}
-    for record, answer in zip(records, found, strict=True):
+    for record, answer in zip(records, answer_texts, strict=True):
         if answer is not None and not record.correct and not record.status.failed:
             wrong.setdefault(answer, record.completion)
     texts = list(wrong)
     undecided, same = 0, set[tuple[str, str]]()
     if answers.by_verifier:
-        pairs = [(one, other) for at, one in enumerate(texts) for other in texts[at + 1 :]]
-        futures = judge([(wrong[other], one, {}) for one, other in pairs])
+        pairs = [(text, other) for at, text in enumerate(texts) for other in texts[at + 1 :]]
+        futures = judge([(wrong[other], text, {}) for text, other in pairs])
         for pair, future in zip(pairs, futures, strict=True):
             verdict = future.result(wait_s)
             undecided += verdict.status.failed
             if verdict.status is Status.CORRECT:
                 same.add(pair)
-    numbers = dict(zip(texts, equivalence_classes(texts, lambda one, other: (one, other) in same), strict=True))
-    # Class 0 is the right answer's.
+    numbers = dict(zip(texts, equivalence_classes(texts, lambda text, other: (text, other) in same), strict=True))
+    # Class 0 is the class of the correct answer.
     classes = [
         0 if record.correct else numbers[answer] + 1 if answer in numbers and not record.status.failed else None
-        for record, answer in zip(records, found, strict=True)
+        for record, answer in zip(records, answer_texts, strict=True)
     ]
-    return found, classes, undecided
+    return answer_texts, classes, undecided
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Answers:
     """How a task's completions vote.
 
     Attributes:
-        find: the answer in a completion; None where there is none.
-        by_verifier: whether two texts are the same answer is the verifier's to say; otherwise the texts are compared.
+        find: function that finds the answer in a completion; it returns None if there is no answer.
+        by_verifier: whether the verifier decides if two answers are the same. Otherwise their texts are compared.
     """
 
     find: Callable[[str], str | None]
@@ -79,7 +79,7 @@ class Answers:
 
 
 def answers_of(task: TaskConfig) -> Answers | None:
-    """How the task's completions vote; None where they cannot: programs, and verifiers of a user's own."""
+    """Return how the task's completions vote. Return None for programs and user-defined verifiers: they cannot vote."""
     use, options = task.verifier.use, dict(task.verifier.options)
     options.pop("bounds", None)
     if use == "math":

@@ -1,1 +1,1 @@
-"""What is known before a run: the check, memory, golds, isolation, profile."""
+"""Checks and estimates before a run: config, memory, gold answers, isolation, profile."""

@@ -1,4 +1,4 @@
-"""What a few measured steps say about the next thing to try. Pure: from mean metrics and settings to advice."""
+"""Compute advice for the next settings to try, from the mean metrics of a few steps. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from grpo.config import TrainConfig
 from grpo.report.step_time import TIMED_PARTS
 
-# A phase below this share of a step is not worth anybody's time.
+# A phase with a smaller share of a step gets no advice: improving it would save little time.
 WORTH_A_LOOK = 0.10
-# Where operators take less than this share of a phase, Python and waiting take the most of it.
+# If operators take less than this share of a phase, Python and waiting take most of the phase.
 BUSY = 0.5
-# A completion that is so many times as long as the mean keeps a step waiting for it alone.
+# If the longest completion has more than this many times the mean length, a step waits for it alone.
 LONG_TAIL = 4.0
-# What gives each of Python's rounds more to compute.
+# Settings that give each round of Python more to compute.
 MORE_AT_ONCE = {
     "generate": "more completions at a time: a larger rollout.group_size or prompts_per_step, or fewer replicas",
     "learn": "a larger learner.microbatch_tokens, or fewer learner.ranks",
@@ -23,13 +23,13 @@ MORE_AT_ONCE = {
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One thing to try.
+    """A change to try.
 
     Attributes:
-        phase: whose time it would save: of `TIMED_PARTS`, or `sampling` for completions that teach nothing.
-        share: of the step's time that the phase takes, or of the sampling that is for nothing.
-        seen: the evidence, with its figures.
-        try_next: what to do.
+        phase: phase that would become faster, from `TIMED_PARTS`; `sampling` for completions that teach nothing.
+        share: share of the step's time in this phase; for `sampling`, share of the groups that teach nothing.
+        seen: evidence, with its figures.
+        try_next: change to try.
     """
 
     phase: str
@@ -41,24 +41,24 @@ class Advice:
 def advice(
     settings: TrainConfig, metrics: Mapping[str, float], computing: Mapping[str, float], cores: int, on_gpu: bool
 ) -> list[Advice]:
-    """What to try, that with the largest share first.
+    """Return the changes to try, sorted by share, the largest first.
 
     Args:
-        settings: of the profiled run.
-        metrics: means over its steps, by the names of docs/metrics.md.
-        computing: of a phase's time, the share that the operators of its busiest actor take.
-        cores: processors of the machine.
+        settings: settings of the profiled run.
+        metrics: name of a metric (docs/metrics.md) -> mean over the steps.
+        computing: phase -> share of its time in operators, for the busiest actor.
+        cores: number of processors of the machine.
         on_gpu: whether learner and generators computed on GPUs.
     """
     step_s = metrics["time/step_s"]
     shares = {phase: metrics.get(f"time/{phase}_s", 0.0) / step_s for phase in TIMED_PARTS}
-    found = [
+    changes = [
         Advice(phase, share, seen, try_next)
         for phase, share in shares.items()
         if share >= WORTH_A_LOOK
         for seen, try_next in _of_phase(phase, settings, metrics, cores, on_gpu)
     ]
-    found += [
+    changes += [
         Advice(
             phase,
             share,
@@ -70,7 +70,7 @@ def advice(
     ]
     wasted = metrics.get("rollout/zero_variance_share", 0.0)
     if wasted > 0.5:
-        found.append(
+        changes.append(
             Advice(
                 "sampling",
                 wasted,
@@ -78,7 +78,7 @@ def advice(
                 "questions of another difficulty, a larger rollout.group_size, or algorithm.refill_rounds",
             )
         )
-    return sorted(found, key=lambda one: -one.share)
+    return sorted(changes, key=lambda item: -item.share)
 
 
 def _of_phase(
@@ -131,7 +131,7 @@ def _generate(
 
 
 def _verify(settings: TrainConfig, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    slowest = max(settings.verifiers, key=lambda one: metrics.get(f"verifier/{one.name}/p50_s", 0.0))
+    slowest = max(settings.verifiers, key=lambda verifier: metrics.get(f"verifier/{verifier.name}/p50_s", 0.0))
     typical, worst = (metrics.get(f"verifier/{slowest.name}/{which}_s", 0.0) for which in ("p50", "p99"))
     yield (
         f"{slowest.name!r} takes {typical:.3g} s (median) to {worst:.3g} s (p99) a completion",

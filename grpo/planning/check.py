@@ -1,4 +1,4 @@
-"""`grpo check`: the resolved config and what it would claim, worked out without claiming anything."""
+"""`grpo check`: show the resolved config and the resources it would claim, without claiming them."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ from rewards.selection import check_rows
 
 
 def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int) -> bool:
-    """Print the resolved config, the actors, the batch arithmetic, the data, the memory, and what verifiers say of it.
+    """Print the resolved config, the actors, the batch arithmetic, the data, the memory and the check of gold answers.
 
     Args:
-        settings: of either job.
-        console: where to.
-        gold_limit: gold answers that are checked at most; 0 checks none.
+        settings: settings of a training or fine-tuning job.
+        console: console to print to.
+        gold_limit: largest number of gold answers to check; 0 checks no gold answer.
 
     Returns:
-        False where gold answers were checked and some did not behave; see `grpo.planning.gold`.
+        False if gold answers were checked and some failed the check; see `grpo.planning.gold`.
 
     Raises:
-        RuntimeError: a run would not start on the gold answers.
-        ValueError: a function of the user's breaks its contract, the policy or the data cannot be read as configured,
-            data are too few or sequences too long, the
-            verifiers cannot be built, the sandbox cannot be had as demanded, what LoRA needs is not installed, or the
-            policy's heads cannot be shared out.
+        RuntimeError: a run would not start, because of its gold answers.
+        ValueError: a user's function breaks its contract, the policy or the data cannot be read as configured, there
+            are too few data, sequences are too long, the verifiers cannot be built, the machine cannot provide the
+            required sandbox, a package for LoRA is missing, or the policy's heads cannot be shared among the ranks.
     """
     require_peft(settings.learner)
     check_positions(settings)
@@ -68,13 +67,13 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     isolation = isolation_table(settings.verifiers, _table("sandbox"))
     if isolation is not None:
         console.print(isolation)
-    for found in prompts.values():
-        check_rows(specs, ((prompt.id, prompt.row) for prompt in found.prompts))
+    for prompt_set in prompts.values():
+        check_rows(specs, ((prompt.id, prompt.row) for prompt in prompt_set.prompts))
     for problem in unreachable:
         console.print(literal(f"gold answers of the {problem}", "yellow"), soft_wrap=True)
     if not prompts or not gold_limit:
         return True
-    parts = {name: gold_rows(found) for name, found in prompts.items()}
+    parts = {name: gold_rows(prompt_set) for name, prompt_set in prompts.items()}
     outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit)
     if outcome.failures and settings.verification.check_golds == "refuse":
         raise RuntimeError("\n".join(["a run would not start on these data:", *outcome.failures]))
@@ -187,19 +186,19 @@ def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:
 
 
 def lag_warning(settings: config.TrainConfig) -> str | None:
-    """What is missing in the objective to train on tokens of older policies, with the remedy."""
+    """Return a warning with a remedy if the objective cannot train on tokens of older policies; else None."""
     lag, algorithm = settings.rollout.max_policy_lag, settings.algorithm
     if not lag or algorithm.corrects_lag:
         return None
-    found = f"rollout.max_policy_lag={lag} trains on tokens of policies up to {lag} versions old, and "
+    reason = f"rollout.max_policy_lag={lag} trains on tokens of policies up to {lag} versions old, and "
     if algorithm.proximal == "recomputed":
         return (
-            f"{found}algorithm.proximal=recomputed without algorithm.importance_weight takes them for the present "
+            f"{reason}algorithm.proximal=recomputed without algorithm.importance_weight takes them for the present "
             "policy's own: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
         )
     return (
-        f"{found}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy has "
-        "moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
+        f"{reason}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy "
+        "has moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
         "algorithm.proximal=recomputed with algorithm.importance_weight=token (docs/async.md)"
     )
 
@@ -216,7 +215,7 @@ def _supervised_data(settings: config.SftConfig) -> Table:
 
 
 def _prompts(settings: config.TrainConfig) -> tuple[Table, dict[str, PromptSet], list[str]]:
-    """The prompts of training and evaluation with a table of them, and what the hub did not answer."""
+    """Return a table of the data, the prompts of training and evaluation, and the messages about an unreachable hub."""
     table = _table("data")
     tokenizer = load_tokenizer(local_or_hub(settings.policy))
     limit = settings.rollout.max_prompt_tokens
@@ -227,14 +226,16 @@ def _prompts(settings: config.TrainConfig) -> tuple[Table, dict[str, PromptSet],
         sources.append(("held-out", "evaluation.data", settings.evaluation.data))
     for name, where, source in sources:
         try:
-            found = load_prompts(source, tokenizer, max_tokens=limit, where=where)
+            prompt_set = load_prompts(source, tokenizer, max_tokens=limit, where=where)
         except HubUnreachable as failure:
             table.add_row(name, "unknown: the hub does not answer")
             unreachable.append(f"{name} data could not be checked: {failure}")
             continue
         if name == "training":
-            check_prompt_count(found, settings.rollout)
-        table.add_row(name, f"{len(found.prompts):,} prompts; {found.dropped:,} too long and left out")
-        table.add_row("", f"the first: {found.prompts[0].text[:200]!r} -> {str(found.prompts[0].reference)[:80]!r}")
-        prompts[name] = found
+            check_prompt_count(prompt_set, settings.rollout)
+        table.add_row(name, f"{len(prompt_set.prompts):,} prompts; {prompt_set.dropped:,} too long and left out")
+        table.add_row(
+            "", f"the first: {prompt_set.prompts[0].text[:200]!r} -> {str(prompt_set.prompts[0].reference)[:80]!r}"
+        )
+        prompts[name] = prompt_set
     return table, prompts, unreachable

@@ -1,4 +1,4 @@
-"""The part of `grpo check` that looks at the data's references and runs its gold answers through their verifiers."""
+"""The part of `grpo check` that checks the data's references and judges the gold answers with their verifiers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from rewards.pool import VerifierPool
 
 _SHOWN = 3
 _WIDTH = 100
-# A verifier that hangs on some references is looked at no longer than this, for each part of the data.
+# Longest check of the references, in seconds, for each part of the data. A verifier may hang on some references.
 _REFERENCES_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class GoldOutcome:
-    """What the gold answers are worth.
+    """The outcome of the check of gold answers.
 
     Attributes:
-        failures: why a run would not start on these data, each in a sentence; empty where it would.
-        sound: everything was checked and behaved.
+        failures: reasons why a run would not start on these data, each a sentence; empty if the run would start.
+        sound: whether everything was checked and passed.
     """
 
     failures: tuple[str, ...]
@@ -48,14 +48,16 @@ def check_gold_answers(
     *,
     limit: int,
 ) -> GoldOutcome:
-    """Look at every reference and judge the gold answers, each by the first verifier of its row; print what came out.
+    """Check every reference, judge the gold answers, and print the outcome.
+
+    The first verifier of a row judges the row's gold answer.
 
     Args:
-        specs: the configured verifiers.
-        parts: what the rows are for -> the rows.
-        verification: the limits of the verifiers.
-        console: where to.
-        limit: gold answers that are judged at most, drawn by chance where there are more.
+        specs: configured verifiers.
+        parts: name of a part of the data, such as training -> rows.
+        verification: limits of the verifiers.
+        console: console to print to.
+        limit: largest number of gold answers to judge. If there are more, a random sample is judged.
 
     Raises:
         ValueError: the verifiers cannot be built.
@@ -66,7 +68,7 @@ def check_gold_answers(
         for what, rows in parts.items():
             references[what] = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
             progress.advance(task)
-    unusable = {each.row.name for report in references.values() for each in report.unusable}
+    unusable = {row.row.name for report in references.values() for row in report.unusable}
     rows = [row for part in parts.values() for row in part if row.name not in unusable]
     chosen = rows
     if len(rows) > limit:
@@ -98,7 +100,7 @@ def _judge(
     verification: config.VerificationConfig,
     console: Console,
 ) -> GoldReport:
-    # A pool of its own for each verifier: where one hangs, its calls do not stand in the others' way.
+    # A verifier may hang. So each verifier has a separate pool, and its calls cannot delay the other verifiers.
     with open_pool([spec for spec in specs if spec.name == name], verification) as pool, _progress(console) as progress:
         task = progress.add_task(visible(f"checking {name}"), total=len(rows))
         return check_gold(
@@ -113,11 +115,11 @@ def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> No
     """Build every verifier as a run does, in processes that end at once.
 
     Args:
-        specs: the configured verifiers.
-        memory_mib: address space of a worker; None for no limit.
+        specs: configured verifiers.
+        memory_mib: address space of a worker, in MiB; None for no limit.
 
     Raises:
-        ValueError: some cannot be built; each is told by its name.
+        ValueError: some verifiers cannot be built. The message names each of them.
     """
     if _build_problem(specs, memory_mib) is None:
         return
@@ -133,10 +135,10 @@ def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str
     return None
 
 
-def _how_many(checked: int, of: int, limit: int) -> str:
-    if checked == of:
-        return f"all {of:,} prompts"
-    return f"{checked:,} of {of:,} prompts, drawn by chance; --gold-limit={limit} says how many"
+def _how_many(checked: int, total: int, limit: int) -> str:
+    if checked == total:
+        return f"all {total:,} prompts"
+    return f"{checked:,} of {total:,} prompts, drawn by chance; --gold-limit={limit} says how many"
 
 
 def _progress(console: Console) -> Progress:
@@ -147,7 +149,7 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Without a terminal the bar would only leave an empty line.
+        # Without a terminal the bar would only print an empty line.
         disable=not console.is_terminal,
     )
 
@@ -237,5 +239,5 @@ def _show_offenders(offenders: Sequence[Offender], count: int, line: Callable[[s
 
 def _short(value: object) -> str:
     text = as_text(value).replace("<think>Let me see.</think>\n", "")
-    # repr: what comes from data may hold control characters, which a terminal would obey.
+    # Data may hold control characters, which a terminal would execute. `repr` escapes them.
     return repr(text if len(text) <= _WIDTH else text[: _WIDTH // 2] + " ... " + text[-_WIDTH // 2 :])

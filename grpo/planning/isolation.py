@@ -1,4 +1,4 @@
-"""What a config that rewards code needs of its other settings and of the machine, known before anything is started."""
+"""Check before a run whether this machine can isolate programs as the config's code verifiers require."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 
 def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table | None:
-    """Fill `table` with what would hold programs on this machine; None where no verifier runs code.
+    """Fill `table` with the isolation of programs on this machine; return None if no verifier runs code.
 
     Raises:
-        ValueError: this machine gives less than a verifier demands; the message says what is missing and how to get it.
+        ValueError: this machine isolates less than a verifier requires. The message names the missing parts and how to
+            get them.
     """
-    found = code_verifiers(verifiers)
-    if not found:
+    running_code = code_verifiers(verifiers)
+    if not running_code:
         return None
-    name, strictest = max(found.items(), key=lambda item: item[1].level)
+    name, strictest = max(running_code.items(), key=lambda item: item[1].level)
     try:
         with Sandbox(level=strictest.level) as sandbox:
             isolation = sandbox.isolation

@@ -1,4 +1,4 @@
-"""What a job's parts will hold in memory, estimated from its config, and whether this machine has as much."""
+"""Estimate the memory of a job's parts from its config, and compare it with the memory of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from grpo.policy.sequence_parallel import check_heads
 from grpo.policy.stored import policy_config
 
 GIB = 1 << 30
-# What of a learner rank's memory `learner.offload` moves to the host, by the first word of its name below.
+# Parts of a learner rank's memory that `learner.offload` moves to the host. Each is the first word of a name in
+# `learner_bytes`.
 OFFLOADED: dict[str, tuple[str, ...]] = {
     "none": (),
     "optimizer": ("optimizer",),
@@ -33,11 +34,12 @@ class PolicyShape:
     """A policy's size.
 
     Attributes:
-        parameters: how many.
-        trained: how many have gradients and optimizer state: all, or with LoRA the adapters, which come on top.
-        cache_bytes: of the key-value cache for one token.
-        activation_bytes: kept for one token between forward and backward.
-        vocabulary: logits of one token.
+        parameters: number of parameters.
+        trained: number of parameters with gradients and optimizer state: all parameters, or with LoRA only those of the
+            adapters. `parameters` does not count the adapters.
+        cache_bytes: key-value cache of a token, in bytes.
+        activation_bytes: activations of a token that are kept between forward and backward, in bytes.
+        vocabulary: number of logits of a token.
     """
 
     parameters: int
@@ -49,11 +51,11 @@ class PolicyShape:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a machine has, in bytes.
+    """The memory of a machine, in bytes.
 
     Attributes:
-        gpu: of its first GPU; None where it has none.
-        host: of the machine, as far as nobody uses it.
+        gpu: memory of the first GPU, in bytes; None if the machine has no GPU.
+        host: free host memory, in bytes.
     """
 
     gpu: int | None
@@ -61,11 +63,11 @@ class Memory:
 
 
 def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> PolicyShape | None:
-    """Size of the policy; None where its config can be read neither locally nor from the hub.
+    """Return the size of the policy; None if its config can be read neither locally nor from the hub.
 
     Raises:
-        ValueError: a target of `learner.lora` names no linear layer of the policy, or its heads cannot be shared out as
-            `learner.sequence_parallel` asks.
+        ValueError: a target of `learner.lora` names no linear layer of the policy, or `learner.sequence_parallel` does
+            not divide the policy's heads.
     """
     shape: PreTrainedConfig | None
     if policy.new:
@@ -83,9 +85,9 @@ def shape_of(policy: config.PolicyConfig, learner: config.LearnerConfig) -> Poli
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    # Between forward and backward a layer keeps about 34 values per hidden unit (Korthikanti et al. 2022,
-    # arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep) in half
-    # precision; with checkpointing only its input stays.
+    # Between forward and backward a layer keeps about 34 bytes per hidden unit in half precision (Korthikanti et al.
+    # 2022, arXiv:2205.05198, section 4.1, without the attention matrix, which fused attention does not keep). With
+    # checkpointing it keeps only its input.
     per_layer = hidden * size if learner.gradient_checkpointing else 17 * hidden * size
     return PolicyShape(
         sum(parameter.numel() for parameter in model.parameters()),
@@ -103,13 +105,13 @@ def _bytes_of(policy: config.PolicyConfig) -> int:
 def learner_bytes(
     shape: PolicyShape, policy: config.PolicyConfig, learner: config.LearnerConfig, algorithm: AlgorithmConfig | None
 ) -> dict[str, float]:
-    """Memory of one learner rank by what it is for; ZeRO (arXiv:1910.02054, section 3) shards parts of it.
+    """Return the parts of a learner rank's memory, in bytes. ZeRO (arXiv:1910.02054, section 3) shards some parts.
 
     Args:
-        shape: of the policy.
-        policy: for its dtype.
-        learner: what is sharded over how many ranks, and how much a microbatch holds.
-        algorithm: whether there is a reference; None in supervised fine-tuning.
+        shape: size of the policy.
+        policy: settings of the policy; they give its dtype.
+        learner: settings of the learner: ranks, sharding and tokens of a microbatch.
+        algorithm: settings of the algorithm, which may need a reference policy; None in supervised fine-tuning.
     """
     size = _bytes_of(policy)
     master = 4 if policy.dtype == "bfloat16" else 0
@@ -117,9 +119,9 @@ def learner_bytes(
     gradients = 1 if learner.reduces_once(policy.dtype) else sharded[2]
     held = shape.parameters + (shape.trained if learner.lora else 0)
     tokens = learner.microbatch_tokens / learner.sequence_parallel
-    # `LogprobHead` holds so many at a time, and in the backward pass their gradient and probabilities beside them.
+    # `LogprobHead` bounds the logits in memory. In the backward pass it also holds their gradient and probabilities.
     logits = 3 * min(LOGIT_BYTES, 4 * shape.vocabulary * tokens)
-    found = {
+    parts = {
         "weights": held * size / sharded[3],
         "gradients": shape.trained * 4 / gradients,
         "optimizer (Adam, float32 weights)": shape.trained * (8 + master) / sharded[1],
@@ -127,15 +129,17 @@ def learner_bytes(
         "logits": logits,
     }
     if algorithm and algorithm.needs_reference and not learner.lora:
-        # Whole on every rank, whatever the stage.
-        found["reference policy"] = shape.parameters * size
-    return found
+        # The reference policy is never sharded: every rank holds the whole.
+        parts["reference policy"] = shape.parameters * size
+    return parts
 
 
 def _split(parts: Mapping[str, float], offload: str) -> tuple[dict[str, float], dict[str, float]]:
-    """A learner rank's memory on its device, and in the host's memory."""
+    """Return the parts in the device's memory, and the parts in the host's memory."""
     moved = {name for name in parts if name.split()[0] in OFFLOADED[offload]}
-    return {n: s for n, s in parts.items() if n not in moved}, {n: s for n, s in parts.items() if n in moved}
+    on_device = {name: size for name, size in parts.items() if name not in moved}
+    on_host = {name: size for name, size in parts.items() if name in moved}
+    return on_device, on_host
 
 
 def _learner_bytes(
@@ -146,12 +150,12 @@ def _learner_bytes(
 
 
 def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, shape: PolicyShape | None) -> Table:
-    """Fill `table`, of two columns, with what a learner rank and a generator hold.
+    """Fill `table` with the memory of a learner rank and of a generator.
 
     Args:
-        table: which is returned.
-        settings: of either job.
-        shape: of the policy; None where it is unknown.
+        table: table of two columns; it is also returned.
+        settings: settings of a training or fine-tuning job.
+        shape: size of the policy; None if it is unknown.
     """
     if shape is None:
         table.add_row("unknown", f"the policy {settings.policy.path!r} is not here yet and the hub does not answer")
@@ -179,16 +183,16 @@ def _generator_weights(settings: config.TrainConfig, shape: PolicyShape) -> floa
 
 
 def memory_here() -> Memory:
-    """What this machine has."""
+    """Return the memory of this machine."""
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     return Memory(gpu, psutil.virtual_memory().available)
 
 
 def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: PolicyShape, memory: Memory) -> str | None:
-    """Which part of the job does not fit this machine, with the remedy; None where all seems to.
+    """Return a warning with a remedy if a part of the job does not fit this machine; else None.
 
-    Where the job goes to a cluster that is up (`cluster.address`), or to GPUs that this machine has not, nothing can
-    be compared.
+    If the job uses a running cluster (`cluster.address`), or GPUs that this machine does not have, there is nothing to
+    compare, and the function returns None.
     """
     if settings.cluster.address is not None:
         return None

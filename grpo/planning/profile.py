@@ -1,4 +1,4 @@
-"""`grpo profile`: a few steps of a real run, and where their time went."""
+"""`grpo profile`: measure which parts of a training step take the time, on a few steps of a real run."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ WARM_UP = 2
 
 
 class StepProfiler:
-    """Watches learner and generators over some steps of a run, the warm-up before them left out."""
+    """Profiles learner and generators during some steps of a run, after the warm-up."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        """Nothing is watched yet.
+        """Store the arguments; profile nothing yet.
 
         Args:
-            folder: gets the traces.
-            steps: how many to watch.
+            folder: folder for the traces.
+            steps: number of steps to profile.
         """
         self._folder = folder.absolute()
         self._steps = steps
         self.profiles: list[ActorProfile] = []
 
     def after_step(self, run: TrainingRun) -> None:
-        """Start after the warm-up, stop after the last step."""
+        """Start the profilers after the warm-up. Stop them after the last step."""
         if run.step == WARM_UP:
             run.learner.start_profile()
             run.generators.start_profile()
@@ -54,13 +54,13 @@ class StepProfiler:
 
 
 def profile(settings: TrainConfig, progress: Progress, console: Console, steps: int) -> None:
-    """Train for some steps in a folder of their own and print where the time went.
+    """Train for some steps in a new folder, and print the time of each part.
 
     Args:
-        settings: of the run; its checkpoints, evaluation and trackers are left out.
+        settings: settings of the run. Its checkpoints, evaluation and trackers are turned off.
         progress: display of the steps.
-        console: gets the tables.
-        steps: to watch, after `WARM_UP` others.
+        console: console for the tables.
+        steps: number of steps to profile, after `WARM_UP` steps.
 
     Raises:
         ValueError: as `grpo.train_loop.train`.
@@ -81,19 +81,19 @@ def profile(settings: TrainConfig, progress: Progress, console: Console, steps: 
         phase_s = metrics[f"time/{phase}_s"] * steps
         computing[phase.value] = busiest.operators_s / phase_s
         console.print(operators_table(busiest, f"the busiest of {len(actors)}", phase, phase_s))
-    on_gpu = any(one.on_gpu for one in watcher.profiles)
+    on_gpu = any(profile.on_gpu for profile in watcher.profiles)
     show_advice(advice(brief, metrics, computing, os.cpu_count() or 1, on_gpu), console)
     console.print(literal(f"Traces for ui.perfetto.dev: {folder / 'traces'}"))
 
 
 def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
-    """The same run, as short as it may be, in a folder beside it."""
+    """Return settings for the same run with few steps, in a new folder beside the run's folder."""
     last = WARM_UP + steps
     folder = next(path for n in itertools.count(1) if not (path := Path(f"{settings.run.folder}_profile_{n}")).exists())
     run = settings.run.model_copy(update={"folder": str(folder), "resume": "never"})
     schedule = settings.train.model_copy(update={"steps": last, "checkpoint_every": last + 1})
     report = settings.report.model_copy(update={"trackers": ()})
-    # The profiler sees its own process: where one device is enough the engine can be in it.
+    # The profiler sees only its own process. So an engine that needs a single device runs in that process.
     engine = "in_actor" if settings.generator.devices == 1 else settings.generator.engine
     generator = settings.generator.model_copy(update={"engine": engine})
     update = {"run": run, "train": schedule, "report": report, "generator": generator, "evaluation": None}
@@ -101,7 +101,7 @@ def brief_run(settings: TrainConfig, steps: int) -> TrainConfig:
 
 
 def phases_table(metrics: Mapping[str, float], steps: int) -> Table:
-    """Seconds and share of each phase of a mean step."""
+    """Return a table of each phase's seconds and share of a mean step."""
     whole = metrics["time/step_s"]
     table = LiteralTable("phase", "s", "share", title=f"A step, mean of {steps}")
     known = {phase: metrics.get(f"time/{phase}_s", 0.0) for phase in TIMED_PARTS}
@@ -112,21 +112,25 @@ def phases_table(metrics: Mapping[str, float], steps: int) -> Table:
     return table
 
 
-def operators_table(found: ActorProfile, which: str, phase: str, phase_s: float) -> Table:
-    """The operators that took most of an actor's time, beside the time of its phase."""
-    title = f"{found.actor} ({which}): operators took {found.operators_s:.2f} of {phase_s:.2f} s of {phase}"
+def operators_table(actor_profile: ActorProfile, which: str, phase: str, phase_s: float) -> Table:
+    """Return a table of the operators that took most of an actor's time, as shares of the phase."""
+    title = (
+        f"{actor_profile.actor} ({which}): operators took {actor_profile.operators_s:.2f} of {phase_s:.2f} s of {phase}"
+    )
     table = LiteralTable("operator", "s", "share", "calls", title=title)
-    for one in found.operators:
-        table.add_row(one.name[:60], f"{one.self_s:.3f}", f"{one.self_s / phase_s:.0%}", str(one.calls))
+    for operator in actor_profile.operators:
+        table.add_row(
+            operator.name[:60], f"{operator.self_s:.3f}", f"{operator.self_s / phase_s:.0%}", str(operator.calls)
+        )
     return table
 
 
-def show_advice(found: Sequence[Advice], console: Console) -> None:
-    """Print what to try next, the most worthwhile first."""
-    if not found:
+def show_advice(changes: Sequence[Advice], console: Console) -> None:
+    """Print the changes to try, the most useful first."""
+    if not changes:
         console.print("Nothing stands out: no phase has a remedy that its figures ask for.")
         return
     table = LiteralTable("where", "seen", "try next", title="What to try next")
-    for one in found:
-        table.add_row(f"{one.phase} ({one.share:.0%})", one.seen, one.try_next)
+    for change in changes:
+        table.add_row(f"{change.phase} ({change.share:.0%})", change.seen, change.try_next)
     console.print(table)

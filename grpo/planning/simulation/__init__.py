@@ -1,1 +1,1 @@
-"""The training loop as a discrete-event model."""
+"""A discrete-event model of the training loop."""

@@ -1,4 +1,4 @@
-"""How fast a run was, in the terms of the simulator: from its metrics and its stored completions."""
+"""Fit the simulator's speeds to a run's metrics and stored completions."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from grpo.report import run_files
 from grpo.report.metrics_log import read_history
 from grpo.report.rollout_store import read_groups, stored_steps
 
-# The first step compiles, and fills caches.
+# The fit ignores the first step, which compiles and fills caches.
 FIRST_STEP = 2
-# Of the fit; it stands still after two or three.
+# Rounds of the fit. It converges after two or three rounds.
 ROUNDS = 4
 
 
 def speeds_of(run: Path) -> Speeds:
-    """Speeds that explain a run's seconds best, by least squares without negative speeds.
+    """Return the speeds that explain a run's times best, by least squares without negative speeds.
 
-    Decoding is fitted to `time/generate_s` of the stored steps: of each, the simulator tells how many engine steps it
-    took and how many sequences ran in them. Learning is fitted to `time/learn_s` against completion tokens; a push is
-    the median `time/sync_s`. Prefill is not told apart, and is in the seconds of decoding.
+    Decoding is fitted to `time/generate_s` of the stored steps: for each step, the simulator computes the number of
+    engine steps and the number of sequences in them. Learning is fitted to `time/learn_s` against completion tokens.
+    The time of a push is the median of `time/sync_s`. The fit cannot separate prefill: decoding includes it.
 
     Raises:
         ValueError: the folder holds no run, the run overlapped sampling with learning, or it is too short.
     """
     if not (run / run_files.CONFIG).is_file():
         raise ValueError(f"{run} has no {run_files.CONFIG}; give the folder of a run, its run.folder")
-    # Only what is needed, or a run of an earlier release, whose other settings had other names, would be refused.
+    # Read without validation: a run of an earlier release may have settings with other names.
     settings = read(run / run_files.CONFIG)
     metrics = {line.step: line.metrics for line in read_history(run).lines if line.step >= FIRST_STEP}
     timed = [step for step in stored_steps(run) if "time/generate_s" in metrics.get(step, {})]
@@ -65,22 +65,22 @@ def _decoding(
 
     def predicted(base_s: float, sequence_s: float) -> list[float]:
         speeds = Speeds(base_s, sequence_s)
-        return [simulate(RolloutSchedule(len(one)), deployment, speeds, one, 1)[0].ready_s for one in lengths]
+        return [simulate(RolloutSchedule(len(step)), deployment, speeds, step, 1)[0].ready_s for step in lengths]
 
     engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
-    found = fit(engine_steps, sequences, seconds)
+    fitted = fit(engine_steps, sequences, seconds)
     for _ in range(ROUNDS):
-        # Which replica is the last depends on the speeds, and only for a given one are the seconds linear in them.
-        a_bit = 1e-6 * max(found)
-        here = np.array(predicted(*found))
-        engine_steps = (np.array(predicted(found[0] + a_bit, found[1])) - here) / a_bit
-        sequences = (np.array(predicted(found[0], found[1] + a_bit)) - here) / a_bit
-        found = fit(engine_steps, sequences, seconds)
-    return found
+        # The last replica depends on the speeds. While it stays the same, the seconds are linear in the speeds.
+        a_bit = 1e-6 * max(fitted)
+        here = np.array(predicted(*fitted))
+        engine_steps = (np.array(predicted(fitted[0] + a_bit, fitted[1])) - here) / a_bit
+        sequences = (np.array(predicted(fitted[0], fitted[1] + a_bit)) - here) / a_bit
+        fitted = fit(engine_steps, sequences, seconds)
+    return fitted
 
 
 def _lengths(run: Path, step: int) -> Integers:
-    """Tokens of a step's completions, [groups, completions of a group]."""
+    """Return the tokens of a step's completions, [groups, completions of a group]."""
     groups = read_groups(run, step)
     if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
         raise ValueError(
@@ -92,15 +92,15 @@ def _lengths(run: Path, step: int) -> Integers:
 
 
 def fit(first: ArrayLike, second: ArrayLike, seconds: ArrayLike) -> tuple[float, float]:
-    """The (a, b), none negative, for which `a * first + b * second` is nearest to `seconds`, by least squares."""
+    """Return (a, b), both 0 or more, for which `a * first + b * second` is nearest to `seconds`, by least squares."""
     design, wanted = np.array([first, second]).T, np.array(seconds)
-    # The best without bounds where it is inside them, otherwise the better of the two edges.
+    # If the solution without bounds satisfies the bounds, it is the best. Otherwise the better of the two edges is.
     candidates = [np.linalg.lstsq(design, wanted, rcond=None)[0]]
     for column in (0, 1):
         square = float(design[:, column] @ design[:, column])
         edge = np.zeros(2)
         edge[column] = max(0.0, float(design[:, column] @ wanted)) / square if square else 0.0
         candidates.append(edge)
-    inside = [one for one in candidates if (one >= 0).all()]
-    best = min(inside, key=lambda one: float(np.square(design @ one - wanted).sum()))
+    inside = [candidate for candidate in candidates if (candidate >= 0).all()]
+    best = min(inside, key=lambda candidate: float(np.square(design @ candidate - wanted).sum()))
     return float(best[0]), float(best[1])

@@ -1,4 +1,4 @@
-"""`grpo simulate`: from what is asked on the command line to a table or JSON."""
+"""`grpo simulate`: run the simulations of the command line, and print a table or JSON."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class SimulationRequest:
     """What to simulate.
 
     Attributes:
-        settings: the run's.
-        run: folder of a run whose lengths, and speeds where none are given, are taken.
+        settings: settings of the run.
+        run: folder of a run. It gives the lengths and the speeds that are not given otherwise.
         lengths: description of a distribution, in place of the run's lengths.
-        speeds: by their names in `Speeds`; they go before the run's.
-        prompt_tokens: length of a prompt; None for the longest that the config lets through.
-        steps: to measure.
-        seed: of the lengths.
-        scale_batch: prompts in a step grow with the number of GPUs.
+        speeds: name in `Speeds` -> speed. These speeds replace those of the run.
+        prompt_tokens: length of a prompt, in tokens; None for the longest prompt that the config allows.
+        steps: number of steps to measure.
+        seed: seed of the lengths.
+        scale_batch: whether the prompts in a step grow with the number of GPUs.
     """
 
     settings: TrainConfig
@@ -46,10 +46,10 @@ class SimulationRequest:
     scale_batch: bool
 
     def sweep(self) -> Sweep:
-        """With lengths and speeds from where they were asked for.
+        """Return the sweep, with lengths and speeds from the run or from the options.
 
         Raises:
-            ValueError: neither a run nor a distribution is given, or one is not usable.
+            ValueError: neither a run nor a distribution is given, or the given source is not usable.
         """
         rollout = self.settings.rollout
         prompt_tokens = rollout.max_prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
@@ -74,16 +74,16 @@ class SimulationRequest:
 def show(
     request: SimulationRequest, gpus: str, lags: str, shares: str, console: Console, *, all_splits: bool, as_json: bool
 ) -> None:
-    """Simulate all that is asked for, and print it.
+    """Simulate the request, and print the outcome.
 
     Args:
-        request: what to simulate.
-        gpus: numbers with commas between.
-        lags: the same.
-        shares: the same.
-        console: where to.
-        all_splits: show every split of the GPUs, not only the fastest.
-        as_json: print JSON, of every split.
+        request: simulations to run.
+        gpus: numbers of GPUs, separated by commas.
+        lags: policy lags, separated by commas.
+        shares: shares of the GPUs that generate, separated by commas.
+        console: console to print to.
+        all_splits: whether to show every split of the GPUs, not only the fastest.
+        as_json: whether to print JSON. It contains every split.
 
     Raises:
         ValueError: a list or a number in it is not usable.
@@ -93,7 +93,7 @@ def show(
         numbers(gpus, int, "--gpus"), numbers(lags, int, "--lag"), numbers(shares, float, "--generator-share")
     )
     if as_json:
-        # Not through rich, which would wrap it.
+        # Write directly, because rich would wrap the lines.
         console.file.write(json.dumps(record_of(sweep, rows), indent=2) + "\n")
         return
     console.print(table_of(rows if all_splits else best_splits(rows), rows))
@@ -102,18 +102,18 @@ def show(
 
 
 def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]:
-    """The numbers of a list such as `8,64`, each once, rising.
+    """Return the different numbers of a list such as `8,64`, sorted.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: `text` is not a list of numbers of 0 or more.
     """
     try:
-        found = sorted({kind(one) for one in text.split(",")})
+        values = sorted({kind(item) for item in text.split(",")})
     except ValueError:
         raise ValueError(f"{name} is {text!r}; expected numbers with commas between, for example 8,64") from None
-    if found[0] < 0:
-        raise ValueError(f"{name} holds {found[0]}; expected numbers of 0 or more")
-    return found
+    if values[0] < 0:
+        raise ValueError(f"{name} holds {values[0]}; expected numbers of 0 or more")
+    return values
 
 
 def _assumptions(request: SimulationRequest, sweep: Sweep) -> list[str]:

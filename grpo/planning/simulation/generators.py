@@ -1,9 +1,9 @@
-"""The generators of a simulated run, and what a run is simulated of: speeds, deployment, schedule.
+"""The generators of a simulated run, and the inputs of a simulation: speeds, deployment, schedule.
 
-Nothing is submitted between two weight pushes. So a replica's future is known at each push, and it is worked out for
-all its sequences at once: a replica decodes one token of every running sequence per engine step, so that on a clock
-that counts engine steps each sequence ends its length after its start, whatever the speed; how long the engine steps
-took follows from how many sequences ran in each.
+Nothing is submitted between two weight pushes. So each push determines a replica's work until the next push, and the
+model computes it for all sequences at once. In an engine step, a replica decodes a token of every running sequence. So
+on a clock of engine steps, a sequence ends `length` steps after its start, whatever the speed. The duration of an
+engine step follows from the number of sequences that run in it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What takes how long.
+    """The durations of the simulated work.
 
     Attributes:
-        decode_base_s: seconds of an engine step, however few sequences run in it.
-        decode_sequence_s: seconds that each running sequence adds to it.
-        prefill_token_s: seconds for one token of a new prompt, and for one token whose key-value cache is recomputed
-            after a weight push; a replica decodes nothing meanwhile.
-        learn_base_s: seconds of a training step, however few tokens it has.
-        learn_token_s: GPU-seconds that each token adds to it; the learner's GPUs share them evenly.
-        push_s: seconds of a weight push, in which nobody samples or learns.
+        decode_base_s: fixed seconds of an engine step, for any number of sequences.
+        decode_sequence_s: seconds that each running sequence adds to an engine step.
+        prefill_token_s: seconds for a token of a new prompt, and for a token whose key-value cache is recomputed after
+            a weight push. The replica decodes nothing during prefill.
+        learn_base_s: fixed seconds of a training step, for any number of tokens.
+        learn_token_s: GPU-seconds that each token adds to a training step. The learner's GPUs share them evenly.
+        push_s: seconds of a weight push. During a push, no replica samples and the learner waits.
     """
 
     decode_base_s: float
@@ -52,12 +52,12 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What the work runs on.
+    """The hardware of a simulated run.
 
     Attributes:
-        replicas: generators.
-        max_sequences: that one of them samples at a time (`generator.max_sequences`).
-        learner_gpus: over which a training step is spread.
+        replicas: number of generators.
+        max_sequences: number of sequences that a replica samples at a time (`generator.max_sequences`).
+        learner_gpus: number of GPUs that share a training step.
     """
 
     replicas: int
@@ -72,14 +72,14 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSchedule:
-    """What is asked for, by the names of the config's section `rollout`.
+    """The schedule of the rollouts. Its names are those of the config's section `rollout`.
 
     Attributes:
-        prompts_per_step: P, groups in a training step.
-        max_policy_lag: k, by how many versions the newest policy may be ahead of one that sampled a token.
-        partial: what a weight push does to groups in flight: `continue` goes on under the new weights, `restart` drops
-            their tokens; either way they stay due when they were.
-        prompt_tokens: length of a prompt.
+        prompts_per_step: number P of groups in a training step.
+        max_policy_lag: largest number k of versions between the policy that sampled a token and the newest policy.
+        partial: effect of a weight push on groups in flight. `continue` keeps their tokens and samples the rest with
+            the new weights; `restart` drops their tokens. Neither changes the step at which the groups are due.
+        prompt_tokens: length of a prompt, in tokens.
     """
 
     prompts_per_step: int
@@ -97,28 +97,28 @@ class RolloutSchedule:
 
 
 class SimulatedGenerators:
-    """All replicas, taken from one weight push to the next.
+    """All replicas. The simulation advances them from each weight push to the next.
 
-    Sequences that are not finished are rows of parallel arrays, in the order in which their replica gives them a slot.
+    The unfinished sequences are rows of parallel arrays. Their order is the order in which a replica gives them a slot.
     """
 
     def __init__(self, schedule: RolloutSchedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers) -> None:
         self._schedule, self._deployment, self._speeds, self._lengths_NG = schedule, deployment, speeds, lengths_NG
         groups = len(lengths_NG)
         self.births = np.zeros(groups, dtype=np.int64)
-        # The version that sampled a group's first token; -1 for none, as far as the last push knows.
+        # The version that sampled a group's first token; -1 if no token was sampled before the last push.
         self.started = np.full(groups, -1)
         self.finished_s = np.full(groups, np.inf)
         self._replica_of = np.zeros(groups, dtype=np.int64)
         self._group: Integers = np.empty(0, dtype=np.int64)
         self._length: Floats = np.empty(0)
-        self._left: Floats = np.empty(0)
+        self._remaining: Floats = np.empty(0)
         self._runs: Flags = np.empty(0, dtype=np.bool_)
-        # When each replica decodes again, after what it has to prefill.
+        # The time at which each replica has finished its prefill and decodes again.
         self._resumes_s = np.zeros(deployment.replicas)
 
     def submit(self, groups: Integers, version: int, now_s: float) -> None:
-        """Deal groups out, each to the replica with the fewest unfinished ones, and foresee when all will be done."""
+        """Give each group to the replica with the fewest unfinished groups, and compute when all groups will finish."""
         self.births[groups] = version
         loads = self._per_replica(np.unique(self._group))
         heap = [(int(load), replica) for replica, load in enumerate(loads)]
@@ -134,13 +134,13 @@ class SimulatedGenerators:
         self._foresee()
 
     def advance(self, began_s: float, held_s: float, ended_s: float, version: int) -> tuple[float, float, float]:
-        """Work from `began_s` until a push holds the replicas at `held_s`; they go on at `ended_s`, as `version`.
+        """Simulate from `began_s` until a push stops the replicas at `held_s`. They resume at `ended_s` as `version`.
 
         Returns:
             Tokens sampled, seconds in which a replica had something to do, and seconds in which a sequence ran.
         """
         of, over, speeds = self._replica_of[self._group], self._ends_s <= held_s, self._speeds
-        # Where each replica's engine has got to: the last end of a sequence, and from there at the present speed.
+        # The engine steps that each replica has reached: up to the last end of a sequence, then at the present speed.
         last_s, reached = self._resumes_s.copy(), np.zeros(self._deployment.replicas)
         np.maximum.at(last_s, of[over], self._ends_s[over])
         np.maximum.at(reached, of[over], self._ends[over])
@@ -150,38 +150,38 @@ class SimulatedGenerators:
         reached += since_s / (speeds.decode_base_s + speeds.decode_sequence_s * np.maximum(running, 1))
 
         runs = ~over & (self._starts <= reached[of])
-        left = np.where(runs, np.minimum(self._left, self._ends - reached[of]), self._left)
-        left[over] = 0.0
-        sampled = float((self._left - left).sum())
+        remaining = np.where(runs, np.minimum(self._remaining, self._ends - reached[of]), self._remaining)
+        remaining[over] = 0.0
+        sampled = float((self._remaining - remaining).sum())
         until_s = np.where(count > 0, held_s, np.where(self._count > 0, last_s, began_s))
         slot_s = float(self._slot_s[over].sum() + (since_s * running).sum())
 
-        again = self._prefill_s(runs, left)
+        again = self._prefill_s(runs, remaining)
         unfinished = np.unique(self._group[~over])
-        begun = np.unique(self._group[self._length - left >= 1])
+        begun = np.unique(self._group[self._length - remaining >= 1])
         self.started[begun[self.started[begun] < 0]] = version - 1
-        self._keep(~over, left, runs)
+        self._keep(~over, remaining, runs)
         if self._schedule.partial == "restart":
-            self._keep(np.zeros(len(self._group), dtype=np.bool_), self._left, self._runs)
+            self._keep(np.zeros(len(self._group), dtype=np.bool_), self._remaining, self._runs)
             self.started[unfinished] = -1
             self._append(unfinished)
         self._resumes_s = ended_s + np.maximum(0.0, self._resumes_s - held_s) + again
         return sampled, float((until_s - began_s).sum()), slot_s
 
-    def _prefill_s(self, runs: Flags, left: Floats) -> Floats:
-        """Seconds in which each replica computes the key-value cache of what runs again, under new weights."""
+    def _prefill_s(self, runs: Flags, remaining: Floats) -> Floats:
+        """Return the seconds in which each replica recomputes the key-value cache of running sequences after a push."""
         tokens: Floats = self._per_replica(np.unique(self._group[runs])) * np.float64(self._schedule.prompt_tokens)
         if self._schedule.partial == "continue":
-            sampled = np.where(runs, self._length - left, 0.0)
+            sampled = np.where(runs, self._length - remaining, 0.0)
             tokens += np.bincount(self._replica_of[self._group], weights=sampled, minlength=len(tokens))
         return tokens * self._speeds.prefill_token_s
 
     def _foresee(self) -> None:
-        """Work out when every sequence gets a slot and ends if nothing more is submitted."""
+        """Compute when every sequence gets a slot and ends, if no more groups are submitted."""
         slots, speeds = self._deployment.max_sequences, self._speeds
         of = self._replica_of[self._group]
         self._count = np.bincount(of, minlength=self._deployment.replicas)
-        self._starts, self._ends = _engine_steps(of, self._left, self._runs, self._count, slots)
+        self._starts, self._ends = _engine_steps(of, self._remaining, self._runs, self._count, slots)
         order = np.lexsort((self._ends, of))
         replica, end = of[order], self._ends[order]
         first = np.cumsum(self._count) - self._count
@@ -202,34 +202,36 @@ class SimulatedGenerators:
         lengths = self._lengths_NG[groups].astype(np.float64)
         self._group = np.concatenate([self._group, np.repeat(groups, lengths.shape[1])])
         self._length = np.concatenate([self._length, lengths.ravel()])
-        self._left = np.concatenate([self._left, lengths.ravel()])
+        self._remaining = np.concatenate([self._remaining, lengths.ravel()])
         self._runs = np.concatenate([self._runs, np.zeros(lengths.size, dtype=np.bool_)])
 
-    def _keep(self, kept: Flags, left: Floats, runs: Flags) -> None:
+    def _keep(self, kept: Flags, remaining: Floats, runs: Flags) -> None:
         self._group, self._length = self._group[kept], self._length[kept]
-        self._left, self._runs = left[kept], runs[kept]
+        self._remaining, self._runs = remaining[kept], runs[kept]
 
     def _per_replica(self, groups: Integers) -> Integers:
         return np.bincount(self._replica_of[groups], minlength=self._deployment.replicas)
 
 
-def _engine_steps(of: Integers, left: Floats, runs: Flags, count: Integers, slots: int) -> tuple[Floats, Floats]:
-    """After how many of its replica's engine steps each sequence gets a slot, and ends.
+def _engine_steps(
+    replica_of: Integers, remaining: Floats, runs: Flags, count: Integers, slots: int
+) -> tuple[Floats, Floats]:
+    """Return, for each sequence, the engine step at which it gets a slot and the engine step at which it ends.
 
-    Sequences that run keep their slots; the others get one each in their order as slots fall free.
+    Running sequences keep their slots. Waiting sequences get free slots in their order.
     """
-    starts, ends = np.zeros(len(left)), left.copy()
+    starts, ends = np.zeros(len(remaining)), remaining.copy()
     crowded = np.flatnonzero(count > slots)
     if not len(crowded):
         return starts, ends
-    order = np.lexsort((~runs, of))
+    order = np.lexsort((~runs, replica_of))
     stops = np.cumsum(count)
     for replica in crowded:
         mine = order[stops[replica] - count[replica] : stops[replica]]
-        heap = left[mine[:slots]].tolist()
+        heap = remaining[mine[:slots]].tolist()
         heapq.heapify(heap)
         began, ended = [], []
-        for steps in left[mine[slots:]].tolist():
+        for steps in remaining[mine[slots:]].tolist():
             began.append(heap[0])
             ended.append(heap[0] + steps)
             heapq.heapreplace(heap, ended[-1])

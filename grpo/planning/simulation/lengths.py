@@ -1,4 +1,4 @@
-"""How long completions are: as recorded by a run, or from a distribution with a name."""
+"""The lengths of completions: recorded by a run, or drawn from a named distribution."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ SYNTAX = (
 
 
 class Lengths(Protocol):
-    """Where the lengths of completions come from."""
+    """A source of the lengths of completions."""
 
     def draw(self, random: np.random.Generator, groups: int, size: int) -> Integers:
-        """Tokens of each completion, [groups, size], all at least 1."""
+        """Return the tokens of each completion, [groups, size], all at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The groups that a run stored, drawn with replacement, whole: completions of one prompt are of a kind.
+    """Draws from the stored groups of a run, with replacement.
 
-    A group of another size than the one asked for gives completions drawn with replacement.
+    It draws whole groups, because completions of the same prompt have similar lengths. If a stored group has another
+    size than the wanted size, its completions are drawn with replacement.
 
     Attributes:
         groups: tokens of the completions of each stored group.
@@ -45,8 +46,10 @@ class Recorded:
 
     def draw(self, random: np.random.Generator, groups: int, size: int) -> Integers:
         """See `Lengths`."""
-        drawn = [np.array(self.groups[one]) for one in random.integers(len(self.groups), size=groups)]
-        return np.array([one if len(one) == size else random.choice(one, size) for one in drawn], dtype=np.int64)
+        drawn = [np.array(self.groups[index]) for index in random.integers(len(self.groups), size=groups)]
+        return np.array(
+            [group if len(group) == size else random.choice(group, size) for group in drawn], dtype=np.int64
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,9 @@ class Modelled:
     """Independent draws from a mixture of distributions, rounded up to whole tokens and cut at a limit.
 
     Attributes:
-        shares: of each part of the mixture.
-        parts: each draws so many lengths, not rounded.
-        limit: the longest completion, tokens.
+        shares: share of each part of the mixture.
+        parts: functions that draw a given number of lengths, not rounded.
+        limit: length of the longest completion, in tokens.
     """
 
     shares: tuple[float, ...]
@@ -69,15 +72,15 @@ class Modelled:
         lengths = np.empty(groups * size)
         for number, part in enumerate(self.parts):
             lengths[which == number] = part(random, int((which == number).sum()))
-        # Cut before rounding: a Pareto draw may be beyond what an integer holds.
+        # A Pareto draw may be too large for an integer. So cut before rounding.
         return np.ceil(np.clip(lengths, 1, self.limit)).astype(np.int64).reshape(groups, size)
 
 
 def recorded(run: Path) -> Recorded:
-    """The lengths that a run stored, of all its stored steps.
+    """Return the lengths of all stored steps of a run.
 
     Raises:
-        ValueError: it has stored none.
+        ValueError: the run has stored no rollouts.
     """
     groups = [group for step in stored_steps(run) for group in read_groups(run, step)]
     if not groups:
@@ -89,11 +92,11 @@ def recorded(run: Path) -> Recorded:
 
 
 def modelled(text: str, limit: int) -> Modelled:
-    """A distribution from its description.
+    """Return a distribution from its description.
 
     Args:
-        text: for example `lognormal:median=600,sigma=0.8`; see `SYNTAX`.
-        limit: the longest completion, tokens: what is longer is cut, as a generator does.
+        text: description, for example `lognormal:median=600,sigma=0.8`; see `SYNTAX`.
+        limit: length of the longest completion, in tokens. Longer draws are cut, as a generator does.
 
     Raises:
         ValueError: the description is not understood, or a parameter is out of range.
@@ -111,8 +114,8 @@ def modelled(text: str, limit: int) -> Modelled:
 def _part(text: str) -> Callable[[np.random.Generator, int], Floats]:
     name, _, rest = text.partition(":")
     given = {}
-    for one in rest.split(",") if rest else []:
-        key, _, value = one.partition("=")
+    for assignment in rest.split(",") if rest else []:
+        key, _, value = assignment.partition("=")
         given[key] = _number(f"{key or 'a parameter'} of {text!r}", value)
     match name, sorted(given):
         case "constant", ["tokens"]:

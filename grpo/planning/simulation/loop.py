@@ -1,13 +1,13 @@
-"""How long a training step takes when generators and learner overlap: a discrete-event model of the loop.
+"""A discrete-event model of the training loop: the duration of a step when generators and learner overlap.
 
-Pure arithmetic on lengths and speeds; docs/simulator.md tells the model and what it leaves out. The rules of admission,
-birth and due date are those of the training loop:
+The model is pure arithmetic on lengths and speeds. docs/simulator.md describes it and its limits. The rules of
+admission, birth and due date are those of the training loop:
 
-- while the policy is at version v, (v + 1 + k) * P groups have been submitted, k being `rollout.max_policy_lag`;
-- a group's birth is the version at its submission and, once it is finished, that of its first token, which is later
-  where it had to wait for a slot; it is due at step birth + k;
-- of the D groups that are due by step n + m, step n waits for D - m * P, for every m, and takes those that finished
-  first.
+- While the policy is at version v, (v + 1 + k) * P groups have been submitted; k is `rollout.max_policy_lag`.
+- An unfinished group's birth is the version at its submission. A finished group's birth is the version of its first
+  token, which is later if the group waited for a slot. The group is due at step birth + k.
+- If D groups are due by step n + m, step n waits for D - m * P of them. This holds for every m. The step takes the
+  groups that finished first.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Step:
     """Training step n, on a clock of seconds that starts when version 0 has arrived at the generators.
 
     Attributes:
-        began_s: version n had arrived.
-        ready_s: the last group that the step waited for was finished.
-        learned_s: the optimizer had made version n + 1.
-        ended_s: that version had arrived: the next step begins.
-        groups: the groups learned from, by the order of their submission from 0, rising.
-        births: the versions that sampled their first tokens.
-        tokens: learned from, each group's prompt counted once.
+        began_s: time at which version n had arrived.
+        ready_s: time at which the last needed group was finished.
+        learned_s: time at which the optimizer had made version n + 1.
+        ended_s: time at which version n + 1 had arrived, and the next step begins.
+        groups: numbers of the groups learned from, sorted. Groups are numbered from 0 in the order of submission.
+        births: versions that sampled the first tokens of these groups.
+        tokens: number of tokens learned from. Each group's prompt counts once.
         sampled_tokens: completion tokens that all replicas sampled from `began_s` to `ended_s`.
-        busy_s: seconds in which a replica had something to do in that time, summed over replicas.
+        busy_s: seconds in which a replica had work in that time, summed over replicas.
         slot_s: seconds for which a sequence ran in that time, summed over sequences.
     """
 
@@ -53,25 +53,25 @@ class Step:
 
 
 def groups_needed(schedule: RolloutSchedule, steps: int) -> int:
-    """How many groups `simulate` submits in so many steps."""
+    """Return the number of groups that `simulate` submits in `steps` steps."""
     return (steps + schedule.max_policy_lag) * schedule.prompts_per_step
 
 
 def simulate(
     schedule: RolloutSchedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers, steps: int
 ) -> tuple[Step, ...]:
-    """The first steps of a run.
+    """Simulate the first steps of a run.
 
     Args:
-        schedule: what is asked for.
-        deployment: what it runs on.
-        speeds: how fast.
+        schedule: schedule of the rollouts.
+        deployment: hardware of the run.
+        speeds: durations of the work.
         lengths_NG: tokens of each completion, [groups in the order of their submission, completions of a group]; at
             least `groups_needed` rows. Give the same lengths to compare lags.
-        steps: how many.
+        steps: number of steps.
 
     Raises:
-        ValueError: there are too few lengths, or one is below 1.
+        ValueError: there are too few lengths, or a length is below 1.
     """
     needed = groups_needed(schedule, steps)
     if steps < 1 or len(lengths_NG) < needed:
@@ -104,7 +104,7 @@ def simulate(
 def _choose(
     waiting: Integers, generators: SimulatedGenerators, schedule: RolloutSchedule, version: int, now_s: float
 ) -> tuple[float, Integers, Integers]:
-    """When a step is ready, the groups that it learns from, rising, and their births."""
+    """Return the time at which a step is ready, the groups that it learns from, sorted, and their births."""
     wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag
     finished_s = generators.finished_s[waiting]
     first_token = np.where(generators.started[waiting] < 0, version, generators.started[waiting])
@@ -124,9 +124,9 @@ def _choose(
         assert chosen.sum() == wanted, "all of the (1 + k) * P open groups are due by step n + k"
         return waiting[chosen], births[chosen]
 
-    # What could be taken at one time can be taken at any later one.
+    # If a choice is possible at some time, it is possible at every later time.
     times_s = np.maximum(np.sort(finished_s)[wanted - 1 :], now_s)
     first = bisect.bisect_left(range(len(times_s)), True, key=lambda at: choice(times_s[at]) is not None)
-    found = choice(times_s[first])
-    assert found is not None
-    return float(times_s[first]), *found
+    chosen_groups = choice(times_s[first])
+    assert chosen_groups is not None
+    return float(times_s[first]), *chosen_groups

@@ -1,4 +1,4 @@
-"""`grpo simulate`: many simulated runs, over sizes of the cluster, policy lags and splits, as one table."""
+"""`grpo simulate`: simulate runs for many cluster sizes, policy lags and splits, and show them in a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpo.planning.simulation.lengths import Lengths
 from grpo.planning.simulation.loop import Deployment, Speeds, Step, groups_needed, simulate
 from grpo.terminal import LiteralTable
 
-# About a policy of 4 billion parameters in bfloat16 on GPUs of 80 GB: estimates from arithmetic and bandwidth.
+# Estimates from arithmetic and bandwidth, for a policy of 4 billion parameters in bfloat16 on GPUs of 80 GB.
 ASSUMED = Speeds(
     decode_base_s=8e-3,
     decode_sequence_s=5e-5,
@@ -30,19 +30,20 @@ ASSUMED = Speeds(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One simulated run, after its warm-up.
+    """A simulated run, without its warm-up.
 
     Attributes:
-        gpus: in all.
-        lag: `rollout.max_policy_lag`.
-        shared: every GPU has a learner rank and a generator, which take turns; else they have GPUs of their own.
-        replicas: generators.
-        generator_gpus: that they use.
-        learner_gpus: that the learner uses.
-        prompts_per_step: groups in a training step.
+        gpus: number of GPUs in total.
+        lag: policy lag, `rollout.max_policy_lag`.
+        shared: whether every GPU has a learner rank and a generator, which take turns. Otherwise learner and generators
+            use different GPUs.
+        replicas: number of generators.
+        generator_gpus: number of GPUs that the generators use.
+        learner_gpus: number of GPUs that the learner uses.
+        prompts_per_step: number of groups in a training step.
         step_s: mean seconds of a step.
-        completions_per_s: learned from.
-        generator_idle: share of time in which a replica had nothing to do, or was held by a push.
+        completions_per_s: number of completions learned from, per second.
+        generator_idle: share of time in which a replica had no work, or waited for a push.
         slots_used: mean share of the sequences that a replica may sample at a time.
         learner_idle: share of time in which the learner waited for groups: neither training nor pushing.
         gpu_idle: share of all GPUs' time in which they neither sampled nor trained nor pushed.
@@ -67,16 +68,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What `grpo simulate` varies, and what it holds fixed.
+    """The settings that are the same in all runs of `grpo simulate`.
 
     Attributes:
-        settings: of the run; its batch, limits and generators.
-        lengths: of completions.
-        speeds: of generators and learner.
-        prompt_tokens: length of a prompt.
-        steps: that are measured in each simulated run; three times the versions in flight come before as warm-up.
-        seed: of the lengths, which are the same for all rows.
-        scale_batch: prompts in a step grow with the number of GPUs, from as many as the config has for its own.
+        settings: settings of the run; the batch, the limits and the generators are used.
+        lengths: source of the completions' lengths.
+        speeds: speeds of generators and learner.
+        prompt_tokens: length of a prompt, in tokens.
+        steps: number of measured steps in each run. The warm-up before has three times as many steps as there are
+            versions in flight.
+        seed: seed of the lengths, which are the same for all rows.
+        scale_batch: whether the prompts in a step grow with the number of GPUs, in proportion to the config's GPUs.
     """
 
     settings: TrainConfig
@@ -88,7 +90,7 @@ class Sweep:
     scale_batch: bool = False
 
     def rows(self, gpus: Iterable[int], lags: Sequence[int], shares: Sequence[float]) -> list[Row]:
-        """A row for each size, lag and split, and for each size one on-policy row with shared GPUs.
+        """Return a row for each size, lag and split, and an on-policy row with shared GPUs for each size.
 
         Raises:
             ValueError: a number is out of range.
@@ -98,19 +100,19 @@ class Sweep:
                 raise ValueError(f"a generator share is {share}; it is a part of the GPUs, between 0 and 1")
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps are to be measured; at least 1 is needed")
-        found = []
+        simulated = []
         for size in gpus:
             wanted = self._prompts(size)
-            # The same lengths for every lag and split: what differs between two rows is not luck.
+            # Every lag and split gets the same lengths. So chance does not cause a difference between rows.
             most = groups_needed(self._schedule(wanted, max(lags)), self.steps + _warm_up(max(lags)))
             group_size = self.settings.rollout.group_size
             lengths = self.lengths.draw(np.random.default_rng(self.seed), most, group_size)
             splits = dict.fromkeys(self._split(size, share) for share in shares)
             for lag, (replicas, used) in itertools.product(lags, splits):
-                found.append(self._row(size, lag, wanted, lengths, replicas, used, size - used))
+                simulated.append(self._row(size, lag, wanted, lengths, replicas, used, size - used))
             if 0 in lags and self.settings.generator.devices == 1:
-                found.append(self._row(size, 0, wanted, lengths, size, size, size))
-        return found
+                simulated.append(self._row(size, 0, wanted, lengths, size, size, size))
+        return simulated
 
     def _row(
         self, gpus: int, lag: int, wanted: int, lengths_NG: Any, replicas: int, generator_gpus: int, learner_gpus: int
@@ -122,7 +124,7 @@ class Sweep:
         seconds = steps[-1].ended_s - steps[0].began_s
         busy, learning = sum(step.busy_s for step in steps) / replicas, sum(_working_s(step) for step in steps)
         shared = generator_gpus + learner_gpus > gpus
-        # Where they take turns, a GPU works while either does; nobody samples while the learner works.
+        # With shared GPUs, a GPU works if either the generator or the learner works. They never work at the same time.
         used = busy + learning if shared else (busy * generator_gpus + learning * learner_gpus) / gpus
         return Row(
             gpus=gpus,
@@ -147,13 +149,13 @@ class Sweep:
     def _prompts(self, gpus: int) -> int:
         configured = self.settings.rollout.prompts_per_step
         generator, ranks = self.settings.generator, self.settings.learner.ranks
-        own = ranks + generator.replicas * generator.devices
+        configured_gpus = ranks + generator.replicas * generator.devices
         if self.settings.cluster.share_gpus:
-            own = ranks
-        return max(1, round(configured * gpus / own)) if self.scale_batch else configured
+            configured_gpus = ranks
+        return max(1, round(configured * gpus / configured_gpus)) if self.scale_batch else configured
 
     def _split(self, gpus: int, share: float) -> tuple[int, int]:
-        """Replicas, and the GPUs that they use."""
+        """Return the number of replicas, and the number of GPUs that they use."""
         each = self.settings.generator.devices
         if gpus < each + 1:
             raise ValueError(
@@ -165,7 +167,7 @@ class Sweep:
 
 
 def best_splits(rows: Iterable[Row]) -> list[Row]:
-    """For each size and lag the fastest split, and the row with shared GPUs."""
+    """Return the fastest split for each size and lag, and the rows with shared GPUs."""
     best: dict[tuple[int, int, bool], Row] = {}
     for row in rows:
         key = row.gpus, row.lag, row.shared
@@ -175,13 +177,13 @@ def best_splits(rows: Iterable[Row]) -> list[Row]:
 
 
 def speedup(row: Row, rows: Iterable[Row]) -> float | None:
-    """Throughput over that of the fastest on-policy split of as many GPUs; None where there is none among `rows`."""
-    sync = [one.completions_per_s for one in rows if one.gpus == row.gpus and one.lag == 0 and not one.shared]
+    """Return the throughput relative to the fastest on-policy split with as many GPUs; None without such a split."""
+    sync = [other.completions_per_s for other in rows if other.gpus == row.gpus and other.lag == 0 and not other.shared]
     return row.completions_per_s / max(sync) if sync else None
 
 
 def table_of(shown: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """The rows to show, as a table; speed-ups are over the best of all `rows`."""
+    """Return a table of the rows in `shown`. The speed-ups compare with the best of all `rows`."""
     table = LiteralTable(title="Predicted by simulation", title_style="bold")
     for name in ("GPUs", "lag"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -208,7 +210,7 @@ def table_of(shown: Sequence[Row], rows: Sequence[Row]) -> Table:
 
 
 def record_of(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
-    """Assumptions and rows as plain data."""
+    """Return assumptions and rows as plain data."""
     rollout = sweep.settings.rollout
     return {
         "assumptions": {
@@ -228,7 +230,7 @@ def _working_s(step: Step) -> float:
 
 
 def _idle(busy_s: float, seconds: float) -> float:
-    # Rounding must not make a share of -0 %.
+    # Rounding can give a share just below 0, which would print as -0 %.
     return max(0.0, 1 - busy_s / seconds)
 
 
