@@ -118,7 +118,7 @@ class Completion:
             (temperature applied), one for each token.
         text: the tokens as text, without the end-of-sequence token.
         finish_reason: `stop` if the policy ended the completion, `length` if the limit did.
-        spans: token ranges, each with the policy version that sampled it; they cover the completion without gap or overlap.
+        spans: token ranges with their policy version; they cover the completion without gap or overlap.
     """
 
     token_ids: tuple[int, ...]

@@ -39,12 +39,12 @@ class VerifierSpec:
         name: name of the verifier in logs.
         use: a built-in name, `package.module:function`, `package.module.function`, `path/to/file.py:function`, or
             the name of an entry point of group `grpo.verifiers`.
-        options: keyword arguments of the verifier. Three options have a fixed meaning. `bounds: [least, greatest]` limits
-            the accepted score. For verifiers that are not built in: `pass_mark` is the smallest number that is
-            `correct` (default 1), and `conversational: true` gives lists of messages to a function with TRL's signature.
+        options: keyword arguments of the verifier. Three options have a fixed meaning. `bounds: [least, greatest]`
+            limits the accepted score. For verifiers that are not built in: `pass_mark` is the smallest number that is
+            `correct` (default 1), and `conversational: true` gives lists of messages to functions with TRL's signature.
         weight: weight of the verifier in the reward.
         gate: True if the other verifiers count only when this verifier says `correct` (`scored` is not `correct`).
-        when: column -> values. The verifier judges only rows that have a listed value in each column (`rewards.selection`).
+        when: column -> values. The verifier judges only rows with a listed value in each column (`rewards.selection`).
     """
 
     name: str
