@@ -1,4 +1,4 @@
-"""`grpo sft`: supervised fine-tuning on prompt and response rows, which gives a policy its cold start."""
+"""`grpo sft`: supervised fine-tuning on rows of prompt and response, for the cold start of a policy."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from grpo.view.page import write_report
 
 
 def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
-    """Fine-tune a policy, or one made from nothing, on the responses of a data set.
+    """Fine-tune a policy, or a new policy with random weights, on the responses of a data set.
 
-    The loss is the mean negative log-likelihood of the response's tokens and of its end. The policy is written to
-    the run folder's `policy/`, in Hugging Face format.
+    The loss is the mean negative log-likelihood of the response's tokens, including its end token. The run writes the
+    policy to `policy/` in its folder, in Hugging Face format.
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
-        TimeoutError: something did not come within its deadline; the message says what.
+        TimeoutError: a deadline passed; the message names the operation.
     """
     require_peft(settings.learner)
     check_positions(settings)
     folder, schedule = Path(settings.run.folder), settings.sft
-    found = open_folder(settings.run, settings, progress)
-    start = _starting_policy(settings, folder, make_anew=found is None)
+    saved = open_folder(settings.run, settings, progress)
+    start = _starting_policy(settings, folder, make_anew=saved is None)
     with progress.phase(Phase.DATA, "reading the data"):
         rows, dropped = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
     if dropped:
@@ -65,8 +65,8 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
         with cluster:
             with progress.phase(Phase.START, f"starting {settings.learner.ranks} learner rank(s)"):
                 learner = cluster.start_learner(_setups(settings, start, cluster))()
-            report.truncate_after(found.step if found else -1)
-            step = _resume(found, learner, cursor) if found else 0
+            report.truncate_after(saved.step if saved else -1)
+            step = _resume(saved, learner, cursor) if saved else 0
             while step < schedule.steps and not interrupt.requested:
                 drawn, watch = cursor.next(schedule.batch_size), Stopwatch()
                 metrics = _step(settings, learner, drawn, watch)
@@ -74,7 +74,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
                 report.busy(step, watch.begun_at, {DRIVER: watch.busy.take()} | learner.take_busy())
                 report.step(step, metrics)
                 if step == schedule.steps:
-                    # Before the last checkpoint, which says that the job is done.
+                    # Export before the last checkpoint, because that checkpoint marks the job as complete.
                     _export(learner, folder)
                 if step % schedule.checkpoint_every == 0 or step == schedule.steps or interrupt.requested:
                     with progress.phase(Phase.CHECKPOINT, f"writing the checkpoint of step {step}"):
@@ -83,7 +83,7 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
 
 
 def _export(learner: LearnerGroup, folder: Path) -> None:
-    """Write `policy/`, which appears only when all of it is there."""
+    """Write `policy/`. The folder appears only when it is complete."""
     with files.whole_folder(folder / run_files.POLICY) as partial:
         learner.export(str(partial.absolute()))
 
@@ -92,17 +92,17 @@ def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> s
     new = settings.policy.new
     if new is None:
         return local_or_hub(settings.policy)
-    made = folder / run_files.RANDOM_POLICY
-    # What an attempt left that came to no checkpoint may have been made from other settings.
-    if make_anew or not made.is_dir():
+    random_policy = folder / run_files.RANDOM_POLICY
+    # An earlier attempt without a checkpoint may have made the policy from other settings, so make it again.
+    if make_anew or not random_policy.is_dir():
         texts = []
         if new.tokenizer == "bpe":
             rows = load_rows(settings.data)
             questions = column(rows, settings.data.prompt, "data.prompt")
             responses = column(rows, settings.data.response, "data.response")
             texts = [f"{question}{response}" for question, response in zip(questions, responses, strict=True)]
-        make_policy(new, texts, made, settings.run.seed)
-    return str(made.absolute())
+        make_policy(new, texts, random_policy, settings.run.seed)
+    return str(random_policy.absolute())
 
 
 def _setups(settings: SftConfig, start: str, cluster: Cluster) -> list[LearnerSetup]:
@@ -125,10 +125,10 @@ def _setups(settings: SftConfig, start: str, cluster: Cluster) -> list[LearnerSe
     ]
 
 
-def _resume(found: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[TrainingSequence]) -> int:
-    learner.load(str(found.folder.absolute()))
-    cursor.load_state_dict(found.driver_state()["cursor"])
-    return found.step
+def _resume(saved: checkpoint.Checkpoint, learner: LearnerGroup, cursor: Cursor[TrainingSequence]) -> int:
+    learner.load(str(saved.folder.absolute()))
+    cursor.load_state_dict(saved.driver_state()["cursor"])
+    return saved.step
 
 
 def _step(

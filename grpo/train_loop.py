@@ -27,16 +27,16 @@ from grpo.view.page import write_report
 def train(
     settings: TrainConfig, progress: Progress, after_step: Callable[[TrainingRun], None] | None = None
 ) -> ClosingTable:
-    """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or one of its relatives, or go on with a run.
+    """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or a related algorithm, or resume a run.
 
     Each step samples a group of completions for each of P prompts from the current policy, scores them, and takes
     `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md). With
-    `rollout.max_policy_lag` groups of the next steps are sampled meanwhile (docs/async.md).
+    `rollout.max_policy_lag`, sampling for the next steps continues meanwhile (docs/async.md).
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
         WeightMismatch: a generator does not compute what the learner computes.
-        TimeoutError: something did not come within its deadline; the message says what.
+        TimeoutError: a deadline passed; the message names the operation.
         RuntimeError: verifiers fail too often, loss and gradient are not finite, or a function of the user's raised.
     """
     algorithm, schedule = settings.algorithm, settings.train

@@ -1,4 +1,4 @@
-"""What travels between the rooms: frozen, checked when made, with no field that is filled in later."""
+"""Data types that the parts of the trainer exchange. They are frozen, and their values are checked at creation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Phase(enum.StrEnum):
-    """What a run or one of its actors does; the value is its word in metrics, time lines and names of files."""
+    """A phase of a run or of an actor. The value is its name in metrics, time lines and file names."""
 
     DATA = "data"
     START = "start"
@@ -33,7 +33,7 @@ class Phase(enum.StrEnum):
 
 
 class ActorKind(enum.StrEnum):
-    """Who takes part in a run."""
+    """The kinds of actors in a run."""
 
     DRIVER = "driver"
     GENERATOR = "generator"
@@ -43,11 +43,11 @@ class ActorKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ActorId:
-    """Who it is; as text, what people read and what the time line names its lanes.
+    """The identity of an actor. The text form is the name in messages and in the lanes of the time line.
 
     Attributes:
-        kind: what it is.
-        place: number of the learner rank or generator, name of the verifiers' node; None where there is no other.
+        kind: kind of the actor.
+        place: number of the learner rank or generator, or name of the verifiers' node; None if the actor is unique.
     """
 
     kind: ActorKind
@@ -60,10 +60,10 @@ class ActorId:
 
     @classmethod
     def parse(cls, text: str) -> ActorId:
-        """The actor of this text.
+        """Return the actor of this text.
 
         Raises:
-            ValueError: the text names none.
+            ValueError: the text names no actor.
         """
         for kind in ActorKind:
             if text == kind:
@@ -78,14 +78,14 @@ class ActorId:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question to the policy.
+    """A question to the policy.
 
     Attributes:
-        id: stable over runs and resumes (the source's name and the row's index in it).
-        text: what the policy reads, after the chat template or the prompt template.
+        id: name of the source and index of the row; stable across runs and resumes.
+        text: input of the policy, after the chat template or the prompt template.
         token_ids: `text` in the policy's tokens.
-        reference: the reference answer that the verifiers compare with.
-        row: the dataset row's columns, as the verifiers get them (`rewards.judging.columns_of`).
+        reference: reference answer for the verifiers.
+        row: columns of the dataset row, as the verifiers get them (`rewards.judging.columns_of`).
     """
 
     id: str
@@ -110,15 +110,15 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine sampled for one prompt.
+    """A completion that an engine sampled for a prompt.
 
     Attributes:
-        token_ids: the sampled tokens, the end-of-sequence token included where it was sampled.
+        token_ids: the sampled tokens, including the end-of-sequence token if it was sampled.
         logprobs: natural logarithm of each sampled token's probability under the sampling distribution
             (temperature applied), one for each token.
-        text: the tokens as text, the end-of-sequence token left out.
-        finish_reason: `stop` where the policy ended it, `length` where the limit did.
-        spans: which policy version sampled which tokens; they cover the completion without gap or overlap.
+        text: the tokens as text, without the end-of-sequence token.
+        finish_reason: `stop` if the policy ended the completion, `length` if the limit did.
+        spans: token ranges with their policy version; they cover the completion without gap or overlap.
     """
 
     token_ids: tuple[int, ...]
@@ -145,8 +145,8 @@ class Completion:
 class Rollout:
     """A completion with its verdicts, by the verifiers' names, and its reward.
 
-    `reward` is None where a verdict that counts failed (`timeout` or `error`): nothing is known of the completion
-    then, and it takes no part in the update.
+    `reward` is None if a verdict that counts failed (`timeout` or `error`). The quality of the completion is then
+    unknown, and it takes no part in the update.
     """
 
     completion: Completion
@@ -161,7 +161,7 @@ class Rollout:
 
     @property
     def correct(self) -> bool:
-        """True where the first verifier that judges its row said `correct`."""
+        """True if the first verifier that judges its row said `correct`."""
         return next(iter(self.verdicts.values())).status is Status.CORRECT
 
 
@@ -179,14 +179,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How completions are sampled.
+    """Settings for sampling completions.
 
     Attributes:
-        samples: completions for each prompt.
+        samples: number of completions for each prompt.
         max_tokens: the longest completion, in tokens.
-        temperature: 0 is greedy.
+        temperature: temperature of sampling; 0 is greedy.
         stop: strings that end a completion, kept in its text.
-        top_p: sample from the likeliest tokens of this share; for evaluation only, as a learner cannot reproduce it.
+        top_p: probability share of the likeliest tokens to sample from; for evaluation only, as a learner cannot
+            reproduce it.
     """
 
     samples: int
@@ -198,13 +199,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to sample for.
+    """A prompt to sample for.
 
     Attributes:
         index: number of the request in its stream; the caller chooses it and gets it back with the completions.
-        token_ids: the prompt.
-        seed: seed of its samples; sample i of the group uses seed + i, wherever and beside whatever it runs.
-        stream: number of the stream that it was submitted to.
+        token_ids: tokens of the prompt.
+        seed: seed of the samples. Sample i of the group uses seed + i, independent of the machine and the batch.
+        stream: number of the request's stream.
     """
 
     index: int
@@ -214,17 +215,17 @@ class Request:
 
     @property
     def id(self) -> RequestId:
-        """What it is called everywhere from the driver to the engine."""
+        """The identity of the request, from the driver to the engine."""
         return RequestId(self.stream, self.index)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestId:
-    """The identity of a request, unique among all that are unfinished; as text, vLLM's name of it.
+    """The identity of a request, unique among all unfinished requests. vLLM uses its text form.
 
     Attributes:
-        stream: number of the stream that it was submitted to.
-        index: its number in that stream.
+        stream: number of the request's stream.
+        index: number of the request in that stream.
     """
 
     stream: int
@@ -242,12 +243,12 @@ EngineFinished = list[tuple[RequestId, tuple[Completion, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class GeneratorReport:
-    """What a generator says when it is asked.
+    """A report of a generator, on request.
 
     Attributes:
         finished: groups that finished since the last report.
-        stalled_s: seconds that its engine has been in its present step or call; 0 where it waits for work.
-        busy: what its engine did, and when, since the last report.
+        stalled_s: time that the engine has spent in its present step or call, in seconds; 0 if it waits for work.
+        busy: activities of the engine since the last report, with their times.
     """
 
     finished: EngineFinished
@@ -256,4 +257,4 @@ class GeneratorReport:
 
 
 class EngineDied(RuntimeError):
-    """The process that a generator's engine runs in is gone."""
+    """The process of a generator's engine is gone."""

@@ -1,4 +1,4 @@
-"""What is launched: one command of `grpo`, its configuration, and the nodes that it asks for."""
+"""A job to launch: a command of `grpo`, its configuration, and the nodes that it needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Target = Literal["local", "slurm", "kuberay", "ray"]
 
 @dataclass(frozen=True, slots=True)
 class LaunchJob:
-    """A run and where it is to go.
+    """A run, with the folder that its paths start from.
 
     Attributes:
         settings: the resolved configuration.
@@ -30,7 +30,7 @@ class LaunchJob:
 
     @property
     def command(self) -> str:
-        """Which command of `grpo` runs it."""
+        """The command of `grpo` that runs the job."""
         return "sft" if isinstance(self.settings, SftConfig) else "train"
 
     @property
@@ -58,10 +58,10 @@ class LaunchJob:
         return self.settings.launch
 
     def snapshot(self, address: str | None) -> str:
-        """The configuration as the job will read it, whatever happens to the file that it came from.
+        """Return the configuration of the job as text. Later changes of the original file do not affect it.
 
         Args:
-            address: `cluster.address` of the job.
+            address: value of `cluster.address` for the job.
         """
         settings = self.settings
         run = settings.run.model_copy(update={"folder": str(self.folder), "resume": "auto"})
@@ -70,12 +70,12 @@ class LaunchJob:
 
 
 def secret_file(secret: SecretConfig) -> str | None:
-    """The shell command that exports a secret from its file; None where it has none. The value is never in it."""
+    """Return the shell command that exports a secret from its file, without its value; None if it has no file."""
     return f'{secret.name}="$(<{quote(secret.file)})"; export {secret.name}' if secret.file else None
 
 
 def capacity_problems(job: LaunchJob) -> list[str]:
-    """What the job's actors need and the nodes of the cluster section do not have."""
+    """Return the resources that the job's actors need and the nodes of the cluster section do not have."""
     settings, launch, plan = job.settings, job.launch, plan_of(job.settings)
     learner = ("learner.ranks", plan.learner_ranks, 1, plan.learner_threads)
     replicas = ("generator.replicas", plan.generators, plan.generator_devices, plan.generator_threads)
@@ -89,11 +89,11 @@ def capacity_problems(job: LaunchJob) -> list[str]:
     else:
         placed = [("launch", launch, [learner]), ("launch.generators", launch.generators, [replicas])]
     on_gpus = settings.cluster.device != "cpu" and any(group.gpus_per_node for group in launch.groups)
-    found = []
+    problems = []
     for where, group, actors in placed:
         cpus = sum(count * threads for _, count, _, threads in actors)
         if cpus > group.nodes * group.cpus_per_node:
-            found.append(
+            problems.append(
                 f"{' and '.join(name for name, *_ in actors)} need {cpus} CPUs and {where} asks for {group.nodes} x "
                 f"{group.cpus_per_node}; raise {where}.nodes or {where}.cpus_per_node"
             )
@@ -101,20 +101,20 @@ def capacity_problems(job: LaunchJob) -> list[str]:
             continue
         gpus = sum(count * devices for _, count, devices, _ in actors) if not plan.share_gpus else plan.learner_ranks
         if gpus > group.nodes * group.gpus_per_node:
-            found.append(
+            problems.append(
                 f"{' and '.join(name for name, *_ in actors)} need {gpus} GPUs and {where} asks for {group.nodes} x "
                 f"{group.gpus_per_node}; raise {where}.nodes or {where}.gpus_per_node"
             )
         if replicas in actors and plan.generator_devices > group.gpus_per_node:
-            found.append(
+            problems.append(
                 f"a generator of {plan.generator_devices} GPUs does not fit a node of {where} with "
                 f"{group.gpus_per_node}; lower generator.tensor_parallel_size or generator.pipeline_parallel_size"
             )
-    return found
+    return problems
 
 
 def storage_problems(job: LaunchJob) -> list[str]:
-    """A run's folder that some node could not reach."""
+    """Return problems of a run folder that some nodes cannot reach."""
     launch = job.launch
     if launch.storage is None:
         if launch.all_nodes == 1:
@@ -126,7 +126,7 @@ def storage_problems(job: LaunchJob) -> list[str]:
 
 
 def secret_problems(job: LaunchJob) -> list[str]:
-    """Secrets that only Kubernetes could hand over, for launchers that have no Kubernetes."""
+    """Return the secrets that only Kubernetes can provide, for launchers without Kubernetes."""
     return [
         f"launch.secrets: {secret.name} names only a Kubernetes secret; here it needs a file or an environment variable"
         for secret in job.launch.secrets
@@ -134,11 +134,11 @@ def secret_problems(job: LaunchJob) -> list[str]:
     ]
 
 
-def refuse(found: list[str]) -> None:
-    """Tell all problems at once.
+def refuse(problems: list[str]) -> None:
+    """Report all problems in a single error.
 
     Raises:
-        ValueError: there are some.
+        ValueError: there are problems.
     """
-    if found:
-        raise ValueError("this cannot be launched:\n" + "\n".join(f"  - {problem}" for problem in found))
+    if problems:
+        raise ValueError("this cannot be launched:\n" + "\n".join(f"  - {problem}" for problem in problems))

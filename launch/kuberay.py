@@ -77,20 +77,20 @@ def submit(job: LaunchJob) -> str:
 
 
 def _problems(job: LaunchJob) -> list[str]:
-    launch, found = job.launch, []
+    launch, problems = job.launch, []
     if launch.image is None:
-        found.append("launch.image must name the container image of the pods (the Dockerfile builds one)")
+        problems.append("launch.image must name the container image of the pods (the Dockerfile builds one)")
     if launch.storage is None or launch.kuberay.storage_claim is None:
-        found.append("launch.storage and launch.kuberay.storage_claim must say what the pods share, and where")
+        problems.append("launch.storage and launch.kuberay.storage_claim must say what the pods share, and where")
     for where, group in (("launch", launch), ("launch.generators", launch.generators)):
         if group is not None and group.memory_gib_per_node is None:
-            found.append(f"{where}.memory_gib_per_node must say how much memory a pod gets")
-    found += [
+            problems.append(f"{where}.memory_gib_per_node must say how much memory a pod gets")
+    problems += [
         f"launch.secrets: {secret.name} names no Kubernetes secret; give kubernetes: {{secret: ..., key: ...}}"
         for secret in launch.secrets
         if secret.kubernetes is None
     ]
-    return found
+    return problems
 
 
 def _cluster(launch: LaunchConfig, name: str) -> dict[str, Any]:

@@ -20,10 +20,12 @@ def render(job: LaunchJob) -> str:
         ValueError: the job needs more than one machine, or another launcher.
     """
     launch = job.launch
-    found = capacity_problems(job) + secret_problems(job)
+    problems = capacity_problems(job) + secret_problems(job)
     if launch.all_nodes > 1:
-        found.append(f"launch.nodes asks for {launch.all_nodes} machines and this is one; override it for a local run")
-    refuse(found)
+        problems.append(
+            f"launch.nodes asks for {launch.all_nodes} machines and this is one; override it for a local run"
+        )
+    refuse(problems)
     shown = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
     shown += [
         f'{secret.name}="$(<{shlex.quote(secret.file)})"' if secret.file else f'{secret.name}="${secret.environment}"'

@@ -41,10 +41,10 @@ def render(job: LaunchJob) -> str:
         ValueError: as `entrypoint`.
     """
     environment = "".join(f"#   {name}={value}\n" for name, value in job.launch.variables.items())
-    told = f"# with these environment variables:\n{environment}" if environment else ""
+    variables = f"# with these environment variables:\n{environment}" if environment else ""
     return (
         "# in a folder with the resolved configuration as config.yaml; RAY_AUTH_TOKEN_PATH names the token's file\n"
-        f"{told}"
+        f"{variables}"
         f"ray job submit --address {shlex.quote(job.launch.ray.dashboard)} --working-dir . --no-wait \\\n"
         f"  -- {entrypoint(job)}\n"
     )

@@ -24,10 +24,12 @@ def render(job: LaunchJob) -> str:
         ValueError: the nodes do not fit the job, or a value cannot stand in such a script.
     """
     launch = job.launch
-    found = capacity_problems(job) + storage_problems(job) + secret_problems(job)
+    problems = capacity_problems(job) + storage_problems(job) + secret_problems(job)
     if not re.fullmatch(r"[A-Za-z0-9_./@+-]+", str(job.folder)):
-        found.append(f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@")
-    refuse(found)
+        problems.append(
+            f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@"
+        )
+    refuse(problems)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,

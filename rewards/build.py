@@ -1,4 +1,4 @@
-"""From a line of config to a Verifier."""
+"""Build a Verifier from its line in the config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rewards.named_code import checked, loaded, locate
 from rewards.named_files import names_a_file
 
 ENTRY_POINTS = "grpo.verifiers"
-# Name in the config -> where it is defined; imported only when asked for.
+# Name in the config -> module and class. The module is imported only if a config names the verifier.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.verifiers.choice:Choice",
     "code": "rewards.verifiers.code:CodeVerifier",
@@ -33,18 +33,18 @@ BUILT_IN: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class VerifierSpec:
-    """One verifier as the config names it.
+    """A verifier as the config names it.
 
     Attributes:
-        name: its name in logs.
+        name: name of the verifier in logs.
         use: a built-in name, `package.module:function`, `package.module.function`, `path/to/file.py:function`, or
             the name of an entry point of group `grpo.verifiers`.
-        options: keyword arguments. Three are taken out, where the verifier is not a built-in one: `bounds: [least,
-            greatest]` limits the believed score (of built-in ones too), `pass_mark` is the least number that is
-            `correct` (1), `conversational: true` gives a function with TRL's signature lists of messages.
-        weight: its share of the reward.
-        gate: where it is not `correct` (`scored` is not), the others count for nothing.
-        when: column -> values; it judges only rows that have one of the values in each column (`rewards.selection`).
+        options: keyword arguments of the verifier. Three options have a fixed meaning. `bounds: [least, greatest]`
+            limits the accepted score. For verifiers that are not built in: `pass_mark` is the smallest number that is
+            `correct` (default 1), and `conversational: true` gives lists of messages to functions with TRL's signature.
+        weight: weight of the verifier in the reward.
+        gate: True if the other verifiers count only when this verifier says `correct` (`scored` is not `correct`).
+        when: column -> values. The verifier judges only rows with a listed value in each column (`rewards.selection`).
     """
 
     name: str
@@ -58,7 +58,7 @@ class VerifierSpec:
 def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapted:
     """Build the verifier that `use` names.
 
-    A class is instantiated with `options`; a function has them bound as keyword arguments.
+    A class is instantiated with `options`. For a function, `options` become bound keyword arguments.
 
     >>> verifier = grpo.build_verifier("math")
     >>> verifier("So it is $0.5$.", "1/2", {}).status.value
@@ -68,29 +68,29 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
     "answer_tag: '4' is not '5'"
 
     Raises:
-        ValueError: nothing of that name (the nearest name is told), a file or attribute that does not exist, code that
-            fails when it is loaded (with its file and line), options that the verifier does not take, or a signature
-            that says not how to call it.
+        ValueError: the name is unknown (the message has the nearest name), a file or attribute does not exist, the code
+            fails during loading (the message has the file and line), the verifier does not take the options, or the
+            signature does not tell how to call the verifier.
     """
     keywords = dict(options or {})
     bounds = keywords.pop("bounds", DEFAULT_BOUNDS)
     if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
         raise ValueError(f"verifier {use!r}: bounds must be [least, greatest], got {bounds!r}")
-    found: Any = _locate(use)
+    source: Any = _locate(use)
     reading: dict[str, Any] = {}
     if use not in BUILT_IN:
-        # A verifier that has an option of such a name itself gets it.
-        own = inspect.signature(found).parameters
+        # If the verifier has a parameter with such a name, the verifier gets the option.
+        parameters = inspect.signature(source).parameters
         reading = {
-            name: keywords.pop(name) for name in ("pass_mark", "conversational") if name in keywords.keys() - own
+            name: keywords.pop(name) for name in ("pass_mark", "conversational") if name in keywords.keys() - parameters
         }
     function: Any
     try:
-        if inspect.isclass(found):
-            function = found(**keywords)
+        if inspect.isclass(source):
+            function = source(**keywords)
         else:
-            inspect.signature(found).bind_partial(**keywords)
-            function = functools.partial(found, **keywords) if keywords else found
+            inspect.signature(source).bind_partial(**keywords)
+            function = functools.partial(source, **keywords) if keywords else source
     except TypeError as problem:
         raise ValueError(f"verifier {use!r} does not take the options {keywords}: {problem}") from problem
     try:

@@ -1,7 +1,7 @@
-"""Code that a config names: `package.module:function` is run with what the config says, so not anything may be named.
+"""Load code that a config names as `package.module:function`. The standard library is not allowed.
 
-A config is code all the same, as it may name any module of the project and of installed packages. But no reward and no
-data set is a function of Python's standard library, and with those a config alone would run shell commands.
+A config may name any module of the project and of installed packages, so a config can run code. With functions of
+Python's standard library, a config alone could run shell commands. No reward and no data set needs such a function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rewards.raised import describe, is_told
 
 _Loaded = TypeVar("_Loaded")
 
-# Modules that a config may name and that have moved: the name before -> the name today.
+# Modules that have moved, and that an earlier config may name: earlier name -> present name.
 MOVED = {
     "grpo.arithmetic": "grpo.data.arithmetic",
     "grpo.expressions": "grpo.data.expressions",
@@ -40,26 +40,26 @@ _FIRST_NAMES = {today: before for before, today in MOVED.items()}
 
 
 def module_today(module: str) -> str:
-    """The name that a module has today, for a name that a config may have from an earlier version."""
+    """Return the present name of a module. The config may have the name from an earlier version."""
     return MOVED.get(module, module)
 
 
 def first_name(function: str) -> str:
-    """A `module:function` under the first name of its module.
+    """Return a `module:function` with the first name of its module.
 
-    Prompts are named after their generator, and the seeds of sampling come from the names of prompts. A module that
-    moves must not change what is sampled, neither in a run that is resumed nor in a run that is repeated.
+    The names of prompts contain the name of their generator, and the seeds of sampling depend on the names of prompts.
+    If a module moves, a resumed or repeated run must still sample the same completions.
     """
     module, colon, name = function.partition(":")
     return f"{_FIRST_NAMES.get(module, module)}{colon}{name}"
 
 
 def hidden_by_ours(module: str, *folders: Path) -> str:
-    """What to say where a package of VeriGRPO hides a user's file of this name; empty where there is no such file.
+    """Return a hint if a package of VeriGRPO hides a user's file of this name; empty if there is no such file.
 
     Args:
-        module: dotted name of the module that was searched for.
-        folders: where the user's file may lie, besides the working folder and the search path.
+        module: dotted name of the missing module.
+        folders: folders that may contain the user's file, besides the working folder and the search path.
     """
     first, *rest = module.split(".")
     if first not in PACKAGES:
@@ -77,14 +77,14 @@ def hidden_by_ours(module: str, *folders: Path) -> str:
 
 
 def refuse_standard_module(module: str, key: str) -> None:
-    """Refuse a module of the standard library, before it is imported.
+    """Refuse a module of the standard library, before its import.
 
     Args:
-        module: its dotted name.
-        key: the place in the config, for the message.
+        module: dotted name of the module.
+        key: place in the config, for the message.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it belongs to the standard library.
     """
     name = module.split(".")[0]
     if name in sys.stdlib_module_names:
@@ -98,12 +98,12 @@ def refuse_standard_file(path: Path, key: str) -> None:
     """Refuse a file of the standard library.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it belongs to the standard library.
     """
     file = path.resolve()
     for kind in ("stdlib", "platstdlib"):
         library = Path(sysconfig.get_path(kind)).resolve()
-        # Installed packages may lie in a folder of it.
+        # A folder of the standard library may contain installed packages, which are allowed.
         if library in file.parents and not {"site-packages", "dist-packages"} & set(file.relative_to(library).parts):
             raise ValueError(
                 f"{key} names {path}, a file of Python's standard library, which no config may run; name a file of "
@@ -111,28 +111,28 @@ def refuse_standard_file(path: Path, key: str) -> None:
             )
 
 
-def refuse_standard_function(found: Any, key: str) -> None:
-    """Refuse a function of the standard library that another module has under a name of its own.
+def refuse_standard_function(function: Any, key: str) -> None:
+    """Refuse a function of the standard library that another module has imported.
 
     Raises:
-        ValueError: it is one, or such a one with arguments bound.
+        ValueError: the function is from the standard library, possibly with bound arguments.
     """
-    while isinstance(found, functools.partial):
-        found = found.func
-    # Functions, classes and methods know their module; of another object it is its class's.
-    refuse_standard_module(str(getattr(found, "__module__", None) or type(found).__module__), key)
+    while isinstance(function, functools.partial):
+        function = function.func
+    # Functions, classes and methods have a module. For other objects, use the module of their class.
+    refuse_standard_module(str(getattr(function, "__module__", None) or type(function).__module__), key)
 
 
 def locate(use: str, key: str) -> Callable[..., Any]:
-    """The function or class that a config names.
+    """Load the function or class that a config names.
 
     Args:
-        use: `package.module:function` or `path/to/file.py:function`.
-        key: the place in the config, for messages.
+        use: name, as `package.module:function` or `path/to/file.py:function`.
+        key: place in the config, for messages.
 
     Raises:
-        ValueError: the file, module or function does not exist (the nearest name is told), belongs to the standard
-            library, or fails when it is loaded (with its file and line).
+        ValueError: the file, module or function does not exist (the message has the nearest name), belongs to the
+            standard library, or fails during loading (the message has the file and line).
     """
     module, colon, attribute = use.rpartition(":")
     if colon and module.endswith(".py") and attribute:
@@ -150,15 +150,15 @@ def locate(use: str, key: str) -> Callable[..., Any]:
 
 
 def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
-    """Run the user's code as it is loaded; what it raises is told with its file and line.
+    """Load the user's code. An error of this code is reported with its file and line.
 
     Args:
-        load: loads the code.
-        key: the place in the config, for messages.
-        folders: where a file of the user may lie that a package of ours hides.
+        load: function that loads the code.
+        key: place in the config, for messages.
+        folders: folders that may contain a user's file that a package of VeriGRPO hides.
 
     Raises:
-        ValueError: it raised.
+        ValueError: the code raised.
     """
     try:
         return load()
@@ -176,31 +176,31 @@ def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
 
 
 def _take(module: object, attribute: str, key: str, home: str, hint: str = "") -> Callable[..., Any]:
-    found = getattr(module, attribute, None)
-    if found is None:
+    value = getattr(module, attribute, None)
+    if value is None:
         raise ValueError(f"{key}: {home} has no {attribute!r}{hint or nearest(attribute, dir(module))}")
-    return checked(found, key)
+    return checked(value, key)
 
 
-def checked(found: object, key: str) -> Callable[..., Any]:
-    """What was loaded, where it can be called and does not belong to the standard library.
+def checked(value: object, key: str) -> Callable[..., Any]:
+    """Return a loaded value after a check: it must be callable and outside the standard library.
 
     Raises:
-        ValueError: it cannot be called, or belongs to the standard library.
+        ValueError: the value is not callable, or belongs to the standard library.
     """
-    if not callable(found):
-        raise ValueError(f"{key} is {type(found).__name__}, which cannot be called")
-    refuse_standard_function(found, key)
-    return found
+    if not callable(value):
+        raise ValueError(f"{key} is {type(value).__name__}, which cannot be called")
+    refuse_standard_function(value, key)
+    return value
 
 
 def source_file(use: str) -> Path:
-    """The file of a function that `locate` has loaded."""
+    """Return the file of a function that `locate` has loaded."""
     module = use.rpartition(":")[0]
     return Path(module if module.endswith(".py") else importlib.import_module(module_today(module)).__file__ or module)
 
 
 def absolute_name(use: str) -> str:
-    """The same name for a process that works in another folder: a path to a file becomes absolute."""
+    """Return the name for a process with another working folder: a path to a file becomes absolute."""
     module, colon, attribute = use.rpartition(":")
     return f"{Path(module).absolute()}{colon}{attribute}" if module.endswith(".py") else use

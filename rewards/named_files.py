@@ -1,4 +1,4 @@
-"""Files of functions that a config names: running them, what is in them, and the files beside them that they import."""
+"""Load files of functions that a config names. Such a file may import the files in its folder."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from types import ModuleType
 
 # The top-level packages of VeriGRPO. Python finds them before files of a user that have the same names.
 PACKAGES = ("grpo", "launch", "rewards", "sandbox")
-# These names are never those of a file beside a user's file: `from rewards.verdict import ...` means this package.
+# Reserved names: they never mean a file beside a user's file. `from rewards.verdict import ...` means this package.
 _RESERVED = {*PACKAGES, *sys.stdlib_module_names}
 
 
 class SiblingFinder(MetaPathFinder):
-    """Finds the modules that lie beside the files that a config names, where nobody else has a module of that name.
+    """Finds modules beside the files that a config names, if no other finder has a module of that name.
 
-    It stands last in `sys.meta_path`: so it hides no installed module from anybody, unlike a folder on `sys.path`.
+    It is last in `sys.meta_path`. Therefore it never hides an installed module, unlike a folder on `sys.path`.
     """
 
     def __init__(self) -> None:
-        """Look nowhere yet."""
+        """Start without folders."""
         self.folders: list[str] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module of that name beside some named file; parts of a package are found by the package."""
+        """Find the module of that name beside a named file. A package finds its submodules itself."""
         return importlib.machinery.PathFinder.find_spec(fullname, self.folders) if path is None else None
 
 
@@ -40,20 +40,20 @@ _finder = SiblingFinder()
 
 
 def load_file(path: Path, key: str) -> ModuleType:
-    """Run a file, once; it may import the files beside it by their names, now and later.
+    """Run a file, only once. The file may import the files beside it by their names, now and later.
 
     Args:
-        path: the file.
-        key: the place in the config that names it, for messages.
+        path: file to run.
+        key: place in the config that names the file, for messages.
 
     Raises:
         ValueError: there is no such file, or a file beside it has the name of another module.
-        Exception: whatever the file raises.
+        Exception: any exception of the file.
     """
     if not path.is_file():
         raise ValueError(f"{key}: the file {str(path)!r} does not exist (looked from {Path.cwd()})")
     resolved = path.resolve()
-    # One name per path, so that objects of the file can be pickled and the file is run once.
+    # A fixed name per path: objects of the file can be pickled, and the file runs only once.
     name = "grpo_verifier_file_" + "".join(c if c.isalnum() else "_" for c in str(resolved))
     if name in sys.modules:
         return sys.modules[name]
@@ -75,7 +75,7 @@ def load_file(path: Path, key: str) -> ModuleType:
 
 
 def names_a_file(use: str) -> Path | None:
-    """The file that a `use` without a function names."""
+    """Return the file that a `use` without a function names."""
     for text in (use, f"{use}.py"):
         if text.endswith(".py") and Path(text).is_file():
             return Path(text)
@@ -83,10 +83,10 @@ def names_a_file(use: str) -> Path | None:
 
 
 def without_function(key: str, path: Path) -> str:
-    """What to say of a place in the config that names a file and no function in it.
+    """Return the message for a place in the config that names a file but no function in it.
 
     Raises:
-        SyntaxError: the file is no Python.
+        SyntaxError: the file is not valid Python.
     """
     functions = public_functions(path)
     there = f"it has {', '.join(functions)}" if functions else "it has no function yet"
@@ -95,10 +95,10 @@ def without_function(key: str, path: Path) -> str:
 
 
 def public_functions(path: Path) -> list[str]:
-    """Names of a file's functions and classes, read without running it.
+    """Return the names of a file's functions and classes, without running the file.
 
     Raises:
-        SyntaxError: the file is no Python.
+        SyntaxError: the file is not valid Python.
     """
     tree = ast.parse(path.read_bytes(), str(path))
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -106,16 +106,16 @@ def public_functions(path: Path) -> list[str]:
 
 
 def nearest(attribute: str, names: Iterable[str]) -> str:
-    """A hint at the name that was probably meant; empty when there is none."""
+    """Return a hint with the nearest name; empty if no name is near."""
     near = difflib.get_close_matches(attribute, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_siblings(path: Path, key: str) -> None:
-    """Refuse names that Python would take for another module than the file beside this one.
+    """Refuse an import name if Python would load another module than the file beside this file.
 
     Raises:
-        ValueError: such a name, with both files.
+        ValueError: there is such a name. The message has both files.
     """
     waiting, seen = [path], {path}
     while waiting:
@@ -125,17 +125,17 @@ def _check_siblings(path: Path, key: str) -> None:
                 continue
             seen.add(beside)
             waiting.append(beside)
-            found = _origin(name)
-            if found is not None and found != beside:
+            origin = _origin(name)
+            if origin is not None and origin != beside:
                 raise ValueError(
                     f"{key}: the file {str(path)!r} imports {name!r}, which is both {str(beside)!r} beside it and "
-                    f"{str(found)!r}, and Python takes the latter; rename the file beside it, or make the folder a "
+                    f"{str(origin)!r}, and Python takes the latter; rename the file beside it, or make the folder a "
                     "package and name the function as 'package.module:function'"
                 )
 
 
 def _imported(path: Path) -> set[str]:
-    """First parts of the names that a file imports, anywhere in it; none when it is no Python: running it says so."""
+    """Return the first parts of all imported names of a file; none for invalid Python, as running it reports that."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError):
@@ -157,10 +157,10 @@ def _sibling(folder: Path, name: str) -> Path | None:
 
 
 def _origin(name: str) -> Path | None:
-    """The file that `import name` would run, or has run."""
+    """Return the file that `import name` would run, or has run."""
     try:
         specification = importlib.util.find_spec(name)
-    except ValueError:  # it is imported and does not say where from, such as a stand-in of a test
+    except ValueError:  # the imported module has no origin, for example a fake module of a test
         return None
     if specification is None or specification.origin is None:
         return None

@@ -64,8 +64,8 @@ def hidden_paths(shown: Sequence[str]) -> list[str]:
     """Directories of third-party modules below `shown`."""
     libraries = {os.path.realpath(path) for path in shown if os.path.basename(path) in _LIBRARIES}
     parents = {str(path) for library in libraries for path in Path(library).glob("python*")} | {standard_library()}
-    found = [os.path.join(parent, name) for parent in sorted(parents) for name in _THIRD_PARTY]
-    return [path for path in found if os.path.isdir(path) and not os.path.islink(path)]
+    candidates = [os.path.join(parent, name) for parent in sorted(parents) for name in _THIRD_PARTY]
+    return [path for path in candidates if os.path.isdir(path) and not os.path.islink(path)]
 
 
 def readable_by_programs(path: str | os.PathLike[str]) -> bool:

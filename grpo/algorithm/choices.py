@@ -1,7 +1,7 @@
-"""From a choice in the section `algorithm` to the function that computes it: a built-in function, or a user's.
+"""Find the function for each choice in the section `algorithm`: a built-in function, or a user's function.
 
-Both are called alike: tensors by position, options by keyword (`grpo.algorithm.contracts`). What is said of a choice
-is the first line of its function's docstring.
+Both kinds are called in the same way: tensors by position, options by keyword (`grpo.algorithm.contracts`). The first
+line of the function's docstring describes the choice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, Callable[..., Any]]] = {
     "aggregation": aggregation.BUILT_IN,
     "kl": losses.KLS,
 }
-# What a function gets by position (`grpo.algorithm.contracts`). The sequences may be left out.
+# The arguments that a function gets by position (`grpo.algorithm.contracts`). A function may omit `sequences`.
 _GIVEN: Mapping[Kind, tuple[str, ...]] = {
     "advantage": ("rewards_PG", "valid_PG"),
     "ratio": ("logprobs_T", "old_logprobs_T", "advantages_T", "sequences"),
@@ -43,12 +43,12 @@ class Choice:
     """One choice of the objective.
 
     Attributes:
-        key: its place in the config, with its name, for messages.
-        is_users: whether the function is the user's.
-        function: computes it.
-        positional: values that the function takes by position.
-        keywords: names of its options, those without a default first.
-        required: how many of the options have no default.
+        key: config key and name of the choice, for messages.
+        is_users: True if the function is the user's.
+        function: the function that computes the choice.
+        positional: number of values that the function takes by position.
+        keywords: names of the function's options. Options without a default come first.
+        required: number of options without a default.
     """
 
     key: str
@@ -60,16 +60,16 @@ class Choice:
 
     @property
     def said(self) -> str:
-        """The first line of the function's docstring, without its full stop; empty where it has none."""
+        """The first line of the function's docstring, without its full stop; empty if there is no docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0].removesuffix(".")
 
     def __call__(self, algorithm: AlgorithmConfig, *values: object, **defaults: object) -> Any:
         """Call the function with its options.
 
         Args:
-            algorithm: has the options; those in `algorithm.options` come first.
-            values: by position.
-            defaults: options that the section leaves open.
+            algorithm: section with the options. `algorithm.options` takes priority.
+            values: positional arguments.
+            defaults: values for options that the section does not set.
 
         Raises:
             RuntimeError: the user's function raised.
@@ -88,10 +88,10 @@ class Choice:
 
 
 def choice(kind: Kind, name: str) -> Choice:
-    """The function of a choice.
+    """Return the function of a choice.
 
     Raises:
-        ValueError: the user's function cannot be loaded, or does not take what its contract gives.
+        ValueError: the user's function cannot be loaded, or its parameters do not match its contract.
     """
     return _choice(kind, absolute_name(name))
 
@@ -101,22 +101,22 @@ def _choice(kind: Kind, name: str) -> Choice:
     key = f"algorithm.{kind}={name}"
     function = locate(name, key) if names_code(name) else BUILT_IN[kind][name]
     parameters = inspect.signature(function).parameters.values()
-    by_position = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    takes_any = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    by_position = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(item.kind is item.VAR_POSITIONAL for item in parameters)
     most = len(_GIVEN[kind])
     positional = most if takes_any else min(len(by_position), most)
     least = most - (kind == "ratio")
-    if positional < least or any(one.default is one.empty for one in by_position[most:]):
-        names = ", ".join(one.name for one in by_position)
+    if positional < least or any(item.default is item.empty for item in by_position[most:]):
+        names = ", ".join(item.name for item in by_position)
         raise ValueError(f"{key} takes ({names}) by position; expected ({', '.join(_GIVEN[kind])}), options behind a *")
-    keywords = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
-    keywords.sort(key=lambda one: one.default is not one.empty)
-    required = sum(one.default is one.empty for one in keywords)
-    return Choice(key, names_code(name), function, positional, tuple(one.name for one in keywords), required)
+    keywords = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
+    keywords.sort(key=lambda item: item.default is not item.empty)
+    required = sum(item.default is item.empty for item in keywords)
+    return Choice(key, names_code(name), function, positional, tuple(item.name for item in keywords), required)
 
 
 def load_on_rank(algorithm: AlgorithmConfig) -> None:
-    """Load what a learner rank calls, so that a missing file shows when the rank starts and not in the first step.
+    """Load the functions that a learner rank calls. A missing file then fails at start-up, not in the first step.
 
     Raises:
         ValueError: a function cannot be loaded.
@@ -127,29 +127,29 @@ def load_on_rank(algorithm: AlgorithmConfig) -> None:
 
 
 def said(key: str) -> dict[str, str]:
-    """What each built-in choice of a key computes, by name; empty for a key that is no choice of the objective."""
+    """Describe each built-in choice of a key, by name; empty if the key is not a choice of the objective."""
     kind = key.removeprefix("algorithm.")
-    found = {one: names for one, names in BUILT_IN.items() if one == kind}
-    return {name: choice(one, name).said for one, names in found.items() for name in names}
+    matching = {known: names for known, names in BUILT_IN.items() if known == kind}
+    return {name: choice(known, name).said for known, names in matching.items() for name in names}
 
 
 def advantages_of(algorithm: AlgorithmConfig, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """The configured advantage of each rollout: float32 [P, G], 0 where not valid.
+    """Compute the configured advantage of each rollout: float32 [P, G], 0 if not valid.
 
     Args:
-        algorithm: with the choice.
-        rewards_PG: float [prompts, completions of a group], any value where not valid.
-        valid_PG: bool, same shape; False where a verdict failed or the row is padding.
+        algorithm: section with the choice.
+        rewards_PG: float [prompts, completions of a group], any value if not valid.
+        valid_PG: bool, same shape; False if a verdict failed or the element is padding.
 
     Raises:
         ValueError: the shapes differ, or a valid reward is negative and the advantage is `maxrl`.
         RuntimeError: the user's function raised, or returned a tensor of another shape.
     """
     chosen = choice("advantage", algorithm.advantage)
-    found = chosen(algorithm, rewards_PG, valid_PG)
+    advantages_PG = chosen(algorithm, rewards_PG, valid_PG)
     if not chosen.is_users:
-        return found  # type: ignore[no-any-return]
-    return torch.where(valid_PG, _shaped(chosen, found, rewards_PG), 0.0).detach().float()
+        return advantages_PG  # type: ignore[no-any-return]
+    return torch.where(valid_PG, _shaped(chosen, advantages_PG, rewards_PG), 0.0).detach().float()
 
 
 def policy_loss(
@@ -159,22 +159,22 @@ def policy_loss(
     advantages_T: Tensor,
     sequences: Sequences | None,
 ) -> PolicyLoss:
-    """The configured policy term of each token.
+    """Compute the configured policy term of each token.
 
     Raises:
         RuntimeError: the user's function raised, or returned a tensor of another shape.
     """
     chosen = choice("ratio", algorithm.ratio)
-    found = chosen(algorithm, logprobs_T, old_logprobs_T, advantages_T, sequences)
-    if isinstance(found, PolicyLoss):
-        return found
+    loss = chosen(algorithm, logprobs_T, old_logprobs_T, advantages_T, sequences)
+    if isinstance(loss, PolicyLoss):
+        return loss
     nothing_T = torch.zeros_like(logprobs_T, dtype=torch.bool)
     ratio_T = torch.exp(logprobs_T - old_logprobs_T).detach()
-    return PolicyLoss(_shaped(chosen, found, logprobs_T), ratio_T, nothing_T, nothing_T)
+    return PolicyLoss(_shaped(chosen, loss, logprobs_T), ratio_T, nothing_T, nothing_T)
 
 
 def looks_at_sequences(algorithm: AlgorithmConfig) -> bool:
-    """Whether the policy term or a correction needs to know which tokens belong together."""
+    """Return True if the policy term or a correction needs to know which tokens form a sequence."""
     return (
         choice("ratio", algorithm.ratio).positional == len(_GIVEN["ratio"])
         or algorithm.importance_weight != "none"
@@ -183,7 +183,7 @@ def looks_at_sequences(algorithm: AlgorithmConfig) -> bool:
 
 
 def kl_estimate(algorithm: AlgorithmConfig, logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
-    """The configured estimate of KL(policy || reference) at each token.
+    """Compute the configured estimate of KL(policy || reference) at each token.
 
     Raises:
         RuntimeError: the user's function raised, or returned a tensor of another shape.
@@ -193,14 +193,14 @@ def kl_estimate(algorithm: AlgorithmConfig, logprobs_T: Tensor, reference_logpro
 
 
 def aggregation_of(algorithm: AlgorithmConfig, longest: int) -> contracts.Aggregation:
-    """The configured aggregation; `longest` is the length divisor where the section names none, in tokens."""
+    """Return the configured aggregation. `longest` is the default length divisor, in tokens."""
     chosen = choice("aggregation", algorithm.aggregation)
     return lambda lengths: chosen(algorithm, lengths, length_divisor=longest)
 
 
-def _shaped(chosen: Choice, found: object, like: Tensor) -> Tensor:
-    if not isinstance(found, Tensor):
-        raise RuntimeError(f"{chosen.key} returned {type(found).__name__}; expected a tensor")
-    if found.shape != like.shape:
-        raise RuntimeError(f"{chosen.key} returned shape {tuple(found.shape)}; expected {tuple(like.shape)}")
-    return found
+def _shaped(chosen: Choice, result: object, like: Tensor) -> Tensor:
+    if not isinstance(result, Tensor):
+        raise RuntimeError(f"{chosen.key} returned {type(result).__name__}; expected a tensor")
+    if result.shape != like.shape:
+        raise RuntimeError(f"{chosen.key} returned shape {tuple(result.shape)}; expected {tuple(like.shape)}")
+    return result

@@ -1,4 +1,4 @@
-"""From groups and advantages to what each learner rank gets for each optimizer step."""
+"""Turn groups and advantages into the batch of each learner rank for each optimizer step."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from grpo.algorithm.contracts import Aggregation
 from grpo.algorithm.packing import Microbatch, TrainingSequence, deal_out, filler, length_batches, pack
 from grpo.types import Group
 
-# [group][rollout] -> log-probabilities of a completion's tokens; None where they were not needed.
+# [group][rollout] -> log-probabilities of a completion's tokens; None if they were not needed.
 ProximalLogprobs = Sequence[Sequence[tuple[float, ...] | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:
-    """One rank's part of one optimizer step.
+    """The part of a single rank in an optimizer step.
 
     Attributes:
-        microbatches: packed; every rank has the same number.
-        denominator: of the whole global batch's loss (`grpo.algorithm.aggregation`). Tokens without advantage count
-            although they need not be computed.
+        microbatches: packed microbatches; every rank has the same number.
+        denominator: denominator of the loss of the whole global batch (`grpo.algorithm.aggregation`). Tokens without
+            advantage count, although the model need not compute them.
     """
 
     microbatches: tuple[Microbatch, ...]
@@ -32,13 +32,13 @@ class RankBatch:
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """One optimizer step of the whole learner.
+    """The batch of an optimizer step for the whole learner.
 
     Attributes:
-        ranks: one part for each rank.
-        padding_share: of all positions that attention computes, how many are padding or filler.
-        shared_share: of all tokens of the sequences, how many need no computing, since another completion of the same
-            prompt shares them or nothing follows them.
+        ranks: part of each rank.
+        padding_share: share of padding and filler in the positions that attention computes.
+        shared_share: share of the sequences' tokens that the model need not compute, because completions share a
+            prompt or because a token is the last of its sequence.
     """
 
     ranks: tuple[RankBatch, ...]
@@ -46,7 +46,7 @@ class TrainBatch:
     shared_share: float
 
     def shares(self) -> dict[str, float]:
-        """What packing wasted and saved, as metrics."""
+        """Return the shares that packing wasted and saved, as metrics."""
         return {"padding_share": self.padding_share, "shared_share": self.shared_share}
 
 
@@ -64,34 +64,34 @@ def minibatches(
 ) -> Iterator[TrainBatch]:
     """Cut a step's groups into `count` optimizer steps of whole groups.
 
-    Rollouts that carry no loss, and groups of such only, are left out altogether. Those whose advantage is exactly 0
-    add nothing to the gradient of a loss that is a multiple of the advantage; `skip_without_advantage` spares
-    computing them while they still count in the denominator, so that the gradient is the same to the last digit. It
-    must be off where the loss has another term (a KL penalty, an entropy bonus).
+    The batches omit rollouts that carry no loss, and groups that have only such rollouts. If the loss is a multiple of
+    the advantage, a rollout with advantage 0 adds nothing to the gradient. With `skip_without_advantage`, the model
+    does not compute these rollouts. They still count in the denominator, so the gradient is the same to the last digit.
+    Turn it off if the loss has another term (a KL penalty, an entropy bonus).
 
     Args:
-        groups: what was sampled.
-        advantages_PG: of their rollouts; columns beyond a shorter group's rollouts are not read.
-        count: optimizer steps.
-        ranks: data-parallel ranks.
-        microbatch_tokens: tokens that one microbatch may hold.
-        skip_without_advantage: leave rollouts out that add nothing.
-        carries_loss_PG: bool, which rollouts take part; by default those with a reward.
+        groups: sampled groups.
+        advantages_PG: advantages of the rollouts; columns beyond the rollouts of a shorter group are not read.
+        count: number of optimizer steps.
+        ranks: number of data-parallel ranks.
+        microbatch_tokens: largest size of a microbatch, in tokens.
+        skip_without_advantage: True to omit rollouts with advantage 0.
+        carries_loss_PG: bool, rollouts that take part; by default the rollouts with a reward.
         proximal: [group][rollout] -> log-probabilities of the completion under the learner at the start of the step,
-            None where they were not needed; None where the ratio is to the sampler.
-        aggregation: how tokens are weighted against each other.
+            None if they were not needed. None as a whole if the ratio is relative to the sampler.
+        aggregation: function that computes the weights of tokens.
 
     Yields:
-        One batch for each optimizer step; none where no rollout of its groups carries loss.
+        A batch for each optimizer step. A step is omitted if no rollout of its groups carries loss.
     """
     if carries_loss_PG is None:
         carries = [[rollout.reward is not None for rollout in group.rollouts] for group in groups]
     else:
         carries = [row[: len(group.rollouts)] for group, row in zip(groups, carries_loss_PG.tolist(), strict=True)]
-    left = [place for place, row in enumerate(carries) if any(row)]
+    remaining = [place for place, row in enumerate(carries) if any(row)]
     advantages = advantages_PG.tolist()
     for number in range(count):
-        places = left[number * len(left) // count : (number + 1) * len(left) // count]
+        places = remaining[number * len(remaining) // count : (number + 1) * len(remaining) // count]
         if not places:
             continue
         lengths = [
@@ -110,9 +110,9 @@ def minibatches(
             )
         ]
         if sequences:
-            computed = [one for one in sequences if one.advantage != 0.0] if skip_without_advantage else sequences
+            computed = [item for item in sequences if item.advantage != 0.0] if skip_without_advantage else sequences
             yield batch(
-                # A batch without any advantage still is an optimizer step, of a gradient of zero.
+                # A batch without any advantage is still an optimizer step, with a gradient of zero.
                 computed or [filler(sequences[0])],
                 denominator=denominator,
                 ranks=ranks,
@@ -140,22 +140,22 @@ def _sequences(
 def batch(
     sequences: Sequence[TrainingSequence], *, denominator: float, ranks: int, microbatch_tokens: int
 ) -> TrainBatch:
-    """Pack sequences for all ranks, evenly, each rank the same number of microbatches."""
+    """Pack sequences for all ranks, evenly. Each rank gets the same number of microbatches."""
     shares = deal_out(sequences, ranks, microbatch_tokens)
-    empty = filler(min(sequences, key=lambda one: one.prompt_length))
+    empty = filler(min(sequences, key=lambda sequence: sequence.prompt_length))
     parts = tuple(
         RankBatch(
             tuple(pack([sequences[index] for index in chosen] or [empty]) for chosen in microbatches), denominator
         )
         for microbatches in shares
     )
-    total = sum(len(one.token_ids) for one in sequences)
-    packed = [one for part in parts for one in part.microbatches]
-    real = sum(len(one.token_ids) - 1 for one in sequences if one.weight)
+    total = sum(len(sequence.token_ids) for sequence in sequences)
+    packed = [microbatch for part in parts for microbatch in part.microbatches]
+    real = sum(len(sequence.token_ids) - 1 for sequence in sequences if sequence.weight)
     return TrainBatch(
         parts,
-        padding_share=1.0 - real / sum(_attended(one) for one in packed),
-        shared_share=max(0.0, 1.0 - sum(len(one.input_ids_N) for one in packed) / total),
+        padding_share=1.0 - real / sum(_attended(microbatch) for microbatch in packed),
+        shared_share=max(0.0, 1.0 - sum(len(microbatch.input_ids_N) for microbatch in packed) / total),
     )
 
 

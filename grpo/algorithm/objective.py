@@ -1,4 +1,4 @@
-"""The objective as the configuration composes it, for one microbatch. Pure functions of tensors."""
+"""Compute the configured objective of a microbatch. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grpo.algorithm.packing import Microbatch
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group
 
-# Sums over tokens that carry loss, the loss apart, which is weighted as it is trained on.
+# Sums over tokens that carry loss. Only `loss` is weighted, as in training.
 SUMS = (
     "loss",
     "tokens",
@@ -29,22 +29,22 @@ SUMS = (
     "ratio",
     "ratio_squared",
 )
-# The ratio's logarithm is counted in bins, as counts add up over microbatches and ranks and quantiles do not. What lies
-# beyond is counted at the end.
+# Counts add up over microbatches and ranks, but quantiles do not. Therefore the logarithm of the ratio is counted in
+# bins. Values beyond the limit count in the first or last bin.
 LOG_RATIO_LIMIT, LOG_RATIO_BINS = 5.0, 2001
-# exp of it is finite in float32.
+# The exponential of this value is finite in float32.
 FINITE_LOG_RATIO = 80.0
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one microbatch adds to an optimizer step.
+    """The terms that a microbatch adds to an optimizer step.
 
     Attributes:
-        loss_sum: scalar with gradient, the weighted sum of the loss.
+        loss_sum: weighted sum of the loss, a scalar with gradient.
         sums: float64 [len(SUMS)], detached.
         ratio_max: float64 [1], the largest ratio before any clamp.
-        log_ratios: float64 [LOG_RATIO_BINS], how many tokens' log-ratios fall into each bin.
+        log_ratios: float64 [LOG_RATIO_BINS], number of tokens with a log-ratio in each bin.
     """
 
     loss_sum: Tensor
@@ -54,10 +54,10 @@ class Terms:
 
 
 def carries_loss(algorithm: AlgorithmConfig, groups: Sequence[Group], rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """Which rollouts take part in the loss and its denominator: bool [P, G].
+    """Select the rollouts for the loss and its denominator: bool [P, G].
 
-    Those with a reward, but for completions cut at the length limit under `overlong_filter`, and for groups without
-    variance where others were asked in their place (DAPO, arXiv:2503.14476, equation 11).
+    These are the rollouts with a reward. `overlong_filter` removes completions cut at the length limit. With refill
+    rounds, groups without variance are removed too, as other groups replace them (DAPO, arXiv:2503.14476, equation 11).
     """
     carries_PG = valid_PG.clone()
     if algorithm.refill_rounds:
@@ -71,7 +71,7 @@ def carries_loss(algorithm: AlgorithmConfig, groups: Sequence[Group], rewards_PG
 
 
 def supervised_terms(batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor) -> Terms:
-    """Negative log-likelihood of the responses."""
+    """Compute the negative log-likelihood of the responses."""
     weights_T = batch.weights_T
     loss_sum = -(logprobs_T * weights_T).sum()
     sums = logprobs_T.new_zeros(len(SUMS), dtype=torch.float64)
@@ -82,14 +82,14 @@ def supervised_terms(batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor) -
 def policy_terms(
     algorithm: AlgorithmConfig, batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor, reference_T: Tensor | None
 ) -> Terms:
-    """The policy's loss, with its correction, divergence and entropy.
+    """Compute the policy's loss, with its correction, divergence and entropy.
 
     Args:
-        algorithm: the choices.
-        batch: with weights, advantages and the log-probabilities of sampler and proximal policy.
-        logprobs_T: under the policy being trained, with gradient.
-        entropy_T: of the policy at each token, with gradient where there is a bonus.
-        reference_T: log-probabilities under the reference, where the loss has a divergence from it.
+        algorithm: section with the choices.
+        batch: microbatch with weights, advantages and the log-probabilities of sampler and proximal policy.
+        logprobs_T: log-probabilities under the trained policy, with gradient.
+        entropy_T: entropy of the policy at each token, with gradient if there is a bonus.
+        reference_T: log-probabilities under the reference, if the loss has a divergence from it; else None.
     """
     mask_T = batch.weights_T > 0
     proximal_T = batch.old_logprobs_T if batch.proximal_logprobs_T is None else batch.proximal_logprobs_T
@@ -97,7 +97,7 @@ def policy_terms(
     weight_T, kept_T = _correction(algorithm, batch, logprobs_T, sequences)
     trained_T = logprobs_T
     if kept_T is not None:
-        # What is masked has no gradient, and no infinite ratio either: 0 times infinity would be no number.
+        # A masked token must have no infinite ratio, because 0 times infinity is NaN. It has no gradient either.
         finite_T = torch.minimum(logprobs_T.detach(), proximal_T + FINITE_LOG_RATIO)
         trained_T = torch.where(kept_T, logprobs_T, finite_T)
     policy = policy_loss(algorithm, trained_T, proximal_T, batch.advantages_T, sequences)
@@ -108,7 +108,7 @@ def policy_terms(
         loss_T = loss_T * kept_T
     kl_T = None
     if reference_T is not None and algorithm.kl != "none":
-        # What is masked was sampled by nobody and may have any ratio; 0 times infinity would be no number.
+        # A masked token was not sampled, so its ratio may be infinite, and 0 times infinity is NaN.
         reference_T = torch.where(mask_T, reference_T, logprobs_T.detach())
         kl_T = kl_estimate(algorithm, logprobs_T, reference_T)
         penalty_T = losses.corrected_kl(kl_T, logprobs_T, batch.old_logprobs_T) if algorithm.kl_corrected else kl_T
@@ -129,9 +129,9 @@ def _sequences(batch: Microbatch, mask_T: Tensor) -> Sequences:
 def _correction(
     algorithm: AlgorithmConfig, batch: Microbatch, logprobs_T: Tensor, sequences: Sequences | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Importance weight and which tokens are kept, from the sampler to where the ratio starts from.
+    """Return the importance weights and the mask of kept tokens, from the sampler to the start policy of the ratio.
 
-    Where the ratio starts from the sampler itself, what is masked is masked by the ratio of the policy as it is now.
+    If the ratio starts from the sampler itself, the mask uses the ratio of the present policy.
     """
     if sequences is None:
         return None, None

@@ -1,7 +1,8 @@
-"""Packing: sequences of very different lengths into microbatches without padding between them.
+"""Pack sequences of very different lengths into microbatches, without padding between them.
 
-A microbatch is one row of concatenated sequences; completions of one prompt share its tokens. Nothing crosses a
-sequence's border: positions go on from its own prompt, and attention is told where it lies (`grpo.policy.attention`).
+A microbatch is a single row of concatenated sequences; completions of the same prompt share its tokens. Sequences do
+not affect each other: the positions of a completion continue from its prompt, and attention gets the place of each
+sequence (`grpo.policy.attention`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TrainingSequence:
-    """One prompt with its completion, ready to train on.
+    """A prompt with its completion, ready to train on.
 
     Attributes:
-        token_ids: prompt and completion.
-        prompt_length: how many of them are the prompt's.
-        old_logprobs: of the completion's tokens under the policy that sampled them (any value for supervised rows).
-        advantage: of the completion.
-        weight: of each completion token in the loss (`grpo.algorithm.aggregation`), 0 for a sequence that carries none.
-        proximal_logprobs: of the completion's tokens under the learner at the start of the step; None where the ratio
-            is to the sampler.
+        token_ids: tokens of the prompt, then of the completion.
+        prompt_length: length of the prompt, in tokens.
+        old_logprobs: log-probabilities of the completion's tokens under the policy that sampled them (any value for
+            supervised rows).
+        advantage: advantage of the completion.
+        weight: weight of each completion token in the loss (`grpo.algorithm.aggregation`); 0 if the sequence carries no
+            loss.
+        proximal_logprobs: log-probabilities of the completion's tokens under the learner at the start of the step; None
+            if the ratio is relative to the sampler.
     """
 
     token_ids: tuple[int, ...]
@@ -57,13 +60,13 @@ class TrainingSequence:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a sequence lies in a packed row: its prompt, which others may share, and what follows it.
+    """The position of a sequence in a packed row: its prompt, which other sequences may share, and its completion.
 
     Attributes:
         prompt: first position of the prompt.
         prompt_length: positions of the prompt.
-        rest: first position of what follows the prompt, its last token left out.
-        rest_length: positions of that, possibly 0.
+        rest: first position of the completion. The last token of the completion has no position.
+        rest_length: positions of the completion, possibly 0.
     """
 
     prompt: int
@@ -81,21 +84,21 @@ class Place:
 class Microbatch:
     """Packed tensors for one forward and backward pass.
 
-    The model computes N tokens: each prompt once, however many completions follow it, and of each completion all but
-    the last token, which predicts nothing. The loss is over T predicted tokens: the completions', one after another.
+    The model computes N tokens: each prompt once, even if several completions share it, and each completion without
+    its last token, which predicts nothing. The loss covers T predicted tokens: all tokens of all completions, in order.
 
     Attributes:
-        input_ids_N: int64, what the model reads.
-        position_ids_N: int64, from 0 in each sequence.
-        places: where each sequence lies among the N, in the order in which their completions lie among the T.
-        source_T: int64, the position among the N whose output predicts the token.
+        input_ids_N: int64, tokens that the model reads.
+        position_ids_N: int64, positions, from 0 in each sequence.
+        places: place of each sequence among the N positions, in the order of the completions among the T tokens.
+        source_T: int64, position (among the N) that predicts the token.
         targets_T: int64, the predicted token.
-        lengths_S: int64, predicted tokens of each sequence.
-        weights_T: float32, the token's weight in the loss; 0 in a sequence that is only there to fill a rank.
-        old_logprobs_T: float32, of the token under the policy that sampled it.
-        advantages_T: float32.
-        proximal_logprobs_T: float32, of the next token under the learner at the start of the step; None where the ratio
-            is to the sampler.
+        lengths_S: int64, number of predicted tokens of each sequence.
+        weights_T: float32, weight of the token in the loss; 0 in a sequence that only fills a rank.
+        old_logprobs_T: float32, log-probability of the token under the policy that sampled it.
+        advantages_T: float32, advantage of the token's completion.
+        proximal_logprobs_T: float32, log-probability of the token under the learner at the start of the step; None if
+            the ratio is relative to the sampler.
     """
 
     input_ids_N: Tensor
@@ -110,7 +113,7 @@ class Microbatch:
     proximal_logprobs_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:
-        """The same microbatch with its token tensors on `device`; lengths stay on the CPU, where they are read."""
+        """Copy the microbatch with its token tensors to `device`. The lengths stay on the CPU, which reads them."""
         return Microbatch(
             self.input_ids_N.to(device),
             self.position_ids_N.to(device),
@@ -125,15 +128,17 @@ class Microbatch:
         )
 
     def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
-        """On its way to a rank it is arrays, which Ray carries beside the pickle; tensors would be copied into it."""
-        places_S4 = np.array([(one.prompt, one.prompt_length, one.rest, one.rest_length) for one in self.places])
-        named = ((one.name, getattr(self, one.name)) for one in fields(self))
+        """Pickle the tensors as NumPy arrays. Ray sends arrays outside the pickle; it would copy tensors into it."""
+        places_S4 = np.array(
+            [(place.prompt, place.prompt_length, place.rest, place.rest_length) for place in self.places]
+        )
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return _microbatch, (places_S4, {name: value.numpy() for name, value in named if isinstance(value, Tensor)})
 
 
 def _microbatch(places_S4: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Microbatch:
-    # Ray's arrays lie in its store, where nobody may write.
-    tensors = {name: torch.tensor(one) for name, one in arrays.items()}
+    # Arrays from Ray lie in its store and are read-only, so copy them.
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
     return Microbatch(places=tuple(Place(*row) for row in places_S4.tolist()), **tensors)
 
 
@@ -179,8 +184,10 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
             logprob for sequence in sequences for logprob in sequence.proximal_logprobs or sequence.old_logprobs
         ]
         proximal_T = torch.tensor(proximal, dtype=torch.float32)
-    input_ids_N, position_ids_N, source_T, targets_T = (torch.from_numpy(np.asarray(one, np.int64)) for one in integers)
-    weights_T, old_logprobs_T, advantages_T = (torch.from_numpy(np.asarray(one, np.float32)) for one in floats)
+    input_ids_N, position_ids_N, source_T, targets_T = (
+        torch.from_numpy(np.asarray(values, np.int64)) for values in integers
+    )
+    weights_T, old_logprobs_T, advantages_T = (torch.from_numpy(np.asarray(values, np.float32)) for values in floats)
     return Microbatch(
         input_ids_N,
         position_ids_N,
@@ -196,44 +203,45 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
 
 
 def sharing_units(sequences: Sequence[TrainingSequence], max_tokens: int) -> list[tuple[list[int], int]]:
-    """Sequences that are best computed together because they share a prompt.
+    """Form units of sequences that share a prompt. The model computes the shared prompt once per unit.
 
     Args:
-        sequences: what to train on.
-        max_tokens: tokens at which a unit is closed and another begun, so that units can be dealt out evenly. A single
-            sequence may be longer.
+        sequences: sequences to train on.
+        max_tokens: largest size of a unit, in tokens, so that the units can be shared out evenly. A single sequence may
+            be longer.
 
     Returns:
-        (indices of the unit's sequences, tokens that the model computes for them) for each unit.
+        For each unit: (indices of its sequences, number of tokens that the model computes for them).
     """
     units: list[tuple[list[int], int]] = []
     open_units: dict[tuple[int, ...], int] = {}
     for index, sequence in enumerate(sequences):
         prompt = sequence.token_ids[: sequence.prompt_length]
-        own = len(sequence.token_ids) - sequence.prompt_length - 1
+        completion_tokens = len(sequence.token_ids) - sequence.prompt_length - 1
         unit = open_units.get(prompt)
-        if unit is not None and units[unit][1] + own <= max_tokens:
-            units[unit] = ([*units[unit][0], index], units[unit][1] + own)
+        if unit is not None and units[unit][1] + completion_tokens <= max_tokens:
+            units[unit] = ([*units[unit][0], index], units[unit][1] + completion_tokens)
         else:
             open_units[prompt] = len(units)
-            units.append(([index], len(prompt) + own))
+            units.append(([index], len(prompt) + completion_tokens))
     return units
 
 
 def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Share sequences out over ranks, the same number of microbatches each, none above `max_tokens`.
+    """Share sequences out over ranks. Each rank gets the same number of microbatches of at most `max_tokens` tokens.
 
-    Greedy, longest first, each into the emptiest of the fewest microbatches that can hold all (the LPT rule, Graham
-    1969), so that no two microbatches differ by more than the longest sequence. Dealt out in the order of their sizes,
-    no two ranks differ by more than that either, and the ranks' k-th microbatches, which run together, are alike.
+    The method is greedy (the LPT rule, Graham 1969). It uses the smallest number of microbatches that works. It takes
+    the longest sequence first and puts it into the emptiest microbatch. Therefore two microbatches differ at most by
+    the longest sequence. The ranks then get microbatches in the order of their sizes. Therefore two ranks also differ
+    at most by the longest sequence, and the k-th microbatches of all ranks, which run together, have similar sizes.
 
     Args:
-        lengths: tokens of each sequence.
-        ranks: data-parallel ranks.
-        max_tokens: tokens a microbatch may hold.
+        lengths: length of each sequence, in tokens.
+        ranks: number of data-parallel ranks.
+        max_tokens: largest size of a microbatch, in tokens.
 
     Returns:
-        [rank][microbatch] -> indices into `lengths`, possibly none where there are fewer sequences than places.
+        [rank][microbatch] -> indices into `lengths`; empty if there are fewer sequences than microbatches.
 
     Raises:
         ValueError: a sequence is longer than `max_tokens`.
@@ -262,26 +270,26 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
 
 
 def deal_out(sequences: Sequence[TrainingSequence], ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Share sequences out over ranks as `split_evenly` does, those of one prompt together as far as that stays even.
+    """Share sequences out over ranks as `split_evenly` does. Sequences of the same prompt stay together if possible.
 
     Returns:
         [rank][microbatch] -> indices into `sequences`.
     """
-    total = sum(len(one.token_ids) for one in sequences)
-    # Quarters of what a rank or a microbatch takes are small enough to deal out evenly.
+    total = sum(len(sequence.token_ids) for sequence in sequences)
+    # A unit is at most a quarter of a rank or of a microbatch, so the units can be shared out evenly.
     units = sharing_units(sequences, min(max_tokens, total // ranks) // 4)
     shares = split_evenly([tokens for _, tokens in units], ranks, max_tokens)
     return [[[index for unit in chosen for index in units[unit][0]] for chosen in share] for share in shares]
 
 
 def filler(like: TrainingSequence) -> TrainingSequence:
-    """A sequence that carries no loss, for a rank that has none left while others still work."""
+    """Make a sequence that carries no loss, for a rank that has no more sequences while other ranks still work."""
     token_ids = like.token_ids[: like.prompt_length + 1]
     proximal = None if like.proximal_logprobs is None else (0.0,)
     return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)
 
 
-# A batch of sequences may hold at most this share of padding; more is split off into the next batch.
+# Largest share of padding in a batch of sequences. If a sequence would exceed it, the next batch starts there.
 MAX_PADDING_SHARE = 0.05
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of completions that were sampled elsewhere, under a policy that the learner holds."""
+"""Compute log-probabilities of sampled completions under a policy that the learner holds."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ScoringBatch:
     """Completions to score, packed for all ranks.
 
     Attributes:
-        ranks: [rank] -> microbatches, as many for each.
-        places: [rank][microbatch] -> number of each of its sequences, in the order in which they lie there; none for a
-            microbatch of filler.
+        ranks: [rank] -> microbatches; every rank has the same number.
+        places: [rank][microbatch] -> numbers of its sequences, in their order in the microbatch; empty for a microbatch
+            of filler.
     """
 
     ranks: tuple[tuple[Microbatch, ...], ...]
@@ -39,7 +39,7 @@ class Scorer(Protocol):
 
     @property
     def ranks(self) -> int:
-        """Data-parallel ranks."""
+        """Number of data-parallel ranks."""
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> Sequence[Sequence[Tensor]]:
         """[rank][microbatch] -> log-probability of each position's target, float32 [T]."""
@@ -48,7 +48,7 @@ class Scorer(Protocol):
 def pack_for_scoring(sequences: Sequence[TrainingSequence], ranks: int, microbatch_tokens: int) -> ScoringBatch:
     """Pack sequences as `grpo.algorithm.minibatches.batch` does."""
     shares = deal_out(sequences, ranks, microbatch_tokens)
-    empty = filler(min(sequences, key=lambda one: one.prompt_length))
+    empty = filler(min(sequences, key=lambda sequence: sequence.prompt_length))
     return ScoringBatch(
         tuple(tuple(pack([sequences[i] for i in chosen] or [empty]) for chosen in share) for share in shares),
         tuple(tuple(tuple(chosen) for chosen in share) for share in shares),
@@ -56,44 +56,44 @@ def pack_for_scoring(sequences: Sequence[TrainingSequence], ranks: int, microbat
 
 
 def unpack(batch: ScoringBatch, scored: Sequence[Sequence[Tensor]]) -> dict[int, tuple[float, ...]]:
-    """The completions' log-probabilities by the number of their sequence.
+    """Return the completions' log-probabilities, by the number of the sequence.
 
     Args:
-        batch: what was scored.
+        batch: scored batch.
         scored: [rank][microbatch] -> log-probability of each position's target, float32 [T].
     """
-    found = {}
+    logprobs = {}
     for microbatches, places, values in zip(batch.ranks, batch.places, scored, strict=True):
         for microbatch, numbers, values_T in zip(microbatches, places, values, strict=True):
             rows = torch.split(values_T, microbatch.lengths_S.tolist())
-            # A microbatch of filler has a row and no number.
+            # A microbatch of filler has a row but no number.
             for number, row in zip(numbers, rows, strict=bool(numbers)):
-                found[number] = tuple(row.tolist())
-    return found
+                logprobs[number] = tuple(row.tolist())
+    return logprobs
 
 
 def rescore(
     settings: TrainConfig, learner: Scorer, groups: Sequence[Group], wanted_PG: Tensor, source: Source
 ) -> ProximalLogprobs:
-    """Log-probabilities of the wanted rollouts' completion tokens: [group][rollout], None where not wanted."""
-    found: list[list[tuple[float, ...] | None]] = [[None] * len(group.rollouts) for group in groups]
-    where = [(row, column) for row, column in wanted_PG.nonzero().tolist()]
+    """Compute log-probabilities of completion tokens: [group][rollout], None if `wanted_PG` is False."""
+    scores: list[list[tuple[float, ...] | None]] = [[None] * len(group.rollouts) for group in groups]
+    places = [(row, column) for row, column in wanted_PG.nonzero().tolist()]
     sequences = []
-    for row, column in where:
+    for row, column in places:
         prompt, sampled = groups[row].prompt.token_ids, groups[row].rollouts[column].completion
         sequences.append(TrainingSequence((*prompt, *sampled.token_ids), len(prompt), sampled.logprobs, 0.0))
     if sequences:
         batch = pack_for_scoring(sequences, learner.ranks, settings.learner.microbatch_tokens)
         for number, logprobs in unpack(batch, learner.logprobs(batch, source)).items():
-            row, column = where[number]
-            found[row][column] = logprobs
-    return found
+            row, column = places[number]
+            scores[row][column] = logprobs
+    return scores
 
 
 def proximal_logprobs(
     settings: TrainConfig, learner: Scorer, groups: Sequence[Group], advantages_PG: Tensor, carries_loss_PG: Tensor
 ) -> ProximalLogprobs | None:
-    """What the learner makes of the completions before the first update; None where the ratio is to the sampler."""
+    """Compute log-probabilities under the learner before its first update; None if the ratio is to the sampler."""
     algorithm = settings.algorithm
     if algorithm.proximal == "rollout":
         return None
@@ -102,7 +102,7 @@ def proximal_logprobs(
 
 
 def kl_to_reference(settings: TrainConfig, learner: Scorer, groups: Sequence[Group], valid_PG: Tensor) -> Tensor:
-    """KL(sampler || reference) of each completion, summed over its tokens: [P, G], 0 where no reward needs it."""
+    """KL(sampler || reference) of each completion, summed over its tokens: [P, G], 0 if no reward needs it."""
     algorithm = settings.algorithm
     if not algorithm.kl_in_reward:
         return torch.zeros(valid_PG.shape)
@@ -116,7 +116,7 @@ def divergences(
     shape: tuple[int, ...],
     algorithm: AlgorithmConfig,
 ) -> Tensor:
-    """KL(sampler || reference) of each completion, summed over its tokens: float32, 0 where it was not scored."""
+    """KL(sampler || reference) of each completion, summed over its tokens: float32, 0 if it was not scored."""
     sums_PG = torch.zeros(shape)
     for row, (group, reference_G) in enumerate(zip(groups, reference, strict=True)):
         for column, (rollout, logprobs) in enumerate(zip(group.rollouts, reference_G, strict=True)):

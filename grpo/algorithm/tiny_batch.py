@@ -1,7 +1,7 @@
-"""The user's functions of an objective, tried on a tiny batch before a run starts.
+"""Try the user's functions of an objective on a tiny batch before a run starts.
 
-A trial looks at shapes, at gradients, and at what a value may depend on (`grpo.algorithm.contracts`): what breaks a
-contract would otherwise train on something else without a word.
+A trial checks shapes, gradients, and the inputs that a value depends on (`grpo.algorithm.contracts`). Without it, a
+function that breaks its contract would train a different objective, without any message.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from grpo.algorithm.choices import BUILT_IN, Choice, Kind, choice
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.config.algorithm import AlgorithmConfig
 
-# Rewards of three groups: one with a failed verdict, one without variance, one with a column of padding.
+# Rewards of three groups: the first has a failed verdict, the second no variance, the third an element of padding.
 _REWARDS = ((1.0, 0.0, 0.5, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 0.2, 0.0))
 _INVALID = ((0, 3), (2, 3))
-# Tokens of three sequences, the last of which carries no loss, and the advantages of the first two.
+# Lengths of three sequences, in tokens, and their advantages. The last sequence carries no loss.
 _LENGTHS, _ADVANTAGES = (3, 2, 2), (1.0, -0.5, 0.0)
 _LOGPROBS = (-0.5, -1.2, -0.3, -0.9, -2.0, -0.7, -1.1)
 _DRIFT = (0.3, -0.2, 0.05, -0.4, 0.1, 2.0, -2.0)
@@ -30,27 +30,27 @@ _COMPLETIONS = ((3, 1, 0), (0, 0, 0), (2, 4, 5))
 
 
 def try_functions(algorithm: AlgorithmConfig, longest: int) -> list[str]:
-    """Try each function of the user's.
+    """Try each of the user's functions.
 
     Args:
-        algorithm: the choices.
-        longest: tokens of the longest completion.
+        algorithm: section with the choices.
+        longest: length of the longest completion, in tokens.
 
     Returns:
-        The keys of the functions that were tried.
+        The keys of the tried functions.
 
     Raises:
-        ValueError: a function cannot be loaded, misses an option, raises, or breaks its contract; no function takes an
-            option.
+        ValueError: a function cannot be loaded, misses an option, raises, or breaks its contract; or no function takes
+            an option of the section.
     """
     kinds: list[Kind] = [kind for kind in BUILT_IN if f"algorithm.{kind}" in algorithm.functions]
-    found = {kind: choice(kind, getattr(algorithm, kind)) for kind in kinds}
-    _check_options(algorithm, list(found.values()))
+    functions = {kind: choice(kind, getattr(algorithm, kind)) for kind in kinds}
+    _check_options(algorithm, list(functions.values()))
     trials: dict[Kind, Callable[[], None]] = {
-        "advantage": lambda: _try_advantage(algorithm, found["advantage"]),
-        "ratio": lambda: _try_ratio(algorithm, found["ratio"]),
-        "aggregation": lambda: _try_aggregation(algorithm, found["aggregation"], longest),
-        "kl": lambda: _try_kl(algorithm, found["kl"]),
+        "advantage": lambda: _try_advantage(algorithm, functions["advantage"]),
+        "ratio": lambda: _try_ratio(algorithm, functions["ratio"]),
+        "aggregation": lambda: _try_aggregation(algorithm, functions["aggregation"], longest),
+        "kl": lambda: _try_kl(algorithm, functions["kl"]),
     }
     for kind in kinds:
         try:
@@ -71,7 +71,7 @@ def _check_options(algorithm: AlgorithmConfig, functions: list[Choice]) -> None:
     for function in functions:
         if missing := [name for name in function.keywords[: function.required] if name not in known]:
             raise ValueError(f"{function.key} needs a value for {missing[0]}; set algorithm.options.{missing[0]}")
-    ratio = next((one for one in functions if one.key.startswith("algorithm.ratio=")), None)
+    ratio = next((function for function in functions if function.key.startswith("algorithm.ratio=")), None)
     if ratio and algorithm.dual_clip is not None and "dual_clip" not in ratio.keywords:
         raise ValueError(f"algorithm.dual_clip={algorithm.dual_clip} is not taken by {ratio.key}; leave it out")
 
@@ -82,18 +82,18 @@ def _try_advantage(algorithm: AlgorithmConfig, chosen: Choice) -> None:
     for place in _INVALID:
         valid_PG[place] = False
     before_PG = rewards_PG.clone()
-    found_PG = choices.advantages_of(algorithm, rewards_PG, valid_PG)
+    advantages_PG = choices.advantages_of(algorithm, rewards_PG, valid_PG)
     if not torch.equal(rewards_PG, before_PG):
         _refuse(chosen, "changes the rewards that it is given; work on a copy")
-    if not torch.isfinite(found_PG).all():
-        _refuse(chosen, f"returns numbers that are not finite: {found_PG[valid_PG].tolist()}")
-    if not found_PG.any():
+    if not torch.isfinite(advantages_PG).all():
+        _refuse(chosen, f"returns numbers that are not finite: {advantages_PG[valid_PG].tolist()}")
+    if not advantages_PG.any():
         _refuse(chosen, f"is 0 for every completion of rewards {before_PG.tolist()}, so nothing would be learned")
-    _same(chosen, found_PG, choices.advantages_of(algorithm, rewards_PG, valid_PG))
-    # Other values where nothing is valid, and a further column of padding.
+    _same(chosen, advantages_PG, choices.advantages_of(algorithm, rewards_PG, valid_PG))
+    # Change the rewards that are not valid, and add a column of padding.
     other_PG = torch.nn.functional.pad(torch.where(valid_PG, rewards_PG, 7.0), (0, 1), value=-3.0)
     other_PG = choices.advantages_of(algorithm, other_PG, torch.nn.functional.pad(valid_PG, (0, 1)))[:, :-1]
-    if not _close(found_PG, other_PG):
+    if not _close(advantages_PG, other_PG):
         _refuse(chosen, "depends on rewards that are not valid or on padding; mask with valid_PG, and count with it")
 
 
@@ -104,11 +104,11 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: Choice) -> None:
     mask_T = _sequences().mask_T
     if loss_T.shape != old_T.shape:
         _refuse(chosen, f"returns a loss of shape {tuple(loss_T.shape)}; expected {tuple(old_T.shape)}")
-    # Where nothing carries loss too: 0 times no number is no number.
+    # Check the tokens without loss too: 0 times NaN is NaN.
     if not (torch.isfinite(loss_T).all() and torch.isfinite(gradient_T).all()):
         _refuse(chosen, f"has a loss or gradient that is not finite: {loss_T.tolist()}")
     _same(chosen, loss_T, _policy_term(algorithm, drifted_T, old_T)[0])
-    # Where now and before agree, no clip binds.
+    # If the present and old policies agree, no clip binds.
     _, on_policy_T = _policy_term(algorithm, old_T, old_T)
     good, bad, masked = (float(part.sum()) for part in torch.split(on_policy_T, list(_LENGTHS)))
     if not on_policy_T[: _LENGTHS[0]].any():
@@ -137,13 +137,20 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: Choice) -> None:
 def _policy_term(
     algorithm: AlgorithmConfig, logprobs_T: Tensor, old_logprobs_T: Tensor, number: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each token and the gradient of its sum over what carries loss, of all sequences or of one alone."""
+    """Return the loss of each token, and the gradient of the sum over tokens that carry loss.
+
+    Args:
+        algorithm: section with the choices.
+        logprobs_T: float, log-probabilities under the present policy.
+        old_logprobs_T: float, log-probabilities under the old policy.
+        number: index of the only sequence; None for all sequences.
+    """
     sequences = _sequences(number)
     lengths, advantages = (_LENGTHS, _ADVANTAGES) if number is None else ((_LENGTHS[number],), (_ADVANTAGES[number],))
     advantages_T = torch.tensor(advantages).repeat_interleave(torch.tensor(lengths))
     logprobs_T = logprobs_T.clone().requires_grad_()
-    found: PolicyLoss = choices.policy_loss(algorithm, logprobs_T, old_logprobs_T, advantages_T, sequences)
-    return found.loss_T.detach(), _gradient((found.loss_T * sequences.mask_T).sum(), logprobs_T)
+    loss: PolicyLoss = choices.policy_loss(algorithm, logprobs_T, old_logprobs_T, advantages_T, sequences)
+    return loss.loss_T.detach(), _gradient((loss.loss_T * sequences.mask_T).sum(), logprobs_T)
 
 
 def _sequences(number: int | None = None) -> Sequences:
@@ -157,21 +164,21 @@ def _sequences(number: int | None = None) -> Sequences:
 def _gradient(total: Tensor, logprobs_T: Tensor) -> Tensor:
     if not total.requires_grad:
         return torch.zeros_like(logprobs_T)
-    (found,) = torch.autograd.grad(total, logprobs_T, allow_unused=True)
-    return torch.zeros_like(logprobs_T) if found is None else found
+    (gradient_T,) = torch.autograd.grad(total, logprobs_T, allow_unused=True)
+    return torch.zeros_like(logprobs_T) if gradient_T is None else gradient_T
 
 
 def _try_aggregation(algorithm: AlgorithmConfig, chosen: Choice, longest: int) -> None:
     weigh = choices.aggregation_of(algorithm, longest)
-    found = weigh(_COMPLETIONS)
-    if not isinstance(found, tuple) or len(found) != 2:
-        _refuse(chosen, f"returns {type(found).__name__}; expected (weights, denominator)")
-    weights, denominator = found
+    result = weigh(_COMPLETIONS)
+    if not isinstance(result, tuple) or len(result) != 2:
+        _refuse(chosen, f"returns {type(result).__name__}; expected (weights, denominator)")
+    weights, denominator = result
     shaped = isinstance(weights, Sequence) and all(isinstance(group, Sequence) for group in weights)
     if not shaped or [len(group) for group in weights] != [len(group) for group in _COMPLETIONS]:
         _refuse(chosen, f"returns weights {weights} for lengths {_COMPLETIONS}; expected a number for each length")
     flat = [weight for group in weights for weight in group]
-    if not all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in (*flat, denominator)):
+    if not all(isinstance(item, int | float) and math.isfinite(item) and item >= 0 for item in (*flat, denominator)):
         _refuse(chosen, f"returns {weights} and {denominator}; expected finite plain numbers of 0 or more")
     if not denominator or not any(flat):
         _refuse(chosen, f"returns weights {weights} and the denominator {denominator:g} where completions carry loss")
@@ -186,14 +193,14 @@ def _try_aggregation(algorithm: AlgorithmConfig, chosen: Choice, longest: int) -
 def _try_kl(algorithm: AlgorithmConfig, chosen: Choice) -> None:
     reference_T = torch.tensor(_LOGPROBS)
     logprobs_T = (reference_T + torch.tensor(_DRIFT)).requires_grad_()
-    found_T = choices.kl_estimate(algorithm, logprobs_T, reference_T)
-    if not torch.isfinite(found_T).all():
-        _refuse(chosen, f"returns numbers that are not finite: {found_T.tolist()}")
-    _same(chosen, found_T, choices.kl_estimate(algorithm, logprobs_T, reference_T))
+    kl_T = choices.kl_estimate(algorithm, logprobs_T, reference_T)
+    if not torch.isfinite(kl_T).all():
+        _refuse(chosen, f"returns numbers that are not finite: {kl_T.tolist()}")
+    _same(chosen, kl_T, choices.kl_estimate(algorithm, logprobs_T, reference_T))
     alone_T = choices.kl_estimate(algorithm, logprobs_T[:3], reference_T[:3])
-    if not _close(alone_T, found_T[:3]):
+    if not _close(alone_T, kl_T[:3]):
         _refuse(chosen, "gives a token another value beside other tokens; a token may depend on nothing else")
-    if algorithm.kl_in_loss and not algorithm.kl_corrected and not _gradient(found_T.sum(), logprobs_T).any():
+    if algorithm.kl_in_loss and not algorithm.kl_corrected and not _gradient(kl_T.sum(), logprobs_T).any():
         _refuse(chosen, "has no gradient by logprobs_T, which algorithm.kl_place=loss needs; or use kl_place=reward")
 
 
@@ -202,8 +209,8 @@ def _same(chosen: Choice, first: Tensor, second: Tensor) -> None:
         _refuse(chosen, "returns other values when it is called again, so no run could be repeated or resumed")
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def _refuse(chosen: Choice, problem: str) -> NoReturn:

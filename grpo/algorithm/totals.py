@@ -1,4 +1,4 @@
-"""What an optimizer step's microbatches add up to, over all ranks, in numbers."""
+"""Sum the terms of an optimizer step over microbatches and ranks, and turn them into metrics."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
 
 
 class Totals:
-    """Sums over microbatches; `added` and `largest` are what ranks reduce, by sum and by maximum."""
+    """Sums over microbatches. The ranks reduce `added` by sum and `largest` by maximum."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
+        """Start at zero."""
         self.added = torch.zeros(len(SUMS) + LOG_RATIO_BINS, dtype=torch.float64)
         self.largest = torch.zeros(1, dtype=torch.float64)
 
     def add(self, terms: Terms) -> None:
-        """Add a microbatch's."""
+        """Add the terms of a microbatch."""
         self.added += torch.cat([terms.sums, terms.log_ratios]).cpu()
         self.largest = torch.maximum(self.largest, terms.ratio_max.cpu())
 
     def metrics(self, denominator: float, algorithm: AlgorithmConfig | None) -> dict[str, float]:
-        """Means over the tokens that were computed, the loss over what it is trained with; no key for what is off."""
+        """Return means over the computed tokens, and the loss over `denominator`; no keys for disabled terms."""
         totals = dict(zip(SUMS, self.added[: len(SUMS)].tolist(), strict=True))
         metrics = {"loss": totals.pop("loss") / denominator}
         tokens = totals.pop("tokens")
-        # A step that had only filler to compute knows nothing of the rest.
+        # A step with only filler has no tokens, so the other metrics do not exist.
         if not tokens:
             return metrics
         ratio, squared = totals.pop("ratio"), totals.pop("ratio_squared")
@@ -51,10 +51,10 @@ class Totals:
 
 
 def ratio_quantiles(log_ratios: Tensor) -> dict[str, float]:
-    """Quantiles of the ratio from its binned logarithms, exact to the width of a bin (half a percent).
+    """Compute quantiles of the ratio from its binned logarithms, exact to the width of a bin (half a percent).
 
     Args:
-        log_ratios: counts, [LOG_RATIO_BINS], at least one of them above 0.
+        log_ratios: counts, [LOG_RATIO_BINS]; at least a single count is above 0.
     """
     width = 2 * LOG_RATIO_LIMIT / LOG_RATIO_BINS
     reached = log_ratios.cumsum(0)

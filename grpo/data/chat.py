@@ -1,4 +1,4 @@
-"""What the policy reads for a question: plain text or chat messages, in the template and the chat template."""
+"""Format questions for the policy: plain text or chat messages, with the template and the chat template."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Message = dict[str, Any]
 def render(
     source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Any], *, where: str = "data"
 ) -> list[str]:
-    """What the policy reads for each question: the template, inside the chat template where there is one.
+    """Return the policy's input for each question: the template, inside the chat template if there is one.
 
     Args:
-        source: the templates, the system message, and the column's name for errors.
-        tokenizer: with the chat template.
-        questions: each a text, or a list of chat messages `{"role": ..., "content": ...}`, in whose last message of
-            the user the template goes.
-        where: the section's name, for errors.
+        source: section with the templates, the system message, and the column's name for errors.
+        tokenizer: tokenizer with the chat template.
+        questions: texts, or lists of chat messages `{"role": ..., "content": ...}`. In a list, the template wraps the
+            user's last message.
+        where: name of the section, for errors.
 
     Raises:
-        ValueError: a question that is neither, or messages where there is no chat template.
+        ValueError: a question is neither text nor chat messages, or has messages without a chat template.
     """
-    asked = _all_in_template(source, questions, where)
+    conversations = _all_in_template(source, questions, where)
     if source.chat_template == "auto" and tokenizer.chat_template:
         return [
             str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            for messages in asked
+            for messages in conversations
         ]
     for question in questions:
         if not isinstance(question, str):
@@ -40,13 +40,13 @@ def render(
                 f"{where}.prompt={source.prompt!r} holds chat messages, which need the policy's chat template, and "
                 f"{reason}; take a policy with one, or name a column of plain text"
             )
-    return [str(messages[-1]["content"]) for messages in asked]
+    return [str(messages[-1]["content"]) for messages in conversations]
 
 
 def asked_texts(source: config.DatasetConfig, questions: Sequence[Any], *, where: str = "data") -> list[str]:
-    """What the user asks in each question, with the template but before any chat template: what verifiers get of it.
+    """Return the user's text of each question for the verifiers, with the template but without the chat template.
 
-    The arguments and errors are those of `render`.
+    The arguments and errors are the same as in `render`.
     """
     return [
         "\n\n".join(message["content"] for message in messages if message["role"] == "user")
@@ -62,7 +62,7 @@ def _all_in_template(source: config.DatasetConfig, questions: Sequence[Any], whe
 
 
 def _in_template(source: config.DatasetConfig, question: Any, cell: str, where: str) -> list[Message]:
-    """The messages of one question, with the system message and the template."""
+    """Return the messages of a question, with the system message and the template."""
     if isinstance(question, str):
         messages: list[Message] = [{"role": "user", "content": question}]
     else:
@@ -79,34 +79,34 @@ def _in_template(source: config.DatasetConfig, question: Any, cell: str, where: 
 
 
 def checked(value: Any, cell: str) -> list[Message]:
-    """Chat messages as the chat template takes them; what a row leaves empty is left out.
+    """Return chat messages for the chat template, without the fields that are empty in the row.
 
     Args:
-        value: what the data hold.
-        cell: where, for errors.
+        value: value in the data.
+        cell: place of the value, for errors.
 
     Raises:
-        ValueError: it is no list of messages with text.
+        ValueError: the value is not a list of messages with text.
     """
     if not isinstance(value, list):
         raise ValueError(f"{cell} is {type(value).__name__}; expected text, or a list of chat messages")
-    if not value or not all(isinstance(one, dict) for one in value):
+    if not value or not all(isinstance(message, dict) for message in value):
         raise ValueError(f"{cell} is a list, but not of chat messages {{role: ..., content: ...}}; got {value!r:.80}")
-    for one in value:
-        if not isinstance(one.get("role"), str) or not isinstance(one.get("content"), str):
-            raise ValueError(f"{cell} has a message without a role or a content of text: {one!r:.80}")
-    return [{name: part for name, part in one.items() if part is not None} for one in value]
+    for message in value:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise ValueError(f"{cell} has a message without a role or a content of text: {message!r:.80}")
+    return [{name: part for name, part in message.items() if part is not None} for message in value]
 
 
 def response_text(value: Any, cell: str) -> str:
-    """A response as text: text itself, or the content of the one message of the assistant.
+    """Return a response as text: the text, or the content of a single message of the assistant.
 
     Args:
-        value: what the data hold.
-        cell: where, for errors.
+        value: value in the data.
+        cell: place of the value, for errors.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is neither.
     """
     if isinstance(value, str):
         return value

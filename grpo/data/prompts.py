@@ -1,4 +1,4 @@
-"""From a data source to Prompts and to supervised rows, with a cursor that resumes."""
+"""Read a data source as prompts or as supervised rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, speci
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts that fit, and how many did not."""
+    """Prompts that fit the length limit, and the number of prompts that do not fit."""
 
     prompts: tuple[Prompt, ...]
     dropped: int
@@ -32,23 +32,23 @@ class PromptSet:
 def load_prompts(
     source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, where: str = "data"
 ) -> PromptSet:
-    """Read a source as prompts; those longer than `max_tokens` are dropped and counted.
+    """Read a source as prompts. Drop and count the prompts longer than `max_tokens`.
 
     Args:
-        source: the section of the configuration.
-        tokenizer: the policy's.
-        max_tokens: of a prompt, templates included.
-        where: the section's name, for errors.
+        source: section of the configuration.
+        tokenizer: tokenizer of the policy.
+        max_tokens: largest length of a prompt, in tokens, including templates.
+        where: name of the section, for errors.
 
     Raises:
-        ValueError: a missing column, an empty cell, a question that is neither text nor chat messages, messages
-            without a chat template, or no prompt that fits.
+        ValueError: a column is missing, a cell is empty, a question is neither text nor chat messages, messages have no
+            chat template, or no prompt fits.
     """
     rows = load_rows(source, where)
     questions = column(rows, source.prompt, f"{where}.prompt")
     references = column(rows, source.reference, f"{where}.reference")
     texts = render(source, tokenizer, questions, where=where)
-    asked = asked_texts(source, questions, where=where)
+    problems = asked_texts(source, questions, where=where)
     # A chat template writes the special tokens itself.
     chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
     token_ids = _tokenize(tokenizer, texts, special=not chat)
@@ -56,7 +56,7 @@ def load_prompts(
     prompts = tuple(
         Prompt(f"{name}:{index}", text, tuple(ids), reference, columns_of(problem, row))
         for index, (text, ids, reference, problem, row) in enumerate(
-            zip(texts, token_ids, references, asked, rows.to_list(), strict=True)
+            zip(texts, token_ids, references, problems, rows.to_list(), strict=True)
         )
         if 0 < len(ids) <= max_tokens
     )
@@ -71,14 +71,14 @@ def load_prompts(
 def load_supervised(
     source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> tuple[tuple[TrainingSequence, ...], int]:
-    """Read a source as prompt-and-response sequences with loss on the response and its end only.
+    """Read a source as prompt-and-response sequences. Only the response and its end token carry loss.
 
     Returns:
-        The sequences, and how many rows were dropped because they are longer than `max_tokens`.
+        The sequences, and the number of dropped rows, which are longer than `max_tokens`.
 
     Raises:
-        ValueError: a missing column, an empty cell, a question or response that is neither text nor chat messages, a
-            tokenizer without an end token, or no row that fits.
+        ValueError: a column is missing, a cell is empty, a question or response is neither text nor chat messages, the
+            tokenizer has no end token, or no row fits.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token, so a policy could not learn to stop")
@@ -97,7 +97,9 @@ def load_supervised(
         if prompt and len(prompt) + len(response) < max_tokens
     )
     if not sequences:
-        shortest = min(len(one) + len(other) + 1 for one, other in zip(prompt_ids, response_ids, strict=True))
+        shortest = min(
+            len(prompt) + len(response) + 1 for prompt, response in zip(prompt_ids, response_ids, strict=True)
+        )
         raise ValueError(
             f"none of the {len(responses)} rows fits sft.max_tokens={max_tokens}; the shortest has {shortest} tokens"
         )
@@ -105,15 +107,15 @@ def load_supervised(
 
 
 def check_prompt_count(prompts: PromptSet, rollout: config.RolloutConfig, left_out: int = 0) -> None:
-    """Refuse data of which a step would ask the same question twice.
+    """Refuse data with so few prompts that a step would ask the same question twice.
 
     Args:
-        prompts: those that fit.
-        rollout: says how many a step asks.
-        left_out: prompts that are not asked, as their reference answers cannot be used.
+        prompts: prompts that fit the length limit.
+        rollout: section with the number of prompts per step.
+        left_out: number of prompts without a usable reference answer. Training does not use them.
 
     Raises:
-        ValueError: fewer prompts than a step asks.
+        ValueError: there are fewer prompts than a step needs.
     """
     count = len(prompts.prompts) - left_out
     if count < rollout.prompts_per_step:
@@ -125,5 +127,5 @@ def check_prompt_count(prompts: PromptSet, rollout: config.RolloutConfig, left_o
 
 
 def gold_rows(prompts: PromptSet) -> list[GoldRow]:
-    """The prompts' reference answers, with the columns that a run hands to their verifiers."""
+    """Return the prompts' reference answers, with the columns that a run gives to the verifiers."""
     return [GoldRow(each.reference, each.row, each.id) for each in prompts.prompts]

@@ -1,4 +1,4 @@
-"""The rows of a data source: hub, files or a generator function."""
+"""Read the rows of a data source: hub, files or a generator function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import datasets
 from grpo import config
 from rewards.named_code import locate
 
-# A file of this many bytes is looked into for being blank.
+# Files smaller than this, in bytes, are checked for blank content.
 SMALL_FILE = 1024
 
 
@@ -20,19 +20,19 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 class HubUnreachable(ValueError):
-    """The data set is named on the hub, and the hub does not answer: nothing is known of it."""
+    """The hub does not answer, so nothing is known about the data set."""
 
 
 def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dataset:
-    """Read a source whole.
+    """Read all rows of a source.
 
     Args:
-        source: the section of the configuration.
-        where: the section's name, for errors.
+        source: section of the configuration.
+        where: name of the section, for errors.
 
     Raises:
         HubUnreachable: the hub does not answer.
-        ValueError: nothing is there, it cannot be read, or it has no rows.
+        ValueError: the source does not exist, is not readable, or has no rows.
     """
     if source.generator:
         rows = _from_generator(source.generator, source.options, where)
@@ -48,7 +48,7 @@ def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dat
 
 
 def source_name(source: config.DatasetConfig) -> str:
-    """The name that rows are called after: of their generator, first file or data set on the hub."""
+    """Return the name for the rows: the generator, the first file or the data set on the hub."""
     return source.generator or next(iter(source.paths), None) or source.hub or ""
 
 
@@ -58,10 +58,10 @@ def _from_generator(dotted: str, options: dict[str, Any], where: str) -> dataset
         inspect.signature(generator).bind(**options)
     except TypeError as failure:
         raise ValueError(f"the generator {dotted!r} does not take {where}.options={options}: {failure}") from failure
-    made = list(generator(**options))
-    # A column may be missing from some rows, the first among them.
-    columns = dict.fromkeys(column for row in made for column in row)
-    return datasets.Dataset.from_dict({column: [row.get(column) for row in made] for column in columns})
+    generated = list(generator(**options))
+    # A column may be missing from some rows, including the first row.
+    columns = dict.fromkeys(column for row in generated for column in row)
+    return datasets.Dataset.from_dict({column: [row.get(column) for row in generated] for column in columns})
 
 
 def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
@@ -70,7 +70,7 @@ def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
             raise ValueError(f"{path} should end in one of {', '.join(FORMATS)}")
         if not path.is_file():
             raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
-        # `datasets` calls a file of blank lines corrupt.
+        # `datasets` reports a file of blank lines as corrupt, so check for it first.
         if path.stat().st_size < SMALL_FILE and path.read_bytes().strip() in (b"", b"[]"):
             raise ValueError(f"{path} is empty")
     names = ", ".join(map(str, paths))
@@ -98,9 +98,9 @@ def _from_hub(source: config.DatasetConfig) -> datasets.Dataset:
 
 
 def cell(row: Mapping[str, Any], name: str) -> Any:
-    """A row's value in a column; one nested in others is named with dots (`reward_model.ground_truth`).
+    """Return a row's value in a column. Dots separate nested names (`reward_model.ground_truth`).
 
-    None where what should hold it is empty.
+    The result is None if an outer value is empty.
     """
     value: Any = row
     for part in [name] if name in row else name.split("."):
@@ -117,7 +117,7 @@ def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
         key: of the configuration that names it, for errors.
 
     Raises:
-        ValueError: there is none, or a row has nothing in it.
+        ValueError: the column does not exist, or a row has no value in it.
     """
     known = _column_names(rows.features)
     if name not in rows.column_names and name not in known:
@@ -130,8 +130,8 @@ def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
 
 
 def _column_names(features: Mapping[str, Any], before: str = "") -> list[str]:
-    found = []
+    names = []
     for name, feature in features.items():
         nested = isinstance(feature, Mapping) and feature
-        found += _column_names(feature, f"{before}{name}.") if nested else [f"{before}{name}"]
-    return found
+        names += _column_names(feature, f"{before}{name}.") if nested else [f"{before}{name}"]
+    return names

@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) through peft: adapters inside the plain model, merged where it leaves.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) with peft: adapters inside the plain model, merged when tensors leave it.
 
-An adapted linear layer computes W x + (alpha / rank) B A x with W frozen, A [rank, in] random and B [out, rank] zero
-at first. Adapters are put into the model itself, so that it keeps its structure and `PolicyLogprobs` knows nothing of
-them.
+An adapted linear layer computes W x + (alpha / rank) B A x. W is frozen. At first, A [rank, in] is random and B [out,
+rank] is zero. The adapters are inserted into the model itself, so the model keeps its structure and `PolicyLogprobs`
+needs no special case.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from grpo.config import LearnerConfig, LoraConfig
 from grpo.policy.hub import name_of, revision_of
 
-# What peft calls the one adapter that a layer has here, and how it names tensors in a file.
+# peft's name of the only adapter of a layer, and peft's prefix for tensor names in a file.
 _ADAPTER = "default"
 _IN_A_FILE = "base_model.model."
 
@@ -32,11 +32,11 @@ class PolicyTensor:
     """A tensor of the policy, with the adapter that changes it if there is one.
 
     Attributes:
-        name: in Hugging Face format.
-        parameter: the tensor, under LoRA the frozen one.
-        lora_a: [rank, in], or None.
-        lora_b: [out, rank], or None.
-        scale: alpha / rank.
+        name: name in Hugging Face format.
+        parameter: the tensor; with LoRA, the frozen tensor.
+        lora_a: matrix A [rank, in], or None.
+        lora_b: matrix B [out, rank], or None.
+        scale: factor alpha / rank.
     """
 
     name: str
@@ -47,12 +47,12 @@ class PolicyTensor:
 
     @property
     def parts(self) -> list[nn.Parameter]:
-        """All parameters that the whole tensor is made of."""
+        """All parameters that make up the whole tensor."""
         return [part for part in (self.parameter, self.lora_a, self.lora_b) if part is not None]
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """W + scale B A, summed in float32 and rounded once to W's dtype; W itself where nothing adapts it."""
+        """W + scale B A, summed in float32 and rounded once to W's dtype; W itself if it has no adapter."""
         if self.lora_a is None or self.lora_b is None:
             return self.parameter.detach()
         change = self.scale * (self.lora_b.float() @ self.lora_a.float())
@@ -60,18 +60,18 @@ class PolicyTensor:
 
 
 def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
-    """Every tensor of a policy, adapted or not; tied ones once for each of their names."""
+    """Yield every tensor of a policy, adapted or not. A tied tensor appears once for each of its names."""
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if ".lora_A." in name or ".lora_B." in name:
             continue
-        owner, _, own_name = name.rpartition(".")
+        owner, _, last_name = name.rpartition(".")
         layer: Any = layers.get(owner.removesuffix(".base_layer"))
         if layer is None:
             yield PolicyTensor(name, parameter)
             continue
-        plain = f"{owner.removesuffix('.base_layer')}.{own_name}"
-        if own_name == "weight":
+        plain = f"{owner.removesuffix('.base_layer')}.{last_name}"
+        if last_name == "weight":
             a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
             yield PolicyTensor(plain, parameter, a, b, layer.scaling[_ADAPTER])
         else:
@@ -79,14 +79,14 @@ def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
 
 
 def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every trained parameter, under its name in a file of peft's."""
+    """Yield every trained parameter, with its name in a file of peft."""
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
             yield _IN_A_FILE + name.replace(f".{_ADAPTER}.", "."), parameter
 
 
 def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Linear]:
-    """The linear layers that `lora.targets` names, by their names; the output head is none of them.
+    """Return the linear layers that `lora.targets` names, by name, without the output head.
 
     Raises:
         ValueError: a target names no linear layer.
@@ -97,22 +97,22 @@ def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Lin
     }
     if lora.targets == "all-linear":
         return linear
-    missing = [one for one in lora.targets if not any(_is_meant(one, name) for name in linear)]
+    missing = [target for target in lora.targets if not any(_matches(target, name) for name in linear)]
     if missing:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ValueError(
             f"learner.lora.targets: no linear layer under the output head is called {', '.join(missing)}; choose from "
             f"{there}, or all-linear"
         )
-    return {name: layer for name, layer in linear.items() if any(_is_meant(one, name) for one in lora.targets)}
+    return {name: layer for name, layer in linear.items() if any(_matches(target, name) for target in lora.targets)}
 
 
-def _is_meant(target: str, name: str) -> bool:
+def _matches(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
 def trained_parameters(model: PreTrainedModel, lora: LoraConfig | None) -> int:
-    """How many parameters have gradients and optimizer state: with LoRA, those of A and B.
+    """Count the parameters with gradients and optimizer state. With LoRA, these are the parameters of A and B.
 
     Raises:
         ValueError: a target of `lora` names no linear layer.
@@ -124,10 +124,10 @@ def trained_parameters(model: PreTrainedModel, lora: LoraConfig | None) -> int:
 
 
 def require_peft(learner: LearnerConfig) -> None:
-    """Say what to do where LoRA is asked for and peft is not there.
+    """Check that peft is installed if the configuration uses LoRA.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: peft is not installed.
     """
     if learner.lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError(
@@ -137,15 +137,15 @@ def require_peft(learner: LearnerConfig) -> None:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
-    """Put adapters into `model`, as the only parameters that are trained.
+    """Insert adapters into `model`. Only their parameters are trained.
 
     Args:
-        model: changed in place; it computes what it did before, as B is zero.
-        lora: which layers, and how large.
-        seed: of A, which every rank must draw alike.
+        model: model to change in place. Its outputs stay the same, because B is zero.
+        lora: section with the layers and the sizes.
+        seed: seed for A, the same on every rank.
 
     Raises:
-        ValueError: a target names no linear layer, or such a layer cannot be adapted.
+        ValueError: a target names no linear layer, or a named layer cannot be adapted.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -162,9 +162,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model, _ADAPTER)
-    found = {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
-    if found != wanted.keys():
-        odd = ", ".join(sorted(found ^ wanted.keys()))
+    adapted = {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    if adapted != wanted.keys():
+        odd = ", ".join(sorted(adapted ^ wanted.keys()))
         raise ValueError(
             f"learner.lora.targets also names layers that cannot be adapted and merged: {odd}; name linear layers "
             "under the output head"
@@ -173,20 +173,20 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what it did before any adapter: the starting policy."""
+    """Switch the adapters off. Inside the context, the model is the starting policy."""
     layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
-        # This also makes them parameters with gradients again, which switching them off has undone.
+        # Switching adapters off removed their gradients. Switching them on restores the gradients too.
         for layer in layers:
             layer.enable_adapters(True)
 
 
 def save_adapter(model: nn.Module, tensors: dict[str, Tensor], base: str, folder: Path) -> None:
-    """Write adapters as peft reads them: `PeftModel.from_pretrained(policy, folder)`."""
+    """Write adapters in the format of peft: `PeftModel.from_pretrained(policy, folder)`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,15 +197,15 @@ def save_adapter(model: nn.Module, tensors: dict[str, Tensor], base: str, folder
 
 
 def check_adapter(model: nn.Module, folder: Path) -> None:
-    """Refuse what `save_adapter` wrote into `folder` where the model's adapters are of another kind.
+    """Refuse adapters in `folder` (from `save_adapter`) that differ in kind from the model's adapters.
 
     Raises:
-        ValueError: rank, alpha or targets are others.
+        ValueError: rank, alpha or targets differ.
     """
     settings: Any = model.peft_config[_ADAPTER]  # type: ignore[index]
-    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     for key, ours in (("rank", "r"), ("alpha", "lora_alpha"), ("targets", "target_modules")):
-        expected, came = getattr(settings, ours), found[ours]
+        expected, came = getattr(settings, ours), saved[ours]
         if isinstance(expected, set):
             expected, came = sorted(expected), sorted(came)
         if expected != came:

@@ -1,7 +1,7 @@
 """Attention over packed sequences for `transformers` models, exact on every device.
 
-Registered under the name `packed`: projections and MLPs see one long row without padding, and only here are the
-sequences told apart. Nothing can leak from one sequence into the next, as no query ever meets another sequence's key.
+It is registered under the name `packed`. Projections and MLPs see a single long row without padding; only attention
+separates the sequences. A query never meets the key of another sequence, so nothing leaks between sequences.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PACKED = "packed"
 
 
 class Layout(Protocol):
-    """Where each sequence of a packed row lies, worked out once and used by every layer."""
+    """The positions of the sequences in a packed row, computed once for all layers."""
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
         """Causal attention inside each sequence: [N, query heads, head size]."""
 
 
 def _positions(place: Place) -> np.ndarray:
-    """Where a sequence's tokens lie in the row, prompt first."""
+    """Return the positions of a sequence's tokens in the row, prompt first."""
     prompt = np.arange(place.prompt, place.prompt + place.prompt_length)
     return np.concatenate([prompt, np.arange(place.rest, place.rest + place.rest_length)])
 
@@ -41,27 +41,27 @@ def _row_length(places: Sequence[Place]) -> int:
 class PackedLayout:
     """Sequences side by side in batches of similar length, for PyTorch's attention on any device.
 
-    A prompt that several sequences share is laid beside each of them, where its queries are the same and give the same;
-    one of them is kept.
+    A prompt that several sequences share is repeated for each of them. The repeated queries have the same outputs; the
+    layout keeps a single copy.
     """
 
     def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
         """Lay out the sequences of one packed row.
 
         Args:
-            places: of the sequences.
-            device: of queries, keys and values.
-            positions: of the row where something follows its last sequence, whose output nobody reads; None where not.
+            places: places of the sequences.
+            device: device of queries, keys and values.
+            positions: length of the row, if padding follows the last sequence; None if not.
         """
         order = sorted(range(len(places)), key=lambda index: places[index].length)
         ascending = [places[index].length for index in order]
         self._batches: list[tuple[tuple[int, int], Tensor]] = []
-        # Which element of all padded batches, one after another, holds a packed token's output.
+        # For each packed token, the index of its output in the concatenated padded batches.
         kept_N = np.zeros(positions or _row_length(places), dtype=np.int64)
         first = 0
         for start, stop in length_batches(ascending):
             longest = ascending[stop - 1]
-            # Row i, column j of the padded batch reads this packed token, and any token where it pads.
+            # The packed token for row i, column j of the padded batch; any token for padding.
             gather_RL = np.zeros((stop - start, longest), dtype=np.int64)
             for row, index in enumerate(order[start:stop]):
                 length = places[index].length
@@ -80,7 +80,7 @@ class PackedLayout:
                 tensor.index_select(0, gather).view(rows, longest, *tensor.shape[1:]).transpose(1, 2)
                 for tensor in (query_NHD, key_NHD, value_NHD)
             )
-            # Padding lies behind each sequence's end, so causality alone keeps real tokens from seeing it.
+            # Padding follows the end of each sequence, so the causal mask alone hides it from real tokens.
             output_RHLD = scaled_dot_product_attention(
                 query_RHLD, key_RHLD, value_RHLD, is_causal=True, scale=scaling, enable_gqa=heads != key_NHD.shape[1]
             )
@@ -91,11 +91,11 @@ class PackedLayout:
 class VarlenLayout:
     """Sequences one after another without padding, for FlashAttention's kernel for variable lengths, on a GPU.
 
-    Dao 2023 (arXiv:2307.08691), as torch brings it. A shared prompt is repeated as in `PackedLayout`.
+    Dao 2023 (arXiv:2307.08691), in the version of torch. A shared prompt is repeated as in `PackedLayout`.
     """
 
     def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
-        """Lay out the sequences of one packed row; arguments as of `PackedLayout`."""
+        """Lay out the sequences of one packed row; the arguments are the same as in `PackedLayout`."""
         gather_K = np.concatenate([_positions(place) for place in places])
         kept_N = np.zeros(positions or _row_length(places), dtype=np.int64)
         kept_N[gather_K] = np.arange(len(gather_K))
@@ -106,9 +106,11 @@ class VarlenLayout:
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
         """Causal attention inside each sequence: [N, query heads, head size]."""
-        query_KHD, key_KHD, value_KHD = (one.index_select(0, self._gather_K) for one in (query_NHD, key_NHD, value_NHD))
+        query_KHD, key_KHD, value_KHD = (
+            tensor.index_select(0, self._gather_K) for tensor in (query_NHD, key_NHD, value_NHD)
+        )
         borders, longest = self._borders, self._longest
-        # No keys behind, any number before: that is causal attention here.
+        # Causal attention: any number of earlier keys, no later keys.
         window = (-1, 0)
         output_KHD = varlen_attn(
             query_KHD, key_KHD, value_KHD, borders, borders, longest, longest,
@@ -129,17 +131,17 @@ def packed_attention(
     packed_layout: Layout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a packed row, as `transformers` calls it.
+    """Compute causal attention inside each sequence of a packed row, with the interface of `transformers`.
 
     Args:
-        module: the attention layer.
-        query: [1, heads, N, head size].
-        key: [1, key-value heads, N, head size].
-        value: like `key`.
+        module: attention layer.
+        query: tensor [1, heads, N, head size].
+        key: tensor [1, key-value heads, N, head size].
+        value: tensor with the shape of `key`.
         attention_mask: must be None.
-        scaling: of the scores; 1 / sqrt(head size) where None.
+        scaling: factor of the scores; None for 1 / sqrt(head size).
         dropout: must be 0.
-        packed_layout: where the sequences lie; passed through the model's keyword arguments.
+        packed_layout: positions of the sequences; passed through the model's keyword arguments.
 
     Returns:
         [1, N, heads, head size], and None for the weights.

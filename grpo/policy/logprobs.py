@@ -1,4 +1,4 @@
-"""A policy as the learner sees it: a model that gives log-probabilities of packed tokens, and never whole logits."""
+"""The policy model of the learner: it computes log-probabilities of packed tokens, and never all logits at a time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from grpo.policy.hub import at_revision, name_of
 from grpo.policy.sequence_parallel import SequenceGroup
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Logits held at a time, in float32: of 440 tokens with a vocabulary of 150,000. The backward pass holds three times as
-# much.
+# Size of the float32 logits in memory at a time, in bytes: 440 tokens with a vocabulary of 150,000. The backward pass
+# needs three times this size.
 LOGIT_BYTES = 1 << 28
 
 
 class LogprobHead(nn.Linear):
-    """A model's output head that takes targets and gives their log-probabilities, with few logits at a time.
+    """A model's output head that computes the log-probabilities of targets, with few logits at a time.
 
-    All chunks are one call of one module: at ZeRO-3 a call is a collective, and ranks with other numbers of predicted
-    tokens, and so of chunks, must make equally many.
+    A single call of the module computes all chunks. With ZeRO-3, a call is a collective, so all ranks must make the
+    same number of calls. Their numbers of predicted tokens, and therefore of chunks, may differ.
     """
 
     def __init__(self, head: nn.Linear) -> None:
-        """Take over a head's parameters."""
+        """Use the parameters of `head`."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = head.in_features, head.out_features
         self.weight, self.bias = head.weight, head.bias
@@ -36,22 +36,22 @@ class LogprobHead(nn.Linear):
     def forward(  # type: ignore[override]
         self, hidden_TE: Tensor, targets_T: Tensor, temperature: float, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of targets and entropies, float32 [T], with `LOGIT_BYTES` of logits at a time.
+        """Compute log-probabilities of targets and entropies, float32 [T], with `LOGIT_BYTES` of logits at a time.
 
-        The backward pass computes each chunk's logits again instead of keeping them.
+        The logits are not kept. The backward pass computes the logits of each chunk again.
 
         Args:
-            hidden_TE: what the head reads; there may be none, which takes part in all collectives.
+            hidden_TE: hidden states, possibly none. A rank without hidden states still takes part in all collectives.
             targets_T: token ids.
-            temperature: that logits are divided by.
-            entropy_gradient: give entropies a gradient too.
+            temperature: divisor of the logits.
+            entropy_gradient: True to give the entropies a gradient.
         """
         pieces = []
         chunk = max(1, LOGIT_BYTES // (4 * self.out_features))
         for start in range(0, max(len(hidden_TE), 1), chunk):
             part = slice(start, start + chunk)
             arguments = (hidden_TE[part], targets_T[part], temperature, entropy_gradient)
-            # One chunk is all there is to save: recomputing it would cost time and free nothing.
+            # With a single chunk, recomputing would cost time and save no memory.
             if len(hidden_TE) <= chunk or not torch.is_grad_enabled():
                 pieces.append(self._score(*arguments))
             else:
@@ -69,7 +69,7 @@ class LogprobHead(nn.Linear):
 
 
 class PolicyLogprobs(nn.Module):
-    """A causal language model that returns log-probabilities of given next tokens, and nothing as large as logits."""
+    """A causal language model that returns log-probabilities of given next tokens, but no logits."""
 
     def __init__(
         self,
@@ -80,12 +80,12 @@ class PolicyLogprobs(nn.Module):
         """Wrap a model with an output head, which becomes a `LogprobHead`.
 
         Args:
-            model: changed in place.
-            group: the ranks that share each microbatch's tokens, where there are several; all must make the same calls.
-            layout: how attention lays out sequences.
+            model: model to change in place.
+            group: ranks that share each microbatch's tokens, if there are several. All ranks must make the same calls.
+            layout: layout of the sequences for attention.
 
         Raises:
-            ValueError: the head is no linear layer.
+            ValueError: the head is not a linear layer.
         """
         super().__init__()
         self.model = model
@@ -100,44 +100,44 @@ class PolicyLogprobs(nn.Module):
         self._group, self._layout = group, layout
 
     def forward(self, batch: Microbatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """Log-probability of each predicted token, float32 [T] with gradient; entropy, [T], with it if asked for."""
+        """Return the log-probability of each predicted token, float32 [T] with gradient, and the entropies, [T]."""
         part = self._group.part(batch) if self._group else None
-        own = batch if part is None else part
+        tokens = batch if part is None else part
         layout = self._layout(batch.places, batch.input_ids_N.device, part.positions if part else None)
         hidden_NE = self.model.base_model(
-            input_ids=own.input_ids_N[None],
-            position_ids=own.position_ids_N[None],
+            input_ids=tokens.input_ids_N[None],
+            position_ids=tokens.position_ids_N[None],
             packed_layout=layout,
             use_cache=False,
         ).last_hidden_state[0]
-        # Only what predicts a completion's token meets the output head, the largest matrix of many policies.
-        hidden_TE = hidden_NE.index_select(0, own.source_T)
+        # The output head is the largest matrix of many policies, so it reads only the positions that predict a token.
+        hidden_TE = hidden_NE.index_select(0, tokens.source_T)
         head = self.model.get_output_embeddings()
-        found: tuple[Tensor, Tensor] = head(hidden_TE, own.targets_T, temperature, entropy_gradient)
+        scored: tuple[Tensor, Tensor] = head(hidden_TE, tokens.targets_T, temperature, entropy_gradient)
         if self._group is None or part is None:
-            return found
-        logprobs_T, entropy_T = self._group.joined(found, part.chosen_T, len(batch.targets_T))
+            return scored
+        logprobs_T, entropy_T = self._group.joined(scored, part.chosen_T, len(batch.targets_T))
         return logprobs_T, entropy_T
 
 
-# What some architectures do to logits after the output head, by the key of their config, and its value for "nothing".
+# Config keys of architectures that change the logits after the output head, with the value that means "no change".
 _AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
 def load_model(path: str, dtype: Dtype, attention: str = PACKED) -> PreTrainedModel:
-    """Load a causal language model with packed attention, or another of the same arguments, and without dropout.
+    """Load a causal language model without dropout, with packed attention or an attention of the same arguments.
 
-    The sampler has no dropout: with it the ratio of a policy to itself would be noise around 1.
+    The sampler has no dropout. With dropout in the learner, the ratio of a policy to itself would be noise around 1.
 
     Raises:
-        ValueError: its architecture changes the logits after the output head, which `PolicyLogprobs` would leave out.
+        ValueError: the architecture changes the logits after the output head, which `PolicyLogprobs` does not do.
     """
     model = AutoModelForCausalLM.from_pretrained(
         name_of(path), **at_revision(path), dtype=DTYPES[dtype], attn_implementation=attention
     )
-    for key, nothing in _AFTER_THE_HEAD.items():
-        value = getattr(model.config, key, nothing)
-        if value != nothing:
+    for key, unchanged in _AFTER_THE_HEAD.items():
+        value = getattr(model.config, key, unchanged)
+        if value != unchanged:
             raise ValueError(
                 f"{path} scales its logits ({key}={value}), which the learner does not do; take another policy"
             )

@@ -1,8 +1,9 @@
-"""Long sequences: the tokens of one microbatch shared by several ranks, after DeepSpeed-Ulysses.
+"""Long sequences: several ranks share the tokens of a microbatch, as in DeepSpeed-Ulysses.
 
-Jacobs et al. 2023 (arXiv:2309.14509): each rank holds a part of the tokens and all that is computed token by token.
-Only around attention an all-to-all turns parts of the tokens with all heads into all tokens with parts of the heads,
-and back. So attention sees the whole packed row, and its layout stays that of `grpo.policy.attention`.
+Jacobs et al. 2023 (arXiv:2309.14509): each rank holds a part of the tokens, and computes all token-by-token layers for
+them. Before attention, an all-to-all exchanges part of the tokens with all heads for all tokens with part of the
+heads. After attention, another all-to-all reverses this. Therefore attention sees the whole packed row, and the layout
+of `grpo.policy.attention` needs no change.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def check_heads(policy: PreTrainedConfig, size: int) -> None:
     """Refuse a policy whose heads cannot be shared out over `size` ranks.
 
     Raises:
-        ValueError: query heads are no multiple of `size`, or key-value heads neither a multiple nor a divisor of it.
+        ValueError: the number of query heads is not a multiple of `size`, or the number of key-value heads is neither a
+            multiple nor a divisor of `size`.
     """
     if size == 1:
         return
@@ -49,12 +51,12 @@ class SequencePart:
     """What one rank computes of a microbatch; tensors as in `Microbatch`, positions counted from the part's first.
 
     Attributes:
-        input_ids_N: int64, this rank's, some of them padding behind the microbatch's end.
-        position_ids_N: int64.
-        source_T: int64, of the predicted tokens whose output this rank has, possibly none.
-        targets_T: int64.
-        chosen_T: int64, which of the microbatch's predicted tokens these are.
-        positions: of the whole microbatch, padded.
+        input_ids_N: int64, tokens of this rank, with padding after the microbatch's end.
+        position_ids_N: int64, positions of the tokens in their sequences.
+        source_T: int64, positions whose output predicts a token, on this rank; possibly none.
+        targets_T: int64, predicted tokens.
+        chosen_T: int64, indices of these tokens among the microbatch's predicted tokens.
+        positions: number of positions of the whole microbatch, with padding.
     """
 
     input_ids_N: Tensor
@@ -66,41 +68,41 @@ class SequencePart:
 
 
 class SequenceGroup:
-    """The ranks that share each microbatch's tokens: `size` neighbours, of which this is number `rank`."""
+    """The ranks that share each microbatch's tokens: `size` neighbours. This rank has number `rank` among them."""
 
     def __init__(self, size: int) -> None:
-        """Form the groups; every rank of the learner must come, and `torch.distributed` be up."""
+        """Form the groups. Every rank of the learner must call this, after `torch.distributed` is initialised."""
         whole = dist.get_world_size()
         groups = [dist.new_group(range(first, first + size)) for first in range(0, whole, size)]
         self.process_group = groups[dist.get_rank() // size]
         self.rank, self.size = dist.get_rank() % size, size
 
     def part(self, batch: Microbatch) -> SequencePart:
-        """This rank's tokens: equally many for each rank."""
-        own = -(-len(batch.input_ids_N) // self.size)
-        first = self.rank * own
-        chosen_T = ((batch.source_T >= first) & (batch.source_T < first + own)).nonzero()[:, 0]
+        """Return the tokens of this rank. Each rank gets the same number of tokens."""
+        length = -(-len(batch.input_ids_N) // self.size)
+        first = self.rank * length
+        chosen_T = ((batch.source_T >= first) & (batch.source_T < first + length)).nonzero()[:, 0]
         return SequencePart(
-            _cut(batch.input_ids_N, first, own),
-            _cut(batch.position_ids_N, first, own),
+            _cut(batch.input_ids_N, first, length),
+            _cut(batch.position_ids_N, first, length),
             batch.source_T[chosen_T] - first,
             batch.targets_T[chosen_T],
             chosen_T,
-            own * self.size,
+            length * self.size,
         )
 
-    def joined(self, own: Sequence[Tensor], chosen_T: Tensor, count: int) -> list[Tensor]:
-        """Values of all predicted tokens, [T], from each rank's own, of which alone they have a gradient.
+    def joined(self, values: Sequence[Tensor], chosen_T: Tensor, count: int) -> list[Tensor]:
+        """Join the ranks' values into values of all predicted tokens, [T]. Only this rank's values have a gradient.
 
-        Every rank then computes the same loss of the whole microbatch, ratios of whole sequences among it, and its
-        backward pass brings what depends on its own tokens. The ranks' gradients add up to the whole, as those of
-        different microbatches do.
+        Every rank then computes the same loss of the whole microbatch, including ratios of whole sequences. The
+        backward pass of a rank gives the gradient for the tokens of this rank. The sum of the ranks' gradients is the
+        whole gradient, as for different microbatches.
         """
-        whole = own[0].new_zeros(len(own), count)
-        whole[:, chosen_T] = torch.stack([one.detach() for one in own])
-        # Each element is one rank's number and zeros, so that the sum rounds nothing.
+        whole = values[0].new_zeros(len(values), count)
+        whole[:, chosen_T] = torch.stack([part.detach() for part in values])
+        # For each element, a single rank has the number and the others have zero, so the sum is exact.
         dist.all_reduce(whole, group=self.process_group)
-        return [row.index_copy(0, chosen_T, one) for row, one in zip(whole, own, strict=True)]
+        return [row.index_copy(0, chosen_T, part) for row, part in zip(whole, values, strict=True)]
 
 
 def _cut(values_N: Tensor, first: int, length: int) -> Tensor:
@@ -109,10 +111,10 @@ def _cut(values_N: Tensor, first: int, length: int) -> Tensor:
 
 
 def register_attention(policy: PreTrainedConfig, group: SequenceGroup) -> None:
-    """Make `ULYSSES` the attention of policies of this shape: `grpo.policy.attention` between two all-to-alls.
+    """Register `ULYSSES` for policies of this shape: `grpo.policy.attention` between two all-to-alls.
 
     Raises:
-        ValueError: its heads cannot be shared out.
+        ValueError: the heads cannot be shared out.
     """
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 

@@ -1,4 +1,4 @@
-"""A policy that is stored in a folder or on the hub: where it is, its tokenizer, its configuration."""
+"""A policy in a folder or on the hub: its location, its tokenizer, its configuration."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from grpo.policy.hub import at_revision, name_of, with_revision
 
 
 def context_of(shape: PreTrainedConfig) -> int | None:
-    """Tokens of the longest sequence that a policy takes, as vLLM reads it; None where its config does not say."""
+    """Return the policy's longest sequence, in tokens, by the same rule as vLLM; None if its config has no limit."""
     text = shape.get_text_config()
     positions: int | None = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
-    # The other ways to stretch rotary embeddings have their factor in max_position_embeddings already.
+    # With other types of scaled rotary embeddings, max_position_embeddings already includes the factor.
     if positions is not None and rope.get("rope_type") in ("linear", "dynamic"):
         return int(positions * (rope.get("factor") or 1.0))
     return positions
 
 
 def local_or_hub(policy: config.PolicyConfig) -> str:
-    """A local folder as an absolute path, since actors may run elsewhere; else a name on the hub with its revision.
+    """Return a local folder as an absolute path, as actors may run in other folders; else a hub name with revision.
 
     Raises:
-        ValueError: a revision of a folder.
+        ValueError: a revision is set for a local folder.
     """
     path = policy.path or ""
     if not Path(path).is_dir():
@@ -43,10 +43,10 @@ def local_or_hub(policy: config.PolicyConfig) -> str:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
+    """Load the policy's tokenizer.
 
     Raises:
-        ValueError: there is none at `path`.
+        ValueError: there is no tokenizer at `path`.
     """
     try:
         return AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
@@ -58,23 +58,23 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | None:
-    """What `policy.path` says of its architecture; None where it can be read neither locally nor from the hub."""
+    """Read the configuration of the policy's architecture; None if it is readable neither locally nor from the hub."""
     path = local_or_hub(policy)
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
+        shape: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError):
         return None
-    return found
+    return shape
 
 
 def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
-    """Refuse sequences that are longer than the policy was made for, where its config can be read.
+    """Refuse sequences longer than the policy's context, if the policy's config is readable.
 
     Raises:
         ValueError: the longest prompt with the longest completion, or the longest row, has too many tokens.
     """
-    found = policy_config(settings.policy) if settings.policy.path else None
-    context = context_of(found) if found else None
+    shape = policy_config(settings.policy) if settings.policy.path else None
+    context = context_of(shape) if shape else None
     if context is None:
         return
     if isinstance(settings, config.SftConfig):

@@ -1,7 +1,7 @@
-"""Training's groups on their way: asked for, sampled, verified, and taken by a step.
+"""Collect the groups of training: request, sample and verify them, and give them to a step.
 
-One collector lives as long as the run. Sampling goes on between the steps; `grpo.rollout.staleness` says how far it
-may go ahead, and what a step must wait for.
+A collector lives as long as the run. Sampling continues between the steps. `grpo.rollout.staleness` defines how far
+sampling may run ahead, and which groups a step must wait for.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from grpo.rollout.groups import Verifying, seed_of
 from grpo.rollout.staleness import OpenGroups, Ticket
 from grpo.types import Finished, Group, Phase, Prompt, Request
 
-# How often sampled groups, and other verdicts, are looked for while those of one group are waited for.
+# Seconds between two polls for sampled groups and other verdicts, while `take` waits for the verdicts of a group.
 POLL_S = 0.1
 
 
 class RequestStream(Protocol):
-    """Requests that the generators sample for, as far as a collector needs it."""
+    """Requests that the generators sample for: the part of the interface that a collector needs."""
 
     @property
     def unfinished(self) -> int:
-        """Requests submitted and not yet handed out."""
+        """Number of requests that were submitted and not yet returned."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -32,12 +32,12 @@ class RequestStream(Protocol):
         ...
 
     def finished(self, wait: bool = True) -> Finished:
-        """Groups that finished since the last call; where asked to wait, at least one."""
+        """Return the groups that finished since the last call; with `wait`, at least one group."""
         ...
 
 
 class PhaseWatch(Protocol):
-    """Takes the time of a step's phases."""
+    """Measures the time of a step's phases."""
 
     def start(self, phase: Phase | None) -> None:
         """End the present phase, if any, and begin `phase`; None only ends."""
@@ -45,7 +45,7 @@ class PhaseWatch(Protocol):
 
 
 class Collector:
-    """From prompts to the groups of a step, through a stream of the generators and the verifiers."""
+    """Turns prompts into the groups of a step, with a stream of the generators and with the verifiers."""
 
     def __init__(
         self,
@@ -57,15 +57,15 @@ class Collector:
         run_seed: int,
         verdict_wait_s: float,
     ) -> None:
-        """Begin with nothing under way.
+        """Start without requested groups.
 
         Args:
-            stream: samples; nobody else's.
-            verifying: starts verification and knows when it is over.
-            open_groups: which groups may be asked for, and which a step takes.
-            next_prompts: how many -> the prompts to ask next.
-            run_seed: what the samples' seeds are made of.
-            verdict_wait_s: longest wait for verdicts once all that a step needs is sampled.
+            stream: stream that samples; no other object may use it.
+            verifying: object that starts verification and knows when it is complete.
+            open_groups: object that decides which groups to request, and which groups a step takes.
+            next_prompts: function from a count to the next prompts.
+            run_seed: seed of the run; the samples' seeds depend on it.
+            verdict_wait_s: longest wait for verdicts, in seconds, after all groups of a step are sampled.
         """
         self._stream = stream
         self._verifying = verifying
@@ -73,22 +73,22 @@ class Collector:
         self._next_prompts = next_prompts
         self._run_seed = run_seed
         self._verdict_wait_s = verdict_wait_s
-        # Of groups that were asked for: what they ask, until they are sampled and finished.
+        # Prompt and seed of each requested group, until the group is finished.
         self._asked: dict[int, tuple[Prompt, int]] = {}
         self._buffer: dict[int, Group] = {}
         self._unsent: list[int] = []
         self._idle = IdleClock()
 
     def fill(self) -> None:
-        """Ask for all groups that may be asked for now, and again for those that a resume found unfinished."""
+        """Request all groups that may be requested now. After a resume, also request the unfinished groups again."""
         self._ask(self._open.admit())
 
     def take(self, count: int, watch: PhaseWatch, refill: int = 0) -> list[Group]:
-        """A step's groups, in the order in which they were asked for; in a refill, after asking for as many more.
+        """Return a step's groups, in the order of their requests; in a refill, first request `count` more groups.
 
         Raises:
-            TimeoutError: no group was sampled within the stream's deadline, or a verdict did not come: the pool itself
-                hangs, as single verdicts have deadlines.
+            TimeoutError: no group was sampled within the stream's deadline, or a verdict did not arrive. Single
+                verdicts have deadlines, so a missing verdict means that the pool itself hangs.
         """
         if refill:
             self._ask(self._open.refill(count, refill))
@@ -111,16 +111,16 @@ class Collector:
         return [self._buffer.pop(group) for group in self._open.take(count)]
 
     def drain(self) -> None:
-        """Start to verify what has been sampled by now, and buffer what has been verified; waits for nothing."""
+        """Start to verify the sampled groups, and buffer the verified groups, without waiting."""
         self._receive(self._stream.finished(wait=False) if self._stream.unfinished else [])
 
     def pushed(self, version: int) -> None:
-        """The generators sample from this version from now on."""
+        """Record that the generators sample from this version from now on."""
         if version != self._open.version:
             self._open.advance(version)
 
     def metrics(self) -> dict[str, float]:
-        """What is under way, and in which share of the time since the last call there was nothing to sample."""
+        """Return the numbers of open groups, and the share of idle time of the generators since the last call."""
         return {
             "rollout/groups_in_flight": float(len(self._open.unfinished)),
             "rollout/groups_buffered": float(self._open.buffered),
@@ -128,24 +128,24 @@ class Collector:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What is under way, as plain data and tensors; what is not finished will be sampled again."""
+        """Return the open groups, as plain data and tensors. Unfinished groups will be sampled again."""
         self.drain()
-        asked = {group: self._asked[group] for group in self._open.unfinished}
+        requests = {group: self._asked[group] for group in self._open.unfinished}
         return {
             "open": self._open.state_dict(),
-            "buffer": {group: group_state(one) for group, one in self._buffer.items()},
-            "asked": {group: (prompt.id, seed) for group, (prompt, seed) in asked.items()},
+            "buffer": {number: group_state(group) for number, group in self._buffer.items()},
+            "asked": {group: (prompt.id, seed) for group, (prompt, seed) in requests.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
-        """Go on from a state; `prompts` are all of the data's.
+        """Restore a state; `prompts` are all prompts of the data.
 
         Raises:
-            ValueError: settings or data do not fit the groups that were under way.
+            ValueError: settings or data do not fit the open groups.
         """
         by_id = {prompt.id: prompt for prompt in prompts}
         self._open.load_state_dict(state["open"])
-        self._buffer = {group: group_from_state(one, by_id) for group, one in state["buffer"].items()}
+        self._buffer = {number: group_from_state(group, by_id) for number, group in state["buffer"].items()}
         self._asked = {group: (known_prompt(name, by_id), seed) for group, (name, seed) in state["asked"].items()}
         self._unsent = list(self._asked)
 
@@ -156,13 +156,13 @@ class Collector:
         sent = [*self._unsent, *(ticket.group for ticket in tickets)]
         self._unsent = []
         if sent:
-            asked = ((group, *self._asked[group]) for group in sent)
-            self._stream.submit([Request(group, prompt.token_ids, seed) for group, prompt, seed in asked])
+            requests = ((group, *self._asked[group]) for group in sent)
+            self._stream.submit([Request(group, prompt.token_ids, seed) for group, prompt, seed in requests])
         self._idle.note(self._stream.unfinished)
 
     def _receive(self, sampled: Finished) -> None:
         for group, completions in sampled:
-            versions = [span.policy_version for one in completions for span in one.spans]
+            versions = [span.policy_version for completion in completions for span in completion.spans]
             self._open.sampled(group, min(versions))
             self._verifying.start(group, self._asked[group][0], completions)
         for group, verified in self._verifying.done():
@@ -173,7 +173,7 @@ class Collector:
 
 
 class IdleClock:
-    """Counts the time in which nothing was asked of the generators."""
+    """Measures the time during which the generators have no requests."""
 
     def __init__(self) -> None:
         """Start counting, idle."""
@@ -182,14 +182,14 @@ class IdleClock:
         self._idle_s = 0.0
 
     def note(self, unfinished: int) -> None:
-        """So many requests are with the generators from now on."""
+        """Record that the generators have `unfinished` requests from now on."""
         now = time.monotonic()
         if self._since is not None:
             self._idle_s += now - self._since
         self._since = None if unfinished else now
 
     def take_share(self) -> float:
-        """Share of the time since this was last asked."""
+        """Return the share of idle time since the last call."""
         self.note(unfinished=int(self._since is None))
         now = time.monotonic()
         share = self._idle_s / (now - self._begun) if now > self._begun else 0.0

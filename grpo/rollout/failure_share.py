@@ -1,4 +1,4 @@
-"""Verdicts that are `timeout` or `error`: how many a run bears before it stops."""
+"""Limit the share of verdicts that are `timeout` or `error`, and stop the run above it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from grpo.types import Group
 from grpo.visible import one_line
 
-# Verdicts of one verifier by which it is judged alone: fewer of several steps are put together, as one bad row of a few
-# says little of a verifier.
+# Number of verdicts needed to judge a single verifier. A bad row among few verdicts says little about a verifier, so
+# the verdicts of several steps are counted together until there are enough.
 LEAST_VERDICTS = 50
 
 
@@ -26,18 +26,18 @@ class FailureShare:
     """Stops a run whose verifiers fail too often to trust what is learned."""
 
     def __init__(self, max_share: float) -> None:
-        """Nothing is counted yet; `max_share` is that of `verification`."""
+        """Start without counts; `max_share` comes from the section `verification`."""
         self._max_share = max_share
         self._of: dict[str, _Count] = {}
 
     def check(self, groups: Iterable[Group]) -> None:
-        """Judge a step's verdicts, all together, and each verifier's with those that it gave since it was last judged.
+        """Judge all verdicts of a step, and each verifier's verdicts since its last judgement.
 
         Args:
-            groups: of the step.
+            groups: groups of the step.
 
         Raises:
-            RuntimeError: more than the share of them are `timeout` or `error`; the commonest reasons are told.
+            RuntimeError: the share of `timeout` and `error` is too large; the message has the most common reasons.
         """
         together = _Count()
         for group in groups:

@@ -1,4 +1,4 @@
-"""Scored groups as plain data and tensors, for a checkpoint that is read without unpickling anything else."""
+"""Convert scored groups to plain data and tensors. A checkpoint of these is readable without other pickled types."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from rewards.verdict import Status, Verdict
 
 
 def group_state(group: Group) -> dict[str, Any]:
-    """A group without its prompt, of which only the id is kept: rows may hold what a checkpoint cannot."""
-    completions = [rollout.completion for rollout in group.rollouts]
+    """Return a group as data. It keeps only the prompt's id: the row may hold values unfit for a checkpoint."""
+    samples = [rollout.completion for rollout in group.rollouts]
     return {
         "prompt": group.prompt.id,
-        "token_ids": torch.tensor([token for one in completions for token in one.token_ids], dtype=torch.int64),
-        "logprobs": torch.tensor([value for one in completions for value in one.logprobs], dtype=torch.float64),
+        "token_ids": torch.tensor([token for sample in samples for token in sample.token_ids], dtype=torch.int64),
+        "logprobs": torch.tensor([value for sample in samples for value in sample.logprobs], dtype=torch.float64),
         "rollouts": [
             {
-                "tokens": len(one.completion.token_ids),
-                "text": one.completion.text,
-                "finish_reason": one.completion.finish_reason,
-                "spans": [(span.start, span.stop, span.policy_version) for span in one.completion.spans],
-                "verdicts": {name: _verdict_state(verdict) for name, verdict in one.verdicts.items()},
-                "reward": None if one.reward is None else float(one.reward),
+                "tokens": len(rollout.completion.token_ids),
+                "text": rollout.completion.text,
+                "finish_reason": rollout.completion.finish_reason,
+                "spans": [(span.start, span.stop, span.policy_version) for span in rollout.completion.spans],
+                "verdicts": {name: _verdict_state(verdict) for name, verdict in rollout.verdicts.items()},
+                "reward": None if rollout.reward is None else float(rollout.reward),
             }
-            for one in group.rollouts
+            for rollout in group.rollouts
         ],
     }
 
 
 def group_from_state(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> Group:
-    """The group that `group_state` told.
+    """Restore a group from the data of `group_state`.
 
     Args:
-        state: what it told.
-        prompts: the data's, by id.
+        state: data of the group.
+        prompts: prompts of the data, by id.
 
     Raises:
         ValueError: the data have no such prompt.
     """
     rollouts, begin = [], 0
-    for one in state["rollouts"]:
-        end = begin + one["tokens"]
+    for entry in state["rollouts"]:
+        end = begin + entry["tokens"]
         completion = Completion(
             tuple(state["token_ids"][begin:end].tolist()),
             tuple(state["logprobs"][begin:end].tolist()),
-            one["text"],
-            one["finish_reason"],
-            tuple(VersionSpan(*span) for span in one["spans"]),
+            entry["text"],
+            entry["finish_reason"],
+            tuple(VersionSpan(*span) for span in entry["spans"]),
         )
         verdicts = {
-            name: Verdict(told["score"], Status(told["status"]), told["reason"], told["parts"])
-            for name, told in one["verdicts"].items()
+            name: Verdict(fields["score"], Status(fields["status"]), fields["reason"], fields["parts"])
+            for name, fields in entry["verdicts"].items()
         }
-        rollouts.append(Rollout(completion, verdicts, one["reward"]))
+        rollouts.append(Rollout(completion, verdicts, entry["reward"]))
         begin = end
     return Group(known_prompt(state["prompt"], prompts), tuple(rollouts))
 
 
 def known_prompt(name: str, prompts: Mapping[str, Prompt]) -> Prompt:
-    """The prompt of that id.
+    """Return the prompt with this id.
 
     Raises:
-        ValueError: the data have none.
+        ValueError: the data have no such prompt.
     """
     if name not in prompts:
         raise ValueError(
@@ -76,7 +76,7 @@ def known_prompt(name: str, prompts: Mapping[str, Prompt]) -> Prompt:
 
 
 def _verdict_state(verdict: Verdict) -> dict[str, Any]:
-    # A user's verifier may have made them numpy's, which are no plain data.
+    # A user's verifier may return NumPy values, so convert them to plain data.
     return {
         "score": None if verdict.score is None else float(verdict.score),
         "status": verdict.status.value,

@@ -1,4 +1,4 @@
-"""From prompts to scored groups, through two callables: one that samples and one that verifies."""
+"""Turn prompts into scored groups, with two callables: `Generate` samples and `Verify` verifies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewards.verdict import Verdict
 
 # Yields (index of the prompt, its completions) as groups finish, in any order.
 Generate = Callable[[Sequence[Prompt]], Iterable[tuple[int, Sequence[Completion]]]]
-# Starts the verification of a group: for each completion a future for each verifier, by name.
+# Starts the verification of a group. Returns, for each completion, a future for each verifier, by name.
 Verify = Callable[[Prompt, Sequence[Completion]], Sequence[Mapping[str, Future[Verdict]]]]
 
 
@@ -32,23 +32,23 @@ def collect(
     *,
     verdict_wait_s: float,
 ) -> Iterator[tuple[int, Group]]:
-    """Sample and score a group for each prompt; groups come as they finish.
+    """Sample and score a group for each prompt; yield each group when it finishes.
 
-    Verification of a group starts the moment it is sampled and runs beside the sampling of the others.
+    Verification of a group starts as soon as the group is sampled. Meanwhile, sampling of the other groups continues.
 
     Args:
-        prompts: what to sample for.
-        generate: samples.
-        verify: starts the verification of a group by the verifiers that judge its row.
-        specs: how verdicts make a reward; of these, a row's reward is made of those that judge it.
-        verdict_wait_s: longest wait for a verdict once all groups are sampled.
+        prompts: prompts to sample for.
+        generate: function that samples.
+        verify: function that starts the verification of a group by the verifiers that judge its row.
+        specs: verifiers, with their weights. The verifiers that judge a row make its reward.
+        verdict_wait_s: longest wait for a verdict, in seconds, after all groups are sampled.
 
     Yields:
         (index of the prompt, group).
 
     Raises:
-        TimeoutError: a verdict did not come in time: the pool itself hangs, as single verdicts have deadlines.
-        RuntimeError: a prompt got no group, or two.
+        TimeoutError: a verdict did not arrive in time. Single verdicts have deadlines, so the pool itself hangs.
+        RuntimeError: a prompt got no group, or two groups.
     """
     verifying = Verifying(verify, specs)
     missing = set(range(len(prompts)))
@@ -69,17 +69,17 @@ def collect(
 def judge_group(
     pool: Pool, specs: Sequence[VerifierSpec], prompt: Prompt, completions: Sequence[Completion]
 ) -> list[dict[str, Future[Verdict]]]:
-    """Start the verification of a group by the verifiers that judge its row; `rewards.judging.judge` says more."""
+    """Start the verification of a group by the verifiers that judge its row (see `rewards.judging.judge`)."""
     names = [spec.name for spec in choose(specs, prompt.row)]
     texts, tokens = [each.text for each in completions], [len(each.token_ids) for each in completions]
     return judge(pool, names, prompt.reference, prompt.row, texts, tokens)
 
 
 class Verifying:
-    """Groups that are sampled and wait for their verdicts."""
+    """Sampled groups that wait for their verdicts."""
 
     def __init__(self, verify: Verify, specs: Sequence[VerifierSpec]) -> None:
-        """Begin with none; the arguments are those of `collect`."""
+        """Start without groups; the arguments are the same as in `collect`."""
         self._verify = verify
         self._specs = specs
         self._waiting: dict[int, tuple[Prompt, Sequence[Completion], Sequence[Mapping[str, Future[Verdict]]]]] = {}
@@ -88,20 +88,20 @@ class Verifying:
         return len(self._waiting)
 
     def start(self, index: int, prompt: Prompt, completions: Sequence[Completion]) -> None:
-        """Start the verification of a group, which the caller knows by `index`."""
+        """Start the verification of a group; `index` identifies it for the caller."""
         self._waiting[index] = (prompt, completions, self._verify(prompt, completions))
 
     def done(self) -> list[tuple[int, Group]]:
-        """Hand out the groups that have all of their verdicts by now."""
+        """Remove and return the groups that have all their verdicts."""
         done = [index for index, (_, _, verdicts) in self._waiting.items() if _all_done(verdicts)]
         return [(index, _group(*self._waiting.pop(index), self._specs)) for index in done]
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the verdicts of the group that was started first; False where some are still out."""
+        """Wait for the verdicts of the group that was started first; False if some are still missing."""
         return not concurrent.futures.wait(self._first()[1], timeout=timeout_s).not_done
 
     def late(self, waited_s: float) -> TimeoutError:
-        """The error that tells what `wait` waited for."""
+        """Return the error that names the missing verdicts of `wait`."""
         prompt, pending = self._first()
         count = sum(not future.done() for future in pending)
         return TimeoutError(f"{count} verdicts on prompt {prompt.id} did not come within {waited_s:.0f} s")
@@ -112,16 +112,16 @@ class Verifying:
 
 
 def with_refills(wanted: int, sample: Callable[[int, int], Sequence[Group]], rounds: int) -> list[Group]:
-    """So many groups, and others in place of groups without variance, until enough have some.
+    """Sample groups, and further groups in place of groups without variance, until enough groups have variance.
 
-    DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, bounded and without waste: a round asks for
-    exactly as many groups as are missing, so that no group with variance is ever too many, and every group that was
-    sampled is returned.
+    DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, bounded and without waste. A round
+    requests exactly the number of missing groups. Therefore it never samples too many groups with variance. The result
+    contains every sampled group.
 
     Args:
-        wanted: groups of the first round, and groups with variance that are wanted.
-        sample: how many, and the number of the round, from 0 -> further groups.
-        rounds: after the first, at most.
+        wanted: number of groups in the first round, and wanted number of groups with variance.
+        sample: function from a count and the number of the round (from 0) to further groups.
+        rounds: largest number of rounds after the first.
     """
     groups = list(sample(wanted, 0))
     for number in range(1, rounds + 1):
@@ -151,10 +151,10 @@ def _group(
 
 
 def seed_of(run_seed: int, step: int, prompt: Prompt, refill: int = 0) -> int:
-    """Seed of a group's samples: the same for the same run, step, refill and prompt, wherever it is sampled.
+    """Return the seed of a group's samples. The same run, step, refill and prompt give the same seed on every machine.
 
-    `step` is the one that the group is for where nothing is sampled ahead, whenever it is sampled
-    (`grpo.rollout.staleness.Ticket.batch`).
+    `step` is the step that would train on the group if sampling did not run ahead. It does not depend on the time of
+    sampling (`grpo.rollout.staleness.Ticket.batch`).
     """
     again = f"/{refill}" if refill else ""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt.id}{again}".encode(), digest_size=6).digest()
@@ -162,20 +162,20 @@ def seed_of(run_seed: int, step: int, prompt: Prompt, refill: int = 0) -> int:
 
 
 def reward_tensors(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-    """Rewards of the groups, and which of them are known.
+    """Return the rewards of the groups, and a mask of the known rewards.
 
     Returns:
-        rewards_PG, float32 [groups, completions of the largest group], 0 where unknown; valid_PG, bool, same shape.
+        rewards_PG, float32 [groups, completions of the largest group], 0 if unknown; valid_PG, bool, same shape.
     """
     size = max(len(group.rollouts) for group in groups)
     rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
     padded = [[*of_group, *[None] * (size - len(of_group))] for of_group in rewards]
-    rewards_PG = torch.tensor([[one or 0.0 for one in of_group] for of_group in padded], dtype=torch.float32)
-    return rewards_PG, torch.tensor([[one is not None for one in of_group] for of_group in padded])
+    rewards_PG = torch.tensor([[reward or 0.0 for reward in of_group] for of_group in padded], dtype=torch.float32)
+    return rewards_PG, torch.tensor([[reward is not None for reward in of_group] for of_group in padded])
 
 
 def known_rows(values_PG: Tensor, valid_PG: Tensor) -> list[list[float | None]]:
-    """The rows of [P, G] as plain numbers, None where not valid."""
+    """Return the rows of [P, G] as plain numbers, None if not valid."""
     return [
         [value if valid else None for value, valid in zip(values_G, valid_G, strict=True)]
         for values_G, valid_G in zip(values_PG.tolist(), valid_PG.tolist(), strict=True)

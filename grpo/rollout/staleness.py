@@ -1,24 +1,24 @@
-"""How far sampling may run ahead of the policy: which groups may be asked for, and which a step trains on.
+"""Limit how far sampling runs ahead of the policy: which groups to request, and which groups a step trains on.
 
-Version n is the policy after n training steps, and step n trains version n. Sampling may run `max_policy_lag` = k
-versions ahead of training, which makes four rules of a step's P prompts:
+Version n is the policy after n training steps, and step n trains version n. A step has P prompts. Sampling may run
+`max_policy_lag` = k versions ahead of training. Four rules follow:
 
-- Admission. While the policy is at version v, no more than (v + 1 + k) P groups have been asked for in all.
-- Birth. A group is born with the version that was there when it was asked for, so all its tokens are of that version
-  or a later one. Once it is sampled, it is born with the oldest version that any of its tokens is of.
-- Due. A group is due at the step k after its birth: then at the latest it is trained on.
-- Filling. Where D_j groups are due by step n + j, step n takes at least D_j - j P of them, for each j from 0 to k:
-  what is due now, and of what is due later as much as the steps until then could not hold. It waits for those, and
-  fills up to P with the groups that finished first.
+- Admission. While the policy is at version v, at most (v + 1 + k) P groups have been requested in total.
+- Birth. The birth of a group is the policy version at the time of its request, so all its tokens have that version or
+  a later version. After sampling, the birth is the oldest version among the group's tokens.
+- Due. A group is due k steps after its birth. That step is the last step that may train on the group.
+- Filling. If D_j groups are due by step n + j, step n takes at least D_j - j P of them, for each j from 0 to k. These
+  are all groups that are due now, and the groups due later that do not fit into the steps until then. The step waits
+  for these groups. It then fills up to P with the groups that finished first.
 
-Hence no token that a step trains on is more than k versions old, and a step can always take what it must:
-D_j <= (j + 1) P holds at the first step, filling hands it on to the next, and groups asked for later are due at step
-n + k or later, when no more than (1 + k) P can be open. That also bounds the buffer of finished groups. Without the
-terms of j > 0 it would not do for k > 1: steps that fill up with young groups could leave more than P old ones to fall
-due together. With k = 0 the groups of a step are those asked for at its beginning.
+Therefore a step never trains on a token more than k versions old, and a step always has room for the groups that it
+must take: D_j <= (j + 1) P holds at the first step. Filling preserves this bound for the next step. Later requests are
+due at step n + k or later, and at most (1 + k) P groups can be open then. This also bounds the buffer of finished
+groups. The terms with j > 0 are necessary for k > 1: without them, steps could fill up with young groups, and more
+than P old groups could become due at the same step. With k = 0, a step trains on the groups requested at its start.
 
-A refill (`algorithm.refill_rounds`) asks for some more groups and takes as many more for the step: both counts of
-admission and of training rise alike, and what is said above still holds.
+A refill (`algorithm.refill_rounds`) requests more groups, and the step takes the same number of additional groups.
+Both the admission count and the training count grow by this number, so the rules above still hold.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from typing import Any, NamedTuple
 
 
 class Ticket(NamedTuple):
-    """A group that may be asked for.
+    """A group that may be requested.
 
     Attributes:
-        group: its number, which no other group of the run has.
-        batch: what its samples' seeds are made of, beside the prompt: groups 0 to P - 1 are batch 0, and so on, at
-            whatever time they are asked for; of a refill it is the step.
-        refill: the round of refilling, 0 for the plain.
+        group: number of the group, unique in the run.
+        batch: number that sets the seeds of the samples, together with the prompt. Groups 0 to P - 1 are batch 0, and
+            so on, independent of the time of the request. For a refill, the batch is the step.
+        refill: round of refilling; 0 if the group is not part of a refill.
     """
 
     group: int
@@ -45,7 +45,7 @@ class Ticket(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A group that was asked for and not yet taken; `place` tells the order in which groups finished."""
+    """A group that was requested and not yet taken; `place` gives the order in which groups finished."""
 
     birth: int
     sampled: bool = False
@@ -53,16 +53,16 @@ class _Open:
 
 
 class OpenGroups:
-    """Every group that is asked for, until a step takes it: each is taken once, and none too late."""
+    """All requested groups that no step has taken yet. Each group is taken once, and never too late."""
 
     def __init__(self, prompts_per_step: int, max_policy_lag: int, steps: int, version: int = 0) -> None:
-        """Start with nothing open.
+        """Start without open groups.
 
         Args:
-            prompts_per_step: P.
-            max_policy_lag: k, 0 for on-policy.
-            steps: of the whole run; no group is asked for that no step would train on.
-            version: of the policy.
+            prompts_per_step: number of prompts per step (P).
+            max_policy_lag: largest lag, in versions (k); 0 for on-policy.
+            steps: number of steps of the whole run. Groups beyond the last step are not requested.
+            version: version of the policy.
         """
         self._prompts_per_step = prompts_per_step
         self._lag = max_policy_lag
@@ -74,13 +74,13 @@ class OpenGroups:
 
     @property
     def version(self) -> int:
-        """The policy's, which is also the number of the step that comes next."""
+        """The version of the policy. It equals the number of the next step."""
         return self._version
 
     @property
     def unfinished(self) -> list[int]:
-        """Groups that were asked for and are not finished, in the order of asking."""
-        return [group for group, one in self._open.items() if one.place is None]
+        """Groups that were requested and are not finished, in the order of the requests."""
+        return [group for group, entry in self._open.items() if entry.place is None]
 
     @property
     def buffered(self) -> int:
@@ -88,52 +88,52 @@ class OpenGroups:
         return len(self._open) - len(self.unfinished)
 
     def admit(self) -> list[Ticket]:
-        """All groups that may be asked for now; the caller must ask for them."""
+        """Return all groups that may be requested now; the caller must request them."""
         admitted = min(self._version + 1 + self._lag, self._steps) * self._prompts_per_step
         batches = [number // self._prompts_per_step for number in range(self._planned, admitted)]
         self._planned = max(self._planned, admitted)
         return [self._issue(batch, 0) for batch in batches]
 
     def refill(self, count: int, refill: int) -> list[Ticket]:
-        """So many more for the present step, which must take as many more; the caller must ask for them."""
+        """Return `count` more groups for the present step, which must take them; the caller must request them."""
         assert len(self._open) + count <= (1 + self._lag) * self._prompts_per_step
         return [self._issue(self._version, refill) for _ in range(count)]
 
     def sampled(self, group: int, oldest_version: int) -> None:
-        """All completions of a group are there.
+        """Record that all completions of a group have arrived.
 
         Raises:
-            RuntimeError: it was not asked for, or is already there; or it holds tokens of a version from before it was
-                asked for, which a generator that missed a push would give.
+            RuntimeError: the group was not requested, or has already arrived; or it has tokens of a version older than
+                its request, which happens if a generator missed a push.
         """
-        one = self._open.get(group)
-        if one is None or one.sampled:
-            raise RuntimeError(f"group {group} came {'twice' if one else 'without having been asked for'}")
-        if oldest_version < one.birth:
+        entry = self._open.get(group)
+        if entry is None or entry.sampled:
+            raise RuntimeError(f"group {group} came {'twice' if entry else 'without having been asked for'}")
+        if oldest_version < entry.birth:
             raise RuntimeError(
-                f"group {group} was asked for at policy version {one.birth} and has tokens of version "
+                f"group {group} was asked for at policy version {entry.birth} and has tokens of version "
                 f"{oldest_version}: a generator has missed a weight push"
             )
-        one.sampled, one.birth = True, oldest_version
+        entry.sampled, entry.birth = True, oldest_version
 
     def finish(self, group: int) -> None:
-        """A sampled group has all of its verdicts."""
-        one = self._open[group]
-        assert one.sampled and one.place is None
-        one.place, self._finished = self._finished, self._finished + 1
+        """Record that a sampled group has all its verdicts."""
+        entry = self._open[group]
+        assert entry.sampled and entry.place is None
+        entry.place, self._finished = self._finished, self._finished + 1
 
     def are_sampled(self, count: int) -> bool:
-        """A step that wants `count` groups need not wait for completions, though perhaps for verdicts."""
-        return self._choose(count, [group for group, one in self._open.items() if one.sampled]) is not None
+        """Return True if a step of `count` groups need not wait for completions. It may have to wait for verdicts."""
+        return self._choose(count, [group for group, entry in self._open.items() if entry.sampled]) is not None
 
     def are_finished(self, count: int) -> bool:
-        """A step that wants `count` groups can take them: so many are finished, with all that it must take."""
+        """Return True if `count` groups are finished, including all groups that the step must take."""
         return self._choose(count, self._in_order()) is not None
 
     def take(self, count: int) -> list[int]:
-        """The present step's groups, in the order in which they were asked for.
+        """Take the present step's groups, in the order of their requests.
 
-        Call only where `are_finished(count)`.
+        Call this only if `are_finished(count)` is true.
         """
         chosen = self._choose(count, self._in_order())
         assert chosen is not None
@@ -142,14 +142,14 @@ class OpenGroups:
         return sorted(chosen)
 
     def advance(self, version: int) -> None:
-        """The generators sample from `version` from now on, one step after the present one."""
+        """Record that the generators sample from `version` from now on; it must be the present version plus 1."""
         assert version == self._version + 1
         self._version = version
         for steps in range(self._lag):
             assert len(self._due(steps)) <= (steps + 1) * self._prompts_per_step
 
     def state_dict(self) -> dict[str, Any]:
-        """What is open, as plain data. Groups that are not finished are told as such, sampled or not."""
+        """Return the open groups, as plain data. A sampled group without all its verdicts counts as unfinished."""
         return {
             "prompts_per_step": self._prompts_per_step,
             "max_policy_lag": self._lag,
@@ -160,10 +160,10 @@ class OpenGroups:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, at the present version. Unfinished groups are to be asked for again, and are born anew.
+        """Restore a state, at the present version. The caller must request unfinished groups again.
 
         Raises:
-            ValueError: groups are open, and the settings that they were asked for under have changed.
+            ValueError: groups are open, and the settings have changed since their requests.
         """
         is_open = bool(state["finished"] or state["unfinished"])
         before, lag = state["prompts_per_step"], state["max_policy_lag"]
@@ -188,26 +188,26 @@ class OpenGroups:
         return ticket
 
     def _in_order(self) -> list[int]:
-        """The finished, in the order of finishing."""
-        places = {group: one.place for group, one in self._open.items() if one.place is not None}
+        """Return the finished groups, in the order in which they finished."""
+        places = {group: entry.place for group, entry in self._open.items() if entry.place is not None}
         return sorted(places, key=lambda group: places[group])
 
     def _due(self, steps: int) -> set[int]:
-        """What is due by so many steps after the present one."""
-        return {group for group, one in self._open.items() if one.birth + self._lag <= self._version + steps}
+        """Return the groups that are due at most `steps` steps after the present step."""
+        return {group for group, entry in self._open.items() if entry.birth + self._lag <= self._version + steps}
 
-    def _choose(self, count: int, there: Sequence[int]) -> list[int] | None:
-        """So many of those that are there, the first first, with all that must be taken now; None where some is not."""
+    def _choose(self, count: int, available: Sequence[int]) -> list[int] | None:
+        """Choose `count` available groups, with all groups that the step must take; None if some are missing."""
         chosen: dict[int, None] = {}
         for steps in range(self._lag + 1):
             due = self._due(steps)
-            # Whatever is chosen so far is due by then, too.
+            # All groups chosen so far are also due by then.
             wanted = len(due) - steps * self._prompts_per_step - len(chosen)
-            candidates = [group for group in there if group in due and group not in chosen]
+            candidates = [group for group in available if group in due and group not in chosen]
             if len(candidates) < wanted:
                 return None
             chosen |= dict.fromkeys(candidates[: max(0, wanted)])
         assert len(chosen) <= count, (chosen, count)
-        rest = [group for group in there if group not in chosen]
+        rest = [group for group in available if group not in chosen]
         chosen |= dict.fromkeys(rest[: count - len(chosen)])
         return list(chosen) if len(chosen) == count else None

@@ -52,14 +52,14 @@ def _library_mappings(proc: int) -> list[_Mapping]:
             text += chunk
     finally:
         os.close(descriptor)
-    found: list[_Mapping] = []
+    mappings: list[_Mapping] = []
     for line in text.decode("utf-8", "surrogateescape").splitlines():
         addresses, access, offset, _, _, *path = line.split(None, 5)
         # What cannot be read is a gap between two parts of a library, behind the end of its file perhaps.
         if path and path[0].startswith("/") and access[0] == "r" and access[3] == "p":
             start, end = (int(number, 16) for number in addresses.split("-"))
-            found.append(_Mapping(start, end, access[:3], int(offset, 16), path[0]))
-    return found
+            mappings.append(_Mapping(start, end, access[:3], int(offset, 16), path[0]))
+    return mappings
 
 
 def _code(mappings: list[_Mapping]) -> list[_Mapping]:

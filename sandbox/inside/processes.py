@@ -77,13 +77,13 @@ def _list(proc: int, path: str) -> list[str]:
 
 def children(proc: int, pid: int) -> list[int]:
     """Process numbers of all children of `pid`, whichever of its threads started them."""
-    found: list[int] = []
+    child_pids: list[int] = []
     try:
         for thread in _list(proc, f"{pid}/task"):
-            found += [int(number) for number in _read(proc, f"{pid}/task/{thread}/children").split()]
+            child_pids += [int(number) for number in _read(proc, f"{pid}/task/{thread}/children").split()]
     except OSError:
         pass  # it ended while being looked at; what it left is the cell's child now
-    return found
+    return child_pids
 
 
 def look_at(proc: int, pid: int) -> Process | None:
@@ -171,7 +171,7 @@ def mappings_without_name(proc: int, process: Process, scratch: str, most: int) 
         return []
     if len(text) >= most:
         return None
-    found = []
+    mappings = []
     in_scratch = os.fsencode(scratch) + b"/"
     for line in text.splitlines():
         if not line.endswith(b" (deleted)"):
@@ -180,5 +180,5 @@ def mappings_without_name(proc: int, process: Process, scratch: str, most: int) 
         is_file = path.startswith(in_scratch)
         if is_file or path == b"/dev/zero (deleted)":
             start, end = (int(number, 16) for number in addresses.split(b"-"))
-            found.append(SharedMapping((device, inode), is_file, int(offset, 16) + end - start))
-    return found
+            mappings.append(SharedMapping((device, inode), is_file, int(offset, 16) + end - start))
+    return mappings

@@ -113,10 +113,12 @@ class Watch:
 
     def _look(self) -> ProgramStatus | None:
         now = time.monotonic()
-        found = [item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None]
-        if sum(process.threads for process in found) > self._limits["processes"]:
+        run_processes = [
+            item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None
+        ]
+        if sum(process.threads for process in run_processes) > self._limits["processes"]:
             return ProgramStatus.PROCESSES  # at once: so many take long to look at, and ever more of them come
-        use = self._account.look(found, now - self._looked, self._last_number())
+        use = self._account.look(run_processes, now - self._looked, self._last_number())
         self._looked = now
         limits = self._limits
         cpu = use.cpu_seconds if self._meter is None else max(use.cpu_seconds, self._meter.cpu_seconds())
@@ -139,13 +141,13 @@ class Watch:
         return 0 if self._last_pid is None else int(os.pread(self._last_pid, 32, 0))
 
     def _descendants(self) -> list[int]:
-        found: list[int] = []
+        pids: list[int] = []
         waiting = [pid for pid in processes.children(self._seal.proc, self._cell) if b"%d" % pid not in self._ignored]
-        while waiting and len(found) < _MAX_WALK:
+        while waiting and len(pids) < _MAX_WALK:
             pid = waiting.pop()
-            found.append(pid)
+            pids.append(pid)
             waiting += processes.children(self._seal.proc, pid)
-        return found
+        return pids
 
 
 def most_file_bytes(limits: dict[str, Any]) -> int:

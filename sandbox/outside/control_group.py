@@ -1,10 +1,10 @@
-"""A control group around each worker, of version 2 where one is delegated, or else of version 1 where they are ours.
+"""Make a control group for each worker: of version 2 if a group is delegated, else of version 1 if possible.
 
-It is the kernel's own bound on memory and processes, behind the watch, and counts what no process's size tells of.
-Delegated means for version 2: in the supervisor's own group, or in the one above it, `memory` and `pids` are in
-`cgroup.subtree_control` and groups can be made. systemd does that with `Delegate=yes` and the supervisor in a subgroup;
-so do container runtimes that give a container its own group. For version 1 it means that groups can be made below the
-supervisor's own in the hierarchies of `memory` and `pids`.
+The kernel bounds memory and processes of the group, in addition to the watch. The group also counts memory that no
+process size includes. For version 2, a group is delegated if `cgroup.subtree_control` has `memory` and `pids`, and new
+groups are possible in it. This is the supervisor's group or its parent group. systemd delegates with `Delegate=yes` and
+the supervisor in a subgroup. Container runtimes do so if they give a container a separate group. For version 1, new
+groups must be possible below the supervisor's groups in the hierarchies of `memory` and `pids`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PREFIX = "sandbox-"
 
 @dataclass(frozen=True, slots=True)
 class Delegated:
-    """Where groups can be made.
+    """The place for new groups.
 
     Attributes:
-        memory, pids: the groups to make them in; the same one in version 2.
-        cpu: of the hierarchy that tells processor time, where there is one.
-        version: 1 or 2.
+        memory, pids: parent groups of the new groups; the same group in version 2.
+        cpu: parent group in the hierarchy that counts processor time, if there is such a hierarchy.
+        version: version of control groups, 1 or 2.
     """
 
     memory: Path
@@ -47,14 +47,14 @@ class Delegated:
 
 
 class ControlGroup:
-    """One worker's group.
+    """The group of a worker.
 
     Args:
-        parent: where to make it.
-        name: its name, unique among its neighbours: `sandbox-`, the supervisor's process number, and more.
+        parent: place of the new group.
+        name: name of the group, unique in its parent: `sandbox-`, the supervisor's process number, and more.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the group cannot be made.
     """
 
     def __init__(self, parent: Delegated, name: str) -> None:
@@ -107,7 +107,7 @@ class ControlGroup:
             raise
 
     def allow(self, limits: Limits) -> None:
-        """Make room for a program's processes, in case there is less. Its memory is the cell's to bound."""
+        """Raise the limit of processes if a program needs more. The cell bounds the memory of the program."""
         wanted = _WORKER_PROCESSES + 2 * limits.processes
         file = self._pids / "pids.max"
         # Read each time: another process that shares the worker may have raised it.
@@ -116,7 +116,7 @@ class ControlGroup:
             file.write_text(str(wanted))
 
     def close_descriptors(self) -> None:
-        """Close `files`, once the worker has its own; idempotent."""
+        """Close `files` after the worker has opened its files; idempotent."""
         if self.files is not None:
             for descriptor in self.files.all:
                 os.close(descriptor)
@@ -137,7 +137,7 @@ class ControlGroup:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove groups of supervisors that were killed: the kernel lets go of those that are empty."""
+    """Remove the empty groups of supervisors that were killed."""
     for path in parent.glob(f"{_PREFIX}[0-9]*-*"):
         number = path.name.split("-")[1]
         if number.isdigit() and not os.path.exists(f"/proc/{number}"):
@@ -148,24 +148,24 @@ def _sweep(parent: Path) -> None:
 def delegated_group(
     own_groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mountinfo")
 ) -> Delegated | str:
-    """Where the workers' groups can be made, or the reason why nowhere."""
-    own = {}
+    """Return the place for the workers' groups, or the reason why there is no such place."""
+    group_names = {}
     for line in own_groups.read_text().splitlines():
         _, controllers, group = line.split(":", 2)
-        own.update(dict.fromkeys(controllers.split(","), group))
-    second = _second_version(own, mounts)
+        group_names.update(dict.fromkeys(controllers.split(","), group))
+    second = _second_version(group_names, mounts)
     if isinstance(second, Delegated):
         return second
-    first = _first_version(own, mounts)
+    first = _first_version(group_names, mounts)
     return first if isinstance(first, Delegated) else f"{second}; {first}"
 
 
 def _mounted(mounts: Path, kind: str, controller: str = "") -> tuple[Path, str] | None:
-    """Where a hierarchy is mounted, and which of its groups is seen there."""
+    """Return the mount point of a hierarchy, and the group that is visible there."""
     for line in mounts.read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (found, _, *options) = left.split(), right.split()
-        if found == kind and (not controller or controller in options[-1].split(",")):
+        place, _, system = line.partition(" - ")
+        fields, (mounted_kind, _, *options) = place.split(), system.split()
+        if mounted_kind == kind and (not controller or controller in options[-1].split(",")):
             return Path(fields[4]), fields[3]
     return None
 
@@ -181,11 +181,11 @@ def _writable(group: Path) -> bool:
     return os.access(group, os.W_OK) and os.access(group / "cgroup.procs", os.W_OK)
 
 
-def _second_version(own: dict[str, str], mounts: Path) -> Delegated | str:
+def _second_version(group_names: dict[str, str], mounts: Path) -> Delegated | str:
     mounted = _mounted(mounts, "cgroup2")
-    if mounted is None or "" not in own:
+    if mounted is None or "" not in group_names:
         return "no control groups of version 2 are mounted"
-    group = _place(mounted, own[""])
+    group = _place(mounted, group_names[""])
     for candidate in (group, group.parent):
         if not candidate.is_relative_to(mounted[0]):
             break
@@ -194,15 +194,15 @@ def _second_version(own: dict[str, str], mounts: Path) -> Delegated | str:
             continue
         if _writable(candidate):
             return Delegated(candidate, candidate, candidate, 2)
-    return f"memory and pids are not delegated to {own['']} or the group above it"
+    return f"memory and pids are not delegated to {group_names['']} or the group above it"
 
 
-def _first_version(own: dict[str, str], mounts: Path) -> Delegated | str:
+def _first_version(group_names: dict[str, str], mounts: Path) -> Delegated | str:
     groups: dict[str, Path] = {}
     for controller in ("memory", "pids", "cpuacct"):
         mounted = _mounted(mounts, "cgroup", controller)
-        if mounted is not None and controller in own:
-            place = _place(mounted, own[controller])
+        if mounted is not None and controller in group_names:
+            place = _place(mounted, group_names[controller])
             if _writable(place):
                 groups[controller] = place
     lacking = sorted(_CONTROLLERS - set(groups))

@@ -63,57 +63,57 @@ class Account:
         self._longest: dict[tuple[bytes, bytes], int] = {}
         self._mapped: dict[int, list[SharedMapping]] = {}
 
-    def look(self, found: Sequence[Process], seconds: float, last_number: int) -> Use:
-        """Add up one look.
+    def look(self, run_processes: Sequence[Process], seconds: float, last_number: int) -> Use:
+        """Add up the use of a look.
 
         Args:
-            found: the run's processes.
-            seconds: since the last look.
-            last_number: the last process number given out in the run's namespace, or 0 where that cannot be told.
+            run_processes: the run's processes.
+            seconds: time since the last look, in seconds.
+            last_number: last process number of the run's namespace; 0 if it is unknown.
         """
         self._looks += 1
-        ticks = self._ticks(found, seconds, last_number)
-        held, removed = self._held_by_descriptors(found)
-        shared, mapped_files = self._held_by_mappings(found)
-        parts = [(process.unshared, process.shared) for process in found]
+        ticks = self._ticks(run_processes, seconds, last_number)
+        held, removed = self._held_by_descriptors(run_processes)
+        shared, mapped_files = self._held_by_mappings(run_processes)
+        parts = [(process.unshared, process.shared) for process in run_processes]
         memory = sum(part[0] for part in parts) + max(sum(part[1] for part in parts), shared) + held
-        if memory > self._allowed and len(found) > 1:
-            parts = [processes.proportional_memory(self._proc, process) for process in found]
+        if memory > self._allowed and len(run_processes) > 1:
+            parts = [processes.proportional_memory(self._proc, process) for process in run_processes]
             memory = sum(part[0] for part in parts) + max(sum(part[1] for part in parts), shared) + held
-        self._last = {process.pid: process for process in found}
+        self._last = {process.pid: process for process in run_processes}
         return Use(ticks / TICKS, memory, removed + mapped_files)
 
-    def _ticks(self, found: Sequence[Process], seconds: float, last_number: int) -> float:
+    def _ticks(self, run_processes: Sequence[Process], seconds: float, last_number: int) -> float:
         """Processor time: of the living, of children waited for, and of those that are gone and nobody waited for."""
-        numbers = {process.pid for process in found}
+        numbers = {process.pid for process in run_processes}
         gone = sum(was.own_time + was.children_time for pid, was in self._last.items() if pid not in numbers)
         waited = 0
-        for process in found:
+        for process in run_processes:
             before = self._last.get(process.pid)
             waited += process.children_time - (before.children_time if before else 0)
         # A child may be waited for after its parent was looked at, so the next look settles the account.
         self._lost += max(0, self._pending - max(0, waited - gone))
         self._pending = max(0, gone - waited)
-        ended = max(0, last_number - self._last_number) + len(self._last) - len(found) if last_number else 0
+        ended = max(0, last_number - self._last_number) + len(self._last) - len(run_processes) if last_number else 0
         self._last_number = last_number
-        if not self._forgetful and (len(found) > 1 or ended > 0) and self._looks % _EVERY_LOOKS in (1, 2, 4):
-            self._forgetful = any(processes.ignores_children(self._proc, process.pid) for process in found)
+        if not self._forgetful and (len(run_processes) > 1 or ended > 0) and self._looks % _EVERY_LOOKS in (1, 2, 4):
+            self._forgetful = any(processes.ignores_children(self._proc, process.pid) for process in run_processes)
         used = 0.0
         if self._forgetful and ended > 0:
             # What they used since they were last seen, if at all, is at most the time that has passed.
             used = seconds * TICKS * min(ended, len(self._seal.processors))
         self._lost += int(used)
-        return sum(process.own_time + process.children_time for process in found) + self._lost
+        return sum(process.own_time + process.children_time for process in run_processes) + self._lost
 
-    def _held_by_descriptors(self, found: Sequence[Process]) -> tuple[int, int]:
+    def _held_by_descriptors(self, run_processes: Sequence[Process]) -> tuple[int, int]:
         """Bytes of memory, and of removed files on the host, that open descriptors may hold."""
         on_host = not self._seal.private_root
-        count = sum(processes.count_descriptors(self._proc, process) for process in found)
+        count = sum(processes.count_descriptors(self._proc, process) for process in run_processes)
         if count <= (3 if on_host else _FEW_DESCRIPTORS):
             return 0, 0
         pipes, sockets = set(), set()
         removed: dict[tuple[int, int], int] = {}
-        for process in found:
+        for process in run_processes:
             for path, target in processes.descriptors(self._proc, process):
                 if target.startswith("pipe:"):
                     pipes.add(target)
@@ -137,10 +137,10 @@ class Account:
     def _device(self) -> int:
         return os.stat(self._seal.scratch).st_dev
 
-    def _held_by_mappings(self, found: Sequence[Process]) -> tuple[int, int]:
+    def _held_by_mappings(self, run_processes: Sequence[Process]) -> tuple[int, int]:
         """Bytes that anonymous shared memory may hold, and those of removed files on the host that are mapped."""
         longest: dict[bool, dict[tuple[bytes, bytes], int]] = {False: {}, True: {}}
-        for process in found:
+        for process in run_processes:
             before = self._last.get(process.pid)
             expected = before.other_mappings if before else self._seal.base_other_mappings
             if process.other_mappings != expected or self._looks % _EVERY_LOOKS == process.pid % _EVERY_LOOKS:

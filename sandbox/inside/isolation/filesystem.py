@@ -47,7 +47,7 @@ def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
     """
     import sysconfig  # some 100 pages that no worker needs to hold
 
-    found: dict[str, SitePackage] = {}
+    site_packages: dict[str, SitePackage] = {}
     standard = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     for name in top_level:
         module_file = getattr(sys.modules.get(name), "__file__", None)
@@ -59,8 +59,8 @@ def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
             continue
         for path in (real, os.path.join(os.path.dirname(real), name + ".libs")):
             if os.path.exists(path):
-                found[path] = SitePackage(path)
-    return list(found.values())
+                site_packages[path] = SitePackage(path)
+    return list(site_packages.values())
 
 
 def _bind_read_only(source: str, base: str, target: str) -> None:

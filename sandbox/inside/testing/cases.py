@@ -36,17 +36,17 @@ def cases(scope: Mapping[str, Any], provided: Mapping[str, Any], used: Set[str])
         used: names that the test code reads: a function among them is run by the test code itself.
     """
     fixtures = {item.fixture: item for item in scope.values() if inspect.isroutine(item) and hasattr(item, "fixture")}
-    found: list[Case] = []
+    cases: list[Case] = []
     for name, item in list(scope.items()):
         if getattr(item, "__module__", None) != scope["__name__"] or hasattr(item, "fixture"):
             continue
         if inspect.isclass(item) and _is_unittest(item):
-            found += _of_unittest(item)
+            cases += _of_unittest(item)
         elif inspect.isclass(item) and name.startswith("Test") and "__init__" not in vars(item):
-            found += _of_class(item, fixtures, provided)
+            cases += _of_class(item, fixtures, provided)
         elif isinstance(item, types.FunctionType) and name.startswith("test") and name not in used:
-            found.append(Case(name, _runner(item, fixtures, provided)))
-    return found
+            cases.append(Case(name, _runner(item, fixtures, provided)))
+    return cases
 
 
 def _is_unittest(kind: type) -> bool:

@@ -154,9 +154,9 @@ def _program_module(ask: Callable[[dict[str, Any]], dict[str, Any]]) -> types.Mo
     return module
 
 
-def _run(found: Sequence[Case], only: str | None) -> dict[str, Any]:
+def _run(cases: Sequence[Case], only: str | None) -> dict[str, Any]:
     """Run the chosen test, or all of them; test code without any has been run whole by now."""
-    chosen = [case for case in found if only in (None, case.name)]
+    chosen = [case for case in cases if only in (None, case.name)]
     if only is not None and not chosen:
         raise NotPassed(f"the test code defines no {only}")
     left_out = ""
