@@ -24,28 +24,28 @@ def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifie
     Raises:
         ValueError: options that the code verifier does not take.
     """
-    found = {}
-    for one in verifiers:
-        if one.use in _NAMES:
-            options = {name: value for name, value in one.options.items() if name != "bounds"}
+    built = {}
+    for verifier in verifiers:
+        if verifier.use in _NAMES:
+            options = {name: value for name, value in verifier.options.items() if name != "bounds"}
             try:
-                found[one.name] = CodeVerifier(**options)
+                built[verifier.name] = CodeVerifier(**options)
             except (TypeError, ValueError) as problem:
                 raise ValueError(f"verifiers: {one.name}: {problem}") from problem
-    return found
+    return built
 
 
 def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> list[str]:
     """Options that are none, and a deadline under which a program's own timeout would count as the machinery's."""
     try:
-        found = code_verifiers(verifiers)
+        built = code_verifiers(verifiers)
     except ValueError as problem:
         return [str(problem)]
     return [
         f"verification.deadline_s={deadline_s:g} could end the verifier {name!r} before a program has used up its own "
         f"program_seconds={verifier.program_seconds:g}, which would count as a failure of the machinery; give it "
         f"{verifier.deadline_seconds:g} or more, or lower program_seconds"
-        for name, verifier in found.items()
+        for name, verifier in built.items()
         if deadline_s < verifier.deadline_seconds
     ]
 

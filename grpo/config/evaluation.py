@@ -75,17 +75,17 @@ class TaskConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
-        data, found = self.data, []
+        data, problems = self.data, []
         if bool(data.generator) == bool(data.hub or data.path):
-            found.append("data needs a hub name, a path, or a generator: one of them, or a hub name and a path")
+            problems.append("data needs a hub name, a path, or a generator: one of them, or a hub name and a path")
         if "{prompt}" not in data.template:
-            found.append("data.template must contain {prompt}, or the model never sees the question")
+            problems.append("data.template must contain {prompt}, or the model never sees the question")
         if self.choices and "{choices}" not in data.template:
-            found.append("data.template must contain {choices}, or the model never sees the options")
+            problems.append("data.template must contain {choices}, or the model never sees the options")
         if self.files and not data.hub:
-            found.append("files are those of a hub repository; name it with data.hub")
+            problems.append("files are those of a hub repository; name it with data.hub")
         verifier = VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
-        return found + code_problems([verifier], self.verifier.deadline_s)
+        return problems + code_problems([verifier], self.verifier.deadline_s)
 
 
 class EndpointConfig(Section):
@@ -163,10 +163,10 @@ class EvalConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
-        found = self.generator.problems()
+        problems = self.generator.problems()
         if len(set(self.seeds)) < len(self.seeds):
-            found.append(f"seeds={list(self.seeds)} names one twice, which would count its completions twice")
-        return found
+            problems.append(f"seeds={list(self.seeds)} names one twice, which would count its completions twice")
+        return problems
 
     def sampling_of(self, task: TaskConfig) -> TaskSamplingConfig:
         """The task's sampling with what this evaluation says instead.
@@ -174,8 +174,10 @@ class EvalConfig(Section):
         Raises:
             ValueError: several greedy completions of one problem, which would all be the same.
         """
-        said = {"k": self.k, "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
-        chosen = task.sampling.model_copy(update={name: value for name, value in said.items() if value is not None})
+        overrides = {"k": self.k, "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        chosen = task.sampling.model_copy(
+            update={name: value for name, value in overrides.items() if value is not None}
+        )
         if chosen.temperature == 0 and chosen.k * len(self.seeds) > 1:
             raise ValueError(
                 f"{task.name}: k={chosen.k} completions with {len(self.seeds)} seed(s) at temperature 0 would all be "

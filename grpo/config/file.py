@@ -47,40 +47,40 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     Raises:
         ValueError: the data have problems; all of them are told, with their remedies.
     """
-    found = [problem for override in overrides if (problem := _apply(data, override))]
-    found += list(_drop_unknown(schema, data))
+    problems = [problem for override in overrides if (problem := _apply(data, override))]
+    problems += list(_drop_unknown(schema, data))
     config: Config | None = None
     try:
         config = schema.model_validate(data)
-        found += config.problems()
+        problems += config.problems()
         if isinstance(config, TrainConfig):
-            found += code_problems(config.verifiers, config.verification.deadline_s)
-            found += exposed_paths(config.verifiers, _local_paths(config))
+            problems += code_problems(config.verifiers, config.verification.deadline_s)
+            problems += exposed_paths(config.verifiers, _local_paths(config))
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
         # Where an item of a list is wrong, pydantic also calls the list too short without it.
-        found += [
+        problems += [
             _describe(error)
             for error in failure.errors()
             if not any(other != error["loc"] and other[: len(error["loc"])] == error["loc"] for other in wrong)
         ]
-        found += _problems_beside(schema, data, wrong)
-    if found or config is None:
+        problems += _problems_beside(schema, data, wrong)
+    if problems or config is None:
         count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
-        raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in found))
+        raise ValueError(f"{count} in {source}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return config
 
 
 def _local_paths(config: TrainConfig) -> dict[str, str]:
     """Where a run's data and its own files lie, by the setting that says so."""
-    found = {"run.folder": config.run.folder}
+    paths = {"run.folder": config.run.folder}
     sources = [("data", config.data)] + ([("evaluation.data", config.evaluation.data)] if config.evaluation else [])
     for where, source in sources:
-        found |= {f"{where}.path": path for path in source.paths}
+        paths |= {f"{where}.path": path for path in source.paths}
         if source.hub and not source.path:
             home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
-            found[f"{where}.hub in HF_HOME"] = os.environ.get("HF_DATASETS_CACHE", home)
-    return found
+            paths[f"{where}.hub in HF_HOME"] = os.environ.get("HF_DATASETS_CACHE", home)
+    return paths
 
 
 def dump(config: BaseModel) -> str:

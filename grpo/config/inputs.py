@@ -128,16 +128,16 @@ BYTES_AND_SPECIAL = 258
 
 
 def _new_policy_problems(new: NewPolicyConfig) -> list[str]:
-    found = []
+    problems = []
     if new.hidden_size % new.heads or new.heads % new.key_value_heads:
-        found.append(
+        problems.append(
             f"policy.new: heads={new.heads} must divide hidden_size={new.hidden_size} and be a multiple of "
             f"key_value_heads={new.key_value_heads}"
         )
     least = BYTES_AND_SPECIAL + len(new.tags)
     if new.tokenizer == "bpe" and new.vocabulary < least:
-        found.append(f"policy.new.vocabulary={new.vocabulary} does not hold all bytes and tags; use {least} or more")
-    return found
+        problems.append(f"policy.new.vocabulary={new.vocabulary} does not hold all bytes and tags; use {least} or more")
+    return problems
 
 
 def dataset_problems(where: str, data: DatasetConfig) -> list[str]:

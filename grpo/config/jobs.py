@@ -129,60 +129,60 @@ class TrainConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
-        found = [*policy_problems(self.policy, may_be_new=False), *dataset_problems("data", self.data)]
+        problems = [*policy_problems(self.policy, may_be_new=False), *dataset_problems("data", self.data)]
         if self.evaluation:
-            found += dataset_problems("evaluation.data", self.evaluation.data)
+            problems += dataset_problems("evaluation.data", self.evaluation.data)
         rollout, algorithm = self.rollout, self.algorithm
-        found += algorithm.problems(rollout.group_size)
+        problems += algorithm.problems(rollout.group_size)
         if self.learner.lora and algorithm.reference_refresh:
-            found.append(
+            problems.append(
                 f"algorithm.reference_refresh={algorithm.reference_refresh} cannot refresh the reference of "
                 "learner.lora, which is the policy without its adapters; leave one of the two out"
             )
-        found += self.learner.problems(self.policy.dtype)
-        found += self.generator.problems()
+        problems += self.learner.problems(self.policy.dtype)
+        problems += self.generator.problems()
         if rollout.prompts_per_step % algorithm.minibatches:
-            found.append(
+            problems.append(
                 f"rollout.prompts_per_step={rollout.prompts_per_step} is not divisible by "
                 f"algorithm.minibatches={algorithm.minibatches}; minibatches are made of whole groups"
             )
         if rollout.prompts_per_step < self.generator.replicas:
-            found.append(
+            problems.append(
                 f"rollout.prompts_per_step={rollout.prompts_per_step} leaves some of "
                 f"generator.replicas={self.generator.replicas} without work; use fewer replicas or more prompts"
             )
         if self.generator.hang_deadline_s >= rollout.deadline_s:
-            found.append(
+            problems.append(
                 f"generator.hang_deadline_s={self.generator.hang_deadline_s:g} is not shorter than rollout.deadline_s="
                 f"{rollout.deadline_s:g}: the run would stop before it restarts a generator that hangs; lower the one "
                 "or raise the other"
             )
         sequence = rollout.max_prompt_tokens + rollout.max_completion_tokens
         if sequence > self.learner.microbatch_tokens:
-            found.append(
+            problems.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest sequence: "
                 f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower "
                 "the others"
             )
         completions = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
         if completions < self.learner.data_parallel:
-            found.append(
+            problems.append(
                 f"a minibatch of {completions} completions leaves some of learner.ranks={self.learner.ranks} idle; use "
                 "fewer ranks, fewer algorithm.minibatches, or more prompts"
             )
         if self.cluster.share_gpus and (self.generator.devices > 1 or self.generator.replicas != self.learner.ranks):
-            found.append(
+            problems.append(
                 "cluster.share_gpus pairs each learner rank with one generator: it needs generator.replicas == "
                 f"learner.ranks on one device each, got {self.generator.replicas}, {self.learner.ranks} and "
                 f"{self.generator.devices}"
             )
-        found += self._sleep_problems()
-        found += self._transport_problems()
-        found += self._background_problems()
-        found += verifier_problems(self.verifiers)
+        problems += self._sleep_problems()
+        problems += self._transport_problems()
+        problems += self._background_problems()
+        problems += verifier_problems(self.verifiers)
         if algorithm.advantage == "maxrl":
-            found += negative_problems(self.verifiers)
-        return found
+            problems += negative_problems(self.verifiers)
+        return problems
 
     def _sleep_problems(self) -> list[str]:
         if not self.cluster.sleep:
@@ -277,26 +277,26 @@ class SftConfig(Section):
 
     def problems(self) -> list[str]:
         """What no single field can know, each with its remedy."""
-        found = [*policy_problems(self.policy, may_be_new=True), *dataset_problems("data", self.data)]
-        found += self.learner.problems(self.policy.dtype)
+        problems = [*policy_problems(self.policy, may_be_new=True), *dataset_problems("data", self.data)]
+        problems += self.learner.problems(self.policy.dtype)
         if self.sft.max_tokens > self.learner.microbatch_tokens:
-            found.append(
+            problems.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest row, "
                 f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
             )
         if self.policy.new and self.policy.new.max_position < self.sft.max_tokens:
-            found.append(
+            problems.append(
                 f"policy.new.max_position={self.policy.new.max_position} is shorter than "
                 f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
             )
         if self.policy.new and self.learner.lora:
-            found.append(
+            problems.append(
                 "learner.lora would leave the random weights of policy.new as they are; give policy.path, or take "
                 "learner.lora out"
             )
         if self.sft.batch_size < self.learner.data_parallel:
-            found.append(
+            problems.append(
                 f"sft.batch_size={self.sft.batch_size} leaves some of learner.ranks={self.learner.ranks} idle; use "
                 "fewer ranks or more rows"
             )
-        return found
+        return problems

@@ -94,31 +94,31 @@ class LearnerConfig(Section):
 
     def problems(self, dtype: Dtype) -> list[str]:
         """Choices that cannot go together, each with its remedy."""
-        found = []
+        problems = []
         if self.ranks % self.sequence_parallel:
-            found.append(
+            problems.append(
                 f"learner.ranks={self.ranks} is not divisible by learner.sequence_parallel={self.sequence_parallel}, "
                 "the ranks that share a microbatch; raise ranks to a multiple of it, or lower it"
             )
         if self.attention == "varlen" and dtype == "float32":
-            found.append(
+            problems.append(
                 "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set that to bfloat16, "
                 "or use learner.attention=sdpa"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
-            found.append(
+            problems.append(
                 f"learner.offload=parameters needs learner.zero_stage=3, got {self.zero_stage}: only there are "
                 "parameters fetched one by one; use stage 3, or offload=optimizer"
             )
         if self.reduce_gradients == "step" and self.zero_stage > 1 and dtype == "bfloat16":
-            found.append(
+            problems.append(
                 f"learner.reduce_gradients=step with policy.dtype=bfloat16 and learner.zero_stage={self.zero_stage} "
                 "would sum the microbatches' gradients in bfloat16; use zero_stage=1, which sums them in float32, or "
                 "reduce_gradients=microbatch"
             )
         if self.reduce_gradients == "microbatch" and self.zero_stage == 1:
-            found.append(
+            problems.append(
                 "learner.reduce_gradients=microbatch has nothing to save with learner.zero_stage=1, which keeps whole "
                 "gradients on every rank; use zero_stage 2 or 3, or reduce_gradients=auto"
             )
-        return found
+        return problems

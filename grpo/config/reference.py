@@ -85,19 +85,19 @@ def matching(wanted: str) -> list[ReferencePart]:
         ValueError: there is none; the nearest names are told.
     """
     plain = _plain(wanted)
-    found = []
+    parts = []
     for part in reference():
         keys = tuple(key for key in part.keys if not plain or f"{_plain(key.name)}.".startswith(f"{plain}."))
         if keys:
-            found.append(replace(part, keys=keys))
-    if not found:
+            parts.append(replace(part, keys=keys))
+    if not parts:
         names = {_plain(key.name) for part in reference() for key in part.keys}
         # The last word alone finds a key whose section was forgotten.
         near = [name for name in names if name.split(".")[-1] == plain.split(".")[-1]]
         near += difflib.get_close_matches(plain, names, n=3)
         hint = f"; did you mean {', '.join(dict.fromkeys(near[:3]))}?" if near else ""
         raise ValueError(f"no key of the configuration is called {wanted!r}{hint}")
-    return found
+    return parts
 
 
 def show(parts: Sequence[ReferencePart], console: Console, said: Callable[[str], Mapping[str, str]]) -> None:
@@ -170,9 +170,9 @@ def _section(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> tuple[
         is_list = choice.get("type") == "array"
         target = (choice.get("items", {}) if is_list else choice).get("$ref")
         if target:
-            found = definitions[target.rsplit("/", 1)[-1]]
-            if "properties" in found:
-                return found, is_list
+            definition = definitions[target.rsplit("/", 1)[-1]]
+            if "properties" in definition:
+                return definition, is_list
     return None, False
 
 
@@ -209,11 +209,11 @@ def _kind(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> str:
 
 
 def _bounds(value: Mapping[str, Any]) -> str:
-    told = [
+    words_by_bound = [
         ("minimum", "at least"),
         ("exclusiveMinimum", "above"),
         ("maximum", "at most"),
         ("exclusiveMaximum", "below"),
     ]
-    found = [f"{words} {value[name]:g}" for name, words in told if name in value]
-    return f" {' and '.join(found)}" if found else ""
+    bounds = [f"{words} {value[name]:g}" for name, words in words_by_bound if name in value]
+    return f" {' and '.join(found)}" if bounds else ""

@@ -64,19 +64,19 @@ class VerificationConfig(Section):
 
 def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     """Names and weights that cannot be, each with its remedy."""
-    found = []
+    problems = []
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
+        problems.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
     if all(verifier.weight == 0 for verifier in verifiers):
-        found.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
+        problems.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
     for verifier in verifiers:
-        found += [
+        problems += [
             f"verifiers: {verifier.name!r} has an empty list of values in when.{column}, so it judges nothing; give one"
             for column, values in verifier.when.items()
             if values == ()
         ]
-    return found
+    return problems
 
 
 def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
@@ -87,7 +87,7 @@ def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     if any(verifier.weight < 0 for verifier in verifiers):
         return ["algorithm.advantage=maxrl needs rewards of 0 and more; give every verifier a weight of 0 or more"]
     punishing = {verifier.name: verifier.weight * _punishment(verifier) for verifier in verifiers}
-    gates = [one for one in verifiers if one.gate and not one.when and not punishing[one.name]]
+    gates = [verifier for verifier in verifiers if verifier.gate and not verifier.when and not punishing[verifier.name]]
     # A gate that is not correct takes the others out of the reward; one that is has earned its weight.
     earned = sum(gate.weight for gate in gates)
     total = sum(punishing.values())
@@ -119,12 +119,12 @@ def specs_of(
     tags = {} if verification.thinking is None else {"thinking": verification.thinking}
     return tuple(
         VerifierSpec(
-            one.name,
-            one.use,
-            {**tags, **one.options} if one.use in READ_AFTER_THINKING else one.options,
-            one.weight,
-            one.gate,
-            {column: value if isinstance(value, tuple) else (value,) for column, value in one.when.items()},
+            verifier.name,
+            verifier.use,
+            {**tags, **verifier.options} if verifier.use in READ_AFTER_THINKING else verifier.options,
+            verifier.weight,
+            verifier.gate,
+            {column: value if isinstance(value, tuple) else (value,) for column, value in verifier.when.items()},
         )
-        for one in verifiers
+        for verifier in verifiers
     )

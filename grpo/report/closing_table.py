@@ -91,8 +91,8 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
     """The slowest verdicts of each verifier: a policy that finds answers which are slow to judge shows here first."""
-    found = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
-    verifiers = [match[1] for match in found if match]
+    matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
+    verifiers = [match[1] for match in matches if match]
     rows = []
     for verifier in verifiers:
         slow = history.curve(f"verifier/{verifier}/p99_s").finite().values

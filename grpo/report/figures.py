@@ -94,7 +94,9 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
         The paths written, the overview first; empty where no run has anything to draw.
     """
     entries = _entries(runs)
-    charts = [chart for chart in charts_of([one for entry in entries for one in entry.histories]) if chart.has_figure]
+    charts = [
+        chart for chart in charts_of([history for entry in entries for history in entry.histories]) if chart.has_figure
+    ]
     if not charts:
         return ()
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,11 +205,11 @@ def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
 
 def _stack_by_entry(axes: Axes, timed: Sequence[tuple[str, StepTime]]) -> None:
     labels = [label for label, _ in timed]
-    left = [0.0] * len(timed)
+    begins = [0.0] * len(timed)
     for part in PARTS:
         widths = [run.means()[part] for _, run in timed]
-        axes.barh(labels, widths, left=left, color=_PART_COLOURS[part], height=0.6, label=part)
-        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+        axes.barh(labels, widths, left=begins, color=_PART_COLOURS[part], height=0.6, label=part)
+        begins = [begin + width for begin, width in zip(begins, widths, strict=True)]
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_title("Step time, mean")

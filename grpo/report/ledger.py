@@ -51,9 +51,9 @@ def read_ledger(run_dir: Path) -> list[TrainedGroup]:
     """Every trained group of a run, in the order of its steps."""
     records = [json.loads(line) for line in complete_lines(run_dir / run_files.LEDGER)]
     return [
-        TrainedGroup(record["step"], one["prompt"], (one["versions"][0], one["versions"][1]), one["sample"])
+        TrainedGroup(record["step"], group["prompt"], (group["versions"][0], group["versions"][1]), group["sample"])
         for record in records
-        for one in record["groups"]
+        for group in record["groups"]
     ]
 
 
@@ -65,22 +65,22 @@ def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_
         drawn: ids of prompts in the order in which the data gives them out, at least as many as were trained on.
         open_at_most: groups that may be on their way at the end of the ledger: 0 where steps do not overlap.
     """
-    found = []
-    steps = list(dict.fromkeys(one.step for one in trained))
+    problems = []
+    steps = list(dict.fromkeys(group.step for group in trained))
     if steps != list(range(1, len(steps) + 1)):
-        found.append(f"steps do not follow one another from 1: {steps[:20]}")
-    used = collections.Counter(one.prompt for one in trained)
+        problems.append(f"steps do not follow one another from 1: {steps[:20]}")
+    used = collections.Counter(group.prompt for group in trained)
     # The shortest beginning of the draws that holds all that was trained on: what else it holds was lost or is open.
-    left, length = +used, 0
-    while left and length < len(drawn):
-        left -= collections.Counter([drawn[length]])
+    unmatched, length = +used, 0
+    while unmatched and length < len(drawn):
+        unmatched -= collections.Counter([drawn[length]])
         length += 1
-    found += [f"prompt {prompt} was trained on {left[prompt]} times more than it was drawn" for prompt in left]
-    unused = length - (len(trained) - left.total())
+    problems += [f"prompt {prompt} was trained on {left[prompt]} times more than it was drawn" for prompt in unmatched]
+    unused = length - (len(trained) - unmatched.total())
     if unused > open_at_most:
         lost = collections.Counter(drawn[:length]) - used
-        found.append(f"{unused} of the first {length} groups drawn were never trained on, such as {[*lost][:5]}")
-    return found
+        problems.append(f"{unused} of the first {length} groups drawn were never trained on, such as {[*lost][:5]}")
+    return problems
 
 
 def _entry(group: Group) -> Mapping[str, object]:

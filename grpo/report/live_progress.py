@@ -132,12 +132,12 @@ class LiveProgress:
         if self._total_steps:
             bar = ProgressBar(total=self._total_steps, completed=self._newest_step or 0)
         pace = self._pace.seconds_per_step()
-        left = self._pace.left()
+        remaining = self._pace.left()
         head.add_row(
             Text(f"step {self._pace.position()}", "bold"),
             bar,
             Text("" if pace is None else f"{pace:.1f} s/step", "dim"),
-            Text(f"{left} left" if left else "", "cyan"),
+            Text(f"{left} left" if remaining else "", "cyan"),
         )
         return head
 

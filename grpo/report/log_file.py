@@ -126,7 +126,7 @@ class RecordFormatter(logging.Formatter):
         self._actor = actor
         # Known to this process, and so to what its libraries may quote.
         secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
-        self._secrets = sorted((one for one in secrets if len(one) >= _SHORTEST_SECRET), key=len, reverse=True)
+        self._secrets = sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         """The lines of a record; all but the first are indented."""

@@ -227,12 +227,12 @@ class _Opened:
 
 def _opened() -> ActorFile | None:
     """The log of this process. What is open is a handler of the root logger: there is no second record of it."""
-    return next((one for one in logging.getLogger().handlers if isinstance(one, ActorFile)), None)
+    return next((handler for handler in logging.getLogger().handlers if isinstance(handler, ActorFile)), None)
 
 
 def _versions() -> str:
-    found = []
+    versions = []
     for library in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{library} {importlib.metadata.version(library)}")
-    return ", ".join(found)
+            versions.append(f"{library} {importlib.metadata.version(library)}")
+    return ", ".join(versions)

@@ -72,7 +72,7 @@ class OperatorProfiler:
         self._profile.export_chrome_trace(str(trace))
         counted = "self_device_time_total" if self._on_gpu else "self_cpu_time_total"
         averages = self._profile.key_averages()
-        operators = [Operator(one.key, getattr(one, counted) / 1e6, one.count) for one in averages]
-        operators.sort(key=lambda one: -one.self_s)
-        total = sum(one.self_s for one in operators)
+        operators = [Operator(operator.key, getattr(operator, counted) / 1e6, operator.count) for operator in averages]
+        operators.sort(key=lambda operator: -operator.self_s)
+        total = sum(operator.self_s for operator in operators)
         return ActorProfile(self._actor, tuple(operators[:most]), total, self._on_gpu, trace)

@@ -128,7 +128,7 @@ class RunRecorder:
         now = time.time()
         numbers = {name: float(value) for name, value in metrics.items()}
         numbers["time/run_s"] = round(self._seconds_before + time.monotonic() - self._opened, 3)
-        plain = tuple(tuple(None if one is None else float(one) for one in row) for row in advantages)
+        plain = tuple(tuple(None if advantage is None else float(advantage) for advantage in row) for row in advantages)
         rollout_store.check_shape(groups, plain)
         self._log.append(MetricsLine(step, now, numbers))
         if groups:
@@ -158,7 +158,7 @@ class RunRecorder:
         self._log.append(MetricsLine(step, now, numbers), late=True)
         for tracker in self._trackers:
             tracker.log(step, now, numbers)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._progress.show(f"step {step}, evaluated in the background: {told}")
 
     def busy(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
@@ -209,9 +209,9 @@ class RunRecorder:
         self.close()
 
     def _warn_of_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:
-        alarm, found = self._mismatch_alarm, metrics.get(MISMATCH, 0.0)
+        alarm, divergence = self._mismatch_alarm, metrics.get(MISMATCH, 0.0)
         # A divergence that is no number is not within the threshold either.
-        if alarm is None or found <= alarm:
+        if alarm is None or divergence <= alarm:
             return
         self._mismatch_alarm = None
         self._progress.show(

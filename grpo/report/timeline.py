@@ -56,7 +56,7 @@ class TimeLine(JsonLines):
             begin: when it began, in seconds since the epoch.
             lanes: by actor; times in seconds since the epoch.
         """
-        told = {
+        recorded = {
             str(actor): {
                 what: [[round(time - begin, 3) for time in interval] for interval in intervals]
                 for what, intervals in busy.items()
@@ -64,7 +64,7 @@ class TimeLine(JsonLines):
             for actor, busy in lanes.items()
             if busy
         }
-        self.write(json.dumps({"step": step, "begin": round(begin, 3), "lanes": told}) + "\n")
+        self.write(json.dumps({"step": step, "begin": round(begin, 3), "lanes": recorded}) + "\n")
         if self.path.stat().st_size > self._most_bytes:
             half = len(complete_lines(self.path)) // 2
             self.keep(lambda number, _: number > half)
@@ -86,7 +86,9 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
     clocks: dict[ActorId, BusyClock] = {}
     for _, other, lanes in read:
         for actor, busy in lanes.items():
-            moved = {what: [(a + other - begin, b + other - begin) for a, b in found] for what, found in busy.items()}
+            moved = {
+                what: [(a + other - begin, b + other - begin) for a, b in intervals] for what, intervals in busy.items()
+            }
             # What is of other steps must not be joined with what is near to it in this one.
             clocks.setdefault(actor, BusyClock()).merge(_within(moved, min(later, default=float("inf"))))
     whole = {actor: clock.take() for actor, clock in clocks.items()}

@@ -146,8 +146,8 @@ class MlflowTracker:
             self._run_id = id_file.read_text().strip()
             self._client.update_run(self._run_id, status="RUNNING")
         else:
-            found = self._client.get_experiment_by_name(project)
-            experiment = found.experiment_id if found else self._client.create_experiment(project)
+            known = self._client.get_experiment_by_name(project)
+            experiment = known.experiment_id if known else self._client.create_experiment(project)
             self._run_id = self._client.create_run(experiment, run_name=run_dir.resolve().name).info.run_id
             id_file.write_text(self._run_id + "\n")
             for name, value in _flat(config or {}):

@@ -74,7 +74,7 @@ def hacking_flags(
         sampled: some stored completions of some steps, in the order of steps.
         audit: rows of `audit.jsonl`: verdicts that Math-Verify did not share.
     """
-    found = (
+    flags = (
         _held_out(history),
         _accuracy(history),
         _audit(audit, sampled),
@@ -83,7 +83,7 @@ def hacking_flags(
         _loops(sampled),
         _failures(history, sampled),
     )
-    return tuple(flag for flag in found if flag)
+    return tuple(flag for flag in flags if flag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +166,13 @@ def _audit(audit: Sequence[Mapping[str, Any]], sampled: Sequence[FlaggedRollout]
     ours = sorted(int(row["step"]) for row in audit if row.get("accepted_only_by") == "run")
     if len(ours) < _FEWEST_DISAGREEMENTS:
         return None
-    steps = sorted({one.step for one in sampled} | set(ours))
+    steps = sorted({rollout.step for rollout in sampled} | set(ours))
     middle = (steps[0] + steps[-1]) / 2
     early, late = sum(step <= middle for step in ours), sum(step > middle for step in ours)
     if late < max(_FEWEST_DISAGREEMENTS, 2 * early):
         return None
     texts = {str(row.get("completion")) for row in audit if row.get("accepted_only_by") == "run"}
-    groups = _places(one for one in sampled if one.text in texts)
+    groups = _places(rollout for rollout in sampled if rollout.text in texts)
     evidence = (
         f"verdicts that only the run accepts: {early} up to step {middle:.0f}, {late} after it; the texts are in "
         "audit.jsonl"
@@ -187,33 +187,35 @@ def _length(history: History) -> Iterable[Flag]:
     correct = _trend(history.curve("eval/accuracy")) or _trend(history.curve("rollout/accuracy"))
     cut = _trend(history.curve("rollout/truncated_share"))
     if reward and length and length.is_sure and min(length.before, length.after) > 0:
-        told = (
+        evidence = (
             f"mean length {length.before:.0f} to {length.after:.0f} tokens; mean reward {reward.before:.3g} to "
             f"{reward.after:.3g}"
         )
         names = ("rollout/completion_tokens_mean", "reward/mean")
         grown, better = length.after / length.before, correct is not None and correct.is_sure and correct.gain > 0
         if grown <= 1 / _LENGTH_FACTOR:
-            yield Flag("length", "Completions shrink while the reward rises", told, names)
+            yield Flag("length", "Completions shrink while the reward rises", evidence, names)
         elif grown >= _LENGTH_FACTOR and not better:
-            yield Flag("length", "Completions grow with the reward, and are not more often correct", told, names)
+            yield Flag("length", "Completions grow with the reward, and are not more often correct", evidence, names)
     if cut and cut.is_sure and cut.gain > 0 and cut.after >= _TRUNCATED:
-        told = f"share of completions cut at the limit {cut.before:.2f} to {cut.after:.2f}"
-        yield Flag("length", "More and more completions run into the length limit", told, ("rollout/truncated_share",))
+        evidence = f"share of completions cut at the limit {cut.before:.2f} to {cut.after:.2f}"
+        yield Flag(
+            "length", "More and more completions run into the length limit", evidence, ("rollout/truncated_share",)
+        )
 
 
 def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
     """One text that is rewarded whatever is asked."""
     by_step: dict[int, list[FlaggedRollout]] = defaultdict(list)
-    for one in sampled:
-        by_step[one.step].append(one)
+    for rollout in sampled:
+        by_step[rollout.step].append(rollout)
     worst: tuple[float, list[FlaggedRollout], int] | None = None
     for members in by_step.values():
         alike: dict[str, list[FlaggedRollout]] = defaultdict(list)
-        for one in members:
-            if (one.reward or 0) > 0 and len(one.text) >= _SHORTEST_COPY:
-                alike[one.text].append(one)
-        copied = [same for same in alike.values() if len({one.prompt_id for one in same}) >= 3]
+        for rollout in members:
+            if (rollout.reward or 0) > 0 and len(rollout.text) >= _SHORTEST_COPY:
+                alike[rollout.text].append(rollout)
+        copied = [same for same in alike.values() if len({rollout.prompt_id for rollout in same}) >= 3]
         if copied:
             most = max(copied, key=len)
             share = len(most) / len(members)
@@ -222,7 +224,7 @@ def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
     if worst is None:
         return None
     share, most, of = worst
-    prompts = len({one.prompt_id for one in most})
+    prompts = len({rollout.prompt_id for rollout in most})
     evidence = (
         f"step {most[0].step}: the same text {len(most)} times in {of} completions, for {prompts} different prompts"
     )
@@ -231,17 +233,17 @@ def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
 
 def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
     """Rewarded completions that say the same again and again, more of them than at first."""
-    steps = sorted({one.step for one in sampled})
+    steps = sorted({rollout.step for rollout in sampled})
     if not steps:
         return None
     measure = Repetition()
     middle = steps[len(steps) // 2]
-    rewarded = [one for one in sampled if (one.reward or 0) > 0]
-    looping = [one for one in rewarded if measure(one.text, None, {}).parts.get("repeated", 0.0) > _LOOPING]
+    rewarded = [rollout for rollout in sampled if (rollout.reward or 0) > 0]
+    looping = [rollout for rollout in rewarded if measure(rollout.text, None, {}).parts.get("repeated", 0.0) > _LOOPING]
 
     def share(late: bool) -> float:
-        of = sum((one.step >= middle) is late for one in rewarded)
-        return sum((one.step >= middle) is late for one in looping) / of if of else 0.0
+        of = sum((rollout.step >= middle) is late for rollout in rewarded)
+        return sum((rollout.step >= middle) is late for rollout in looping) / of if of else 0.0
 
     early, late = share(False), share(True)
     if late < _LOOPING_SHARE or late < 2 * early:
@@ -267,9 +269,13 @@ def _failures(history: History, sampled: Sequence[FlaggedRollout]) -> Flag | Non
     _, name, trend = worst
     evidence = f"{name}: {trend.before:.1%} of the verdicts at first, {trend.after:.1%} at last"
     return Flag(
-        "failures", "Verifiers fail", evidence, (name,), _places(one for one in reversed(sampled) if one.reward is None)
+        "failures",
+        "Verifiers fail",
+        evidence,
+        (name,),
+        _places(rollout for rollout in reversed(sampled) if rollout.reward is None),
     )
 
 
 def _places(members: Iterable[FlaggedRollout]) -> tuple[tuple[int, int], ...]:
-    return tuple(dict.fromkeys((one.step, one.group) for one in members))[:5]
+    return tuple(dict.fromkeys((rollout.step, rollout.group) for rollout in members))[:5]

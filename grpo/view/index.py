@@ -103,11 +103,11 @@ class Snapshot(Columns):
             passes_R &= _occurs(self.text_R, wanted.text) | in_prompt_N[self.group_R]
         return passes_R
 
-    def rows(self, found: Found, offset: int, limit: int) -> list[dict[str, Any]]:
+    def rows(self, result: Found, offset: int, limit: int) -> list[dict[str, Any]]:
         """What a list shows of the groups from `offset` on."""
         shown = []
         for group, matches in zip(
-            found.groups[offset : offset + limit], found.matches[offset : offset + limit], strict=True
+            result.groups[offset : offset + limit], result.matches[offset : offset + limit], strict=True
         ):
             members = slice(int(self.first_N[group]), int(self.first_N[group] + self.count_N[group]))
             rewards = self.reward_R[members][~np.isnan(self.reward_R[members])]
@@ -159,7 +159,9 @@ class RolloutIndex:
             stale = [step for step in sorted(stamps, reverse=True) if self._is_stale(step, stamps[step])]
             for step in gone:
                 del self._parts[step]
-            problems = {step: told for step, told in self.problems.items() if step in stamps and step not in stale}
+            problems = {
+                step: problem for step, problem in self.problems.items() if step in stamps and step not in stale
+            }
             for begin in range(0, len(stale), _FILES_AT_ONCE):
                 self.unread = len(stale) - begin
                 self._read(stale[begin : begin + _FILES_AT_ONCE], stamps, problems)
@@ -224,8 +226,8 @@ def spread_over(steps: Sequence[int], most: int | None) -> list[int]:
 def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
     def search(chunks: Sequence[pa.Array]) -> np.ndarray[Any, Any]:
         part = pa.chunked_array(chunks, pa.large_string())
-        found: np.ndarray[Any, Any] = pc.match_substring(part, text, ignore_case=True).to_numpy()
-        return found
+        contains: np.ndarray[Any, Any] = pc.match_substring(part, text, ignore_case=True).to_numpy()
+        return contains
 
     # Arrow looks through one array with one thread, and holds no lock of Python's meanwhile.
     half = texts.num_chunks // 2

@@ -29,18 +29,18 @@ def learned(run: RunData, before: int, after: int) -> dict[str, Any]:
     evaluated = stored_steps(run.run_dir, run_files.EVALUATIONS)
     if before in evaluated and after in evaluated:
         source = "held-out"
-        later = {one.prompt_id: one for one in read_groups(run.run_dir, after, run_files.EVALUATIONS)}
+        later = {group.prompt_id: group for group in read_groups(run.run_dir, after, run_files.EVALUATIONS)}
         earlier = read_groups(run.run_dir, before, run_files.EVALUATIONS)
-        pairs = [(one, later[one.prompt_id]) for one in earlier if one.prompt_id in later]
+        pairs = [(group, later[group.prompt_id]) for group in earlier if group.prompt_id in later]
     else:
         source, pairs = "training", _repeated(run, before, after)
-    compared = sorted((_compare(*pair) for pair in pairs), key=lambda one: -abs(one["gain"] or 0.0))
+    compared = sorted((_compare(*pair) for pair in pairs), key=lambda prompt: -abs(prompt["gain"] or 0.0))
     return shown(
         {
             "source": source,
             "before": before,
             "after": after,
-            "counts": {kind: sum(one["kind"] == kind for one in compared) for kind in KINDS},
+            "counts": {kind: sum(prompt["kind"] == kind for prompt in compared) for kind in KINDS},
             "prompts": compared[:_MOST_COMPARED],
             "metrics": _differences(run.history, before, after),
         }
@@ -58,9 +58,9 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
     # Each end is a file to read: those furthest apart say most.
     ends = sorted(ends, key=lambda pair: pair[0][0] - pair[1][0])[:_MOST_COMPARED]
     stored = {
-        (step, one.index): one
+        (step, stored_group.index): stored_group
         for step in {place[0] for pair in ends for place in pair}
-        for one in read_groups(run.run_dir, step)
+        for stored_group in read_groups(run.run_dir, step)
     }
     return [(stored[first], stored[last]) for first, last in ends]
 
@@ -83,12 +83,12 @@ def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
 
 
 def _side(group: StoredGroup) -> dict[str, Any]:
-    rewards = [one.reward for one in group.rollouts if one.reward is not None]
+    rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else None
     # Of several the one that is nearest to what all of them earn: neither the luckiest nor the worst.
     nearest: StoredRollout = min(
         group.rollouts,
-        key=lambda one: math.inf if one.reward is None or mean is None else abs(one.reward - mean),
+        key=lambda rollout: math.inf if rollout.reward is None or mean is None else abs(rollout.reward - mean),
     )
     return {
         "step": group.step,

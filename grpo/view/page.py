@@ -157,12 +157,14 @@ def choose_groups(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, 
 
 def _cut(detail: dict[str, Any]) -> dict[str, Any]:
     """A group with as many completions and as much of their texts as the file holds."""
-    ranked = sorted(detail["completions"], key=lambda one: (one["reward"] is None, -(one["reward"] or 0.0)))
+    ranked = sorted(
+        detail["completions"], key=lambda completion: (completion["reward"] is None, -(completion["reward"] or 0.0))
+    )
     left_out = max(0, len(ranked) - _COMPLETIONS)
     if left_out:
         ranked = [*ranked[: _COMPLETIONS // 2], *ranked[-_COMPLETIONS // 2 :]]
-    found: dict[str, Any] = shortened(detail | {"completions": ranked, "left_out": left_out})
-    return found
+    shown: dict[str, Any] = shortened(detail | {"completions": ranked, "left_out": left_out})
+    return shown
 
 
 def shortened(value: Any) -> Any:

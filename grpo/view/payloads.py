@@ -93,15 +93,15 @@ def list_groups(
 ) -> dict[str, Any]:
     """The groups with a completion that passes the filter, from `offset` on."""
     index = run.indexes[source]
-    snapshot, found = index.search(wanted, order)
+    snapshot, result = index.search(wanted, order)
     return {
-        "groups": len(found.groups),
-        "completions": found.completions,
+        "groups": len(result.groups),
+        "completions": result.completions,
         "of_groups": len(snapshot.first_N),
         "of_completions": len(snapshot.step_R),
         "unread": index.unread,
-        "problems": [visible(told) for told in index.problems.values()],
-        "rows": shown([row | {"prompt": row["prompt"][:200]} for row in snapshot.rows(found, offset, limit)]),
+        "problems": [visible(problem) for problem in index.problems.values()],
+        "rows": shown([row | {"prompt": row["prompt"][:200]} for row in snapshot.rows(result, offset, limit)]),
     }
 
 
@@ -158,7 +158,7 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
     texts = pieces(tokenizer, ids) if tokenizer else [f"{token} " for token in ids]
     versions = [span["policy_version"] for span in row["spans"] for _ in range(span["start"], span["stop"])]
     logprobs = [round(logprob, 4) for logprob in row["logprobs"][: len(ids)]]
-    return [list(one) for one in zip(texts, logprobs, versions[: len(ids)], strict=True)]
+    return [list(token) for token in zip(texts, logprobs, versions[: len(ids)], strict=True)]
 
 
 def mismatch(run: RunData) -> dict[str, Any]:
@@ -199,16 +199,16 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
     if line is None or not math.isfinite(line.metrics.get("time/step_s", math.nan)):
         raise LookupError(f"step {step} was not timed")
     seconds = line.metrics
-    told = step_lanes(run.time_lines, step)
-    spans = _told_spans(told) if told else _timed_spans(seconds)
+    recorded = step_lanes(run.time_lines, step)
+    spans = _recorded_spans(recorded) if recorded else _timed_spans(seconds)
     return shown(
         {
             "step": step,
             "seconds": seconds["time/step_s"],
             "end": max([seconds["time/step_s"], *(span["to"] for span in spans)]),
-            "recorded": told is not None or any(name.endswith("_from_s") for name in seconds),
-            "by_actor": told is not None,
-            "complete": told is None or told.complete,
+            "recorded": recorded is not None or any(name.endswith("_from_s") for name in seconds),
+            "by_actor": recorded is not None,
+            "complete": recorded is None or recorded.complete,
             "lanes": [
                 {"actor": actor, "spans": [span for span in spans if span["actor"] == actor]}
                 for actor in dict.fromkeys(span["actor"] for span in spans)
@@ -218,13 +218,13 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
     )
 
 
-def _told_spans(told: StepLanes) -> list[dict[str, Any]]:
+def _recorded_spans(recorded: StepLanes) -> list[dict[str, Any]]:
     """What each actor measured, in the order of lanes and of time."""
     return [
         {"actor": str(actor), "phase": what, "from": begin, "to": end}
-        for actor in sorted(told.lanes, key=_lane_order)
+        for actor in sorted(recorded.lanes, key=_lane_order)
         for begin, end, what in sorted(
-            (begin, end, what) for what, intervals in told.lanes[actor].items() for begin, end in intervals
+            (begin, end, what) for what, intervals in recorded.lanes[actor].items() for begin, end in intervals
         )
     ]
 

@@ -24,7 +24,7 @@ from grpo.visible import visible
 SOURCES = {"training": run_files.ROLLOUTS, "held-out": run_files.EVALUATIONS}
 # What the flags read of a run: enough for shares of some percent, in well under a second.
 FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
-_Found = TypeVar("_Found")
+_Value = TypeVar("_Value")
 
 
 class RunData:
@@ -101,8 +101,8 @@ class RunData:
         """Signs of reward hacking, as `hacking_flags` finds them."""
 
         def make() -> list[dict[str, Any]]:
-            found = hacking_flags(self.history, self._sampled(), self.audit_rows())
-            return [shown(dataclasses.asdict(flag)) for flag in found]
+            signs = hacking_flags(self.history, self._sampled(), self.audit_rows())
+            return [shown(dataclasses.asdict(flag)) for flag in signs]
 
         return self._cached("flags", self.stamp, make)
 
@@ -124,12 +124,12 @@ class RunData:
                 )
         return sampled
 
-    def _cached(self, name: str, stamp: object, make: Callable[[], _Found]) -> _Found:
+    def _cached(self, name: str, stamp: object, make: Callable[[], _Value]) -> _Value:
         kept = self._kept.get(name)
         if kept is None or kept[0] != stamp:
             kept = self._kept[name] = (stamp, make())
-        found: _Found = kept[1]
-        return found
+        value: _Value = kept[1]
+        return value
 
 
 def open_runs(folders: Sequence[Path], most_steps: int | None = None) -> tuple[RunData, ...]:
@@ -146,10 +146,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (stat.st_mtime_ns, stat.st_size)
 
 
-def shown(value: _Found) -> _Found:
+def shown(value: _Value) -> _Value:
     """The same plain data with every text made visible and every number that JSON does not know as None."""
-    found: _Found = _shown(value)
-    return found
+    plain: _Value = _shown(value)
+    return plain
 
 
 def _shown(value: Any) -> Any:
@@ -158,7 +158,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {visible(name): _shown(one) for name, one in value.items()}
+        return {visible(name): _shown(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_shown(one) for one in value]
+        return [_shown(item) for item in value]
     return value

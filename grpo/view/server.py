@@ -265,7 +265,7 @@ def serve(
     stopping = threading.Event()
     reader = threading.Thread(target=_keep_reading, args=(runs, stopping, say), name="reading runs", daemon=True)
     address = f"[{host}]" if ":" in host else host
-    asked = f"?token={token}" if token else ""
+    token_query = f"?token={token}" if token else ""
     say(f"http://{address}:{listening.getsockname()[1]}/{asked}  (Ctrl-C ends it)")
     if not is_loopback(host):
         say("Who has this address with its token can read the runs; the connection is not encrypted (docs/looking.md)")
@@ -279,7 +279,7 @@ def serve(
 
 
 def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Callable[[str], None]) -> None:
-    told: set[str] = set()
+    printed: set[str] = set()
     while True:
         for run in runs:
             try:
@@ -288,8 +288,8 @@ def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Calla
             except OSError as problem:
                 # A file system may come back; until then the page shows what was read before.
                 message = f"{run.run_dir} cannot be read now: {problem}"
-                if message not in told:
+                if message not in printed:
                     say(message)
-                    told.add(message)
+                    printed.add(message)
         if stopping.wait(_REFRESH_S):
             return
