@@ -31,7 +31,7 @@ def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifie
             try:
                 built[verifier.name] = CodeVerifier(**options)
             except (TypeError, ValueError) as problem:
-                raise ValueError(f"verifiers: {one.name}: {problem}") from problem
+                raise ValueError(f"verifiers: {verifier.name}: {problem}") from problem
     return built
 
 

@@ -216,4 +216,4 @@ def _bounds(value: Mapping[str, Any]) -> str:
         ("exclusiveMaximum", "below"),
     ]
     bounds = [f"{words} {value[name]:g}" for name, words in words_by_bound if name in value]
-    return f" {' and '.join(found)}" if bounds else ""
+    return f" {' and '.join(bounds)}" if bounds else ""

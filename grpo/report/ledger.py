@@ -1,7 +1,7 @@
-"""Which groups each step was trained on: one line of `ledger.jsonl` per step, cut back with the metrics on resume.
+"""The groups that each step was trained on: one line of `ledger.jsonl` per step. A resume cuts it back with the metrics.
 
 `{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`. Metrics and stored
-rollouts tell what a step was like; this file proves, cheaply and for every step, that no group was lost or used twice.
+rollouts describe a step. This file proves, cheaply and for every step, that no group was lost or used twice.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class TrainedGroup:
 
 
 class Ledger(JsonLines):
-    """Written once per step, at its end."""
+    """The ledger file. Each step adds one line at its end."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Open a run's ledger, made where it is missing."""
+        """Open a run's ledger. A missing file is created."""
         super().__init__(run_dir / run_files.LEDGER)
 
     def append(self, step: int, groups: Sequence[Group]) -> None:
-        """Write what `step` was trained on."""
+        """Write the groups that `step` was trained on."""
         self.write(json.dumps({"step": step, "groups": [_entry(group) for group in groups]}) + "\n")
 
 
@@ -58,24 +58,27 @@ def read_ledger(run_dir: Path) -> list[TrainedGroup]:
 
 
 def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_at_most: int = 0) -> list[str]:
-    """What is wrong with a ledger; nothing where every prompt that was drawn was trained on as often as it was drawn.
+    """List the problems of a ledger. The list is empty if every drawn prompt was trained on as often as it was drawn.
 
     Args:
-        trained: the ledger.
-        drawn: ids of prompts in the order in which the data gives them out, at least as many as were trained on.
-        open_at_most: groups that may be on their way at the end of the ledger: 0 where steps do not overlap.
+        trained: groups of the ledger.
+        drawn: ids of prompts in the order of the data, at least as many as were trained on.
+        open_at_most: number of groups that may still be in progress at the end of the ledger; 0 if steps do not overlap.
     """
     problems = []
     steps = list(dict.fromkeys(group.step for group in trained))
     if steps != list(range(1, len(steps) + 1)):
         problems.append(f"steps do not follow one another from 1: {steps[:20]}")
     used = collections.Counter(group.prompt for group in trained)
-    # The shortest beginning of the draws that holds all that was trained on: what else it holds was lost or is open.
+    # Take the shortest prefix of the draws that contains every trained prompt. Its other prompts were lost or are still
+    # in progress.
     unmatched, length = +used, 0
     while unmatched and length < len(drawn):
         unmatched -= collections.Counter([drawn[length]])
         length += 1
-    problems += [f"prompt {prompt} was trained on {left[prompt]} times more than it was drawn" for prompt in unmatched]
+    problems += [
+        f"prompt {prompt} was trained on {count} times more than it was drawn" for prompt, count in unmatched.items()
+    ]
     unused = length - (len(trained) - unmatched.total())
     if unused > open_at_most:
         lost = collections.Counter(drawn[:length]) - used

@@ -137,7 +137,7 @@ class LiveProgress:
             Text(f"step {self._pace.position()}", "bold"),
             bar,
             Text("" if pace is None else f"{pace:.1f} s/step", "dim"),
-            Text(f"{left} left" if remaining else "", "cyan"),
+            Text(f"{remaining} left" if remaining else "", "cyan"),
         )
         return head
 

@@ -159,7 +159,7 @@ class RunRecorder:
         for tracker in self._trackers:
             tracker.log(step, now, numbers)
         figures = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        self._progress.show(f"step {step}, evaluated in the background: {told}")
+        self._progress.show(f"step {step}, evaluated in the background: {figures}")
 
     def busy(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
         """Keep what each actor did, and when, since this was last called; `TimeLine.append` has the arguments."""
@@ -215,7 +215,7 @@ class RunRecorder:
             return
         self._mismatch_alarm = None
         self._progress.show(
-            f"step {step}: learner and generators disagree about the policy: {MISMATCH} {found:.2g} nats is above "
+            f"step {step}: learner and generators disagree about the policy: {MISMATCH} {divergence:.2g} nats is above "
             f"report.mismatch_alarm={alarm:g}. Compare policy.dtype and sync/probe_mean_difference, or correct for it "
             "by algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md); this is said once"
         )

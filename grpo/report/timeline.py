@@ -1,8 +1,8 @@
-"""Who was busy when in each step: a line of `timeline.jsonl` per step, from what every actor measured by its own clock.
+"""The busy times of each actor: one line of `timeline.jsonl` per step. Every actor measures with its own clock.
 
 `{"step": 3, "begin": 1760000000.0, "lanes": {"generator 0": {"generate": [[0.012, 1.5]], "sync": [[2.1, 2.2]]}}}`:
-intervals are seconds from `begin`, at which the step began, and below 0 where they are of the step before. What an
-actor did travels with what it answers anyway, so some of it comes one step late; a reader looks into the next line.
+intervals are seconds since `begin`, the start of the step. Negative times belong to the step before. An actor sends its
+busy times with its normal answers, so some of them arrive one step late. A reader therefore also reads the next lines.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from grpo.types import ActorId, ActorKind
 from rewards.pool.busy_clock import Busy, BusyClock
 
 DRIVER = ActorId(ActorKind.DRIVER)
-# Where the file is larger, the older half of its steps is dropped: some 10,000 steps of ten actors.
+# If the file grows larger, the older half of its steps is dropped. The limit holds some 10,000 steps of ten actors.
 MOST_BYTES = 16 << 20
-# An interval of one step is in its line, or in one of so many after it.
+# Number of lines after the line of a step that may still hold intervals of that step.
 _LATE_LINES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class StepLanes:
-    """Who was busy when in a step and until the next one began.
+    """The busy times of each actor in a step, until the next step began.
 
     Attributes:
-        lanes: by actor, what it did and when: seconds since the step began, from 0 to `end`.
-        end: the last moment at which the driver did something: an evaluation or a checkpoint may come after the step.
-        complete: False for the newest step, of which some is still to come.
+        lanes: activities of each actor, with their intervals in seconds since the step began, from 0 to `end`.
+        end: end of the driver's last activity, in seconds; an evaluation or a checkpoint may come after the step.
+        complete: False for the newest step, because some of its intervals have not arrived yet.
     """
 
     lanes: Mapping[ActorId, Busy]
@@ -40,21 +40,21 @@ class StepLanes:
 
 
 class TimeLine(JsonLines):
-    """Written once per step."""
+    """The time line file. Each step adds one line."""
 
     def __init__(self, run_dir: Path, most_bytes: int = MOST_BYTES) -> None:
-        """Open a run's time line, made where it is missing; it is kept below `most_bytes`."""
-        # Nothing hangs on it, and a step of a small policy should not wait for a disk.
+        """Open a run's time line. A missing file is created. The file stays below `most_bytes`."""
+        # Not durable: nothing depends on this file, and a step of a small policy should not wait for a disk.
         super().__init__(run_dir / run_files.TIMELINE, durable=False)
         self._most_bytes = most_bytes
 
     def append(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
-        """Write what every actor has told since the last line.
+        """Write what every actor has reported since the last line.
 
         Args:
-            step: the newest one.
-            begin: when it began, in seconds since the epoch.
-            lanes: by actor; times in seconds since the epoch.
+            step: the newest step.
+            begin: start of the step, in seconds since the epoch.
+            lanes: activities of each actor; times in seconds since the epoch.
         """
         recorded = {
             str(actor): {
@@ -71,12 +71,12 @@ class TimeLine(JsonLines):
 
 
 def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
-    """One step out of the lines of `timeline.jsonl`; None where it is not among them.
+    """Read one step from the lines of `timeline.jsonl`; None if the lines do not contain it.
 
     Raises:
-        ValueError: a line is not one of ours.
+        ValueError: a line has a different format.
     """
-    # A resume or the end of a run may add a line to a step: the first one says when it began.
+    # A resume or the end of a run may add a line to a step. The first line has the start of the step.
     marked = [at for at, line in enumerate(lines) if line.startswith(f'{{"step": {step},')]
     if not marked:
         return None
@@ -89,17 +89,17 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
             moved = {
                 what: [(a + other - begin, b + other - begin) for a, b in intervals] for what, intervals in busy.items()
             }
-            # What is of other steps must not be joined with what is near to it in this one.
+            # Cut first: the clock joins intervals that are close together, and must not join intervals of different steps.
             clocks.setdefault(actor, BusyClock()).merge(_within(moved, min(later, default=float("inf"))))
     whole = {actor: clock.take() for actor, clock in clocks.items()}
-    # Not all the time until the next line: between the two the run may have been stopped for a night.
+    # The end is not the start of the next step, because the run may have been stopped for a night between the two.
     end = max((b for intervals in whole.get(DRIVER, {}).values() for _, b in intervals), default=0.0)
     cut = {actor: _within(busy, end) for actor, busy in whole.items()}
     return StepLanes({actor: busy for actor, busy in cut.items() if busy}, end, bool(later))
 
 
 def _within(busy: Busy, end: float) -> Busy:
-    """What lies between 0 and `end`, cut there; what took no time that a line shows is kept too."""
+    """Cut the intervals to the range from 0 to `end`. Intervals of length 0 after rounding are kept too."""
     cut = {
         what: [(max(0.0, a), min(b, end)) for a, b in intervals if b > 0 and (a < end or a == b == end)]
         for what, intervals in busy.items()

@@ -1,9 +1,9 @@
-"""Signs that a policy earns its reward without doing what the reward is for.
+"""Signs of reward hacking: the policy earns its reward without doing what the reward is for.
 
-Pure functions over what a run recorded. A flag is a question for a person, with the numbers and the groups to look
-at; none of them is a proof. What they look for is what reward hacking was seen to look like: Goodhart's gap between
-the rewarded measure and another one (Gao, Schulman, Hilton 2022, arXiv:2210.10760), length that moves in its place,
-texts that repeat themselves or each other, and verifiers that break.
+Pure functions over the records of a run. A flag is a question for a person, with the numbers and the groups to look
+at. No flag is a proof. The flags look for known forms of reward hacking: Goodhart's gap between the rewarded measure
+and another measure (Gao, Schulman, Hilton 2022, arXiv:2210.10760), a reward that rises through length alone, texts that
+repeat themselves or each other, and verifiers that break.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 from grpo.report.metrics_log import Curve, History
 from rewards.verifiers.repetition import Repetition
 
-# A curve needs this many points before its begin and its end can be told apart from noise.
+# A curve needs this many points. With fewer, noise hides the difference between its begin and its end.
 _FEWEST_POINTS = 5
-# Held-out accuracy that has lost this much from its best is more than the noise of a few hundred questions.
+# A drop of held-out accuracy from its best by this much is more than the noise of a few hundred questions.
 _ACCURACY_LOST = 0.05
-# Reward is "up" from this much on, as a share of its own range or of 1, whichever is smaller.
+# Smallest gain that counts as a rise of the reward, as a share of the reward's range or of 1, whichever is smaller.
 _REWARD_GAINED = 0.05
 _LENGTH_FACTOR = 2.0
 _TRUNCATED = 0.2
 _FAILED = 0.02
 _FEWEST_DISAGREEMENTS = 3
-# Short answers coincide without anybody copying.
+# Shorter answers may be equal by chance.
 _SHORTEST_COPY = 40
 _COPIED = 0.05
 _LOOPING, _LOOPING_SHARE = 0.5, 0.1
@@ -36,7 +36,7 @@ _LOOPING, _LOOPING_SHARE = 0.5, 0.1
 
 @dataclass(frozen=True, slots=True)
 class FlaggedRollout:
-    """A stored completion, as far as the flags look at it; `reward` None where a verdict failed."""
+    """The parts of a stored completion that the flags read. `reward` is None if a verdict failed."""
 
     step: int
     group: int
@@ -51,10 +51,10 @@ class Flag:
 
     Attributes:
         kind: `held_out`, `accuracy`, `audit`, `length`, `copies`, `loops` or `failures`.
-        title: what it is, in a line.
-        evidence: the numbers.
+        title: name of the problem, in one line.
+        evidence: numbers that show it, as text.
         metrics: names of the curves that show it.
-        groups: (step, group) of stored groups that show it, a few.
+        groups: a few stored groups that show it, as (step, group).
     """
 
     kind: str
@@ -67,12 +67,12 @@ class Flag:
 def hacking_flags(
     history: History, sampled: Sequence[FlaggedRollout] = (), audit: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Flag, ...]:
-    """Everything in a run that looks like reward hacking.
+    """Find everything in a run that looks like reward hacking.
 
     Args:
         history: the run's metrics.
         sampled: some stored completions of some steps, in the order of steps.
-        audit: rows of `audit.jsonl`: verdicts that Math-Verify did not share.
+        audit: rows of `audit.jsonl`: verdicts with which Math-Verify disagrees.
     """
     flags = (
         _held_out(history),
@@ -114,7 +114,7 @@ def _trend(curve: Curve) -> _Trend | None:
 
 
 def _reward_gain(history: History) -> _Trend | None:
-    """The reward's trend, where it rises."""
+    """The trend of the reward; None if the reward does not rise."""
     curve = history.curve("reward/mean").finite()
     trend = _trend(curve)
     if trend is None or not trend.is_sure:
@@ -142,7 +142,7 @@ def _held_out(history: History) -> Flag | None:
 
 
 def _accuracy(history: History) -> Flag | None:
-    """The reward rises on other parts than the verifier that decides what is correct."""
+    """The reward rises through other parts, while the verifier that decides correctness accepts less."""
     reward, correct = _reward_gain(history), _trend(history.curve("rollout/accuracy"))
     if reward is None or correct is None or not correct.is_sure or correct.gain > -_ACCURACY_LOST / 2:
         return None
@@ -181,7 +181,7 @@ def _audit(audit: Sequence[Mapping[str, Any]], sampled: Sequence[FlaggedRollout]
 
 
 def _length(history: History) -> Iterable[Flag]:
-    """Length moves a lot while the reward rises and what is correct does not, or completions hit the limit."""
+    """The length changes a lot while the reward rises and accuracy does not, or completions hit the limit."""
     reward = _reward_gain(history)
     length = _trend(history.curve("rollout/completion_tokens_mean"))
     correct = _trend(history.curve("eval/accuracy")) or _trend(history.curve("rollout/accuracy"))
@@ -205,7 +205,7 @@ def _length(history: History) -> Iterable[Flag]:
 
 
 def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """One text that is rewarded whatever is asked."""
+    """The same text is rewarded for different prompts."""
     by_step: dict[int, list[FlaggedRollout]] = defaultdict(list)
     for rollout in sampled:
         by_step[rollout.step].append(rollout)
@@ -232,7 +232,7 @@ def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
 
 
 def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """Rewarded completions that say the same again and again, more of them than at first."""
+    """Rewarded completions repeat themselves, and more of them do so than at first."""
     steps = sorted({rollout.step for rollout in sampled})
     if not steps:
         return None
@@ -256,7 +256,7 @@ def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
 
 
 def _failures(history: History, sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """Verifiers that fail: completions that break them take no part, which a policy may learn to use."""
+    """Verifiers fail. Completions that break a verifier do not count, and a policy may learn to use this."""
     names = [name for name in history.names() if name.startswith("verdict/") and name.endswith(("/timeout", "/error"))]
     worst: tuple[float, str, _Trend] | None = None
     for name in names:

@@ -266,7 +266,7 @@ def serve(
     reader = threading.Thread(target=_keep_reading, args=(runs, stopping, say), name="reading runs", daemon=True)
     address = f"[{host}]" if ":" in host else host
     token_query = f"?token={token}" if token else ""
-    say(f"http://{address}:{listening.getsockname()[1]}/{asked}  (Ctrl-C ends it)")
+    say(f"http://{address}:{listening.getsockname()[1]}/{token_query}  (Ctrl-C ends it)")
     if not is_loopback(host):
         say("Who has this address with its token can read the runs; the connection is not encrypted (docs/looking.md)")
     reader.start()
