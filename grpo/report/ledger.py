@@ -1,4 +1,4 @@
-"""The groups that each step was trained on: one line of `ledger.jsonl` per step. A resume cuts it back with the metrics.
+"""The groups that each step was trained on: a line of `ledger.jsonl` per step. A resume cuts it back with the metrics.
 
 `{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`. Metrics and stored
 rollouts describe a step. This file proves, cheaply and for every step, that no group was lost or used twice.
@@ -63,7 +63,7 @@ def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_
     Args:
         trained: groups of the ledger.
         drawn: ids of prompts in the order of the data, at least as many as were trained on.
-        open_at_most: number of groups that may still be in progress at the end of the ledger; 0 if steps do not overlap.
+        open_at_most: number of groups that may be in progress at the end of the ledger; 0 if steps do not overlap.
     """
     problems = []
     steps = list(dict.fromkeys(group.step for group in trained))

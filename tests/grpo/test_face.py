@@ -245,7 +245,8 @@ def test_a_clash_of_names_is_told_with_the_remedy(
     else:
         monkeypatch.chdir(tmp_path)
         generator = use if ":" in use else "grpo.thing:mine"
-        with pytest.raises(ValueError, match=rf"data.generator={re.escape(generator)}: .*rename {tmp_path}/{renamed}, "):
+        told = rf"data.generator={re.escape(generator)}: .*rename {tmp_path}/{renamed}, "
+        with pytest.raises(ValueError, match=told):
             load_rows(DatasetConfig(generator=generator))
     with pytest.raises(
         ValueError, match=rf"is a package of VeriGRPO, which hides {tmp_path}/.*rename {tmp_path}/{renamed}, "

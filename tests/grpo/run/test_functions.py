@@ -9,7 +9,6 @@ import pytest
 from docs_pages import ROOT, block
 from fake_engines import FakeCluster, FakeGenerators, FakeLearner
 from fake_run import silent_progress
-from grpo.train_loop import train as run_training
 from test_jobs import settings_of, steps_of, train
 from tiny_policy import make_tiny_policy
 
@@ -17,6 +16,7 @@ from grpo.config import TrainConfig
 from grpo.report.metrics_log import read_history
 from grpo.run import checkpoint
 from grpo.run.functions import Callbacks, keep_sources
+from grpo.train_loop import train as run_training
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 

@@ -45,7 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with RunRecorder(evil, progress=silent_progress()) as report:
         report.evaluation(0, [group])
         report.step(0, {"eval/accuracy": 0.5})
-        report.busy(1, 1000.0, {"driver": {"learn": [(1000.0, 1001.0)]}, HOSTILE: {HOSTILE: [(1000.0, 1000.5)]}})
+        lanes = {"driver": {"learn": [(1000.0, 1001.0)]}, f"verifiers on node {HOSTILE}": {HOSTILE: [(1000.0, 1000.5)]}}
+        report.busy(1, 1000.0, lanes)
         named = "verdict/</script><script>document.title='owned'</script>/x"
         report.step(1, {named: 1.0, "time/step_s": 1.0}, [group], [[None, 1.0]])
         report.evaluation(2, [group])
