@@ -89,7 +89,7 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
             moved = {
                 what: [(a + other - begin, b + other - begin) for a, b in intervals] for what, intervals in busy.items()
             }
-            # Cut first: the clock joins intervals that are close together, but must keep those of different steps apart.
+            # Cut first: the clock joins close intervals, but must keep those of different steps apart.
             clocks.setdefault(actor, BusyClock()).merge(_within(moved, min(later, default=float("inf"))))
     whole = {actor: clock.take() for actor, clock in clocks.items()}
     # The end is not the start of the next step, because the run may have been stopped for a night between the two.
