@@ -1,4 +1,4 @@
-"""What the driver of a job does and waits for at present, written by its thread for the watchdog's to read.
+"""The current activity and waits of a job's driver. The driver's thread writes them; the watchdog reads them.
 
 Something that happened, a wait that ended, a phase that began, is progress; a wait that goes on is none. Each start of
 a job has an activity of its own, which whatever waits in the driver's thread reaches by `current`.
@@ -18,11 +18,11 @@ from grpo.types import Phase
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Something that has not come yet.
+    """A result that has not arrived yet.
 
     Attributes:
-        what: in words, as an error would tell it.
-        references: Ray's references to it, where it is a task's result.
+        what: description of the result, as in an error message.
+        references: Ray's references to the result, if it is a task's result.
     """
 
     what: str
@@ -33,18 +33,18 @@ class Activity:
     """The present phase and waits. Lists are replaced, never changed, so that another thread may look at any time."""
 
     def __init__(self) -> None:
-        """Nothing begun."""
+        """Begin with no phase and no waits."""
         self._phases: tuple[tuple[Phase, str], ...] = ()
         self._timed: Phase | None = None
         self._waits: tuple[Wait, ...] = ()
         self._moved_at = time.monotonic()
 
     def moved(self) -> None:
-        """Something came: the driver is not stuck."""
+        """Note progress: the driver is not stuck."""
         self._moved_at = time.monotonic()
 
     def time(self, phase: Phase | None) -> None:
-        """A part of a step begins; None: it ended."""
+        """Note the start of a part of a step; None notes its end."""
         self._timed = phase
         self.moved()
 
@@ -62,7 +62,7 @@ class Activity:
 
     @contextlib.contextmanager
     def waiting(self, what: str, references: Sequence[Any] = ()) -> Iterator[None]:
-        """The block waits for `what`."""
+        """Note that the block waits for `what`."""
         before = self._waits
         self._waits = (*before, Wait(what, tuple(references)))
         try:
@@ -79,12 +79,12 @@ class Activity:
 
     @property
     def waits(self) -> tuple[Wait, ...]:
-        """What is waited for, outermost first."""
+        """The current waits, outermost first."""
         return self._waits
 
     @property
     def still_s(self) -> float:
-        """Seconds since something moved."""
+        """Seconds since the last progress."""
         return time.monotonic() - self._moved_at
 
 
@@ -92,7 +92,7 @@ _current: ContextVar[Activity] = ContextVar("activity")
 
 
 def current() -> Activity:
-    """The activity of the job that this thread drives; outside of jobs one that nobody watches."""
+    """Return the activity of this thread's job; outside of jobs, an unwatched activity."""
     return _current.get(None) or Activity()
 
 

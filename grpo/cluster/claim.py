@@ -1,4 +1,4 @@
-"""From a job's config to what its parts are started with. Nothing is claimed yet."""
+"""Compute from a job's config the devices and threads of its actors. Nothing is reserved yet."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def wants_gpus(cluster: config.ClusterConfig) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job needs of a cluster.
+    """The resources that a job needs from a cluster.
 
     Attributes:
-        learner_ranks: learner processes, one device each.
-        learner_threads: CPU threads of each.
-        generators: generator replicas.
+        learner_ranks: number of learner processes; each has one device.
+        learner_threads: CPU threads of each learner process.
+        generators: number of generator replicas.
         generator_devices: devices of each replica.
         generator_threads: CPU threads of each replica.
-        share_gpus: learner rank i and generator i use the same GPU.
+        share_gpus: whether learner rank i and generator i use the same GPU.
     """
 
     learner_ranks: int
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def gpus(self) -> int:
-        """GPUs needed, where devices are GPUs."""
+        """Number of GPUs that the job needs, if its devices are GPUs."""
         sampling = 0 if self.share_gpus else self.generators * self.generator_devices
         return self.learner_ranks + sampling
 
@@ -63,7 +63,7 @@ class Plan:
         """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
 
         Args:
-            device: what the actors compute on.
+            device: device type of the actors.
             kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
                 to the nodes that have it.
         """
@@ -84,7 +84,7 @@ class Plan:
         return [learner] * self.learner_ranks + [generator] * self.generators
 
     def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
-        """What a cluster with these resources lacks, if anything."""
+        """Return the missing resources of a cluster with these resources, if any."""
         bundles = self.bundles(device, have)
         for resource in ("GPU", "CPU"):
             needed = sum(bundle.get(resource, 0.0) for bundle in bundles)

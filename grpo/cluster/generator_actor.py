@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 More = TypeVarTuple("More")
 
-# Asking for finished groups waits in a thread of its own, so that all else gets through beside it.
+# A call for finished groups waits. It has a separate thread, so other calls are not blocked.
 CONCURRENCY_GROUPS = {"reports": 1}
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of one generator: (process id, when it was created) on a node with this IP address; its log."""
+    """The processes of one generator.
+
+    Attributes:
+        node: Ray's id of the node.
+        address: the node's IP address.
+        created: (process id, creation time in seconds since the epoch) of each process.
+        log: path of the generator's log.
+    """
 
     node: str
     address: str
@@ -46,14 +53,14 @@ class Processes:
 
 @logs_failures
 class GeneratorActor:
-    """A generator in a Ray process of its own; the driver never imports vLLM.
+    """A generator in a separate Ray process, so the driver never imports vLLM.
 
-    What the generator can do is written in `Generator` alone (see `grpo.cluster.waiting`), and happens in the one
-    thread that has the engine.
+    Only `Generator` defines the generator's operations (see `grpo.cluster.waiting`). They run in the single thread
+    that holds the engine.
     """
 
     def __init__(self, setup: GeneratorSetup, after: object = None, logs: LogPlace | None = None) -> None:
-        """Load the policy, once `after`, a reference that Ray waits for, is there."""
+        """Load the policy. Ray first waits for `after`, a reference."""
         self._id = ActorId(ActorKind.GENERATOR, setup.replica)
         self._log = open_actor_log(logs, repr(self), session_logs)
         with without_collector():
@@ -68,36 +75,36 @@ class GeneratorActor:
         return str(self._id)
 
     def ready(self) -> Processes:
-        """Wait until the engine is up; the node and the processes that belong to it."""
+        """Wait until the engine is up; return the generator's node and processes."""
         import psutil
 
-        own = psutil.Process()
-        found = [(one.pid, one.create_time()) for one in (own, *own.children(recursive=True))]
+        actor = psutil.Process()
+        created = [(process.pid, process.create_time()) for process in (actor, *actor.children(recursive=True))]
         return Processes(
-            ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(found), self._log
+            ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), tuple(created), self._log
         )
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
-        """Begin to sample; returns at once."""
+        """Begin to sample; return at once."""
         logger.debug("%d requests of %d completions each", len(requests), sampling.samples)
         self._loop.submit(requests, sampling)
 
     def take(self, wait_s: float) -> GeneratorReport:
-        """Groups finished since the last call, waiting up to `wait_s` for the first."""
+        """Return the groups finished since the last call; wait up to `wait_s` seconds for the first group."""
         return self._loop.take(wait_s)
 
     def call(self, verb: Callable[[Generator, *More], Result], doing: Phase | None, *arguments: *More) -> Result:
-        """Do `verb(generator, *arguments)` between two steps of the engine, busy with `doing`."""
+        """Run `verb(generator, *arguments)` between two steps of the engine, and count the time as `doing`."""
         return self._loop.call(lambda generator: verb(generator, *arguments), doing)
 
     def take_busy(self) -> Busy:
-        """What the engine did, and when, since the last call or report."""
+        """Return the engine's activities and times since the last call or report."""
         return self._loop.take_busy()
 
     def start_profile(self) -> None:
         from grpo.report.profiling import OperatorProfiler
 
-        # In the thread that computes, which is the one that the profiler watches.
+        # The profiler watches only its own thread, so it starts in the thread that computes.
         self._profiler = self._loop.call(lambda _: OperatorProfiler(self._id))
 
     def stop_profile(self, trace: str) -> ActorProfile:

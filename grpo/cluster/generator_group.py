@@ -34,9 +34,9 @@ BEAT_S = 5.0
 class GeneratorGroup:
     """All generator replicas; each request goes to the one with the fewest unfinished completions.
 
-    A replica that dies or hangs is started again in its place and given the present weights; what it had not finished
-    goes to the others at once or, where there are none, to it. Nothing here runs beside the caller: a loss is noticed
-    while a stream is waited for or weights are loaded.
+    A replica that dies or hangs is restarted and gets the current weights. Its unfinished work goes to the other
+    replicas at once; without other replicas, the restarted replica gets it. The group has no thread: it notices a loss
+    while the caller waits for a stream or loads weights.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class GeneratorGroup:
         """Start all replicas; `wait_started` waits for them.
 
         Args:
-            place: (replica, reference to wait for, whether it is given newer weights as soon as it has started) -> a
-                new actor for it.
-            replicas: how many.
-            limits: deadlines.
-            tell: is given a line about each restart.
+            place: function (replica, reference to wait for, whether newer weights follow the start) -> new actor.
+            replicas: number of replicas.
+            limits: deadlines and limits.
+            tell: function that gets a line about each restart.
         """
         self.limits = limits
         self._tell = tell
@@ -71,17 +70,17 @@ class GeneratorGroup:
         """Wait until all engines are up.
 
         Raises:
-            TimeoutError: not within `cluster.start_deadline_s`.
-            RuntimeError: one died on its way.
+            TimeoutError: a replica did not start within `cluster.start_deadline_s`.
+            RuntimeError: a replica died during its start.
         """
         starting = [replica.starting for replica in self._replicas]
-        found = wait_for(starting, self.limits.start_s, f"{len(starting)} generators to load the policy")
-        for replica, processes in zip(self._replicas, found, strict=True):
+        all_processes = wait_for(starting, self.limits.start_s, f"{len(starting)} generators to load the policy")
+        for replica, processes in zip(self._replicas, all_processes, strict=True):
             replica.started(processes)
             replica.admit()
 
     def on_restart(self, push: Callable[[int], None]) -> None:
-        """Say how a replica that was restarted gets the present weights: `push(replica)` gives them, through `only`."""
+        """Set how a restarted replica gets the current weights: `push(replica)` loads them, through `only`."""
         self._push = push
 
     def stream(self, sampling: SamplingParams) -> SampleStream:
@@ -102,7 +101,7 @@ class GeneratorGroup:
 
     @property
     def actors(self) -> list[RemoteActor[Generator]]:
-        """The replicas that are up; one that was started again is another."""
+        """The actors of the replicas that are up; a restarted replica has a new actor."""
         return [replica.remote for replica in self._up()]
 
     def ask(self, work: Sequence[Work]) -> None:
@@ -118,7 +117,7 @@ class GeneratorGroup:
             replica.listen(self._beat_s)
 
     def collect(self, finished: Finished, wait: bool) -> None:
-        """Hear the replicas; where asked, until `finished` has something in it. Streams call this."""
+        """Collect finished groups; with `wait`, until `finished` is not empty. Streams call this."""
         began = time.monotonic()
         self._hear(0.0)
         if wait and not finished:
@@ -141,13 +140,13 @@ class GeneratorGroup:
             self._hear(left_s)
 
     def only(self, index: int) -> OneReplica:
-        """One replica alone, to give weights to and to prove that they arrived."""
+        """Return a single replica, to load weights on it and to prove that they arrived."""
         return OneReplica(self._replicas[index], self.limits.update_s)
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
-        """Load all buckets on every replica and stamp them as `policy_version`; the names of the tensors that came.
+        """Load all buckets on every replica as version `policy_version`; return the names of the loaded tensors.
 
-        Requests may be under way; see `grpo.generator.engine.Generator`. A replica that is lost meanwhile is restarted.
+        Requests may be in progress; see `grpo.generator.engine.Generator`. A replica that is lost is restarted.
         """
         self._updated = True
         losses = Losses(self.limits.update_s)
@@ -172,28 +171,28 @@ class GeneratorGroup:
         return wait
 
     def take_sampled(self) -> list[GeneratorThroughput]:
-        """What each replica that is up has done since the last call."""
+        """Return the throughput of each running replica since the last call."""
         return [replica.take_sampled() for replica in self._up()]
 
     def sleep(self) -> None:
-        """Give the devices' memory back; what was sampled before is not kept in the cache."""
+        """Release the devices' memory; the cache of earlier samples is dropped."""
         self._everywhere("give memory back", lambda generator: generator.sleep(), Phase.SWAP)
 
     def wake(self) -> None:
-        """Take it again."""
+        """Take the devices' memory again."""
         self._everywhere("take memory again", lambda generator: generator.wake(), Phase.SWAP)
 
     def take_busy(self) -> dict[ActorId, Busy]:
-        """What each replica has told since the last call of what it did, and when, by its own clock."""
+        """Return each replica's reported activities since the last call, with times of the replica's clock."""
         return {replica.id: replica.busy.take() for replica in self._replicas}
 
     def start_profile(self) -> None:
-        """Watch what the engines compute from now on."""
+        """Start to profile the engines."""
         starting = [replica.remote.handle.start_profile.remote() for replica in self._up()]
         wait_for(starting, self.limits.update_s, "starting the profile")
 
     def stop_profile(self, folder: str) -> list[ActorProfile]:
-        """What each has computed since; traces are written into `folder`."""
+        """Stop profiling and return each engine's profile; write traces into `folder`."""
         ending = [
             replica.remote.handle.stop_profile.remote(f"{folder}/generator_{replica.index}.json.gz")
             for replica in self._up()
@@ -204,7 +203,7 @@ class GeneratorGroup:
         return [replica for replica in self._replicas if replica.up]
 
     def _everywhere(self, what: str, verb: Callable[[Generator], Result], doing: Phase) -> list[Result]:
-        """Results of `verb` on all replicas that are up; those that are lost are restarted."""
+        """Return the results of `verb` on all running replicas; restart lost replicas."""
         losses = Losses(self.limits.update_s)
         calls = {replica: replica.remote.start(verb, doing) for replica in self._up()}
         results = list(losses.settle(what, calls).values())
@@ -212,7 +211,7 @@ class GeneratorGroup:
         return results
 
     def _hear(self, wait_s: float) -> None:
-        """Wait for the first replica that has something to say, and hear all that have."""
+        """Wait for the first report of a replica, and read all reports that have arrived."""
         for replica in self._replicas:
             replica.listen(self._beat_s)
         waiting = {call: replica for replica in self._replicas for call in (replica.starting, replica.report) if call}
@@ -245,7 +244,7 @@ class GeneratorGroup:
             self._replace(replica, f"it did not start within {self.limits.start_s:.0f} s")
 
     def _take_in(self, replica: Replica) -> None:
-        """Give a replica that was restarted the present weights, then work."""
+        """Give a restarted replica the current weights, then its work."""
         replica.started(result_of(replica.starting, self.limits.start_s, "start"))
         if self._updated:
             if self._push is None:

@@ -51,22 +51,22 @@ class LearnerGroup:
         self._ranks: list[RemoteActor[LearnerRank]] = [RemoteActor(actor) for actor in actors]
         self._deadline_s = deadline_s
         self._sequence_parallel = sequence_parallel
-        # Where one rank is enough to score, it is another than the rank that hands the weights over.
+        # If one rank is enough to score, the last rank scores, because the first rank sends the weights.
         self._scorers = self._ranks if together else self._ranks[-1:]
         self._meanwhile: Callable[[], None] | None = None
         self._busy = [BusyClock() for _ in self._ranks]
         self.link: WeightLink | None = None
-        """Carries weights past Ray's object store; None where they go through it."""
+        """Carries weights without Ray's object store; None if they go through the store."""
         self.holders: Holders | None = None
-        """Who has what was pushed last through Ray's object store; None where pushes are not sparse."""
+        """Generators with the last push through Ray's object store; None if pushes are not sparse."""
 
     def meanwhile(self, work: Callable[[], None]) -> None:
-        """Do this again and again while optimizer steps, log-probabilities and checkpoints are waited for."""
+        """Repeat `work` while the group waits for optimizer steps, log-probabilities or checkpoints."""
         self._meanwhile = work
 
     @property
     def scores_aside(self) -> bool:
-        """Whether the rank that scores is another than the one that hands the weights over."""
+        """Whether the scoring rank differs from the rank that sends the weights."""
         return self._ranks[0] not in self._scorers
 
     @property
@@ -101,7 +101,7 @@ class LearnerGroup:
         return self.holders.targets.only(receivers) if self.holders else contextlib.nullcontext()
 
     def take_pushed(self) -> Pushed:
-        """What sparse pushes have carried since the last call."""
+        """Return the totals of sparse pushes since the last call."""
         return self._first(lambda rank: rank.outlet.take_pushed(), "the size of the push")
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
@@ -121,7 +121,7 @@ class LearnerGroup:
         return updates
 
     def _shares_of(self, parts: Sequence[object]) -> list[Any]:
-        """Each rank's part: none is given what it does not compute, and those that share one are given it once."""
+        """Return each rank's part of a batch; ranks that share a part share one stored copy."""
         if self._sequence_parallel == 1:
             return list(parts)
         references = [ray.put(part) for part in parts]
@@ -146,7 +146,7 @@ class LearnerGroup:
         return scored[:: self._sequence_parallel]
 
     def refresh_reference(self) -> None:
-        """Make the reference the policy as it is now."""
+        """Copy the current policy into the reference."""
         self._all(lambda rank: rank.refresh_reference(), Phase.LEARN, "refreshing the reference")
 
     def tensor_names(self) -> list[str]:
@@ -191,7 +191,7 @@ class LearnerGroup:
         self._all(lambda rank: rank.sleep(), Phase.SWAP, "moving states off the devices")
 
     def wake(self) -> None:
-        """Move them back."""
+        """Move optimizer states back to the devices."""
         self._all(lambda rank: rank.wake(), Phase.SWAP, "moving states to the devices")
 
     def save(self, folder: str) -> None:
@@ -202,7 +202,7 @@ class LearnerGroup:
         self._hear_busy(busy)
 
     def load(self, folder: str) -> None:
-        """Go on from what `save` wrote."""
+        """Load a checkpoint that `save` wrote."""
         self._all(lambda rank: rank.load(folder), None, "loading a checkpoint")
 
     def export(self, folder: str) -> None:
@@ -210,21 +210,21 @@ class LearnerGroup:
         self._all(lambda rank: rank.export(folder), Phase.CHECKPOINT, "exporting the policy")
 
     def take_busy(self) -> dict[ActorId, Busy]:
-        """What each rank has told since the last call of what it did, and when, by its own clock."""
+        """Return each rank's reported activities since the last call, with times of the rank's clock."""
         return {ActorId(ActorKind.LEARNER, rank): clock.take() for rank, clock in enumerate(self._busy)}
 
     def start_profile(self) -> None:
-        """Watch what the ranks compute from now on."""
+        """Start to profile the ranks."""
         starting = [actor.handle.start_profile.remote() for actor in self._ranks]
         wait_for(starting, self._deadline_s, "starting the profile")
 
     def stop_profile(self, folder: str) -> list[ActorProfile]:
-        """What each has computed since; traces are written into `folder`."""
+        """Stop profiling and return each rank's profile; write traces into `folder`."""
         ending = [actor.handle.stop_profile.remote(folder) for actor in self._ranks]
         return wait_for(ending, self._deadline_s, "writing the learner's profile")
 
     def _all(self, verb: Callable[[LearnerRank], Result], doing: Phase | None, what: str) -> list[Result]:
-        """Results of `verb` on all ranks, which all must call alike; `what` says what is waited for."""
+        """Return the results of `verb` on all ranks; `what` names the expected result in errors."""
         return wait_for([actor.start(verb, doing) for actor in self._ranks], self._deadline_s, what)
 
     def _first(self, verb: Callable[[LearnerRank], Result], what: str) -> Result:
@@ -234,10 +234,10 @@ class LearnerGroup:
         return wait_for(references, self._deadline_s, what, self._meanwhile)
 
     def _ask_busy(self) -> list[ObjectRef[Busy]]:
-        # An actor takes its calls in order: it answers when it has done what it was given before.
+        # An actor runs its calls in order, so it answers after its earlier calls.
         return [actor.handle.take_busy.remote() for actor in self._ranks]
 
-    def _hear_busy(self, asked: Sequence[ObjectRef[Busy]]) -> None:
-        answers = wait_for(asked, self._deadline_s, "what the learner ranks have done")
+    def _hear_busy(self, references: Sequence[ObjectRef[Busy]]) -> None:
+        answers = wait_for(references, self._deadline_s, "what the learner ranks have done")
         for clock, busy in zip(self._busy, answers, strict=True):
             clock.merge(busy)

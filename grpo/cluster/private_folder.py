@@ -1,6 +1,7 @@
-"""A folder of this user's alone for what a run keeps outside of its own: Ray's sockets, logs and token.
+"""A private folder of this user for files outside the run's folder: Ray's sockets, logs and token.
 
-`/tmp` is everybody's. A name in it that others can foresee is only used where it is already ours and closed to them.
+All users can write to `/tmp`. So a predictable name in it is used only if this user owns the folder and others
+cannot open it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Longest path of a Unix socket, in bytes, and what Ray puts behind its folder:
+# Longest path of a Unix socket, in bytes, and longest path that Ray appends to its folder, in bytes:
 # /session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store
 _LONGEST_SOCKET, _LONGEST_SESSION = 107, 66
 _KEPT_DAYS = 7
 
 
 def private_folder() -> Path:
-    """The folder, of mode 0700: the same for every run of this user, unless somebody else has taken its name."""
+    """Return the folder, mode 0700. All runs of this user share it, unless another user has taken its name."""
     places = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"]
     for place in filter(None, places):
         folder = Path(place).absolute() / f"grpo-{os.getuid()}"
@@ -37,7 +38,7 @@ def private_folder() -> Path:
 
 
 def token_file(folder: Path) -> Path:
-    """The file with the token of Ray, which is made where there is none; all runs of this user share it."""
+    """Return the file with Ray's token; make it if it is missing. All runs of this user share it."""
     path = folder / "token"
     if path.exists() and _is_ours(path, stat.S_ISREG):
         return path
@@ -45,7 +46,7 @@ def token_file(folder: Path) -> Path:
     beside = folder / f"token.{secrets.token_hex(8)}"
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
-    # Whole or not at all, and never in place of what a run that starts at this moment has just read.
+    # The link makes the whole file appear at once, and never replaces a token that another run has just read.
     with contextlib.suppress(FileExistsError):
         os.link(beside, path)
     beside.unlink()
@@ -53,7 +54,7 @@ def token_file(folder: Path) -> Path:
 
 
 def remove_old_sessions(ray: Path) -> None:
-    """Remove what runs of long ago left behind in Ray's folder: those that wrote nothing for a week and are gone."""
+    """Remove old sessions from Ray's folder: their process has ended and wrote nothing for a week."""
     for session in ray.glob("session_*_*"):
         pid = session.name.rpartition("_")[2]
         if session.is_symlink() or not pid.isdigit() or Path("/proc", pid).exists():
@@ -64,5 +65,5 @@ def remove_old_sessions(ray: Path) -> None:
 
 
 def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    found = path.lstat()
-    return is_kind(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+    status = path.lstat()
+    return is_kind(status.st_mode) and status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077

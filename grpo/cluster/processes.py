@@ -1,4 +1,4 @@
-"""The processes of a job's actors: which they are, what they do when they hang, and how they died."""
+"""The processes of a job's actors: their names, their Python stacks when they hang, and the causes of their deaths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpo.cluster import stacks
 from grpo.cluster.session import actor_table
 from grpo.report.logs import present_place, see_log
 
-# What only the machinery can do to an actor: the run is sound and may go on elsewhere.
+# Errors that only the machinery causes. The run itself is correct and may continue on other processes.
 LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -25,7 +25,7 @@ LOST = (
     ray.exceptions.LocalRayletDiedError,
     ray.exceptions.ActorUnschedulableError,
 )
-# A peer of a dead process may fail first; Ray notices the death itself within a second.
+# A peer of a dead process may fail before Ray reports the death. Ray reports it within a second.
 _NOTICE_S = 3.0
 _REMOTE_S = 60.0
 
@@ -35,14 +35,14 @@ class ActorProcess:
     """An actor of this job.
 
     Attributes:
-        actor: Ray's id of it.
-        name: what it calls itself, such as `learner rank 1`.
-        pid: of its process; 0 before it has one.
-        node: Ray's id of its node.
+        actor: Ray's id of the actor.
+        name: the actor's name in messages, such as `learner rank 1`.
+        pid: process id; 0 before the process exists.
+        node: Ray's id of the actor's node.
         address: the node's IP address.
-        alive: it has started, and has not died.
-        died_at: seconds since the epoch, 0 where it has not.
-        cause: how it died, in one line.
+        alive: whether the actor has started and has not died.
+        died_at: time of death, in seconds since the epoch; 0 if the actor has not died.
+        cause: cause of death, in one line.
     """
 
     actor: str
@@ -61,7 +61,7 @@ class ActorProcess:
 
 
 def actors_of_job() -> list[ActorProcess]:
-    """Every actor that this driver has started, the dead ones too; none where Ray does not run, or not any more."""
+    """Return every actor that this driver has started, dead actors included; no actors if Ray does not run."""
     if not ray.is_initialized():
         return []
     job = ray.get_runtime_context().get_job_id()
@@ -73,11 +73,11 @@ def actors_of_job() -> list[ActorProcess]:
 
 
 def describe_death(failure: Exception) -> str:
-    """In one line, which process died and how."""
+    """Describe in one line which process died and how."""
     actor = getattr(failure, "actor_id", None)
-    known = [one for one in actors_of_job() if actor and one.actor == actor]
+    known = [process for process in actors_of_job() if actor and process.actor == actor]
     if known and known[0].pid:
-        # Ray tells of the death of a node later than of the connections that end with it.
+        # Ray reports a node's broken connections before the node's death, so the cause may still be unknown.
         unreached = "its process or its node cannot be reached any more"
         gone = isinstance(failure, ray.exceptions.ActorUnavailableError)
         cause = known[0].cause or (unreached if gone else _first_line(str(failure)))
@@ -86,13 +86,13 @@ def describe_death(failure: Exception) -> str:
 
 
 def dead_peer(references: Sequence[Any]) -> str | None:
-    """In one line, which of the actors that were called died just now, if one did: waits a moment for Ray to notice."""
-    called = {_actor_of(one) for one in references}
+    """Describe in one line which called actor died just now, if any. Wait a moment for Ray to report the death."""
+    called = {_actor_of(reference) for reference in references}
     until = time.monotonic() + _NOTICE_S
     while ray.is_initialized():
-        dead = [one for one in actors_of_job() if one.died_at and one.actor in called]
+        dead = [process for process in actors_of_job() if process.died_at and process.actor in called]
         if dead:
-            first = min(dead, key=lambda one: one.died_at)
+            first = min(dead, key=lambda process: process.died_at)
             return f"{first.told} died: {first.cause}{see_log(first.name)}"
         if time.monotonic() > until:
             break
@@ -101,18 +101,21 @@ def dead_peer(references: Sequence[Any]) -> str | None:
 
 
 def holding_up(references: Sequence[Any]) -> set[str]:
-    """The actors whose results have not come."""
-    tasks = [one.completed() if isinstance(one, ray.ObjectRefGenerator) else one for one in references]
+    """Return the ids of the actors whose results have not arrived."""
+    tasks = [
+        reference.completed() if isinstance(reference, ray.ObjectRefGenerator) else reference
+        for reference in references
+    ]
     if not tasks:
         return set()
     _, late = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
-    return {_actor_of(one) for one in late}
+    return {_actor_of(task) for task in late}
 
 
 def see_logs(references: Sequence[Any]) -> str:
-    """`; see LOG` for the end of a message about the actors whose results have not come."""
+    """Return `; see LOG`, the end of a message about the actors whose results have not arrived."""
     late = holding_up(references) if present_place() else set()
-    return see_log(*(one.name for one in actors_of_job() if one.actor in late))
+    return see_log(*(process.name for process in actors_of_job() if process.actor in late))
 
 
 def _actor_of(reference: Any) -> str:
@@ -120,14 +123,16 @@ def _actor_of(reference: Any) -> str:
 
 
 def stacks_of(actors: Iterable[ActorProcess]) -> dict[str, str]:
-    """The Python stacks of actors, on whichever node they are, under their names; why there is none, otherwise."""
+    """Return the Python stacks of actors on any node, by actor name; if a stack is missing, the reason."""
     actors = list(actors)
-    found = _on_their_nodes(actors, stacks.dump)
-    return {one.told: found.get((one.node, one.pid), f"no answer from node {one.address}") for one in actors}
+    stack_texts = _on_their_nodes(actors, stacks.dump)
+    return {
+        actor.told: stack_texts.get((actor.node, actor.pid), f"no answer from node {actor.address}") for actor in actors
+    }
 
 
 def kill(actors: Iterable[ActorProcess]) -> None:
-    """End actors' processes by SIGKILL: one that is stopped or stuck would not hear anything else."""
+    """End actors' processes by SIGKILL: a stopped or stuck process ignores other signals."""
     _on_their_nodes(list(actors), _kill)
 
 
@@ -143,30 +148,32 @@ def _kill(pids: Sequence[int]) -> dict[int, str]:
 def _on_their_nodes(
     actors: Sequence[ActorProcess], do: Callable[[Sequence[int]], dict[int, str]]
 ) -> dict[tuple[str, int], str]:
-    """Call `do` with the processes of each node, on that node; what came back by node and process."""
+    """Call `do` on each node with that node's process ids; return the answers by node and process."""
     if not actors:
         return {}
     here = ray.get_runtime_context().get_node_id()
     by_node: dict[str, list[int]] = {}
-    for one in actors:
-        by_node.setdefault(one.node, []).append(one.pid)
+    for actor in actors:
+        by_node.setdefault(actor.node, []).append(actor.pid)
     remote: Any = ray.remote(do)
-    asked = {
+    references = {
         node: remote.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
         ).remote(pids)
         for node, pids in by_node.items()
         if node != here
     }
-    found = {here: do(by_node[here])} if here in by_node else {}
-    if asked:
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=_REMOTE_S)
-    for node, reference in asked.items():
+    answers_by_node = {here: do(by_node[here])} if here in by_node else {}
+    if references:
+        ray.wait(list(references.values()), num_returns=len(references), timeout=_REMOTE_S)
+    for node, reference in references.items():
         try:
-            found[node] = ray.get(reference, timeout=0)
+            answers_by_node[node] = ray.get(reference, timeout=0)
         except (ray.exceptions.RayError, TimeoutError) as failure:
-            found[node] = dict.fromkeys(by_node[node], f"no answer from this node: {_first_line(str(failure))}")
-    return {(node, pid): text for node, answers in found.items() for pid, text in answers.items()}
+            answers_by_node[node] = dict.fromkeys(
+                by_node[node], f"no answer from this node: {_first_line(str(failure))}"
+            )
+    return {(node, pid): text for node, answers in answers_by_node.items() for pid, text in answers.items()}
 
 
 def _process(row: Any) -> ActorProcess:
@@ -190,7 +197,7 @@ def _cause(cause: Any) -> str:
         return f"out of memory: {_first_line(cause.oom_context.error_message)}"
     context = getattr(cause, kind) if kind else None
     message = getattr(context, "error_message", "") or getattr(context, "formatted_exception_string", "")
-    # What Ray adds to the end of a connection is the same each time: a list of what may have been the matter.
+    # Ray adds the same list of possible causes to every broken connection, so a short text replaces it.
     if "connection error code 2" in message:
         return "its process ended unexpectedly: killed, out of memory, or crashed (`dmesg`, Ray's logs)"
     return _first_line(message.replace("\n", " "))

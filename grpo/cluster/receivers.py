@@ -1,4 +1,4 @@
-"""Generators as the receivers of a push: buckets for several replicas, or for one alone. Part of the Ray room."""
+"""Generators as receivers of a push: load buckets on several replicas or on one. Part of the Ray room."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Scores = list[list[float]]
 
 
 class Losses:
-    """Which replicas were lost in a series of calls, and why; their further calls are not waited for."""
+    """The lost replicas in a series of calls, and the causes. Further calls to a lost replica are skipped."""
 
     def __init__(self, deadline_s: float) -> None:
-        """None is lost yet; a call may take `deadline_s`."""
+        """Begin with no lost replica; a call may take `deadline_s` seconds."""
         self.reasons: dict[Replica, Lost] = {}
         self._deadline_s = deadline_s
 
     def settle(self, what: str, calls: Mapping[Replica, ObjectRef[Result]]) -> dict[Replica, Result]:
-        """Results of the calls to replicas that are not lost; a replica that does not `what` is lost from now on."""
+        """Return the results of replicas that are not lost; a replica that fails to `what` becomes lost."""
         results: dict[Replica, Result] = {}
         for replica, reference in calls.items():
             if replica in self.reasons:
@@ -42,7 +42,7 @@ class Losses:
 
 
 def load_buckets(replicas: Sequence[Replica], buckets: Iterable[Any], policy_version: int, losses: Losses) -> list[str]:
-    """Load all buckets on these replicas and stamp them as `policy_version`; the names of the tensors that came."""
+    """Load all buckets on these replicas as version `policy_version`; return the names of the loaded tensors."""
     names: list[str] = []
 
     def settle(what: str, calls: Mapping[Replica, ObjectRef[list[str]]]) -> None:
@@ -52,13 +52,13 @@ def load_buckets(replicas: Sequence[Replica], buckets: Iterable[Any], policy_ver
     def those_left() -> list[Replica]:
         return [replica for replica in replicas if replica not in losses.reasons]
 
-    # An actor takes its calls in order, so none waits for the answer to the one before it; but a bucket is only
-    # asked for when the one before the last is loaded, or they would fill the object store.
+    # An actor runs its calls in order, so the driver need not wait for each answer. But buckets would fill the object
+    # store, so the driver takes a bucket only after the last but one is loaded.
     begun = {
         replica: replica.remote.start(lambda generator: generator.begin_update(), Phase.SYNC) for replica in replicas
     }
     loading: collections.deque[dict[Replica, ObjectRef[list[str]]]] = collections.deque()
-    # Without any replica the buckets are still taken: the learner waits until they are.
+    # The learner waits until all buckets are taken, so they are taken even if no replica remains.
     for bucket in buckets:
         loading.append(
             {
@@ -77,8 +77,8 @@ def load_buckets(replicas: Sequence[Replica], buckets: Iterable[Any], policy_ver
     for calls in loading:
         settle("load a bucket of weights", calls)
     losses.settle("finish a weight update", finished)
-    for replica, told in losses.settle("say what it has done", busy).items():
-        replica.busy.merge(told)
+    for replica, activities in losses.settle("say what it has done", busy).items():
+        replica.busy.merge(activities)
     return names
 
 
@@ -89,7 +89,7 @@ def start_scoring(replica: Replica, sequences: Sequence[Sequence[int]]) -> Objec
 
 @dataclass(frozen=True, slots=True)
 class OneReplica:
-    """The interface of a group by which weights are given and proven, for one of its replicas.
+    """A single replica with a group's interface for loading and proving weights.
 
     Attributes:
         replica: the replica.
@@ -101,11 +101,11 @@ class OneReplica:
 
     @property
     def actors(self) -> list[RemoteActor[Generator]]:
-        """Its actor, alone."""
+        """The replica's actor, as a list."""
         return [self.replica.remote]
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
-        """Load all buckets; the names of the tensors that came.
+        """Load all buckets; return the names of the loaded tensors.
 
         Raises:
             Lost: the replica died meanwhile.

@@ -1,4 +1,4 @@
-"""One generator in a Ray process, and its successors where it dies; part of the Ray room."""
+"""One generator in a Ray process, and its successors after deaths; part of the Ray room."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 class Lost(RuntimeError):
-    """A replica that must be replaced; the message says why, as the end of a sentence about it."""
+    """A replica must be replaced; the message names the cause, as the end of a sentence about the replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request that a replica has not finished, and what is called with its completions."""
+    """An unfinished request of a replica, and the function that gets its completions."""
 
     request: Request
     sampling: SamplingParams
@@ -48,14 +48,14 @@ class Work:
 
 
 class Replica:
-    """The actor that stands for one replica at present, and what it was asked and has not finished."""
+    """A replica: its current actor and its unfinished work."""
 
     def __init__(self, index: int, place: Callable[[int, Any], Any]) -> None:
-        """Start it.
+        """Start the replica's actor.
 
         Args:
-            index: its number.
-            place: (index, reference to wait for) -> a new actor for it, in the place that it has in the cluster.
+            index: number of the replica.
+            place: function (index, reference to wait for) -> new actor in the replica's place in the cluster.
         """
         self.id = ActorId(ActorKind.GENERATOR, index)
         self.index = index
@@ -76,27 +76,27 @@ class Replica:
         self._asked_at = 0.0
         self._tokens = 0
         self._busy_s = 0.0
-        # Since when it has work; None where it has none, or is not up.
+        # Start of the current busy time, in seconds; None if the replica has no work or is not up.
         self._busy_since: float | None = None
 
     @property
     def up(self) -> bool:
-        """Whether it has started and has its weights."""
+        """Whether the replica has started and has its weights."""
         return self.starting is None
 
     def started(self, processes: Processes) -> None:
-        """Its engine is there."""
+        """Note that the engine has started."""
         self._processes = processes
         pid = processes.created[0][0]
         logger.info("generator %d is up (pid %d on %s); its log: %s", self.index, pid, processes.address, processes.log)
 
     def admit(self) -> None:
-        """It may sample: give it what it was asked meanwhile."""
+        """Let the replica sample: send the work that arrived meanwhile."""
         self.starting = None
         self._send(self.work)
 
     def ask(self, work: Mapping[RequestId, Work]) -> None:
-        """Begin to sample for these; where it is not up, as soon as it is."""
+        """Begin to sample for these requests, or later when the replica is up."""
         self.work.update(work)
         self.load += sum(each.sampling.samples for each in work.values())
         if self.up:
@@ -112,20 +112,20 @@ class Replica:
             self.remote.handle.submit.remote(requests, sampling)
 
     def listen(self, beat_s: float) -> None:
-        """Ask for the next report, where there is work and none is asked for."""
+        """Request the next report, if there is work and no request is pending."""
         if self.up and self.work and self.report is None:
             self.report = self.remote.handle.take.options(concurrency_group="reports").remote(beat_s)
             self._asked_at = time.monotonic()
 
     def silent_s(self) -> float:
-        """Seconds since a report was asked for that has not come."""
+        """Return the seconds since the request of the pending report; 0 if no report is pending."""
         return 0.0 if self.report is None else time.monotonic() - self._asked_at
 
     def hear(self, hang_deadline_s: float) -> int:
-        """Hand out what the report that has come brings; how many groups those were.
+        """Pass on the groups of the arrived report; return their number.
 
         Raises:
-            Lost: its process is gone, or its engine has not moved for `hang_deadline_s`.
+            Lost: the replica's process is gone, or its engine has not moved for `hang_deadline_s`.
         """
         reference, self.report = self.report, None
         report: GeneratorReport = result_of(reference, hang_deadline_s, "hand over finished groups")
@@ -143,7 +143,7 @@ class Replica:
         return len(report.finished)
 
     def take_sampled(self) -> GeneratorThroughput:
-        """What it has done since the last call; nothing of a predecessor."""
+        """Return the replica's throughput since the last call, without its predecessors."""
         now = time.monotonic()
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since
@@ -155,12 +155,12 @@ class Replica:
         return sampled
 
     def replace(self, reason: str) -> list[Work]:
-        """End the processes of this one and start its successor; what it had not finished."""
+        """End the replica's processes and start a successor; return the unfinished work."""
         logger.warning("%s is lost and started again: %s", self.id, reason)
         ray.kill(self.remote.handle, no_restart=True)
         ended = None
         if self._processes:
-            # A stopped process does not hear Ray, and one that was killed leaves those of its engine behind.
+            # A stopped process ignores Ray, and a killed process leaves its engine's processes, so all are killed.
             where = NodeAffinitySchedulingStrategy(self._processes.node, soft=True)
             ended = _end_processes.options(scheduling_strategy=where).remote(self._processes)
             self._processes = None
@@ -178,20 +178,20 @@ def _end_processes(processes: Processes) -> None:
         return  # the node is gone, and they with it
     for pid, created in processes.created:
         try:
-            found = psutil.Process(pid)
-            # Another process may have got the number.
-            if abs(found.create_time() - created) < 0.1:
-                found.kill()
+            process = psutil.Process(pid)
+            # The process id may belong to a newer process, so the creation time is compared.
+            if abs(process.create_time() - created) < 0.1:
+                process.kill()
         except psutil.NoSuchProcess:
             continue
 
 
 def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Result:
-    """The result of a call to a replica.
+    """Return the result of a call to a replica.
 
     Raises:
-        Lost: it does not come, by no fault of the call.
-        Exception: what the actor raised.
+        Lost: the replica failed, not the call.
+        Exception: the actor's error.
     """
     try:
         return ray.get(reference, timeout=deadline_s)
@@ -210,14 +210,14 @@ def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Res
 
 @dataclass(frozen=True, slots=True)
 class GeneratorLimits:
-    """Deadlines of a group of generators, in seconds, and how often it mends itself.
+    """Deadlines of a group of generators, in seconds, and its maximum number of restarts.
 
     Attributes:
         start_s: longest wait for a replica to start.
         group_s: longest wait for the next finished group.
         update_s: longest wait for one part of a weight update.
         hang_s: longest time that an engine may take for one step.
-        max_restarts: of all replicas together.
+        max_restarts: maximum number of restarts of all replicas together.
     """
 
     start_s: float

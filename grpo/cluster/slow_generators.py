@@ -9,22 +9,22 @@ from dataclasses import dataclass
 
 from grpo.types import ActorId
 
-# Steps over which speeds are compared: the last long completion of one step says nothing of the engine.
+# Steps over which speeds are compared. A single step may end with one long completion, so one step is not enough.
 STEPS = 5
-# Times slower than the median of the others, from which on it is told.
+# A generator this many times slower than the median of the others is reported.
 NOTABLE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorThroughput:
-    """What one generator did in a while.
+    """The work of one generator over a period.
 
     Attributes:
-        generator: which of the generators.
-        process: id of its process; a generator that was started again is another process.
+        generator: id of the generator.
+        process: process id; a restarted generator has a new process.
         address: IP address of its node.
-        tokens: tokens of the groups that it handed over.
-        busy_s: seconds in which it had something to sample, as the driver saw it.
+        tokens: number of tokens of its finished groups.
+        busy_s: time with work, in seconds, measured by the driver.
     """
 
     generator: ActorId
@@ -35,7 +35,7 @@ class GeneratorThroughput:
 
     @property
     def source(self) -> tuple[ActorId, int, str]:
-        """Whose work it is: the same in all steps until the generator is started again."""
+        """The generator and its process: the same in all steps until the generator restarts."""
         return self.generator, self.process, self.address
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where processes are, as py-spy sees them from outside: it needs nothing of them, and so works on those that hang."""
+"""Python stacks of processes, read by py-spy from outside. So it also works on processes that hang."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import psutil
 
-# A dump takes a tenth of a second; a machine on which it takes longer than this is itself at fault.
+# Seconds. A dump takes a tenth of a second, so a longer dump means that the machine has a problem.
 _DUMP_S = 20.0
 
 
 def dump(pids: Iterable[int]) -> dict[int, str]:
-    """The Python stacks of processes of this machine and of all that they started; why there is none, otherwise."""
+    """Return the Python stacks of local processes and their children; if a stack is missing, the cause."""
     return {pid: _dump(pid) for pid in pids}
 
 
 def _dump(pid: int) -> str:
     try:
-        # A stopped process must not be waited for, as py-spy would to pause it.
+        # py-spy would wait for a stopped process when it pauses the process, so it does not pause.
         command = [_py_spy(), "dump", "--nonblocking", "--subprocesses", "--pid", str(pid)]
         state = psutil.Process(pid).status()
         done = subprocess.run(command, capture_output=True, text=True, timeout=_DUMP_S, check=False)

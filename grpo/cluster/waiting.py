@@ -1,8 +1,8 @@
-"""How the driver calls actors and waits for them: every wait has a deadline and says what it waits for.
+"""Calls to actors and waits for them: every wait has a deadline and names the expected result.
 
-Part of the Ray room. A verb of a learner rank or a generator is written where it is done, and nowhere else: the actor
-around it has one method, `call`, and the driver says `start(lambda rank: rank.sleep(), Phase.SWAP)`. The function
-travels to the actor; what it does is checked by the types of both sides.
+Part of the Ray room. An operation of a learner rank or a generator is defined once, in its class. The actor around it
+has one method, `call`, and the driver calls `start(lambda rank: rank.sleep(), Phase.SWAP)`. The function travels to
+the actor; the type checker checks it against the class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEANWHILE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RemoteActor(Generic[Subject]):
-    """An actor that holds a `Subject` and does what it is given with it; see `LearnerActor`, `GeneratorActor`."""
+    """An actor that holds a `Subject` and calls functions with it; see `LearnerActor`, `GeneratorActor`."""
 
     handle: Any
 
@@ -41,40 +41,40 @@ class RemoteActor(Generic[Subject]):
         """Start `verb(subject, *arguments)` in the actor's process.
 
         Args:
-            verb: what to do; it is called there.
-            doing: what the actor counts as busy with meanwhile; None where it is not worth a lane.
-            arguments: values or Ray's references to them; a reference inside another value stays one.
+            verb: function to call in the actor's process.
+            doing: phase of the actor's busy time meanwhile; None if the time is not recorded.
+            arguments: values, or Ray's references to values; a reference inside another value stays a reference.
         """
         return self.handle.call.remote(verb, doing, *arguments)  # type: ignore[no-any-return]
 
     def stream(self, verb: Callable[[Subject, *More], Iterator[object]], doing: Phase, *arguments: *More) -> Any:
-        """Start to iterate over `verb(subject, *arguments)` there: Ray's stream of references to the items."""
-        # Two items wait at most: a large policy must not fill the object store while generators still load.
+        """Start to iterate over `verb(subject, *arguments)` in the actor; return Ray's stream of item references."""
+        # At most two items wait, so a large policy cannot fill the object store while generators load.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
         return self.handle.stream.options(**options).remote(verb, doing, *arguments)
 
 
 def free_address() -> tuple[str, int]:
-    """This node's address and a port that is free on it."""
+    """Return this node's address and a free port on it."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
 def write_timeline(path: Path) -> None:
-    """Write Ray's own record of which process did what when, for chrome://tracing or ui.perfetto.dev."""
+    """Write Ray's timeline of all processes, for chrome://tracing or ui.perfetto.dev."""
     ray.timeline(str(path))
 
 
 def wait_for(
     references: Sequence[ObjectRef[Result]], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
 ) -> list[Result]:
-    """The results of `references`, or an error that says what did not come; `meanwhile` is done again and again.
+    """Return the results of `references`, or raise an error that names the missing results; repeat `meanwhile`.
 
     Raises:
-        TimeoutError: they did not all come within `deadline_s`.
-        ProcessDied: an actor, its node, or something that it needed of them was lost.
-        Exception: what an actor raised.
+        TimeoutError: a result did not arrive within `deadline_s`.
+        ProcessDied: an actor, its node, or an object on it was lost.
+        Exception: the error that an actor raised.
     """
     give_up_at = time.monotonic() + deadline_s
     try:
@@ -86,7 +86,7 @@ def wait_for(
             return list(ray.get(list(references), timeout=max(0.0, give_up_at - time.monotonic())))
     except ray.exceptions.GetTimeoutError:
         _, late = ray.wait(list(references), num_returns=len(references), timeout=0)
-        which = ", ".join(str(number) for number, one in enumerate(references) if one in late)
+        which = ", ".join(str(number) for number, reference in enumerate(references) if reference in late)
         raise TimeoutError(
             f"{len(late)} of {len(references)} did not come within {deadline_s:.0f} s (number {which}): {what}"
             f"{see_logs(late)}"
@@ -97,12 +97,12 @@ def wait_for(
         raise ProcessDied(f"{describe_death(failure)}; the run waited for {what}") from failure
     except ray.exceptions.RayTaskError as failure:
         cause = raised_by(failure)
-        # Who exchanges tensors with a rank that dies fails too, and may be heard first.
+        # If a rank dies, its peers in a collective fail too, and their error may arrive before the report of the death.
         if isinstance(cause, RuntimeError) and (died := dead_peer(references)):
             raise ProcessDied(f"{died}; the run waited for {what}") from failure
         raise cause from failure
 
 
 def raised_by(failure: Any) -> Exception:
-    """What an actor raised, not Ray's wrapping of it; keep the wrapping as its cause, it has the remote traceback."""
+    """Return the actor's error without Ray's wrapper. Keep the wrapper as the cause: it has the remote traceback."""
     return failure.cause if isinstance(failure.cause, Exception) else failure

@@ -96,13 +96,13 @@ class Generator:
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
         self._restart = setup.partial == "restart"
-        # By vLLM's name of it, which is the request's identity as text.
+        # Unfinished requests by vLLM's name, which is the request's id as text.
         self._asked: dict[str, _Asked] = {}
         self._finished: EngineFinished = []
         self._scored: dict[str, RequestOutput] = {}
-        # While weights are updated: what begins when they are in place.
+        # During a weight update: requests that begin after it. None if no update runs.
         self._held: list[_Asked] | None = None
-        # With the other transports the engine's own processes keep what changes are applied to.
+        # With other transports, the engine's processes keep the copies for sparse changes.
         self._patches = PatchReader() if setup.sparse and setup.transport == "object_store" else None
 
     @property
@@ -148,7 +148,7 @@ class Generator:
         self._engine.collective_rpc("init_weight_transfer_engine", args=(invitation,))
 
     def begin_update(self) -> None:
-        """Make ready for new weights: hold what is under way."""
+        """Prepare for new weights: hold the running requests."""
         # Level 0 only pauses; a step that was begun ahead is finished first, and its tokens are the old version's.
         self._engine.sleep(level=0, mode="keep")
         self._held = []
@@ -159,14 +159,14 @@ class Generator:
         self._engine.collective_rpc("start_weight_update")
 
     def update(self, bucket: np.ndarray | Bucket) -> list[str]:
-        """Load one bucket of weights. The names of its tensors.
+        """Load one bucket of weights; return the names of its tensors.
 
         Args:
-            bucket: uint8, the bytes of a safetensors file, of the tensors or with `sparse` of what changed of them
-                (`PatchWriter.file`); or what is told of a bucket that comes by another transport.
+            bucket: uint8, the bytes of a safetensors file with the tensors, or with `sparse` their changes
+                (`PatchWriter.file`); or the description of a bucket that comes by another transport.
 
         Raises:
-            WeightsDiffer: after the changes, a tensor is not what the learner's is.
+            WeightsDiffer: after the changes, a tensor differs from the learner's tensor.
         """
         if isinstance(bucket, Bucket):
             self._engine.collective_rpc("update_weights", args=(bucket.update_info(),))
@@ -196,8 +196,8 @@ class Generator:
         self._engine.set_weight_version(str(policy_version))
         self._engine.wake_up(tags=["scheduling"])
         held, self._held = self._held or [], None
-        for asked in held:
-            self._start(asked)
+        for pending in held:
+            self._start(pending)
         logger.info("samples with the weights of policy version %d", policy_version)
 
     def sleep(self) -> None:
@@ -206,22 +206,22 @@ class Generator:
         self._engine.sleep(level=1)
 
     def wake(self) -> None:
-        """Take back what `sleep` gave."""
+        """Move the weights back to the device and make an empty cache."""
         self._engine.wake_up()
         self._engine.reset_prefix_cache()
 
-    def _start(self, asked: _Asked) -> None:
+    def _start(self, pending: _Asked) -> None:
         if self._held is not None:
-            self._held.append(asked)
+            self._held.append(pending)
             return
-        name = str(asked.request.id)
+        name = str(pending.request.id)
         with _alive():
             self._engine.add_request(
                 name,
-                {"prompt_token_ids": list(asked.request.token_ids)},
-                self._tokens.engine_sampling(asked.sampling, asked.request.seed),
+                {"prompt_token_ids": list(pending.request.token_ids)},
+                self._tokens.engine_sampling(pending.sampling, pending.request.seed),
             )
-        self._asked[name] = asked
+        self._asked[name] = pending
 
     def _advance(self) -> None:
         with _alive():
@@ -229,11 +229,11 @@ class Generator:
         for output in outputs:
             if not isinstance(output, RequestOutput) or not output.finished:
                 continue
-            asked = self._asked.pop(output.request_id, None)
-            if asked is None:
+            pending = self._asked.pop(output.request_id, None)
+            if pending is None:
                 self._scored[output.request_id] = output
             else:
-                self._finished.append((asked.request.id, self._tokens.completions(output)))
+                self._finished.append((pending.request.id, self._tokens.completions(output)))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The DeepSpeed room: one rank of the learner, which owns the policy being trained.
+"""The DeepSpeed room: one rank of the learner, which holds the trained policy.
 
 Nothing here knows of Ray or vLLM: `grpo.cluster.cluster` runs one `LearnerRank` per device and calls all ranks alike.
 """
@@ -52,13 +52,13 @@ logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
-    """One rank: a policy under DeepSpeed, with microbatches of its own or shared with its neighbours."""
+    """One rank: a policy under DeepSpeed. The rank has separate microbatches or shares them with its neighbours."""
 
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
         """Join the other ranks and load the policy. Blocks until all ranks have come."""
         self._setup = setup
         if setup.algorithm:
-            # A node that lacks a function of the user's says so before it loads the policy.
+            # If this node lacks one of the user's functions, the error comes before the slow loading of the policy.
             load_on_rank(setup.algorithm)
         os.environ.update(
             RANK=str(setup.rank),
@@ -77,7 +77,7 @@ class LearnerRank:
         settings = deepspeed_settings(setup)
         self._lora = setup.learner.lora
         self._group = self._form_group()
-        # A checkpoint's policy has its adapters merged; they belong into what the run started from.
+        # A checkpoint's policy has its adapters merged. Adapters must be added to the policy that the run started from.
         path = setup.reference_path if self._lora else setup.policy_path
         layout = attention_layout(setup)
         module = PolicyLogprobs(load_policy(setup, path, settings), self._group, layout)
@@ -91,7 +91,7 @@ class LearnerRank:
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
-        # Generators meet the learner where the ranks have met: at rank 0.
+        # Generators connect to the learner at the address where the ranks met: rank 0.
         self.outlet = WeightOutlet(self._weights, setup.rank, master_address)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
@@ -107,7 +107,7 @@ class LearnerRank:
         self._counts = Counts()
 
     def _form_group(self) -> SequenceGroup | None:
-        """The ranks that share this one's microbatches, and their attention; None where it has its own."""
+        """Form the group of ranks that share microbatches and attention; None if this rank shares none."""
         size = self._setup.learner.sequence_parallel
         if size == 1:
             return None
@@ -119,27 +119,27 @@ class LearnerRank:
 
     @property
     def _speaks(self) -> bool:
-        """Whether this rank speaks for its microbatches; of ranks that share them, the first does."""
+        """Whether this rank reports for its microbatches. If ranks share microbatches, the first rank reports."""
         return self._group is None or self._group.rank == 0
 
     def step(self, batch: RankBatch) -> dict[str, float]:
         """One optimizer step: every microbatch forward and backward, then one update.
 
-        The loss is the weighted sum over all trained tokens of all ranks divided by the global denominator, whichever
-        way they were split: DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number
-        first. Ranks that share a microbatch compute the same loss, each with the gradient of its own tokens, so that
-        their gradients add up as any others do. Where loss or gradient is not finite, no rank takes the step, and each
-        writes its part of the batch.
+        The loss is the weighted sum over all trained tokens of all ranks, divided by the global denominator. The split
+        over ranks does not change it: DeepSpeed averages gradients over ranks, so each rank first multiplies its sum by
+        the number of ranks. Ranks that share a microbatch compute the same loss, each with the gradient of its part of
+        the tokens, so these gradients add up too. If loss or gradient is not finite, no rank takes the step, and each
+        rank writes its part of the batch.
 
         Returns:
-            Global metrics, the same on every rank; of a step that was skipped little but `skipped_steps`.
+            Global metrics, the same on every rank; a skipped step gives little more than `skipped_steps`.
 
         Raises:
             RuntimeError: the last `learner.max_skipped_steps` steps were all skipped.
         """
         self._meter.start()
         self._engine.train()
-        # Dropout of a step is drawn from its number, and so the same after a resume, on every rank and device.
+        # The step's number seeds dropout, so a resumed run draws the same dropout on every rank and device.
         torch.manual_seed(self._seed_of_step())
         rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
@@ -150,8 +150,8 @@ class LearnerRank:
             for index, microbatch in enumerate(batch.microbatches):
                 self._engine.set_gradient_accumulation_boundary(index == last)
                 terms = self._terms(microbatch.to(self._device))
-                # 1, or no number where the loss is none: the gradient is none either then, and DeepSpeed, which looks
-                # at the norm of the whole, takes no step on any rank and clears what it has gathered, at every stage.
+                # 1 if the loss is finite, else NaN. A NaN makes the gradient NaN. DeepSpeed checks the norm of all
+                # gradients: it then takes no step on any rank and clears the collected gradients, at every stage.
                 finite = terms.loss_sum.detach() * 0 + 1
                 self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
                 if self._speaks:
@@ -185,17 +185,17 @@ class LearnerRank:
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _over_ranks(self, how: Literal["SUM", "MAX"], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Each tensor, float64 on the CPU, summed over all ranks or its maximum, in one collective."""
+        """Reduce tensors, float64 on the CPU, over all ranks by sum or maximum, in one collective."""
         if self._setup.world_size == 1:
             return tensors
         joined = torch.cat(tensors).to(self._device)
         torch.distributed.all_reduce(joined, op=getattr(torch.distributed.ReduceOp, how))
-        return torch.split(joined.cpu(), [len(one) for one in tensors])
+        return torch.split(joined.cpu(), [len(tensor) for tensor in tensors])
 
     def _reduction(self, microbatches: int) -> AbstractContextManager[None]:
-        """Holds back the reduction of gradients to its end, where it is to happen once and would not by itself."""
+        """Delay the reduction of gradients to the end of the context, if it must happen once per step."""
         learner = self._setup.learner
-        # ZeRO-1 reduces at the last microbatch anyway.
+        # ZeRO-1 always reduces at the last microbatch.
         held_back = learner.zero_stage > 1 and microbatches > 1 and self._setup.world_size > 1
         if held_back and learner.reduces_once(self._setup.dtype):
             return self._engine.coalesce_grad_reduction()  # type: ignore[no-any-return]
@@ -211,7 +211,7 @@ class LearnerRank:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Microbatch) -> Tensor:
-        """Log-probabilities under the reference, [T]: a second model, or with LoRA the policy without adapters."""
+        """Score with the reference, log-probabilities [T]: a second model, or with LoRA the policy without adapters."""
         if self._reference is not None:
             logprobs_T: Tensor = self._reference(batch, self._setup.temperature)[0]
             return logprobs_T
@@ -224,14 +224,14 @@ class LearnerRank:
         return logprobs_T
 
     def _skipped(self, batch: RankBatch, rate: float) -> dict[str, float]:
-        """Keep a batch whose loss or gradient is not finite for inspection, and stop where there are too many."""
+        """Write a batch with a loss or gradient that is not finite for inspection; stop after too many in a row."""
         self._counts.skipped_in_a_row += 1
         folder = Path(self._setup.skipped_folder)
         if self._speaks:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"optimizer_step_{self._counts.optimizer_steps:06d}_rank_{self._setup.rank}.pt"
-            # Plain data and tensors, which torch.load(weights_only=True) reads.
-            microbatches = [dataclasses.asdict(one) for one in batch.microbatches]
+            # The file holds plain data and tensors, so torch.load(weights_only=True) can read it.
+            microbatches = [dataclasses.asdict(microbatch) for microbatch in batch.microbatches]
             torch.save({"denominator": batch.denominator, "microbatches": microbatches}, path)
         logger.warning("optimizer step %d is skipped: loss or gradient is not finite", self._counts.optimizer_steps)
         if self._counts.skipped_in_a_row >= self._setup.learner.max_skipped_steps:
@@ -244,21 +244,22 @@ class LearnerRank:
 
     @torch.no_grad()
     def logprobs(self, microbatches: Sequence[Microbatch], source: Source) -> list[Tensor]:
-        """Log-probability of each position's target at the training temperature: float32 [T] for each microbatch.
+        """Return each position's log-probability of its target at the training temperature, float32 [T] by microbatch.
 
         Args:
-            microbatches: as many on every rank.
-            source: `policy` as it is now, or the `reference`.
+            microbatches: microbatches to score; every rank needs the same number.
+            source: model to score with: the current `policy` or the `reference`.
         """
         self._engine.eval()
-        on_device = (one.to(self._device) for one in microbatches)
+        on_device = (microbatch.to(self._device) for microbatch in microbatches)
         if source == "reference":
-            return [self._reference_logprobs(one).float().cpu() for one in on_device]
-        return [self._engine(one, self._setup.temperature)[0].float().cpu() for one in on_device]
+            return [self._reference_logprobs(microbatch).float().cpu() for microbatch in on_device]
+        temperature = self._setup.temperature
+        return [self._engine(microbatch, temperature)[0].float().cpu() for microbatch in on_device]
 
     @torch.no_grad()
     def refresh_reference(self) -> None:
-        """Make the reference the policy as it is now."""
+        """Copy the current policy into the reference."""
         assert self._reference is not None
         reference = dict(self._reference.model.named_parameters(remove_duplicate=False))
         for name, tensor in self.weights():
@@ -266,14 +267,14 @@ class LearnerRank:
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of each token but the first of each sequence, at temperature 1, as the policy is now."""
+        """Return the current policy's log-probabilities of all tokens but the first, by sequence, at temperature 1."""
         self._engine.eval()
         packed = pack([TrainingSequence(tuple(ids), 1, (0.0,) * (len(ids) - 1), 0.0) for ids in sequences])
         logprobs_T, _ = self._engine(packed.to(self._device), 1.0)
         return [row.tolist() for row in logprobs_T.float().cpu().split(packed.lengths_S.tolist())]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the policy, as `PolicyWeights` gives it. All ranks must iterate together."""
+        """Iterate over the policy's tensors in `PolicyWeights`. All ranks must iterate together."""
         return iter(self._weights)
 
     def export(self, folder: str) -> None:
@@ -285,13 +286,13 @@ class LearnerRank:
         return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)  # type: ignore[no-any-return]
 
     def sleep(self) -> None:
-        """Move optimizer states and float32 weights into the host's memory, unless they live there; end with `wake`."""
+        """Move optimizer states and float32 weights to host memory, unless they are there already; undo with `wake`."""
         if self._setup.learner.offload == "none":
             states = (OffloadStateTypeEnum.optim_states, OffloadStateTypeEnum.hp_params)
             self._engine.offload_states(include=states, pin_memory=self._device.type == "cuda")
 
     def wake(self) -> None:
-        """Move back what `sleep` moved. The generators have loaded all that was sent."""
+        """Move back what `sleep` moved. Call it after the generators have loaded the whole push."""
         self.outlet.release()
         if self._setup.learner.offload == "none":
             self._engine.reload_states()
@@ -302,6 +303,6 @@ class LearnerRank:
         logger.info("wrote a checkpoint into %s", folder)
 
     def load(self, folder: str) -> None:
-        """Go on from what `save` wrote (`LearnerState.load`)."""
+        """Load the rank's part of a checkpoint, which `save` wrote (`LearnerState.load`)."""
         self._counts = self._state.load(Path(folder))
         logger.info("goes on from %s", folder)

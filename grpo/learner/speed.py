@@ -1,4 +1,4 @@
-"""How fast a learner's optimizer step was, and how much of its devices it used."""
+"""Speed of a learner's optimizer step, and its use of the devices."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ GIB = 1 << 30
 
 
 class SpeedMeter:
-    """Measures one rank's optimizer steps; ranks put their measurements together by a sum and a maximum."""
+    """Measures one rank's optimizer steps; ranks combine their measurements by a sum and a maximum."""
 
     def __init__(
         self, policy: PreTrainedConfig, device: torch.device, peak_tflops: float | None, *, frozen: bool
     ) -> None:
-        """Know the policy's shape and the device's peak.
+        """Read the policy's shape and the device's peak speed.
 
         Args:
             policy: the policy's config.
-            device: where the step runs.
-            peak_tflops: what the device can do at most, TFLOP/s; None looks a GPU up by its name.
-            frozen: only adapters are trained.
+            device: device of the step.
+            peak_tflops: peak speed of the device, in TFLOP/s; with None the GPU's name selects a known value.
+            frozen: whether only adapters are trained.
         """
         self._frozen = frozen
         self._flops = PolicyFlops.of_known(policy)
@@ -48,24 +48,24 @@ class SpeedMeter:
 
         Returns:
             float64 [computed tokens, FLOPs], to be summed over ranks.
-            float64 [seconds, bytes at the peak], of which ranks take the maximum.
+            float64 [seconds, bytes at the peak]; ranks take the maximum.
         """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             peak_bytes = torch.cuda.max_memory_allocated(self._device)
         else:
-            # The process's own, from its start on, as nothing on a CPU counts from a given moment.
+            # A CPU has no peak counter that can be reset, so this is the peak of the process since its start.
             peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = time.perf_counter() - self._started
-        tokens = sum(len(one.input_ids_N) for one in microbatches)
-        flops = sum(self._flops.training(one, frozen=self._frozen) for one in microbatches) if self._flops else 0.0
+        tokens = sum(len(batch.input_ids_N) for batch in microbatches)
+        flops = sum(self._flops.training(batch, frozen=self._frozen) for batch in microbatches) if self._flops else 0.0
         return (
             torch.tensor([tokens, flops], dtype=torch.float64),
             torch.tensor([seconds, peak_bytes], dtype=torch.float64),
         )
 
     def metrics(self, summed: Tensor, largest: Tensor, ranks: int) -> dict[str, float]:
-        """Metrics of a step from what `stop` gave, put together over all ranks; no key for what is not known."""
+        """Return a step's metrics from the results of `stop`, combined over all ranks; no key for an unknown value."""
         tokens, flops = summed.tolist()
         seconds, peak_bytes = largest.tolist()
         metrics = {"compute_s": seconds, "tokens_per_s": tokens / seconds, "peak_memory_gib": peak_bytes / GIB}

@@ -1,8 +1,8 @@
-"""Evaluation beside training: `grpo eval`, in a process of its own, on a policy that training has left behind.
+"""Evaluation beside training: a separate `grpo eval` process evaluates an earlier policy while training continues.
 
-One policy is evaluated at a time, in the order of steps. Its folder `evaluations/step_000010` in the run's holds what
-`grpo eval` writes, and the policy until its numbers are reported: so a run that is stopped and gone on with knows what
-is still owed.
+It evaluates one policy at a time, in the order of steps. The folder `evaluations/step_000010` in the run's folder
+holds the output of `grpo eval`. It also holds the policy until its numbers are reported. So a resumed run knows which
+evaluations are missing.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from grpo.package_finder import python_command
 from grpo.report import run_files
 
 TASK = "held_out"
-# The question as training asks it, template and all, and its reference.
+# Columns of the task: the question with training's template, and its reference.
 _ASKED, _REFERENCE = "asked", "reference_answer"
-# The process ends with the one that started it, however that ends.
+# The evaluation process ends when its parent process ends, for any reason.
 _PROGRAM = """
 import sys
 from rewards.pool.nursery import die_with_parent
@@ -38,20 +38,20 @@ die_with_parent(int(sys.argv.pop(1)))
 from grpo.cli.app import app
 app()
 """
-# Policies that may wait for their numbers.
+# Maximum number of policies that wait for their evaluation.
 MOST_OWED = 3
 _LOG_SHOWN = 2000
-# Seconds to come down in, verifiers and engines with it.
+# Seconds for the evaluation to close, with its verifiers and engines.
 _END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """The numbers of a policy that training has left behind.
+    """The numbers of an earlier policy; training has continued since.
 
     Attributes:
-        step: the training steps that had made it.
-        metrics: as an evaluation between two steps has them.
+        step: number of training steps that made the policy.
+        metrics: the same metrics as of an evaluation between two steps.
     """
 
     step: int
@@ -59,13 +59,13 @@ class Late:
 
 
 class BackgroundEvaluation:
-    """Evaluates exported policies, one after the other, beside whatever else its owner does."""
+    """Evaluates exported policies, one after the other, while the caller does other work."""
 
     def __init__(self, settings: TrainConfig, held_out: PromptSet, device: Literal["cpu", "cuda"]) -> None:
-        """Write the task; nothing is started yet.
+        """Write the task; start nothing yet.
 
         Raises:
-            ValueError: training has all GPUs that are known of, and the evaluation none; questions are no plain text.
+            ValueError: training has all known GPUs, so no GPU is free; or a question is not plain text.
         """
         evaluation = settings.evaluation
         assert evaluation is not None
@@ -81,15 +81,15 @@ class BackgroundEvaluation:
         _write_task(self.folder, settings, held_out)
 
     def forget_after(self, step: int) -> None:
-        """Drop policies of later steps, which a resumed run makes again."""
+        """Drop the policies of later steps, because a resumed run makes them again."""
         for later in run_files.steps_in(self.folder):
             if later > step:
                 shutil.rmtree(self._place(later))
 
     def add(self, step: int, export: Callable[[str], None]) -> None:
-        """Take over the policy of `step`, which `export` writes into a folder, and start on it if nothing is under way.
+        """Add the policy of `step`, which `export` writes into a folder; start an evaluation if none runs.
 
-        The numbers of the step that are there already, of a run that was stopped, are made again.
+        If a stopped run already wrote numbers for the step, they are made again.
         """
         place = self._place(step)
         shutil.rmtree(place, ignore_errors=True)
@@ -98,20 +98,20 @@ class BackgroundEvaluation:
         self._start_next()
 
     def finished(self, *, wait: bool) -> Iterator[Late]:
-        """The evaluations that have ended since this was last asked; with `wait`, all that are owed.
+        """Yield the evaluations that ended since the last call; with `wait`, all pending evaluations.
 
         Raises:
-            RuntimeError: one has failed; the end of its log is told.
-            TimeoutError: one takes longer than `evaluation.deadline_s`.
+            RuntimeError: an evaluation has failed; the message holds the end of its log.
+            TimeoutError: an evaluation takes longer than `evaluation.deadline_s`.
         """
         self._start_next()
         while self._running is not None:
             step, process, started = self._running
-            left = max(0.0, self._evaluation.deadline_s - (time.monotonic() - started))
+            remaining_s = max(0.0, self._evaluation.deadline_s - (time.monotonic() - started))
             try:
-                status = process.wait(left if wait else 0.0)
+                status = process.wait(remaining_s if wait else 0.0)
             except subprocess.TimeoutExpired:
-                if left > 0.0 and not wait:
+                if remaining_s > 0.0 and not wait:
                     return
                 raise TimeoutError(
                     f"the evaluation of step {step} takes longer than evaluation.deadline_s="
@@ -119,20 +119,20 @@ class BackgroundEvaluation:
                 ) from None
             self._running = None
             if status != 0:
-                told = self._log(step).read_text(encoding="utf-8", errors="replace")[-_LOG_SHOWN:].strip()
-                raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{told}")
+                log_end = self._log(step).read_text(encoding="utf-8", errors="replace")[-_LOG_SHOWN:].strip()
+                raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{log_end}")
             yield Late(step, self._metrics(step, time.monotonic() - started))
-            # Reported: from now on nothing is owed for this step.
+            # The numbers are reported, so this step needs no evaluation any more.
             shutil.rmtree(self._place(step) / run_files.POLICY)
             self._start_next()
 
     @property
     def owed(self) -> int:
-        """Policies that wait for their numbers."""
+        """Number of policies that wait for their evaluation."""
         return sum(1 for _ in self._owed())
 
     def close(self) -> None:
-        """End what is under way; the next start of the run goes on with it."""
+        """End the running evaluation; the next start of the run continues it."""
         if self._running is None:
             return
         process = self._running[1]
@@ -158,7 +158,7 @@ class BackgroundEvaluation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is the run's: it decides what becomes of its evaluation.
+                # Ctrl-C must reach only the run, which then ends its evaluation. So the process group is separate.
                 process_group=0,
             )
         self._running = owed, process, time.monotonic()
@@ -170,7 +170,7 @@ class BackgroundEvaluation:
             "dtype": settings.policy.dtype,
             "workers": settings.verification.workers,
             "max_failure_share": settings.verification.max_failure_share,
-            # Training has looked at the held-out rows, and left out what cannot be used.
+            # Training has already checked the held-out rows and removed unusable rows.
             "check_golds": "off",
             "deadline_s": settings.rollout.deadline_s,
             "log_level": settings.report.log_level,
@@ -182,11 +182,11 @@ class BackgroundEvaluation:
         return ["eval", "run", str(place / run_files.POLICY), "--task", task, "--out", str(place), *overrides]
 
     def _metrics(self, step: int, seconds: float) -> dict[str, float]:
-        found = json.loads((self._place(step) / TASK / "metrics.json").read_text(encoding="utf-8"))
-        statuses = found["statuses"]
+        results = json.loads((self._place(step) / TASK / "metrics.json").read_text(encoding="utf-8"))
+        statuses = results["statuses"]
         return {
-            "eval/accuracy": found["estimates"]["accuracy"]["value"],
-            "eval/completion_tokens_mean": found["estimates"]["completion_tokens"]["value"],
+            "eval/accuracy": results["estimates"]["accuracy"]["value"],
+            "eval/completion_tokens_mean": results["estimates"]["completion_tokens"]["value"],
             "eval/failed_verdicts": float(statuses["timeout"] + statuses["error"]),
             "time/eval_s": seconds,
         }
@@ -202,7 +202,7 @@ class BackgroundEvaluation:
 
 
 def owes_evaluations(settings: TrainConfig) -> bool:
-    """Whether a stopped run has left policies whose numbers its resume is to report."""
+    """Whether a stopped run has policies without reported numbers; its resume must report them."""
     evaluation, folder = settings.evaluation, Path(settings.run.folder) / run_files.EVALUATIONS
     if evaluation is None or evaluation.mode != "background":
         return False
@@ -214,7 +214,7 @@ def _place(folder: Path, step: int) -> Path:
 
 
 def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> None:
-    """The held-out prompts as a task: the same questions, chosen and cut as training has read them."""
+    """Write the held-out prompts as a task, with the same selection and limits as training."""
     evaluation = settings.evaluation
     assert evaluation is not None
     data, verifier = evaluation.data, settings.verifiers[0]
@@ -226,8 +226,8 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
                     f"evaluation.data.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background asks "
                     "plain text; use evaluation.mode=inline"
                 )
-            asked = {_ASKED: data.template.replace("{prompt}", question), _REFERENCE: prompt.reference}
-            file.write(json.dumps({**prompt.row, **asked}, default=str) + "\n")
+            columns = {_ASKED: data.template.replace("{prompt}", question), _REFERENCE: prompt.reference}
+            file.write(json.dumps({**prompt.row, **columns}, default=str) + "\n")
     task = {
         "name": TASK,
         "source": "the held-out data of this run (evaluation.data)",

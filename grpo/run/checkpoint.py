@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, found again, and cleared away."""
+"""Checkpoints: write a complete checkpoint or none, find the newest checkpoint, and delete old checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grpo import files
 from grpo.report import run_files
 
 STATE = "driver.pt"
-# Bytes free at most on a disk that is called full where there is no other sign of it.
+# If an error does not say that the disk is full, the disk counts as full below this many free bytes.
 _LITTLE = 1 << 20
 _MARGIN_SHARE = 0.1
 
@@ -30,8 +30,8 @@ class Checkpoint:
     """A complete checkpoint.
 
     Attributes:
-        step: optimizer or training steps done when it was written.
-        folder: holds `policy/` (Hugging Face format), `learner/` (DeepSpeed's state, every rank's), with LoRA
+        step: number of optimizer or training steps before the checkpoint.
+        folder: folder of `policy/` (Hugging Face format), `learner/` (DeepSpeed's state, every rank's), with LoRA
             `adapter/` (peft's format), and the driver's state.
     """
 
@@ -44,7 +44,7 @@ class Checkpoint:
         return self.folder / run_files.POLICY
 
     def driver_state(self) -> dict[str, Any]:
-        """What the driver saved: plain data and tensors, read without unpickling anything else."""
+        """Load the driver's part: plain data and tensors only, since unpickling is restricted."""
         return dict(torch.load(self.folder / STATE, weights_only=True))
 
 
@@ -55,26 +55,26 @@ class NoRoom(OSError):
 def write(
     run_folder: Path, step: int, write_learner: Callable[[str], None], driver_state: dict[str, Any], keep: int
 ) -> Checkpoint:
-    """Write a checkpoint; it appears under its name only when all of it is on disk.
+    """Write a checkpoint; it appears under its name only after all of it is on disk.
 
     Args:
-        run_folder: the run.
-        step: steps done.
-        write_learner: writes the learner's part into a folder.
+        run_folder: the run's folder.
+        step: number of finished steps.
+        write_learner: function that writes the learner's part into a folder.
         driver_state: the driver's part.
-        keep: how many of the newest checkpoints stay.
+        keep: number of newest checkpoints to keep.
 
     Raises:
-        NoRoom: the disk is full, or is seen beforehand not to hold it; older checkpoints are untouched.
-        OSError: it cannot be written; older checkpoints are untouched.
+        NoRoom: the disk is full, or has too little free space from the start; older checkpoints are untouched.
+        OSError: the checkpoint cannot be written; older checkpoints are untouched.
     """
     parent = run_folder / run_files.CHECKPOINTS
     final = parent / run_files.step_name(step)
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(".step_*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+    for partial_folder in parent.glob(".step_*.partial"):
+        shutil.rmtree(partial_folder, ignore_errors=True)
     newest = latest(run_folder)
-    # Checkpoints of a run are all alike, and the oldest is only deleted when the new one is whole.
+    # All checkpoints of a run have the same size. The oldest is deleted only after the new checkpoint is complete.
     needed = _size(newest.folder) if newest else 0
     written, free = 0, _free(parent)
     if needed > free:
@@ -86,7 +86,7 @@ def write(
                 torch.save(driver_state, partial / STATE)
             finally:
                 written, free = _size(partial), _free(parent)
-    # What writes tensors tells a full disk by an error of its own, without its number.
+    # Libraries that write tensors report a full disk by their own errors, without an error number.
     except (OSError, RuntimeError, SafetensorError) as failure:
         if free > max(_LITTLE, needed - written) and not _says_full(failure):
             raise
@@ -100,7 +100,7 @@ def write(
 def _no_room(parent: Path, step: int, needed: int, newest: Checkpoint | None, fate: str) -> NoRoom:
     free = _free(parent)
     stays = f"the one of step {newest.step} is whole and stays" if newest else "there is none yet to go on from"
-    # Some of what is free is taken by what the run writes beside: metrics, rollouts, the report.
+    # The run also writes metrics, rollouts and the report, so a margin is added.
     missing = max(needed - free, 0) + _MARGIN_SHARE * needed
     takes = f"{'' if newest else 'more than '}{_told(needed)}"
     return NoRoom(
@@ -130,9 +130,9 @@ def _told(size: float) -> str:
 
 
 def latest(run_folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, if there is one."""
-    found = _all(run_folder)
-    return found[-1] if found else None
+    """Return the newest complete checkpoint, if any."""
+    checkpoints = _all(run_folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def _all(run_folder: Path) -> list[Checkpoint]:

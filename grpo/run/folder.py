@@ -28,17 +28,17 @@ def open_folder(
     """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
 
     Returns:
-        The checkpoint to go on from, if any.
+        The checkpoint to continue from, if any.
 
     Raises:
         ValueError: the folder holds a run already and `run.resume` is `never`.
     """
     refuse_other_run(run)
     folder = Path(run.folder)
-    found = checkpoint.latest(folder)
+    newest = checkpoint.latest(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / run_files.CONFIG
-    if found and path.exists():
+    if newest and path.exists():
         for line in changes(yaml.safe_load(path.read_text(encoding="utf-8")), resolved.model_dump(mode="json")):
             progress.show(f"changed since the last start: {line}")
     text = dump(resolved)
@@ -46,7 +46,7 @@ def open_folder(
     logger.info("%s has the SHA-256 %s", path, hashlib.sha256(text.encode()).hexdigest())
     for line in keep_sources(folder, resolved.functions) if isinstance(resolved, config.TrainConfig) else ():
         progress.show(f"changed since the last start: {line}")
-    return found
+    return newest
 
 
 def refuse_other_run(run: config.RunConfig) -> None:
@@ -77,7 +77,7 @@ def skipped_folder(run: config.RunConfig) -> str:
 
 
 def is_finished(run: config.RunConfig, steps: int) -> bool:
-    """True where `resume=auto` finds the run complete."""
+    """Whether the run is complete and `resume` is not `never`."""
     newest = checkpoint.latest(Path(run.folder))
     return run.resume != "never" and newest is not None and newest.step >= steps
 

@@ -1,4 +1,4 @@
-"""What one step says in numbers, by the names of `docs/metrics.md`."""
+"""The metrics of one step, with the names of `docs/metrics.md`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewards.verdict import Status
 
 
 def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tensor) -> dict[str, float]:
-    """What a step's groups say; `kl_PG` is their divergence from the reference where the reward has one."""
+    """Return the metrics of a step's groups; `kl_PG` is the divergence from the reference, if the reward uses it."""
     algorithm = settings.algorithm
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards_PG, valid_PG = reward_tensors(groups)
@@ -38,15 +38,15 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
         metrics["rollout/refilled_groups"] = float(len(groups) - settings.rollout.prompts_per_step)
     if algorithm.overlong_filter:
         metrics["rollout/overlong_filtered"] = float(
-            sum(one.completion.finish_reason == "length" and one.reward is not None for one in rollouts)
+            sum(rollout.completion.finish_reason == "length" and rollout.reward is not None for rollout in rollouts)
         )
     if algorithm.kl_in_reward:
-        scored = sum(len(one.completion.token_ids) for one in rollouts if one.reward is not None)
+        scored = sum(len(rollout.completion.token_ids) for rollout in rollouts if rollout.reward is not None)
         metrics["rollout/kl_reference"] = float(kl_PG.sum()) / max(1, scored)
     if len(known):
         metrics["reward/mean"] = float(known.mean())
         metrics["reward/std"] = float(known.std(correction=0))
-    # In mixed data a verifier judges some of the rollouts only, and its figures are over those.
+    # In mixed data a verifier judges only some of the rollouts, so its metrics cover only these rollouts.
     for name in dict.fromkeys(name for rollout in rollouts for name in rollout.verdicts):
         verdicts = [rollout.verdicts[name] for rollout in rollouts if name in rollout.verdicts]
         scores = [verdict.score for verdict in verdicts if verdict.score is not None]
@@ -62,12 +62,12 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a step's optimizer steps, but for some.
+    """Return the means over a step's optimizer steps, with some exceptions.
 
-    Of the ratio and the memory it is the largest, of skipped steps and seconds the sum, of the learning rate the last;
-    of speeds the whole amount over the whole time, of the mismatch also the first.
+    Ratio and memory: the maximum. Skipped steps and seconds: the sum. Learning rate: the last value. Speeds: the total
+    amount over the total time. Mismatch: the mean and also the first value.
 
-    Nothing where there was no optimizer step, which is so where no rollout had a reward.
+    Without an optimizer step there are no metrics. This happens if no rollout had a reward.
     """
     if not updates:
         return {}
@@ -92,7 +92,7 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def verifier_metrics(tallies: Mapping[str, Tally]) -> dict[str, float]:
-    """What the pool counted over a step: seconds of a verdict, and how many came from the verifier's own cache."""
+    """Return the pool's metrics of a step: seconds per verdict, and the share from the verifier's cache."""
     metrics: dict[str, float] = {}
     for name, tally in tallies.items():
         stats = tally.stats()
@@ -103,11 +103,11 @@ def verifier_metrics(tallies: Mapping[str, Tally]) -> dict[str, float]:
 
 
 def lag_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """How old the tokens of a step's groups are, in versions of the policy.
+    """Return the age of the tokens of a step's groups, in policy versions.
 
     Args:
-        groups: that the step trained on.
-        version: of the policy when the step began.
+        groups: the groups of the step.
+        version: the policy's version at the start of the step.
     """
     spans = [span for group in groups for rollout in group.rollouts for span in rollout.completion.spans]
     tokens = sum(span.stop - span.start for span in spans)
@@ -125,7 +125,7 @@ def _oldest(rollout: Rollout) -> int:
 
 
 def push_metrics(pushed: Pushed) -> dict[str, float]:
-    """What sparse pushes have carried."""
+    """Return the metrics of sparse pushes: size, and share of changed elements."""
     return {
         "sync/pushed_mib": pushed.nbytes / (1 << 20),
         "sync/changed_share": pushed.changed / max(1, pushed.elements),
@@ -133,7 +133,7 @@ def push_metrics(pushed: Pushed) -> dict[str, float]:
 
 
 def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:
-    """Seconds by phase, and sampled completions and tokens by second of the whole step."""
+    """Return the seconds of each phase, and sampled completions and tokens per second of the whole step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
     times = watch.metrics()

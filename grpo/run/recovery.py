@@ -1,4 +1,4 @@
-"""Going on by itself: a run whose machinery died or hung starts again from its newest checkpoint."""
+"""Automatic recovery: a run restarts from its newest checkpoint after a process died or hung."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ Settings = TypeVar("Settings", TrainConfig, SftConfig)
 def with_recovery(
     settings: Settings, open_display: Callable[[], Progress], job: Callable[[Settings, Progress], ClosingTable]
 ) -> ClosingTable:
-    """Train, and after the death of a process or a node go on from the newest checkpoint.
+    """Train; after the death of a process or a node, continue from the newest checkpoint.
 
-    Everything is closed and opened again: what is left of a group of ranks that lost one cannot be trusted. Only
-    `ProcessDied` and, with `watchdog.action=restart`, `Stalled` are outlived; whatever is wrong with the run itself
-    (its config, its weights, its verifiers, its disk) stops it, as another start would only meet it again.
+    A group of ranks cannot continue after the loss of a rank, so a restart closes everything and opens it again. Only
+    `ProcessDied` and, with `watchdog.action=restart`, `Stalled` cause a restart. An error of the run itself (config,
+    weights, verifiers, disk) stops the run, because a restart would meet the same error.
 
     Args:
-        settings: the run; where it is made anew and dies before its first checkpoint, it starts from nothing again.
-        open_display: opens a display, for each start.
-        job: trains.
+        settings: the run's settings; a new run that dies before its first checkpoint starts from the beginning.
+        open_display: function that opens a display; each start calls it.
+        job: function that trains.
 
     Raises:
-        ProcessDied: it died more often than `cluster.max_restarts` or `cluster.max_fruitless_restarts` allow.
-        Stalled: likewise, or `watchdog.action=stop`.
+        ProcessDied: processes died more often than `cluster.max_restarts` or `cluster.max_fruitless_restarts` allow.
+        Stalled: the run stalled more often than these limits allow, or `watchdog.action=stop`.
         TimeoutError: the nodes that the run needs did not come back within `cluster.start_deadline_s`.
-        Exception: what else stops a run.
+        Exception: any other error that stops a run.
     """
     refuse_other_run(settings.run)
-    # One log for all starts: of the actors each writes its own.
+    # The driver writes one log for all starts. Each actor writes a separate log.
     with driver_log(Path(settings.run.folder), settings.report.log_level):
         return _start_again_and_again(settings, open_display, job)
 
@@ -55,18 +55,18 @@ def _start_again_and_again(
     settings: Settings, open_display: Callable[[], Progress], job: Callable[[Settings, Progress], ClosingTable]
 ) -> ClosingTable:
     folder, bounds = Path(settings.run.folder), _Bounds()
-    told: str | None = None
+    message: str | None = None
     while True:
         before = _newest_step(folder)
         display = open_display()
-        if told:
-            display.show(told)
+        if message:
+            display.show(message)
         try:
             with (
                 driving() as activity,
                 Watchdog(settings.watchdog, folder, activity, display.show, settings.cluster.start_deadline_s),
             ):
-                if told:
+                if message:
                     _wait_for_nodes(settings, display)
                 return job(settings, WatchedProgress(display, activity))
         except (ProcessDied, Stalled) as failure:
@@ -74,17 +74,17 @@ def _start_again_and_again(
             after = _newest_step(folder)
             bounds.count(progressed=after != before)
             refusal = bounds.refusal(settings, after, failure)
-            told = f"{failure}; {refusal or _outlook(after, bounds, settings)}"
-            note_fault(folder, told)
+            message = f"{failure}; {refusal or _outlook(after, bounds, settings)}"
+            note_fault(folder, message)
             if refusal:
-                raise type(failure)(told) from failure
-            # A run that refused to go on with another's folder may go on with what it has written itself.
+                raise type(failure)(message) from failure
+            # The folder now holds this run's output, so the next start may resume from it.
             settings = settings.model_copy(update={"run": settings.run.model_copy(update={"resume": "auto"})})
 
 
 @dataclass
 class _Bounds:
-    """How often a run has been started again."""
+    """Count the restarts of a run."""
 
     restarts: int = 0
     fruitless: int = 0
@@ -94,7 +94,7 @@ class _Bounds:
         self.fruitless = 0 if progressed else self.fruitless + 1
 
     def refusal(self, settings: TrainConfig | SftConfig, newest: int | None, failure: Exception) -> str | None:
-        """Why there is no further restart, and what to do; None where there is one."""
+        """Return the cause if no further restart is allowed, and advice; None if a restart is allowed."""
         limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else "sft"
         go_on = "look at what died before going on by resume=auto"
         if isinstance(failure, Stalled) and settings.watchdog.action == "stop":
@@ -119,12 +119,12 @@ def _named(newest: int | None) -> str:
 
 
 def _newest_step(folder: Path) -> int | None:
-    found = checkpoint.latest(folder)
-    return found.step if found else None
+    newest = checkpoint.latest(folder)
+    return newest.step if newest else None
 
 
 def _wait_for_nodes(settings: TrainConfig | SftConfig, display: Progress) -> None:
-    """Where the run is a guest on a cluster, its nodes may take a while to come back."""
+    """Wait for the nodes of an existing cluster, which may need time to come back."""
     if settings.cluster.address:
         with display.phase(Phase.START, "waiting for the nodes that the run needs"):
             cluster.wait_for_nodes(settings.cluster, plan_of(settings))

@@ -72,10 +72,10 @@ class StoredRun:
         Raises:
             ValueError: the run has written none yet.
         """
-        found = policy_of(self.folder)
-        if found is None:
+        newest = policy_of(self.folder)
+        if newest is None:
             raise ValueError(f"{self.folder} has no policy yet; a run writes one with its first checkpoint")
-        return str(found)
+        return str(newest)
 
     @property
     def summary(self) -> ClosingTable:

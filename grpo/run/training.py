@@ -1,4 +1,4 @@
-"""All that a training run holds open: its folder, cluster, verifiers, data and report."""
+"""The open resources of a training run: folder, cluster, verifiers, data and report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from rewards.pool.busy_clock import BusyClock
 
 
 class TrainingRun:
-    """A GRPO run, opened: `grpo.train_loop` drives it step by step."""
+    """An open GRPO run: `grpo.train_loop` drives it step by step."""
 
     report: RunRecorder
     learner: LearnerGroup
@@ -54,10 +54,10 @@ class TrainingRun:
     held_out: HeldOut
 
     def __init__(self, settings: config.TrainConfig, progress: Progress) -> None:
-        """Read the data; nothing is claimed yet.
+        """Read the data; reserve no devices yet.
 
         Raises:
-            ValueError: the data, the policy or the run's folder is not as the config says, or peft is missing.
+            ValueError: the data, the policy or the run's folder does not fit the config, or peft is missing.
         """
         require_peft(settings.learner)
         self.settings = settings
@@ -86,7 +86,7 @@ class TrainingRun:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         settings, progress = self.settings, self._progress
-        found = open_folder(settings.run, settings, progress)
+        resumed = open_folder(settings.run, settings, progress)
         self._open_report(opened)
         per_node = settings.verification.per_node
         if not per_node:
@@ -98,17 +98,17 @@ class TrainingRun:
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
         engines = f"{settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"
         with progress.phase(Phase.START, f"starting {engines}"):
-            policy_path = str(found.policy.absolute()) if found else self._policy_path
+            policy_path = str(resumed.policy.absolute()) if resumed else self._policy_path
             self._start_actors(cluster, policy_path, transport)
             background = self._open_background(cluster)
-        # Lines of steps that no checkpoint holds are forgotten: those steps are made again, and so is the evaluation
-        # before the first step where the run was stopped before it.
-        last = found.step if found and found.step > 0 else -1
+        # The run repeats steps after its last checkpoint, so their lines are removed from the report. If the run
+        # stopped before the first step, the evaluation before that step is also repeated.
+        last = resumed.step if resumed and resumed.step > 0 else -1
         self.report.truncate_after(last)
         if background:
             opened.callback(background.close)
             background.forget_after(last)
-        self._resume(found)
+        self._resume(resumed)
         self.pushing = Pushing(
             settings,
             self.learner,
@@ -152,7 +152,7 @@ class TrainingRun:
                 progress=progress,
                 rollouts_every=settings.report.rollouts_every,
                 total_steps=settings.train.steps,
-                # On tokens of older versions it would be the policy's progress that is measured.
+                # With tokens of older policies, the mismatch would measure the policy's progress, so the alarm is off.
                 mismatch_alarm=None if settings.rollout.max_policy_lag else settings.report.mismatch_alarm,
                 rollouts_max_mib=settings.report.rollouts_max_mib,
             )
@@ -179,15 +179,15 @@ class TrainingRun:
             return None
         return BackgroundEvaluation(self.settings, self.prompts.held_out, cluster.device)
 
-    def _resume(self, found: Checkpoint | None) -> None:
-        """Go on from a checkpoint, if there is one, and make ready for the next groups."""
+    def _resume(self, resumed: Checkpoint | None) -> None:
+        """Load a checkpoint, if there is one, and prepare for the next groups."""
         state = {}
-        if found:
-            with self._progress.phase(Phase.START, f"resuming from step {found.step}"):
-                self.learner.load(str(found.folder.absolute()))
-                state = found.driver_state()
+        if resumed:
+            with self._progress.phase(Phase.START, f"resuming from step {resumed.step}"):
+                self.learner.load(str(resumed.folder.absolute()))
+                state = resumed.driver_state()
                 self.prompts.cursor.load_state_dict(state["cursor"])
-                self.step = found.step
+                self.step = resumed.step
         self.rollouts = self._collector()
         if "rollouts" in state:
             self.rollouts.load_state_dict(state["rollouts"], self.prompts.training.prompts)
@@ -210,7 +210,7 @@ class TrainingRun:
         )
 
     def collect(self, watch: Stopwatch) -> list[Group]:
-        """A step's groups, sampled and scored, in the order of their prompts, then those of `refill_rounds`."""
+        """Return a step's sampled and scored groups, in the order of prompts, then the groups of `refill_rounds`."""
         self.turns.generate()
         self.rollouts.fill()
         groups = with_refills(
@@ -222,10 +222,10 @@ class TrainingRun:
         return groups
 
     def learn(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
-        """An optimizer step for each batch, in order: what comes out is the next version of the policy.
+        """Do an optimizer step for each batch, in order; the result is the next policy version.
 
         Returns:
-            The learner's metrics of each, with what its packing wasted and saved.
+            The learner's metrics of each step, with the savings and losses of its packing.
         """
         self.pushing.version = self.step + 1
         shares: list[dict[str, float]] = []
@@ -238,21 +238,21 @@ class TrainingRun:
         return [update | share for update, share in zip(self.learner.steps(noted()), shares, strict=True)]
 
     def refresh_reference(self) -> None:
-        """Make the reference the present policy after every so many steps, where that is asked for."""
+        """Copy the current policy into the reference every `reference_refresh` steps, if configured."""
         every = self.settings.algorithm.reference_refresh
         if every and self.step % every == 0:
             self.learner.refresh_reference()
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Latencies and cache hits of the verdicts since the last step but for evaluations; rows that are left out."""
+        """Return latencies and cache hits of verdicts since the last step, without evaluations; and removed rows."""
         return {"data/rows_left_out": float(self.prompts.left_out)} | self._verification.take_metrics()
 
     def lag_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        """How old the tokens of the step that was just taken are, and what is under way beside it."""
+        """Return the age of the last step's tokens, and the metrics of unfinished groups."""
         return lag_metrics(groups, self.step - 1) | self.rollouts.metrics()
 
     def generator_metrics(self) -> dict[str, float]:
-        """How much slower than its peers the slowest generator is; says so once, where it is much."""
+        """Return how much slower the slowest generator is than its peers; report a large difference once."""
         metrics, lines = self._slow.step(self.generators.take_sampled())
         for line in lines:
             note_fault(self.folder, line)
@@ -260,7 +260,7 @@ class TrainingRun:
         return metrics
 
     def report_busy(self, watch: Stopwatch) -> None:
-        """Keep what driver and actors did, and when, as far as they have told; `watch` is the newest step's."""
+        """Record the reported activities and times of driver and actors; `watch` belongs to the newest step."""
         self._busy.merge(watch.busy.take())
         self._step_began = watch.begun_at
         self._report_busy()
@@ -272,7 +272,7 @@ class TrainingRun:
         self.report.busy(self.step, self._step_began, {DRIVER: self._busy.take()} | lanes)
 
     def save(self) -> Checkpoint | None:
-        """Write a checkpoint of this step, unless there is one; what was written."""
+        """Write a checkpoint of this step and return it; None if it exists already."""
         newest = checkpoint.latest(self.folder)
         if newest is not None and newest.step == self.step:
             return None
@@ -288,11 +288,11 @@ class TrainingRun:
                 self.settings.train.keep_checkpoints,
             )
         self._checkpoint_s = watch.elapsed_s
-        # A step that was reported has its line; the checkpoint belongs to it.
+        # The step's line is already in the report, and the checkpoint's time belongs to this step.
         self._report_busy()
         return written
 
     def take_checkpoint_metrics(self) -> dict[str, float]:
-        """Seconds of the checkpoint written since this was last asked, if one was."""
+        """Return the seconds of the checkpoint since the last call, if a checkpoint was written."""
         seconds, self._checkpoint_s = self._checkpoint_s, None
         return {} if seconds is None else {"time/checkpoint_s": seconds}

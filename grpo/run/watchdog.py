@@ -1,7 +1,7 @@
-"""The watchdog: a thread of the driver that notices when nothing moves, and says where everything stands still.
+"""The watchdog: a thread of the driver that notices a stalled run and reports where it stalled.
 
-It names the phase, what is waited for and the actors that have not answered, writes the Python stacks of the driver and
-of all actors into the run's folder, and then warns, stops or restarts the run.
+It names the phase, the pending results and the actors that have not answered. It writes the Python stacks of the driver
+and of all actors into the run's folder. Then it warns, stops or restarts the run.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from grpo.run.folder import note_fault
 from grpo.types import Phase
 from grpo.visible import visible
 
-# What stops a driver whose main thread does not even hear a signal: nothing closes it properly any more.
+# Seconds until the driver is killed if its main thread does not react to the signal. It cannot close properly then.
 _DEAF_S = 120.0
 _START_SHARE = 0.9
 _SIGNAL = signal.SIGUSR2
-# Phases in which little is heard: of engines that start, and of evaluations in other processes.
+# Phases that report little activity: engines start, or evaluations run in other processes.
 _QUIET = (Phase.START, Phase.WAIT)
 
 logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches while its `with` block runs, which must be in the main thread where it may stop or restart."""
+    """Watches while its `with` block runs. If it may stop or restart, the block must be in the main thread."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Watchdog:
         """Watch `activity` for a run.
 
         Args:
-            settings: when to act, and how.
+            settings: the watchdog's time limits and action.
             run_dir: the run's folder.
-            activity: what is watched.
-            show: shows a line.
-            start_s: the deadline of a start, in which nothing may move for long.
+            activity: the run's activity, which the watchdog watches.
+            show: function that shows a line.
+            start_s: deadline of a start, in seconds; a start may report no activity for long.
         """
         self._settings = settings
-        # While engines start, little is heard of them; the stacks are wanted before the deadline ends it all.
+        # Starting engines report little activity, so the limit is longer, but it ends before the start's deadline.
         self._start_s = max(settings.stall_s, _START_SHARE * start_s)
         self._run_dir = run_dir
         self._activity = activity
@@ -85,22 +85,22 @@ class Watchdog:
             signal.signal(_SIGNAL, self._before)
 
     def _watch(self) -> None:
-        told = False
+        acted = False
         while not self._over.wait(min(1.0, self._settings.stall_s / 4)):
             quiet = self._activity.phase[0] in _QUIET
             if self._activity.still_s < (self._start_s if quiet else self._settings.stall_s):
-                told = False
-            elif not told:
-                told = True
+                acted = False
+            elif not acted:
+                acted = True
                 self._act()
 
     def _act(self) -> None:
-        """Write the file, say so in one line, and do what is configured."""
+        """Write the stacks, report them in one line, and do the configured action."""
         still_s, (phase, text) = self._activity.still_s, self._activity.phase
-        actors = [one for one in ray_processes.actors_of_job() if one.pid and not one.died_at]
+        actors = [process for process in ray_processes.actors_of_job() if process.pid and not process.died_at]
         waits = self._activity.waits
         silent = {actor for wait in waits for actor in ray_processes.holding_up(wait.references)}
-        guilty = ", ".join(one.told for one in actors if one.actor in silent)
+        guilty = ", ".join(process.told for process in actors if process.actor in silent)
         stalled = f"nothing has moved for {still_s:.0f} s in phase {text!r}"
         stalled += f": waiting for {', '.join(wait.what for wait in waits)}" if waits else ""
         stalled += f"; no answer from {guilty}" if guilty else ""
@@ -109,7 +109,7 @@ class Watchdog:
         except OSError as failure:
             where = f"stacks could not be written: {failure}"
         self._stalled = f"{stalled}; {where}"
-        # While stacks were read, which takes seconds, it may have gone on after all, or ended.
+        # Reading the stacks takes seconds. Meanwhile the run may have continued or ended.
         gone_on = self._over.is_set() or self._activity.still_s < still_s
         if self._settings.action == "warn" or gone_on:
             note_fault(self._run_dir, self._stalled)
@@ -121,18 +121,18 @@ class Watchdog:
         now = time.gmtime()
         path = self._run_dir / run_files.STALLS / f"{time.strftime('%Y%m%d-%H%M%S', now)}_{phase}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = ray_processes.stacks_of(sorted(actors, key=lambda one: one.actor not in silent))
+        stacks = ray_processes.stacks_of(sorted(actors, key=lambda actor: actor.actor not in silent))
         text = [
             f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', now)} {stalled}\n",
             "" if actors else "\nno actor is running\n",
-            *(f"\n=== {name}\n{stack.rstrip()}\n" for name, stack in found.items()),
+            *(f"\n=== {name}\n{stack.rstrip()}\n" for name, stack in stacks.items()),
             f"\n=== driver (pid {os.getpid()}): all of its threads\n{_own_stacks()}",
         ]
         path.write_text("".join(text), encoding="utf-8")
         return path
 
     def _end(self, actors: list[ActorProcess]) -> None:
-        # The main thread hears the signal before the death of an actor: it is the stall that ended the run.
+        # The signal comes before the kill, so that the main thread reports the stall and not the death of an actor.
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         ray_processes.kill(actors)
         if not self._heard.wait(_DEAF_S):
@@ -146,7 +146,7 @@ class Watchdog:
 
 
 class WatchedProgress:
-    """A display whose phases and steps the watchdog hears of, and whose phases and lines are logged."""
+    """A display that reports phases and steps to the watchdog, and logs phases and lines."""
 
     def __init__(self, progress: Progress, activity: Activity) -> None:
         """Pass everything on to `progress`."""

@@ -1,6 +1,6 @@
-"""What travels in a push: which tensors, in which buckets, and where each lies in its bucket. Pure arithmetic.
+"""The layout of a push: tensors, buckets, and each tensor's position in its bucket. Pure arithmetic.
 
-Both ends of a push compute the same layout from the same announcement, so that only names and shapes need telling.
+Both ends of a push compute the same layout from the same announcement. So only names and shapes are announced.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Tensors begin where any element type may begin.
+# Bytes: every tensor begins at a multiple of this, which suits all element types.
 ALIGNMENT = 16
-# Smaller tensors are collected into messages of about this size; larger ones are sent from where they lie. Messages of
-# 4 MiB are as fast over gloo as any, and what came last is still in the receiver's cache when it is loaded.
+# Smaller tensors are collected into messages of about this size; a larger tensor is sent without a copy. No other size
+# is faster over gloo than 4 MiB, and the newest message is still in the receiver's cache when it is loaded.
 MESSAGE_BYTES = 4 << 20
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -26,9 +26,9 @@ class TensorInfo:
     """A tensor of the policy, without its values.
 
     Attributes:
-        name: in Hugging Face format.
-        dtype: torch's name of it, as it travels: `float32` or `bfloat16`.
-        shape: of the whole tensor.
+        name: name in Hugging Face format.
+        dtype: torch's name of the element type in the push: `float32` or `bfloat16`.
+        shape: shape of the whole tensor.
     """
 
     name: str
@@ -42,19 +42,19 @@ class TensorInfo:
 
     @property
     def block(self) -> str:
-        """The block of a layer that it belongs to: `model.layers.0.self_attn` for its `q_proj.weight`."""
+        """The tensor's block in a layer: `model.layers.0.self_attn` for its `q_proj.weight`."""
         return self.name.rsplit(".", 2)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Tensors that travel together; what a generator is told before their bytes come another way.
+    """Tensors that travel together. A generator gets this description first; the bytes come by the transport.
 
     Attributes:
-        number: unique among all buckets of a run; the ends of a transport meet under it.
-        tensors: in the order in which they lie in the bucket.
-        handles: with `ipc`, where each GPU's copy lies: [the GPU's identity, numbers and bytes] for each GPU.
-        sparse: only what changed of them travels (`grpo.weights.patches`).
+        number: number that is unique among all buckets of a run; both ends of a transport use it to meet.
+        tensors: the tensors, in their order in the bucket.
+        handles: with `ipc`, handles of the GPU copies: [the GPU's identity, numbers and bytes] for each GPU.
+        sparse: whether only the changes of the tensors travel (`grpo.weights.patches`).
     """
 
     number: int
@@ -64,38 +64,38 @@ class Bucket:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes of the bucket's tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def names(self) -> list[str]:
-        """Its tensors' names."""
+        """The names of the bucket's tensors."""
         return [tensor.name for tensor in self.tensors]
 
     def update_info(self) -> dict[str, Any]:
-        """The same as plain lists and numbers, which vLLM carries to its workers."""
-        told: dict[str, Any] = {
+        """Return the bucket as plain lists and numbers, which vLLM can send to its workers."""
+        info: dict[str, Any] = {
             "number": self.number,
             "names": self.names,
             "dtype_names": [tensor.dtype for tensor in self.tensors],
             "shapes": [list(tensor.shape) for tensor in self.tensors],
         }
         if self.sparse:
-            told["sparse"] = True
+            info["sparse"] = True
         if self.handles:
-            told["handles"] = [[gpu, list(handle)] for gpu, handle in self.handles]
-        return told
+            info["handles"] = [[gpu, list(handle)] for gpu, handle in self.handles]
+        return info
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A run of a bucket's tensors that is sent in one piece.
+    """Consecutive tensors of a bucket that are sent in one piece.
 
     Attributes:
-        tensors: in order.
-        starts: where each begins, in bytes from the bucket's beginning.
-        start: where the first one begins.
-        end: where the last one ends.
+        tensors: the tensors, in order.
+        starts: start of each tensor, in bytes from the bucket's beginning.
+        start: start of the first tensor, in bytes from the bucket's beginning.
+        end: end of the last tensor, in bytes from the bucket's beginning.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -105,10 +105,10 @@ class Message:
 
 
 def cut(tensors: Iterable[TensorInfo], bucket_bytes: int, first_number: int = 0) -> list[Bucket]:
-    """The policy in buckets of at most `bucket_bytes`, or of one block where a block is larger.
+    """Cut the policy into buckets of at most `bucket_bytes`; a larger block becomes one bucket.
 
-    A bucket ends only where a layer's block does (`self_attn`, `mlp`): vLLM fuses tensors of one block, and holds on to
-    those that have come until all are there.
+    A bucket ends only where a layer's block does (`self_attn`, `mlp`): vLLM fuses tensors of one block, and keeps
+    the tensors of a block until the block is complete.
     """
     buckets: list[Bucket] = []
     current: list[TensorInfo] = []
@@ -126,15 +126,15 @@ def cut(tensors: Iterable[TensorInfo], bucket_bytes: int, first_number: int = 0)
 
 
 def messages(tensors: Sequence[TensorInfo]) -> list[Message]:
-    """A bucket's messages: a tensor of `MESSAGE_BYTES` or more is one, smaller ones are collected until they are it."""
-    found: list[Message] = []
+    """Split a bucket into messages: one for each tensor of `MESSAGE_BYTES` or more; smaller tensors share a message."""
+    complete: list[Message] = []
     run: list[tuple[TensorInfo, int]] = []
     position = 0
 
     def close() -> None:
         if run:
             last, start = run[-1]
-            found.append(Message(tuple(t for t, _ in run), tuple(s for _, s in run), run[0][1], start + last.nbytes))
+            complete.append(Message(tuple(t for t, _ in run), tuple(s for _, s in run), run[0][1], start + last.nbytes))
             run.clear()
 
     for tensor in tensors:
@@ -145,13 +145,13 @@ def messages(tensors: Sequence[TensorInfo]) -> list[Message]:
         if tensor.nbytes >= MESSAGE_BYTES:
             close()
     close()
-    return found
+    return complete
 
 
-def runs(found: Sequence[Message], limit_bytes: float) -> Iterator[list[Message]]:
-    """Consecutive messages of at most `limit_bytes` together, or one where it is larger."""
+def runs(all_messages: Sequence[Message], limit_bytes: float) -> Iterator[list[Message]]:
+    """Group consecutive messages, at most `limit_bytes` together; a larger message is alone."""
     run: list[Message] = []
-    for message in found:
+    for message in all_messages:
         if run and message.end - run[0].start > limit_bytes:
             yield run
             run = []
@@ -161,18 +161,18 @@ def runs(found: Sequence[Message], limit_bytes: float) -> Iterator[list[Message]
 
 
 def safetensors_header(bucket: Bucket) -> bytes:
-    """What a safetensors file of the bucket begins with; the tensors' bytes follow, one right after the other."""
+    """Return the header of the bucket's safetensors file; the tensors' bytes follow without gaps."""
     return file_header((info.name, _SAFETENSORS_DTYPES[info.dtype], info.shape, info.nbytes) for info in bucket.tensors)
 
 
 def file_header(
     parts: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """What a safetensors file begins with.
+    """Return the header of a safetensors file.
 
     Args:
-        parts: name, dtype in safetensors' words, shape and bytes of each tensor, in the order of the file.
-        metadata: named texts that the file carries as well.
+        parts: name, dtype in safetensors' notation, shape and size in bytes of each tensor, in the order of the file.
+        metadata: texts by name, which the file also holds.
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     position = 0
@@ -180,7 +180,7 @@ def file_header(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
         position += nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    # The format wants the data aligned to 8 bytes; spaces after the JSON are allowed for it.
+    # The format requires data aligned to 8 bytes, and allows spaces after the JSON, so spaces fill the gap.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -1,4 +1,4 @@
-"""The learner's ends of the transports between GPUs, beside `grpo.weights.senders`. They have met no GPU yet."""
+"""The learner's ends of the transports between GPUs, beside `grpo.weights.senders`. They have not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NcclSender(GroupSender):
         """Wait for the receivers.
 
         Raises:
-            TimeoutError: some did not come; the message names them.
+            TimeoutError: a receiver did not come; the message names the missing receivers.
         """
         if self._roll is not None:
             self._communicator = nccl_communicator(self._roll, torch.device("cuda", torch.cuda.current_device()))
@@ -67,7 +67,7 @@ class IpcSender:
     def __init__(self, weights: PolicyWeights, rank: int) -> None:
         self._weights = weights
         self._rank = rank
-        # What a generator may still read: it is told of a bucket when the one before the last is loaded.
+        # Buckets that a generator may still read. It gets a bucket after the last but one is loaded, so two are kept.
         self._read: collections.deque[Tensor] = collections.deque(maxlen=2)
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
@@ -78,20 +78,20 @@ class IpcSender:
         """There is nobody to wait for."""
 
     def send(self, bucket: Bucket) -> Handle:
-        """Pack a bucket; where it lies."""
+        """Pack a bucket; return the handle of its memory."""
         packed = pack(self._weights, bucket, wanted=True)
         assert packed is not None
         torch.cuda.current_stream().synchronize()
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
         self._read.append(packed)
         _, arguments = reduce_tensor(packed)  # type: ignore[no-untyped-call]
-        # The class of tensor, its shape and strides, the class of storage and the dtype need no telling; what is left
-        # are numbers and bytes, which reach vLLM's workers without being pickled.
+        # The receiver knows the tensor class, shape, strides, storage class and dtype, so they are not sent. The other
+        # arguments are numbers and bytes, which reach vLLM's workers without pickling.
         handle: tuple[Any, ...] = tuple(arguments[6:])
         return str(torch.cuda.get_device_properties(packed.device).uuid), handle
 
     def release(self) -> None:
-        """Give the buckets' memory back."""
+        """Release the buckets' memory."""
         self._read.clear()
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
@@ -101,18 +101,18 @@ class IpcSender:
 
 
 def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | None:
-    """A bucket's bytes on the current GPU, uint8, one tensor right after the other, as vLLM unpacks them.
+    """Pack a bucket's bytes on the current GPU, uint8, without gaps, as vLLM unpacks them.
 
     Args:
-        weights: where they are.
-        bucket: which.
-        wanted: this rank packs them; otherwise it only takes part in the gathering.
+        weights: the policy's weights.
+        bucket: bucket to pack.
+        wanted: whether this rank packs the bytes; otherwise it only takes part in the gathering.
     """
     packed = torch.empty(bucket.nbytes, dtype=torch.uint8, device="cuda") if wanted else None
     position = 0
     for tensors in gathered_together(bucket.tensors, bucket.nbytes if weights.sharded else None):
-        with weights.whole([tensor.name for tensor in tensors]) as found:
-            for tensor in found if packed is not None else ():
+        with weights.whole([tensor.name for tensor in tensors]) as whole_tensors:
+            for tensor in whole_tensors if packed is not None else ():
                 assert packed is not None
                 packed[position : position + tensor.nbytes].copy_(as_bytes(tensor))
                 position += tensor.nbytes
@@ -120,7 +120,7 @@ def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | No
 
 
 def _wait_for_stream(roll: RollCall, number: int) -> None:
-    """Wait for the broadcast on the current stream, which by itself knows no deadline."""
+    """Wait for the broadcast on the current stream, with a deadline, because the stream has none."""
     event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     ends = time.monotonic() + roll.deadline_s

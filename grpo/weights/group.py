@@ -1,7 +1,7 @@
-"""Who takes part in a push, and the connections between them: the learner's rank 0 and every process of every engine.
+"""The members of a push and their connections: the learner's rank 0 and every process of every engine.
 
-A `RollCall` is a small store at the learner, by which both ends say that they have come; so a push that somebody never
-arrives at ends at its deadline and says who it was. `GlooGroup` adds connections that carry bytes.
+A `RollCall` is a small store at the learner. Every member reports its arrival there. So if a member is missing, the
+push ends at its deadline and names the member. `GlooGroup` adds connections that carry bytes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SENDER = 0
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What one needs to know to join.
+    """The data that a member needs to join.
 
     Attributes:
-        address: of the learner's rank 0.
-        port: where its store listens.
+        address: address of the learner's rank 0.
+        port: port of the store on that address.
         members: name of every member, the learner first.
-        deadline_s: longest wait for any of them.
+        deadline_s: longest wait for any member, in seconds.
     """
 
     address: str
@@ -38,13 +38,13 @@ class Invitation:
 
 
 class RollCall:
-    """The members of a group, and which of them have arrived where."""
+    """The members of a group, and the places where they have arrived."""
 
     def __init__(self, invitation: Invitation, rank: int, listener: socket.socket | None = None) -> None:
         """Connect to the store, or with a `listener` serve it.
 
         Raises:
-            TimeoutError: it does not answer.
+            TimeoutError: the store does not answer.
         """
         self.rank = rank
         self.members = invitation.members
@@ -69,14 +69,14 @@ class RollCall:
         return self.members[self.rank]
 
     def arrive(self, where: str) -> None:
-        """Say that this member has come to `where`."""
+        """Report that this member has arrived at `where`."""
         self.store.set(f"{where}/{self.rank}", "here")
 
     def wait_for_others(self, where: str, what: str) -> None:
-        """Wait until all others have come to `where`.
+        """Wait until all other members have arrived at `where`.
 
         Raises:
-            TimeoutError: some did not by the deadline; the message names them.
+            TimeoutError: a member did not arrive before the deadline; the message names the missing members.
         """
         keys = [f"{where}/{rank}" for rank in range(len(self.members)) if rank != self.rank]
         try:
@@ -88,7 +88,7 @@ class RollCall:
             ) from None
 
     def missing(self, where: str) -> list[str]:
-        """Names of those who have not come to `where`."""
+        """Return the names of the members that have not arrived at `where`."""
         return [
             name
             for rank, name in enumerate(self.members)
@@ -96,13 +96,13 @@ class RollCall:
         ]
 
     def forget(self, where: str) -> None:
-        """Everybody has come and gone."""
+        """Delete the arrivals at `where`, after all members have left."""
         for rank in range(len(self.members)):
             self.store.delete_key(f"{where}/{rank}")
 
 
 class GlooGroup:
-    """A process group of its own, beside whatever `torch.distributed` holds in this process; bytes flow from rank 0."""
+    """A separate process group beside `torch.distributed`'s groups in this process; rank 0 sends bytes."""
 
     def __init__(self, roll: RollCall) -> None:
         """Connect every member with every other; returns when all have come.
@@ -113,7 +113,7 @@ class GlooGroup:
         self._roll = roll
         roll.arrive("join")
         roll.wait_for_others("join", "joining the group that carries the weights")
-        # torch's stubs do not know all of it.
+        # torch's type stubs are incomplete here, so the type is Any.
         gloo: Any = distributed.ProcessGroupGloo
         options = gloo._Options()
         options._timeout = datetime.timedelta(seconds=roll.deadline_s)
@@ -135,19 +135,19 @@ class GlooGroup:
             self._finish(work, f"sending bucket {number}", number)
 
     def arrive(self, number: int) -> None:
-        """A receiver is ready for a bucket."""
+        """Report that this receiver is ready for a bucket."""
         self._roll.arrive(f"bucket {number}")
 
     def wait_for_receivers(self, number: int) -> None:
-        """The sender waits until all receivers are ready for a bucket.
+        """Wait, as the sender, until all receivers are ready for a bucket.
 
         Raises:
-            TimeoutError: some are not; the message names them.
+            TimeoutError: a receiver is not ready; the message names the missing receivers.
         """
         self._roll.wait_for_others(f"bucket {number}", f"bucket {number} of weights waits for it")
 
     def sent(self, number: int) -> None:
-        """The sender is done with a bucket."""
+        """Note that the sender has finished a bucket."""
         self._roll.forget(f"bucket {number}")
 
     def start_receiving(self, number: int, parts: Sequence[Tensor]) -> list[distributed.Work]:
@@ -158,7 +158,7 @@ class GlooGroup:
         """Wait for one part.
 
         Raises:
-            TimeoutError: it did not come within the deadline.
+            TimeoutError: the part did not arrive within the deadline.
             RuntimeError: the connection broke.
         """
         self._finish(work, f"receiving bucket {number} from {self._roll.members[SENDER]}", number)

@@ -25,24 +25,24 @@ GRACE_S = 15.0
 
 
 class Remote(Protocol[Subject]):
-    """A learner rank, a generator, or a stand-in of one, in a process of its own."""
+    """A learner rank, a generator, or a test substitute, in a separate process."""
 
     def start(self, verb: Callable[[Subject, *More], Any], doing: Phase | None, *arguments: *More) -> Any:
-        """Start `verb(subject, *arguments)` there; a reference to its result."""
+        """Start `verb(subject, *arguments)` in that process; return a reference to its result."""
         ...
 
 
 class SendingRank(Protocol):
-    """A learner rank, as far as a link calls it."""
+    """The part of a learner rank that a link calls."""
 
     @property
     def outlet(self) -> WeightOutlet:
-        """Where its weights leave it."""
+        """The object that sends the rank's weights."""
         ...
 
 
 class Receiver(Protocol):
-    """A generator, as far as a link calls it."""
+    """The part of a generator that a link calls."""
 
     def join_sender(self, invitation: dict[str, Any]) -> None:
         """Meet the learner for pushes to come."""
@@ -53,15 +53,15 @@ class WaitFor(Protocol):
     """`grpo.cluster.waiting.wait_for`."""
 
     def __call__(self, references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
-        """The results of all, or TimeoutError."""
+        """Return all results, or raise TimeoutError."""
         ...
 
 
 class Targets:
-    """Whom a push goes to."""
+    """The generators that get a push."""
 
     def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
-        """Ask `receivers` for the generators as they are now, each time anew."""
+        """Call `receivers` for the current generators before each push."""
         self._receivers = receivers
         self._chosen: Sequence[Remote[Receiver]] | None = None
 
@@ -72,12 +72,12 @@ class Targets:
 
     @property
     def now(self) -> list[Remote[Receiver]]:
-        """Those that the next push goes to."""
+        """The generators that get the next push."""
         return self.every if self._chosen is None else list(self._chosen)
 
     @contextlib.contextmanager
     def only(self, receivers: Sequence[Remote[Receiver]]) -> Iterator[None]:
-        """Inside, pushes go to these of the generators alone: to one that was started again, say."""
+        """Inside the context, pushes go only to these generators, for example to a restarted generator."""
         self._chosen = receivers
         try:
             yield
@@ -86,7 +86,7 @@ class Targets:
 
 
 class Holders:
-    """Which generators have all that was pushed last; where others are to get the next, it must be whole."""
+    """The generators that have the whole last push. If the next push goes to others, it must be whole."""
 
     def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
         self.targets = Targets(receivers)
@@ -94,7 +94,7 @@ class Holders:
 
     @contextlib.contextmanager
     def push(self) -> Iterator[bool]:
-        """Around a push: yields whether it must be whole. One that is interrupted leaves nobody with all of it."""
+        """Wrap a push; yield whether it must be whole. After an interrupted push, no generator holds it."""
         targets = self.targets.now
         whole = targets != self._holding
         self._holding = []
@@ -103,7 +103,7 @@ class Holders:
 
 
 class WeightLink:
-    """The group of learner and generators that weights travel in; made anew when one of them is another process."""
+    """The group of learner and generators for pushes; it is made again after a member's process changes."""
 
     def __init__(
         self,
@@ -115,15 +115,15 @@ class WeightLink:
         *,
         sparse: bool = False,
     ) -> None:
-        """Nothing is connected yet; the first push does that.
+        """Begin without connections; the first push connects.
 
         Args:
-            transport: how bytes travel.
-            receivers: the generators as they are now.
-            workers_each: processes of one generator's engine that hold weights.
-            deadline_s: longest wait for any part of a push.
-            wait_for: how to wait for actors' answers.
-            sparse: only what changed since the last push travels, where the same generators got that one whole.
+            transport: transport of the bytes.
+            receivers: function that returns the current generators.
+            workers_each: number of processes of one generator's engine that hold weights.
+            deadline_s: longest wait for any part of a push, in seconds.
+            wait_for: function that waits for actors' answers.
+            sparse: whether only changes since the last push travel, if the same generators have that push.
         """
         self._transport: GroupTransport = transport
         self._targets = Targets(receivers)
@@ -137,7 +137,7 @@ class WeightLink:
     def buckets(
         self, ranks: Sequence[Remote[SendingRank]], tensors: Sequence[TensorInfo], bucket_bytes: int
     ) -> Iterator[Bucket]:
-        """What is told of each bucket, as the learner begins to send it.
+        """Yield the description of each bucket when the learner begins to send it.
 
         A consumer passes it on to every generator's `update`, and asks for the next only when the one before the last
         is loaded everywhere: with `ipc` a bucket lies in the learner's memory, which has room for two.
@@ -159,19 +159,19 @@ class WeightLink:
                     yield numbered
                     self._wait(sending, f"bucket {numbered.number} to be gathered and sent by the learner")
         except BaseException:
-            # Connections of an interrupted push are of no use; the next one makes its own.
+            # Connections of an interrupted push cannot be used again, so the next push makes new connections.
             self._joined = []
             raise
 
     def only(self, receivers: Sequence[Remote[Receiver]]) -> AbstractContextManager[None]:
-        """Inside, pushes go to these of the generators alone."""
+        """Inside the context, pushes go only to these generators."""
         return self._targets.only(receivers)
 
     def join(self, ranks: Sequence[Remote[SendingRank]]) -> None:
-        """Bring the learner's ranks and all generators together, unless they already are.
+        """Connect the learner's ranks and all generators, unless they are connected.
 
         Raises:
-            TimeoutError: one did not come; the message names it.
+            TimeoutError: a member did not come; the message names the member.
         """
         every, receivers = self._targets.every, self._targets.now
         if receivers == self._joined:
@@ -195,7 +195,7 @@ class WeightLink:
             )
             for place, receiver in enumerate(receivers)
         ]
-        # The learner's end knows by name who has not come.
+        # The learner's end can name the missing member, so its error comes first.
         self._wait(joining, "the learner to meet the generators")
         self._wait(coming, "the generators to meet the learner")
         self._joined = receivers

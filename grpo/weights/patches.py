@@ -1,14 +1,14 @@
-"""Sparse pushes: of each tensor only the elements whose bits changed since the push before. Nothing of transports here.
+"""Sparse pushes: send only the elements whose bits changed since the last push. This module knows no transport.
 
 At the learning rates of reinforcement learning most updates are smaller than the step between neighbouring bfloat16
 numbers: about 99 % of the elements keep their bits (Miahi and Belilovsky 2026, arXiv:2602.03839; SparseRL-Sync,
-arXiv:2605.07330; both send indices and values, as is done here). Values replace values, bit for bit: nothing is added
-up and nothing can drift. Both ends keep a copy of the policy in the host's memory, and a hash of every tensor as it
-must be afterwards travels with its changes.
+arXiv:2605.07330; both send indices and values, as is done here). A new value replaces the old value, bit for bit.
+Nothing is added up, so nothing can drift. Both ends keep a copy of the policy in host memory. A hash of every new
+tensor travels with its changes.
 
 vLLM's own sparse patches (`vllm.model_executor.model_loader.checkpoint_weight_patch`) are written into the loaded model
-with NaN for "unchanged": they cannot carry a NaN, and do not reach the linear layers that vLLM packs on CPU. So a
-receiver puts whole tensors together here and loads them as it would from a whole push.
+with NaN for "unchanged": they cannot carry a NaN, and do not reach the linear layers that vLLM packs on CPU. So the
+receiver here builds whole tensors and loads them as in a whole push.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torch import Tensor
 from grpo.weights.buckets import Bucket, TensorInfo, file_header
 from grpo.weights.source import PolicyWeights, gathered_together
 
-# A changed element is told by its span of the flattened tensor, and 16 bits within it.
+# The position of a changed element is its span in the flattened tensor and 16 bits inside the span.
 SPAN = 1 << 16
-# So many elements are compared or written at a time, which bounds what that takes beside the tensor.
+# Elements compared or written at a time. The limit bounds the extra memory.
 _SLAB = 64 * SPAN
 _BITS: dict[str, np.dtype[Any]] = {"float32": np.dtype("<u4"), "bfloat16": np.dtype("<u2")}
 _COUNT, _POSITION = np.dtype("<u4"), np.dtype("<u2")
@@ -36,17 +36,17 @@ _NAMES = {"<u4": "U32", "<u2": "U16"}
 
 
 class WeightsDiffer(RuntimeError):
-    """A receiver's copy is not what the sender's is; the message names the tensor."""
+    """A receiver's copy differs from the sender's copy; the message names the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """What changed in a tensor of E elements, flattened.
+    """The changes of a flattened tensor of E elements.
 
     Attributes:
-        counts_S: how many elements changed in each span of `SPAN` elements, uint32.
-        positions_N: where each of them is in its span, ascending, uint16.
-        values_N: its new bits, uint16 or uint32.
+        counts_S: number of changed elements in each span of `SPAN` elements, uint32.
+        positions_N: position of each changed element in its span, ascending, uint16.
+        values_N: new bits of each changed element, uint16 or uint32.
     """
 
     counts_S: np.ndarray
@@ -57,7 +57,7 @@ class Patch:
         """Write the new values into the tensor's bits.
 
         Raises:
-            WeightsDiffer: the patch is not one of such a tensor.
+            WeightsDiffer: the patch does not fit the tensor.
         """
         spans = -(-len(bits_E) // SPAN)
         changed = int(self.counts_S.sum())
@@ -77,11 +77,11 @@ class Patch:
 
 
 def difference(old_E: np.ndarray, new_E: np.ndarray) -> tuple[int, Patch | None]:
-    """How many elements' bits differ, and the patch from old to new; None where it would be no smaller than the tensor.
+    """Return the number of changed elements and the patch; the patch is None if it is not smaller than the tensor.
 
     Args:
-        old_E: bits, uint16 or uint32, one-dimensional.
-        new_E: likewise.
+        old_E: old bits, uint16 or uint32, one-dimensional.
+        new_E: new bits, uint16 or uint32, one-dimensional.
     """
     counts, positions, values = [], [], []
     total = 0
@@ -89,14 +89,14 @@ def difference(old_E: np.ndarray, new_E: np.ndarray) -> tuple[int, Patch | None]
     for start in range(0, len(new_E), _SLAB):
         old, new = old_E[start : start + _SLAB], new_E[start : start + _SLAB]
         different = old != new
-        found = int(np.count_nonzero(different))
-        total += found
-        size += found * (_POSITION.itemsize + new_E.itemsize)
+        changed = int(np.count_nonzero(different))
+        total += changed
+        size += changed * (_POSITION.itemsize + new_E.itemsize)
         if size < new_E.nbytes:
             where = np.flatnonzero(different)
             ends = np.searchsorted(where, np.arange(SPAN, len(new) + SPAN, SPAN))
             counts.append(np.diff(ends, prepend=0).astype(_COUNT))
-            # 16 bits are left, which is the position within its span.
+            # The cast keeps the low 16 bits: the position inside the span.
             positions.append(where.astype(_POSITION))
             values.append(new[where])
         else:
@@ -108,9 +108,9 @@ def difference(old_E: np.ndarray, new_E: np.ndarray) -> tuple[int, Patch | None]
 
 @dataclass(slots=True)
 class Pushed:
-    """What pushes have carried: bytes that left the learner, and elements, all and changed ones.
+    """Totals of pushes: bytes that left the learner, all elements, and changed elements.
 
-    A tensor that is sent without anything to compare it with counts as changed altogether.
+    If the learner has no older copy of a tensor, all its elements count as changed.
     """
 
     nbytes: int = 0
@@ -119,14 +119,14 @@ class Pushed:
 
 
 class PatchWriter:
-    """The learner's end: a copy of every tensor as it was last sent, in the dtype of the push, on the CPU of rank 0."""
+    """The learner's end: a copy of every tensor as last sent, in the dtype of the push, on the CPU of rank 0."""
 
     def __init__(self, weights: PolicyWeights, *, wanted: bool) -> None:
-        """Nothing was sent yet.
+        """Begin with no copies: nothing was sent yet.
 
         Args:
             weights: the policy.
-            wanted: this rank writes; the others take part in the gathering and keep nothing.
+            wanted: whether this rank writes; other ranks take part in the gathering and keep nothing.
         """
         self._weights = weights
         self._wanted = wanted
@@ -134,28 +134,28 @@ class PatchWriter:
         self.pushed = Pushed()
 
     def forget(self) -> None:
-        """Send every tensor whole the next time: some receiver has not got what was sent."""
+        """Send every tensor whole in the next push, because some receiver missed the last push."""
         self._sent = {}
 
     def file(self, bucket: Bucket) -> np.ndarray | None:
-        """What changed in a bucket: uint8, the bytes of a safetensors file; None on ranks that do not write.
+        """Return a bucket's changes: uint8, the bytes of a safetensors file; None on ranks that do not write.
 
-        A tensor NAME is there whole under its name, or as `NAME:counts`, `NAME:positions` and `NAME:values` (`Patch`).
-        All ranks must call this together. Memory beside the policy and the copy: what ZeRO-3 gathers, and the file,
-        which is no larger than the bucket but for its header.
+        The file holds a tensor NAME whole under its name, or as `NAME:counts`, `NAME:positions` and `NAME:values`
+        (`Patch`). All ranks must call this together. Extra memory beside the policy and the copy: the tensors that
+        ZeRO-3 gathers, and the file. Without its header, the file is no larger than the bucket.
         """
-        found: list[tuple[str, np.ndarray]] = []
+        arrays: list[tuple[str, np.ndarray]] = []
         hashes: dict[str, str] = {}
         for tensors in gathered_together(bucket.tensors, bucket.nbytes if self._weights.sharded else None):
             with self._weights.whole([tensor.name for tensor in tensors]) as whole:
                 for info, tensor in zip(tensors, whole, strict=True):
                     if self._wanted:
-                        found += self._changes(info, _bits_of(tensor))
+                        arrays += self._changes(info, _bits_of(tensor))
                         hashes[info.name] = _hash(self._sent[info.name])
         if not self._wanted:
             return None
-        told = json.dumps([[*_told(info), hashes[info.name]] for info in bucket.tensors])
-        file = _safetensors(found, {"tensors": told})
+        tensors_json = json.dumps([[*_told(info), hashes[info.name]] for info in bucket.tensors])
+        file = _safetensors(arrays, {"tensors": tensors_json})
         self.pushed.nbytes += file.nbytes
         return file
 
@@ -176,19 +176,19 @@ class PatchWriter:
 
 
 class PatchReader:
-    """A generator's end: a copy of every tensor, to which changes are applied; it grows with the first push."""
+    """A generator's end: applies changes to a copy of every tensor. The first push fills the copies."""
 
     def __init__(self) -> None:
         self._copies: dict[str, np.ndarray] = {}
 
     def read(self, file: np.ndarray) -> list[tuple[TensorInfo, Tensor]]:
-        """The bucket's tensors as they are now, in order; they share memory with the copy and are not to be changed.
+        """Return the bucket's updated tensors, in order. They share memory with the copy: do not change them.
 
         Args:
-            file: what `PatchWriter.file` made, uint8.
+            file: bytes from `PatchWriter.file`, uint8.
 
         Raises:
-            WeightsDiffer: a tensor is not what the sender has.
+            WeightsDiffer: a tensor differs from the sender's tensor.
         """
         arrays, metadata = _arrays(file)
         read = []
@@ -202,7 +202,7 @@ class PatchReader:
         return read
 
     def _update(self, info: TensorInfo, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """This end's copy of a tensor, brought up to date."""
+        """Update this end's copy of a tensor and return it."""
         name, bits = info.name, _BITS[info.dtype]
         copy = self._copies.get(name)
         if name in arrays:
@@ -220,7 +220,7 @@ class PatchReader:
         return copy
 
     def _differs(self, name: str, how: str) -> WeightsDiffer:
-        # The next push must not build on what is wrong.
+        # Wrong copies are dropped, so the next push cannot build on them.
         self._copies = {}
         return WeightsDiffer(
             f"{name} {how}: learner and generator do not hold the same weights any more. Nothing was sampled from "
@@ -233,33 +233,33 @@ def _told(info: TensorInfo) -> tuple[str, str, list[int]]:
 
 
 def _bits_of(tensor: Tensor) -> np.ndarray:
-    """A tensor's bits, [elements]: its own memory where that is the CPU's and contiguous, so read only."""
+    """Return a tensor's bits, [elements]. Do not change them: a contiguous CPU tensor shares its memory."""
     flat = tensor.detach().contiguous().reshape(-1).cpu()
     signed = {2: torch.int16, 4: torch.int32}[flat.element_size()]
     return flat.view(signed).numpy().view(f"<u{flat.element_size()}")
 
 
 def _hash(bits_E: np.ndarray) -> str:
-    """Guards against mistakes, not against a foe."""
+    """Hash bits to detect mistakes; the hash does not stop an attacker."""
     return xxhash.xxh3_64_hexdigest(bits_E.data)
 
 
-def _safetensors(found: Sequence[tuple[str, np.ndarray]], metadata: dict[str, str]) -> np.ndarray:
-    """One-dimensional arrays as the bytes of a safetensors file, uint8."""
-    parts = ((name, _NAMES[array.dtype.str], array.shape, array.nbytes) for name, array in found)
+def _safetensors(arrays: Sequence[tuple[str, np.ndarray]], metadata: dict[str, str]) -> np.ndarray:
+    """Write one-dimensional arrays as the bytes of a safetensors file, uint8."""
+    parts = ((name, _NAMES[array.dtype.str], array.shape, array.nbytes) for name, array in arrays)
     begin = np.frombuffer(file_header(parts, metadata), dtype=np.uint8)
-    return np.concatenate([begin, *(array.view(np.uint8) for _, array in found)])
+    return np.concatenate([begin, *(array.view(np.uint8) for _, array in arrays)])
 
 
 def _arrays(file: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The same back, without copying."""
+    """Read the arrays and metadata of such a file, without copying."""
     length = int.from_bytes(file[:8].tobytes(), "little")
     header = json.loads(file[8 : 8 + length].tobytes())
     metadata = header.pop("__metadata__")
     dtypes = {name: dtype for dtype, name in _NAMES.items()}
     arrays = {}
-    for name, told in header.items():
-        start, end = told["data_offsets"]
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
         part = file[8 + length + start : 8 + length + end]
-        arrays[name] = part.view(np.dtype(dtypes[told["dtype"]]))
+        arrays[name] = part.view(np.dtype(dtypes[entry["dtype"]]))
     return arrays, metadata

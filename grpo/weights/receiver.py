@@ -1,4 +1,4 @@
-"""A generator's end of a push over gloo. Nothing here knows of vLLM: what loads the tensors is handed in."""
+"""A generator's end of a push over gloo. This module does not know vLLM: the caller passes the loading function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpo.weights.patches import PatchReader
 
 
 class BucketReceiver:
-    """A receiver's end of `gloo`: memory for one bucket, and the order in which its tensors are handed on."""
+    """The receiver's end of `gloo`: receives buckets into its memory and passes their tensors on in order."""
 
     def __init__(self, group: GlooGroup) -> None:
         self._group = group
@@ -25,23 +25,23 @@ class BucketReceiver:
         self._patches = PatchReader()
 
     def receive(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
-        """Receive a bucket and `load` its blocks one by one, each while what follows still comes.
+        """Receive a bucket and `load` its blocks in order, while later blocks still arrive.
 
         Raises:
-            TimeoutError: it did not come within the deadline.
+            TimeoutError: the bucket did not arrive within the deadline.
             RuntimeError: the connection broke.
-            WeightsDiffer: after the changes of a sparse push, a tensor is not what the sender's is.
+            WeightsDiffer: after the changes of a sparse push, a tensor differs from the sender's tensor.
         """
         if bucket.sparse:
             self._receive_changes(bucket, load)
             return
-        found = messages(bucket.tensors)
-        parts = self._memory.parts(found)
+        expected = messages(bucket.tensors)
+        parts = self._memory.parts(expected)
         self._group.arrive(bucket.number)
         works = self._group.start_receiving(bucket.number, [torch.from_numpy(part) for part in parts])
         block: list[tuple[str, Tensor]] = []
         name = ""
-        for message, part, work in zip(found, parts, works, strict=True):
+        for message, part, work in zip(expected, parts, works, strict=True):
             self._group.finish_receiving(work, bucket.number)
             for start, info in zip(message.starts, message.tensors, strict=True):
                 if block and info.block != name:
@@ -49,8 +49,8 @@ class BucketReceiver:
                     block = []
                 name = info.block
                 offset = start - message.start
-                mine = torch.from_numpy(part[offset : offset + info.nbytes])
-                block.append((info.name, mine.view(getattr(torch, info.dtype)).view(info.shape)))
+                tensor = torch.from_numpy(part[offset : offset + info.nbytes])
+                block.append((info.name, tensor.view(getattr(torch, info.dtype)).view(info.shape)))
         load(block)
 
     def _receive_changes(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
@@ -60,7 +60,7 @@ class BucketReceiver:
         file = torch.empty(int(size.view(torch.int64)), dtype=torch.uint8)
         self._receive_all(file, bucket.number)
         tensors = self._patches.read(file.numpy())
-        for _, block in itertools.groupby(tensors, lambda one: one[0].block):
+        for _, block in itertools.groupby(tensors, lambda pair: pair[0].block):
             load([(info.name, tensor) for info, tensor in block])
 
     def _receive_all(self, memory: Tensor, number: int) -> None:
@@ -68,28 +68,28 @@ class BucketReceiver:
         self._group.finish_receiving(work, number)
 
     def close(self) -> None:
-        """Give the memory and the connections back."""
+        """Release the memory and the connections."""
         self._memory = _Memory()
         self._patches = PatchReader()
         self._group.close()
 
 
 class _Memory:
-    """A bucket's memory, used again for the next one unless somebody still holds on to a tensor in it."""
+    """Memory for a bucket. The next bucket reuses it unless other code still holds a tensor in it."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, dtype=np.uint8)
 
-    def parts(self, found: Sequence[Message]) -> list[np.ndarray]:
-        """Memory for each message."""
-        needed = found[-1].end
+    def parts(self, expected: Sequence[Message]) -> list[np.ndarray]:
+        """Return memory for each message."""
+        needed = expected[-1].end
         if len(self._bytes) < needed or not self._free():
             self._bytes = np.empty(needed, dtype=np.uint8)
-        return [self._bytes[message.start : message.end] for message in found]
+        return [self._bytes[message.start : message.end] for message in expected]
 
     def _free(self) -> bool:
-        # Every array and tensor cut from it refers to it; two references are this object's and the call's. vLLM holds
-        # on to what it was given of a layer until the whole layer has come; gloo's own thread lets go a moment after.
+        # Every array and tensor cut from the memory refers to it. This object and the call hold two references. vLLM
+        # keeps the tensors of a layer until the layer is complete; gloo's thread releases its reference a moment later.
         for _ in range(10):
             if sys.getrefcount(self._bytes) <= 2:
                 return True

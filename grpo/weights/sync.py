@@ -31,7 +31,10 @@ class WeightSource(Protocol):
         ...
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
-        """Every tensor of the policy, in buckets: themselves, or what is told of those that travel another way."""
+        """Stream the policy's tensors in buckets.
+
+        A bucket holds either tensor data or, for other transports, only names and shapes.
+        """
         ...
 
     def tensor_names(self) -> list[str]:
@@ -67,10 +70,10 @@ class WeightSync:
     """Pushes weights and proves each push.
 
     Attributes:
-        learner: where they come from.
-        generators: where they go.
-        bucket_bytes: memory of one piece.
-        tolerance: mean absolute difference of log-probabilities that passes.
+        learner: source of the weights.
+        generators: targets of the weights.
+        bucket_bytes: size of a bucket, in bytes.
+        tolerance: maximum mean absolute difference of log-probabilities that passes, in nats.
     """
 
     learner: WeightSource
@@ -102,7 +105,7 @@ class WeightSync:
                 scored.append(self.learner.score(probe))
             yield from self.learner.export_buckets(self.bucket_bytes)
             if not scored:
-                # The learner is at leisure while the generators load what came last.
+                # The learner is idle while the generators load the last bucket, so it scores now.
                 scored.append(self.learner.score(probe))
 
         sent = self.generators.load_weights(buckets(), policy_version)
@@ -173,8 +176,8 @@ class WeightSync:
         return stale
 
 
-def _mean_difference(expected: Scores, found: Scores) -> float:
-    pairs = [abs(a - b) for row, other in zip(expected, found, strict=True) for a, b in zip(row, other, strict=True)]
+def _mean_difference(expected: Scores, actual: Scores) -> float:
+    pairs = [abs(a - b) for row, other in zip(expected, actual, strict=True) for a, b in zip(row, other, strict=True)]
     return sum(pairs) / len(pairs)
 
 

@@ -1,4 +1,4 @@
-"""What `grpo check --cluster` tries on every node, through Ray: the probes, placed and called."""
+"""Place and call the probes of `grpo check --cluster` on every node, through Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NodeActor:
     """The probes of `grpo.cluster.preflight.probes` on one node."""
 
     def __init__(self, name: str, actor: Any, deadline_s: float) -> None:
-        """Use an actor that lives there."""
+        """Use an actor on the node."""
         self.name = name
         self._actor = actor
         self._deadline_s = deadline_s
@@ -48,8 +48,8 @@ class NodeActor:
 
     def address(self) -> tuple[str, int]:
         """The node's address and a free port on it."""
-        (found,) = wait_for([self._actor.address.remote()], self._deadline_s, f"the address of {self.name}")
-        return cast(tuple[str, int], found)
+        (node_address,) = wait_for([self._actor.address.remote()], self._deadline_s, f"the address of {self.name}")
+        return cast(tuple[str, int], node_address)
 
 
 class _ProbesActor(NodeProbes):
@@ -58,10 +58,10 @@ class _ProbesActor(NodeProbes):
 
 
 def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, dict[str, ProbeOutcome]]:
-    """Try on every node what a job needs of it: node -> probe -> outcome.
+    """Test on every node the features that a job needs: node -> probe -> outcome.
 
     Raises:
-        ValueError: a GPU was asked for and the cluster has none.
+        ValueError: the settings require a GPU and the cluster has no GPU.
         TimeoutError: the first node's process did not start.
     """
     owns_ray = connect(settings, os.cpu_count() or 1)
@@ -70,7 +70,7 @@ def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, di
     nodes: list[NodeActor] = []
     try:
         for node in sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeName"])):
-            # A node without GPU in a cluster that has some would only hold the others up: it holds no actor either.
+            # On a GPU cluster, a node without GPU holds no actor of a job, so it is not tested.
             if device == "cuda" and not node["Resources"].get("GPU"):
                 continue
             environment = generator_environment(generator_setup("", device))

@@ -1,7 +1,7 @@
-"""`grpo check --cluster`: what every node must be able to do, tried on each of them with a policy of a few kilobytes.
+"""`grpo check --cluster`: tests every node with a policy of a few kilobytes.
 
 One actor on each node sums a tensor with all the others, samples from vLLM, receives new weights for it and proves
-that they arrived, and runs a program in the sandbox. What fails is told for its node; the others go on.
+that they arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SMALL = NewPolicyConfig(
 )
 PROBE = tuple(range(3, 19))
 # Mean difference of log-probabilities between vLLM and transformers, in nats: on a GPU they sum in another order.
-# The policy that is replaced differs from the new one by some 0.1.
+# The old policy differs from the new policy by about 0.1.
 TOLERANCES: dict[Device, float] = {"cpu": 2e-4, "cuda": 0.02}
 ELEMENTS = 1 << 20
 
@@ -37,11 +37,11 @@ PROBES = ("all-reduce", "generation", "weight push", "sandbox")
 
 @dataclass(frozen=True, slots=True)
 class ProbeOutcome:
-    """What a probe said.
+    """The result of a probe.
 
     Attributes:
-        passed: it did what it should.
-        told: a figure, or why it failed.
+        passed: whether the probe succeeded.
+        told: a measurement, or the cause of the failure.
     """
 
     passed: bool
@@ -49,7 +49,7 @@ class ProbeOutcome:
 
 
 class NodeProbes:
-    """The probes of one node, in a process of its own there. `grpo.cluster.cluster` places one on each node."""
+    """The probes of one node, in a separate process on the node. `grpo.cluster.cluster` places one on each node."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -57,7 +57,7 @@ class NodeProbes:
         self._folder = tempfile.TemporaryDirectory(prefix="grpo-preflight-")
 
     def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> ProbeOutcome:
-        """Sum a tensor over all nodes, with NCCL where there are GPUs and Gloo elsewhere."""
+        """Sum a tensor over all nodes, with NCCL on GPUs and Gloo on CPUs."""
         return _tried(lambda: self._all_reduce(address, port, rank, nodes, deadline_s))
 
     def generation(self) -> ProbeOutcome:
@@ -65,7 +65,7 @@ class NodeProbes:
         return _tried(self._generation)
 
     def weight_push(self, bucket: np.ndarray) -> ProbeOutcome:
-        """Give vLLM other weights: uint8, the bytes of a safetensors file; and compare with what they must give."""
+        """Give vLLM new weights, uint8 bytes of a safetensors file, and check its log-probabilities."""
         return _tried(lambda: self._weight_push(bucket))
 
     def sandbox(self) -> ProbeOutcome:
@@ -81,7 +81,7 @@ class NodeProbes:
         meet("nccl" if self._device == "cuda" else "gloo", rank, nodes, address, port, deadline_s)
         try:
             seconds = []
-            # The first one makes the connections.
+            # The first all-reduce also makes the connections, so the second one is the measurement.
             for _ in range(2):
                 values = torch.full((ELEMENTS,), float(rank + 1), device=self._device)
                 started = time.monotonic()
@@ -126,7 +126,7 @@ class NodeProbes:
         with torch.no_grad():
             logprobs_TV = model(torch.tensor([PROBE])).logits[0].log_softmax(-1)
         expected = [float(logprobs_TV[position, token]) for position, token in enumerate(PROBE[1:])]
-        difference = sum(abs(one - other) for one, other in zip(got, expected, strict=True)) / len(expected)
+        difference = sum(abs(actual - wanted) for actual, wanted in zip(got, expected, strict=True)) / len(expected)
         if not difference <= TOLERANCES[self._device]:
             raise RuntimeError(f"log-probabilities differ by {difference:.2g} after the push: it did not arrive")
         return f"{bucket.nbytes / 1024:.0f} KiB in {1000 * seconds:.0f} ms, proven to {difference:.1g}"
@@ -142,14 +142,14 @@ class NodeProbes:
 
 
 def generator_setup(path: str, device: Device) -> GeneratorSetup:
-    """A small vLLM for the policy at `path`."""
-    # Little of a GPU's memory is enough; the cache's size must be known beforehand on CPU.
+    """Return the setup of a small vLLM for the policy at `path`."""
+    # A small share of GPU memory is enough. On a CPU the cache size must be set beforehand.
     small = GeneratorConfig(max_sequences=4, gpu_memory_share=0.1, compile=False)
     return GeneratorSetup(path, "float32", small, 64, 1.0, device, 0)
 
 
 def new_weights() -> np.ndarray:
-    """What is pushed: another random policy's weights, uint8, the bytes of a safetensors file."""
+    """Return the weights to push: a second random policy, uint8, the bytes of a safetensors file."""
     from grpo.policy.new import make_policy
 
     with tempfile.TemporaryDirectory(prefix="grpo-preflight-") as folder:
@@ -164,12 +164,12 @@ def _tried(probe: Callable[[], str]) -> ProbeOutcome:
         return ProbeOutcome(False, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}")
 
 
-# Waits for a probe that was started.
+# A function that waits for a started probe.
 Wait = Callable[[], ProbeOutcome]
 
 
 class ProbedNode(Protocol):
-    """A node with its probes, as the cluster room gives it; call what a method gives back to wait."""
+    """A node with its probes, from the cluster room. A method starts a probe; call its result to wait."""
 
     name: str
 
@@ -195,7 +195,7 @@ class ProbedNode(Protocol):
 
 
 def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> dict[str, dict[str, ProbeOutcome]]:
-    """Every probe on every node, side by side: node -> probe -> outcome.
+    """Run every probe on all nodes at the same time: node -> probe -> outcome.
 
     Args:
         nodes: the nodes.
@@ -203,7 +203,7 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
         deadline_s: longest wait for one probe.
     """
     address, port = nodes[0].address()
-    found: dict[str, dict[str, ProbeOutcome]] = {node.name: {} for node in nodes}
+    outcomes: dict[str, dict[str, ProbeOutcome]] = {node.name: {} for node in nodes}
     probes: dict[str, Callable[[int, ProbedNode], Wait]] = {
         "all-reduce": lambda rank, node: node.all_reduce(address, port, rank, len(nodes), deadline_s),
         "generation": lambda rank, node: node.generation(),
@@ -214,18 +214,18 @@ def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> di
         started = [(node, start(rank, node)) for rank, node in enumerate(nodes)]
         for node, wait in started:
             try:
-                found[node.name][probe] = wait()
+                outcomes[node.name][probe] = wait()
             except (TimeoutError, RuntimeError) as failure:
-                found[node.name][probe] = ProbeOutcome(False, str(failure))
-    return found
+                outcomes[node.name][probe] = ProbeOutcome(False, str(failure))
+    return outcomes
 
 
-def table_of(found: dict[str, dict[str, ProbeOutcome]]) -> Table:
-    """One line for each node."""
+def table_of(outcomes_by_node: dict[str, dict[str, ProbeOutcome]]) -> Table:
+    """Return a table with one line for each node."""
     table = LiteralTable(title="preflight", title_style="bold")
     for column in ("node", *PROBES):
         table.add_column(column, overflow="fold")
-    for name, outcomes in found.items():
+    for name, outcomes in outcomes_by_node.items():
         table.add_row(name, *(_cell(outcomes[probe]) for probe in PROBES))
     return table
 

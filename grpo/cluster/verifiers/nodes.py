@@ -40,9 +40,9 @@ class _Batch:
     """Calls that were submitted together, until their futures are resolved; on one node at a time.
 
     Attributes:
-        ask: from a node's actor to Ray's reference to the verdicts.
-        futures: one for each verdict.
-        losses: how many actors have died under it.
+        ask: function from a node's actor to Ray's reference to the verdicts.
+        futures: futures, one for each verdict.
+        losses: number of actors that died while they held the batch.
     """
 
     ask: Callable[[Any], Any]
@@ -118,7 +118,7 @@ class NodePool:
                 ray.kill(node.actor)
             raise
         self._nodes = [node for node, _ in started]
-        # What Ray tells in threads of its own is worked through in this one, which may call Ray again.
+        # Ray's callbacks run in Ray's threads. This thread handles their results, because it may call Ray again.
         self._landed: queue.SimpleQueue[tuple[_Node, _Batch | None, Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="verifier-nodes", daemon=True)
         self._thread.start()
@@ -168,18 +168,18 @@ class NodePool:
         return batch.futures
 
     def take_recent(self) -> dict[str, Tally]:
-        """What the nodes that live counted since this was last asked, by verifier."""
+        """Return the counts of the living nodes since the last call, by verifier."""
         with self._lock:
-            asked = {node.actor.take_recent.remote(): node.identity for node in self._nodes}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S) if asked else ([], [])
+            identities = {node.actor.take_recent.remote(): node.identity for node in self._nodes}
+        ready, _ = ray.wait(list(identities), num_returns=len(identities), timeout=_STATS_S) if identities else ([], [])
         total: dict[str, Tally] = {}
         for reference in ready:
             try:
                 counted, busy = ray.get(reference)
             except ray.exceptions.RayActorError:
                 continue  # what it counted died with it
-            # Twelve digits tell nodes apart, and are what Ray's own tools show of them first.
-            lane = ActorId(ActorKind.VERIFIERS, asked[reference][:12])
+            # Twelve digits distinguish nodes, and Ray's tools show them first.
+            lane = ActorId(ActorKind.VERIFIERS, identities[reference][:12])
             self._busy.setdefault(lane, BusyClock()).merge(busy)
             for name, tally in counted.items():
                 total.setdefault(name, Tally()).add(tally)
