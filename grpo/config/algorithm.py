@@ -31,7 +31,7 @@ Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce+
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 
-# What each preset sets; what it does not name keeps its default. Where a paper gives no value, the comment says so.
+# The settings of each preset; other settings keep their defaults. If a paper gives no value, the comment says so.
 PRESETS: dict[str, dict[str, Any]] = {
     # arXiv:2402.03300, section 4.2: mean over each completion first, k3 in the loss at 0.04; the clip is PPO's 0.2.
     "grpo": {
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": "none",
         "kl_coefficient": 0.0,
     },
-    # arXiv:2506.13585, equations 4 and 5: no lower edge; the upper one, not told there, is ScaleRL's
+    # arXiv:2506.13585, equations 4 and 5: no lower edge. The paper gives no upper edge, so this is ScaleRL's
     # (arXiv:2510.13786): ratios up to 5.
     "cispo": {
         "advantage": "group_std",
@@ -88,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl_coefficient": 0.0,
     },
     # arXiv:2402.14740: the whole completion is one action, so its tokens are summed, and its reward carries k1 at
-    # 0.03. The paper takes one optimizer step on a batch; the clip, which it has not, binds only where there are more.
+    # 0.03. The paper has a single optimizer step per batch and no clip. The clip here acts only with several steps.
     "rloo": {
         "advantage": "leave_one_out",
         "ratio": "token",
@@ -214,7 +214,7 @@ class AlgorithmConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, data: Any) -> Any:
-        """Fill in what the preset sets and the user has not."""
+        """Fill in the settings of the preset that the user has not set."""
         if isinstance(data, dict) and isinstance(data.get("preset"), str):
             return PRESETS.get(data["preset"], {}) | data
         return data
@@ -233,17 +233,17 @@ class AlgorithmConfig(Section):
 
     @property
     def needs_reference(self) -> bool:
-        """A reference policy is held."""
+        """Whether the run holds a reference policy."""
         return self.kl != "none" and self.kl_coefficient > 0
 
     @property
     def kl_in_loss(self) -> bool:
-        """The loss has a term of the divergence."""
+        """Whether the loss has a term of the divergence."""
         return self.needs_reference and self.kl_place == "loss"
 
     @property
     def kl_in_reward(self) -> bool:
-        """The reward is lowered by the divergence."""
+        """Whether the divergence lowers the reward."""
         return self.needs_reference and self.kl_place == "reward"
 
     @property
@@ -265,7 +265,7 @@ class AlgorithmConfig(Section):
         return self.ratio == "cispo" if self.proximal == "rollout" else self.importance_weight != "none"
 
     def problems(self, group_size: int) -> Iterator[str]:
-        """What no single key can know, each with its remedy."""
+        """Find problems between several keys, each with its remedy."""
         if group_size < 2 and self.advantage in _NEEDS_GROUP:
             yield (
                 f"rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage of "

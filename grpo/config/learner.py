@@ -13,7 +13,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def _targets(value: object) -> object:
-    # Of a union pydantic would tell one error for each of its sides.
+    # For a union, pydantic would report an error for each of its types.
     names = list(value) if isinstance(value, list | tuple) else []
     if value == "all-linear" or (names and all(isinstance(name, str) for name in names)):
         return value
@@ -83,7 +83,7 @@ class LearnerConfig(Section):
 
     @property
     def data_parallel(self) -> int:
-        """How many microbatches are computed at the same time."""
+        """The number of microbatches that are computed at the same time."""
         return self.ranks // self.sequence_parallel
 
     def reduces_once(self, dtype: Dtype) -> bool:
@@ -93,7 +93,7 @@ class LearnerConfig(Section):
         return self.reduce_gradients == "step"
 
     def problems(self, dtype: Dtype) -> list[str]:
-        """Choices that cannot go together, each with its remedy."""
+        """Find settings that exclude each other, each with its remedy."""
         problems = []
         if self.ranks % self.sequence_parallel:
             problems.append(

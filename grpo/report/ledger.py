@@ -65,7 +65,7 @@ def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_
     Args:
         trained: groups of the ledger.
         drawn: ids of prompts in the order of the data, at least as many as were trained on.
-        open_at_most: number of groups that may still be in progress at the end of the ledger; 0 if steps do not overlap.
+        open_at_most: number of groups that may be in progress at the end of the ledger; 0 if steps do not overlap.
     """
     problems = []
     steps = list(dict.fromkeys(group.step for group in trained))
