@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl_coefficient": 0.0,
     },
     # arXiv:2503.14476, sections 3.1 to 3.4; it refills without end, here three times at most. The soft overlong
-    # punishment of 3.4 is a verifier's business: `length`.
+    # punishment of 3.4 is the verifier `length`.
     "dapo": {
         "advantage": "group_std",
         "ratio": "token",
@@ -147,7 +147,7 @@ assert set(PRESETS) == set(get_args(Preset))
 
 # Advantages that compare a completion with the others of its group.
 _NEEDS_GROUP = frozenset(get_args(Advantage)) - {"reinforce++"}
-# Ratios with the two edges of PPO, which a third edge can be added to.
+# Ratios with the two edges of PPO. A third edge can be added to them.
 _TWO_EDGES = ("token", "sequence", "sequence_token")
 # An upper edge so far from 1 is taken for a percentage; CISPO's, which bounds a weight and no step, may lie anywhere.
 _PERCENT = 10.0
@@ -248,17 +248,17 @@ class AlgorithmConfig(Section):
 
     @property
     def only_advantages_teach(self) -> bool:
-        """Every term of the loss is a multiple of the advantage, so that a completion without one adds nothing.
+        """Whether every term of the loss is a multiple of the advantage. A completion without advantage then adds nothing.
 
-        Of a policy term of the user's this is not known.
+        It is unknown for a user's policy term, so the result is then False.
         """
         return not self.kl_in_loss and not self.entropy_coefficient and not names_code(self.ratio)
 
     @property
     def corrects_lag(self) -> bool:
-        """Tokens of older versions are weighed, or left out, by what the policy has moved since they were sampled.
+        """Whether the loss weighs or drops tokens of older versions by the change of the policy since their sampling.
 
-        A policy term of the user's is taken to do so.
+        A user's policy term is assumed to do so.
         """
         if self.mismatch_mask != "none" or names_code(self.ratio):
             return True

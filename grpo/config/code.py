@@ -36,7 +36,7 @@ def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifie
 
 
 def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> list[str]:
-    """Find wrong options, and a deadline so short that a program's timeout would count as a failure of the machinery."""
+    """Find wrong options, and a deadline that is too short for a program's timeout."""
     try:
         built = code_verifiers(verifiers)
     except ValueError as problem:

@@ -92,7 +92,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a configuration file as plain data, without any check of the keys.
 
     Raises:
-        ValueError: the file does not exist (the message has the nearest name), or is not YAML with keys at its top level.
+        ValueError: the file does not exist (the message has the nearest name), or is not YAML with top-level keys.
     """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)

@@ -87,7 +87,7 @@ class LearnerConfig(Section):
         return self.ranks // self.sequence_parallel
 
     def reduces_once(self, dtype: Dtype) -> bool:
-        """Whether gradients are added up over ranks once per optimizer step, and whole on each until then."""
+        """Whether ranks add up their gradients once per optimizer step. Until then each rank holds a whole gradient."""
         if self.reduce_gradients == "auto":
             return self.zero_stage == 1 or dtype == "float32"
         return self.reduce_gradients == "step"

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 from grpo.terminal import literal
 
-# The pace of the last steps predicts the end better than the mean of all steps, because completions grow during training.
+# The pace of the last steps predicts the end better than the mean of all steps, because completions grow in training.
 _PACE_WINDOW = 20
 _SPARKS = "▁▂▃▄▅▆▇█"
 

@@ -89,8 +89,7 @@ def mean_step_time(runs: Sequence[StepTime]) -> StepTime | None:
     places = [{step: at for at, step in enumerate(run.steps)} for run in runs]
     parts = {
         part: tuple(
-            sum(run.parts[part][at[step]] for run, at in zip(runs, positions, strict=True)) / len(runs)
-            for step in shared
+            sum(run.parts[part][at[step]] for run, at in zip(runs, places, strict=True)) / len(runs) for step in shared
         )
         for part in PARTS
     }
