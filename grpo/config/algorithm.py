@@ -248,7 +248,7 @@ class AlgorithmConfig(Section):
 
     @property
     def only_advantages_teach(self) -> bool:
-        """Whether every term of the loss is a multiple of the advantage. A completion without advantage then adds nothing.
+        """Whether a completion without advantage adds nothing, because each loss term is a multiple of the advantage.
 
         It is unknown for a user's policy term, so the result is then False.
         """

@@ -19,7 +19,7 @@ _NAMES = {
 
 
 def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifier]:
-    """The code verifiers among the configured ones, by name.
+    """The code verifiers of a configuration, by name.
 
     Raises:
         ValueError: the code verifier does not take these options.

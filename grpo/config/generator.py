@@ -119,7 +119,7 @@ class WeightSyncConfig(Section):
         """The transport of a run.
 
         Args:
-            device: what learner and generators compute on.
+            device: device of learner and generators.
             nodes: of the cluster.
             share_gpus: whether a learner rank and a generator share a GPU.
 

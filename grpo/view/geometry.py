@@ -58,7 +58,7 @@ class Chart:
 
     Attributes:
         left: the pixel where the step axis begins; the labels of the value axis stand before it.
-        readout: what a script needs to tell the values under the pointer: the pixel of step 0, pixels per step, and
+        readout: numbers with which a script shows the values under the pointer: the pixel of step 0, pixels per step, and
             each series as [label, [[step, value], ...]].
         summary: description of the chart in a sentence, for readers who do not see it.
     """
@@ -86,10 +86,10 @@ def line_chart(
     """Draw a line for each curve that has a point; None if no curve has a point.
 
     Args:
-        title: what is measured.
+        title: name of the measured quantity.
         curves: label -> curve.
         span: first and last step of the step axis, the same for charts that stand beside each other.
-        unit: what a value counts.
+        unit: unit of the values.
         low: the value axis begins here or at the lowest value; by default at the lowest value.
         high: the value axis ends here or at the highest value; by default at the highest value.
         dotted: labels of curves whose points are marked, being few.

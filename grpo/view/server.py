@@ -1,4 +1,4 @@
-"""`grpo view`: a page for looking at runs, served to this machine, or with a token to a network; and as one file.
+"""`grpo view`: a page that shows runs, served to this machine, or with a token to a network.
 
 A policy wrote the data, so the server trusts none of it. The data leave as JSON with every hidden character named, the
 page sets them as text only, and the content security policy allows scripts, styles and connections of this server only.
@@ -239,7 +239,7 @@ def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
 def serve(
     runs: Sequence[RunData], *, host: str, port: int, say: Callable[[str], None], ask_token: bool = False
 ) -> None:
-    """Serve until Ctrl-C, and keep reading what the runs write.
+    """Serve until Ctrl-C, and keep reading the files of the runs.
 
     Args:
         runs: runs in the order of the page.
@@ -286,7 +286,7 @@ def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Calla
                 for index in run.indexes.values():
                     index.refresh()
             except OSError as problem:
-                # A file system may come back; until then the page shows what was read before.
+                # A file system may come back. Until then the page shows the data from before.
                 message = f"{run.run_dir} cannot be read now: {problem}"
                 if message not in printed:
                     say(message)
