@@ -58,7 +58,7 @@ class Chart:
 
     Attributes:
         left: the pixel where the step axis begins; the labels of the value axis stand before it.
-        readout: numbers with which a script shows the values under the pointer: the pixel of step 0, pixels per step, and
+        readout: numbers for showing the values under the pointer: the pixel of step 0, pixels per step, and
             each series as [label, [[step, value], ...]].
         summary: description of the chart in a sentence, for readers who do not see it.
     """
