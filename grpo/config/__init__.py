@@ -1,4 +1,4 @@
-"""The configuration: one pydantic tree for each kind of job."""
+"""The configuration: a pydantic tree for each kind of job."""
 
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig, WatchdogConfig

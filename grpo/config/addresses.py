@@ -1,4 +1,4 @@
-"""Addresses of servers: what of them is a secret, and which of them leave this machine."""
+"""Addresses of servers: their secrets, and whether they leave this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-# A login ends at the last @ before the path: a password may hold one. Of a query nobody knows what is a key.
+# A login ends at the last @ before the path, because a password may contain @. Any part of a query may be a secret.
 _LOGIN = re.compile(r"(?i)(https?://)[^/?#\s]*@")
 _QUERY = re.compile(r"(?i)(https?://[^?#\s]*)[?#]\S*")
 
@@ -17,9 +17,9 @@ class ServerUrl:
     """A URL in its parts.
 
     Attributes:
-        address: scheme, host, port and path, which may be shown and stored.
+        address: scheme, host, port and path; safe to show and store.
         login: `user:password`, or None.
-        query: names and values behind the question mark.
+        query: names and values after the question mark.
     """
 
     address: str
@@ -28,22 +28,22 @@ class ServerUrl:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What of it must not be shown."""
+        """The parts that must not be shown."""
         password = (self.login.partition(":")[2] or self.login,) if self.login else ()
         return (*password, *(value for _, value in self.query if value))
 
     @property
     def is_plain(self) -> bool:
-        """True where what is sent can be read on the way: it leaves this machine, and not by https."""
+        """Whether others can read the traffic: it leaves this machine without https."""
         parts = urlsplit(self.address)
         return parts.scheme.lower() == "http" and not is_loopback(parts.hostname or "")
 
 
 def server_url(url: str) -> ServerUrl:
-    """Take a URL apart.
+    """Split a URL into its parts.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a URL.
     """
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
@@ -57,7 +57,7 @@ def without_secrets(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True where nobody but this machine reaches a host."""
+    """Whether only this machine reaches a host."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -31,7 +31,7 @@ Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce+
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 
-# What each preset sets; what it does not name keeps its default. Where a paper gives no value, the comment says so.
+# The settings of each preset; other settings keep their defaults. If a paper gives no value, the comment says so.
 PRESETS: dict[str, dict[str, Any]] = {
     # arXiv:2402.03300, section 4.2: mean over each completion first, k3 in the loss at 0.04; the clip is PPO's 0.2.
     "grpo": {
@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl_coefficient": 0.0,
     },
     # arXiv:2503.14476, sections 3.1 to 3.4; it refills without end, here three times at most. The soft overlong
-    # punishment of 3.4 is a verifier's business: `length`.
+    # punishment of 3.4 is the verifier `length`.
     "dapo": {
         "advantage": "group_std",
         "ratio": "token",
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl": "none",
         "kl_coefficient": 0.0,
     },
-    # arXiv:2506.13585, equations 4 and 5: no lower edge; the upper one, not told there, is ScaleRL's
+    # arXiv:2506.13585, equations 4 and 5: no lower edge. The paper gives no upper edge, so this is ScaleRL's
     # (arXiv:2510.13786): ratios up to 5.
     "cispo": {
         "advantage": "group_std",
@@ -88,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kl_coefficient": 0.0,
     },
     # arXiv:2402.14740: the whole completion is one action, so its tokens are summed, and its reward carries k1 at
-    # 0.03. The paper takes one optimizer step on a batch; the clip, which it has not, binds only where there are more.
+    # 0.03. The paper has a single optimizer step per batch and no clip. The clip here acts only with several steps.
     "rloo": {
         "advantage": "leave_one_out",
         "ratio": "token",
@@ -147,7 +147,7 @@ assert set(PRESETS) == set(get_args(Preset))
 
 # Advantages that compare a completion with the others of its group.
 _NEEDS_GROUP = frozenset(get_args(Advantage)) - {"reinforce++"}
-# Ratios with the two edges of PPO, which a third edge can be added to.
+# Ratios with the two edges of PPO. A third edge can be added to them.
 _TWO_EDGES = ("token", "sequence", "sequence_token")
 # An upper edge so far from 1 is taken for a percentage; CISPO's, which bounds a weight and no step, may lie anywhere.
 _PERCENT = 10.0
@@ -214,7 +214,7 @@ class AlgorithmConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, data: Any) -> Any:
-        """Fill in what the preset sets and the user has not."""
+        """Fill in the settings of the preset that the user has not set."""
         if isinstance(data, dict) and isinstance(data.get("preset"), str):
             return PRESETS.get(data["preset"], {}) | data
         return data
@@ -233,39 +233,39 @@ class AlgorithmConfig(Section):
 
     @property
     def needs_reference(self) -> bool:
-        """A reference policy is held."""
+        """Whether the run holds a reference policy."""
         return self.kl != "none" and self.kl_coefficient > 0
 
     @property
     def kl_in_loss(self) -> bool:
-        """The loss has a term of the divergence."""
+        """Whether the loss has a term of the divergence."""
         return self.needs_reference and self.kl_place == "loss"
 
     @property
     def kl_in_reward(self) -> bool:
-        """The reward is lowered by the divergence."""
+        """Whether the divergence lowers the reward."""
         return self.needs_reference and self.kl_place == "reward"
 
     @property
     def only_advantages_teach(self) -> bool:
-        """Every term of the loss is a multiple of the advantage, so that a completion without one adds nothing.
+        """Whether a completion without advantage adds nothing, because each loss term is a multiple of the advantage.
 
-        Of a policy term of the user's this is not known.
+        It is unknown for a user's policy term, so the result is then False.
         """
         return not self.kl_in_loss and not self.entropy_coefficient and not names_code(self.ratio)
 
     @property
     def corrects_lag(self) -> bool:
-        """Tokens of older versions are weighed, or left out, by what the policy has moved since they were sampled.
+        """Whether the loss weighs or drops tokens of older versions by the change of the policy since their sampling.
 
-        A policy term of the user's is taken to do so.
+        A user's policy term is assumed to do so.
         """
         if self.mismatch_mask != "none" or names_code(self.ratio):
             return True
         return self.ratio == "cispo" if self.proximal == "rollout" else self.importance_weight != "none"
 
     def problems(self, group_size: int) -> Iterator[str]:
-        """What no single key can know, each with its remedy."""
+        """Find problems between several keys, each with its remedy."""
         if group_size < 2 and self.advantage in _NEEDS_GROUP:
             yield (
                 f"rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage of "

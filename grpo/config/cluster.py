@@ -1,4 +1,4 @@
-"""Sections of the configuration on Ray, its devices, and a run that does not move."""
+"""Sections of the configuration for Ray, devices, and the watchdog."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code verifiers of a configuration: their options, and what they need of its other settings."""
+"""Code verifiers of a configuration: their options, and their demands on other settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NAMES = {
 
 
 def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifier]:
-    """The code verifiers among the configured ones, by name.
+    """The code verifiers of a configuration, by name.
 
     Raises:
-        ValueError: options that the code verifier does not take.
+        ValueError: the code verifier does not take these options.
     """
     built = {}
     for verifier in verifiers:
@@ -36,7 +36,7 @@ def code_verifiers(verifiers: Sequence[VerifierConfig]) -> dict[str, CodeVerifie
 
 
 def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> list[str]:
-    """Options that are none, and a deadline under which a program's own timeout would count as the machinery's."""
+    """Find wrong options, and a deadline that is too short for a program's timeout."""
     try:
         built = code_verifiers(verifiers)
     except ValueError as problem:
@@ -51,14 +51,14 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
 
 
 def exposed_paths(verifiers: Sequence[VerifierConfig], paths: Mapping[str, str]) -> list[str]:
-    """Files and folders that the programs of a code verifier could read, expected outputs among what is in them.
+    """Find files and folders that the programs of a code verifier could read. They may contain expected outputs.
 
     Args:
-        verifiers: the configured ones. Options that are none are told by `code_problems`.
-        paths: by the setting that names them.
+        verifiers: configured verifiers. `code_problems` reports wrong options.
+        paths: setting -> path.
     """
     try:
-        # Below CONFINED a program reads whatever the user can read; who sets such a level has chosen that.
+        # Below CONFINED a program can read all files of the user. A user who sets such a level accepts this.
         confined = [name for name, item in code_verifiers(verifiers).items() if item.level >= IsolationLevel.CONFINED]
     except ValueError:
         return []

@@ -74,7 +74,7 @@ class TaskConfig(Section):
     sampling: TaskSamplingConfig = TaskSamplingConfig()
 
     def problems(self) -> list[str]:
-        """What no single field can know, each with its remedy."""
+        """Find problems between several fields, each with its remedy."""
         data, problems = self.data, []
         if bool(data.generator) == bool(data.hub or data.path):
             problems.append("data needs a hub name, a path, or a generator: one of them, or a hub name and a path")
@@ -147,32 +147,32 @@ class EvalConfig(Section):
     endpoint: EndpointConfig = EndpointConfig()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Keep secrets out of what is printed and stored: the only place that still has them is `url`."""
+        """Remove secrets from `model`, which is printed and stored. Only `url` keeps them."""
         self._url = self.model
         self.__dict__["model"] = without_secrets(self.model)
 
     @property
     def url(self) -> str:
-        """The model as it was given, for who connects to it."""
+        """The model as the user gave it, for a connection to it."""
         return self._url
 
     @property
     def is_endpoint(self) -> bool:
-        """True where the model is a URL."""
+        """Whether the model is a URL."""
         return self.model.lower().startswith(("http://", "https://"))
 
     def problems(self) -> list[str]:
-        """What no single field can know, each with its remedy."""
+        """Find problems between several fields, each with its remedy."""
         problems = self.generator.problems()
         if len(set(self.seeds)) < len(self.seeds):
             problems.append(f"seeds={list(self.seeds)} names one twice, which would count its completions twice")
         return problems
 
     def sampling_of(self, task: TaskConfig) -> TaskSamplingConfig:
-        """The task's sampling with what this evaluation says instead.
+        """The task's sampling, with the values that this evaluation overrides.
 
         Raises:
-            ValueError: several greedy completions of one problem, which would all be the same.
+            ValueError: several greedy completions of a problem, which would all be the same.
         """
         overrides = {"k": self.k, "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
         chosen = task.sampling.model_copy(

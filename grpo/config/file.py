@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML, dotted overrides, and every problem told at once."""
+"""Read a configuration: YAML, dotted overrides, and a report of all problems at once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def load(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) 
     """Read `path`, apply `key=value` overrides, and check everything.
 
     Args:
-        schema: what the file configures.
-        path: a YAML file.
+        schema: class of the configuration.
+        path: path of a YAML file.
         overrides: dotted keys with YAML values, for example `rollout.group_size=16` or `verifiers.0.weight=0.5`;
             a bare `resume=auto` stands for `run.resume=auto`.
 
     Raises:
-        ValueError: the file cannot be read, or has problems; all of them are told, with their remedies.
+        ValueError: the file cannot be read, or has problems; the message lists all of them, with remedies.
     """
     return resolve(schema, read(Path(path)), overrides, str(path))
 
@@ -39,13 +39,13 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
     """Apply `key=value` overrides to plain data and check everything, as `load` does.
 
     Args:
-        schema: what the data configure.
-        data: of the file, or of what stands in for one; overrides change it.
-        overrides: as `load` takes them.
-        source: where the data come from, for messages.
+        schema: class of the configuration.
+        data: data of the file, or of its substitute; overrides change it.
+        overrides: overrides in the format of `load`.
+        source: origin of the data, for messages.
 
     Raises:
-        ValueError: the data have problems; all of them are told, with their remedies.
+        ValueError: the data have problems; the message lists all of them, with remedies.
     """
     problems = [problem for override in overrides if (problem := _apply(data, override))]
     problems += list(_drop_unknown(schema, data))
@@ -58,7 +58,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
             problems += exposed_paths(config.verifiers, _local_paths(config))
     except ValidationError as failure:
         wrong = [error["loc"] for error in failure.errors()]
-        # Where an item of a list is wrong, pydantic also calls the list too short without it.
+        # If an item of a list is wrong, pydantic drops it and also reports that the list is too short.
         problems += [
             _describe(error)
             for error in failure.errors()
@@ -72,7 +72,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
 
 
 def _local_paths(config: TrainConfig) -> dict[str, str]:
-    """Where a run's data and its own files lie, by the setting that says so."""
+    """The paths of a run's data and of its folder, by the setting that names them."""
     paths = {"run.folder": config.run.folder}
     sources = [("data", config.data)] + ([("evaluation.data", config.evaluation.data)] if config.evaluation else [])
     for where, source in sources:
@@ -89,10 +89,10 @@ def dump(config: BaseModel) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A configuration file as plain data, nothing of it checked yet.
+    """Read a configuration file as plain data, without any check of the keys.
 
     Raises:
-        ValueError: there is no such file (the nearest name is told), or it is not YAML with keys at its top level.
+        ValueError: the file does not exist (the message has the nearest name), or is not YAML with top-level keys.
     """
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
@@ -153,7 +153,7 @@ def _drop_unknown(schema: type[BaseModel], data: dict[str, Any], where: str = ""
 
 
 def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The configuration section that a field holds, if any, and whether it holds several."""
+    """The configuration section in a field, or None; and whether the field holds several sections."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -173,20 +173,20 @@ def _describe(error: Any) -> str:
 
 
 def _problems_beside(schema: type[Config], data: dict[str, Any], wrong: Sequence[tuple[int | str, ...]]) -> list[str]:
-    """Broken rules between values that are right; defaults, where there are some, stand in for those at `wrong`."""
+    """The problems between valid values. Defaults, if they exist, replace the values at `wrong`."""
     for location in wrong:
         _remove(data, location)
     try:
         config = schema.model_validate(data)
     except ValidationError:
-        # A required value is wrong or missing.
+        # A required value is wrong or missing, so nothing more can be checked.
         return []
     keys = [_dotted(location) for location in wrong]
     return [problem for problem in config.problems() if not any(key in problem for key in keys)]
 
 
 def _remove(data: Any, location: tuple[int | str, ...]) -> None:
-    """Delete what lies at `location`, if anything does."""
+    """Delete the value at `location`, if it exists."""
     *parents, last = location
     try:
         for part in parents:

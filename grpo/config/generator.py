@@ -62,15 +62,15 @@ class GeneratorConfig(Section):
 
     @property
     def devices(self) -> int:
-        """Devices of one replica, and processes of its engine that hold weights."""
+        """The number of devices of a replica, and of engine processes that hold weights."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def in_own_process(self, device: Literal["cpu", "cuda"]) -> bool:
-        """Whether the engine runs in processes of its own."""
+        """Whether the engine runs in separate processes."""
         return {"auto": device == "cuda" or self.devices > 1, "in_actor": False, "own_process": True}[self.engine]
 
     def problems(self) -> list[str]:
-        """Choices that cannot go together, each with its remedy."""
+        """Find settings that exclude each other, each with its remedy."""
         if self.engine != "in_actor" or self.devices == 1:
             return []
         return [
@@ -107,7 +107,7 @@ class WeightSyncConfig(Section):
     """Longest wait for any part of a push, in seconds: until a generator comes, or until a piece is sent or loaded."""
 
     def problem_on_cpu(self) -> str | None:
-        """What is wrong with the transport where the run computes on CPUs, with the remedy."""
+        """The problem of the transport if the run computes on CPUs, with its remedy; or None."""
         if self.transport not in ("nccl", "ipc"):
             return None
         return (
@@ -119,12 +119,12 @@ class WeightSyncConfig(Section):
         """The transport of a run.
 
         Args:
-            device: what learner and generators compute on.
+            device: device of learner and generators.
             nodes: of the cluster.
-            share_gpus: a learner rank and a generator have one GPU together.
+            share_gpus: whether a learner rank and a generator share a GPU.
 
         Raises:
-            ValueError: the chosen one needs a GPU and there is none.
+            ValueError: the transport needs a GPU and there is none.
         """
         if device == "cpu" and (problem := self.problem_on_cpu()):
             raise ValueError(problem)

@@ -1,4 +1,4 @@
-"""Sections of the configuration that say what a job starts from: its folder, its policy, its data."""
+"""Sections of the configuration for the start of a job: its folder, its policy, its data."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PolicyConfig(Section):
 
 
 def _files(value: object) -> object:
-    # Of a union pydantic would tell one error for each of its sides.
+    # For a union, pydantic would report an error for each of its types.
     names = list(value) if isinstance(value, list | tuple) else [value]
     if value is None or (names and all(isinstance(name, str) for name in names)):
         return value
@@ -109,12 +109,12 @@ class DatasetConfig(Section):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The local files; none where rows come from elsewhere."""
+        """The local files; empty if the rows come from another place."""
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
 def policy_problems(policy: PolicyConfig, *, may_be_new: bool) -> list[str]:
-    """What is wrong with where the policy comes from."""
+    """Find problems with the source of the policy."""
     if policy.new and not may_be_new:
         return ["policy.new makes random weights, which only grpo sft can teach; give policy.path here"]
     if (policy.path is None) == (policy.new is None):
@@ -123,7 +123,7 @@ def policy_problems(policy: PolicyConfig, *, may_be_new: bool) -> list[str]:
     return _new_policy_problems(policy.new) if policy.new else []
 
 
-# What a byte-pair vocabulary holds beside the tags before it learns anything: every byte, padding, the end.
+# Size of a byte-pair vocabulary before training, without the tags: every byte, padding, the end.
 BYTES_AND_SPECIAL = 258
 
 
@@ -141,7 +141,7 @@ def _new_policy_problems(new: NewPolicyConfig) -> list[str]:
 
 
 def dataset_problems(where: str, data: DatasetConfig) -> list[str]:
-    """What is wrong with where the rows come from; `where` is the section's name."""
+    """Find problems with the source of the rows. `where` is the name of the section."""
     if data.generator and (data.hub or data.path):
         return [f"{where}: give a generator, or a hub name and/or a path, not both"]
     if not (data.generator or data.hub or data.path):

@@ -1,7 +1,7 @@
-"""The configuration: one tree for each job, checked whole before any device is claimed.
+"""The configuration: a tree for each job, checked whole before any device is claimed.
 
-`TrainConfig` and `SftConfig` share their parts. `grpo.config.file` reads them from YAML with dotted overrides; what a
-single field cannot know (whether lengths fit the token budget, say) is checked by `problems()`.
+`TrainConfig` and `SftConfig` share their parts. `grpo.config.file` reads them from YAML with dotted overrides.
+`problems()` checks rules between several fields, for example whether lengths fit the token budget.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class TrainConfig(Section):
         return self.rollout.max_prompt_tokens + max(self.rollout.max_completion_tokens, evaluated)
 
     def problems(self) -> list[str]:
-        """What no single field can know, each with its remedy."""
+        """Find problems between several fields, each with its remedy."""
         problems = [*policy_problems(self.policy, may_be_new=False), *dataset_problems("data", self.data)]
         if self.evaluation:
             problems += dataset_problems("evaluation.data", self.evaluation.data)
@@ -276,7 +276,7 @@ class SftConfig(Section):
     """`grpo train` and `grpo sft` do not read this section."""
 
     def problems(self) -> list[str]:
-        """What no single field can know, each with its remedy."""
+        """Find problems between several fields, each with its remedy."""
         problems = [*policy_problems(self.policy, may_be_new=True), *dataset_problems("data", self.data)]
         problems += self.learner.problems(self.policy.dtype)
         if self.sft.max_tokens > self.learner.microbatch_tokens:

@@ -1,6 +1,6 @@
-"""The cluster section of a configuration: what `grpo launch` asks of Slurm, of Kubernetes or of a Ray cluster.
+"""The cluster section of a configuration: the requests of `grpo launch` to Slurm, Kubernetes or a Ray cluster.
 
-It holds names, counts and paths, never a secret's value: a secret is a reference that is followed where the job runs.
+It holds names, counts and paths, never a secret's value. A secret is a reference, which is resolved where the job runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from grpo.config.section import Positive, Section
 
-# What Slurm, Kubernetes and NCCL call things; nothing that a shell or a YAML reader could take for more than a word.
+# Names in Slurm, Kubernetes and NCCL. A shell and a YAML reader take each of them for a plain word.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@+-]*$", max_length=200)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -20,7 +20,7 @@ Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$")]
 
 
-# Ray resources of nodes that are kept for one kind of actor. `grpo.cluster.cluster` obeys them wherever it finds them.
+# Ray resources that mark nodes for a single kind of actor. `grpo.cluster.cluster` respects them on every node.
 LEARNER_NODE, GENERATOR_NODE = "learner_node", "generator_node"
 
 
@@ -154,11 +154,11 @@ class LaunchConfig(NodesConfig):
 
     @property
     def all_nodes(self) -> int:
-        """How many machines there are."""
+        """The number of machines."""
         return sum(group.nodes for group in self.groups)
 
     @property
     def variables(self) -> dict[str, str]:
-        """`environment`, and what follows from `interface`."""
+        """`environment`, and the variables that `interface` sets."""
         named = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface else ()
         return {**dict.fromkeys(named, self.interface or ""), **self.environment}

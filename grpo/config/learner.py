@@ -13,7 +13,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def _targets(value: object) -> object:
-    # Of a union pydantic would tell one error for each of its sides.
+    # For a union, pydantic would report an error for each of its types.
     names = list(value) if isinstance(value, list | tuple) else []
     if value == "all-linear" or (names and all(isinstance(name, str) for name in names)):
         return value
@@ -83,17 +83,17 @@ class LearnerConfig(Section):
 
     @property
     def data_parallel(self) -> int:
-        """How many microbatches are computed at the same time."""
+        """The number of microbatches that are computed at the same time."""
         return self.ranks // self.sequence_parallel
 
     def reduces_once(self, dtype: Dtype) -> bool:
-        """Whether gradients are added up over ranks once per optimizer step, and whole on each until then."""
+        """Whether ranks add up their gradients once per optimizer step. Until then each rank holds a whole gradient."""
         if self.reduce_gradients == "auto":
             return self.zero_stage == 1 or dtype == "float32"
         return self.reduce_gradients == "step"
 
     def problems(self, dtype: Dtype) -> list[str]:
-        """Choices that cannot go together, each with its remedy."""
+        """Find settings that exclude each other, each with its remedy."""
         problems = []
         if self.ranks % self.sequence_parallel:
             problems.append(

@@ -1,4 +1,4 @@
-"""Every key of the configuration in words, read from the schema itself: `grpo config`, and docs/config.md."""
+"""The description of every key of the configuration, from the schema: `grpo config`, and docs/config.md."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ HEADER = """\
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key.
+    """A key.
 
     Attributes:
         name: dotted; `[]` stands for the items of a list.
-        kind: what values it takes, in words.
-        default: as YAML would write it; None where the key must be given.
-        text: what it does; may be empty where name and kind say it.
+        kind: description of its values.
+        default: default value in YAML; None if the key is required.
+        text: description of its effect; empty if name and kind are enough.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class ReferencePart:
-    """A section with its own keys, those of sections inside it left out.
+    """A section with its keys, without the keys of inner sections.
 
     Attributes:
         name: dotted; `[]` stands for the items of a list.
-        text: what the section is about.
-        keys: in the order of the schema.
+        text: description of the section.
+        keys: keys in the order of the schema.
     """
 
     name: str
@@ -79,10 +79,10 @@ def reference() -> list[ReferencePart]:
 
 
 def matching(wanted: str) -> list[ReferencePart]:
-    """The sections and keys that lie at or under a dotted name; all of them for an empty one.
+    """The sections and keys at or under a dotted name; all of them for an empty name.
 
     Raises:
-        ValueError: there is none; the nearest names are told.
+        ValueError: no key has this name; the message has the nearest names.
     """
     plain = _plain(wanted)
     parts = []
@@ -92,7 +92,7 @@ def matching(wanted: str) -> list[ReferencePart]:
             parts.append(replace(part, keys=keys))
     if not parts:
         names = {_plain(key.name) for part in reference() for key in part.keys}
-        # The last word alone finds a key whose section was forgotten.
+        # Also compare the last word alone, in case the user forgot the section.
         near = [name for name in names if name.split(".")[-1] == plain.split(".")[-1]]
         near += difflib.get_close_matches(plain, names, n=3)
         hint = f"; did you mean {', '.join(dict.fromkeys(near[:3]))}?" if near else ""
@@ -101,12 +101,12 @@ def matching(wanted: str) -> list[ReferencePart]:
 
 
 def show(parts: Sequence[ReferencePart], console: Console, said: Callable[[str], Mapping[str, str]]) -> None:
-    """Print them as a person reads them.
+    """Print sections for a person.
 
     Args:
-        parts: what to print.
-        console: where to.
-        said: key -> what each of its choices does, by name; empty where the key's own text says it all.
+        parts: sections to print.
+        console: console for the output.
+        said: function from a key to the descriptions of its choices, by name; empty if the key's text is enough.
     """
     for part in parts:
         console.print(literal(f"\n{part.name}", "bold") + literal(f"  {part.text}"))
@@ -135,7 +135,7 @@ def markdown() -> str:
 
 
 def _plain(name: str) -> str:
-    """`verifiers[].weight`, `verifiers.0.weight` and `verifiers.weight` are one key."""
+    """Remove list positions: `verifiers[].weight`, `verifiers.0.weight` and `verifiers.weight` are the same key."""
     return ".".join(part for part in name.replace("[]", "").split(".") if not part.isdigit())
 
 
@@ -165,7 +165,7 @@ def _parts(
 
 
 def _section(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, bool]:
-    """The section that a value is, or is a list of; and whether it is a list."""
+    """The section in a value or in the items of a list, or None; and whether the value is a list."""
     for choice in (value, *value.get("anyOf", ()), *value.get("allOf", ())):
         is_list = choice.get("type") == "array"
         target = (choice.get("items", {}) if is_list else choice).get("$ref")
@@ -178,14 +178,14 @@ def _section(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> tuple[
 
 def _default(value: Mapping[str, Any]) -> str:
     if "default" not in value:
-        # A factory: pydantic tells no value, and ours are all empty.
+        # The default comes from a factory, so pydantic does not give it. All our factories make empty values.
         return {"array": "[]", "object": "{}"}[value["type"]]
     default = value["default"]
     return default if isinstance(default, str) and default else json.dumps(default)
 
 
 def _kind(definitions: Mapping[str, Any], value: Mapping[str, Any]) -> str:
-    """What values a key takes, in words."""
+    """The description of a key's values."""
     if "$ref" in value:
         return _kind(definitions, definitions[value["$ref"].rsplit("/", 1)[-1]])
     if "anyOf" in value:

@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of."""
+"""The base class and the types of all parts of the configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
-# Less does not hold a worker of the verifiers.
+# A verifier worker needs at least this much, in MiB.
 WorkerMemory = Annotated[int, Field(ge=64)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -25,22 +25,22 @@ class Section(BaseModel):
 
 
 def names_code(value: str) -> bool:
-    """Whether a value names code of the user's, as `module:function` or `file.py:function`, and no built-in choice."""
+    """Whether a value names the user's code, as `module:function` or `file.py:function`, and not a built-in choice."""
     return ":" in value or value.endswith(".py")
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionName:
-    """Marks a text that is a built-in name, or names a function of the user's.
+    """Marks a text that is a built-in name, or the name of a user's function.
 
     Attributes:
-        names: the built-in names.
+        names: built-in names.
     """
 
     names: tuple[str, ...] = ()
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Text that is checked."""
+        """The schema of a text, with the check of its name."""
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class VerificationConfig(Section):
 
 
 def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
-    """Names and weights that cannot be, each with its remedy."""
+    """Find wrong names and weights, each with its remedy."""
     problems = []
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -80,15 +80,15 @@ def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
 
 
 def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
-    """Verifiers that can make a reward negative, for an advantage that divides by the mean reward.
+    """Find verifiers that can make a reward negative, for an advantage that divides by the mean reward.
 
-    Of a verifier of the user's own nothing is known: it is taken to score 0 and more.
+    The range of a user's verifier is unknown. Its scores are assumed to be 0 or more.
     """
     if any(verifier.weight < 0 for verifier in verifiers):
         return ["algorithm.advantage=maxrl needs rewards of 0 and more; give every verifier a weight of 0 or more"]
     punishing = {verifier.name: verifier.weight * _punishment(verifier) for verifier in verifiers}
     gates = [verifier for verifier in verifiers if verifier.gate and not verifier.when and not punishing[verifier.name]]
-    # A gate that is not correct takes the others out of the reward; one that is has earned its weight.
+    # If a gate's answer is wrong, the other verifiers do not count. If it is right, the gate has earned its weight.
     earned = sum(gate.weight for gate in gates)
     total = sum(punishing.values())
     if total <= earned:
@@ -102,7 +102,7 @@ def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
 
 
 def _punishment(verifier: VerifierConfig) -> float:
-    """How far below 0 a built-in verifier scores."""
+    """The largest penalty of a built-in verifier, as a positive number."""
     if verifier.use == "length":
         return 1.0
     worst = verifier.options.get("worst", 1.0)
@@ -115,7 +115,7 @@ _PLAIN = VerificationConfig()
 def specs_of(
     verifiers: Sequence[VerifierConfig], verification: VerificationConfig = _PLAIN
 ) -> tuple[VerifierSpec, ...]:
-    """The configured verifiers, as the pool and the reward need them; those without reasoning tags get the run's."""
+    """Convert the configured verifiers for the pool and the reward. The run's reasoning tags are the default."""
     tags = {} if verification.thinking is None else {"thinking": verification.thinking}
     return tuple(
         VerifierSpec(

@@ -1,4 +1,4 @@
-"""Which charts a run has: one list for the page of `grpo view`, for `report.html` and for the PNG figures."""
+"""The charts of a run. The page of `grpo view`, `report.html` and the PNG figures share this list."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from grpo.report.metrics_log import History
 
 @dataclass(frozen=True, slots=True)
 class RunChart:
-    """A chart of one run, or of several runs together.
+    """A chart of a run, or of several runs together.
 
     Attributes:
-        name: the name of the PNG file, without its ending.
-        title: what is measured.
-        curves: (label, metric) pairs. A chart of one run draws all of them, a chart of several runs draws the first
-            metric of each run.
-        title_of_several: the title of a chart of several runs.
-        unit: what a value counts.
+        name: name of the PNG file, without its ending.
+        title: name of the measured quantity.
+        curves: (label, metric) pairs. A chart of a single run draws all of them; a chart of several runs draws the
+            first metric of each run.
+        title_of_several: title of a chart of several runs.
+        unit: unit of the values.
         low, high: the value axis reaches at least from `low` to `high`, so that noise does not mislead a glance.
         has_figure: whether a PNG file is drawn.
     """
@@ -34,7 +34,7 @@ class RunChart:
 
     @property
     def metric(self) -> str:
-        """The metric that stands for the chart."""
+        """The main metric of the chart."""
         return self.curves[0][1]
 
 
@@ -79,8 +79,8 @@ def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
     def is_measured(*metrics: str) -> bool:
         return any(history.curve(metric).finite() for history in histories for metric in metrics)
 
-    # Supervised fine-tuning earns no reward. A policy-gradient loss, which stands beside a reward, tells a reader
-    # nothing.
+    # Supervised fine-tuning has no reward, so its loss is shown. A policy-gradient loss beside a reward is of no use to
+    # a reader.
     hidden = LOSS if is_measured("reward/mean") else None
     return tuple(
         chart for chart in RUN_CHARTS if chart is not hidden and is_measured(*(metric for _, metric in chart.curves))
@@ -88,11 +88,11 @@ def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
 
 
 def axis_of(metric: str) -> tuple[float | None, float | None]:
-    """The values that the axis of a metric reaches at least; None where the measured values alone decide."""
+    """The values that the axis of a metric reaches at least; None if the measured values alone decide."""
     chart = next((chart for chart in RUN_CHARTS if metric in dict(chart.curves).values()), None)
     return (chart.low, chart.high) if chart else (None, None)
 
 
 def is_rare(metric: str) -> bool:
-    """Whether a metric is measured at so few steps that each of its points is marked."""
+    """Whether a metric is measured at so few steps that a chart marks each point."""
     return metric.startswith("eval/")

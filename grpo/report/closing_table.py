@@ -1,4 +1,4 @@
-"""The table that a run ends with: what was learned, how fast, and where the time went."""
+"""The table at the end of a run: the results, the speed, and the use of time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grpo.visible import visible
 
 @dataclass(frozen=True, slots=True)
 class ClosingTable:
-    """Label and figure, row by row. Prints as a table through rich, and as plain text through `str`."""
+    """Rows of label and figure. rich prints a table, and `str` gives plain text."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -26,7 +26,7 @@ class ClosingTable:
     def __rich__(self) -> Table:
         table = LiteralTable(title=self.title, title_style="bold", show_header=False)
         table.add_column(no_wrap=True, style="dim")
-        # Folded, not cut: the last rows are paths, and a path is of use only whole.
+        # Fold instead of cut, because the last rows are paths, and only a whole path is useful.
         table.add_column(overflow="fold")
         for label, figure in self.rows:
             table.add_row(label, figure)
@@ -41,8 +41,8 @@ def closing_table(name: str, history: History, files: Mapping[str, Path] | None 
     """Sum up a run.
 
     Args:
-        name: the run's name, for the title.
-        history: its metrics; whatever was not measured has no row.
+        name: name of the run, for the title.
+        history: metrics of the run; a metric that was not measured has no row.
         files: label -> path, for the last rows.
     """
     rows = [*_learned(history), *_speed(history), *_time(history)]
@@ -52,7 +52,7 @@ def closing_table(name: str, history: History, files: Mapping[str, Path] | None 
 
 
 def mean_over_time(history: History, name: str) -> float | None:
-    """The mean of a rate weighted by the seconds of each step, which is total amount over total time."""
+    """The mean of a rate, weighted by the seconds of each step: total amount over total time."""
     pairs = [
         (line.metrics[name], line.metrics["time/step_s"])
         for line in history.lines
@@ -78,7 +78,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
         curve = history.curve(name).finite()
         if curve:
             rows.append((label, _first_to_last(curve, decimals) + unit))
-    # Supervised fine-tuning has no reward; there the loss tells what was learned.
+    # Supervised fine-tuning has no reward, so the loss shows the progress.
     loss = history.curve("learner/loss").finite()
     if loss and not history.curve("reward/mean"):
         rows.append(("loss", _first_to_last(loss, 4)))
@@ -90,7 +90,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The slowest verdicts of each verifier: a policy that finds answers which are slow to judge shows here first."""
+    """The slowest verdicts of each verifier. A policy that finds slow-to-judge answers shows here first."""
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []

@@ -1,4 +1,4 @@
-"""What both displays of a job show: the figures of a step, its pace, and time as text."""
+"""Shared parts of both displays of a job: the figures of a step, the pace, and time as text."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rich.console import RenderableType
 
 from grpo.terminal import literal
 
-# The pace of the last steps foretells the end better than the mean of all: completions grow while a policy learns.
+# The pace of the last steps predicts the end better than the mean of all steps, because completions grow in training.
 _PACE_WINDOW = 20
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One figure of the display.
+    """A figure of the display.
 
     Attributes:
-        label: the word before it in the live panel.
-        short: the head of its column in a log, at most `width` wide.
-        metric: its name in the metrics.
-        decimals: digits after the point.
-        width: columns in a log line.
-        unit: follows the figure in the live panel.
-        sticky: keep showing the last value where a step has none (evaluations).
+        label: word before the figure in the live panel.
+        short: head of its column in a log, at most `width` wide.
+        metric: name of its metric.
+        decimals: number of digits after the point.
+        width: width in a log line, in characters.
+        unit: text after the figure in the live panel.
+        sticky: keep the last value if a step has no value (evaluations).
     """
 
     label: str
@@ -40,7 +40,7 @@ class Field:
     sticky: bool = False
 
     def format(self, value: float | None) -> str:
-        """The figure as text; empty where there is none."""
+        """The figure as text; empty for None."""
         if value is None:
             return ""
         if not math.isfinite(value):
@@ -69,24 +69,24 @@ SFT_FIELDS = (
 
 
 def shown_literally(renderable: RenderableType) -> RenderableType:
-    """A string as it is, without markup; anything else is rich's to draw."""
+    """Keep a string as it is, without markup. rich draws everything else."""
     return literal(renderable) if isinstance(renderable, str) else renderable
 
 
 class Pace:
-    """How fast steps come, and when the last one may be done."""
+    """The pace of the steps, and an estimate of the remaining time."""
 
     def __init__(self, total_steps: int | None) -> None:
-        """No step is done yet."""
+        """Start before the first step."""
         self._total = total_steps
         self._ticks: deque[tuple[int, float]] = deque(maxlen=_PACE_WINDOW + 1)
 
     def tick(self, step: int) -> None:
-        """A step is done now."""
+        """Record that a step has just finished."""
         self._ticks.append((step, time.monotonic()))
 
     def position(self) -> str:
-        """The step, and of how many."""
+        """The step, and the number of all steps if it is known."""
         step = self._ticks[-1][0] if self._ticks else 0
         return f"{step}/{self._total}" if self._total else str(step)
 
@@ -98,7 +98,7 @@ class Pace:
         return (end - begin) / (last - first)
 
     def left(self) -> str:
-        """Time until the last step; empty where nobody knows."""
+        """The time until the last step; empty if it is unknown."""
         pace = self.seconds_per_step()
         if pace is None or not self._total:
             return ""
@@ -106,7 +106,7 @@ class Pace:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """The values as a row of block characters, the lowest one lowest. Empty for no values."""
+    """The values as a row of block characters, a higher block for a higher value. Empty for no values."""
     if not values:
         return ""
     low, high = min(values), max(values)
@@ -116,7 +116,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are some."""
+    """Minutes and seconds, with hours from an hour on."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

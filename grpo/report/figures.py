@@ -1,4 +1,4 @@
-"""The curves of one or more runs as PNG files, drawn from their run folders.
+"""The curves of a run, or of several runs, as PNG files, drawn from the run folders.
 
     overview([run], run / "figures")                               one run
     overview([run_a, run_b], folder)                               two runs, a line each
@@ -25,7 +25,7 @@ from grpo.report.charts import STEP_TIME, RunChart, charts_of, is_rare
 from grpo.report.metrics_log import Curve, History, read_history, run_names
 from grpo.report.step_time import PARTS, StepTime, mean_step_time, step_time
 
-# Okabe and Ito's colours, told apart by colour-blind readers, from dark to light in use.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; used from dark to light.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PART_COLOURS = {
     "generate": "#0072B2",
@@ -61,7 +61,7 @@ _STYLE: dict[Any, Any] = {
 }
 # 160 dots an inch: 10 inches give 1600 pixels, which stay sharp when a page shows them 800 wide.
 _DOTS_PER_INCH = 160
-# Bars of a stack; with more of them the edges are mostly noise.
+# Largest number of bars of a stack. With more bars the edges are mostly noise.
 _MOST_BARS = 100
 
 Runs = Sequence[Path] | Mapping[str, Sequence[Path]]
@@ -69,7 +69,7 @@ Runs = Sequence[Path] | Mapping[str, Sequence[Path]]
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What is drawn as one curve: a run, or the seeds of one recipe."""
+    """The source of a curve: a run, or the seeds of a recipe."""
 
     label: str
     colour: str
@@ -83,15 +83,15 @@ class _Entry:
 
 
 def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
-    """Draw what was measured: `overview.png`, then one file per curve.
+    """Draw the measured curves: `overview.png`, then a file per curve.
 
     Args:
-        runs: run folders, one curve each; or label -> run folders that differ by seed only, drawn as the mean over
-            the steps that all of them reached, with a band from the lowest to the highest.
-        folder: where the files go; made if it is missing.
+        runs: run folders, with a curve each; or label -> run folders that differ only by seed. Seeds are drawn as their
+            mean at the steps that all of them reached, with a band from the lowest to the highest value.
+        folder: folder of the files; created if it is missing.
 
     Returns:
-        The paths written, the overview first; empty where no run has anything to draw.
+        The paths of the files, the overview first; empty if no run has anything to draw.
     """
     entries = _entries(runs)
     charts = [
@@ -161,7 +161,7 @@ def _draw(chart: RunChart, axes: Axes, entries: Sequence[_Entry]) -> None:
 
 
 def _draw_behind(axes: Axes, entry: _Entry, chart: RunChart) -> None:
-    """The other curves of a chart, under the first curve and fainter: what training itself sees, step by step."""
+    """Draw the other curves of a chart under the first curve, and fainter: the values of every training step."""
     behind = [(label, mean) for label, metric in chart.curves[1:] for mean, _, _ in _shown(entry, metric)]
     for label, mean in behind:
         drawn = mean.smooth() if mean.is_noisy() else mean
@@ -191,9 +191,9 @@ def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
     for part, seconds in timed.parts.items():
         bottoms, tops = tops, [low + more for low, more in zip(tops, seconds, strict=True)]
         label = f"{part} {shares[part]:.0%}"
-        # Flat over each step, not interpolated: a single slow step should look like one.
+        # Flat over each step, not interpolated, so that a single slow step looks like a single step.
         axes.stairs(tops, edges, baseline=bottoms, fill=True, color=_PART_COLOURS[part], label=label)
-    # The room above the stack is for the legend, which would hide data anywhere else.
+    # Leave room above the stack for the legend, because it would hide data anywhere else.
     axes.set_ylim(0, 1.42 * top)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_title(f"Step time (longest {longest:.1f} s)" if is_cut else "Step time")

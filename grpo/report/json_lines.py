@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, appended whole, and cut back when a run resumes: one class for all of them."""
+"""Files with a JSON object per line. Lines are appended whole, and a run that resumes cuts the file back."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from grpo import files
 
 
 class JsonLines:
-    """Appends lines to a file; each is one write, on the disk when `write` returns unless it need not be."""
+    """Appends lines to a file. Each line is a single write. With `durable`, it is on the disk when `write` returns."""
 
     def __init__(self, path: Path, *, durable: bool = True, alone: bool = False) -> None:
-        """Open the file, made with its folder where it is missing.
+        """Open the file. A missing file is created, and so is its folder.
 
         Args:
             path: the file.
-            durable: wait for the disk at each line; without, a power cut may take the last ones.
-            alone: keep other processes from opening the file in this way.
+            durable: wait for the disk at each line; without it, a power cut may lose the last lines.
+            alone: lock the file, so that no other process opens it with `alone`.
 
         Raises:
-            ValueError: with `alone`, another process has it open.
+            ValueError: another process has opened the file with `alone`.
         """
         self._durable, self._alone = durable, alone
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._descriptor = self._open()
-        # A killed process may have written half a line, and the next line would be glued to it.
+        # A killed process may have written half a line. Remove it, or the next line would continue it.
         os.ftruncate(self._descriptor, path.read_bytes().rfind(b"\n") + 1)
 
     def write(self, line: str) -> None:
-        """Write one line, which ends with its newline.
+        """Write a line, which must end with a newline.
 
         Raises:
             OSError: the disk is full.
@@ -54,7 +54,7 @@ class JsonLines:
         self._descriptor = self._open()
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps, which a resumed run makes again; each line holds an object with its `step`."""
+        """Drop the lines of later steps, because a resumed run makes them again. Each line needs the key `step`."""
         self.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
 
     def close(self) -> None:
@@ -84,6 +84,6 @@ class JsonLines:
 
 
 def complete_lines(path: Path) -> Sequence[str]:
-    """The lines of a file that may be missing, without what a killed process left of a last one."""
+    """The complete lines of a file that may be missing. A half line of a killed process is left out."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     return text.split("\n")[:-1]

@@ -1,4 +1,6 @@
-"""The groups that each step was trained on: a line of `ledger.jsonl` per step. A resume cuts it back with the metrics.
+"""The groups that each step was trained on: one line of `ledger.jsonl` per step.
+
+A resume cuts the file back with the metrics. An example:
 
 `{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`. Metrics and stored
 rollouts describe a step. This file proves, cheaply and for every step, that no group was lost or used twice.
@@ -58,7 +60,7 @@ def read_ledger(run_dir: Path) -> list[TrainedGroup]:
 
 
 def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_at_most: int = 0) -> list[str]:
-    """List the problems of a ledger. The list is empty if every drawn prompt was trained on as often as it was drawn.
+    """List the problems of a ledger: none if each prompt was trained on as often as it was drawn.
 
     Args:
         trained: groups of the ledger.

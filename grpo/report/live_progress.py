@@ -1,4 +1,4 @@
-"""The live panel of a job, where the console is a terminal."""
+"""The live panel of a job, for a console that is a terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from grpo.report.display import Field, Pace, clock, shown_literally, sparkline
 from grpo.terminal import literal
 from grpo.types import Phase
 
-# Four frames a second: smooth enough for a spinner, and nothing to feel on a machine whose cores generate tokens.
+# Four frames a second are smooth enough for a spinner, and cost little on a machine whose cores generate tokens.
 _FRAMES_PER_SECOND = 4
 
 
 class LiveProgress:
-    """A panel at the foot of the terminal; what others print scrolls by above it."""
+    """A panel at the foot of the terminal. Other output scrolls by above it."""
 
     def __init__(self, title: str, total_steps: int | None, fields: Sequence[Field], console: Console) -> None:
         self._title, self._fields, self._console = title, tuple(fields), console
@@ -52,7 +52,7 @@ class LiveProgress:
         streams_before = (sys.stdout, sys.stderr)
         self._live.start()
         self._hold_log_handlers(streams_before)
-        # The cursor is hidden while the panel is up: whichever way the process ends, give it back.
+        # The panel hides the cursor. Show it again, whichever way the process ends.
         atexit.register(self.close)
 
     @contextmanager
@@ -66,7 +66,7 @@ class LiveProgress:
             outcome = ""
         finally:
             self._phases.remove(entry)
-            # Of the phases between steps (evaluations, checkpoints) only a failed one is worth a line for good.
+            # For phases between steps (evaluations, checkpoints), only a failure leaves a permanent line.
             if self._newest_step is None or outcome:
                 self._leave_line(text, outcome, time.monotonic() - started)
 
@@ -99,7 +99,7 @@ class LiveProgress:
 
     def _hold_log_handlers(self, streams_before: tuple[TextIO, TextIO]) -> None:
         # rich replaces sys.stdout and sys.stderr, but a log handler made earlier holds the real stream and would
-        # write across the panel: lead it to the replacement until the panel is closed.
+        # write across the panel. Redirect it to the replacement until the panel is closed.
         replacements = dict(zip(map(id, streams_before), (sys.stdout, sys.stderr), strict=True))
         loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
         for logger in loggers:

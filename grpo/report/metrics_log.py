@@ -1,8 +1,8 @@
 """The numbers of a run: one JSON line per step, appended durably, read back as a History.
 
 A line is one flat object, `{"step": 10, "time": 1760000000.0, "reward/mean": 0.5, ...}`; the names follow
-`docs/metrics.md`. JSON knows neither NaN nor infinity, so a number that is not finite is written as null.
-Several lines may carry the same step (an evaluation that comes in late); a reader merges them.
+`docs/metrics.md`. JSON has neither NaN nor infinity, so a number that is not finite is written as null.
+Several lines may have the same step (an evaluation that arrives late). A reader merges them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class MetricsLine:
     """The metrics of one step.
 
     Attributes:
-        step: rollout batches learned from when the line was written; 0 is before any training.
+        step: number of rollout batches that the policy has learned from; 0 is before any training.
         time: seconds since the epoch.
-        metrics: name -> value; NaN where the run had no finite number to give.
+        metrics: name -> value; NaN if the run had no finite number.
     """
 
     step: int
@@ -57,13 +57,13 @@ class Curve:
         return Curve(tuple(step for step, _ in kept), tuple(value for _, value in kept))
 
     def is_noisy(self) -> bool:
-        """True where there are so many steps that a line from one to the next shows mostly noise."""
+        """Whether there are so many steps that a line through every point shows mostly noise."""
         return len(self.steps) >= _NOISY_FROM
 
     def smooth(self) -> Curve:
-        """The mean over neighbouring points, about a twenty-fifth of the run; centred, so that it is not delayed."""
+        """The mean over neighbouring points, about 4 % of the run. The window is centred, so that there is no delay."""
         half = max(5, len(self.steps) // 25) // 2
-        # Through running sums: a window of its own for each point would take seconds on a run of 10,000 steps.
+        # Use running sums, because a new sum for each point would take seconds on a run of 10,000 steps.
         sums = [0.0, *itertools.accumulate(self.values)]
         smooth = []
         for at in range(len(self.values)):
@@ -83,7 +83,7 @@ class History:
         return tuple(dict.fromkeys(name for line in self.lines for name in line.metrics))
 
     def curve(self, name: str) -> Curve:
-        """The steps at which `name` was measured, and its values. Empty where the run never measured it."""
+        """The steps at which `name` was measured, and its values. Empty if the run never measured it."""
         points = [(line.step, line.metrics[name]) for line in self.lines if name in line.metrics]
         return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
 
@@ -95,10 +95,10 @@ class History:
 def read_history(run_dir: Path) -> History:
     """Read the metrics of a run folder.
 
-    A last line without its newline is what a killed process leaves behind, and is passed over.
+    A killed process may leave a last line without its newline. Such a line is skipped.
 
     Raises:
-        ValueError: a complete line is not one of ours; the message names the file and the line.
+        ValueError: a complete line has a different format; the message names the file and the line.
     """
     path = run_dir / run_files.METRICS
     if not path.exists():
@@ -114,7 +114,7 @@ def read_history(run_dir: Path) -> History:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """A name for each run folder: its own, with as many parents before it as it takes to tell them apart."""
+    """A name for each run folder: the folder's name, after as many parents as are needed to distinguish the runs."""
     parts = [Path(run).resolve().parts[1:] for run in runs]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -124,7 +124,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 class MetricsLog(JsonLines):
-    """Appends lines to a run's metrics file; each is one write, on the disk when `append` returns."""
+    """Appends lines to a run's metrics file. Each line is a single write, on the disk when `append` returns."""
 
     def __init__(self, run_dir: Path) -> None:
         self._last_step = read_history(run_dir).last_step()
@@ -132,18 +132,18 @@ class MetricsLog(JsonLines):
 
     @property
     def last_step(self) -> int | None:
-        """The highest step in the file, None where there is none."""
+        """The highest step in the file; None if the file is empty."""
         return self._last_step
 
     def append(self, line: MetricsLine, *, late: bool = False) -> None:
-        """Write one line to the disk.
+        """Write a line to the disk.
 
         Args:
             line: the metrics of a step.
-            late: they are of a step that has its line, or were passed over: readers merge them.
+            late: accept a step that is not above the last step in the file. Readers merge the lines of a step.
 
         Raises:
-            ValueError: the step is not above the last one in the file, or a name is reserved.
+            ValueError: the step is not above the last step in the file, or a name is reserved.
         """
         for name in RESERVED_NAMES:
             if name in line.metrics:

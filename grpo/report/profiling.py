@@ -1,4 +1,4 @@
-"""Which operators an actor's time goes to: PyTorch's profiler around some steps, inside the actor."""
+"""The operators that take an actor's time: PyTorch's profiler runs inside the actor during some steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from grpo.types import ActorId
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator, over the whole profile.
+    """An operator, over the whole profile.
 
     Attributes:
-        name: PyTorch's, or the kernel's.
-        self_s: seconds in it, without those in operators that it calls; on a GPU of the device, else of the processor.
-        calls: how often.
+        name: name in PyTorch, or name of the kernel.
+        self_s: seconds in the operator, without the operators that it calls: GPU time on a GPU, else processor time.
+        calls: number of calls.
     """
 
     name: str
@@ -28,14 +28,14 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class ActorProfile:
-    """What an actor did between `start` and `stop`.
+    """The profile of an actor, between the profiler's creation and `stop`.
 
     Attributes:
-        actor: who it is.
-        operators: those with the most time of their own, most first.
-        operators_s: the seconds of all operators; what else there was is Python, waiting, and other processes.
-        on_gpu: whether seconds are of the device.
-        trace: a file for chrome://tracing or ui.perfetto.dev.
+        actor: name of the actor.
+        operators: operators with the largest `self_s`, largest first.
+        operators_s: seconds of all operators; the rest of the time is Python, waiting, and other processes.
+        on_gpu: whether the seconds are GPU time.
+        trace: file for chrome://tracing or ui.perfetto.dev.
     """
 
     actor: ActorId
@@ -52,7 +52,7 @@ class OperatorProfiler:
         """Start.
 
         Args:
-            actor: whose work this is.
+            actor: name of the actor.
         """
         self._actor = actor
         self._on_gpu = torch.cuda.is_available()
@@ -61,11 +61,11 @@ class OperatorProfiler:
         self._profile.start()
 
     def stop(self, trace: Path, most: int = 8) -> ActorProfile:
-        """End it and write the trace.
+        """Stop the profiler and write the trace.
 
         Args:
-            trace: a new file; one that ends in `.gz` is compressed.
-            most: operators to name.
+            trace: path of a new file; a name that ends in `.gz` gives a compressed file.
+            most: largest number of operators in the result.
         """
         self._profile.stop()
         trace.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a job runs: the phase it is in, and the figures of the last step.
+"""The terminal display of a running job: its phase, and the figures of the last step.
 
     progress = open_progress("GRPO", total_steps=200)
     with progress.phase(Phase.START, "starting 2 generators"):
@@ -28,7 +28,7 @@ from grpo.types import Phase
 from grpo.visible import visible
 
 _HEADER_EVERY = 20
-# A log wants no more lines than a person reads: faster steps are passed over, but never an evaluation or the last.
+# A person reads only so many lines of a log, so faster steps are skipped, but never an evaluation or the last step.
 _SECONDS_BETWEEN_LINES = 1.0
 
 
@@ -36,7 +36,7 @@ class Progress(Protocol):
     """The terminal display of a job."""
 
     def phase(self, phase: Phase, text: str) -> AbstractContextManager[None]:
-        """Show that the job is busy with what `text` says, and for how long, until the block ends."""
+        """Show `text` and the time since the begin of the block, until the block ends."""
         ...
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -44,7 +44,7 @@ class Progress(Protocol):
         ...
 
     def show(self, renderable: RenderableType) -> None:
-        """Print something that stays above the display; a string is no markup."""
+        """Print something that stays above the display. A string is printed without markup."""
         ...
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ def open_progress(
     fields: Sequence[Field] = GRPO_FIELDS,
     console: Console | None = None,
 ) -> Progress:
-    """A live panel where the console is a terminal, plain lines where it is not."""
+    """Open a live panel if the console is a terminal, else plain lines."""
     console = console or Terminal()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(title, total_steps, fields, console)
@@ -67,7 +67,7 @@ def open_progress(
 
 
 class PlainProgress:
-    """One line per step, and one at the begin and the end of each phase."""
+    """A line per step, and a line at the begin and the end of each phase."""
 
     def __init__(self, title: str, total_steps: int | None, fields: Sequence[Field], console: Console) -> None:
         self._title, self._fields, self._console = title, tuple(fields), console
@@ -102,7 +102,7 @@ class PlainProgress:
         self._line(f"{self._pace.position():>9}{figures}{self._pace.left():>8}")
 
     def show(self, renderable: RenderableType) -> None:
-        # In a log one message is one line, however long.
+        # In a log, a message is a single line, however long.
         self._console.print(shown_literally(renderable), soft_wrap=isinstance(renderable, str | Text))
         self._console.file.flush()
 

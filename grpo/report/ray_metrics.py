@@ -1,7 +1,7 @@
-"""A run's metrics through Ray's own Prometheus exporter: the third part of the Ray room.
+"""A run's metrics through Ray's Prometheus exporter: the third part of the Ray room.
 
-Each node of a Ray cluster has an endpoint that Prometheus scrapes; what the driver sets here appears there beside Ray's
-own figures, as `ray_grpo_reward_mean{run="quickstart"}` for `reward/mean`. launch/grafana/verigrpo.json draws them.
+Each node of a Ray cluster has an endpoint that Prometheus scrapes. The driver's metrics appear there beside Ray's
+figures, as `ray_grpo_reward_mean{run="quickstart"}` for `reward/mean`. launch/grafana/verigrpo.json draws them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ray.util.metrics import Gauge
 
 
 class RayMetricsTracker:
-    """Gauges with the value of the last step. They go when the driver does; Prometheus keeps their history."""
+    """Gauges with the value of the last step. They end with the driver. Prometheus keeps their history."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Nothing is made yet: Ray is started after the trackers are."""
+        """No gauge is made yet, because Ray starts after the trackers."""
         self._run = run_dir.resolve().name
         self._gauges: dict[str, Gauge] = {}
 
@@ -28,7 +28,7 @@ class RayMetricsTracker:
             self._gauges[name].set(value, {"run": self._run})
 
     def truncate_after(self, step: int) -> None:
-        # A gauge has no history of its own.
+        # A gauge has no history.
         return None
 
     def close(self) -> None:
@@ -36,5 +36,5 @@ class RayMetricsTracker:
 
 
 def gauge_name(metric: str) -> str:
-    """What a metric is called for Ray, which puts `ray_` before it: letters, digits and underscores."""
+    """The metric's name for Ray: letters, digits and underscores. Ray puts `ray_` before it."""
     return "grpo_" + re.sub(r"[^A-Za-z0-9_]", "_", metric)

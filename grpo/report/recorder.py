@@ -1,4 +1,4 @@
-"""The reporting of a run: one object that a training loop tells what happened, once per step.
+"""The reporting of a run. The training loop calls a single object once per step.
 
     progress = open_progress("GRPO", total_steps=200)            # grpo.report.progress; first, so that start-up shows
     with progress.phase(Phase.START, "starting 2 generators"):
@@ -13,7 +13,7 @@
     Console().print(closing)                                     # or print(closing), as plain text
 
 Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
-trackers; `finish` may be called on that way too. What lies in the run folder afterwards:
+trackers; `finish` may be called on that way too. The run folder then holds:
 
     metrics.jsonl  ledger.jsonl  timeline.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet
     figures/*.png  report.html  tensorboard/
@@ -42,7 +42,7 @@ from grpo.types import ActorId, Group, Phase
 from rewards.pool.busy_clock import Busy
 
 MISMATCH = "learner/mismatch_kl_first"
-# What the driver's log tells of a step: how it went, and the seconds of its phases.
+# Metrics of a step in the driver's log: its results, and the seconds of its phases.
 _LOGGED = ("reward/mean", "rollout/accuracy", "eval/accuracy", "learner/loss", "learner/gradient_norm")
 _LOGGED_S = tuple(f"time/{part}_s" for part in ("generate", "verify", "learn", "sync", "eval", "checkpoint", "step"))
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecorder:
-    """Keeps what a run says of itself. Used by one thread."""
+    """Records the metrics and completions of a run. Only a single thread may use it."""
 
     def __init__(
         self,
@@ -63,20 +63,19 @@ class RunRecorder:
         mismatch_alarm: float | None = None,
         rollouts_max_mib: int | None = None,
     ) -> None:
-        """Open the run folder, made if it is missing.
+        """Open the run folder. A missing folder is created.
 
         Args:
             run_dir: the run folder.
-            trackers: where metrics go besides `metrics.jsonl`; closed by this report.
-            progress: the terminal display, closed by this report; one is opened where none is given.
-            rollouts_every: store the rollouts of every so many steps, and of the first and the last one;
-                0 stores none.
-            total_steps: the last step planned, for the display and for storing its rollouts.
-            mismatch_alarm: nats of learner/mismatch_kl_first above which the display says so, once.
-            rollouts_max_mib: MiB that stored completions may take together; above it steps in between are removed.
+            trackers: further places for the metrics besides `metrics.jsonl`; `close` closes them.
+            progress: terminal display; `close` closes it. None opens a new display.
+            rollouts_every: steps between stored rollouts; the first and the last step are stored too. 0 stores none.
+            total_steps: number of the last planned step, for the display and for storing its rollouts.
+            mismatch_alarm: threshold of learner/mismatch_kl_first, in nats, above which the display warns once.
+            rollouts_max_mib: largest size of all stored completions, in MiB; above it, steps in between are removed.
 
         Raises:
-            ValueError: `rollouts_every` is negative, or `metrics.jsonl` holds a line that is not ours.
+            ValueError: `rollouts_every` is negative, or `metrics.jsonl` has a line of a different format.
         """
         if rollouts_every < 0:
             raise ValueError(f"rollouts_every must be 0 (none) or more, got {rollouts_every}")
@@ -113,13 +112,14 @@ class RunRecorder:
         groups: Sequence[Group] = (),
         advantages: Advantages = (),
     ) -> None:
-        """Keep and show one finished step.
+        """Record and show a finished step.
 
         Args:
-            step: rollout batches learned from; above the last step reported. 0 is the evaluation before any training.
+            step: number of rollout batches that the policy has learned from; above the last reported step. 0 is the
+                evaluation before any training.
             metrics: name -> number, see `docs/metrics.md`. `time/run_s` is added.
-            groups: the groups that the step learned from.
-            advantages: `advantages[g][i]` of `groups[g].rollouts[i]`; None or NaN where it carries no gradient.
+            groups: groups that the step learned from.
+            advantages: `advantages[g][i]` belongs to `groups[g].rollouts[i]`; None or NaN if it carries no gradient.
 
         Raises:
             ValueError: the step does not rise, a metric has a reserved name, or groups and advantages differ
@@ -145,11 +145,11 @@ class RunRecorder:
         self._warn_of_mismatch(step, numbers)
 
     def late(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep and show numbers of a step that was reported before, such as an evaluation that has only now ended.
+        """Record and show further metrics of an earlier step, such as a background evaluation that has just ended.
 
         Args:
-            step: whose they are.
-            metrics: name -> number, none of which the step has yet.
+            step: number of the earlier step.
+            metrics: name -> number; names that the step does not have yet.
 
         Raises:
             ValueError: a metric has a reserved name.
@@ -162,11 +162,11 @@ class RunRecorder:
         self._progress.show(f"step {step}, evaluated in the background: {figures}")
 
     def busy(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
-        """Keep what each actor did, and when, since this was last called; `TimeLine.append` has the arguments."""
+        """Record the busy times of each actor since the last call. `TimeLine.append` describes the arguments."""
         self._time_line.append(step, begin, lanes)
 
     def evaluation(self, step: int, groups: Sequence[Group]) -> None:
-        """Store what the policy of `step` answered to held-out prompts, where rollouts are stored at all."""
+        """Store the answers of the policy of `step` to held-out prompts, unless `rollouts_every` is 0."""
         if groups and self._rollouts_every:
             nothing = [[None] * len(group.rollouts) for group in groups]
             rollout_store.write_step(self.run_dir, step, groups, nothing, run_files.EVALUATIONS)
@@ -176,11 +176,11 @@ class RunRecorder:
         """Write the figures and the HTML report, close everything, and return the closing table.
 
         Args:
-            write_report: writes the page of a run folder and returns its path; `grpo.view.page.write_report`, which
-                stands above this wing.
+            write_report: function that writes the page of a run folder and returns its path:
+                `grpo.view.page.write_report`. It is an argument because `grpo.report` may not import `grpo.view`.
         """
-        # Imported here: matplotlib takes a second, which neither `import grpo.report.recorder` nor a failing run
-        # should pay.
+        # matplotlib takes a second to import. Imported here, it slows down neither `import grpo.report.recorder` nor
+        # a failing run.
         from grpo.report.figures import overview
 
         self._store_rollouts()
@@ -210,7 +210,7 @@ class RunRecorder:
 
     def _warn_of_mismatch(self, step: int, metrics: Mapping[str, float]) -> None:
         alarm, divergence = self._mismatch_alarm, metrics.get(MISMATCH, 0.0)
-        # A divergence that is no number is not within the threshold either.
+        # The comparison is written so that NaN counts as above the threshold.
         if alarm is None or divergence <= alarm:
             return
         self._mismatch_alarm = None
@@ -228,7 +228,7 @@ class RunRecorder:
         )
 
     def _store_rollouts(self) -> None:
-        # The newest groups are held until the next step, so that a run stopped anywhere still shows its last ones.
+        # The newest groups are kept until the next step, so that a stopped run still stores its last groups.
         if self._unstored is not None:
             rollout_store.write_step(self.run_dir, *self._unstored)
             self._unstored = None

@@ -1,9 +1,9 @@
 """The completions of a run: one Parquet file per stored step, one row per completion.
 
-What a step learned from lies in `rollouts/`, what an evaluation sampled of the held-out prompts in `evaluations/`, with
-the same columns. They are documented in `docs/metrics.md` and are plain enough for `pandas.read_parquet` and
-`datasets.load_dataset("parquet", ...)`: no Arrow map or union, whatever has no fixed shape (the reference, the
-dataset row) is a JSON string.
+`rollouts/` holds the completions that a step learned from. `evaluations/` holds the answers to held-out prompts, with
+the same columns. `docs/metrics.md` documents the columns. `pandas.read_parquet` and
+`datasets.load_dataset("parquet", ...)` can read them, because there is no Arrow map or union. Data without a fixed
+shape (the reference, the dataset row) is a JSON string.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ SCHEMA = pa.schema(
 )
 
 
-# advantages[g][i] belongs to groups[g].rollouts[i]; None or NaN where a rollout carries no gradient.
+# advantages[g][i] belongs to groups[g].rollouts[i]; None or NaN if a rollout carries no gradient.
 Advantages = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVerdict:
-    """A verdict read back, with the name of its verifier."""
+    """A verdict from a file, with the name of its verifier."""
 
     verifier: str
     status: str
@@ -76,7 +76,7 @@ class StoredVerdict:
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """One row read back, without the token lists, which a reader of text has no use for."""
+    """A row from a file, without the token lists, because readers of text do not need them."""
 
     sample: int
     completion: str
@@ -101,7 +101,7 @@ class StoredGroup:
 
 
 def step_path(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> Path:
-    """Where the rollouts of a step are stored."""
+    """The path of the file with the rollouts of a step."""
     return run_dir / folder / f"{run_files.step_name(step)}{_ENDING}"
 
 
@@ -111,7 +111,7 @@ def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, 
 
 
 def plain(reference: str) -> str:
-    """A stored reference, which is JSON, as a person writes it: a string without its quotes."""
+    """A stored reference (JSON) as a person writes it: a string loses its quotes."""
     value = json.loads(reference)
     return value if isinstance(value, str) else reference
 
@@ -130,10 +130,10 @@ def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
 def write_step(
     run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = run_files.ROLLOUTS
 ) -> Path:
-    """Store the rollouts of one step; the file appears whole or not at all.
+    """Store the rollouts of a step. The file appears whole or not at all.
 
     Raises:
-        ValueError: `advantages` has not one number for each rollout.
+        ValueError: the shape of `advantages` differs from the rollouts.
     """
     check_shape(groups, advantages)
     path = step_path(run_dir, step, folder)
@@ -144,7 +144,7 @@ def write_step(
 
 
 def read_groups(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> tuple[StoredGroup, ...]:
-    """Read the groups of one stored step, in the order in which they were scored."""
+    """Read the groups of a stored step, in the order of their scoring."""
     columns = [name for name in SCHEMA.names if name not in ("row", "token_ids", "logprobs")]
     rows = pq.read_table(step_path(run_dir, step, folder), columns=columns).to_pylist()
     by_group: dict[int, list[dict[str, Any]]] = {}
@@ -164,7 +164,7 @@ def read_groups(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> t
 
 
 def truncate_after(run_dir: Path, step: int) -> None:
-    """Remove the stored rollouts of later steps, which a resumed run will make again."""
+    """Remove the stored rollouts of later steps, because a resumed run makes them again."""
     for folder in (run_files.ROLLOUTS, run_files.EVALUATIONS):
         for stored in stored_steps(run_dir, folder):
             if stored > step:
@@ -174,11 +174,12 @@ def truncate_after(run_dir: Path, step: int) -> None:
 def thin(run_dir: Path, most_bytes: int) -> int:
     """Remove stored steps until all of them together take at most `most_bytes`.
 
-    What is kept stays spread over the run: always the step goes whose neighbours are nearest to each other, the
-    oldest of several. The first and the last step of each folder are never removed, so the rest may still be more.
+    The remaining steps stay spread over the run: each time, the step with the closest neighbours is removed, and of
+    several such steps the oldest. The first and the last step of each folder are never removed, so the result may
+    exceed the limit.
 
     Returns:
-        How many were removed.
+        The number of removed steps.
     """
     kept = {folder: list(stored_steps(run_dir, folder)) for folder in (run_files.ROLLOUTS, run_files.EVALUATIONS)}
     sizes = {
@@ -270,10 +271,10 @@ def _number(value: float | None) -> float | None:
 
 
 def storable(text: str) -> str:
-    """A text for Arrow: a lone surrogate is legal in a Python string and not in UTF-8, and is kept readable."""
+    """A text for Arrow. UTF-8 has no lone surrogates, which a Python string may have; they become readable escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_json(value: Any) -> str:
-    # `default=str`: a dataset row may hold a date or a decimal, and the row is kept for people to read.
+    # `default=str`, because a dataset row may hold a date or a decimal, and people read the row as text.
     return json.dumps(value, ensure_ascii=True, default=str)

@@ -1,4 +1,4 @@
-"""The names of the files and folders in a run's folder, each in one place."""
+"""The names of the files and folders in a run's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMELINE = "timeline.jsonl"
 AUDIT = "audit.jsonl"
 FAULTS = "faults.log"
 LOGS = "logs"
-# In `logs/`: the files of all processes that ever were, beside links to the newest.
+# Folder in `logs/` with the files of all processes, old and new. `logs/` itself has links to the newest files.
 LOG_HISTORY = "history"
 FIGURES = "figures"
 ROLLOUTS = "rollouts"
@@ -25,21 +25,21 @@ SKIPPED = "skipped"
 STALLS = "stalls"
 TENSORBOARD = "tensorboard"
 LEFT_OUT = "left_out.jsonl"
-# The policy that a supervised run starts from where it is made anew.
+# The random policy that a supervised run starts from, if its config makes a new policy.
 RANDOM_POLICY = "random_policy"
-# What the trackers call the run.
+# Files with the ids that the trackers give to the run.
 WANDB_ID, MLFLOW_ID = "wandb_id", "mlflow_id"
 # A policy in Hugging Face format: of a whole run, or of a checkpoint.
 POLICY = "policy"
 
 
 def step_name(step: int) -> str:
-    """The name of a file or folder that belongs to a step, without what a file's name ends with."""
+    """The name of a step's file or folder, without the ending of a file."""
     return f"step_{step:06d}"
 
 
 def steps_in(folder: Path, ending: str = "") -> list[int]:
-    """The steps that have a file or folder of their own in a folder, rising; none where there is no such folder."""
+    """The steps that have a file or folder in `folder`, rising; empty if `folder` does not exist."""
     names = (path.name.removesuffix(ending) for path in folder.glob(f"step_*{ending}"))
     return sorted(int(name[1]) for each in names if (name := re.fullmatch(r"step_(\d+)", each)))
 

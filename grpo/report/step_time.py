@@ -1,4 +1,4 @@
-"""Where the seconds of a step went, ready to be stacked."""
+"""The seconds of each part of a step, for stacked charts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from grpo.report.metrics_log import History
 
-# What the loop times one after the other; what they leave of `time/step_s` is "rest".
+# The parts that the loop times, in this order. The remainder of `time/step_s` is "rest".
 TIMED_PARTS = ("generate", "verify", "learn", "sync")
 PARTS = (*TIMED_PARTS, "rest")
-# A step above this many times the usual one (a first step that compiles) would flatten all others in a drawing.
+# A step longer than the usual step by this factor (a first step that compiles) would flatten all others in a chart.
 _OUTLIER = 3.0
 
 
@@ -21,8 +21,8 @@ class StepTime:
     """Seconds of each timed step, by part.
 
     Attributes:
-        steps: rising, at least one.
-        parts: for each of `PARTS` as many seconds as there are steps, none negative.
+        steps: step numbers, rising; never empty.
+        parts: part of `PARTS` -> seconds at each step, never negative.
     """
 
     steps: tuple[int, ...]
@@ -37,7 +37,7 @@ class StepTime:
         return {part: sum(seconds) / len(seconds) for part, seconds in self.parts.items()}
 
     def shares(self) -> dict[str, float]:
-        """Each part's share of the whole time; all 0 where no time passed."""
+        """Each part's share of the whole time; all 0 if no time passed."""
         total = sum(self.totals())
         return {part: sum(seconds) / total if total else 0.0 for part, seconds in self.parts.items()}
 
@@ -54,14 +54,14 @@ class StepTime:
         return StepTime(tuple(self.steps[bucket[len(bucket) // 2]] for bucket in buckets), parts)
 
     def edges(self) -> tuple[float, ...]:
-        """Where the bar of each step begins, and where the last one ends: half way to the neighbours."""
+        """The begin of each step's bar, and the end of the last bar: half way to the neighbours."""
         between = [(left + right) / 2 for left, right in itertools.pairwise(self.steps)]
         first = self.steps[0] - (between[0] - self.steps[0] if between else 0.5)
         last = self.steps[-1] + (self.steps[-1] - between[-1] if between else 0.5)
         return (first, *between, last)
 
     def top(self) -> tuple[float, bool]:
-        """Seconds that a drawing should reach, and whether that cuts some exceptionally long step."""
+        """The height of a chart, in seconds, and whether this height cuts an exceptionally long step."""
         ordered = sorted(self.totals())
         usual = ordered[int(0.9 * (len(ordered) - 1))]
         if ordered[-1] > _OUTLIER * usual > 0:
@@ -70,26 +70,26 @@ class StepTime:
 
 
 def step_time(history: History) -> StepTime | None:
-    """The timed steps of a run, None where it timed none. A part that a step did not time counts as 0 s."""
+    """The timed steps of a run; None if there are none. A part that a step did not time counts as 0 s."""
     timed = [line for line in history.lines if math.isfinite(line.metrics.get("time/step_s", math.nan))]
     if not timed:
         return None
     parts = {part: tuple(_seconds(line.metrics.get(f"time/{part}_s", 0.0)) for line in timed) for part in TIMED_PARTS}
     known = [sum(seconds) for seconds in zip(*parts.values(), strict=True)]
-    # Overlapping parts may add up to more than the step; there is no rest then.
+    # Parts that overlap may add up to more than the step. The rest is then 0.
     rest = (max(0.0, line.metrics["time/step_s"] - seconds) for line, seconds in zip(timed, known, strict=True))
     return StepTime(tuple(line.step for line in timed), {**parts, "rest": tuple(rest)})
 
 
 def mean_step_time(runs: Sequence[StepTime]) -> StepTime | None:
-    """The mean over runs, step by step, at the steps that all of them timed; None where there are none."""
+    """The mean over runs, step by step, at the steps that all of them timed; None if there are no such steps."""
     shared = tuple(sorted(set.intersection(*(set(run.steps) for run in runs)))) if runs else ()
     if not shared:
         return None
-    where = [{step: at for at, step in enumerate(run.steps)} for run in runs]
+    places = [{step: at for at, step in enumerate(run.steps)} for run in runs]
     parts = {
         part: tuple(
-            sum(run.parts[part][at[step]] for run, at in zip(runs, where, strict=True)) / len(runs) for step in shared
+            sum(run.parts[part][at[step]] for run, at in zip(runs, places, strict=True)) / len(runs) for step in shared
         )
         for part in PARTS
     }

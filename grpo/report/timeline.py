@@ -89,10 +89,10 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
             moved = {
                 what: [(a + other - begin, b + other - begin) for a, b in intervals] for what, intervals in busy.items()
             }
-            # Cut first: the clock joins close intervals, but must keep those of different steps apart.
+            # Cut first: the clock joins intervals that are close together, and must not join those of different steps.
             clocks.setdefault(actor, BusyClock()).merge(_within(moved, min(later, default=float("inf"))))
     whole = {actor: clock.take() for actor, clock in clocks.items()}
-    # The end is not the start of the next step, because the run may have been stopped for a night between the two.
+    # The end is not the start of the next step: the run may have been stopped for a night between the two.
     end = max((b for intervals in whole.get(DRIVER, {}).values() for _, b in intervals), default=0.0)
     cut = {actor: _within(busy, end) for actor, busy in whole.items()}
     return StepLanes({actor: busy for actor, busy in cut.items() if busy}, end, bool(later))

@@ -1,6 +1,6 @@
-"""Where the metrics of a run go besides its own folder: TensorBoard, Weights & Biases, MLflow, Prometheus.
+"""Further places for the metrics of a run besides its folder: TensorBoard, Weights & Biases, MLflow, Prometheus.
 
-A tracker is anything with the four methods of `Tracker`; `open_trackers` makes the ones that a config can name.
+A tracker is any object with the methods of `Tracker`. `open_trackers` makes the trackers that a config can name.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class Tracker(Protocol):
     """A place that keeps metrics."""
 
     def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics of one step; `time` is in seconds since the epoch."""
+        """Keep the metrics of a step; `time` is in seconds since the epoch."""
         ...
 
     def truncate_after(self, step: int) -> None:
-        """Forget later steps, which a resumed run will log again. Called before the first `log`."""
+        """Forget later steps, because a resumed run logs them again. Called before the first `log`."""
         ...
 
     def close(self) -> None:
-        """Send what is still held back, and let go. Safe to call twice."""
+        """Send buffered metrics and close. Safe to call twice."""
         ...
 
 
@@ -42,10 +42,10 @@ def open_trackers(
     """Open the named trackers for a run.
 
     Args:
-        names: of `TRACKER_NAMES`.
-        run_dir: the run folder; its name becomes the run's name where a tracker wants one.
-        config: the resolved config, kept by trackers that show one.
-        project: the W&B project, or the MLflow experiment.
+        names: names from `TRACKER_NAMES`.
+        run_dir: run folder; its name becomes the run's name in trackers that name runs.
+        config: resolved config, for trackers that show a config.
+        project: W&B project, or MLflow experiment.
 
     Raises:
         ValueError: a name is unknown, or the package behind it is not installed.
@@ -82,7 +82,7 @@ class TensorBoardTracker:
         self._writer.flush()
 
     def truncate_after(self, step: int) -> None:
-        # TensorBoard's own way: a new event file that declares later steps of the older files void.
+        # TensorBoard's method: a new event file declares later steps of the older files void.
         self._writer.close()
         self._writer = self._open(purge_step=step + 1)
 
@@ -115,7 +115,7 @@ class WandbTracker:
             resume="allow",
             config=dict(config or {}),
         )
-        # W&B's own counter may only rise, which a resumed run breaks: let the curves run over our step instead.
+        # W&B's step counter may only rise, and a resumed run would break this. So the curves use our step as x axis.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -124,7 +124,7 @@ class WandbTracker:
         self._run.log({"step": step, "time": time, **finite})
 
     def truncate_after(self, step: int) -> None:
-        # W&B keeps what it has been sent; the steps made again are drawn over the old ones.
+        # W&B keeps everything that it has received. It draws the repeated steps over the old steps.
         return None
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """An MLflow run, gone on with when the run folder is used again; MLFLOW_TRACKING_URI says where it is kept."""
+    """An MLflow run, continued when the run folder is used again. MLFLOW_TRACKING_URI sets its place."""
 
     def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
         try:
@@ -165,7 +165,7 @@ class MlflowTracker:
         )
 
     def truncate_after(self, step: int) -> None:
-        # MLflow keeps what it has been sent; a step made again has a second, later point.
+        # MLflow keeps everything that it has received. A repeated step gets a second, later point.
         return None
 
     def close(self) -> None:

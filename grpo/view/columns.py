@@ -1,4 +1,4 @@
-"""One file of stored completions in columns, as `grpo.view.index` keeps and joins them."""
+"""A file of stored completions in columns. `grpo.view.index` keeps and joins them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Columns of R rows, one for each completion, and of N groups, in the order of the rows.
+    """Columns of R rows (a row is a completion) and of N groups, in the order of the rows.
 
     Attributes:
         group_R: number of the row's group, counted from 0.
-        reward_R: NaN where it is not known.
-        status_R: bit i is set where a verdict has status STATUSES[i].
-        text_R, prompt_id_N, prompt_N: Arrow arrays, in chunks where files were joined.
-        first_N, count_N: where the group's rows begin, and how many there are.
-        groups_N: the group's index in its step.
+        reward_R: reward; NaN if it is not known.
+        status_R: bit i is set if a verdict has status STATUSES[i].
+        text_R, prompt_id_N, prompt_N: Arrow arrays, in chunks if files were joined.
+        first_N, count_N: first row of the group, and number of its rows.
+        groups_N: index of the group in its step.
         spread_N: variance of the group's rewards.
     """
 
@@ -53,7 +53,7 @@ class Columns:
 
 
 def no_columns() -> Columns:
-    """Of a file without rows."""
+    """The columns of a file without rows."""
     whole, real, text = np.zeros(0, np.int64), np.zeros(0), pa.array([], pa.large_string())
     return Columns(
         group_R=whole,
@@ -74,8 +74,8 @@ def read_columns(path: Path) -> Columns:
     """Read one file.
 
     Raises:
-        OSError: it is not there, or cannot be read.
-        pa.ArrowException: it is torn, or not one of ours.
+        OSError: the file is missing, or cannot be read.
+        pa.ArrowException: the file is torn, or has a different format.
     """
     with pq.ParquetFile(path) as file:
         missing = {name.split(".")[0] for name in _COLUMNS} - set(file.schema_arrow.names)
@@ -116,6 +116,6 @@ def _status_bits(verdicts: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     statuses = pc.struct_field(pc.list_flatten(verdicts), "status")
     bits_R = np.zeros(len(verdicts), np.uint8)
     for at, status in enumerate(STATUSES):
-        # A row may be named several times, which is what `|=` through an index is right for here.
+        # `rows` may contain a row several times. `|=` through an index still sets the bit of each row.
         bits_R[rows[pc.equal(statuses, status).to_numpy(zero_copy_only=False)]] |= 1 << at
     return bits_R

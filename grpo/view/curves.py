@@ -13,12 +13,12 @@ from grpo.view.geometry import Chart, line_chart, step_time_chart
 from grpo.view.recipe import mismatch_alarm_of
 from grpo.view.runs import RunData, shown
 
-# The style sheet has as many colours for runs.
+# Number of colours for runs in the style sheet.
 _COLOURS = 6
 
 
 def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The charts that stand first: all curves of each chart for one run, a line for each of several runs."""
+    """The first charts of the page: for a single run all curves of each chart, for several runs a line for each run."""
     chosen = charts_of([run.history for run in runs])
     drawn = [
         (chart, run_chart(runs[0], chart) if len(runs) == 1 else _metric_chart(runs, chart.metric, chart))
@@ -28,7 +28,7 @@ def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One chart for each metric that a run has, a line for each run in the run's own colour."""
+    """A chart for each metric that a run has, with a line for each run in the run's colour."""
     known = {name for run in runs for name in run.history.names()}
     drawn = [(name, _metric_chart(runs, name)) for name in dict.fromkeys(names) if name in known]
     return [{"metric": name} | plain_chart(made) for name, made in drawn if made]
@@ -49,7 +49,7 @@ def _metric_chart(runs: Sequence[RunData], metric: str, chart: RunChart | None =
 
 
 def run_chart(run: RunData, chart: RunChart) -> Chart | None:
-    """A chart of one run, with all its curves."""
+    """A chart of a single run, with all its curves."""
     if chart is STEP_TIME:
         timed = step_time(run.history)
         return step_time_chart(timed) if timed else None
@@ -74,11 +74,11 @@ def _restyled(chart: Chart, styles: Mapping[str, str]) -> Chart:
 
 
 def step_time_of(run: RunData) -> dict[str, Any] | None:
-    """The chart of where the seconds of all steps went; None where no step was timed."""
+    """The chart of the step time by part; None if no step was timed."""
     chart = run_chart(run, STEP_TIME)
     return plain_chart(chart) if chart else None
 
 
 def plain_chart(chart: Chart) -> dict[str, Any]:
-    """A chart as JSON knows it."""
+    """A chart as plain data for JSON."""
     return shown(dataclasses.asdict(chart))

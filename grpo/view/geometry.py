@@ -16,22 +16,22 @@ from grpo.report.step_time import StepTime
 
 WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 462, 10, 194
-# A line has no use for more points than it has pixels: twice as many buckets, lowest and highest point of each.
+# A line needs no more points than it has pixels. So it keeps the lowest and the highest point of each bucket.
 _MAX_BUCKETS = 210
-# Room of one digit of a label of the value axis, in units of the chart's box. A comma or a point takes half of it.
+# Width of a digit in a label of the value axis, in units of the chart's box. A comma or a point takes half of it.
 _DIGIT = 8.7
-# Values that differ by less than this share of their size are nearly equal: magnified, their noise would look like
-# something that happened, and their labels would not fit beside the chart.
+# Values that differ by less than this share of their size are nearly equal. If they were magnified, their noise would
+# look like a change, and their labels would not fit beside the chart.
 _NEARLY = 1e-4
-# Differences of larger values overflow a float. Nothing that is measured comes near it.
+# Differences of larger values overflow a float. No measured value comes near this.
 _LARGEST = 1e300
-# Bars of a stack; with more of them the edges are mostly noise.
+# Largest number of bars of a stack. With more bars the edges are mostly noise.
 _MOST_BARS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark on an axis: where, in pixels, and what it says."""
+    """A mark on an axis: its position in pixels, and its text."""
 
     at: float
     label: str
@@ -39,7 +39,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class ChartShape:
-    """One line (`points` open, `dots` where single values should show) or one area (`points` closed).
+    """A line (`points` open, `dots` if single values should show) or an area (`points` closed).
 
     `is_faint` marks the single steps behind a smoothed line, which carries the label for both.
     """
@@ -58,9 +58,9 @@ class Chart:
 
     Attributes:
         left: the pixel where the step axis begins; the labels of the value axis stand before it.
-        readout: what a script needs to tell the values under the pointer: the pixel of step 0, pixels per step, and
+        readout: numbers for showing the values under the pointer: the pixel of step 0, pixels per step, and
             each series as [label, [[step, value], ...]].
-        summary: the chart in one sentence, for whoever does not see it.
+        summary: description of the chart in a sentence, for readers who do not see it.
     """
 
     title: str
@@ -83,13 +83,13 @@ def line_chart(
     high: float | None = None,
     dotted: Sequence[str] = (),
 ) -> Chart | None:
-    """A line for each curve that has a point, None where none has.
+    """Draw a line for each curve that has a point; None if no curve has a point.
 
     Args:
-        title: what is measured.
+        title: name of the measured quantity.
         curves: label -> curve.
         span: first and last step of the step axis, the same for charts that stand beside each other.
-        unit: what a value counts.
+        unit: unit of the values.
         low: the value axis begins here or at the lowest value; by default at the lowest value.
         high: the value axis ends here or at the highest value; by default at the highest value.
         dotted: labels of curves whose points are marked, being few.
@@ -100,7 +100,7 @@ def line_chart(
     values = [value for curve in drawn.values() for value in curve.values]
     ends = [end for end in (low, high) if end is not None]
     if high is None and low is not None and max(values) <= low:
-        # A measure that never left the begin of its axis lies on it.
+        # A curve that never left the begin of its axis lies on the axis.
         ends.append(low + 1.0)
     up = _Axis.over(min(values + ends), max(values + ends), BOTTOM, TOP)
     y_ticks = up.ticks(5)
@@ -126,7 +126,7 @@ def line_chart(
 
 
 def step_time_chart(timed: StepTime) -> Chart:
-    """The parts of a step, stacked."""
+    """Draw the parts of the step time as a stack."""
     shares, longest = timed.shares(), max(timed.totals())
     top, is_cut = timed.top()
     readable = timed.thinned(2 * _MAX_BUCKETS)
@@ -173,11 +173,11 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> t
 
 
 def number_label(value: float, step: float | None = None) -> str:
-    """A number as short as it reads well: `0.25`, `12,000`, `1e-5`.
+    """A number as a short, readable text: `0.25`, `12,000`, `1e-5`.
 
     Args:
-        value: the number.
-        step: the distance to the next label of the same axis, from which this one must differ; four digits without.
+        value: number to write.
+        step: distance to the next label of the axis, so that neighbours differ; None gives four digits.
     """
     if value == 0 or (step is not None and abs(value) < step / 1e3):
         return "0"
@@ -203,7 +203,7 @@ class _Axis:
     def over(cls, low: float, high: float, begin: float, end: float, *, whole: bool = False) -> _Axis:
         size, smallest = max(abs(low), abs(high)), 1 / _LARGEST
         if high - low <= (0.0 if whole else max(_NEARLY * size, smallest)):
-            # Give it some extent, so that the line runs through the middle.
+            # Give the axis some extent, so that the line runs through the middle.
             middle, margin = low + (high - low) / 2, 0.0 if whole else 0.1 * size
             margin = margin if margin > smallest else 1.0
             low, high = middle - margin, middle + margin
@@ -219,7 +219,7 @@ class _Axis:
 
 
 def _left(y_ticks: Sequence[Tick]) -> float:
-    """Where the step axis begins: all charts begin at LEFT but those with longer labels."""
+    """The begin of the step axis: LEFT, or further right in a chart with longer labels."""
     widths = [sum(_DIGIT / 2 if character in ".,-" else _DIGIT for character in tick.label) for tick in y_ticks]
     return max(LEFT, round(10 + max(widths, default=0.0)))
 
@@ -240,7 +240,7 @@ def _line(label: str, style: str, curve: Curve, across: _Axis, up: _Axis, *, is_
 
 
 def _thinned(curve: Curve) -> Curve:
-    # Lowest and highest point of each bucket, in their order: a single spike stays in sight.
+    # Keep the lowest and the highest point of each bucket, in their order, so that a single spike stays visible.
     if len(curve.steps) <= 2 * _MAX_BUCKETS:
         return curve
     kept: list[int] = []

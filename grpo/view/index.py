@@ -1,7 +1,7 @@
-"""All stored completions of a run in memory, in columns: what a filter needs to answer while a person types.
+"""All stored completions of a run in memory, in columns, so that a filter answers while a person types.
 
 Numbers are NumPy arrays, texts stay Arrow arrays and are searched by Arrow's own kernels. Files are read once, newest
-first, and again only where they have changed; a reader always sees one whole snapshot, whatever is read meanwhile.
+first, and again only if they have changed. A reader always sees a whole snapshot, even while files are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from grpo.report.rollout_store import step_path, stored_steps
 from grpo.view.columns import STATUSES, Columns, no_columns, read_columns
 
 Order = Literal["newest", "oldest", "spread"]
-# Files read between two snapshots of a long first reading, so that the newest steps can be looked at soon.
+# Files between two snapshots of a long first read. The page can show the newest steps before the read ends.
 _FILES_AT_ONCE = 40
 _READERS = 2
 _REMEMBERED = 16
@@ -30,11 +30,11 @@ _REMEMBERED = 16
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which completions are looked for; all conditions hold together, both ends of a range belong to it.
+    """Conditions on completions. All of them must hold. A range includes both its ends.
 
     Attributes:
-        statuses: one of its verdicts has one of these; empty for any.
-        text: occurs in the completion or in its prompt, whatever the case.
+        statuses: statuses of which at least one verdict of the completion has one; empty for any.
+        text: text that the completion or its prompt contains; upper and lower case are equal.
     """
 
     statuses: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Groups with at least one completion that passes: their numbers in the snapshot, in the order asked for."""
+    """Result of a search: the groups with a completion that passes, by number in the snapshot, in the wanted order."""
 
     groups: np.ndarray[Any, Any]
     matches: np.ndarray[Any, Any]
@@ -66,8 +66,8 @@ class Snapshot(Columns):
     """The columns of all files read so far, in the order of steps.
 
     Attributes:
-        version: rises with every snapshot.
-        step_R, step_N: the step of each row and of each group.
+        version: number that rises with every snapshot.
+        step_R, step_N: step of each row and of each group.
     """
 
     version: int
@@ -75,7 +75,7 @@ class Snapshot(Columns):
     step_N: np.ndarray[Any, Any]
 
     def search(self, wanted: Filter, order: Order = "newest") -> Found:
-        """The groups that have a completion which passes."""
+        """Find the groups that have a completion that passes."""
         passes_R = self._passes(wanted)
         matches_N = np.bincount(self.group_R[passes_R], minlength=len(self.first_N))
         groups = np.flatnonzero(matches_N)
@@ -92,7 +92,7 @@ class Snapshot(Columns):
             (self.tokens_R, wanted.tokens_low, wanted.tokens_high),
             (self.reward_R, wanted.reward_low, wanted.reward_high),
         ):
-            # A reward that is not known (NaN) is in no range.
+            # An unknown reward (NaN) is outside every range.
             passes_R &= column >= low if low is not None else True
             passes_R &= column <= high if high is not None else True
         if wanted.statuses:
@@ -104,7 +104,7 @@ class Snapshot(Columns):
         return passes_R
 
     def rows(self, result: Found, offset: int, limit: int) -> list[dict[str, Any]]:
-        """What a list shows of the groups from `offset` on."""
+        """The list entries of the groups from `offset` on."""
         shown = []
         for group, matches in zip(
             result.groups[offset : offset + limit], result.matches[offset : offset + limit], strict=True
@@ -132,18 +132,18 @@ class Snapshot(Columns):
 
 
 class RolloutIndex:
-    """The index of one folder of stored completions. Any thread may read while one refreshes."""
+    """The index of a folder of stored completions. Any thread may read while another thread refreshes."""
 
     def __init__(self, run_dir: Path, folder: str = run_files.ROLLOUTS, most_steps: int | None = None) -> None:
         """Nothing is read yet.
 
         Args:
             run_dir: the run folder.
-            folder: the folder in it that holds the completions.
-            most_steps: steps to read at most, spread over the stored steps; None reads all of them.
+            folder: name of the folder in it that holds the completions.
+            most_steps: largest number of steps to read, spread over the stored steps; None reads all of them.
         """
         self._run_dir, self._folder, self._most_steps = run_dir, folder, most_steps
-        # By step: (time and size of its file, what it holds).
+        # Step -> ((time, size) of its file, columns of its file).
         self._parts: dict[int, tuple[tuple[int, int], Columns]] = {}
         self._refreshing = threading.Lock()
         self._remembered: dict[tuple[int, Filter, Order], Found] = {}
@@ -152,7 +152,7 @@ class RolloutIndex:
         self.problems: Mapping[int, str] = {}
 
     def refresh(self) -> None:
-        """Read what is new or has changed, newest first, and forget what is gone."""
+        """Read new and changed files, newest first, and forget removed files."""
         with self._refreshing:
             stamps = self._stamps()
             gone = self._parts.keys() - stamps.keys()
@@ -171,16 +171,16 @@ class RolloutIndex:
                 self._publish(problems)
 
     def search(self, wanted: Filter, order: Order = "newest") -> tuple[Snapshot, Found]:
-        """The snapshot searched, and what was found in it."""
+        """Search the current snapshot; return the snapshot and the result."""
         snapshot = self.snapshot
         key = (snapshot.version, wanted, order)
-        found = self._remembered.get(key)
-        if found is None:
-            found = snapshot.search(wanted, order)
-            # Scrolling asks for the same groups again and again.
+        result = self._remembered.get(key)
+        if result is None:
+            result = snapshot.search(wanted, order)
+            # Keep the last results, because scrolling requests the same groups again and again.
             kept = [*self._remembered.items()][-_REMEMBERED + 1 :]
-            self._remembered = {**dict(kept), key: found}
-        return snapshot, found
+            self._remembered = {**dict(kept), key: result}
+        return snapshot, result
 
     def _stamps(self) -> dict[int, tuple[int, int]]:
         stamps = {}
@@ -188,7 +188,7 @@ class RolloutIndex:
             try:
                 stat = step_path(self._run_dir, step, self._folder).stat()
             except FileNotFoundError:
-                # Removed by the run in the meantime (report.rollouts_max_mib).
+                # The run removed the file in the meantime (report.rollouts_max_mib).
                 continue
             stamps[step] = (stat.st_mtime_ns, stat.st_size)
         return stamps
@@ -207,7 +207,7 @@ class RolloutIndex:
             except FileNotFoundError:
                 self._parts.pop(step, None)
             except (pa.ArrowException, OSError) as problem:
-                # One torn file should not hide the others; the page names it. It is tried again when it changes.
+                # A torn file must not hide the others. The page names it, and it is read again when it changes.
                 self._parts[step] = (stamps[step], no_columns())
                 problems[step] = f"{step_path(self._run_dir, step, self._folder).name} cannot be read: {problem}"
 
@@ -217,7 +217,7 @@ class RolloutIndex:
 
 
 def spread_over(steps: Sequence[int], most: int | None) -> list[int]:
-    """At most `most` steps, the first and the last step among them, with about as many steps between each two."""
+    """Choose at most `most` steps at about equal distances, always with the first and the last step."""
     if most is None or len(steps) <= most:
         return list(steps)
     return sorted({steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)})
@@ -229,7 +229,7 @@ def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
         contains: np.ndarray[Any, Any] = pc.match_substring(part, text, ignore_case=True).to_numpy()
         return contains
 
-    # Arrow looks through one array with one thread, and holds no lock of Python's meanwhile.
+    # Arrow searches an array in one thread and releases Python's lock. So two threads search half of the chunks each.
     half = texts.num_chunks // 2
     with concurrent.futures.ThreadPoolExecutor(_READERS) as searchers:
         return np.concatenate([*searchers.map(search, (texts.chunks[:half], texts.chunks[half:]))])

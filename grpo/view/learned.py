@@ -1,4 +1,4 @@
-"""What a policy learned between two steps: the same prompts side by side, and every metric."""
+"""The changes of a policy between two steps: the same prompts side by side, and every metric."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_COMPARED = 200
 
 
 def learned(run: RunData, before: int, after: int) -> dict[str, Any]:
-    """What changed between two steps, the prompts that changed most first.
+    """Compare two steps. The prompts that changed most come first.
 
-    Held-out answers are compared where both steps have stored ones. Otherwise it is training prompts that came
-    more than once in between: their first and their last time.
+    If both steps have stored held-out answers, these are compared. Otherwise the training prompts that came more than
+    once in between are compared, at their first and their last time.
 
     Raises:
         ValueError: the first step does not come before the second.
@@ -55,7 +55,7 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
         if before <= step <= after:
             places.setdefault(name, []).append((step, group))
     ends = [(members[0], members[-1]) for members in places.values() if members[0][0] < members[-1][0]]
-    # Each end is a file to read: those furthest apart say most.
+    # Each end is a file to read, so the number is limited. Prompts whose ends are furthest apart show most.
     ends = sorted(ends, key=lambda pair: pair[0][0] - pair[1][0])[:_MOST_COMPARED]
     stored = {
         (step, stored_group.index): stored_group
@@ -67,7 +67,7 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
 
 def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
     sides = [_side(before), _side(after)]
-    # Where every verdict of a side failed nothing is known of it, and nothing is said of a change.
+    # If every verdict of a side failed, its reward is unknown, and so is the change.
     known = sides[0]["reward"] is not None and sides[1]["reward"] is not None
     gain = sides[1]["reward"] - sides[0]["reward"] if known else None
     kind = "unknown" if gain is None else "better" if gain > 1e-9 else "worse" if gain < -1e-9 else "same"
@@ -85,7 +85,7 @@ def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
 def _side(group: StoredGroup) -> dict[str, Any]:
     rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else None
-    # Of several the one that is nearest to what all of them earn: neither the luckiest nor the worst.
+    # Show the completion with the reward nearest to the mean: neither the luckiest nor the worst.
     nearest: StoredRollout = min(
         group.rollouts,
         key=lambda rollout: math.inf if rollout.reward is None or mean is None else abs(rollout.reward - mean),
@@ -107,7 +107,7 @@ def _differences(history: History, before: int, after: int) -> list[dict[str, An
     rows = []
     for name in history.names():
         curve = history.curve(name).finite()
-        # Of a metric that is not measured at every step the last value by then; before any training, the first.
+        # A metric may not be measured at every step. Take its last value up to the step, or else its first value.
         first, last = (max(0, bisect.bisect_right(curve.steps, step) - 1) for step in (before, after))
         if name != "time/run_s" and first < last:
             old, new = curve.values[first], curve.values[last]

@@ -1,8 +1,8 @@
-"""The page of `grpo view`: its shell, and the whole of it as one file that needs no server, such as `report.html`.
+"""The page of `grpo view`: its HTML, and the whole page as a single file without a server, such as `report.html`.
 
-What a policy writes is hostile. In the file it stands as JSON that cannot end its element, in which every character
-that a page would hide or that would reorder it is shown by name; the script sets it as text only; and the page's
-content security policy allows exactly the script and the style sheet whose hashes it names.
+A policy's texts are hostile. The file holds them as JSON that cannot end its HTML element. Every character that a page
+would hide, or that would reorder the page, is shown by name. The script sets the texts as text only. The page's content
+security policy allows exactly the script and the style sheet with the hashes that it names.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from grpo.view.index import Filter, spread_over
 from grpo.view.runs import FLAG_STEPS, SOURCES, RunData, open_runs
 
 ASSETS = ("view.css", "view.js")
-# What one file holds of each run and source: enough to read for an hour, and a few megabytes. The steps are those that
+# Limits of a file for each run and source: enough to read for an hour, in a few megabytes. The steps are the same that
 # the flags read.
 _STEPS, _GROUPS, _COMPLETIONS = FLAG_STEPS, 150, 16
 # Enough to judge a long chain of thought by its begin and end.
 _HEAD_CHARACTERS, _TAIL_CHARACTERS = 6000, 2000
 _MOST_CHARACTERS = 4_000_000
 _TIMED_STEPS = 60
-# Log-probabilities take more room than the text itself: only groups of short completions bring them.
+# Log-probabilities take more room than the text, so only groups of short completions have them.
 _SHADED_TOKENS = 600
 _FAILED = ("timeout", "error")
 
@@ -53,7 +53,7 @@ def page(exported: Mapping[str, Any] | None = None) -> str:
     sources = {
         name: resources.files("grpo.view").joinpath("templates", name).read_text(encoding="utf-8") for name in ASSETS
     }
-    # The data stands in an element that is no script to a browser; without `<` it cannot end that element.
+    # The browser does not run the element with the data. Without `<` the data cannot end this element.
     data = _json(exported).replace("<", "\\u003c") if exported is not None else ""
     return environment.get_template("view.html.j2").render(
         exported=exported is not None,
@@ -83,7 +83,7 @@ def export(folders: Sequence[Path], path: Path) -> Path:
         path: the file; its folder is made if it is missing.
 
     Raises:
-        ValueError: a folder holds no run, or a file in it has a line that is not one of ours.
+        ValueError: a folder holds no run, or a file in it has a line of a different format.
     """
     runs = open_runs(folders, most_steps=_STEPS)
     for run in runs:
@@ -130,7 +130,7 @@ def _groups(run: RunData, source: str) -> dict[str, Any]:
             run, source, step, [row["group"] for row in rows], shaded_tokens=_SHADED_TOKENS
         )
     }
-    # The first group of every step, then the second group of every step, as far as there is room.
+    # Take the first group of every step, then the second group of every step, until the file is full.
     kept, room = [], _MOST_CHARACTERS
     for row in (row for place in range(each) for rows in chosen.values() for row in rows[place : place + 1]):
         room -= len(_json(details[row["step"], row["group"]]))
@@ -149,14 +149,14 @@ def _groups(run: RunData, source: str) -> dict[str, Any]:
 
 def choose_groups(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict."""
-    # Only one place goes to a failure, or a bad day of the verifiers would hide what the policy does.
+    # A failure gets only a single place. Otherwise many failures would hide the policy's normal work.
     failed = [row for row in rows if row["statuses"].keys() & set(_FAILED)][: count - 1][:1]
     others = [row for row in rows if row not in failed]
     return [*others[: count - len(failed)], *failed]
 
 
 def _cut(detail: dict[str, Any]) -> dict[str, Any]:
-    """A group with as many completions and as much of their texts as the file holds."""
+    """Cut a group to the number of completions and the length of texts that the file may hold."""
     ranked = sorted(
         detail["completions"], key=lambda completion: (completion["reward"] is None, -(completion["reward"] or 0.0))
     )
@@ -168,7 +168,7 @@ def _cut(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortened(value: Any) -> Any:
-    """The same plain data, each very long text by its begin and its end."""
+    """The same plain data, with only the begin and the end of each very long text."""
     if isinstance(value, Mapping):
         return {name: shortened(member) for name, member in value.items()}
     if isinstance(value, list):
@@ -182,7 +182,7 @@ def shortened(value: Any) -> Any:
 def _time_lines(run: RunData) -> dict[str, Any]:
     timed = spread_over(view_data.timed_steps(run.history), _TIMED_STEPS)
     lines = {step: view_data.time_line(run, step) for step in timed}
-    # A step of a thousand actors is long.
+    # The time line of a step with a thousand actors is long, so the number of steps is limited by size.
     most = max(2, len(lines) * _MOST_CHARACTERS // max(1, len(_json(lines))))
     return {str(step): lines[step] for step in spread_over([*lines], most)}
 

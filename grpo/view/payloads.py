@@ -1,7 +1,7 @@
-"""What the page of `grpo view` shows, as plain data made from run folders; nothing is served or drawn here.
+"""The data of the page of `grpo view`, as plain data made from run folders. This module serves and draws nothing.
 
-Every text that a policy, a dataset or a folder's name may have chosen goes through `visible`, so that the page cannot
-be reordered or silently cut by it. That it never becomes markup is the page's part, which only ever sets text.
+A policy, a dataset or a folder's name may choose a text. Every such text goes through `visible`, so that it cannot
+reorder or silently cut the page. The page itself only sets text, so that a text never becomes markup.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ MISMATCH_METRICS = (
     "learner/masked_share",
     "learner/importance_weight",
 )
-# Who is busy in a phase of a step, where the run has not told it of each actor. One that is not named here is shown
-# under its own name.
+# Phase -> who is busy in it, for a run that did not record each actor. A phase without an entry is shown under the
+# phase's name.
 ACTORS = {"generate": "generators", "verify": "verifiers", "learn": "learner", "sync": "weight sync"}
-# In the order in which data passes through them.
+# Order of the lanes: the order in which data passes through the actors.
 _LANES = (ActorKind.GENERATOR, ActorKind.VERIFIERS, ActorKind.LEARNER, ActorKind.DRIVER)
-# Tokens of one completion that are sent with their log-probabilities; the whole text always is.
+# Largest number of tokens of a completion that are sent with log-probabilities. The text is always sent whole.
 _MOST_TOKENS = 4000
 
 
 def state(runs: Sequence[RunData]) -> dict[str, Any]:
-    """What changes while a run goes on; the page asks for the rest again when `version` does."""
+    """The data that changes while a run goes on. When `version` changes, the page requests the rest again."""
     return {
         "version": str(abs(hash(tuple(run.stamp for run in runs)))),
         "unread": sum(index.unread for run in runs for index in run.indexes.values()),
@@ -58,7 +58,7 @@ def state(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def overview(runs: Sequence[RunData]) -> dict[str, Any]:
-    """The runs with their outcomes, the main curves, and the names of all others by their first word."""
+    """The runs with their outcomes, the main curves, and the names of all metrics by first word."""
     histories = [run.history for run in runs]
     names = sorted({name for history in histories for name in history.names()} - {"time/run_s"})
     sections: dict[str, list[str]] = {}
@@ -115,10 +115,10 @@ def group_details(
         source: "training" or "held-out".
         step: the step.
         groups: indices of groups in the step.
-        shaded_tokens: a group of at most so many tokens comes with the log-probability of each token.
+        shaded_tokens: largest size of a group, in tokens, that comes with the log-probability of each token.
 
     Raises:
-        LookupError: a group is not stored (any more).
+        LookupError: the group is not stored, or no longer stored.
     """
     path = step_path(run.run_dir, step, SOURCES[source])
     if not path.is_file():
@@ -162,7 +162,7 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
 
 
 def mismatch(run: RunData) -> dict[str, Any]:
-    """How far learner and generators are apart, and what is done about it."""
+    """The difference between learner and generators, and the metrics of its correction."""
     alarm, chart = mismatch_alarm_of(run.settings), run_chart(run, MISMATCH)
     first = run.history.curve(MISMATCH.metric).finite()
     return shown(
@@ -187,13 +187,13 @@ def timed_steps(history: History) -> list[int]:
 
 
 def time_line(run: RunData, step: int) -> dict[str, Any]:
-    """Who was busy when in a step: a lane for each actor, seconds since the step began.
+    """The busy times in a step: a lane for each actor, in seconds since the step began.
 
-    Of a run that did not record it of each actor, a lane for each kind of them, from what the loop waited for.
+    If the run did not record each actor, there is a lane for each kind of actor, from the waiting times of the loop.
 
     Raises:
         LookupError: the run did not time that step.
-        ValueError: its time line has a line that is not one of ours.
+        ValueError: the time line has a line of a different format.
     """
     line = next((line for line in run.history.lines if line.step == step), None)
     if line is None or not math.isfinite(line.metrics.get("time/step_s", math.nan)):
@@ -219,7 +219,7 @@ def time_line(run: RunData, step: int) -> dict[str, Any]:
 
 
 def _recorded_spans(recorded: StepLanes) -> list[dict[str, Any]]:
-    """What each actor measured, in the order of lanes and of time."""
+    """The intervals that each actor measured, in the order of lanes and of time."""
     return [
         {"actor": str(actor), "phase": what, "from": begin, "to": end}
         for actor in sorted(recorded.lanes, key=_lane_order)
@@ -235,7 +235,7 @@ def _lane_order(actor: ActorId) -> tuple[int, str, int]:
 
 
 def _timed_spans(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """What the loop waited for in a step, and what came after it."""
+    """The phases for which the loop waited in a step, and the evaluation and checkpoint after it."""
     begins = {phase.value: seconds[name] for phase in Phase if (name := f"time/{phase}_from_s") in seconds}
     at = 0.0
     spans = []

@@ -1,4 +1,4 @@
-"""What a reader wants to know of a run's configuration before its curves."""
+"""The part of a run's configuration that the page shows before the curves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RECIPE = (
 
 
 def read_config(text: str) -> Any:
-    """A configuration's text as plain data; None where the text is no YAML, which the page shows as it is."""
+    """A configuration's text as plain data; None if it is not YAML, and the page then shows the text as it is."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -40,7 +40,7 @@ def read_config(text: str) -> Any:
 
 
 def recipe(config: Any) -> list[tuple[str, str]]:
-    """Label and value of what a configuration sets."""
+    """Label and value of each recipe setting in a configuration."""
     rows = []
     for label, keys in _RECIPE:
         value = next((value for key in keys if (value := _look_up(config, key)) is not None), None)
@@ -50,13 +50,13 @@ def recipe(config: Any) -> list[tuple[str, str]]:
 
 
 def mismatch_alarm_of(config: Any) -> float | None:
-    """The threshold of `report.mismatch_alarm`, in nats; None where there is none."""
+    """The threshold of `report.mismatch_alarm`, in nats; None if it is not set."""
     value = _look_up(config, "report.mismatch_alarm")
     return float(value) if isinstance(value, int | float) else None
 
 
 def policy_path_of(config: Any) -> str | None:
-    """The folder of the policy that a run started from; None where it started from a new policy."""
+    """The folder of the policy that a run started from; None for a new policy."""
     value = _look_up(config, "policy.path")
     return value if isinstance(value, str) else None
 

@@ -1,4 +1,4 @@
-"""The runs that `grpo view` shows: each folder read as far as something was asked, and again where files changed."""
+"""The runs that `grpo view` shows. A file is read when a request needs it, and again after it has changed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from grpo.view.tokens import find_tokenizer
 from grpo.visible import visible
 
 SOURCES = {"training": run_files.ROLLOUTS, "held-out": run_files.EVALUATIONS}
-# What the flags read of a run: enough for shares of some percent, in well under a second.
+# Steps, and completions of each step, that the flags read: enough for shares of some percent, in less than a second.
 FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
 _Value = TypeVar("_Value")
 
 
 class RunData:
-    """One run folder, read as far as something was asked, and again where its files have changed."""
+    """A run folder. A file is read when a request needs it, and again after it has changed."""
 
     def __init__(self, run_dir: Path, name: str, most_steps: int | None = None) -> None:
-        """Check that there is a run.
+        """Check that the folder holds a run.
 
         Args:
             run_dir: the run folder.
             name: the name that the page shows.
-            most_steps: stored steps to read at most, spread over the run; None reads all of them.
+            most_steps: largest number of stored steps to read, spread over the run; None reads all of them.
 
         Raises:
             ValueError: the folder holds neither metrics nor stored completions.
@@ -55,35 +55,35 @@ class RunData:
         """The metrics as they are now.
 
         Raises:
-            ValueError: a line of the file is not one of ours.
+            ValueError: a line of the file has a different format.
         """
         return self._cached("history", _stamp(self.run_dir / run_files.METRICS), lambda: read_history(self.run_dir))
 
     @property
     def config(self) -> str:
-        """The resolved config's text, empty where there is none."""
+        """The text of the resolved config; empty if the run has no config."""
         path = self.run_dir / run_files.CONFIG
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @property
     def settings(self) -> Any:
-        """The resolved config as plain data, None where there is none or it is no YAML."""
+        """The resolved config as plain data; None if it is missing or not YAML."""
         return self._cached("settings", _stamp(self.run_dir / run_files.CONFIG), lambda: read_config(self.config))
 
     @property
     def time_lines(self) -> Sequence[str]:
-        """The lines of `timeline.jsonl`, none where the run wrote none."""
+        """The lines of `timeline.jsonl`; empty if the run has no such file."""
         path = self.run_dir / run_files.TIMELINE
         return self._cached("time line", _stamp(path), lambda: complete_lines(path))
 
     @property
     def stamp(self) -> tuple[object, ...]:
-        """Changes whenever there is something new to show."""
+        """A value that changes whenever there is something new to show."""
         versions = tuple(index.snapshot.version for index in self.indexes.values())
         return (_stamp(self.run_dir / run_files.METRICS), _stamp(self.run_dir / run_files.AUDIT), *versions)
 
     def audit_rows(self) -> tuple[Mapping[str, Any], ...]:
-        """What `grpo audit` wrote, nothing where it was not run."""
+        """The rows that `grpo audit` wrote; empty if it did not run."""
         path = self.run_dir / run_files.AUDIT
         if not path.is_file():
             return ()
@@ -91,7 +91,7 @@ class RunData:
         return self._cached("audit", _stamp(path), lambda: tuple(json.loads(line) for line in lines))
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies beside the run, if one does."""
+        """The tokenizer that lies beside the run; None if there is no tokenizer."""
         path = find_tokenizer(self.run_dir, policy_path_of(self.settings))
         if path is None:
             return None
@@ -133,7 +133,7 @@ class RunData:
 
 
 def open_runs(folders: Sequence[Path], most_steps: int | None = None) -> tuple[RunData, ...]:
-    """The runs to look at, each with a name that tells it from the others; `RunData` has the arguments."""
+    """Open run folders, each under a name that distinguishes it from the others. `RunData` describes the arguments."""
     names = run_names(folders)
     return tuple(RunData(Path(folder), name, most_steps) for folder, name in zip(folders, names, strict=True))
 
@@ -147,7 +147,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def shown(value: _Value) -> _Value:
-    """The same plain data with every text made visible and every number that JSON does not know as None."""
+    """The same plain data, with every text made visible and NaN and infinity as None."""
     plain: _Value = _shown(value)
     return plain
 

@@ -1,10 +1,10 @@
-"""`grpo view`: a page for looking at runs, served to this machine, or with a token to a network; and as one file.
+"""`grpo view`: a page that shows runs, served to this machine, or with a token to a network.
 
-What it serves was written by a policy, so it trusts none of it: data leaves as JSON with every hidden character named,
-the page sets it as text only, and its content security policy allows no script, style or connection but its own. A web
-site that a person visits meanwhile can neither read it nor reach it under a name of its own: requests that name another
-host, or come from another site, are refused. No path is ever taken from a request, every number in it is bounded, and
-what a question can cost is bounded by what the runs hold.
+A policy wrote the data, so the server trusts none of it. The data leave as JSON with every hidden character named, the
+page sets them as text only, and the content security policy allows scripts, styles and connections of this server only.
+A web site that a person visits meanwhile can neither read the page nor reach it under another host name: the server
+refuses requests that name another host or come from another site. The server takes no path from a request, it bounds
+every number in a request, and the size of the runs bounds the cost of a request.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from grpo.view.page import ASSETS, page
 from grpo.view.runs import RunData
 from grpo.visible import visible
 
-# Seconds between two looks at the folders of runs that may still go on.
+# Seconds between two reads of the run folders, because a run may still go on.
 _REFRESH_S = 2.0
 _MOST_ROWS = 500
-# A page that asks for every chart of a run with 400 metrics needs half of it.
+# Characters. A request for every chart of a run with 400 metrics needs half of this.
 _LONGEST_QUERY = 32 * 1024
-# JSON's largest whole number that every reader knows exactly; no step, token or group is beyond it.
+# The largest integer that every JSON reader represents exactly. No step, token or group number is larger.
 _LARGEST = 2**53
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -61,28 +61,28 @@ _Reward = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
 def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = (), token: str | None = None) -> FastAPI:
-    """The application that serves the page of some runs.
+    """Make the application that serves the page of some runs.
 
     Args:
-        runs: in the order in which they are shown.
-        hosts: names under which it may be asked, besides `localhost` and addresses.
-        token: what a browser must show; None lets everybody in who reaches the server.
+        runs: runs in the order of the page.
+        hosts: host names that requests may use, besides `localhost` and addresses.
+        token: secret that a browser must show; None admits everybody who reaches the server.
     """
-    # Its own documentation pages would load scripts from elsewhere.
+    # FastAPI's documentation pages would load scripts from other sites, so they are off.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    # The one added last is asked first: who is a stranger, then whether it may come in.
+    # The middleware that is added last runs first. So strangers are refused before the token is checked.
     if token is not None:
         _ask_for_token(app, token)
     _refuse_strangers(app, hosts)
     _tell_problems(app)
     _serve_page(app)
     _serve_runs(app, runs)
-    _serve_one(app, runs)
+    _serve_single_run(app, runs)
     return app
 
 
 def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
-    """Answer nobody who names another host or comes from another site, and send the policy with every answer."""
+    """Refuse requests that name another host or come from another site. Send the policy with every answer."""
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -100,8 +100,8 @@ def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
 
 
 def _ask_for_token(app: FastAPI, token: str) -> None:
-    """Let in who opens the page with `?token=`, by a cookie from then on, and nobody else."""
-    # Cookies know no ports: two pages of one machine must not take each other's.
+    """Admit only browsers that open the page with `?token=`. Later requests show a cookie instead."""
+    # Cookies ignore ports. The name depends on the token, so that two pages on the same machine do not mix cookies.
     cookie = f"grpo-view-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
     def is_token(given: str) -> bool:
@@ -113,14 +113,14 @@ def _ask_for_token(app: FastAPI, token: str) -> None:
             return await answer(request)
         if request.url.path != "/" or not is_token(request.query_params.get("token", "")):
             return _json({"detail": "open the address that `grpo view` printed: it ends in a token"}, 401)
-        # The address that stays in the browser's bar and history is without it.
+        # Redirect, so that the token does not stay in the browser's address bar and history.
         response = Response(status_code=303, headers={"Location": "/"})
         response.set_cookie(cookie, token, httponly=True, samesite="lax")
         return response
 
 
 def _tell_problems(app: FastAPI) -> None:
-    """What is not there, and what was asked wrongly, as a status and a sentence."""
+    """Answer errors with a status and a sentence."""
 
     @app.exception_handler(LookupError)
     async def missing(_: Request, problem: Exception) -> Response:
@@ -136,7 +136,7 @@ def _tell_problems(app: FastAPI) -> None:
 
 
 def _serve_page(app: FastAPI) -> None:
-    """The page, its style and its script."""
+    """Serve the page, its style and its script."""
 
     @app.get("/")
     def root() -> Response:
@@ -151,7 +151,7 @@ def _serve_page(app: FastAPI) -> None:
 
 
 def _serve_runs(app: FastAPI, runs: Sequence[RunData]) -> None:
-    """What is told of all runs together."""
+    """Serve the data of all runs together."""
 
     @app.get("/api/state")
     def state() -> Response:
@@ -166,8 +166,8 @@ def _serve_runs(app: FastAPI, runs: Sequence[RunData]) -> None:
         return _json(curves.charts(runs, metric))
 
 
-def _serve_one(app: FastAPI, runs: Sequence[RunData]) -> None:
-    """What is told of one run, chosen by its number."""
+def _serve_single_run(app: FastAPI, runs: Sequence[RunData]) -> None:
+    """Serve the data of a single run. Its number chooses it."""
 
     def chosen(run: int) -> RunData:
         if not 0 <= run < len(runs):
@@ -222,9 +222,9 @@ def _json(data: Any, status: int = 200) -> Response:
 
 
 def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
-    """True where a request's Host is an address, `localhost`, or one of `hosts`.
+    """Whether a request's Host is an address, `localhost`, or a name in `hosts`.
 
-    A name that somebody else has made to point here (DNS rebinding) is none of them; an address cannot be rebound.
+    This stops DNS rebinding, where a stranger's host name points to this machine. An address cannot be rebound.
     """
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
     if name.lower() in ("localhost", *(host.lower() for host in hosts)):
@@ -239,14 +239,14 @@ def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
 def serve(
     runs: Sequence[RunData], *, host: str, port: int, say: Callable[[str], None], ask_token: bool = False
 ) -> None:
-    """Serve until Ctrl-C, and keep reading what the runs write.
+    """Serve until Ctrl-C, and keep reading the files of the runs.
 
     Args:
-        runs: in the order in which they are shown.
-        host: address to serve on; any but this machine's loopback asks for a token.
-        port: 0 takes a free one.
-        say: prints a line.
-        ask_token: ask for a token on loopback too, where other users of the machine reach the page.
+        runs: runs in the order of the page.
+        host: address to serve on; every address except loopback requires a token.
+        port: port number; 0 takes a free port.
+        say: function that prints a line.
+        ask_token: require a token on loopback too, because other users of the machine reach the page.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.
@@ -271,7 +271,7 @@ def serve(
         say("Who has this address with its token can read the runs; the connection is not encrypted (docs/looking.md)")
     reader.start()
     try:
-        # Ctrl-C is how it ends.
+        # Ctrl-C is the normal end.
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
     finally:
@@ -286,7 +286,7 @@ def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Calla
                 for index in run.indexes.values():
                     index.refresh()
             except OSError as problem:
-                # A file system may come back; until then the page shows what was read before.
+                # A file system may come back. Until then the page shows the data from before.
                 message = f"{run.run_dir} cannot be read now: {problem}"
                 if message not in printed:
                     say(message)
