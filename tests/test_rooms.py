@@ -275,3 +275,12 @@ def test_architecture_lists_every_wing_and_every_file() -> None:
     for path in MODULES.values():
         folders[str(path.parent.relative_to(ROOT))] += [path.stem] if path.stem not in ("__init__", "__main__") else []
     assert listed == {folder: sorted(names) for folder, names in folders.items()}
+
+
+def test_the_name_of_a_class_means_one_thing() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(name)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}

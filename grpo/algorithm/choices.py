@@ -39,7 +39,7 @@ _GIVEN: Mapping[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AlgorithmChoice:
     """One choice of the objective.
 
     Attributes:
@@ -87,7 +87,7 @@ class Choice:
             raise RuntimeError(f"{self.key} raised {describe(problem)}") from problem
 
 
-def choice(kind: Kind, name: str) -> Choice:
+def choice(kind: Kind, name: str) -> AlgorithmChoice:
     """Return the function of a choice.
 
     Raises:
@@ -97,7 +97,7 @@ def choice(kind: Kind, name: str) -> Choice:
 
 
 @functools.cache
-def _choice(kind: Kind, name: str) -> Choice:
+def _choice(kind: Kind, name: str) -> AlgorithmChoice:
     key = f"algorithm.{kind}={name}"
     function = locate(name, key) if names_code(name) else BUILT_IN[kind][name]
     parameters = inspect.signature(function).parameters.values()
@@ -112,7 +112,7 @@ def _choice(kind: Kind, name: str) -> Choice:
     keywords = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
     keywords.sort(key=lambda item: item.default is not item.empty)
     required = sum(item.default is item.empty for item in keywords)
-    return Choice(key, names_code(name), function, positional, tuple(item.name for item in keywords), required)
+    return AlgorithmChoice(key, names_code(name), function, positional, tuple(item.name for item in keywords), required)
 
 
 def load_on_rank(algorithm: AlgorithmConfig) -> None:
@@ -198,7 +198,7 @@ def aggregation_of(algorithm: AlgorithmConfig, longest: int) -> contracts.Aggreg
     return lambda lengths: chosen(algorithm, lengths, length_divisor=longest)
 
 
-def _shaped(chosen: Choice, result: object, like: Tensor) -> Tensor:
+def _shaped(chosen: AlgorithmChoice, result: object, like: Tensor) -> Tensor:
     if not isinstance(result, Tensor):
         raise RuntimeError(f"{chosen.key} returned {type(result).__name__}; expected a tensor")
     if result.shape != like.shape:

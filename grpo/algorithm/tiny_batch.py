@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm import choices
-from grpo.algorithm.choices import BUILT_IN, Choice, Kind, choice
+from grpo.algorithm.choices import BUILT_IN, AlgorithmChoice, Kind, choice
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.config.algorithm import AlgorithmConfig
 
@@ -60,7 +60,7 @@ def try_functions(algorithm: AlgorithmConfig, longest: int) -> list[str]:
     return list(algorithm.functions)
 
 
-def _check_options(algorithm: AlgorithmConfig, functions: list[Choice]) -> None:
+def _check_options(algorithm: AlgorithmConfig, functions: list[AlgorithmChoice]) -> None:
     taken = [name for function in functions for name in function.keywords]
     for name in algorithm.options:
         if name not in taken:
@@ -76,7 +76,7 @@ def _check_options(algorithm: AlgorithmConfig, functions: list[Choice]) -> None:
         raise ValueError(f"algorithm.dual_clip={algorithm.dual_clip} is not taken by {ratio.key}; leave it out")
 
 
-def _try_advantage(algorithm: AlgorithmConfig, chosen: Choice) -> None:
+def _try_advantage(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     rewards_PG = torch.tensor(_REWARDS)
     valid_PG = torch.ones_like(rewards_PG, dtype=torch.bool)
     for place in _INVALID:
@@ -97,7 +97,7 @@ def _try_advantage(algorithm: AlgorithmConfig, chosen: Choice) -> None:
         _refuse(chosen, "depends on rewards that are not valid or on padding; mask with valid_PG, and count with it")
 
 
-def _try_ratio(algorithm: AlgorithmConfig, chosen: Choice) -> None:
+def _try_ratio(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     old_T = torch.tensor(_LOGPROBS)
     drifted_T = old_T + torch.tensor(_DRIFT)
     loss_T, gradient_T = _policy_term(algorithm, drifted_T, old_T)
@@ -168,7 +168,7 @@ def _gradient(total: Tensor, logprobs_T: Tensor) -> Tensor:
     return torch.zeros_like(logprobs_T) if gradient_T is None else gradient_T
 
 
-def _try_aggregation(algorithm: AlgorithmConfig, chosen: Choice, longest: int) -> None:
+def _try_aggregation(algorithm: AlgorithmConfig, chosen: AlgorithmChoice, longest: int) -> None:
     weigh = choices.aggregation_of(algorithm, longest)
     result = weigh(_COMPLETIONS)
     if not isinstance(result, tuple) or len(result) != 2:
@@ -190,7 +190,7 @@ def _try_aggregation(algorithm: AlgorithmConfig, chosen: Choice, longest: int) -
         _refuse(chosen, "depends on completions of length 0, which carry no loss; leave them out of every count")
 
 
-def _try_kl(algorithm: AlgorithmConfig, chosen: Choice) -> None:
+def _try_kl(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     reference_T = torch.tensor(_LOGPROBS)
     logprobs_T = (reference_T + torch.tensor(_DRIFT)).requires_grad_()
     kl_T = choices.kl_estimate(algorithm, logprobs_T, reference_T)
@@ -204,7 +204,7 @@ def _try_kl(algorithm: AlgorithmConfig, chosen: Choice) -> None:
         _refuse(chosen, "has no gradient by logprobs_T, which algorithm.kl_place=loss needs; or use kl_place=reward")
 
 
-def _same(chosen: Choice, first: Tensor, second: Tensor) -> None:
+def _same(chosen: AlgorithmChoice, first: Tensor, second: Tensor) -> None:
     if not torch.equal(first, second):
         _refuse(chosen, "returns other values when it is called again, so no run could be repeated or resumed")
 
@@ -213,5 +213,5 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
     return torch.allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-def _refuse(chosen: Choice, problem: str) -> NoReturn:
+def _refuse(chosen: AlgorithmChoice, problem: str) -> NoReturn:
     raise ValueError(f"{chosen.key} {problem} (tried on a tiny batch; docs/objectives.md has the contract)")

@@ -73,7 +73,7 @@ def shown_literally(renderable: RenderableType) -> RenderableType:
     return literal(renderable) if isinstance(renderable, str) else renderable
 
 
-class Pace:
+class StepPace:
     """The pace of the steps, and an estimate of the remaining time."""
 
     def __init__(self, total_steps: int | None) -> None:

@@ -20,7 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from grpo.report.display import Field, Pace, clock, shown_literally, sparkline
+from grpo.report.display import Field, StepPace, clock, shown_literally, sparkline
 from grpo.terminal import literal
 from grpo.types import Phase
 
@@ -33,7 +33,7 @@ class LiveProgress:
 
     def __init__(self, title: str, total_steps: int | None, fields: Sequence[Field], console: Console) -> None:
         self._title, self._fields, self._console = title, tuple(fields), console
-        self._pace = Pace(total_steps)
+        self._pace = StepPace(total_steps)
         self._total_steps = total_steps
         self._figures: dict[str, tuple[int, float]] = {}
         self._newest_step: int | None = None

@@ -21,7 +21,7 @@ from typing import Protocol
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from grpo.report.display import GRPO_FIELDS, Field, Pace, shown_literally
+from grpo.report.display import GRPO_FIELDS, Field, StepPace, shown_literally
 from grpo.report.live_progress import LiveProgress
 from grpo.terminal import Terminal
 from grpo.types import Phase
@@ -71,7 +71,7 @@ class PlainProgress:
 
     def __init__(self, title: str, total_steps: int | None, fields: Sequence[Field], console: Console) -> None:
         self._title, self._fields, self._console = title, tuple(fields), console
-        self._pace = Pace(total_steps)
+        self._pace = StepPace(total_steps)
         self._total_steps = total_steps
         self._lines = 0
         self._printed_at = -math.inf

@@ -19,7 +19,7 @@ from rewards.mathematics.nodes import (
     Node,
     Number,
     Quantity,
-    Ratio,
+    RatioNode,
     Relation,
     Symbol,
     Text,
@@ -172,7 +172,7 @@ def kind_of(reference: Any) -> str:
     if isinstance(node, Apply) and node.op in ("percent", "degree"):
         return node.op
     names: Mapping[type, str] = {
-        Relation: "relation", Matrix: "matrix", Quantity: "quantity", Ratio: "ratio or time", Text: "text",
+        Relation: "relation", Matrix: "matrix", Quantity: "quantity", RatioNode: "ratio or time", Text: "text",
         Bound: "bound variable", Symbol: "symbol", Apply: "expression",
     }  # fmt: skip
     return names.get(type(node), "constant")

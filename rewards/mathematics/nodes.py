@@ -105,7 +105,7 @@ class Quantity:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
+class RatioNode:
     """`a:b` or `a:b:c`.
 
     `clock` is the number of seconds after midnight if it can be a time of day; `exact_clock` says whether a.m. or p.m.
@@ -125,7 +125,7 @@ class Text:
 
 
 Node = (
-    Number | Constant | Symbol | Apply | Bound | Sequence | Relation | Matrix | Quantity | Ratio | Text
+    Number | Constant | Symbol | Apply | Bound | Sequence | Relation | Matrix | Quantity | RatioNode | Text
 )  # fmt: skip
 Expression = (Number, Constant, Symbol, Apply, Bound)
 
@@ -134,7 +134,7 @@ def children(node: Node) -> tuple[Node, ...]:
     """The nodes directly below a node."""
     if isinstance(node, Apply):
         return node.args
-    if isinstance(node, (Sequence, Ratio)):
+    if isinstance(node, (Sequence, RatioNode)):
         return node.items
     if isinstance(node, Relation):
         return node.sides

@@ -37,7 +37,7 @@ from rewards.answers.thinking import final_text, thinking_tags
 from rewards.mathematics.comparing.arithmetics import precise
 from rewards.mathematics.comparing.equal import Undecided, equal, undecidable
 from rewards.mathematics.conventions import Conventions
-from rewards.mathematics.nodes import Expression, Node, Number, Quantity, Ratio, Text, Unreadable
+from rewards.mathematics.nodes import Expression, Node, Number, Quantity, RatioNode, Text, Unreadable
 from rewards.mathematics.nodes import Sequence as Items
 from rewards.mathematics.reading.answer_parser import words
 from rewards.mathematics.reading.latex_text import MAX_ANSWER, normalise
@@ -201,7 +201,7 @@ class Math:
             node = parse(plain)
         except Unreadable as problem:
             return self._other_reading(reference, plain) or unparseable(f"{str(problem)[:120]}: {plain[:60]!r}")
-        if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, Ratio)):
+        if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, RatioNode)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
             # The reference is words, so the answer is read as words: "New York" without \text is no product of letters.

@@ -20,7 +20,7 @@ from rewards.mathematics.nodes import (
     Node,
     Number,
     Quantity,
-    Ratio,
+    RatioNode,
     Relation,
     Sequence,
     Text,
@@ -93,7 +93,7 @@ class Judge(FamilyJudge):
             return self._same_value(gold, answer)
         if isinstance(gold, Relation) or isinstance(answer, Relation):
             return self._same_relation(gold, answer)
-        if isinstance(gold, (Quantity, Ratio)) or isinstance(answer, (Quantity, Ratio)):
+        if isinstance(gold, (Quantity, RatioNode)) or isinstance(answer, (Quantity, RatioNode)):
             return self._same_measure(gold, answer)
         if isinstance(gold, Apply) or isinstance(answer, Apply):
             gold, answer = plain_vector(gold) or gold, plain_vector(answer) or answer
@@ -163,7 +163,7 @@ class Judge(FamilyJudge):
 
     def _items(self, node: Node) -> tuple[str, tuple[Node, ...]] | None:
         if not isinstance(node, Sequence):
-            return ("one", (node,)) if isinstance(node, (*Expression, Quantity, Ratio)) else None
+            return ("one", (node,)) if isinstance(node, (*Expression, Quantity, RatioNode)) else None
         if node.brackets == "{}" and node.items and all(isinstance(item, Relation) for item in node.items):
             return "list", node.items  # {x = 2, y = 3} is a solution, not a set of numbers
         kind = {"{}": "set", "": "list"}.get(node.brackets, "tuple")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.mathematics.comparing.equal_values import ValueJudge, cross, measured, times, under
-from rewards.mathematics.nodes import Apply, Constant, Expression, Node, Number, Quantity, Ratio, Unit, walk
+from rewards.mathematics.nodes import Apply, Constant, Expression, Node, Number, Quantity, RatioNode, Unit, walk
 
 _HUNDRED = Number(Fraction(100))
 _ANGLE = (("angle", 1),)
@@ -18,7 +18,7 @@ class MeasureJudge(ValueJudge):
         gold_percent, answer_percent = under("percent", gold), under("percent", answer)
         if gold_percent is not None or answer_percent is not None:
             return self._same_percent(gold, gold_percent, answer, answer_percent)
-        if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        if isinstance(gold, RatioNode) or isinstance(answer, RatioNode):
             return self._same_ratio(gold, answer)
         (value, unit), (other, other_unit) = _quantity(gold), _quantity(answer)
         if not isinstance(value, Expression) or not isinstance(other, Expression):
@@ -53,7 +53,7 @@ class MeasureJudge(ValueJudge):
         return self.conventions.percent == "either" and self._equal_values(percent, bare)
 
     def _same_ratio(self, gold: Node, answer: Node) -> bool:
-        if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        if isinstance(gold, RatioNode) and isinstance(answer, RatioNode):
             if gold.exact_clock and answer.exact_clock:
                 return gold.clock == answer.clock
             if gold.exact_clock or answer.exact_clock or (gold.clock is not None and answer.clock is not None):
@@ -64,15 +64,15 @@ class MeasureJudge(ValueJudge):
                 self._equal_values(cross(a, answer.items[0]), cross(b, gold.items[0]))
                 for a, b in zip(gold.items[1:], answer.items[1:], strict=True)
             )
-        ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
-        assert isinstance(ratio, Ratio)
+        ratio, other = (gold, answer) if isinstance(gold, RatioNode) else (answer, gold)
+        assert isinstance(ratio, RatioNode)
         if ratio.exact_clock and len(ratio.items) == 1 and isinstance(other, Expression):
             return self._equal_values(ratio.items[0], other)  # "6" for "6 p.m."
         if ratio.clock is not None or len(ratio.items) != 2 or not isinstance(other, Expression):
             return False
         return self._equal_values(Apply("div", ratio.items), other)
 
-    def _half_day(self, gold: Ratio, answer: Ratio) -> bool:
+    def _half_day(self, gold: RatioNode, answer: RatioNode) -> bool:
         """`3:30` for `3:30 p.m.`: the half of the day is a unit, and may be missing on one side."""
         if gold.exact_clock == answer.exact_clock or gold.clock is None or answer.clock is None:
             return False
@@ -96,7 +96,7 @@ def _in_radians(node: Node) -> bool:
     )
 
 
-def _two_digit(ratio: Ratio) -> bool:
+def _two_digit(ratio: RatioNode) -> bool:
     """True when the second part has two digits, like minutes."""
     second = ratio.items[1]
     return isinstance(second, Number) and second.value.denominator == 1 and 10 <= second.value < 100

@@ -15,7 +15,7 @@ from rewards.mathematics.nodes import (
     Node,
     Number,
     Quantity,
-    Ratio,
+    RatioNode,
     Relation,
     Sequence,
     Symbol,
@@ -172,7 +172,7 @@ def _name_of(node: Node) -> str | None:
         return node.name
     if isinstance(node, Apply) and node.op.startswith("call "):
         return canonical(node)
-    if isinstance(node, (Sequence, Ratio)) and node.items and all(map(_is_segment, node.items)):
+    if isinstance(node, (Sequence, RatioNode)) and node.items and all(map(_is_segment, node.items)):
         return canonical(node)
     if isinstance(node, Apply) and _is_function_of_names(node):
         return canonical(node)

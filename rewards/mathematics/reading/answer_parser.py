@@ -10,7 +10,7 @@ from rewards.mathematics.nodes import (
     Expression,
     Node,
     Number,
-    Ratio,
+    RatioNode,
     Relation,
     Sequence,
     Symbol,
@@ -110,7 +110,7 @@ class AnswerParser(EnvironmentParser):
         items = [value]
         while self.take(":"):
             items.append(self.expression())
-        return Ratio(tuple(items))
+        return RatioNode(tuple(items))
 
     def _words(self) -> Node:
         """Words up to the next connective; `Unreadable` if mathematics follows."""

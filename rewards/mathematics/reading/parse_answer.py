@@ -11,7 +11,7 @@ from rewards.mathematics.nodes import (
     Expression,
     Node,
     Number,
-    Ratio,
+    RatioNode,
     Symbol,
     Text,
     Unreadable,
@@ -147,4 +147,4 @@ def _clock(match: re.Match[str]) -> Node:
         items = ()  # 7:05 can only be a time, and no ratio of seven to five
     if match[4] is not None and not possible:
         raise Unreadable("a time that no clock shows")
-    return Ratio(items, hours * 3600 + minutes * 60 + seconds if possible else None, match[4] is not None)
+    return RatioNode(items, hours * 3600 + minutes * 60 + seconds if possible else None, match[4] is not None)

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 from rewards.answers.counted import with_noun
-from rewards.mathematics.nodes import Constant, Node, Number, Quantity, Ratio, Sequence, Text
+from rewards.mathematics.nodes import Constant, Node, Number, Quantity, RatioNode, Sequence, Text
 from rewards.mathematics.reading.chinese import chinese
 from rewards.mathematics.reading.latex_text import TEXT_MACROS
 from rewards.mathematics.reading.spelled import number_of
@@ -159,9 +159,9 @@ def in_another_notation(text: str, plain: str) -> Node | None:
     hour = _HOUR.fullmatch(plain)
     if hour is not None:
         hours = int(hour[1]) % 12 + 12 * ((hour[2] or hour[3] or hour[4]).lower() == "p")
-        return Ratio((Number(Fraction(int(hour[1]))),), hours * 3600, True)
+        return RatioNode((Number(Fraction(int(hour[1]))),), hours * 3600, True)
     ratio = _TO.fullmatch(text)
     if ratio is not None:
-        return Ratio((Number(Fraction(ratio[1])), Number(Fraction(ratio[2]))))
+        return RatioNode((Number(Fraction(ratio[1])), Number(Fraction(ratio[2]))))
     numeral = _HEXADECIMAL.fullmatch(text)
     return Number(Fraction(int(numeral[1], 16))) if numeral is not None else None
