@@ -27,8 +27,8 @@ train: install  ## install, cold-start a small policy, train it with GRPO, print
 
 test: install  ## install, then the tests; ALL=1 adds the long ones, which CI runs; TEST_WORKERS=1 runs one file at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 || { \
-		echo "test: what failed beside others is judged by itself"; \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) --last-failed --last-failed-no-failures none; }
+		echo "test: what failed beside others is judged by itself, and named at the end"; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(CHOSEN) --last-failed --last-failed-no-failures none -rpfE; }
 
 lint: install  ## style and types
 	$(BIN)/ruff check .
