@@ -63,7 +63,7 @@ def test_verdicts_come_back_in_their_own_futures(ray_running: None) -> None:
         tallies = pool.take_recent()
         assert tallies["told"].statuses.total() == 200 and pool.take_recent() == {}
         ((name, busy),) = pool.take_busy().items()
-        assert name.startswith("verifiers on node ") and busy["verify"][-1][1] <= time.time()
+        assert str(name).startswith("verifiers on node ") and busy["verify"][-1][1] <= time.time()
         assert list(pool.take_busy().values()) == [{}]
         begun = time.monotonic()
         (stuck,) = pool.submit_many([("hang", "", "", {})])
