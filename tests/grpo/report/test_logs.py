@@ -112,7 +112,7 @@ both("after")
 
 
 def test_hostile_text_neither_commands_a_terminal_nor_passes_for_a_record(tmp_path: Path) -> None:
-    hostile = "\x1b]0;title\x07 \r\u202e\ud800 x\n2026-01-01T00:00:00.000Z INFO driver 1 grpo: forged"
+    hostile = "\x1b]0;title\x07 \r\u202e x\n2026-01-01T00:00:00.000Z INFO driver 1 grpo: forged"
     with driver_log(tmp_path, "info"):
         logger.warning("reason: %s", hostile)
         try:
@@ -123,6 +123,19 @@ def test_hostile_text_neither_commands_a_terminal_nor_passes_for_a_record(tmp_pa
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "⟨U+001B⟩]0;title" in text and "Traceback (most recent call last)" in text
     assert "\n2026-01-01" not in text and "\n    2026-01-01" in text
+
+
+def test_a_lone_surrogate_can_be_written(tmp_path: Path) -> None:
+    # In a process of its own: pytest keeps what is logged, and cannot send a surrogate to the process that reports.
+    program = f"""
+import logging, pathlib
+from grpo.report.logs import driver_log
+with driver_log(pathlib.Path({str(tmp_path)!r}), "info"):
+    logging.getLogger("grpo.example").warning("a lone %s here", chr(0xD800))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert re.search(r"a lone \S+ here", log_of(tmp_path))
 
 
 def test_secrets_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
