@@ -284,3 +284,9 @@ def test_the_name_of_a_class_means_one_thing() -> None:
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append(name)
     assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Pytest imports test files by their bare names, so two files of a name cannot be collected together."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
