@@ -116,13 +116,13 @@ def test_a_folder_that_cannot_be_written_to_keeps_no_line_back(tmp_path: Path) -
 def test_two_jobs_of_one_process_are_watched_apart() -> None:
     phases, both = {}, threading.Barrier(2, timeout=20)
 
-    def drive(phase: str) -> None:
+    def drive(phase: Phase) -> None:
         with driving() as activity:
             Stopwatch().start(phase)
             both.wait()
-            phases[phase] = activity.phase
+            phases[phase] = activity.phase[0]
 
-    threads = [threading.Thread(target=drive, args=(phase,)) for phase in ("learn", "verify")]
+    threads = [threading.Thread(target=drive, args=(phase,)) for phase in (Phase.LEARN, Phase.VERIFY)]
     with driving() as activity:
         for thread in threads:
             thread.start()
@@ -130,4 +130,5 @@ def test_two_jobs_of_one_process_are_watched_apart() -> None:
             thread.join(20)
         with current().waiting("an answer"):
             assert [wait.what for wait in activity.waits] == ["an answer"]
-        assert phases == {"learn": "learn", "verify": "verify"} and activity.phase == "between steps"
+        assert phases == {phase: phase for phase in (Phase.LEARN, Phase.VERIFY)}
+        assert activity.phase == (Phase.BETWEEN_STEPS, "between steps")
