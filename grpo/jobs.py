@@ -168,11 +168,11 @@ def evaluate(
         from grpo.evaluation.model import default_folder
         from grpo.evaluation.problems import load_task
 
-    of_task = [one.removeprefix("task.") for one in overrides if one.startswith("task.")]
+    of_task = [override.removeprefix("task.") for override in overrides if override.startswith("task.")]
     settings = resolve(
         EvalConfig,
         {"model": str(model), "folder": str(folder or default_folder(without_secrets(str(model))))},
-        [one for one in overrides if not one.startswith("task.")],
+        [override for override in overrides if not override.startswith("task.")],
         "the settings of the evaluation",
     )
     names = [tasks] if isinstance(tasks, str) else tasks

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from rewards.verdict import Verdict
 
-# Column with the prompt's text, which a run adds to rows that have no column of this name.
+# Column with the question, before any chat template. A run and an evaluation add it to rows without such a column.
 PROBLEM_COLUMN = "problem"
 # Column with the completion's number of tokens, the end token included, which a run adds to every row.
 TOKENS_COLUMN = "completion_tokens"

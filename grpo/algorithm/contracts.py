@@ -116,7 +116,7 @@ class StepCallback(Protocol):
     Each number that it returns is reported as the metric `custom/<name>`.
 
         def longest(finished):
-            return {"longest": max(len(one.completion.token_ids) for g in finished.groups for one in g.rollouts)}
+            return {"longest": max(len(r.completion.token_ids) for g in finished.groups for r in g.rollouts)}
     """
 
     def __call__(self, finished: FinishedStep, /) -> Mapping[str, float] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from grpo import files
 from grpo.report import run_files
 from grpo.report.rollout_store import stored_steps
 from grpo.view import curves
@@ -95,10 +95,7 @@ def export(folders: Sequence[Path], path: Path) -> Path:
         "charts": curves.charts(runs, [name for section in overview["sections"] for name in section["metrics"]]),
         "runs": [_exported(run) for run in runs],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(page(data), encoding="utf-8")
-    os.replace(beside, path)
+    files.write_text(path, page(data))
     return path
 
 
