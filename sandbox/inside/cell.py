@@ -1,11 +1,11 @@
-"""The process around one program: it holds the program's namespaces and runs it once per test, each time afresh.
+"""The process around one program: it holds the program's namespaces and runs the program once per test.
 
-A cell is cloned by the worker. It mounts a scratch directory and `/proc`, then waits for requests on its channel. For
-each it forks a child that becomes the program, watches it, kills all that is left of it, empties the scratch directory
-and replies, saying whether the program was `pristine`: ended by itself and left nothing at all. A cell is thrown away
-with all its namespaces after any other program, and kept for the next one after a pristine one. In a process namespace
-the cell is process 1: nothing inside can signal it, and when it ends the kernel kills everything inside. It is trusted
-code; it never sees an expected output.
+The worker clones a cell. The cell mounts a scratch directory and `/proc`, then waits for requests on its channel. For
+each test it forks a child that becomes the program, and watches it. After the test it kills every remaining process
+and empties the scratch directory. Its reply says whether the program was `pristine`: the program ended by itself and
+left nothing behind. After a pristine program the cell serves the next program; otherwise the cell is thrown away with
+its namespaces. In a process namespace the cell is process 1: no program can signal it, and when it ends, the kernel
+kills all processes inside. The cell is trusted code; it never sees an expected output.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from sandbox.types import STDERR_BYTES, ProgramStatus
 
 MAX_MESSAGE = 1 << 16
 _MAX_DESCRIPTORS = 253  # the kernel's bound for one message
-_QUICK_SECONDS = 0.003  # a test that takes longer has a long computation or a busy processor
-_LEAST_SECONDS = 0.001  # for a run that begins as the time for all ends
+_QUICK_SECONDS = 0.003  # a longer test computes much, or its processor is busy
+_LEAST_SECONDS = 0.001  # given to a test that starts when the time for all tests ends
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """One message and the descriptors it carries; None at the end of the conversation."""
+    """Receive one message and its descriptors; the message is None once the channel is closed."""
     message, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, _MAX_DESCRIPTORS)
     return (json.loads(message) if message else None), descriptors
 
@@ -55,7 +55,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _cut(descriptor: int, most: int) -> None:
-    """Give the rest of an output back: the outputs of a batch stay until all of its tests have run."""
+    """Free an output beyond `most` bytes: a batch keeps its outputs until all of its tests have run."""
     if os.fstat(descriptor).st_size > most:
         os.ftruncate(descriptor, most)
 
@@ -67,14 +67,14 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         Become: in each process that it forks.
     """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory and descriptors are closed to programs of the same user
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # programs of the same user cannot open its memory and descriptors
     cell = Cell(seal, limits, channel.fileno())
     while True:
         request, descriptors = receive(channel)
         if request is None:
             os._exit(0)
         if request["kind"] == "stop":
-            continue  # what it was meant for has ended already, or has just been ended by the watch
+            continue  # the run to be stopped has already ended
         if request["kind"] == "forget":
             cell.forget_program()
             continue
@@ -97,22 +97,22 @@ class Cell:
         self._seal = seal
         self._channel = channel
         self._last_pid: int | None = None
-        self._quick = True  # whether the last test was
+        self._quick = True  # whether the last test was quick
         self._scratch = Scratch(seal, limits["disk_bytes"], limits["files"])
         if seal.private_proc:
-            # That of the worker's `/proc`, which tells of the namespace of who reads it; programs' shows none.
+            # Only the worker's `/proc` has this file, not the programs'. It shows the namespace of its reader.
             self._last_pid = os.open(filesystem.SLOT_PROC + "/sys/kernel/ns_last_pid", os.O_RDWR)
             filesystem.mount_proc(filesystem.VIEW_PROC, processes_only=True)
             filesystem.hide_slot_proc()
         if not seal.process_namespace:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-        # /proc is that of an outer namespace, where this process goes by another number.
+        # `seal.proc` belongs to an outer namespace, in which this process has another number.
         self._own_pid = int(os.readlink("self", dir_fd=seal.proc))
         children = os.open(f"{self._own_pid}/task/{self._own_pid}/children", os.O_RDONLY, dir_fd=seal.proc)
         self._nursery = CellNursery(seal, children)
 
     def run_all(self, request: dict[str, Any], descriptors: list[int]) -> list[dict[str, Any]]:
-        """Run one program once for each of its inputs, until the time for all of them ends or a stop is asked for."""
+        """Run a program once per input, until the time for all inputs ends or the supervisor asks for a stop."""
         program, *streams = descriptors
         channel = streams[3 * request["runs"] :]
         limits, end = request["limits"], request["end"]
@@ -120,11 +120,11 @@ class Cell:
         if request["kind"] == "run" and self._quick:
             self._nursery.stay()
         for first in range(0, 3 * request["runs"], 3):
-            left = end - time.monotonic()
-            if replies and left <= 0:
+            remaining = end - time.monotonic()
+            if replies and remaining <= 0:
                 break
-            if left < limits["wall_seconds"]:
-                request["limits"] = limits | {"wall_seconds": max(left, _LEAST_SECONDS)}
+            if remaining < limits["wall_seconds"]:
+                request["limits"] = limits | {"wall_seconds": max(remaining, _LEAST_SECONDS)}
             replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
             self._quick = replies[-1]["wall_seconds"] < _QUICK_SECONDS
             if not self._quick:
@@ -178,7 +178,7 @@ class Cell:
         untouched = self._scratch.untouched()
         if not untouched:
             if not self._nursery.empty:
-                self._nursery.give_up()  # their working directory is about to go
+                self._nursery.give_up()  # the next line replaces its working directory
             self._scratch.empty()
         if failed is not None:
             os.close(failed)
@@ -186,7 +186,7 @@ class Cell:
         return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is ProgramStatus.SIGNAL}
 
     def _begin(self, request: dict[str, Any], streams: list[int]) -> None:
-        """Have nothing that a program can look at tell how long ago the run before it was, or how many there were."""
+        """Reset the times and counters that could tell a program about earlier runs in this cell."""
         for descriptor in streams:
             with contextlib.suppress(PermissionError):
                 os.utime(descriptor)
@@ -195,7 +195,7 @@ class Cell:
             self._seal.meter.begin(request["limits"], request.get("beside", 0))
 
     def _kill(self, pid: int) -> None:
-        """Kill a run's first process, and at the same time all that it has started, so that none of it goes on."""
+        """Kill a run's first process and, at the same moment, every process that it has started."""
         with contextlib.suppress(ProcessLookupError):
             if self._seal.process_namespace and self._seal.descendant_kill:
                 os.kill(-1, signal.SIGKILL)
@@ -203,11 +203,11 @@ class Cell:
                 os.kill(pid, signal.SIGKILL)
 
     def forget_program(self) -> None:
-        """Make ready for another program."""
+        """Prepare for another program."""
         self._nursery.forget_program()
 
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
-        """Start the program; returns its process number and, where it seals itself, where it tells that this failed."""
+        """Start the program; returns its process number and, if it seals itself, a pipe that reports a failure."""
         if not self._nursery.empty:
             try:
                 return self._nursery.fork_test(descriptors[0], descriptors[1:4]), None
@@ -247,17 +247,17 @@ class Cell:
         }
 
     def _kill_descendants(self) -> bool:
-        """Kill and reap everything the program left running; returns whether there was anything."""
-        found = False
+        """Kill and reap every process the program left running; returns whether there was any."""
+        any_running = False
         if not self._nursery.empty:
             if self._nursery.alone():
                 return False
             self._nursery.close()
-            found = True
+            any_running = True
         while True:
             if self._seal.process_namespace:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)  # reaches this namespace only, all of it at once, and not process 1
+                    os.kill(-1, signal.SIGKILL)  # all processes of this namespace at once, except process 1
             else:
                 for pid in processes.children(self._seal.proc, self._own_pid):
                     with contextlib.suppress(ProcessLookupError):
@@ -265,8 +265,8 @@ class Cell:
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
-                return found
-            found = True
+                return any_running
+            any_running = True
 
 
 def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: list[int]) -> int:
@@ -274,9 +274,9 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
 
     Args:
         seal: the worker's layers.
-        channel: the cell's end of its conversation with the supervisor.
-        limits: those that the scratch directory is made for.
-        others: descriptors of the worker that the cell must not keep.
+        channel: the cell's socket to the supervisor.
+        limits: `disk_bytes` and `files` of the scratch directory.
+        others: descriptors of the worker, which the cell closes.
     """
     flags = 0
     if seal.process_namespace:
@@ -299,7 +299,7 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     finally:
         if work is None:
             os._exit(1)
-    # Of the cell this is the last frame that a program has above it.
+    # This is the only frame of the cell that a program has above it.
     run = work()
     del work
     run()

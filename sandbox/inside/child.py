@@ -23,18 +23,18 @@ SETUP_FAILED = 70  # exit code of a child that could not be sealed (sysexits.h: 
 # The stack of a process grows downwards into a gap that the kernel keeps free, 128 MiB at least.
 _STACK_BYTES = 120 * MEBIBYTE
 _ADDRESS_SPACE_SLACK = 256 * MEBIBYTE  # thread stacks and arenas that are reserved and never touched
-FIRST_FREE = 64  # a descriptor number above every one that is set up here
-# The same for every process that answers calls: how many there will be is not for the program to know.
+FIRST_FREE = 64  # above every descriptor number that is set up here
+# The same for every process that answers calls: otherwise the limit would tell a program the number of calls.
 _CALLS_CPU_SECONDS = 3600
 _FIRST_TO_GO = b"1000"  # when the machine, or the control group, runs out of memory
 _KINDS = {"run", "calls", "asserts", "execute"}
 
 
 class Become(BaseException):
-    """Raised in a process that a cell has just forked: the frames of the cell, whose locals tell of the tests, unwind.
+    """Raised in a newly forked process to unwind the cell's frames, whose local variables hold facts about the tests.
 
     Attributes:
-        work: what the process does then. It returns what it is to go on with, once nothing of the request is needed.
+        work: the next step. It returns the last step, which needs nothing of the request and never returns.
     """
 
     def __init__(self, work: Callable[[], Callable[[], NoReturn]]) -> None:
@@ -43,17 +43,17 @@ class Become(BaseException):
 
 
 def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], failure: int) -> Callable[[], NoReturn]:
-    """Seal this process; returns what runs what `request` asks for, and never returns itself.
+    """Seal this process; returns a function that runs the program of `request` and never returns.
 
     Args:
         seal: the worker's layers.
         request: `kind` (`run`, `calls`, `asserts` or `execute`), `limits`, and for `execute` `arguments`,
             `environment`, `address_space` (whether to limit it) and `program_name`.
         descriptors: program, standard input, output, error, and for calls the channel's two pipes.
-        failure: a pipe to tell the cell that sealing failed. It is closed before foreign code runs, so that no
-            program can pass its own failure off as the sandbox's.
+        failure: descriptor of a pipe that tells the cell why sealing failed. It is closed before foreign code runs, so
+            that no program can present its failure as the sandbox's.
     """
-    failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)  # out of the way of what is set up below
+    failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)  # above the descriptors that are set up below
     try:
         assert request["kind"] in _KINDS, request["kind"]
         os.setsid()
@@ -64,8 +64,8 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
         place_descriptors(descriptors[1:])
         kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
         if request["kind"] != "asserts":
-            # The cell is not dumpable, but a program must own its /proc/self. Test code stays closed to other processes
-            # of its user: it knows what is expected.
+            # The cell is not dumpable, but a program must own its /proc/self. Test code knows the expected results, so
+            # it stays not dumpable: other processes of its user must not read it.
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         go_first(seal, dumpable=request["kind"] != "asserts")
         restrict(seal, request, keep=len(descriptors) - 1)
@@ -80,14 +80,14 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
 
 
 def go_first(seal: Seal, dumpable: bool) -> None:
-    """Have the kernel end this process, and what it starts, before any other where memory runs out.
+    """Make the kernel end this process and its children first when memory runs out.
 
     Args:
         seal: the worker's layers.
-        dumpable: whether the process is to be looked into afterwards; it must be for a moment to own its `/proc/self`.
+        dumpable: whether the process stays dumpable. It must be dumpable for a moment to own its `/proc/self`.
     """
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-    with contextlib.suppress(OSError):  # a `/proc` that is read-only, as some containers have it
+    with contextlib.suppress(OSError):  # `/proc` is read-only in some containers
         descriptor = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=seal.proc)
         try:
             os.write(descriptor, _FIRST_TO_GO)
@@ -98,19 +98,19 @@ def go_first(seal: Seal, dumpable: bool) -> None:
 
 
 def place_descriptors(descriptors: list[int]) -> None:
-    """Make `descriptors` 0, 1, 2 and so on, whatever their numbers are now."""
+    """Renumber `descriptors` to 0, 1, 2 and so on."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, FIRST_FREE) for descriptor in descriptors]
     for target, descriptor in enumerate(moved):
         os.dup2(descriptor, target)
 
 
 def read_all(descriptor: int) -> bytes:
-    """The whole file behind a descriptor, wherever its position is."""
+    """Read the whole file behind a descriptor, whatever its position."""
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def _place_program(request: dict[str, Any], content: bytes) -> None:
-    """Put the program where its interpreter finds it; mode 700 lets a compiled one be executed."""
+    """Write the program to a file; mode 700 allows executing a compiled program."""
     with open(os.open(request["program_name"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "wb") as file:
         file.write(content)
 
@@ -133,7 +133,7 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_seconds"])
     if request["kind"] == "calls":
         cpu = max(cpu, _CALLS_CPU_SECONDS)
-    # One second of processor time more than allowed: the watch is precise, this is for what it cannot see in time.
+    # One second of processor time above the limit: the watch is precise, this catches what the watch sees too late.
     wanted = [
         (resource.RLIMIT_STACK, min(_STACK_BYTES, memory), 0),
         (resource.RLIMIT_CPU, cpu + 1, 1),
@@ -144,9 +144,8 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         # Address space is cheap and honest programs reserve more than they touch; resident memory is watched.
         wanted.append((resource.RLIMIT_AS, seal.base_address_space + 2 * memory + _ADDRESS_SPACE_SLACK, 0))
     if seal.limit_processes:
-        # A little above the watch's limit, so that a program at the limit is seen there; the cell and the worker
-        # themselves, a tester beside the program and the idle cells of a shared sandbox, each with its sealed process,
-        # count as well.
+        # Above the watch's limit, so that the watch sees the excess first. The kernel also counts the cell, the worker,
+        # a tester beside the program, and the idle cells of a shared sandbox with their sealed processes.
         wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 24, 0))
     for which, value, more in wanted:
         hard = resource.getrlimit(which)[1]

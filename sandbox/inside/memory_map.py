@@ -1,10 +1,9 @@
-"""A worker's memory map, made cheaper to fork and to end: fewer mappings, and code on huge pages.
+"""Make a worker cheaper to fork and to end: fewer mappings in its memory, and code on huge pages.
 
-Each fork copies every mapping and every entry of the page tables of what was written to, and maps files anew at first
-touch; each end takes it all down again. A shared library has five mappings, of which two suffice: what is executed or
-only read, and what is written. The interpreter's code, where it covers whole huge pages, is copied into such: an entry
-for each 2 MiB is inherited, nothing is mapped at first touch. It is the worker's own memory and code only; programs may
-do the same to theirs.
+Each fork copies every mapping, and the page-table entries of memory that was written to. The child maps files again at
+first touch, and its end removes everything. A shared library has five mappings, but two suffice: code with constants,
+and written data. If the interpreter's code covers whole huge pages, it is copied to huge pages: a child inherits an
+entry per 2 MiB and maps nothing at first touch. Only the worker's own memory changes; programs may do the same.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class _Mapping:
     path: str
 
     def continues(self, other: _Mapping) -> bool:
-        """Whether it is the part of the same file that follows, right behind in memory."""
+        """Whether this mapping follows `other` directly, in memory and in the same file."""
         return self.path == other.path and self.start == other.end and self.start - self.offset == other.base
 
     @property
@@ -44,7 +43,7 @@ class _Mapping:
 
 
 def _library_mappings(proc: int) -> list[_Mapping]:
-    """Private mappings of files in this process that can be read, by address."""
+    """Readable private mappings of files in this process, by address."""
     descriptor = os.open("self/maps", os.O_RDONLY, dir_fd=proc)
     text = b""
     try:
@@ -55,7 +54,7 @@ def _library_mappings(proc: int) -> list[_Mapping]:
     mappings: list[_Mapping] = []
     for line in text.decode("utf-8", "surrogateescape").splitlines():
         addresses, access, offset, _, _, *path = line.split(None, 5)
-        # What cannot be read is a gap between two parts of a library, behind the end of its file perhaps.
+        # A mapping that cannot be read is a gap between two parts of a library.
         if path and path[0].startswith("/") and access[0] == "r" and access[3] == "p":
             start, end = (int(number, 16) for number in addresses.split("-"))
             mappings.append(_Mapping(start, end, access[:3], int(offset, 16), path[0]))
@@ -63,7 +62,7 @@ def _library_mappings(proc: int) -> list[_Mapping]:
 
 
 def _code(mappings: list[_Mapping]) -> list[_Mapping]:
-    """What is executed, together with the headers and constants on both sides of it."""
+    """Mappings of code, joined with the headers and constants on both sides."""
     runs: list[_Mapping] = []
     for mapping in mappings:
         if "w" in mapping.access:
@@ -84,9 +83,9 @@ def merge_mappings(proc: int) -> None:
     """
     mappings = _library_mappings(proc)
     for constant, data in itertools.pairwise(mappings):
-        # What the loader wrote addresses to and then closed; nothing here guards against the process's own code.
+        # The loader wrote addresses here, then made it read-only. Nothing here guards against the process's own code.
         if (constant.access, data.access) == ("r--", "rw-") and data.continues(constant):
-            with contextlib.suppress(OSError):  # a policy of the machine's; the mapping stays as it is
+            with contextlib.suppress(OSError):  # the machine may forbid it; the mapping stays as it is
                 kernel.protect(constant.start, constant.length, write=True)
             constant.access = "rw-"
     for run in _code(mappings):
@@ -95,9 +94,9 @@ def merge_mappings(proc: int) -> None:
 
 
 def enlarge_code_pages(proc: int) -> None:
-    """Put the interpreter's code on huge pages, where it covers whole ones and the kernel has some to give.
+    """Put the interpreter's code on huge pages, if it covers whole huge pages and the kernel has free ones.
 
-    Other code stays where all workers share it.
+    Other code stays in memory that all workers share.
 
     Args:
         proc: descriptor of a `/proc` that shows this process.

@@ -1,4 +1,4 @@
-"""The sealed processes of one cell: made when they are first wanted, thrown away together when anything is amiss."""
+"""The sealed processes of one cell: started at first use, and ended together when something goes wrong."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sandbox.inside.isolation import kernel
 from sandbox.inside.isolation.seal import Seal
 from sandbox.inside.template import SealedProcess, Template, TemplateLost
 
-_LEAST_OPEN_FILES = 16  # below, a sealed process could not receive a test's descriptors
+_LEAST_OPEN_FILES = 16  # with fewer, a sealed process cannot receive a test's descriptors
 _CHILDREN_BYTES = 256
 
 
 class CellNursery:
-    """What a cell's tests are forked from.
+    """The processes that fork a cell's tests.
 
     Args:
         seal: the worker's layers.
@@ -28,9 +28,9 @@ class CellNursery:
         self._possible = seal.private_proc and seal.descendant_kill and seal.close_descriptors
         self._sealed: SealedProcess | None = None
         self._template: Template | None = None
-        self._limits: tuple[object, ...] = ()  # those that the sealed process has been given
+        self._limits: tuple[object, ...] = ()  # limits of the sealed process
         self._stays = False
-        self._pays = True  # it does not where a program writes files, each of which would end it all
+        self._pays = True  # False for a program that writes files: each write ends these processes
         self.numbers: list[bytes] = []  # process numbers in the outer `/proc`, in the kernel's order
 
     @property
@@ -38,11 +38,11 @@ class CellNursery:
         return self._sealed is None
 
     def prepare(self, request: dict[str, Any], program: int) -> None:
-        """Have the processes ready that a test of `request` is forked from, and no others."""
+        """Start the processes that fork the tests of `request`, and end all others."""
         templated = bool(request.get("template"))
         if self._template is not None and templated:
             return  # the program's next test
-        self._pays = self._pays or not templated  # what was given up for a program before
+        self._pays = self._pays or not templated  # without a template it is another program
         if not (self._possible and self._pays and request["kind"] == "run" and _fits(request["limits"])):
             self.close()
             return
@@ -72,8 +72,8 @@ class CellNursery:
         """Start a test; returns its process number.
 
         Raises:
-            TemplateLost: the process that was to fork it is gone or stopped. It may have been ended by the very child
-                it had just forked, which may have read and written already.
+            TemplateLost: the forking process is gone or stopped. Its new child may have ended it, and may
+                have read and written already.
         """
         if self._template is not None:
             return self._template.fork_test(streams)
@@ -81,11 +81,10 @@ class CellNursery:
         return self._sealed.fork_test(program, streams)
 
     def alone(self) -> bool:
-        """Whether the cell has no process but these, and they are alive and have not been stopped.
+        """Whether these processes are the cell's only children, and all of them are alive and not stopped.
 
-        What a program left has become the cell's child, or has an ancestor that has. Nothing is reaped before it has
-        been seen, so a chain of processes that each start the next and exit does not slip through: it leaves its dead
-        behind.
+        A process that a program left behind is now the cell's child, or a descendant of a child. A chain of processes
+        that each start the next and exit is seen too: nobody has reaped its dead processes, so they are still children.
         """
         if self._read_children() != self.numbers:
             return False
@@ -98,10 +97,10 @@ class CellNursery:
         return False
 
     def stay(self) -> None:
-        """Keep the cell and these processes on the processor that they are on; tests may leave it.
+        """Keep the cell and these processes on their current processor; tests may leave it.
 
-        They hand each test to one another and never work at the same time. Moved about, as the kernel does where there
-        is an idle processor, they take a tenth more time, and a good deal more to wake up.
+        These processes never work at the same time. If the kernel moves them between idle processors, they take a tenth
+        more time, and wake up much more slowly.
         """
         processor = kernel.current_processor()
         if len(self._seal.processors) > 1 and processor >= 0:
@@ -109,7 +108,7 @@ class CellNursery:
             self._bind({processor})
 
     def roam(self) -> None:
-        """Let them move again, as where what they stay on is busy."""
+        """Let these processes move again, for example if their processor is busy."""
         if self._stays:
             self._stays = False
             self._bind(self._seal.processors)
@@ -122,11 +121,11 @@ class CellNursery:
                     os.sched_setaffinity(process.pid, processors)
 
     def sound(self) -> bool:
-        """Whether the sealed process, which is to serve the next program too, is as it was before this one."""
+        """Whether the sealed process still answers: it also serves the next program."""
         return self._sealed is None or self._sealed.answers()
 
     def forget_program(self) -> None:
-        """Make ready for another program."""
+        """Prepare for another program."""
         self._pays = True
         if self._template is not None:
             self._template.close()
@@ -134,12 +133,12 @@ class CellNursery:
             del self.numbers[1:]
 
     def give_up(self) -> None:
-        """End all of them, and make no more for this program."""
+        """End these processes, and start no more for this program."""
         self.close()
         self._pays = False
 
     def close(self) -> None:
-        """End all of them."""
+        """End these processes."""
         for process in (self._template, self._sealed):
             if process is not None:
                 process.close()
@@ -152,5 +151,5 @@ def _fits(limits: dict[str, Any]) -> bool:
 
 
 def _kernel_limits(limits: dict[str, Any]) -> tuple[object, ...]:
-    """Those that are set on a process, unlike those that the watch looks after."""
+    """The limits that the kernel holds a process to; only the watch keeps `wall_seconds`."""
     return tuple(value for name, value in limits.items() if name != "wall_seconds")

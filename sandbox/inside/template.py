@@ -1,14 +1,14 @@
-"""Sealed processes that hold no program's doing, and fork what runs one.
+"""Sealed processes: they run no program themselves; they fork the processes that do.
 
-Sealing takes longer than a small program runs, so it is done once for many processes, which inherit it:
+Sealing takes longer than a small program runs. So it is done once, and the forked processes inherit it:
 
-- The *sealed process* of a cell has given up every privilege and has never seen a program. It forks a process for each
-  program: one that runs its only test, or a template.
-- A *template* holds one compiled program, never runs any of it, and forks a process for each of its tests.
+- The *sealed process* of a cell has given up every privilege and has never seen a program. For each program it forks
+  a process that runs the only test, or a template.
+- A *template* holds one compiled program, never runs it, and forks a process for each test.
 
-Whatever they fork is made as the cell's own child. A test cannot look into them (they are not dumpable, and the
-system-call list has no ptrace) nor change them; if a test kills or stops one or leaves anything behind, the cell throws
-all of them away.
+All forked processes are children of the cell. A test cannot read or change a template or a sealed process: they are not
+dumpable, and the system-call list has no ptrace. If a test kills or stops one of them, or leaves a process or file
+behind, the cell throws all of them away.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sandbox.inside.isolation import kernel
 from sandbox.inside.isolation.seal import Seal
 
 _CONTROL = 3  # descriptor of a sealed process's socket
-# Whatever takes longer to compile is compiled by each test, in its own time. Both waits together stay well below the
-# grace that the supervisor gives a cell, so that no program can make the sandbox seem to have failed.
+# If a program takes longer to compile, each test compiles it, in the test's time. Both waits together stay well below
+# the supervisor's grace for a cell. Otherwise a slow program would look like a failure of the sandbox.
 _READY_SECONDS = 2.0
 _FORK_SECONDS = 1.0  # a process that takes longer has been stopped by a test
 _MAX_MESSAGE = 64
 _TEMPLATE, _TEST, _PING = b"template", b"test", b"ping"
-# Of a template: its socket and the program. Of a test: standard input, output and error; where no template holds the
-# program, that comes first.
+# Descriptors sent with a message. Two start a template: its socket, the program. Three start a template's test:
+# standard input, output, error. Four start a test without a template: the program, then these three.
 _TWO, _THREE, _FOUR = (struct.Struct(f"{count}i") for count in (2, 3, 4))
 
 
@@ -45,7 +45,7 @@ class TemplateLost(Exception):
 
 
 class _Forker:
-    """The cell's handle on a process that forks at its word."""
+    """The cell's handle on a process that forks on request."""
 
     def __init__(self, control: socket.socket, pid: int, ready_seconds: float = _READY_SECONDS) -> None:
         self._control, self.pid = control, pid
@@ -70,7 +70,7 @@ class _Forker:
         return int(answer)
 
     def close(self) -> None:
-        """End the process and reap it, if that has not been done; idempotent."""
+        """End and reap the process; may be called twice."""
         self._control.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -83,10 +83,10 @@ class SealedProcess(_Forker):
 
     Args:
         seal: the worker's layers.
-        request: with the limits that hold for all that it will fork.
+        request: its limits hold for every process that is forked.
 
     Raises:
-        TemplateLost: it could not be sealed.
+        TemplateLost: the process could not be sealed.
     """
 
     def __init__(self, seal: Seal, request: dict[str, Any]) -> None:
@@ -106,9 +106,9 @@ class SealedProcess(_Forker):
         return self._fork(_TEST, _FOUR.pack(program_descriptor, *streams))
 
     def answers(self) -> bool:
-        """Whether it is alive, unstopped, and no signal that would change this is on its way to it.
+        """Whether the process is alive, not stopped, and no pending signal will end or stop it.
 
-        A signal takes effect a moment after it is sent, but before its receiver answers to anything.
+        A signal takes effect a moment after it is sent, but before its receiver answers a message.
         """
         try:
             self._control.send(_PING)
@@ -142,7 +142,7 @@ class Template(_Forker):
 
 def _become_sealed(seal: Seal, request: dict[str, Any], control: int) -> Callable[[], NoReturn]:
     try:
-        os.chdir(seal.scratch)  # each test starts there; the cell ends these processes where it replaces that directory
+        os.chdir(seal.scratch)  # tests start here; the cell ends these processes when it replaces the directory
         child.place_descriptors([0, 1, 2, control])
         child.go_first(seal, dumpable=False)
         child.restrict(seal, request, keep=_CONTROL + 1)
@@ -184,7 +184,7 @@ def _serve_programs(channel: socket.socket, processors: Set[int]) -> None:
             program.run(source)
         os.closerange(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
         if pid < 0:
-            return  # no process could be started; the cell tries without
+            return  # the kernel refused to fork; the cell starts the test itself
         channel.send(b"%d" % pid)
 
 
@@ -192,18 +192,18 @@ def _become_test(streams: Sequence[int], processors: Set[int]) -> None:
     for target, descriptor in enumerate(streams):  # all of them are above _CONTROL
         os.dup2(descriptor, target)
     os.closerange(_CONTROL, kernel.ABOVE_ALL_DESCRIPTORS)
-    os.setpgid(0, 0)  # suffices to keep its signals to itself; for a new session the kernel makes a scheduling group
-    with contextlib.suppress(OSError):  # the machine's owner allows other processors now, and has moved it there
+    os.setpgid(0, 0)  # keeps its signals to itself; setsid would also make the kernel add a scheduling group
+    with contextlib.suppress(OSError):  # the machine's owner allows other processors now
         os.sched_setaffinity(0, processors)
 
 
 def _become_template(channel: socket.socket, processors: Set[int], control: int, program_descriptor: int) -> NoReturn:
     try:
         source = child.read_all(program_descriptor)
-        os.dup2(control, _CONTROL)  # `channel` is from now on that to the cell
+        os.dup2(control, _CONTROL)  # from now on `channel` leads to the cell
         os.closerange(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
         code: types.CodeType | None = None
-        with contextlib.suppress(Exception):  # each test shall see for itself why it does not compile
+        with contextlib.suppress(Exception):  # each test compiles it again and reports the error
             code = program.compiled(source)
         _serve_tests(channel, processors, source, code)
     except BaseException:
@@ -215,7 +215,7 @@ def _serve_tests(channel: socket.socket, processors: Set[int], source: bytes, co
     module = program.main_module(source)
     draws = program.mentions_generators(source)
     space = socket.CMSG_SPACE(_THREE.size)
-    # Looked up beforehand: what is found through other objects changes their reference counts, and copies their pages.
+    # Looked up before the forks: a lookup changes reference counts, and each change copies a page.
     receive, send, unpack = channel.recvmsg, channel.send, _THREE.unpack
     duplicate, close_range, set_group, set_processors = os.dup2, os.closerange, os.setpgid, os.sched_setaffinity
     executed, leave = program.executed, os._exit
@@ -228,7 +228,7 @@ def _serve_tests(channel: socket.socket, processors: Set[int], source: bytes, co
         stdin, stdout, stderr = unpack(ancillary[0][2])
         pid = clone()
         if pid == 0:
-            # As in `_become_test`, which would copy more pages.
+            # The steps of `_become_test`; calling it would copy more pages.
             duplicate(stdin, 0)
             duplicate(stdout, 1)
             duplicate(stderr, 2)
@@ -244,5 +244,5 @@ def _serve_tests(channel: socket.socket, processors: Set[int], source: bytes, co
             leave(executed(source, code, module, False))
         close_range(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
         if pid < 0:
-            return  # no process could be started; the cell tries without a template
+            return  # the kernel refused to fork; the cell starts the test itself
         send(b"%d" % pid)

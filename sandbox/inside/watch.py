@@ -1,7 +1,7 @@
-"""The watch over a running program: time, memory, processes and disk, over all of its processes together.
+"""The watch over a running program: time, memory, processes and disk, summed over all of its processes.
 
-Looks every few milliseconds through `/proc`. A program can overshoot by what it manages between two looks; the kernel's
-own limits (`child._set_limits`, and a control group where there is one) bound that.
+It reads `/proc` every few milliseconds. Between two looks a program can pass its limits; the kernel's own limits
+(`child._set_limits`, and a control group if there is one) bound by how much.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sandbox.inside.isolation.seal import Seal
 
 _FIRST_LOOK, _LATER_LOOKS = 0.005, 0.010  # seconds; a look takes some 80 microseconds
-_NEXT_LOOK_SOON = 0.002  # where memory grows so fast that it might pass its limit before a usual look
-_MAX_WALK = 4096  # processes looked at; far above any limit
+_NEXT_LOOK_SOON = 0.002  # if memory grows so fast that it may pass its limit before the next usual look
+_MAX_WALK = 4096  # processes in one look; far above any limit
 _SCRATCH_ENTRY = 4096  # bytes counted for a file's name and inode
 
 
@@ -36,7 +36,7 @@ class Usage:
     memory_bytes: int = 0
 
     def joined(self, rusage: resource.struct_rusage) -> Usage:
-        """With what the kernel reports at the end."""
+        """Combine with the kernel's report at the end of the process."""
         cpu = rusage.ru_utime + rusage.ru_stime
         return Usage(max(self.cpu_seconds, cpu), max(self.memory_bytes, rusage.ru_maxrss * 1024))
 
@@ -45,13 +45,13 @@ class Watch:
     """Watches one run.
 
     Args:
-        cell: process number of the cell in the outer `/proc`; its descendants are the program's.
+        cell: process number of the cell in the outer `/proc`; its descendants are the program's processes.
         seal: the worker's layers.
         limits: the request's limits.
         outputs: descriptors of standard output and error.
-        channel: descriptor on which the supervisor says that the run is to be ended early.
+        channel: descriptor on which the supervisor asks to end the run early.
         ignored: process numbers, in the outer `/proc`, of the cell's children that are not the program's.
-        last_pid: descriptor of the cell's `ns_last_pid`, where it has one.
+        last_pid: descriptor of the cell's `ns_last_pid`, or None.
         meter: of the worker's control group, where there is one.
     """
 
@@ -75,13 +75,13 @@ class Watch:
 
     @property
     def allowed_memory(self) -> int:
-        """Bytes that may be resident: a program starts out with what the worker has imported."""
+        """Most resident bytes: the program's limit, and the worker's memory, which every program starts with."""
         return int(self._limits["memory_bytes"] + self._seal.base_memory)
 
     def until_end(self, pid: int, started: float) -> ProgramStatus | None:
-        """Wait until process `pid` ends by itself (None) or must be ended (why).
+        """Wait until process `pid` ends by itself (returns None) or must be ended (returns the reason).
 
-        The reason is the limit it passed, or `SIGNAL` where the supervisor asked for it or went away.
+        The reason is the limit that was passed, or `SIGNAL` if the supervisor asked for the end or went away.
         """
         deadline = started + self._limits["wall_seconds"]
         self._looked = started
@@ -92,13 +92,13 @@ class Watch:
             poll.register(self._channel, select.POLLIN)
             pause = _FIRST_LOOK
             while True:
-                left = deadline - time.monotonic()
-                ready = [descriptor for descriptor, _ in poll.poll(max(0.0, min(left, pause)) * 1000)]
+                remaining = deadline - time.monotonic()
+                ready = [descriptor for descriptor, _ in poll.poll(max(0.0, min(remaining, pause)) * 1000)]
                 if handle in ready:
                     return None
                 if ready:
                     return ProgramStatus.SIGNAL
-                if left <= 0:
+                if remaining <= 0:
                     return ProgramStatus.WALL_TIME
                 if self._seal.watch:
                     before = self.usage.memory_bytes
@@ -117,7 +117,7 @@ class Watch:
             item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None
         ]
         if sum(process.threads for process in run_processes) > self._limits["processes"]:
-            return ProgramStatus.PROCESSES  # at once: so many take long to look at, and ever more of them come
+            return ProgramStatus.PROCESSES  # now: to look at so many takes long, and more may start
         use = self._account.look(run_processes, now - self._looked, self._last_number())
         self._looked = now
         limits = self._limits
@@ -130,14 +130,14 @@ class Watch:
         if max(os.fstat(number).st_size for number in self._outputs) > limits["output_bytes"]:
             return ProgramStatus.OUTPUT
         if not self._seal.private_root:
-            # What cannot be looked at, whatever a program has done to it, is not within the limit.
+            # A directory that cannot be read counts as too full: a program may have made it unreadable.
             disk = _disk_usage(self._seal.scratch, limits["files"])
             if disk is None or disk + use.removed_bytes > limits["disk_bytes"]:
                 return ProgramStatus.DISK
         return None
 
     def _last_number(self) -> int:
-        """The last process number given out in the cell's namespace; 0 where it cannot be told."""
+        """The last process number given out in the cell's namespace; 0 if it is unknown."""
         return 0 if self._last_pid is None else int(os.pread(self._last_pid, 32, 0))
 
     def _descendants(self) -> list[int]:
@@ -156,7 +156,7 @@ def most_file_bytes(limits: dict[str, Any]) -> int:
 
 
 def _disk_usage(scratch: str, files: int) -> int | None:
-    """Bytes used in a flat directory; None where it holds too many files or cannot be read."""
+    """Bytes used in a flat directory; None if it holds too many files or cannot be read."""
     total = 0
     try:
         with os.scandir(scratch) as entries:

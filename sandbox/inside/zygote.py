@@ -1,9 +1,9 @@
-"""The worker process: a warm interpreter that has put every layer in place and clones a cell for each program.
+"""The worker: a preloaded interpreter that sets up every layer and clones a cell for each program.
 
-Two processes. The outer one watches the supervisor (by descriptor, so that nothing depends on which thread started it)
-and ends everything when the supervisor goes. The inner one, the zygote, is process 1 of the worker's own process
-namespace: however it ends, the kernel ends all programs with it. The zygote holds no program, no input and no expected
-output; it hands descriptors on.
+A worker is two processes. The outer process watches the supervisor, and ends everything when the supervisor ends. It
+watches a descriptor, so it does not depend on the supervisor's threads. The inner process, the zygote, is process 1 of
+the worker's process namespace: when it ends, the kernel ends all programs. The zygote holds no program, no input and no
+expected output; it passes descriptors on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ALWAYS_POSSIBLE = (
 
 
 class Zygote:
-    """Puts the layers in place, in the order in which privileges allow it, and then serves."""
+    """Sets up the layers, in the order that its privileges allow, and then serves."""
 
     def __init__(self, control: socket.socket, settings: WorkerSettings) -> None:
         self._control, self._settings = control, settings
@@ -54,20 +54,20 @@ class Zygote:
         self._syscalls: SyscallFilter | None = None
         self._scratch = filesystem.SCRATCH_RUN
         self._meter: GroupMeter | None = None
-        self._rules: int | str | None = None  # their descriptor, or why there are none
+        self._rules: int | str | None = None  # descriptor of the Landlock rules, or why there are none
 
     def run(self) -> NoReturn:
-        """Become the outer process; the inner one never returns either."""
+        """Fork the inner process and become the outer process. Neither returns."""
         supervisor = os.pidfd_open(self._settings.supervisor)
         if os.getppid() != self._settings.supervisor:
             sys.exit("the supervisor ended before its worker started")
-        # A supervisor's own bound on its address space is not one for programs, which have theirs.
+        # The supervisor's limit on its address space must not hold for programs: they have limits of their own.
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         unreadable = self._run_where_others_can_read()
         self._join_control_group()
         self._packages = self._probe_packages()
-        self._control.recv(cell.MAX_MESSAGE)  # the settings, known by now
+        self._control.recv(cell.MAX_MESSAGE)  # take the settings out of the socket; `main` has read them already
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         namespaces = layers.possible_namespaces(self._layers)
         mounts = bool(namespaces & kernel.CLONE_NEWNS)
@@ -89,14 +89,14 @@ class Zygote:
             self._scratch = self._host_scratch.run
             self._make_rules(private_root=False)
         elif as_root:
-            # As root, so that an interpreter that only root may read can be bound into the private root.
+            # Done as root, because only root may read some interpreters, and they must be bound into the private root.
             kernel.unshare(kernel.CLONE_NEWNS)
             self._make_rules(private_root=True)
         if uid is not None:
             layers.become(uid, self._layers)
         if namespaces:
             layers.enter_namespaces(namespaces, self._proc)
-        memory_map.merge_mappings(self._proc)  # what has been written to before a fork cannot be merged after it
+        memory_map.merge_mappings(self._proc)  # memory written to before a fork cannot be merged after it
         inner = os.fork()
         if inner == 0:
             if self._host_scratch is not None:
@@ -110,9 +110,9 @@ class Zygote:
         os._exit(0)
 
     def _run_where_others_can_read(self) -> str:
-        """Where only root can read the interpreter and it cannot be bound anywhere, go on with a copy of it.
+        """Continue in a copy of the interpreter if only root can read this one and it cannot be mounted elsewhere.
 
-        Returns why there is none, or nothing where none is needed.
+        Returns why no copy could be made; empty if no copy is needed.
         """
         if os.geteuid() != 0 or Layer.OWN_UID in self._layers.without:
             return ""
@@ -126,7 +126,7 @@ class Zygote:
             executable = interpreter_copy.copied_interpreter(self._settings.temporary)
         except OSError as problem:
             return str(problem)
-        # The search path names the standard library that is left behind.
+        # The search path must not name the old standard library: the copy has its own.
         old = (visible.standard_library(), os.path.dirname(visible.standard_library()) + "/python")
         kept = [
             path
@@ -136,7 +136,7 @@ class Zygote:
         os.execve(executable, [executable, *sys.orig_argv[1:]], os.environ | {"PYTHONPATH": ":".join(kept)})
 
     def _copy_packages(self) -> None:
-        """Replace preloaded packages that only root can read by copies, or do without them."""
+        """Copy the preloaded packages that only root can read; drop them if they cannot be copied."""
         from sandbox.inside import interpreter_copy
 
         try:
@@ -158,9 +158,9 @@ class Zygote:
             self._layers.miss(Layer.CGROUP, group, layers.NO_CONTROL_GROUP)
 
     def _probe_packages(self) -> list[SitePackage]:
-        """Which third-party packages the preloaded modules bring, found out in a process of its own.
+        """List the third-party packages of the preloaded modules, in a separate process.
 
-        Importing them here would run their code, and keep their files open, before any layer is in place.
+        Importing the modules here would run their code, and keep their files open, before any layer is set up.
         """
         reading, writing = os.pipe()
         pid = os.fork()
@@ -177,7 +177,7 @@ class Zygote:
         return [SitePackage(path) for path in json.loads(text or b"[]")]
 
     def _make_rules(self, private_root: bool) -> None:
-        """Enter the private root, where there is to be one, and have the Landlock rules made for what can be seen."""
+        """Enter the private root if `private_root`, and make Landlock rules for the files that are visible then."""
         maker = None
         if self._layers.wants(Layer.LANDLOCK):
             maker = RulesMaker(private_root, self._scratch, self._packages)
@@ -251,7 +251,7 @@ class Zygote:
 
 
 def _own_memory(proc: int) -> tuple[int, int, int]:
-    """Bytes that this process has reserved, and has resident, and what is reserved and not private and writable."""
+    """Bytes of this process: reserved, resident, and reserved but not private and writable."""
     descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
     try:
         size, resident, _, _, _, data, _ = map(int, os.read(descriptor, 256).split())
@@ -262,7 +262,7 @@ def _own_memory(proc: int) -> tuple[int, int, int]:
 
 
 def _wait_for_either(supervisor: int, inner: int) -> None:
-    """Return once the supervisor or the zygote has ended, with the zygote reaped."""
+    """Wait until the supervisor or the zygote ends, then end and reap the zygote."""
     poll = select.poll()
     poll.register(supervisor, select.POLLIN)
     poll.register(os.pidfd_open(inner), select.POLLIN)
@@ -296,6 +296,6 @@ def serve(control: socket.socket, seal: Seal) -> NoReturn:
 def main() -> NoReturn:
     """Entry point: the control socket's descriptor is the last argument."""
     control = socket.socket(fileno=int(sys.argv[-1]))
-    # It stays there to be read until this is the interpreter that serves.
+    # Only peek: a copy of the interpreter may replace this process, and must read the settings again.
     settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE, socket.MSG_PEEK))
     Zygote(control, settings).run()
