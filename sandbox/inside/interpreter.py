@@ -1,4 +1,4 @@
-"""The worker's interpreter, made to look to a program like one started for it alone."""
+"""Prepare the worker's interpreter, so that a program sees it as an interpreter started only for that program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandbox.inside import program
 from sandbox.inside.isolation import filesystem, kernel
 from sandbox.inside.isolation.filesystem import SitePackage
 
-# Modules that programs commonly import; each costs a fresh interpreter more than it costs a fork.
+# Modules that programs commonly import. Forking an interpreter that has them is cheaper than importing them.
 COMMON_MODULES = tuple(
     """
     abc array bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools
@@ -27,13 +27,13 @@ COMMON_MODULES = tuple(
     """.split()  # noqa: SIM905 (a list of 33 quoted words is harder to read)
 )
 _NAME = b"sandbox.inside.zygote"  # what `ps` shows
-_ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat after the command name: where they begin, then end
-_REDUCED_MODULES = {"shutil", "tempfile"}  # imported by our own modules without the compression libraries
+_ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat after the command name: the start, then the end
+_REDUCED_MODULES = {"shutil", "tempfile"}  # our modules import them without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
 
 
 def _forget_reduced() -> None:
-    """Let modules that our own imports have brought, or kept out, be imported afresh by programs that want them."""
+    """Forget modules that our own imports loaded in part or blocked, so that programs can import them anew."""
     for name, module in list(sys.modules.items()):
         if module is None or name in _REDUCED_MODULES:
             del sys.modules[name]
@@ -42,13 +42,13 @@ def _forget_reduced() -> None:
 def prepare(
     preload: Sequence[str], scratch: str, third_party: Sequence[str], clean_environment: bool, proc: int
 ) -> None:
-    """Import what programs will want and set up search path, streams, environment and signals.
+    """Import common modules; set up search path, streams, environment and signals.
 
     Args:
         preload: third-party modules to import.
         scratch: the programs' working directory.
-        third_party: directories where the preloaded modules are found.
-        clean_environment: False only where a test leaves that layer out.
+        third_party: directories of the preloaded modules.
+        clean_environment: False only if a test switches that layer off.
         proc: descriptor of a `/proc` that shows this process.
     """
     standard = (*visible.shown_paths(), "/usr/")
@@ -58,7 +58,7 @@ def prepare(
     sys.argv[:] = ["main.py"]
     sys.executable = visible.interpreter_program()
     sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
-    site.setquit()  # of what `site` does for an interpreter, only the names that programs use
+    site.setquit()  # only those names of `site` that programs use
     site.setcopyright()
     site.sethelper()
     _forget_reduced()
@@ -76,7 +76,7 @@ def prepare(
 
 
 def forget_command_line(proc: int) -> None:
-    """Have `/proc/self/cmdline` and `environ` tell nothing of where we lie: they show this process's own memory."""
+    """Overwrite the memory behind `/proc/self/cmdline` and `environ`, so that they do not show our paths."""
     descriptor = os.open("self/stat", os.O_RDONLY, dir_fd=proc)
     try:
         fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
@@ -89,7 +89,7 @@ def forget_command_line(proc: int) -> None:
     sys.orig_argv[:] = sys.argv
 
 
-# What nearly every program does, in the ways in which most do it.
+# Does what nearly every program does, in the usual ways.
 _REHEARSAL = b"""
 import sys
 def main():
@@ -110,13 +110,13 @@ if __name__ == "__main__":
     main()
 """
 _REHEARSAL_INPUT = b"3 1 2 3\na 1\nb 2\na 3\n4 5 6\n7 8\n"
-_REHEARSALS = 3  # after so many the interpreter's caches change no more
+_REHEARSALS = 3  # after three runs the interpreter's caches no longer change
 
 
 def rehearse() -> None:
-    """Run a program of our own, so that the interpreter's caches of what programs look up are filled before any fork.
+    """Run a typical program before any fork, to fill the interpreter's caches.
 
-    Each page that a child writes to is copied for it, one page fault at a time; a cache that is full is only read.
+    Each page that a child writes to costs a page fault and a copy; a child only reads a filled cache.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     real_main = sys.modules["__main__"]
@@ -135,18 +135,18 @@ def rehearse() -> None:
 
 
 def settle() -> None:
-    """The last thing before programs are served: nothing of ours is to be found or collected by them."""
+    """Hide our modules and objects from programs and their garbage collector. Call it last before serving."""
     for name in list(sys.modules):
         if name.partition(".")[0] in _OWN_MODULES:
             del sys.modules[name]
-    atexit._clear()  # what our own modules registered is not for programs to run
+    atexit._clear()  # programs must not run our exit functions
     gc.collect()
     kernel.trim_malloc()
-    gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent's objects
+    gc.freeze()  # otherwise a collection in a child would copy every page of the parent's objects
 
 
 def third_party_packages(preload: Sequence[str]) -> list[SitePackage]:
-    """Import `preload` in this (throw-away) process and tell which third-party packages that brought."""
+    """Import `preload` in this (throw-away) process and list the third-party packages that it loaded."""
     import_all(preload)
     loaded = {name.partition(".")[0] for name in sys.modules} - set(_OWN_MODULES)
     return filesystem.site_packages(sorted(loaded))
@@ -162,8 +162,8 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": ":".join(third_party),
-        "MALLOC_ARENA_MAX": "2",  # otherwise each thread reserves 64 MiB of the address space that a program has
-        # Thread pools as wide as the machine would fight over the core that a program gets.
+        "MALLOC_ARENA_MAX": "2",  # otherwise each thread reserves 64 MiB of a program's address space
+        # A program gets a single core, so larger thread pools would only slow it down.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
@@ -171,11 +171,11 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
 
 
 def import_all(names: Sequence[str]) -> None:
-    """Import what is to be warm in every program; what is not installed is passed over."""
+    """Import the modules that are installed, so that every program has them already loaded."""
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if "numpy" in names:
-        for name in ("numpy.random", "numpy.linalg", "numpy.fft"):  # imported on first use, otherwise by every child
+        for name in ("numpy.random", "numpy.linalg", "numpy.fft"):  # otherwise every child imports them at first use
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)

@@ -1,8 +1,8 @@
-"""A copy of the interpreter that every user may read, where only root can read it and nothing can be mounted.
+"""Copy the interpreter to a place that every user may read, if only root can read it and mounts are impossible.
 
-Programs never run as root. Where Python lies in root's home (pyenv, uv and conda put it there) and there are no mount
-namespaces (the default of Docker and Kubernetes), what programs need of it is copied once to a directory of root's that
-everybody can enter. So are preloaded third-party modules.
+Programs never run as root. Python may lie in root's home (pyenv, uv and conda put it there), and there may be no mount
+namespaces (the default of Docker and Kubernetes). Then the parts of Python that programs need, and the preloaded
+third-party modules, are copied once to a directory that root owns and everybody can enter.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sandbox.inside.isolation.filesystem import SitePackage
 
 _PLACES = ("/var/cache/verigrpo", "/var/tmp/verigrpo")
 _NOBODY = 65_534
-# Of the standard library what no program needs, half of its size.
+# Parts of the standard library that no program needs, half of its size.
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "ensurepip")
 
 
 def readable(paths: Iterable[str], uid: int = _NOBODY) -> bool:
-    """Whether a user without privileges can read, or enter, all of `paths`; asked of root."""
+    """Whether a user without privileges can read, or enter, all of `paths`. Only root may call this."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -40,13 +40,13 @@ def readable(paths: Iterable[str], uid: int = _NOBODY) -> bool:
 
 
 def copied_interpreter(temporary: str) -> str:
-    """The executable of the copy of this interpreter; it is made where there is none.
+    """Copy this interpreter, unless a copy exists already; returns the path of the copy's executable.
 
     Args:
-        temporary: where to make it if the machine's directory for caches will not do.
+        temporary: directory for the copy if the machine's cache directories are not usable.
 
     Raises:
-        OSError: it cannot be made in any place that is root's alone and that everybody can enter.
+        OSError: no directory belongs to root alone, lets everybody enter and has room for the copy.
     """
     executable, library = visible.interpreter_program(), visible.standard_library()
     state = os.stat(executable)
@@ -65,12 +65,12 @@ def copied_interpreter(temporary: str) -> str:
 
 
 def _left_out(directory: str, names: Sequence[str]) -> set[str]:
-    # What extension modules are linked with, and tests, are tens of megabytes.
+    # Tests, and the files for linking extension modules, are tens of megabytes.
     return {name for name in names if name in _LEFT_OUT or name.startswith("config-")}
 
 
 def readable_packages(packages: Sequence[SitePackage], temporary: str) -> list[SitePackage]:
-    """`packages`, those that only root can read replaced by copies.
+    """Replace the packages that only root can read by copies.
 
     Raises:
         OSError: a copy cannot be made.
@@ -81,7 +81,7 @@ def readable_packages(packages: Sequence[SitePackage], temporary: str) -> list[S
             result.append(package)
             continue
         parent = os.path.dirname(package.path)
-        # Beside one another as they were: shared libraries are found from where modules lie.
+        # Packages of a directory stay together: modules find their shared libraries by relative path.
         name = _name("modules", parent, str(os.stat(parent).st_mtime_ns), *sorted(item.path for item in packages))
 
         def fill(place: str, parent: str = parent) -> None:
@@ -103,7 +103,7 @@ def _name(kind: str, *parts: str) -> str:
 
 
 def _cached(name: str, fill: Callable[[str], None], temporary: str) -> str:
-    """A directory of the cache, made by `fill` where there is none. Others may make it at the same time."""
+    """Return a directory of the cache; `fill` makes it if missing. Other workers may make it at the same time."""
     problems: list[str] = []
     for place in (*_PLACES, os.path.join(temporary, "verigrpo-interpreter")):
         final = os.path.join(place, name)
@@ -128,7 +128,7 @@ def _cached(name: str, fill: Callable[[str], None], temporary: str) -> str:
 
 
 def _make_place(place: str) -> None:
-    """A directory that nobody but root can have made or can change: what lies in it is executed by root."""
+    """Make a directory that only root can change: root executes the files in it."""
     try:
         os.mkdir(place, 0o755)
         os.chmod(place, 0o755)

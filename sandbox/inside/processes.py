@@ -1,7 +1,7 @@
-"""What `/proc` tells of the processes of a program: who there is, their time, their memory, their descriptors.
+"""Read a program's processes from `/proc`: their numbers, time, memory and descriptors.
 
-Every function takes a descriptor of a `/proc` that shows them. A process may end while it is looked at; it then counts
-for nothing.
+Every function takes a descriptor of a `/proc` that shows the processes. A process that ends while it is read counts as
+nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ TICKS = os.sysconf("SC_CLK_TCK")
 # Fields of /proc/<pid>/stat after the command name (proc(5) numbers them from 3).
 _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM, _THREADS = 11, 12, 13, 14, 17
 _CHUNK = 1 << 16
-_SIGCHLD = 1 << 16  # its bit in a mask of signals
+_SIGCHLD = 1 << 16  # the bit of SIGCHLD in a mask of signals
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process at one look.
+    """A process as seen at one look.
 
     Attributes:
-        pid: its number.
-        own_time, children_time: processor time in ticks, its own and that of the children it has waited for.
-        threads: how many it has.
-        living: path below `/proc` of a thread that has not ended; the first one may have, and tells of no memory then.
-        unshared, shared: resident bytes, of private memory and of files and shared mappings.
+        pid: process number.
+        own_time, children_time: processor time of the process, and of the children it has waited for, in ticks.
+        threads: number of threads.
+        living: path below `/proc` of a thread that has not ended. An ended first thread shows no memory.
+        unshared, shared: resident bytes of private memory, and of files and shared mappings.
         other_mappings: bytes of address space that is not private and writable.
     """
 
@@ -43,12 +43,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class SharedMapping:
-    """A mapping of memory that processes can share and that has no name.
+    """A nameless mapping of memory that processes can share.
 
     Attributes:
-        key: device and inode of what is mapped.
-        is_file: whether it is a file that has been removed, or anonymous memory.
-        length: from the beginning of what is mapped to the mapping's end.
+        key: device and inode of the mapped object.
+        is_file: True for a removed file, False for anonymous memory.
+        length: bytes from the object's beginning to the mapping's end.
     """
 
     key: tuple[bytes, bytes]
@@ -82,12 +82,12 @@ def children(proc: int, pid: int) -> list[int]:
         for thread in _list(proc, f"{pid}/task"):
             child_pids += [int(number) for number in _read(proc, f"{pid}/task/{thread}/children").split()]
     except OSError:
-        pass  # it ended while being looked at; what it left is the cell's child now
+        pass  # it ended meanwhile; its children are the cell's children now
     return child_pids
 
 
 def look_at(proc: int, pid: int) -> Process | None:
-    """What is known of a process; None where it has ended."""
+    """Read a process; None if it has ended."""
     try:
         fields = _read(proc, f"{pid}/stat", 0).rpartition(b")")[2].split()
         threads, living = int(fields[_THREADS]), str(pid)
@@ -118,12 +118,12 @@ def _memory(proc: int, living: str) -> tuple[int, int, int, int]:
 
 
 def proportional_memory(proc: int, process: Process) -> tuple[int, int]:
-    """Resident bytes, private and of files and shared mappings, each page divided by the number of who shares it."""
+    """Resident bytes, private and shared, each page divided by the number of processes that share it."""
     try:
         text = _read(proc, f"{process.living}/smaps_rollup")
     except (FileNotFoundError, ProcessLookupError):
         return 0, 0
-    except OSError:  # it may not be looked into: all of it counts
+    except OSError:  # the process may not be read: count all of its memory
         return process.unshared, process.shared
     parts = {line.split()[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(b"Pss")}
     anonymous = parts.get(b"Pss_Anon:", parts.get(b"Pss:", 0))
@@ -131,7 +131,7 @@ def proportional_memory(proc: int, process: Process) -> tuple[int, int]:
 
 
 def ignores_children(proc: int, pid: int) -> bool:
-    """Whether a process has the kernel forget its children as they end, and their processor time with them."""
+    """Whether a process ignores SIGCHLD: the kernel then forgets its ended children and their processor time."""
     try:
         for line in _read(proc, f"{pid}/status").splitlines():
             if line.startswith(b"SigIgn:"):
@@ -142,16 +142,16 @@ def ignores_children(proc: int, pid: int) -> bool:
 
 
 def count_descriptors(proc: int, process: Process) -> int:
-    """How many descriptors a process has open; 0 where it may not be looked into."""
+    """Number of open descriptors of a process; 0 if the process may not be read."""
     try:
-        # Before Linux 6.2 the directory's size does not tell.
+        # Before Linux 6.2 the directory's size is 0.
         return os.stat(f"{process.living}/fd", dir_fd=proc).st_size or len(_list(proc, f"{process.living}/fd"))
     except OSError:
         return 0
 
 
 def descriptors(proc: int, process: Process) -> Iterator[tuple[str, str]]:
-    """Of each open descriptor, its path below `/proc` and what it refers to."""
+    """List open descriptors: the path below `/proc`, and the target of each."""
     try:
         for number in _list(proc, f"{process.living}/fd"):
             path = f"{process.living}/fd/{number}"
@@ -163,7 +163,7 @@ def descriptors(proc: int, process: Process) -> Iterator[tuple[str, str]]:
 def mappings_without_name(proc: int, process: Process, scratch: str, most: int) -> list[SharedMapping] | None:
     """Mappings of anonymous shared memory, and of files that have been removed from `scratch`.
 
-    None where a process has so many mappings, beyond `most` bytes of text, that no honest program has as many.
+    None if their list has `most` bytes of text or more: no honest program has so many mappings.
     """
     try:
         text = _read(proc, f"{process.living}/maps", most)

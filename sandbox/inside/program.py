@@ -1,7 +1,7 @@
 """Inside the sandbox: run a Python program as an interpreter would, or answer calls to its functions.
 
-Everything here shares a process with foreign code that may patch or replace it at will. Nothing here is trusted; what
-it sends is data that the trusted side checks.
+This module shares a process with foreign code, which may patch or replace it. So nothing here is trusted: the trusted
+side checks all data that comes from here.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sandbox import values
 
 _FILE = "main.py"
 _REQUESTS, _REPLIES = 3, 4  # descriptors of the call channel
-_MESSAGE_LENGTH = 500  # of an exception's text sent over the channel
+_MESSAGE_LENGTH = 500  # characters of an exception's text that are sent
 
 
 def open_standard_streams(stdin: int = 0, stdout: int = 1, stderr: int = 2) -> None:
-    """Make text streams on three descriptors, whatever these will refer to once a program starts.
+    """Open the standard text streams on three descriptors.
 
-    The worker does this once. A stream that has not been used holds nothing of the file behind its descriptor.
+    The worker does this once. An unused stream has read nothing, so the file of its descriptor may still change.
     """
     binary_in = io.BufferedReader(io.FileIO(stdin, "r", closefd=False), 1 << 16)
     binary_out = io.BufferedWriter(io.FileIO(stdout, "w", closefd=False), 1 << 16)
@@ -44,12 +44,12 @@ def open_standard_streams(stdin: int = 0, stdout: int = 1, stderr: int = 2) -> N
 
 
 def compiled(source: bytes) -> types.CodeType:
-    """The program's code. Raises what the program's author would see."""
+    """Compile the program; raises the error that the program's author would see."""
     return compile(source, _FILE, "exec", dont_inherit=True)
 
 
 def main_module(source: bytes, name: str = "__main__") -> types.ModuleType:
-    """The module that a program will be executed in, known to imports and to tracebacks."""
+    """Make the module in which a program is executed, and register it for imports and tracebacks."""
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = builtins
     module.__dict__["__file__"] = _FILE
@@ -65,7 +65,7 @@ def mentions_generators(source: bytes) -> bool:
 
 
 def seed_generators() -> None:
-    """Give a program random numbers of its own; the generators' states are the worker's."""
+    """Seed the generators anew: all programs inherit the same states from the worker."""
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -87,7 +87,7 @@ def execute(
 
 
 def executed(source: bytes, code_object: types.CodeType | None, module: types.ModuleType, answer_calls: bool) -> int:
-    """Do all that comes before the exit itself, and return the exit code."""
+    """Execute the program and return its exit code."""
     code = 0
     try:
         exec(code_object or compiled(source), module.__dict__)
@@ -104,7 +104,7 @@ def executed(source: bytes, code_object: types.CodeType | None, module: types.Mo
 def _finished(code: int) -> int:
     """Wait for threads, run exit functions and flush; returns the exit code."""
     try:
-        # Both touch, and so copy, many pages of the parent's, even where there is nothing to do.
+        # Both calls copy many pages of the parent, even with nothing to do; so they are made only if needed.
         if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
             threading._shutdown()  # type: ignore[attr-defined]
         if atexit._ncallbacks():
@@ -136,7 +136,7 @@ def _print_exception(problem: BaseException) -> None:
     try:
         frames = problem.__traceback__.tb_next if problem.__traceback__ else None  # without this file's own frame
         traceback.print_exception(type(problem), problem, frames)
-    except BaseException:  # the program owns sys.stderr and may have broken it; its exit code still tells
+    except BaseException:  # the program may have broken sys.stderr; the exit code still shows the failure
         return
 
 

@@ -1,4 +1,4 @@
-"""The few Linux system calls that Python does not have, through ctypes.
+"""The few Linux system calls that Python lacks, through ctypes.
 
 Every function raises OSError with the call's name when the kernel refuses.
 """
@@ -35,8 +35,8 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-ABOVE_ALL_DESCRIPTORS = 1 << 30  # the kernel's own limit (fs.nr_open) is at most that
-LAST_CAPABILITY = 63  # beyond the last one known the kernel answers EINVAL, which is ignored
+ABOVE_ALL_DESCRIPTORS = 1 << 30  # the largest limit of the kernel (fs.nr_open)
+LAST_CAPABILITY = 63  # for numbers that the kernel does not know, its EINVAL is ignored
 
 SIGCHLD = 17
 _NUMBERS = {
@@ -62,7 +62,7 @@ _mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
 _mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 _mprotect.argtypes = _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-INTERPRETER_CODE = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value or 0  # an address in it
+INTERPRETER_CODE = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value or 0  # an address in the code
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE_ANONYMOUS, _NO_FILE = 0x22, 2**64 - 1
 _MADV_HUGEPAGE, _MADV_COLLAPSE, _MREMAP_MAYMOVE_FIXED = 14, 25, 3
@@ -89,33 +89,33 @@ def unshare(flags: int) -> None:
 
 
 def clone(flags: int) -> int:
-    """Fork, into new namespaces where `flags` say so, with one system call; returns like `os.fork`.
+    """Fork with one system call, into the new namespaces that `flags` name; returns like `os.fork`.
 
     Neither the C library nor Python sees this fork: no hook of `os.register_at_fork` runs, which saves about half a
-    millisecond of copied pages. That is sound from a process without threads, whose child has the same one thread at
-    the same address. `random` has to be seeded by hand.
+    millisecond of copied pages. This is correct only in a process with a single thread: the child has that thread at
+    the same address. The child must seed `random` itself.
     """
-    # PyDLL keeps the interpreter lock through the call, so the child starts out holding its own copy of it.
+    # PyDLL keeps the interpreter lock through the call, so the child starts with its own copy of the lock, held.
     pid: int = _syscall(_CLONE, flags | SIGCHLD, 0, 0, 0, 0)
     return pid if pid >= 0 else _checked(pid, f"clone (call {_number('clone')})")
 
 
 def prepared_clone(flags: int) -> Callable[[], int]:
-    """`clone(flags)` for a process that does it often: a negative result says that the kernel refused.
+    """Prepare `clone(flags)` for a process that forks often. A negative result says that the kernel refused.
 
-    A call that is all prepared touches, and so copies in both processes, a third of the pages that `clone` does.
+    The prepared call touches, and so copies in both processes, a third of the pages that `clone` touches.
     """
     return functools.partial(_syscall, _CLONE, flags | SIGCHLD, 0, 0, 0, 0)
 
 
 def prepared_dumpable() -> Callable[[], int]:
-    """`prctl(PR_SET_DUMPABLE, 1)`, likewise; it cannot fail."""
+    """Prepare `prctl(PR_SET_DUMPABLE, 1)` in the same way; the call cannot fail."""
     return functools.partial(_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def prctl(option: int, value: int = 0) -> None:
     """Set one attribute of this process."""
-    # Plain numbers through a function already looked up: whatever else ctypes can do copies pages in each fork.
+    # Plain numbers and a function already looked up: other uses of ctypes copy more pages in each fork.
     if _prctl(option, value, 0, 0, 0) < 0:
         _checked(-1, f"prctl({option})")
 
@@ -131,11 +131,11 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 
 
 def make_read_only(target: str, more: int = 0) -> None:
-    """Make what is mounted on `target`, and on whatever is below it, read-only and without set-uid programs.
+    """Make the mount on `target`, and all mounts below it, read-only and without set-uid programs.
 
     Args:
         target: a mount point.
-        more: attributes to set beside.
+        more: further attributes to set.
     """
     attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | more, 0, 0, 0)
     result = _libc.syscall(
@@ -149,7 +149,7 @@ def make_read_only(target: str, more: int = 0) -> None:
     if result >= 0 or ctypes.get_errno() != errno.ENOSYS:
         _checked(result, f"mount_setattr {target}")
         return
-    # Before Linux 5.12 only the mount itself. Flags that it brings along must be named, or they would be cleared.
+    # Before Linux 5.12: only the mount itself. Its present flags must be repeated, otherwise they are cleared.
     present = os.statvfs(target).f_flag
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | (MS_NODEV if more & MOUNT_ATTR_NODEV else 0)
     flags |= present & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -161,7 +161,7 @@ def make_read_only(target: str, more: int = 0) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach whatever is mounted on `target`, now from view and from memory when its last user is gone."""
+    """Detach the mount on `target`: it is hidden at once, and freed when its last user is gone."""
     _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
 
 
@@ -185,14 +185,14 @@ def drop_capabilities() -> None:
 
 
 def current_processor() -> int:
-    """The number of the processor that this process runs on; negative where that cannot be told."""
+    """The number of the processor that this process runs on; negative if it is unknown."""
     number: int = _libc_locked.sched_getcpu()
     return number
 
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` upwards."""
-    os.closerange(first, ABOVE_ALL_DESCRIPTORS)  # one system call, which Python's own code makes
+    os.closerange(first, ABOVE_ALL_DESCRIPTORS)  # a single system call
 
 
 def set_seccomp_filter(program: bytes) -> None:
@@ -202,14 +202,14 @@ def set_seccomp_filter(program: bytes) -> None:
 
 
 def restrict_with_landlock(ruleset: int) -> None:
-    """Enforce Landlock rules for this process, as `landlockpy` does, but with few enough pages touched for each run."""
+    """Enforce Landlock rules for this process, as `landlockpy` does, but touch fewer pages: each run calls this."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if _syscall(_number("landlock_restrict_self"), ruleset, 0) < 0:
         _checked(-1, "landlock_restrict_self")
 
 
 def overwrite_memory(address: int, length: int, text: bytes) -> None:
-    """Overwrite a part of this process's memory with `text`, cut where it is too long, and zeros."""
+    """Overwrite a part of this process's memory with `text`, cut if it is too long, and zeros."""
     ctypes.memmove(address, text[: length - 1].ljust(length, b"\0"), length)
 
 
@@ -219,22 +219,22 @@ def limit_malloc_arenas(count: int) -> None:
 
 
 def trim_malloc() -> None:
-    """Give what the C library holds and nobody uses back to the kernel, so that no fork copies it."""
+    """Return the C library's unused memory to the kernel, so that no fork copies it."""
     _libc.malloc_trim(0)
 
 
 def protect(address: int, length: int, write: bool = False, execute: bool = False) -> None:
-    """Set what may be done to a part of this process's memory, beside reading it."""
+    """Allow reading a part of this process's memory, and only the named other kinds of access."""
     access = _PROT_READ | (_PROT_WRITE if write else 0) | (_PROT_EXEC if execute else 0)
     _checked(_mprotect(address, length, access), f"mprotect of {length} bytes")
 
 
 def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
-    """Replace code of this process by a copy of itself on huge pages, in one step, unless there are none.
+    """Replace code of this process by a copy on huge pages, in one step; do nothing if no huge pages are free.
 
     Args:
-        address: of the code, at the begin of a huge page.
-        length: its bytes, whole huge pages.
+        address: the code's address, a multiple of `page`.
+        length: the code's bytes, a multiple of `page`.
         page: bytes of a huge page.
     """
     reserved = _mmap(None, length + page, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, _NO_FILE, 0)
@@ -243,7 +243,7 @@ def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
     copy = -(-reserved // page) * page
     _madvise(copy, length, _MADV_HUGEPAGE)
     ctypes.memmove(copy, address, length)
-    # Whether all of it is on huge pages now; pages of the usual size would make forks slower than before.
+    # Checks that the whole copy is on huge pages. A copy on small pages would make forks slower than before.
     huge = _madvise(copy, length, _MADV_COLLAPSE) == 0
     if huge:
         protect(copy, length, execute=True)

@@ -1,4 +1,4 @@
-"""Inside the tester: the tests that test code defines for a runner, as unittest and pytest would find and run them."""
+"""Find and run the tests that test code defines, as unittest and pytest would."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class NotPassed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test, by the name with which it can be chosen."""
+    """One test. It can be chosen by its name."""
 
     name: str
     run: Callable[[], None]
 
 
 def cases(scope: Mapping[str, Any], provided: Mapping[str, Any], used: Set[str]) -> list[Case]:
-    """Tests of the scope of test code, in its order.
+    """List the tests in the scope of test code, in its order.
 
-    Running one raises `Skipped` where the test code leaves it out, and another exception where it does not pass.
+    Running a test raises `Skipped` if the test code skips it, and another exception if it does not pass.
 
     Args:
-        scope: what the test code has defined.
-        provided: arguments that test functions may ask for by name: the function under test.
-        used: names that the test code reads: a function among them is run by the test code itself.
+        scope: global variables of the test code.
+        provided: the function under test, by the argument names that test functions may use for it.
+        used: names that the test code reads. The test code runs functions with these names itself.
     """
     fixtures = {item.fixture: item for item in scope.values() if inspect.isroutine(item) and hasattr(item, "fixture")}
     cases: list[Case] = []
@@ -61,9 +61,9 @@ def _of_unittest(kind: type) -> Iterator[Case]:
 
 
 def _run_method(kind: Any, method: str) -> None:
-    """Run one method with all that surrounds it.
+    """Run a method with its set-up and tear-down.
 
-    Whoever is expected to fail is left out: that a program fails earns it nothing.
+    A test that is expected to fail is skipped: a program must not pass by failing.
     """
     import unittest
 
@@ -116,9 +116,9 @@ def _runner(
 ) -> Callable[[], None]:
     def run() -> None:
         if inspect.iscoroutinefunction(function):
-            raise NotSupported(f"{function.__name__} is a coroutine, which needs a plug-in of pytest")
+            raise NotSupported(f"{function.__name__} is a coroutine, which only a plug-in of pytest can run")
         if small_pytest.left_out(function):
-            raise Skipped("it is marked so")
+            raise Skipped("it is marked skip, skipif or xfail")
         for chosen in small_pytest.parameter_sets(function):
             with _arguments(function, {**provided, **chosen}, fixtures) as arguments:
                 function(**arguments)
@@ -130,7 +130,7 @@ def _runner(
 def _arguments(
     function: Callable[..., Any], given: Mapping[str, Any], fixtures: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """The arguments of a test function or a fixture: given values, else what fixtures make, ended afterwards."""
+    """The arguments of a test function or fixture: given values, else values of fixtures, which end afterwards."""
     with ExitStack() as stack:
         arguments = {}
         for name, parameter in inspect.signature(function).parameters.items():

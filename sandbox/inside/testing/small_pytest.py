@@ -1,7 +1,7 @@
-"""The part of pytest's interface that test code in a tester may use: pytest itself wants files, plug-ins and time.
+"""The part of pytest's interface that test code may use. Pytest itself needs files, plug-ins and time.
 
-What is not here is refused by name, so that no test is passed over in silence. As in pytest, no `except Exception` and
-no `raises(Exception)` of test code catches what fails or skips a test.
+Other names of pytest raise `NotSupported`, so that no test is skipped silently. As in pytest, `except Exception` and
+`raises(Exception)` in test code do not catch the exceptions that fail or skip a test.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-_RELATIVE, _ABSOLUTE = 1e-6, 1e-12  # pytest's own
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-12  # the defaults of pytest
 
 
 class NotSupported(BaseException):
@@ -56,7 +56,7 @@ class _Marks:
 
 
 class _Approximately:
-    """Equals numbers, and lists, tuples and dicts of numbers, that are near."""
+    """Equals numbers that are near, and lists, tuples and dicts of such numbers."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False) -> None:
         self._expected, self._nan_ok = expected, nan_ok
@@ -92,7 +92,7 @@ class _Approximately:
 
 
 class _Caught:
-    """What `raises` gives: the exception, once there is one."""
+    """The result of `raises`: the exception, once it was raised."""
 
     value: BaseException
 
@@ -150,7 +150,7 @@ def _fixture(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def stand_in() -> types.ModuleType:
-    """A module to be imported as `pytest`."""
+    """Make the module that test code imports as `pytest`."""
     module = types.ModuleType("pytest")
 
     def lacking(name: str) -> NoReturn:
@@ -172,11 +172,11 @@ def stand_in() -> types.ModuleType:
 
 
 def parameter_sets(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of each case of a function with `parametrize` marks; an empty set where it has none."""
+    """The arguments of each case of a function with `parametrize` marks; an empty set if it has none."""
     sets: list[dict[str, Any]] = [{}]
     for mark in vars(function).get("marks", ()):
         if mark.name == "parametrize":
-            sets = [{**one, **other} for other in _of_mark(*mark.arguments, **mark.keywords) for one in sets]
+            sets = [{**earlier, **added} for added in _of_mark(*mark.arguments, **mark.keywords) for earlier in sets]
     return iter(sets)
 
 

@@ -1,7 +1,7 @@
-"""Inside a sandbox of its own: run assert-style test code, with the program under test behind the call channel.
+"""Run assert-style test code in its own sandbox. It calls the program under test over the call channel.
 
-The test code never shares a process with the program, so the program cannot read what is expected, patch what compares
-or end the test early. Results of the program arrive as plain data of exact types, or as opaque handles.
+The test code never shares a process with the program, so the program cannot read expected results, patch the
+comparison or end the test early. Results of the program arrive as plain data of exact types, or as opaque handles.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sandbox.inside.testing.cases import Case, NotPassed, cases
 from sandbox.inside.testing.small_pytest import NotSupported, Skipped
 
 _PASSED = {"passed": True, "skipped": False, "reason": ""}
-# Exceptions that end a loop quietly: raised in test code they would make what is left of it pass.
+# Exceptions that end a loop silently: raised in test code, they would skip the rest of a loop, and the test would pass.
 _QUIET = (StopIteration, StopAsyncIteration)
 _REPLIES, _REQUESTS = 3, 4  # descriptors, named from the tester's side
 
 
 class Handle:
-    """An object that stayed in the program's process; it may be passed back and equals nothing but itself."""
+    """Stands for an object in the program's process. It may be passed back, and equals only itself."""
 
     __slots__ = ("number",)
 
@@ -37,7 +37,7 @@ class Handle:
 
 
 class ProgramFailed(Exception):
-    """The program raised an exception that has no counterpart here, or broke the agreement of the channel."""
+    """The program raised an exception that has no counterpart here, or broke the protocol of the channel."""
 
 
 def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callab
     def encoded(item: Any) -> Any:
         try:
             return values.encode(item, _handle_number)
-        except values.NotPlainData as problem:  # a ValueError, which the test code may expect of the program
+        except values.NotPlainData as problem:  # a ValueError, which test code might take for the program's
             raise NotSupported(f"test code passes {problem}") from None
 
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -66,14 +66,14 @@ def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callab
 
 
 def _raised(reply: dict[str, Any]) -> Exception:
-    """The counterpart of an exception of the program: of its type or, where that is not Python's, of its base's."""
+    """Rebuild an exception of the program: its own type if that is built in, else its nearest built-in base."""
     name, message = str(reply.get("exception")), str(reply.get("message"))
     kind = getattr(builtins, str(reply.get("base")), None)
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _QUIET):
         for base in kind.__mro__[: kind.__mro__.index(Exception)]:
             try:
                 problem = base(message)
-            except TypeError:  # a type that takes other arguments
+            except TypeError:  # the type needs other arguments
                 continue
             if isinstance(problem, Exception):
                 return problem
@@ -87,7 +87,7 @@ def _handle_number(item: Any) -> int:
 
 
 def run(task: bytes) -> NoReturn:
-    """Run the test code of `task` (JSON with `code`, `setup`, `entry_point`, `case`) and send what came of it."""
+    """Run the test code of `task` (JSON with `code`, `setup`, `entry_point`, `case`) and send the outcome."""
     replies = os.fdopen(_REPLIES, "rb", closefd=False)
 
     def send(message: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def run(task: bytes) -> NoReturn:
         except (ValueError, RecursionError):
             reply = None
         if type(reply) is not dict:
-            raise ProgramFailed("a reply that is not an object")
+            raise ProgramFailed("the reply is not a JSON object")
         return reply
 
     try:
@@ -116,7 +116,7 @@ def run(task: bytes) -> NoReturn:
 
 
 def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Run the test code and what it defines for a runner; raises what a failing test raises."""
+    """Run the test code and the tests that it defines; raises what a failing test raises."""
     module = types.ModuleType("tests")
     scope = vars(module)
     sys.modules["tests"], sys.modules["pytest"] = module, small_pytest.stand_in()
@@ -124,7 +124,7 @@ def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]])
     if "unittest" in task["code"]:
         import unittest
 
-        unittest.main = lambda *arguments, **keywords: None  # type: ignore[assignment]  # it runs what is run here
+        unittest.main = lambda *arguments, **keywords: None  # type: ignore[assignment]  # the tests are run below
     if task["setup"]:
         exec(compile(task["setup"], "setup.py", "exec"), scope)
     entry, provided = task["entry_point"], {}
@@ -142,7 +142,7 @@ def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]])
 
 
 def _program_module(ask: Callable[[dict[str, Any]], dict[str, Any]]) -> types.ModuleType:
-    """What test code imports as the program: every name in it is a function of the program."""
+    """The module that test code imports as the program. Every name in it is a function of the program."""
     module = types.ModuleType(PROGRAM_MODULE)
 
     def function(name: str) -> Callable[..., Any]:
@@ -155,19 +155,19 @@ def _program_module(ask: Callable[[dict[str, Any]], dict[str, Any]]) -> types.Mo
 
 
 def _run(cases: Sequence[Case], only: str | None) -> dict[str, Any]:
-    """Run the chosen test, or all of them; test code without any has been run whole by now."""
+    """Run the chosen test, or all tests. Test code without tests has already been run as a whole."""
     chosen = [case for case in cases if only in (None, case.name)]
     if only is not None and not chosen:
         raise NotPassed(f"the test code defines no {only}")
-    left_out = ""
+    skipped = ""
     passed = 0
     for case in chosen:
         try:
             case.run()
         except Skipped as reason:
-            left_out = f"{case.name} is left out: {reason}"
+            skipped = f"{case.name} is skipped: {reason}"
         else:
             passed += 1
-    if left_out and not passed:
-        raise Skipped(left_out)
+    if skipped and not passed:
+        raise Skipped(skipped)
     return _PASSED
