@@ -1,1 +1,1 @@
-"""What runs beside the untrusted program. `sandbox.outside` never imports it."""
+"""Code that runs in the worker, beside untrusted programs. `sandbox.outside` never imports it."""

@@ -1,1 +1,1 @@
-"""What keeps a program in: namespaces, file systems, users, system calls, and the seal."""
+"""The layers around a program: namespaces, file systems, users, system calls, and the seal."""

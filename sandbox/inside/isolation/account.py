@@ -1,8 +1,7 @@
-"""The account of one run: what its processes use together, and what they hold that is in no process's size.
+"""Add up what the processes of a run use together, including use that `/proc` shows for no process.
 
-A program can hold memory that `resident` does not tell of: buffers of sockets and pipes, pages of a shared mapping that
-it has dropped or unmapped; and processor time of children that the kernel forgets as they end. Such things are reckoned
-with as much as they can be at most.
+Resident sizes leave out buffers of sockets and pipes, and pages of a shared mapping that were dropped or unmapped.
+Process times leave out ended children that the kernel has forgotten. Such use counts with the most that it can be.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from sandbox.inside.processes import TICKS, Process, SharedMapping
 if TYPE_CHECKING:
     from sandbox.inside.isolation.seal import Seal
 
-_FEW_DESCRIPTORS = 32  # what so many can hold is not worth the time to look at each of them
+_FEW_DESCRIPTORS = 32  # few descriptors hold too little to be worth a look at each
 _PIPE_BYTES = 16 * processes.PAGE
-_SOCKET_BYTES = 320 << 10  # net.core.wmem_default of any distribution, and the message with which it is passed
+_SOCKET_BYTES = 320 << 10  # usual net.core.wmem_default, and the message that passes the socket
 _MOST_MAPPINGS = 1 << 20  # bytes of text, some ten thousand mappings
-_EVERY_LOOKS = 8  # mappings are looked at again, whatever the sizes say
+_EVERY_LOOKS = 8  # looks after which mappings are read again, even if sizes did not change
 _BEYOND = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What all processes of a run use together at one look.
+    """The use of all processes of a run together, at one look.
 
     Attributes:
         cpu_seconds: processor time.
-        memory_bytes: resident, and what may be held out of sight.
-        removed_bytes: files of a scratch directory on the host that are open or mapped and have no name any more.
+        memory_bytes: resident memory, and the most that may be hidden.
+        removed_bytes: removed files of a scratch directory on the host that are still open or mapped.
     """
 
     cpu_seconds: float
@@ -44,12 +43,12 @@ class Use:
 
 
 class Account:
-    """Keeps what one run has used, from look to look.
+    """Counts the use of one run, from look to look.
 
     Args:
         seal: the worker's layers.
-        allowed_memory: above it the time is worth it to tell pages that processes share from those that they do not.
-        most_file_bytes: the largest file that a program can make.
+        allowed_memory: bytes above which shared pages are counted exactly, which takes longer.
+        most_file_bytes: largest file that a program can make, in bytes.
     """
 
     def __init__(self, seal: Seal, allowed_memory: int, most_file_bytes: int) -> None:
@@ -64,7 +63,7 @@ class Account:
         self._mapped: dict[int, list[SharedMapping]] = {}
 
     def look(self, run_processes: Sequence[Process], seconds: float, last_number: int) -> Use:
-        """Add up the use of a look.
+        """Add up the use at this look.
 
         Args:
             run_processes: the run's processes.
@@ -84,7 +83,7 @@ class Account:
         return Use(ticks / TICKS, memory, removed + mapped_files)
 
     def _ticks(self, run_processes: Sequence[Process], seconds: float, last_number: int) -> float:
-        """Processor time: of the living, of children waited for, and of those that are gone and nobody waited for."""
+        """Processor time of running processes, of children waited for, and of ended ones that nobody waited for."""
         numbers = {process.pid for process in run_processes}
         gone = sum(was.own_time + was.children_time for pid, was in self._last.items() if pid not in numbers)
         waited = 0
@@ -100,13 +99,13 @@ class Account:
             self._forgetful = any(processes.ignores_children(self._proc, process.pid) for process in run_processes)
         used = 0.0
         if self._forgetful and ended > 0:
-            # What they used since they were last seen, if at all, is at most the time that has passed.
+            # Since the last look each ended process used at most the time that has passed.
             used = seconds * TICKS * min(ended, len(self._seal.processors))
         self._lost += int(used)
         return sum(process.own_time + process.children_time for process in run_processes) + self._lost
 
     def _held_by_descriptors(self, run_processes: Sequence[Process]) -> tuple[int, int]:
-        """Bytes of memory, and of removed files on the host, that open descriptors may hold."""
+        """Most bytes that open descriptors can hold: of memory, and of removed files on the host."""
         on_host = not self._seal.private_root
         count = sum(processes.count_descriptors(self._proc, process) for process in run_processes)
         if count <= (3 if on_host else _FEW_DESCRIPTORS):
@@ -130,7 +129,7 @@ class Account:
             state = os.stat(path, dir_fd=self._proc)
         except OSError:
             return
-        # Standard streams are anonymous files, which their own limit holds.
+        # Standard streams are anonymous files, which have a limit of their own.
         if stat.S_ISREG(state.st_mode) and state.st_nlink == 0 and state.st_dev == self._device():
             removed[state.st_dev, state.st_ino] = state.st_blocks * 512
 
@@ -138,7 +137,7 @@ class Account:
         return os.stat(self._seal.scratch).st_dev
 
     def _held_by_mappings(self, run_processes: Sequence[Process]) -> tuple[int, int]:
-        """Bytes that anonymous shared memory may hold, and those of removed files on the host that are mapped."""
+        """Most bytes that mappings can hold: of anonymous shared memory, and of removed files on the host."""
         longest: dict[bool, dict[tuple[bytes, bytes], int]] = {False: {}, True: {}}
         for process in run_processes:
             before = self._last.get(process.pid)
@@ -156,5 +155,5 @@ class Account:
 
 
 def _reckoned(seen: dict[tuple[bytes, bytes], int], most: int) -> int:
-    """A single object counts as long as it has been seen. Of several each may have been longer than what is left."""
+    """Count a single object with its longest length seen. Several objects may each have been longer: count `most`."""
     return sum(seen.values()) if len(seen) <= 1 else len(seen) * most

@@ -1,4 +1,4 @@
-"""The working directory of a cell's programs: a file system of the cell's own, or a directory of the host's."""
+"""The working directory of a cell's programs: a file system of the cell's own, or a directory of the host."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sandbox.inside.isolation.seal import Seal
 
 
 class Scratch:
-    """Made for one cell, and empty when each of its programs begins.
+    """The scratch directory of one cell, empty when each program begins.
 
     Args:
         seal: the worker's layers.
-        size_bytes, files: what it may hold, where it is a file system.
+        size_bytes, files: most bytes and files that its own file system holds.
 
     Raises:
         OSError: the mount is refused.
@@ -28,38 +28,38 @@ class Scratch:
         self._as_begun = self._state()
 
     def begin(self) -> None:
-        """Give it the time of now, and note how it is."""
-        # To the nanosecond: the kernel's own stamps have the time of a tick, in which a program may begin and end.
+        """Set the directory's times to now, and note its state."""
+        # To the nanosecond: the kernel's own times change once per tick, and a program may begin and end within a tick.
         now = time.time_ns()
         os.utime(self._path, ns=(now, now))
         self._as_begun = self._state()
 
     def _state(self) -> tuple[int, ...]:
-        """What `stat` says of the directory while nobody touches it; a tmpfs counts entries in the size."""
+        """The parts of `stat` that any change in the directory alters; a tmpfs counts entries in its size."""
         try:
             state = os.stat(self._path)
-        except FileNotFoundError:  # where nothing holds a program back from removing it
+        except FileNotFoundError:  # without a private root a program may remove it
             return ()
         return state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def untouched(self) -> bool:
-        """Whether no program has made or changed anything in it since `begin`."""
+        """Whether no program has made or changed a file in the directory since `begin`."""
         return self._state() == self._as_begun and (self._mounted or not os.listdir(self._path))
 
     def full(self) -> bool:
-        """Whether its file system has no room; of a directory of the host's the watch knows the size."""
+        """Whether its file system has no room. The watch measures a directory of the host instead."""
         if not self._mounted:
             return False
         state = os.statvfs(self._path)
         return state.f_bavail == 0 or state.f_favail == 0
 
     def empty(self) -> None:
-        """Give the next program a directory that tells nothing of the last."""
+        """Give the next program a directory without any trace of the last program."""
         if self._mounted:
             kernel.unmount(self._path)
             filesystem.mount_scratch(self._size_bytes, self._files)
             return
-        import shutil  # for a cell without a private root only
+        import shutil  # only for a cell without a private root
 
         os.makedirs(self._path, exist_ok=True)
         os.chmod(self._path, 0o700)

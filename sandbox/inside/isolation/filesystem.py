@@ -1,9 +1,12 @@
-"""What a program sees of the file system: a private read-only root where mounts can be had, and Landlock rules.
+"""A program's view of the file system: a private read-only root if mounts are possible, and Landlock rules.
 
-The private root is assembled once per worker from bind mounts and made read-only. Below it lie four places of ours:
-`/scratch` (each program mounts its own size-limited tmpfs on `/scratch/run`, which `/tmp` and `/dev/shm` also name),
-`/view` (each program mounts its own `/proc` on `/view/proc`), `/slot` (the worker's `/proc`, covered before a program
-starts; the kernel lets nobody mount a `/proc` who cannot see one already) and `/site` (preloaded third-party modules).
+Each worker builds its private root once, from read-only bind mounts. The root has four directories of ours:
+
+- `/scratch`: each cell mounts its own size-limited tmpfs on `/scratch/run`; `/tmp` and `/dev/shm` link to it.
+- `/view`: each cell mounts its own `/proc` on `/view/proc`.
+- `/slot`: the worker's `/proc`, needed because the kernel allows mounting a `/proc` only to a process that already
+  sees one. The cell covers it before a program starts.
+- `/site`: preloaded third-party modules.
 """
 
 from __future__ import annotations
@@ -41,11 +44,11 @@ class SitePackage:
 
 
 def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
-    """Where the loaded modules `top_level` and their shared libraries (`<name>.libs`) lie outside the standard library.
+    """Locate those modules of `top_level` that are imported and not in the standard library.
 
-    Only modules that are already imported are looked at.
+    Their shared libraries (`<name>.libs`) are listed too.
     """
-    import sysconfig  # some 100 pages that no worker needs to hold
+    import sysconfig  # it takes some 100 pages, which no worker needs
 
     site_packages: dict[str, SitePackage] = {}
     standard = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
@@ -76,9 +79,9 @@ def _bind_read_only(source: str, base: str, target: str) -> None:
 
 
 def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
-    """Assemble the private root on `base` (any directory; what it held is hidden, not touched) and move into it.
+    """Build the private root on `base` (any directory; its files are hidden, not changed) and move into it.
 
-    Needs a mount namespace of its own and CAP_SYS_ADMIN over it.
+    The process must have its own mount namespace, and CAP_SYS_ADMIN in it.
     """
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     sources = visible.shown_paths()
@@ -90,7 +93,7 @@ def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
     held_proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     held_devices = {name: os.open("/dev/" + name, os.O_PATH) for name in _DEVICES if os.path.exists("/dev/" + name)}
     try:
-        # 1 MiB and 512 inodes hold the skeleton of directories, no data.
+        # 1 MiB and 512 inodes suffice: this tmpfs holds directories and links, no data.
         size = "size=1m,mode=755,nr_inodes=512"
         kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, size)
         for path, target in links.items():
@@ -109,7 +112,7 @@ def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
             with open(f"{base}/dev/{name}", "x"):
                 pass
             kernel.mount(f"/proc/self/fd/{descriptor}", f"{base}/dev/{name}", None, kernel.MS_BIND)
-            kernel.make_read_only(f"{base}/dev/{name}")  # what is written to a device passes, its times do not change
+            kernel.make_read_only(f"{base}/dev/{name}")  # writing to the device still works; its times do not change
         kernel.mount(f"/proc/self/fd/{held_proc}", base + SLOT_PROC, None, kernel.MS_BIND | kernel.MS_REC)
         _link_well_known_places(base)
         os.chdir(base)
@@ -139,9 +142,8 @@ def mount_proc(target: str, processes_only: bool = False) -> None:
     """Mount the `/proc` of this process namespace.
 
     Args:
-        target: where.
-        processes_only: show nothing of the machine, and no process but those that the reader may look into, where the
-            kernel can (from Linux 5.8 on).
+        target: directory to mount on.
+        processes_only: from Linux 5.8 on, show only processes that the reader may inspect, and nothing of the machine.
     """
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     if processes_only:
@@ -164,17 +166,17 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
     Raises:
         landlockpy.UnsupportedError: the kernel has no Landlock.
     """
-    import landlockpy  # 500 pages, with what it imports
+    import landlockpy  # it takes 500 pages with its own imports
 
     access = landlockpy.AccessFS
     read = access.READ_FILE | access.READ_DIR | access.EXECUTE
     rules = landlockpy.Ruleset(scoped=landlockpy.Scope.ABSTRACT_UNIX_SOCKET | landlockpy.Scope.SIGNAL)
     shown = visible.shown_paths()
-    if private_root:  # which has nothing else, and what is hidden covered
+    if private_root:  # it holds nothing else, and hidden paths are covered
         readable = [*shown, SITE]
     else:
         readable = [*_without(shown, visible.hidden_paths(shown)), *(package.path for package in packages)]
-        # Modules are looked for in its list of names, that of third-party modules included.
+        # Every import lists the names in this directory, also the import of a third-party module.
         rules.allow_path(visible.standard_library(), access.READ_DIR)
     for path in readable:
         if os.path.isdir(path):
@@ -186,7 +188,7 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
         if os.path.exists(path):
             write = access.WRITE_FILE | access.TRUNCATE if path in _WRITABLE_DEVICES else access(0)
             rules.allow_path(path, access.READ_FILE | write)
-    # The rule on the directory above a mount point holds for whatever each program mounts there later.
+    # A rule on the directory above a mount point also holds for later mounts.
     writable = SCRATCH if private_root else scratch
     rules.allow_path(writable, rules.handled_fs & ~(access.MAKE_CHAR | access.MAKE_BLOCK | access.IOCTL_DEV))
     if private_root:
@@ -196,7 +198,7 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
 
 
 def _without(paths: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """`paths` where nothing hidden is below them, or else what else is in them; rules cannot take back a part."""
+    """Leave `hidden` out of `paths`. Rules cannot exclude a part of a path, so such a path becomes its entries."""
     result: list[str] = []
     for path in paths:
         real = os.path.realpath(path)

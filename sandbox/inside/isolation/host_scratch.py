@@ -14,13 +14,13 @@ _PREFIX = "verigrpo-sandbox-"
 
 
 class HostScratch:
-    """One worker's directory; programs work in `run`, one level below, and may not touch what the lock is on.
+    """One worker's directory; programs work in `run`, one level below, and may not touch the locked directory.
 
-    Abandoned directories of workers that could not clean up are removed first: their locks are free.
+    It first removes directories that ended workers have left behind: their locks are free.
 
     Args:
-        parent: where to make it.
-        uid: the user that programs run as, or None for this one.
+        parent: directory in which to make it.
+        uid: user that programs run as; None for the current user.
     """
 
     def __init__(self, parent: str, uid: int | None) -> None:
@@ -39,18 +39,18 @@ class HostScratch:
             os.chown(self._path, uid, uid)
 
     def let_go(self) -> None:
-        """Drop the lock's descriptor in a process that must not hold it."""
+        """Close the lock's descriptor, in a process that must not hold the lock."""
         os.close(self._lock)
 
     def remove(self) -> None:
-        """Remove the directory with all that is in it."""
+        """Remove the directory and its contents."""
         with contextlib.suppress(OSError):
-            os.chmod(self.run, 0o700)  # whatever the last program made of it
+            os.chmod(self.run, 0o700)  # the last program may have changed the mode
         shutil.rmtree(self._path, ignore_errors=True)
 
 
 def _sweep(path: str) -> None:
-    """Remove a scratch directory whose worker is gone."""
+    """Remove a scratch directory if its worker has ended."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -1,4 +1,4 @@
-"""The Landlock rules of a worker, made in a process of its own, so that no fork copies what making them takes."""
+"""Make the Landlock rules of a worker in a separate process, so that no later fork copies the memory this takes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _READY = b"ready"
 
 
 class RulesMaker:
-    """A forked process that makes the rules at a word, and ends.
+    """A forked process that makes the rules on request, and ends.
 
-    It is forked before a private root is entered, while third-party modules can still be imported; a change of the root
-    takes along every process of the mount namespace.
+    Fork it before entering a private root, while third-party modules can still be imported. The change of the root also
+    applies to this process, as to every process of the mount namespace.
 
     Args:
-        private_root: whether there is, or will be, a private root.
+        private_root: whether the rules are for a private root.
         scratch: the programs' working directory.
         packages: third-party packages that programs may read.
     """
@@ -38,7 +38,7 @@ class RulesMaker:
         self._answer = self._channel.recv(_MAX_MESSAGE)
 
     def make(self) -> int | str:
-        """A descriptor of the rules, at least `FIRST_FREE`, or the reason why there are none. Call it once."""
+        """Return a descriptor of the rules, at least `FIRST_FREE`, or the reason why there are none. Call it once."""
         descriptors: list[int] = []
         with self._channel as channel:
             if self._answer == _READY:
@@ -54,7 +54,7 @@ class RulesMaker:
 
 def _make_and_send(channel: socket.socket, private_root: bool, scratch: str, packages: Sequence[SitePackage]) -> None:
     try:
-        import landlockpy  # noqa: F401 (where it cannot be found any more once the word comes)
+        import landlockpy  # noqa: F401 (it cannot be found after the change of the root)
 
         channel.send(_READY)
         if channel.recv(_MAX_MESSAGE) == _READY:

@@ -1,4 +1,4 @@
-"""Which layers this machine gives a worker, and stepping behind them: a user of its own, namespaces."""
+"""Find the layers that this machine allows, and enter them: a user of the worker's own, namespaces."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NAMESPACES = {
     Layer.IPC_NAMESPACE: kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS,
     Layer.PRIVATE_ROOT: kernel.CLONE_NEWNS,
 }
-_INNER_ID = 1000  # the one user and group that exist in the user namespace
-FIRST_OWN_UID = 0x60000000  # far above accounts and the ranges of container runtimes; plus the worker's own number
+_INNER_ID = 1000  # the only user and group in the user namespace
+FIRST_OWN_UID = 0x60000000  # above all accounts and ranges of container runtimes; the process number is added
 NO_CONTROL_GROUP = "delegate a control group with memory and pids (systemd: Delegate=yes and the program in a subgroup)"
 _NO_NAMESPACES = (
     "allow user namespaces (sysctl user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
@@ -27,7 +27,7 @@ _NO_NAMESPACES = (
 
 
 class Layers:
-    """The record of what was put in place and what could not be."""
+    """The record of active layers, and of missing layers with the reason."""
 
     def __init__(self, without: frozenset[Layer]) -> None:
         self.without = without
@@ -48,7 +48,7 @@ class Layers:
 
 
 def possible_namespaces(layers: Layers) -> int:
-    """Flags of the namespaces that are wanted and that the kernel grants, tried in a process of its own."""
+    """Flags of the wanted namespaces that the kernel allows, tried in a separate process."""
     wanted = 0
     for layer, flag in NAMESPACES.items():
         if layers.wants(layer):
@@ -75,14 +75,14 @@ def possible_namespaces(layers: Layers) -> int:
 
 
 def own_uid(layers: Layers, unreadable: str = "") -> int | None:
-    """A user that nothing else on the machine runs as; None where that cannot be had.
+    """Choose a user that nothing else on the machine runs as; None if there is no such user.
 
     Args:
-        layers: where it is recorded.
-        unreadable: why no other user could run the interpreter, or nothing.
+        layers: record for a missing layer.
+        unreadable: why no other user could run the interpreter, or empty.
     """
     if os.geteuid() != 0:
-        return None  # an unprivileged supervisor: no layer is missing that it could have
+        return None  # the supervisor is not privileged, so this layer does not count as missing
     if not layers.wants(Layer.OWN_UID):
         return None
     if unreadable:
@@ -107,7 +107,7 @@ def become(uid: int, layers: Layers) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # changing user cleared it, and with it the right to map users
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared it; without it the process cannot map users
     layers.active.append(Layer.OWN_UID)
 
 
@@ -116,7 +116,7 @@ def enter_namespaces(flags: int, proc: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(flags)
     with contextlib.suppress(OSError):
-        kernel.unshare(kernel.CLONE_NEWCGROUP)  # /proc/self/cgroup then tells no path of the host
+        kernel.unshare(kernel.CLONE_NEWCGROUP)  # hides the host's paths in /proc/self/cgroup
     if flags & kernel.CLONE_NEWUTS:
         socket.sethostname("sandbox")
     for name, text in (

@@ -1,4 +1,4 @@
-"""What every program of a worker is sealed with."""
+"""The layers that every program of a worker is sealed with."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What every program of a worker is sealed with, prepared once in the worker.
+    """The layers that seal every program of a worker. The worker prepares them once.
 
     Attributes:
         scratch: working directory of programs.
-        private_root, process_namespace, private_proc: which parts of the namespaces there are.
+        private_root, process_namespace, private_proc: whether each of these exists.
         rules: descriptor of the Landlock rules (at least `FIRST_FREE`), or None.
         syscalls: system-call filter, or None.
-        resource_limits, watch, no_capabilities, close_descriptors, descendant_kill: False only where a test proves
-            that an attack bites without.
+        resource_limits, watch, no_capabilities, close_descriptors, descendant_kill: False only if a test shows that
+            an attack works without the layer.
         limit_processes: whether RLIMIT_NPROC counts this worker's processes only.
-        base_address_space, base_memory: bytes that the worker itself has reserved and resident; every child starts
-            with as much, which is not counted against its limits (once, not once per process).
-        base_other_mappings: those bytes of its address space that are not private and writable.
+        base_address_space, base_memory: reserved and resident bytes of the worker. Every child starts with them, so
+            they are added to a program's limits, once per program.
+        base_other_mappings: bytes of the worker's address space that are not private and writable.
         proc: descriptor of a `/proc` that shows this worker's processes.
-        processors: those that programs may run on.
-        meter: of the worker's control group, or None.
+        processors: processors that programs may run on.
+        meter: meter of the worker's control group, or None.
     """
 
     scratch: str

@@ -1,7 +1,7 @@
 """The system-call allow-list, compiled once by libseccomp and loaded by every program's process in one call.
 
-What is not listed answers ENOSYS, so that the C library falls back to older calls where it can (clone3 to clone,
-io_uring to read and write). Arguments are checked where a harmless call has a harmful form.
+A call that is not listed answers ENOSYS, so the C library uses an older call if there is one (clone instead of clone3,
+read and write instead of io_uring). If a harmless call has a harmful form, its arguments are checked.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sandbox.types import MEBIBYTE
 # Grouped by what an honest program needs them for. Deliberately absent: socket and its relatives (no network, no
 # local sockets), setsockopt (buffers of megabytes, filters in the kernel), ptrace and process_vm_*, mount and namespace
 # calls, System V and POSIX queues (their objects outlive a process), memfd_create (memory that no limit sees), inotify,
-# io_uring, bpf, keyctl, perf, userfaultfd, mknod, and statx, which tells when a file of ours was made; the C library
-# does without.
+# io_uring, bpf, keyctl, perf, userfaultfd, mknod, and statx, which shows when a file of ours was made; the C library
+# works without it.
 _ALLOWED = tuple(
     """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek sendfile splice tee
@@ -40,55 +40,54 @@ _ALLOWED = tuple(
     capget uname sysinfo getrandom
     """.split()  # noqa: SIM905 (two hundred quoted words are harder to read)
 )
-# What changes a file's mode, times, length or locks by its name, or by a descriptor that need not be writable. Landlock
-# holds back none of them; only read-only mounts do.
+# Calls that change a file's mode, times, length or attributes by its name or by a read-only descriptor. Landlock does
+# not stop them; only read-only mounts do.
 _METADATA_CALLS = tuple(
     """
     chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat utimensat truncate setxattr
     lsetxattr fsetxattr removexattr lremovexattr fremovexattr
     """.split()  # noqa: SIM905
 )
-# With read-only mounts and a scratch directory of the cell's own, these are a program's own affair.
+# Harmless if mounts are read-only and the scratch directory belongs to the cell.
 _OWN_METADATA_CALLS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat", "truncate")
 _CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
-_STATIC_CLOCKS = 0xFFFFFFF0  # bits that are set in the number of no clock but that of a given process or thread
-# sendmsg can carry descriptors, which only processes have a use for; what is on its way counts in none of them.
+_STATIC_CLOCKS = 0xFFFFFFF0  # bits that are set only in clock numbers of a given process or thread
+# sendmsg can pass descriptors to another process. Descriptors on their way count in no process.
 _PROCESS_CALLS = ["fork", "vfork", "execve", "execveat", "sendmsg"]
 _SIGNAL_CALLS = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"]
 
 # F_DUPFD, F_{GET,SET}FD, F_{GET,SET}FL, setting record locks, F_GETOWN, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS.
 # Absent: F_SETOWN and F_SETSIG (signals to strangers), F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ (memory out of sight),
-# F_GETLK and F_OFD_GETLK (a lock that another program holds on a file of the system; one's own are known).
+# F_GETLK and F_OFD_GETLK (they show another program's lock on a system file).
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 6, 7, 9, 37, 38, 1030, 1032, 1034)
 # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_{SET,GET}_NO_NEW_PRIVS,
-# PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would undo what holds it.
+# PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would weaken the sandbox.
 _PRCTL_OPTIONS = (2, 3, 15, 16, 21, 23, 38, 39, 40, 0x53564D41)
-# TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. A list of what is allowed, compared in
-# all 64 bits: the kernel drops the upper half, so a list of what is forbidden (TIOCSTI) could be walked around.
+# TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. This is a list of allowed
+# requests, compared in all 64 bits. The kernel drops the upper half, so a program could evade a list of forbidden ones.
 _IOCTL_REQUESTS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)
 _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 _O_ACCMODE, _O_TRUNC = 3, 0o1000
 _MAP_TYPE, _MAP_PRIVATE, _MAP_SHARED, _MAP_ANONYMOUS = 0xF, 2, (1, 3), 0x20
-# Pages of a shared mapping stay when they are dropped or unmapped; how many can only be told from the mapping's first
-# length. See `memory.py`, which reckons with this much for each.
+# Pages of a shared mapping stay when they are dropped or unmapped. Only the mapping's first length bounds their number,
+# so `account.py` counts this many bytes for each mapping.
 MOST_SHARED_BYTES = 64 * MEBIBYTE
 _AF_UNIX, _SOCK_STREAM, _SOCKET_TYPE_MASK = 1, 1, 0xF
-_OPTIMIZE_TREE = 2  # a binary tree over call numbers instead of a list: a third of the time to load
+_OPTIMIZE_TREE = 2  # a binary tree over call numbers: it loads in a third of the time of a list
 _MAX_COMPLAINT = 1000  # bytes
 _OWN_PID_PLACEHOLDER = 0x7ABCDEF1  # above every possible pid, so it cannot occur otherwise
 
 
 class SyscallFilter:
-    """A compiled filter. `load` takes effect at once, for this thread and all it starts, for ever.
+    """A compiled filter. `load` takes effect at once and for ever, for this thread and all that it starts.
 
     Args:
         processes: whether the program may start processes. Without a process namespace it may not, since nothing
-            would bound or find them.
-        own_process_namespace: without one, signals may go to the program's own process only.
-        mounts: whether programs have a read-only root and a scratch directory of their own. Without, no mode, time or
-            length of a file may be changed by its name, since it might be the host's; and no directory may be made:
-            a scratch directory on the host stays flat, so that its size is found and its contents are removed
-            without a walk.
+            would limit or find them.
+        own_process_namespace: whether programs have one. Without it, a program may send signals only to itself.
+        mounts: whether programs have a read-only root and a scratch directory of their own. Without them, a
+            program may not change a file's mode, time or length by name, since the file might be the host's. It may not
+            make directories either: a flat scratch directory on the host is measured and emptied without recursion.
 
     Raises:
         OSError: libseccomp is missing or refuses.
@@ -119,7 +118,7 @@ def _with_pid(code: bytes, pid: int) -> bytes:
 
 
 def _compiled_apart(processes: bool, own_process_namespace: bool, mounts: bool) -> bytes:
-    """The filter's instructions, made in a process of its own: each fork of this one would copy what libseccomp maps.
+    """Compile the filter in a separate process: otherwise each later fork would copy the memory of libseccomp.
 
     Raises:
         OSError: libseccomp is missing or refuses.
@@ -144,7 +143,7 @@ def _compiled_apart(processes: bool, own_process_namespace: bool, mounts: bool) 
 
 
 def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> bytes:
-    import pyseccomp  # looks for libseccomp when imported, so only where a filter is wanted
+    import pyseccomp  # its import looks for libseccomp, so import it only for a filter
 
     allow, refuse = pyseccomp.ALLOW, pyseccomp.ERRNO(errno.EPERM)
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
@@ -164,16 +163,16 @@ def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> byte
         add(refuse if call in ("mkdir", "mkdirat") and not mounts else allow, call)
     for call in _METADATA_CALLS:
         add(allow if mounts and call in _OWN_METADATA_CALLS else refuse, call)
-    # The lock of a whole file, which needs no right to write: two programs could meet at a file of the system.
+    # It locks a file without the right to write, so two programs could communicate over a system file.
     add(pyseccomp.ERRNO(errno.ENOLCK), "flock")
     for call, flags in (("open", 1), ("openat", 2)):
-        # Opened for reading and yet cut to nothing: before Linux 6.2 Landlock lets that pass.
+        # O_RDONLY with O_TRUNC empties a file; before Linux 6.2 Landlock does not stop it.
         for access in (os.O_WRONLY, os.O_RDWR):
             add(allow, call, pyseccomp.Arg(flags, masked, _O_ACCMODE, access))
         add(allow, call, pyseccomp.Arg(flags, masked, _O_ACCMODE | _O_TRUNC, os.O_RDONLY))
-    # Other modes reserve space behind a file's end, where neither its size nor RLIMIT_FSIZE tells of it.
+    # Other modes reserve space beyond a file's end, which neither its size nor RLIMIT_FSIZE counts.
     add(allow, "fallocate", pyseccomp.Arg(1, equal, 0))
-    for call in _CLOCK_CALLS:  # a process's own and the system's; others tell how long the cell has worked
+    for call in _CLOCK_CALLS:  # its own clocks and the system's; other clocks show how long the cell has run
         add(allow, call, pyseccomp.Arg(0, masked, _STATIC_CLOCKS, 0))
     add(allow, "mmap", pyseccomp.Arg(3, masked, _MAP_TYPE, _MAP_PRIVATE))
     for kind in _MAP_SHARED:
@@ -181,21 +180,21 @@ def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> byte
         add(allow, "mmap", pyseccomp.Arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind))
         add(allow, "mmap", pyseccomp.Arg(1, pyseccomp.LE, MOST_SHARED_BYTES), shared)
         add(pyseccomp.ERRNO(errno.ENOMEM), "mmap", pyseccomp.Arg(1, pyseccomp.GT, MOST_SHARED_BYTES), shared)
-    for call in ("prlimit64", "sched_setaffinity"):  # on itself only
+    for call in ("prlimit64", "sched_setaffinity"):  # only on itself
         add(allow, call, pyseccomp.Arg(0, equal, 0))
     add(allow, "setpriority", pyseccomp.Arg(0, equal, 0), pyseccomp.Arg(1, equal, 0))
     for command in _FCNTL_COMMANDS:
         add(allow, "fcntl", pyseccomp.Arg(1, equal, command))
     for option in _PRCTL_OPTIONS:
         add(allow, "prctl", pyseccomp.Arg(0, equal, option))
-    # On again, never off: the children of a template (see `template.py`) start without it.
+    # Only on, never off. The children of a template (`template.py`) start not dumpable and switch it on.
     add(allow, "prctl", pyseccomp.Arg(0, equal, kernel.PR_SET_DUMPABLE), pyseccomp.Arg(1, equal, 1))
-    # A stream pair only: a datagram socket could send to any abstract address.
+    # Only a pair of streams: a datagram socket could send to any abstract address.
     stream = pyseccomp.Arg(1, masked, _SOCKET_TYPE_MASK, _SOCK_STREAM)
     add(allow, "socketpair", pyseccomp.Arg(0, equal, _AF_UNIX), stream)
     for request in _IOCTL_REQUESTS:
         add(allow, "ioctl", pyseccomp.Arg(1, equal, request))
-    # A thread shares its process's descriptors, as those of the C library do: they are looked at process by process.
+    # A thread must share its process's descriptors, because the watch reads them per process.
     mask = kernel.CLONE_ANY_NAMESPACE | _CLONE_THREAD
     add(allow, "clone", pyseccomp.Arg(0, masked, mask | _CLONE_FILES, _CLONE_THREAD | _CLONE_FILES))
     if processes:
@@ -211,7 +210,7 @@ def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> byte
 
 
 def _exported(pyseccomp: object, rules: object) -> bytes:
-    """The filter's instructions, as `struct sock_filter` in memory."""
+    """Export the filter's instructions, each a `struct sock_filter`."""
     descriptor = os.memfd_create("filter")
     try:
         # pyseccomp declares the call but wraps it in no method.
