@@ -148,14 +148,7 @@ class Cell:
         started = time.monotonic()
         limits, meter = request["limits"], self._seal.meter
         watch = Watch(
-            self._own_pid,
-            self._seal,
-            limits,
-            descriptors[2:4],
-            self._channel,
-            self._nursery.numbers,
-            self._last_pid,
-            meter,
+            self._own_pid, self._seal, limits, descriptors[2:4], self._channel, self._nursery.numbers, self._last_pid
         )
         verdict = watch.until_end(pid, started)
         if verdict is not None:

@@ -19,7 +19,6 @@ from sandbox.inside.isolation.account import Account
 from sandbox.types import ProgramStatus
 
 if TYPE_CHECKING:
-    from sandbox.group_meter import GroupMeter
     from sandbox.inside.isolation.seal import Seal
 
 _FIRST_LOOK, _LATER_LOOKS = 0.005, 0.010  # seconds; a look takes some 80 microseconds
@@ -52,7 +51,6 @@ class Watch:
         channel: descriptor on which the supervisor asks to end the run early.
         ignored: process numbers, in the outer `/proc`, of the cell's children that are not the program's.
         last_pid: descriptor of the cell's `ns_last_pid`, or None.
-        meter: of the worker's control group, where there is one.
     """
 
     def __init__(
@@ -63,13 +61,12 @@ class Watch:
         outputs: Sequence[int],
         channel: int,
         ignored: Sequence[bytes],
-        last_pid: int | None = None,
-        meter: GroupMeter | None = None,
+        last_pid: int | None,
     ) -> None:
         self.usage = Usage()
         self._ignored = ignored
         self._cell, self._seal, self._limits, self._outputs = cell, seal, limits, outputs
-        self._channel, self._last_pid, self._meter = channel, last_pid, meter
+        self._channel, self._last_pid, self._meter = channel, last_pid, seal.meter
         self._account = Account(seal, self.allowed_memory, most_file_bytes(limits))
         self._looked = 0.0
 

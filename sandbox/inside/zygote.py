@@ -72,9 +72,8 @@ class Zygote:
         namespaces = layers.possible_namespaces(self._layers)
         mounts = bool(namespaces & kernel.CLONE_NEWNS)
         if self._layers.wants(Layer.SECCOMP):
-            own_processes = bool(namespaces & kernel.CLONE_NEWPID)
             try:
-                self._syscalls = SyscallFilter(own_processes, own_processes, mounts)
+                self._syscalls = SyscallFilter(bool(namespaces & kernel.CLONE_NEWPID), mounts)
             except OSError as problem:
                 remedy = "install pyseccomp and libseccomp (Debian: libseccomp2)"
                 self._layers.miss(Layer.SECCOMP, str(problem), remedy)
@@ -215,8 +214,6 @@ class Zygote:
 
     def _seal(self) -> Seal:
         record = self._layers
-        private_root = record.has(Layer.PRIVATE_ROOT)
-        own_processes = record.has(Layer.PROCESS_NAMESPACE)
         if isinstance(self._rules, int):
             record.active.append(Layer.LANDLOCK)
         elif self._rules is not None:
@@ -230,8 +227,8 @@ class Zygote:
         reserved, resident, others = _own_memory(self._proc)
         return Seal(
             scratch=self._scratch,
-            private_root=private_root,
-            process_namespace=own_processes,
+            private_root=record.has(Layer.PRIVATE_ROOT),
+            process_namespace=record.has(Layer.PROCESS_NAMESPACE),
             private_proc=record.has(Layer.PRIVATE_PROC),
             rules=self._rules if isinstance(self._rules, int) else None,
             syscalls=self._syscalls,

@@ -66,7 +66,10 @@ _PRCTL_OPTIONS = (2, 3, 15, 16, 21, 23, 38, 39, 40, 0x53564D41)
 # TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. This is a list of allowed
 # requests, compared in all 64 bits. The kernel drops the upper half, so a program could evade a list of forbidden ones.
 _IOCTL_REQUESTS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)
+# Calls with a list of allowed values: the call, the position of the argument, the values.
+_ARGUMENT_LISTS = (("fcntl", 1, _FCNTL_COMMANDS), ("prctl", 0, _PRCTL_OPTIONS), ("ioctl", 1, _IOCTL_REQUESTS))
 _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
+_CLONE_MASK = kernel.CLONE_ANY_NAMESPACE | _CLONE_THREAD
 _O_ACCMODE, _O_TRUNC = 3, 0o1000
 _MAP_TYPE, _MAP_PRIVATE, _MAP_SHARED, _MAP_ANONYMOUS = 0xF, 2, (1, 3), 0x20
 # Pages of a shared mapping stay when they are dropped or unmapped. Only the mapping's first length bounds their number,
@@ -82,9 +85,8 @@ class SyscallFilter:
     """A compiled filter. `load` takes effect at once and for ever, for this thread and all that it starts.
 
     Args:
-        processes: whether the program may start processes. Without a process namespace it may not, since nothing
-            would limit or find them.
-        own_process_namespace: whether programs have one. Without it, a program may send signals only to itself.
+        process_namespace: whether programs run in one. Without it, a program may not start processes, since nothing
+            would limit or find them, and may send signals only to itself.
         mounts: whether programs have a read-only root and a scratch directory of their own. Without them, a
             program may not change a file's mode, time or length by name, since the file might be the host's. It may not
             make directories either: a flat scratch directory on the host is measured and emptied without recursion.
@@ -93,9 +95,9 @@ class SyscallFilter:
         OSError: libseccomp is missing or refuses.
     """
 
-    def __init__(self, processes: bool, own_process_namespace: bool, mounts: bool) -> None:
-        self._signals_everywhere = own_process_namespace
-        self._code = _compiled_apart(processes, own_process_namespace, mounts)
+    def __init__(self, process_namespace: bool, mounts: bool) -> None:
+        self._process_namespace = process_namespace
+        self._code = _compiled_apart(process_namespace, mounts)
         self._prepare(self._code)
 
     def _prepare(self, code: bytes) -> None:
@@ -104,7 +106,7 @@ class SyscallFilter:
 
     def load(self) -> None:
         """Restrict this process."""
-        if not self._signals_everywhere:
+        if not self._process_namespace:
             self._prepare(_with_pid(self._code, os.getpid()))
         kernel.set_seccomp_filter(self._program)
 
@@ -117,7 +119,7 @@ def _with_pid(code: bytes, pid: int) -> bytes:
     return bytes(patched)
 
 
-def _compiled_apart(processes: bool, own_process_namespace: bool, mounts: bool) -> bytes:
+def _compiled_apart(process_namespace: bool, mounts: bool) -> bytes:
     """Compile the filter in a separate process: otherwise each later fork would copy the memory of libseccomp.
 
     Raises:
@@ -128,7 +130,7 @@ def _compiled_apart(processes: bool, own_process_namespace: bool, mounts: bool) 
     if pid == 0:
         failed = 1
         try:
-            os.write(writing, _compile(processes, own_process_namespace, mounts))  # some 4 KiB
+            os.write(writing, _compile(process_namespace, mounts))  # some 4 KiB
             failed = 0
         except (ImportError, OSError, RuntimeError) as problem:
             os.write(writing, str(problem).encode("utf-8", "replace")[:_MAX_COMPLAINT])
@@ -142,12 +144,12 @@ def _compiled_apart(processes: bool, own_process_namespace: bool, mounts: bool) 
     return answer
 
 
-def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> bytes:
+def _compile(process_namespace: bool, mounts: bool) -> bytes:
     import pyseccomp  # its import looks for libseccomp, so import it only for a filter
 
     allow, refuse = pyseccomp.ALLOW, pyseccomp.ERRNO(errno.EPERM)
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
-    equal, masked = pyseccomp.EQ, pyseccomp.MASKED_EQ
+    arg, equal, masked = pyseccomp.Arg, pyseccomp.EQ, pyseccomp.MASKED_EQ
 
     def add(action: int, call: str, *conditions: object) -> None:
         try:
@@ -168,44 +170,39 @@ def _compile(processes: bool, own_process_namespace: bool, mounts: bool) -> byte
     for call, flags in (("open", 1), ("openat", 2)):
         # O_RDONLY with O_TRUNC empties a file; before Linux 6.2 Landlock does not stop it.
         for access in (os.O_WRONLY, os.O_RDWR):
-            add(allow, call, pyseccomp.Arg(flags, masked, _O_ACCMODE, access))
-        add(allow, call, pyseccomp.Arg(flags, masked, _O_ACCMODE | _O_TRUNC, os.O_RDONLY))
+            add(allow, call, arg(flags, masked, _O_ACCMODE, access))
+        add(allow, call, arg(flags, masked, _O_ACCMODE | _O_TRUNC, os.O_RDONLY))
     # Other modes reserve space beyond a file's end, which neither its size nor RLIMIT_FSIZE counts.
-    add(allow, "fallocate", pyseccomp.Arg(1, equal, 0))
+    add(allow, "fallocate", arg(1, equal, 0))
     for call in _CLOCK_CALLS:  # its own clocks and the system's; other clocks show how long the cell has run
-        add(allow, call, pyseccomp.Arg(0, masked, _STATIC_CLOCKS, 0))
-    add(allow, "mmap", pyseccomp.Arg(3, masked, _MAP_TYPE, _MAP_PRIVATE))
+        add(allow, call, arg(0, masked, _STATIC_CLOCKS, 0))
+    add(allow, "mmap", arg(3, masked, _MAP_TYPE, _MAP_PRIVATE))
     for kind in _MAP_SHARED:
-        shared = pyseccomp.Arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind | _MAP_ANONYMOUS)
-        add(allow, "mmap", pyseccomp.Arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind))
-        add(allow, "mmap", pyseccomp.Arg(1, pyseccomp.LE, MOST_SHARED_BYTES), shared)
-        add(pyseccomp.ERRNO(errno.ENOMEM), "mmap", pyseccomp.Arg(1, pyseccomp.GT, MOST_SHARED_BYTES), shared)
+        shared = arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind | _MAP_ANONYMOUS)
+        add(allow, "mmap", arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind))
+        add(allow, "mmap", arg(1, pyseccomp.LE, MOST_SHARED_BYTES), shared)
+        add(pyseccomp.ERRNO(errno.ENOMEM), "mmap", arg(1, pyseccomp.GT, MOST_SHARED_BYTES), shared)
     for call in ("prlimit64", "sched_setaffinity"):  # only on itself
-        add(allow, call, pyseccomp.Arg(0, equal, 0))
-    add(allow, "setpriority", pyseccomp.Arg(0, equal, 0), pyseccomp.Arg(1, equal, 0))
-    for command in _FCNTL_COMMANDS:
-        add(allow, "fcntl", pyseccomp.Arg(1, equal, command))
-    for option in _PRCTL_OPTIONS:
-        add(allow, "prctl", pyseccomp.Arg(0, equal, option))
+        add(allow, call, arg(0, equal, 0))
+    add(allow, "setpriority", arg(0, equal, 0), arg(1, equal, 0))
+    for call, position, allowed in _ARGUMENT_LISTS:
+        for number in allowed:
+            add(allow, call, arg(position, equal, number))
     # Only on, never off. The children of a template (`template.py`) start not dumpable and switch it on.
-    add(allow, "prctl", pyseccomp.Arg(0, equal, kernel.PR_SET_DUMPABLE), pyseccomp.Arg(1, equal, 1))
+    add(allow, "prctl", arg(0, equal, kernel.PR_SET_DUMPABLE), arg(1, equal, 1))
     # Only a pair of streams: a datagram socket could send to any abstract address.
-    stream = pyseccomp.Arg(1, masked, _SOCKET_TYPE_MASK, _SOCK_STREAM)
-    add(allow, "socketpair", pyseccomp.Arg(0, equal, _AF_UNIX), stream)
-    for request in _IOCTL_REQUESTS:
-        add(allow, "ioctl", pyseccomp.Arg(1, equal, request))
+    add(allow, "socketpair", arg(0, equal, _AF_UNIX), arg(1, masked, _SOCKET_TYPE_MASK, _SOCK_STREAM))
     # A thread must share its process's descriptors, because the watch reads them per process.
-    mask = kernel.CLONE_ANY_NAMESPACE | _CLONE_THREAD
-    add(allow, "clone", pyseccomp.Arg(0, masked, mask | _CLONE_FILES, _CLONE_THREAD | _CLONE_FILES))
-    if processes:
-        add(allow, "clone", pyseccomp.Arg(0, masked, mask, 0))
-    for call in _PROCESS_CALLS:
-        add(allow if processes else refuse, call)
-    for call in _SIGNAL_CALLS:
-        if own_process_namespace:
+    add(allow, "clone", arg(0, masked, _CLONE_MASK | _CLONE_FILES, _CLONE_THREAD | _CLONE_FILES))
+    if process_namespace:
+        add(allow, "clone", arg(0, masked, _CLONE_MASK, 0))
+        for call in (*_PROCESS_CALLS, *_SIGNAL_CALLS):
             add(allow, call)
-        elif call in ("kill", "tgkill"):
-            add(allow, call, pyseccomp.Arg(0, equal, _OWN_PID_PLACEHOLDER))
+    else:
+        for call in _PROCESS_CALLS:
+            add(refuse, call)
+        for call in ("kill", "tgkill"):
+            add(allow, call, arg(0, equal, _OWN_PID_PLACEHOLDER))
     return _exported(pyseccomp, rules)
 
 
