@@ -67,7 +67,7 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
         Become: in each process that it forks.
     """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # programs of the same user cannot open its memory and descriptors
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # programs of the same user cannot open the cell's memory and descriptors
     cell = Cell(seal, limits, channel.fileno())
     while True:
         request, descriptors = receive(channel)
@@ -137,7 +137,7 @@ class Cell:
         return replies
 
     def run(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Run one program once and leave no trace of it."""
+        """Run a program once and remove every trace of it."""
         if self._last_pid is not None:
             # A program must not learn from its process number what ran here before it.
             with contextlib.suppress(PermissionError):
@@ -171,7 +171,7 @@ class Cell:
         untouched = self._scratch.untouched()
         if not untouched:
             if not self._nursery.empty:
-                self._nursery.give_up()  # the next line replaces its working directory
+                self._nursery.give_up()  # `empty` replaces the working directory of its processes
             self._scratch.empty()
         if failed is not None:
             os.close(failed)
@@ -222,7 +222,7 @@ class Cell:
     def _judge(
         self, verdict: ProgramStatus | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
     ) -> dict[str, Any]:
-        """Name how the program ended, the most telling limit first."""
+        """Name how the program ended. If it passed several limits, name the most informative limit."""
         status = verdict
         if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
             status = ProgramStatus.OUTPUT

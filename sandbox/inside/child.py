@@ -1,4 +1,4 @@
-"""The process that becomes the program: drop everything, seal, run. Forked from a cell, once per run."""
+"""The process that becomes the program: it gives up its privileges, then runs the program. A cell forks it per run."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class CellNursery:
         self._template: Template | None = None
         self._limits: tuple[object, ...] = ()  # limits of the sealed process
         self._stays = False
-        self._pays = True  # False for a program that writes files: each write ends these processes
+        self._pays = True  # False for a program that ends these processes, for example by writing a file
         self.numbers: list[bytes] = []  # process numbers in the outer `/proc`, in the kernel's order
 
     @property
@@ -42,7 +42,7 @@ class CellNursery:
         templated = bool(request.get("template"))
         if self._template is not None and templated:
             return  # the program's next test
-        self._pays = self._pays or not templated  # without a template it is another program
+        self._pays = self._pays or not templated  # without a template it is a new program
         if not (self._possible and self._pays and request["kind"] == "run" and _fits(request["limits"])):
             self.close()
             return

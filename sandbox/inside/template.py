@@ -193,7 +193,7 @@ def _become_test(streams: Sequence[int], processors: Set[int]) -> None:
         os.dup2(descriptor, target)
     os.closerange(_CONTROL, kernel.ABOVE_ALL_DESCRIPTORS)
     os.setpgid(0, 0)  # keeps its signals to itself; setsid would also make the kernel add a scheduling group
-    with contextlib.suppress(OSError):  # the machine's owner allows other processors now
+    with contextlib.suppress(OSError):  # the machine may allow other processors now
         os.sched_setaffinity(0, processors)
 
 

@@ -15,7 +15,7 @@ import struct
 from sandbox.inside.isolation import kernel
 from sandbox.types import MEBIBYTE
 
-# Grouped by what an honest program needs them for. Deliberately absent: socket and its relatives (no network, no
+# Calls that honest programs need, grouped by purpose. Deliberately absent: socket and its relatives (no network, no
 # local sockets), setsockopt (buffers of megabytes, filters in the kernel), ptrace and process_vm_*, mount and namespace
 # calls, System V and POSIX queues (their objects outlive a process), memfd_create (memory that no limit sees), inotify,
 # io_uring, bpf, keyctl, perf, userfaultfd, mknod, and statx, which shows when a file of ours was made; the C library
@@ -57,8 +57,8 @@ _PROCESS_CALLS = ["fork", "vfork", "execve", "execveat", "sendmsg"]
 _SIGNAL_CALLS = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"]
 
 # F_DUPFD, F_{GET,SET}FD, F_{GET,SET}FL, setting record locks, F_GETOWN, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS.
-# Absent: F_SETOWN and F_SETSIG (signals to strangers), F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ (memory out of sight),
-# F_GETLK and F_OFD_GETLK (they show another program's lock on a system file).
+# Absent: F_SETOWN and F_SETSIG (signals to other processes), F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ (memory without
+# limit), F_GETLK and F_OFD_GETLK (they show another program's lock on a system file).
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 6, 7, 9, 37, 38, 1030, 1032, 1034)
 # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_{SET,GET}_NO_NEW_PRIVS,
 # PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would weaken the sandbox.
@@ -87,9 +87,9 @@ class SyscallFilter:
     Args:
         process_namespace: whether programs run in one. Without it, a program may not start processes, since nothing
             would limit or find them, and may send signals only to itself.
-        mounts: whether programs have a read-only root and a scratch directory of their own. Without them, a
-            program may not change a file's mode, time or length by name, since the file might be the host's. It may not
-            make directories either: a flat scratch directory on the host is measured and emptied without recursion.
+        mounts: whether programs have a read-only root and a scratch directory of their own. Without them, a program
+            may not change a file's mode, time or length by name, since the file might be the host's. It may not make
+            directories either: a flat scratch directory on the host is measured and emptied without recursion.
 
     Raises:
         OSError: libseccomp is missing or refuses.
