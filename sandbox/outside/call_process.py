@@ -1,4 +1,4 @@
-"""A process that answers calls to a program's functions: begun, ended, and why it ended instead of answering."""
+"""Begin and end a process that answers calls to a program's functions; say why it ended instead of answering."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sandbox.outside.channel import BadReply, CallChannel
 from sandbox.outside.worker import Worker
 from sandbox.types import ExecutionResult, Limits, ProgramStatus, TestResult
 
-_EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take
+_EXTRA_SECONDS = 1.0  # time for loading the program, beyond the time for its calls
 
 
 def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
@@ -26,7 +26,7 @@ def result_of(worker: Worker, status: ProgramStatus, reason: str, run: Execution
 def begin_calls(
     cell: CellHandle, program: int, limits: Limits, kind: str, calls: int = 1, beside: int = 0
 ) -> CallChannel:
-    """Start a process of `kind` that answers as many calls, and return the channel to it.
+    """Start a process of `kind` that answers `calls` calls; return the channel to it.
 
     `beside` bytes of memory are for another process that runs at the same time, perhaps in the same worker.
     """
@@ -45,9 +45,9 @@ def begin_calls(
 
 
 def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[ExecutionResult, bool]:
-    """End the process behind a channel; returns how it went and whether the channel stayed silent.
+    """End the process behind a channel; return its result and whether the channel stayed silent.
 
-    Closing the channel is an honest program's sign to exit; one that has to be stopped has used up its cell.
+    An honest program exits when its channel closes. After a program that must be stopped, its cell is not used again.
     """
     silent = True
     if not orderly:
