@@ -74,7 +74,7 @@ class Isolation:
         """Why this is not enough if `wanted` is required, and how to get the missing layers."""
         missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in self.missing)
         return (
-            f"the sandbox is configured to need isolation {wanted.name.lower()}, but this machine gives "
+            f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
             f"{self.level.name.lower()}; missing: {missing}"
         )
 
