@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Make or refresh `.venv`: an interpreter, the locked packages and this project, editable.
+"""Make or refresh `.venv`: a Python interpreter, the locked packages, and this project in editable form.
 
     launch/install.py           install what is missing (`make install`)
     launch/install.py lock      resolve pyproject.toml anew into launch/requirements-cpu.lock (`make lock`)
 
-Packages come from wherever the user's pip is configured to look. uv does the installing, because it is an order of
-magnitude faster than pip; its options are translated from pip's. The CPU build of torch is looked for on that search
-path first and on PyTorch's CPU index second (another one: the environment variable TORCH_CPU_INDEX).
+Packages come from the indexes and folders in pip's configuration. uv installs them, because it is ten times faster than
+pip; its options are translated from pip's. The installer looks for the CPU build of torch there first, then on
+PyTorch's CPU index (the environment variable TORCH_CPU_INDEX names another index).
 
-Every package but torch must be one of the files whose hashes the lock has, wherever it comes from. INSTALL_UNVERIFIED=1
-takes other builds of the locked versions too, such as those of a company's own.
+The lock must have the hash of every package file, except torch's. With INSTALL_UNVERIFIED=1 the installer also takes
+other builds of the locked versions, such as a company's builds.
 """
 # ruff: noqa: UP006, UP035, UP045
-# Started by whatever `python3` the machine has, so it must parse and find a better one under Python 3.6 too: hence
-# typing.List and typing.Optional.
+# The machine's `python3` starts this script, so it must also run under Python 3.6 and find a newer Python from there.
+# Hence typing.List and typing.Optional.
 
 import ast
 import base64
@@ -43,8 +43,8 @@ LOG = ROOT / "build" / "install.log"
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
 COMPILERS = ("g++", "c++", "clang++")
-OLDEST_GLIBC = (2, 31)  # that of llguidance's wheels, the most demanding in the lock
-# The environment takes 3.4 GiB; uv's cache shares its files where both are on one file system.
+OLDEST_GLIBC = (2, 31)  # the wheels of llguidance need it; all other wheels in the lock need an older glibc or the same
+# The environment takes 3.4 GiB. uv's cache shares its files if both are on the same file system.
 NEEDED_GIB = 4.0
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HEARTBEAT_SECONDS = 15
@@ -55,21 +55,21 @@ LOCK_COMMAND = (
 )
 LOCK_HEADER = """\
 # Written by `make lock` from pyproject.toml; do not edit. Linux, x86_64 and aarch64.
-# Installed without dependency resolution, so it names everything, and only as one of the files with these hashes;
-# launch/install.py takes torch first, on its own: each place that has its CPU build has files of its own.
+# It names every package, because they are installed without dependency resolution. Their files must have these hashes.
+# launch/install.py installs torch first and without hashes: each index has other files of its CPU build.
 """
 
 
 class InstallError(Exception):
-    """Something only the user can mend, told in one sentence with the remedy."""
+    """A problem that only the user can solve; the message is one sentence with the remedy."""
 
 
 class PipSettings(NamedTuple):
-    """Where packages come from, in uv's terms."""
+    """Where packages come from, as settings of uv."""
 
     options: List[str]  # for `uv pip install` and `uv pip compile`
     environment: Dict[str, str]
-    dropped: List[str]  # sources that could not be reached and are done without
+    dropped: List[str]  # sources that are left out, because they could not be reached
 
 
 def say(text: str) -> None:
@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 
 def without_login(text: str) -> str:
-    """The same with user:password@ gone from every URL, for the terminal and the log."""
+    """The text without the user:password@ of its URLs, for the terminal and the log."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
@@ -89,7 +89,7 @@ def check_platform() -> None:
     if system != "Linux" or machine not in ("x86_64", "aarch64"):
         raise InstallError(
             f"VeriGRPO runs on Linux on x86_64 or aarch64 and this is {system} on {machine}: "
-            "use such a machine, a container or a virtual machine."
+            "use a supported machine, a container or a virtual machine."
         )
     libc, version = platform.libc_ver()
     if libc != "glibc" or [int(part) for part in version.split(".")[:2]] < list(OLDEST_GLIBC):
@@ -110,12 +110,12 @@ def check_compiler() -> None:
 
 
 def interpreter_version(command: str) -> Optional[Tuple[str, Tuple[int, int, int]]]:
-    """The real path and version of an interpreter, or None where it does not run (pyenv leaves shims that do not)."""
+    """The real path and version of an interpreter, or None if it does not run, as some shims of pyenv."""
     path = shutil.which(command)
     if path is None:
         return None
-    question = "import sys; print(sys.executable); print('%d %d %d' % sys.version_info[:3])"
-    answer = subprocess.run([path, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    program = "import sys; print(sys.executable); print('%d %d %d' % sys.version_info[:3])"
+    answer = subprocess.run([path, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     lines = answer.stdout.decode().splitlines()
     if answer.returncode != 0 or len(lines) != 2:
         return None
@@ -126,12 +126,12 @@ def interpreter_version(command: str) -> Optional[Tuple[str, Tuple[int, int, int
 def find_interpreter() -> str:
     """The interpreter in $PYTHON, else the first supported one of PYTHONS."""
     remedy = (
-        "name a supported one, as in `make train PYTHON=python3.12`, or install one, for example with "
+        "name a supported Python, as in `make train PYTHON=python3.12`, or install it, for example with "
         "`sudo apt-get install python3.11 python3.11-venv`."
     )
     wanted = "{}.{} to {}.{}".format(*SUPPORTED[0], *SUPPORTED[-1])
     chosen = os.environ.get("PYTHON")
-    found = []
+    others = []
     for command in [chosen] if chosen else [*PYTHONS, sys.executable]:
         interpreter = interpreter_version(command)
         if interpreter is None:
@@ -139,10 +139,10 @@ def find_interpreter() -> str:
         path, version = interpreter
         if version[:2] in SUPPORTED:
             return path
-        found.append("Python {}.{}.{} ({})".format(*version, path))
-    if chosen and not found:
+        others.append("Python {}.{}.{} ({})".format(*version, path))
+    if chosen and not others:
         raise InstallError(f"PYTHON={chosen} does not run, and VeriGRPO needs Python {wanted}: {remedy}")
-    raise InstallError(f"VeriGRPO needs Python {wanted} and found only {', '.join(dict.fromkeys(found))}: {remedy}")
+    raise InstallError(f"VeriGRPO needs Python {wanted} and found only {', '.join(dict.fromkeys(others))}: {remedy}")
 
 
 def check_venv_module(python: str) -> None:
@@ -156,7 +156,7 @@ def check_venv_module(python: str) -> None:
 
 
 def check_disk() -> None:
-    """Enough room for the environment, and for uv's cache where that is on another file system."""
+    """Check the room for the environment, and for uv's cache, which may be on another file system."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(os.environ.get("UV_CACHE_DIR") or os.path.join(cache_home, "uv"))
     for place, remedy in ((VENV, "free some, or clone to a larger disk"), (cache, "free some, or set UV_CACHE_DIR")):
@@ -174,7 +174,7 @@ def check_disk() -> None:
 
 
 def parse_pip_config(listing: str) -> Dict[str, str]:
-    """`pip config list` as pip itself applies it: [install] over [global], PIP_* variables over both."""
+    """Read `pip config list` with pip's precedence: [install] over [global], PIP_* variables over both."""
     ranks = {"global": 0, "install": 1, ":env:": 2}
     values: Dict[str, Tuple[int, str]] = {}
     for line in listing.splitlines():
@@ -189,7 +189,7 @@ def parse_pip_config(listing: str) -> Dict[str, str]:
 
 
 def is_reachable(source: str, cert: Optional[str], trusted: List[str]) -> bool:
-    """Whether an index or a folder of wheels answers: pip passes over one that does not, uv gives up."""
+    """Whether an index or a folder of wheels answers. pip skips a dead source, but uv would give up."""
     parts = urlsplit(source)
     if parts.scheme in ("", "file"):
         return os.path.exists(unquote(parts.path))
@@ -204,7 +204,7 @@ def is_reachable(source: str, cert: Optional[str], trusted: List[str]) -> bool:
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS, context=context).close()
     except urllib.error.HTTPError as answer:
-        # An index may well refuse its front page or a HEAD request and serve packages; a failing server does not.
+        # An index may refuse its front page or a HEAD request although it serves packages. A broken server answers 5xx.
         return answer.code < 500
     except OSError:
         return False
@@ -212,7 +212,7 @@ def is_reachable(source: str, cert: Optional[str], trusted: List[str]) -> bool:
 
 
 def translate(config: Dict[str, str], environ: Dict[str, str]) -> PipSettings:
-    """pip's settings as uv's options. What the user told uv directly (UV_*) wins."""
+    """Translate pip's settings into uv's options. The user's UV_* variables take precedence."""
     options: List[str] = []
     dropped: List[str] = []
     cert, trusted = config.get("cert"), config.get("trusted-host", "").split()
@@ -232,7 +232,7 @@ def translate(config: Dict[str, str], environ: Dict[str, str]) -> PipSettings:
         for source in extra:
             options += ["--index", source]
         if extra and "UV_INDEX_STRATEGY" not in environ:
-            # pip takes all indexes as one; uv by itself stops at the first that knows a package at all.
+            # pip searches all indexes; by default uv stops at the first index that has the package in any version.
             options += ["--index-strategy", "unsafe-best-match"]
     for source in [] if "UV_FIND_LINKS" in environ else reachable("find-links"):
         options += ["--find-links", source]
@@ -261,9 +261,9 @@ def pip_settings(python: str) -> PipSettings:
 
 
 def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) -> Tuple[int, str]:
-    """Run a command, its output in the log; say from time to time that it still runs."""
+    """Run a command with its output in the log; print from time to time that it still runs."""
     started = time.monotonic()
-    # At the end of the log ("a") and readable from there on ("+").
+    # Append to the log ("a"), and read the new part of it ("+").
     with LOG.open("a+", encoding="utf-8", errors="replace") as log:
         log.write("\n$ " + without_login(" ".join(command)) + "\n")
         log.flush()
@@ -276,7 +276,7 @@ def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) ->
                 try:
                     process.wait(timeout=HEARTBEAT_SECONDS)
                 except subprocess.TimeoutExpired:
-                    say(f"    still at it, {time.monotonic() - started:.0f} s")
+                    say(f"    still running, {time.monotonic() - started:.0f} s")
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -286,17 +286,17 @@ def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) ->
 
 
 def explain(what: str, output: str) -> InstallError:
-    """The one sentence for a failed step, from pip's or uv's output."""
+    """Explain a failed step in one sentence, from pip's or uv's output."""
     if re.search(r"No space left on device|os error 28|Disk quota exceeded", output):
         return InstallError(
             f"The disk filled up while installing {what}: the environment needs {NEEDED_GIB} GiB on the file system of "
-            f"{VENV} and as much for uv's cache where that is on another one (UV_CACHE_DIR); full output: {LOG}."
+            f"{VENV}, and uv's cache as much if it is on another file system (UV_CACHE_DIR); full output: {LOG}."
         )
     differing = re.search(r"(?i)hash mismatch for `([^`]+)`|hashes are required|do not match the hashes", output)
     if differing:
         return InstallError(
-            f"{differing.group(1) or 'A package'} is another file than the lock's ({what}): something between here and "
-            "its makers has changed it, or it is a build of your own, which INSTALL_UNVERIFIED=1 takes; full output: "
+            f"{differing.group(1) or 'A package'} has no hash in the lock ({what}): somebody has changed the "
+            "file, or it is another build, which INSTALL_UNVERIFIED=1 accepts; full output: "
             f"{LOG}."
         )
     names = re.findall(
@@ -307,9 +307,9 @@ def explain(what: str, output: str) -> InstallError:
     missing = list(dict.fromkeys(without_login(name) for groups in names for name in groups if name))
     if missing:
         return InstallError(
-            f"Could not fetch {', '.join(missing[:3])} ({what}): check the network and where pip looks "
+            f"Could not fetch {', '.join(missing[:3])} ({what}): check the network and pip's sources "
             "(`pip config list`; PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, HTTPS_PROXY), then run "
-            f"it again; full output: {LOG}."
+            f"this again; full output: {LOG}."
         )
     last = ([line.strip() for line in output.splitlines() if line.strip()] or ["no output"])[-1]
     return InstallError(f"Installing {what} failed ({last}): the full output is in {LOG}.")
@@ -325,7 +325,7 @@ def step(what: str, command: List[str], environment: Optional[Dict[str, str]] = 
 
 
 def requirements(text: str) -> List[str]:
-    """The requirements of a lock, each with the lines of hashes that belong to it."""
+    """The requirements of a lock, each with its hashes."""
     return re.findall(r"^[^\s#](?:.*\\\n)*.*", text, re.MULTILINE)
 
 
@@ -334,7 +334,7 @@ def locked(name: str) -> str:
     for requirement in requirements(LOCK.read_text(encoding="utf-8")):
         if requirement.startswith(name + "=="):
             return requirement
-    raise InstallError(f"{LOCK} does not name {name}: write it anew with `make lock`, or restore it with git.")
+    raise InstallError(f"{LOCK} does not name {name}: renew the lock with `make lock`, or restore it with git.")
 
 
 def pinned(name: str) -> str:
@@ -343,12 +343,12 @@ def pinned(name: str) -> str:
 
 
 def verified() -> List[str]:
-    """The option of pip and uv that refuses what the lock has no hash of."""
+    """The option of pip and uv that refuses files without a hash in the lock."""
     return [] if os.environ.get("INSTALL_UNVERIFIED") == "1" else ["--require-hashes"]
 
 
 def requirements_file(name: str, chosen: List[str]) -> str:
-    """A file of requirements for pip or uv; without their hashes where none are wanted."""
+    """Write a file of requirements for pip or uv, without hashes if the user wants no check."""
     if not verified():
         chosen = [requirement.split("\n")[0].rstrip("\\ ") for requirement in chosen]
     path = ROOT / "build" / name
@@ -357,11 +357,11 @@ def requirements_file(name: str, chosen: List[str]) -> str:
 
 
 def install_torch(uv: List[str], settings: PipSettings) -> None:
-    """From the search path, where a mirror or a folder of wheels may have it; else from PyTorch's CPU index."""
+    """Install torch from pip's sources if a mirror or a folder of wheels has it, else from PyTorch's CPU index."""
     pin, started = pinned("torch"), time.monotonic()
     index = os.environ.get("TORCH_CPU_INDEX") or TORCH_CPU_INDEX
     say(f"  {pin} ...")
-    # --no-config: a user-wide uv.toml must not put another index before PyTorch's.
+    # --no-config, because a user's uv.toml could put another index before PyTorch's.
     from_search_path = [*uv, "pip", "install", "--no-deps", pin, *settings.options]
     from_pytorch = [*uv, "pip", "install", "--no-config", "--no-deps", pin, "--default-index", index]
     if attempt(from_search_path, settings.environment)[0] != 0:
@@ -386,17 +386,17 @@ def digest(*parts: bytes) -> str:
 
 
 def environment_digest(version: Tuple[int, int, int]) -> str:
-    """What decides whether `.venv` must be made anew."""
+    """A digest; if it changes, `.venv` must be made again."""
     return digest(LOCK.read_bytes(), Path(__file__).read_bytes(), repr(tuple(version)).encode())
 
 
 def project_digest() -> str:
-    """What decides whether the project must be put into `.venv` again: its entry points and packages."""
+    """A digest of entry points and packages; if it changes, the project must be installed into `.venv` again."""
     return digest((ROOT / "pyproject.toml").read_bytes())
 
 
 def read_stamp() -> Dict[str, str]:
-    """The stamp of `.venv`; empty where there is none or the install that began it did not finish."""
+    """The stamp of `.venv`; empty if it is missing or the last install did not finish."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -411,24 +411,24 @@ def write_stamp(**stamp: str) -> None:
 
 
 def is_current(stamp: Dict[str, str]) -> bool:
-    """Whether `.venv` holds what the lock says, under the Python asked for (any supported one where none is)."""
-    own = interpreter_version(str(VENV / "bin" / "python"))
-    if own is None or stamp.get("environment") != environment_digest(own[1]):
+    """Whether `.venv` has the packages of the lock, for the Python in $PYTHON or, without it, any supported Python."""
+    present = interpreter_version(str(VENV / "bin" / "python"))
+    if present is None or stamp.get("environment") != environment_digest(present[1]):
         return False
     if not os.environ.get("PYTHON"):
         return True
-    asked = interpreter_version(os.environ["PYTHON"])
-    return asked is not None and asked[1] == own[1]
+    wanted = interpreter_version(os.environ["PYTHON"])
+    return wanted is not None and wanted[1] == present[1]
 
 
 def make_environment(python: str) -> None:
     check_venv_module(python)
     if VENV.exists():
         if not STAMP.exists():
-            raise InstallError(f"{VENV} is there but was not made by this script: move it away or remove it.")
-        say("  what is in .venv is out of date or unfinished; making it anew")
+            raise InstallError(f"{VENV} exists but was not made by this script: move it away or remove it.")
+        say("  .venv is out of date or unfinished; making it again")
         write_stamp()
-        # The stamp stays, so that a removal that is interrupted still leaves an environment known as ours.
+        # The stamp stays, so that the next run knows this script's environment even after an interrupted removal.
         for entry in VENV.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(str(entry))
@@ -438,10 +438,10 @@ def make_environment(python: str) -> None:
     VENV.mkdir(exist_ok=True)
     write_stamp()
     step(f"environment .venv from {python}", [python, "-m", "venv", str(VENV)])
-    own = str(VENV / "bin" / "python")
+    interpreter = str(VENV / "bin" / "python")
     retries = [] if os.environ.get("PIP_RETRIES") else ["--retries", "1"]
     file = requirements_file("requirements-uv.txt", [locked("uv")])
-    step(pinned("uv"), [own, "-m", "pip", "install", "--no-deps", *verified(), *retries, "-r", file])
+    step(pinned("uv"), [interpreter, "-m", "pip", "install", "--no-deps", *verified(), *retries, "-r", file])
 
 
 def uv_command() -> List[str]:
@@ -450,24 +450,25 @@ def uv_command() -> List[str]:
 
 def install_packages(settings: PipSettings) -> None:
     for source in settings.dropped:
-        say(f"  done without {without_login(source)}, which cannot be reached")
-    own = ["--python", str(VENV / "bin" / "python")]
+        say(f"  leaving out {without_login(source)}, which cannot be reached")
+    target = ["--python", str(VENV / "bin" / "python")]
     uv = uv_command()
-    install_torch([*uv], settings._replace(options=[*own, *settings.options]))
-    rest = [one for one in requirements(LOCK.read_text(encoding="utf-8")) if not one.startswith("torch==")]
+    install_torch([*uv], settings._replace(options=[*target, *settings.options]))
+    locked_packages = requirements(LOCK.read_text(encoding="utf-8"))
+    rest = [requirement for requirement in locked_packages if not requirement.startswith("torch==")]
     file = requirements_file("requirements-without-torch.txt", rest)
     step(
         f"up to {len(rest)} locked packages",
-        [*uv, "pip", "install", *own, "--no-deps", *verified(), "-r", file, *settings.options],
+        [*uv, "pip", "install", *target, "--no-deps", *verified(), "-r", file, *settings.options],
         settings.environment,
     )
 
 
 def install_project() -> None:
-    own = ["--python", str(VENV / "bin" / "python")]
+    target = ["--python", str(VENV / "bin" / "python")]
     step(
         "this project, editable",
-        [*uv_command(), "pip", "install", *own, "--no-deps", "--no-build-isolation", "--offline", "--editable", "."],
+        [*uv_command(), "pip", "install", *target, "--no-deps", "--no-build-isolation", "--offline", "--editable", "."],
     )
 
 
@@ -502,7 +503,7 @@ def lock(uv_options: List[str]) -> None:
     resolved.write_bytes(LOCK.read_bytes() if LOCK.exists() else b"")
     command = [*uv_command(), *LOCK_COMMAND.split(), *settings.options, *uv_options, "-o", str(resolved)]
     step("resolving pyproject.toml", command, settings.environment)
-    packages = [one for one in requirements(resolved.read_text(encoding="utf-8")) if "'never'" not in one]
+    packages = [package for package in requirements(resolved.read_text(encoding="utf-8")) if "'never'" not in package]
     LOCK.write_text(LOCK_HEADER + "\n".join([pin.group(1) + "+cpu", *packages]) + "\n", encoding="utf-8")
     say(f"  wrote {LOCK.relative_to(ROOT)}: {len(packages) + 1} packages")
 
@@ -510,12 +511,12 @@ def lock(uv_options: List[str]) -> None:
 def main(arguments: List[str]) -> int:
     try:
         LOG.parent.mkdir(exist_ok=True)
-        with (LOG.parent / "install.lock").open("w") as only_one:
+        with (LOG.parent / "install.lock").open("w") as lock_file:
             try:
-                fcntl.flock(only_one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 say("Another install is running in this clone; waiting for it")
-                fcntl.flock(only_one, fcntl.LOCK_EX)
+                fcntl.flock(lock_file, fcntl.LOCK_EX)
             if arguments[:1] == ["lock"]:
                 lock(arguments[1:])
             else:
@@ -527,7 +528,7 @@ def main(arguments: List[str]) -> int:
         print(f"install: {error}: check that {ROOT} can be written to and that its disk is not full.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("install: interrupted; the next run starts the install anew.", file=sys.stderr)
+        print("install: interrupted; the next run starts the install from the beginning.", file=sys.stderr)
         return 130
     return 0
 
