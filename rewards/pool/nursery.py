@@ -43,7 +43,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
-    """The life of a worker: read batches, run the calls that are not revoked, answer each when it ends."""
+    """The loop of a worker: read batches, run the calls that are not revoked, answer each when it ends."""
     while True:
         header = wire.receive_exactly(connection, wire.LENGTH.size)
         body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
