@@ -51,7 +51,7 @@ def check_platform() -> None:
 
 
 def check_compiler() -> None:
-    """DeepSpeed and torch compile operators at their first use, long after the install."""
+    """Check now, because DeepSpeed and torch compile operators at their first use, long after the install."""
     wanted = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
     if not any(shutil.which(name.split()[0]) for name in wanted if name.strip()):
         raise InstallError(
@@ -75,7 +75,7 @@ def interpreter_version(command: str) -> Optional[Tuple[str, Tuple[int, int, int
 
 
 def find_interpreter() -> str:
-    """The interpreter in $PYTHON, else the first supported one of PYTHONS."""
+    """Find the interpreter: $PYTHON, else the first command of PYTHONS with a supported version."""
     remedy = (
         "name a supported Python, as in `make train PYTHON=python3.12`, or install it, for example with "
         "`sudo apt-get install python3.11 python3.11-venv`."

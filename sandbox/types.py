@@ -15,8 +15,8 @@ class IsolationLevel(IntEnum):
     """How strongly a program is held, from weakest to strongest. Compare with `<` and `>=`.
 
     `NONE` nothing at all. `LIMITED` resource limits only. `FILTERED` plus the system-call allow-list. `CONFINED` plus
-    a view of the file system that shows only what a program needs (Landlock or a private root). `FULL` all of it:
-    user, process, mount, network and IPC namespaces of its own, a private root, Landlock, the allow-list and limits.
+    a view of the file system that shows only what a program needs (Landlock or a private root). `FULL` all layers:
+    separate user, process, mount, network and IPC namespaces, a private root, Landlock, the allow-list and limits.
     """
 
     NONE = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 MAX_DEPTH = 100
 MAX_ITERATED = 200_000  # items taken from a generator, which may have no end
-_EXACT_INT = 1 << 53  # beyond it other JSON readers lose digits, and Python's own limits decimal conversion
+_EXACT_INT = 1 << 53  # beyond it other JSON readers lose digits, and Python limits conversion from decimals
 _HEXADECIMAL = re.compile(r"-?0x[0-9a-f]+\Z")
 _ITERATORS: tuple[type, ...] = (
     range,

@@ -106,7 +106,7 @@ def become_worker(
 
 
 def main(arguments: list[str]) -> int:
-    """Build the verifiers, then fork a worker or reap one at each command until the pool goes away."""
+    """Build the verifiers, then fork or reap a worker at each command until the pool closes."""
     control_descriptor, parent, bare = int(arguments[0]), int(arguments[1]), "bare" in arguments[2:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)

@@ -28,7 +28,7 @@ class NurseryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """The verifiers that are not called with one completion after the other.
+    """Names of the verifiers that need another kind of call.
 
     Attributes:
         groups: names of the verifiers that judge all completions of a prompt at once.

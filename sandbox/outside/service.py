@@ -86,8 +86,7 @@ class Sandbox:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._level, self._preload, self._without = level, tuple(preload), without
-        self._waiting = waiting
+        self._level, self._preload, self._without, self._waiting = level, tuple(preload), without, waiting
         self._owner = os.getpid()
         self._compiler = Compiler()
         self._slots = Slots(workers)
@@ -234,8 +233,7 @@ class Sandbox:
             return tuple(sorted(preload))
         if language is not Language.PYTHON:
             return ()
-        mentioned = [name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)]
-        return tuple(sorted(mentioned))
+        return tuple(sorted(name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)))
 
     def _worker(self, slot: Slot, modules: tuple[str, ...]) -> Worker:
         worker = slot.workers.get(modules)
@@ -268,7 +266,7 @@ class Sandbox:
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._owner != os.getpid() and not self._slots.shared:
-            raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
+            raise SandboxError("this sandbox belongs to another process; share it before a fork, or make a new sandbox")
         modules = self._modules(source, language, preload)
         with self._waiting():
             slot = self._slots.take()
