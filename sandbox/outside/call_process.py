@@ -12,15 +12,8 @@ _EXTRA_SECONDS = 1.0  # time for loading the program, beyond the time for its ca
 
 def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
     """The result of a test that ended with `status`, and what its `run` used."""
-    return TestResult(
-        passed=status is ProgramStatus.OK,
-        status=status,
-        reason=reason,
-        wall_seconds=run.wall_seconds if run else 0.0,
-        cpu_seconds=run.cpu_seconds if run else 0.0,
-        memory_bytes=run.memory_bytes if run else 0,
-        isolation=worker.isolation,
-    )
+    used = (run.wall_seconds, run.cpu_seconds, run.memory_bytes) if run else (0.0, 0.0, 0)
+    return TestResult(status is ProgramStatus.OK, status, reason, *used, worker.isolation)
 
 
 def begin_calls(
@@ -49,18 +42,16 @@ def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[Ex
 
     An honest program exits when its channel closes. After a program that must be stopped, its cell is not used again.
     """
-    silent = True
     if not orderly:
         cell.request_stop()
-        run = cell.finish()
-    else:
-        channel.close_requests()
-        run = cell.finish()
-        try:
-            channel.check_silence()
-        except BadReply:
-            silent = False
-    return run, silent
+        return cell.finish(), True
+    channel.close_requests()
+    run = cell.finish()
+    try:
+        channel.check_silence()
+    except BadReply:
+        return run, False
+    return run, True
 
 
 def why_ended(run: ExecutionResult) -> tuple[ProgramStatus, str]:

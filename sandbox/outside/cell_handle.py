@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Isolation, Limits, ProgramStatus
@@ -42,16 +43,7 @@ def sealed_memory(name: str, content: bytes) -> int:
 
 def limits_message(limits: Limits, runs: int = 1) -> dict[str, Any]:
     """The limits in the form of a cell's request, for a process that serves `runs` tests."""
-    return {
-        "wall_seconds": limits.wall_seconds * runs,
-        "cpu_seconds": limits.cpu * runs,
-        "memory_bytes": limits.memory_bytes,
-        "processes": limits.processes,
-        "output_bytes": limits.output_bytes,
-        "disk_bytes": limits.disk_bytes,
-        "files": limits.files,
-        "open_files": limits.open_files,
-    }
+    return asdict(limits) | {"wall_seconds": limits.wall_seconds * runs, "cpu_seconds": limits.cpu * runs}
 
 
 def most_runs(limits: Limits) -> int:

@@ -51,7 +51,7 @@ def grade(
     """Run `tests` in order and return a result for each; with `stop_at_failure` none after the first failure.
 
     Consecutive call tests share a process. After a call that ended the process or passed its deadline, the next test
-    gets a new process. Every other test has a separate process. Tests that cannot begin within `total_seconds` of real
+    gets a new process. Every other test has a separate process. Tests that do not end within `total_seconds` of real
     time fail. Test code runs in the worker that `tester_for` returns, by default in `worker`.
 
     Raises:

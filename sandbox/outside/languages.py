@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox.outside.cell_handle import limits_message, sealed_memory
@@ -46,18 +46,8 @@ class NotRunnable(Exception):
 
     def as_result(self, isolation: Isolation) -> ExecutionResult:
         """The failure in the form of a run's result."""
-        compiling = self.result
-        return ExecutionResult(
-            status=self.status,
-            exit_code=None,
-            stdout=b"",
-            stderr=compiling.stderr if compiling else b"",
-            wall_seconds=compiling.wall_seconds if compiling else 0.0,
-            cpu_seconds=compiling.cpu_seconds if compiling else 0.0,
-            memory_bytes=compiling.memory_bytes if compiling else 0,
-            isolation=isolation,
-            reason=self.reason,
-        )
+        run = self.result or ExecutionResult(self.status, None, b"", b"", 0.0, 0.0, 0, isolation)
+        return replace(run, status=self.status, exit_code=None, stdout=b"", isolation=isolation, reason=self.reason)
 
 
 def find_tool(name: str) -> str | None:

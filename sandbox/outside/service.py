@@ -203,7 +203,7 @@ class Sandbox:
             language: language of the program; languages other than Python take `StdinTest` only.
             preload: as for `run`.
             stop_at_failure: leave out the tests after the first that fails.
-            total_seconds: real time for all tests together, without compiling; tests that cannot begin in it fail.
+            total_seconds: real time for all tests together, without compiling; tests that do not end within it fail.
             compile_limits: limits of the compiler, if the language has one; by default `languages.COMPILE_LIMITS`.
 
         Raises:
