@@ -1,1 +1,1 @@
-"""Starting `grpo` where it runs: on this machine, through Slurm, on Kubernetes, or as a job of a Ray cluster."""
+"""Start `grpo`: on this machine, through Slurm, on Kubernetes, or as a job of a Ray cluster."""

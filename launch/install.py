@@ -1,75 +1,65 @@
 #!/usr/bin/env python3
-"""Make or refresh `.venv`: an interpreter, the locked packages and this project, editable.
+"""Make or refresh `.venv`: a Python interpreter, the locked packages, and this project in editable form.
 
     launch/install.py           install what is missing (`make install`)
     launch/install.py lock      resolve pyproject.toml anew into launch/requirements-cpu.lock (`make lock`)
 
-Packages come from wherever the user's pip is configured to look. uv does the installing, because it is an order of
-magnitude faster than pip; its options are translated from pip's. The CPU build of torch is looked for on that search
-path first and on PyTorch's CPU index second (another one: the environment variable TORCH_CPU_INDEX).
+Packages come from the indexes and folders in pip's configuration. uv installs them, because it is ten times faster than
+pip; its options are translated from pip's. The installer looks for the CPU build of torch there first, then on
+PyTorch's CPU index (the environment variable TORCH_CPU_INDEX names another index).
 
-Every package but torch must be one of the files whose hashes the lock has, wherever it comes from. INSTALL_UNVERIFIED=1
-takes other builds of the locked versions too, such as those of a company's own.
+The lock must have the hash of every package file, except torch's. With INSTALL_UNVERIFIED=1 the installer also takes
+other builds of the locked versions, such as a company's builds.
 """
-# ruff: noqa: UP006, UP035, UP045
-# Started by whatever `python3` the machine has, so it must parse and find a better one under Python 3.6 too: hence
-# typing.List and typing.Optional.
+# ruff: noqa: E402, UP006, UP035, UP045
+# The machine's `python3` starts this script, so it must also run under Python 3.6 and find a newer Python from there.
+# Hence typing.List and typing.Optional.
 
-import ast
-import base64
 import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # the project is not installed yet
+
+from launch.machine import (
+    InstallError,
+    PipSettings,
+    check_compiler,
+    check_platform,
+    check_venv_module,
+    find_interpreter,
+    interpreter_version,
+    pip_settings,
+)
+
 VENV = ROOT / ".venv"
 LOCK = ROOT / "launch" / "requirements-cpu.lock"
 STAMP = VENV / "verigrpo-install.json"
 LOG = ROOT / "build" / "install.log"
 
-SUPPORTED = ((3, 11), (3, 12), (3, 13))
-PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
-COMPILERS = ("g++", "c++", "clang++")
-OLDEST_GLIBC = (2, 31)  # that of llguidance's wheels, the most demanding in the lock
-# The environment takes 3.4 GiB; uv's cache shares its files where both are on one file system.
+# The environment takes 3.4 GiB. uv's cache shares its files if both are on the same file system.
 NEEDED_GIB = 4.0
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HEARTBEAT_SECONDS = 15
-PROBE_SECONDS = 10
 LOCK_COMMAND = (
     "pip compile pyproject.toml --extra cpu --extra audit --extra dev --universal --python-version 3.11 "
     "--override launch/overrides-cpu.txt --no-annotate --no-header --generate-hashes"
 )
 LOCK_HEADER = """\
 # Written by `make lock` from pyproject.toml; do not edit. Linux, x86_64 and aarch64.
-# Installed without dependency resolution, so it names everything, and only as one of the files with these hashes;
-# launch/install.py takes torch first, on its own: each place that has its CPU build has files of its own.
+# It names every package, because they are installed without dependency resolution. Their files must have these hashes.
+# launch/install.py installs torch first and without hashes: each index has other files of its CPU build.
 """
-
-
-class InstallError(Exception):
-    """Something only the user can mend, told in one sentence with the remedy."""
-
-
-class PipSettings(NamedTuple):
-    """Where packages come from, in uv's terms."""
-
-    options: List[str]  # for `uv pip install` and `uv pip compile`
-    environment: Dict[str, str]
-    dropped: List[str]  # sources that could not be reached and are done without
 
 
 def say(text: str) -> None:
@@ -77,86 +67,12 @@ def say(text: str) -> None:
 
 
 def without_login(text: str) -> str:
-    """The same with user:password@ gone from every URL, for the terminal and the log."""
+    """The text without the user:password@ of its URLs, for the terminal and the log."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-# --- the machine ------------------------------------------------------------------------------------------------
-
-
-def check_platform() -> None:
-    system, machine = platform.system(), platform.machine()
-    if system != "Linux" or machine not in ("x86_64", "aarch64"):
-        raise InstallError(
-            f"VeriGRPO runs on Linux on x86_64 or aarch64 and this is {system} on {machine}: "
-            "use such a machine, a container or a virtual machine."
-        )
-    libc, version = platform.libc_ver()
-    if libc != "glibc" or [int(part) for part in version.split(".")[:2]] < list(OLDEST_GLIBC):
-        raise InstallError(
-            "VeriGRPO's packages need glibc {}.{} or later and this is {}: use Ubuntu 20.04, Debian 11, RHEL 9 or "
-            "later, or a container of one.".format(*OLDEST_GLIBC, f"{libc} {version}".strip() or "another C library")
-        )
-
-
-def check_compiler() -> None:
-    """DeepSpeed and torch compile operators at their first use, long after the install."""
-    wanted = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
-    if not any(shutil.which(name.split()[0]) for name in wanted if name.strip()):
-        raise InstallError(
-            f"No C++ compiler is on the PATH (looked for {', '.join(wanted)}), and DeepSpeed and torch need one: "
-            "install it, for example with `sudo apt-get install g++` or `sudo dnf install gcc-c++`."
-        )
-
-
-def interpreter_version(command: str) -> Optional[Tuple[str, Tuple[int, int, int]]]:
-    """The real path and version of an interpreter, or None where it does not run (pyenv leaves shims that do not)."""
-    path = shutil.which(command)
-    if path is None:
-        return None
-    question = "import sys; print(sys.executable); print('%d %d %d' % sys.version_info[:3])"
-    answer = subprocess.run([path, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    lines = answer.stdout.decode().splitlines()
-    if answer.returncode != 0 or len(lines) != 2:
-        return None
-    major, minor, patch = (int(part) for part in lines[1].split())
-    return lines[0], (major, minor, patch)
-
-
-def find_interpreter() -> str:
-    """The interpreter in $PYTHON, else the first supported one of PYTHONS."""
-    remedy = (
-        "name a supported one, as in `make train PYTHON=python3.12`, or install one, for example with "
-        "`sudo apt-get install python3.11 python3.11-venv`."
-    )
-    wanted = "{}.{} to {}.{}".format(*SUPPORTED[0], *SUPPORTED[-1])
-    chosen = os.environ.get("PYTHON")
-    found = []
-    for command in [chosen] if chosen else [*PYTHONS, sys.executable]:
-        interpreter = interpreter_version(command)
-        if interpreter is None:
-            continue
-        path, version = interpreter
-        if version[:2] in SUPPORTED:
-            return path
-        found.append("Python {}.{}.{} ({})".format(*version, path))
-    if chosen and not found:
-        raise InstallError(f"PYTHON={chosen} does not run, and VeriGRPO needs Python {wanted}: {remedy}")
-    raise InstallError(f"VeriGRPO needs Python {wanted} and found only {', '.join(dict.fromkeys(found))}: {remedy}")
-
-
-def check_venv_module(python: str) -> None:
-    probe = subprocess.run([python, "-c", "import venv, ensurepip"], stderr=subprocess.DEVNULL, check=False)
-    if probe.returncode != 0:
-        raise InstallError(
-            f"{python} lacks the venv module or pip's installer: on Debian and Ubuntu install them with "
-            "`sudo apt-get install python3-venv` (`python3.12-venv` for Python 3.12), or choose another Python with "
-            "`make train PYTHON=python3.12`."
-        )
-
-
 def check_disk() -> None:
-    """Enough room for the environment, and for uv's cache where that is on another file system."""
+    """Check the room for the environment, and for uv's cache, which may be on another file system."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(os.environ.get("UV_CACHE_DIR") or os.path.join(cache_home, "uv"))
     for place, remedy in ((VENV, "free some, or clone to a larger disk"), (cache, "free some, or set UV_CACHE_DIR")):
@@ -170,100 +86,13 @@ def check_disk() -> None:
             )
 
 
-# --- pip's settings, for uv -------------------------------------------------------------------------------------
-
-
-def parse_pip_config(listing: str) -> Dict[str, str]:
-    """`pip config list` as pip itself applies it: [install] over [global], PIP_* variables over both."""
-    ranks = {"global": 0, "install": 1, ":env:": 2}
-    values: Dict[str, Tuple[int, str]] = {}
-    for line in listing.splitlines():
-        match = re.match(r"(global|install|:env:)\.([\w-]+)=(.*)$", line)
-        if match is None:
-            continue
-        section, key, value = match.groups()
-        key = key.replace("_", "-")
-        if ranks[section] >= values.get(key, (0, ""))[0]:
-            values[key] = (ranks[section], str(ast.literal_eval(value)))
-    return {key: value for key, (_, value) in values.items() if value}
-
-
-def is_reachable(source: str, cert: Optional[str], trusted: List[str]) -> bool:
-    """Whether an index or a folder of wheels answers: pip passes over one that does not, uv gives up."""
-    parts = urlsplit(source)
-    if parts.scheme in ("", "file"):
-        return os.path.exists(unquote(parts.path))
-    host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
-    request = urllib.request.Request(urlunsplit((parts.scheme, host, parts.path, parts.query, "")), method="HEAD")
-    if parts.username:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-    context = ssl.create_default_context(cafile=cert) if cert and os.path.isfile(cert) else ssl.create_default_context()
-    if host in trusted or parts.hostname in trusted:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        urllib.request.urlopen(request, timeout=PROBE_SECONDS, context=context).close()
-    except urllib.error.HTTPError as answer:
-        # An index may well refuse its front page or a HEAD request and serve packages; a failing server does not.
-        return answer.code < 500
-    except OSError:
-        return False
-    return True
-
-
-def translate(config: Dict[str, str], environ: Dict[str, str]) -> PipSettings:
-    """pip's settings as uv's options. What the user told uv directly (UV_*) wins."""
-    options: List[str] = []
-    dropped: List[str] = []
-    cert, trusted = config.get("cert"), config.get("trusted-host", "").split()
-
-    def reachable(key: str) -> List[str]:
-        sources = list(dict.fromkeys(config.get(key, "").split()))
-        usable = [source for source in sources if is_reachable(source, cert, trusted)]
-        dropped.extend(source for source in sources if source not in usable)
-        return usable
-
-    if config.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        options += ["--no-index"]
-    else:
-        if config.get("index-url") and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(environ):
-            options += ["--default-index", config["index-url"]]
-        extra = [] if {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & set(environ) else reachable("extra-index-url")
-        for source in extra:
-            options += ["--index", source]
-        if extra and "UV_INDEX_STRATEGY" not in environ:
-            # pip takes all indexes as one; uv by itself stops at the first that knows a package at all.
-            options += ["--index-strategy", "unsafe-best-match"]
-    for source in [] if "UV_FIND_LINKS" in environ else reachable("find-links"):
-        options += ["--find-links", source]
-    for host in [] if "UV_INSECURE_HOST" in environ else trusted:
-        options += ["--allow-insecure-host", host]
-
-    environment: Dict[str, str] = {}
-    if cert:
-        environment["SSL_CERT_DIR" if os.path.isdir(cert) else "SSL_CERT_FILE"] = cert
-    if config.get("client-cert"):
-        environment["SSL_CLIENT_CERT"] = config["client-cert"]
-    if config.get("proxy"):
-        environment.update({"HTTP_PROXY": config["proxy"], "HTTPS_PROXY": config["proxy"]})
-    timeout = config.get("timeout") or config.get("default-timeout")
-    if timeout and "UV_HTTP_TIMEOUT" not in environ:
-        environment["UV_HTTP_TIMEOUT"] = str(int(float(timeout)))
-    return PipSettings(options, environment, dropped)
-
-
-def pip_settings(python: str) -> PipSettings:
-    listing = subprocess.run([python, "-m", "pip", "config", "list"], stdout=subprocess.PIPE, check=False)
-    return translate(parse_pip_config(listing.stdout.decode()), dict(os.environ))
-
-
 # --- steps ------------------------------------------------------------------------------------------------------
 
 
 def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) -> Tuple[int, str]:
-    """Run a command, its output in the log; say from time to time that it still runs."""
+    """Run a command with its output in the log; print from time to time that it still runs."""
     started = time.monotonic()
-    # At the end of the log ("a") and readable from there on ("+").
+    # Append to the log ("a"), and read the new part of it ("+").
     with LOG.open("a+", encoding="utf-8", errors="replace") as log:
         log.write("\n$ " + without_login(" ".join(command)) + "\n")
         log.flush()
@@ -276,7 +105,7 @@ def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) ->
                 try:
                     process.wait(timeout=HEARTBEAT_SECONDS)
                 except subprocess.TimeoutExpired:
-                    say(f"    still at it, {time.monotonic() - started:.0f} s")
+                    say(f"    still running, {time.monotonic() - started:.0f} s")
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -286,17 +115,17 @@ def attempt(command: List[str], environment: Optional[Dict[str, str]] = None) ->
 
 
 def explain(what: str, output: str) -> InstallError:
-    """The one sentence for a failed step, from pip's or uv's output."""
+    """Explain a failed step in one sentence, from pip's or uv's output."""
     if re.search(r"No space left on device|os error 28|Disk quota exceeded", output):
         return InstallError(
             f"The disk filled up while installing {what}: the environment needs {NEEDED_GIB} GiB on the file system of "
-            f"{VENV} and as much for uv's cache where that is on another one (UV_CACHE_DIR); full output: {LOG}."
+            f"{VENV}, and uv's cache as much if it is on another file system (UV_CACHE_DIR); full output: {LOG}."
         )
     differing = re.search(r"(?i)hash mismatch for `([^`]+)`|hashes are required|do not match the hashes", output)
     if differing:
         return InstallError(
-            f"{differing.group(1) or 'A package'} is another file than the lock's ({what}): something between here and "
-            "its makers has changed it, or it is a build of your own, which INSTALL_UNVERIFIED=1 takes; full output: "
+            f"{differing.group(1) or 'A package'} has no hash in the lock ({what}): somebody has changed the "
+            "file, or it is another build, which INSTALL_UNVERIFIED=1 accepts; full output: "
             f"{LOG}."
         )
     names = re.findall(
@@ -307,9 +136,9 @@ def explain(what: str, output: str) -> InstallError:
     missing = list(dict.fromkeys(without_login(name) for groups in names for name in groups if name))
     if missing:
         return InstallError(
-            f"Could not fetch {', '.join(missing[:3])} ({what}): check the network and where pip looks "
+            f"Could not fetch {', '.join(missing[:3])} ({what}): check the network and pip's sources "
             "(`pip config list`; PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, HTTPS_PROXY), then run "
-            f"it again; full output: {LOG}."
+            f"this again; full output: {LOG}."
         )
     last = ([line.strip() for line in output.splitlines() if line.strip()] or ["no output"])[-1]
     return InstallError(f"Installing {what} failed ({last}): the full output is in {LOG}.")
@@ -325,7 +154,7 @@ def step(what: str, command: List[str], environment: Optional[Dict[str, str]] = 
 
 
 def requirements(text: str) -> List[str]:
-    """The requirements of a lock, each with the lines of hashes that belong to it."""
+    """The requirements of a lock, each with its hashes."""
     return re.findall(r"^[^\s#](?:.*\\\n)*.*", text, re.MULTILINE)
 
 
@@ -334,7 +163,7 @@ def locked(name: str) -> str:
     for requirement in requirements(LOCK.read_text(encoding="utf-8")):
         if requirement.startswith(name + "=="):
             return requirement
-    raise InstallError(f"{LOCK} does not name {name}: write it anew with `make lock`, or restore it with git.")
+    raise InstallError(f"{LOCK} does not name {name}: renew the lock with `make lock`, or restore it with git.")
 
 
 def pinned(name: str) -> str:
@@ -343,12 +172,12 @@ def pinned(name: str) -> str:
 
 
 def verified() -> List[str]:
-    """The option of pip and uv that refuses what the lock has no hash of."""
+    """The option of pip and uv that refuses files without a hash in the lock."""
     return [] if os.environ.get("INSTALL_UNVERIFIED") == "1" else ["--require-hashes"]
 
 
 def requirements_file(name: str, chosen: List[str]) -> str:
-    """A file of requirements for pip or uv; without their hashes where none are wanted."""
+    """Write a file of requirements for pip or uv, without hashes if the user wants no check."""
     if not verified():
         chosen = [requirement.split("\n")[0].rstrip("\\ ") for requirement in chosen]
     path = ROOT / "build" / name
@@ -357,11 +186,11 @@ def requirements_file(name: str, chosen: List[str]) -> str:
 
 
 def install_torch(uv: List[str], settings: PipSettings) -> None:
-    """From the search path, where a mirror or a folder of wheels may have it; else from PyTorch's CPU index."""
+    """Install torch from pip's sources if a mirror or a folder of wheels has it, else from PyTorch's CPU index."""
     pin, started = pinned("torch"), time.monotonic()
     index = os.environ.get("TORCH_CPU_INDEX") or TORCH_CPU_INDEX
     say(f"  {pin} ...")
-    # --no-config: a user-wide uv.toml must not put another index before PyTorch's.
+    # --no-config, because a user's uv.toml could put another index before PyTorch's.
     from_search_path = [*uv, "pip", "install", "--no-deps", pin, *settings.options]
     from_pytorch = [*uv, "pip", "install", "--no-config", "--no-deps", pin, "--default-index", index]
     if attempt(from_search_path, settings.environment)[0] != 0:
@@ -386,17 +215,18 @@ def digest(*parts: bytes) -> str:
 
 
 def environment_digest(version: Tuple[int, int, int]) -> str:
-    """What decides whether `.venv` must be made anew."""
-    return digest(LOCK.read_bytes(), Path(__file__).read_bytes(), repr(tuple(version)).encode())
+    """A digest; if it changes, `.venv` must be made again."""
+    scripts = [path.read_bytes() for path in (Path(__file__), ROOT / "launch" / "machine.py")]
+    return digest(LOCK.read_bytes(), *scripts, repr(tuple(version)).encode())
 
 
 def project_digest() -> str:
-    """What decides whether the project must be put into `.venv` again: its entry points and packages."""
+    """A digest of entry points and packages; if it changes, the project must be installed into `.venv` again."""
     return digest((ROOT / "pyproject.toml").read_bytes())
 
 
 def read_stamp() -> Dict[str, str]:
-    """The stamp of `.venv`; empty where there is none or the install that began it did not finish."""
+    """The stamp of `.venv`; empty if it is missing or the last install did not finish."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -411,24 +241,24 @@ def write_stamp(**stamp: str) -> None:
 
 
 def is_current(stamp: Dict[str, str]) -> bool:
-    """Whether `.venv` holds what the lock says, under the Python asked for (any supported one where none is)."""
-    own = interpreter_version(str(VENV / "bin" / "python"))
-    if own is None or stamp.get("environment") != environment_digest(own[1]):
+    """Whether `.venv` has the packages of the lock, for the Python in $PYTHON or, without it, any supported Python."""
+    present = interpreter_version(str(VENV / "bin" / "python"))
+    if present is None or stamp.get("environment") != environment_digest(present[1]):
         return False
     if not os.environ.get("PYTHON"):
         return True
-    asked = interpreter_version(os.environ["PYTHON"])
-    return asked is not None and asked[1] == own[1]
+    wanted = interpreter_version(os.environ["PYTHON"])
+    return wanted is not None and wanted[1] == present[1]
 
 
 def make_environment(python: str) -> None:
     check_venv_module(python)
     if VENV.exists():
         if not STAMP.exists():
-            raise InstallError(f"{VENV} is there but was not made by this script: move it away or remove it.")
-        say("  what is in .venv is out of date or unfinished; making it anew")
+            raise InstallError(f"{VENV} exists but was not made by this script: move it away or remove it.")
+        say("  .venv is out of date or unfinished; making it again")
         write_stamp()
-        # The stamp stays, so that a removal that is interrupted still leaves an environment known as ours.
+        # The stamp stays, so that the next run knows this script's environment even after an interrupted removal.
         for entry in VENV.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(str(entry))
@@ -438,10 +268,10 @@ def make_environment(python: str) -> None:
     VENV.mkdir(exist_ok=True)
     write_stamp()
     step(f"environment .venv from {python}", [python, "-m", "venv", str(VENV)])
-    own = str(VENV / "bin" / "python")
+    interpreter = str(VENV / "bin" / "python")
     retries = [] if os.environ.get("PIP_RETRIES") else ["--retries", "1"]
     file = requirements_file("requirements-uv.txt", [locked("uv")])
-    step(pinned("uv"), [own, "-m", "pip", "install", "--no-deps", *verified(), *retries, "-r", file])
+    step(pinned("uv"), [interpreter, "-m", "pip", "install", "--no-deps", *verified(), *retries, "-r", file])
 
 
 def uv_command() -> List[str]:
@@ -450,24 +280,25 @@ def uv_command() -> List[str]:
 
 def install_packages(settings: PipSettings) -> None:
     for source in settings.dropped:
-        say(f"  done without {without_login(source)}, which cannot be reached")
-    own = ["--python", str(VENV / "bin" / "python")]
+        say(f"  leaving out {without_login(source)}, which cannot be reached")
+    target = ["--python", str(VENV / "bin" / "python")]
     uv = uv_command()
-    install_torch([*uv], settings._replace(options=[*own, *settings.options]))
-    rest = [one for one in requirements(LOCK.read_text(encoding="utf-8")) if not one.startswith("torch==")]
+    install_torch([*uv], settings._replace(options=[*target, *settings.options]))
+    locked_packages = requirements(LOCK.read_text(encoding="utf-8"))
+    rest = [requirement for requirement in locked_packages if not requirement.startswith("torch==")]
     file = requirements_file("requirements-without-torch.txt", rest)
     step(
         f"up to {len(rest)} locked packages",
-        [*uv, "pip", "install", *own, "--no-deps", *verified(), "-r", file, *settings.options],
+        [*uv, "pip", "install", *target, "--no-deps", *verified(), "-r", file, *settings.options],
         settings.environment,
     )
 
 
 def install_project() -> None:
-    own = ["--python", str(VENV / "bin" / "python")]
+    target = ["--python", str(VENV / "bin" / "python")]
     step(
         "this project, editable",
-        [*uv_command(), "pip", "install", *own, "--no-deps", "--no-build-isolation", "--offline", "--editable", "."],
+        [*uv_command(), "pip", "install", *target, "--no-deps", "--no-build-isolation", "--offline", "--editable", "."],
     )
 
 
@@ -502,7 +333,7 @@ def lock(uv_options: List[str]) -> None:
     resolved.write_bytes(LOCK.read_bytes() if LOCK.exists() else b"")
     command = [*uv_command(), *LOCK_COMMAND.split(), *settings.options, *uv_options, "-o", str(resolved)]
     step("resolving pyproject.toml", command, settings.environment)
-    packages = [one for one in requirements(resolved.read_text(encoding="utf-8")) if "'never'" not in one]
+    packages = [package for package in requirements(resolved.read_text(encoding="utf-8")) if "'never'" not in package]
     LOCK.write_text(LOCK_HEADER + "\n".join([pin.group(1) + "+cpu", *packages]) + "\n", encoding="utf-8")
     say(f"  wrote {LOCK.relative_to(ROOT)}: {len(packages) + 1} packages")
 
@@ -510,12 +341,12 @@ def lock(uv_options: List[str]) -> None:
 def main(arguments: List[str]) -> int:
     try:
         LOG.parent.mkdir(exist_ok=True)
-        with (LOG.parent / "install.lock").open("w") as only_one:
+        with (LOG.parent / "install.lock").open("w") as lock_file:
             try:
-                fcntl.flock(only_one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 say("Another install is running in this clone; waiting for it")
-                fcntl.flock(only_one, fcntl.LOCK_EX)
+                fcntl.flock(lock_file, fcntl.LOCK_EX)
             if arguments[:1] == ["lock"]:
                 lock(arguments[1:])
             else:
@@ -527,7 +358,7 @@ def main(arguments: List[str]) -> int:
         print(f"install: {error}: check that {ROOT} can be written to and that its disk is not full.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("install: interrupted; the next run starts the install anew.", file=sys.stderr)
+        print("install: interrupted; the next run starts the install from the beginning.", file=sys.stderr)
         return 130
     return 0
 

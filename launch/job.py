@@ -18,7 +18,7 @@ Target = Literal["local", "slurm", "kuberay", "ray"]
 
 @dataclass(frozen=True, slots=True)
 class LaunchJob:
-    """A run, with the folder that its paths start from.
+    """A configured job, with the folder that its paths start from.
 
     Attributes:
         settings: the resolved configuration.
@@ -48,11 +48,11 @@ class LaunchJob:
         """The cluster section.
 
         Raises:
-            ValueError: the configuration has none.
+            ValueError: the configuration has no such section.
         """
         if self.settings.launch is None:
             raise ValueError(
-                "the configuration has no section `launch`, so nobody knows which nodes to ask for; "
+                "the configuration has no section `launch`, so the launcher does not know which nodes to request; "
                 "add one with nodes, gpus_per_node and cpus_per_node (docs/cluster.md)"
             )
         return self.settings.launch
@@ -90,24 +90,24 @@ def capacity_problems(job: LaunchJob) -> list[str]:
         placed = [("launch", launch, [learner]), ("launch.generators", launch.generators, [replicas])]
     on_gpus = settings.cluster.device != "cpu" and any(group.gpus_per_node for group in launch.groups)
     problems = []
-    for where, group, actors in placed:
+    for section, group, actors in placed:
         cpus = sum(count * threads for _, count, _, threads in actors)
         if cpus > group.nodes * group.cpus_per_node:
             problems.append(
-                f"{' and '.join(name for name, *_ in actors)} need {cpus} CPUs and {where} asks for {group.nodes} x "
-                f"{group.cpus_per_node}; raise {where}.nodes or {where}.cpus_per_node"
+                f"{' and '.join(name for name, *_ in actors)} need {cpus} CPUs and {section} asks for {group.nodes} x "
+                f"{group.cpus_per_node}; raise {section}.nodes or {section}.cpus_per_node"
             )
         if not on_gpus:
             continue
         gpus = sum(count * devices for _, count, devices, _ in actors) if not plan.share_gpus else plan.learner_ranks
         if gpus > group.nodes * group.gpus_per_node:
             problems.append(
-                f"{' and '.join(name for name, *_ in actors)} need {gpus} GPUs and {where} asks for {group.nodes} x "
-                f"{group.gpus_per_node}; raise {where}.nodes or {where}.gpus_per_node"
+                f"{' and '.join(name for name, *_ in actors)} need {gpus} GPUs and {section} asks for {group.nodes} x "
+                f"{group.gpus_per_node}; raise {section}.nodes or {section}.gpus_per_node"
             )
         if replicas in actors and plan.generator_devices > group.gpus_per_node:
             problems.append(
-                f"a generator of {plan.generator_devices} GPUs does not fit a node of {where} with "
+                f"a generator of {plan.generator_devices} GPUs does not fit a node of {section} with "
                 f"{group.gpus_per_node}; lower generator.tensor_parallel_size or generator.pipeline_parallel_size"
             )
     return problems
@@ -119,7 +119,7 @@ def storage_problems(job: LaunchJob) -> list[str]:
     if launch.storage is None:
         if launch.all_nodes == 1:
             return []
-        return ["launch.storage must name the folder that all nodes share: checkpoints are written by each of them"]
+        return ["launch.storage must name the folder that all nodes share: each node writes checkpoints"]
     if not job.folder.is_relative_to(launch.storage):
         return [f"run.folder={job.folder} does not lie in launch.storage={launch.storage}, which all nodes share"]
     return []

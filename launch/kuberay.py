@@ -41,7 +41,7 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
         "spec": {
             "entrypoint": f"grpo {job.command} {CONFIG_FOLDER}/config.yaml",
             "submissionMode": "K8sJobMode",
-            # Each attempt gets a cluster of its own, in which the run goes on from its newest checkpoint.
+            # Each attempt gets a new cluster. The run continues there from its newest checkpoint.
             "backoffLimit": launch.max_restarts,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": launch.kuberay.ttl_s,
@@ -61,10 +61,10 @@ def render(job: LaunchJob) -> str:
 
 
 def submit(job: LaunchJob) -> str:
-    """Hand the manifests to kubectl; what it answered.
+    """Hand the manifests to kubectl; return its answer.
 
     Raises:
-        ValueError: as `manifests`, or there is no kubectl.
+        ValueError: as `manifests`, or kubectl is not installed.
         RuntimeError: kubectl refused.
     """
     text = render(job)
@@ -81,10 +81,10 @@ def _problems(job: LaunchJob) -> list[str]:
     if launch.image is None:
         problems.append("launch.image must name the container image of the pods (the Dockerfile builds one)")
     if launch.storage is None or launch.kuberay.storage_claim is None:
-        problems.append("launch.storage and launch.kuberay.storage_claim must say what the pods share, and where")
-    for where, group in (("launch", launch), ("launch.generators", launch.generators)):
+        problems.append("launch.storage and launch.kuberay.storage_claim must name the storage that pods share")
+    for section, group in (("launch", launch), ("launch.generators", launch.generators)):
         if group is not None and group.memory_gib_per_node is None:
-            problems.append(f"{where}.memory_gib_per_node must say how much memory a pod gets")
+            problems.append(f"{section}.memory_gib_per_node must say how much memory a pod gets")
     problems += [
         f"launch.secrets: {secret.name} names no Kubernetes secret; give kubernetes: {{secret: ..., key: ...}}"
         for secret in launch.secrets
@@ -112,7 +112,7 @@ def _cluster(launch: LaunchConfig, name: str) -> dict[str, Any]:
     ]
     return {
         "rayVersion": version("ray"),
-        # The operator makes the token, a secret of its own, and gives it to every pod.
+        # The operator makes the token as a Kubernetes secret, and gives it to every pod.
         "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": False,
         "headGroupSpec": {
@@ -126,7 +126,7 @@ def _cluster(launch: LaunchConfig, name: str) -> dict[str, Any]:
 def _start(group: NodesConfig, role: str | None) -> dict[str, str]:
     start = {"num-cpus": str(group.cpus_per_node)}
     if role:
-        # A string within a string: KubeRay puts the value into a shell command as it is.
+        # JSON twice, because KubeRay puts the value into a shell command without quotes.
         start["resources"] = json.dumps(json.dumps({role: 1_000_000}))
     return start
 
@@ -148,7 +148,7 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
     ]
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_S,
-        # A run asks nothing of Kubernetes, and a program that breaks out should find no token for it.
+        # A run does not call Kubernetes, and a program that breaks out must find no token for it.
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -177,10 +177,10 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
         ],
     }
     if kuberay.full_sandbox:
-        # Root of a namespace that a program gets is then nobody on the node, whatever the runtime's profiles forbade.
+        # Root of a namespace in the pod then has no rights on the node, although the runtime's profiles are off.
         spec["hostUsers"] = False
         spec["securityContext"]["appArmorProfile"] = {"type": "Unconfined"}
-        # A new /proc can only be mounted where all of the pod's is to be seen.
+        # The kernel mounts a new /proc only if the pod's /proc is fully visible.
         spec["containers"][0]["securityContext"]["procMount"] = "Unmasked"
     if group.node_selector:
         spec["nodeSelector"] = dict(group.node_selector)

@@ -1,4 +1,4 @@
-"""This machine: the same command, environment and secrets as elsewhere, with Ray started for the run on loopback."""
+"""Run on this machine: the same command, environment and secrets as elsewhere. The run starts Ray on loopback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.job import LaunchJob, capacity_problems, refuse, secret_problems
 
 
 def render(job: LaunchJob) -> str:
-    """The command with its environment, secrets by reference.
+    """The command with its environment; secrets are references, not values.
 
     Raises:
         ValueError: the job needs more than one machine, or another launcher.
@@ -35,10 +35,10 @@ def render(job: LaunchJob) -> str:
 
 
 def run(job: LaunchJob) -> int:
-    """Run it to its end; the exit status.
+    """Run the job to its end; return the exit status.
 
     Raises:
-        ValueError: as `render`, or a secret is not where it should be.
+        ValueError: as `render`, or a secret is missing.
     """
     render(job)
     environment = {**os.environ, **job.launch.variables}
@@ -52,15 +52,15 @@ def run(job: LaunchJob) -> int:
                 try:
                     return process.wait()
                 except KeyboardInterrupt:
-                    # The terminal sent it to the run too, which finishes its step.
+                    # The terminal sent Ctrl-C to the run too. Wait, as the run finishes its step.
                     continue
 
 
 def value_of(secret: SecretConfig) -> str:
-    """A secret's value, for the environment of a process of ours.
+    """Read the value of a secret.
 
     Raises:
-        ValueError: it is not where the reference says.
+        ValueError: the secret's file or environment variable is missing.
     """
     if secret.file:
         try:
@@ -69,4 +69,4 @@ def value_of(secret: SecretConfig) -> str:
             raise ValueError(f"the secret {secret.name} cannot be read from {secret.file}: {failure}") from failure
     if secret.environment and secret.environment in os.environ:
         return os.environ[secret.environment]
-    raise ValueError(f"the secret {secret.name} comes from the variable {secret.environment}, which is not set")
+    raise ValueError(f"the secret {secret.name} comes from the variable {secret.environment}, which is not set; set it")

@@ -1,4 +1,4 @@
-"""A job of a Ray cluster that is already up, submitted through its dashboard."""
+"""Submit a job to a running Ray cluster through its dashboard."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def entrypoint(job: LaunchJob) -> str:
         capacity_problems(job)
         + storage_problems(job)
         + [
-            f"launch.secrets: {secret.name} must name a file on the head node: what a submission carries is "
-            "shown to everybody who may look at the dashboard"
+            f"launch.secrets: {secret.name} must name a file on the head node: the dashboard shows the "
+            "values in a submission to all its users"
             for secret in launch.secrets
             if secret.file is None
         ]
@@ -35,7 +35,7 @@ def entrypoint(job: LaunchJob) -> str:
 
 
 def render(job: LaunchJob) -> str:
-    """The equivalent `ray job submit`, to read.
+    """The equivalent `ray job submit` command, for people.
 
     Raises:
         ValueError: as `entrypoint`.
@@ -51,7 +51,7 @@ def render(job: LaunchJob) -> str:
 
 
 def submit(job: LaunchJob) -> str:
-    """Submit it; a sentence with the job's id.
+    """Submit the job; return a sentence with its id.
 
     Raises:
         ValueError: as `entrypoint`.
@@ -64,7 +64,7 @@ def submit(job: LaunchJob) -> str:
     with tempfile.TemporaryDirectory(prefix="grpo-launch-") as folder:
         (Path(folder) / "config.yaml").write_text(job.snapshot("auto"), encoding="utf-8")
         client = JobSubmissionClient(launch.ray.dashboard)
-        number = client.submit_job(
+        job_id = client.submit_job(
             entrypoint=command, runtime_env={"working_dir": folder, "env_vars": launch.variables}
         )
-    return f"submitted as {number}; follow it with: ray job logs --address {launch.ray.dashboard} -f {number}"
+    return f"submitted as {job_id}; follow it with: ray job logs --address {launch.ray.dashboard} -f {job_id}"

@@ -1,4 +1,4 @@
-"""Waiting for every node of a Ray cluster: `python -m launch.ready ADDRESS NODES DEADLINE_S`."""
+"""Wait for every node of a Ray cluster: `python -m launch.ready ADDRESS NODES DEADLINE_S`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def wait_for_port(address: str, deadline: float) -> bool:
 
 
 def wait_for_nodes(address: str, wanted: int, deadline_s: float) -> list[str]:
-    """Names of the nodes, once `wanted` of them are alive.
+    """Wait until `wanted` nodes are alive; return their names.
 
     Raises:
-        TimeoutError: they did not all join within `deadline_s`; the message names those that did.
+        TimeoutError: some nodes did not join within `deadline_s`; the message names the nodes that joined.
     """
     deadline = time.monotonic() + deadline_s
     if not wait_for_port(address, deadline):
@@ -53,7 +53,7 @@ def wait_for_nodes(address: str, wanted: int, deadline_s: float) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 when all nodes are there."""
+    """Return the exit status: 0 if all nodes joined."""
     address, wanted, deadline_s = arguments[0], int(arguments[1]), float(arguments[2])
     try:
         joined = wait_for_nodes(address, wanted, deadline_s)

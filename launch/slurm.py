@@ -21,7 +21,7 @@ def render(job: LaunchJob) -> str:
     """The script.
 
     Raises:
-        ValueError: the nodes do not fit the job, or a value cannot stand in such a script.
+        ValueError: the nodes do not fit the job, or a script cannot contain a value.
     """
     launch = job.launch
     problems = capacity_problems(job) + storage_problems(job) + secret_problems(job)
@@ -35,7 +35,7 @@ def render(job: LaunchJob) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,
-        # Bash's ${#array[@]} would begin a comment of Jinja's.
+        # By default Jinja would take Bash's ${#array[@]} for the start of a comment.
         comment_start_string="<#",
         comment_end_string="#>",
     )
@@ -78,10 +78,10 @@ def render(job: LaunchJob) -> str:
 
 
 def submit(job: LaunchJob) -> str:
-    """Write the script and the configuration into the run's folder and hand them to sbatch; what sbatch answered.
+    """Write the script and the configuration into the run's folder and hand them to sbatch; return its answer.
 
     Raises:
-        ValueError: as `render`, or there is no sbatch.
+        ValueError: as `render`, or sbatch is not installed.
         RuntimeError: sbatch refused.
     """
     script = render(job)

@@ -10,19 +10,19 @@ SUBMITTERS = {"slurm": slurm.submit, "kuberay": kuberay.submit, "ray": ray_job.s
 
 
 def render(target: Target, job: LaunchJob) -> str:
-    """What would be run or submitted.
+    """Return the command or the script that `start` would use.
 
     Raises:
-        ValueError: the job cannot go there; every reason is told.
+        ValueError: the job cannot run there; the message has every reason.
     """
     return RENDERERS[target](job)
 
 
 def start(target: Target, job: LaunchJob) -> int:
-    """Run the job here, or submit it; the exit status.
+    """Run the job here, or submit it; return the exit status.
 
     Raises:
-        ValueError: the job cannot go there; every reason is told.
+        ValueError: the job cannot run there; the message has every reason.
         RuntimeError: the scheduler refused.
     """
     if target == "local":

@@ -14,19 +14,19 @@ from sandbox.types import IsolationLevel, Language, Limits, ProgramStatus, Sandb
 
 _LANGUAGES = {".py": Language.PYTHON, ".cpp": Language.CPP, ".js": Language.JAVASCRIPT, ".sh": Language.BASH}
 _TOOLS = {Language.CPP: "g++", Language.JAVASCRIPT: "node", Language.BASH: "bash"}
-_FAILED = 125  # the exit code of env(1), timeout(1) and others where they, not the command, failed
+_FAILED = 125  # env(1), timeout(1) and others exit with this code if they fail themselves
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sandbox", description="Run untrusted programs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a program file, with this command's standard input as its own")
+    run = commands.add_parser("run", help="run a program file; it reads the standard input of this command")
     run.add_argument("file", type=Path)
     run.add_argument("--language", choices=[str(language) for language in Language], help="default: by the file's name")
-    run.add_argument("--seconds", type=float, default=10.0, help="real and processor time (default 10)")
-    run.add_argument("--memory", type=int, default=512, help="MiB over all its processes (default 512)")
+    run.add_argument("--seconds", type=float, default=10.0, help="seconds of real and of processor time (default 10)")
+    run.add_argument("--memory", type=int, default=512, help="MiB for all its processes together (default 512)")
     run.add_argument("--level", choices=[level.name.lower() for level in IsolationLevel], default="confined")
-    commands.add_parser("doctor", help="tell which layers this machine gives, why not the others, and what to do")
+    commands.add_parser("doctor", help="show which layers this machine gives, why others are missing, and what to do")
     return parser
 
 
@@ -34,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
     language = Language(options.language) if options.language else _LANGUAGES.get(options.file.suffix)
     if language is None:
         known = ", ".join(_LANGUAGES)
-        print(f"{options.file}: the language is not known by its name ({known}); give --language", file=sys.stderr)
+        print(f"{options.file}: the name's ending shows no known language ({known}); give --language", file=sys.stderr)
         return _FAILED
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
     limits = Limits(wall_seconds=options.seconds, memory_bytes=options.memory << 20)
@@ -43,12 +43,12 @@ def _run(options: argparse.Namespace) -> int:
     sys.stdout.buffer.write(result.stdout)
     sys.stdout.flush()
     sys.stderr.buffer.write(result.stderr)
-    said = (
+    summary = (
         f"[{result.status.value}, exit code {result.exit_code}, {result.wall_seconds:.3f} s, "
         f"processor {result.cpu_seconds:.3f} s, {result.memory_bytes / (1 << 20):.1f} MiB, "
         f"isolation {result.isolation.level.name.lower()}]"
     )
-    print(said, file=sys.stderr)
+    print(summary, file=sys.stderr)
     if result.exit_code is None:
         print(result.reason, file=sys.stderr)
         return _FAILED
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _doctor() -> int:
-    """Print what holds programs here; returns 0 only where nothing is missing that the default level needs."""
+    """Print the layers that hold programs here; return 0 if programs run and the default level is reached."""
     with Sandbox(level=IsolationLevel.NONE) as sandbox:
         isolation = sandbox.isolation
         works = sandbox.run("print(6 * 7)").stdout == b"42\n"
@@ -70,12 +70,10 @@ def _doctor() -> int:
     for bound in bounds(isolation):
         print(f"  {bound.kind:9} {bound.limit}: {bound.how}")
     if os.geteuid() != 0:
-        print(
-            "  (started without root: programs run as this user, in a user namespace of their own where there is one)"
-        )
+        print("  (started without root: programs run as this user, in a separate user namespace if there is one)")
     for language, name in _TOOLS.items():
         path = find_tool(name)
-        print(f"  {language.value:11} {path or f'{name} is not installed: such programs get the status no compiler'}")
+        print(f"  {language.value:11} {path or f'{name} is not installed: these programs get the status no compiler'}")
     return 0 if works and isolation.level >= IsolationLevel.CONFINED else 1
 
 

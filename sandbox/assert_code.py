@@ -1,4 +1,4 @@
-"""Test code as text: which names it takes from the program. Read on both sides, and never executed here."""
+"""The names that test code takes from the program. Both sides read the code as text; nothing here runs it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def read_names(tree: ast.AST) -> set[str]:
 
 
 def without_main_guard(tree: ast.Module) -> ast.Module:
-    """The code as an import runs it: without what stands under `if __name__ == "__main__":`."""
+    """The code as an import runs it: without the statements under `if __name__ == "__main__":`."""
     body = [node for node in tree.body if not (isinstance(node, ast.If) and "__name__" in read_names(node.test))]
     return ast.Module(body, tree.type_ignores)
 
 
 def names_lacking(tree: ast.AST, known: Iterable[str]) -> set[str]:
-    """Names that the code reads, and that neither it nor `known` nor Python defines, or imports from the program."""
+    """Names that the code imports from the program, or reads although neither it, `known` nor Python defines them."""
     return (read_names(tree) - bound_names(tree) - set(known) - set(dir(builtins))) | program_imports(tree)

@@ -1,4 +1,4 @@
-"""Which limits the kernel holds a program to here, and which the watch looks after: bounds and promises."""
+"""How each limit is held: as a bound, or as a promise that a program can break between two looks of the watch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class LimitHold:
     """How one limit is held.
 
     Attributes:
-        limit: what it limits.
-        is_bound: whether nothing can pass it; otherwise a program may, for as long as it takes to be seen.
-        how: in words, with what may be used beyond the limit.
+        limit: name of the limit.
+        is_bound: True if no program can pass the limit; False if a program can, until the watch looks.
+        how: text for people, with the amount that a program may use beyond the limit.
     """
 
     limit: str
@@ -27,38 +27,36 @@ class LimitHold:
 
 
 def bounds(isolation: Isolation) -> tuple[LimitHold, ...]:
-    """How each limit is held where `isolation` is in force."""
+    """How each limit is held while `isolation` is in force."""
     active = set(isolation.active)
     group = Layer.CGROUP in active
     counted = bool(active & {Layer.OWN_UID, Layer.USER_NAMESPACE})
     may_fork = Layer.PROCESS_NAMESPACE in active
     return (
-        LimitHold(
-            "memory", True, "a control group: memory_bytes, and disk_bytes, twice output_bytes and 48 MiB beside it"
-        )
+        LimitHold("memory", True, "a control group: memory_bytes, plus disk_bytes, twice output_bytes and 48 MiB")
         if group
         else LimitHold(
             "memory",
             False,
-            "looked at every 10 ms; what is allocated until then passes it, by a factor of 2 to 3 where twelve "
+            "looked at every 10 ms; a program can pass it between two looks, by a factor of 2 to 3 if twelve "
             "processes allocate at once on a busy machine"
             if may_fork
-            else "looked at every 10 ms; one process, of an address space of twice the limit and 256 MiB",
+            else "looked at every 10 ms; one process, with an address space of twice the limit plus 256 MiB",
         ),
         LimitHold("processes", True, "the kernel's own count, at most 24 above the limit")
         if counted or group
         else LimitHold("processes", False, "programs start none; their threads are looked at every 10 ms"),
-        LimitHold("processor time", True, "what all processes of a control group have used, looked at every 10 ms")
+        LimitHold("processor time", True, "time of all processes of a control group, looked at every 10 ms")
         if group
         else LimitHold(
             "processor time",
             False,
-            "looked at every 10 ms; children that nobody waits for and that end in between are reckoned with"
+            "looked at every 10 ms; ended children that nobody waited for count with the most they can have used"
             if may_fork
-            else "looked at every 10 ms, and the kernel's limit of a second more",
+            else "looked at every 10 ms; the kernel's limit is one second higher",
         ),
         LimitHold("disk", True, "a file system of that size in memory")
         if Layer.PRIVATE_ROOT in active
-        else LimitHold("disk", False, "looked at every 10 ms; each file is held to the limit"),
-        LimitHold("output", True, "while a test runs a file as large as disk_bytes, afterwards cut to output_bytes"),
+        else LimitHold("disk", False, "looked at every 10 ms; the kernel holds each file to the limit"),
+        LimitHold("output", True, "a file of at most disk_bytes during a test, cut to output_bytes afterwards"),
     )

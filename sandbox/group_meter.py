@@ -1,6 +1,6 @@
-"""A worker's control group as its cells use it: the bound for the next program, and what the kernel says of the last.
+"""A cell's use of its worker's control group: set the memory bound for a run, and read the kernel's counts after it.
 
-The files are opened by the supervisor, which may write them; a cell has no right to open them, and none to move out.
+The supervisor opens the files, which it may write. A cell may neither open them nor leave the group.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from sandbox.types import MEBIBYTE
 
-# Beside what a program may use by its limits: what the kernel keeps for its processes, and for the cell.
+# Memory beyond the program's limits: for the cell, and for the kernel's records of each process.
 _SLACK_BYTES = 32 * MEBIBYTE
 _BYTES_PER_PROCESS = MEBIBYTE // 4
 _TEXT = 512
@@ -23,10 +23,10 @@ class GroupFiles:
     """Descriptors of a control group's files.
 
     Attributes:
-        join: what a process writes "0" to in order to step in, one for each hierarchy.
-        usage, limit: bytes of memory, used and allowed.
-        events: where the number of processes that the kernel has ended for want of memory is told.
-        cpu: where the processor time of all that ever ran in the group is told, or None.
+        join: files to which a process writes "0" to enter the group, one for each hierarchy.
+        usage, limit: memory that the group uses and may use, in bytes.
+        events: counts, such as the number of processes that the kernel killed because memory ran out.
+        cpu: processor time of all processes that ever ran in the group; None if nothing counts it.
     """
 
     join: tuple[int, ...]
@@ -44,7 +44,7 @@ class GroupMeter:
     """Bounds one run after the other.
 
     Args:
-        files: of the group.
+        files: descriptors of the group's files.
     """
 
     def __init__(self, files: GroupFiles) -> None:
@@ -53,11 +53,11 @@ class GroupMeter:
         self._cpu = self._own_cpu = 0.0
 
     def begin(self, limits: dict[str, Any], beside: int) -> None:
-        """Make the group's bound that of a program with `limits`, over what the worker uses now.
+        """Set the group's memory bound for a program: its limits, added to the memory that the worker uses now.
 
         Args:
-            limits: the request's.
-            beside: bytes for what else runs in the group at the same time.
+            limits: limits of the request.
+            beside: memory for other programs in the group at the same time, in bytes.
         """
         self._killed, self._shared = self._read_killed(), beside > 0
         self._cpu, self._own_cpu = self._read_cpu(), time.process_time()
@@ -73,11 +73,11 @@ class GroupMeter:
         os.pwrite(self._files.limit, b"%d" % allowed, 0)
 
     def ran_out(self) -> bool:
-        """Whether the kernel has ended a process of the group for want of memory since `begin`."""
+        """Whether the kernel has killed a process of the group since `begin` because memory ran out."""
         return self._read_killed() > self._killed
 
     def cpu_seconds(self) -> float:
-        """Processor time that the group has used since `begin`, the cell's left out; 0 where others ran in it too."""
+        """Processor time of the group since `begin`, without the cell's; 0 if other programs ran in it too."""
         if self._files.cpu is None or self._shared:
             return 0.0
         return self._read_cpu() - self._cpu - (time.process_time() - self._own_cpu)

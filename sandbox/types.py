@@ -1,4 +1,4 @@
-"""The words of this room: programs, limits, tests, what came of them, and how well the run was isolated."""
+"""Types of the sandbox: languages, limits, tests, results, and how well a run was isolated."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 MEBIBYTE = 1 << 20
-STDERR_BYTES = 1 << 16  # kept of standard error, which is for people; standard output has a limit of its own
+STDERR_BYTES = 1 << 16  # the part of standard error that is kept; `Limits` has the limit of standard output
 
 
 class IsolationLevel(IntEnum):
     """How strongly a program is held, from weakest to strongest. Compare with `<` and `>=`.
 
     `NONE` nothing at all. `LIMITED` resource limits only. `FILTERED` plus the system-call allow-list. `CONFINED` plus
-    a view of the file system that shows only what a program needs (Landlock or a private root). `FULL` all of it:
-    user, process, mount, network and IPC namespaces of its own, a private root, Landlock, the allow-list and limits.
+    a view of the file system that shows only what a program needs (Landlock or a private root). `FULL` all layers:
+    separate user, process, mount, network and IPC namespaces, a private root, Landlock, the allow-list and limits.
     """
 
     NONE = 0
@@ -71,7 +71,7 @@ class Isolation:
         return text
 
     def refusal(self, wanted: IsolationLevel) -> str:
-        """Why this is not enough where `wanted` is the least, and how to get it."""
+        """Why this is not enough if `wanted` is required, and how to get the missing layers."""
         missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in self.missing)
         return (
             f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
@@ -80,10 +80,10 @@ class Isolation:
 
 
 class ProgramStatus(StrEnum):
-    """How a program ended. `SANDBOX_ERROR`, `BAD_TEST` and `SKIPPED` say nothing of the program.
+    """How a program ended. `SANDBOX_ERROR`, `BAD_TEST` and `SKIPPED` say nothing about the program.
 
-    `BAD_TEST`: the test failed before it called the program. `SKIPPED`: it ended without having called it, so that it
-    neither passed nor failed. All others are the program's own doing.
+    `BAD_TEST`: the test failed before it called the program. `SKIPPED`: the test ended without a call of the program,
+    so it neither passed nor failed. The program causes all other statuses.
     """
 
     OK = "ok"
@@ -118,18 +118,18 @@ class Language(StrEnum):
 class Limits:
     """What one run of a program may use.
 
-    Each limit ends the program with a `ProgramStatus` of its own, with two exceptions: `files` counts as disk; beyond
-    `open_files` the program is refused another descriptor and goes on.
+    A program that passes a limit ends with the `ProgramStatus` of this limit. Two exceptions: `files` counts as disk;
+    beyond `open_files` the program gets no further descriptor and goes on.
 
     Attributes:
         wall_seconds: real time, from the start of the program's process.
-        cpu_seconds: processor time over all its processes; None takes `wall_seconds`.
-        memory_bytes: resident memory over all its processes, beyond what the preloaded interpreter takes.
+        cpu_seconds: processor time of all its processes together; None means `wall_seconds`.
+        memory_bytes: resident memory of all its processes together, without the memory of the preloaded interpreter.
         processes: processes and threads together.
-        output_bytes: standard output, and again standard error.
-        disk_bytes: all files in its scratch directory.
-        files: how many files the scratch directory may hold.
-        open_files: open descriptors per process.
+        output_bytes: size of standard output, and size of standard error.
+        disk_bytes: size of all files in its scratch directory.
+        files: number of files in the scratch directory.
+        open_files: number of open descriptors per process.
 
     Raises:
         ValueError: a limit is not positive.
@@ -158,15 +158,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """What came of one run.
+    """The result of one run.
 
     Attributes:
-        status: how it ended.
-        exit_code: as the shell knows it, negative for a signal; None where there was no process to ask.
+        status: how the run ended.
+        exit_code: exit code of the program, or the negative number of a signal; None if no process ran.
         stdout, stderr: captured bytes, at most `Limits.output_bytes` and 64 KiB.
         wall_seconds, cpu_seconds: time used by the program and its descendants.
         memory_bytes: peak resident memory, the preloaded interpreter included.
-        isolation: what held it.
+        isolation: layers that held the program.
         reason: one short line for a person.
     """
 
@@ -186,7 +186,7 @@ class StdinTest:
     """The program reads `stdin` and must print `stdout` (trailing white space and line ends are forgiven).
 
     Attributes:
-        tolerance: where given, numbers may differ by this much, absolutely for small and relatively for large ones.
+        tolerance: difference that numbers may have, absolute for small and relative for large ones; None for none.
         any_order: the lines may come in any order.
     """
 
@@ -213,11 +213,11 @@ class CallTest:
 
 @dataclass(frozen=True, slots=True)
 class AssertTest:
-    """Test code with `assert` statements, run in a sandbox of its own; names it lacks are calls to the program.
+    """Test code with `assert` statements, run in a separate sandbox; names that it lacks come from the program.
 
     Attributes:
         code: the test code. If it defines `check`, then `check(<entry_point>)` is called; otherwise methods of
-            `unittest.TestCase`s and functions named `test...` are run as their runners would.
+            `unittest.TestCase`s and functions named `test...` are run as a test runner would.
         entry_point: the function under test, also known to the test code as `candidate`.
         setup: trusted code run before `code` (imports, helper functions).
         case: run only this method (`Class.method`) or function of the test code.
@@ -234,9 +234,9 @@ Test = StdinTest | CallTest | AssertTest
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """What came of one test: `passed` is True only where `status` is `OK`."""
+    """The result of one test; `passed` is True only if `status` is `OK`."""
 
-    __test__ = False  # not a test class, whatever pytest makes of its name
+    __test__ = False  # keeps pytest from collecting the class because of its name
 
     passed: bool
     status: ProgramStatus
@@ -248,7 +248,7 @@ class TestResult:
 
     @property
     def failed(self) -> bool:
-        """Whether the test was run and not passed."""
+        """Whether the test ran and did not pass."""
         return not self.passed and self.status is not ProgramStatus.SKIPPED
 
 
@@ -257,4 +257,4 @@ class SandboxError(RuntimeError):
 
 
 class IsolationError(SandboxError):
-    """The isolation that can be had here is below the configured minimum."""
+    """This machine gives less isolation than the configured minimum."""

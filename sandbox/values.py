@@ -15,7 +15,7 @@ from typing import Any
 
 MAX_DEPTH = 100
 MAX_ITERATED = 200_000  # items taken from a generator, which may have no end
-_EXACT_INT = 1 << 53  # beyond it other JSON readers lose digits, and Python's own limits decimal conversion
+_EXACT_INT = 1 << 53  # beyond it other JSON readers lose digits, and Python limits conversion from decimals
 _HEXADECIMAL = re.compile(r"-?0x[0-9a-f]+\Z")
 _ITERATORS: tuple[type, ...] = (
     range,
@@ -39,13 +39,13 @@ class NotPlainData(ValueError):
 
 
 def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 0) -> Any:
-    """Turn plain data into what `json.dumps` takes.
+    """Turn plain data into a value that `json.dumps` takes.
 
     Args:
         value: the data. Only exact types count: an instance of a subclass of int is not an int, since the subclass
             may define its own `__eq__`.
         handle: keeps an object that is not plain data and returns its number; without it such an object is refused.
-        depth: how deep `value` lies in what is being encoded.
+        depth: nesting depth of `value` in the outermost value.
 
     Raises:
         NotPlainData: the value is not plain data, or nested deeper than `MAX_DEPTH`.
@@ -82,7 +82,7 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
 
 
 def decode(message: Any, handle: Callable[[int], Any] | None = None, depth: int = 0) -> Any:
-    """Turn what `json.loads` gave back into plain data of exact types.
+    """Turn a result of `json.loads` into plain data of exact types.
 
     Building sets and dicts hashes their items, so a hostile message can make this slow: decode foreign messages only
     where time is bounded (in a sandbox), and compare on the trusted side with `compare.equal_encoded`.

@@ -1,8 +1,8 @@
-"""What of the host's files programs may read: compilers, interpreters and libraries, and nothing that a user put there.
+"""The host's files that programs may read: compilers, interpreters and libraries, but no files of a user.
 
-Of `/usr` that is not all: `/usr/src/app` is where many images keep a project, `/usr/share` and `/usr/local/share` hold
-anybody's data. Of the interpreter's prefix it is its program and its libraries without third-party modules; those that
-are preloaded are shown one by one.
+Parts of `/usr` stay hidden: many images keep a project in `/usr/src/app`, and `/usr/share` and `/usr/local/share` may
+hold any data. From the interpreter's prefix, programs see its executable and its libraries without third-party modules.
+Preloaded modules are shown one by one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 _LIBRARIES = ("lib", "lib32", "lib64", "libx32")
 _PROGRAMS = ("bin", "sbin", "libexec", "include", *_LIBRARIES)
-# Of compilers and interpreters, of locales and time zones, of terminals.
+# Data of compilers, interpreters, locales, time zones and terminals.
 _SHARED_DATA = ("gcc", "i18n", "locale", "nodejs", "node_modules", "perl", "perl5", "terminfo", "zoneinfo")
-# Nothing of /etc but what the loader and the clock need.
+# From /etc only the files that the loader and the clock need.
 _SYSTEM = (
     *(f"/usr/{name}" for name in _PROGRAMS),
     *(f"/usr/local/{name}" for name in _PROGRAMS),
@@ -26,8 +26,8 @@ _SYSTEM = (
     "/etc/alternatives",
     "/etc/localtime",
 )
-_OF_A_PREFIX = ("lib", "lib64", "share/terminfo", "share/zoneinfo", "ssl")
-# Found out before a private root hides the links that lead to them.
+_PREFIX_FOLDERS = ("lib", "lib64", "share/terminfo", "share/zoneinfo", "ssl")
+# Resolved at import, because a private root later hides the links that lead to them.
 _INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 _STANDARD_LIBRARY = os.path.realpath(os.path.dirname(os.__file__))
 _THIRD_PARTY = ("site-packages", "dist-packages")
@@ -44,14 +44,14 @@ def standard_library() -> str:
 
 
 def interpreter_files() -> list[str]:
-    """Files that say whether a user can run the interpreter: its program and one module of each directory."""
+    """Files that show whether a user can run the interpreter: its program and a module of the standard library."""
     return [interpreter_program(), os.path.join(standard_library(), "os.py")]
 
 
 def shown_paths() -> list[str]:
-    """Files and directories that programs may read, but for `hidden_paths` below them; only what there is."""
+    """Existing files and directories that programs may read, except the `hidden_paths` below them."""
     prefix = os.path.realpath(sys.base_prefix)
-    wanted = [*_SYSTEM, interpreter_program(), *(os.path.join(prefix, name) for name in _OF_A_PREFIX)]
+    wanted = [*_SYSTEM, interpreter_program(), *(os.path.join(prefix, name) for name in _PREFIX_FOLDERS)]
     wanted.append(standard_library())
     shown: list[str] = []
     for path in wanted:

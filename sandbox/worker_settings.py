@@ -1,4 +1,4 @@
-"""What a worker is told when it starts, and what it reports back."""
+"""The settings that a worker gets when it starts, and the isolation that it reports back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sandbox.types import Isolation, IsolationLevel, Layer, MissingLayer
 
 
 def _temporary_directory() -> str:
-    import tempfile  # for the supervisor only; a worker is told
+    import tempfile  # only the supervisor needs it; a worker gets the path in its settings
 
     return tempfile.gettempdir()
 
@@ -20,12 +20,12 @@ class WorkerSettings:
     """Settings of one worker.
 
     Attributes:
-        supervisor: process number of the process that asks for programs to be run; the worker ends with it.
+        supervisor: number of the process that sends programs; the worker ends with this process.
         preload: modules imported once, which every program then finds at no cost.
-        without: layers left out. For tests, which prove that an attack bites without its layer.
-        search_path: where the supervisor finds modules.
-        control_group: descriptors of the files of the group to step into, or the reason why there is none.
-        temporary: where scratch directories are made where mounts cannot be had.
+        without: layers to leave out, for tests which prove that an attack works without its layer.
+        search_path: folders in which the supervisor finds modules.
+        control_group: files of the control group that the worker enters, or the reason why it has no group.
+        temporary: folder for scratch directories, if no file system can be mounted for them.
     """
 
     supervisor: int
@@ -53,7 +53,7 @@ class WorkerSettings:
 
 
 def level_of(active: frozenset[Layer], missing: frozenset[Layer] = frozenset()) -> IsolationLevel:
-    """The strongest level whose layers are all in force. No program runs as root at one that promises isolation."""
+    """The strongest level with all its layers in force; at most `LIMITED` if programs run as root."""
     namespaces = {
         Layer.USER_NAMESPACE,
         Layer.PROCESS_NAMESPACE,
@@ -63,7 +63,7 @@ def level_of(active: frozenset[Layer], missing: frozenset[Layer] = frozenset()) 
     }
     if Layer.RESOURCE_LIMITS not in active:
         return IsolationLevel.NONE
-    if Layer.SECCOMP not in active or Layer.OWN_UID in missing:  # which is missing only where root started it
+    if Layer.SECCOMP not in active or Layer.OWN_UID in missing:  # OWN_UID is missing only if root started the worker
         return IsolationLevel.LIMITED
     if Layer.LANDLOCK in active and namespaces <= active:
         return IsolationLevel.FULL

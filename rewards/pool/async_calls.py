@@ -93,7 +93,7 @@ class AsyncCalls:
         return refused
 
     def on_event(self, worker: AsyncWorker, events: int) -> None:
-        """The connection of a worker can be read or written."""
+        """Read from or write to a connection that is ready."""
         if worker not in self.workers:
             return  # it was buried by an earlier event of this round
         if events & selectors.EVENT_WRITE:
@@ -170,7 +170,7 @@ class AsyncCalls:
                 self._results.fail(job, error(f"{job.name}: {why}, at stage {stage!r}"))
 
     def bury_all(self) -> None:
-        """The nursery died, and its workers with it."""
+        """Bury all workers after the nursery died, since they died with it."""
         for worker in list(self.workers):
             self.bury(worker)
 
@@ -207,7 +207,7 @@ class AsyncCalls:
         kind, identity = reply[:2] if reply[0] in ("stage", "cancelled") and len(reply) > 1 else ("verdict", reply[0])
         flight = worker.flights.get(identity) if isinstance(identity, int) else None
         if flight is None:
-            raise ProtocolError("an answer to nothing it was asked")
+            raise ProtocolError("an answer without a call")
         if kind == "stage":
             flight.stage = str(reply[-1])[:48]
         elif kind == "cancelled":
@@ -260,7 +260,7 @@ class AsyncCalls:
         return flight.begun_at + self._allowed(flight)
 
     def _extend(self, worker: AsyncWorker, flight: Flight) -> bool:
-        """Give a call the same time once more when the machine has kept its worker from a processor."""
+        """Give a call the same time once more when its worker got too little processor time."""
         used = worker.process.processor_ns()
         if flight.extended or used is None or worker.process.asleep():
             return False

@@ -1,4 +1,4 @@
-"""One worker of async verifiers as its parent sees it, and the calls that it was given."""
+"""The parent's view of one worker of async verifiers, and the calls that were given to it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _HOLD_S = 0.2
 
 @dataclass(slots=True)
 class Flight:
-    """A call that a worker was given and has not answered.
+    """A call that was given to a worker and is not answered yet.
 
     Attributes:
         job: the call.
-        begun_at: time at which it was given, in seconds of the monotonic clock.
+        begun_at: time at which the call was given, in seconds of the monotonic clock.
         processor_ns: processor time that the worker had used then, in nanoseconds.
-        verdicts: verdicts that have come; a group's come one after the other.
-        extended: whether it was given its deadline a second time.
-        given_up_at: time at which it was cancelled; None when it was not.
-        stage: the stage that it was at when it was cancelled.
+        verdicts: received verdicts; the verdicts of a group come one after the other.
+        extended: whether the call got its deadline a second time.
+        given_up_at: time at which the call was cancelled; None when it was not.
+        stage: stage of the call when it was cancelled.
     """
 
     job: PoolJob
@@ -41,7 +41,7 @@ class AsyncWorker:
     """A worker, and the calls that it has not answered.
 
     Attributes:
-        process: the hold on its process.
+        process: process of the worker.
         ready: whether it has reported that it can take calls.
         flights: its calls, by their identity.
         given_up: identities of the calls that were cancelled.

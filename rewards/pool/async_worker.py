@@ -1,4 +1,4 @@
-"""The life of a worker of async verifiers: many calls overlap in one event loop, which lasts as long as the worker."""
+"""The loop of a worker of async verifiers: many calls overlap in one event loop, as long as the worker lives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Calls:
 
     def __init__(self, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
         self._page, self._verifiers = page, verifiers
-        # Each task, and its stage as the only item of a list.
+        # Each task, and a box: a list with the stage of the task as its only item.
         self._tasks: dict[int, tuple[asyncio.Task[None], list[str]]] = {}
         self._given_up: set[int] = set()
         self._hits: dict[str, int] = {}
@@ -48,20 +48,20 @@ class _Calls:
             kind, items = pickle.loads(body)
             if kind == RUN:
                 for identity, *call in items:
-                    at = ["start"]
-                    self._tasks[identity] = asyncio.create_task(self._answer(writer, at, identity, *call)), at
+                    box = ["start"]
+                    self._tasks[identity] = asyncio.create_task(self._answer(writer, box, identity, *call)), box
             else:
                 for identity in items:
                     if identity in self._tasks:  # else it has been answered
-                        task, at = self._tasks[identity]
-                        writer.write(wire.encode_reply(["stage", identity, at[0]]))
+                        task, box = self._tasks[identity]
+                        writer.write(wire.encode_reply(["stage", identity, box[0]]))
                         self._given_up.add(identity)
                         task.cancel()
 
     async def _answer(
         self,
         writer: asyncio.StreamWriter,
-        at: list[str],
+        box: list[str],
         identity: int,
         name: str,
         completions: tuple[str, ...],
@@ -70,14 +70,14 @@ class _Calls:
         lists: Mapping[str, Any] | None,
     ) -> None:
         verifier, begun = self._verifiers[name], time.perf_counter()
-        stage.follow_call(at)
+        stage.follow_call(box)
         batch = (
             verifier.alone(completions[0], reference, prompt)
             if lists is None
             else Batch(completions, reference, prompt, lists)
         )
         try:
-            verdicts: list[Verdict] = await _Noted(verifier.judge_async(batch), identity, at, self._page)
+            verdicts: list[Verdict] = await _Noted(verifier.judge_async(batch), identity, box, self._page)
         except asyncio.CancelledError as problem:
             if identity in self._given_up:
                 writer.write(wire.encode_reply(["cancelled", identity]))
@@ -100,14 +100,14 @@ class _Noted:
     """
 
     def __init__(
-        self, coroutine: Coroutine[Any, Any, list[Verdict]], identity: int, at: list[str], page: stage.SharedPage
+        self, coroutine: Coroutine[Any, Any, list[Verdict]], identity: int, box: list[str], page: stage.SharedPage
     ) -> None:
-        self._coroutine, self._identity, self._at, self._page = coroutine, identity, at, page
+        self._coroutine, self._identity, self._box, self._page = coroutine, identity, box, page
 
     def __await__(self) -> Generator[Any, Any, list[Verdict]]:
         step: Callable[[], Any] = functools.partial(self._coroutine.send, None)
         while True:
-            self._page.write_stage(self._at[0])
+            self._page.write_stage(self._box[0])
             self._page.write_running(self._identity)
             try:
                 awaited = step()

@@ -1,4 +1,4 @@
-"""The calls that a worker is given at a time."""
+"""The calls that a worker gets at a time."""
 
 from __future__ import annotations
 

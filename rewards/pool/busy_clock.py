@@ -58,7 +58,7 @@ class BusyClock:
             self.add(what, began, time.time())
 
     def each(self, what: str, items: Iterable[_Item]) -> Iterator[_Item]:
-        """The same items; the time in which they are made, not that in which they are used, is this activity."""
+        """Yield the items; the time of making them counts as this activity, the time of using them does not."""
         made = iter(items)
         while True:
             with self.during(what):

@@ -85,7 +85,7 @@ class Calls:
         keep_back(self.workers, others=bool(self._queue) or self._working() > 0)
 
     def on_event(self, worker: WorkerHandle, events: int) -> None:
-        """The connection of a worker can be read or written."""
+        """Read from or write to a connection that is ready."""
         if worker not in self.workers:
             return  # it was buried by an earlier event of this round
         if events & selectors.EVENT_WRITE:
@@ -119,7 +119,7 @@ class Calls:
                         self._queue.extendleft(reversed(worker.slow_to(pace)))
 
     def bury(self, worker: WorkerHandle, cause: str = "") -> None:
-        """End a worker that died by itself. The call that it ran is replayed a few times, the others are given back."""
+        """End a worker that died by itself. Its running call is replayed a few times; the others are queued again."""
         stage = worker.process.page.read_stage()
         self._recorder.event("died")
         logger.warning("worker %d died at stage %r%s", worker.process.pid, stage, f": {cause}" if cause else "")
@@ -138,7 +138,7 @@ class Calls:
         self._results.fail(job, error(f"{job.name}: {why}, at stage {stage!r}"))
 
     def bury_all(self) -> None:
-        """The nursery died, and its workers with it."""
+        """Bury all workers after the nursery died, since they died with it."""
         for worker in list(self.workers):
             self.bury(worker)
 
@@ -190,7 +190,7 @@ class Calls:
             case Busy() as busy if reply[0] == busy.current.job.identity and len(reply) == 5:
                 self._take_verdict(worker, busy.current, reply)
             case _:
-                raise ProtocolError("an answer to nothing it was asked")
+                raise ProtocolError("an answer without a call")
 
     def _take_verdict(self, worker: WorkerHandle, current: Sent, reply: list[object]) -> None:
         current.verdicts.append(read_verdict(reply[1]))

@@ -1,4 +1,4 @@
-"""The source of a pool's workers: a nursery, which is replaced when it dies, as long as new ones come up."""
+"""The source of a pool's workers: a nursery, replaced when it dies. If its successors die too, the pool gives up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rewards.pool.processes import Kinds, NurseryError, WorkerNursery, WorkerPro
 from rewards.pool.stats import Recorder
 
 # After this many workers or nurseries in a row that die before they can work, the pool gives up.
-_STILLBIRTHS = 4
+_MOST_FAILED_STARTS = 4
 
 
 class Forks:
@@ -23,13 +23,13 @@ class Forks:
 
     def __init__(self, setup: bytes, start_s: float, recorder: Recorder, bury_all: Callable[[], None]) -> None:
         self._setup, self._start_s, self._recorder, self._bury_all = setup, start_s, recorder, bury_all
-        self._stillbirths = 0
+        self._failed_starts = 0
         self.nursery: WorkerNursery | None = None
         # Why no worker can be forked any more; empty while forking works.
         self.broken = ""
 
     def start(self) -> Kinds:
-        """Start the nursery; return the kinds of verifiers that it has found.
+        """Start the nursery; return the kinds of verifiers that it has built.
 
         Raises:
             NurseryError: the nursery did not come up.
@@ -56,9 +56,9 @@ class Forks:
     def came_up(self, alive: bool) -> None:
         """Note that a worker can work, or that it died before it could."""
         if alive:
-            self._stillbirths = 0
+            self._failed_starts = 0
         else:
-            self._stillborn("see its message on standard error; is memory_mb too small?")
+            self._count_failed_start("see its message on standard error; is memory_mb too small?")
 
     def stop(self) -> None:
         """Kill the nursery, and with it every worker."""
@@ -67,7 +67,7 @@ class Forks:
 
     def _renew(self, problem: str) -> None:
         assert self.nursery is not None
-        self._stillborn(problem)
+        self._count_failed_start(problem)
         self.nursery.stop()
         self._bury_all()
         try:
@@ -75,7 +75,7 @@ class Forks:
         except NurseryError as again:
             self.broken = str(again)
 
-    def _stillborn(self, problem: str) -> None:
-        self._stillbirths += 1
-        if self._stillbirths >= _STILLBIRTHS:
+    def _count_failed_start(self, problem: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= _MOST_FAILED_STARTS:
             self.broken = f"verifier workers die before they can work: {problem}"

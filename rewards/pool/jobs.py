@@ -10,7 +10,7 @@ from typing import Any
 
 from rewards.verdict import Verdict
 
-# What pickling raises for values that another process cannot be given.
+# Errors of pickle for values that cannot be sent to another process.
 _UNPICKLABLE = (RecursionError, pickle.PicklingError, AttributeError, TypeError)
 
 
@@ -75,7 +75,7 @@ class PackedJobs:
 
 
 def pack(label: object, jobs: list[PoolJob]) -> PackedJobs:
-    """Pickle `(label, messages of the jobs)`, without the jobs whose row no other process can be given."""
+    """Pickle `(label, messages of the jobs)`, without the jobs whose row cannot be pickled."""
     try:
         return PackedJobs(_pickled(label, jobs), jobs, [])
     except _UNPICKLABLE:

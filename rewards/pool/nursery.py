@@ -43,7 +43,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
-    """The life of a worker: read batches, run the calls that are not revoked, answer each when it ends."""
+    """The loop of a worker: read batches, run the calls that are not revoked, answer each when it ends."""
     while True:
         header = wire.receive_exactly(connection, wire.LENGTH.size)
         body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
@@ -106,7 +106,7 @@ def become_worker(
 
 
 def main(arguments: list[str]) -> int:
-    """Build the verifiers, then fork a worker or reap one at each command until the pool goes away."""
+    """Build the verifiers, then fork or reap a worker at each command until the pool closes."""
     control_descriptor, parent, bare = int(arguments[0]), int(arguments[1]), "bare" in arguments[2:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)

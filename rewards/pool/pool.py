@@ -76,7 +76,7 @@ class VerifierPool:
     def judges_groups(self, name: str) -> bool:
         """True when the verifier takes all completions of a prompt at once, from `submit_group`.
 
-        The other methods give it a group of one.
+        The other methods give it a group with one completion.
         """
         return name in self._supervisor.kinds.groups
 

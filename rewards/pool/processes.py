@@ -1,4 +1,4 @@
-"""The parent's hold on the pool's processes: the nursery, and the workers that it forks."""
+"""The parent's handles of the pool's processes: the nursery, and the workers that it forks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NurseryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """The verifiers that are not called with one completion after the other.
+    """Names of the verifiers that need another kind of call.
 
     Attributes:
         groups: names of the verifiers that judge all completions of a prompt at once.
@@ -40,7 +40,7 @@ class Kinds:
 
 
 class WorkerNursery:
-    """The parent's hold on the nursery process.
+    """The parent's handle of the nursery process.
 
     Make it in the thread that lives as long as the pool: the kernel kills the nursery when the thread that started
     it ends.
@@ -131,7 +131,7 @@ class WorkerNursery:
 
 @dataclass(slots=True, eq=False)
 class WorkerProcess:
-    """The parent's hold on one worker.
+    """The parent's handle of one worker.
 
     Attributes:
         pid: process id.
@@ -220,8 +220,8 @@ def flush(selector: selectors.BaseSelector, worker: WorkerProcess, data: object)
 
 
 def import_hint(page: SharedPage) -> str:
-    """The words that a timeout's reason needs when the call was importing a module; empty when it was not."""
+    """Text for the reason of a timeout when the call was importing a module; empty when it was not."""
     module = page.importing()
     if not module:
         return ""
-    return f"; it was importing {module!r}: at the top of the verifier's file that is done once, before workers start"
+    return f"; it was importing {module!r}: at the top of the verifier's file an import runs once, before workers start"

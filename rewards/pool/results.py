@@ -1,4 +1,4 @@
-"""The verdicts of the pool's calls, handed to those who wait for them."""
+"""The verdicts of the pool's calls, handed to the callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verifiers of a pool on their way to its processes: packed by the parent, built in the nursery."""
+"""Send a pool's verifiers to its processes: the parent packs them, the nursery builds them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int 
             f"give module-level functions, objects of plain data, or a VerifierSpec"
         ) from problem
     memory_bytes = None if memory_mb is None else memory_mb << 20
-    # First the folder of these packages: a script of a user's has its own folder first, with a `sandbox/` perhaps.
+    # The folder of these packages comes first: the folder of a user's script may have another `sandbox/`.
     path = [str(Path(__file__).resolve().parents[2]), *sys.path]
     return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": path})
 

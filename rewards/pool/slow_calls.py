@@ -14,7 +14,7 @@ _ALONE_S = 0.01
 _STALLED_SHARE = 0.25
 # A call is unusual beyond this many times the 99th percentile of its verifier's processor time, and beyond this time.
 _UNUSUAL, _LEAST_UNUSUAL_S = 3.0, 0.012
-# The machine has starved a call that got a processor for less than this share of its deadline although it wanted one.
+# The machine has starved a call that was ready to run but got a processor for less than this share of its deadline.
 STARVED_SHARE = 0.1
 
 
@@ -23,7 +23,7 @@ class SlowCalls:
 
     def __init__(self, limits: PoolLimits, recorder: Recorder) -> None:
         self._deadline_s, self._recorder = limits.deadline_s, recorder
-        # A call that waits for its turn waits for other calls of the pool, each of which has a deadline.
+        # A call waits for its turn as long as other calls of the pool run, and each of these has a deadline.
         self._longest_wait_s = limits.deadline_s * (limits.workers + limits.spares)
 
     def allowed(self, worker: WorkerHandle, busy: Busy) -> float:
@@ -34,7 +34,7 @@ class SlowCalls:
     def extend(self, worker: WorkerHandle, busy: Busy) -> bool:
         """At the deadline, give a call the same time once more when the machine has kept it from its work.
 
-        Such a call got next to no processor time although it wanted some, and the pool did not hold it back.
+        Such a call was ready to run but got almost no processor time, and the pool did not hold it back.
         """
         if busy.extended or busy.pace >= Pace.UNUSUAL:
             return False

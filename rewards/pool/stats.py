@@ -90,7 +90,7 @@ class Recorder:
         self._events: Counter[str] = Counter()
 
     def verdict(self, name: str, status: Status, seconds: float, hit: bool) -> None:
-        """Count one verdict, whose call has just ended after this many seconds."""
+        """Count the verdict of a call that has just ended, after this many seconds."""
         now = time.time()
         self.busy.add("verify", now - seconds, now)
         with self._lock:

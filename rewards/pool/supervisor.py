@@ -95,7 +95,7 @@ class Supervisor:
                 self.calls.watch()
                 self.async_calls.watch()
         except BaseException as problem:
-            # A mistake of this package. Nobody may wait for verdicts that will not come. The thread's hook prints it.
+            # An error of this package. No more verdicts come, so nobody may wait for them. The thread's hook prints it.
             self.crash = f"the verifier pool's supervisor failed: {describe(problem)}"
             raise
         finally:
@@ -127,6 +127,6 @@ class Supervisor:
                 self.calls.on_event(key.data, events)
 
     def _bury_all(self) -> None:
-        """The nursery died, and its workers with it: replay the calls that they had."""
+        """Replay the calls of all workers after the nursery died, since they died with it."""
         self.calls.bury_all()
         self.async_calls.bury_all()

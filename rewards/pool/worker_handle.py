@@ -1,4 +1,4 @@
-"""One worker as its parent sees it: what it is doing, as one of five states, and the steps from one to the next."""
+"""The parent's view of one worker: five states, and the steps between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOK_S = 0.004
 
 
 class Pace(IntEnum):
-    """How long a call takes, from harmless to harmful. It only gets worse, but for the last step, which is undone."""
+    """How long a call takes, from harmless to harmful. It only gets worse; only the last step can be undone."""
 
     FRESH = 0  # other calls may wait behind it
     ALONE = 1  # the calls behind it were taken back
@@ -27,13 +27,13 @@ class Pace(IntEnum):
 
 @dataclass(slots=True)
 class Sent:
-    """A call that a worker was given.
+    """A call that was sent to a worker.
 
     Attributes:
         batch: number of the message that it was sent in.
         job: the call.
         ghost: whether the call was taken back. The worker may run it all the same; its answer is ignored.
-        verdicts: verdicts that have come; a group's come one after the other.
+        verdicts: received verdicts; the verdicts of a group come one after the other.
     """
 
     batch: int
@@ -60,14 +60,14 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """It runs the first of the calls that it was given.
+    """It runs the first of its calls.
 
     Attributes:
         sent: calls without an answer, never empty.
         since: time at which the first call began, in seconds of the monotonic clock.
         look_at: time of the next look at the first call.
         pace: pace of the first call.
-        extended: whether the first call was given its deadline a second time.
+        extended: whether the first call got its deadline a second time.
         used_ns: processor time at the last look, in nanoseconds; -1 before the first look.
     """
 
@@ -96,7 +96,7 @@ class Ended:
 
 @dataclass(slots=True, eq=False)
 class WorkerHandle:
-    """A worker process and its state. Each method that changes the state asserts the state that it comes from."""
+    """A worker process and its state. Each method that changes the state asserts the previous state."""
 
     process: WorkerProcess
     state: Starting | Free | Busy | Spent | Ended = Starting()
@@ -114,7 +114,7 @@ class WorkerHandle:
 
     @property
     def takes_calls(self) -> bool:
-        """Whether it may be given a batch: one may wait behind the batch that it is at."""
+        """Whether it may get a batch: a single batch may wait behind the running batch."""
         match self.state:
             case Free():
                 return True
@@ -154,7 +154,7 @@ class WorkerHandle:
     def skipped(self, batch: int) -> list[PoolJob]:
         """Busy -> Busy or Free: the worker has dropped the rest of a batch that was taken back.
 
-        The first call was not taken back, as it seemed to be running. Where the worker had not begun it, it is
+        The first call was not taken back, as it seemed to be running. If the worker had not begun it, it is
         returned, to be given to another worker.
         """
         busy = self._busy()
@@ -216,7 +216,7 @@ class WorkerHandle:
         self.state = replace(self._busy(), look_at=at)
 
     def end(self) -> list[Sent]:
-        """Any state -> Ended; return the calls that it has not answered, the first being the one that it ran."""
+        """Any state -> Ended; return its unanswered calls, beginning with the call that it ran."""
         sent = list(self.state.sent) if isinstance(self.state, Busy) else []
         self.state = Ended()
         return sent

@@ -1,4 +1,4 @@
-"""Test code of a dataset row, before it is run: how it is split into tests, and why it cannot be used."""
+"""Split the test code of a dataset row into tests, and refuse test code that cannot be used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_setup(stub: str) -> str:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
-        # A prompt of one word is Python too, but no program begins so.
+        # A prompt of one word is Python too, but no program begins like that.
         kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
         return text if any(isinstance(node, kinds) for node in tree.body) else ""
     return ""
@@ -62,7 +62,7 @@ def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") ->
         raise ValueError(f"the test code cannot be run beside the program: {problem}; use a verifier of your own")
     cases = None if checks else _cases(tree)
     if cases == [] and not any(_calls(node) for node in tree.body):
-        raise ValueError(f"nobody calls what the test code {_shown(code)} defines; {_EXPECTED}")
+        raise ValueError(f"nobody calls the functions of the test code {_shown(code)}; {_EXPECTED}")
     return tuple(AssertTest(code, entry_point, setup, case) for case in cases or (None,))
 
 
@@ -182,12 +182,12 @@ def _calls_one_of(names: Set[str], node: ast.AST) -> bool:
 
 def modules_lacking(row: Mapping[str, Any], tests: Sequence[Test], preload: Sequence[str]) -> list[str]:
     """Libraries that a BigCodeBench row (`libs`) or test code needs, and that `preload` does not have."""
-    there = {*sys.stdlib_module_names, *(name.partition(".")[0] for name in preload), PROGRAM_MODULE, "pytest"}
+    available = {*sys.stdlib_module_names, *(name.partition(".")[0] for name in preload), PROGRAM_MODULE, "pytest"}
     needed = _libraries(row)
     for test in tests:
         if isinstance(test, AssertTest):
             needed |= _imported(test.setup) | _imported(test.code)
-    return sorted(needed - there)
+    return sorted(needed - available)
 
 
 @functools.lru_cache(maxsize=256)

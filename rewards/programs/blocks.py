@@ -123,7 +123,7 @@ def _dedented(line: str, indent: int) -> str:
 def extract_code(
     completion: str, language: Language, names: Sequence[str] = (), tags: Tags = DEFAULT_TAGS
 ) -> str | None:
-    """The last complete fenced block of `language`, or the last without a language; None when there is neither.
+    """The last complete fenced block of `language`, or the last without a language; else None.
 
     If some blocks define what the tests call, the last of these is taken, since an example of its use may follow. Text
     before the end of the reasoning (`</think>`) is ignored; without an end there is no program. A block that is not

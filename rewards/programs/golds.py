@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-# Columns with Python solutions -> columns of which the row must have one, as some names are common.
+# Columns with Python solutions -> other columns; the row must have at least one of these, as some names are common.
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "canonical_solution": (),  # HumanEval, BigCodeBench
     "code": ("test_list",),  # MBPP
@@ -23,7 +23,7 @@ _BACKTICKS = re.compile(r"`{3,}")
 
 
 def gold_programs(row: Mapping[str, Any], language: str, column: str | None = None) -> list[str] | None:
-    """A row's solutions as completions, in fenced blocks; None when it has none.
+    """A row's solutions as completions, in fenced blocks; None when there is no solution.
 
     Args:
         row: columns of the row.
@@ -59,7 +59,7 @@ def _texts(value: Any, languages: Collection[Any]) -> list[str]:
 
 
 def _whole(text: str, row: Mapping[str, Any]) -> str:
-    """A solution; one that is only a body gets the head of its function."""
+    """A solution as a whole program: a bare body gets the head of its function."""
     first = next(line for line in text.splitlines() if line.strip())
     if not first[0].isspace():
         return text

@@ -9,8 +9,8 @@ from typing import TypeGuard
 
 from sandbox.assert_code import bound_names
 
-_ANOTHER = "the program runs in a process of its own"
-_FILES = f"{_ANOTHER}, with files and an environment of its own"
+_ANOTHER = "the program runs in a separate process"
+_FILES = f"{_ANOTHER}, with other files and another environment"
 _PRINTS = f"{_ANOTHER}, and prints and reads there"
 _RECORDS = f"{_ANOTHER}, and its warnings and records stay there"
 # Beginning of a name -> why test code in another process than the program's cannot use it.
@@ -39,13 +39,13 @@ _PLAIN_CLASSES = frozenset(
 def needs_same_process(tree: ast.Module, names: Set[str]) -> Iterator[str]:
     """Reasons why test code works only in the program's process."""
     aliases = _aliases(tree)
-    own_open = "open" in bound_names(tree)
+    has_open = "open" in bound_names(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Name | ast.Attribute):
             continue
         dotted = _dotted(node, aliases)
         for beginning, why in _SAME_PROCESS.items():
-            if (dotted == beginning or dotted.startswith(beginning + ".")) and not (own_open and beginning == "open"):
+            if (dotted == beginning or dotted.startswith(beginning + ".")) and not (has_open and beginning == "open"):
                 yield f"`{beginning}`: {why}"
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.Module):
@@ -95,7 +95,7 @@ def _looks_into_results(function: ast.FunctionDef | ast.Module, names: Set[str])
         if _is_call_of(node, "isinstance", "assertIsInstance") and len(node.args) > 1 and is_result(node.args[0]):
             last = [ast.unparse(kind).rpartition(".")[2] for kind in _each(node.args[1])]
             if not _PLAIN_CLASSES & set(last):
-                yield f"it wants a result of type {', '.join(last)}: {_ANOTHER}, and only plain data crosses"
+                yield f"it expects a result of type {', '.join(last)}: {_ANOTHER}, and only plain data crosses"
 
 
 def _is_call_of(node: ast.AST, *functions: str) -> TypeGuard[ast.Call]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rewards.programs.assert_tests import as_setup, readable_prompt, tests_of_code
 from sandbox import CallTest, StdinTest, Test
 
-_MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published is a tenth of it
+_MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published row needs a tenth of it
 
 
 def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None = None) -> list[Test]:
@@ -27,11 +27,11 @@ def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None =
     Args:
         reference: the row's reference answer.
         row: the row's other columns.
-        tolerance: given to every test that compares numbers.
+        tolerance: tolerance of every test that compares numbers.
 
     Raises:
-        ValueError: none of the formats fits, the row has no test, or its test code tests nothing or needs what it
-            cannot have beside the program.
+        ValueError: no format fits, the row has no test, or its test code tests nothing or needs the program's
+            process.
     """
     merged = dict(row)
     value = _from_json(reference)
@@ -69,7 +69,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _has_test_code(row: Mapping[str, Any]) -> bool:
-    """Whether `test` holds the tests: HumanEval names an entry point beside it, EvalPlus's MBPP a few of the tests."""
+    """Whether `test` holds the tests: HumanEval also has an entry point, and EvalPlus's MBPP also has `test_list`."""
     code = row.get("test")
     if not isinstance(code, str) or row.get("input_output"):
         return False
@@ -91,8 +91,8 @@ def _setup(row: Mapping[str, Any]) -> str:
 
 def _mbpp(row: Mapping[str, Any]) -> list[Test]:
     codes = [code for code in row["test_list"] if not isinstance(code, str) or code.strip()]
-    if any(not isinstance(code, str) for code in codes):
-        raise ValueError("test_list must hold texts of test code")
+    if not all(isinstance(code, str) for code in codes):
+        raise ValueError(f"test_list must hold texts of test code, got {codes!r:.100}")
     setup = _setup(row) if row.get("test_imports") or row.get("test_setup_code") else ""
     return [test for code in codes for test in tests_of_code(code, None, setup)]
 
@@ -102,14 +102,14 @@ def _apps(content: Any, tolerance: float | None) -> list[Test]:
         return []
     inputs, outputs = list(content.get("inputs", [])), list(content.get("outputs", []))
     if len(inputs) != len(outputs):
-        raise ValueError(f"input_output has {len(inputs)} inputs and {len(outputs)} outputs; they must be as many")
+        raise ValueError(f"input_output has {len(inputs)} inputs and {len(outputs)} outputs; the numbers must be equal")
     function = content.get("fn_name")
     if not function:
         return [
             StdinTest(_joined(given), _joined(expected), tolerance)
             for given, expected in zip(inputs, outputs, strict=True)
         ]
-    # Both datasets wrap every expected result in a list of its own.
+    # Both datasets wrap every expected result in a list.
     wrapped = all(isinstance(expected, list) and len(expected) == 1 for expected in outputs)
     return [
         CallTest(function, given, expected[0] if wrapped else expected, tolerance=tolerance)

@@ -1,4 +1,4 @@
-"""Grade a program by test code: the two run in cells of their own, and calls are carried between them."""
+"""Grade a program with test code: they run in separate cells, and calls are passed between the cells."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sandbox.outside.channel import BadReply, CallChannel, DeadlinePassed, Progr
 from sandbox.outside.worker import Worker
 from sandbox.types import MEBIBYTE, AssertTest, Limits, ProgramStatus, TestResult
 
-_TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is ours; what grows in it is what the program returned
+_TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is trusted; only values from the program make it grow
 _TESTER_PROCESSES = 16
-_MAX_CALLS = 1_000_000  # of one piece of test code
+_MAX_CALLS = 1_000_000  # by the test code of one test
 
 
 def grade_asserts(
     worker: Worker, tester_worker: Worker, cell: CellHandle, program: int, test: AssertTest, limits: Limits, end: float
 ) -> TestResult:
-    """Run test code in a cell of its own and pass its calls on to the program's cell.
+    """Run test code in a separate cell, and pass its calls on to the program's cell.
 
-    The program is started by the first call: whatever comes before is none of its doing. From then on both have
-    `limits.wall_seconds`, and until `end` by the clock.
+    The first call starts the program, so the program is not to blame for anything before it. From then on both have
+    `limits.wall_seconds`, at most until the time `end`.
     """
     task = {"code": test.code, "setup": test.setup, "entry_point": test.entry_point, "case": test.case}
     tester_memory = max(_TESTER_MEMORY, limits.memory_bytes)
@@ -59,12 +59,12 @@ def grade_asserts(
 
 
 def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, Any] | tuple[ProgramStatus, str]:
-    """The test code's first message, which is a call; or how the test ended without any."""
+    """Return the first call of the test code, or how the test ended without a call."""
     deadline = time.monotonic() + limits.wall_seconds
     try:
         message = parse_object(tester.receive(min(end, deadline)))
     except DeadlinePassed:
-        if end < deadline:  # earlier tests have used up the time, which is the program's doing
+        if end < deadline:  # the program used up the time in earlier tests
             return ProgramStatus.WALL_TIME, "the time for all tests ended before the test code called the program"
         return ProgramStatus.BAD_TEST, f"the test code did not call the program within {limits.wall_seconds:g} s"
     except (ProgramEnded, BadReply):
@@ -80,9 +80,9 @@ def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, An
 def _relay(
     tester: CallChannel, channel: CallChannel, message: dict[str, Any], deadline: float
 ) -> tuple[ProgramStatus, str]:
-    """Carry calls from the tester to the program and answers back, until the tester gives its verdict.
+    """Carry calls to the program and answers back to the tester, until the tester gives its verdict.
 
-    From the first call on nothing counts as the test's own fault: a program could choose to look like it.
+    After the first call no failure counts as a fault of the test, since a program could imitate such a fault.
     """
     try:
         for _ in range(_MAX_CALLS):

@@ -1,4 +1,4 @@
-"""A process that answers calls to a program's functions: begun, ended, and why it ended instead of answering."""
+"""Begin and end a process that answers calls to a program's functions; say why it ended instead of answering."""
 
 from __future__ import annotations
 
@@ -7,26 +7,19 @@ from sandbox.outside.channel import BadReply, CallChannel
 from sandbox.outside.worker import Worker
 from sandbox.types import ExecutionResult, Limits, ProgramStatus, TestResult
 
-_EXTRA_SECONDS = 1.0  # a process that answers calls may take this much longer to load than one call may take
+_EXTRA_SECONDS = 1.0  # time for loading the program, beyond the time for its calls
 
 
 def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
     """The result of a test that ended with `status`, and what its `run` used."""
-    return TestResult(
-        passed=status is ProgramStatus.OK,
-        status=status,
-        reason=reason,
-        wall_seconds=run.wall_seconds if run else 0.0,
-        cpu_seconds=run.cpu_seconds if run else 0.0,
-        memory_bytes=run.memory_bytes if run else 0,
-        isolation=worker.isolation,
-    )
+    used = (run.wall_seconds, run.cpu_seconds, run.memory_bytes) if run else (0.0, 0.0, 0)
+    return TestResult(status is ProgramStatus.OK, status, reason, *used, worker.isolation)
 
 
 def begin_calls(
     cell: CellHandle, program: int, limits: Limits, kind: str, calls: int = 1, beside: int = 0
 ) -> CallChannel:
-    """Start a process of `kind` that answers as many calls, and return the channel to it.
+    """Start a process of `kind` that answers `calls` calls; return the channel to it.
 
     `beside` bytes of memory are for another process that runs at the same time, perhaps in the same worker.
     """
@@ -45,22 +38,20 @@ def begin_calls(
 
 
 def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[ExecutionResult, bool]:
-    """End the process behind a channel; returns how it went and whether the channel stayed silent.
+    """End the process behind a channel; return its result and whether the channel stayed silent.
 
-    Closing the channel is an honest program's sign to exit; one that has to be stopped has used up its cell.
+    An honest program exits when its channel closes. After a program that must be stopped, its cell is not used again.
     """
-    silent = True
     if not orderly:
         cell.request_stop()
-        run = cell.finish()
-    else:
-        channel.close_requests()
-        run = cell.finish()
-        try:
-            channel.check_silence()
-        except BadReply:
-            silent = False
-    return run, silent
+        return cell.finish(), True
+    channel.close_requests()
+    run = cell.finish()
+    try:
+        channel.check_silence()
+    except BadReply:
+        return run, False
+    return run, True
 
 
 def why_ended(run: ExecutionResult) -> tuple[ProgramStatus, str]:

@@ -1,4 +1,4 @@
-"""The supervisor's end of one cell: start a run in it, stop it, read what came of it."""
+"""The supervisor's end of one cell: start runs in it, stop them, read their results."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Isolation, Limits, ProgramStatus
 
-_GRACE_SECONDS = 10.0  # beyond a program's own deadline, which the cell keeps, before the worker is given up
+_GRACE_SECONDS = 10.0  # the cell ends a program at its deadline; this much later the worker counts as lost
 _MAX_REPORT = 1 << 16
-_MOST_RUNS = 32  # with their descriptors, of which one message carries 253 at most
+_MOST_RUNS = 32  # each needs descriptors, and one message carries at most 253
 _OUTPUTS_AT_ONCE = 512 * MEBIBYTE
-_MAX_RUNS_OF_A_CELL = 256  # then a new one, so that whatever might wear out does not
-# How interpreters and run-times say that memory ran out. A program can print these too, and gains nothing by it: a
+_MAX_RUNS_OF_A_CELL = 256  # then a new cell replaces it, in case anything in it wears out
+# Messages of interpreters and run-times when memory ran out. A program that prints them itself gains nothing: its
 # failure gets another name.
 _OUT_OF_MEMORY = (b"MemoryError", b"std::bad_alloc", b"JavaScript heap out of memory", b"Cannot allocate memory")
 
@@ -41,21 +42,12 @@ def sealed_memory(name: str, content: bytes) -> int:
 
 
 def limits_message(limits: Limits, runs: int = 1) -> dict[str, Any]:
-    """The limits as a cell wants them, for a process that answers for `runs` tests."""
-    return {
-        "wall_seconds": limits.wall_seconds * runs,
-        "cpu_seconds": limits.cpu * runs,
-        "memory_bytes": limits.memory_bytes,
-        "processes": limits.processes,
-        "output_bytes": limits.output_bytes,
-        "disk_bytes": limits.disk_bytes,
-        "files": limits.files,
-        "open_files": limits.open_files,
-    }
+    """The limits in the form of a cell's request, for a process that serves `runs` tests."""
+    return asdict(limits) | {"wall_seconds": limits.wall_seconds * runs, "cpu_seconds": limits.cpu * runs}
 
 
 def most_runs(limits: Limits) -> int:
-    """How many runs may be begun at once: as many as leave outputs, which all stay in memory, within bounds."""
+    """How many runs may begin at once. Their outputs all stay in memory, so large outputs allow fewer runs."""
     return max(1, min(_MOST_RUNS, _OUTPUTS_AT_ONCE // (2 * limits.output_bytes)))
 
 
@@ -66,8 +58,8 @@ class CellHandle:
         """Take over a cell that has started.
 
         Args:
-            channel: the connection to it.
-            isolation: what holds its programs; each result says so.
+            channel: connection to the cell.
+            isolation: layers that hold its programs; each result contains them.
             give_back: takes the handle of a cell that may serve another program.
         """
         self._channel, self._isolation, self._give_back = channel, isolation, give_back
@@ -112,11 +104,11 @@ class CellHandle:
         """Start a run for each input, one after the other.
 
         Args:
-            request: as `child.become_program` takes it.
+            request: fields that `child.become_program` takes.
             program: descriptor of the program's text.
-            inputs: its standard input in each run, at most `most_runs` of them.
-            channel: for calls, the two far ends of a `CallChannel`.
-            end: on `time.monotonic`'s clock; what is running then is ended, and what has not begun is left out.
+            inputs: standard input of each run, at most `most_runs` of them.
+            channel: the two far ends of a `CallChannel`, for a program that answers calls.
+            end: time on the monotonic clock at which the running program is ended and the other runs are left out.
 
         Raises:
             WorkerLost: the cell is gone.
@@ -144,12 +136,12 @@ class CellHandle:
                 os.close(descriptor)
 
     def request_stop(self) -> None:
-        """Ask for the current run to be ended now; `finish` still tells how it went."""
+        """Ask the cell to end the current run now; `finish` still returns its result."""
         with contextlib.suppress(OSError):
             self._channel.send(b'{"kind": "stop"}')
 
     def finish(self) -> ExecutionResult:
-        """Wait for the end of the current run, where there is only one.
+        """Wait for the end of the current run, which must be the only run.
 
         Raises:
             WorkerLost: as for `finish_all`.
@@ -158,10 +150,10 @@ class CellHandle:
         return result
 
     def finish_all(self) -> list[ExecutionResult]:
-        """Wait for the end of the current runs; fewer than were begun if their time ended or a stop was asked for.
+        """Wait for the end of the current runs; at the end of their time or after a stop there are fewer results.
 
         Raises:
-            WorkerLost: the cell did not answer by the runs' deadline and a grace, or told of a failure of its own.
+            WorkerLost: the cell did not answer in time, or it reported a failure of the sandbox.
         """
         assert self._outputs, "nothing was begun"
         try:

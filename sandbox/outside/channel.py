@@ -1,6 +1,6 @@
-"""The trusted end of the call channel: one line asked, one line answered, under a deadline.
+"""The trusted end of the call channel: it sends one line and receives one line, under a deadline.
 
-Whatever comes back is foreign. A reply that nobody asked for, that is too long or that is not JSON of the agreed form
+No reply is trusted. A reply that nobody asked for, that is too long or that is not JSON of the agreed form
 is a `BadReply`, which fails the program.
 """
 
@@ -12,7 +12,7 @@ import select
 import time
 from typing import Any
 
-MAX_LINE = 8 << 20  # bytes; the longest reply that is still read
+MAX_LINE = 8 << 20  # size of the longest reply that is read, in bytes
 _CHUNK = 1 << 16
 
 
@@ -41,7 +41,7 @@ class CallChannel:
         os.set_blocking(self._replies, False)
 
     def close_far_ends(self) -> None:
-        """Close the other side's ends here, once the process that has them was started."""
+        """Close the other side's ends here, after the start of the process that has them."""
         for descriptor in self.far_ends:
             os.close(descriptor)
         self.far_ends = (-1, -1)
@@ -54,7 +54,7 @@ class CallChannel:
         self._replies = -1
 
     def close_requests(self) -> None:
-        """Tell the other side that no more will be asked; idempotent."""
+        """Tell the other side that no request follows; idempotent."""
         if self._requests >= 0:
             os.close(self._requests)
         self._requests = -1
@@ -63,11 +63,11 @@ class CallChannel:
         """Send one line and return the one line that answers it.
 
         Args:
-            line: without its end.
-            deadline: on `time.monotonic`'s clock.
+            line: request, without the line end.
+            deadline: time on the monotonic clock.
 
         Raises:
-            BadReply: something was waiting before anything was asked, or came after the answer, or is too long.
+            BadReply: a reply came before the request or after the answer, or the answer is too long.
             ProgramEnded, DeadlinePassed: no answer came.
         """
         self.check_silence()
@@ -77,20 +77,20 @@ class CallChannel:
         return answer
 
     def check_silence(self) -> None:
-        """Make sure that nothing has come that nobody asked for.
+        """Make sure that no reply has come without a request.
 
         Raises:
-            BadReply: something has.
+            BadReply: such a reply has come.
         """
         if self._buffer or self._read():
             raise BadReply("a reply that nobody asked for")
 
     def send(self, line: bytes, deadline: float) -> None:
-        """Send one line, given without its end; `deadline` is on `time.monotonic`'s clock.
+        """Send one line, given without its end; `deadline` is a time on the monotonic clock.
 
         Raises:
             ProgramEnded: the other side has closed its end.
-            DeadlinePassed: it does not read.
+            DeadlinePassed: the other side does not read.
         """
         rest = memoryview(line + b"\n")
         while rest:
@@ -104,10 +104,10 @@ class CallChannel:
                 raise ProgramEnded from None
 
     def receive(self, deadline: float) -> bytes:
-        """The next line, without its end; `deadline` is on `time.monotonic`'s clock.
+        """The next line, without its end; `deadline` is a time on the monotonic clock.
 
         Raises:
-            BadReply: it is longer than `MAX_LINE`.
+            BadReply: the line is longer than `MAX_LINE`.
             ProgramEnded: the other side has closed its end.
             DeadlinePassed: no line came.
         """
@@ -124,7 +124,7 @@ class CallChannel:
         return bytes(line)
 
     def _read(self) -> bytes | None:
-        """What can be read at once: None if nothing is there yet, empty at the end."""
+        """Read without waiting: None if nothing is there yet, empty at the end."""
         try:
             chunk = os.read(self._replies, _CHUNK)
         except BlockingIOError:
@@ -139,8 +139,8 @@ def _wait(reading: list[int], writing: list[int], deadline: float) -> None:
         poll.register(descriptor, select.POLLIN)
     for descriptor in writing:
         poll.register(descriptor, select.POLLOUT)
-    left = deadline - time.monotonic()
-    if left <= 0 or not poll.poll(left * 1000):
+    remaining = deadline - time.monotonic()
+    if remaining <= 0 or not poll.poll(remaining * 1000):
         raise DeadlinePassed
 
 
@@ -148,7 +148,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """A line of the channel as a JSON object.
 
     Raises:
-        BadReply: it is none.
+        BadReply: the line is not a JSON object.
     """
     try:
         message = json.loads(line)

@@ -1,7 +1,7 @@
-"""Trusted comparison of what a program gave with what was expected. Nothing here runs in a program's process.
+"""Trusted comparison of a program's results with the expected values. Nothing here runs in a program's process.
 
-Replies are compared in their encoded form: foreign items are looked up among the expected ones and never put into a
-hash table themselves, since items chosen to collide would take quadratic time there.
+Replies are compared in their encoded form. Foreign items are looked up among the expected items, but never put into a
+hash table: a program could choose items that collide, which would take quadratic time.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from sandbox.values import NotPlainData, decode, encode, scalar
 
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?\Z")
 _INTEGER = re.compile(r"[+-]?\d{1,400}\Z")
-_LONG_LINE = 1 << 16  # bytes; only of longer lines is it worth counting before they are split
+_LONG_LINE = 1 << 16  # bytes; a longer line is measured before it is split, which saves time if it is far too long
 _BLANKS = b" \t\r\x0b\x0c"
-_KEY_BITS = 10_000  # of an int that is looked up by its digits; Python refuses to write much longer ones
-_WORD_BYTES = 1 << 11  # the longest that `_NUMBER` takes is shorter
+_KEY_BITS = 10_000  # longest int that is looked up by its digits; Python refuses to write much longer ints
+_WORD_BYTES = 1 << 11  # every match of `_NUMBER` is shorter
 
 
 def equal_text(got: bytes, expected: str, tolerance: float | None = None, any_order: bool = False) -> bool:
-    """Whether a program printed what was expected.
+    """Whether a program printed the expected text.
 
     Forgiven: line ends of other systems, white space at the beginnings and ends of lines and around the whole, and how
     much white space separates words within a line.
 
-    What was printed is read line by line up to the first difference: a program that prints much else costs no time.
+    The text is read line by line up to the first difference, so a program that prints much more costs no time.
 
     Args:
-        got: what was printed.
-        expected: what should have been.
-        tolerance: where given, numbers may differ by `tolerance * max(1, |expected|)`; an expected integer is exact.
+        got: the program's output.
+        expected: expected output.
+        tolerance: if given, numbers may differ by `tolerance * max(1, |expected|)`; an expected integer is exact.
         any_order: lines may come in any order.
     """
     wanted = [line.split() for line in expected.strip().split("\n")]
@@ -101,14 +101,14 @@ def _close(got: float, expected: float, tolerance: float) -> bool:
 def equal_encoded(message: Any, expected: Any, tolerance: float | None = None, any_order: bool = False) -> bool:
     """Whether the encoded reply `message` is the value `expected`.
 
-    A list equals a tuple with the same items, since expected values often come from JSON; for the same reason an
-    expected dictionary's key of digits equals that int. A bool equals only a bool, an int equals an equal float, NaN
-    equals NaN.
+    A list equals a tuple with the same items, since expected values often come from JSON. For the same reason a
+    key of digits in an expected dictionary equals that int. A bool equals only a bool. An int equals an equal float.
+    NaN equals NaN.
 
     Args:
-        message: what the program's side sent, parsed as JSON.
+        message: reply of the program's side, parsed as JSON.
         expected: plain data.
-        tolerance: where given, floats may differ by `tolerance * max(1, |expected|)`; an expected int is exact.
+        tolerance: if given, floats may differ by `tolerance * max(1, |expected|)`; an expected int is exact.
         any_order: a list's items may come in any order (at the outermost level).
 
     Raises:

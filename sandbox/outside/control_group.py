@@ -19,7 +19,7 @@ from sandbox.group_meter import GroupFiles
 from sandbox.types import MEBIBYTE, Limits
 
 _CONTROLLERS = {"memory", "pids"}
-# Beside the programs' own: the worker, its cells, and a tester's cell that runs at the same time.
+# In addition to the programs: the worker, its cells, and a tester's cell that runs at the same time.
 _WORKER_MEMORY, _WORKER_PROCESSES = 512 * MEBIBYTE, 64
 _REMOVAL_SECONDS = 1.0  # a group can be removed once the kernel has reaped its last process
 _PREFIX = "sandbox-"
@@ -69,7 +69,7 @@ class ControlGroup:
                 made.append(group / name)
             self._limit_file = self._memory / ("memory.max" if parent.version == 2 else "memory.limit_in_bytes")
             self._limit_file.write_text(str(_WORKER_MEMORY + 2 * Limits().memory_bytes))
-            for swap in ("memory.swap.max", "memory.swappiness"):  # what is swapped out would not count
+            for swap in ("memory.swap.max", "memory.swappiness"):  # memory that is swapped out would not count
                 with contextlib.suppress(OSError):
                     if (self._memory / swap).exists():
                         (self._memory / swap).write_text("0")
@@ -81,7 +81,7 @@ class ControlGroup:
             raise
 
     def _open(self, parent: Delegated) -> GroupFiles:
-        """The files that the worker uses; it steps in by itself, before it starts anything."""
+        """Open the files that the worker uses. The worker enters the group itself, before it starts any process."""
         second = parent.version == 2
         opened: list[int] = []
 
@@ -171,7 +171,7 @@ def _mounted(mounts: Path, kind: str, controller: str = "") -> tuple[Path, str] 
 
 
 def _place(mounted: tuple[Path, str], group: str) -> Path:
-    """The directory of a group; in a container its name is told from further up than it is mounted."""
+    """The directory of a group. In a container the group's name may begin above the mount point."""
     point, root = mounted
     inside = group.removeprefix(root) if root != "/" and group.startswith(root) else group
     return point / inside.lstrip("/")

@@ -1,4 +1,4 @@
-"""Run one program's tests in one cell and compare, on this side, what came with what was expected.
+"""Run one program's tests in one cell, and compare the results with the expected values on this side.
 
 Expected values stay in this process (and, for assert-style test code, in the tester's sandbox): they never enter the
 program's process, its files, arguments or environment, nor those of any process that it can read.
@@ -36,7 +36,7 @@ from sandbox.types import (
 from sandbox.values import NotPlainData, encode
 
 T = TypeVar("T", bound=Test)
-_TEMPLATE_TESTS = 3  # from so many tests with standard input on, a template saves more time than it takes
+_TEMPLATE_TESTS = 3  # with fewer tests with standard input, a template costs more time than it saves
 
 
 def grade(
@@ -50,12 +50,12 @@ def grade(
 ) -> list[TestResult]:
     """Run `tests` in order and return a result for each; with `stop_at_failure` none after the first failure.
 
-    Consecutive call tests share a process, as the calls of one grader would; after a call that ended it, or was ended,
-    the next test gets a fresh one. Every other test has a process of its own. Tests that `total_seconds` of real time
-    leave no time for have failed by it. Test code runs in the worker that `tester_for` gives, by default in `worker`.
+    Consecutive call tests share a process. After a call that ended the process or passed its deadline, the next test
+    gets a new process. Every other test has a separate process. Tests that do not end within `total_seconds` of real
+    time fail. Test code runs in the worker that `tester_for` returns, by default in `worker`.
 
     Raises:
-        WorkerLost: the sandbox failed; nothing is known of the program.
+        WorkerLost: the sandbox failed; nothing is known about the program.
     """
     end = time.monotonic() + total_seconds
     program = sealed_memory("program", runnable.content)
@@ -67,7 +67,7 @@ def grade(
             while len(results) < len(tests):
                 test = tests[len(results)]
                 if time.monotonic() > end:
-                    reason = f"nothing is left of the {total_seconds:g} s for all tests"
+                    reason = f"earlier tests used up the {total_seconds:g} s for all tests"
                     results.append(result_of(worker, ProgramStatus.WALL_TIME, reason))
                 elif isinstance(test, CallTest):
                     calls = _leading(CallTest, tests[len(results) :])
@@ -76,7 +76,7 @@ def grade(
                     tester = tester_for(test) if tester_for is not None else worker
                     results.append(grade_asserts(worker, tester, cell, program, test, limits, end))
                 else:
-                    # Where a failure ends it all, no more tests run in vain than have passed.
+                    # If a failure ends the grading, at most as many tests run in vain as have passed.
                     room = len(results) + 1 if stop_at_failure else len(tests)
                     inputs = _leading(StdinTest, tests[len(results) :])[: min(room, most_runs(limits))]
                     results += _grade_stdin(worker, cell, program, runnable, inputs, limits, end)
@@ -89,7 +89,7 @@ def grade(
 
 
 def _leading(kind: type[T], tests: Sequence[Test]) -> list[T]:
-    """The tests of one kind with which `tests` begins."""
+    """The tests of `kind` at the beginning of `tests`."""
     return list(itertools.takewhile(lambda test: isinstance(test, kind), tests))  # type: ignore[arg-type]
 
 
@@ -102,7 +102,7 @@ def _grade_stdin(
     limits: Limits,
     end: float,
 ) -> list[TestResult]:
-    """Grade tests by their output, at least one of them, as many as `end` by the clock leaves time for."""
+    """Grade tests by their output: at least one test, and as many as run before the time `end`."""
     inputs = [test.stdin.encode("utf-8", "surrogatepass") for test in tests]
     cell.begin(runnable.request | {"limits": limits_message(limits)}, program, inputs, end=end)
     return [_judged(worker, test, run) for test, run in zip(tests, cell.finish_all(), strict=False)]
@@ -125,7 +125,7 @@ def _grade_calls(
     stop_at_failure: bool,
     end: float,
 ) -> list[TestResult]:
-    """Grade calls in one process, up to and including the first that ends it, until `end` by the clock."""
+    """Grade calls in one process, up to and including the first call that ends it, until the time `end`."""
     verdicts: list[tuple[ProgramStatus, str]] = []
     ended = False
     with closing(begin_calls(cell, program, limits, "calls", len(tests))) as channel:
@@ -145,7 +145,7 @@ def _grade_calls(
 
 
 def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[ProgramStatus, str, bool]:
-    """One call: its status, a reason, and whether the process is of no further use."""
+    """Make one call; return its status, a reason, and whether the process is of no further use."""
     try:
         request = {
             "function": test.function,

@@ -1,4 +1,4 @@
-"""How programs of each language are turned into something a cell can run."""
+"""Prepare programs of each language so that a cell can run them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox.outside.cell_handle import limits_message, sealed_memory
 from sandbox.outside.worker import Worker
 from sandbox.types import MEBIBYTE, ExecutionResult, Isolation, Language, Limits, ProgramStatus
 
-_PATH = "/usr/local/bin:/usr/bin:/bin"  # what the private root shows of any machine
+_PATH = "/usr/local/bin:/usr/bin:/bin"  # folders that the private root shows on every machine
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
 COMPILE_LIMITS = Limits(
     wall_seconds=30.0,
@@ -30,7 +30,7 @@ _CACHED_BYTES = 256 * MEBIBYTE
 
 @dataclass(frozen=True, slots=True)
 class Runnable:
-    """A program ready to run: the request's own part, and the content that travels by descriptor."""
+    """A program ready to run: fields for the request to a cell, and the content, which is passed by descriptor."""
 
     request: dict[str, Any]
     content: bytes
@@ -45,19 +45,9 @@ class NotRunnable(Exception):
     result: ExecutionResult | None = None
 
     def as_result(self, isolation: Isolation) -> ExecutionResult:
-        """What is said of the program, in the form in which runs are told of."""
-        said = self.result
-        return ExecutionResult(
-            status=self.status,
-            exit_code=None,
-            stdout=b"",
-            stderr=said.stderr if said else b"",
-            wall_seconds=said.wall_seconds if said else 0.0,
-            cpu_seconds=said.cpu_seconds if said else 0.0,
-            memory_bytes=said.memory_bytes if said else 0,
-            isolation=isolation,
-            reason=self.reason,
-        )
+        """The failure in the form of a run's result."""
+        run = self.result or ExecutionResult(self.status, None, b"", b"", 0.0, 0.0, 0, isolation)
+        return replace(run, status=self.status, exit_code=None, stdout=b"", isolation=isolation, reason=self.reason)
 
 
 def find_tool(name: str) -> str | None:
@@ -66,9 +56,9 @@ def find_tool(name: str) -> str | None:
 
 
 class Compiler:
-    """Prepares programs, compiling where the language needs it. Executables are cached by the source's content.
+    """Prepares programs, and compiles them if the language needs it. Executables are cached by the source's content.
 
-    Safe from many threads; two threads may compile the same source once each.
+    Many threads may use it; two threads may compile the same source once each.
     """
 
     def __init__(self) -> None:
@@ -82,8 +72,8 @@ class Compiler:
         """Make `source` runnable; `compile_limits` hold for the compiler, by default `COMPILE_LIMITS`.
 
         Raises:
-            NotRunnable: it does not compile, or there is no compiler.
-            WorkerLost: the worker died over it.
+            NotRunnable: the program does not compile, or there is no compiler.
+            WorkerLost: the worker died.
         """
         if language is Language.PYTHON:
             return Runnable({"kind": "run"}, source)

@@ -1,4 +1,4 @@
-"""`Sandbox`: the one object that users of this room hold."""
+"""`Sandbox`: the object that runs and grades programs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from sandbox.worker_settings import WorkerSettings
 T = TypeVar("T")
 P = ParamSpec("P")
 WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
-_ATTEMPTS = 2  # a program whose worker died is run once more, on a new worker, before the sandbox is to blame
-_STARTED_AT_ONCE = 16  # workers; each start is a quarter of a second of one core
+_ATTEMPTS = 2  # if its worker dies, a program runs once more, on a new worker; then it is a sandbox error
+_STARTED_AT_ONCE = 16  # workers; each start takes a core for a quarter of a second
 _DEFAULT_LIMITS = Limits()
 
 
 def _off_the_event_loop(
     method: Callable[Concatenate[Sandbox, P], T],
 ) -> Callable[Concatenate[Sandbox, P], Coroutine[Any, Any, T]]:
-    """A method as a coroutine, which waits in a thread of the sandbox's own."""
+    """Turn a method into a coroutine, which waits in one of the sandbox's threads."""
 
     @functools.wraps(method)
     async def coroutine(sandbox: Sandbox, /, *arguments: P.args, **keywords: P.kwargs) -> T:
@@ -59,17 +59,17 @@ def _off_the_event_loop(
 
 
 class Sandbox:
-    """Runs and grades untrusted programs. Safe from many threads, and from coroutines through the `_async` methods.
+    """Runs and grades untrusted programs. Many threads may use it, and coroutines through the `_async` methods.
 
-    Use it as a context manager, or call `close`. It belongs to the process that made it, unless that calls `share`.
+    Use it as a context manager, or call `close`. Only the process that made it may use it, unless that calls `share`.
 
     Args:
         level: the weakest isolation at which programs may run.
-        workers: how many programs run at the same time; one per core is right.
-        preload: modules kept imported in a worker of their own, which serves the programs, and the test code, that
-            mention them.
+        workers: number of programs that run at the same time; best is the number of cores.
+        preload: modules kept imported in a separate worker, which runs the programs and the test code that mention
+            them.
         without: layers to leave out. For tests only.
-        waiting: entered while a program waits for a worker that others use.
+        waiting: makes a context manager, which is entered while a program waits for a free worker.
 
     Raises:
         IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
@@ -86,8 +86,7 @@ class Sandbox:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._level, self._preload, self._without = level, tuple(preload), without
-        self._waiting = waiting
+        self._level, self._preload, self._without, self._waiting = level, tuple(preload), without, waiting
         self._owner = os.getpid()
         self._compiler = Compiler()
         self._slots = Slots(workers)
@@ -114,7 +113,7 @@ class Sandbox:
         if self._owner != os.getpid():
             return
         for slot in self._slots.all:
-            # A thread that is running a program sees its worker go and does not start another.
+            # A thread that is running a program notices the end of its worker, and does not start another.
             for worker in list(slot.workers.values()):
                 worker.stop()
             slot.workers.clear()
@@ -122,9 +121,9 @@ class Sandbox:
     def share(self) -> None:
         """Start all workers now, and let processes forked from now on run programs in them, too.
 
-        Between all of these processes `workers` programs run at the same time. What a process runs ends with it, at
-        once and however it ends; the workers end with the process that made the sandbox, or when that closes it.
-        Call it from a process of one thread, before any program is run.
+        All these processes together run `workers` programs at the same time. When a process ends, for any reason, its
+        programs end at once. The workers end when the process that made the sandbox closes it or ends. Call it in a
+        process of one thread, before any program runs.
 
         Raises:
             SandboxError: a worker could not be started.
@@ -160,11 +159,11 @@ class Sandbox:
         (`SANDBOX_ERROR`), after one more attempt on a new worker.
 
         Args:
-            program: its source; undecodable text is a program that does not compile.
-            stdin: its standard input.
-            limits: what it may use.
-            language: what it is written in.
-            preload: modules to have ready, instead of those of the sandbox's `preload` that the program mentions.
+            program: source of the program; undecodable text is a program that does not compile.
+            stdin: standard input of the program.
+            limits: limits of the run.
+            language: language of the program.
+            preload: modules to have ready, instead of the modules of the sandbox's `preload` that the program mentions.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -198,14 +197,14 @@ class Sandbox:
         """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
 
         Args:
-            program: its source.
-            tests: what to run, in order.
-            limits: hold for each test. A call's time is measured from the request to the reply.
-            language: what it is written in; anything but Python takes `StdinTest` only.
+            program: source of the program.
+            tests: tests to run, in order.
+            limits: limits of each test. A call's time is measured from the request to the reply.
+            language: language of the program; languages other than Python take `StdinTest` only.
             preload: as for `run`.
             stop_at_failure: leave out the tests after the first that fails.
-            total_seconds: real time for all tests together, compiling left out; what it leaves no time for has failed.
-            compile_limits: hold for the compiler of a language that has one; by default `languages.COMPILE_LIMITS`.
+            total_seconds: real time for all tests together, without compiling; tests that do not end within it fail.
+            compile_limits: limits of the compiler, if the language has one; by default `languages.COMPILE_LIMITS`.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -234,8 +233,7 @@ class Sandbox:
             return tuple(sorted(preload))
         if language is not Language.PYTHON:
             return ()
-        mentioned = [name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)]
-        return tuple(sorted(mentioned))
+        return tuple(sorted(name for name in self._preload if re.search(rb"\b" + name.encode() + rb"\b", source)))
 
     def _worker(self, slot: Slot, modules: tuple[str, ...]) -> Worker:
         worker = slot.workers.get(modules)
@@ -264,11 +262,11 @@ class Sandbox:
         preload: Sequence[str] | None,
         compile_limits: Limits | None = None,
     ) -> T | NotRunnable:
-        """Make a program runnable and do `work` with it, on a free slot's worker; or why that could not be done."""
+        """Make a program runnable and do `work` with it, on a free slot's worker; or return why it is impossible."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._owner != os.getpid() and not self._slots.shared:
-            raise SandboxError("this sandbox belongs to the process that made it; share it before a fork, or make one")
+            raise SandboxError("this sandbox belongs to another process; share it before a fork, or make a new sandbox")
         modules = self._modules(source, language, preload)
         with self._waiting():
             slot = self._slots.take()
@@ -298,5 +296,5 @@ class Sandbox:
 
 
 def _encoded(text: str | bytes) -> bytes:
-    # A lone surrogate in a model's text is a program that does not compile, not an error of ours.
+    # A lone surrogate in a model's text makes a program that does not compile, not an error of the sandbox.
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Which worker runs the next program, among the threads of a process and, where shared, among its forks as well."""
+"""The slots that programs wait for: used by the threads of a process and, if shared, by its forks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 
 from sandbox.outside.worker import Worker
 
-# Who gives a slot back wakes those who wait; one that was killed wakes nobody, and they look by themselves.
+# A process that gives a slot back wakes the waiting processes. A killed process wakes nobody, so they also look.
 _LOOK_SECONDS = 0.05
 
 
@@ -23,12 +23,12 @@ class Slot:
 
 
 class Slots:
-    """All slots of a sandbox; one that is taken is nobody else's until it is given back.
+    """All slots of a sandbox. Nobody else can take a slot until its holder gives it back.
 
-    Between processes a slot is a record lock, which the kernel releases when its holder ends, however it ends.
+    Between processes a record lock guards each slot. The kernel releases the lock when its holder ends for any reason.
 
     Args:
-        count: how many programs may run at the same time.
+        count: number of programs that may run at the same time.
     """
 
     def __init__(self, count: int) -> None:
@@ -51,7 +51,7 @@ class Slots:
             self._given_back = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def take(self) -> Slot:
-        """Wait for a free slot, the one used last where that is free, since its cells are warm."""
+        """Wait for a free slot. The slot that was used last comes first, since its cells are warm."""
         waited = False
         while True:
             with self._change:
@@ -59,7 +59,7 @@ class Slots:
                     if self._lock(slot):
                         self._free.remove(slot)
                         if waited:
-                            # Where two were given back, this may have been woken for both.
+                            # Two slots may have been given back, and woken only this process.
                             self._wake_others()
                         return slot
                 if not self.shared:
@@ -69,10 +69,10 @@ class Slots:
             self._wait_for_others()
 
     def give_back(self, slot: Slot) -> None:
-        """Let the next one have it."""
+        """Free the slot for the next program."""
         home = slot if self._locks is None else self._home_of(slot)
         if slot is not home:
-            # Every process keeps idle cells in one slot only, or they would add up in each worker.
+            # Every process keeps idle cells in one slot only. Otherwise idle cells would add up in each worker.
             for worker in slot.workers.values():
                 worker.close_idle_cells()
         with self._change:
@@ -87,11 +87,11 @@ class Slots:
         os.eventfd_write(self._given_back, 1)
 
     def _wait_for_others(self) -> None:
-        """Until a slot was given back, in this process or another, or it is time to look."""
+        """Wait until any process gives a slot back, or it is time to look."""
         waiting = select.poll()
         waiting.register(self._given_back, select.POLLIN)
         if waiting.poll(_LOOK_SECONDS * 1000):
-            with contextlib.suppress(BlockingIOError):  # another was faster
+            with contextlib.suppress(BlockingIOError):  # another thread or process was faster
                 os.eventfd_read(self._given_back)
 
     def _lock(self, slot: Slot) -> bool:
@@ -104,7 +104,7 @@ class Slots:
         return True
 
     def _home_of(self, slot: Slot) -> Slot:
-        """The slot that this process used first, to which it comes back where it can."""
+        """The slot that this process used first, and takes again if possible."""
         if self._home is None or self._home[0] != os.getpid():
             self._home = os.getpid(), slot
         return self._home[1]

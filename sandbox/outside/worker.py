@@ -1,4 +1,4 @@
-"""The supervisor's handle on one worker process: start it, open cells in it, run programs in them, replace it."""
+"""The supervisor's handle of one worker process: start it, open cells in it, stop it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from sandbox.worker_settings import WorkerSettings, isolation_from_json
 _START_SECONDS = 60.0  # importing large modules on a busy machine
 _STOP_SECONDS = 3.0
 _MAX_REPORT = 1 << 16
-_MAX_IDLE_CELLS = 4  # of different limits
+_MAX_IDLE_CELLS = 4  # each for different limits
 _STDERR_BYTES = 1 << 16
 _PACKAGE = str(Path(__file__).resolve().parents[1])
-# The package's own `__init__` is passed over: it imports asyncio and more for supervisors, and every page that a worker
-# holds is one more to copy in each of its forks.
-# So is `site`, which runs whatever the environment's `.pth` files say; and `shutil`, which modules of ours import, does
-# without the compression libraries, whose mappings each fork would have to copy.
+# Each fork copies all pages and mappings of its worker, so the worker imports little. It skips `sandbox/__init__.py`,
+# which imports asyncio and more for supervisors. It hides the compression libraries from `shutil`. It also skips
+# `site`, which would run the `.pth` files of the environment.
 _BOOT = """
 import sys, types
 for name in ("bz2", "lzma", "zlib"):
@@ -36,7 +35,7 @@ sys.modules["sandbox"] = package
 from sandbox.inside.zygote import main
 main()
 """
-# Python's own fixed seed makes the order of sets, and so a program's output, the same on every run.
+# A fixed hash seed gives sets the same order in every run, and so a program the same output.
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -54,7 +53,7 @@ class Worker:
     """One worker process. Not for use by two threads at once.
 
     Raises:
-        SandboxError: it could not be started; the message carries what it said.
+        SandboxError: the worker could not start; the message has the end of its standard error.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -66,7 +65,7 @@ class Worker:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        complaint = os.memfd_create("complaint", os.MFD_CLOEXEC)
+        stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
         settings = self._settings
         passed = [theirs.fileno()]
         if Layer.CGROUP not in settings.without:
@@ -85,7 +84,7 @@ class Worker:
                     pass_fds=passed,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=complaint,
+                    stderr=stderr,
                     start_new_session=True,
                 )
             ours.settimeout(_START_SECONDS)
@@ -95,19 +94,19 @@ class Worker:
                 report = ours.recv(_MAX_REPORT)
             except OSError as problem:
                 report = b""
-                os.write(complaint, f"\n{problem}".encode())
+                os.write(stderr, f"\n{problem}".encode())
             if not report:
                 self.stop()
-                said = os.pread(complaint, _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
-                raise SandboxError(f"a sandbox worker could not start: {said[-1500:] or 'it said nothing'}")
+                text = os.pread(stderr, _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
+                raise SandboxError(f"a sandbox worker could not start: {text[-1500:] or 'it printed no message'}")
             self.isolation: Isolation = isolation_from_json(report)
         finally:
             if self._group is not None:
                 self._group.close_descriptors()
-            os.close(complaint)
+            os.close(stderr)
 
     def _inherited(self) -> dict[str, str]:
-        """Nothing of the supervisor's environment, except where a test leaves that layer out."""
+        """The supervisor's environment if a test leaves that layer out, else nothing."""
         return dict(os.environ) if Layer.CLEAN_ENVIRONMENT in self._settings.without else {}
 
     @property
@@ -117,16 +116,16 @@ class Worker:
 
     @property
     def allows_executables(self) -> bool:
-        """Whether programs may start other programs: only where namespaces bound and find them."""
+        """Whether programs may start other programs: only in namespaces that contain them."""
         return {Layer.PROCESS_NAMESPACE, Layer.PRIVATE_ROOT} <= set(self.isolation.active)
 
     def stop(self) -> None:
         """End the worker and, through it, every program it holds; idempotent.
 
-        In a fork of the process that started it, it is only let go of.
+        A fork of the process that started the worker only closes its connection to it.
         """
         self.close_idle_cells()
-        self._control.close()  # the zygote's sign to end, which the outer process waits for, to clean up after it
+        self._control.close()  # this ends the zygote; the outer process waits for that, and cleans up
         if self._owner != os.getpid():
             return
         try:
@@ -139,7 +138,7 @@ class Worker:
             self._group = None
 
     def open_cell(self, limits: Limits) -> CellHandle:
-        """A cell for one program: one that only pristine programs have used, or else a new one.
+        """Return a cell for one program: a kept cell that is still pristine, or else a new cell.
 
         Raises:
             WorkerLost: the worker is gone.
@@ -166,7 +165,7 @@ class Worker:
         self._idle.clear()
 
     def _keep(self, cell: CellHandle, kind: tuple[int, int]) -> None:
-        """Keep a cell for the next program with the same limits, or close it where one is kept already."""
+        """Keep a cell for the next program with the same limits, or close it if such a cell is kept already."""
         if kind in self._idle or len(self._idle) >= _MAX_IDLE_CELLS:
             cell.close()
         else:

@@ -24,8 +24,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from launch import machine as host
+
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "launch" / "install.py"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # The interpreter under the environment that runs the tests: it has the venv module and pip's installer.
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
@@ -118,9 +119,9 @@ def web_server():
     ],
 )
 def test_other_platforms_are_refused(install, monkeypatch, system, machine, libc, told):
-    monkeypatch.setattr(install.platform, "system", lambda: system)
-    monkeypatch.setattr(install.platform, "machine", lambda: machine)
-    monkeypatch.setattr(install.platform, "libc_ver", lambda: libc)
+    monkeypatch.setattr(host.platform, "system", lambda: system)
+    monkeypatch.setattr(host.platform, "machine", lambda: machine)
+    monkeypatch.setattr(host.platform, "libc_ver", lambda: libc)
     with pytest.raises(install.InstallError, match=told):
         install.check_platform()
 
@@ -178,8 +179,9 @@ def test_the_python_asked_for_is_not_replaced(install, tmp_path, monkeypatch, ch
         install.find_interpreter()
 
 
-def test_the_script_parses_under_python_3_6():
-    ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
+@pytest.mark.parametrize("name", ["install.py", "machine.py"])
+def test_the_installer_parses_under_python_3_6(name):
+    ast.parse((ROOT / "launch" / name).read_text(), feature_version=(3, 6))
 
 
 @pytest.mark.parametrize("minor", [6, 7, 8, 9, 10])
@@ -276,7 +278,7 @@ global.timeout='20'
 install.timeout='30'
 freeze.timeout='40'
 """
-    assert install.parse_pip_config(listing) == {
+    assert host.parse_pip_config(listing) == {
         "find-links": "/from/env",
         "extra-index-url": "\nhttps://one/simple\nhttps://two/simple",
         "timeout": "30",
@@ -299,8 +301,8 @@ def test_pip_itself_is_asked(install, tmp_path, monkeypatch):
 
 
 def test_translation(install, monkeypatch):
-    monkeypatch.setattr(install, "is_reachable", lambda source, cert, trusted: "dead" not in source)
-    settings = install.translate(
+    monkeypatch.setattr(host, "is_reachable", lambda source, cert, trusted: "dead" not in source)
+    settings = host.translate(
         {
             "index-url": "https://me:pw@main/simple",
             "extra-index-url": "https://one/simple\nhttps://dead/simple https://one/simple",
@@ -336,22 +338,22 @@ def test_no_index_leaves_the_folders_only(install, tmp_path):
         "extra-index-url": "https://y/",
         "find-links": str(tmp_path),
     }
-    assert install.translate(config, {}).options == ["--no-index", "--find-links", str(tmp_path)]
+    assert host.translate(config, {}).options == ["--no-index", "--find-links", str(tmp_path)]
 
 
 def test_nothing_configured_means_no_options(install):
-    assert install.translate({}, {}) == install.PipSettings([], {}, [])
+    assert host.translate({}, {}) == install.PipSettings([], {}, [])
 
 
 def test_what_the_user_told_uv_wins(install, tmp_path):
     config = {"index-url": "https://x/", "extra-index-url": str(tmp_path), "find-links": str(tmp_path), "timeout": "5"}
     environ = {"UV_DEFAULT_INDEX": "a", "UV_INDEX": "b", "UV_FIND_LINKS": "c", "UV_HTTP_TIMEOUT": "9"}
-    assert install.translate(config, environ) == install.PipSettings([], {}, [])
+    assert host.translate(config, environ) == install.PipSettings([], {}, [])
 
 
 def test_reachable_sources(install, tmp_path, web_server):
     def reachable(source):
-        return install.is_reachable(source, None, [])
+        return host.is_reachable(source, None, [])
 
     assert reachable(str(tmp_path))
     assert reachable(f"file://{tmp_path}")
@@ -431,7 +433,7 @@ def test_a_second_run_does_nothing(installed, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == []
 
 
-@pytest.mark.parametrize("changed", ["launch/requirements-cpu.lock", "launch/install.py"])
+@pytest.mark.parametrize("changed", ["launch/requirements-cpu.lock", "launch/install.py", "launch/machine.py"])
 def test_a_changed_lock_or_installer_makes_it_anew(installed, changed):
     path = installed.ROOT / changed
     path.write_text(path.read_text() + "\n# changed\n")
