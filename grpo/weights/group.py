@@ -60,8 +60,8 @@ class RollCall:
             )
         except (distributed.DistNetworkError, distributed.DistStoreError) as failure:
             raise TimeoutError(
-                f"{self._me} found nobody at {invitation.address}:{invitation.port} within {self.deadline_s:.0f} s, "
-                f"where {self.members[SENDER]} should be: {failure}"
+                f"{self._me} could not reach {self.members[SENDER]} at {invitation.address}:{invitation.port} within "
+                f"{self.deadline_s:.0f} s: {failure}"
             ) from failure
 
     @property
@@ -105,10 +105,10 @@ class GlooGroup:
     """A separate process group beside `torch.distributed`'s groups in this process; rank 0 sends bytes."""
 
     def __init__(self, roll: RollCall) -> None:
-        """Connect every member with every other; returns when all have come.
+        """Connect every member with every other; returns when all members have come.
 
         Raises:
-            TimeoutError: some have not by the deadline.
+            TimeoutError: a member did not come before the deadline.
         """
         self._roll = roll
         roll.arrive("join")
@@ -124,10 +124,10 @@ class GlooGroup:
         self._options.rootRank, self._options.rootTensor = SENDER, 0
 
     def send(self, number: int, parts: Sequence[Tensor]) -> None:
-        """Send parts of a bucket, uint8 on the CPU; returns when all have them.
+        """Send parts of a bucket, uint8 on the CPU; returns when all receivers have them.
 
         Raises:
-            TimeoutError: not within the deadline; the message names who did not take them.
+            TimeoutError: the parts were not sent within the deadline; the message names the members.
             RuntimeError: a connection broke.
         """
         works = [self._start(part) for part in parts]
@@ -180,8 +180,8 @@ class GlooGroup:
             me, seconds = self._roll.members[self._roll.rank], time.monotonic() - started
             if "imed out" in str(failure):
                 raise TimeoutError(
-                    f"{me}: {what} was not done within weight_sync.deadline_s={self._roll.deadline_s:.0f}; all had "
-                    "come to it, so one of the members has stopped since or the network is too slow for the deadline: "
+                    f"{me}: {what} was not done within weight_sync.deadline_s={self._roll.deadline_s:.0f}; all members "
+                    "were ready, so a member has stopped since or the network is too slow for the deadline: "
                     f"{', '.join(self._roll.members)}"
                 ) from failure
             raise RuntimeError(
@@ -191,7 +191,7 @@ class GlooGroup:
 
 
 def listen(address: str) -> socket.socket:
-    """A socket that listens on that address only, on a port that the system chooses."""
+    """Return a socket that listens on this address only, on a port that the system chooses."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen()
@@ -199,7 +199,7 @@ def listen(address: str) -> socket.socket:
 
 
 def _own_address(store: TCPStore) -> str:
-    """The address of the interface that leads to the store."""
+    """Return the address of the network interface that reaches the store."""
     with socket.socket(socket.AF_INET6 if ":" in store.host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # Connecting a datagram socket sends nothing; it chooses a route.
         probe.connect((store.host, store.port))
