@@ -21,7 +21,7 @@ class KernelRMSNorm(RMSNorm):
     """
 
     def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the norm of `x`. With a `residual`: the norm of the sum, and the sum; both inputs may be overwritten."""
+        """Return the norm of `x`. With a `residual`: the norm of the sum, and the sum; both inputs may change."""
         plain = self.has_weight and self.variance_size_override is None
         if not plain or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward_native(x, residual)
