@@ -267,7 +267,7 @@ def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedToke
     ("prompt", "keys", "told"),
     [
         (ASKED, {"chat_template": "never"}, "need the policy's chat template, and held.chat_template is never"),
-        (ASKED, {"system": "be kind"}, "system message of its own, and held.system is set"),
+        (ASKED, {"system": "be kind"}, "already has a system message, and held.system is set"),
         ([*ASKED, {"role": "assistant", "content": "2"}], {}, "ends with a message of 'assistant'"),
         ([{"role": "user", "content": [{"type": "image"}]}], {}, "without a role or a content of text"),
         (["1+1=?"], {}, "row 0: column 'prompt' (held.prompt) is a list, but not of chat messages"),
@@ -309,7 +309,7 @@ def test_several_files_are_one_source(tmp_path: Path, tokenizer: PreTrainedToken
     with pytest.raises(ValueError, match="expected a file, or a list of files"):
         DatasetConfig.model_validate({"path": [3]})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match="of different formats"):
+    with pytest.raises(ValueError, match="different formats"):
         load_rows(DatasetConfig.model_validate({"path": [*paths, str(tmp_path / "c.parquet")]}))
 
 
@@ -403,7 +403,7 @@ def test_the_global_random_state_does_not_matter() -> None:
 
 def test_other_data_is_refused() -> None:
     state = Cursor(range(10), 0).state_dict()
-    with pytest.raises(ValueError, match="walked over 10 rows, the data has 9 now"):
+    with pytest.raises(ValueError, match="10 rows of data, but the data has 9 now"):
         Cursor(range(9), 0).load_state_dict(state)
 
 
