@@ -78,7 +78,7 @@ class ActorId:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question to the policy.
+    """A prompt for the policy.
 
     Attributes:
         id: name of the source and index of the row; stable across runs and resumes.
