@@ -132,7 +132,7 @@ class GlooGroup:
         """
         works = [self._start(part) for part in parts]
         for work in works:
-            self._finish(work, f"sending bucket {number}", number)
+            self._finish(work, f"sending bucket {number}")
 
     def arrive(self, number: int) -> None:
         """Report that this receiver is ready for a bucket."""
@@ -150,18 +150,18 @@ class GlooGroup:
         """Note that the sender has finished a bucket."""
         self._roll.forget(f"bucket {number}")
 
-    def start_receiving(self, number: int, parts: Sequence[Tensor]) -> list[distributed.Work]:
+    def start_receiving(self, parts: Sequence[Tensor]) -> list[distributed.Work]:
         """Start to receive into parts, uint8 on the CPU, in the order in which they are sent."""
         return [self._start(part) for part in parts]
 
     def finish_receiving(self, work: distributed.Work, number: int) -> None:
-        """Wait for one part.
+        """Wait for a part of bucket `number`.
 
         Raises:
             TimeoutError: the part did not arrive within the deadline.
             RuntimeError: the connection broke.
         """
-        self._finish(work, f"receiving bucket {number} from {self._roll.members[SENDER]}", number)
+        self._finish(work, f"receiving bucket {number} from {self._roll.members[SENDER]}")
 
     def close(self) -> None:
         """End the connections."""
@@ -172,7 +172,7 @@ class GlooGroup:
         work: distributed.Work = self._group.broadcast([part], self._options)
         return work
 
-    def _finish(self, work: distributed.Work, what: str, number: int) -> None:
+    def _finish(self, work: distributed.Work, what: str) -> None:
         started = time.monotonic()
         try:
             work.wait()
