@@ -35,10 +35,10 @@ def render(
         ]
     for question in questions:
         if not isinstance(question, str):
-            reason = "its tokenizer has none" if source.chat_template == "auto" else f"{where}.chat_template is never"
+            reason = "its tokenizer has none" if source.chat_template == "auto" else f"{where}.chat_template=never"
             raise ValueError(
-                f"{where}.prompt={source.prompt!r} holds chat messages, which need the policy's chat template, and "
-                f"{reason}; take a policy with one, or name a column of plain text"
+                f"{where}.prompt={source.prompt!r} holds chat messages, which need the policy's chat template, but "
+                f"{reason}; take a policy with a chat template, or name a column of plain text"
             )
     return [str(messages[-1]["content"]) for messages in conversations]
 

@@ -124,7 +124,7 @@ def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
     values = rows[name][:] if name in rows.column_names else [cell(row, name) for row in rows.to_list()]
     for index, value in enumerate(values):
         if value is None:
-            raise ValueError(f"row {index} has nothing in column {name!r} ({key})")
+            raise ValueError(f"row {index} has no value in column {name!r} ({key}); fill it, or remove the row")
     return values
 
 

@@ -208,6 +208,6 @@ def _useless(name: str, report: GoldReport, keys: Keys) -> str:
         )
     return (
         f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first: {example}. Name the "
-        f"column of the final answer with {keys.reference}, or change the verifier's options; a verifier whose "
-        "reference is no answer says so (gold_completions in docs/verifiers.md)"
+        f"column of the final answer with {keys.reference}, or change the verifier's options. If its reference is not "
+        "an answer, the verifier needs gold_completions (docs/verifiers.md)"
     )

@@ -84,7 +84,7 @@ class RollCall:
         except distributed.DistStoreError:
             raise TimeoutError(
                 f"{', '.join(self.missing(where))} did not come within weight_sync.deadline_s={self.deadline_s:.0f}: "
-                f"{what}. Look whether it still runs, what its log says, and whether it reaches {self._me}'s node"
+                f"{what}. Check whether it still runs, its log, and whether it reaches {self._me}'s node"
             ) from None
 
     def missing(self, where: str) -> list[str]:
@@ -185,7 +185,7 @@ class GlooGroup:
                     f"{', '.join(self._roll.members)}"
                 ) from failure
             raise RuntimeError(
-                f"{me}: a connection broke after {seconds:.1f} s of {what}; one of the members has died or the network "
+                f"{me}: a connection broke after {seconds:.1f} s of {what}; a member has died or the network "
                 f"failed: {', '.join(self._roll.members)}"
             ) from failure
 

@@ -45,7 +45,7 @@ class Receiver(Protocol):
     """The part of a generator that a link calls."""
 
     def join_sender(self, invitation: dict[str, Any]) -> None:
-        """Meet the learner for pushes to come."""
+        """Connect to the learner for later pushes."""
         ...
 
 

@@ -196,7 +196,7 @@ class PatchReader:
             info = TensorInfo(name, dtype, tuple(shape))
             copy = self._update(info, arrays)
             if _hash(copy) != expected:
-                raise self._differs(name, "does not hash to what the learner has after its changes came")
+                raise self._differs(name, "has another hash than the learner's tensor after its changes")
             signed = torch.from_numpy(copy.view(f"<i{copy.itemsize}"))
             read.append((info, signed.view(getattr(torch, dtype)).view(info.shape)))
         return read

@@ -191,7 +191,7 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, tokenizer
 
 def test_an_empty_cell_is_told_with_its_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "3", "answer": None, "level": "x"}])
-    with pytest.raises(ValueError, match="row 2 has nothing in column 'answer'"):
+    with pytest.raises(ValueError, match="row 2 has no value in column 'answer'"):
         load_prompts(source, tokenizer, max_tokens=20)
 
 
@@ -266,7 +266,7 @@ def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedToke
 @pytest.mark.parametrize(
     ("prompt", "keys", "told"),
     [
-        (ASKED, {"chat_template": "never"}, "need the policy's chat template, and held.chat_template is never"),
+        (ASKED, {"chat_template": "never"}, "need the policy's chat template, but held.chat_template=never"),
         (ASKED, {"system": "be kind"}, "already has a system message, and held.system is set"),
         ([*ASKED, {"role": "assistant", "content": "2"}], {}, "ends with a message of 'assistant'"),
         ([{"role": "user", "content": [{"type": "image"}]}], {}, "without a role or a content of text"),
@@ -285,7 +285,7 @@ def test_a_question_that_cannot_be_asked_is_refused(
 
 
 def test_chat_messages_without_a_chat_template_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="its tokenizer has none; take a policy with one"):
+    with pytest.raises(ValueError, match="its tokenizer has none; take a policy with a chat template"):
         load_prompts(write_jsonl(tmp_path / "rows.jsonl", [TRL]), tokenizer, max_tokens=100)
 
 
@@ -294,7 +294,7 @@ def test_nested_columns_are_named_with_dots(tmp_path: Path, chatty: PreTrainedTo
     with pytest.raises(ValueError, match=r"held\.reference='truth' .*it has .*reward_model\.ground_truth"):
         load_prompts(source.model_copy(update={"reference": "truth"}), chatty, max_tokens=100, where="held")
     empty = write_jsonl(tmp_path / "empty.jsonl", [VERL, VERL | {"reward_model": None}])
-    with pytest.raises(ValueError, match=r"row 1 has nothing in column 'reward_model\.ground_truth'"):
+    with pytest.raises(ValueError, match=r"row 1 has no value in column 'reward_model\.ground_truth'"):
         load_prompts(empty.model_copy(update={"reference": "reward_model.ground_truth"}), chatty, max_tokens=100)
 
 
