@@ -1,7 +1,8 @@
 """A generator: a vLLM engine that samples completions and scores given tokens.
 
-The engine is synchronous. On a CPU it runs in this process, because a second process would only cost time. On a GPU it
-runs in separate processes. This module does not use Ray; `grpo.cluster.cluster` runs a generator for each replica.
+The engine is synchronous. By default, it runs in this process on a CPU, where a second process would only cost time,
+and in separate processes on a GPU. This module does not use Ray; `grpo.cluster.cluster` starts
+a generator for each replica.
 """
 
 from __future__ import annotations
