@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,8 @@ class Microbatch:
     def to(self, device: torch.device) -> Microbatch:
         """Copy the microbatch with its token tensors to `device`. The lengths stay on the CPU, which reads them."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "lengths_S")
-        return replace(self, **{name: value.to(device) for name, value in named if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in named if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
         """Pickle the tensors as NumPy arrays. Ray sends arrays outside the pickle; it would copy tensors into it."""
