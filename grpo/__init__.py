@@ -6,8 +6,8 @@
     run = grpo.train(grpo.load_config("configs/quickstart.yaml", "train.steps=80"))
     print(run.summary)
 
-These names are what a user's program needs; docs/python.md shows them at work. `import grpo` itself loads nothing but
-the standard library: each name is looked up in its module at its first use.
+docs/python.md shows the public names in use. `import grpo` loads only the standard library: the first use of a name
+imports its module.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 package_finder.install()
 
-# Without a log that is open, records go nowhere: Python would show warnings on standard error.
+# Without any handler, Python would write warnings to standard error. This handler discards records.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
@@ -56,7 +56,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Look a public name up in its module (PEP 562)."""
+    """Import a public name from its module (PEP 562)."""
     for module, names in _MODULES.items():
         if name in names:
             value = getattr(importlib.import_module(module), name)
@@ -66,5 +66,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion in a shell."""
+    """Return the public names, for completion in a shell."""
     return sorted({*globals(), *__all__})

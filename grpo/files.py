@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
+"""Write a file or folder that appears complete or not at all: write it under another name, then rename it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """The block writes a file at the path that it is given, which then takes the place of `path`.
+    """Yield a temporary path for the block to write. After the block, the written file replaces `path`.
 
     Args:
-        path: the file; its folder is made where it is missing.
-        durable: wait until the disk has it, for what must outlive a power cut.
+        path: final path; a missing folder is created.
+        durable: True to wait until the data is on disk, for files that must survive a power cut.
 
     Raises:
-        OSError: it cannot be written or renamed; `path` is as it was.
+        OSError: the file cannot be written or renamed; `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)  # a killed process may have left it
+    _remove(partial)  # a killed process may not have removed it
     try:
         yield partial
         if durable:
             for written in [*partial.rglob("*"), partial]:
                 _to_disk(written)
         if partial.is_dir() and path.is_dir():
-            shutil.rmtree(path)  # only an empty folder can be renamed over
+            shutil.rmtree(path)  # renaming can replace only an empty folder
         partial.replace(path)
         if durable:
             _to_disk(path.parent)
@@ -39,7 +39,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """The block fills an empty folder, which then takes the place of `path`; see `whole_file`."""
+    """Yield an empty folder for the block to fill. After the block, it replaces `path`; see `whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.mkdir()
         yield partial

@@ -1,6 +1,6 @@
-"""What a user starts, from a configuration to what it leaves: the command line and `import grpo` share these functions.
+"""The jobs that a user starts. The command line and `import grpo` share these functions.
 
-The engines are imported when a job starts, so that a configuration is refused without waiting for them.
+A job imports the engines when it starts, because the import is slow: a wrong configuration is refused without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
-    """Read a configuration file and check all of it; a file with a section `sft` is for `sft`, any other for `train`.
+    """Read and check a configuration file; a file with a section `sft` is for `sft`, any other file for `train`.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=80", "rollout.group_size=16")
     >>> config.train.steps, config.rollout.group_size, config.rollout.prompts_per_step
@@ -33,11 +33,11 @@ def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
       - train.stpes is not a known key; did you mean train.steps?
 
     Args:
-        path: a YAML file.
-        overrides: dotted keys with YAML values; a bare `resume=auto` stands for `run.resume=auto`.
+        path: path of a YAML file.
+        overrides: dotted keys with YAML values; `resume=auto` is short for `run.resume=auto`.
 
     Raises:
-        ValueError: the file cannot be read, or has problems; the message lists all of them, with their remedies.
+        ValueError: the file cannot be read, or has problems; the message lists all problems with their remedies.
     """
     if "sft" in read(Path(path)):
         return load(SftConfig, path, overrides)
@@ -45,9 +45,9 @@ def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
 
 
 def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
-    """Train a policy with GRPO, or go on with a run (`resume=auto`); after a death the run goes on by itself.
+    """Train a policy with GRPO, or resume a run (`resume=auto`). After the death of a process, the run resumes itself.
 
-    Call it in the main thread: Ctrl-C finishes the step and writes a checkpoint.
+    Call it in the main thread, so that Ctrl-C finishes the step and writes a checkpoint.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=2", "evaluation.every=2")
     >>> run = grpo.train(config)
@@ -57,16 +57,16 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
     (0, 2)
 
     Args:
-        config: from `load_config`.
-        show: show the phases and the figures of each step on the terminal.
+        config: configuration from `load_config`.
+        show: True to show the phases and the metrics of each step on the terminal.
 
     Returns:
-        The run, read back from its folder.
+        The run, read from its folder.
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
-        RuntimeError: the run cannot go on: verifiers fail too often, weights are not what was trained, and the like.
-        TimeoutError: something did not come within its deadline; the message says what.
+        RuntimeError: the run cannot continue, for example because verifiers fail too often or a push went wrong.
+        TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, TrainConfig, "train", "sft")
     with without_collector():
@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
 
 
 def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
-    """Fine-tune a policy on prompt and response rows: the cold start before `train`.
+    """Fine-tune a policy on rows of prompt and response, as a cold start before `train`.
 
     >>> config = grpo.load_config("configs/quickstart_sft.yaml", "sft.steps=3")
     >>> run = grpo.sft(config)
@@ -93,16 +93,16 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
     >>> first = grpo.load_config("configs/quickstart.yaml", f"policy.path={run.policy}")
 
     Args:
-        config: from `load_config`.
-        show: show the phases and the figures of each step on the terminal.
+        config: configuration from `load_config`.
+        show: True to show the phases and the metrics of each step on the terminal.
 
     Returns:
-        The run, read back from its folder; its `policy` is the fine-tuned one.
+        The run, read from its folder; its `policy` is the fine-tuned policy.
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
-        RuntimeError: the run cannot go on.
-        TimeoutError: something did not come within its deadline; the message says what.
+        RuntimeError: the run cannot continue.
+        TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, SftConfig, "sft", "train")
     with without_collector():
@@ -130,7 +130,7 @@ def evaluate(
     folder: str | Path | None = None,
     show: bool = False,
 ) -> dict[str, TaskMetrics]:
-    """Benchmark a model on tasks, or go on with an evaluation that was stopped.
+    """Benchmark a model on tasks, or continue an interrupted evaluation.
 
     >>> sums = "task.data.path=sums.jsonl"
     >>> metrics = grpo.evaluate("runs/quickstart_sft", "math500", sums, "k=4", "temperature=1", "max_tokens=64")
@@ -143,21 +143,20 @@ def evaluate(
     Args:
         model: a folder in Hugging Face format, a hub name, a run or a checkpoint, or the URL of an OpenAI-compatible
             endpoint.
-        tasks: one name, or several, of tasks that come with the package (`grpo eval tasks` lists them) or of task
-            files.
+        tasks: name or names of tasks in the package (`grpo eval tasks` lists them), or paths of task files.
         overrides: `key=value` of the evaluation, such as `k=4` or `generator.replicas=8`, and of every task, such as
             `task.data.path=gsm8k.jsonl`.
-        folder: the folder for completions and results; by default `evals/` and the model's name. A folder that holds
-            this evaluation already goes on.
-        show: print the progress and the table of results.
+        folder: folder for completions and results; by default `evals/` and the model's name. If the folder already
+            holds a part of this evaluation, the evaluation continues.
+        show: True to print the progress and the table of results.
 
     Returns:
-        The numbers of each task, by its name.
+        Task name -> metrics of the task.
 
     Raises:
-        ValueError: no such model, task or data, or settings that do not fit them.
-        RuntimeError: an endpoint refuses, or verifiers fail too often to believe the numbers.
-        TimeoutError: no completion, or no verdict, came within its deadline.
+        ValueError: the model, a task or data do not exist, or the settings do not fit them.
+        RuntimeError: an endpoint refuses, or verifiers fail too often to trust the metrics.
+        TimeoutError: a completion or a verdict did not come within its deadline.
     """
     from grpo.config.addresses import without_secrets
     from grpo.config.evaluation import EvalConfig
@@ -168,7 +167,7 @@ def evaluate(
         from grpo.evaluation.model import default_folder
         from grpo.evaluation.problems import load_task
 
-    of_task = [override.removeprefix("task.") for override in overrides if override.startswith("task.")]
+    task_overrides = [override.removeprefix("task.") for override in overrides if override.startswith("task.")]
     settings = resolve(
         EvalConfig,
         {"model": str(model), "folder": str(folder or default_folder(without_secrets(str(model))))},
@@ -176,7 +175,7 @@ def evaluate(
         "the settings of the evaluation",
     )
     names = [tasks] if isinstance(tasks, str) else tasks
-    return run(settings, [load_task(name, of_task) for name in names], _terminal(show))
+    return run(settings, [load_task(name, task_overrides) for name in names], _terminal(show))
 
 
 def _require(config: object, schema: type, job: str, other: str) -> None:

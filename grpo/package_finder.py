@@ -1,8 +1,8 @@
-"""The four packages of VeriGRPO are found before a user's files of the same names.
+"""Import VeriGRPO's four packages even if a user's file has the same name.
 
-A job starts in the user's folder, which may hold a `rewards.py` or a `launch/` of the user. Python searches that folder
-first in a script of the user and in the actors of Ray, and it searches `PYTHONPATH` before installed packages: without
-this finder VeriGRPO would import the user's file in place of its package.
+A job starts in the user's folder, which may hold a user's file `rewards.py` or folder `launch/`. Python searches that
+folder first in a user's script and in Ray's actors, and searches `PYTHONPATH` before installed packages. So without
+this finder, VeriGRPO would import the user's file instead of its package.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class PackageFinder(MetaPathFinder):
-    """Finds the four packages beside this one, and leaves every other name to the finders after it."""
+    """Finds the four packages in `ROOT`; later finders handle all other names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The package of that name in `ROOT`; None for other names and for what lies in a package."""
+        """Return the package of this name in `ROOT`; None for other names and for modules inside a package."""
         return PathFinder.find_spec(fullname, [ROOT]) if path is None and fullname in PACKAGES else None
 
 
 def install() -> None:
-    """Put the finder before all others, once in a process.
+    """Put the finder before all other finders; a second call changes nothing.
 
     Raises:
-        ImportError: a file of the user was imported under one of the four names before.
+        ImportError: a user's file is already imported under one of the four names.
     """
     for name in PACKAGES:
         file = getattr(sys.modules.get(name), "__file__", None)
@@ -46,14 +46,14 @@ def install() -> None:
 
 
 def hides_this_package(folder: str) -> bool:
-    """True where Python would find another `grpo` in `folder`, if it searched there first."""
+    """Return True if Python would import another `grpo` from `folder`, if it searched there first."""
     files = (os.path.join(folder, "grpo", "__init__.py"), os.path.join(folder, "grpo.py"))
     return any(map(os.path.isfile, files)) and os.path.realpath(folder) != os.path.realpath(ROOT)
 
 
 def python_command(program: str) -> list[str]:
-    """The command of a new Python that runs `program` and finds this `grpo`, whatever the working folder holds."""
-    # `-P`: the working folder is not searched first. Where an installer's hook finds the packages (an editable
-    # install), or the parent process was started in their folder, they are in no folder of the search path.
+    """Return the command of a new Python that runs `program` and imports this `grpo` from any working folder."""
+    # `-P`: do not search the working folder first. After an editable install, or if the parent process started in the
+    # packages' folder, no folder of the new search path holds the packages. So add `ROOT`.
     search = f"import sys; {ROOT!r} in sys.path or sys.path.insert(0, {ROOT!r})"
     return [sys.executable, "-P", "-c", f"{search}\n{program}"]

@@ -1,6 +1,6 @@
-"""`grpo train`: the whole algorithm, from prompts to gradient, on one screen.
+"""`grpo train`: the training loop, from prompts to the gradient.
 
-Data flows one way; the weights are the only edge back.
+Data flows in one direction; only the weights go back, from the learner to the generators.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def train(
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
-        WeightMismatch: a generator does not compute what the learner computes.
+        WeightMismatch: a generator and the learner compute different log-probabilities after a push.
         TimeoutError: a deadline passed; the message names the operation.
-        RuntimeError: verifiers fail too often, loss and gradient are not finite, or a function of the user's raised.
+        RuntimeError: verifiers fail too often, loss or gradient is not finite, or a user's function raised.
     """
     algorithm, schedule = settings.algorithm, settings.train
     callbacks = Callbacks(settings)

@@ -78,7 +78,7 @@ class ActorId:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question to the policy.
+    """A prompt for the policy.
 
     Attributes:
         id: name of the source and index of the row; stable across runs and resumes.
@@ -115,7 +115,7 @@ class Completion:
     Attributes:
         token_ids: the sampled tokens, including the end-of-sequence token if it was sampled.
         logprobs: natural logarithm of each sampled token's probability under the sampling distribution
-            (temperature applied), one for each token.
+            (temperature applied).
         text: the tokens as text, without the end-of-sequence token.
         finish_reason: `stop` if the policy ended the completion, `length` if the limit did.
         spans: token ranges with their policy version; they cover the completion without gap or overlap.

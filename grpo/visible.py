@@ -1,35 +1,35 @@
-"""Characters that nobody sees, by name: what a policy or a data set wrote can neither hide, reorder nor command."""
+"""Replace invisible and control characters by their names, so that no text can hide, reorder or control output."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Newline and tab stay what they are.
+# Control characters without newline and tab, which stay.
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb\U00013430-\U0001343f"
-# The Unicode property Default_Ignorable_Code_Point, as of Unicode 17: drawn as nothing. Bidirectional controls,
-# zero-width characters, fillers, variation selectors and tags are all in it. `unicodedata` does not know the property.
+# The Unicode property Default_Ignorable_Code_Point (Unicode 17), which `unicodedata` does not have. These characters
+# are invisible: bidirectional controls, zero-width characters, fillers, variation selectors and tags.
 _IGNORABLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# A braille cell without dots, a note without a head, and code points that are no characters.
+# An empty braille cell, a musical note without a head, and code points that are not characters.
 _BLANK = "\u2800\U0001d159\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff"
 _INVISIBLE = re.compile(f"[{_CONTROL}{_IGNORABLE}{_BLANK}]")
 _JOINER, _AS_EMOJI = "\u200d", "\ufe0f"
 
 
 def visible(text: str) -> str:
-    """The text with its invisible and reordering characters named, as `⟨U+202E⟩`.
+    """Return the text with names such as `⟨U+202E⟩` for invisible and reordering characters.
 
-    What makes one picture of several emoji stays: a joiner between two, the selector of the coloured form behind one.
+    Inside emoji, a joiner between two emoji and a selector of the coloured form stay.
     """
     return _INVISIBLE.sub(_named, text)
 
 
 def one_line(text: str, longest: int = 300) -> str:
-    """The text for the inside of a message: its blanks and ends of lines as single blanks, its middle left out."""
-    # Cut before it is split: a text of megabytes costs no more than a short one.
+    """Return the text as a single line for a message: without its middle if long, each run of whitespace as a space."""
+    # Cut before the split, so that a text of megabytes costs little.
     if len(text) > longest:
         text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
     return visible(" ".join(text.split()))
@@ -48,5 +48,5 @@ def _named(match: re.Match[str]) -> str:
 
 
 def _is_emoji(character: str) -> bool:
-    # Skin tones are modifiers (Sk) of their block; every other emoji that takes part in a sequence is a symbol.
+    # In emoji sequences, skin tones have the category Sk; all other emoji are symbols (So).
     return character != "" and (unicodedata.category(character) == "So" or "\U0001f3fb" <= character <= "\U0001f3ff")

@@ -1,12 +1,11 @@
-"""Advantages: how much better a completion did than others. Pure functions of tensors.
+"""Advantages: compare the reward of a completion with other rewards. Pure functions of tensors.
 
-Every function takes `rewards_PG`, float [prompts, completions of a group], any value where not valid, and `valid_PG`,
-bool of the same shape, False where a verdict failed or the row is padding. It returns float32 [P, G], exactly 0 where
-not valid. A group with fewer than two valid rewards has nothing to be compared with, and one without variance nothing
-to tell its completions apart by: all but `reinforce_plus_plus` give 0 there. What is not valid takes no part in any
-mean, deviation or count.
+Every function takes `rewards_PG`, float [prompts, completions of a group], any value if not valid, and `valid_PG`, bool
+of the same shape, False if a verdict failed or the element is padding. It returns float32 [P, G], exactly 0 if not
+valid. Elements that are not valid take no part in any mean, deviation or count. In a group with fewer than two valid
+rewards or without variance, a comparison is impossible: all functions except `reinforce_plus_plus` return 0.
 
-`BUILT_IN` has the names that a config gives them. `grpo check` and `grpo config` print the first line of a docstring.
+`grpo check` and `grpo config` print the first line of a docstring.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A group whose rewards differ by less than this differs by float noise: its standard deviation is not divided by.
+# A smaller standard deviation is float noise, so it counts as no variance.
 ZERO_VARIANCE = 1e-6
 
 
@@ -51,7 +50,7 @@ def _groups(rewards_PG: Tensor, valid_PG: Tensor) -> _Groups:
 
 
 def informative_groups(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """Which groups have two or more valid rewards that differ: bool [P]."""
+    """Select the groups with two or more valid rewards that differ: bool [P]."""
     return _groups(rewards_PG, valid_PG).informative_P1[:, 0]
 
 
@@ -75,7 +74,7 @@ def group_centred(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
 
 def leave_one_out(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """A_i = r_i - mean of the other rewards of its group, which is n / (n - 1) (r_i - mean(r)).
+    """A_i = r_i - mean of the other rewards of its group = n / (n - 1) (r_i - mean(r)).
 
     RLOO, Ahmadian et al. 2024 (arXiv:2402.14740).
     """
@@ -84,10 +83,10 @@ def leave_one_out(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
 
 def reinforce_plus_plus(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """A_i = (r_i - mean(r)) / std(r) over the whole batch, whichever group a completion is of.
+    """A_i = (r_i - mean(r)) / std(r) over the whole batch, regardless of groups.
 
-    REINFORCE++, Hu et al. 2025 (arXiv:2501.03262); its discount is 1. Groups of one are welcome, and a
-    group without variance is compared with the other groups. 0 everywhere where the whole batch has no variance.
+    REINFORCE++, Hu et al. 2025 (arXiv:2501.03262), with a discount of 1. A group may have a single completion or no
+    variance, because completions are compared with all groups. If the whole batch has no variance, all are 0.
     """
     groups = _groups(rewards_PG, valid_PG)
     return _whitened(groups.rewards_PG, valid_PG)
@@ -96,8 +95,8 @@ def reinforce_plus_plus(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 def reinforce_plus_plus_baseline(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (d_i - mean(d)) / std(d) over the whole batch, with d_i = r_i - mean of its group.
 
-    REINFORCE++ with baseline, Hu et al. 2025 (arXiv:2501.03262). The mean of d is 0 up to rounding, so that
-    a group without variance gets 0 here by definition.
+    REINFORCE++ with baseline, Hu et al. 2025 (arXiv:2501.03262). The mean of d is 0 up to rounding. A group without
+    variance gets exactly 0.
     """
     groups = _groups(rewards_PG, valid_PG)
     return groups.where_informative(_whitened(groups.centred_PG, valid_PG))
@@ -106,8 +105,8 @@ def reinforce_plus_plus_baseline(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor
 def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean of its group) / std of the rewards of the whole batch.
 
-    Liu et al. 2025, "Part I: Tricks or Traps" (arXiv:2508.08221). Unlike in
-    `reinforce_plus_plus_baseline` the deviation is that of the rewards before the group's mean is taken away.
+    Liu et al. 2025, "Part I: Tricks or Traps" (arXiv:2508.08221). The deviation is computed before the group's mean is
+    subtracted; `reinforce_plus_plus_baseline` computes it after that.
     """
     groups = _groups(rewards_PG, valid_PG)
     count = valid_PG.sum()
@@ -118,20 +117,20 @@ def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
 
 def maxrl(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """A_i = (r_i - mean(r)) / mean(r) over a group; 0 where nobody earned anything.
+    """A_i = (r_i - mean(r)) / mean(r) over a group; 0 if all rewards are 0.
 
-    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710), algorithm 1, for rewards of 0 and 1: over a group of n it is an
-    unbiased estimate of the first n - 1 terms, grad pass@k / k, of the gradient of log(success rate). Other rewards
-    are ours.
+    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710), algorithm 1, for rewards of 0 and 1. With a group of n, this is an
+    unbiased estimate of the first n - 1 terms, grad pass@k / k, of the gradient of log(success rate). The paper does
+    not cover other rewards; the same formula applies here.
 
     Raises:
-        ValueError: a valid reward is negative, as of a ratio to the mean nothing sensible comes then.
+        ValueError: a valid reward is negative, so the ratio to the mean has no meaning.
     """
     groups = _groups(rewards_PG, valid_PG)
     if bool((groups.rewards_PG < 0).any()):
         raise ValueError(
             f"algorithm.advantage=maxrl divides by the mean reward and got a reward of "
-            f"{float(groups.rewards_PG.min()):g}; use rewards of 0 and more, or another advantage"
+            f"{float(groups.rewards_PG.min()):g}; use rewards of 0 or more, or another advantage"
         )
     return groups.where_informative(groups.centred_PG / groups.mean_P1.clamp(min=ZERO_VARIANCE))
 
@@ -143,18 +142,18 @@ def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, pass_k: int) -> Tensor:
     For rewards of 0 and 1 this is its analytical advantage. With rewards in rising order, reward j is the best of
     C(j - 1, k - 1) subsets. The deviation is over all subsets (divided by their number).
 
-    A group shortened to k valid rewards or fewer gets 0.
+    A group with k valid rewards or fewer gets 0.
     """
     groups = _groups(rewards_PG, valid_PG)
     advantages_PG = torch.zeros_like(groups.rewards_PG)
     for row, informative in enumerate(groups.informative_P1[:, 0].tolist()):
         where_N = valid_PG[row].nonzero()[:, 0]
         if informative and len(where_N) > pass_k:
-            advantages_PG[row, where_N] = _pass_at_k_of_one(groups.rewards_PG[row, where_N], pass_k)
+            advantages_PG[row, where_N] = _pass_at_k_of_group(groups.rewards_PG[row, where_N], pass_k)
     return advantages_PG.float()
 
 
-def _pass_at_k_of_one(rewards_N: Tensor, k: int) -> Tensor:
+def _pass_at_k_of_group(rewards_N: Tensor, k: int) -> Tensor:
     count = len(rewards_N)
     rising_N, order_N = rewards_N.sort()
     best_of_N = rising_N.new_tensor([math.comb(j, k - 1) for j in range(count)]) / math.comb(count, k)
@@ -162,16 +161,16 @@ def _pass_at_k_of_one(rewards_N: Tensor, k: int) -> Tensor:
     std = (best_of_N * (rising_N - mean).square()).sum().sqrt()
     if float(std) <= ZERO_VARIANCE:
         return torch.zeros_like(rewards_N)
-    # Among the subsets with i: those in which i is the best, and for each better j those in which j is.
-    subsets_with_one = math.comb(count - 1, k - 1)
-    own_N = rising_N.new_tensor([math.comb(j, k - 1) for j in range(count)]) * rising_N
+    # In a subset with i, either i is the best reward or a larger j is.
+    subsets_with_i = math.comb(count - 1, k - 1)
+    best_N = rising_N.new_tensor([math.comb(j, k - 1) for j in range(count)]) * rising_N
     above_N = rising_N.new_tensor([math.comb(j - 1, k - 2) if j and k > 1 else 0 for j in range(count)]) * rising_N
     later_N = above_N.sum() - above_N.cumsum(0)
-    return torch.empty_like(rewards_N).scatter_(0, order_N, ((own_N + later_N) / subsets_with_one - mean) / std)
+    return torch.empty_like(rewards_N).scatter_(0, order_N, ((best_N + later_N) / subsets_with_i - mean) / std)
 
 
 def _whitened(values_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """Mean 0 and sample deviation 1 over what is valid; 0 where there is no variance."""
+    """Scale valid values to mean 0 and sample deviation 1; return 0 if there is no variance."""
     count = valid_PG.sum()
     centred_PG = torch.where(valid_PG, values_PG - values_PG.sum() / count.clamp(min=1), 0.0)
     std = (centred_PG.square().sum() / (count - 1).clamp(min=1)).sqrt()

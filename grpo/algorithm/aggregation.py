@@ -1,11 +1,10 @@
-"""Aggregation: how tokens are weighted against each other, as one weight per completion and one global denominator.
+"""Aggregate token losses: compute a weight for each completion and a global denominator.
 
-loss = sum over all tokens of weight x loss / denominator. Both are known before the batch is split over ranks and
-microbatches, which is why no split changes the gradient.
+loss = sum over all tokens of weight x loss / denominator. Weights and denominator are known before the batch is split
+over ranks and microbatches. Therefore no split changes the gradient.
 
-Every function takes `lengths`: [group][completion] -> completion tokens that carry loss, 0 where a completion carries
-none. It returns [group][completion] -> the weight of each of its tokens, 0 where it has none; and the denominator, 0
-where nothing counts. `BUILT_IN` has the names that a config gives them.
+Every function takes `lengths`: [group][completion] -> number of tokens that carry loss, possibly 0. It returns
+[group][completion] -> weight of each token, 0 if the length is 0; and the denominator, 0 if no token carries loss.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ Weighting = tuple[list[list[float]], float]
 
 
 def token_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
-    """Every token counts alike; denominator: tokens.
+    """Every token has the same weight; denominator: tokens.
 
     DAPO, Yu et al. 2025 (arXiv:2503.14476), equation 8.
     """
-    return _alike(lengths), float(sum(map(sum, lengths)))
+    return _equal(lengths), float(sum(map(sum, lengths)))
 
 
 def sequence_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
-    """Every completion counts alike, a token 1 / its length; denominator: completions.
+    """Every completion has the same weight, and its tokens 1 / its length; denominator: completions.
 
     GRPO, Shao et al. 2024 (arXiv:2402.03300), equation 3.
     """
@@ -33,15 +32,15 @@ def sequence_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
 
 
 def constant(lengths: Sequence[Sequence[int]], *, length_divisor: int) -> Weighting:
-    """Every token counts alike; denominator: completions x `length_divisor`.
+    """Every token has the same weight; denominator: completions x `length_divisor`.
 
     Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783), section 3.2.
     """
-    return _alike(lengths), _completions(lengths) * float(length_divisor)
+    return _equal(lengths), _completions(lengths) * float(length_divisor)
 
 
 def prompt_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
-    """Every prompt counts alike, a token 1 / the tokens of its group; denominator: prompts with a token.
+    """Every prompt has the same weight, and its tokens 1 / the tokens of its group; denominator: prompts with a token.
 
     Khatri et al. 2025, ScaleRL (arXiv:2510.13786).
     """
@@ -49,7 +48,7 @@ def prompt_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
     return weights, float(sum(any(group) for group in lengths))
 
 
-def _alike(lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+def _equal(lengths: Sequence[Sequence[int]]) -> list[list[float]]:
     return [[1.0 if length else 0.0 for length in group] for group in lengths]
 
 

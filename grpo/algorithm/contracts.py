@@ -1,8 +1,8 @@
-"""What a function of yours gets and returns, in each place of the configuration that takes one.
+"""Arguments and results of your functions, for each config key that accepts a function.
 
-A place takes a built-in name, `module:function` or `file.py:function` (docs/objectives.md). A keyword-only parameter
-gets the entry of `algorithm.options` with its name, else the key of `algorithm` with its name (`clip_low`), else keeps
-its default. `grpo.algorithm.tiny_batch` tries the functions of the objective on a tiny batch before a run starts.
+Such a key accepts a built-in name, `module:function` or `file.py:function` (docs/objectives.md). A keyword-only
+parameter gets its value from `algorithm.options`, else from the key of `algorithm` with its name (`clip_low`), else
+from its default. `grpo.algorithm.tiny_batch` tries the functions of the objective on a tiny batch before a run starts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from grpo.types import Group
 
 
 class Advantage(Protocol):
-    """`algorithm.advantage`: rewards and which of them are valid -> one number for each completion, both [P, G].
+    """`algorithm.advantage`: rewards, and a mask of the valid rewards -> a number for each completion, all [P, G].
 
-    It runs on the driver, on a whole training step, so a completion may be compared with any other. What is not valid
-    (a failed verdict, padding of a shorter group) must not change the rest, and is set to 0 afterwards.
+    It runs on the driver, on a whole training step, so a completion may be compared with any other. Elements that are
+    not valid (a failed verdict, padding of a shorter group) must not change the rest, and are set to 0 afterwards.
 
         def above_half(rewards_PG, valid_PG):
             return rewards_PG - 0.5
@@ -34,11 +34,11 @@ class Advantage(Protocol):
 
 
 class Ratio(Protocol):
-    """`algorithm.ratio`: log-probabilities now and before, and advantages -> the loss of each token, all [T].
+    """`algorithm.ratio`: present and old log-probabilities, and advantages -> the loss of each token, all [T].
 
-    It runs on every rank, on one microbatch, so a token may depend on the tokens of its own sequence (by
-    `sequences.sum` and `sequences.mean`) and on nothing else: otherwise the gradient depends on how the batch is split.
-    The loss is minimised. It is weighted, summed and divided afterwards. `sequences` may be left out.
+    It runs on every rank, on a microbatch. So a token may depend only on tokens of the same sequence (by
+    `sequences.sum` and `sequences.mean`). Otherwise the gradient would depend on the split of the batch. The learner
+    minimises the loss, after weighting, summing and dividing it. The function may omit `sequences`.
 
         def reinforce(logprobs_T, old_logprobs_T, advantages_T):
             return -advantages_T * logprobs_T
@@ -47,14 +47,14 @@ class Ratio(Protocol):
     def __call__(
         self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, sequences: Sequences, /
     ) -> Tensor | PolicyLoss:
-        """float [T]; a PolicyLoss also reports the ratio and which tokens were clipped."""
+        """float [T]; a PolicyLoss also reports the ratio and the clipped tokens."""
 
 
 class Aggregation(Protocol):
-    """`algorithm.aggregation`: lengths -> the weight of a token of each completion, and one denominator.
+    """`algorithm.aggregation`: lengths -> the weight of a token of each completion, and the denominator.
 
-    It runs on the driver, on a whole optimizer step before that is split, and gets lengths alone: so no split changes
-    the gradient. A completion of length 0 carries no loss; its weight is 0 and it must not change the rest.
+    It runs on the driver, on a whole optimizer step before the split, and gets only lengths. So no split changes the
+    gradient. A completion of length 0 carries no loss; its weight is 0 and it must not change the rest.
 
         def root_mean(lengths):
             weights = [[length**-0.5 if length else 0.0 for length in group] for group in lengths]
@@ -68,7 +68,7 @@ class Aggregation(Protocol):
 class KL(Protocol):
     """`algorithm.kl`: log-probabilities under policy and reference -> the divergence at each token, all [T].
 
-    It runs on microbatches in the loss and on single completions in the reward, so a token may depend on nothing else.
+    It runs on microbatches in the loss and on single completions in the reward. So a token must not depend on others.
 
         def absolute(logprobs_T, reference_logprobs_T):
             return (logprobs_T - reference_logprobs_T).abs()
@@ -83,10 +83,10 @@ class FinishedStep:
     """A training step, for `callbacks.step`.
 
     Attributes:
-        step: its number, from 1.
-        metrics: what the step reports, by the names of docs/metrics.md.
-        groups: the groups that the step learned from.
-        folder: the run's folder.
+        step: number of the step, from 1.
+        metrics: metrics of the step, by the names of docs/metrics.md.
+        groups: groups of the step.
+        folder: folder of the run.
     """
 
     step: int
@@ -97,12 +97,12 @@ class FinishedStep:
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """A checkpoint that is whole on disk, for `callbacks.checkpoint`.
+    """A checkpoint that is complete on disk, for `callbacks.checkpoint`.
 
     Attributes:
-        step: the training steps in it.
-        checkpoint: its folder; `policy/` in it is a model that transformers and vLLM load.
-        folder: the run's folder.
+        step: number of training steps before the checkpoint.
+        checkpoint: folder of the checkpoint; transformers and vLLM can load its folder `policy/`.
+        folder: folder of the run.
     """
 
     step: int
@@ -113,7 +113,7 @@ class SavedCheckpoint:
 class StepCallback(Protocol):
     """`callbacks.step`: called on the driver after each training step.
 
-    Each number that it returns is reported as the metric `custom/<name>`.
+    Each returned number becomes the metric `custom/<name>`.
 
         def longest(finished):
             return {"longest": max(len(r.completion.token_ids) for g in finished.groups for r in g.rollouts)}
@@ -126,7 +126,7 @@ class StepCallback(Protocol):
 class CheckpointCallback(Protocol):
     """`callbacks.checkpoint`: called on the driver after each checkpoint.
 
-    What it returns is not read.
+    Its result is ignored.
 
         def announce(saved):
             (saved.folder / "newest.txt").write_text(str(saved.checkpoint))

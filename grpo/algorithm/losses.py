@@ -1,9 +1,8 @@
-"""The objective's terms. Pure functions of tensors: one value per token, weighted, summed and divided by the learner.
+"""The terms of the objective. Pure functions of tensors.
 
-Every function returns values per token, not a mean: weights and denominator (`grpo.algorithm.aggregation`) belong to
-the whole global batch, so that the gradient does not depend on how the batch is split. What is of a whole sequence (a
-ratio of sequences) stands at each of its tokens; weighted by 1 / length and summed, it counts once. `RATIOS` and `KLS`
-have the names that a config gives them.
+Every function returns a value for each token, not a mean. The learner weights, sums and divides the values. Weights and
+denominator (`grpo.algorithm.aggregation`) come from the whole global batch, so the gradient does not depend on its
+split. A value of a whole sequence is repeated at each of its tokens; with weights of 1 / length it counts once.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Which tokens of a packed microbatch belong together.
+    """The sequence of each token in a packed microbatch.
 
     Attributes:
-        index_T: int64, the number of the token's sequence.
-        mask_T: bool, True where the token is a completion's that carries loss.
-        count: sequences in the microbatch.
+        index_T: int64, number of the token's sequence.
+        mask_T: bool, True if the token carries loss.
+        count: number of sequences in the microbatch.
     """
 
     index_T: Tensor
@@ -30,12 +29,12 @@ class Sequences:
     count: int
 
     def sum(self, values_T: Tensor) -> Tensor:
-        """The sum over each sequence's unmasked tokens, at each of its tokens; differentiable."""
+        """Sum over the tokens of each sequence with True in the mask, repeated at each token; differentiable."""
         sums_S = values_T.new_zeros(self.count).index_add(0, self.index_T, torch.where(self.mask_T, values_T, 0.0))
         return sums_S[self.index_T]
 
     def mean(self, values_T: Tensor) -> Tensor:
-        """The mean over each sequence's unmasked tokens, at each of its tokens; differentiable."""
+        """Mean over the tokens of each sequence with True in the mask, repeated at each token; differentiable."""
         return self.sum(values_T) / self.sum(torch.ones_like(values_T)).clamp(min=1)
 
 
@@ -44,10 +43,10 @@ class PolicyLoss:
     """Values per token, each of shape [T].
 
     Attributes:
-        loss_T: the loss to be minimised.
+        loss_T: loss to minimise.
         ratio_T: importance ratio before any clamp, detached.
-        clipped_low_T: bool, the lower edge cut the gradient (for `cispo`: the weight).
-        clipped_high_T: bool, the upper edge cut it.
+        clipped_low_T: bool, True if the lower edge cut the gradient (for `cispo`: the weight).
+        clipped_high_T: bool, True if the upper edge cut the gradient (for `cispo`: the weight).
     """
 
     loss_T: Tensor
@@ -68,16 +67,16 @@ def clipped_policy_loss(
     """The clipped surrogate, token by token.
 
     -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old_logprob): PPO, Schulman et al. 2017
-    (arXiv:1707.06347), equation 7; two edges: DAPO, Yu et al. 2025 (arXiv:2503.14476), equation 10. With `dual_clip`,
-    where A < 0, no more than -dual_clip A: Ye et al. 2020 (arXiv:1912.09729).
+    (arXiv:1707.06347), equation 7; two edges: DAPO, Yu et al. 2025 (arXiv:2503.14476), equation 10. With `dual_clip`
+    and A < 0, the loss is at most -dual_clip A: Ye et al. 2020 (arXiv:1912.09729).
 
     Args:
-        logprobs_T: under the policy being trained, with gradient.
-        old_logprobs_T: under the policy that sampled, or the proximal one.
-        advantages_T: one for each token.
+        logprobs_T: log-probabilities under the trained policy, with gradient.
+        old_logprobs_T: log-probabilities under the sampler or the proximal policy.
+        advantages_T: advantage of each token.
         clip_low: distance of the lower edge from 1, in [0, 1].
         clip_high: distance of the upper edge from 1.
-        dual_clip: ratio beyond which a bad completion pushes no further, above 1 + clip_high.
+        dual_clip: ratio at which the loss of a completion with A < 0 stops growing, above 1 + clip_high.
     """
     ratio_T = torch.exp(logprobs_T - old_logprobs_T)
     return _clipped(ratio_T, advantages_T, clip_low, clip_high, dual_clip)
@@ -111,9 +110,9 @@ def sequence_token_policy_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """The clipped surrogate with one ratio for a sequence, each token with a gradient and an advantage of its own.
+    """The clipped surrogate with one ratio for a sequence, but a separate gradient and advantage for each token.
 
-    s_it = sg[s_i] pi_t / sg[pi_t], of the same value as s_i: GSPO-token, Zheng et al. 2025 (arXiv:2507.18071),
+    s_it = sg[s_i] pi_t / sg[pi_t], with the same value as s_i: GSPO-token, Zheng et al. 2025 (arXiv:2507.18071),
     equations 13 and 14.
     """
     mean_T = sequences.mean((logprobs_T - old_logprobs_T).detach())
@@ -126,8 +125,8 @@ def cispo_loss(
 ) -> PolicyLoss:
     """REINFORCE with a clipped weight: -sg[clip(r, 1 - clip_low, 1 + clip_high)] A logprob.
 
-    CISPO, MiniMax 2025 (arXiv:2506.13585), equations 4 and 5. No token loses its gradient; a clipped one only weighs
-    less. The loss's value is no surrogate of the return: read its gradient.
+    CISPO, MiniMax 2025 (arXiv:2506.13585), equations 4 and 5. Every token keeps its gradient; a clipped token only has
+    a limited weight. Only the gradient of the loss has a meaning; its value does not estimate the return.
     """
     ratio_T = torch.exp(logprobs_T.detach() - old_logprobs_T)
     weight_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
@@ -148,13 +147,13 @@ def geometric_policy_loss(
     clip_low: float,
     clip_high: float,
 ) -> PolicyLoss:
-    """Tokens are clipped one by one, then their geometric mean is the sequence's ratio.
+    """Each token's ratio is clipped; their geometric mean is the sequence's ratio.
 
-    -A exp(mean_t c_t), c_t = min(l_t, log(1 + clip_high)) where A > 0 and max(l_t, log(1 - clip_low)) where A < 0, with
-    l_t = logprob_t - old_logprob_t: GMPO, Zhao et al. 2025 (arXiv:2507.20673).
+    -A exp(mean_t c_t), with l_t = logprob_t - old_logprob_t; c_t = min(l_t, log(1 + clip_high)) if A > 0, and
+    max(l_t, log(1 - clip_low)) if A < 0: GMPO, Zhao et al. 2025 (arXiv:2507.20673).
     """
     difference_T = logprobs_T - old_logprobs_T
-    # log(0) = -inf is no edge at all.
+    # With clip_low = 1, the lower edge is log(0) = -inf, so nothing is clipped there.
     low, high = (torch.tensor(edge).log().item() for edge in (1 - clip_low, 1 + clip_high))
     bounded_T = torch.where(advantages_T > 0, difference_T.clamp(max=high), difference_T.clamp(min=low))
     detached_T = difference_T.detach()
@@ -174,10 +173,11 @@ def soft_policy_loss(
     soft_temperature_positive: float,
     soft_temperature_negative: float,
 ) -> PolicyLoss:
-    """A gate in place of edges: -A (4 / tau) sigmoid(tau (r - 1)).
+    """A smooth gate instead of clipping: -A (4 / tau) sigmoid(tau (r - 1)).
 
-    tau is `soft_temperature_positive` where A > 0, else `soft_temperature_negative`: SAPO, Gao et al. 2025
-    (arXiv:2511.20347). At r = 1 its gradient is that of -A r; away from 1 it fades on both sides and is never cut.
+    tau is `soft_temperature_positive` if A > 0, else `soft_temperature_negative`: SAPO, Gao et al. 2025
+    (arXiv:2511.20347). At r = 1, its gradient equals the gradient of -A r. Away from 1 it decreases on both sides, and
+    is never 0.
     """
     ratio_T = torch.exp(logprobs_T - old_logprobs_T)
     tau_T = torch.where(advantages_T > 0, soft_temperature_positive, soft_temperature_negative)
@@ -208,9 +208,9 @@ def _clipped(
     )
 
 
-# Estimates of KL(policy || reference) at each token, from a token that the policy sampled, with d = reference_logprob -
-# logprob. In a loss, differentiated as they stand on the policy's own samples, k1 has an expected gradient of 0, k2 the
-# divergence's own, and k3 that of KL(reference || policy): Tang and Munos 2025 (arXiv:2506.09477).
+# Estimates of KL(policy || reference) at each token that the policy sampled, with d = reference_logprob - logprob. As a
+# loss on the policy's samples, k1 has an expected gradient of 0, k2 the gradient of KL(policy || reference), and k3 the
+# gradient of KL(reference || policy): Tang and Munos 2025 (arXiv:2506.09477).
 def k1_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     """-d with d = reference_logprob - logprob; its value is unbiased.
 
@@ -233,15 +233,15 @@ def k3_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     Schulman 2020 (joschu.net/blog/kl-approx.html), as in GRPO's equation 4 (arXiv:2402.03300).
     """
     difference_T = reference_logprobs_T - logprobs_T
-    # Not exp(d) - d - 1: of differences below 1e-3 float32 would keep the rounding alone, of either sign.
+    # For differences below 1e-3, exp(d) - d - 1 would be only rounding error in float32, so use expm1.
     return torch.expm1(difference_T) - difference_T
 
 
 def corrected_kl(kl_T: Tensor, logprobs_T: Tensor, rollout_logprobs_T: Tensor) -> Tensor:
-    """The estimate times the ratio to the policy that sampled, with the ratio's gradient.
+    """Multiply the estimate by the ratio to the sampler, with the gradient of the ratio.
 
-    (pi / pi_rollout) k: its expectation over the sampler is the divergence and its gradient the divergence's own, for
-    k1 as for k3: DeepSeek-AI 2025, DeepSeek-V3.2 (arXiv:2512.02556); Tang and Munos 2025
+    (pi / pi_rollout) k: its expectation over the sampler is the divergence, and its expected gradient is the gradient
+    of the divergence, for k1 and for k3: DeepSeek-AI 2025, DeepSeek-V3.2 (arXiv:2512.02556); Tang and Munos 2025
     (arXiv:2506.09477).
     """
     return torch.exp(logprobs_T - rollout_logprobs_T) * kl_T

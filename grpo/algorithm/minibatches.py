@@ -94,14 +94,7 @@ def minibatches(
         places = remaining[number * len(remaining) // count : (number + 1) * len(remaining) // count]
         if not places:
             continue
-        lengths = [
-            [
-                len(rollout.completion.token_ids) if carried else 0
-                for rollout, carried in zip(groups[place].rollouts, carries[place], strict=True)
-            ]
-            for place in places
-        ]
-        weights, denominator = aggregation(lengths)
+        weights, denominator = aggregation([_trained_lengths(groups[place], carries[place]) for place in places])
         sequences = [
             sequence
             for place, weights_G in zip(places, weights, strict=True)
@@ -118,6 +111,11 @@ def minibatches(
                 ranks=ranks,
                 microbatch_tokens=microbatch_tokens,
             )
+
+
+def _trained_lengths(group: Group, carries_G: Sequence[bool]) -> list[int]:
+    rollouts = zip(group.rollouts, carries_G, strict=True)
+    return [len(rollout.completion.token_ids) if carried else 0 for rollout, carried in rollouts]
 
 
 def _sequences(

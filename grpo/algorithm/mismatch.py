@@ -1,7 +1,7 @@
-"""Correcting for a sampler that is not the policy the learner started the step from. Pure functions of tensors.
+"""Correct for differences between the sampler and the learner's policy at the start of a step. Pure tensor functions.
 
-Engines compute the same weights a little differently, and a batch may be of an older version. All weights here are
-constants to the gradient; they multiply the policy's loss and leave weights and denominator of the aggregation alone.
+The engines compute slightly other probabilities from the same weights, and an older version may have sampled a batch.
+The importance weights here have no gradient. They multiply the policy's loss, and do not change the aggregation.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from grpo.algorithm.losses import Sequences
 def truncated_weight(
     log_ratio_T: Tensor, sequences: Sequences, *, over: Literal["token", "sequence"], cap: float
 ) -> Tensor:
-    """min(w, cap), w the ratio of a token's probability, or of its whole sequence's.
+    """Return min(w, cap); w is the probability ratio of a token, or of its whole sequence.
 
-    Truncated importance sampling, Ionides 2008, in this place Yao et al. 2025 ("Your efficient RL framework secretly
-    brings you off-policy RL training") per token, and Liu et al. 2025 ("When speed kills stability") per sequence.
-    With w = pi_proximal / pi_behaviour it is the weight of decoupled PPO, Hilton et al. 2022 (arXiv:2110.00641),
-    as AReaL uses it, Fu et al. 2025 (arXiv:2505.24298).
+    Truncated importance sampling: Ionides 2008. For this purpose, per token: Yao et al. 2025 ("Your efficient RL
+    framework secretly brings you off-policy RL training"); per sequence: Liu et al. 2025 ("When speed kills
+    stability"). With w = pi_proximal / pi_behaviour, it is the weight of decoupled PPO, Hilton et al. 2022
+    (arXiv:2110.00641), as in AReaL, Fu et al. 2025 (arXiv:2505.24298).
 
     Args:
         log_ratio_T: logprob under the proximal policy - logprob under the sampler; its gradient is not used.
-        sequences: which tokens belong together.
-        over: whose ratio.
+        sequences: sequence of each token.
+        over: unit of the ratio.
         cap: largest weight.
     """
     log_ratio_T = log_ratio_T.detach()
@@ -42,17 +42,17 @@ def kept(
     low: float,
     high: float,
 ) -> Tensor:
-    """Which tokens are kept: those whose ratio lies in [low, high].
+    """Select the tokens to keep, by a ratio in [low, high].
 
-    Per token: IcePop, Ling team 2025 (arXiv:2510.18855). Per sequence, by the product of its ratios or by
-    their geometric mean, which does not grow with the length: Liu et al. 2025 ("When speed kills stability").
+    Per token: IcePop, Ling team 2025 (arXiv:2510.18855). Per sequence, by the product of the tokens' ratios or by their
+    geometric mean, which does not grow with the length: Liu et al. 2025 ("When speed kills stability").
 
     Args:
         log_ratio_T: logprob under the learner - logprob under the sampler; its gradient is not used.
-        sequences: which tokens belong together.
-        over: whose ratio.
-        low: smallest ratio kept.
-        high: largest ratio kept.
+        sequences: sequence of each token.
+        over: unit of the ratio.
+        low: smallest ratio to keep.
+        high: largest ratio to keep.
 
     Returns:
         bool [T].

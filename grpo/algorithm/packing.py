@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,18 +115,9 @@ class Microbatch:
 
     def to(self, device: torch.device) -> Microbatch:
         """Copy the microbatch with its token tensors to `device`. The lengths stay on the CPU, which reads them."""
-        return Microbatch(
-            self.input_ids_N.to(device),
-            self.position_ids_N.to(device),
-            self.places,
-            self.source_T.to(device),
-            self.targets_T.to(device),
-            self.lengths_S,
-            self.weights_T.to(device),
-            self.old_logprobs_T.to(device),
-            self.advantages_T.to(device),
-            None if self.proximal_logprobs_T is None else self.proximal_logprobs_T.to(device),
-        )
+        named = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "lengths_S")
+        moved: dict[str, Any] = {name: value.to(device) for name, value in named if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
         """Pickle the tensors as NumPy arrays. Ray sends arrays outside the pickle; it would copy tensors into it."""
@@ -167,39 +159,28 @@ def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
     sources = [
         (place.prompt + place.prompt_length - 1, *range(place.rest, place.rest + place.rest_length)) for place in places
     ]
-    integers = (
-        [token for piece in pieces for token in piece],
-        np.concatenate(positions),
-        [position for source in sources for position in source],
-        [token for sequence in sequences for token in sequence.token_ids[sequence.prompt_length :]],
-    )
-    floats = (
-        np.repeat([sequence.weight for sequence in sequences], lengths_S),
-        [logprob for sequence in sequences for logprob in sequence.old_logprobs],
-        np.repeat([sequence.advantage for sequence in sequences], lengths_S),
-    )
-    proximal_T = None
-    if any(sequence.proximal_logprobs is not None for sequence in sequences):
-        proximal = [
-            logprob for sequence in sequences for logprob in sequence.proximal_logprobs or sequence.old_logprobs
-        ]
-        proximal_T = torch.tensor(proximal, dtype=torch.float32)
-    input_ids_N, position_ids_N, source_T, targets_T = (
-        torch.from_numpy(np.asarray(values, np.int64)) for values in integers
-    )
-    weights_T, old_logprobs_T, advantages_T = (torch.from_numpy(np.asarray(values, np.float32)) for values in floats)
+    has_proximal = any(sequence.proximal_logprobs is not None for sequence in sequences)
+    proximal = [logprob for sequence in sequences for logprob in sequence.proximal_logprobs or sequence.old_logprobs]
     return Microbatch(
-        input_ids_N,
-        position_ids_N,
-        tuple(places),
-        source_T,
-        targets_T,
-        torch.from_numpy(lengths_S),
-        weights_T,
-        old_logprobs_T,
-        advantages_T,
-        proximal_T,
+        input_ids_N=_integers([token for piece in pieces for token in piece]),
+        position_ids_N=_integers(np.concatenate(positions)),
+        places=tuple(places),
+        source_T=_integers([position for source in sources for position in source]),
+        targets_T=_integers([token for item in sequences for token in item.token_ids[item.prompt_length :]]),
+        lengths_S=_integers(lengths_S),
+        weights_T=_floats(np.repeat([sequence.weight for sequence in sequences], lengths_S)),
+        old_logprobs_T=_floats([logprob for sequence in sequences for logprob in sequence.old_logprobs]),
+        advantages_T=_floats(np.repeat([sequence.advantage for sequence in sequences], lengths_S)),
+        proximal_logprobs_T=_floats(proximal) if has_proximal else None,
     )
+
+
+def _integers(values: Sequence[int] | np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, np.int64))
+
+
+def _floats(values: Sequence[float] | np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def sharing_units(sequences: Sequence[TrainingSequence], max_tokens: int) -> list[tuple[list[int], int]]:

@@ -66,14 +66,14 @@ def _check_options(algorithm: AlgorithmConfig, functions: list[AlgorithmChoice])
         if name not in taken:
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"algorithm.options.{name} is no keyword-only parameter of a function of yours{hint}")
+            raise ValueError(f"algorithm.options.{name} is not a keyword-only parameter of your functions{hint}")
     known = algorithm.options.keys() | AlgorithmConfig.model_fields.keys()
     for function in functions:
         if missing := [name for name in function.keywords[: function.required] if name not in known]:
             raise ValueError(f"{function.key} needs a value for {missing[0]}; set algorithm.options.{missing[0]}")
     ratio = next((function for function in functions if function.key.startswith("algorithm.ratio=")), None)
     if ratio and algorithm.dual_clip is not None and "dual_clip" not in ratio.keywords:
-        raise ValueError(f"algorithm.dual_clip={algorithm.dual_clip} is not taken by {ratio.key}; leave it out")
+        raise ValueError(f"{ratio.key} does not take algorithm.dual_clip={algorithm.dual_clip}; remove that key")
 
 
 def _try_advantage(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
@@ -120,7 +120,7 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
             f"{_ADVANTAGES[0]:g} (gradient {good:g}; at advantage {_ADVANTAGES[1]:g} {bad:g}); return the negative",
         )
     if masked or gradient_T[~mask_T].any():
-        _refuse(chosen, "lets a token that carries no loss reach others; use sequences.mask_T")
+        _refuse(chosen, "lets a token without loss change other tokens; use sequences.mask_T")
     start = 0
     for number, length in enumerate(_LENGTHS):
         place = slice(start, start + length)
@@ -128,8 +128,8 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
         if not (_close(alone_T, loss_T[place]) and _close(gradient_alone_T, gradient_T[place])):
             _refuse(
                 chosen,
-                "gives a sequence another loss or gradient alone than beside others, so the gradient would depend on "
-                "how the batch is split; use sequences.sum and sequences.mean for what spans a sequence",
+                "gives a sequence another loss or gradient if other sequences are in the batch, so the gradient would "
+                "depend on the split of the batch; sum over a sequence with sequences.sum or sequences.mean",
             )
         start += length
 
@@ -199,7 +199,7 @@ def _try_kl(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     _same(chosen, kl_T, choices.kl_estimate(algorithm, logprobs_T, reference_T))
     alone_T = choices.kl_estimate(algorithm, logprobs_T[:3], reference_T[:3])
     if not _close(alone_T, kl_T[:3]):
-        _refuse(chosen, "gives a token another value beside other tokens; a token may depend on nothing else")
+        _refuse(chosen, "gives a token another value beside other tokens; a token must not depend on other tokens")
     if algorithm.kl_in_loss and not algorithm.kl_corrected and not _gradient(kl_T.sum(), logprobs_T).any():
         _refuse(chosen, "has no gradient by logprobs_T, which algorithm.kl_place=loss needs; or use kl_place=reward")
 

@@ -1,1 +1,1 @@
-"""From a data source to prompts and supervised rows."""
+"""Read data sources as prompts or supervised rows."""

@@ -1,8 +1,7 @@
-"""The quickstart's task: chains of one-digit terms, small enough to learn from nothing on one core.
+"""The quickstart's task: chains of one-digit terms. A policy with random weights can learn it on one CPU core.
 
-A cold-started policy has seen careful demonstrations (think step by step, then answer) and sloppy ones (answer at
-once, off by up to 9). It can do the sum when it thinks, and thinks about half the time: what reinforcement learning
-has to find out is that thinking pays.
+The cold start uses careful demonstrations (think step by step, then answer) and sloppy demonstrations (answer at once,
+wrong by up to 9). The policy then thinks about half of the time. Reinforcement learning teaches it to think.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ SHORTEST, LONGEST = 3, 5
 
 
 def is_held_out(question: str) -> bool:
-    """One question in ten is never trained on; which, is settled by its text."""
+    """Return True for a tenth of the questions, by a hash of the text. Training never uses them."""
     return zlib.crc32(question.encode()) % 10 == 0
 
 
@@ -40,13 +39,13 @@ def _draw(count: int, seed: int, held_out: bool) -> Iterator[tuple[str, list[int
 
 
 def questions(count: int, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, str]]:
-    """Rows `prompt`, `answer`: for example `2-9+8+8+3=?` and `12`."""
+    """Yield rows `prompt`, `answer`, for example `2-9+8+8+3=?` and `12`."""
     for question, terms, _ in _draw(count, seed, held_out):
         yield {"prompt": question, "answer": str(sum(terms))}
 
 
 def demonstrations(count: int, seed: int = 0, careful_share: float = 0.5) -> Iterator[dict[str, str]]:
-    """Rows `prompt`, `response`: a share of them careful, the others sloppy."""
+    """Yield rows `prompt`, `response`; on average, `careful_share` of them are careful."""
     generator = random.Random(f"demonstrations {seed}")
     for question, terms, signs in _draw(count, seed + 1, held_out=False):
         if generator.random() < careful_share:

@@ -35,10 +35,10 @@ def render(
         ]
     for question in questions:
         if not isinstance(question, str):
-            reason = "its tokenizer has none" if source.chat_template == "auto" else f"{where}.chat_template is never"
+            reason = "its tokenizer has none" if source.chat_template == "auto" else f"{where}.chat_template=never"
             raise ValueError(
-                f"{where}.prompt={source.prompt!r} holds chat messages, which need the policy's chat template, and "
-                f"{reason}; take a policy with one, or name a column of plain text"
+                f"{where}.prompt={source.prompt!r} holds chat messages, which need the policy's chat template, but "
+                f"{reason}; take a policy with a chat template, or name a column of plain text"
             )
     return [str(messages[-1]["content"]) for messages in conversations]
 
@@ -69,12 +69,12 @@ def _in_template(source: config.DatasetConfig, question: Any, cell: str, where: 
         messages = checked(question, cell)
     last = messages[-1]
     if last["role"] != "user":
-        raise ValueError(f"{cell} ends with a message of {last['role']!r}; the last one must be the user's question")
+        raise ValueError(f"{cell} ends with a message of {last['role']!r}; it must end with the user's question")
     messages = [*messages[:-1], {**last, "content": source.template.replace("{prompt}", last["content"])}]
     if not source.system:
         return messages
     if messages[0]["role"] == "system":
-        raise ValueError(f"{cell} has a system message of its own, and {where}.system is set; leave one of them out")
+        raise ValueError(f"{cell} already has a system message, and {where}.system is set; remove one of the two")
     return [{"role": "system", "content": source.system}, *messages]
 
 
@@ -112,5 +112,5 @@ def response_text(value: Any, cell: str) -> str:
         return value
     messages = checked(value, cell)
     if len(messages) > 1 or messages[0]["role"] != "assistant":
-        raise ValueError(f"{cell} has {len(messages)} message(s); expected one, of the assistant")
+        raise ValueError(f"{cell} has {len(messages)} message(s); expected a single message, of the assistant")
     return str(messages[0]["content"])

@@ -1,4 +1,4 @@
-"""An endless walk over a data set that resumes exactly."""
+"""Draw items of a data set in a shuffled order without end. A resumed run continues in the same order."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ Item = TypeVar("Item")
 
 
 class Cursor(Generic[Item]):
-    """An endless, shuffled walk over items that goes on where its state was taken.
+    """Draws items in a shuffled order without end, and continues from a saved state.
 
-    Each epoch has a permutation of its own, drawn from the run's seed and the epoch's number. So a walk that resumes
-    in the middle of an epoch draws the later epochs in the same order as a walk without a stop.
+    The permutation of an epoch depends only on the run's seed and the epoch's number. So after a resume in the middle
+    of an epoch, the later epochs have the same order as without a stop.
     """
 
     def __init__(self, items: Sequence[Item], seed: int, without: frozenset[int] = frozenset()) -> None:
         """Start before the first item of the first epoch.
 
         Args:
-            items: the items of the walk.
+            items: items to draw.
             seed: seed of the order.
-            without: numbers of items that the walk passes over. The order of the others does not depend on them, and a
-                walk may resume with other numbers here.
+            without: numbers of items to skip. The order of the other items does not depend on them, and a resumed run
+                may skip other items.
         """
         self._items, self._without = items, without
         self._seed = seed
         self._start(epoch=0)
 
     def _start(self, epoch: int, taken: int = 0) -> None:
-        # PyTorch's CPU generator reads the lowest 32 bits of a seed and no more.
+        # PyTorch's CPU generator reads only the lowest 32 bits of a seed.
         digest = hashlib.blake2b(f"{self._seed}/{epoch}".encode(), digest_size=4).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         self._order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
         self._epoch, self._taken = epoch, taken
 
     def next(self, count: int) -> list[Item]:
-        """The next `count` items, going over into the next epoch where this one ends."""
+        """Return the next `count` items. After the last item of an epoch, the next epoch begins."""
         items: list[Item] = []
         while len(items) < count:
             if self._taken == len(self._order):
@@ -51,19 +51,19 @@ class Cursor(Generic[Item]):
         return items
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the walk is, with the number of items that it walks over."""
+        """Return the position, and the number of items."""
         return {"items": len(self._items), "epoch": self._epoch, "taken": self._taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            ValueError: the state was taken over another number of items.
+            ValueError: the state comes from another number of items.
         """
         if state["items"] != len(self._items):
             raise ValueError(
-                f"the checkpoint walked over {state['items']} rows, the data has {len(self._items)} now; "
-                "resume with the same data and length limits, or start a new run folder"
+                f"the checkpoint was written with {state['items']} rows of data, but the data has {len(self._items)} "
+                "now; resume with the same data and length limits, or start a new run folder"
             )
         # A checkpoint of version 0.1 holds the state of torchdata's loader, whose permutations are the same.
         taken = state["taken"] if "taken" in state else state["loader"]["_num_yielded"]

@@ -1,9 +1,9 @@
-"""The code quickstart's task: write a function that does what a few words say, judged by running it.
+"""The code quickstart's task: write a function that does a few named steps. A verifier runs the function.
 
-A question names three to five steps, such as `add 7; times 3; max 5`; the answer is a Python function `f(x)` in a
-fenced block, and its reference are hidden calls of it. A cold-started policy has seen careful demonstrations, one line
-for each step, and sloppy ones, which do a single step and return. It can write the function when it goes step by step,
-and does so less than half of the time: that this pays, it finds out from programs that were run.
+A question names three to five steps, such as `add 7; times 3; max 5`. The answer is a Python function `f(x)` in a
+fenced block. The reference holds hidden calls of the function. The cold start uses careful demonstrations, with a line
+for each step, and sloppy demonstrations, which do a single step and return. The policy then does all steps less than
+half of the time. Reinforcement learning teaches it to do all steps.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from grpo.data.arithmetic import is_held_out
 
 SHORTEST, LONGEST = 3, 5
-_CALLS = 6  # hidden calls of one function
-_LARGEST = 20  # argument of a hidden call, either sign
-_LEAST_RESULTS = 3  # different results of the hidden calls; fewer could be guessed without the steps
-# What a step is called, its Python text and its meaning. `k` is one digit; 2 at least, so that no step does nothing.
+_CALLS = 6  # number of hidden calls of a function
+_LARGEST = 20  # largest absolute argument of a hidden call
+_LEAST_RESULTS = 3  # least number of different results of the hidden calls; a policy could guess fewer results
+# Name of a step -> its Python text and its meaning. `k` is a digit from 2 to 9: with 1, `times` would do nothing.
 _STEPS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "add": ("x+{k}", lambda x, k: x + k),
     "take": ("x-{k}", lambda x, k: x - k),
@@ -32,7 +32,7 @@ Steps = list[tuple[str, int]]
 
 
 def _arguments(question: str) -> list[int]:
-    """Arguments of the hidden calls, the same for the same question."""
+    """Return the arguments of the hidden calls; they depend only on the question."""
     return random.Random(question).sample(range(-_LARGEST, _LARGEST + 1), _CALLS)
 
 
@@ -49,7 +49,7 @@ def _draw(count: int, seed: int, held_out: bool) -> Iterator[tuple[str, Steps]]:
 
 
 def value(steps: Steps, x: int) -> int:
-    """What the function that does `steps` returns for `x`."""
+    """Apply `steps` to `x`."""
     for name, k in steps:
         x = _STEPS[name][1](x, k)
     return x
@@ -61,9 +61,9 @@ def _program(steps: Steps) -> str:
 
 
 def questions(count: int, seed: int = 0, held_out: bool = False) -> Iterator[dict[str, str]]:
-    """Rows of steps (`prompt`), as JSON the calls that the code verifier makes (`answer`), and the right program.
+    """Yield rows with steps (`prompt`), the verifier's calls as JSON (`answer`) and a right program.
 
-    The calls are in the form of APPS; the program, `canonical_solution`, is for the check of gold answers.
+    The calls have the format of APPS. The check of gold answers uses the program, `canonical_solution`.
     """
     for question, steps in _draw(count, seed, held_out):
         arguments = _arguments(question)
@@ -72,7 +72,7 @@ def questions(count: int, seed: int = 0, held_out: bool = False) -> Iterator[dic
 
 
 def demonstrations(count: int, seed: int = 0, careful_share: float = 0.45) -> Iterator[dict[str, str]]:
-    """Rows `prompt`, `response`: a share of them careful, the others sloppy."""
+    """Yield rows `prompt`, `response`; on average, `careful_share` of them are careful."""
     generator = random.Random(f"expression demonstrations {seed}")
     for question, steps in _draw(count, seed + 1, held_out=False):
         texts = [_STEPS[name][0].format(k=k) for name, k in steps]

@@ -15,7 +15,6 @@ from rewards.named_code import locate
 # Files smaller than this, in bytes, are checked for blank content.
 SMALL_FILE = 1024
 
-
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -75,7 +74,7 @@ def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
             raise ValueError(f"{path} is empty")
     names = ", ".join(map(str, paths))
     if len({FORMATS[path.suffix] for path in paths}) > 1:
-        raise ValueError(f"{names} are of different formats; give files of one")
+        raise ValueError(f"{names} have different formats; give files of a single format")
     try:
         return datasets.load_dataset(FORMATS[paths[0].suffix], data_files=[str(path) for path in paths], split="train")
     except (datasets.exceptions.DatasetsError, ValueError) as failure:
@@ -109,12 +108,12 @@ def cell(row: Mapping[str, Any], name: str) -> Any:
 
 
 def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
-    """A column's values.
+    """Return the values of a column.
 
     Args:
-        rows: which have it.
-        name: of the column, with dots where it is nested.
-        key: of the configuration that names it, for errors.
+        rows: rows with the column.
+        name: name of the column, with dots if it is nested.
+        key: config key that names the column, for errors.
 
     Raises:
         ValueError: the column does not exist, or a row has no value in it.
@@ -125,7 +124,7 @@ def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
     values = rows[name][:] if name in rows.column_names else [cell(row, name) for row in rows.to_list()]
     for index, value in enumerate(values):
         if value is None:
-            raise ValueError(f"row {index} has nothing in column {name!r} ({key})")
+            raise ValueError(f"row {index} has no value in column {name!r} ({key}); fill it, or remove the row")
     return values
 
 

@@ -1,1 +1,1 @@
-"""One vLLM engine, and the thread that owns it."""
+"""A vLLM engine, and the thread that drives it."""

@@ -1,7 +1,7 @@
-"""Norms of the engine on a CPU, by the kernel that vLLM has for them and leaves unused there.
+"""Compute the engine's norms on a CPU with a kernel of vLLM that vLLM does not use there.
 
-It would compute each by some seven operators of torch, and the engine of a small policy spends more of its time on
-calling operators than on computing: with the kernel sampling takes 7 % less.
+Without the kernel, a norm takes about seven operators of torch. For a small policy, calling operators costs more time
+than computing. So sampling takes 7 % less time with the kernel.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from vllm.platforms import current_platform
 
 
 class KernelRMSNorm(RMSNorm):
-    """`RMSNorm` (arXiv:1910.07467) in one operator, where that computes the same: in float32, over the whole width.
+    """`RMSNorm` (arXiv:1910.07467) in one operator, if the result is the same: in float32, over the whole width.
 
-    In bfloat16 the kernel rounds once, where the learner rounds before it multiplies by the weight.
+    In bfloat16 the result differs: the kernel rounds once, but the learner also rounds before it multiplies by the
+    weight.
     """
 
     def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """The norm of `x`, or of their sum and that sum. Both may be overwritten where there is a `residual`."""
+        """Return the norm of `x`. With a `residual`: the norm of the sum, and the sum; both inputs may change."""
         plain = self.has_weight and self.variance_size_override is None
         if not plain or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward_native(x, residual)
-        # The kernel takes for granted that rows lie one after another.
+        # The kernel requires contiguous rows.
         if residual is None:
             normed = torch.empty(x.shape, dtype=x.dtype)
             torch.ops._C.rms_norm.default(normed, x.contiguous(), self.weight, self.variance_epsilon)
@@ -36,8 +37,8 @@ class KernelRMSNorm(RMSNorm):
 
 
 def register() -> None:
-    """Have vLLM build its models with it, in this process, on a CPU. Safe to call twice."""
-    # Another plug-in may have a norm of its own, and a build for another processor may lack the kernel.
+    """Make vLLM use the kernel for its models, in this process, on a CPU. Safe to call twice."""
+    # Another plug-in may have registered a norm, and a build for another processor may lack the kernel.
     if (
         current_platform.is_cpu()
         and RMSNorm.__name__ not in op_registry_oot

@@ -1,7 +1,8 @@
-"""The vLLM room: one generator, which samples completions and scores given tokens.
+"""A generator: a vLLM engine that samples completions and scores given tokens.
 
-The same synchronous engine runs everywhere: in this very process on CPU, where a second process would cost more than
-it brings, and in processes of its own on GPU. Nothing here knows of Ray; `grpo.cluster.cluster` runs one per replica.
+The engine is synchronous. By default, it runs in this process on a CPU, where a second process would only cost time,
+and in separate processes on a GPU. This module does not use Ray; `grpo.cluster.cluster` starts
+a generator for each replica.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Pending:
     request: Request
     sampling: SamplingParams
 
 
 class Generator:
-    """One vLLM engine with the policy's weights and their version.
+    """A vLLM engine with the policy's weights and their version.
 
-    Requests may be under way while weights are updated: they are held between two engine steps, and go on under the new
-    version or, with `rollout.partial` = `restart`, begin again.
+    During an update of the weights, running requests are held between two engine steps. They then continue with the new
+    version. With `rollout.partial` = `restart`, they begin again.
     """
 
     def __init__(self, setup: GeneratorSetup) -> None:
-        """Load the policy. `grpo.cluster.cluster` has set the process's environment."""
+        """Load the policy. The caller must have set the process's environment, as `grpo.cluster.cluster` does."""
         weight_transfer.register()
         cpu_norm.register()
         on_cpu = setup.device == "cpu"
@@ -65,75 +66,76 @@ class Generator:
                 dtype=setup.dtype,
                 tensor_parallel_size=setup.generator.tensor_parallel_size,
                 pipeline_parallel_size=setup.generator.pipeline_parallel_size,
-                # In an actor of Ray vLLM would choose Ray for its workers, and find the devices taken by that actor.
+                # In a Ray actor, vLLM would start its workers with Ray, but the actor already holds the devices.
                 distributed_executor_backend="mp" if setup.generator.devices > 1 else None,
                 max_model_len=setup.max_sequence_tokens,
                 max_num_seqs=setup.generator.max_sequences,
-                # One step may take all prompts at once; on GPU vLLM's own choice suits the memory it profiled.
+                # On a CPU, a step may take all prompts at once. On a GPU, vLLM's default fits the profiled memory.
                 max_num_batched_tokens=max(8192, setup.max_sequence_tokens) if on_cpu else None,
                 gpu_memory_utilization=setup.generator.gpu_memory_share,
                 enforce_eager=on_cpu or not setup.generator.compile,
-                # It keeps whole blocks, of 128 tokens on a CPU: to look for shorter ones in vain takes 3 % of the time.
+                # The cache holds whole blocks, 128 tokens on a CPU. Shorter sequences never fill a block, and looking
+                # them up costs 3 % of the time.
                 enable_prefix_caching=not on_cpu or setup.max_sequence_tokens > 128,
                 enable_sleep_mode=setup.sleeps,
                 logprobs_mode="raw_logprobs" if setup.temperature == 1.0 else "processed_logprobs",
                 weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKENDS[setup.transport]),
-                # The policy's own default temperature and top-k must not slip into the samples.
+                # The policy's default temperature and top-k must not change the samples.
                 generation_config="vllm",
                 disable_log_stats=True,
-                # Steps follow one another without guessing ahead: the same requests give the same batches. And only an
-                # engine in its own process waits, when it is paused, for a step that was begun ahead.
+                # Without scheduling ahead, the same requests give the same batches. Also, a paused engine waits for a
+                # step that was scheduled ahead only if the engine runs in a separate process.
                 async_scheduling=None if own_process else False,
             )
         )
-        # vLLM asks the engine's process for these at the first request and remembers them. Asked now, a process that is
-        # lost before that request is noticed as a dead engine, and not as a failed call.
+        # vLLM gets the tasks from the engine's process at the first request. Get them now: if the process dies before
+        # the first request, the error is then a dead engine and not a failed call.
         self._engine.get_supported_tasks()
         if on_cpu and setup.generator.pipeline_parallel_size > 1:
-            # vLLM leaves out the warm-up of eager models on a CPU, in which later stages make room for their inputs.
+            # Later pipeline stages allocate their inputs in a warm-up, which vLLM omits for eager models on a CPU.
             self._engine.collective_rpc("execute_dummy_batch")
         if setup.transport == "object_store":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
         self._restart = setup.partial == "restart"
         # Unfinished requests by vLLM's name, which is the request's id as text.
-        self._asked: dict[str, _Asked] = {}
+        self._pending: dict[str, _Pending] = {}
         self._finished: EngineFinished = []
         self._scored: dict[str, RequestOutput] = {}
         # During a weight update: requests that begin after it. None if no update runs.
-        self._held: list[_Asked] | None = None
+        self._held: list[_Pending] | None = None
         # With other transports, the engine's processes keep the copies for sparse changes.
         self._patches = PatchReader() if setup.sparse and setup.transport == "object_store" else None
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's processes are there."""
+        """Whether the engine's processes are alive."""
         core = self._engine.engine_core
         return not (isinstance(core, MPClient) and core.resources.engine_dead)
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
-        return bool(self._finished) or (bool(self._asked) and self._held is None)
+        """Whether `step` has work."""
+        return bool(self._finished) or (bool(self._pending) and self._held is None)
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
         """Begin to sample for all requests."""
         for request in requests:
-            self._start(_Asked(request, sampling))
+            self._start(_Pending(request, sampling))
 
     def step(self) -> EngineFinished:
-        """Sample a token of each running completion; the groups that this finished, and those of calls before it.
+        """Sample a token of each running completion; return all groups that finished since the last call.
 
         Raises:
             EngineDied: the engine's process is gone.
         """
-        if self._asked and self._held is None:
+        if self._pending and self._held is None:
             self._advance()
         finished, self._finished = self._finished, []
         return finished
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of each token but the first of each sequence, at temperature 1."""
+        """Return the log-probability of each token of a sequence except the first, at temperature 1."""
         assert self._held is None, "a paused engine scores nothing"
         names = [f"score-{number}" for number in range(len(sequences))]
         for name, sequence in zip(names, sequences, strict=True):
@@ -144,18 +146,18 @@ class Generator:
         return [prompt_logprobs(scored[name]) for name in names]
 
     def join_sender(self, invitation: dict[str, Any]) -> None:
-        """Meet the learner for pushes to come (`grpo.weights.link`). The engine must be idle."""
+        """Connect to the learner for later pushes (`grpo.weights.link`). The engine must be idle."""
         self._engine.collective_rpc("init_weight_transfer_engine", args=(invitation,))
 
     def begin_update(self) -> None:
         """Prepare for new weights: hold the running requests."""
-        # Level 0 only pauses; a step that was begun ahead is finished first, and its tokens are the old version's.
+        # Level 0 only pauses. A step that was scheduled ahead finishes first; its tokens have the old version.
         self._engine.sleep(level=0, mode="keep")
         self._held = []
         if self._restart:
-            self._engine.abort_request(list(self._asked))
-            self._held = list(self._asked.values())
-            self._asked.clear()
+            self._engine.abort_request(list(self._pending))
+            self._held = list(self._pending.values())
+            self._pending.clear()
         self._engine.collective_rpc("start_weight_update")
 
     def update(self, bucket: np.ndarray | Bucket) -> list[str]:
@@ -179,8 +181,8 @@ class Generator:
         return self._load(itertools.chain([safetensors_header(whole)], parts), whole.nbytes)
 
     def _load(self, parts: Iterable[bytes | memoryview], nbytes: int) -> list[str]:
-        """Load a safetensors file that is written from `parts`; the names of its tensors."""
-        # By file, as the engine may live in other processes of this node; in memory where there is room.
+        """Write a safetensors file from `parts` and load it; return the names of its tensors."""
+        # The engine may run in other processes of this node, so a file carries the tensors.
         with tempfile.NamedTemporaryFile(dir=_scratch(nbytes), suffix=".safetensors") as file:
             file.writelines(parts)
             file.flush()
@@ -189,9 +191,9 @@ class Generator:
                 return list(tensors.keys())
 
     def finish_update(self, policy_version: int) -> None:
-        """All buckets have come: sample from them, as `policy_version`, from now on."""
+        """Sample from the new weights, as `policy_version`, from now on. Call this after the last bucket."""
         self._engine.collective_rpc("finish_weight_update")
-        # Keys and values are the old weights': those of running requests are computed again from their tokens.
+        # Cached keys and values come from the old weights, so running requests compute them again from their tokens.
         self._engine.reset_prefix_cache(reset_running_requests=True)
         self._engine.set_weight_version(str(policy_version))
         self._engine.wake_up(tags=["scheduling"])
@@ -201,8 +203,8 @@ class Generator:
         logger.info("samples with the weights of policy version %d", policy_version)
 
     def sleep(self) -> None:
-        """Move the weights into the host's memory and drop the cache. The engine must be idle; end with `wake`."""
-        assert not self._asked, "what is under way would be lost"
+        """Move the weights to host memory and drop the cache, until `wake`. The engine must be idle."""
+        assert not self._pending, "running requests would be lost"
         self._engine.sleep(level=1)
 
     def wake(self) -> None:
@@ -210,7 +212,7 @@ class Generator:
         self._engine.wake_up()
         self._engine.reset_prefix_cache()
 
-    def _start(self, pending: _Asked) -> None:
+    def _start(self, pending: _Pending) -> None:
         if self._held is not None:
             self._held.append(pending)
             return
@@ -221,7 +223,7 @@ class Generator:
                 {"prompt_token_ids": list(pending.request.token_ids)},
                 self._tokens.engine_sampling(pending.sampling, pending.request.seed),
             )
-        self._asked[name] = pending
+        self._pending[name] = pending
 
     def _advance(self) -> None:
         with _alive():
@@ -229,7 +231,7 @@ class Generator:
         for output in outputs:
             if not isinstance(output, RequestOutput) or not output.finished:
                 continue
-            pending = self._asked.pop(output.request_id, None)
+            pending = self._pending.pop(output.request_id, None)
             if pending is None:
                 self._scored[output.request_id] = output
             else:
@@ -241,12 +243,12 @@ def _alive() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as dead:
-        # vLLM's own error cannot be read where vLLM is not installed.
+        # The driver may run without vLLM and could not unpickle vLLM's error.
         raise EngineDied("the process of a generator's engine is gone") from dead
 
 
 def _scratch(size: int) -> str | None:
-    """Shared memory where it has room for `size` bytes twice over, else the system's temporary folder."""
+    """Return the folder of shared memory if it has twice `size` bytes free; None for the temporary folder."""
     memory = Path("/dev/shm")
     if not memory.is_dir():
         return None

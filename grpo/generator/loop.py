@@ -1,4 +1,4 @@
-"""One thread that owns an engine: it steps it while there is work, and takes calls from other threads between steps."""
+"""A thread that drives an engine: it steps the engine while there is work, and runs calls of other threads."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from typing import Any, Protocol, TypeVar
 from grpo.types import EngineDied, EngineFinished, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy, BusyClock
 
-# A message costs Ray about as much as a small policy's engine needs for a step, so those of so many seconds are one.
+# A message through Ray costs about as much time as a step of a small policy. So groups are collected for this time, in
+# seconds, and sent together.
 HAND_ON_S = 0.05
-# How often whoever waits for the engine looks whether it lives: one in a process of its own may die without a word to
-# the thread that waits for its next step.
+# A separate engine process may die without an error in the thread that waits for its step. So every waiting thread
+# checks the process at this interval, in seconds.
 LOOK_S = 1.0
 
 Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """A generator, as far as the loop drives it, in the loop's thread except where it says otherwise."""
+    """The part of a generator that the loop calls, in the loop's thread unless stated otherwise."""
 
     @property
     def alive(self) -> bool:
-        """Whether the processes of the engine are there; asked from any thread."""
+        """Whether the engine's processes are alive; any thread may call this."""
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
+        """Whether `step` has work."""
         ...
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
@@ -41,24 +42,24 @@ class Engine(Protocol):
         ...
 
     def step(self) -> EngineFinished:
-        """Sample a token of each running completion; the groups that this finished."""
+        """Sample a token of each running completion; return the finished groups."""
         ...
 
 
 class EngineLoop:
-    """The thread. What goes wrong in it ends it, and is raised by every call from then on."""
+    """Drives an engine in a thread. An error in the thread ends it, and every later call raises that error."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
-        """Make the engine in the thread that will use it, and wait for it.
+        """Make the engine in the new thread, and wait until it is ready.
 
         Raises:
-            Exception: what `make` raised.
+            Exception: the error of `make`.
         """
         self._calls: queue.SimpleQueue[Callable[[Any], None]] = queue.SimpleQueue()
         self._handed_on = threading.Condition()
         self._outbox: EngineFinished = []
         self._engine: Engine | None = None
-        # Since when the engine has been in its present step or call; None while it waits for one.
+        # Begin of the engine's present step or call; None while it waits for work.
         self._since: float | None = None
         self._busy = BusyClock()
         self._ended: Future[None] = Future()
@@ -67,14 +68,14 @@ class EngineLoop:
         self._result_of(made)
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
-        """Begin to sample for all requests; returns at once. What the engine refuses ends the loop."""
+        """Begin to sample for all requests; returns at once. If the engine raises, the loop ends."""
         self._calls.put(lambda engine: engine.submit(requests, sampling))
 
     def call(self, work: Callable[[Any], Result], doing: Phase | None = None) -> Result:
         """Run `work(engine)` between two steps and wait for its result; the engine counts as busy with `doing`.
 
         Raises:
-            Exception: what the loop ended with, be it this call's fault or an earlier one's.
+            Exception: the error that ended the loop, in this call or earlier.
         """
         done: Future[Result] = Future()
 
@@ -87,10 +88,10 @@ class EngineLoop:
         return self._result_of(done)
 
     def take(self, wait_s: float) -> GeneratorReport:
-        """Groups finished since the last call, waiting up to `wait_s` for the first; none where nothing came.
+        """Return the groups that finished since the last call. Wait at most `wait_s` for the first group.
 
         Raises:
-            Exception: what the loop ended with.
+            Exception: the error that ended the loop.
         """
         until = time.monotonic() + wait_s
         with self._handed_on:
@@ -107,7 +108,7 @@ class EngineLoop:
         return GeneratorReport(finished, 0.0 if since is None else time.monotonic() - since, self._busy.take())
 
     def take_busy(self) -> Busy:
-        """What the engine did, and when, since it was last told here or in a report."""
+        """Return the engine's activities with their times, since the last call or report."""
         return self._busy.take()
 
     def _result_of(self, future: Future[Result]) -> Result:
@@ -127,7 +128,7 @@ class EngineLoop:
             self._engine = make()
             made.set_result(None)
             self._run(self._engine)
-        except BaseException as failure:  # carried to the threads that wait for this one
+        except BaseException as failure:  # raised again in the waiting threads
             with self._handed_on:
                 self._ended.set_exception(failure)
                 self._handed_on.notify_all()
@@ -149,7 +150,7 @@ class EngineLoop:
                 finished, handed_on = [], time.monotonic()
 
     def _take_calls(self, engine: Engine) -> None:
-        """Those that wait; where the engine has nothing to do, sleep until there is one."""
+        """Run the waiting calls. If the engine has no work, wait for the next call."""
         while True:
             try:
                 work = self._calls.get_nowait()

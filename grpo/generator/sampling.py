@@ -1,4 +1,4 @@
-"""Between our requests and completions and vLLM's: what is asked of the engine, and what its outputs say."""
+"""Convert sampling settings to vLLM's settings, and vLLM's outputs to completions and log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from grpo.policy.hub import at_revision, name_of
 from grpo.types import Completion, SamplingParams, VersionSpan
 
-# To score a sequence vLLM is asked for one token after it, and for the log-probabilities of all before.
+# To score a sequence, vLLM samples one more token and returns the log-probabilities of the sequence's tokens.
 SCORING = EngineSampling(
     max_tokens=1,
     temperature=0.0,
@@ -26,7 +26,7 @@ SCORING = EngineSampling(
 
 
 class SamplingTokens:
-    """The tokens of a policy: which end a completion, and the text of the others."""
+    """The tokens of a policy: tokens that end a completion, and the text of other tokens."""
 
     def __init__(self, policy_path: str) -> None:
         """Load the tokenizer and the policy's generation config."""
@@ -34,7 +34,7 @@ class SamplingTokens:
         self._ends = end_tokens(policy_path, self._tokenizer)
 
     def engine_sampling(self, sampling: SamplingParams, seed: int) -> EngineSampling:
-        """How vLLM is to sample a request."""
+        """Return vLLM's sampling settings for a request."""
         return EngineSampling(
             n=sampling.samples,
             temperature=sampling.temperature,
@@ -46,14 +46,14 @@ class SamplingTokens:
             seed=seed,
             logprobs=0,
             flat_logprobs=True,
-            # Text is made once, at the end; vLLM would do it token by token. Stop strings need it to.
+            # vLLM would decode the text token by token. Only stop strings need that; `completions` decodes once.
             detokenize=bool(sampling.stop),
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def completions(self, output: RequestOutput) -> tuple[Completion, ...]:
-        """A finished request's completions, in the order of its samples."""
+        """Return a finished request's completions, in the order of its samples."""
         sampled = sorted(output.outputs, key=lambda sample: sample.index)
         texts = self._tokenizer.batch_decode(
             [ids[:-1] if ids[-1] in self._ends else ids for ids in (list(sample.token_ids) for sample in sampled)],
@@ -66,7 +66,7 @@ class SamplingTokens:
             ids = tuple(sample.token_ids)
             assert sample.logprobs is not None and sample.weight_versions is not None
             logprobs = tuple(_logprob(sample.logprobs[position], token) for position, token in enumerate(ids))
-            # The engine stamps what each of its steps sampled, wherever it runs.
+            # The engine records the version of the weights for each sampled token.
             spans = tuple(VersionSpan(span.start, span.end, int(span.version)) for span in sample.weight_versions)
             reason: Literal["stop", "length"] = "stop" if sample.finish_reason == "stop" else "length"
             completions.append(Completion(ids, logprobs, text, reason, spans))
@@ -74,22 +74,22 @@ class SamplingTokens:
 
 
 def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a completion: the tokenizer's, and those that the policy's generation config adds."""
+    """Return the tokens that end a completion, from the tokenizer and from the policy's generation config."""
     ends = {tokenizer.eos_token_id}
     try:
         more = GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id
     except OSError:
-        more = None  # a policy need not have one
+        more = None  # the generation config is optional
     return frozenset(ends | set([more] if isinstance(more, int) else more or ())) - {None}
 
 
 def prompt_logprobs(output: RequestOutput) -> list[float]:
-    """Log-probability of each token but the first of a scored sequence."""
+    """Return the log-probability of each token of a scored sequence except the first."""
     ids, scored = output.prompt_token_ids, output.prompt_logprobs
     assert ids is not None and scored is not None
     return [_logprob(scored[i], ids[i]) for i in range(1, len(ids))]
 
 
-def _logprob(of_position: Mapping[int, Logprob] | None, token: int) -> float:
-    assert of_position is not None
-    return of_position[token].logprob
+def _logprob(by_token: Mapping[int, Logprob] | None, token: int) -> float:
+    assert by_token is not None
+    return by_token[token].logprob

@@ -1,4 +1,4 @@
-"""What a generator is told when it starts. Importing this imports no vLLM."""
+"""Settings for the start of a generator. Importing this module does not import vLLM."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from grpo.config.cluster import Device
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSetup:
-    """What one replica needs to know.
+    """Settings of a replica.
 
     Attributes:
-        policy_path: folder or hub name of the starting policy, which may be a checkpoint's.
-        dtype: of weights and activations.
-        generator: sizes and where the engine runs.
-        max_sequence_tokens: longest prompt with its completion.
-        temperature: of training samples; where it is not 1, log-probabilities are taken after it is applied.
+        policy_path: folder or hub name of the starting policy; the policy of a checkpoint after a resume.
+        dtype: element type of weights and activations.
+        generator: section with the sizes of the engine.
+        max_sequence_tokens: longest prompt with its completion, in tokens.
+        temperature: temperature of training samples. If it is not 1, log-probabilities are those after applying it.
         device: `cpu` or `cuda`.
         replica: number of this replica.
-        sleeps: it will give its memory back between rounds; on `cuda` only.
-        partial: what happens to completions that are under way when new weights come.
-        transport: how new weights come to it.
-        sparse: through the object store comes only what changed of them.
-        base_path: what a successor starts from that is given newer weights at once: the policy that the run began
-            with, as a checkpoint's folder is deleted in time. None: `policy_path`.
+        sleeps: True if the generator releases its memory between rounds; on `cuda` only.
+        partial: treatment of running completions when new weights come.
+        transport: transport of new weights.
+        sparse: True if only the changes of the weights travel.
+        base_path: starting policy of a restarted generator, which gets newer weights at once. A checkpoint's folder may
+            be deleted by then, so this is the policy at the start of the run. None for `policy_path`.
     """
 
     policy_path: str
@@ -52,7 +52,7 @@ def generator_setups(
     *,
     sleeps: bool,
 ) -> list[GeneratorSetup]:
-    """Those of all replicas of a training run; arguments as of `GeneratorSetup`."""
+    """Return the settings of all replicas of a training run; the arguments are the same as in `GeneratorSetup`."""
     return [
         GeneratorSetup(
             policy_path=policy_path,

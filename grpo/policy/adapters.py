@@ -131,8 +131,8 @@ def require_peft(learner: LearnerConfig) -> None:
     """
     if learner.lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError(
-            "learner.lora is asked for but peft is not installed; install it with `pip install 'verigrpo[lora]'`, or "
-            "take learner.lora out to train all weights"
+            "learner.lora needs peft, which is not installed; install it with `pip install 'verigrpo[lora]'`, or "
+            "remove learner.lora to train all weights"
         )
 
 
@@ -210,6 +210,6 @@ def check_adapter(model: nn.Module, folder: Path) -> None:
             expected, came = sorted(expected), sorted(came)
         if expected != came:
             raise ValueError(
-                f"the adapters in {folder} have {key} {came}, and learner.lora.{key} asks for {expected}; resume with "
-                "the learner.lora that the run started with"
+                f"the adapters in {folder} have {key} {came}, but learner.lora.{key} is {expected}; resume with the "
+                "learner.lora that the run started with"
             )

@@ -149,7 +149,7 @@ def packed_attention(
     if packed_layout is None:
         raise ValueError("packed attention needs packed_layout=PackedLayout(places, device) in the model's call")
     if getattr(module, "sliding_window", None):
-        raise ValueError("packed attention has no sliding window; train a policy whose config has none")
+        raise ValueError("packed attention has no sliding window; train a policy without sliding_window in its config")
     if dropout:
         raise ValueError(
             f"packed attention has no dropout, and the policy asks for {dropout}; set attention_dropout to 0 in its "

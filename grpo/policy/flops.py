@@ -1,4 +1,4 @@
-"""How much arithmetic a step takes, and how much of the device that uses: model FLOPs utilisation (MFU)."""
+"""Count the floating-point operations of a step, for the share of the device's peak: model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from grpo.algorithm.packing import Microbatch
 
-# Dense matrix FLOP/s in bfloat16 without sparsity, from the makers' data sheets, by a part of the device's name.
+# Part of the device's name -> FLOP/s of dense matrices in bfloat16 without sparsity, from the makers' data sheets.
 PEAK_FLOPS = {
     "B200": 2.25e15,
     "H200": 9.89e14,
@@ -21,18 +21,18 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s in bfloat16 of a device, as its maker states them; None where the name is not known."""
+    """Return a device's FLOP/s in bfloat16 according to its maker; None if the name is unknown."""
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFlops:
-    """What of a policy's shape decides how much arithmetic a token takes.
+    """The sizes of a policy that determine the FLOPs of a token.
 
     Attributes:
-        layer_weights: weights of the matrices that every computed token meets.
-        head_weights: weights of the output head, which only predicted tokens meet.
-        attention_width: over all layers, query heads times their size.
+        layer_weights: number of weights in the layers' matrices; every computed token is multiplied by them.
+        head_weights: number of weights of the output head; only predicted tokens are multiplied by them.
+        attention_width: number of query heads times head size, summed over all layers.
     """
 
     layer_weights: int
@@ -41,7 +41,7 @@ class PolicyFlops:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> PolicyFlops:
-        """Of a dense decoder with gated MLPs (Llama, Qwen, Mistral, Gemma and their like)."""
+        """Compute the sizes of a dense decoder with gated MLPs (such as Llama, Qwen, Mistral and Gemma)."""
         hidden, layers = config.hidden_size, config.num_hidden_layers
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or hidden // heads
@@ -52,7 +52,7 @@ class PolicyFlops:
 
     @classmethod
     def of_known(cls, config: PreTrainedConfig) -> PolicyFlops | None:
-        """As `of`; None for a mixture of experts, and where the config has other names for its sizes."""
+        """Like `of`, but return None for a mixture of experts or a config with other names for its sizes."""
         experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
         if experts or not all(hasattr(config, name) for name in sizes):
@@ -60,16 +60,16 @@ class PolicyFlops:
         return cls.of(config)
 
     def training(self, microbatch: Microbatch, *, frozen: bool = False) -> float:
-        """FLOPs of forward and backward, two for a multiply and an add.
+        """Return the FLOPs of the forward and backward pass; a multiplication with an addition counts as two.
 
-        6 for each weight that a token meets: 2 forward, 4 backward (Kaplan et al. 2020, arXiv:2001.08361, section
-        2.1), and 12 times the attention's width for each pair of a token with one that it sees, the causal half of L^2
-        (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B, which counts both halves). A prompt that a group
-        shares counts once, as it is computed once; recomputation by gradient checkpointing does not count.
+        For each weight and token: 2 forward, 4 backward (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). For each
+        pair of a token and a token that it attends to: 12 times the attention's width. These pairs are the causal half
+        of L^2; PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts both halves. A shared prompt counts
+        once, because it is computed once. Recomputation by gradient checkpointing does not count.
 
         Args:
-            microbatch: what is computed.
-            frozen: the weights get no gradient of their own, which leaves 4 of the 6; adapters are not counted.
+            microbatch: microbatch to compute.
+            frozen: True if the weights get no gradient: 4 instead of 6 per weight. Adapters are not counted.
         """
         pairs = sum(place.length * (place.length + 1) / 2 for place in microbatch.places)
         each = 4.0 if frozen else 6.0

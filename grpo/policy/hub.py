@@ -1,6 +1,6 @@
-"""Names on the Hugging Face hub with the revision that is meant: `Qwen/Qwen3-0.6B@main`, or a commit's hash behind `@`.
+"""Names on the Hugging Face hub with a revision: `Qwen/Qwen3-0.6B@main`, or the hash of a commit after the `@`.
 
-What a name means on the hub changes whenever its owner wants. A commit's hash never does.
+The owner of a name can change its content at any time. The content of a commit never changes.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import Any
 
 
 def with_revision(name: str, revision: str | None) -> str:
-    """The name with its revision; as it is without one."""
+    """Return the name with the revision; the unchanged name if there is no revision."""
     return f"{name_of(name)}@{revision}" if revision else name
 
 
 def name_of(policy: str) -> str:
-    """The folder, or the name on the hub without its revision."""
+    """Return the folder, or the name on the hub without its revision."""
     return policy if Path(policy).is_dir() else policy.partition("@")[0]
 
 
 def revision_of(policy: str) -> str | None:
-    """The revision in a name on the hub; None for a folder, and where none is named."""
+    """Return the revision in a name on the hub; None for a folder or a name without a revision."""
     return None if Path(policy).is_dir() else policy.partition("@")[2] or None
 
 
 def at_revision(policy: str) -> dict[str, Any]:
-    """What `from_pretrained` takes behind the folder or name."""
+    """Return the keyword argument `revision` for `from_pretrained`, if there is a revision."""
     revision = revision_of(policy)
     return {"revision": revision} if revision else {}

@@ -92,8 +92,8 @@ class PolicyLogprobs(nn.Module):
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(
-                f"the learner needs an output head that is one linear layer, and the policy's is {type(head).__name__};"
-                " take another policy"
+                f"the learner needs an output head that is one linear layer, but the policy's head is "
+                f"{type(head).__name__}; take another policy"
             )
         if not isinstance(head, LogprobHead):
             model.set_output_embeddings(LogprobHead(head))

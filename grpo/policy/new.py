@@ -1,4 +1,4 @@
-"""Making a policy from nothing: random weights and a tokenizer, as `transformers` and vLLM read them."""
+"""Make a new policy with random weights and a tokenizer, in the format of `transformers` and vLLM."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 
 
 def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: int) -> None:
-    """Make a small Qwen3 policy in `folder`, in place of what may be there.
+    """Make a small Qwen3 policy in `folder`. An existing folder is replaced.
 
     Args:
-        new: its shape and tokenizer.
-        texts: what a byte-pair tokenizer learns its vocabulary from; not read for a character tokenizer.
-        folder: where to put it, in Hugging Face format.
-        seed: of the weights.
+        new: section with the shape and the tokenizer.
+        texts: texts for the vocabulary of a byte-pair tokenizer; a character tokenizer does not read them.
+        folder: folder of the policy, in Hugging Face format.
+        seed: seed of the weights.
     """
     tokenizer = _characters(new) if new.tokenizer == "characters" else _byte_pairs(new, texts)
     wrapped = PreTrainedTokenizerFast(
@@ -39,11 +39,11 @@ def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(shape)
-    # The bar of a file that is written in a millisecond only litters the log. So does DeepSpeed, which accelerate
-    # imports on the way, by its warning of a missing GPU.
+    # Writing takes milliseconds, so a progress bar would only fill the log. Saving also imports DeepSpeed through
+    # accelerate, and DeepSpeed warns that there is no GPU.
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    # A folder of this name is taken for a whole policy, so it appears only when it is one.
+    # Other code takes an existing folder for a complete policy, so it must not exist before it is complete.
     with files.whole_folder(folder) as partial:
         model.save_pretrained(partial)
         wrapped.save_pretrained(partial)
@@ -51,7 +51,7 @@ def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: 
 
 
 def shape_of(new: NewPolicyConfig, vocabulary: int) -> Qwen3Config:
-    """The architecture of a new policy with a vocabulary of so many tokens."""
+    """Return the architecture of a new policy; `vocabulary` is the number of tokens."""
     return Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=new.hidden_size,
@@ -67,7 +67,7 @@ def shape_of(new: NewPolicyConfig, vocabulary: int) -> Qwen3Config:
 
 
 def _characters(new: NewPolicyConfig) -> Tokenizer:
-    # Tags are ordinary added tokens, not special ones: they are part of the text that verifiers read.
+    # Verifiers read the tags as text, so tags are ordinary added tokens, not special tokens.
     names = [PAD, END, UNKNOWN, *dict.fromkeys(new.alphabet)]
     tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

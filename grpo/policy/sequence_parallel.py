@@ -48,7 +48,7 @@ def check_heads(policy: PreTrainedConfig, size: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SequencePart:
-    """What one rank computes of a microbatch; tensors as in `Microbatch`, positions counted from the part's first.
+    """The part of a microbatch that a rank computes; tensors as in `Microbatch`. Positions count from the part's start.
 
     Attributes:
         input_ids_N: int64, tokens of this rank, with padding after the microbatch's end.

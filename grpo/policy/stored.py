@@ -37,7 +37,8 @@ def local_or_hub(policy: config.PolicyConfig) -> str:
         return with_revision(path, policy.revision)
     if policy.revision:
         raise ValueError(
-            f"policy.revision={policy.revision} is one of the hub, and policy.path={path} is a folder here: take it out"
+            f"policy.revision={policy.revision} needs a name on the hub, but policy.path={path} is a local folder; "
+            "remove policy.revision"
         )
     return str(Path(path).absolute())
 
@@ -52,8 +53,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
         raise ValueError(
-            f"policy.path={path!r} is neither a folder with a policy nor a name that the hub answers to; "
-            f"a cold start makes one: grpo sft configs/quickstart_sft.yaml"
+            f"policy.path={path!r} is neither a folder with a policy nor a readable name on the hub; "
+            f"a cold start makes a policy: grpo sft configs/quickstart_sft.yaml"
         ) from failure
 
 
@@ -85,6 +86,6 @@ def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
             keys = "rollout.max_prompt_tokens + evaluation.max_completion_tokens"
     if longest > context:
         raise ValueError(
-            f"{keys} = {longest} tokens do not fit the {context} positions that the policy {settings.policy.path} was "
-            "made for; lower the limits, or take a policy of longer context"
+            f"{keys} = {longest} tokens do not fit the {context} positions of the policy {settings.policy.path}; lower "
+            "the limits, or take a policy with a longer context"
         )

@@ -1,1 +1,1 @@
-"""Scored groups: which may be requested, which a step takes, and those under way."""
+"""Request groups, score them, and choose the groups of each step."""

@@ -108,10 +108,10 @@ class OpenGroups:
         """
         entry = self._open.get(group)
         if entry is None or entry.sampled:
-            raise RuntimeError(f"group {group} came {'twice' if entry else 'without having been asked for'}")
+            raise RuntimeError(f"group {group} came {'twice' if entry else 'without a request'}")
         if oldest_version < entry.birth:
             raise RuntimeError(
-                f"group {group} was asked for at policy version {entry.birth} and has tokens of version "
+                f"group {group} was requested at policy version {entry.birth} but has tokens of version "
                 f"{oldest_version}: a generator has missed a weight push"
             )
         entry.sampled, entry.birth = True, oldest_version
@@ -170,8 +170,8 @@ class OpenGroups:
         if is_open and (before != self._prompts_per_step or lag > self._lag):
             raise ValueError(
                 f"the checkpoint holds groups that were sampled ahead under rollout.prompts_per_step={before} and "
-                f"rollout.max_policy_lag={lag}, which {self._prompts_per_step} and {self._lag} have no place for; "
-                "resume with the same prompts and the same lag or a larger one"
+                f"rollout.max_policy_lag={lag}; they do not fit {self._prompts_per_step} and {self._lag}; resume with "
+                "the same rollout.prompts_per_step, and the same or a larger rollout.max_policy_lag"
             )
         self._asked = state["asked"]
         self._planned = state["planned"] if is_open else self._version * self._prompts_per_step

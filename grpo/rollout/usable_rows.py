@@ -1,4 +1,4 @@
-"""Gold answers before a job starts: which rows it leaves out, and whether any completion could earn its reward."""
+"""Check gold answers before a job starts: omit unusable rows, and refuse if no completion could earn a reward."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from rewards.pool import VerifierPool
 from rewards.selection import choose
 
 MATHEMATICAL = ("math", "math_verify")
-# References are looked at for no longer than this: `grpo check` takes its time, and a verifier may run a program.
+# A verifier may run a program, so a job checks references for at most this time, in seconds. `grpo check` has no limit.
 _REFERENCES_S = 20.0
-# Gold answers that are judged before a job starts, how many at a time, and for how long: `grpo check` judges all.
+# Before a job starts: number of gold answers to judge, number at a time, and time limit in seconds. `grpo check` judges
+# all gold answers.
 _SAMPLE, _AT_A_TIME, _SAMPLE_S = 256, 32, 5.0
+# Number of unusable rows that a message names.
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What a user calls the settings that a message names.
+    """Names of settings for messages.
 
     Attributes:
-        section: of `check_golds` and `max_unusable_share`, with its dot.
-        reference: the setting of the column with the reference answers.
-        more: where the user finds more.
-        asks_again: verdicts that fail are asked for again later, so that a verifier that only fails costs nothing.
+        section: section of `check_golds` and `max_unusable_share`, with its dot.
+        reference: setting of the column with the reference answers.
+        more: hint where the user finds more.
+        asks_again: True if the job later repeats failed verdicts. A verifier that only fails is then no reason to stop.
     """
 
     section: str
@@ -51,11 +53,11 @@ OF_EVALUATION = Keys("", "task.data.reference", "", asks_again=True)
 
 @dataclass(frozen=True, slots=True)
 class UsableRows:
-    """What a job is to do.
+    """The result of the check.
 
     Attributes:
-        left_out: the rows that it leaves out, each once.
-        lines: what it says of the gold answers at its start.
+        left_out: rows that the job omits, each once.
+        lines: messages about the gold answers, for the start of the job.
     """
 
     left_out: tuple[UnusableReference, ...] = ()
@@ -63,11 +65,11 @@ class UsableRows:
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the rows that are left out."""
+        """Names of the omitted rows."""
         return frozenset(each.row.name for each in self.left_out)
 
     def write(self, folder: Path) -> None:
-        """Write the rows that are left out into a run's folder; nothing where there are none."""
+        """Write the omitted rows into a run's folder; no file if no row is omitted."""
         path = folder / run_files.LEFT_OUT
         path.unlink(missing_ok=True)
         if self.left_out:
@@ -85,8 +87,8 @@ def usable_rows(
 
     Args:
         specs: the configured verifiers.
-        parts: what the rows are for -> the rows, each with all columns that its verifiers get.
-        verification: the limits of the verifiers, and what is done where gold answers do not behave.
+        parts: purpose of the rows -> the rows, each with all columns that its verifiers get.
+        verification: section with the limits of the verifiers, and the reaction to unusable gold answers.
         keys: names of the settings, for messages.
 
     Raises:
@@ -109,9 +111,7 @@ def usable_rows(
             elif report.unusable:
                 lines.append(_left_out_line(what, report))
             if report.stopped:
-                lines.append(
-                    f"{what} data: only {report.rows:,} of {len(rows):,} rows were looked at: {report.stopped}"
-                )
+                lines.append(f"{what} data: only {report.rows:,} of {len(rows):,} rows were checked: {report.stopped}")
             left_out |= {each.row.name: each for each in report.unusable}
             usable = [row for row in rows if row.name not in left_out]
             for name, judged in _judge(pool, specs, usable):
@@ -124,7 +124,7 @@ def usable_rows(
 
 
 def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationConfig) -> VerifierPool:
-    """Workers that answer questions about rows, with the limits of the run's."""
+    """Start workers for questions about rows, with the same limits as the run's workers."""
     return VerifierPool(
         questioned(specs),
         workers=verification.workers,
@@ -134,12 +134,12 @@ def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationCo
 
 
 def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[GoldRow]:
-    """Each row for every verifier that judges it, the first of them first."""
+    """Return each row once for every verifier that judges it."""
     return [dataclasses.replace(row, verifier=spec.name) for row in rows for spec in choose(specs, row.prompt)]
 
 
 def rows_of_first(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> dict[str, list[GoldRow]]:
-    """The rows by the first verifier that judges them."""
+    """Return the rows by the name of the first verifier that judges them."""
     by_verifier: dict[str, list[GoldRow]] = {}
     for row in rows:
         name = choose(specs, row.prompt)[0].name
@@ -148,14 +148,14 @@ def rows_of_first(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> dic
 
 
 def is_mathematical(specs: Sequence[VerifierSpec], name: str) -> bool:
-    """Whether a verifier reads references as mathematics."""
+    """Return True if a verifier reads references as mathematics."""
     return any(spec.name == name and spec.use in MATHEMATICAL for spec in specs)
 
 
 def too_many(
     what: str, report: ReferenceReport, verification: config.VerificationConfig, keys: Keys = OF_TRAINING
 ) -> str | None:
-    """Why a job does not start with so many references that cannot be used; None where it starts without them."""
+    """Return the reason to refuse a job with too many unusable references; None if the job may start."""
     if report.share <= verification.max_unusable_share:
         return None
     return (
@@ -165,7 +165,6 @@ def too_many(
 
 
 def _left_out_line(what: str, report: ReferenceReport) -> str:
-    """The line on rows that are left out."""
     return (
         f"{len(report.unusable):,} of {report.rows:,} {what} rows are left out, as their reference answers cannot be "
         f"used: {_first(report.unusable)}"
@@ -195,7 +194,7 @@ def _judge(
 
 
 def _useless(name: str, report: GoldReport, keys: Keys) -> str:
-    """That no completion could earn the reward of a verifier, with the first row and the remedy."""
+    """Return the message that no completion could earn a verifier's reward, with the first row and the remedy."""
     if report.accepted:
         row, reason = report.first_unreadable[0]
         example = f"{row.name}: reference {shown(row.reference)}: {reason}"
@@ -209,6 +208,6 @@ def _useless(name: str, report: GoldReport, keys: Keys) -> str:
         )
     return (
         f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first: {example}. Name the "
-        f"column of the final answer with {keys.reference}, or change the verifier's options; a verifier whose "
-        "reference is no answer says so (gold_completions in docs/verifiers.md)"
+        f"column of the final answer with {keys.reference}, or change the verifier's options. If its reference is not "
+        "an answer, the verifier needs gold_completions (docs/verifiers.md)"
     )

@@ -1,1 +1,1 @@
-"""The way of the weights from the learner to the generators."""
+"""Move the weights from the learner to the generators."""

@@ -104,7 +104,7 @@ class Message:
     end: int
 
 
-def cut(tensors: Iterable[TensorInfo], bucket_bytes: int, first_number: int = 0) -> list[Bucket]:
+def cut(tensors: Iterable[TensorInfo], bucket_bytes: int) -> list[Bucket]:
     """Cut the policy into buckets of at most `bucket_bytes`; a larger block becomes one bucket.
 
     A bucket ends only where a layer's block does (`self_attn`, `mlp`): vLLM fuses tensors of one block, and keeps
@@ -116,12 +116,12 @@ def cut(tensors: Iterable[TensorInfo], bucket_bytes: int, first_number: int = 0)
     for block in _blocks(tensors):
         more = sum(tensor.nbytes for tensor in block)
         if current and size + more > bucket_bytes:
-            buckets.append(Bucket(first_number + len(buckets), tuple(current)))
+            buckets.append(Bucket(len(buckets), tuple(current)))
             current, size = [], 0
         current += block
         size += more
     if current:
-        buckets.append(Bucket(first_number + len(buckets), tuple(current)))
+        buckets.append(Bucket(len(buckets), tuple(current)))
     return buckets
 
 

@@ -1,7 +1,7 @@
-"""vLLM's ends of a push: engines of its weight-transfer interface, one for each transport.
+"""Receive pushed weights in vLLM's workers: one weight-transfer engine for each transport.
 
-A worker of vLLM makes the one that `grpo.weights.registry` has registered under the transport's name. All load the
-tensors through vLLM's layerwise reload, as its own engines do.
+A worker of vLLM creates the engine that `grpo.weights.registry` registered for the transport. All engines load tensors
+through vLLM's layerwise reload, as vLLM's own engines do.
 """
 
 from __future__ import annotations
@@ -25,28 +25,24 @@ from grpo.weights.receiver import BucketReceiver
 
 @dataclass
 class NothingToInit(WeightTransferInitInfo):
-    """There is no connection to make."""
+    """No data: a transport by files needs no connection."""
 
 
 @dataclass
 class FileUpdate(WeightTransferUpdateInfo):
-    """A bucket in a safetensors file.
-
-    Attributes:
-        path: the file.
-    """
+    """The path of a safetensors file that holds a bucket."""
 
     path: str
 
 
 class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
-    """Loads safetensors files; their bytes came through Ray's object store."""
+    """Loads safetensors files, whose bytes came through Ray's object store."""
 
     init_info_cls = NothingToInit
     update_info_cls = FileUpdate
 
     def init_transfer_engine(self, init_info: NothingToInit) -> None:
-        """There is no connection to make."""
+        """Do nothing: files need no connection."""
 
     def start_weight_update(self) -> None:
         """Prepare the model."""
@@ -54,7 +50,7 @@ class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one bucket."""
-        # The base class waits for an accelerator here, which a CPU does not have.
+        # The method of the base class also waits for an accelerator. A CPU has none, so do not call that method.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdate) -> None:
@@ -63,11 +59,11 @@ class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
         model.load_weights(list(load_file(update_info.path).items()))
 
     def finish_weight_update(self) -> None:
-        """Put the model together again."""
+        """Complete the model after all buckets."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 @dataclass
@@ -75,11 +71,11 @@ class GroupInit(WeightTransferInitInfo):
     """An invitation to a group; see `grpo.weights.group.Invitation`.
 
     Attributes:
-        address: of the learner's rank 0.
-        port: where its store listens.
+        address: address of the learner's rank 0.
+        port: port of the store on that address.
         members: name of every member, the learner first.
-        deadline_s: longest wait for any of them.
-        first_rank: the rank of this engine's first worker.
+        deadline_s: longest wait for any member, in seconds.
+        first_rank: rank of this engine's first worker.
     """
 
     address: str
@@ -106,14 +102,14 @@ class BucketUpdate(WeightTransferUpdateInfo):
 
     @property
     def bucket(self) -> Bucket:
-        """The same as the sender has it."""
+        """The same bucket as at the sender."""
         tensors = zip(self.names, self.dtype_names, self.shapes, strict=True)
         infos = tuple(TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
         return Bucket(self.number, infos, sparse=self.sparse)
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GroupInit, BucketUpdate]):
-    """Receives buckets over gloo, and loads each block while the next still comes."""
+    """Receives buckets over gloo, and loads each block while the next block still arrives."""
 
     init_info_cls = GroupInit
     update_info_cls = BucketUpdate
@@ -141,7 +137,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GroupInit, BucketUpdate]):
         self._receiver.receive(update_info.bucket, model.load_weights)
 
     def finish_weight_update(self) -> None:
-        """Put the model together again."""
+        """Complete the model after all buckets."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:

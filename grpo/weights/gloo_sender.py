@@ -1,4 +1,4 @@
-"""The learner's end of the transport over gloo."""
+"""The learner's sender for the transport over gloo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grpo.weights.source import GATHERED_SHARE, PolicyWeights, as_bytes
 
 
 class GlooSender(GroupSender):
-    """Over TCP, from the host's memory."""
+    """Sends buckets over TCP, from host memory."""
 
     _group: GlooGroup | None = None
 
@@ -27,18 +27,18 @@ class GlooSender(GroupSender):
         """Wait for the receivers.
 
         Raises:
-            TimeoutError: some did not come; the message names them.
+            TimeoutError: a receiver did not come; the message names the missing receivers.
         """
-        # Who comes now need not have what those before got.
+        # A new receiver may have missed earlier pushes, so the next push must be whole.
         self._patches.forget()
         if self._roll is not None:
             self._group = GlooGroup(self._roll)
 
     def send(self, bucket: Bucket) -> None:
-        """Send a bucket's messages; memory beside the policy's is what ZeRO-3 gathers, and small tensors' messages.
+        """Send a bucket's messages. Extra memory: the tensors that ZeRO-3 gathers, and the messages of small tensors.
 
         Raises:
-            TimeoutError: a receiver did not come or take all within the deadline; the message names it.
+            TimeoutError: a receiver did not come or did not take all bytes within the deadline; the message names it.
             RuntimeError: a connection broke.
         """
         if bucket.sparse:
@@ -50,7 +50,7 @@ class GlooSender(GroupSender):
         limit = GATHERED_SHARE * bucket.nbytes if self._weights.sharded else float("inf")
         for run in runs(messages(bucket.tensors), limit):
             with self._weights.whole([tensor.name for message in run for tensor in message.tensors]) as tensors:
-                # After a failure the gathering goes on: the other ranks are at it, and would wait for this one.
+                # The other ranks would wait for this rank, so it goes on gathering after a failure.
                 if group is not None and failure is None:
                     failure = failure_of(group.send, bucket.number, _parts(run, tensors))
         if failure is not None:
@@ -75,7 +75,7 @@ class GlooSender(GroupSender):
 
 
 def _parts(run: Sequence[Message], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each message's bytes, uint8 on the CPU: a lone tensor's own, small ones' copied side by side."""
+    """Return each message's bytes, uint8 on the CPU. Small tensors are copied side by side."""
     parts, following = [], iter(tensors)
     for message in run:
         if len(message.tensors) == 1:

@@ -1,6 +1,6 @@
-"""vLLM's own NCCL and IPC engines with what a push needs beside them: names of the missing, and nothing pickled.
+"""vLLM's NCCL and IPC engines, extended for pushes: errors name missing members, and nothing is pickled.
 
-They have met no GPU yet.
+They have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from grpo.weights.nccl import nccl_communicator
 
 @dataclass
 class NumberedUpdate(NCCLWeightTransferUpdateInfo):
-    """A bucket, with the number under which the ends meet."""
+    """A bucket, with the number by which both ends meet."""
 
     number: int
 
 
 @dataclass(kw_only=True)
 class GroupNcclInit(NCCLWeightTransferInitInfo):
-    """An invitation to a group, as vLLM's engine knows it and as ours does."""
+    """An invitation to a group, in vLLM's form and in the form of `grpo.weights.engines`."""
 
     group: GroupInit
 
 
 class NcclWeightTransferEngine(NCCLWeightTransferEngine):
-    """Receives each bucket as one packed broadcast, and says that it has come to it."""
+    """Reports its arrival at each bucket, and receives the bucket as one packed broadcast."""
 
     update_info_cls: Any = NumberedUpdate
     _roll: RollCall | None = None
@@ -52,7 +52,7 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):
             rank_offset=group.first_rank,
             world_size=len(group.members),
             packed=True,
-            # The sender has cut the policy into buckets: what is told of is one of them, and one broadcast.
+            # The sender has already cut the policy into buckets, so vLLM must not split a bucket again.
             packed_buffer_size_bytes=sys.maxsize,
             packed_num_buffers=1,
             group=group,
@@ -79,11 +79,11 @@ class IpcWeightTransferEngine(IPCWeightTransferEngine):
     """Opens each bucket in the memory of the GPU that it shares with a learner's rank."""
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> IPCWeightTransferInitInfo:
-        """There is no connection to make."""
+        """Return constant settings: shared memory needs no connection."""
         return IPCWeightTransferInitInfo(packed=True)
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> IPCWeightTransferUpdateInfo:
-        """Put handles together again from their numbers and bytes."""
+        """Restore the handles from their numbers and bytes."""
         plain = {name: value for name, value in update_dict.items() if name != "handles"}
         bucket = BucketUpdate(**plain).bucket
         one_row = (torch.Size([bucket.nbytes]), (1,), 0, torch.storage.TypedStorage, torch.uint8)

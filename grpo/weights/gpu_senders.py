@@ -1,4 +1,4 @@
-"""The learner's ends of the transports between GPUs, beside `grpo.weights.senders`. They have not run on a GPU yet."""
+"""The learner's senders for the transports between GPUs. They have not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_S = 0.001
 
 
 class NcclSender(GroupSender):
-    """Between GPUs, from a packed bucket on the learner's rank 0 to vLLM's own receiving engine."""
+    """Broadcasts packed buckets between GPUs, from the learner's rank 0 to vLLM's receiving engine."""
 
     _communicator: PyNcclCommunicator | None = None
 
@@ -62,20 +62,20 @@ class NcclSender(GroupSender):
 
 
 class IpcSender:
-    """Within one GPU: each rank packs a bucket in its GPU's memory, and the generator there opens that memory."""
+    """Shares buckets within one GPU: a rank packs a bucket in its memory, and the generator there opens that memory."""
 
     def __init__(self, weights: PolicyWeights, rank: int) -> None:
         self._weights = weights
         self._rank = rank
-        # Buckets that a generator may still read. It gets a bucket after the last but one is loaded, so two are kept.
+        # A generator may still read the last two buckets: it gets bucket n + 2 only after it has loaded bucket n.
         self._read: collections.deque[Tensor] = collections.deque(maxlen=2)
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """There is no connection to make."""
+        """Return 0: shared memory needs no connection."""
         return 0
 
     def join(self) -> None:
-        """There is nobody to wait for."""
+        """Do nothing: there is no receiver to wait for."""
 
     def send(self, bucket: Bucket) -> Handle:
         """Pack a bucket; return the handle of its memory."""
@@ -96,7 +96,7 @@ class IpcSender:
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """There is no connection to end."""
+        """Release the buckets' memory; there is no connection to end."""
         self.release()
 
 
@@ -128,7 +128,7 @@ def _wait_for_stream(roll: RollCall, number: int) -> None:
         if time.monotonic() > ends:
             raise TimeoutError(
                 f"NCCL did not carry bucket {number} of weights within weight_sync.deadline_s={roll.deadline_s:.0f}; "
-                "all had come to it, so one of the members has stopped since or the network is too slow for the "
-                f"deadline: {', '.join(roll.members)}"
+                "all members were ready, so a member has stopped since or the network is too slow for the deadline: "
+                f"{', '.join(roll.members)}"
             )
         time.sleep(_POLL_S)

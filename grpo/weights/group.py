@@ -60,8 +60,8 @@ class RollCall:
             )
         except (distributed.DistNetworkError, distributed.DistStoreError) as failure:
             raise TimeoutError(
-                f"{self._me} found nobody at {invitation.address}:{invitation.port} within {self.deadline_s:.0f} s, "
-                f"where {self.members[SENDER]} should be: {failure}"
+                f"{self._me} could not reach {self.members[SENDER]} at {invitation.address}:{invitation.port} within "
+                f"{self.deadline_s:.0f} s: {failure}"
             ) from failure
 
     @property
@@ -84,7 +84,7 @@ class RollCall:
         except distributed.DistStoreError:
             raise TimeoutError(
                 f"{', '.join(self.missing(where))} did not come within weight_sync.deadline_s={self.deadline_s:.0f}: "
-                f"{what}. Look whether it still runs, what its log says, and whether it reaches {self._me}'s node"
+                f"{what}. Check whether it still runs, its log, and whether it reaches {self._me}'s node"
             ) from None
 
     def missing(self, where: str) -> list[str]:
@@ -105,10 +105,10 @@ class GlooGroup:
     """A separate process group beside `torch.distributed`'s groups in this process; rank 0 sends bytes."""
 
     def __init__(self, roll: RollCall) -> None:
-        """Connect every member with every other; returns when all have come.
+        """Connect every member with every other; returns when all members have come.
 
         Raises:
-            TimeoutError: some have not by the deadline.
+            TimeoutError: a member did not come before the deadline.
         """
         self._roll = roll
         roll.arrive("join")
@@ -124,15 +124,15 @@ class GlooGroup:
         self._options.rootRank, self._options.rootTensor = SENDER, 0
 
     def send(self, number: int, parts: Sequence[Tensor]) -> None:
-        """Send parts of a bucket, uint8 on the CPU; returns when all have them.
+        """Send parts of a bucket, uint8 on the CPU; returns when all receivers have them.
 
         Raises:
-            TimeoutError: not within the deadline; the message names who did not take them.
+            TimeoutError: the parts were not sent within the deadline; the message names the members.
             RuntimeError: a connection broke.
         """
         works = [self._start(part) for part in parts]
         for work in works:
-            self._finish(work, f"sending bucket {number}", number)
+            self._finish(work, f"sending bucket {number}")
 
     def arrive(self, number: int) -> None:
         """Report that this receiver is ready for a bucket."""
@@ -150,18 +150,18 @@ class GlooGroup:
         """Note that the sender has finished a bucket."""
         self._roll.forget(f"bucket {number}")
 
-    def start_receiving(self, number: int, parts: Sequence[Tensor]) -> list[distributed.Work]:
+    def start_receiving(self, parts: Sequence[Tensor]) -> list[distributed.Work]:
         """Start to receive into parts, uint8 on the CPU, in the order in which they are sent."""
         return [self._start(part) for part in parts]
 
     def finish_receiving(self, work: distributed.Work, number: int) -> None:
-        """Wait for one part.
+        """Wait for a part of bucket `number`.
 
         Raises:
             TimeoutError: the part did not arrive within the deadline.
             RuntimeError: the connection broke.
         """
-        self._finish(work, f"receiving bucket {number} from {self._roll.members[SENDER]}", number)
+        self._finish(work, f"receiving bucket {number} from {self._roll.members[SENDER]}")
 
     def close(self) -> None:
         """End the connections."""
@@ -172,7 +172,7 @@ class GlooGroup:
         work: distributed.Work = self._group.broadcast([part], self._options)
         return work
 
-    def _finish(self, work: distributed.Work, what: str, number: int) -> None:
+    def _finish(self, work: distributed.Work, what: str) -> None:
         started = time.monotonic()
         try:
             work.wait()
@@ -180,18 +180,18 @@ class GlooGroup:
             me, seconds = self._roll.members[self._roll.rank], time.monotonic() - started
             if "imed out" in str(failure):
                 raise TimeoutError(
-                    f"{me}: {what} was not done within weight_sync.deadline_s={self._roll.deadline_s:.0f}; all had "
-                    "come to it, so one of the members has stopped since or the network is too slow for the deadline: "
+                    f"{me}: {what} was not done within weight_sync.deadline_s={self._roll.deadline_s:.0f}; all members "
+                    "were ready, so a member has stopped since or the network is too slow for the deadline: "
                     f"{', '.join(self._roll.members)}"
                 ) from failure
             raise RuntimeError(
-                f"{me}: a connection broke after {seconds:.1f} s of {what}; one of the members has died or the network "
+                f"{me}: a connection broke after {seconds:.1f} s of {what}; a member has died or the network "
                 f"failed: {', '.join(self._roll.members)}"
             ) from failure
 
 
 def listen(address: str) -> socket.socket:
-    """A socket that listens on that address only, on a port that the system chooses."""
+    """Return a socket that listens on this address only, on a port that the system chooses."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen()
@@ -199,7 +199,7 @@ def listen(address: str) -> socket.socket:
 
 
 def _own_address(store: TCPStore) -> str:
-    """The address of the interface that leads to the store."""
+    """Return the address of the network interface that reaches the store."""
     with socket.socket(socket.AF_INET6 if ":" in store.host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # Connecting a datagram socket sends nothing; it chooses a route.
         probe.connect((store.host, store.port))

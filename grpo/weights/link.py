@@ -1,6 +1,6 @@
-"""The driver's end of a push past Ray's object store: it brings learner and generators together and says what comes.
+"""The driver's part in pushes that bypass Ray's object store: connect learner and generators, and announce buckets.
 
-The learner's ranks and the generators are in processes of their own, Ray's actors or others (`Remote`).
+The learner's ranks and the generators run in separate processes, as Ray's actors or others (`Remote`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from grpo.weights.sender import GroupTransport, Handle
 Subject = TypeVar("Subject", covariant=True)
 More = TypeVarTuple("More")
 
-# The ends of a transport wait for `deadline_s` and say who is missing; the driver waits so much longer to hear it.
+# Both ends wait for `deadline_s` and then name the missing member. The driver waits longer, to get that error. Seconds.
 GRACE_S = 15.0
 
 
@@ -45,7 +45,7 @@ class Receiver(Protocol):
     """The part of a generator that a link calls."""
 
     def join_sender(self, invitation: dict[str, Any]) -> None:
-        """Meet the learner for pushes to come."""
+        """Connect to the learner for later pushes."""
         ...
 
 
@@ -139,8 +139,8 @@ class WeightLink:
     ) -> Iterator[Bucket]:
         """Yield the description of each bucket when the learner begins to send it.
 
-        A consumer passes it on to every generator's `update`, and asks for the next only when the one before the last
-        is loaded everywhere: with `ipc` a bucket lies in the learner's memory, which has room for two.
+        The caller passes each description to every generator's `update`. It fetches bucket n + 2 only after bucket n is
+        loaded everywhere: with `ipc`, the learner's memory has room for two buckets.
 
         Raises:
             TimeoutError: a generator, or the learner, did not come; the message names it.

@@ -1,4 +1,4 @@
-"""NCCL's group, as both ends of its transport join it. It has met no GPU yet."""
+"""Make the NCCL group that both ends of the transport join. It has not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from grpo.weights.group import RollCall
 
 
 def nccl_communicator(roll: RollCall, device: torch.device) -> PyNcclCommunicator:
-    """vLLM's communicator over all members; call it on all of them.
+    """Return vLLM's communicator over all members; every member must call this.
 
     Raises:
-        TimeoutError: some have not come by the deadline.
+        TimeoutError: a member did not come before the deadline.
         RuntimeError: NCCL cannot be used here.
     """
     roll.arrive("join")

@@ -1,4 +1,4 @@
-"""Where the weights leave a rank of the learner: as files for Ray's object store, or through a sender past it."""
+"""Send the weights of a learner rank: as files for Ray's object store, or through the sender of another transport."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from grpo.weights.source import PolicyWeights
 
 
 class WeightOutlet:
-    """One rank's end of all pushes. Every rank takes part in the gathering; rank 0 alone yields files."""
+    """A rank's part in all pushes. Every rank takes part in the gathering; only rank 0 yields files."""
 
     def __init__(self, weights: PolicyWeights, rank: int, address: str) -> None:
-        """Nothing is sent yet.
+        """Begin without connections; `open` makes a sender.
 
         Args:
             weights: the policy's tensors.
             rank: number of this rank.
-            address: IP address at which generators find rank 0.
+            address: IP address of rank 0 for the generators.
         """
         self._weights = weights
         self._rank = rank
@@ -32,24 +32,20 @@ class WeightOutlet:
         self._sender: Sender | None = None
 
     def tensors(self) -> list[TensorInfo]:
-        """Name, dtype and whole shape of every tensor, tied ones under each of their names."""
+        """Return name, dtype and whole shape of every tensor; a tied tensor is listed once for each name."""
         return self._weights.infos()
 
     def files(self, bucket_bytes: int) -> Iterator[np.ndarray]:
-        """The policy in pieces of at most `bucket_bytes`: uint8 arrays, each the bytes of a safetensors file.
-
-        A piece's memory is used again for the next one. A piece ends only where a layer's block does (`self_attn`,
-        `mlp`), and is as large as that where a block is larger.
-        """
+        """Yield the policy in buckets of at most `bucket_bytes` (`PolicyWeights.files`)."""
         return self._weights.files(bucket_bytes, wanted=self._rank == 0)
 
     @torch.no_grad()
     def changes(self, bucket_bytes: int, *, whole: bool) -> Iterator[np.ndarray]:
-        """Likewise, of each tensor only what changed since the last time (`PatchWriter.file`).
+        """Yield the changes since the last push, in buckets (`PatchWriter.file`).
 
         Args:
-            bucket_bytes: size of the whole tensors of one piece.
-            whole: send all, as some generator has not got what came the last time.
+            bucket_bytes: maximum size of the whole tensors of a bucket, in bytes.
+            whole: True to send all elements, because some generator missed the last push.
         """
         if whole:
             self._patches.forget()
@@ -59,18 +55,18 @@ class WeightOutlet:
                 yield file
 
     def take_pushed(self) -> Pushed:
-        """What sparse pushes have carried since the last call."""
+        """Return the totals of sparse pushes since the last call."""
         pushed, self._patches.pushed = self._patches.pushed, Pushed()
         return pushed
 
     def open(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
-        """Make ready to send buckets to generators: the address and port at which they find rank 0 (`Sender.open`)."""
+        """Prepare to send buckets; return the address and port of rank 0 for the generators (`Sender.open`)."""
         if self._sender is None:
             self._sender = make_sender(transport, self._weights, self._rank, self._patches)
         return self._address, self._sender.open(self._address, members, deadline_s)
 
     def join(self) -> None:
-        """Wait for the generators that were told of this rank."""
+        """Wait for the invited generators."""
         assert self._sender is not None
         self._sender.join()
 
@@ -81,6 +77,6 @@ class WeightOutlet:
         return self._sender.send(bucket)
 
     def release(self) -> None:
-        """Give back memory that only generators read; they have loaded all that was sent."""
+        """Release memory that only generators read, after they have loaded all buckets."""
         if self._sender is not None:
             self._sender.release()

@@ -154,8 +154,8 @@ class PatchWriter:
                         hashes[info.name] = _hash(self._sent[info.name])
         if not self._wanted:
             return None
-        tensors_json = json.dumps([[*_told(info), hashes[info.name]] for info in bucket.tensors])
-        file = _safetensors(arrays, {"tensors": tensors_json})
+        described = [(info.name, info.dtype, list(info.shape), hashes[info.name]) for info in bucket.tensors]
+        file = _safetensors(arrays, {"tensors": json.dumps(described)})
         self.pushed.nbytes += file.nbytes
         return file
 
@@ -196,7 +196,7 @@ class PatchReader:
             info = TensorInfo(name, dtype, tuple(shape))
             copy = self._update(info, arrays)
             if _hash(copy) != expected:
-                raise self._differs(name, "does not hash to what the learner has after its changes came")
+                raise self._differs(name, "has another hash than the learner's tensor after its changes")
             signed = torch.from_numpy(copy.view(f"<i{copy.itemsize}"))
             read.append((info, signed.view(getattr(torch, dtype)).view(info.shape)))
         return read
@@ -211,25 +211,21 @@ class PatchReader:
                 self._copies[name] = copy = np.empty(len(whole), dtype=bits)
             np.copyto(copy, whole)
         elif copy is None:
-            raise self._differs(name, "was sent as changes, and this generator has nothing that they could change")
+            raise self._differs(name, "was sent as changes, but this generator has no earlier copy of it")
         else:
             try:
                 Patch(*(arrays[f"{name}:{part}"] for part in ("counts", "positions", "values"))).apply(copy)
             except WeightsDiffer as failure:
-                raise self._differs(name, f"was sent with changes that are not of it: {failure}") from failure
+                raise self._differs(name, f"was sent with changes that do not fit it: {failure}") from failure
         return copy
 
     def _differs(self, name: str, how: str) -> WeightsDiffer:
         # Wrong copies are dropped, so the next push cannot build on them.
         self._copies = {}
         return WeightsDiffer(
-            f"{name} {how}: learner and generator do not hold the same weights any more. Nothing was sampled from "
-            "them; go on by resume=auto, with weight_sync.sparse=false if it happens again, and report it"
+            f"{name} {how}: learner and generator do not hold the same weights any more. No completion was sampled "
+            "from them. Resume with resume=auto; if it happens again, set weight_sync.sparse=false and report it"
         )
-
-
-def _told(info: TensorInfo) -> tuple[str, str, list[int]]:
-    return info.name, info.dtype, list(info.shape)
 
 
 def _bits_of(tensor: Tensor) -> np.ndarray:
@@ -252,7 +248,7 @@ def _safetensors(arrays: Sequence[tuple[str, np.ndarray]], metadata: dict[str, s
 
 
 def _arrays(file: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the arrays and metadata of such a file, without copying."""
+    """Read the arrays and metadata of a safetensors file, without copying."""
     length = int.from_bytes(file[:8].tobytes(), "little")
     header = json.loads(file[8 : 8 + length].tobytes())
     metadata = header.pop("__metadata__")

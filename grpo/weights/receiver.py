@@ -38,7 +38,7 @@ class BucketReceiver:
         expected = messages(bucket.tensors)
         parts = self._memory.parts(expected)
         self._group.arrive(bucket.number)
-        works = self._group.start_receiving(bucket.number, [torch.from_numpy(part) for part in parts])
+        works = self._group.start_receiving([torch.from_numpy(part) for part in parts])
         block: list[tuple[str, Tensor]] = []
         name = ""
         for message, part, work in zip(expected, parts, works, strict=True):
@@ -64,7 +64,7 @@ class BucketReceiver:
             load([(info.name, tensor) for info, tensor in block])
 
     def _receive_all(self, memory: Tensor, number: int) -> None:
-        (work,) = self._group.start_receiving(number, [memory])
+        (work,) = self._group.start_receiving([memory])
         self._group.finish_receiving(work, number)
 
     def close(self) -> None:

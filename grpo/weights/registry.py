@@ -1,14 +1,14 @@
-"""Makes our ends of a weight push known to vLLM.
+"""Register the weight-transfer engines of this package with vLLM.
 
-vLLM's workers may be in other processes than the generator, so `register` is also named in this package's
-`vllm.general_plugins` entry point, which vLLM calls in each of them.
+vLLM's workers may run in other processes than the generator. So the entry point `vllm.general_plugins` of this package
+also names `register`, and vLLM calls it in each worker.
 """
 
 from __future__ import annotations
 
 from grpo.config import ChosenTransport
 
-# Transport -> vLLM's name for the engine of `grpo.weights.engines` or `grpo.weights.gpu_engines` that receives it.
+# Transport -> name under which vLLM knows the receiving engine.
 BACKENDS: dict[ChosenTransport, str] = {
     "object_store": "grpo_file",
     "gloo": "grpo_gloo",
@@ -24,7 +24,7 @@ _ENGINES = {
 
 
 def register() -> None:
-    """Make the engines known to vLLM in this process. Safe to call twice."""
+    """Register the engines in this process. Safe to call twice."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     for name, (module, engine) in _ENGINES.items():

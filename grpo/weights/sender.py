@@ -1,4 +1,4 @@
-"""What the learner's end of every transport has in common."""
+"""The interface of the learner's senders, and the part that senders over a group share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from grpo.weights.source import PolicyWeights
 GroupTransport = Literal["gloo", "nccl", "ipc"]
 
 
-# Where a GPU's copy of a bucket lies: its identity, and what CUDA needs to open the memory.
+# A GPU's copy of a bucket: the GPU's identity, and the arguments with which CUDA opens the memory.
 Handle = tuple[str, tuple[Any, ...]]
 
 
 class Sender(Protocol):
-    """One rank's end of a transport."""
+    """Sends the buckets of a rank over a transport."""
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Make ready for the receivers; the port at which they find this rank, 0 where they need none."""
+        """Prepare for the receivers; return the port of this rank for them, or 0 if they need no port."""
         ...
 
     def join(self) -> None:
@@ -28,11 +28,11 @@ class Sender(Protocol):
         ...
 
     def send(self, bucket: Bucket) -> Handle | None:
-        """Gather a bucket and send it; with `ipc`, where this GPU's copy lies."""
+        """Gather a bucket and send it; with `ipc`, return the handle of this GPU's copy."""
         ...
 
     def release(self) -> None:
-        """Give memory back that only generators read; they have read all of it."""
+        """Release memory that only generators read, after they have read all of it."""
         ...
 
     def close(self) -> None:
@@ -41,7 +41,7 @@ class Sender(Protocol):
 
 
 class GroupSender:
-    """What `gloo` and `nccl` share: rank 0 serves the store at which the receivers meet it."""
+    """The common part of `gloo` and `nccl`: rank 0 serves the store where the receivers meet it."""
 
     def __init__(self, weights: PolicyWeights, rank: int) -> None:
         self._weights = weights
@@ -49,7 +49,7 @@ class GroupSender:
         self._roll: RollCall | None = None
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Serve the store; the port at which it listens."""
+        """Serve the store on rank 0; return its port, or 0 on other ranks."""
         self.close()
         if self._rank != SENDER:
             return 0
@@ -59,7 +59,7 @@ class GroupSender:
         return port
 
     def release(self) -> None:
-        """There is none: what was sent has arrived."""
+        """Do nothing: sent bytes have arrived, so generators read no memory of this rank."""
 
     def close(self) -> None:
         """End the connections."""
@@ -67,7 +67,7 @@ class GroupSender:
 
 
 def failure_of(call: Callable[..., object], *arguments: object) -> TimeoutError | RuntimeError | None:
-    """What a call raised, if it failed as transports do."""
+    """Call, and return the error of the transport; None if there is no error."""
     try:
         call(*arguments)
     except (TimeoutError, RuntimeError) as failure:

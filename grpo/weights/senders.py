@@ -1,6 +1,6 @@
-"""The learner's end of a push: one sender for each transport that does not go through Ray's object store.
+"""Make the learner's sender for each transport, except for transport through Ray's object store.
 
-Every rank has a sender, as all take part in the gathering; what leaves through the group leaves from rank 0 alone.
+Every rank has a sender, because all ranks take part in the gathering. Only rank 0 sends bytes over `gloo` and `nccl`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from grpo.weights.source import PolicyWeights
 
 
 def make_sender(transport: GroupTransport, weights: PolicyWeights, rank: int, patches: PatchWriter) -> Sender:
-    """The sender of a rank; `patches` makes what it sends of a bucket that is sparse."""
+    """Return the sender of a rank; `patches` writes the changes of a sparse bucket."""
     if transport == "gloo":
         return GlooSender(weights, rank, patches)
     from grpo.weights.gpu_senders import IpcSender, NcclSender

@@ -89,7 +89,7 @@ class PolicyWeights:
                 yield memory[:size]
 
     def _fill(self, target: Tensor | None, bucket: Bucket) -> None:
-        """Copy a bucket's tensors into `target`, uint8, one right after the other."""
+        """Copy a bucket's tensors into `target`, uint8, without gaps."""
         position = 0
         for tensors in gathered_together(bucket.tensors, bucket.nbytes if self.sharded else None):
             with self.whole([tensor.name for tensor in tensors]) as whole_tensors:

@@ -1,8 +1,8 @@
-"""Carrying the learner's weights to the generators, stamped with a version, and proving that they arrived.
+"""Push the learner's weights to the generators, with a version number, and prove that they arrived.
 
-The proof is a probe: log-probabilities of a few tokens under the learner and under every generator. A checksum would
-not do: on CPU vLLM repacks linear layers and hashes nothing, and neither hash nor count would notice a tied output
-head that the engine keeps a copy of.
+The proof is a probe: log-probabilities of a few tokens under the learner and under every generator. A checksum is not
+enough: on CPU, vLLM repacks linear layers and has no hash of them. And if the engine keeps a separate copy of a tied
+output head, neither a hash nor a count of tensors notices an old copy.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, Protocol
 
 Scores = list[list[float]]
 
-# Mean absolute difference of log-probabilities: float32 engines agree to about 1e-6, bfloat16 ones to about 0.02.
+# Largest mean absolute difference of log-probabilities. Typical values are 1e-6 for float32 and 0.02 for bfloat16.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 0.05}
 
 logger = logging.getLogger(__name__)
 
 
 class WeightSource(Protocol):
-    """The learner, as far as a push needs it."""
+    """The part of the learner that a push needs."""
 
     @property
     def scores_aside(self) -> bool:
-        """Whether it can score while it exports; otherwise one waits for the other."""
+        """Whether the learner can score and export at the same time."""
         ...
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
@@ -38,7 +38,7 @@ class WeightSource(Protocol):
         ...
 
     def tensor_names(self) -> list[str]:
-        """Every name under which the policy has a tensor, tied ones under each of their names."""
+        """Return the names of all tensors; a tied tensor has several names."""
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], Scores]:
@@ -47,12 +47,12 @@ class WeightSource(Protocol):
 
 
 class WeightTargets(Protocol):
-    """The generators, as far as a push needs them."""
+    """The part of the generators that a push needs."""
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
-        """Load every bucket on every replica; the names of the tensors that came.
+        """Load every bucket on every replica; return the names of the loaded tensors.
 
-        The next bucket is asked for only when the one before the last is loaded: memory is for two.
+        Memory holds two buckets. So bucket n + 2 is fetched only after bucket n is loaded.
         """
         ...
 
@@ -85,8 +85,8 @@ class WeightSync:
         """Make every generator sample from the learner's weights, as `policy_version`.
 
         Args:
-            policy_version: the stamp.
-            probe: token sequences to compare on.
+            policy_version: version number of the weights.
+            probe: token sequences for the comparison.
 
         Returns:
             The largest mean difference of any replica, in nats.
@@ -96,7 +96,7 @@ class WeightSync:
             WeightMismatch: a replica disagrees with the learner.
         """
         if not any(len(ids) > 1 for ids in probe):
-            raise ValueError("a push cannot be proven on a probe in which no token follows another")
+            raise ValueError("a probe needs a sequence of two or more tokens, got none; give longer sequences")
         scored: list[Callable[[], Scores]] = []
         began = time.monotonic()
 
@@ -110,7 +110,7 @@ class WeightSync:
 
         sent = self.generators.load_weights(buckets(), policy_version)
         differences = self._differences(scored[0], probe)
-        # A difference that is not a number must not pass either; max() would lose it behind a replica that agrees.
+        # NaN must not pass either. max() may ignore NaN, so compare each difference.
         if not all(difference <= self.tolerance for difference in differences):
             raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
         logger.info(
@@ -126,10 +126,10 @@ class WeightSync:
         """Mean absolute difference of log-probabilities between the learner and each replica, in nats."""
         return self._differences(self.learner.score(probe), probe)
 
-    def _differences(self, from_learner: Callable[[], Scores], probe: Sequence[Sequence[int]]) -> list[float]:
-        from_generators = self.generators.score(probe)
-        expected = from_learner()
-        return [_mean_difference(expected, scores) for scores in from_generators()]
+    def _differences(self, learner_scores: Callable[[], Scores], probe: Sequence[Sequence[int]]) -> list[float]:
+        generator_scores = self.generators.score(probe)
+        expected = learner_scores()
+        return [_mean_difference(expected, scores) for scores in generator_scores()]
 
     def _explain(
         self, policy_version: int, probe: Sequence[Sequence[int]], differences: list[float], sent: list[str]
@@ -160,10 +160,10 @@ class WeightSync:
         )
 
     def _stale_tensors(self, policy_version: int, probe: Sequence[Sequence[int]]) -> list[str]:
-        """Names of the tensors that were not in place.
+        """Return the names of the tensors that had not arrived.
 
-        The smallest possible buckets, one for each block of a layer, are sent again one by one. Sending what was in
-        place changes nothing, so a block after which a generator scores otherwise had not arrived.
+        Send each block of a layer again, alone. If a block had arrived, sending it again changes nothing. So if a
+        generator's scores change after a block, that block had not arrived.
         """
         stale: list[str] = []
         before = self.generators.score(probe)()
@@ -182,7 +182,7 @@ def _mean_difference(expected: Scores, actual: Scores) -> float:
 
 
 def _changed(before: Scores, after: Scores, tolerance: float) -> bool:
-    """True where scores moved by more than `tolerance`, or became numbers, or stopped being numbers."""
+    """Return True if scores changed by more than `tolerance`, or changed between finite and not finite."""
     if not (_all_numbers(before) and _all_numbers(after)):
         return _all_numbers(before) != _all_numbers(after)
     return _mean_difference(before, after) > tolerance

@@ -95,7 +95,7 @@ class Target(Receiver):
             self._room = torch.zeros(size, dtype=torch.uint8)
         assert self._receiver is not None and self._room is not None
         group = self._receiver._group
-        group.finish_receiving(group.start_receiving(0, [self._flat])[0], 0)
+        group.finish_receiving(group.start_receiving([self._flat])[0], 0)
         if self.copies:
             self._room.copy_(self._flat)
 

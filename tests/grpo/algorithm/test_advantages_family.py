@@ -72,7 +72,7 @@ def test_batch_normalised_divides_by_the_deviation_of_rewards() -> None:
 def test_maxrl_divides_by_the_mean() -> None:
     # One of four right: (1 - 1/4) / (1/4) = 3, and -1 for the others.
     assert of("maxrl", [[1.0, 0.0, 0.0, 0.0]])[0] == pytest.approx([3.0, -1.0, -1.0, -1.0])
-    with pytest.raises(ValueError, match=r"reward of -1; use rewards of 0 and more"):
+    with pytest.raises(ValueError, match=r"reward of -1; use rewards of 0 or more"):
         of("maxrl", [[1.0, -1.0]])
 
 

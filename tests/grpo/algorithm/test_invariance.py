@@ -163,5 +163,5 @@ def test_a_head_that_is_no_linear_layer_is_refused(tmp_path: Path) -> None:
 
     model = load_tiny_model(make_tiny_policy(tmp_path))
     model.set_output_embeddings(torch.nn.Identity())
-    with pytest.raises(ValueError, match="one linear layer, and the policy's is Identity"):
+    with pytest.raises(ValueError, match="one linear layer, but the policy's head is Identity"):
         PolicyLogprobs(model)

@@ -47,10 +47,10 @@ def config(folder: Path, kind: str, text: str, **keys: Any) -> AlgorithmConfig:
         ("ratio", RATIO + f"return ({REINFORCE}).mean()", {}, r"returned shape \(\); expected \(7,\)"),
         ("ratio", RATIO + f"return -({REINFORCE})", {}, "wrong sign"),
         ("ratio", RATIO + f"return ({REINFORCE}).detach()", {}, "has no gradient by logprobs_T"),
-        ("ratio", RATIO + f"return {REINFORCE} + logprobs_T.mean()", {}, "reach others; use sequences.mask_T"),
-        ("ratio", RATIO + f"return {REINFORCE} * advantages_T.std()", {}, "how the batch is split"),
+        ("ratio", RATIO + f"return {REINFORCE} + logprobs_T.mean()", {}, "change other tokens; use sequences.mask_T"),
+        ("ratio", RATIO + f"return {REINFORCE} * advantages_T.std()", {}, "the split of the batch"),
         ("ratio", RATIO + f"return {REINFORCE} / sequences.sum(torch.ones_like(logprobs_T))", {}, "not finite"),
-        ("ratio", RATIO + f"return {REINFORCE}", {"dual_clip": 3.0}, r"dual_clip=3.0 is not taken by"),
+        ("ratio", RATIO + f"return {REINFORCE}", {"dual_clip": 3.0}, r"does not take algorithm.dual_clip=3.0"),
         ("aggregation", AGGREGATION + "return [1.0], 1.0", {}, "expected a number for each length"),
         ("aggregation", AGGREGATION + "return [[1.0] * len(g) for g in lengths], 9.0", {}, "completion of length 0"),
         (

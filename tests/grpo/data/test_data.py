@@ -191,7 +191,7 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, tokenizer
 
 def test_an_empty_cell_is_told_with_its_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "3", "answer": None, "level": "x"}])
-    with pytest.raises(ValueError, match="row 2 has nothing in column 'answer'"):
+    with pytest.raises(ValueError, match="row 2 has no value in column 'answer'"):
         load_prompts(source, tokenizer, max_tokens=20)
 
 
@@ -266,8 +266,8 @@ def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedToke
 @pytest.mark.parametrize(
     ("prompt", "keys", "told"),
     [
-        (ASKED, {"chat_template": "never"}, "need the policy's chat template, and held.chat_template is never"),
-        (ASKED, {"system": "be kind"}, "system message of its own, and held.system is set"),
+        (ASKED, {"chat_template": "never"}, "need the policy's chat template, but held.chat_template=never"),
+        (ASKED, {"system": "be kind"}, "already has a system message, and held.system is set"),
         ([*ASKED, {"role": "assistant", "content": "2"}], {}, "ends with a message of 'assistant'"),
         ([{"role": "user", "content": [{"type": "image"}]}], {}, "without a role or a content of text"),
         (["1+1=?"], {}, "row 0: column 'prompt' (held.prompt) is a list, but not of chat messages"),
@@ -285,7 +285,7 @@ def test_a_question_that_cannot_be_asked_is_refused(
 
 
 def test_chat_messages_without_a_chat_template_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="its tokenizer has none; take a policy with one"):
+    with pytest.raises(ValueError, match="its tokenizer has none; take a policy with a chat template"):
         load_prompts(write_jsonl(tmp_path / "rows.jsonl", [TRL]), tokenizer, max_tokens=100)
 
 
@@ -294,7 +294,7 @@ def test_nested_columns_are_named_with_dots(tmp_path: Path, chatty: PreTrainedTo
     with pytest.raises(ValueError, match=r"held\.reference='truth' .*it has .*reward_model\.ground_truth"):
         load_prompts(source.model_copy(update={"reference": "truth"}), chatty, max_tokens=100, where="held")
     empty = write_jsonl(tmp_path / "empty.jsonl", [VERL, VERL | {"reward_model": None}])
-    with pytest.raises(ValueError, match=r"row 1 has nothing in column 'reward_model\.ground_truth'"):
+    with pytest.raises(ValueError, match=r"row 1 has no value in column 'reward_model\.ground_truth'"):
         load_prompts(empty.model_copy(update={"reference": "reward_model.ground_truth"}), chatty, max_tokens=100)
 
 
@@ -309,7 +309,7 @@ def test_several_files_are_one_source(tmp_path: Path, tokenizer: PreTrainedToken
     with pytest.raises(ValueError, match="expected a file, or a list of files"):
         DatasetConfig.model_validate({"path": [3]})
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match="of different formats"):
+    with pytest.raises(ValueError, match="different formats"):
         load_rows(DatasetConfig.model_validate({"path": [*paths, str(tmp_path / "c.parquet")]}))
 
 
@@ -403,7 +403,7 @@ def test_the_global_random_state_does_not_matter() -> None:
 
 def test_other_data_is_refused() -> None:
     state = Cursor(range(10), 0).state_dict()
-    with pytest.raises(ValueError, match="walked over 10 rows, the data has 9 now"):
+    with pytest.raises(ValueError, match="10 rows of data, but the data has 9 now"):
         Cursor(range(9), 0).load_state_dict(state)
 
 

@@ -201,12 +201,12 @@ def test_a_generator_that_missed_a_push_is_told() -> None:
     open_groups.take(1)
     open_groups.advance(1)
     open_groups.admit()
-    with pytest.raises(RuntimeError, match=r"group 2 was asked for at policy version 1 and has tokens of version 0"):
+    with pytest.raises(RuntimeError, match=r"group 2 was requested at policy version 1 but has tokens of version 0"):
         open_groups.sampled(2, 0)
     open_groups.sampled(2, 1)
     with pytest.raises(RuntimeError, match="group 2 came twice"):
         open_groups.sampled(2, 1)
-    with pytest.raises(RuntimeError, match="group 0 came without having been asked for"):
+    with pytest.raises(RuntimeError, match="group 0 came without a request"):
         open_groups.sampled(0, 1)
 
 

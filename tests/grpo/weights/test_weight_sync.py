@@ -181,5 +181,5 @@ def test_a_learner_that_has_diverged_is_told_apart() -> None:
 
 @pytest.mark.parametrize("probe", [[], [[1]], [[1], [2]]])
 def test_a_probe_that_proves_nothing_is_refused(probe: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="no token follows another"):
+    with pytest.raises(ValueError, match="two or more tokens, got none"):
         WeightSync(Source(dict(WEIGHTS)), Targets([Replica()]), 1 << 20, 1e-4).push(4, probe)
