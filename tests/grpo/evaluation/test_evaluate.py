@@ -292,7 +292,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 def test_the_command_line(tmp_path: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(answer: Callable[[Question], str], out: str, *more: str) -> tuple[int, str]:
-        monkeypatch.setattr("grpo.evaluation.evaluate.EndpointSampler", FakeSampler(answer))
+        monkeypatch.setattr("grpo.evaluation.jobs.EndpointSampler", FakeSampler(answer))
         return invoke("eval", "http://fake/v1", "--task", task_file, "--out", tmp_path / out, *more)
 
     code, text = run(fickle, "a", "--k", "2", "--temperature", "0.7", "--seeds", "0,3", "workers=1")
