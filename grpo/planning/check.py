@@ -9,8 +9,8 @@ from rich.table import Table
 from grpo import config
 from grpo.algorithm.choices import Kind, choice
 from grpo.cluster.claim import plan_of, wants_gpus
-from grpo.config.algorithm import PRESETS
 from grpo.config.file import dump
+from grpo.config.presets import PRESETS
 from grpo.config.verifiers import specs_of
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
 from grpo.data.rows import HubUnreachable

@@ -21,7 +21,8 @@ from grpo.algorithm.minibatches import minibatches
 from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, carries_loss, policy_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.totals import Totals, ratio_quantiles
-from grpo.config.algorithm import KL, PRESETS, Advantage, Aggregation, AlgorithmConfig, Preset, Ratio
+from grpo.config.algorithm import KL, Advantage, Aggregation, AlgorithmConfig, Ratio
+from grpo.config.presets import PRESETS, Preset
 from grpo.rollout.groups import reward_tensors
 from grpo.types import Group
 
