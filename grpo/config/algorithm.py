@@ -35,7 +35,7 @@ AboveZero = Annotated[float, Field(gt=0)]
 _NEEDS_GROUP = frozenset(get_args(Advantage)) - {"reinforce++"}
 # Ratios with the two edges of PPO. A third edge can be added to them.
 _TWO_EDGES = ("token", "sequence", "sequence_token")
-# An upper edge so far from 1 is taken for a percentage; CISPO's, which bounds a weight and no step, may lie anywhere.
+# A larger upper edge is taken for a percentage. CISPO's edge bounds a weight and not a step, so it may be larger.
 _PERCENT = 10.0
 
 
@@ -112,7 +112,7 @@ class AlgorithmConfig(Section):
         return {f"algorithm.{key}": name for key, name in named.items() if names_code(name)}
 
     def with_absolute_files(self) -> AlgorithmConfig:
-        """The same for a process that works in another folder: paths to files of functions become absolute."""
+        """A copy with absolute paths to the files of functions, for a process that works in another folder."""
         return self.model_copy(
             update={key.removeprefix("algorithm."): absolute_name(name) for key, name in self.functions.items()}
         )
@@ -154,21 +154,21 @@ class AlgorithmConfig(Section):
         """Find problems between several keys, each with its remedy."""
         if group_size < 2 and self.advantage in _NEEDS_GROUP:
             yield (
-                f"rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage of "
+                f"rollout.group_size=1 gives a completion no other completion to compare with, so every advantage of "
                 f"algorithm.advantage={self.advantage} is 0; use 2 or more, or algorithm.advantage=reinforce++"
             )
         if self.advantage == "pass_at_k" and self.pass_k >= group_size:
             yield (
                 f"algorithm.pass_k={self.pass_k} must be smaller than rollout.group_size={group_size}, or every "
-                "choice of k completions is the whole group; lower the one or raise the other"
+                "choice of k completions is the whole group; lower pass_k or raise group_size"
             )
         yield from self._kl_problems()
         yield from self._mismatch_problems()
         yield from self._option_problems()
         if self.dual_clip is not None and self.ratio not in _TWO_EDGES and not names_code(self.ratio):
             yield (
-                f"algorithm.dual_clip={self.dual_clip} adds an edge to a clipped ratio, which algorithm.ratio="
-                f"{self.ratio} has not; leave it out or use one of {', '.join(_TWO_EDGES)}"
+                f"algorithm.dual_clip={self.dual_clip} adds an edge to a clipped ratio, but algorithm.ratio="
+                f"{self.ratio} does not clip; remove dual_clip, or use a ratio of {', '.join(_TWO_EDGES)}"
             )
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
             yield (
@@ -178,14 +178,14 @@ class AlgorithmConfig(Section):
         if self.ratio not in ("cispo", "soft") and not names_code(self.ratio) and self.clip_high >= _PERCENT:
             yield (
                 f"algorithm.clip_high={self.clip_high:g} lets algorithm.ratio={self.ratio} grow up to "
-                f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage: DAPO's is 0.28"
+                f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage; DAPO's is 0.28"
             )
 
     def _option_problems(self) -> Iterator[str]:
         if self.options and not self.functions:
             yield (
-                f"algorithm.options={self.options} reach functions of your own, and algorithm names none; name one as "
-                "file.py:function, or take the options out"
+                f"algorithm.options={self.options} are for your functions, but algorithm names no function; name a "
+                "function as file.py:function, or remove the options"
             )
         for name in self.options.keys() & AlgorithmConfig.model_fields.keys():
             yield f"algorithm.options.{name}: {name} is a key of algorithm itself; set algorithm.{name}"
@@ -193,13 +193,13 @@ class AlgorithmConfig(Section):
     def _kl_problems(self) -> Iterator[str]:
         if self.kl == "none" and self.kl_coefficient > 0:
             yield (
-                f"algorithm.kl_coefficient={self.kl_coefficient:g} has no reference to measure from, as algorithm.kl "
-                "is none; set algorithm.kl=k3, or the coefficient to 0"
+                f"algorithm.kl_coefficient={self.kl_coefficient:g} has no reference to measure from, because "
+                "algorithm.kl is none; set algorithm.kl=k3, or the coefficient to 0"
             )
         if self.kl != "none" and not self.kl_coefficient:
             yield (
-                f"algorithm.kl={self.kl} has no weight, as algorithm.kl_coefficient is 0, so that no divergence would "
-                "be taken; set algorithm.kl_coefficient (0.001 is a start), or algorithm.kl=none"
+                f"algorithm.kl={self.kl} has no weight, because algorithm.kl_coefficient is 0, and so no effect; "
+                "set algorithm.kl_coefficient (0.001 is a start), or algorithm.kl=none"
             )
         if self.kl_in_loss and self.kl == "k1" and not self.kl_corrected:
             yield (
@@ -208,25 +208,25 @@ class AlgorithmConfig(Section):
             )
         if self.advantage == "maxrl" and self.kl_in_reward:
             yield (
-                "algorithm.advantage=maxrl needs rewards of 0 and more, and a divergence lowers them below; "
-                "set algorithm.kl_place=loss"
+                "algorithm.advantage=maxrl needs rewards of 0 or more, but a divergence in the reward can make them "
+                "negative; set algorithm.kl_place=loss"
             )
         if self.kl_corrected and not self.kl_in_loss:
             yield (
-                "algorithm.kl_corrected=true corrects a divergence in the loss, and there is none; set algorithm.kl, "
-                "algorithm.kl_coefficient and algorithm.kl_place=loss, or leave it out"
+                "algorithm.kl_corrected=true corrects a divergence, but the loss has no divergence; set algorithm.kl, "
+                "algorithm.kl_coefficient and algorithm.kl_place=loss, or remove kl_corrected"
             )
         if self.reference_refresh is not None and not self.needs_reference:
             yield (
                 f"algorithm.reference_refresh={self.reference_refresh} has no reference to refresh; set algorithm.kl "
-                "and algorithm.kl_coefficient, or leave it out"
+                "and algorithm.kl_coefficient, or remove it"
             )
 
     def _mismatch_problems(self) -> Iterator[str]:
         if self.importance_weight != "none" and self.proximal == "rollout":
             yield (
-                f"algorithm.importance_weight={self.importance_weight} corrects from the learner to the sampler, which "
-                "the ratio does already where algorithm.proximal=rollout; set algorithm.proximal=recomputed"
+                f"algorithm.importance_weight={self.importance_weight} corrects from the learner to the sampler, but "
+                "with algorithm.proximal=rollout the ratio already does this; set algorithm.proximal=recomputed"
             )
         if self.mismatch_mask != "none" and not self.mask_low < 1 < self.mask_high:
             yield (

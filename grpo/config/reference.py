@@ -33,7 +33,7 @@ class Key:
     """A key.
 
     Attributes:
-        name: dotted; `[]` stands for the items of a list.
+        name: dotted name; `[]` stands for the items of a list.
         kind: description of its values.
         default: default value in YAML; None if the key is required.
         text: description of its effect; empty if name and kind are enough.
@@ -50,7 +50,7 @@ class ReferencePart:
     """A section with its keys, without the keys of inner sections.
 
     Attributes:
-        name: dotted; `[]` stands for the items of a list.
+        name: dotted name; `[]` stands for the items of a list.
         text: description of the section.
         keys: keys in the order of the schema.
     """

@@ -58,9 +58,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     """Evaluate a model on tasks, or resume an evaluation that was stopped. Print and write the results.
 
     Raises:
-        ValueError: no such model or data, settings that do not fit them, or a folder with another evaluation.
+        ValueError: there is no such model or data, the settings do not fit, or the folder has another evaluation.
         TimeoutError: no completion, or no verdict, came within its deadline.
-        RuntimeError: an endpoint refuses, or verifiers fail too often to believe the numbers.
+        RuntimeError: an endpoint refuses, or more than `max_failure_share` of the verdicts failed.
     """
     jobs, open_sampler = prepare(settings, tasks)
     jobs = [leave_out(job, settings, console) for job in jobs]
@@ -236,5 +236,5 @@ def _check_failures(job: TaskJob, rows: Sequence[Judged], most: float) -> None:
         raise RuntimeError(
             f"{len(failed)} of {len(rows)} verdicts of {job.task.name} failed, above max_failure_share={most:g}; the "
             f"first: {failed[0].status.value}: {one_line(failed[0].reason)}. The completions are stored: mend the "
-            "verifier or raise task.verifier.deadline_s, and the same command asks it again"
+            "verifier or raise task.verifier.deadline_s, and repeat the command to judge them again"
         )

@@ -135,7 +135,7 @@ def _objective(settings: config.TrainConfig) -> Table:
         f"{chosen.kl_coefficient:g} x {_said('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: the "
         f"starting policy{without}{refreshed}"
         if chosen.needs_reference
-        else "none, and no reference is held",
+        else "none, and no reference policy",
     )
     mismatch = []
     if chosen.importance_weight != "none":
@@ -146,7 +146,7 @@ def _objective(settings: config.TrainConfig) -> Table:
     if settings.functions:
         table.add_row("your functions", ", ".join(settings.functions) + ": loaded, and tried on a tiny batch")
     if chosen.entropy_coefficient:
-        table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to what is maximised")
+        table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to the objective")
     return table
 
 
@@ -193,12 +193,12 @@ def lag_warning(settings: config.TrainConfig) -> str | None:
     reason = f"rollout.max_policy_lag={lag} trains on tokens of policies up to {lag} versions old, and "
     if algorithm.proximal == "recomputed":
         return (
-            f"{reason}algorithm.proximal=recomputed without algorithm.importance_weight takes them for the present "
-            "policy's own: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
+            f"{reason}algorithm.proximal=recomputed without algorithm.importance_weight treats them as tokens of the "
+            "present policy: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
         )
     return (
-        f"{reason}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy "
-        "has moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
+        f"{reason}algorithm.ratio={algorithm.ratio} bounds the change since sampling, but the versions in "
+        "between already use up these bounds. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
         "algorithm.proximal=recomputed with algorithm.importance_weight=token (docs/async.md)"
     )
 

@@ -84,7 +84,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
         rows.append(("loss", _first_to_last(loss, 4)))
     failed = sum(history.curve("rollout/failed_verdicts").finite().values)
     if failed:
-        rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors, kept out of the learning)"))
+        rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors; the policy does not learn from them)"))
     rows += _verdicts(history)
     return rows
 

@@ -242,7 +242,7 @@ def test_problems_that_cannot_be_judged_are_left_out_and_a_task_without_a_right_
     [
         ({"k": 4, "temperature": 0.0}, "k=4 completions with 1 seed.s. at temperature 0 would all be the same"),
         ({"seeds": (0, 1)}, "give --temperature above 0"),
-        ({"seeds": (1, 1), "temperature": 1.0}, "names one twice"),
+        ({"seeds": (1, 1), "temperature": 1.0}, "repeats a seed"),
         ({"limit": 1}, "an interval needs two or more"),
     ],
 )
