@@ -1,4 +1,4 @@
-"""The section `algorithm`: the objective, composed of choices that do not depend on each other, and named presets.
+"""The section `algorithm`: the objective. Its choices do not depend on each other; a preset sets several of them.
 
 Equations, papers and advice are in `docs/objectives.md`; the functions are those of `grpo.algorithm.advantages`,
 `grpo.algorithm.losses`, `grpo.algorithm.mismatch` and `grpo.algorithm.aggregation`.

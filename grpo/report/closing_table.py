@@ -90,7 +90,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The slowest verdicts of each verifier. A policy that finds slow-to-judge answers shows here first."""
+    """The slowest verdicts of each verifier. They rise if the policy finds answers that are slow to judge."""
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []

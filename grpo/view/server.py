@@ -1,10 +1,9 @@
 """`grpo view`: a page that shows runs, served to this machine, or with a token to a network.
 
-A policy wrote the data, so the server trusts none of it. The data leave as JSON with every hidden character named, the
-page sets them as text only, and the content security policy allows scripts, styles and connections of this server only.
-A web site that a person visits meanwhile can neither read the page nor reach it under another host name: the server
-refuses requests that name another host or come from another site. The server takes no path from a request, it bounds
-every number in a request, and the size of the runs bounds the cost of a request.
+A policy wrote the data, so the server trusts none of it. It sends JSON in which every hidden character is named. The
+page sets data as text only. The content security policy allows only scripts, styles and connections of this server.
+The server refuses requests that name another host or come from another site, so no other web site can read the page.
+It takes no path from a request, and bounds every number in it. The size of the runs bounds the cost of a request.
 """
 
 from __future__ import annotations
