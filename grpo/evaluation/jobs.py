@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -63,50 +64,31 @@ def prepare(
             raise ValueError(
                 f"{task.name} has {len(task_problems)} problem(s); an interval needs two or more: raise --limit"
             )
-    folder = Path(settings.folder)
+    dtype: str | None = None
+    template: str | None = None
+    prompts: list[tuple[Prompt, ...] | None] = [None] * len(tasks)
+    open_sampler: Callable[[], AbstractContextManager[Sampler]]
     if settings.is_endpoint:
         endpoint = EndpointSampler(settings.url, settings.endpoint)
         identity = f"endpoint:{settings.model} {endpoint.model}"
-        return [
-            TaskJob(
-                task,
-                sampling,
-                task_problems,
-                None,
-                identity_of(task, identity, sampling, None, None),
-                folder / task.name,
-            )
-            for task, sampling, task_problems in zip(tasks, chosen, problems, strict=True)
-        ], lambda: contextlib.nullcontext(endpoint)
-    model = open_model(settings.model)
-    tokenizer = load_tokenizer(model.path)
-    template = str(tokenizer.chat_template) if tokenizer.chat_template else None
-    prompts = [
-        tuple(prompts_of(task, task_problems, tokenizer)) for task, task_problems in zip(tasks, problems, strict=True)
-    ]
-    longest = {
-        task.name: (max(len(prompt.token_ids) for prompt in task_prompts), sampling.max_tokens)
-        for task, task_prompts, sampling in zip(tasks, prompts, chosen, strict=True)
-    }
-    tokens = sequence_tokens(model, longest)
-    jobs = [
-        TaskJob(
-            task,
-            sampling,
-            task_problems,
-            task_prompts,
-            identity_of(
-                task,
-                model.identity,
-                sampling,
-                dtype_of(settings),
-                template if task.data.chat_template == "auto" else None,
-            ),
-            folder / task.name,
-        )
-        for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True)
-    ]
-    return jobs, lambda: EngineSampler(settings, model, tokens)
+        open_sampler = functools.partial(contextlib.nullcontext, endpoint)
+    else:
+        model = open_model(settings.model)
+        identity, dtype = model.identity, dtype_of(settings)
+        tokenizer = load_tokenizer(model.path)
+        template = str(tokenizer.chat_template) if tokenizer.chat_template else None
+        longest = {}
+        for at, (task, task_problems, sampling) in enumerate(zip(tasks, problems, chosen, strict=True)):
+            rendered = tuple(prompts_of(task, task_problems, tokenizer))
+            prompts[at] = rendered
+            longest[task.name] = max(len(prompt.token_ids) for prompt in rendered), sampling.max_tokens
+        open_sampler = functools.partial(EngineSampler, settings, model, sequence_tokens(model, longest))
+    jobs = []
+    for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True):
+        used_template = template if task.data.chat_template == "auto" else None
+        settled = identity_of(task, identity, sampling, dtype, used_template)
+        jobs.append(TaskJob(task, sampling, task_problems, task_prompts, settled, Path(settings.folder) / task.name))
+    return jobs, open_sampler
 
 
 def leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
