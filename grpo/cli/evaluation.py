@@ -60,7 +60,7 @@ def run(
 
     If an evaluation is stopped, the same command continues it. MODEL is a folder in Hugging Face format, a hub name, a
     run's folder (its newest checkpoint), a checkpoint, or the URL of an OpenAI-compatible endpoint,
-    `http://host:port/v1`. The folder also gets a card with everything that determines the results, and a copy in the
+    `http://host:port/v1`. The results come with a card of everything that determines them, and with a copy in the
     format of lm-evaluation-harness.
     """
 

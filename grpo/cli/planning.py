@@ -38,9 +38,9 @@ def check(
 
     A verifier must accept the gold answer of its row, and refuse the gold answers of other rows. Otherwise the check
     prints a warning, or with `--strict` it fails. If a verifier accepts no gold answer, or too many references cannot
-    be used, the check fails, and `grpo train` does not start. The check claims no devices and writes nothing. With
-    `--cluster`, each node of the cluster (by default, this machine) takes part in an all-reduce, samples a completion,
-    receives new weights and runs a program in the sandbox. The keys of the file decide between `train` and `sft`.
+    be used, the check fails, and `grpo train` does not start. Without `--cluster`, the check claims no devices and
+    writes nothing. With it, each node of the cluster (by default, this machine) takes part in an all-reduce, samples a
+    completion, receives new weights and runs a program in the sandbox. The keys choose between `train` and `sft`.
     """
 
     def job() -> None:
@@ -159,7 +159,7 @@ def config(
     def job() -> None:
         from grpo.config import reference as config_reference
 
-        def said(name: str) -> Mapping[str, str]:
+        def descriptions(name: str) -> Mapping[str, str]:
             # Importing torch takes seconds. So import it only for sections that need it.
             if not name.startswith("algorithm."):
                 return {}
@@ -170,6 +170,6 @@ def config(
         if markdown:
             print(config_reference.markdown(), end="")
         else:
-            config_reference.show(config_reference.matching(key or ""), Terminal(), said)
+            config_reference.show(config_reference.matching(key or ""), Terminal(), descriptions)
 
     guarded(job, debug)

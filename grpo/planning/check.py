@@ -118,22 +118,22 @@ def _objective(settings: config.TrainConfig) -> Table:
         changed = [key for key in expanded if key not in kept]
         if changed:
             table.add_row("instead of it", ", ".join(f"{key}={getattr(chosen, key)}" for key in changed))
-    table.add_row("advantage", _said("advantage", chosen.advantage))
+    table.add_row("advantage", _described("advantage", chosen.advantage))
     ratio = choice("ratio", chosen.ratio)
     edges = f"; edges {1 - chosen.clip_low:g} to {1 + chosen.clip_high:g}" if "clip_high" in ratio.keywords else ""
     dual = f", no further than {chosen.dual_clip:g}" if chosen.dual_clip else ""
     start = "learner's at the start of the step" if chosen.proximal == "recomputed" else "sampler's probabilities"
-    table.add_row("ratio", f"{_said('ratio', chosen.ratio)}{edges}{dual}; to the {start}")
+    table.add_row("ratio", f"{_described('ratio', chosen.ratio)}{edges}{dual}; to the {start}")
     divisor = chosen.length_divisor or settings.rollout.max_completion_tokens
     constant = f" ({divisor:,})" if chosen.aggregation == "constant" else ""
-    table.add_row("aggregation", f"{_said('aggregation', chosen.aggregation)}{constant}")
+    table.add_row("aggregation", f"{_described('aggregation', chosen.aggregation)}{constant}")
     refreshed = f", refreshed every {chosen.reference_refresh} steps" if chosen.reference_refresh else ", frozen"
     without = ", as the policy without its adapters" if settings.learner.lora else ""
     corrected = ", times the ratio to the sampler" if chosen.kl_corrected else ""
     table.add_row(
         "KL",
-        f"{chosen.kl_coefficient:g} x {_said('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: the "
-        f"starting policy{without}{refreshed}"
+        f"{chosen.kl_coefficient:g} x {_described('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: "
+        f"the starting policy{without}{refreshed}"
         if chosen.needs_reference
         else "none, and no reference policy",
     )
@@ -150,9 +150,9 @@ def _objective(settings: config.TrainConfig) -> Table:
     return table
 
 
-def _said(kind: Kind, name: str) -> str:
-    said = choice(kind, name).said
-    return f"{name}: {said}" if said else name
+def _described(kind: Kind, name: str) -> str:
+    description = choice(kind, name).said
+    return f"{name}: {description}" if description else name
 
 
 def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:

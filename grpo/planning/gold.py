@@ -168,15 +168,15 @@ def _print_headline(
     )
     left_out = sum(len(report.unusable) for report in references.values())
     if failures:
-        style, word, said = "bold red", "FAILED", failures[0]
+        style, word, text = "bold red", "FAILED", failures[0]
     elif not tried:
-        style, word, said = "yellow", "not checked", "no row says how a right completion looks"
+        style, word, text = "yellow", "not checked", "no row has a gold answer to try"
     else:
         style, word = ("bold green", "good") if sound else ("bold yellow", "look at them")
-        said = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
+        text = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
         if left_out:
-            said += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
-    console.print(literal(f"gold answers: {word}: {said}", style), soft_wrap=True)
+            text += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
+    console.print(literal(f"gold answers: {word}: {text}", style), soft_wrap=True)
 
 
 def _show_references(what: str, report: ReferenceReport, console: Console) -> None:
