@@ -39,6 +39,7 @@ DRIVERS = {
     "cluster",
     "evaluation.engine_sampler",
     "evaluation.evaluate",
+    "evaluation.jobs",
     "generator.cpu_norm",
     "generator.engine",
     "generator.sampling",

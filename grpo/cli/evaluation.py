@@ -10,14 +10,12 @@ from typer.core import TyperGroup
 
 from grpo import jobs
 from grpo.cli.guarded import guarded
-from grpo.cli.options import LogLevelOption
+from grpo.cli.options import Debug, LogLevelOption
 from grpo.terminal import LiteralTable, Terminal
-
-Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
 
 
 class _RunsByDefault(TyperGroup):
-    """A group whose command `run` need not be named: `grpo eval MODEL` is `grpo eval run MODEL`."""
+    """The command `run` is the default of this group: `grpo eval MODEL` is `grpo eval run MODEL`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
@@ -44,14 +42,14 @@ def run(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="for example generator.replicas=8 or task.data.prompt=question"),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="name of a task, or of a task file; may come often")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="name of a task, or path of its file; repeatable")] = None,
     data: Annotated[Path | None, typer.Option(help="local copy of the task's data (.jsonl, .json, .parquet)")] = None,
     k: Annotated[int | None, typer.Option(help="completions for each problem and seed; default: the task's")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the task's")] = None,
     top_p: Annotated[float | None, typer.Option(help="default: the task's")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="longest completion; default: the task's")] = None,
-    seeds: Annotated[str | None, typer.Option(help="each makes k completions of its own, for example 0,1,2")] = None,
-    limit: Annotated[int | None, typer.Option(help="only the first so many problems of each task")] = None,
+    seeds: Annotated[str | None, typer.Option(help="seeds such as 0,1,2; each makes k completions")] = None,
+    limit: Annotated[int | None, typer.Option(help="number of problems of each task, from the first")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for the results; default: evals/ and the model's name")
     ] = None,
@@ -60,10 +58,10 @@ def run(
 ) -> None:
     """Sample, verify, and print accuracy, pass@k, maj@k, lengths and statuses with 95 % intervals over problems.
 
-    Stopped at any moment, the same command goes on where it was. MODEL is a folder in Hugging Face format, a hub name,
-    a run's folder (its newest checkpoint), one of its checkpoints, or the URL of an OpenAI-compatible endpoint,
-    `http://host:port/v1`. Beside the results lies a card with all that they hang on, and a copy in the shape of
-    lm-evaluation-harness.
+    If an evaluation is stopped, the same command continues it. MODEL is a folder in Hugging Face format, a hub name, a
+    run's folder (its newest checkpoint), a checkpoint, or the URL of an OpenAI-compatible endpoint,
+    `http://host:port/v1`. The results come with a card of everything that determines them, and with a copy in the
+    format of lm-evaluation-harness.
     """
 
     def job() -> None:
@@ -72,7 +70,7 @@ def run(
         settings = [f"{name}={value}" for name, value in options.items() if value is not None]
         if data is not None:
             if len(task or ()) != 1:
-                raise ValueError("--data is the local copy of one task's data; give one --task with it")
+                raise ValueError(f"--data is the data of a single task, got {len(task or ())}; give one --task with it")
             settings.append(f"task.data.path={data}")
         jobs.evaluate(model, task or (), *settings, *overrides or (), folder=out, show=True)
 
@@ -82,15 +80,14 @@ def run(
 @eval_app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="folder of an evaluation")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="folder of another, on the same tasks")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="folder of another evaluation, on the same tasks")],
     show: Annotated[int, typer.Option(min=0, help="flipped problems to print for each task and direction")] = 5,
     out: Annotated[Path | None, typer.Option(help="also write the comparison as JSON to this file")] = None,
     debug: Debug = False,
 ) -> None:
-    """Tell whether B is better than A on the problems that both answered: a paired test, and the problems that flipped.
+    """Test whether B is better than A on the problems that both answered, and show the problems that flipped.
 
-    Both must have come to their end. A problem has flipped where one solves more than half of its completions and the
-    other does not.
+    Both must be finished. A problem has flipped if exactly one of the two solves more than half of its completions.
     """
 
     def job() -> None:

@@ -18,11 +18,11 @@ from grpo.terminal import Terminal
 def train(
     config: ConfigPath, overrides: Overrides = None, log_level: LogLevelOption = None, debug: Debug = False
 ) -> None:
-    """Train a policy with GRPO, or go on with a run (`resume=auto`).
+    """Train a policy with GRPO, or continue a run (`resume=auto`).
 
-    The run's folder gets the resolved config, metrics, rollouts, figures, an HTML report, and checkpoints whose
-    `policy/` folder `transformers` and vLLM load as it is. Ctrl-C finishes the step, writes a checkpoint and ends.
-    After the death of a process or node the run goes on from its newest checkpoint by itself (`cluster.max_restarts`).
+    The run's folder gets the resolved config, metrics, rollouts, figures, an HTML report, and checkpoints.
+    `transformers` and vLLM can load a checkpoint's `policy/` folder. Ctrl-C finishes the step, writes a checkpoint and
+    ends. If a process or node dies, the run continues from its newest checkpoint (`cluster.max_restarts`).
     """
 
     def job() -> None:
@@ -37,8 +37,8 @@ def sft(
 ) -> None:
     """Fine-tune a policy on prompt and response rows: the cold start before `grpo train`.
 
-    The policy is written to the run folder's `policy/`, in Hugging Face format. After the death of a process or node
-    the run goes on from its newest checkpoint by itself (`cluster.max_restarts`, `sft.checkpoint_every`).
+    The run folder's `policy/` gets the policy, in Hugging Face format. If a process or node dies, the run continues
+    from its newest checkpoint (`cluster.max_restarts`, `sft.checkpoint_every`).
     """
 
     def job() -> None:
@@ -49,16 +49,16 @@ def sft(
 
 
 def launch(
-    target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where to")],
+    target: Annotated[Literal["local", "slurm", "kuberay", "ray"], typer.Argument(help="where the job runs")],
     config: ConfigPath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and start nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job, and start nothing")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a Ray cluster that is up.
+    """Run a config on this machine, through Slurm, on Kubernetes (KubeRay), or on a running Ray cluster.
 
-    The nodes come from the config's section `launch` (docs/cluster.md). Whether it is `grpo train` or `grpo sft` is
-    seen from the config's keys; either goes on from its newest checkpoint where there is one.
+    The nodes come from the config's section `launch` (docs/cluster.md). The config's keys decide whether `grpo train`
+    or `grpo sft` runs. Both continue from the newest checkpoint, if there is a checkpoint.
     """
     status = 0
 

@@ -17,15 +17,15 @@ def audit(
     verifier: Annotated[
         list[str] | None, typer.Option(help="verifier to audit, by its name in the run; default: `math` and `numeric`")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="verdicts to look at most, drawn by chance")] = 20_000,
-    show: Annotated[int, typer.Option(min=0, help="disagreements of each kind to print")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="largest number of verdicts; if more, a sample")] = 20_000,
+    show: Annotated[int, typer.Option(min=0, help="disagreements to print of each kind")] = 3,
     deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds after which Math-Verify is killed")] = 5.0,
     debug: Debug = False,
 ) -> None:
-    """Grade a run's stored rollouts again with Math-Verify (extra `audit`), and tell where the two disagree.
+    """Grade a run's stored rollouts again with Math-Verify (extra `audit`), and show where the two disagree.
 
-    The rates of false positives and false negatives are estimates with 95 % intervals: Math-Verify errs too, so read
-    the texts. All disagreements are written to `audit.jsonl` in the run's folder.
+    The rates of false positives and false negatives are estimates with 95 % intervals. Math-Verify makes errors
+    too, so read the texts. All disagreements are written to `audit.jsonl` in the run's folder.
     """
 
     def job() -> None:
@@ -39,9 +39,9 @@ def audit(
 def view(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, for example runs/quickstart")],
     host: Annotated[
-        str, typer.Option(help="address to serve on; any but this one shows the runs to a network, and needs a token")
+        str, typer.Option(help="address to serve on; any other address serves a network, and needs a token")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8642,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port")] = 8642,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="write the page as one file, and serve nothing")
     ] = None,
@@ -49,13 +49,13 @@ def view(
         Path | None, typer.Option(metavar="FOLDER", help="write the curves as PNG, and serve nothing")
     ] = None,
     token: Annotated[
-        bool, typer.Option("--token", help="ask for a token here too: other users of this machine reach 127.0.0.1")
+        bool, typer.Option("--token", help="need a token on 127.0.0.1 too, which other users of this machine can reach")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Look at runs in a browser: curves, groups of completions, what was learned, signs of reward hacking.
 
-    The page is served to this machine only, needs no network, and follows runs that still go on (docs/looking.md).
+    The page is served to this machine only. It needs no network, and follows runs in progress (docs/looking.md).
     """
 
     def job() -> None:

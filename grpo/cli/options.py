@@ -21,7 +21,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback o
 
 
 LogLevelOption = Annotated[
-    LogLevel | None, typer.Option("--log-level", help="lowest level of what is written into the folder's logs/")
+    LogLevel | None, typer.Option("--log-level", help="lowest level of the lines in the folder's logs/")
 ]
 
 

@@ -28,20 +28,19 @@ def check(
     config: ConfigPath,
     overrides: Overrides = None,
     gold_limit: Annotated[
-        int, typer.Option(min=0, help="gold answers to check at most, drawn by chance where there are more; 0: none")
+        int, typer.Option(min=0, help="largest number of gold answers to check; if there are more, a sample; 0: none")
     ] = GOLD_LIMIT,
-    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 where gold answers do not behave")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if gold answers fail the check")] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="also try every node of the cluster; see below")] = False,
     debug: Debug = False,
 ) -> None:
     """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory, gold answers.
 
-    Every gold answer of the data must be `correct` to its verifier, and another row's must not: what does not behave
-    is told as a warning, or fails the check with `--strict`. Where none is `correct`, or too many references cannot be
-    used, the check fails, and `grpo train` does not start. Nothing is claimed and nothing is written, unless
-    `--cluster` is given: then each node of the cluster (of this machine, where `cluster.address` names none) takes part
-    in an all-reduce, samples a completion, receives new weights and runs a program in the sandbox. Whether the file is
-    for `train` or `sft` is seen from its keys.
+    A verifier must accept the gold answer of its row, and refuse the gold answers of other rows. Otherwise the check
+    prints a warning, or with `--strict` it fails. If a verifier accepts no gold answer, or too many references cannot
+    be used, the check fails, and `grpo train` does not start. Without `--cluster`, the check claims no devices and
+    writes nothing. With it, each node of the cluster (by default, this machine) takes part in an all-reduce, samples a
+    completion, receives new weights and runs a program in the sandbox. The keys choose between `train` and `sft`.
     """
 
     def job() -> None:
@@ -56,7 +55,7 @@ def check(
             outcomes_by_node = preflight(settings.cluster, PREFLIGHT_S)
             Terminal().print(table_of(outcomes_by_node))
             if not all(outcome.passed for outcomes in outcomes_by_node.values() for outcome in outcomes.values()):
-                raise RuntimeError("a node cannot do what a run needs of it; the table says which, and why")
+                raise RuntimeError("a node cannot do what a run needs; the table shows the node and the reason")
         if strict and not gold_behaves:
             raise typer.Exit(EXIT_FAILED)
 
@@ -66,14 +65,14 @@ def check(
 def profile(
     config: ConfigPath,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=1, help="steps to watch, after two that warm up")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="steps to profile, after two warm-up steps")] = 3,
     log_level: LogLevelOption = None,
     debug: Debug = False,
 ) -> None:
-    """Train for a few steps and tell where the time goes, and what to try next.
+    """Train for a few steps, show where the time goes, and suggest what to try next.
 
-    Learner and generators run under PyTorch's profiler, in a folder beside the run's. The traces, and Ray's time line,
-    are for ui.perfetto.dev. A step takes longer than without: compare phases and operators, not throughput.
+    Learner and generators run under PyTorch's profiler, in a folder beside the run's. Open the traces, and Ray's time
+    line, in ui.perfetto.dev. The profiler slows each step down: compare phases and operators, not throughput.
     """
 
     def job() -> None:
@@ -90,44 +89,36 @@ def profile(
 def simulate(
     config: ConfigPath,
     overrides: Overrides = None,
-    run: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN", help="lengths and speeds as recorded in this run's folder")
-    ] = None,
-    lengths: Annotated[
-        str | None, typer.Option(metavar="LENGTHS", help="lengths from a distribution, written as above")
-    ] = None,
+    run: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="run with lengths and speeds")] = None,
+    lengths: Annotated[str | None, typer.Option(metavar="LENGTHS", help="distribution, written as above")] = None,
     gpus: Annotated[str, typer.Option(help="sizes of the cluster")] = "8,32,128,512,1000",
     lag: Annotated[str, typer.Option(help="values of rollout.max_policy_lag")] = "0,1,4",
     generator_share: Annotated[
-        str, typer.Option(help="shares of the GPUs that generate; the best of them is shown")
+        str, typer.Option(help="shares of the GPUs that generate; the best share is shown")
     ] = "0.25,0.5,0.625,0.75,0.875",
     all_splits: Annotated[bool, typer.Option("--all-splits", help="show every share, not only the best")] = False,
     scale_batch: Annotated[
         bool, typer.Option("--scale-batch", help="let rollout.prompts_per_step grow with the GPUs")
     ] = False,
     decode_base_s: Annotated[float | None, typer.Option(help="seconds of an engine step")] = None,
-    decode_sequence_s: Annotated[float | None, typer.Option(help="seconds that each sequence in it adds")] = None,
-    prefill_token_s: Annotated[
-        float | None, typer.Option(help="seconds for a token of a prompt, or one computed again after a push")
-    ] = None,
+    decode_sequence_s: Annotated[float | None, typer.Option(help="seconds that each sequence adds")] = None,
+    prefill_token_s: Annotated[float | None, typer.Option(help="seconds for a token of prefill")] = None,
     learn_base_s: Annotated[float | None, typer.Option(help="seconds of a training step")] = None,
-    learn_token_s: Annotated[float | None, typer.Option(help="GPU-seconds that each token in it adds")] = None,
+    learn_token_s: Annotated[float | None, typer.Option(help="GPU-seconds that each token adds")] = None,
     push_s: Annotated[float | None, typer.Option(help="seconds of a weight push")] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="length of a prompt; by default rollout.max_prompt_tokens")
-    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="default: rollout.max_prompt_tokens")] = None,
     steps: Annotated[int, typer.Option(help="training steps to measure in each simulated run")] = 40,
-    seed: Annotated[int, typer.Option(help="of the lengths, which are the same for every lag and split")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the lengths; every lag and split gets the same")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print assumptions and all rows as JSON")] = False,
     debug: Debug = False,
 ) -> None:
     """Predict step time, throughput and idle shares by policy lag and number of GPUs, without any GPU.
 
-    Give `--from RUN`, for the lengths of a run's stored rollouts and speeds fitted to its metrics, or `--lengths`:
+    Give `--from RUN` for the lengths of a run's stored rollouts and speeds fitted to its metrics. Or give `--lengths`:
     `constant:tokens=500`, `lognormal:median=600,sigma=0.8` (or `mean=`), `pareto:minimum=200,alpha=1.5`, or a mixture,
     `0.95*lognormal:median=600,sigma=0.5+0.05*pareto:minimum=3000,alpha=1.2`, cut at rollout.max_completion_tokens.
-    Without `--from`, speeds are estimates for a policy of 4 billion parameters on GPUs of 80 GB, to be replaced by the
-    options. docs/simulator.md tells what is modelled and what is not. Nothing is claimed and nothing is written.
+    Without `--from`, speeds are estimates for a policy of 4 billion parameters on GPUs of 80 GB; options replace them.
+    docs/simulator.md describes the model and its limits. The command claims no devices and writes nothing.
     """
 
     def job() -> None:
@@ -163,12 +154,12 @@ def config(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the whole page docs/config.md")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what can be configured: every key with its values, default and meaning, or those under one name."""
+    """Show every key of the configuration, or the keys under a name, with values, default and meaning."""
 
     def job() -> None:
         from grpo.config import reference as config_reference
 
-        def said(name: str) -> Mapping[str, str]:
+        def descriptions(name: str) -> Mapping[str, str]:
             # Importing torch takes seconds. So import it only for sections that need it.
             if not name.startswith("algorithm."):
                 return {}
@@ -179,6 +170,6 @@ def config(
         if markdown:
             print(config_reference.markdown(), end="")
         else:
-            config_reference.show(config_reference.matching(key or ""), Terminal(), said)
+            config_reference.show(config_reference.matching(key or ""), Terminal(), descriptions)
 
     guarded(job, debug)

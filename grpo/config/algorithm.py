@@ -1,4 +1,4 @@
-"""The section `algorithm`: the objective, composed of choices that do not depend on each other, and named presets.
+"""The section `algorithm`: the objective. Its choices do not depend on each other; a preset sets several of them.
 
 Equations, papers and advice are in `docs/objectives.md`; the functions are those of `grpo.algorithm.advantages`,
 `grpo.algorithm.losses`, `grpo.algorithm.mismatch` and `grpo.algorithm.aggregation`.
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from grpo.config.presets import PRESETS, Preset
 from grpo.config.section import FunctionName, Positive, Section, names_code
 from rewards.named_code import absolute_name
 
@@ -27,129 +28,14 @@ Advantage = Literal[
 Ratio = Literal["token", "sequence", "sequence_token", "cispo", "geometric", "soft"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant", "prompt_mean"]
 KL = Literal["none", "k1", "k2", "k3"]
-Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce++", "gmpo", "sapo", "maxrl"]
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
-
-# The settings of each preset; other settings keep their defaults. If a paper gives no value, the comment says so.
-PRESETS: dict[str, dict[str, Any]] = {
-    # arXiv:2402.03300, section 4.2: mean over each completion first, k3 in the loss at 0.04; the clip is PPO's 0.2.
-    "grpo": {
-        "advantage": "group_std",
-        "ratio": "token",
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "aggregation": "sequence_mean",
-        "kl": "k3",
-        "kl_coefficient": 0.04,
-    },
-    # arXiv:2503.20783, section 3.2: no division by the deviation nor by the length, no KL.
-    "dr_grpo": {
-        "advantage": "group_mean",
-        "ratio": "token",
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "aggregation": "constant",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-    },
-    # arXiv:2503.14476, sections 3.1 to 3.4; it refills without end, here three times at most. The soft overlong
-    # punishment of 3.4 is the verifier `length`.
-    "dapo": {
-        "advantage": "group_std",
-        "ratio": "token",
-        "clip_low": 0.2,
-        "clip_high": 0.28,
-        "aggregation": "token_mean",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-        "overlong_filter": True,
-        "refill_rounds": 3,
-    },
-    # arXiv:2507.18071, equation 5 and section 5.1.
-    "gspo": {
-        "advantage": "group_std",
-        "ratio": "sequence",
-        "clip_low": 3e-4,
-        "clip_high": 4e-4,
-        "aggregation": "sequence_mean",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-    },
-    # arXiv:2506.13585, equations 4 and 5: no lower edge. The paper gives no upper edge, so this is ScaleRL's
-    # (arXiv:2510.13786): ratios up to 5.
-    "cispo": {
-        "advantage": "group_std",
-        "ratio": "cispo",
-        "clip_low": 1.0,
-        "clip_high": 4.0,
-        "aggregation": "token_mean",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-    },
-    # arXiv:2402.14740: the whole completion is one action, so its tokens are summed, and its reward carries k1 at
-    # 0.03. The paper has a single optimizer step per batch and no clip. The clip here acts only with several steps.
-    "rloo": {
-        "advantage": "leave_one_out",
-        "ratio": "token",
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "aggregation": "constant",
-        "length_divisor": 1,
-        "kl": "k1",
-        "kl_coefficient": 0.03,
-        "kl_place": "reward",
-    },
-    # arXiv:2501.03262: k1 in the reward, normalised over the whole batch; the coefficient is ours.
-    "reinforce++": {
-        "advantage": "reinforce++",
-        "ratio": "token",
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "aggregation": "token_mean",
-        "kl": "k1",
-        "kl_coefficient": 0.001,
-        "kl_place": "reward",
-    },
-    # arXiv:2507.20673: edges of exp(-0.4) and exp(0.4).
-    "gmpo": {
-        "advantage": "group_std",
-        "ratio": "geometric",
-        "clip_low": 0.3297,
-        "clip_high": 0.4918,
-        "aggregation": "sequence_mean",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-    },
-    # arXiv:2511.20347, temperatures 1.0 and 1.05.
-    "sapo": {
-        "advantage": "group_std",
-        "ratio": "soft",
-        "soft_temperature_positive": 1.0,
-        "soft_temperature_negative": 1.05,
-        "aggregation": "sequence_mean",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-    },
-    # arXiv:2602.02710, algorithm 1: the advantage is divided by the group's mean reward. The rest as in the authors'
-    # code (tajwarfahim/maxrl): token mean, no KL, both edges 0.2.
-    "maxrl": {
-        "advantage": "maxrl",
-        "ratio": "token",
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "aggregation": "token_mean",
-        "kl": "none",
-        "kl_coefficient": 0.0,
-    },
-}
-assert set(PRESETS) == set(get_args(Preset))
 
 # Advantages that compare a completion with the others of its group.
 _NEEDS_GROUP = frozenset(get_args(Advantage)) - {"reinforce++"}
 # Ratios with the two edges of PPO. A third edge can be added to them.
 _TWO_EDGES = ("token", "sequence", "sequence_token")
-# An upper edge so far from 1 is taken for a percentage; CISPO's, which bounds a weight and no step, may lie anywhere.
+# A larger upper edge is taken for a percentage. CISPO's edge bounds a weight and not a step, so it may be larger.
 _PERCENT = 10.0
 
 
@@ -226,7 +112,7 @@ class AlgorithmConfig(Section):
         return {f"algorithm.{key}": name for key, name in named.items() if names_code(name)}
 
     def with_absolute_files(self) -> AlgorithmConfig:
-        """The same for a process that works in another folder: paths to files of functions become absolute."""
+        """A copy with absolute paths to the files of functions, for a process that works in another folder."""
         return self.model_copy(
             update={key.removeprefix("algorithm."): absolute_name(name) for key, name in self.functions.items()}
         )
@@ -268,21 +154,21 @@ class AlgorithmConfig(Section):
         """Find problems between several keys, each with its remedy."""
         if group_size < 2 and self.advantage in _NEEDS_GROUP:
             yield (
-                f"rollout.group_size=1 leaves nothing to compare a completion with, so that every advantage of "
+                f"rollout.group_size=1 gives a completion no other completion to compare with, so every advantage of "
                 f"algorithm.advantage={self.advantage} is 0; use 2 or more, or algorithm.advantage=reinforce++"
             )
         if self.advantage == "pass_at_k" and self.pass_k >= group_size:
             yield (
                 f"algorithm.pass_k={self.pass_k} must be smaller than rollout.group_size={group_size}, or every "
-                "choice of k completions is the whole group; lower the one or raise the other"
+                "choice of k completions is the whole group; lower pass_k or raise group_size"
             )
         yield from self._kl_problems()
         yield from self._mismatch_problems()
         yield from self._option_problems()
         if self.dual_clip is not None and self.ratio not in _TWO_EDGES and not names_code(self.ratio):
             yield (
-                f"algorithm.dual_clip={self.dual_clip} adds an edge to a clipped ratio, which algorithm.ratio="
-                f"{self.ratio} has not; leave it out or use one of {', '.join(_TWO_EDGES)}"
+                f"algorithm.dual_clip={self.dual_clip} adds an edge to a clipped ratio, but algorithm.ratio="
+                f"{self.ratio} does not clip; remove dual_clip, or use a ratio of {', '.join(_TWO_EDGES)}"
             )
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
             yield (
@@ -292,14 +178,14 @@ class AlgorithmConfig(Section):
         if self.ratio not in ("cispo", "soft") and not names_code(self.ratio) and self.clip_high >= _PERCENT:
             yield (
                 f"algorithm.clip_high={self.clip_high:g} lets algorithm.ratio={self.ratio} grow up to "
-                f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage: DAPO's is 0.28"
+                f"{1 + self.clip_high:g} before it is clipped; it is a distance from 1, no percentage; DAPO's is 0.28"
             )
 
     def _option_problems(self) -> Iterator[str]:
         if self.options and not self.functions:
             yield (
-                f"algorithm.options={self.options} reach functions of your own, and algorithm names none; name one as "
-                "file.py:function, or take the options out"
+                f"algorithm.options={self.options} are for your functions, but algorithm names no function; name a "
+                "function as file.py:function, or remove the options"
             )
         for name in self.options.keys() & AlgorithmConfig.model_fields.keys():
             yield f"algorithm.options.{name}: {name} is a key of algorithm itself; set algorithm.{name}"
@@ -307,13 +193,13 @@ class AlgorithmConfig(Section):
     def _kl_problems(self) -> Iterator[str]:
         if self.kl == "none" and self.kl_coefficient > 0:
             yield (
-                f"algorithm.kl_coefficient={self.kl_coefficient:g} has no reference to measure from, as algorithm.kl "
-                "is none; set algorithm.kl=k3, or the coefficient to 0"
+                f"algorithm.kl_coefficient={self.kl_coefficient:g} has no reference to measure from, because "
+                "algorithm.kl is none; set algorithm.kl=k3, or the coefficient to 0"
             )
         if self.kl != "none" and not self.kl_coefficient:
             yield (
-                f"algorithm.kl={self.kl} has no weight, as algorithm.kl_coefficient is 0, so that no divergence would "
-                "be taken; set algorithm.kl_coefficient (0.001 is a start), or algorithm.kl=none"
+                f"algorithm.kl={self.kl} has no weight, because algorithm.kl_coefficient is 0, and so no effect; "
+                "set algorithm.kl_coefficient (0.001 is a start), or algorithm.kl=none"
             )
         if self.kl_in_loss and self.kl == "k1" and not self.kl_corrected:
             yield (
@@ -322,25 +208,25 @@ class AlgorithmConfig(Section):
             )
         if self.advantage == "maxrl" and self.kl_in_reward:
             yield (
-                "algorithm.advantage=maxrl needs rewards of 0 and more, and a divergence lowers them below; "
-                "set algorithm.kl_place=loss"
+                "algorithm.advantage=maxrl needs rewards of 0 or more, but a divergence in the reward can make them "
+                "negative; set algorithm.kl_place=loss"
             )
         if self.kl_corrected and not self.kl_in_loss:
             yield (
-                "algorithm.kl_corrected=true corrects a divergence in the loss, and there is none; set algorithm.kl, "
-                "algorithm.kl_coefficient and algorithm.kl_place=loss, or leave it out"
+                "algorithm.kl_corrected=true corrects a divergence, but the loss has no divergence; set algorithm.kl, "
+                "algorithm.kl_coefficient and algorithm.kl_place=loss, or remove kl_corrected"
             )
         if self.reference_refresh is not None and not self.needs_reference:
             yield (
                 f"algorithm.reference_refresh={self.reference_refresh} has no reference to refresh; set algorithm.kl "
-                "and algorithm.kl_coefficient, or leave it out"
+                "and algorithm.kl_coefficient, or remove it"
             )
 
     def _mismatch_problems(self) -> Iterator[str]:
         if self.importance_weight != "none" and self.proximal == "rollout":
             yield (
-                f"algorithm.importance_weight={self.importance_weight} corrects from the learner to the sampler, which "
-                "the ratio does already where algorithm.proximal=rollout; set algorithm.proximal=recomputed"
+                f"algorithm.importance_weight={self.importance_weight} corrects from the learner to the sampler, but "
+                "with algorithm.proximal=rollout the ratio already does this; set algorithm.proximal=recomputed"
             )
         if self.mismatch_mask != "none" and not self.mask_low < 1 < self.mask_high:
             yield (

@@ -42,8 +42,8 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
     except ValueError as problem:
         return [str(problem)]
     return [
-        f"verification.deadline_s={deadline_s:g} could end the verifier {name!r} before a program has used up its own "
-        f"program_seconds={verifier.program_seconds:g}, which would count as a failure of the machinery; give it "
+        f"verification.deadline_s={deadline_s:g} could end the verifier {name!r} before its program reaches "
+        f"program_seconds={verifier.program_seconds:g}; this would count as a failed verdict; raise deadline_s to "
         f"{verifier.deadline_seconds:g} or more, or lower program_seconds"
         for name, verifier in built.items()
         if deadline_s < verifier.deadline_seconds
@@ -65,8 +65,8 @@ def exposed_paths(verifiers: Sequence[VerifierConfig], paths: Mapping[str, str])
     if not confined:
         return []
     return [
-        f"{setting}={path} lies where the programs that {confined[0]!r} runs can read, which find their compilers and "
-        "libraries there; expected a place that they cannot see; move it out of /usr and of the interpreter's folders"
+        f"{setting}={path} lies where the programs that {confined[0]!r} runs can read it, because their compilers and "
+        "libraries are there; expected a place that they cannot see; move it out of /usr and the interpreter's folders"
         for setting, path in paths.items()
         if readable_by_programs(path)
     ]

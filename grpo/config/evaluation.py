@@ -83,7 +83,7 @@ class TaskConfig(Section):
         if self.choices and "{choices}" not in data.template:
             problems.append("data.template must contain {choices}, or the model never sees the options")
         if self.files and not data.hub:
-            problems.append("files are those of a hub repository; name it with data.hub")
+            problems.append("files belong to a hub repository; name the repository with data.hub")
         verifier = VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
         return problems + code_problems([verifier], self.verifier.deadline_s)
 
@@ -165,7 +165,7 @@ class EvalConfig(Section):
         """Find problems between several fields, each with its remedy."""
         problems = self.generator.problems()
         if len(set(self.seeds)) < len(self.seeds):
-            problems.append(f"seeds={list(self.seeds)} names one twice, which would count its completions twice")
+            problems.append(f"seeds={list(self.seeds)} repeats a seed, which would count twice; name each seed once")
         return problems
 
     def sampling_of(self, task: TaskConfig) -> TaskSamplingConfig:
@@ -181,6 +181,6 @@ class EvalConfig(Section):
         if chosen.temperature == 0 and chosen.k * len(self.seeds) > 1:
             raise ValueError(
                 f"{task.name}: k={chosen.k} completions with {len(self.seeds)} seed(s) at temperature 0 would all be "
-                "the same one; give --temperature above 0, or k=1 and one seed"
+                "the same; give --temperature above 0, or k=1 and a single seed"
             )
         return chosen

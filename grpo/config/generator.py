@@ -1,4 +1,4 @@
-"""Sections of the configuration that say how groups are sampled, and how new weights reach those who sample."""
+"""Sections of the configuration for sampling, and for the transport of new weights to the generators."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class GeneratorConfig(Section):
         if self.engine != "in_actor" or self.devices == 1:
             return []
         return [
-            "generator.engine=in_actor is one process, and generator.tensor_parallel_size="
+            "generator.engine=in_actor is one process, but generator.tensor_parallel_size="
             f"{self.tensor_parallel_size} x pipeline_parallel_size={self.pipeline_parallel_size} needs {self.devices}; "
             "use engine=auto"
         ]
@@ -111,7 +111,7 @@ class WeightSyncConfig(Section):
         if self.transport not in ("nccl", "ipc"):
             return None
         return (
-            f"weight_sync.transport={self.transport} carries weights between GPUs, and this run computes on CPUs "
+            f"weight_sync.transport={self.transport} carries weights between GPUs, but this run computes on CPUs "
             "(cluster.device); use gloo, object_store or auto"
         )
 
@@ -120,7 +120,7 @@ class WeightSyncConfig(Section):
 
         Args:
             device: device of learner and generators.
-            nodes: of the cluster.
+            nodes: number of nodes in the cluster.
             share_gpus: whether a learner rank and a generator share a GPU.
 
         Raises:

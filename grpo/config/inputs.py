@@ -147,7 +147,7 @@ def dataset_problems(where: str, data: DatasetConfig) -> list[str]:
     if not (data.generator or data.hub or data.path):
         return [f"{where} needs one of hub, path or generator"]
     if data.revision and not data.hub:
-        return [f"{where}.revision is one of the hub; name the data set with {where}.hub, or take it out"]
+        return [f"{where}.revision is a revision on the hub; name the data set with {where}.hub, or remove it"]
     if "{prompt}" not in data.template:
         return [f"{where}.template must contain {{prompt}}, or the policy never sees the question"]
     return []

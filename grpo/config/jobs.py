@@ -137,7 +137,7 @@ class TrainConfig(Section):
         if self.learner.lora and algorithm.reference_refresh:
             problems.append(
                 f"algorithm.reference_refresh={algorithm.reference_refresh} cannot refresh the reference of "
-                "learner.lora, which is the policy without its adapters; leave one of the two out"
+                "learner.lora, which is the policy without its adapters; remove one of the two"
             )
         problems += self.learner.problems(self.policy.dtype)
         problems += self.generator.problems()
@@ -154,15 +154,15 @@ class TrainConfig(Section):
         if self.generator.hang_deadline_s >= rollout.deadline_s:
             problems.append(
                 f"generator.hang_deadline_s={self.generator.hang_deadline_s:g} is not shorter than rollout.deadline_s="
-                f"{rollout.deadline_s:g}: the run would stop before it restarts a generator that hangs; lower the one "
-                "or raise the other"
+                f"{rollout.deadline_s:g}: the run would stop before it restarts a generator that hangs; lower "
+                "hang_deadline_s or raise rollout.deadline_s"
             )
         sequence = rollout.max_prompt_tokens + rollout.max_completion_tokens
         if sequence > self.learner.microbatch_tokens:
             problems.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest sequence: "
-                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise the one or lower "
-                "the others"
+                f"rollout.max_prompt_tokens + rollout.max_completion_tokens = {sequence}; raise microbatch_tokens, or "
+                "lower the others"
             )
         completions = rollout.prompts_per_step * rollout.group_size // algorithm.minibatches
         if completions < self.learner.data_parallel:
@@ -189,17 +189,15 @@ class TrainConfig(Section):
             return []
         if self.rollout.max_policy_lag:
             return [
-                f"rollout.max_policy_lag={self.rollout.max_policy_lag} samples while the policy is trained, and with "
-                "cluster.sleep the generators sleep then; leave one of the two out"
+                f"rollout.max_policy_lag={self.rollout.max_policy_lag} samples during training, but with cluster.sleep "
+                "the generators sleep during training; remove one of the two"
             ]
         if not self.cluster.share_gpus:
-            return [
-                "cluster.sleep has nobody to make room for without cluster.share_gpus; set that, or leave sleep out"
-            ]
+            return ["cluster.sleep makes room on a shared GPU, and needs cluster.share_gpus; set it, or remove sleep"]
         if self.learner.zero_stage == 3 and self.learner.offload == "none":
             return [
-                "cluster.sleep cannot move the optimizer states of learner.zero_stage=3, for which DeepSpeed wants an "
-                "optimizer of its own; use learner.offload=optimizer, which keeps them off it, or zero_stage 1 or 2"
+                "cluster.sleep cannot move the optimizer states of learner.zero_stage=3; use "
+                "learner.offload=optimizer, which keeps them in the host's memory, or zero_stage 1 or 2"
             ]
         return []
 
@@ -212,20 +210,18 @@ class TrainConfig(Section):
                 if transport == "nccl"
                 else "copies no weights between processes, so there is nothing to save"
             )
-            return [
-                f"weight_sync.sparse: {where} {reason}; use gloo or object_store on GPUs apart, or leave sparse out"
-            ]
+            return [f"weight_sync.sparse: {where} {reason}; use gloo or object_store on GPUs apart, or remove sparse"]
         if self.cluster.device == "cpu" and (problem := self.weight_sync.problem_on_cpu()):
             return [problem]
         if transport == "ipc" and not shared:
             return [
-                "weight_sync.transport=ipc hands over memory of a GPU that learner and generator share, and "
-                "cluster.share_gpus is not set; set it, or use nccl or auto"
+                "weight_sync.transport=ipc needs a GPU that learner and generator share, but cluster.share_gpus is "
+                "not set; set it, or use nccl or auto"
             ]
         if transport == "nccl" and shared:
             return [
-                "weight_sync.transport=nccl cannot join learner and generator on one GPU, as cluster.share_gpus puts "
-                "them; use ipc or auto, or give each a GPU of its own"
+                "weight_sync.transport=nccl needs separate GPUs for learner and generator, but cluster.share_gpus is "
+                "set; use ipc or auto, or remove share_gpus"
             ]
         return []
 
@@ -235,11 +231,11 @@ class TrainConfig(Section):
             return []
         if evaluation.mode == "background" and self.verifiers[0].when:
             return [
-                "evaluation.mode=background judges by the first verifier alone, which has a `when`; use inline, or "
-                "give the first verifier no `when`"
+                "evaluation.mode=background uses only the first verifier, which has a `when`; use mode=inline, or "
+                "remove this `when`"
             ]
         if evaluation.mode == "inline" and evaluation.devices is not None:
-            return ["evaluation.devices are for evaluation.mode=background; set that, or leave them out"]
+            return ["evaluation.devices are for evaluation.mode=background; set this mode, or remove devices"]
         return []
 
 
@@ -282,17 +278,17 @@ class SftConfig(Section):
         if self.sft.max_tokens > self.learner.microbatch_tokens:
             problems.append(
                 f"learner.microbatch_tokens={self.learner.microbatch_tokens} does not hold the longest row, "
-                f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
+                f"sft.max_tokens={self.sft.max_tokens}; raise microbatch_tokens or lower max_tokens"
             )
         if self.policy.new and self.policy.new.max_position < self.sft.max_tokens:
             problems.append(
                 f"policy.new.max_position={self.policy.new.max_position} is shorter than "
-                f"sft.max_tokens={self.sft.max_tokens}; raise the one or lower the other"
+                f"sft.max_tokens={self.sft.max_tokens}; raise max_position or lower max_tokens"
             )
         if self.policy.new and self.learner.lora:
             problems.append(
-                "learner.lora would leave the random weights of policy.new as they are; give policy.path, or take "
-                "learner.lora out"
+                "learner.lora would not train the random weights of policy.new; give policy.path, or remove "
+                "learner.lora"
             )
         if self.sft.batch_size < self.learner.data_parallel:
             problems.append(

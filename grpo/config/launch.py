@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from grpo.config.section import Positive, Section
 
-# Names in Slurm, Kubernetes and NCCL. A shell and a YAML reader take each of them for a plain word.
+# Names in Slurm, Kubernetes and NCCL. A shell and a YAML parser read each of them as a plain word.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@+-]*$", max_length=200)]
 DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

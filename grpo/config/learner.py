@@ -102,13 +102,13 @@ class LearnerConfig(Section):
             )
         if self.attention == "varlen" and dtype == "float32":
             problems.append(
-                "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set that to bfloat16, "
+                "learner.attention=varlen computes in bfloat16 only, got policy.dtype=float32; set it to bfloat16, "
                 "or use learner.attention=sdpa"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
             problems.append(
-                f"learner.offload=parameters needs learner.zero_stage=3, got {self.zero_stage}: only there are "
-                "parameters fetched one by one; use stage 3, or offload=optimizer"
+                f"learner.offload=parameters needs learner.zero_stage=3, got {self.zero_stage}: only stage 3 "
+                "fetches parameters one by one; use stage 3, or offload=optimizer"
             )
         if self.reduce_gradients == "step" and self.zero_stage > 1 and dtype == "bfloat16":
             problems.append(

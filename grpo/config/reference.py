@@ -33,7 +33,7 @@ class Key:
     """A key.
 
     Attributes:
-        name: dotted; `[]` stands for the items of a list.
+        name: dotted name; `[]` stands for the items of a list.
         kind: description of its values.
         default: default value in YAML; None if the key is required.
         text: description of its effect; empty if name and kind are enough.
@@ -50,7 +50,7 @@ class ReferencePart:
     """A section with its keys, without the keys of inner sections.
 
     Attributes:
-        name: dotted; `[]` stands for the items of a list.
+        name: dotted name; `[]` stands for the items of a list.
         text: description of the section.
         keys: keys in the order of the schema.
     """
@@ -100,13 +100,13 @@ def matching(wanted: str) -> list[ReferencePart]:
     return parts
 
 
-def show(parts: Sequence[ReferencePart], console: Console, said: Callable[[str], Mapping[str, str]]) -> None:
+def show(parts: Sequence[ReferencePart], console: Console, descriptions: Callable[[str], Mapping[str, str]]) -> None:
     """Print sections for a person.
 
     Args:
         parts: sections to print.
         console: console for the output.
-        said: function from a key to the descriptions of its choices, by name; empty if the key's text is enough.
+        descriptions: function from a key to its choices, name -> description; empty if the key's text is enough.
     """
     for part in parts:
         console.print(literal(f"\n{part.name}", "bold") + literal(f"  {part.text}"))
@@ -115,7 +115,7 @@ def show(parts: Sequence[ReferencePart], console: Console, said: Callable[[str],
             console.print(literal("  ") + literal(key.name, "cyan") + literal(f": {key.kind}; {default}"))
             if key.text:
                 console.print(Padding(literal(key.text), (0, 0, 0, 6)))
-            for name, text in said(key.name).items():
+            for name, text in descriptions(key.name).items():
                 console.print(Padding(literal(f"{name}: {text}"), (0, 0, 0, 8)))
 
 

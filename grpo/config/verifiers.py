@@ -1,4 +1,4 @@
-"""Sections of the configuration on verifiers: which there are, and the processes that run them."""
+"""Sections of the configuration for verifiers, and for the processes that run them."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def verifier_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     problems = []
     names = [verifier.name for verifier in verifiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"verifiers: the name {name!r} is used {names.count(name)} times; give each a name of its own")
+        problems.append(f"verifiers: {names.count(name)} verifiers have the name {name!r}; give each another name")
     if all(verifier.weight == 0 for verifier in verifiers):
-        problems.append("verifiers: every weight is 0, so no completion can earn anything; give one a weight")
+        problems.append("verifiers: every weight is 0, so no completion can earn anything; give a verifier a weight")
     for verifier in verifiers:
         problems += [
-            f"verifiers: {verifier.name!r} has an empty list of values in when.{column}, so it judges nothing; give one"
+            f"verifiers: {verifier.name!r} has no value in when.{column}, so it judges nothing; give a value"
             for column, values in verifier.when.items()
             if values == ()
         ]
@@ -85,7 +85,7 @@ def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
     The range of a user's verifier is unknown. Its scores are assumed to be 0 or more.
     """
     if any(verifier.weight < 0 for verifier in verifiers):
-        return ["algorithm.advantage=maxrl needs rewards of 0 and more; give every verifier a weight of 0 or more"]
+        return ["algorithm.advantage=maxrl needs rewards of 0 or more; give every verifier a weight of 0 or more"]
     punishing = {verifier.name: verifier.weight * _punishment(verifier) for verifier in verifiers}
     gates = [verifier for verifier in verifiers if verifier.gate and not verifier.when and not punishing[verifier.name]]
     # If a gate's answer is wrong, the other verifiers do not count. If it is right, the gate has earned its weight.
@@ -95,9 +95,9 @@ def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
         return []
     names = ", ".join(name for name, share in punishing.items() if share)
     return [
-        f"algorithm.advantage=maxrl needs rewards of 0 and more, and verifiers ({names}) can lower them by {total:g}; "
-        f"leave them out, use another advantage, or set gate=true on what says whether the answer is right, with a "
-        f"weight of {total:g} or more"
+        f"algorithm.advantage=maxrl needs rewards of 0 or more, but verifiers ({names}) can lower them by {total:g}; "
+        f"remove these, use another advantage, or set gate=true on the verifier that decides whether the answer is "
+        f"right, with a weight of {total:g} or more"
     ]
 
 

@@ -46,8 +46,8 @@ def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ..
     chosen = tuple(named) or tuple(name for name, use in uses.items() if use in AUDITED)
     if not chosen:
         raise ValueError(
-            f"the run's verifiers ({', '.join(uses) or 'none'}) are none of {', '.join(AUDITED)}, with which "
-            "Math-Verify can be compared; name one that decides mathematical answers with --verifier"
+            f"the run's verifiers ({', '.join(uses) or 'none'}) are none of {', '.join(AUDITED)}, and Math-Verify "
+            "can check only mathematical verifiers; name such a verifier with --verifier"
         )
     return chosen
 

@@ -52,7 +52,7 @@ def open_card(folder: Path, identity: dict[str, Any], settings: EvalConfig, task
         if differences:
             raise ValueError(
                 f"{folder} holds completions of another evaluation; what differs: {'; '.join(differences)}. Choose "
-                "another --out, or give back what was"
+                "another --out, or restore the old settings"
             )
     else:
         card = {"created": _now()}

@@ -121,7 +121,7 @@ def compare_folders(first: Path, second: Path, console: Console, *, show: int, o
     shared = [name for name in _tasks(first) if name in _tasks(second)]
     if not shared:
         raise ValueError(
-            f"{first} has {', '.join(_tasks(first)) or 'no task'} to its end, {second} has "
+            f"{first} has finished {', '.join(_tasks(first)) or 'no task'}, {second} has finished "
             f"{', '.join(_tasks(second)) or 'no task'}: nothing to compare; give the folders that grpo eval --out wrote"
         )
     tables = [(name, read_table(first / name / TABLE), read_table(second / name / TABLE)) for name in shared]

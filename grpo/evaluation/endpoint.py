@@ -71,7 +71,7 @@ class EndpointSampler:
             ) from failure
         if len(served) != 1:
             names = ", ".join(served) or "no model"
-            raise ValueError(f"{self._address} serves {names}; name one with endpoint.model=...")
+            raise ValueError(f"{self._address} serves {names}; choose a model with endpoint.model=...")
         return served[0]
 
     def _shown(self, failure: BaseException) -> str:
@@ -148,8 +148,8 @@ class EndpointSampler:
                 text = answer.choices[0].text or ""
         except self._errors as failure:
             raise RuntimeError(
-                f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}. What came "
-                "before is stored; the same command goes on"
+                f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}. Earlier "
+                "completions are stored; the same command goes on"
             ) from failure
         reason = answer.choices[0].finish_reason
         if reason not in ("stop", "length") or answer.usage is None:

@@ -54,8 +54,8 @@ def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:
     for task, (prompt, completion) in longest.items():
         if model.context is not None and prompt + completion > model.context:
             raise ValueError(
-                f"{task}: the longest prompt has {prompt} tokens, which with {completion} of a completion is beyond "
-                f"the policy's context of {model.context}; give --max-tokens {model.context - prompt}"
+                f"{task}: the longest prompt has {prompt} tokens; with a completion of {completion} it is beyond the "
+                f"policy's context of {model.context}; give --max-tokens {model.context - prompt}"
                 if model.context > prompt
                 else f"{task}: the longest prompt has {prompt} tokens, beyond the policy's context of {model.context}"
             )

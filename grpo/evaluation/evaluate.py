@@ -12,24 +12,18 @@ import hashlib
 import json
 import logging
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
-from grpo.config.verifiers import VerificationConfig
-from grpo.evaluation.card import CARD, close_card, identity_of, open_card
-from grpo.evaluation.endpoint import EndpointSampler
-from grpo.evaluation.engine_sampler import EngineSampler, dtype_of, prompts_of, sequence_tokens
+from grpo.config.evaluation import EvalConfig, TaskConfig
+from grpo.evaluation.card import CARD, close_card, open_card
 from grpo.evaluation.export import export
 from grpo.evaluation.groups import Judging
+from grpo.evaluation.jobs import TaskJob, leave_out, prepare, spec_of
 from grpo.evaluation.metrics import TaskMetrics, task_metrics
-from grpo.evaluation.model import open_model
-from grpo.evaluation.problems import Problem, load_problems
 from grpo.evaluation.progress import EvalProgress, results_table
 from grpo.evaluation.questions import Question, Sample, Sampler
 from grpo.evaluation.store import (
@@ -46,14 +40,10 @@ from grpo.evaluation.store import (
     write_table,
 )
 from grpo.evaluation.votes import Call, answers_of, vote
-from grpo.policy.stored import load_tokenizer
 from grpo.report.logs import driver_log
-from grpo.rollout.usable_rows import OF_EVALUATION, usable_rows
 from grpo.terminal import literal
-from grpo.types import Prompt, SamplingParams
+from grpo.types import SamplingParams
 from grpo.visible import one_line
-from rewards.build import VerifierSpec
-from rewards.checks.gold_forms import GoldRow
 from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
@@ -64,39 +54,16 @@ METRICS, RESULTS = "metrics.json", "results.json"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskJob:
-    """A task with the problems, the sampling and the folder of this evaluation.
-
-    Attributes:
-        task: declaration from the task's file.
-        sampling: sampling settings; values of the command line replace those of the task.
-        problems: usable problems of the task.
-        prompts: prompts as tokens of the policy; None if a server makes the tokens.
-        identity: settings that determine the completions and the verdicts.
-        folder: folder for the task's files.
-        left_out: excluded problem -> why its reference cannot be used. `problems` does not contain these problems.
-    """
-
-    task: TaskConfig
-    sampling: TaskSamplingConfig
-    problems: tuple[Problem, ...]
-    prompts: tuple[Prompt, ...] | None
-    identity: dict[str, object]
-    folder: Path
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-
 def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console) -> dict[str, TaskMetrics]:
     """Evaluate a model on tasks, or resume an evaluation that was stopped. Print and write the results.
 
     Raises:
-        ValueError: no such model or data, settings that do not fit them, or a folder with another evaluation.
+        ValueError: there is no such model or data, the settings do not fit, or the folder has another evaluation.
         TimeoutError: no completion, or no verdict, came within its deadline.
-        RuntimeError: an endpoint refuses, or verifiers fail too often to believe the numbers.
+        RuntimeError: an endpoint refuses, or more than `max_failure_share` of the verdicts failed.
     """
-    jobs, open_sampler = _prepare(settings, tasks)
-    jobs = [_leave_out(job, settings, console) for job in jobs]
+    jobs, open_sampler = prepare(settings, tasks)
+    jobs = [leave_out(job, settings, console) for job in jobs]
     results: dict[str, TaskMetrics] = {}
     tables: dict[str, list[Judged]] = {}
     cards = {}
@@ -139,96 +106,8 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     return results
 
 
-def _prepare(
-    settings: EvalConfig, tasks: Sequence[TaskConfig]
-) -> tuple[list[TaskJob], Callable[[], AbstractContextManager[Sampler]]]:
-    """Read model and data without claiming devices. Return the jobs, and a function that opens their sampler."""
-    names = [task.name for task in tasks]
-    if not tasks or len(set(names)) < len(names):
-        raise ValueError(f"name one or more tasks, each once, with --task; got {', '.join(names) or 'none'}")
-    chosen = [settings.sampling_of(task) for task in tasks]
-    problems = [tuple(load_problems(task, settings.limit)) for task in tasks]
-    for task, task_problems in zip(tasks, problems, strict=True):
-        if len(task_problems) < 2:
-            raise ValueError(
-                f"{task.name} has {len(task_problems)} problem(s); an interval needs two or more: raise --limit"
-            )
-    folder = Path(settings.folder)
-    if settings.is_endpoint:
-        endpoint = EndpointSampler(settings.url, settings.endpoint)
-        identity = f"endpoint:{settings.model} {endpoint.model}"
-        return [
-            TaskJob(
-                task,
-                sampling,
-                task_problems,
-                None,
-                identity_of(task, identity, sampling, None, None),
-                folder / task.name,
-            )
-            for task, sampling, task_problems in zip(tasks, chosen, problems, strict=True)
-        ], lambda: contextlib.nullcontext(endpoint)
-    model = open_model(settings.model)
-    tokenizer = load_tokenizer(model.path)
-    template = str(tokenizer.chat_template) if tokenizer.chat_template else None
-    prompts = [
-        tuple(prompts_of(task, task_problems, tokenizer)) for task, task_problems in zip(tasks, problems, strict=True)
-    ]
-    longest = {
-        task.name: (max(len(prompt.token_ids) for prompt in task_prompts), sampling.max_tokens)
-        for task, task_prompts, sampling in zip(tasks, prompts, chosen, strict=True)
-    }
-    tokens = sequence_tokens(model, longest)
-    jobs = [
-        TaskJob(
-            task,
-            sampling,
-            task_problems,
-            task_prompts,
-            identity_of(
-                task,
-                model.identity,
-                sampling,
-                dtype_of(settings),
-                template if task.data.chat_template == "auto" else None,
-            ),
-            folder / task.name,
-        )
-        for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True)
-    ]
-    return jobs, lambda: EngineSampler(settings, model, tokens)
-
-
-def _leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
-    """Remove the problems whose reference cannot be used, and print their names.
-
-    Raises:
-        ValueError: too many problems cannot be used, or no gold answer is `correct`.
-    """
-    verification = VerificationConfig(
-        workers=settings.workers,
-        deadline_s=job.task.verifier.deadline_s,
-        memory_mib=job.task.verifier.memory_mib,
-        check_golds=settings.check_golds,
-        max_unusable_share=settings.max_unusable_share,
-    )
-    rows = [GoldRow(problem.reference, problem.row, problem.id) for problem in job.problems]
-    usable = usable_rows([_spec(job)], {job.task.name: rows}, verification, OF_EVALUATION)
-    for line in usable.lines:
-        console.print(literal(line, "yellow"), soft_wrap=True)
-    names = usable.names
-    kept = tuple(problem for problem in job.problems if problem.id not in names)
-    if len(kept) < min(2, len(job.problems)):
-        raise ValueError(f"{job.task.name}: fewer than two problems have a reference that can be used; mend the data")
-    return replace(job, problems=kept, left_out={unusable.row.name: unusable.problem for unusable in usable.left_out})
-
-
-def _spec(job: TaskJob) -> VerifierSpec:
-    return VerifierSpec(job.task.name, job.task.verifier.use, job.task.verifier.options)
-
-
 def _pool(settings: EvalConfig, job: TaskJob) -> VerifierPool:
-    verifier, spec = job.task.verifier, _spec(job)
+    verifier, spec = job.task.verifier, spec_of(job)
     return VerifierPool([spec], workers=settings.workers, deadline_s=verifier.deadline_s, memory_mb=verifier.memory_mib)
 
 
@@ -357,5 +236,5 @@ def _check_failures(job: TaskJob, rows: Sequence[Judged], most: float) -> None:
         raise RuntimeError(
             f"{len(failed)} of {len(rows)} verdicts of {job.task.name} failed, above max_failure_share={most:g}; the "
             f"first: {failed[0].status.value}: {one_line(failed[0].reason)}. The completions are stored: mend the "
-            "verifier or raise task.verifier.deadline_s, and the same command asks it again"
+            "verifier or raise task.verifier.deadline_s, and repeat the command to judge them again"
         )

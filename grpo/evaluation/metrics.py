@@ -66,7 +66,7 @@ def task_metrics(task: str, rows: Sequence[Judged], *, votes: bool) -> TaskMetri
     groups = list(by_problem.values())
     seeds = tuple(dict.fromkeys(row.record.seed for row in rows))
     if not rows:
-        raise ValueError(f"{task}: there is no completion to make numbers of")
+        raise ValueError(f"{task}: there is no completion to compute metrics from")
     if all(row.record.status.failed for row in rows):
         raise ValueError(f"{task}: every verdict is a failure of the verifier, the first: {rows[0].record.reason}")
     k = max(row.record.sample for row in rows) + 1

@@ -56,7 +56,7 @@ def find_policy(given: str) -> str:
 
 
 def default_folder(given: str) -> Path:
-    """Return `evals/` and a name. The name joins the last parts of the model's path that are not in every path."""
+    """Return `evals/` and a name from the last parts of the model's path, without parts such as `checkpoints`."""
     parts = [part for part in given.replace("://", "/").rstrip("/").split("/") if part not in ("", ".", "..")]
     telling = [part for part in parts if part not in (run_files.CHECKPOINTS, run_files.POLICY, "runs")] or parts
     return Path("evals") / "-".join(telling[-2:]).replace(":", "-")
@@ -73,8 +73,8 @@ def open_model(given: str) -> Model:
         config = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
     except (OSError, ValueError) as failure:
         raise ValueError(
-            f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub answers "
-            f"to: {str(failure).splitlines()[0]}"
+            f"{given!r} is neither a folder with a policy, nor a run or checkpoint, nor a name that the hub knows: "
+            f"{str(failure).splitlines()[0]}"
         ) from failure
     folder = Path(path)
     if folder.is_dir():
@@ -82,7 +82,7 @@ def open_model(given: str) -> Model:
     else:
         commit = getattr(config, "_commit_hash", None)
         if not commit:
-            raise ValueError(f"the hub does not say which commit of {path!r} it gave; download it and give the folder")
+            raise ValueError(f"the hub does not state the commit of {path!r}; download the policy and give its folder")
         identity = f"commit:{commit}"
         # The name may soon point to another commit. So all later loads use this commit.
         path = with_revision(path, commit)

@@ -113,8 +113,8 @@ class CompletionStore(JsonLines):
                 records[record.key] = record
             elif number < len(lines):
                 raise ValueError(
-                    f"line {number} of {self.path} is no completion; the file was changed by something else: mend "
-                    "that line, or start a new --out"
+                    f"line {number} of {self.path} is no completion; another program has changed the file: mend "
+                    "the line, or choose a new --out"
                 )
             else:
                 # A power cut left an incomplete last line: remove it.
@@ -178,7 +178,7 @@ def read_table(path: Path) -> list[Judged]:
         ValueError: there is no table, because the evaluation has not finished.
     """
     if not path.is_file():
-        raise ValueError(f"there is no {path}: give the folder of an evaluation of this task that has come to its end")
+        raise ValueError(f"there is no {path}: give the folder of a finished evaluation of this task")
     rows = pq.read_table(path).to_pylist()
     return [Judged(_record(row), row["question"], row["reference"], row["answer"], row["answer_class"]) for row in rows]
 

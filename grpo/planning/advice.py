@@ -74,7 +74,7 @@ def advice(
             Advice(
                 "sampling",
                 wasted,
-                f"{wasted:.0%} of the groups earn the same throughout and teach nothing",
+                f"{wasted:.0%} of the groups have equal rewards and teach nothing",
                 "questions of another difficulty, a larger rollout.group_size, or algorithm.refill_rounds",
             )
         )
@@ -92,9 +92,8 @@ def _of_phase(
         case "learn":
             yield from _learn(settings, metrics, on_gpu)
         case "sync":
-            mismatch = "the push of the weights and its proof"
             yield (
-                mismatch,
+                "the weight push and its proof",
                 "a larger weight_sync.bucket_mib; several algorithm.minibatches for one push; docs/cluster.md",
             )
 
@@ -106,7 +105,7 @@ def _generate(
     mean, longest = metrics["rollout/completion_tokens_mean"], metrics["rollout/completion_tokens_max"]
     if longest > LONG_TAIL * mean:
         yield (
-            f"the longest completion has {longest:.0f} tokens, the mean {mean:.0f}: most of the time few are sampled",
+            f"the longest completion has {longest:.0f} tokens, the mean {mean:.0f}: near the end, only few are sampled",
             "rollout.max_policy_lag=1, so that the next step's completions fill the gap",
         )
     at_once = rollout.prompts_per_step * rollout.group_size / generator.replicas
@@ -116,7 +115,7 @@ def _generate(
             "a larger generator.max_sequences, or more replicas",
         )
     if on_gpu and not generator.compile:
-        yield "generator.compile is off", "turn it on: kernels are launched from captured graphs then"
+        yield "generator.compile is off", "turn it on: captured graphs then launch the kernels"
     threads = generator.replicas * generator.threads
     if not on_gpu and threads != cores:
         yield (
@@ -143,14 +142,14 @@ def _learn(settings: TrainConfig, metrics: Mapping[str, float], on_gpu: bool) ->
     learner = settings.learner
     padding = metrics.get("learner/padding_share", 0.0)
     if padding > 0.05:
-        yield f"{padding:.0%} of what attention computes is padding", "a larger learner.microbatch_tokens"
+        yield f"{padding:.0%} of attention's work is padding", "a larger learner.microbatch_tokens"
     if learner.gradient_checkpointing:
         yield (
             "gradient_checkpointing computes every layer's forward pass twice",
-            "turn it off where memory allows, or lower learner.microbatch_tokens and turn it off",
+            "turn it off if memory allows, perhaps with a lower learner.microbatch_tokens",
         )
     if learner.offload != "none":
-        yield f"offload={learner.offload} moves states at every step", "learner.offload=none where memory allows"
+        yield f"offload={learner.offload} moves states at every step", "learner.offload=none if memory allows"
     outside = 1 - metrics["learner/compute_s"] / metrics["time/learn_s"] if "learner/compute_s" in metrics else 0.0
     if outside > 0.3:
         yield (

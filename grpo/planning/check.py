@@ -9,8 +9,8 @@ from rich.table import Table
 from grpo import config
 from grpo.algorithm.choices import Kind, choice
 from grpo.cluster.claim import plan_of, wants_gpus
-from grpo.config.algorithm import PRESETS
 from grpo.config.file import dump
+from grpo.config.presets import PRESETS
 from grpo.config.verifiers import specs_of
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
 from grpo.data.rows import HubUnreachable
@@ -118,24 +118,24 @@ def _objective(settings: config.TrainConfig) -> Table:
         changed = [key for key in expanded if key not in kept]
         if changed:
             table.add_row("instead of it", ", ".join(f"{key}={getattr(chosen, key)}" for key in changed))
-    table.add_row("advantage", _said("advantage", chosen.advantage))
+    table.add_row("advantage", _described("advantage", chosen.advantage))
     ratio = choice("ratio", chosen.ratio)
     edges = f"; edges {1 - chosen.clip_low:g} to {1 + chosen.clip_high:g}" if "clip_high" in ratio.keywords else ""
     dual = f", no further than {chosen.dual_clip:g}" if chosen.dual_clip else ""
     start = "learner's at the start of the step" if chosen.proximal == "recomputed" else "sampler's probabilities"
-    table.add_row("ratio", f"{_said('ratio', chosen.ratio)}{edges}{dual}; to the {start}")
+    table.add_row("ratio", f"{_described('ratio', chosen.ratio)}{edges}{dual}; to the {start}")
     divisor = chosen.length_divisor or settings.rollout.max_completion_tokens
     constant = f" ({divisor:,})" if chosen.aggregation == "constant" else ""
-    table.add_row("aggregation", f"{_said('aggregation', chosen.aggregation)}{constant}")
+    table.add_row("aggregation", f"{_described('aggregation', chosen.aggregation)}{constant}")
     refreshed = f", refreshed every {chosen.reference_refresh} steps" if chosen.reference_refresh else ", frozen"
     without = ", as the policy without its adapters" if settings.learner.lora else ""
     corrected = ", times the ratio to the sampler" if chosen.kl_corrected else ""
     table.add_row(
         "KL",
-        f"{chosen.kl_coefficient:g} x {_said('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: the "
-        f"starting policy{without}{refreshed}"
+        f"{chosen.kl_coefficient:g} x {_described('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: "
+        f"the starting policy{without}{refreshed}"
         if chosen.needs_reference
-        else "none, and no reference is held",
+        else "none, and no reference policy",
     )
     mismatch = []
     if chosen.importance_weight != "none":
@@ -146,13 +146,13 @@ def _objective(settings: config.TrainConfig) -> Table:
     if settings.functions:
         table.add_row("your functions", ", ".join(settings.functions) + ": loaded, and tried on a tiny batch")
     if chosen.entropy_coefficient:
-        table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to what is maximised")
+        table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to the objective")
     return table
 
 
-def _said(kind: Kind, name: str) -> str:
-    said = choice(kind, name).said
-    return f"{name}: {said}" if said else name
+def _described(kind: Kind, name: str) -> str:
+    description = choice(kind, name).said
+    return f"{name}: {description}" if description else name
 
 
 def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:
@@ -193,12 +193,12 @@ def lag_warning(settings: config.TrainConfig) -> str | None:
     reason = f"rollout.max_policy_lag={lag} trains on tokens of policies up to {lag} versions old, and "
     if algorithm.proximal == "recomputed":
         return (
-            f"{reason}algorithm.proximal=recomputed without algorithm.importance_weight takes them for the present "
-            "policy's own: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
+            f"{reason}algorithm.proximal=recomputed without algorithm.importance_weight treats them as tokens of the "
+            "present policy: set algorithm.importance_weight=token or algorithm.mismatch_mask=token (docs/async.md)"
         )
     return (
-        f"{reason}the edges of algorithm.ratio={algorithm.ratio} lie about the policy that sampled: what the policy "
-        "has moved since uses them up. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
+        f"{reason}algorithm.ratio={algorithm.ratio} bounds the change since sampling, but the versions in "
+        "between already use up these bounds. Set algorithm.preset=cispo, algorithm.mismatch_mask=token, or "
         "algorithm.proximal=recomputed with algorithm.importance_weight=token (docs/async.md)"
     )
 

@@ -138,7 +138,7 @@ def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str
 def _how_many(checked: int, total: int, limit: int) -> str:
     if checked == total:
         return f"all {total:,} prompts"
-    return f"{checked:,} of {total:,} prompts, drawn by chance; --gold-limit={limit} says how many"
+    return f"{checked:,} of {total:,} prompts, drawn by chance; --gold-limit={limit} limits the number"
 
 
 def _progress(console: Console) -> Progress:
@@ -168,15 +168,15 @@ def _print_headline(
     )
     left_out = sum(len(report.unusable) for report in references.values())
     if failures:
-        style, word, said = "bold red", "FAILED", failures[0]
+        style, word, text = "bold red", "FAILED", failures[0]
     elif not tried:
-        style, word, said = "yellow", "not checked", "no row says how a right completion looks"
+        style, word, text = "yellow", "not checked", "no row has a gold answer to try"
     else:
         style, word = ("bold green", "good") if sound else ("bold yellow", "look at them")
-        said = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
+        text = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
         if left_out:
-            said += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
-    console.print(literal(f"gold answers: {word}: {said}", style), soft_wrap=True)
+            text += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
+    console.print(literal(f"gold answers: {word}: {text}", style), soft_wrap=True)
 
 
 def _show_references(what: str, report: ReferenceReport, console: Console) -> None:
@@ -185,7 +185,7 @@ def _show_references(what: str, report: ReferenceReport, console: Console) -> No
     if not report.unusable:
         return
     share = f"{len(report.unusable):,} of {report.rows:,} ({report.share:.1%})"
-    _print(console, f"{what} data: {share} reference answers cannot be used, so that a run leaves out:", "yellow")
+    _print(console, f"{what} data: {share} reference answers cannot be used, and a run leaves them out:", "yellow")
     for unusable in report.unusable[:_SHOWN]:
         _print(console, f"  {unusable}")
     if len(report.unusable) > _SHOWN:
@@ -200,8 +200,8 @@ def _print(console: Console, text: str, style: str = "") -> None:
 def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
     line = functools.partial(_print, console)
     if report.no_answer:
-        whose = "the reference is no answer, and the rows have no solution that the verifier knows"
-        line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {whose}", "yellow")
+        reason = "the reference is no answer, and the rows have no solution that the verifier knows"
+        line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {reason}", "yellow")
     if report.tried or report.stopped:
         good = "red" if report.failure else "green" if report.sound else "yellow"
         share = f"{report.accepted:,} of {report.tried:,} gold answers are `correct`"
@@ -213,10 +213,10 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
     if report.failed:
         line(f"  {report.failed:,} verdict(s) `timeout` or `error`, which teach nothing", "yellow")
     if report.tried > report.accepted:
-        line("  refused, so that the policy could never be right:", "yellow")
+        line("  refused, so the policy could never be right:", "yellow")
         _show_offenders(report.refused, report.tried - report.accepted, line)
     if report.scrambled_accepted:
-        line("  another row's answer was accepted, which the policy may exploit, unless both mean the same:", "yellow")
+        line("  another row's answer was accepted; the policy may exploit this, unless both mean the same:", "yellow")
         _show_offenders(report.fooled, report.scrambled_accepted, line)
     if report.unreadable:
         line(

@@ -31,7 +31,7 @@ def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table 
             isolation = sandbox.isolation
     except IsolationError as problem:
         raise ValueError(f"verifier {name!r}: {problem}") from problem
-    needed = f"{strictest.level.name.lower()} is the least that {name!r} accepts"
+    needed = f"{name!r} needs at least {strictest.level.name.lower()}"
     table.add_row("isolation", f"{isolation.level.name.lower()} on this machine; {needed}")
     table.add_row("in force", ", ".join(isolation.active))
     for item in isolation.missing:
@@ -40,5 +40,5 @@ def isolation_table(verifiers: Sequence[VerifierConfig], table: Table) -> Table 
         kind, style = ("bound", "") if bound.is_bound else ("promise, not a bound", "yellow")
         table.add_row(bound.limit, literal(f"{kind}: {bound.how}", style))
     if isolation.level < IsolationLevel.FULL:
-        table.add_row("", "docs/sandbox.md tells what each level holds")
+        table.add_row("", "docs/sandbox.md describes the levels")
     return table

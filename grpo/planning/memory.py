@@ -161,7 +161,7 @@ def add_memory(table: Table, settings: config.TrainConfig | config.SftConfig, sh
         table.add_row("unknown", f"the policy {settings.policy.path!r} is not here yet and the hub does not answer")
         return table
     lora = settings.learner.lora
-    adapters = f", and {shape.trained:,} of adapters of rank {lora.rank}, which alone are trained" if lora else ""
+    adapters = f"; only the {shape.trained:,} of adapters of rank {lora.rank} are trained" if lora else ""
     table.add_row("policy", f"{shape.parameters:,} parameters{adapters}")
     on_device, on_host = _learner_bytes(settings, shape)
     for title, held in (("a learner rank", on_device), ("in the host's memory", on_host)):
@@ -208,7 +208,7 @@ def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: Polic
             return None
         return (
             f"learner and generators need about {needed / GIB:.1f} GiB together, and this machine has "
-            f"{memory.host / GIB:.1f} GiB to give: lower learner.microbatch_tokens, generator.cpu_cache_gib, "
+            f"{memory.host / GIB:.1f} GiB free: lower learner.microbatch_tokens, generator.cpu_cache_gib, "
             "learner.ranks or generator.replicas, or take a smaller policy"
         )
     if memory.gpu is None:
@@ -233,6 +233,6 @@ def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: Polic
     if host > memory.host:
         return (
             f"learner.offload={settings.learner.offload} puts about {host / GIB:.1f} GiB into the host's memory, and "
-            f"this machine has {memory.host / GIB:.1f} GiB to give: offload less, or use more nodes"
+            f"this machine has {memory.host / GIB:.1f} GiB free: offload less, or use more nodes"
         )
     return None

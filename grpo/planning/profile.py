@@ -128,7 +128,7 @@ def operators_table(actor_profile: ActorProfile, which: str, phase: str, phase_s
 def show_advice(changes: Sequence[Advice], console: Console) -> None:
     """Print the changes to try, the most useful first."""
     if not changes:
-        console.print("Nothing stands out: no phase has a remedy that its figures ask for.")
+        console.print("Nothing stands out: the figures suggest no change.")
         return
     table = LiteralTable("where", "seen", "try next", title="What to try next")
     for change in changes:

@@ -19,7 +19,7 @@ class RunChart:
             first metric of each run.
         title_of_several: title of a chart of several runs.
         unit: unit of the values.
-        low, high: the value axis reaches at least from `low` to `high`, so that noise does not mislead a glance.
+        low, high: the value axis reaches at least from `low` to `high`, so that noise does not look like a change.
         has_figure: whether a PNG file is drawn.
     """
 
@@ -79,8 +79,7 @@ def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
     def is_measured(*metrics: str) -> bool:
         return any(history.curve(metric).finite() for history in histories for metric in metrics)
 
-    # Supervised fine-tuning has no reward, so its loss is shown. A policy-gradient loss beside a reward is of no use to
-    # a reader.
+    # Supervised fine-tuning has no reward, so its loss is shown. Beside a reward, a policy-gradient loss is not useful.
     hidden = LOSS if is_measured("reward/mean") else None
     return tuple(
         chart for chart in RUN_CHARTS if chart is not hidden and is_measured(*(metric for _, metric in chart.curves))

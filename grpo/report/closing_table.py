@@ -84,13 +84,13 @@ def _learned(history: History) -> list[tuple[str, str]]:
         rows.append(("loss", _first_to_last(loss, 4)))
     failed = sum(history.curve("rollout/failed_verdicts").finite().values)
     if failed:
-        rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors, kept out of the learning)"))
+        rows.append(("failed verdicts", f"{failed:,.0f} (timeouts and errors; the policy does not learn from them)"))
     rows += _verdicts(history)
     return rows
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The slowest verdicts of each verifier. A policy that finds slow-to-judge answers shows here first."""
+    """The slowest verdicts of each verifier. They rise if the policy finds answers that are slow to judge."""
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []

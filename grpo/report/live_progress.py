@@ -112,7 +112,7 @@ class LiveProgress:
         parts: list[RenderableType] = []
         if self._newest_step is not None:
             parts += [self._render_head(), self._render_figures()]
-        # Copied: the refresh thread draws while the job's thread opens and closes phases.
+        # Copy the list, because the job's thread may open and close phases while this thread draws.
         for spinner, started in list(self._phases):
             row = Table.grid(padding=(0, 1))
             row.add_row(spinner, Text(clock(time.monotonic() - started), "dim"))

@@ -5,11 +5,11 @@
 
 When an actor dies, a new process replaces it. When a job resumes, new processes replace all actors. Each process writes
 a new file, so that no log is overwritten and no two processes write to the same file. The link gives the newest file a
-name that an error message can quote. The files in `history/` show the whole story in order of time.
+name that an error message can quote. The files in `history/` are the whole log, in order of time.
 
-The driver opens its log by `driver_log`. Actors get the driver's `LogPlace` and open theirs by `open_actor_log`.
-Modules write by `logging.getLogger(__name__)`. Completions, and verifiers' quotes of them, are hostile. So a log line
-names every control character, and all lines of a record but the first are indented. No text can pass for a record.
+The driver opens its log with `driver_log`. Actors get the driver's `LogPlace` and call `open_actor_log`. Modules use
+`logging.getLogger(__name__)`. Completions, and verifiers' quotes of them, are hostile. So a log line names every
+control character, and all lines of a record but the first are indented. No text can look like a record.
 """
 
 from __future__ import annotations

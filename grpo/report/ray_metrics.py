@@ -1,4 +1,4 @@
-"""A run's metrics through Ray's Prometheus exporter: the third part of the Ray room.
+"""Export a run's metrics through Ray's Prometheus exporter.
 
 Each node of a Ray cluster has an endpoint that Prometheus scrapes. The driver's metrics appear there beside Ray's
 figures, as `ray_grpo_reward_mean{run="quickstart"}` for `reward/mean`. launch/grafana/verigrpo.json draws them.

@@ -12,8 +12,8 @@
         closing = report.finish(write_report)                    # figures, HTML, trackers and display closed
     Console().print(closing)                                     # or print(closing), as plain text
 
-Leaving the `with` block by an exception or Ctrl-C gives the terminal back, stores the last rollouts and closes the
-trackers; `finish` may be called on that way too. The run folder then holds:
+If an exception or Ctrl-C ends the `with` block, the terminal is restored, the last rollouts are stored and the
+trackers are closed; `finish` may be called in this case too. The run folder then holds:
 
     metrics.jsonl  ledger.jsonl  timeline.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet
     figures/*.png  report.html  tensorboard/
@@ -95,7 +95,7 @@ class RunRecorder:
         self._seconds_before = self._seconds_logged()
 
     def truncate_after(self, step: int) -> None:
-        """Forget everything after `step`: call it before the first step of a resumed run."""
+        """Drop everything after `step`. Call this before the first step of a resumed run."""
         self._log.truncate_after(step)
         self._ledger.truncate_after(step)
         self._time_line.truncate_after(step)
@@ -217,7 +217,7 @@ class RunRecorder:
         self._progress.show(
             f"step {step}: learner and generators disagree about the policy: {MISMATCH} {divergence:.2g} nats is above "
             f"report.mismatch_alarm={alarm:g}. Compare policy.dtype and sync/probe_mean_difference, or correct for it "
-            "by algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md); this is said once"
+            "by algorithm.importance_weight or algorithm.mismatch_mask (docs/metrics.md). This warning appears once"
         )
 
     def _is_stored_step(self, step: int) -> bool:
@@ -241,8 +241,8 @@ class RunRecorder:
         self._is_thinned = True
         self._progress.show(
             f"stored completions have reached report.rollouts_max_mib={limit}: from now on steps in between are "
-            "removed, so that those kept stay spread over the run; raise it, or store fewer by report.rollouts_every. "
-            "This is said once"
+            "removed, and the kept steps stay spread over the run; raise the limit, or store fewer steps with "
+            "report.rollouts_every. This warning appears once"
         )
 
     def _seconds_logged(self) -> float:

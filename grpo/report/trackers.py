@@ -185,6 +185,6 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 
 def _not_installed(tracker: str) -> ValueError:
     return ValueError(
-        f"trackers: {tracker!r} is asked for but not installed; "
+        f"trackers: {tracker!r} is configured but not installed; "
         f"install it with `pip install 'verigrpo[{tracker}]'`, or take {tracker!r} out of the trackers"
     )

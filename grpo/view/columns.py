@@ -1,4 +1,4 @@
-"""A file of stored completions in columns. `grpo.view.index` keeps and joins them."""
+"""Read a file of stored completions into columns. `grpo.view.index` keeps and joins them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Line and area charts as plain geometry, which the page's script turns into SVG.
 
-Everything is computed here and nothing is drawn: the style sheet owns colours, so that one chart serves a light and a
-dark page.
+This module draws nothing. The style sheet sets the colours, so that the same chart fits a light and a dark page.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Filter:
     """Conditions on completions. All of them must hold. A range includes both its ends.
 
     Attributes:
-        statuses: statuses of which at least one verdict of the completion has one; empty for any.
+        statuses: the completion needs a verdict with one of these statuses; empty for any status.
         text: text that the completion or its prompt contains; upper and lower case are equal.
     """
 
@@ -54,7 +54,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Result of a search: the groups with a completion that passes, by number in the snapshot, in the wanted order."""
+    """Result of a search: numbers of the groups with a completion that passes the filter, in the wanted order."""
 
     groups: np.ndarray[Any, Any]
     matches: np.ndarray[Any, Any]
@@ -75,7 +75,7 @@ class Snapshot(Columns):
     step_N: np.ndarray[Any, Any]
 
     def search(self, wanted: Filter, order: Order = "newest") -> Found:
-        """Find the groups that have a completion that passes."""
+        """Find the groups with a completion that passes the filter."""
         passes_R = self._passes(wanted)
         matches_N = np.bincount(self.group_R[passes_R], minlength=len(self.first_N))
         groups = np.flatnonzero(matches_N)

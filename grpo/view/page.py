@@ -74,9 +74,9 @@ def write_report(run_dir: Path) -> Path:
 def export(folders: Sequence[Path], path: Path) -> Path:
     """Write the page as one file, with the curves and flags whole and a selection of groups.
 
-    Of each run the file holds groups of up to 24 steps, spread over the stored steps: those whose rewards differ most,
-    up to 150 groups and 4 million characters. A group has up to 16 completions, the best and the worst. A text of more
-    than 8,000 characters is there with its begin and its end.
+    For each run, the file holds the groups whose rewards differ most: up to 150 groups and 4 million characters, from
+    up to 24 steps that are spread over the stored steps. A group has up to 16 completions, the best and the worst. A
+    text of more than 8,000 characters keeps its begin and its end.
 
     Args:
         folders: run folders; whatever is missing in them is missing on the page.

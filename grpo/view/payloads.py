@@ -108,13 +108,13 @@ def list_groups(
 def group_details(
     run: RunData, source: str, step: int, groups: Sequence[int], *, shaded_tokens: int = 0
 ) -> list[dict[str, Any]]:
-    """Groups of one step, whole: prompt, reference, and each completion with its verdicts.
+    """Whole groups of a step: prompt, reference, and each completion with its verdicts.
 
     Args:
         run: the run.
         source: "training" or "held-out".
         step: the step.
-        groups: indices of groups in the step.
+        groups: indices of the groups in the step.
         shaded_tokens: largest size of a group, in tokens, that comes with the log-probability of each token.
 
     Raises:

@@ -1,10 +1,9 @@
 """`grpo view`: a page that shows runs, served to this machine, or with a token to a network.
 
-A policy wrote the data, so the server trusts none of it. The data leave as JSON with every hidden character named, the
-page sets them as text only, and the content security policy allows scripts, styles and connections of this server only.
-A web site that a person visits meanwhile can neither read the page nor reach it under another host name: the server
-refuses requests that name another host or come from another site. The server takes no path from a request, it bounds
-every number in a request, and the size of the runs bounds the cost of a request.
+A policy wrote the data, so the server trusts none of it. It sends JSON in which every hidden character is named. The
+page sets data as text only. The content security policy allows only scripts, styles and connections of this server.
+The server refuses requests that name another host or come from another site, so no other web site can read the page.
+It takes no path from a request, and bounds every number in it. The size of the runs bounds the cost of a request.
 """
 
 from __future__ import annotations
@@ -88,11 +87,11 @@ def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         response: Response
         if not is_own_host(request.headers.get("host", ""), hosts):
-            response = Response("this page answers to localhost or an address; name another with --host", 421)
+            response = Response("this page accepts localhost or an address; allow another host name with --host", 421)
         elif request.url.path != "/" and request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             response = Response("another site may not read this page's data", 403)
         elif len(request.url.query) > _LONGEST_QUERY:
-            response = _json({"detail": f"a question may have {_LONGEST_QUERY:,} characters"}, 414)
+            response = _json({"detail": f"a query may have at most {_LONGEST_QUERY:,} characters"}, 414)
         else:
             response = await answer(request)
         response.headers.update(_HEADERS)
@@ -268,7 +267,7 @@ def serve(
     token_query = f"?token={token}" if token else ""
     say(f"http://{address}:{listening.getsockname()[1]}/{token_query}  (Ctrl-C ends it)")
     if not is_loopback(host):
-        say("Who has this address with its token can read the runs; the connection is not encrypted (docs/looking.md)")
+        say("Everybody with this address can read the runs; the connection is not encrypted (docs/looking.md)")
     reader.start()
     try:
         # Ctrl-C is the normal end.

@@ -175,8 +175,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr("grpo.run.training.Cluster", Cluster(Learner()))
-        patched.setattr("grpo.evaluation.evaluate.EngineSampler", Local(said))
-        patched.setattr("grpo.evaluation.evaluate.EndpointSampler", FakeSampler(said))
+        patched.setattr("grpo.evaluation.jobs.EngineSampler", Local(said))
+        patched.setattr("grpo.evaluation.jobs.EndpointSampler", FakeSampler(said))
         patched.setattr(uvicorn.Server, "run", looked_at(uvicorn.Server.run))
         done = run("train", QUICK, "train.steps=2", "evaluation.every=2", "report.trackers=[]")
         assert done.exit_code == 0, done.output

@@ -14,6 +14,7 @@ from rich.console import Console
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.file import resolve
 from grpo.evaluation import evaluate as module
+from grpo.evaluation import jobs
 from grpo.evaluation.metrics import TaskMetrics
 from grpo.evaluation.questions import Question, Sample
 from grpo.types import SamplingParams
@@ -52,6 +53,6 @@ def evaluate(
     monkeypatch: pytest.MonkeyPatch, sampler: FakeSampler, folder: Path, tasks: Sequence[TaskConfig], **settings: Any
 ) -> dict[str, TaskMetrics]:
     """Run the job on what `sampler` says."""
-    monkeypatch.setattr(module, "EndpointSampler", sampler)
+    monkeypatch.setattr(jobs, "EndpointSampler", sampler)
     data = {"model": "http://fake/v1", "folder": str(folder), **settings}
     return module.evaluate(resolve(EvalConfig, data, [], "a test"), tasks, Console(file=StringIO(), width=200))

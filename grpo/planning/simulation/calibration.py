@@ -41,8 +41,8 @@ def speeds_of(run: Path) -> Speeds:
     timed = [step for step in stored_steps(run) if "time/generate_s" in metrics.get(step, {})]
     if len(timed) < 2:
         raise ValueError(
-            f"{run} has {len(timed)} stored steps after the first with their times in {run_files.METRICS}, and speeds "
-            "are fitted to two or more; take a longer run, or give the speeds as options"
+            f"{run} has {len(timed)} stored steps after the first with their times in {run_files.METRICS}, but the "
+            "fit of speeds needs two or more; take a longer run, or give the speeds as options"
         )
     base_s, sequence_s = _decoding(settings, run, metrics, timed)
     tokens = [metrics[step]["throughput/tokens_per_s"] * metrics[step]["time/step_s"] for step in timed]
@@ -84,8 +84,8 @@ def _lengths(run: Path, step: int) -> Integers:
     groups = read_groups(run, step)
     if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
         raise ValueError(
-            f"step {step} of {run} learned from tokens of other versions than its own: sampling ran beside "
-            "learning, and its seconds cannot be told apart; give the speeds as options, or take them from a run "
+            f"step {step} of {run} learned from tokens of other policy versions: sampling and learning "
+            "overlapped, so the fit cannot separate their seconds; give the speeds as options, or take them from a run "
             "with rollout.max_policy_lag=0"
         )
     return np.array([[rollout.completion_tokens for rollout in group.rollouts] for group in groups])

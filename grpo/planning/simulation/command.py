@@ -61,7 +61,7 @@ class SimulationRequest:
         if self.lengths is not None:
             return modelled(self.lengths, self.settings.rollout.max_completion_tokens)
         if self.run is None:
-            raise ValueError(f"how long are completions? Give the folder of a run with --from, or --lengths {SYNTAX}")
+            raise ValueError(f"the lengths are missing; give the folder of a run with --from, or --lengths {SYNTAX}")
         return recorded(self.run)
 
     def _speeds(self) -> Speeds:
@@ -110,7 +110,7 @@ def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]
     try:
         values = sorted({kind(item) for item in text.split(",")})
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; expected numbers with commas between, for example 8,64") from None
+        raise ValueError(f"{name} is {text!r}; expected numbers separated by commas, for example 8,64") from None
     if values[0] < 0:
         raise ValueError(f"{name} holds {values[0]}; expected numbers of 0 or more")
     return values

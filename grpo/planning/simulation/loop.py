@@ -90,7 +90,7 @@ def simulate(
 
         ready_s, chosen, births = _choose(waiting, generators, schedule, version, now_s)
         waiting = np.setdiff1d(waiting, chosen, assume_unique=True)
-        assert births.min() >= version - lag, "what was due at an earlier step was taken there"
+        assert births.min() >= version - lag, "every group was taken at or before its due step"
         tokens = int(lengths_NG[chosen].sum()) + wanted * schedule.prompt_tokens
         learned_s = ready_s + speeds.learn_base_s + speeds.learn_token_s * tokens / deployment.learner_gpus
         ended_s = learned_s + speeds.push_s

@@ -99,7 +99,7 @@ class Sweep:
             if not 0 < share < 1:
                 raise ValueError(f"a generator share is {share}; it is a part of the GPUs, between 0 and 1")
         if self.steps < 1:
-            raise ValueError(f"{self.steps} steps are to be measured; at least 1 is needed")
+            raise ValueError(f"the number of steps to measure is {self.steps}; at least 1 is needed")
         simulated = []
         for size in gpus:
             wanted = self._prompts(size)

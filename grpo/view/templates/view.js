@@ -1,5 +1,5 @@
 "use strict";
-// The page of `grpo view`. Whatever a run wrote is only ever set as text: no markup is made from data anywhere.
+// The page of `grpo view`. The data of a run are only set as text, so that they never become markup.
 
 const ROW = 56, PAGE = 100, POLL_MS = 2000;
 const MARKS = { correct: "✓", scored: "◐", wrong: "✗", unparseable: "?", timeout: "⧖", error: "!" };
@@ -38,30 +38,30 @@ const short = (value, digits = 4) => {
   return (size && size < 1e-3 ? number.toExponential(digits - 2).replace(/\.?0+e/, "e") : String(Number(number.toPrecision(digits))))
     .replaceAll("-", "\u2212");
 };
-const count = (number, one, many = one + "s") => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+const count = (number, singular, plural = singular + "s") => `${number.toLocaleString("en")} ${number === 1 ? singular : plural}`;
 
-// --- asking ----------------------------------------------------------------------------------------------------
+// --- requests --------------------------------------------------------------------------------------------------
 
 async function ask(what, query = {}, signal) {
   if (embedded) return fromFile(what, query);
   const pairs = Object.entries(query).flatMap(([key, value]) =>
-    (Array.isArray(value) ? value : [value]).filter((one) => one !== "" && one !== undefined).map((one) => [key, one]));
+    (Array.isArray(value) ? value : [value]).filter((item) => item !== "" && item !== undefined).map((item) => [key, item]));
   const answer = await fetch(`/api/${what}?${new URLSearchParams(pairs)}`, { signal });
   const data = await answer.json();
   if (!answer.ok) throw new Error(typeof data.detail === "string" ? data.detail : `the server did not accept: ${JSON.stringify(data.detail)}`);
   return data;
 }
 
-// The same answers from what an exported page holds.
+// The same answers, from the data in an exported page.
 function fromFile(what, query) {
-  const one = embedded.runs[query.run ?? 0];
+  const data = embedded.runs[query.run ?? 0];
   if (what === "overview") return embedded.overview;
   if (what === "charts") return embedded.charts.filter((chart) => query.metric.includes(chart.metric));
-  if (what === "flags" || what === "mismatch") return one[what];
-  if (what === "learned") return one.learned;
-  if (what === "timeline") return { ...one.timeline[query.step], chart: one.step_time };
-  const held = one.groups[query.source];
-  const place = (group) => held.details.find((other) => other.step === group.step && other.group === group.group);
+  if (what === "flags" || what === "mismatch") return data[what];
+  if (what === "learned") return data.learned;
+  if (what === "timeline") return { ...data.timeline[query.step], chart: data.step_time };
+  const stored = data.groups[query.source];
+  const place = (group) => stored.details.find((other) => other.step === group.step && other.group === group.group);
   if (what === "group") return place({ step: Number(query.step), group: Number(query.group) });
   const within = (value, low, high) => (low === "" || (value !== null && value >= Number(low))) && (high === "" || (value !== null && value <= Number(high)));
   const text = query.text.toLowerCase();
@@ -70,16 +70,16 @@ function fromFile(what, query) {
     && within(each.reward, query.reward_low, query.reward_high)
     && (!query.status.length || each.verdicts.some((verdict) => query.status.includes(verdict.status)))
     && (!text || each.completion.toLowerCase().includes(text) || group.prompt.toLowerCase().includes(text));
-  const rows = held.rows.map((row) => ({ ...row, matches: place(row).completions.filter((each) => passes(place(row), each)).length }))
+  const rows = stored.rows.map((row) => ({ ...row, matches: place(row).completions.filter((each) => passes(place(row), each)).length }))
     .filter((row) => row.matches);
   if (query.order === "oldest") rows.sort((a, b) => a.step - b.step || a.group - b.group);
   if (query.order === "spread") rows.sort((a, b) => b.spread - a.spread);
-  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: held.rows.length,
-    of_completions: held.details.reduce((sum, group) => sum + group.completions.length, 0), unread: 0, problems: held.problems,
+  return { groups: rows.length, completions: rows.reduce((sum, row) => sum + row.matches, 0), of_groups: stored.rows.length,
+    of_completions: stored.details.reduce((sum, group) => sum + group.completions.length, 0), unread: 0, problems: stored.problems,
     rows: rows.slice(query.offset, query.offset + query.limit) };
 }
 
-// A failure of the page's own is told on the page; a request that a newer one replaced is none.
+// The page shows every failure, except of a request that a newer request replaced.
 function guarded(action) {
   return async (...given) => {
     try {
@@ -106,7 +106,7 @@ function drawChart(chart) {
     drawing.append(svg("line", { class: "grid", x1: left, x2: right, y1: tick.at, y2: tick.at }), label);
   }
   for (const tick of chart.x_ticks) {
-    // The label of the last step would stand out of the chart where it is a long number.
+    // A long label of the last step would leave the chart, so it moves to the left.
     const x = Math.min(tick.at, width - 4.5 * tick.label.length);
     const label = svg("text", { x, y: bottom + 18, "text-anchor": "middle" });
     label.textContent = tick.label;
@@ -122,15 +122,15 @@ function drawChart(chart) {
   const named = chart.shapes.filter((shape) => !shape.is_faint);
   const legend = el("div", { class: "legend" }, ...(named.length > 1
     ? named.map((shape) => el("span", { class: shape.style }, el("i"), el("span", {}, shape.label))) : []));
-  const told = el("div", { class: "readout", "aria-live": "polite" });
+  const output = el("div", { class: "readout", "aria-live": "polite" });
   const figure = el("figure", { class: "card" },
-    el("figcaption", {}, el("span", {}, chart.title), el("span", { class: "soft" }, chart.unit)), drawing, el("div", { class: "foot" }, legend, told));
-  readOut(figure, drawing, cursor, told, chart.readout);
+    el("figcaption", {}, el("span", {}, chart.title), el("span", { class: "soft" }, chart.unit)), drawing, el("div", { class: "foot" }, legend, output));
+  readOut(figure, drawing, cursor, output, chart.readout);
   return figure;
 }
 
-// Tells the values under the pointer, or at the step chosen with the arrow keys.
-function readOut(figure, drawing, cursor, told, { origin, scale, series }) {
+// Show the values under the pointer, or at the step that the arrow keys choose.
+function readOut(figure, drawing, cursor, output, { origin, scale, series }) {
   const steps = [...new Set(series.flatMap(([, points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
   const values = series.map(([label, points]) => [label, new Map(points)]);
   let chosen = -1;
@@ -140,10 +140,10 @@ function readOut(figure, drawing, cursor, told, { origin, scale, series }) {
     cursor.setAttribute("x1", origin + scale * step);
     cursor.setAttribute("x2", origin + scale * step);
     figure.classList.add("reading");
-    told.textContent = `step ${step}: ` + values.filter(([, known]) => known.has(step)).map(([label, known]) =>
+    output.textContent = `step ${step}: ` + values.filter(([, known]) => known.has(step)).map(([label, known]) =>
       (values.length > 1 ? `${label} ` : "") + short(known.get(step), 6)).join(", ");
   };
-  const hide = () => { chosen = -1; figure.classList.remove("reading"); told.textContent = ""; };
+  const hide = () => { chosen = -1; figure.classList.remove("reading"); output.textContent = ""; };
   drawing.addEventListener("pointermove", (event) => {
     const box = drawing.getBoundingClientRect();
     const step = ((event.clientX - box.left) * GEOMETRY.width / box.width - origin) / scale;
@@ -162,30 +162,30 @@ function readOut(figure, drawing, cursor, told, { origin, scale, series }) {
 // --- curves ----------------------------------------------------------------------------------------------------
 
 function showRuns() {
-  $("runs").replaceChildren(...overview.runs.map((one, at) =>
-    el("li", { class: `r${at % 6 + 1}`, title: one.folder }, el("i"), el("span", {}, one.name), " ",
-      el("span", { class: "soft" }, one.last_step === null ? "no step yet" : `step ${one.last_step}`))));
-  $("run").replaceChildren(...overview.runs.map((one, at) => option(at, one.name, at === run)));
+  $("runs").replaceChildren(...overview.runs.map((data, at) =>
+    el("li", { class: `r${at % 6 + 1}`, title: data.folder }, el("i"), el("span", {}, data.name), " ",
+      el("span", { class: "soft" }, data.last_step === null ? "no step yet" : `step ${data.last_step}`))));
+  $("run").replaceChildren(...overview.runs.map((data, at) => option(at, data.name, at === run)));
   $("run-label").hidden = overview.runs.length < 2;
-  document.title = `${overview.runs.map((one) => one.name).join(", ")} · VeriGRPO`;
+  document.title = `${overview.runs.map((data) => data.name).join(", ")} · VeriGRPO`;
   $("live").textContent = embedded ? `exported ${embedded.made}` : "";
 }
 
-// One column for each run; rows that only some of them have are there as well.
+// One column for each run. A row that only some runs have is in the table too.
 function runTable(title, rowsOfRun) {
-  const tables = overview.runs.map((one) => new Map(rowsOfRun(one)));
+  const tables = overview.runs.map((data) => new Map(rowsOfRun(data)));
   const labels = [...new Set(tables.flatMap((table) => [...table.keys()]))];
   const several = overview.runs.length > 1;
   return el("section", { class: "card outcome", hidden: !labels.length }, several ? null : el("h2", {}, title), el("table", {},
-    el("thead", { hidden: !several }, el("tr", {}, el("th", { scope: "col" }, title), ...overview.runs.map((one) => el("th", { scope: "col" }, one.name)))),
+    el("thead", { hidden: !several }, el("tr", {}, el("th", { scope: "col" }, title), ...overview.runs.map((data) => el("th", { scope: "col" }, data.name)))),
     el("tbody", {}, ...labels.map((label) => el("tr", {}, el("th", { scope: "row" }, label),
       ...tables.map((table) => el("td", {}, (table.get(label) ?? "").replace("->", "→"))))))));
 }
 
 function showOutcomes() {
   $("outcomes").parentElement.classList.toggle("several", overview.runs.length > 1);
-  $("outcomes").replaceChildren(runTable("Outcome", (one) => one.table));
-  $("recipe").replaceChildren(runTable("Recipe", (one) => one.recipe));
+  $("outcomes").replaceChildren(runTable("Outcome", (data) => data.table));
+  $("recipe").replaceChildren(runTable("Recipe", (data) => data.recipe));
   $("main-charts").replaceChildren(...overview.main.map(drawChart));
   if (!overview.main.length) $("main-charts").append(el("p", { class: "soft" }, "No step was reported yet."));
   performance.mark("curves");
@@ -193,7 +193,7 @@ function showOutcomes() {
 
 const showAllCharts = guarded(async () => {
   const text = $("metric-text").value.trim().toLowerCase();
-  const open = new Set([...$("all-charts").querySelectorAll("details[open]")].map((one) => one.dataset.name));
+  const open = new Set([...$("all-charts").querySelectorAll("details[open]")].map((box) => box.dataset.name));
   const made = [];
   for (const section of overview.sections) {
     const metrics = section.metrics.filter((name) => name.toLowerCase().includes(text));
@@ -222,27 +222,27 @@ const filterGroups = guarded(async (keep = false) => {
   groups.asking?.abort();
   groups.asking = new AbortController();
   const query = wanted(), begun = performance.now();
-  const found = await ask("groups", { ...query, offset: 0, limit: PAGE }, groups.asking.signal);
-  const more = found.groups - groups.total;
+  const data = await ask("groups", { ...query, offset: 0, limit: PAGE }, groups.asking.signal);
+  const more = data.groups - groups.total;
   groups.query = query;
-  groups.total = found.groups;
-  groups.pages = new Map([[0, found.rows]]);
-  $("rows").style.height = `${found.groups * ROW}px`;
+  groups.total = data.groups;
+  groups.pages = new Map([[0, data.rows]]);
+  $("rows").style.height = `${data.groups * ROW}px`;
   if (!keep) $("list").scrollTop = 0;
-  const unread = found.unread ? `; ${count(found.unread, "step")} still being read` : "";
-  const torn = found.problems.length ? `; ${found.problems.join("; ")}` : "";
-  $("found").textContent = `${found.groups.toLocaleString("en")} of ${count(found.of_groups, "group")}, `
-    + `${found.completions.toLocaleString("en")} of ${count(found.of_completions, "completion")}${unread}${torn}`;
+  const unread = data.unread ? `; ${count(data.unread, "step")} still being read` : "";
+  const torn = data.problems.length ? `; ${data.problems.join("; ")}` : "";
+  $("found").textContent = `${data.groups.toLocaleString("en")} of ${count(data.of_groups, "group")}, `
+    + `${data.completions.toLocaleString("en")} of ${count(data.of_completions, "completion")}${unread}${torn}`;
   showHeld(query.source);
   if (keep && groups.shown) await findShown(more);
-  else groups.chosen = found.groups ? 0 : -1;
+  else groups.chosen = data.groups ? 0 : -1;
   await showRows();
   performance.measure("filter", { start: begun, end: performance.now() });
   performance.mark("groups");
   if (!keep || !groups.shown) await showDetail();
 });
 
-// What an exported page holds of the stored completions, and what shows all of them.
+// Show how many of the stored completions an exported page holds, and the command that shows all of them.
 function showHeld(source) {
   const held = embedded?.runs[run].groups[source];
   $("held").hidden = !held?.of_steps;
@@ -253,7 +253,7 @@ function showHeld(source) {
   isWhole ? "" : el("code", {}, overview.runs[run].command));
 }
 
-// While a run goes on new groups come before or after the chosen one, which stays chosen and in its place.
+// A run in progress adds groups before or after the chosen group. The group stays chosen, and in its place.
 async function findShown(more) {
   const before = groups.chosen;
   groups.chosen = -1;
@@ -269,8 +269,8 @@ async function findShown(more) {
 
 async function rowsOf(page) {
   if (!groups.pages.has(page)) {
-    const asked = ask("groups", { ...groups.query, offset: page * PAGE, limit: PAGE });
-    groups.pages.set(page, asked.then((found) => found.rows, (failure) => { groups.pages.delete(page); throw failure; }));
+    const request = ask("groups", { ...groups.query, offset: page * PAGE, limit: PAGE });
+    groups.pages.set(page, request.then((data) => data.rows, (failure) => { groups.pages.delete(page); throw failure; }));
   }
   return groups.pages.get(page);
 }
@@ -284,7 +284,7 @@ async function showRows() {
     const row = (await rowsOf(Math.floor(at / PAGE)))[at % PAGE];
     if (row) made.push(drawRow(row, at));
   }
-  // While a page was waited for the filter may have become another one.
+  // The filter may have changed during the request.
   if (query !== groups.query) return;
   $("rows").replaceChildren(...made);
   if (!groups.total) $("rows").replaceChildren(el("p", { class: "row soft" }, "Nothing passes the filter."));
@@ -299,12 +299,12 @@ function drawRow(row, at) {
     part.style.flex = number;
     tally.append(part);
   }
-  const told = Object.entries(row.statuses).map(([status, number]) => `${number} ${status}`).join(", ");
+  const counts = Object.entries(row.statuses).map(([status, number]) => `${number} ${status}`).join(", ");
   const made = el("div", { class: "row", role: "option", id: `row-${at}`, "aria-selected": at === groups.chosen ? "true" : "false",
     "aria-setsize": groups.total, "aria-posinset": at + 1, onclick: () => choose(at) },
     el("div", {}, row.prompt.replace(/\s+/g, " ")),
     el("div", { class: "facts" }, tally, ...[`step ${row.step}`, `reward ${fixed(row.reward)}`, `${Math.round(row.tokens)} tokens`,
-      row.matches < row.completions ? `${row.matches} of ${row.completions} match` : ""].map((fact) => el("span", { title: told }, fact))));
+      row.matches < row.completions ? `${row.matches} of ${row.completions} match` : ""].map((fact) => el("span", { title: counts }, fact))));
   made.style.top = `${at * ROW}px`;
   return made;
 }
@@ -332,41 +332,41 @@ async function showDetail() {
 
 let shading = false;
 async function openGroup(source, step, group, isWanted = () => true) {
-  const found = await ask("group", { run, source, step, group, tokens: shading });
+  const data = await ask("group", { run, source, step, group, tokens: shading });
   if (!isWanted()) return;
   groups.shown = { source, step, group };
   const again = guarded(() => openGroup(source, step, group));
   const shade = el("input", { type: "checkbox", checked: shading, onchange: (event) => { shading = event.target.checked; again(); } });
-  const can = found.completions.some((one) => one.tokens) || !embedded;
-  const ranked = [...found.completions].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity));
-  const largest = Math.max(1e-9, ...ranked.map((one) => Math.abs(one.advantage ?? 0)));
+  const canShade = data.completions.some((completion) => completion.tokens) || !embedded;
+  const ranked = [...data.completions].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity));
+  const largest = Math.max(1e-9, ...ranked.map((completion) => Math.abs(completion.advantage ?? 0)));
   const text = $("filters").elements.text.value.trim();
   $("detail").replaceChildren(
-    el("div", { class: "head" }, el("h2", {}, `step ${found.step}, group ${found.group}`), el("span", { class: "soft" }, found.prompt_id),
-      can ? el("label", { class: "push" }, shade, "shade tokens by log-probability") : null, shading && can ? scale(found) : null),
+    el("div", { class: "head" }, el("h2", {}, `step ${data.step}, group ${data.group}`), el("span", { class: "soft" }, data.prompt_id),
+      canShade ? el("label", { class: "push" }, shade, "shade tokens by log-probability") : null, shading && canShade ? scale(data) : null),
     el("div", { class: "prompt" },
-      el("div", {}, el("div", { class: "soft" }, "prompt"), pre(found.prompt, text)),
-      el("div", {}, el("div", { class: "soft" }, "reference"), pre(found.reference, ""))),
-    ...(found.left_out ? [el("p", { class: "soft" }, `${count(found.left_out, "completion")} between the best and the worst are not in this file.`)] : []),
-    el("div", { class: "completions" }, ...ranked.map((one) => drawCompletion(one, largest, text))));
+      el("div", {}, el("div", { class: "soft" }, "prompt"), pre(data.prompt, text)),
+      el("div", {}, el("div", { class: "soft" }, "reference"), pre(data.reference, ""))),
+    ...(data.left_out ? [el("p", { class: "soft" }, `${count(data.left_out, "completion")} between the best and the worst are not in this file.`)] : []),
+    el("div", { class: "completions" }, ...ranked.map((completion) => drawCompletion(completion, largest, text))));
   $("detail").scrollTop = 0;
 }
 
-function scale(found) {
+function scale(data) {
   const steps = [["p0", "90 %"], ["p1", "50 %"], ["p2", "20 %"], ["p3", "5 %"], ["p4", "less"]];
-  return el("span", { class: "scale" }, "probability of at least", ...steps.map(([style, told]) => el("i", { class: style }, told)),
-    found.has_tokenizer ? null : "no tokenizer lies beside the run: tokens by number");
+  return el("span", { class: "scale" }, "probability of at least", ...steps.map(([style, limit]) => el("i", { class: style }, limit)),
+    data.has_tokenizer ? null : "the run has no tokenizer: tokens by number");
 }
 
 function pre(text, sought) {
   return el("pre", { tabindex: 0 }, ...marked(text, sought));
 }
 
-// The text with what was searched for marked in it.
+// The text, with the sought text marked.
 function marked(text, sought) {
   if (!sought) return [text];
   const parts = [], lower = text.toLowerCase(), needle = sought.toLowerCase();
-  // Some letters change their length in lower case; then positions would not fit, and nothing is marked.
+  // Some letters change their length in lower case. The positions then differ, so nothing is marked.
   if (lower.length !== text.length) return [text];
   let from = 0;
   for (let at = lower.indexOf(needle); at >= 0; at = lower.indexOf(needle, from)) {
@@ -376,41 +376,41 @@ function marked(text, sought) {
   return [...parts, text.slice(from)];
 }
 
-function drawCompletion(one, largest, text) {
-  const versions = one.versions.length > 1 ? `${one.versions[0]} to ${one.versions.at(-1)}` : one.versions[0];
-  const ended = { stop: "ended by itself", length: "cut at the limit" }[one.finish_reason] ?? one.finish_reason;
-  const gauge = el("i", { class: one.advantage > 0 ? "up" : "down" });
-  const share = Math.abs(one.advantage ?? 0) / largest * 50;
+function drawCompletion(completion, largest, text) {
+  const { advantage, versions } = completion, policy = versions.length > 1 ? `${versions[0]} to ${versions.at(-1)}` : versions[0];
+  const ended = { stop: "ended by itself", length: "cut at the limit" }[completion.finish_reason] ?? completion.finish_reason;
+  const gauge = el("i", { class: advantage > 0 ? "up" : "down" });
+  const share = Math.abs(advantage ?? 0) / largest * 50;
   gauge.style.width = `${share}%`;
-  gauge.style.left = one.advantage > 0 ? "50%" : `${50 - share}%`;
-  return el("article", { class: "card completion", "aria-label": `completion ${one.sample}` },
-    el("p", { class: "score" }, el("span", {}, "reward ", el("b", {}, one.reward === null ? "none" : short(one.reward))),
-      el("span", {}, "advantage ", el("b", { class: one.advantage > 0 ? "up" : one.advantage < 0 ? "down" : "" }, one.advantage === null ? "none" : signed(one.advantage)))),
+  gauge.style.left = advantage > 0 ? "50%" : `${50 - share}%`;
+  return el("article", { class: "card completion", "aria-label": `completion ${completion.sample}` },
+    el("p", { class: "score" }, el("span", {}, "reward ", el("b", {}, completion.reward === null ? "none" : short(completion.reward))),
+      el("span", {}, "advantage ", el("b", { class: advantage > 0 ? "up" : advantage < 0 ? "down" : "" }, advantage === null ? "none" : signed(advantage)))),
     el("div", { class: "gauge", "aria-hidden": "true" }, gauge),
-    el("p", { class: "soft" }, `${count(one.completion_tokens, "token")}, ${ended}, policy ${versions}`),
-    shading && one.tokens ? shadedTokens(one) : pre(one.completion, text),
-    verdictList(one.verdicts));
+    el("p", { class: "soft" }, `${count(completion.completion_tokens, "token")}, ${ended}, policy ${policy}`),
+    shading && completion.tokens ? shadedTokens(completion) : pre(completion.completion, text),
+    verdictList(completion.verdicts));
 }
 
-function shadedTokens(one) {
+function shadedTokens(completion) {
   const made = el("pre", { tabindex: 0, class: "tokens" });
-  let before = one.tokens[0]?.[2];
-  for (const [text, logprob, policy] of one.tokens) {
+  let before = completion.tokens[0]?.[2];
+  for (const [text, logprob, policy] of completion.tokens) {
     const chance = Math.exp(logprob);
     const level = [0.9, 0.5, 0.2, 0.05].filter((limit) => chance < limit).length;
     made.append(el("span", { class: `p${level}${policy !== before ? " version" : ""}`,
       title: `log-probability ${fixed(logprob, 3)} (${(chance * 100).toPrecision(3)} %), policy ${policy}` }, text));
     before = policy;
   }
-  if (one.tokens.length < one.completion_tokens) made.append(`\n[... ${count(one.completion_tokens - one.tokens.length, "token")} more, not shaded ...]`);
+  if (completion.tokens.length < completion.completion_tokens) made.append(`\n[... ${count(completion.completion_tokens - completion.tokens.length, "token")} more, not shaded ...]`);
   return made;
 }
 
 function verdictList(verdicts) {
-  return el("ul", { class: "verdicts" }, ...verdicts.map((one) => el("li", {},
-    el("span", { class: `status status-${one.status}` }, `${MARKS[one.status] ?? "·"} ${one.status}`), " ",
-    `${one.verifier}${one.score === null ? "" : `: ${short(one.score)}`} `, el("span", { class: "soft" }, one.reason),
-    one.parts.length ? el("span", { class: "soft" }, ` (${one.parts.map((part) => `${part.name} ${short(part.value)}`).join(", ")})`) : null)));
+  return el("ul", { class: "verdicts" }, ...verdicts.map((verdict) => el("li", {},
+    el("span", { class: `status status-${verdict.status}` }, `${MARKS[verdict.status] ?? "·"} ${verdict.status}`), " ",
+    `${verdict.verifier}${verdict.score === null ? "" : `: ${short(verdict.score)}`} `, el("span", { class: "soft" }, verdict.reason),
+    verdict.parts.length ? el("span", { class: "soft" }, ` (${verdict.parts.map((part) => `${part.name} ${short(part.value)}`).join(", ")})`) : null)));
 }
 
 // --- learned ---------------------------------------------------------------------------------------------------
@@ -425,43 +425,43 @@ function offerSteps() {
   $("after").replaceChildren(...offered.slice(1).map((step) => option(step, undefined, step === after)));
   const known = embedded ? Object.keys(embedded.runs[run].timeline).map(Number) : timed;
   const step = $("step").value === "" ? known.at(-1) : Number($("step").value);
-  $("step").replaceChildren(...known.map((one) => option(one, undefined, one === step)));
+  $("step").replaceChildren(...known.map((number) => option(number, undefined, number === step)));
 }
 
 const showLearned = guarded(async () => {
   if ($("before").value === "" || $("after").value === "") {
-    $("learned-body").replaceChildren(el("p", { class: "soft" }, "It takes two steps with stored completions."));
+    $("learned-body").replaceChildren(el("p", { class: "soft" }, "A comparison needs two steps with stored completions."));
     return;
   }
-  const found = await ask("learned", { run, before: $("before").value, after: $("after").value });
-  const { better, worse, same, unknown } = found.counts, of = better + worse + same + unknown;
-  $("learned-counts").textContent = of ? `${found.source === "held-out" ? "held-out prompts" : "training prompts that came again"}: `
+  const data = await ask("learned", { run, before: $("before").value, after: $("after").value });
+  const { better, worse, same, unknown } = data.counts, of = better + worse + same + unknown;
+  $("learned-counts").textContent = of ? `${data.source === "held-out" ? "held-out prompts" : "training prompts that came again"}: `
     + `${better} better, ${worse} worse, ${same} as before${unknown ? `, ${unknown} unknown` : ""}` : "no prompt has stored completions at both";
-  if (embedded) $("learned-counts").append(`. This file compares the first and the last step; any two: ${overview.runs[run].command}`);
-  const shown = found.prompts.filter((one) => !$("kind").value || one.kind === $("kind").value);
-  const side = (one, name) => el("div", {}, el("p", { class: "soft" }, `step ${one.step}: `,
-    el("span", { class: `status status-${one.status}` }, `${MARKS[one.status] ?? "·"} ${one.status}`), ` reward ${one.reward === null ? "unknown" : short(one.reward)}`
-      + `${one.of > 1 ? ` (mean of ${one.known})` : ""}, ${count(one.completion_tokens, "token")}`), pre(one.completion, ""), el("p", { class: "soft" }, one.reason));
-  const prompts = el("div", {}, ...shown.map((one) => el("article", { class: "card compared" },
-    el("div", {}, el("b", {}, one.prompt), el("span", { class: "soft" }, `  reference ${one.reference}`)),
-    el("div", { class: "sides" }, side(one.before), side(one.after)))));
-  if (shown.length < of && !$("kind").value) prompts.append(el("p", { class: "soft" }, `The ${shown.length} that changed most.`));
-  const rows = found.metrics.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), el("td", {}, short(one.before)), el("td", {}, short(one.after)),
-    el("td", {}, `${one.difference > 0 ? "+" : ""}${short(one.difference)}`)));
+  if (embedded) $("learned-counts").append(`. This file compares the first and the last step. Other steps: ${overview.runs[run].command}`);
+  const shown = data.prompts.filter((prompt) => !$("kind").value || prompt.kind === $("kind").value);
+  const side = (answer) => el("div", {}, el("p", { class: "soft" }, `step ${answer.step}: `,
+    el("span", { class: `status status-${answer.status}` }, `${MARKS[answer.status] ?? "·"} ${answer.status}`), ` reward ${answer.reward === null ? "unknown" : short(answer.reward)}`
+      + `${answer.of > 1 ? ` (mean of ${answer.known})` : ""}, ${count(answer.completion_tokens, "token")}`), pre(answer.completion, ""), el("p", { class: "soft" }, answer.reason));
+  const prompts = el("div", {}, ...shown.map((prompt) => el("article", { class: "card compared" },
+    el("div", {}, el("b", {}, prompt.prompt), el("span", { class: "soft" }, `  reference ${prompt.reference}`)),
+    el("div", { class: "sides" }, side(prompt.before), side(prompt.after)))));
+  if (shown.length < of && !$("kind").value) prompts.append(el("p", { class: "soft" }, `The ${shown.length} prompts that changed most.`));
+  const rows = data.metrics.map((metric) => el("tr", {}, el("th", { scope: "row" }, metric.name), el("td", {}, short(metric.before)), el("td", {}, short(metric.after)),
+    el("td", {}, `${metric.difference > 0 ? "+" : ""}${short(metric.difference)}`)));
   $("learned-body").replaceChildren(prompts, el("div", { class: "card metrics", tabindex: 0, "aria-label": "metrics" }, el("table", { class: "numbers" },
-    el("thead", {}, el("tr", {}, ...["last measured by", `step ${found.before}`, `step ${found.after}`, "difference"].map((name) => el("th", { scope: "col" }, name)))),
+    el("thead", {}, el("tr", {}, ...["last value up to", `step ${data.before}`, `step ${data.after}`, "difference"].map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...rows))));
 });
 
 // --- flags, mismatch, time line, config ------------------------------------------------------------------------
 
 const showFlags = guarded(async () => {
-  const found = await ask("flags", { run });
-  $("flag-count").textContent = found.length ? String(found.length) : "";
-  $("flag-list").replaceChildren(...found.map((one) => el("article", { class: "card flag" }, el("h2", {}, one.title), el("p", {}, one.evidence),
-    ...one.metrics.map((name) => el("button", { type: "button", onclick: () => showMetric(name) }, `curve of ${name}`)),
-    ...one.groups.map(([step, group]) => el("button", { type: "button", onclick: () => visit(step, group) }, `step ${step}, group ${group}`)))));
-  if (!found.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far."));
+  const data = await ask("flags", { run });
+  $("flag-count").textContent = data.length ? String(data.length) : "";
+  $("flag-list").replaceChildren(...data.map((flag) => el("article", { class: "card flag" }, el("h2", {}, flag.title), el("p", {}, flag.evidence),
+    ...flag.metrics.map((name) => el("button", { type: "button", onclick: () => showMetric(name) }, `curve of ${name}`)),
+    ...flag.groups.map(([step, group]) => el("button", { type: "button", onclick: () => visit(step, group) }, `step ${step}, group ${group}`)))));
+  if (!data.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far."));
 });
 
 function showMetric(name) {
@@ -486,13 +486,13 @@ const visit = guarded(async (step, group) => {
 });
 
 const showMismatch = guarded(async () => {
-  const found = await ask("mismatch", { run });
-  const alarm = found.alarm === null ? "no alarm is set" : `the alarm (report.mismatch_alarm) is at ${short(found.alarm)}`;
-  $("mismatch-told").textContent = found.last === null ? "This run has no learner/mismatch_kl_first."
-    : `Divergence of learner and generators before the policy moves: ${short(found.last)} nats at last, ${short(found.worst)} at worst (step ${found.worst_step}); ${alarm}`
-      + (found.above.length ? `, and ${count(found.above.length, "step is", "steps are")} above it, the first ${found.above[0]}.` : ".");
-  $("mismatch-told").className = found.above.length ? "down" : "";
-  $("mismatch-charts").replaceChildren(...found.charts.map(drawChart));
+  const data = await ask("mismatch", { run });
+  const alarm = data.alarm === null ? "no alarm is set" : `the alarm (report.mismatch_alarm) is at ${short(data.alarm)}`;
+  $("mismatch-text").textContent = data.last === null ? "This run has no learner/mismatch_kl_first."
+    : `Divergence of learner and generators before the policy moves: ${short(data.last)} nats at last, ${short(data.worst)} at worst (step ${data.worst_step}); ${alarm}`
+      + (data.above.length ? `, and ${count(data.above.length, "step is", "steps are")} above it, the first ${data.above[0]}.` : ".");
+  $("mismatch-text").className = data.above.length ? "down" : "";
+  $("mismatch-charts").replaceChildren(...data.charts.map(drawChart));
 });
 
 const showTimeLine = guarded(async () => {
@@ -500,40 +500,40 @@ const showTimeLine = guarded(async () => {
     $("lanes").replaceChildren(el("p", { class: "soft" }, "No step was timed yet."));
     return;
   }
-  const found = await ask("timeline", { run, step: $("step").value });
-  const at = (seconds) => `${seconds / found.end * 100}%`;
-  const lanes = found.lanes.map((lane) => {
+  const data = await ask("timeline", { run, step: $("step").value });
+  const at = (seconds) => `${seconds / data.end * 100}%`;
+  const lanes = data.lanes.map((lane) => {
     const track = el("div", { class: "track" });
     for (const span of lane.spans) {
-      const told = `${span.phase} ${fixed(span.to - span.from)} s`;
-      const bar = el("div", { class: `part-${span.phase} phase-${span.phase}`, title: `${told}, from ${fixed(span.from)} to ${fixed(span.to)} s` });
+      const text = `${span.phase} ${fixed(span.to - span.from)} s`;
+      const bar = el("div", { class: `part-${span.phase} phase-${span.phase}`, title: `${text}, from ${fixed(span.from)} to ${fixed(span.to)} s` });
       bar.style.left = at(span.from);
       bar.style.width = at(span.to - span.from);
       track.append(bar);
     }
     const edge = el("div", { class: "edge" });
-    edge.style.left = at(found.seconds);
+    edge.style.left = at(data.seconds);
     track.append(edge);
     const phases = [...new Set(lane.spans.map((span) => span.phase))];
     const lasted = (phase) => lane.spans.filter((span) => span.phase === phase).reduce((sum, span) => sum + span.to - span.from, 0);
-    const told = phases.flatMap((phase) => [" ", el("span", { class: "soft" }, el("span", { class: `key part-${phase} phase-${phase}`, "aria-hidden": "true" }),
+    const labels = phases.flatMap((phase) => [" ", el("span", { class: "soft" }, el("span", { class: `key part-${phase} phase-${phase}`, "aria-hidden": "true" }),
       `${phase} ${fixed(lasted(phase))} s`)]);
-    return el("div", { class: "lane" }, el("span", {}, lane.actor, ...told), track);
+    return el("div", { class: "lane" }, el("span", {}, lane.actor, ...labels), track);
   });
   const axis = el("div", { class: "axis" }, ...[0, 0.25, 0.5, 0.75, 1].map((share) => {
-    const label = el("span", {}, `${fixed(share * found.end)} s`);
+    const label = el("span", {}, `${fixed(share * data.end)} s`);
     label.style.left = `${share * 100}%`;
     return label;
   }));
   $("lanes").replaceChildren(...lanes, el("div", { class: "lane" }, el("span"), axis));
-  $("timeline-told").textContent = `${fixed(found.seconds)} s${found.end > found.seconds ? `, ${fixed(found.end)} s with what came after it` : ""}`
-    + (found.compute ? `; the learner's ranks computed for ${fixed(found.compute)} s` : "")
-    + (found.recorded ? "" : "; this run did not record when phases began: they are laid one after the other")
-    + (found.by_actor ? ". Each lane is what an actor measured by its own clock; the driver's is what it did or waited for."
-      : ". This run recorded no single actors: the lanes are what the loop waited for, and verify is the wait after the last completion.")
-    + (found.complete ? "" : " The newest step: what an actor did after its last message comes with the next one.")
+  $("timeline-text").textContent = `${fixed(data.seconds)} s${data.end > data.seconds ? `, ${fixed(data.end)} s with the work after it` : ""}`
+    + (data.compute ? `; the learner's ranks computed for ${fixed(data.compute)} s` : "")
+    + (data.recorded ? "" : "; this run did not record when phases began, so they are drawn one after the other")
+    + (data.by_actor ? ". An actor measures its lane by its own clock; the driver's lane shows its work and its waiting."
+      : ". This run did not record single actors: the lanes show what the loop waited for; verify is the wait after the last completion.")
+    + (data.complete ? "" : " This is the newest step: the work of an actor after its last message comes with its next message.")
     + ($("step").length < overview.runs[run].timed.length ? ` This file holds ${$("step").length} of ${count(overview.runs[run].timed.length, "step")}; all: ${overview.runs[run].command}` : "");
-  $("timeline-chart").replaceChildren(...(found.chart ? [drawChart(found.chart)] : []));
+  $("timeline-chart").replaceChildren(...(data.chart ? [drawChart(data.chart)] : []));
 });
 
 const showConfig = guarded(async () => { $("config-text").textContent = overview.runs[run].config || "The run's folder has no config.yaml."; });

@@ -21,7 +21,8 @@ from grpo.algorithm.minibatches import minibatches
 from grpo.algorithm.objective import LOG_RATIO_BINS, LOG_RATIO_LIMIT, carries_loss, policy_terms
 from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.totals import Totals, ratio_quantiles
-from grpo.config.algorithm import KL, PRESETS, Advantage, Aggregation, AlgorithmConfig, Preset, Ratio
+from grpo.config.algorithm import KL, Advantage, Aggregation, AlgorithmConfig, Ratio
+from grpo.config.presets import PRESETS, Preset
 from grpo.rollout.groups import reward_tensors
 from grpo.types import Group
 
@@ -317,7 +318,7 @@ def test_every_key_and_choice_is_documented() -> None:
         ({"preset": "cispo", "clip_high": 28}, 8, None),
         ({"kl": "k1", "kl_coefficient": 0.1}, 8, r"does not depend on the reference; set algorithm\.kl_corrected"),
         ({"kl": "k1", "kl_coefficient": 0.1, "kl_place": "reward"}, 8, None),
-        ({"kl": "k3", "kl_coefficient": 0.1, "kl_place": "reward", "kl_corrected": True}, 8, r"there is none; set"),
+        ({"kl": "k3", "kl_coefficient": 0.1, "kl_place": "reward", "kl_corrected": True}, 8, r"has no divergence; set"),
         (
             {"preset": "maxrl", "kl": "k1", "kl_coefficient": 0.1, "kl_place": "reward"},
             8,
@@ -326,7 +327,7 @@ def test_every_key_and_choice_is_documented() -> None:
         ({"reference_refresh": 10}, 8, r"reference_refresh=10 has no reference"),
         ({"importance_weight": "token"}, 8, r"set algorithm\.proximal=recomputed"),
         ({"mismatch_mask": "token", "mask_low": 1.5}, 8, r"mask_low=1\.5 .* both sides of 1"),
-        ({"ratio": "cispo", "dual_clip": 3.0}, 8, r"dual_clip=3\.0 .* algorithm\.ratio=cispo has not"),
+        ({"ratio": "cispo", "dual_clip": 3.0}, 8, r"dual_clip=3\.0 .* algorithm\.ratio=cispo does not clip"),
         ({"dual_clip": 1.1}, 8, r"must lie above the upper edge"),
     ],
 )

@@ -77,7 +77,7 @@ def config(tmp_path: Path, policy: Path) -> Path:
                 "memory",
                 "gold-limit",
                 "strict",
-                "Nothing is claimed",
+                "claims no devices",
                 "--cluster",
             ],
         ),

@@ -156,7 +156,7 @@ def test_a_revision_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
         load_problems(TaskConfig(data=DatasetConfig(hub="lab/rows", revision="refs/pr/1"), **task))
     assert asked == [("lab/rows", "abc123", None), ("json", None, ["hf://datasets/lab/rows@refs%2Fpr%2F1/rows.jsonl"])]
     (problem,) = dataset_problems("data", DatasetConfig(path="rows.jsonl", revision="abc123"))
-    assert "data.revision is one of the hub" in problem
+    assert "data.revision is a revision on the hub" in problem
 
 
 def test_the_section_of_a_source_is_named() -> None:

@@ -131,7 +131,7 @@ def test_passing_failures_are_asked_again_and_lasting_ones_end_it(server: Server
 
 def test_which_model_is_asked(server: Server) -> None:
     server.models = ("a", "b")
-    with pytest.raises(ValueError, match=r"serves a, b; name one with endpoint\.model"):
+    with pytest.raises(ValueError, match=r"serves a, b; choose a model with endpoint\.model"):
         EndpointSampler(server.url, EndpointConfig())
     assert ask(server, model="b")[0].text == "you said q0" and server.asked[-1]["model"] == "b"
     with pytest.raises(RuntimeError, match="does not list its models"):

@@ -120,5 +120,5 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read_table(tmp_path / "table.parquet") == rows
     write_table(tmp_path / "odd.parquet", [Judged(record(completion="\ud800"), "?", "1", None, None)])
     assert read_table(tmp_path / "odd.parquet")[0].record.completion == "\\ud800"
-    with pytest.raises(ValueError, match="has come to its end"):
+    with pytest.raises(ValueError, match="of a finished evaluation"):
         read_table(tmp_path / "none.parquet")

@@ -242,7 +242,7 @@ def test_problems_that_cannot_be_judged_are_left_out_and_a_task_without_a_right_
     [
         ({"k": 4, "temperature": 0.0}, "k=4 completions with 1 seed.s. at temperature 0 would all be the same"),
         ({"seeds": (0, 1)}, "give --temperature above 0"),
-        ({"seeds": (1, 1), "temperature": 1.0}, "names one twice"),
+        ({"seeds": (1, 1), "temperature": 1.0}, "repeats a seed"),
         ({"limit": 1}, "an interval needs two or more"),
     ],
 )
@@ -292,7 +292,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 def test_the_command_line(tmp_path: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(answer: Callable[[Question], str], out: str, *more: str) -> tuple[int, str]:
-        monkeypatch.setattr("grpo.evaluation.evaluate.EndpointSampler", FakeSampler(answer))
+        monkeypatch.setattr("grpo.evaluation.jobs.EndpointSampler", FakeSampler(answer))
         return invoke("eval", "http://fake/v1", "--task", task_file, "--out", tmp_path / out, *more)
 
     code, text = run(fickle, "a", "--k", "2", "--temperature", "0.7", "--seeds", "0,3", "workers=1")

@@ -63,7 +63,7 @@ def test_the_isolation_in_force_is_shown() -> None:
     assert isolation_table([verifier("math")], Table()) is None
     table = isolation_table([verifier(level="none")], Table("", ""))
     assert table is not None
-    assert "none is the least that 'tests' accepts" in shown(table)
+    assert "'tests' needs at least none" in shown(table)
     assert "resource limits" in shown(table)
 
 

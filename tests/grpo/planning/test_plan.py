@@ -63,7 +63,7 @@ def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: li
     ("algorithm", "said"),
     [
         ({}, "Set algorithm.preset=cispo"),
-        ({"preset": "gspo"}, "the edges of algorithm.ratio=sequence"),
+        ({"preset": "gspo"}, "algorithm.ratio=sequence bounds the change"),
         ({"proximal": "recomputed"}, "set algorithm.importance_weight=token"),
         # The ratio of a recomputed proximal policy is 1 at first, whatever sampled.
         ({"preset": "cispo", "proximal": "recomputed"}, "set algorithm.importance_weight=token"),
@@ -134,7 +134,7 @@ def test_logits_are_those_of_a_microbatch_and_no_more_than_a_chunk() -> None:
     ("keys", "memory", "told"),
     [
         ({"device": "cpu"}, Memory(None, 100 * GIB), None),
-        ({"device": "cpu"}, Memory(None, 30 * GIB), "this machine has 30.0 GiB to give: lower learner.microbatch"),
+        ({"device": "cpu"}, Memory(None, 30 * GIB), "this machine has 30.0 GiB free: lower learner.microbatch"),
         # Somewhere else nothing is known.
         ({"device": "cpu", "address": "ray://there"}, Memory(None, 1), None),
         ({"device": "gpu"}, Memory(None, 1), None),

@@ -32,7 +32,7 @@ def test_speeds_are_found_again_in_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_seconds_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="learned from tokens of other versions"):
+    with pytest.raises(ValueError, match="learned from tokens of other policy versions"):
         speeds_of(write_run(tmp_path, ahead=-1))
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="0 stored steps after the first"):

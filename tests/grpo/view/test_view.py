@@ -315,7 +315,7 @@ def test_a_person_can_look_through_it_by_keyboard(url: str, runs: tuple[Path, Pa
                 "learned": "#learned-body article",
                 "flags": "#flag-list *",
                 "timeline": ".lane .key",
-                "mismatch": "#mismatch-told",
+                "mismatch": "#mismatch-text",
                 "config": "#config-text",
             }.items():
                 browser.ask(f"location.hash = '{section}'")

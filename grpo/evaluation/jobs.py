@@ -1,0 +1,119 @@
+"""Read the tasks, the data and the model of an evaluation, before devices are claimed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
+from grpo.config.verifiers import VerificationConfig
+from grpo.evaluation.card import identity_of
+from grpo.evaluation.endpoint import EndpointSampler
+from grpo.evaluation.engine_sampler import EngineSampler, dtype_of, prompts_of, sequence_tokens
+from grpo.evaluation.model import open_model
+from grpo.evaluation.problems import Problem, load_problems
+from grpo.evaluation.questions import Sampler
+from grpo.policy.stored import load_tokenizer
+from grpo.rollout.usable_rows import OF_EVALUATION, usable_rows
+from grpo.terminal import literal
+from grpo.types import Prompt
+from rewards.build import VerifierSpec
+from rewards.checks.gold_forms import GoldRow
+
+
+@dataclass(frozen=True, slots=True)
+class TaskJob:
+    """A task with the problems, the sampling and the folder of this evaluation.
+
+    Attributes:
+        task: declaration from the task's file.
+        sampling: sampling settings; values of the command line replace those of the task.
+        problems: usable problems of the task.
+        prompts: prompts as tokens of the policy; None if a server makes the tokens.
+        identity: settings that determine the completions and the verdicts.
+        folder: folder for the task's files.
+        left_out: excluded problem -> why its reference cannot be used. `problems` does not contain these problems.
+    """
+
+    task: TaskConfig
+    sampling: TaskSamplingConfig
+    problems: tuple[Problem, ...]
+    prompts: tuple[Prompt, ...] | None
+    identity: dict[str, object]
+    folder: Path
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def prepare(
+    settings: EvalConfig, tasks: Sequence[TaskConfig]
+) -> tuple[list[TaskJob], Callable[[], AbstractContextManager[Sampler]]]:
+    """Read model and data without claiming devices. Return the jobs, and a function that opens their sampler."""
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) < len(names):
+        raise ValueError(f"name one or more tasks, each once, with --task; got {', '.join(names) or 'none'}")
+    chosen = [settings.sampling_of(task) for task in tasks]
+    problems = [tuple(load_problems(task, settings.limit)) for task in tasks]
+    for task, task_problems in zip(tasks, problems, strict=True):
+        if len(task_problems) < 2:
+            raise ValueError(
+                f"{task.name} has {len(task_problems)} problem(s); an interval needs two or more: raise --limit"
+            )
+    dtype: str | None = None
+    template: str | None = None
+    prompts: list[tuple[Prompt, ...] | None] = [None] * len(tasks)
+    open_sampler: Callable[[], AbstractContextManager[Sampler]]
+    if settings.is_endpoint:
+        endpoint = EndpointSampler(settings.url, settings.endpoint)
+        identity = f"endpoint:{settings.model} {endpoint.model}"
+        open_sampler = functools.partial(contextlib.nullcontext, endpoint)
+    else:
+        model = open_model(settings.model)
+        identity, dtype = model.identity, dtype_of(settings)
+        tokenizer = load_tokenizer(model.path)
+        template = str(tokenizer.chat_template) if tokenizer.chat_template else None
+        longest = {}
+        for at, (task, task_problems, sampling) in enumerate(zip(tasks, problems, chosen, strict=True)):
+            rendered = tuple(prompts_of(task, task_problems, tokenizer))
+            prompts[at] = rendered
+            longest[task.name] = max(len(prompt.token_ids) for prompt in rendered), sampling.max_tokens
+        open_sampler = functools.partial(EngineSampler, settings, model, sequence_tokens(model, longest))
+    jobs = []
+    for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True):
+        used_template = template if task.data.chat_template == "auto" else None
+        settled = identity_of(task, identity, sampling, dtype, used_template)
+        jobs.append(TaskJob(task, sampling, task_problems, task_prompts, settled, Path(settings.folder) / task.name))
+    return jobs, open_sampler
+
+
+def leave_out(job: TaskJob, settings: EvalConfig, console: Console) -> TaskJob:
+    """Remove the problems whose reference cannot be used, and print their names.
+
+    Raises:
+        ValueError: too many problems cannot be used, or no gold answer is `correct`.
+    """
+    verification = VerificationConfig(
+        workers=settings.workers,
+        deadline_s=job.task.verifier.deadline_s,
+        memory_mib=job.task.verifier.memory_mib,
+        check_golds=settings.check_golds,
+        max_unusable_share=settings.max_unusable_share,
+    )
+    rows = [GoldRow(problem.reference, problem.row, problem.id) for problem in job.problems]
+    usable = usable_rows([spec_of(job)], {job.task.name: rows}, verification, OF_EVALUATION)
+    for line in usable.lines:
+        console.print(literal(line, "yellow"), soft_wrap=True)
+    names = usable.names
+    kept = tuple(problem for problem in job.problems if problem.id not in names)
+    if len(kept) < min(2, len(job.problems)):
+        raise ValueError(f"{job.task.name}: fewer than two problems have a reference that can be used; mend the data")
+    return replace(job, problems=kept, left_out={unusable.row.name: unusable.problem for unusable in usable.left_out})
+
+
+def spec_of(job: TaskJob) -> VerifierSpec:
+    return VerifierSpec(job.task.name, job.task.verifier.use, job.task.verifier.options)
