@@ -9,7 +9,7 @@ from rewards.verdict import Verdict
 
 # Column with the question, before any chat template. A run and an evaluation add it to rows without such a column.
 PROBLEM_COLUMN = "problem"
-# Column with the completion's number of tokens, the end token included, which a run adds to every row.
+# Column with the completion's number of tokens, including the end token. A run adds it to every row.
 TOKENS_COLUMN = "completion_tokens"
 
 
@@ -17,8 +17,8 @@ TOKENS_COLUMN = "completion_tokens"
 class Verifier(Protocol):
     """Scores one completion against its reference.
 
-    A verifier is called in a worker process that is killed at its deadline, so it may be slow or stuck without
-    harm to the run. It must be picklable (a module-level function, or an object made of plain data).
+    A verifier runs in a worker process that is killed at the deadline. So a slow or stuck verifier does not harm the
+    run. It must be picklable (a module-level function, or an object made of plain data).
     """
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
@@ -57,7 +57,7 @@ class KnowsReferences(Protocol):
 class KnowsGold(Protocol):
     """A verifier that knows correct completions of a row. A class or a function may have the method.
 
-    Without it `rewards.checks.gold` takes the reference for the answer and states it in the usual forms.
+    Without the method, `rewards.checks.gold` states the reference as the answer, in the usual forms.
     """
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
