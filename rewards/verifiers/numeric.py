@@ -21,7 +21,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
     "hash": places.hash_mark,
     "last_number": places.last_number,
 }
-# More digits are no answer to a person's question, and converting them takes quadratic time.
+# No person's question has a longer answer, and the time to convert digits is quadratic.
 MAX_CHARACTERS = 400
 _TEXT = re.compile(FONT.pattern + r"|\\[,;: ]|\\quad\b|~")
 _DROPPED = re.compile(
@@ -122,8 +122,8 @@ class Numeric:
 
     Args:
         find: places to look in, in order: `answer_tag` (`<answer>...</answer>`), `boxed`, `hash` (`#### N`),
-            `last_number`. The first place that the text after the thinking has decides: if its content is no number,
-            the verdict is `unparseable`, and later places are not tried.
+            `last_number`. The first place in the text after the thinking decides: if its content is no number, the
+            verdict is `unparseable`, and later places are not tried.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
     The reference is a number, with or without a unit, or a worked solution that marks it (`#### 18`, a box).
