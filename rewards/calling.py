@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # The end of an error message: how to adapt a function that cannot be called as it is.
-ADAPT = "{head}:\n    def adapted({ours}):\n        return {name}({arguments})"
+ADAPT = "{head}:\n    def adapted({parameters}):\n        return {name}({arguments})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,14 @@ def by_names(
         if parameter.name not in values and parameter.kind is not parameter.VAR_KEYWORD
     ]
     if unknown:
-        ours = "completions, reference, prompt" if group else "completion, reference, prompt"
+        standard = "completions, reference, prompt" if group else "completion, reference, prompt"
         raise ValueError(
             ADAPT.format(
                 head=f"{name_of(function)} takes {', '.join(map(repr, unknown))}, but only {', '.join(values)} have a "
                 "known value. Give its value in the verifier's options, or adapt the function in two lines",
-                ours=ours,
+                parameters=standard,
                 name=name_of(function),
-                arguments=ours if columns else ", ".join(f"{parameter.name}=..." for parameter in required),
+                arguments=standard if columns else ", ".join(f"{parameter.name}=..." for parameter in required),
             )
         )
     wanted = [parameter.name for parameter in parameters if parameter.name in values]

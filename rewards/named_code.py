@@ -189,7 +189,7 @@ def checked(value: object, key: str) -> Callable[..., Any]:
         ValueError: the value is not callable, or belongs to the standard library.
     """
     if not callable(value):
-        raise ValueError(f"{key} is {type(value).__name__}, which cannot be called")
+        raise ValueError(f"{key} is {type(value).__name__}, which cannot be called; name a function or a class")
     refuse_standard_function(value, key)
     return value
 

@@ -114,7 +114,7 @@ def _refusal(function: Callable[..., Any], required: Sequence[inspect.Parameter]
         head=f"{name_of(function)} takes ({', '.join(parameter.name for parameter in required)}), but its parameter "
         f"{at + 1} gets {_MEANT[at]}, which is not what {required[at].name!r} means. Adapt it in two lines, "
         f"each value in its place",
-        ours="completion, reference, prompt",
+        parameters="completion, reference, prompt",
         name=name_of(function),
         arguments=", ".join(_likely_value(parameter.name) for parameter in required),
     )

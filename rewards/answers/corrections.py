@@ -50,10 +50,10 @@ _MOST_SENTENCES = 60
 
 
 def put_right(after: str) -> tuple[bool, str, str]:
-    """The effect of the text behind a statement.
+    """The effect of the text after a statement.
 
     Returns:
-        Whether it takes the statement back, its new statement, and its second candidate; empty texts for none.
+        Whether the text takes the statement back, the new statement, and a second candidate; an empty text for none.
     """
     withdrawn, instead, also = False, "", ""
     doubted = False

@@ -143,7 +143,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
 
 
 def hash_mark(text: str) -> str | None:
-    """The text behind the last `####` at the start of a line (GSM8K's mark), or None."""
+    """The text after the last `####` at the start of a line (GSM8K's mark), or None."""
     at = len(text)
     while (at := text.rfind("####", 0, at)) >= 0:
         at = text.rfind("\n", 0, at) + 1
@@ -155,7 +155,7 @@ def hash_mark(text: str) -> str | None:
 
 
 def marked_answer(reference: str) -> str:
-    """The answer of a data set's worked solution: behind its last `####` or in its last box, else the whole text."""
+    """The answer of a data set's worked solution: after its last `####` or in its last box, else the whole text."""
     if "####" not in reference and "box" not in reference:
         return reference
     marked = hash_mark(reference) if "####" in reference else last_box(reference)

@@ -45,7 +45,7 @@ class Answering(Protocol):
     """The ways to send gold answers to a verifier."""
 
     def tries(self, rows: Sequence[GoldRow]) -> int:
-        """The greatest number of ways that a row of these has."""
+        """The greatest number of ways for any of these rows."""
         ...
 
     def gold(self, row: GoldRow, way: int) -> Call | None:

@@ -98,10 +98,10 @@ class Questioned:
         return completions
 
     def _method(self, name: str) -> Any:
-        thing = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
-        if isinstance(thing, functools.partial):
-            thing = thing.func  # options are bound to a function, whose attributes are the methods
-        method = getattr(thing, name, None)
+        function = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
+        if isinstance(function, functools.partial):
+            function = function.func  # options are bound to a function, whose attributes are the methods
+        method = getattr(function, name, None)
         return method if callable(method) else None
 
 

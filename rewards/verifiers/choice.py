@@ -69,9 +69,9 @@ class Choice:
                 if letter is not None:
                     return letter, text
                 continue
-            said = PLACES[place](text)
-            if said is not None:
-                return chosen_in(said, options) if said.strip() else None, said
+            statement = PLACES[place](text)
+            if statement is not None:
+                return chosen_in(statement, options) if statement.strip() else None, statement
         return None, ""
 
 

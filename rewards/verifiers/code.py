@@ -78,7 +78,7 @@ class CodeVerifier:
             number of cores.
         solution_column: column of the row with right programs, for the check of gold answers; None means the columns of
             published data sets, an empty text means no column.
-        thinking: reasoning tags; the program is read behind them (`rewards.answers.thinking.thinking_tags`).
+        thinking: reasoning tags; the program is read after them (`rewards.answers.thinking.thinking_tags`).
 
     Raises:
         ValueError: an option is unknown or out of range.

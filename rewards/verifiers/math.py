@@ -4,7 +4,7 @@ The conventions; a name in brackets is the setting of `Math` that changes the co
 
 1. The final answer is the last complete `\boxed{...}` after the reasoning; boxes (or `<answer>` tags) that only a
    connective, punctuation or numbering separates are one answer. A box that cannot be read is `unparseable`, and the
-   rest of the text is ignored. Without a box, the answer is the value behind the last `<answer>`, `####`, "answer is"
+   rest of the text is ignored. Without a box, the answer is the value after the last `<answer>`, `####`, "answer is"
    or "Answer:", or else the value, or list of values, of the last sentence (`find`).
 2. The same value in any form is equal. A rounded decimal does not equal an exact reference (`rounded`).
 3. A unit that only one side has is ignored. Different units are not equal, but exact conversions are (`units`).

@@ -97,7 +97,7 @@ def _value(parts: dict[str, str | None]) -> Fraction | None:
 
 
 def _counts(text: str, at: int) -> bool:
-    """True when the text behind the number does not change it: it is empty, a unit, or a noun."""
+    """True when the text after the number does not change it: it is empty, a unit, or a noun."""
     behind = _BEHIND.fullmatch(text, at)
     if behind is None:
         return False
@@ -110,7 +110,7 @@ def _counts(text: str, at: int) -> bool:
         # "5% of the class" is five percent, but "5% off" and "5% of 40" are not.
         return words.startswith("of ") and noun(words[3:]) is not None
     if not text[at : behind.start("noun")]:
-        # Letters right behind the digits must be a known unit: 5x is no 5.
+        # Letters right after the digits must be a known unit: 5x is no 5.
         return words in UNITS and len(words) > 1
     counted = noun(words)
     # A single letter is a variable, unless it is a unit.

@@ -1,4 +1,4 @@
-"""Comparing approximate values: floats settle most differences; a hundred digits decide where floats agree."""
+"""Comparing approximate values: floats decide a clear difference; if floats agree, a hundred digits decide."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ _precise_lock = threading.RLock()
 
 
 def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    """Whether both have the same value at the point, and how many of the two values are real.
-
-    Floats decide a clear difference; when floats agree, a hundred digits decide.
+    """Whether both nodes have the same value at the point, and how many of the two values are real.
 
     Raises:
-        Undefined: one of them has no value at the point. TooLarge: the budget does not suffice.
+        Undefined: a node has no value at the point. TooLarge: the budget does not suffice.
     """
     for arithmetic in (FLOATS, None):
         if arithmetic is None:
