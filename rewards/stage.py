@@ -25,7 +25,7 @@ _IDENTITY_AT, _CLOCK_AT = 72, 80
 _RUNNING_AT = 96
 _RUNNING = struct.Struct("=Qd")
 _IMPORT_AT = 128
-_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # begin of the wait (0: no wait), and sum of all waits, in nanoseconds
+_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # start of the wait (0: no wait), and sum of all waits, in nanoseconds
 
 
 class SharedPage:
@@ -56,7 +56,7 @@ class SharedPage:
         _NUMBER.pack_into(self._memory, _IDENTITY_AT, identity + 1)
 
     def begun(self) -> tuple[int, int]:
-        """Parent: the call that began last, -1 before the first, and the worker's processor time at its begin."""
+        """Parent: the call that began last, -1 before the first, and the worker's processor time at its start."""
         (identity,) = _NUMBER.unpack_from(self._memory, _IDENTITY_AT)
         (clock_ns,) = _NUMBER.unpack_from(self._memory, _CLOCK_AT)
         return identity - 1, clock_ns

@@ -21,7 +21,7 @@ _NUMBER = re.compile(
 # Characters and words around a number that change its value, or make it no number.
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
-# Unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
+# Number of unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
 _UNCLOSED_BOXES_TRIED = 4
 # Values of one answer are few, and near each other.
 _NEAR, _MOST_JOINED = 300, 16
@@ -125,7 +125,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
     Like boxes, answers with only a connective, punctuation or numbering between them are values of one answer, joined
     by commas. A repeated answer counts once.
     """
-    # text.lower() is not searched: it may be longer than the text, so that indices differ.
+    # Do not search text.lower(): it may be longer than the text, so that indices differ.
     marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0

@@ -23,7 +23,7 @@ _MARK = re.compile(
     rf"|\b(?:{_OTHER_TONGUES})\*{{0,2}}[ \t]{{0,9}}[:\uff1a]\*{{0,2}}[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
-# A text has no mark if its lower case has none of these.
+# A text without any of these words in lower case has no mark.
 _MARK_WORDS = ("####", "answer", "\u7b54\u6848", *_OTHER_TONGUES.lower().split("|"))
 # A heading marks the text below it if this text is a value, not a paragraph.
 _MOST_BELOW_HEADING = 80
@@ -94,7 +94,7 @@ def _marks(text: str) -> list[re.Match[str]]:
     places = [at for at in map(low.find, _MARK_WORDS) if at >= 0]
     if not places:
         return []
-    # Lower case may be longer, as for a dotted capital I; then its indices are not those of the text.
+    # The text in lower case may be longer, for example with a dotted capital I. Then its indices are different.
     begin = text.rfind("\n", 0, min(places)) + 1 if len(low) == len(text) else 0
     return list(_MARK.finditer(text, begin))
 
@@ -122,7 +122,7 @@ def _statement(text: str, mark: re.Match[str]) -> str:
 
 
 def _first_statement(rest: str, hashed: bool) -> tuple[str, str]:
-    """The statement at the begin of a text, and the text after it."""
+    """The statement at the start of a text, and the text after it."""
     line, _, after = rest.partition("\n")
     if hashed and line.strip():
         return line.strip(), after

@@ -29,7 +29,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 def first_place(
     completion: str, find: Sequence[str], tags: Tags, places: Mapping[str, Callable[[str], str | None]] = PLACES
 ) -> tuple[str, str | None]:
-    """The first place of `find` in the text after the thinking, and its content; ("", None) without such a place."""
+    """The first place of `find` that occurs in the text after the thinking, and its content; None if none occurs."""
     text = final_text(completion, tags)
     for place in find if text is not None else ():
         content = places[place](text or "")
@@ -54,7 +54,7 @@ class Exact:
     """The answer must equal the text of the reference (for a number, as Python writes it), or a text of a list.
 
     Args:
-        find: places to look in, in order; the first place in the completion decides. The places are `answer_tag`,
+        find: places to look in, in order; the first that occurs in the completion decides. The places are `answer_tag`,
             `boxed`, `hash`, `stated` ("answer is"), `last_sentence` and `whole` (all text after the thinking).
         case_sensitive: whether upper and lower case differ.
         strict: whether outer and repeated white space, quotes and a final period count as well.

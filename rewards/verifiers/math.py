@@ -139,8 +139,8 @@ class Math:
             node = parse_gold(normalise(gold))
         except Unreadable:
             return ""
-        where = undecidable(node, self.conventions)
-        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
+        stuck = undecidable(node, self.conventions)
+        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {stuck}" if stuck else ""
 
     def find_answer(self, completion: str) -> str | None:
         """The text of the final answer; None when there is none."""

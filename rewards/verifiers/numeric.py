@@ -122,7 +122,7 @@ class Numeric:
 
     Args:
         find: places to look in, in order: `answer_tag` (`<answer>...</answer>`), `boxed`, `hash` (`#### N`),
-            `last_number`. The first place in the text after the thinking decides: if its content is no number, the
+            `last_number`. The first in the text after the thinking decides: if its content is no number, the
             verdict is `unparseable`, and later places are not tried.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 

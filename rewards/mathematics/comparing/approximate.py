@@ -10,7 +10,7 @@ from rewards.mathematics.comparing.evaluate import PointEvaluation, Sight
 from rewards.mathematics.comparing.rational import TooLarge
 from rewards.mathematics.nodes import Apply, Node
 
-# Greatest logarithm whose power of e is computed: a number of 100 digits then still has correct first digits.
+# Greatest exponent of e that is computed: with 100 digits, the first digits of the result are then still correct.
 _MAX_MAGNITUDE = 1e5
 # mpmath caches its constants, and two threads must not refresh the cache at once.
 _precise_lock = threading.RLock()

@@ -113,7 +113,7 @@ class ValueJudge:
                 return True
             if self._has_a_value(gold, names) and not self._has_a_value(answer, names):
                 return False  # an answer such as 0/0 is wrong, and not undecided
-            raise TooLarge("no point where both have a value")
+            raise TooLarge("no point at which both have a value")
         return True
 
     def _has_a_value(self, node: Node, names: list[str]) -> bool:
@@ -132,7 +132,7 @@ class ValueJudge:
         """Equality at one point; None when the point does not decide.
 
         With `real_only`, complex values decide nothing: ln(x^2) = 2 ln x only has to hold if both sides are real. But
-        an absolute value includes negative values: ln|x| is real where ln x is not, so it is another answer.
+        an absolute value includes negative values: ln|x| is real if x is negative and ln x is not, so they differ.
         """
         self.at("exact values")
         try:

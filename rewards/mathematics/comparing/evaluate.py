@@ -155,7 +155,7 @@ class PointEvaluation:
 
     def _real(self, value: Any) -> Any:
         if abs(value.imag) > self.arithmetic.closeness * max(1.0, abs(value.real)):
-            raise Undefined("a complex number where a real one is needed")
+            raise Undefined("a complex number instead of a real number")
         return value.real
 
     def _real_function(self, op: str, values: list[Any]) -> Any:
