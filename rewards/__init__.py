@@ -1,7 +1,6 @@
 """Rule-based verifiers: they decide what the policy learns.
 
-Importing this package is light: each verifier, sympy and the graders it is measured against are imported where
-they are used.
+Importing this package is light: each verifier, its libraries and other graders are imported at their first use.
 """
 
 import logging
@@ -11,7 +10,7 @@ from rewards.compose import Reward, combine
 from rewards.verdict import Status, Verdict, correct, error, scored, unparseable, wrong
 from rewards.verifier import Verifier
 
-# Without a log that is open, records go nowhere: Python would show warnings on standard error.
+# Without an open log, records go nowhere. Otherwise Python would show warnings on standard error.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [

@@ -16,7 +16,7 @@ from rewards.signatures import read_signature
 from rewards.verdict import Status, Verdict, as_number, error
 from rewards.verifier import TOKENS_COLUMN
 
-# A score outside these bounds is taken for a mistake in the verifier; the option `bounds` changes them.
+# A score outside these bounds counts as a mistake of the verifier; the option `bounds` changes them.
 DEFAULT_BOUNDS = (-100.0, 100.0)
 # The least number that is `correct`; the option `pass_mark` changes it.
 PASS_MARK = 1.0
@@ -28,10 +28,9 @@ class Adapted:
     """A user's function made into a Verifier.
 
     Args:
-        function: `(completion, reference)` or `(completion, reference, prompt)`, or for a whole group
-            `(completions, reference)` or `(completions, reference, prompt)`; or with the signature of another
-            trainer's reward functions (`rewards.signatures`). Sync or async. It returns a Verdict, a number or a
-            bool; for a group a list of them.
+        function: user's function, sync or async. Its parameters are `(completion, reference[, prompt])`, or
+            `(completions, reference[, prompt])` for a whole group, or those of another trainer's reward functions
+            (`rewards.signatures`). It returns a Verdict, a number or a bool; for a group a list of them.
         bounds: least and greatest score that is accepted.
         pass_mark: least number that is `correct`.
         conversational: whether a function with TRL's signature gets lists of messages.
@@ -55,7 +54,7 @@ class Adapted:
         if not (_is_real(low) and _is_real(high) and low < high):
             raise ValueError(f"bounds must be two numbers, [least, greatest] with least < greatest, got {bounds!r}")
         if not _is_real(pass_mark) or not math.isfinite(pass_mark):
-            raise ValueError(f"pass_mark must be a finite number, from which on a score is correct; got {pass_mark!r}")
+            raise ValueError(f"pass_mark must be a finite number, the least score that is correct; got {pass_mark!r}")
         self.function, self.bounds = function, (float(low), float(high))
         self.pass_mark = float(pass_mark)
         self._signature = read_signature(function, conversational)
@@ -72,7 +71,7 @@ class Adapted:
         return inspect.iscoroutinefunction(_innermost(self.function))
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The function's verdict, or `error` with the exception and its place; a group verifier gets a group of one."""
+        """The function's verdict, or `error` with the exception and its place."""
         if count := self._signature.positional:
             # The fast path, which all built-in verifiers take.
             try:
@@ -85,12 +84,12 @@ class Adapted:
         return self.judge(self.alone(completion, reference, prompt))[0]
 
     def alone(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Batch:
-        """The batch of a single completion; for a group verifier it is a group of one."""
+        """The batch of a single completion, also for a group verifier."""
         tokens = {TOKENS_COLUMN: [prompt[TOKENS_COLUMN]]} if self.judges_groups and TOKENS_COLUMN in prompt else {}
         return Batch((completion,), reference, prompt, tokens)
 
     def judge(self, batch: Batch) -> list[Verdict]:
-        """A verdict for each completion; all are an `error` when a group verifier fails."""
+        """A verdict for each completion. If a group verifier fails, all verdicts are `error`."""
         try:
             value = self._call(batch)
             if inspect.isawaitable(value):
@@ -125,9 +124,9 @@ class Adapted:
         if len(getattr(value, "shape", ())) == 1:
             value = value.tolist()
         if not isinstance(value, (list, tuple)):
-            what = f"{type(value).__name__} {str(value)[:80]!r}"
+            shown = f"{type(value).__name__} {str(value)[:80]!r}"
             return [
-                error(f"returned {what} for a group; expected a list of {count} verdicts, numbers or bools")
+                error(f"returned {shown} for a group; expected a list of {count} verdicts, numbers or bools")
             ] * count
         if len(value) != count:
             return [error(f"returned {len(value)} verdicts for a group of {count} completions")] * count
@@ -137,8 +136,8 @@ class Adapted:
 def prepare(verifier: object) -> None:
     """Call the method `prepare()` of a verifier, or of the object that it adapts, if there is such a method.
 
-    The pool does so once, in the process that its workers are forked from, so the workers share what it opens. The
-    method must leave no thread running.
+    The pool calls this function once, before it forks its workers. So the workers share the resources that the method
+    opens. The method must leave no thread running.
     """
     function = verifier.function if isinstance(verifier, Adapted) else verifier
     method = getattr(function, "prepare", None)

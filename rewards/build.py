@@ -70,18 +70,18 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
     Raises:
         ValueError: the name is unknown (the message has the nearest name), a file or attribute does not exist, the code
             fails during loading (the message has the file and line), the verifier does not take the options, or the
-            signature does not tell how to call the verifier.
+            signature does not show how to call the verifier.
     """
     keywords = dict(options or {})
     bounds = keywords.pop("bounds", DEFAULT_BOUNDS)
     if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
         raise ValueError(f"verifier {use!r}: bounds must be [least, greatest], got {bounds!r}")
     source: Any = _locate(use)
-    reading: dict[str, Any] = {}
+    adapting: dict[str, Any] = {}
     if use not in BUILT_IN:
-        # If the verifier has a parameter with such a name, the verifier gets the option.
+        # These two options belong to the adapter, unless the verifier has a parameter of the same name.
         parameters = inspect.signature(source).parameters
-        reading = {
+        adapting = {
             name: keywords.pop(name) for name in ("pass_mark", "conversational") if name in keywords.keys() - parameters
         }
     function: Any
@@ -97,8 +97,8 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
         return Adapted(
             function,
             (bounds[0], bounds[1]),
-            reading.get("pass_mark", PASS_MARK),
-            bool(reading.get("conversational", False)),
+            adapting.get("pass_mark", PASS_MARK),
+            bool(adapting.get("conversational", False)),
         )
     except ValueError as problem:
         raise ValueError(f"verifier {use!r}: {problem}") from problem

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # The end of an error message: how to adapt a function that cannot be called as it is.
-ADAPT = "{head}:\n    def adapted({ours}):\n        return {name}({arguments})"
+ADAPT = "{head}:\n    def adapted({parameters}):\n        return {name}({arguments})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Signature:
 
     Attributes:
         group: whether the function takes all completions of a prompt at once and returns a list.
-        arguments: makes the arguments from a batch.
-        returns: makes a score, or a list of scores for a group, from the value that the function returned.
-        positional: number of arguments of a function that takes only the first ones of (completion, reference,
-            columns), by position; it can be called without `arguments`. 0 for every other function.
+        arguments: function that makes the arguments from a batch.
+        returns: function that makes a score, or a list of scores for a group, from the returned value.
+        positional: number of arguments if the function takes the first values of (completion, reference, columns), by
+            position. Such a function can be called without `arguments`. 0 for every other function.
     """
 
     group: bool
@@ -71,34 +71,34 @@ def by_names(
 
     Args:
         function: the function.
-        parameters: its parameters, without those that options have bound.
+        parameters: parameters of the function that no option has bound.
         values: value of each known name.
-        group: whether it judges all completions of a prompt at once.
+        group: whether the function judges all completions of a prompt at once.
         columns: whether a parameter `**columns` gets the columns of the row.
         returns: see `Signature`.
 
     Raises:
-        ValueError: it needs a parameter of an unknown name; the message has the lines that adapt it.
+        ValueError: the function needs a parameter of an unknown name; the message has the lines that adapt it.
     """
     required = [
         parameter
         for parameter in parameters
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
     ]
-    strange = [
+    unknown = [
         parameter.name
         for parameter in required
         if parameter.name not in values and parameter.kind is not parameter.VAR_KEYWORD
     ]
-    if strange:
-        ours = "completions, reference, prompt" if group else "completion, reference, prompt"
+    if unknown:
+        standard = "completions, reference, prompt" if group else "completion, reference, prompt"
         raise ValueError(
             ADAPT.format(
-                head=f"{name_of(function)} takes {', '.join(map(repr, strange))} beside {', '.join(values)}, and "
-                "nobody says what that is. Give it in the verifier's options, or adapt the function in two lines",
-                ours=ours,
+                head=f"{name_of(function)} takes {', '.join(map(repr, unknown))}, but only {', '.join(values)} have a "
+                "known value. Give its value in the verifier's options, or adapt the function in two lines",
+                parameters=standard,
                 name=name_of(function),
-                arguments=ours if columns else ", ".join(f"{parameter.name}=..." for parameter in required),
+                arguments=standard if columns else ", ".join(f"{parameter.name}=..." for parameter in required),
             )
         )
     wanted = [parameter.name for parameter in parameters if parameter.name in values]

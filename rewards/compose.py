@@ -41,7 +41,7 @@ def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> R
     if set(names) != set(verdicts) or len(names) != len(set(names)):
         raise ValueError(f"verdicts are needed for exactly {sorted(names)}, each name once; got {sorted(verdicts)}")
     if not all(math.isfinite(spec.weight) for spec in specs):
-        raise ValueError(f"weights must be finite numbers: {[(spec.name, spec.weight) for spec in specs]}")
+        raise ValueError(f"weights must be finite numbers, got {[(spec.name, spec.weight) for spec in specs]}")
     failed_gates = tuple(s.name for s in specs if s.gate and verdicts[s.name].status.failed)
     closed = tuple(
         s.name

@@ -28,21 +28,21 @@ class Pool(Protocol):
 
 
 def columns_of(problem: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's columns as its verifiers get them: with the question, where the row has no column of that name.
+    """The columns that verifiers get for a row: its columns, and the question if it has no column of that name.
 
-    Made once, when the data are read: gold answers, training and evaluations must judge an answer alike.
+    Called once, when the data are read, so that gold answers, training and evaluations judge an answer alike.
 
     Args:
-        problem: the question, with the prompt's template but before any chat template, whose words are not the data's.
-        row: the columns of the data.
+        problem: question with the prompt's template, before any chat template.
+        row: columns of the data.
     """
     return {PROBLEM_COLUMN: problem, **row}
 
 
 def verdicts_wait_s(calls: int, deadline_s: float) -> float:
-    """Longest wait for the verdicts of so many calls, in seconds.
+    """Longest wait for the verdicts of this number of calls, in seconds.
 
-    The pool answers every call within its deadline and its restarts; this wait only guards against the pool.
+    The pool answers every call within its deadline and its restarts. So only a pool that hangs reaches this limit.
     """
     return 60.0 + 4 * deadline_s * calls
 
@@ -58,8 +58,8 @@ def judge(
     """Start the verification of the completions of one prompt.
 
     Args:
-        pool: runs the verifiers.
-        names: verifiers that judge the row, in the order of the config.
+        pool: pool that runs the verifiers.
+        names: names of the verifiers that judge the row, in the order of the config.
         reference: reference answer of the row.
         row: columns from `columns_of`.
         texts: texts of the completions.
@@ -74,7 +74,7 @@ def judge(
     grouped = {name: pool.submit_group(name, texts, reference, row, lists) for name in groups}
     verdicts = []
     for at, (text, count) in enumerate(zip(texts, tokens, strict=True)):
-        # One completion at a time: a pool of several nodes gives calls that are submitted together to the same node.
+        # Each completion is submitted alone: a pool of several nodes sends the calls of one submission to one node.
         calls = [(name, text, reference, {**row, TOKENS_COLUMN: count}) for name in single]
         alone = dict(zip(single, pool.submit_many(calls) if calls else [], strict=True))
         verdicts.append({name: alone[name] if name in alone else grouped[name][at] for name in names})

@@ -70,8 +70,8 @@ def hidden_by_ours(module: str, *folders: Path) -> str:
             if file.is_file() and _ROOT / first not in file.resolve().parents:
                 renamed = file if file.parent == folder else folder / first
                 return (
-                    f"; {first!r} is a package of VeriGRPO, which hides {file}: rename {renamed}, or, where the "
-                    f"configuration takes a file, write {file}:function"
+                    f"; {first!r} is a package of VeriGRPO, which hides {file}: rename {renamed}, or, if the "
+                    f"configuration takes a file here, write {file}:function"
                 )
     return ""
 
@@ -84,13 +84,13 @@ def refuse_standard_module(module: str, key: str) -> None:
         key: place in the config, for the message.
 
     Raises:
-        ValueError: it belongs to the standard library.
+        ValueError: the module belongs to the standard library.
     """
     name = module.split(".")[0]
     if name in sys.stdlib_module_names:
         raise ValueError(
-            f"{key} names the module {module!r} of Python's standard library, which no config may call; name a "
-            "function of your own, which may call it"
+            f"{key} names the module {module!r} of Python's standard library, which no config may call; name "
+            "a function of your project, which may call it"
         )
 
 
@@ -98,7 +98,7 @@ def refuse_standard_file(path: Path, key: str) -> None:
     """Refuse a file of the standard library.
 
     Raises:
-        ValueError: it belongs to the standard library.
+        ValueError: the file belongs to the standard library.
     """
     file = path.resolve()
     for kind in ("stdlib", "platstdlib"):
@@ -107,7 +107,7 @@ def refuse_standard_file(path: Path, key: str) -> None:
         if library in file.parents and not {"site-packages", "dist-packages"} & set(file.relative_to(library).parts):
             raise ValueError(
                 f"{key} names {path}, a file of Python's standard library, which no config may run; name a file of "
-                "your own"
+                "your project"
             )
 
 
@@ -167,7 +167,7 @@ def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
         if not hint and isinstance(problem, ModuleNotFoundError):
             hint = "; is its package installed, or its folder on PYTHONPATH?"
         elif "relative import" in str(problem):
-            hint = "; a file that is named by its path imports those beside it as `from helpers import ...`"
+            hint = "; a file that a config names by its path imports the files beside it as `from helpers import ...`"
         raise ValueError(f"{key}: {describe(problem)}{hint}") from problem
     except (Exception, SystemExit) as problem:
         if is_told(problem):
@@ -189,7 +189,7 @@ def checked(value: object, key: str) -> Callable[..., Any]:
         ValueError: the value is not callable, or belongs to the standard library.
     """
     if not callable(value):
-        raise ValueError(f"{key} is {type(value).__name__}, which cannot be called")
+        raise ValueError(f"{key} is {type(value).__name__}, which cannot be called; name a function or a class")
     refuse_standard_function(value, key)
     return value
 

@@ -128,14 +128,14 @@ def _check_siblings(path: Path, key: str) -> None:
             origin = _origin(name)
             if origin is not None and origin != beside:
                 raise ValueError(
-                    f"{key}: the file {str(path)!r} imports {name!r}, which is both {str(beside)!r} beside it and "
-                    f"{str(origin)!r}, and Python takes the latter; rename the file beside it, or make the folder a "
-                    "package and name the function as 'package.module:function'"
+                    f"{key}: the file {str(path)!r} imports {name!r}; {str(beside)!r} lies beside it, but Python would "
+                    f"load {str(origin)!r}; rename the file beside it, or make the folder a package and name the "
+                    "function as 'package.module:function'"
                 )
 
 
 def _imported(path: Path) -> set[str]:
-    """Return the first parts of all imported names of a file; none for invalid Python, as running it reports that."""
+    """Return the first parts of a file's imported names. Invalid Python has none; running the file reports it."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError):

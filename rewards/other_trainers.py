@@ -16,7 +16,7 @@ from rewards.verifier import PROBLEM_COLUMN
 
 # Parameters that other trainers fill and this project cannot.
 UNKNOWN = {"completion_ids", "completions_ids", "prompt_ids", "state", "parser", "trainer_state", "environments"}
-# A function that takes a column of one of these names means the reference when the row has no such column.
+# If a row has no column of such a name, a parameter of this name gets the reference.
 REFERENCE_COLUMNS = {
     "reference", "ground_truth", "gold", "label", "target", "reference_answer", "gold_answer", "gold_label",
     "answer", "solution", "references", "answers", "labels",
@@ -33,7 +33,7 @@ def _extra_info(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _truth(reference: Any) -> Any:
-    """verl's column `reward_model` holds the reference under this name, beside the style."""
+    """The reference; verl's column `reward_model` is a mapping that holds it as `ground_truth`."""
     return reference["ground_truth"] if isinstance(reference, Mapping) and "ground_truth" in reference else reference
 
 
@@ -59,7 +59,7 @@ OPENRLHF: Values = {
 def read_other(
     function: Callable[..., Any], parameters: Sequence[inspect.Parameter], conversational: bool
 ) -> Signature | None:
-    """How to call a reward function of another trainer; None when the function is not of a known trainer.
+    """How to call a reward function of another trainer; None when no known trainer has such functions.
 
     Raises:
         ValueError: the function needs a value that a verifier does not get.
@@ -98,8 +98,8 @@ def _trl(function: Callable[..., Any], parameters: Sequence[inspect.Parameter], 
     if missing:
         raise ValueError(
             f"{name_of(function)} has the signature of TRL's reward functions and takes {', '.join(missing)}, which a "
-            "verifier is not given; write (completions, reference, prompt) instead, where "
-            "prompt['completion_tokens'] lists the completions' numbers of tokens"
+            "verifier does not get; write (completions, reference, prompt) instead: prompt['completion_tokens'] lists "
+            "the completions' numbers of tokens"
         )
     names = {parameter.name for parameter in named}
     required = {parameter.name for parameter in named if parameter.default is parameter.empty} - {
@@ -111,14 +111,14 @@ def _trl(function: Callable[..., Any], parameters: Sequence[inspect.Parameter], 
 
     def arguments(batch: Batch) -> Arguments:
         prompt = batch.row.get("prompt", batch.row.get(PROBLEM_COLUMN, ""))
-        talks = conversational or _is_conversation(prompt)
+        as_messages = conversational or _is_conversation(prompt)
         given = {name: batch.each(value) for name, value in batch.row.items() if name != "prompt"} | {
             name: list(values) for name, values in batch.lists.items()
         }
         for name in required - given.keys():
             given[name] = batch.each(_reference_column(name, batch))
-        given["prompts"] = batch.each(_messages("user", prompt) if talks else prompt)
-        given["completions"] = [_messages("assistant", text) if talks else text for text in batch.completions]
+        given["prompts"] = batch.each(_messages("user", prompt) if as_messages else prompt)
+        given["completions"] = [_messages("assistant", text) if as_messages else text for text in batch.completions]
         return (), {name: value for name, value in given.items() if name not in bound and (takes_all or name in names)}
 
     return Signature(True, arguments, _trl_rewards)

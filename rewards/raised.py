@@ -24,7 +24,7 @@ def describe(problem: BaseException, home: str | None = None) -> str:
     """The last line of the traceback and the place; when memory ran out, also the limit.
 
     The place of a syntax error is the faulty text. For other exceptions it is the innermost frame in the file `home` or
-    in another file of the user, since frames of libraries help nobody; without such a frame it is the innermost frame.
+    in another file of the user, since frames of libraries do not help; without such a frame it is the innermost frame.
     A `ValueError` of this package says what the user did wrong, and needs no place.
 
     Args:
@@ -65,4 +65,4 @@ def _limit(problem: BaseException) -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if not isinstance(problem, MemoryError) or limit == resource.RLIM_INFINITY:
         return ""
-    return f": a worker of the verifiers has {limit >> 20} MiB of address space, as memory_mib says"
+    return f": a worker of the verifiers has {limit >> 20} MiB of address space (the setting memory_mib)"

@@ -10,7 +10,7 @@ from rewards.build import VerifierSpec
 
 
 def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
-    """True when every column of the spec's `when` has one of its values; always true without `when`."""
+    """True when the row has a listed value in every column of the spec's `when`; always true without `when`."""
     return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
 
 
@@ -27,7 +27,7 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
     alone.
 
     Raises:
-        ValueError: a row lacks a verifier; the message has its values and those that verifiers are chosen by.
+        ValueError: a row lacks a verifier; the message has the row's values and the values of the verifiers' `when`.
     """
     conditional = [spec for spec in specs if spec.when]
     if not conditional:
@@ -44,8 +44,7 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
             near = difflib.get_close_matches(missing[0], list(row), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"row {name} has no column {missing[0]!r}, by which verifiers[].when chooses; it has "
-                f"{', '.join(row)}{hint}"
+                f"row {name} has no column {missing[0]!r}, which verifiers[].when needs; it has {', '.join(row)}{hint}"
             )
         chosen = choose(specs, row)
         if not any(spec.weight for spec in chosen) or (by_kind and not any(spec.when for spec in chosen)):

@@ -15,7 +15,7 @@ from rewards.calling import ADAPT, Arguments, Batch, Signature, Values, bound_na
 from rewards.other_trainers import REFERENCE_COLUMNS, UNKNOWN, read_other
 from rewards.verifier import PROBLEM_COLUMN
 
-# Names that show the meaning of a parameter at any position, for each position of the project's signature.
+# Names that show the meaning of a parameter at any position: a set for each position of the project's signature.
 _COMPLETION = {"completion", "response", "generation", "prediction", "model_output", "model_response", "solution_str"}
 _REFERENCE = {"reference", "ground_truth", "gold", "label", "target", "reference_answer", "gold_answer", "gold_label"}
 _ROW = {"prompt", "row", "columns", "extra_info", "metadata", "info", "task"}
@@ -43,11 +43,11 @@ def read_signature(function: Callable[..., Any], conversational: bool = False) -
     Args:
         function: function of the user, or an object that can be called.
         conversational: whether a function with TRL's signature always gets prompts and completions as lists of
-            messages. Without this it does so for rows whose column `prompt` is such a list.
+            messages. If false, it gets lists only for rows whose column `prompt` is such a list.
 
     Raises:
-        ValueError: the names of the parameters have no known meaning, or name a value that does not exist; the message
-            has the lines that adapt the function.
+        ValueError: a parameter's name has no known meaning, or names a value that does not exist; the message has the
+            lines that adapt the function.
     """
     signature = inspect.signature(function)
     parameters = [parameter for name, parameter in signature.parameters.items() if name not in bound_names(function)]
@@ -55,8 +55,8 @@ def read_signature(function: Callable[..., Any], conversational: bool = False) -
         return other
     if conversational:
         raise ValueError(
-            f"conversational: true is for functions with TRL's signature, and {name_of(function)} has another; "
-            "take the option out"
+            f"conversational: true is for functions with TRL's signature, and {name_of(function)} has another "
+            "signature; remove the option"
         )
     if any(parameter.name == "completions" for parameter in parameters):
         return by_names(function, parameters, _GROUP, group=True, columns=True)
@@ -114,7 +114,7 @@ def _refusal(function: Callable[..., Any], required: Sequence[inspect.Parameter]
         head=f"{name_of(function)} takes ({', '.join(parameter.name for parameter in required)}), but its parameter "
         f"{at + 1} gets {_MEANT[at]}, which is not what {required[at].name!r} means. Adapt it in two lines, "
         f"each value in its place",
-        ours="completion, reference, prompt",
+        parameters="completion, reference, prompt",
         name=name_of(function),
         arguments=", ".join(_likely_value(parameter.name) for parameter in required),
     )

@@ -25,7 +25,7 @@ _IDENTITY_AT, _CLOCK_AT = 72, 80
 _RUNNING_AT = 96
 _RUNNING = struct.Struct("=Qd")
 _IMPORT_AT = 128
-_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # begin of a wait (0 without one), and the sum of all waits, in nanoseconds
+_WAITING_SINCE_AT, _WAITED_AT = 192, 200  # start of the wait (0: no wait), and sum of all waits, in nanoseconds
 
 
 class SharedPage:
@@ -43,7 +43,7 @@ class SharedPage:
         _REVOKED.pack_into(self._memory, 0, batch, kept)
 
     def revoked(self) -> tuple[int, int]:
-        """Worker: the last batch that was revoked, 0 when none was, and the call of it that was kept."""
+        """Worker: the last revoked batch, 0 before the first, and the call of this batch that was kept."""
         batch, kept = _REVOKED.unpack_from(self._memory, 0)
         return int(batch), int(kept)
 
@@ -52,17 +52,17 @@ class SharedPage:
         _NUMBER.pack_into(self._memory, _CLOCK_AT, clock_ns)
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, 0)
         _NUMBER.pack_into(self._memory, _WAITED_AT, 0)
-        # Written last, and never 0: a reader of this identity finds the clock of this call, or of a later one.
+        # Written last, and never 0: a reader of this identity finds the clock of this call, or of a later call.
         _NUMBER.pack_into(self._memory, _IDENTITY_AT, identity + 1)
 
     def begun(self) -> tuple[int, int]:
-        """Parent: the call that began last, -1 before the first, and the worker's processor time at its begin."""
+        """Parent: the call that began last, -1 before the first, and the worker's processor time at its start."""
         (identity,) = _NUMBER.unpack_from(self._memory, _IDENTITY_AT)
         (clock_ns,) = _NUMBER.unpack_from(self._memory, _CLOCK_AT)
         return identity - 1, clock_ns
 
     def write_waiting(self, waits: bool) -> None:
-        """Worker: it begins or ends to wait for its turn; this time does not count as the call's."""
+        """Worker: a wait for its turn begins or ends; the time of the wait does not count for the call."""
         now = time.monotonic_ns()
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         if since:
@@ -71,7 +71,7 @@ class SharedPage:
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, now if waits else 0)
 
     def waited_seconds(self) -> float:
-        """Parent: seconds that the current call has waited for its turn, by the worker's word."""
+        """Parent: seconds that the current call has waited for its turn, as the worker reports."""
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         (waited,) = _NUMBER.unpack_from(self._memory, _WAITED_AT)
         now = time.monotonic_ns()
@@ -100,7 +100,7 @@ class SharedPage:
         return self._read_text(_IMPORT_AT)
 
     def works_elsewhere(self) -> bool:
-        """Parent: whether a worker that waits does so for a process that works for it."""
+        """Parent: whether a worker that waits has given its work to another process."""
         return self._memory[_ELSEWHERE_AT] != 0
 
     def read_stage(self) -> str:
@@ -117,7 +117,7 @@ class SharedPage:
 
 
 _page: SharedPage | None = None
-# Each of several overlapping calls has a stage, which the tasks that the call starts share.
+# Each overlapping call has a stage. The tasks that the call starts share this stage.
 _call_stage: ContextVar[list[str] | None] = ContextVar("_call_stage", default=None)
 
 
@@ -133,7 +133,7 @@ def enter(stage: str, elsewhere: bool = False) -> None:
     Args:
         stage: name of the stage, a word or two.
         elsewhere: whether another process does the work, such as a sandbox. Then the processor is not free for another
-            worker while this one waits.
+            worker while this worker waits.
     """
     if _page is not None:
         at = _call_stage.get()
@@ -169,7 +169,7 @@ def watch_imports(page: SharedPage) -> None:
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """The block waits for its turn, as other calls use what it needs: the deadline moves by this time."""
+    """The block waits for a resource that other calls use. The deadline moves by the time of the wait."""
     if _page is not None:
         _page.write_waiting(True)
     try:

@@ -99,9 +99,9 @@ def as_number(value: Any) -> float | bool:
     elif shape is not None:
         if tuple(shape) != ():
             raise TypeError(f"{_type_name(value)} of shape {tuple(shape)}")
-        held = value.item()
-        if not hasattr(held, "shape"):
-            return as_number(held)
+        element = value.item()
+        if not hasattr(element, "shape"):
+            return as_number(element)
     elif hasattr(value, "__float__"):
         return float(value)
     raise TypeError(f"{_type_name(value)} {str(value)[:80]!r}")
@@ -149,10 +149,10 @@ def unparseable(reason: str = "", score: float = 0.0, **parts: float) -> Verdict
 
 
 def timeout(reason: str) -> Verdict:
-    """A verdict of status `timeout`: undecided at the deadline, so without a score."""
+    """A verdict of status `timeout`: undecided at the deadline. It has no score."""
     return Verdict(None, Status.TIMEOUT, reason)
 
 
 def error(reason: str) -> Verdict:
-    """A verdict of status `error`: the verifier failed, so without a score."""
+    """A verdict of status `error`: the verifier failed. It has no score."""
     return Verdict(None, Status.ERROR, reason)

@@ -9,7 +9,7 @@ from rewards.verdict import Verdict
 
 # Column with the question, before any chat template. A run and an evaluation add it to rows without such a column.
 PROBLEM_COLUMN = "problem"
-# Column with the completion's number of tokens, the end token included, which a run adds to every row.
+# Column with the completion's number of tokens, including the end token. A run adds it to every row.
 TOKENS_COLUMN = "completion_tokens"
 
 
@@ -17,8 +17,12 @@ TOKENS_COLUMN = "completion_tokens"
 class Verifier(Protocol):
     """Scores one completion against its reference.
 
-    A verifier is called in a worker process that is killed at its deadline, so it may be slow or stuck without
-    harm to the run. It must be picklable (a module-level function, or an object made of plain data).
+    A verifier runs in a worker process that is killed at the deadline. So a slow or stuck verifier does not harm the
+    run. It must be picklable (a module-level function, or an object made of plain data).
+
+    A verifier may have two more methods, which a check of a dataset calls in a worker process. Both take the reference
+    and the row's columns. `reference_problem` says why the reference cannot be used; an empty text means that it can.
+    `gold_completions` lists completions of which one must be correct; None means that the reference is no answer.
     """
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
@@ -29,45 +33,6 @@ class Verifier(Protocol):
                 shell command.
             reference: reference answer of the dataset row.
             prompt: other columns of the dataset row, for verifiers that need more than the reference.
-        """
-        ...
-
-
-@runtime_checkable
-class KnowsReferences(Protocol):
-    """A verifier that can tell before any completion whether it can use a reference.
-
-    A class or a function may have the method. `grpo check` names the rows whose reference cannot be used, and a run
-    leaves them out.
-    """
-
-    def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why `reference` cannot be used, in a few words; empty when it can be used.
-
-        It is called once for each row of the data, in a worker process, and should take well under a millisecond.
-
-        Args:
-            reference: reference answer of the dataset row, of any type.
-            prompt: other columns of the dataset row.
-        """
-        ...
-
-
-@runtime_checkable
-class KnowsGold(Protocol):
-    """A verifier that knows correct completions of a row. A class or a function may have the method.
-
-    Without it `rewards.checks.gold` takes the reference for the answer and states it in the usual forms.
-    """
-
-    def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """Completions for this row, the likeliest first; at least one of them must be `correct`.
-
-        None when the reference is no answer, such as the tests of a program, a rubric, or nothing at all.
-
-        Args:
-            reference: reference answer of the dataset row, of any type.
-            prompt: other columns of the dataset row.
         """
         ...
 

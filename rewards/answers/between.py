@@ -1,4 +1,4 @@
-"""The text between two boxes or tags: whether both are values of one answer, and the name that it gives the second.
+"""The text between two boxes or tags: whether it joins them to one answer, and how it names the second value.
 
 The text is cut into tokens from left to right, each by the first pattern that fits. No text is tried twice, so the time
 is linear.
@@ -53,7 +53,7 @@ def link(between: str) -> Link | None:
         if word := _CONNECTIVE.match(plain, at) or _PART.match(plain, at) or _ANOTHER.match(plain, at):
             worded = True
         elif word := _NAMED.match(plain, at):
-            # With a second name the text between is an equation, and so a separate value.
+            # A text with two names is an equation, and so a separate value.
             if name:
                 return None
             name = word[1]
@@ -72,7 +72,7 @@ def name_before(text: str) -> str:
 
 
 def together(values: list[str], names: list[str]) -> str:
-    """Several values as one answer; with their names if all names differ, so that no value takes another's place."""
+    """Several values as one answer. If all names differ, the values keep them, so that their order does not matter."""
     letters = {re.split(r"[_('\d]", name, maxsplit=1)[0] for name in names}
     if "" not in names and len(letters) == len(names) and not any("=" in value for value in values):
         values = [f"{name} = {value}" for name, value in zip(names, values, strict=True)]

@@ -32,7 +32,7 @@ _STATES = re.compile(
     r"(?: actually| really| in fact| instead| indeed| just)?:?\s+",
     re.IGNORECASE,
 )
-# These doubt the sentence before, at the begin of a sentence, or name another value anywhere in it.
+# At the start of a sentence, these doubt the sentence before it. Anywhere in it, some of them name another value.
 _OR_ELSE = (
     rf"^{_LEAD}(?:or,? )?(?:maybe|perhaps|possibly|alternatively|or|otherwise|(?:could|may|might)(?: also)? be"
     r"|(?:if|unless|in case)\b(?: (?:it|that|this|the|my|answer|is|was|isn['\u2019]t|not|wrong|incorrect|I|am)\b)*)"
@@ -50,10 +50,10 @@ _MOST_SENTENCES = 60
 
 
 def put_right(after: str) -> tuple[bool, str, str]:
-    """The effect of the text behind a statement.
+    """The effect of the text after a statement.
 
     Returns:
-        Whether it takes the statement back, its new statement, and its second candidate; empty texts for none.
+        Whether the text takes the statement back, the new statement, and a second candidate; an empty text for none.
     """
     withdrawn, instead, also = False, "", ""
     doubted = False

@@ -33,7 +33,7 @@ _MATHEMATICAL = FUNCTIONS | GREEK | {"infty", "infinity", "frac", "cbrt", "binom
 
 
 def with_noun(text: str) -> str:
-    r"""`18 pieces of candy`, `\$18/day` and `18 (apples) in total` with the noun in `\text{...}`, where units are read.
+    r"""`18 pieces of candy`, `\$18/day` and `18 (apples) in total` with the noun as a unit in `\text{...}`.
 
     Any other text is returned unchanged.
     """

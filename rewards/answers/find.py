@@ -21,7 +21,7 @@ _NUMBER = re.compile(
 # Characters and words around a number that change its value, or make it no number.
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
-# Unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
+# Number of unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
 _UNCLOSED_BOXES_TRIED = 4
 # Values of one answer are few, and near each other.
 _NEAR, _MOST_JOINED = 300, 16
@@ -125,7 +125,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
     Like boxes, answers with only a connective, punctuation or numbering between them are values of one answer, joined
     by commas. A repeated answer counts once.
     """
-    # text.lower() is not searched: it may be longer than the text, so that indices differ.
+    # Do not search text.lower(): it may be longer than the text, so that indices differ.
     marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0
@@ -143,7 +143,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
 
 
 def hash_mark(text: str) -> str | None:
-    """The text behind the last `####` at the start of a line (GSM8K's mark), or None."""
+    """The text after the last `####` at the start of a line (GSM8K's mark), or None."""
     at = len(text)
     while (at := text.rfind("####", 0, at)) >= 0:
         at = text.rfind("\n", 0, at) + 1
@@ -155,7 +155,7 @@ def hash_mark(text: str) -> str | None:
 
 
 def marked_answer(reference: str) -> str:
-    """The answer of a data set's worked solution: behind its last `####` or in its last box, else the whole text."""
+    """The answer of a data set's worked solution: after its last `####` or in its last box, else the whole text."""
     if "####" not in reference and "box" not in reference:
         return reference
     marked = hash_mark(reference) if "####" in reference else last_box(reference)

@@ -43,7 +43,7 @@ _BARE = re.compile(
     r"|\\[A-Za-z]+|\\[{},;! ]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
 )
 _SAYS = re.compile(r"\b(?:is|are|was|were|ha[sd]|have|will|can|would|should|remains?|left)\b", re.IGNORECASE)
-# "20 m": a letter that is a unit, behind a blank.
+# "20 m": a letter that is a unit, after a blank.
 _MEASURED = re.compile(r"\d\s+[msghlLNJWVK]$")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{(?:aligned|align\*?|split|gathered|gather\*?|equation\*?)\}|&")
 _CLAUSE = re.compile(r"(?:since|as|because|if|when|for|with|given|let|suppose|where|while)\b[^,]*,", re.IGNORECASE)

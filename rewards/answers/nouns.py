@@ -1,4 +1,4 @@
-"""Words behind a number that do not change it: a unit, the counted noun, a remark such as "in total"."""
+"""Words after a number that do not change it: a unit, the counted noun, a remark such as "in total"."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 
 
 def noun(text: str) -> str | None:
-    """The unit or noun behind a number, without brackets and remarks; None for other text.
+    """The unit or noun after a number, without brackets and remarks; None for other text.
 
     Empty when the text is only a remark.
     """

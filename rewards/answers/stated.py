@@ -23,9 +23,9 @@ _MARK = re.compile(
     rf"|\b(?:{_OTHER_TONGUES})\*{{0,2}}[ \t]{{0,9}}[:\uff1a]\*{{0,2}}[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
-# A text has no mark if its lower case has none of these.
+# A text without any of these words in lower case has no mark.
 _MARK_WORDS = ("####", "answer", "\u7b54\u6848", *_OTHER_TONGUES.lower().split("|"))
-# A heading marks the text below it if this is a value, and no paragraph.
+# A heading marks the text below it if this text is a value, not a paragraph.
 _MOST_BELOW_HEADING = 80
 # "This answer is correct" states nothing; "this answer is wrong" takes back the statement before.
 _APPROVAL = re.compile(
@@ -34,7 +34,7 @@ _APPROVAL = re.compile(
     re.IGNORECASE,
 )
 _DISPLAY = re.compile(r"\s*(?:\$\$(?P<dollars>.+?)\$\$|\\\[(?P<brackets>.+?)\\\])", re.DOTALL)
-# "The largest $n$ is 34": the value behind the verb of the sentence.
+# "The largest $n$ is 34": the value after the verb of the sentence.
 _VERB = re.compile(
     r"\b(?:is|are|equals?|be|was|were|gives|yields)\b"
     r"(?: (?:equal to|exactly|therefore|thus|simply|just|then|only|precisely|clearly|indeed|now|also))*"
@@ -46,7 +46,7 @@ _UNSURE = re.compile(
     r"\b(?:or|not|either|maybe|perhaps|possibly|if|unless|but|though|although|however|except|some"
     r"|others)\b|n['\u2019]t\b|\0\s?[,;]"
 )
-# A remark behind a value: "10, as desired", "10 (see above)", "10 apples since 5 + 5 = 10".
+# A remark after a value: "10, as desired", "10 (see above)", "10 apples since 5 + 5 = 10".
 _VALUE_HEAD = (
     r"(?:(?<=[\d$)}\]%])|(?<=[\d$)}\]%]\s[A-Za-z]{3})|^[^A-Za-z]{0,20}\d\S{0,20}(?:\s[A-Za-z]{2,20}){1,4}"
     r"|^[A-Za-z]{1,20})"
@@ -55,7 +55,7 @@ _REASON = re.compile(_VALUE_HEAD + r",?\s{1,3}(?:since|because)\b")
 _REMARK = re.compile(r"(?<=[\d$)}\]%])\s{0,3}(?:[,;(]|\band\b)")
 _WORD_WITH_DIGITS = re.compile(r"(?<![\w\\{}])[A-Za-z]+\d{1,9}$")
 _SEE = re.compile(r"\s\(see\b[^()]{0,80}\)\.?$")
-# Not Python's power operator, which has a value on both sides.
+# Marks of bold text. Python's power operator has a value on both sides, so it does not match.
 _BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])")
 _NO_WORDS = re.compile(r"[^\sA-Za-z,()'.-]")
 _WORD = re.compile(r"[A-Za-z]+")
@@ -66,7 +66,7 @@ _NO_REMARK = re.compile(
 
 
 def stated(text: str) -> str | None:
-    """The statement behind the last mark of an answer; None without a mark.
+    """The statement after the last mark of an answer; None without a mark.
 
     A statement ends with its sentence, or before the next mark. If the rest of the mark's line is empty, the next line
     with text is the statement. Later sentences may correct it ("Wait, no, it is 6"), take it back, which leaves the
@@ -94,13 +94,13 @@ def _marks(text: str) -> list[re.Match[str]]:
     places = [at for at in map(low.find, _MARK_WORDS) if at >= 0]
     if not places:
         return []
-    # Lower case may be longer, as for a dotted capital I; then its indices are not those of the text.
+    # The text in lower case may be longer, for example with a dotted capital I. Then its indices are different.
     begin = text.rfind("\n", 0, min(places)) + 1 if len(low) == len(text) else 0
     return list(_MARK.finditer(text, begin))
 
 
 def line_stated(text: str) -> str:
-    """The rest of the line behind the last mark of an answer; empty without a mark."""
+    """The rest of the line after the last mark of an answer; empty without a mark."""
     marks = _marks(text[-TAIL:])
     return text[-TAIL:][marks[-1].end() :].partition("\n")[0] if marks else ""
 
@@ -111,7 +111,7 @@ def _value_below(text: str, at: int) -> bool:
 
 
 def _statement(text: str, mark: re.Match[str]) -> str:
-    """The statement behind a mark, after the corrections of the sentences that follow."""
+    """The statement after a mark, with the corrections of the sentences that follow."""
     statement, after = _first_statement(text[mark.end() :], mark["hash"] is not None)
     if not after.strip():
         return statement
@@ -122,7 +122,7 @@ def _statement(text: str, mark: re.Match[str]) -> str:
 
 
 def _first_statement(rest: str, hashed: bool) -> tuple[str, str]:
-    """The statement at the begin of a text, and the text behind it."""
+    """The statement at the start of a text, and the text after it."""
     line, _, after = rest.partition("\n")
     if hashed and line.strip():
         return line.strip(), after
@@ -142,7 +142,7 @@ def _first_statement(rest: str, hashed: bool) -> tuple[str, str]:
 
 
 def _of_sentence(rest: str) -> str:
-    """The value of a statement: the text behind its verb, or its only formula, or the whole statement."""
+    """The value of a statement: the text after its verb, or its only formula, or the whole statement."""
     sentence = _without_remark(
         SENTENCE_END.split(rest.strip(), maxsplit=1)[0].strip().removesuffix("**.").strip("*").strip()
     )

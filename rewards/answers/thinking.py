@@ -68,7 +68,7 @@ def without_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def final_text(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the thinking, up to the first token that ends a turn; some tokenizers keep it in the text."""
+    """The text after the thinking, up to the first token that ends a turn. Some tokenizers keep such tokens."""
     if tags is DEFAULT_TAGS and _is_plain(text):
         return text
     rest = without_thinking(text, tags)

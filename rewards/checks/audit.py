@@ -112,7 +112,7 @@ def wilson(count: int, of: int) -> Rate:
 
 
 def wilson_interval(share: float, observations: float, deviations: float) -> tuple[float, float]:
-    """Wilson's interval of a share, `deviations` wide to each side; the observations need not be a whole number."""
+    """Wilson's interval of a share, `deviations` standard deviations to each side; `observations` may be a fraction."""
     squared = deviations**2 / observations
     centre = (share + squared / 2) / (1 + squared)
     half = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
@@ -123,7 +123,7 @@ def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> Audi
     """Compare the run's statuses with the other grader's verdicts, in order.
 
     Raises:
-        ValueError: the number of verdicts is not that of the rollouts.
+        ValueError: the numbers of verdicts and rollouts differ.
     """
     if len(rollouts) != len(theirs):
         raise ValueError(f"one verdict per rollout is needed, got {len(theirs)} for {len(rollouts)}")

@@ -1,4 +1,4 @@
-"""The check of a dataset before a run: every gold answer must be `correct`, and another row's must not."""
+"""The check of a dataset before a run: every gold answer must be `correct`, and another row's answer must not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROWS_AT_A_TIME = 256
 # Number of gold answers, none of them `correct`, after which the check gives up.
 _HOPELESS = 64
 
-# Answers that differ as texts may mean the same (120 and 120 degrees), so one in a hundred is no alarm.
+# Different texts may mean the same (120 and 120 degrees), so an accepted wrong answer in a hundred is no alarm.
 _MAY_BE_EQUAL = 0.01
 
 
@@ -50,8 +50,8 @@ class GoldReport:
         fooled: first rows on which the wrong answer was `correct`.
         first_unreadable: first unreadable rows, with the parser's reason.
         stopped: why the check ended before the last row; empty when it did not.
-        no_answer: number of rows without a gold completion, whose reference is no answer by the verifier's word.
-        graded: number of rows whose gold answer got the status `scored`, and no `correct`.
+        no_answer: number of rows without a gold completion, because the verifier says that the reference is no answer.
+        graded: number of rows whose gold answer got the status `scored`, but never `correct`.
     """
 
     rows: int = 0
@@ -148,7 +148,7 @@ class _Check:
         (methods,) = self._judge([(self._rows[0].verifier, Ask.METHODS, None, {})])
         if GOLD_COMPLETIONS not in methods.parts and not methods.status.failed:
             raise ValueError(
-                "gold answers are checked by `questioned` verifiers (rewards.checks.gold_questions); wrap them so"
+                "check_gold needs `questioned` verifiers; wrap them with rewards.checks.gold_questions.questioned"
             )
         if methods.parts.get(GOLD_COMPLETIONS):
             self._answering = OwnCompletions()
@@ -237,7 +237,7 @@ class _Check:
                 _keep(self.report.first_unreadable, [(row, verdict.reason)])
 
 
-_TOO_DEEP = error("the reference is nested in too many lists to be handed to a verifier")
+_TOO_DEEP = error("the reference is nested in too many lists to be sent to a verifier")
 
 
 def _offender(row: GoldRow, call: Call, verdict: Verdict) -> Offender:

@@ -1,4 +1,4 @@
-"""How a check puts a row's gold answer, or another row's answer, to the verifier."""
+"""The calls by which a check sends a row's gold answer, or another row's answer, to the verifier."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rewards.verifiers.numeric import rational
 # (name of the verifier, completion, reference, other columns of the row), as a pool takes it.
 Call = tuple[str, str, Any, Mapping[str, Any]]
 
-# How a completion may state an answer. A verifier's options decide which of these it reads, so the first is a form that
-# most verifiers read.
+# Forms in which a completion may state an answer. Most verifiers read the first form; their options decide whether they
+# read the others.
 FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"<think>Let me see.</think>\n<answer>$\\boxed{{{answer}}}$</answer>",
     lambda answer: f"<think>Let me see.</think>\n<answer>{answer}</answer>",
@@ -23,11 +23,11 @@ FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"The answer is {answer}",
     lambda answer: answer,
 )
-# Gold completions of a row that are tried. More than one, as published solutions are sometimes wrong.
+# Number of gold completions of a row that are tried. Several, because published solutions are sometimes wrong.
 MOST_COMPLETIONS = 3
-# Rows that are drawn to find an answer that differs from a row's answer.
+# Number of rows that are drawn to find an answer that differs from a row's answer.
 _DRAWS = 8
-# A value nested in more lists than this cannot be sent to another process.
+# Greatest depth of lists in lists in a value that is sent to another process.
 _MOST_NESTED = 50
 
 
@@ -42,18 +42,18 @@ class GoldRow:
 
 
 class Answering(Protocol):
-    """How gold answers are put to a verifier."""
+    """The ways to send gold answers to a verifier."""
 
     def tries(self, rows: Sequence[GoldRow]) -> int:
-        """The greatest number of ways to put the answer of one of these rows."""
+        """The greatest number of ways for any of these rows."""
         ...
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
-        """The call that puts a row's gold answer in this way; None when the row has no such way."""
+        """The call with a row's gold answer in this way; None when the row has no such way."""
         ...
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The call that puts another answer in this way; None when there is no other answer."""
+        """The call with another answer in this way; None when there is no other answer."""
         ...
 
 
@@ -99,7 +99,7 @@ class OwnCompletions:
         return row.verifier, Ask.GOLD, (row.reference, way), row.prompt
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The question for the verdict on another row's completion with this number, or on its last."""
+        """The question for the verdict on another row's completion with this number, or on its last completion."""
         for _ in range(_DRAWS):
             other = source.choice(rows)
             if other.name != row.name and not nested_too_deep(other.reference):
@@ -108,7 +108,7 @@ class OwnCompletions:
 
 
 def answers_of(reference: Any) -> list[str]:
-    """The texts that answer a reference: all items of a list and its first, or the marked answer of a solution."""
+    """The texts that answer a reference: all items of a list and its first item, or a solution's marked answer."""
     if isinstance(reference, (list, tuple)):
         return [", ".join(map(as_text, reference)), as_text(reference[0]) if reference else ""]
     if isinstance(reference, float) and reference.is_integer():
@@ -155,8 +155,7 @@ def _same(first: str, second: str) -> bool:
 def scramble(answer: str, source: random.Random) -> str | None:
     """A wrong answer of the same form: a digit is changed, or else a letter; None when it has neither.
 
-    The first of several digits is kept, so that the answer keeps its length. So is the last digit of repeated or
-    trailing decimals, whose change could leave the value as it was.
+    No digit becomes 0, so that the answer keeps its length.
     """
     digits = [match.start() for match in re.finditer(r"\d", answer)]
     if digits:
@@ -164,8 +163,7 @@ def scramble(answer: str, source: random.Random) -> str | None:
         others = [digit for digit in "123456789" if digit != answer[at]]
         return answer[:at] + source.choice(others) + answer[at + 1 :]
     # Letters in the name of a macro do not belong to the answer.
-    names = [span for match in re.finditer(r"\\[A-Za-z]+", answer) for span in range(*match.span())]
-    protected = set(names)
+    protected = {at for match in re.finditer(r"\\[A-Za-z]+", answer) for at in range(*match.span())}
     letters = [at for at, character in enumerate(answer) if character.isalpha() and at not in protected]
     if not letters:
         return None

@@ -1,4 +1,4 @@
-"""Judges for the check of gold answers, and the end of the wait for their answers."""
+"""Judges for the check of gold answers, and the limits of the wait for their answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CheckStopped(Exception):
     """A judge gave up; the message says why.
 
     Attributes:
-        verdicts: verdict of each call, None for a call that did not end; empty when no verdict shall count.
+        verdicts: verdict of each call, None for a call that did not end; empty when no verdict counts.
     """
 
     def __init__(self, why: str, verdicts: Sequence[Verdict | None] = ()) -> None:
@@ -32,7 +32,7 @@ class Patience:
     Args:
         pool: the pool.
         most_killed: number of calls that may hang until the pool's deadline, counted from now.
-        most_s: seconds of the wait, counted from now.
+        most_s: longest wait in seconds, counted from now.
     """
 
     def __init__(self, pool: VerifierPool, most_killed: int, most_s: float) -> None:
@@ -62,8 +62,8 @@ def through(pool: VerifierPool, *, most_killed: int = 5, most_s: float = 300.0) 
     """Judge in the killable workers of a pool of `questioned` verifiers.
 
     Raises:
-        CheckStopped: by the judge, once `most_killed` calls did not end before the pool's deadline, or after
-            `most_s` seconds.
+        CheckStopped: raised by the judge when `most_killed` calls hung until the pool's deadline, or after `most_s`
+            seconds.
     """
     patience = Patience(pool, most_killed, most_s)
 

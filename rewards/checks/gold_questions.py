@@ -1,6 +1,6 @@
-"""Questions of a dataset check to a verifier, beside verdicts on completions, answered where the verifier runs.
+"""Questions that a dataset check asks a verifier, in the process that runs the verifier.
 
-A gold answer from an unknown source may take for ever, or all memory, so the checking process does not work on it. A
+To read a gold answer from an unknown source may take for ever, or all memory, so the checking process does not do it. A
 pool of `questioned(specs)` answers these questions in its killable workers, as verdicts, and judges completions as
 usual.
 """
@@ -22,7 +22,7 @@ from rewards.mathematics.reading.parse_answer import parse
 from rewards.verdict import Status, Verdict, correct, wrong
 from rewards.verifier import TOKENS_COLUMN, Verifier
 
-# Parts of the answering verdicts: methods that the verifier has, and why a gold completion has no verdict.
+# Names of parts of the answers: methods that the verifier has, and reasons why a gold completion has no verdict.
 REFERENCE_PROBLEM, GOLD_COMPLETIONS = "reference_problem", "gold_completions"
 NO_ANSWER, NONE_LEFT = "no_answer", "none_left"
 
@@ -32,11 +32,11 @@ _CHARACTERS_PER_TOKEN = 4
 class Ask(StrEnum):
     """A question, in the place of the completion.
 
-    It is a separate type, so that no completion is taken for a question, whatever its text.
+    It is a separate type, so that a completion with the same text is no question.
     """
 
     METHODS = "which methods do you have?"
-    """Nothing else is needed."""
+    """Takes nothing."""
     REFERENCE = "can the reference be used?"
     """Takes a reference and its row. The answer is `correct`, or `wrong` with the reason."""
     GOLD = "is the gold completion correct?"
@@ -98,10 +98,10 @@ class Questioned:
         return completions
 
     def _method(self, name: str) -> Any:
-        thing = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
-        if isinstance(thing, functools.partial):
-            thing = thing.func  # options are bound to a function, whose attributes are the methods
-        method = getattr(thing, name, None)
+        function = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
+        if isinstance(function, functools.partial):
+            function = function.func  # options are bound to a function, whose attributes are the methods
+        method = getattr(function, name, None)
         return method if callable(method) else None
 
 

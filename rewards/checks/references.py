@@ -12,10 +12,10 @@ from rewards.checks.gold_questions import REFERENCE_PROBLEM, Ask
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
-# Rows that are checked together: enough to keep a pool busy, and few enough that no large dataset is copied.
+# Number of rows that are checked together: enough to keep a pool busy, and too few to copy a large dataset.
 _ROWS_AT_A_TIME = 4096
 _SHOWN_CHARACTERS = 80
-_TOO_DEEP = "it is nested in too many lists to be handed to a verifier"
+_TOO_DEEP = "it is nested in too many lists to be sent to a verifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ def check_references(
     """Ask the verifiers whether they can use the rows' references (`reference_problem`).
 
     A row appears once for each verifier that judges it. Rows of a verifier without the method count as usable. A
-    question that ends in `timeout` or `error` makes a reference unusable, since verdicts with it would end so too.
+    question that ends in `timeout` or `error` makes a reference unusable, since verdicts with it would fail, too.
 
     Args:
         pool: pool of `questioned` verifiers.
         rows: rows of the dataset.
         most_killed: number of questions that may hang until the pool's deadline before the check ends.
-        most_s: seconds after which the check ends; rows that were not checked count as usable.
+        most_s: longest time of the check, in seconds; rows that were not checked count as usable.
     """
     listed = list(rows)
     names = dict.fromkeys(row.verifier for row in listed)
@@ -74,19 +74,19 @@ def check_references(
     knowing = {name for name, verdict in zip(names, methods, strict=True) if verdict.parts.get(REFERENCE_PROBLEM)}
     patience = Patience(pool, most_killed, most_s)
     problems: dict[str, UnusableReference] = {}
-    looked: set[str] = set()
+    checked: set[str] = set()
     stopped = ""
     for first in range(0, len(listed), _ROWS_AT_A_TIME):
         batch = listed[first : first + _ROWS_AT_A_TIME]
         answers, stopped = _answers(pool, batch, knowing, patience)
         for row, answer in zip(batch, answers, strict=True):
             if answer is not None:
-                looked.add(row.name)
+                checked.add(row.name)
             if answer:
                 problems.setdefault(row.name, UnusableReference(row, answer))
         if stopped:
             break
-    return ReferenceReport(len(looked), tuple(problems.values()), stopped)
+    return ReferenceReport(len(checked), tuple(problems.values()), stopped)
 
 
 def _answers(

@@ -1,4 +1,4 @@
-"""What counts as the same answer, where people disagree."""
+"""The conventions that decide whether two answers are the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    r"""What counts as the same answer, where people disagree.
+    r"""Decisions about answers that some people count as the same, and others do not.
 
     Attributes:
         percent: answers equal to the gold answer `p%`. `either`: `p%`, `p/100` and `p`; `value`: `p%` and `p/100`;

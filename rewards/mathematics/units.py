@@ -54,7 +54,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
 UNITS: Mapping[str, tuple[str, Fraction]] = {
     word: (name.split()[0], Fraction(factor)) for name, (factor, words) in _TABLE.items() for word in words.split()
 }
-# Words behind a number that are units without a text macro. Single letters are not: `5m` is 5 times m.
+# Words after a number that are units without a text macro. Single letters are not: `5m` is 5 times m.
 BARE_UNITS = frozenset(word for word in UNITS if len(word) > 1 and word not in ("in", "min")) | {
     "mph", "kph", "degrees", "degree", "percent", "pct", "percentage", "square", "cubic", "sq",
 }  # fmt: skip

@@ -13,7 +13,7 @@ from rewards.verifiers.exact import PLACES, check_places
 
 
 class Choice:
-    """One of several options: the letter decides, and without a letter the option's text does.
+    """An answer that is one of several options. The letter decides or, without a letter, the option's text.
 
     Args:
         find: places to look in, in order; see `rewards.verifiers.exact.Exact`. Here `last_sentence` means the whole
@@ -69,9 +69,9 @@ class Choice:
                 if letter is not None:
                     return letter, text
                 continue
-            said = PLACES[place](text)
-            if said is not None:
-                return chosen_in(said, options) if said.strip() else None, said
+            statement = PLACES[place](text)
+            if statement is not None:
+                return chosen_in(statement, options) if statement.strip() else None, statement
         return None, ""
 
 

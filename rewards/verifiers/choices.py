@@ -98,7 +98,7 @@ def chosen_in(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _in_sentence(sentence: str) -> str | None:
-    """The letter that a sentence chooses ("Option D is correct"); None when it chooses none, several, or doubts."""
+    """The letter that a sentence chooses ("Option D is correct"); None for no letter, several, or a doubt."""
     sentence = _SPACING.sub(" ", sentence[:600])
     choices = {match[1] or match[2] or match[3]: match for match in _CHOSEN.finditer(sentence)}
     if len(choices) != 1:
@@ -111,7 +111,7 @@ def _in_sentence(sentence: str) -> str | None:
 
 
 def last_chosen(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of a completion without a marked answer: from all of it, its last line, or a last sentence."""
+    """The letter of a completion without a marked answer: from its last line, a sentence, or a lone letter."""
     tail = text[-_TAIL:].strip()
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     if not lines:

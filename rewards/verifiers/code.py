@@ -37,14 +37,14 @@ from sandbox.outside.languages import COMPILE_LIMITS
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
 _USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
-# A sandbox, and the process that made it, for verifiers with the same options of one. They share it on purpose, and
-# it ends with its process: a pool's verifiers run so many programs together, not each. A pool makes it in the process
-# that its workers are forked from, so two pools share none. A verifier cannot hold it: verifiers are copied between
-# processes, sandboxes cannot be.
+# Options of a sandbox -> id of the process that made it, and the sandbox. Verifiers with the same options share the
+# sandbox, so its limit of concurrent programs holds for all of them together. A pool makes the sandbox in the process
+# that forks its workers, so two pools never share a sandbox. No verifier holds it, because verifiers are copied between
+# processes, and a sandbox cannot be copied.
 _Options = tuple[IsolationLevel, tuple[str, ...], int | None]
 _sandboxes: dict[_Options, tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
-# Seconds of a verdict beside the tests: to start a cell, to compile C++, and to repeat the tests on a new worker.
+# Seconds of a verdict besides its tests: to start a cell, to compile C++, and to repeat the tests on a new worker.
 _MARGIN_SECONDS = 5.0
 _COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
 _POSITIVE = (
@@ -65,20 +65,20 @@ class CodeVerifier:
     Attributes:
         language: language of the program.
         partial_credit: whether the score is the fraction of tests passed, instead of all or nothing.
-        wall_seconds: limit of the real time, and of the processor time, of each test.
-        program_seconds: limit of the real time of all tests together; a program that uses it up is `wrong`.
-        memory_mebibytes: limit of the memory of each test.
-        compile_seconds: limit of the real time, and of the processor time, of the compiler, if the language has one.
-        compile_memory_mebibytes: limit of the compiler's memory; None means `memory_mebibytes`, but at least 1,024.
+        wall_seconds: limit of real time, and of processor time, for each test, in seconds.
+        program_seconds: limit of real time for all tests together, in seconds; a program that exceeds it is `wrong`.
+        memory_mebibytes: memory limit of each test, in MiB.
+        compile_seconds: limit of real time, and of processor time, for a compiler, in seconds.
+        compile_memory_mebibytes: memory limit of the compiler; None means `memory_mebibytes`, but at least 1,024.
         level: weakest isolation in which programs may run.
         tolerance: greatest difference of printed numbers and returned floats, relative above 1; None means exact.
-        max_tests: number of tests that are run, evenly spread over those of the row; None runs all.
-        preload: modules that programs and test code can import, beside those of Python's standard library.
-        concurrent_programs: number of programs that run at the same time, over all workers of a pool; None means one
-            for each core.
-        solution_column: column of the row with right programs, for the check of gold answers; None looks in the columns
-            of published data sets, the empty text in none.
-        thinking: reasoning tags; the program is read behind them (`rewards.answers.thinking.thinking_tags`).
+        max_tests: number of tests that run, evenly spread over the row's tests; None runs all.
+        preload: modules that programs and test code can import, in addition to Python's standard library.
+        concurrent_programs: number of programs that run at the same time, over all workers of a pool; None means the
+            number of cores.
+        solution_column: column of the row with right programs, for the check of gold answers; None means the columns of
+            published data sets, an empty text means no column.
+        thinking: reasoning tags; the program is read after them (`rewards.answers.thinking.thinking_tags`).
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -110,12 +110,12 @@ class CodeVerifier:
 
     @property
     def deadline_seconds(self) -> float:
-        """The shortest deadline of a pool with which a program that is too slow is `wrong`, and never `timeout`."""
+        """The shortest deadline of a pool, in seconds, with which a slow program is `wrong` and never `timeout`."""
         compiling = self.compile_seconds if self.language is Language.CPP else 0.0
         return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
 
     def prepare(self) -> None:
-        """Start the sandbox in the process that a pool's workers are forked from, so that all of them share it.
+        """Start the sandbox in the process that forks a pool's workers, so that all workers share it.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.
@@ -162,8 +162,8 @@ class CodeVerifier:
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
         """Why no program, or every program, would pass the row's tests; empty when they can be used.
 
-        The tests are read. When their text does not show whether they call the program, they are run with a program
-        that has every function, and whose results equal nothing.
+        If the text of the tests does not show that they call the program, they run with a program that has every
+        function, and whose results equal nothing.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.
@@ -188,13 +188,13 @@ class CodeVerifier:
         tests = read_tests(reference, prompt, self.tolerance)
         if self.language is not Language.PYTHON and not all(isinstance(test, StdinTest) for test in tests):
             raise ValueError(
-                f"only Python programs can be tested by calls; {self.language.value} takes inputs and outputs"
+                f"only Python programs can be tested by calls; {self.language.value} needs tests of inputs and outputs"
             )
         lacking = modules_lacking(prompt, tests, self.preload)
         if lacking:
             raise ValueError(
-                f"this row's programs or tests need {', '.join(lacking)}, which they do not have: add what is "
-                f"installed to the verifier's `preload`, now {list(self.preload)}"
+                f"this row's programs or tests need {', '.join(lacking)}, which is not in the verifier's `preload` "
+                f"{list(self.preload)}; install it and add it"
             )
         return tests
 
@@ -216,7 +216,7 @@ class CodeVerifier:
         return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The row's solutions, since its reference is no answer; None when it has none."""
+        """The row's solutions, since its reference is no answer; None when the row has no solution."""
         return gold_programs(prompt, self.language.value, self.solution_column)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:

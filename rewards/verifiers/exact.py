@@ -29,7 +29,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 def first_place(
     completion: str, find: Sequence[str], tags: Tags, places: Mapping[str, Callable[[str], str | None]] = PLACES
 ) -> tuple[str, str | None]:
-    """The first place of `find` that the text after the thinking has, and its content; None when it has none."""
+    """The first place of `find` that occurs in the text after the thinking, and its content; None if none occurs."""
     text = final_text(completion, tags)
     for place in find if text is not None else ():
         content = places[place](text or "")
@@ -51,10 +51,10 @@ def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[s
 
 
 class Exact:
-    """The answer must be the reference's text, or one of its texts if it is a list; numbers as Python writes them.
+    """The answer must equal the text of the reference (for a number, as Python writes it), or a text of a list.
 
     Args:
-        find: places to look in, in order; the first that the completion has decides. The places are `answer_tag`,
+        find: places to look in, in order; the first that occurs in the completion decides. The places are `answer_tag`,
             `boxed`, `hash`, `stated` ("answer is"), `last_sentence` and `whole` (all text after the thinking).
         case_sensitive: whether upper and lower case differ.
         strict: whether outer and repeated white space, quotes and a final period count as well.
@@ -62,7 +62,7 @@ class Exact:
             text after the last closing tag is read. The default is all known tags (`rewards.answers.thinking`); an
             empty list means no tags.
 
-    Of a reference that is a worked solution (`... #### 18`), the marked answer counts.
+    If the reference is a worked solution (`... #### 18`), its marked answer counts.
     """
 
     def __init__(

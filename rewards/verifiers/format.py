@@ -29,8 +29,8 @@ class Format(ReadsNoReference):
     The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, if the check is configured.
 
     Raises:
-        ValueError: nothing to check, `tags` is no list of names, a tag of `opened` is not in `tags`, or the pattern is
-            invalid.
+        ValueError: there is nothing to check, `tags` is no list of names, a tag of `opened` is not in `tags`, or the
+            pattern is invalid.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Format(ReadsNoReference):
         broken = [name for name, value in parts.items() if value == 0.0]
         if not broken:
             return correct("", **parts)
-        reason = f"not as asked: {', '.join(broken)}"
+        reason = f"failed checks: {', '.join(broken)}"
         if self.partial and len(broken) < len(parts):
             return scored(sum(parts.values()) / len(parts), reason, **parts)
         return wrong(reason, **parts)

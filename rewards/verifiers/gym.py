@@ -51,7 +51,7 @@ class ReasoningGym:
         entry = _entry(reference, prompt)
         task = self.task or entry["metadata"].get("source_dataset")
         if not task:
-            return error("the row has no metadata['source_dataset'] and the verifier no task")
+            return error("the row has no metadata['source_dataset'] and the verifier has no option task")
         answer = first_place(completion, self.find, self.tags)[1]
         if answer is None or not answer.strip():
             return unparseable(f"no answer found in {', '.join(self.find)}")
@@ -75,8 +75,8 @@ def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str,
 
     Yields:
         `question`, `answer` (empty when the task has no single answer) and `entry`: all that the scorer needs, as JSON.
-        JSON, since a table of rows would force one type on each field of the metadata and turn tuples into lists. Then
-        some scorers fail, and others give another score.
+        A table of rows would force one type on each field of the metadata and turn tuples into lists. Then some scorers
+        fail, and others give another score.
 
     Raises:
         ValueError: reasoning-gym is not installed.
@@ -99,7 +99,7 @@ def _entry(reference: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """Values that JSON cannot hold as lists with a leading name: tuples, and dictionaries with keys other than text."""
+    """A value for JSON: a tuple as `{"tuple": items}`, a dictionary as `{"dict": pairs}`, so that any key is kept."""
     if isinstance(value, dict):
         return {"dict": [[_to_plain(key), _to_plain(item)] for key, item in value.items()]}
     if isinstance(value, tuple):

@@ -10,11 +10,11 @@ from rewards.verifier import TOKENS_COLUMN, ReadsNoReference
 
 
 class Length(ReadsNoReference):
-    """0 up to `limit - buffer` tokens, falling linearly to -1 at `limit`, -1 beyond (DAPO, arXiv 2503.14476, eq. 13).
+    """A score of 0 up to `limit - buffer` tokens, falling linearly to -1 at `limit` (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:
-        limit: number of tokens from which on the punishment is full.
-        buffer: number of tokens before the limit over which the punishment grows.
+        limit: number of tokens at which the score reaches -1; it stays there.
+        buffer: number of tokens before the limit, over which the punishment grows.
         tokens_column: column with the completion's number of tokens; a run fills the default column.
         characters_per_token: characters of a token, to estimate the number of tokens when the column is missing; None
             makes a missing column an `error`.

@@ -1,15 +1,15 @@
 r"""Mathematical answers: find the final answer, and decide whether it equals the reference.
 
-The conventions; those that users disagree on are settings of `Math`, named in brackets:
+The conventions; a name in brackets is the setting of `Math` that changes the convention:
 
 1. The final answer is the last complete `\boxed{...}` after the reasoning; boxes (or `<answer>` tags) that only a
    connective, punctuation or numbering separates are one answer. A box that cannot be read is `unparseable`, and the
-   rest of the text is ignored. Without a box, the answer is the value behind the last `<answer>`, `####`, "answer is"
+   rest of the text is ignored. Without a box, the answer is the value after the last `<answer>`, `####`, "answer is"
    or "Answer:", or else the value, or list of values, of the last sentence (`find`).
 2. The same value in any form is equal. A rounded decimal does not equal an exact reference (`rounded`).
 3. A unit that only one side has is ignored. Different units are not equal, but exact conversions are (`units`).
 4. `p%`, `p/100` and `p` equal the reference `p%` (`percent`).
-5. `x=5` equals `5`, but no other variable's equation. Free variables keep their names; bound ones may be renamed.
+5. `x=5` equals `5`, but not `y=5`. Free variables keep their names; bound ones may be renamed.
 6. `{...}` and lists without brackets are unordered (`ordered`), `(...)` is ordered. An interval equals its inequality.
 7. Several candidates, a superset, or a restated problem never equal a single value: sums, integrals and limits are not
    evaluated, and an answer copied from the problem's text is refused (`problem_column`).
@@ -94,7 +94,7 @@ class Math:
         self.find, self.problem_column, self.tags = check_places(find, PLACES), problem_column, thinking_tags(thinking)
         self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
         self.cache_hits = 0
-        precise()  # imports mpmath, a fifth of a second, before the first verdict
+        precise()  # import mpmath, which takes a fifth of a second, before the first verdict
         self._cache: dict[tuple[str, str], Verdict] = {}
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
@@ -124,9 +124,9 @@ class Math:
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
         """Why no answer can be judged by this reference; empty when it can be used.
 
-        A reference cannot be used if it is no text, number or list with one of these, if it is empty or longer than an
-        answer may be, or if its value exceeds the work budget. A reference that is not understood can be used: the same
-        text is equal to it.
+        A reference cannot be used if it is no text, no number and no list with one text or number, if it is empty or
+        longer than an answer may be, or if its value exceeds the work budget. A reference that is not understood can
+        be used: the same text is equal to it.
         """
         gold = _gold_text(reference)
         if gold is None:
@@ -139,8 +139,8 @@ class Math:
             node = parse_gold(normalise(gold))
         except Unreadable:
             return ""
-        where = undecidable(node, self.conventions)
-        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {where}" if where else ""
+        stuck = undecidable(node, self.conventions)
+        return f"the reference {gold[:60]!r} cannot be compared within the bounds, at {stuck}" if stuck else ""
 
     def find_answer(self, completion: str) -> str | None:
         """The text of the final answer; None when there is none."""
@@ -204,7 +204,7 @@ class Math:
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, RatioNode)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
-            # The reference is words, so the answer is read as words: "New York" without \text is no product of letters.
+            # If the reference is words, read the answer as words, too: "New York" is no product of letters.
             spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
@@ -236,7 +236,7 @@ class Math:
         return None
 
     def _as_lists(self, gold: str, reference: Node, plain: str, node: Node) -> bool:
-        """Whether commas read as thousands separators on one side separate the values that the other side lists."""
+        """Whether `1,200`, read as a number on one side, means the list `1, 200` of the other side."""
         if isinstance(reference, Items) and isinstance(node, Number) and _LISTED.fullmatch(plain):
             return equal(reference, parse(plain.replace(",", ", ")), self.conventions)
         if isinstance(node, Items) and node.brackets in ("", "{}") and isinstance(reference, Number):

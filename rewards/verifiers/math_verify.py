@@ -1,7 +1,7 @@
 """Math-Verify as a verifier: the independent grader of audits and measurements.
 
-It is an optional extra. A hostile answer may make it hang, so run it in a pool. Its timeouts are switched off here, as
-they are signals, which work in a main thread only.
+It is an optional extra. A hostile answer may make it hang, so run it in a pool. Its timeouts are switched off here,
+because they are signals, which work only in a main thread.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class MathVerify:
 
     def __init__(self) -> None:
         try:
-            # Imported here, as the import takes seconds, which no call should have to spend.
+            # The import takes seconds. It happens here, so that no call spends this time.
             from math_verify import parse, verify
         except ModuleNotFoundError as problem:
             raise ValueError(_MISSING) from problem
-        # It warns at every call that its timeouts are off; the pool's deadline replaces them.
+        # Math-Verify warns at every call that its timeouts are off; the pool's deadline replaces them.
         for name in ("math_verify.parser", "math_verify.grader"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self._parse, self._verify = parse, verify
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` when it cannot read the reference."""
+        """The verdict; `error` when Math-Verify cannot read the reference."""
         text = without_thinking(completion)
         if text is None:
             return unparseable("thinking never ended")

@@ -21,7 +21,7 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
     "hash": places.hash_mark,
     "last_number": places.last_number,
 }
-# More digits are no answer to a person's question, and converting them takes quadratic time.
+# No person's question has a longer answer, and the time to convert digits is quadratic.
 MAX_CHARACTERS = 400
 _TEXT = re.compile(FONT.pattern + r"|\\[,;: ]|\\quad\b|~")
 _DROPPED = re.compile(
@@ -97,7 +97,7 @@ def _value(parts: dict[str, str | None]) -> Fraction | None:
 
 
 def _counts(text: str, at: int) -> bool:
-    """True when the text behind the number does not change it: it is empty, a unit, or a noun."""
+    """True when the text after the number does not change it: it is empty, a unit, or a noun."""
     behind = _BEHIND.fullmatch(text, at)
     if behind is None:
         return False
@@ -110,7 +110,7 @@ def _counts(text: str, at: int) -> bool:
         # "5% of the class" is five percent, but "5% off" and "5% of 40" are not.
         return words.startswith("of ") and noun(words[3:]) is not None
     if not text[at : behind.start("noun")]:
-        # Letters right behind the digits must be a known unit: 5x is no 5.
+        # Letters right after the digits must be a known unit: 5x is no 5.
         return words in UNITS and len(words) > 1
     counted = noun(words)
     # A single letter is a variable, unless it is a unit.
@@ -122,8 +122,8 @@ class Numeric:
 
     Args:
         find: places to look in, in order: `answer_tag` (`<answer>...</answer>`), `boxed`, `hash` (`#### N`),
-            `last_number`. The first place that the text after the thinking has decides: if its content is no number,
-            the verdict is `unparseable`, and later places are not tried.
+            `last_number`. The first in the text after the thinking decides: if its content is no number, the
+            verdict is `unparseable`, and later places are not tried.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
     The reference is a number, with or without a unit, or a worked solution that marks it (`#### 18`, a box).

@@ -119,7 +119,7 @@ def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
 
 
 def _at_numbers(line: str) -> list[str]:
-    """`1. A 2. B` cut before its numbers, where these count up from 1."""
+    """`1. A 2. B` cut before its numbers, if these count up from 1."""
     marks: list[re.Match[str]] = []
     for mark in _NUMBERED.finditer(line):
         if int(mark[1]) == len(marks) + 1:

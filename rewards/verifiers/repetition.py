@@ -8,14 +8,14 @@ from typing import Any, Literal
 from rewards.verdict import Verdict, correct, scored
 from rewards.verifier import ReadsNoReference
 
-# Of a longer text only the end is judged, since repetition begins late.
+# Only the end of a longer text is judged, since repetition begins late.
 _MAX_CHARACTERS = 200_000
 
 
 class Repetition(ReadsNoReference):
     """Minus the share of n-grams that occurred before in the completion, from `-worst` to 0.
 
-    The share of repeated n-grams is that of "Demystifying Long Chain-of-Thought" (arXiv 2502.03373).
+    The share of repeated n-grams is defined in "Demystifying Long Chain-of-Thought" (arXiv 2502.03373).
 
     Args:
         size: length of the n-grams.
@@ -37,7 +37,7 @@ class Repetition(ReadsNoReference):
         self.size, self.unit, self.free, self.worst = size, unit, free, worst
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment; `correct` when there is none, else `scored`."""
+        """The punishment; `correct` when it is 0, else `scored`."""
         text = completion[-_MAX_CHARACTERS:]
         pieces: Sequence[str] = text.split() if self.unit == "words" else text
         count = len(pieces) - self.size + 1

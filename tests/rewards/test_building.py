@@ -75,7 +75,7 @@ def test_an_entry_point_is_found(monkeypatch) -> None:
         ("pool_verifiers:right", {"strict": True}, "does not take the options"),
         ("numeric", {"bounds": 3}, "bounds must be"),
         ("numeric", {"bounds": ["a", "b"]}, "bounds must be two numbers"),
-        ("pool_verifiers:right", {"conversational": True}, "right has another; take the option out"),
+        ("pool_verifiers:right", {"conversational": True}, "right has another signature; remove the option"),
         ("pool_verifiers:HERE", {}, "has no 'HERE'"),
         (f"{HERE}/pool_verifiers.py", {}, r"write .*pool_verifiers.py:function \(it has right, slow, "),
         (f"{HERE}/pool_verifiers.py:", {}, "no function in it"),

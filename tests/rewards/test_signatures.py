@@ -139,7 +139,7 @@ def test_a_column_that_is_not_there_is_told() -> None:
         (lambda prompt, completion, answer, state: 0, "parameter 1"),
         (lambda data_source, response: 0, "parameter 1"),
         (lambda completions, gold: [], "'gold'"),
-        (lambda completions, completion_ids, **kwargs: [], "completion_ids, which a verifier is not given"),
+        (lambda completions, completion_ids, **kwargs: [], "completion_ids, which a verifier does not get"),
         (lambda queries, prompts, labels, tokenizer: [], "'tokenizer'"),
         (lambda solution_str, ground_truth, tokenizer: 0, "'tokenizer'"),
         (lambda completion, reference, *, threshold: 0, "options"),

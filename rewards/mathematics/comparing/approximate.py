@@ -1,4 +1,4 @@
-"""Comparing approximate values: floats settle most differences; a hundred digits decide where floats agree."""
+"""Comparing approximate values: floats decide a clear difference; if floats agree, a hundred digits decide."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from rewards.mathematics.comparing.evaluate import PointEvaluation, Sight
 from rewards.mathematics.comparing.rational import TooLarge
 from rewards.mathematics.nodes import Apply, Node
 
-# Greatest logarithm whose power of e is computed: a number of 100 digits then still has correct first digits.
+# Greatest exponent of e that is computed: with 100 digits, the first digits of the result are then still correct.
 _MAX_MAGNITUDE = 1e5
 # mpmath caches its constants, and two threads must not refresh the cache at once.
 _precise_lock = threading.RLock()
 
 
 def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    """Whether both have the same value at the point, and how many of the two values are real.
-
-    Floats decide a clear difference; when floats agree, a hundred digits decide.
+    """Whether both nodes have the same value at the point, and how many of the two values are real.
 
     Raises:
-        Undefined: one of them has no value at the point. TooLarge: the budget does not suffice.
+        Undefined: a node has no value at the point. TooLarge: the budget does not suffice.
     """
     for arithmetic in (FLOATS, None):
         if arithmetic is None:

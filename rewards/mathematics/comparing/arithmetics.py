@@ -10,7 +10,7 @@ from typing import Any
 
 from rewards.mathematics.comparing.rational import TooLarge
 
-# Values beyond exp(this) are not computed: no person's answer is that large.
+# Greatest natural logarithm of a computed value: no person's answer is larger.
 _MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
 _MAX_ANGLE = {"float": 1e6, "precise": 1e30}
 PRECISE_DIGITS = 100

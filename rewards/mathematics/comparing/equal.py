@@ -54,7 +54,7 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
 def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
     """The stage at which every comparison with this reference fails; empty when comparisons work.
 
-    Each expression in it is compared with one and a half times itself, and with its square.
+    Each expression of the reference is compared with one and a half times itself, and with its square.
     """
     pending, stuck = [gold], ""
     while pending and not stuck:
@@ -137,16 +137,16 @@ class Judge(FamilyJudge):
         (kind, items), (other_kind, others) = left, right
         if "list" not in (kind, other_kind) and kind != other_kind:
             # A single value in set braces equals the value; in a tuple it does not.
-            return {kind, other_kind} == {"one", "set"} and self._matched(items, others)
+            return {kind, other_kind} == {"single", "set"} and self._matched(items, others)
         if kind == other_kind == "tuple":
             return self._same_tuple(gold, items, answer, others)
         if "tuple" in (kind, other_kind):
             # The ends of an interval alone do not say whether they belong to it.
             return not _is_interval(gold) and not _is_interval(answer) and self._list_as_tuple(kind, items, others)
-        if "one" in (kind, other_kind) and len(items) != len(others):
+        if "single" in (kind, other_kind) and len(items) != len(others):
             # "1/2 or 0.5" is a single candidate.
-            single, listed = (items[0], others) if kind == "one" else (others[0], items)
-            return kind == "one" and len(listed) > 0 and all(self.same(single, item) for item in listed)
+            single, listed = (items[0], others) if kind == "single" else (others[0], items)
+            return kind == "single" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
         named = kind == other_kind == "list" and self._name_different_things(items, others)
@@ -163,7 +163,7 @@ class Judge(FamilyJudge):
 
     def _items(self, node: Node) -> tuple[str, tuple[Node, ...]] | None:
         if not isinstance(node, Sequence):
-            return ("one", (node,)) if isinstance(node, (*Expression, Quantity, RatioNode)) else None
+            return ("single", (node,)) if isinstance(node, (*Expression, Quantity, RatioNode)) else None
         if node.brackets == "{}" and node.items and all(isinstance(item, Relation) for item in node.items):
             return "list", node.items  # {x = 2, y = 3} is a solution, not a set of numbers
         kind = {"{}": "set", "": "list"}.get(node.brackets, "tuple")
@@ -214,7 +214,7 @@ class Judge(FamilyJudge):
     def _list_as_tuple(self, kind: str, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
         """A list without brackets against a tuple: assignments in the order of their names, values as written."""
         listed, ordered = (items, others) if kind == "list" else (others, items)
-        if kind == "one" or len(listed) != len(ordered):
+        if kind == "single" or len(listed) != len(ordered):
             return False
         named = [self._named(item) for item in listed]
         known = [each for each in named if each is not None and each.name]
@@ -229,11 +229,11 @@ class Judge(FamilyJudge):
         """Whether the items can be paired one to one. As equality is transitive, the first match suffices."""
         if len(items) != len(others):
             return False
-        left = list(others)
+        remaining = list(others)
         for item in items:
-            for at, other in enumerate(left):
+            for at, other in enumerate(remaining):
                 if self.same(item, other):
-                    del left[at]
+                    del remaining[at]
                     break
             else:
                 return False
@@ -261,14 +261,14 @@ def _is_interval(node: Node) -> bool:
 
 
 def _spread(node: Node) -> Node:
-    r"""`1 \pm 2` as the list of its two values; all signs of one answer go together, `\mp` against them."""
+    r"""`1 \pm 2` as the list of its two values: every `\pm` has the same sign, every `\mp` the opposite sign."""
     if isinstance(node, Relation):
         return Relation(tuple(_spread(side) for side in node.sides), node.ops)
     return Sequence("", both_signs(node)) if has_sign(node) else node
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
-    """The items of a list without brackets; another node is its own only item."""
+    """The items of a list without brackets; any other node as a single item."""
     return node.items if isinstance(node, Sequence) and node.brackets == "" else (node,)
 
 

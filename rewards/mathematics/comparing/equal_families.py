@@ -65,12 +65,12 @@ class FamilyJudge(RelationJudge):
         if gold.brackets != answer.brackets or len(gold.items) != len(answer.items):
             return False
         ours, theirs = (self._conditions(each) for each in (gold, answer))
-        left = list(range(len(theirs)))
+        remaining = list(range(len(theirs)))
         for value, condition in ours:
-            for place in left:
+            for place in remaining:
                 other_value, other_condition = theirs[place]
                 if self._same_condition(condition, other_condition) and self.same(value, other_value):
-                    left.remove(place)
+                    remaining.remove(place)
                     break
             else:
                 return False
@@ -95,12 +95,12 @@ class FamilyJudge(RelationJudge):
 
 
 def _as_plain(node: Bound, other: Node) -> Node:
-    """The node that stands for a family beside other nodes: the residue, for a residue class beside a number."""
+    """A family's body, for a comparison with a node that is no family; beside a number, the residue of a class."""
     return at(node, whole(0)) if node.variable == RESIDUE and not free_symbols(other) else node.body
 
 
 def _as_family_of(node: Bound, other: Node) -> Node:
-    r"""`n \pi` beside a family over k: its only variable that the family does not have is its parameter."""
+    r"""`n \pi` beside a family over k: n, the only variable that the family does not have, is renamed to k."""
     unknown = free_symbols(other) - free_symbols(node)
     if len(unknown) != 1 or (node.variable in unknown):
         return other

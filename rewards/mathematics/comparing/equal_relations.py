@@ -27,7 +27,7 @@ from rewards.mathematics.nodes import (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`name = value`, with the parameters of a function's definition; `first` is set for a chain without a name."""
+    """`name = value`, with a function's parameters; `first` is the first side of a chain with a unit but no name."""
 
     name: str
     value: Node
@@ -36,7 +36,7 @@ class Named:
 
 
 class RelationJudge(MeasureJudge):
-    """Adds relations to the comparison."""
+    """Adds relations to the comparison of quantities."""
 
     def _same_relation(self, gold: Node, answer: Node) -> bool:
         named, other = self._named(gold), self._named(answer)
@@ -78,7 +78,7 @@ class RelationJudge(MeasureJudge):
             return None
         sides = list(node.sides)
         if "~" in node.ops:
-            # The value behind "about" is a rounded form of the value before it.
+            # The value after "about" is a rounded form of the value before it.
             first = node.ops.index("~")
             sides = sides[: first + 1] if first > 0 or _name_of(sides[0]) is None else sides[:2]
             if len(sides) == 1:
@@ -101,7 +101,7 @@ class RelationJudge(MeasureJudge):
         return all(self.same(sides[-1], side) for side in sides[:-1])
 
     def _same_chain(self, gold: Node, answer: Node) -> bool:
-        """Equations up to a factor that is not zero, inequalities up to a positive constant one."""
+        """Equations are equal up to a factor that is not zero, inequalities up to a positive constant factor."""
         if not isinstance(gold, Relation) or not isinstance(answer, Relation):
             return False
         (ours, op), (theirs, other_op) = _difference(gold), _difference(answer)

@@ -15,7 +15,7 @@ from rewards.mathematics.conventions import Conventions
 from rewards.mathematics.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename, walk
 from rewards.mathematics.reading.written import half_step
 
-# Values of free variables that are tried: whole numbers of both parities (for factorials and (-1)^n), fractions on both
+# Values that free variables get: whole numbers of both parities (for factorials and (-1)^n), fractions on both
 # sides of 1, and negative numbers (|x| differs from x). A wrong result needs a root of the difference at every point.
 _WHOLE = ((8, 5, 11, 14, 3, 17, 6, 9), (5, 12, 3, 7, 10, 4, 15, 2))
 _FRACTIONS = (
@@ -30,7 +30,7 @@ MAX_SYMBOLS = 24
 
 
 class ValueJudge:
-    """Compares values; the judges built on it compare quantities, relations and collections."""
+    """Compares values. Its subclasses compare quantities, relations and collections."""
 
     def __init__(self, conventions: Conventions, budget: Budget) -> None:
         self.conventions, self.budget, self.stage = conventions, budget, "structure"
@@ -113,7 +113,7 @@ class ValueJudge:
                 return True
             if self._has_a_value(gold, names) and not self._has_a_value(answer, names):
                 return False  # an answer such as 0/0 is wrong, and not undecided
-            raise TooLarge("no point where both have a value")
+            raise TooLarge("no point at which both have a value")
         return True
 
     def _has_a_value(self, node: Node, names: list[str]) -> bool:
@@ -131,8 +131,8 @@ class ValueJudge:
     def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
         """Equality at one point; None when the point does not decide.
 
-        With `real_only`, complex values say nothing: ln(x^2) = 2 ln x is meant where both sides are real. But who
-        writes an absolute value means negative values as well: ln|x| is real where ln x is not, and another answer.
+        With `real_only`, complex values decide nothing: ln(x^2) = 2 ln x only has to hold if both sides are real. But
+        an absolute value includes negative values: ln|x| is real if x is negative and ln x is not, so they differ.
         """
         self.at("exact values")
         try:
@@ -171,7 +171,7 @@ class ValueJudge:
         except Undefined:
             return None
         except TooLarge:
-            # Equal values are both huge.
+            # If only one value is huge, the two differ.
             for tower, other in ((answer, gold), (gold, answer)):
                 if is_huge(tower, env) and self._is_plain(other, env):
                     return False

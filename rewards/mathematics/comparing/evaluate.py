@@ -22,8 +22,8 @@ _SPECIAL_COST = 100_000
 class Sight:
     """The point and the conventions of an evaluation.
 
-    `env` is the point, `log_base` the base of a logarithm without one, and with `real_roots` a fractional power of a
-    negative number with an odd denominator is real: (-8)^{1/3} is -2.
+    `env` is the point. `log_base` is the base of a logarithm without a written base. With `real_roots`, a power of a
+    negative number is real if the exponent has an odd denominator: (-8)^{1/3} is -2.
     """
 
     env: Mapping[str, Fraction]
@@ -155,7 +155,7 @@ class PointEvaluation:
 
     def _real(self, value: Any) -> Any:
         if abs(value.imag) > self.arithmetic.closeness * max(1.0, abs(value.real)):
-            raise Undefined("a complex number where a real one is needed")
+            raise Undefined("a complex number instead of a real number")
         return value.real
 
     def _real_function(self, op: str, values: list[Any]) -> Any:

@@ -23,7 +23,7 @@ def is_huge(node: Node, env: Mapping[str, Fraction]) -> bool:
 def _least_logarithm(node: Node, env: Mapping[str, Fraction]) -> float | None:
     """A lower bound of the natural logarithm of a value that is certainly at least 1; None for other values.
 
-    Every node is visited once, and every bound is a float, so that the height of a tower costs nothing.
+    Every node is visited once, and every bound is a float, so that a high tower costs little.
     """
     if isinstance(node, (Number, Symbol)):
         value = node.value if isinstance(node, Number) else env.get(node.name, Fraction(0))
@@ -39,7 +39,7 @@ def _least_logarithm(node: Node, env: Mapping[str, Fraction]) -> float | None:
     if node.op == "add":
         return max(bounds)
     if node.op == "pow":
-        # base^exponent: ln(base) times the exponent, itself e to its own logarithm.
+        # ln(base^exponent) is ln(base) times the exponent, and `bounds[1]` bounds the exponent's logarithm.
         return bounds[0] * math.exp(min(bounds[1], _LARGEST_EXPONENT))
     if node.op == "factorial":
         # ln n! is at least n ln n - n.

@@ -26,7 +26,7 @@ class TooLarge(Exception):
 
 
 class Budget:
-    """Work that one verdict may cost. Every stage spends some; `TooLarge` is raised when none is left."""
+    """Work that a verdict may cost. Every stage spends a part of it; with no work left, `TooLarge` is raised."""
 
     __slots__ = ("left",)
 

@@ -50,15 +50,15 @@ def infinite(node: Node) -> int:
 def as_region(node: Node, locate: Locate) -> Region | None:
     """The region of a relation, an interval, a union or a set builder; None for other nodes.
 
-    `locate` gives the place of an end point on the line, or None when it has none.
+    `locate` gives the place of an end point on the line, or None for an end point without a place.
     """
     if isinstance(node, Sequence):
         return _from_sequence(node, locate)
     if isinstance(node, Apply) and node.op in ("union", "intersection"):
         return _joined([as_region(arg, locate) for arg in node.args], node.op == "union")
     if isinstance(node, Apply) and node.op == "difference":
-        whole, less = (as_region(arg, locate) for arg in node.args)
-        return _joined([whole, _complement(less)], False) if less is not None else None
+        whole, removed = (as_region(arg, locate) for arg in node.args)
+        return _joined([whole, _complement(removed)], False) if removed is not None else None
     if isinstance(node, Bound) and node.op == "set":
         region = as_region(node.body, locate)
         if region is not None and region.variable == node.variable:
@@ -199,7 +199,7 @@ def _joined(regions: Many[Region | None], union: bool) -> Region | None:
 
 
 def _common(a: Interval, b: Interval) -> Interval | None:
-    """The intersection; None when it is empty. At equal places the open end is the tighter one."""
+    """The intersection; None when it is empty. At equal places the open end is tighter."""
     low = max(a, b, key=lambda each: (each.low_at, not each.low_in))
     high = min(a, b, key=lambda each: (each.high_at, each.high_in))
     if low.low_at > high.high_at or (low.low_at == high.high_at and not (low.low_in and high.high_in)):

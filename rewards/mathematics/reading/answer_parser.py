@@ -82,7 +82,7 @@ class AnswerParser(EnvironmentParser):
             self.at += 1
 
     def _line_breaks(self) -> bool:
-        """True at a line break between two lines, but not at the end, nor where it ends a row."""
+        """True at a line break between two lines. A line break at the end, or at the end of a row, does not count."""
         following = self.tokens[self.at + 1 : self.at + 2]
         joins = self.peek().startswith("\\\\") and not self.breaks_end
         return joins and bool(following) and following[0].kind != "end" and following[0].text != "\\end"
@@ -191,7 +191,7 @@ class AnswerParser(EnvironmentParser):
         if not isinstance(element, Symbol):
             name = whole_number_name(condition)
             if name is None:
-                raise Unreadable("a set builder over what is no variable")
+                raise Unreadable("a set builder over something that is no variable")
             return family(element, name)
         condition = without_parameter(condition)
         if isinstance(condition, Relation) and condition.sides[0] == element and isinstance(condition.sides[1], Bound):

@@ -72,12 +72,12 @@ def family(node: Node, parameter: str) -> Node:
 def residue(value: Node, modulus: Node) -> Node:
     """The residue class of a value."""
     if not isinstance(value, Expression) or not isinstance(modulus, Expression):
-        raise Unreadable("a residue of what is no number")
+        raise Unreadable("a residue of something that is no number")
     return Bound(FAMILY, RESIDUE, (), Apply("add", (value, Apply("mul", (modulus, Symbol(RESIDUE))))))
 
 
 def without_parameter(node: Node) -> Node:
-    r"""`2k\pi, k \in \mathbb{Z}` as a family; any other node as it is."""
+    r"""`2k\pi, k \in \mathbb{Z}` as a family; any other node unchanged."""
     if not isinstance(node, Sequence) or node.brackets or len(node.items) < 2:
         return node
     *others, last = node.items
@@ -88,15 +88,15 @@ def without_parameter(node: Node) -> Node:
 
 
 def whole_number_name(node: Node) -> str | None:
-    r"""The name in `k \in \mathbb{Z}`; None of any other node."""
+    r"""The name in `k \in \mathbb{Z}`; None for any other node."""
     if not isinstance(node, Relation) or node.ops != ("in",) or not isinstance(node.sides[0], Symbol):
         return None
-    of = node.sides[1]
-    return node.sides[0].name if isinstance(of, Symbol) and of.name in _WHOLE_NUMBERS else None
+    domain = node.sides[1]
+    return node.sides[0].name if isinstance(domain, Symbol) and domain.name in _WHOLE_NUMBERS else None
 
 
 def both_signs(node: Node) -> tuple[Node, Node]:
-    r"""`1 \pm 2` with its upper and with its lower signs; all signs of one answer go together, `\mp` against them."""
+    r"""`1 \pm 2` with its upper signs, and with its lower signs: `\mp` has the opposite sign of `\pm`."""
     return _with_sign(node, False), _with_sign(node, True)
 
 

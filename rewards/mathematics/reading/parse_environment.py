@@ -22,7 +22,7 @@ class EnvironmentParser(PrimaryParser):
     breaks_end = 0
 
     def environment(self) -> Node:
-        r"""What `\begin{` opens, up to its `\end{...}`."""
+        r"""The environment that `\begin{` opens, up to its `\end{...}`."""
         self.need("{")
         kind = ""
         while not self.take("}"):
@@ -137,7 +137,7 @@ class EnvironmentParser(PrimaryParser):
             at += 1
         self.tokens = kept + self.tokens[at:]
 
-    # The signs of relations, which the answer parser knows.
+    # Signs of relations; `AnswerParser` sets them.
     relations: frozenset[str] = frozenset()
 
     def cell(self) -> Node:

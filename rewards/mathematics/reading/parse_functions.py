@@ -24,7 +24,7 @@ class FunctionParser(ExpressionParser):
         raise NotImplementedError
 
     def root(self, name: str) -> Node:
-        r"""`\sqrt{x}`, `\sqrt[n]{x}` and `\cbrt{x}` behind their name."""
+        r"""The root in `\sqrt{x}`, `\sqrt[n]{x}` or `\cbrt{x}`, from the token after its name."""
         index: Node = Number(Fraction(3 if name == "cbrt" else 2))
         if self.take("["):
             index = self.expression()
@@ -44,7 +44,7 @@ class FunctionParser(ExpressionParser):
         return Apply("abs", (value,))
 
     def function(self, name: str) -> Node:
-        """A function behind its name, with a base, an exponent and its arguments."""
+        """A function with its base, its exponent and its arguments, from the token after its name."""
         base: Node | None = None
         if self.take("_"):
             base = self.group() if self.peek() == "{" else self.primary()
@@ -66,7 +66,7 @@ class FunctionParser(ExpressionParser):
         return value if exponent is None else Apply("pow", (value, exponent))
 
     def _arguments(self, function: str) -> tuple[Node, ...]:
-        """The arguments of a function: in brackets, or the factors behind its name up to the next function."""
+        """The arguments of a function: in brackets, or the factors after its name up to the next function."""
         if self.peek() in ("(", "[", "{"):
             braced = self.peek() == "{"
             inner = self.braces() if braced else self.brackets()
@@ -117,7 +117,7 @@ class FunctionParser(ExpressionParser):
 
 
 def items_of(inner: Node) -> tuple[Node, ...]:
-    """The arguments of a function, at least one."""
+    """The arguments of a function; `Unreadable` without an argument."""
     items = inner.items if isinstance(inner, Sequence) else (inner,)
     if not items:
         raise Unreadable("a function of nothing")
@@ -125,7 +125,7 @@ def items_of(inner: Node) -> tuple[Node, ...]:
 
 
 def _closes(function: str, inner: Node) -> bool:
-    r"""Whether a power behind a function's bracket applies to the value: `\cos(x)^2` is the square of the cosine.
+    r"""Whether a power after a function's bracket applies to the value: `\cos(x)^2` is the square of the cosine.
 
     `\ln(x-1)^2` may mean the logarithm of a square and is read so: logarithms end with a bracket only if it holds a
     single number or symbol. Other functions end with any bracket.

@@ -17,7 +17,7 @@ def listed(items: list[Node], joiners: list[str]) -> Sequence:
 def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
     """`p=5, q=2; p=7, q=2` as the solutions (p=5, q=2) and (p=7, q=2), each in the order of its names.
 
-    Solutions are separated by semicolons or "or", their values by commas or "and". None when the items are no such.
+    Solutions are separated by semicolons or "or", their values by commas or "and". None for other items.
     """
     if not any(joiner in (";", "or") for joiner in joiners) or all(joiner in (";", "or", "") for joiner in joiners):
         return None
@@ -36,7 +36,7 @@ def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
 
 
 def _of_one_modulus(items: list[Node]) -> list[Node]:
-    r"""`1, 4 \pmod 5`: a modulus behind the last item is that of all."""
+    r"""`1, 4 \pmod 5`: a modulus after the last item applies to all items."""
     last = _value(items[-1])
     if not is_family(last) or last.variable != RESIDUE:
         return items

@@ -57,7 +57,7 @@ class PrimaryParser(FunctionParser):
         if following.kind == "command" and following.text[1:] in FRACTIONS and token.text.isdigit():
             return self._mixed(value)
         if following.kind == "number" and following.spaced and token.text.isdigit() and following.text.isdigit():
-            # "2 1/2" is a mixed number only if it has digits alone, and the space.
+            # "2 1/2" is a mixed number only with this space, and with nothing but digits in its parts.
             slash, below = (
                 self.tokens[self.at + 1 : self.at + 3] if len(self.tokens) > self.at + 2 else (following,) * 2
             )
@@ -68,7 +68,7 @@ class PrimaryParser(FunctionParser):
         return value
 
     def _mixed(self, whole: Number) -> Node:
-        r"""`2\frac{1}{2}` is two and a half where both are numerals, a product otherwise."""
+        r"""`2\frac{1}{2}` is two and a half if both parts are numerals, else a product."""
         start = self.at
         self.at += 1
         above, below = self.argument(), self.argument()
@@ -176,7 +176,7 @@ class PrimaryParser(FunctionParser):
         raise Unreadable(f"{command[:20]!r} is not understood")
 
     def _name(self, macro: str) -> Node:
-        r"""`\overline{AB}`, `\angle ABC`, `\mathbb{R}`: a name made of what follows."""
+        r"""`\overline{AB}`, `\angle ABC`, `\mathbb{R}`: a name made of the letters that follow."""
         if self.peek() == "{":
             self.at += 1
             name = ""
@@ -196,7 +196,7 @@ class PrimaryParser(FunctionParser):
         return Symbol(f"\\{_SAME_MARKS.get(macro, macro)} {name}{below}")
 
     def environment(self) -> Node:
-        r"""What `\begin{` opens."""
+        r"""The environment that `\begin{` opens."""
         raise NotImplementedError
 
 

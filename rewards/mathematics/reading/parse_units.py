@@ -1,4 +1,4 @@
-"""The parser's place in the tokens, and the units behind a value."""
+"""The parser's place in the tokens, and the units after a value."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class UnitParser:
         return token.kind == "text" and self.joins(token) is None and read_unit(_singleton(token.text)) is not None
 
     def currency_follows(self) -> bool:
-        """True when the next token is the sign of a currency behind its amount."""
+        """True when the next token is the sign of a currency after its amount."""
         following = self.tokens[self.at + 1].kind if self.peek() in CURRENCY else ""
         return following in ("end", "text", "join") or (following == "sign" and self.tokens[self.at + 1].text in ",;")
 

@@ -1,6 +1,6 @@
 r"""Spellings that are rewritten before an answer is cut into tokens: `\text{14}`, `2.5\text{ million}`, `]0,1[`.
 
-Each rule first looks for its mark, so that it costs nothing for the many answers without it.
+Each rule first looks for its mark, so that it costs almost nothing for an answer without the mark.
 """
 
 from __future__ import annotations

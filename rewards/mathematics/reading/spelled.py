@@ -1,4 +1,4 @@
-"""Numbers in English words, and answers with a repetition: a number with its name behind it, and "yes, it is"."""
+"""Numbers in English words, and answers with a repetition: a number with its name after it, and "yes, it is"."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def number_of(text: str) -> int | None:
 
 
 def without_gloss(plain: str) -> str:
-    r"""`8 (eight)` without its gloss, and `9 (apples)` as `9 \text{ apples}`; any other text as it is."""
+    r"""`8 (eight)` without its gloss, and `9 (apples)` as `9 \text{ apples}`; any other text unchanged."""
     if not plain.endswith((")", ")}")):
         return plain
     match = _GLOSS.fullmatch(plain.strip())

@@ -130,11 +130,7 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 
 
 def _guess_period(digits: str) -> Fraction:
-    """Read `0.1666...`.
-
-    The period is the shortest run of digits that stands at least twice at the end; without such a run the decimal is
-    finite.
-    """
+    """Read `0.1666...`: the period is the shortest run of digits that stands at least twice at the end."""
     whole, _, tail = digits.partition(".")
     for length in range(1, len(tail) // 2 + 1):
         period = tail[-length:]

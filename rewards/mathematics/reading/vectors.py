@@ -55,7 +55,7 @@ def _tuple(components: list[Node]) -> Sequence:
 
 
 def _components(node: Node, units: tuple[Node, ...]) -> list[Node] | None:
-    """The factors of the three units in a sum; None when a part of it is no vector."""
+    """The factors of the three units in a sum; None when a part of the sum is no vector."""
     if node in units:
         return [_ONE if node == unit else _ZERO for unit in units]
     if not isinstance(node, Apply):

@@ -8,10 +8,10 @@ from rewards.mathematics.nodes import Apply, Node, Number
 
 
 def half_step(node: Node) -> Node | None:
-    r"""Half of one in the last digit that was written; None when the value was written exactly.
+    r"""Half a unit of the last written digit; None when the value was written exactly.
 
-    Decimals and scientific notation are rounded, also with a minus, a percent or degree sign, and after a conversion of
-    the unit. Integers and fractions are exact, and so is `10^6`, which has no digits before its power.
+    Decimals and scientific notation count as rounded, also with a minus, a percent or degree sign, and after a
+    conversion of the unit. Integers, fractions and `10^6`, which has no digits before its power, are exact.
     """
     if isinstance(node, Number):
         return _half(node) if node.decimals else None

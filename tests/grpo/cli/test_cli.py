@@ -405,7 +405,7 @@ def test_a_verifier_has_the_memory_that_is_asked_for(config: Path) -> None:
     verifiers = [{"name": "own", "use": f"{hungry}:verify"}]
     rows: list[dict[str, object]] = [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": "2"}]
     told = check_rows_of(config, rows, verifiers=verifiers).stdout
-    assert "0 of 2 gold answers" in told and "2048 MiB of address space, as memory_mib says" in told
+    assert "0 of 2 gold answers" in told and "2048 MiB of address space (the setting memory_mib)" in told
     told = check_rows_of(config, rows, "verification.memory_mib=4096", verifiers=verifiers).stdout
     assert "2 of 2 gold answers" in told
 
