@@ -148,7 +148,7 @@ class Replica:
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since
             self._busy_since = now
-        assert self._processes is not None, "a replica that is up has said which its processes are"
+        assert self._processes is not None, "a running replica has reported its processes"
         process, address = self._processes.created[0][0], self._processes.address
         sampled = GeneratorThroughput(self.id, process, address, self._tokens, self._busy_s)
         self._tokens, self._busy_s = 0, 0.0
@@ -175,7 +175,7 @@ def _end_processes(processes: Processes) -> None:
     import psutil
 
     if ray.get_runtime_context().get_node_id() != processes.node:
-        return  # the node is gone, and they with it
+        return  # the node is gone, and its processes too
     for pid, created in processes.created:
         try:
             process = psutil.Process(pid)

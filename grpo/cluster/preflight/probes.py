@@ -1,7 +1,7 @@
 """`grpo check --cluster`: tests every node with a policy of a few kilobytes.
 
-One actor on each node sums a tensor with all the others, samples from vLLM, receives new weights for it and proves
-that they arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
+An actor on each node sums a tensor with all other actors, samples from vLLM, gives vLLM new weights, proves that they
+arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class NodeProbes:
         from transformers import AutoModelForCausalLM
 
         if self._generator is None:
-            raise RuntimeError("there is no vLLM to push to, as the generation failed")
+            raise RuntimeError("no vLLM can receive the weights, because the generation failed")
         started = time.monotonic()
         self._generator.begin_update()
         self._generator.update(bucket)
@@ -182,7 +182,7 @@ class ProbedNode(Protocol):
         ...
 
     def weight_push(self, bucket: Any) -> Wait:
-        """Start to give vLLM other weights: `new_weights()`, or a reference to it."""
+        """Start to give vLLM new weights: `new_weights()`, or a reference to it."""
         ...
 
     def sandbox(self) -> Wait:
