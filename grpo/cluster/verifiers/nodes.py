@@ -217,17 +217,14 @@ class NodePool:
         self.close()
 
     def _create(self, identity: str) -> tuple[_Node, Any]:
-        actor: Any = (
-            ray.remote(VerifierActor)
-            .options(
-                # The actor only waits for its workers, so it reserves no core. The workers use any free cores.
-                num_cpus=0,
-                max_concurrency=_CONCURRENCY,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-            )
-            .remote()
-        )
+        remote: Any = ray.remote(VerifierActor)
+        actor = remote.options(
+            # The actor only waits for its workers, so it reserves no core. The workers use any free cores.
+            num_cpus=0,
+            max_concurrency=_CONCURRENCY,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        ).remote()
         return _Node(identity, actor), actor.start.remote(*self._start_with, present_place())
 
     def _send(self, batch: _Batch) -> None:
