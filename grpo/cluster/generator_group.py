@@ -108,10 +108,10 @@ class GeneratorGroup:
         """Deal out work. Streams call this."""
         shares: dict[Replica, dict[RequestId, Work]] = {}
         loads = {replica: replica.load for replica in self._up() or self._replicas}
-        for each in work:
+        for item in work:
             freest = min(loads, key=lambda replica: loads[replica])
-            loads[freest] += each.sampling.samples
-            shares.setdefault(freest, {})[each.request.id] = each
+            loads[freest] += item.sampling.samples
+            shares.setdefault(freest, {})[item.request.id] = item
         for replica, share in shares.items():
             replica.ask(share)
             replica.listen(self._beat_s)

@@ -91,14 +91,14 @@ class Replica:
         logger.info("generator %d is up (pid %d on %s); its log: %s", self.index, pid, processes.address, processes.log)
 
     def admit(self) -> None:
-        """Let the replica sample: send the work that arrived meanwhile."""
+        """Let the replica sample: send the work that arrived during its start."""
         self.starting = None
         self._send(self.work)
 
     def ask(self, work: Mapping[RequestId, Work]) -> None:
         """Begin to sample for these requests, or later when the replica is up."""
         self.work.update(work)
-        self.load += sum(each.sampling.samples for each in work.values())
+        self.load += sum(item.sampling.samples for item in work.values())
         if self.up:
             self._send(work)
 
@@ -106,8 +106,8 @@ class Replica:
         if work and self._busy_since is None:
             self._busy_since = time.monotonic()
         by_sampling: dict[SamplingParams, list[Request]] = {}
-        for each in work.values():
-            by_sampling.setdefault(each.sampling, []).append(each.request)
+        for item in work.values():
+            by_sampling.setdefault(item.sampling, []).append(item.request)
         for sampling, requests in by_sampling.items():
             self.remote.handle.submit.remote(requests, sampling)
 

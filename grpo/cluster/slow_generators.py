@@ -59,12 +59,12 @@ class SlowGenerators:
         if len(self._last) < STEPS:
             return {}, []
         speeds = {}
-        for now in sampled:
-            steps = [each for step in self._last for each in step if each.source == now.source]
-            busy_s = sum(each.busy_s for each in steps)
+        for current in sampled:
+            steps = [past for step in self._last for past in step if past.source == current.source]
+            busy_s = sum(past.busy_s for past in steps)
             if len(steps) == STEPS and busy_s > 0:
                 # A generator without finished groups is slow too. The minimum of one token avoids a division by zero.
-                speeds[now] = max(1, sum(each.tokens for each in steps)) / busy_s
+                speeds[current] = max(1, sum(past.tokens for past in steps)) / busy_s
         if len(speeds) < 2:
             return {}, []
         slower, lines = [], []
