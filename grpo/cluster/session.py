@@ -63,7 +63,7 @@ def start_local_ray(cpus: int) -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(folder))
         # Ray may have cached another token before.
         AuthenticationTokenLoader.instance().reset_cache()
-    # Ray makes its folder accessible to all users, so it gets a subfolder of the private folder.
+    # Ray makes this folder accessible to all users, but no other user can enter the private folder around it.
     sessions = folder / "ray"
     remove_old_sessions(sessions)
     known = set(psutil.Process().children(recursive=True))

@@ -69,7 +69,7 @@ class NodePool:
     """Runs verifiers on every node of a Ray cluster; futures and verdicts are those of `VerifierPool`.
 
     If an actor or its node dies, its calls go to another node, at most `replays` times. After that, or if no node
-    lives, their verdict is `error`. If an actor dies but its node lives, it is restarted, at most `replays` times.
+    lives, their verdict is `error`. If the node of a dead actor lives, the actor is restarted, at most `replays` times.
 
     Args:
         verifiers: specs; every node must be able to build each verifier.
