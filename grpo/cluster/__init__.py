@@ -1,1 +1,1 @@
-"""Ray: placement, actors, groups of actors, and what notices that one is lost. The only wing that imports Ray."""
+"""Ray: placement, actors, groups of actors, and detection of lost actors. Only this package imports Ray."""

@@ -1,7 +1,7 @@
 """The current activity and waits of a job's driver. The driver's thread writes them; the watchdog reads them.
 
-Something that happened, a wait that ended, a phase that began, is progress; a wait that goes on is none. Each start of
-a job has an activity of its own, which whatever waits in the driver's thread reaches by `current`.
+An event, the start of a phase and the end of a wait are progress; a wait that continues is not. Each start of a job has
+a separate activity. Code in the driver's thread gets it from `current`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Wait:
 
 
 class Activity:
-    """The present phase and waits. Lists are replaced, never changed, so that another thread may look at any time."""
+    """The present phase and waits. Tuples are replaced, never changed, so another thread may read them at any time."""
 
     def __init__(self) -> None:
         """Begin with no phase and no waits."""
@@ -50,7 +50,7 @@ class Activity:
 
     @contextlib.contextmanager
     def within(self, phase: Phase, text: str = "") -> Iterator[None]:
-        """The block is a phase outside of steps, such as a start, a checkpoint or an evaluation; `text` says more."""
+        """Mark the block as a phase outside of steps, such as a start or an evaluation; `text` describes the phase."""
         before = self._phases
         self._phases = (*before, (phase, text))
         self.moved()
@@ -73,7 +73,7 @@ class Activity:
 
     @property
     def phase(self) -> tuple[Phase, str]:
-        """The part of a step, and outside of steps the innermost phase; and how a person reads it."""
+        """The innermost phase outside of steps, else the part of the step; and its description for people."""
         phase, text = self._phases[-1] if self._phases else (self._timed or Phase.BETWEEN_STEPS, "")
         return phase, text or phase.replace("_", " ")
 
@@ -98,7 +98,7 @@ def current() -> Activity:
 
 @contextlib.contextmanager
 def driving() -> Iterator[Activity]:
-    """This thread drives a job while the block runs: the job's activity."""
+    """Make this thread the driver of a job while the block runs; yield the job's activity."""
     token = _current.set(Activity())
     try:
         yield current()

@@ -13,7 +13,7 @@ from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE
 
 
 def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
-    """The actors that a job needs."""
+    """Return the resources that a job's actors need."""
     learner = settings.learner
     if isinstance(settings, config.SftConfig):
         return Plan(learner.ranks, learner.threads)
@@ -60,12 +60,12 @@ class Plan:
         return self.learner_ranks + sampling
 
     def bundles(self, device: Device, kept: Collection[str] = ()) -> list[dict[str, float]]:
-        """Ray resource bundles: learner ranks first, then generators where they have devices of their own.
+        """Ray resource bundles: learner ranks first, then generators if they have separate devices.
 
         Args:
             device: device type of the actors.
-            kept: resources of the cluster; where `LEARNER_NODE` or `GENERATOR_NODE` is among them, those actors go
-                to the nodes that have it.
+            kept: resources of the cluster. If `LEARNER_NODE` or `GENERATOR_NODE` is among them, learner ranks or
+                generators run only on nodes with this resource.
         """
         gpu = device == "cuda"
         learner = {
@@ -84,7 +84,7 @@ class Plan:
         return [learner] * self.learner_ranks + [generator] * self.generators
 
     def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
-        """Return the missing resources of a cluster with these resources, if any."""
+        """Describe the first missing resource of a cluster that has the resources `have`; None if it has enough."""
         bundles = self.bundles(device, have)
         for resource in ("GPU", "CPU"):
             needed = sum(bundle.get(resource, 0.0) for bundle in bundles)

@@ -1,4 +1,4 @@
-"""Ray: where learner ranks and generators run. The rest of the Ray room says how they are called."""
+"""Place learner ranks and generators on the nodes of a Ray cluster. The other files of the Ray room call them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ from grpo.cluster.generator_group import GeneratorGroup
 from grpo.cluster.learner_actor import LearnerActor
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.cluster.replica import GeneratorLimits
-from grpo.cluster.session import (
-    ON_LOOPBACK,
-    choose_device,
-    connect,
-    generator_environment,
-    learner_environment,
-)
+from grpo.cluster.session import ON_LOOPBACK, choose_device, connect, generator_environment, learner_environment
 from grpo.cluster.waiting import wait_for
 from grpo.config.cluster import Device
 from grpo.generator.setup import GeneratorSetup
@@ -37,19 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 class Cluster:
-    """Ray, with the actors of one job; leaving the `with` block ends them all."""
+    """Ray, with the actors of one job; leaving the `with` block ends all actors."""
 
     def __init__(self, settings: config.ClusterConfig, plan: Plan) -> None:
         """Connect to Ray, or start it on this machine's loopback interface, and reserve what the plan needs.
 
         Raises:
             ValueError: the cluster does not have the GPUs or CPUs that the plan needs.
-            TimeoutError: they are there but in use.
+            TimeoutError: other jobs use these GPUs or CPUs.
         """
         self._settings = settings
         self._plan = plan
         self._actors: list[Any] = []
-        # Threads of phases that take turns may well outnumber the cores; Ray only counts them.
+        # Phases take turns, so their threads together may outnumber the cores. Ray only counts them.
         needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
         self._owns_ray = connect(settings, max(int(needed), os.cpu_count() or 1))
         self.device: Device = choose_device(settings.device)
@@ -57,7 +51,7 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Nodes that are up."""
+        """Number of running nodes."""
         return sum(1 for node in ray.nodes() if node["Alive"])
 
     def __enter__(self) -> Cluster:
@@ -71,7 +65,7 @@ class Cluster:
             ray.shutdown()
 
     def start_learner(self, setups: Sequence[LearnerSetup]) -> Callable[[], LearnerGroup]:
-        """Start the ranks; call the result to wait until all have met."""
+        """Start the ranks; call the result to wait until all ranks have met."""
         environment = learner_environment(self.device, self._plan.learner_threads)
         if self._settings.address is None:
             environment |= ON_LOOPBACK
@@ -105,10 +99,10 @@ class Cluster:
         """Start the replicas; call the result to wait until all engines are up.
 
         Args:
-            setups: one for each replica.
+            setups: setup of each replica.
             group_deadline_s: longest wait for the next finished group.
             update_deadline_s: longest wait for one part of a weight update.
-            tell: is given a line about each replica that is restarted.
+            tell: function that gets a line about each restart.
         """
         first = 0 if self._plan.share_gpus else self._plan.learner_ranks
 
@@ -168,7 +162,7 @@ class Cluster:
         self, cls: type, bundle: int, cpus: float, devices: float, environment: dict[str, str], **fixed: Any
     ) -> Any:
         gpus = 0.0 if self.device == "cpu" else devices * (0.5 if self._plan.share_gpus else 1.0)
-        # What Ray wants to know of a class once and for all, not of each actor.
+        # Ray accepts the options in `fixed` for the class only, not for each actor.
         remote: Any = ray.remote(**fixed)(cls) if fixed else ray.remote(cls)
         return remote.options(
             num_cpus=cpus,
@@ -179,10 +173,10 @@ class Cluster:
 
 
 def wait_for_nodes(settings: config.ClusterConfig, plan: Plan) -> None:
-    """Wait until the cluster has again what a job that lost a part of it needs.
+    """Wait until the cluster has the job's resources again, after a loss.
 
     Raises:
-        TimeoutError: it has not, after `cluster.start_deadline_s`; the message says what is missing.
+        TimeoutError: a resource is missing after `cluster.start_deadline_s`; the message names it.
     """
     owns_ray = connect(settings, os.cpu_count() or 1)
     until = time.monotonic() + settings.start_deadline_s
@@ -196,7 +190,7 @@ def wait_for_nodes(settings: config.ClusterConfig, plan: Plan) -> None:
                 nodes = [str(node["NodeName"]) for node in ray.nodes() if node["Alive"]]
                 raise TimeoutError(
                     f"{missing} after cluster.start_deadline_s={settings.start_deadline_s:.0f}; its nodes are "
-                    f"{', '.join(sorted(nodes))}: bring the lost one back, then go on by resume=auto"
+                    f"{', '.join(sorted(nodes))}: bring the lost node back, then continue with resume=auto"
                 )
             time.sleep(1.0)
     finally:

@@ -1,14 +1,14 @@
-"""What a run outlives: the machinery under it died or hung, and nothing is wrong with the run itself.
+"""Errors that a run survives: a process or a node died or hung, and the run itself is correct.
 
-`grpo.run.recovery` goes on from the newest checkpoint after these, and after no other error.
+After these errors only, `grpo.run.recovery` continues from the newest checkpoint.
 """
 
 from __future__ import annotations
 
 
 class ProcessDied(RuntimeError):
-    """A process that the run depends on died, or its node did; the message says in one line which, and how."""
+    """A process of the run or its node died; the message names the process and the cause in one line."""
 
 
 class Stalled(RuntimeError):
-    """Nothing moved for `watchdog.stall_s`; the message names the phase, what was waited for, and the file."""
+    """No progress for `watchdog.stall_s`; the message names the phase, the pending results and the file of stacks."""

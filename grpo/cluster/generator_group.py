@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Longest time for which a generator that has nothing to hand over keeps silent.
+# Seconds after which a generator without finished groups reports anyway.
 BEAT_S = 5.0
 
 
 class GeneratorGroup:
-    """All generator replicas; each request goes to the one with the fewest unfinished completions.
+    """All generator replicas; each request goes to the replica with the fewest unfinished completions.
 
     A replica that dies or hangs is restarted and gets the current weights. Its unfinished work goes to the other
     replicas at once; without other replicas, the restarted replica gets it. The group has no thread: it notices a loss
@@ -84,14 +84,14 @@ class GeneratorGroup:
         self._push = push
 
     def stream(self, sampling: SamplingParams) -> SampleStream:
-        """A stream of requests; several may share the replicas."""
+        """Return a new stream of requests; several streams may share the replicas."""
         self._streams += 1
         return SampleStream(self._streams, sampling, self.ask, self.collect)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[tuple[int, tuple[Completion, ...]]]:
-        """Sample for each prompt; (index, completions) as groups finish on any replica."""
+        """Sample for each prompt; yield (index, completions) as groups finish on any replica."""
         stream = self.stream(sampling)
         stream.submit(
             [Request(i, prompt.token_ids, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
@@ -108,10 +108,10 @@ class GeneratorGroup:
         """Deal out work. Streams call this."""
         shares: dict[Replica, dict[RequestId, Work]] = {}
         loads = {replica: replica.load for replica in self._up() or self._replicas}
-        for each in work:
+        for item in work:
             freest = min(loads, key=lambda replica: loads[replica])
-            loads[freest] += each.sampling.samples
-            shares.setdefault(freest, {})[each.request.id] = each
+            loads[freest] += item.sampling.samples
+            shares.setdefault(freest, {})[item.request.id] = item
         for replica, share in shares.items():
             replica.ask(share)
             replica.listen(self._beat_s)
@@ -123,21 +123,20 @@ class GeneratorGroup:
         if wait and not finished:
             reports = [replica.report for replica in self._replicas if replica.report]
             with activity.current().waiting("a finished group", reports):
-                self._collect_one(finished, began)
+                self._wait_for_group(finished, began)
 
-    def _collect_one(self, finished: Finished, began: float) -> None:
+    def _wait_for_group(self, finished: Finished, began: float) -> None:
         while not finished:
-            left_s = max(began, self._moved_at) + self.limits.group_s - time.monotonic()
-            if left_s <= 0:
-                unfinished = ", ".join(
-                    f"{replica.id} ({len(replica.work)})" for replica in self._replicas if replica.work
-                )
+            remaining_s = max(began, self._moved_at) + self.limits.group_s - time.monotonic()
+            if remaining_s <= 0:
+                late = [replica for replica in self._replicas if replica.work]
+                unfinished = ", ".join(f"{replica.id} ({len(replica.work)})" for replica in late)
                 raise TimeoutError(
-                    f"no group finished within rollout.deadline_s={self.limits.group_s:.0f}; unfinished are those of "
-                    f"{unfinished}: shorten completions, raise the deadline, or look at their logs"
-                    f"{see_log(*(str(replica.id) for replica in self._replicas if replica.work))}"
+                    f"no group finished within rollout.deadline_s={self.limits.group_s:.0f}; unfinished groups are on "
+                    f"{unfinished}: shorten completions, raise the deadline, or look at the generators' logs"
+                    f"{see_log(*(str(replica.id) for replica in late))}"
                 )
-            self._hear(left_s)
+            self._hear(remaining_s)
 
     def only(self, index: int) -> OneReplica:
         """Return a single replica, to load weights on it and to prove that they arrived."""
@@ -152,7 +151,7 @@ class GeneratorGroup:
         losses = Losses(self.limits.update_s)
         names = load_buckets(self._up(), buckets, policy_version, losses)
         self._replace_all(losses)
-        self._wait_for_one()
+        self._wait_until_up()
         return names
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[Scores]]:
@@ -164,7 +163,7 @@ class GeneratorGroup:
             scores = list(losses.settle("score the probe", calls).values())
             self._replace_all(losses)
             if not scores:
-                self._wait_for_one()
+                self._wait_until_up()
                 return self.score(sequences)()
             return scores
 
@@ -223,8 +222,7 @@ class GeneratorGroup:
             replica = waiting[reference]
             try:
                 if replica.up:
-                    heard = replica.hear(self.limits.hang_s)
-                    if heard:
+                    if replica.hear(self.limits.hang_s):
                         self._moved_at = time.monotonic()
                         activity.current().moved()
                 else:
@@ -248,7 +246,7 @@ class GeneratorGroup:
         replica.started(result_of(replica.starting, self.limits.start_s, "start"))
         if self._updated:
             if self._push is None:
-                raise RuntimeError(f"{replica.id} was restarted and nothing says how it gets its weights")
+                raise RuntimeError(f"{replica.id} was restarted but cannot get its weights; call `on_restart` first")
             self._push(replica.index)
         replica.admit()
         self._moved_at = time.monotonic()
@@ -267,12 +265,12 @@ class GeneratorGroup:
             raise RuntimeError(
                 f"{replica.id} was lost: {reason}{see_log(str(replica.id))}; and the run has already restarted "
                 f"generators generator.max_restarts={self.limits.max_restarts} times. Find out why they die (memory, a "
-                "prompt that vLLM cannot take, a device), or raise it"
+                "prompt that vLLM cannot take, a device), or raise this limit"
             )
         unfinished = replica.replace(reason)
         if unfinished:
             self.ask(unfinished)
 
-    def _wait_for_one(self) -> None:
+    def _wait_until_up(self) -> None:
         while not self._up():
             self._hear(self.limits.start_s)

@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 @logs_failures
 class LearnerActor:
-    """A learner rank in a Ray process of its own; the driver never imports DeepSpeed.
+    """A learner rank in a separate Ray process, so the driver never imports DeepSpeed.
 
-    What the rank can do is written in `LearnerRank` alone; see `grpo.cluster.waiting`.
+    Only `LearnerRank` defines the rank's operations (see `grpo.cluster.waiting`).
     """
 
     def __init__(self, setup: LearnerSetup, logs: LogPlace | None = None) -> None:
@@ -46,11 +46,11 @@ class LearnerActor:
         return str(self._id)
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it, for the ranks to meet at."""
+        """Return this node's address and a free port on it, where the ranks can meet."""
         return free_address()
 
     def start(self, master_address: str, master_port: int) -> str:
-        """Load the policy and meet the other ranks at an address; the file of the rank's log."""
+        """Load the policy and meet the other ranks at an address; return the path of the rank's log."""
         with without_collector():
             from grpo.learner.rank import LearnerRank
 
@@ -61,18 +61,18 @@ class LearnerActor:
         return self._log
 
     def call(self, verb: Callable[[LearnerRank, *More], Result], doing: Phase | None, *arguments: *More) -> Result:
-        """Do `verb(rank, *arguments)`, busy with `doing`."""
+        """Run `verb(rank, *arguments)`, and count the time as `doing`."""
         with self._busy.during(doing) if doing else contextlib.nullcontext():
             return verb(self._rank, *arguments)
 
     def stream(
         self, verb: Callable[[LearnerRank, *More], Iterator[Result]], doing: Phase, *arguments: *More
     ) -> Iterator[Result]:
-        """What `verb(rank, *arguments)` iterates over; busy with `doing` while it makes an item."""
+        """Yield the items of `verb(rank, *arguments)`, and count the time in which items are made as `doing`."""
         yield from self._busy.each(doing, verb(self._rank, *arguments))
 
     def take_busy(self) -> Busy:
-        """What the rank did, and when, since the last call."""
+        """Return the rank's activities and times since the last call."""
         return self._busy.take()
 
     def start_profile(self) -> None:

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class LearnerGroup:
-    """All learner ranks, called alike."""
+    """All learner ranks, called as one."""
 
     def __init__(
         self, actors: Sequence[Any], deadline_s: float, sequence_parallel: int = 1, *, together: bool = True
@@ -45,8 +45,8 @@ class LearnerGroup:
         Args:
             actors: Ray's handles of the ranks (`LearnerActor`).
             deadline_s: longest wait for a call.
-            sequence_parallel: neighbouring ranks that share each microbatch, and answer alike.
-            together: whether a rank needs the others to compute what the policy makes of tokens.
+            sequence_parallel: number of neighbouring ranks that share each microbatch; they return equal results.
+            together: whether a rank needs the other ranks to compute log-probabilities.
         """
         self._ranks: list[RemoteActor[LearnerRank]] = [RemoteActor(actor) for actor in actors]
         self._deadline_s = deadline_s
@@ -71,7 +71,7 @@ class LearnerGroup:
 
     @property
     def ranks(self) -> int:
-        """Data-parallel ranks; those that share their microbatches count as one."""
+        """Number of data-parallel ranks; ranks that share their microbatches count as one rank."""
         return len(self._ranks) // self._sequence_parallel
 
     def connect(
@@ -83,19 +83,19 @@ class LearnerGroup:
         *,
         sparse: bool = False,
     ) -> None:
-        """Carry weights to these generators past Ray's object store from now on (`grpo.weights.link`)."""
+        """From now on, send weights to these generators without Ray's object store (`grpo.weights.link`)."""
         from grpo.weights.link import WeightLink
 
         self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for, sparse=sparse)
 
     def push_changes(self, generators: GeneratorGroup) -> None:
-        """Put only what changed into Ray's object store from now on, where all these generators have the rest."""
+        """From now on, put only changed values into Ray's object store, if all these generators have the others."""
         from grpo.weights.link import Holders
 
         self.holders = Holders(lambda: generators.actors)
 
     def pushing_to(self, receivers: Sequence[Remote[Receiver]]) -> AbstractContextManager[object]:
-        """Inside, weights go to these generators alone."""
+        """Send weights to these generators only, inside the context."""
         if self.link:
             return self.link.only(receivers)
         return self.holders.targets.only(receivers) if self.holders else contextlib.nullcontext()
@@ -105,9 +105,9 @@ class LearnerGroup:
         return self._first(lambda rank: rank.outlet.take_pushed(), "the size of the push")
 
     def steps(self, batches: Iterable[TrainBatch]) -> list[dict[str, float]]:
-        """An optimizer step on all ranks for each batch, in order; the global metrics of each.
+        """Do an optimizer step on all ranks for each batch, in order; return the global metrics of each step.
 
-        The ranks begin with the first batch while those after it are made.
+        The ranks begin with the first batch while the caller makes the next batches.
         """
         started = []
         for batch in batches:
@@ -128,7 +128,7 @@ class LearnerGroup:
         return [reference for reference in references for _ in range(self._sequence_parallel)]
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
-        """One optimizer step on all ranks; the global metrics."""
+        """Do one optimizer step on all ranks; return the global metrics."""
         return self.steps([batch])[0]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
@@ -137,7 +137,7 @@ class LearnerGroup:
         return lambda: wait_for(scoring, self._deadline_s, "scoring the probe in the learner")[0]
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
-        """Log-probabilities of a batch's tokens under the policy or the reference: [rank][microbatch] -> [T]."""
+        """Return log-probabilities of a batch under the policy or the reference: [rank][microbatch] -> [T]."""
         shares = zip(self._ranks, self._shares_of(batch.ranks), strict=True)
         scoring = [
             actor.start(lambda rank, share: rank.logprobs(share, source), Phase.SCORE, share) for actor, share in shares
@@ -150,17 +150,17 @@ class LearnerGroup:
         self._all(lambda rank: rank.refresh_reference(), Phase.LEARN, "refreshing the reference")
 
     def tensor_names(self) -> list[str]:
-        """Every name under which the policy has a tensor."""
+        """Return the names of the policy's tensors."""
         return [tensor.name for tensor in self.tensors()]
 
     def tensors(self) -> list[TensorInfo]:
-        """Every tensor of the policy, without its values."""
+        """Return the policy's tensors, without their values."""
         return self._first(lambda rank: rank.outlet.tensors(), "the tensors' names")
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
-        """The policy's weights in buckets; ask for one only when the one before the last is loaded.
+        """Yield the policy's weights in buckets; take a bucket only when the last but one is loaded.
 
-        They are references to arrays, or where `link` is set, what is told of a bucket that it brings by itself.
+        A bucket is a reference to arrays. If `link` is set, it is only a description, and `link` carries the values.
         """
         if self.link is not None:
             yield from self.link.buckets(self._ranks, self.tensors(), bucket_bytes)
@@ -238,6 +238,6 @@ class LearnerGroup:
         return [actor.handle.take_busy.remote() for actor in self._ranks]
 
     def _hear_busy(self, references: Sequence[ObjectRef[Busy]]) -> None:
-        answers = wait_for(references, self._deadline_s, "what the learner ranks have done")
+        answers = wait_for(references, self._deadline_s, "the learner ranks' activities")
         for clock, busy in zip(self._busy, answers, strict=True):
             clock.merge(busy)

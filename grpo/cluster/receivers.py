@@ -49,7 +49,7 @@ def load_buckets(replicas: Sequence[Replica], buckets: Iterable[Any], policy_ver
         loaded = list(losses.settle(what, calls).values())
         names.extend(loaded[0] if loaded else ())
 
-    def those_left() -> list[Replica]:
+    def running() -> list[Replica]:
         return [replica for replica in replicas if replica not in losses.reasons]
 
     # An actor runs its calls in order, so the driver need not wait for each answer. But buckets would fill the object
@@ -62,22 +62,22 @@ def load_buckets(replicas: Sequence[Replica], buckets: Iterable[Any], policy_ver
     for bucket in buckets:
         loading.append(
             {
-                replica: replica.remote.start(lambda generator, it: generator.update(it), Phase.SYNC, bucket)
-                for replica in those_left()
+                replica: replica.remote.start(lambda generator, part: generator.update(part), Phase.SYNC, bucket)
+                for replica in running()
             }
         )
         if len(loading) > 1:
             settle("load a bucket of weights", loading.popleft())
     finished = {
         replica: replica.remote.start(lambda generator: generator.finish_update(policy_version), Phase.SYNC)
-        for replica in those_left()
+        for replica in running()
     }
     busy = {replica: replica.remote.handle.take_busy.remote() for replica in finished}
     losses.settle("begin a weight update", begun)
     for calls in loading:
         settle("load a bucket of weights", calls)
     losses.settle("finish a weight update", finished)
-    for replica, activities in losses.settle("say what it has done", busy).items():
+    for replica, activities in losses.settle("report its activities", busy).items():
         replica.busy.merge(activities)
     return names
 

@@ -91,14 +91,14 @@ class Replica:
         logger.info("generator %d is up (pid %d on %s); its log: %s", self.index, pid, processes.address, processes.log)
 
     def admit(self) -> None:
-        """Let the replica sample: send the work that arrived meanwhile."""
+        """Let the replica sample: send the work that arrived during its start."""
         self.starting = None
         self._send(self.work)
 
     def ask(self, work: Mapping[RequestId, Work]) -> None:
         """Begin to sample for these requests, or later when the replica is up."""
         self.work.update(work)
-        self.load += sum(each.sampling.samples for each in work.values())
+        self.load += sum(item.sampling.samples for item in work.values())
         if self.up:
             self._send(work)
 
@@ -106,8 +106,8 @@ class Replica:
         if work and self._busy_since is None:
             self._busy_since = time.monotonic()
         by_sampling: dict[SamplingParams, list[Request]] = {}
-        for each in work.values():
-            by_sampling.setdefault(each.sampling, []).append(each.request)
+        for item in work.values():
+            by_sampling.setdefault(item.sampling, []).append(item.request)
         for sampling, requests in by_sampling.items():
             self.remote.handle.submit.remote(requests, sampling)
 
@@ -148,7 +148,7 @@ class Replica:
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since
             self._busy_since = now
-        assert self._processes is not None, "a replica that is up has said which its processes are"
+        assert self._processes is not None, "a running replica has reported its processes"
         process, address = self._processes.created[0][0], self._processes.address
         sampled = GeneratorThroughput(self.id, process, address, self._tokens, self._busy_s)
         self._tokens, self._busy_s = 0, 0.0
@@ -175,7 +175,7 @@ def _end_processes(processes: Processes) -> None:
     import psutil
 
     if ray.get_runtime_context().get_node_id() != processes.node:
-        return  # the node is gone, and they with it
+        return  # the node is gone, and its processes too
     for pid, created in processes.created:
         try:
             process = psutil.Process(pid)

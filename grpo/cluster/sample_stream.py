@@ -1,4 +1,4 @@
-"""A stream of requests to the generators, which share their replicas with other streams. Part of the Ray room."""
+"""A stream of requests to the generators, which several streams share. Part of the Ray room."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from grpo.cluster.replica import Work
 from grpo.types import Finished, Request, SamplingParams
 
 Ask = Callable[[Sequence[Work]], None]
-# (list that finished groups are added to, whether to wait until there is one)
+# Arguments: list to which finished groups are added; whether to wait for a group.
 Collect = Callable[[Finished, bool], None]
 
 
 class SampleStream:
-    """Requests with the same sampling, handed out as their groups finish."""
+    """Requests with the same sampling; their groups are returned as they finish."""
 
     def __init__(self, number: int, sampling: SamplingParams, ask: Ask, collect: Collect) -> None:
         """Begin with no request; `GeneratorGroup.stream` makes streams.
 
         Args:
-            number: number of the stream, which no other stream of the group has.
-            sampling: how all requests are sampled.
-            ask: deals out work to the replicas.
-            collect: hears the replicas.
+            number: unique number of the stream in its group.
+            sampling: sampling of all requests.
+            ask: function that gives work to the replicas.
+            collect: function that collects finished groups from the replicas.
         """
         self._number = number
         self._sampling = sampling
@@ -34,37 +34,37 @@ class SampleStream:
 
     @property
     def unfinished(self) -> int:
-        """Requests that were submitted and not yet handed out."""
+        """Number of submitted requests whose groups are not yet returned."""
         return len(self._unfinished)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Begin to sample; returns at once.
+        """Begin to sample; return at once.
 
         Args:
-            requests: their indices are the caller's, each unique among those that are unfinished.
+            requests: requests. The caller chooses their indices, which must differ among unfinished requests.
 
         Raises:
             ValueError: an index is in use.
         """
         for request in requests:
             if request.index in self._unfinished:
-                raise ValueError(f"request {request.index} is unfinished in this stream; give each an index of its own")
+                raise ValueError(f"request {request.index} is unfinished in this stream; give each a different index")
             self._unfinished.add(request.index)
         mine = (replace(request, stream=self._number) for request in requests)
         self._ask([Work(request, self._sampling, self._finished.append) for request in mine])
 
     def finished(self, wait: bool = True) -> Finished:
-        """Groups that finished since the last call, on any replica.
+        """Return the groups that finished since the last call, on any replica.
 
         Args:
-            wait: until there is at least one; otherwise there may be none.
+            wait: whether to wait until there is a group.
 
         Raises:
-            TimeoutError: none came in `rollout.deadline_s`.
-            RuntimeError: nothing is unfinished to wait for, or replicas die again and again.
+            TimeoutError: no group finished within `rollout.deadline_s`.
+            RuntimeError: `wait` is set without an unfinished request, or replicas die again and again.
         """
         if wait and not self._unfinished:
-            raise RuntimeError("a wait for a group would never end: nothing is unfinished in this stream")
+            raise RuntimeError("a wait for a group would never end: this stream has no unfinished request")
         self._collect(self._finished, wait)
         handed_out = self._finished.copy()
         self._finished.clear()

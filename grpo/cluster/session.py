@@ -1,6 +1,6 @@
-"""The Ray that a job uses, its own or a cluster's, and what its processes find in their environment.
+"""Connect to a cluster's Ray or start a local Ray, and set the environment of a job's processes.
 
-It is also the one file that touches what Ray keeps private.
+No other file uses Ray's private interfaces.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grpo.package_finder import ROOT, hides_this_package
 
 
 def connect(settings: config.ClusterConfig, cpus: int) -> bool:
-    """Use the cluster that is configured, or one of this machine's own; whether it was this that started Ray.
+    """Connect to the configured cluster or start a local Ray; return False if this process already uses Ray.
 
     Raises:
         TimeoutError: Ray did not start.
@@ -41,61 +41,61 @@ def connect(settings: config.ClusterConfig, cpus: int) -> bool:
 
 
 def start_local_ray(cpus: int) -> None:
-    """Start Ray for this process: every port on the loopback interface, no dashboard, and nothing for other users.
+    """Start Ray for this process: all ports on the loopback interface, no dashboard, no access for other users.
 
-    Left to itself Ray makes its folders writable for all, and writes its token as the umask has it. Whoever has the
-    token and the port runs code as this user.
+    By default, Ray's folders are writable for all users, and the umask decides who can read Ray's token. A user with
+    the token and the port can run code as this user.
 
     Args:
-        cpus: logical CPUs that actors may ask for together.
+        cpus: number of logical CPUs that all actors together may request.
 
     Raises:
-        TimeoutError: it did not start within the limit that it gives itself, twice.
+        TimeoutError: Ray did not start within its time limit, twice.
     """
-    # Ray takes the loopback address for this machine's own only where it cannot form a cluster. It reads the variable
+    # Ray uses the loopback address as this machine's address only if it cannot form a cluster. Ray reads the variable
     # when it is imported, and its child processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    # Ray runs its workers at niceness 15, where anything else on the machine would starve the engines.
+    # By default Ray runs its workers at niceness 15. Then any other program on the machine would slow the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
     folder = private_folder()
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(folder))
-        # Another token may have been looked for before.
+        # Ray may have cached another token before.
         AuthenticationTokenLoader.instance().reset_cache()
-    # Ray opens its own folder to everybody, but not the one around it.
+    # Ray makes this folder accessible to all users, but no other user can enter the private folder around it.
     sessions = folder / "ray"
     remove_old_sessions(sessions)
     known = set(psutil.Process().children(recursive=True))
     for last in (False, True):
         try:
-            # Not one that RAY_ADDRESS names or that happens to run here: cluster.address is how to join one.
+            # "local" ignores RAY_ADDRESS and any running Ray: only `cluster.address` joins a cluster.
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(sessions), **_common())
             return
         except Exception as failure:
-            # Ray has no class of its own for this.
+            # Ray has no exception class for this failure.
             if type(failure) is not Exception or "timed out during startup" not in str(failure):
                 raise
             for process in set(psutil.Process().children(recursive=True)) - known:
                 process.kill()
             if last:
                 raise TimeoutError(
-                    "Ray did not start within the 30 s that it gives itself, nor at a second try; is something else "
-                    "using up this machine? Try again when it is done"
+                    "Ray did not start within its limit of 30 s, nor at a second attempt; another program may use all "
+                    "of this machine. Try again when that program has ended"
                 ) from failure
 
 
 def actor_table() -> list[Any]:
-    """What Ray knows of every actor of the cluster, the dead ones too.
+    """Return Ray's records of all actors of the cluster, dead actors included.
 
-    Its public `list_actors` asks the dashboard, which a run does not start.
+    Ray's public `list_actors` needs the dashboard, which a run does not start.
     """
     accessor = ray._private.state.state._connect_and_get_accessor()
     return [ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
 
 
 def _common() -> dict[str, Any]:
-    # Worker processes print warnings of their own libraries by the hundred; what matters comes back as an error.
+    # Libraries in worker processes print hundreds of warnings. Real failures reach the driver as errors.
     arguments: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": bool(os.environ.get("GRPO_ACTOR_LOGS"))}
     if hides_this_package(os.getcwd()):
         arguments["job_config"] = PackagesFirst()
@@ -103,21 +103,20 @@ def _common() -> dict[str, Any]:
 
 
 class PackagesFirst(JobConfig):
-    """A job whose workers find this `grpo`, though the driver's working folder holds another.
+    """A job whose workers import this `grpo`, although the driver's working folder holds another `grpo`.
 
-    Ray puts that folder first on the search path of every worker, by inserting each entry of a list in turn at the
-    front. So the last entry is searched first.
+    Ray inserts each entry of a list at the front of every worker's search path. So the last entry is searched first.
     """
 
     def _serialize(self) -> str:
-        """The job as Ray's workers read it."""
+        """Return the job in the format of Ray's workers."""
         self._py_driver_sys_path.append(ROOT)
         self._cached_pb = None
         return super()._serialize()
 
 
 def session_logs() -> Path:
-    """Ray's folder of logs on this node, for an actor of a job whose folder the node does not see."""
+    """Return Ray's log folder on this node. An actor logs there if its node cannot access the job's folder."""
     node: Any = ray._private.worker._global_node
     return Path(node.get_logs_dir_path())
 
@@ -127,7 +126,7 @@ _chosen: ContextVar[dict[str, Device]] = ContextVar("chosen device")
 
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
-    """The block is a job with its restarts: if it has lost its GPUs, it must wait for them, not go on without."""
+    """Keep a job's device for all restarts in the block: a job that lost its GPUs must wait, not use CPUs."""
     token = _chosen.set({})
     try:
         yield
@@ -136,10 +135,10 @@ def on_one_device() -> Iterator[None]:
 
 
 def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    """What actors compute on; the same for all restarts of a job (`on_one_device`).
+    """Return the device type of the actors, the same for all restarts of a job (`on_one_device`).
 
     Raises:
-        ValueError: GPUs are asked for and the cluster has none.
+        ValueError: `wanted` is `gpu` and the cluster has no GPU.
     """
     chosen = _chosen.get({})
     if wanted not in chosen:
@@ -150,15 +149,15 @@ def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
     return chosen[wanted]
 
 
-# On a Ray of this machine's own, ranks listen for each other on loopback as well.
+# With a local Ray, the ranks communicate only through the loopback interface.
 ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def _common_environment(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
-        # Threads that wait must sleep: spinning ones starve the very thread they wait for as soon as anything else
-        # wants a core (on two busy cores a learner step of 0.6 s took 38 s).
+        # Waiting threads must sleep. On busy cores, spinning threads take the core of the thread that they wait for,
+        # and a learner step takes 60 times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -178,7 +177,7 @@ def generator_environment(setup: GeneratorSetup) -> dict[str, str]:
         **_common_environment(setup.generator.threads),
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(setup.generator.in_own_process(setup.device))),
         "VLLM_LOGGING_LEVEL": "WARNING",
-        # A trainer tells nobody what it runs.
+        # A trainer sends no usage statistics.
         "VLLM_NO_USAGE_STATS": "1",
     }
     if setup.device == "cpu":

@@ -1,4 +1,4 @@
-"""A generator that is much slower than its peers, noticed over the steps of a run."""
+"""Detect a generator that is much slower than its peers over several steps of a run."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ class SlowGenerators:
         self._named: set[tuple[ActorId, int, str]] = set()
 
     def step(self, sampled: Sequence[GeneratorThroughput]) -> tuple[dict[str, float], list[str]]:
-        """Add what generators did in a step; the step's metrics, and a line about each that is newly found slow.
+        """Add a step's throughputs; return metrics, and a line about each generator that is slow for the first time.
 
-        One that was started again is another, and compared when it has its own `STEPS` steps; where only one is left to
-        compare, there is nothing to say.
+        A restarted generator counts as a new generator and is compared after `STEPS` steps. Fewer than two generators
+        give no metrics.
         """
         self._last.append(sampled)
         if len(self._last) < STEPS:
             return {}, []
         speeds = {}
-        for now in sampled:
-            steps = [each for step in self._last for each in step if each.source == now.source]
-            busy_s = sum(each.busy_s for each in steps)
+        for current in sampled:
+            steps = [past for step in self._last for past in step if past.source == current.source]
+            busy_s = sum(past.busy_s for past in steps)
             if len(steps) == STEPS and busy_s > 0:
-                # A generator that has handed over nothing is slow too; a token keeps its speed a number to divide by.
-                speeds[now] = max(1, sum(each.tokens for each in steps)) / busy_s
+                # A generator without finished groups is slow too. The minimum of one token avoids a division by zero.
+                speeds[current] = max(1, sum(past.tokens for past in steps)) / busy_s
         if len(speeds) < 2:
             return {}, []
         slower, lines = [], []
@@ -75,7 +75,7 @@ class SlowGenerators:
                 self._named.add(slow.source)
                 lines.append(
                     f"{slow} is slow: it samples {speed:.0f} tokens/s while it has work, {peers / speed:.1f} times "
-                    f"fewer than the median of the others ({peers:.0f} tokens/s, last {STEPS} steps); the run goes on "
-                    "at its pace: look at what else its node does, and at its devices"
+                    f"fewer than the median of the others ({peers:.0f} tokens/s, last {STEPS} steps); it slows the "
+                    "whole run: look for other programs on its node, and check its devices"
                 )
         return {"throughput/slowest_generator": max(slower)}, lines

@@ -34,7 +34,7 @@ def _dump(pid: int) -> str:
     notice = "this process is stopped (SIGSTOP, or a debugger)\n" if state == psutil.STATUS_STOPPED else ""
     if done.returncode == 0:
         return notice + done.stdout
-    reason = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+    reason = done.stderr.strip().splitlines()[-1:] or ["no error message"]
     refused = "ermission" in done.stderr or "not permitted" in done.stderr
     remedy = (
         "; the right to trace processes is missing: run as root, grant CAP_SYS_PTRACE (containers: --cap-add "

@@ -1,1 +1,1 @@
-"""One learner rank: DeepSpeed, its optimizer and its schedule. The only wing that imports DeepSpeed."""
+"""One learner rank: DeepSpeed, its optimizer and its schedule. Only this package imports DeepSpeed."""

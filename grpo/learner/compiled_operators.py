@@ -1,4 +1,4 @@
-"""The operator that DeepSpeed compiles on a CPU before ranks can meet: once per environment, and never in vain."""
+"""The operator that DeepSpeed compiles on a CPU before the ranks meet. It is compiled once per Python environment."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def compile_alone(build: Callable[[], object]) -> None:
-    """Run DeepSpeed's `build` while no other process of this environment does.
+    """Run DeepSpeed's `build` while no other process of this environment runs it.
 
-    torch marks a compile by a file, on which every other process waits, and which stays where its maker was killed:
-    all later starts would wait for ever. The kernel's lock goes with its owner, so whoever holds it knows that a mark
-    is nobody's. Compiled operators lie in a folder of this Python environment's own: environments that share torch's
-    default folder compile anew, for half a minute, each time they take turns.
+    torch marks a running compile by a file, and every other process waits for its end. The file of a killed process
+    stays, so all later starts would wait for ever. The lock used here ends with its process, so its holder may remove
+    any mark. Each Python environment has a separate folder for compiled operators: environments that share torch's
+    default folder compile again, for half a minute, after each change of environment.
     """
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])

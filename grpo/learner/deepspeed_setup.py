@@ -1,4 +1,4 @@
-"""What DeepSpeed is given: its settings, the model, and the parameters by how they decay."""
+"""The inputs of DeepSpeed: its settings, the model, and the parameters in groups of weight decay."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from grpo.policy.attention import PACKED, PackedLayout, VarlenLayout
 from grpo.policy.logprobs import load_model
 from grpo.policy.sequence_parallel import ULYSSES
 
-# torch heeds it also where a caller asks for the contrary.
+# With this variable, torch loads only weights, even if a caller requests the opposite.
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
-    """DeepSpeed's configuration for a rank.
+    """Return DeepSpeed's configuration for a rank.
 
-    Microbatches are counted by `LearnerRank.step`, which sets the accumulation boundary itself; DeepSpeed is told of
-    one microbatch per step, so that it does not divide the loss a second time.
+    `LearnerRank.step` counts microbatches and sets the accumulation boundary. DeepSpeed's setting is one microbatch
+    per step, so that DeepSpeed does not divide the loss a second time.
     """
     bfloat16 = setup.dtype == "bfloat16"
     return {
@@ -37,12 +37,12 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
         "gradient_clipping": setup.learner.gradient_clip,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": _zero_settings(setup.learner, setup.device),
-        # With offload too, the optimizer is torch's, whose step is the same to the bit wherever it runs.
+        # Also with offload, torch's optimizer is used, because its step gives the same bits wherever it runs.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bfloat16},
-        # Gradients of many microbatches are summed in float32 even where they are computed in bfloat16.
+        # Gradients of many microbatches are summed in float32 even if they are computed in bfloat16.
         "data_types": {"grad_accum_dtype": "fp32"},
-        # Reduced once, the sum need not be rounded for it; reduced often, half the traffic counts for more.
+        # One reduction per step may use float32. For many reductions, half the traffic matters more than rounding.
         "communication_data_type": "bf16" if bfloat16 and not setup.learner.reduces_once(setup.dtype) else "fp32",
         "wall_clock_breakdown": False,
         "steps_per_print": 1 << 30,
@@ -50,12 +50,12 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
 
 
 def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
-    """Load a model, at ZeRO-3 only this rank's shard of it; whole where `settings` is None."""
+    """Load a model; with ZeRO-3 only this rank's shard. If `settings` is None, load the whole model."""
     attention = ULYSSES if setup.learner.sequence_parallel > 1 else PACKED
     if settings and setup.learner.zero_stage == 3:
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-        # Alive while from_pretrained runs, it makes each rank keep only its shard of every tensor.
+        # While this object exists, from_pretrained keeps only this rank's shard of every tensor.
         partitioned = HfDeepSpeedConfig(settings)
         model = load_model(path, setup.dtype, attention)
         del partitioned
@@ -67,22 +67,22 @@ def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None)
 
 
 def attention_layout(setup: LearnerSetup) -> type[PackedLayout | VarlenLayout]:
-    """How `learner.attention` lays out sequences.
+    """Return the layout of sequences that `learner.attention` selects.
 
     Raises:
-        ValueError: the device has no such kernel.
+        ValueError: the device does not have the selected kernel.
     """
     if setup.learner.attention == "sdpa":
         return PackedLayout
     if setup.device == "cpu":
-        raise ValueError("learner.attention=varlen is a GPU's kernel and the learner is on a CPU; use sdpa")
+        raise ValueError("learner.attention=varlen needs a GPU and the learner is on a CPU; use sdpa")
     return VarlenLayout
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only; norms and biases have none."""
+    """Return the parameters in two groups: matrices with weight decay, norms and biases without it."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # ds_shape is the whole shape of a parameter of which ZeRO-3 left an empty shell here.
+    # With ZeRO-3 a parameter is empty here, and ds_shape is its full shape.
     dimensions = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in named}
     return [
         {"params": [p for name, p in named if dimensions[name] >= 2], "weight_decay": weight_decay},
@@ -91,14 +91,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _zero_settings(learner: LearnerConfig, device: Device) -> dict[str, Any]:
-    """ZeRO's stage, what it keeps in the host's memory, and whether it communicates during the backward pass.
+    """Return ZeRO's stage, its offload to host memory, and whether it communicates during the backward pass.
 
     Offloaded parameters imply offloaded optimizer states (ZeRO-Infinity, Rajbhandari et al. 2021, arXiv:2104.07857).
     """
     settings: dict[str, Any] = {"stage": learner.zero_stage}
     if learner.overlap_comm is not None:
         settings["overlap_comm"] = learner.overlap_comm
-    # Only pinned memory is copied to and from a GPU while it computes.
+    # Only pinned memory can be copied to and from a GPU while the GPU computes.
     host = {"device": "cpu", "pin_memory": device == "cuda"}
     if learner.offload != "none":
         settings["offload_optimizer"] = host
@@ -109,28 +109,28 @@ def _zero_settings(learner: LearnerConfig, device: Device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def plain_data_only(folder: str, classes: Sequence[type]) -> Iterator[None]:
-    """Inside, a checkpoint is read as tensors and plain data, whatever DeepSpeed asks of torch.
+    """Make torch read a checkpoint in the block as tensors and plain data only, whatever DeepSpeed requests.
 
-    A pickle runs what it names, and DeepSpeed reads its files as such, though they hold little that is no plain data.
+    DeepSpeed reads its files as pickles. A pickle can run any function that it names.
 
     Args:
-        folder: the checkpoint's, for the message.
-        classes: what may be in it besides.
+        folder: the checkpoint's folder, for the error message.
+        classes: further classes that the checkpoint may hold.
 
     Raises:
-        ValueError: there is something else in it.
+        ValueError: the checkpoint holds another class or function.
     """
     before = os.environ.get(_ONLY_WEIGHTS)
     os.environ[_ONLY_WEIGHTS] = "1"
     try:
         with torch.serialization.safe_globals(list(classes)):
             yield
-    except pickle.UnpicklingError as found:
-        named = re.search(r"GLOBAL ([\w.]+)", str(found))
+    except pickle.UnpicklingError as failure:
+        name = re.search(r"GLOBAL ([\w.]+)", str(failure))
         raise ValueError(
-            f"{folder} holds {named[1] if named else 'something'}, which may run code when it is read and is no part "
-            "of a checkpoint; resume only what your own runs wrote"
-        ) from found
+            f"{folder} holds {name[1] if name else 'an object'}, which may run code when it is read and is not part of "
+            "a checkpoint; resume only from checkpoints of your runs"
+        ) from failure
     finally:
         if before is None:
             del os.environ[_ONLY_WEIGHTS]

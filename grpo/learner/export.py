@@ -1,4 +1,4 @@
-"""The policy as a learner rank writes it: whole tensors under plain names, whatever is sharded or adapted inside."""
+"""Write a rank's policy as whole tensors under plain names, also if the policy is sharded or has adapters."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class PolicyExport:
         setup: LearnerSetup,
         gathered: Callable[[list[nn.Parameter]], AbstractContextManager[None]],
     ) -> None:
-        """Write `model`, whose tensors `weights` reads and whose parameters are whole inside `gathered`."""
+        """Prepare to write `model`; `weights` reads its tensors, and `gathered` makes its parameters whole."""
         self._model, self._weights, self._tokenizer = model, weights, tokenizer
         self._setup, self._gathered = setup, gathered
 
     def policy(self, folder: str) -> None:
         """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
-        # Every rank takes part in the gathering; only the first has room and use for the whole.
+        # Every rank takes part in the gathering. Only the first rank writes, so only it keeps the whole tensors.
         weights = {name: tensor for name, tensor in self._weights if self._setup.rank == 0}
         if self._setup.rank == 0:
             self._model.save_pretrained(folder, state_dict=weights)
@@ -51,7 +51,7 @@ class PolicyExport:
             save_adapter(self._model, tensors, self._setup.reference_path, folder)
 
     def frozen_sum(self) -> float:
-        """Sum of the magnitudes of all frozen parameters: tells one base from another."""
+        """Return the sum of the magnitudes of all frozen parameters; it differs between base policies."""
         total = 0.0
         for parameter in self._model.parameters():
             if not parameter.requires_grad:

@@ -1,6 +1,6 @@
 """The DeepSpeed room: one rank of the learner, which holds the trained policy.
 
-Nothing here knows of Ray or vLLM: `grpo.cluster.cluster` runs one `LearnerRank` per device and calls all ranks alike.
+This room does not import Ray or vLLM: `grpo.cluster.cluster` runs a `LearnerRank` on each device.
 """
 
 from __future__ import annotations
@@ -29,12 +29,7 @@ from grpo.algorithm.packing import Microbatch, TrainingSequence, pack
 from grpo.algorithm.rescoring import Source
 from grpo.algorithm.totals import Totals
 from grpo.learner.compiled_operators import compile_alone
-from grpo.learner.deepspeed_setup import (
-    attention_layout,
-    deepspeed_settings,
-    load_policy,
-    parameter_groups,
-)
+from grpo.learner.deepspeed_setup import attention_layout, deepspeed_settings, load_policy, parameter_groups
 from grpo.learner.export import PolicyExport
 from grpo.learner.rendezvous import meet
 from grpo.learner.schedule import learning_rate
@@ -55,7 +50,7 @@ class LearnerRank:
     """One rank: a policy under DeepSpeed. The rank has separate microbatches or shares them with its neighbours."""
 
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
-        """Join the other ranks and load the policy. Blocks until all ranks have come."""
+        """Join the other ranks and load the policy. Block until all ranks have joined."""
         self._setup = setup
         if setup.algorithm:
             # If this node lacks one of the user's functions, the error comes before the slow loading of the policy.
@@ -123,7 +118,7 @@ class LearnerRank:
         return self._group is None or self._group.rank == 0
 
     def step(self, batch: RankBatch) -> dict[str, float]:
-        """One optimizer step: every microbatch forward and backward, then one update.
+        """Do one optimizer step: forward and backward passes of all microbatches, then one update.
 
         The loss is the weighted sum over all trained tokens of all ranks, divided by the global denominator. The split
         over ranks does not change it: DeepSpeed averages gradients over ranks, so each rank first multiplies its sum by
@@ -132,7 +127,7 @@ class LearnerRank:
         rank writes its part of the batch.
 
         Returns:
-            Global metrics, the same on every rank; a skipped step gives little more than `skipped_steps`.
+            Global metrics, the same on every rank; after a skipped step only `skipped_steps` and `learning_rate`.
 
         Raises:
             RuntimeError: the last `learner.max_skipped_steps` steps were all skipped.
@@ -167,15 +162,9 @@ class LearnerRank:
         totals.added, summed = self._over_ranks("SUM", totals.added, summed)
         totals.largest, largest = self._over_ranks("MAX", totals.largest, largest)
         speed = self._meter.metrics(summed, largest, self._setup.world_size)
-        metrics = (
-            totals.metrics(batch.denominator, self._setup.algorithm)
-            | speed
-            | {
-                "gradient_norm": float(self._engine.get_global_grad_norm()),
-                "learning_rate": rate,
-                "skipped_steps": 0.0,
-            }
-        )
+        metrics = totals.metrics(batch.denominator, self._setup.algorithm) | speed
+        norm = float(self._engine.get_global_grad_norm())
+        metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped_steps": 0.0}
         figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "gradient_norm", "compute_s"))
         logger.info("optimizer step %d: %d microbatches, %s", self._counts.optimizer_steps, last + 1, figures)
         return metrics
@@ -305,4 +294,4 @@ class LearnerRank:
     def load(self, folder: str) -> None:
         """Load the rank's part of a checkpoint, which `save` wrote (`LearnerState.load`)."""
         self._counts = self._state.load(Path(folder))
-        logger.info("goes on from %s", folder)
+        logger.info("continues from %s", folder)

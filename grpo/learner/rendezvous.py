@@ -1,4 +1,4 @@
-"""How the learner's ranks meet: through a store that listens on one address alone."""
+"""The meeting of the learner's ranks, through a store that listens on one address only."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import socket
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-# Torch's own.
+# torch's default.
 _STORE_LIMIT = datetime.timedelta(seconds=300)
 
 
 def meet(backend: str, rank: int, world_size: int, address: str, port: int, deadline_s: float | None = None) -> None:
-    """Join the other ranks in torch's default process group, unless this process has. Blocks until all have come.
+    """Join torch's default process group, unless this process is in it. Block until all ranks have joined.
 
     Args:
         backend: `gloo` or `nccl`.
-        rank: of this process; 0 serves the store.
-        world_size: how many there are.
-        address: of the first rank's node, as the others reach it.
-        port: a free one on it.
-        deadline_s: longest wait for the others, and for a collective; torch's own by default.
+        rank: number of this process; rank 0 serves the store.
+        world_size: number of ranks.
+        address: address of rank 0's node, which the other ranks can reach.
+        port: free port on this node.
+        deadline_s: longest wait for the other ranks and for a collective, in seconds; None for torch's default.
     """
     if distributed.is_initialized():
         return
     listener = socket.create_server((address, port)).detach() if rank == 0 else None
-    # Left to itself torch listens on every address of the machine, and the store asks nobody who he is.
+    # By default torch listens on every address of the machine, and the store accepts every client.
     limit = None if deadline_s is None else datetime.timedelta(seconds=deadline_s)
     store = TCPStore(
         address, port, world_size, is_master=rank == 0, master_listen_fd=listener, timeout=limit or _STORE_LIMIT

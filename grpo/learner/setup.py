@@ -1,4 +1,4 @@
-"""What an actor is told when it starts. Importing this imports neither vLLM nor DeepSpeed."""
+"""The settings of a learner rank. This module imports neither vLLM nor DeepSpeed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from grpo.config.cluster import Device
 
 @dataclass(frozen=True, slots=True)
 class LearnerSetup:
-    """What one rank needs to know.
+    """The settings with which a rank starts.
 
     Attributes:
         policy_path: folder or hub name of the starting policy.
-        reference_path: where the frozen reference of a KL penalty starts from, and the weights that LoRA adapts; read
-            only where there is one or the other.
-        dtype: of forward and backward.
+        reference_path: folder or hub name of the weights for a KL penalty's frozen reference, and for LoRA's base;
+            other runs do not read it.
+        dtype: number format of the forward and backward passes.
         algorithm: the objective; None for supervised fine-tuning.
         learner: optimizer and batching.
-        temperature: at which completions are sampled, and so log-probabilities compared.
+        temperature: sampling temperature, which is also used for log-probabilities.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
-        seed: of the rank's random numbers.
-        rank: this rank.
+        seed: seed of the rank's random numbers.
+        rank: number of this rank.
         world_size: number of ranks.
         device: `cpu` or `cuda`.
-        skipped_folder: where batches are kept whose loss or gradient is not finite; every rank must reach it.
+        skipped_folder: folder for batches whose loss or gradient is not finite; every rank must reach it.
     """
 
     policy_path: str
@@ -46,7 +46,7 @@ class LearnerSetup:
 def learner_setups(
     settings: config.TrainConfig, policy_path: str, reference_path: str, device: Device, skipped_folder: str
 ) -> list[LearnerSetup]:
-    """The setups of all ranks of a training run; the paths are those of `LearnerSetup`."""
+    """Return the setups of all ranks of a training run; `LearnerSetup` describes the paths."""
     return [
         LearnerSetup(
             policy_path=policy_path,

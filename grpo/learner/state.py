@@ -1,4 +1,4 @@
-"""The learner's part of a checkpoint: what every rank writes, and what it goes on from."""
+"""The learner's part of a checkpoint: each rank writes its state and reads it again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from grpo.policy.adapters import check_adapter
 from grpo.policy.logprobs import PolicyLogprobs
 from grpo.report import run_files
 
-# In a checkpoint: the reference, where it is no longer the starting policy.
+# In a checkpoint: the reference, if it is no longer the starting policy.
 REFERENCE = "reference.pt"
 # In a checkpoint: LoRA's adapters alone.
 ADAPTER = "adapter"
-# What DeepSpeed's part of a checkpoint holds beside tensors and plain data: a few records.
+# Classes in DeepSpeed's part of a checkpoint, beside tensors and plain data.
 _IN_A_CHECKPOINT = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a rank counts; checkpoints hold it under these names.
+    """A rank's counts; checkpoints hold them under these names.
 
     Attributes:
-        optimizer_steps: optimizer steps so far, skipped ones too.
-        skipped_in_a_row: steps skipped since the last that was taken.
+        optimizer_steps: number of optimizer steps so far, including skipped steps.
+        skipped_in_a_row: number of skipped steps since the last update.
     """
 
     optimizer_steps: int = 0
@@ -46,9 +46,9 @@ class LearnerState:
     """Writes and reads the state of one rank.
 
     Attributes:
-        setup: what the rank was started with.
+        setup: the rank's setup.
         engine: DeepSpeed's engine.
-        reference: the reference policy, where there is a second model.
+        reference: the reference policy, if it is a second model; else None.
         export: writes the policy in Hugging Face format.
     """
 
@@ -58,9 +58,9 @@ class LearnerState:
     export: PolicyExport
 
     def save(self, folder: Path, counts: Counts) -> None:
-        """Write the training state (every rank its part) and the policy in Hugging Face format (rank 0).
+        """Write this rank's part of the training state, and on rank 0 the policy in Hugging Face format.
 
-        With LoRA the state is that of the adapters, which are also written by themselves as peft reads them.
+        With LoRA the state holds only the adapters' training. The adapters are also written in peft's format.
         """
         with_adapters = self.setup.learner.lora is not None
         self.engine.save_checkpoint(
@@ -78,11 +78,11 @@ class LearnerState:
         self.export.policy(str(folder / run_files.POLICY))
 
     def load(self, folder: Path) -> Counts:
-        """Go on from what `save` wrote.
+        """Load the state that `save` wrote.
 
         Raises:
-            ValueError: there is nothing, it was written by another number of ranks, it holds what may run code, or its
-                adapters are not those that `learner.lora` asks for or belong into other weights.
+            ValueError: no state is there, another number of ranks wrote it, it may run code, or its adapters do not
+                fit `learner.lora` or the base weights.
         """
         adapter, with_adapters = folder / ADAPTER, self.setup.learner.lora is not None
         if adapter.is_dir() != with_adapters:
@@ -99,7 +99,7 @@ class LearnerState:
         if path is None:
             raise ValueError(
                 f"{folder} holds no learner state that {self.setup.world_size} ranks could read; "
-                "resume with as many learner.ranks as wrote it"
+                "resume with the learner.ranks of the run that wrote it"
             )
         if with_adapters and not math.isclose(state["frozen_sum"], self.export.frozen_sum(), rel_tol=1e-9):
             raise ValueError(

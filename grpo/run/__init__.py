@@ -1,1 +1,1 @@
-"""What a training run holds open, how it is saved, and how it goes on after a failure."""
+"""The open resources of a training run, its checkpoints, and its recovery after a failure."""

@@ -166,7 +166,7 @@ class BackgroundEvaluation:
     def _arguments(self, step: int) -> list[str]:
         settings, place = self._settings, self._place(step)
         generator = settings.generator.model_copy(update={"replicas": 1})
-        said: dict[str, Any] = {
+        values: dict[str, Any] = {
             "dtype": settings.policy.dtype,
             "workers": settings.verification.workers,
             "max_failure_share": settings.verification.max_failure_share,
@@ -177,7 +177,7 @@ class BackgroundEvaluation:
             "generator": generator.model_dump(mode="json"),
             "cluster": {"device": {"cpu": "cpu", "cuda": "gpu"}[self._device]},
         }
-        overrides = [f"{name}={json.dumps(value)}" for name, value in said.items()]
+        overrides = [f"{name}={json.dumps(value)}" for name, value in values.items()]
         task = str((self.folder / f"{TASK}.yaml").absolute())
         return ["eval", "run", str(place / run_files.POLICY), "--task", task, "--out", str(place), *overrides]
 
@@ -223,7 +223,7 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
             question = cell(prompt.row, data.prompt)
             if not isinstance(question, str):
                 raise ValueError(
-                    f"evaluation.data.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background asks "
+                    f"evaluation.data.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background needs "
                     "plain text; use evaluation.mode=inline"
                 )
             columns = {_ASKED: data.template.replace("{prompt}", question), _REFERENCE: prompt.reference}

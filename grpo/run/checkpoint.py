@@ -31,7 +31,7 @@ class Checkpoint:
 
     Attributes:
         step: number of optimizer or training steps before the checkpoint.
-        folder: folder of `policy/` (Hugging Face format), `learner/` (DeepSpeed's state, every rank's), with LoRA
+        folder: folder with `policy/` (Hugging Face format), `learner/` (DeepSpeed's state of all ranks), with LoRA
             `adapter/` (peft's format), and the driver's state.
     """
 
@@ -93,21 +93,21 @@ def write(
         raise _no_room(parent, step, max(needed, written), newest, "was given up") from failure
     for old in _all(run_folder)[:-keep]:
         shutil.rmtree(old.folder)
-    logger.info("the checkpoint of step %d is whole: %s, %s", step, final, _told(_size(final)))
+    logger.info("the checkpoint of step %d is whole: %s, %s", step, final, _in_units(_size(final)))
     return Checkpoint(step, final)
 
 
 def _no_room(parent: Path, step: int, needed: int, newest: Checkpoint | None, fate: str) -> NoRoom:
     free = _free(parent)
-    stays = f"the one of step {newest.step} is whole and stays" if newest else "there is none yet to go on from"
+    stays = f"the checkpoint of step {newest.step} is whole and stays" if newest else "there is no earlier checkpoint"
     # The run also writes metrics, rollouts and the report, so a margin is added.
     missing = max(needed - free, 0) + _MARGIN_SHARE * needed
-    takes = f"{'' if newest else 'more than '}{_told(needed)}"
+    takes = f"{'' if newest else 'more than '}{_in_units(needed)}"
     return NoRoom(
         errno.ENOSPC,
-        f"{os.strerror(errno.ENOSPC)}: the checkpoint of step {step} {fate}: it takes {takes} and the disk has "
-        f"{_told(free)} left; {stays}. Make room for {_told(missing)} more, or lower train.keep_checkpoints, then go "
-        "on by resume=auto",
+        f"{os.strerror(errno.ENOSPC)}: the checkpoint of step {step} {fate}: it needs {takes} and the disk has "
+        f"{_in_units(free)} free; {stays}. Free {_in_units(missing)} more, or lower train.keep_checkpoints, then "
+        "continue with resume=auto",
         str(parent),
     )
 
@@ -125,7 +125,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _told(size: float) -> str:
+def _in_units(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(size, 1) / 2**20:.2f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it before a job starts, and whether the run is complete."""
+"""A run's folder: its content before a job starts, and whether the run is complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def open_folder(
     run: config.RunConfig, resolved: config.TrainConfig | config.SftConfig, progress: Progress
 ) -> Checkpoint | None:
-    """Make or reopen the run's folder and write the resolved config into it; what a resume changes in it is shown.
+    """Make or reopen the run's folder and write the resolved config into it; show what a resume changes.
 
     Returns:
         The checkpoint to continue from, if any.
@@ -50,7 +50,7 @@ def open_folder(
 
 
 def refuse_other_run(run: config.RunConfig) -> None:
-    """Check that the folder is free, or may be gone on with.
+    """Check that the folder holds no run, or a run that may resume.
 
     Raises:
         ValueError: the folder holds a run already and `run.resume` is `never`.
@@ -58,12 +58,12 @@ def refuse_other_run(run: config.RunConfig) -> None:
     folder = Path(run.folder)
     if run.resume == "never" and (checkpoint.latest(folder) or (folder / run_files.METRICS).exists()):
         raise ValueError(
-            f"{folder} already holds a run; go on with it by resume=auto, or choose another run.folder=..."
+            f"{folder} already holds a run; continue it with resume=auto, or choose another run.folder=..."
         )
 
 
 def changes(before: object, after: object, where: str = "") -> list[str]:
-    """Dotted keys whose values differ between two configurations of plain data, with both values."""
+    """Return a line for each dotted key that differs between two configurations of plain data, with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
         inner = (changes(before.get(key), after.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
@@ -72,7 +72,7 @@ def changes(before: object, after: object, where: str = "") -> list[str]:
 
 
 def skipped_folder(run: config.RunConfig) -> str:
-    """Where the learner keeps batches whose loss or gradient is not finite."""
+    """Return the folder for the learner's batches whose loss or gradient is not finite."""
     return str((Path(run.folder) / run_files.SKIPPED).absolute())
 
 
@@ -83,7 +83,7 @@ def is_finished(run: config.RunConfig, steps: int) -> bool:
 
 
 def note_fault(folder: Path, line: str) -> None:
-    """Add a line to the driver's log and to `faults.log`; a folder that cannot be written to ends nothing."""
+    """Add a line to the driver's log and to `faults.log`; ignore a folder that cannot be written to."""
     logger.warning("%s", line)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stamped = f"{when} pid {os.getpid()}: {visible(' '.join(line.split()))}\n"

@@ -1,4 +1,4 @@
-"""The user's functions in a run: tried before it starts, kept beside its config, called at steps and checkpoints."""
+"""The user's functions: try them before a run, keep copies beside its config, call them at steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[\w.-]+")
 
 
 class Callbacks:
-    """Calls the user's functions; what a function raises stops the run as soon as a checkpoint is safe."""
+    """Calls the user's functions. If a function raises, the run stops after a checkpoint is written."""
 
     def __init__(self, settings: TrainConfig) -> None:
         """Load and try every function that the config names.
@@ -39,15 +39,11 @@ class Callbacks:
 
     @property
     def failed(self) -> bool:
-        """Whether a function raised and the run is to stop after a checkpoint."""
+        """Whether a function raised, so that the run must stop after a checkpoint."""
         return self._failure is not None
 
     def step(self, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> dict[str, float]:
-        """Call what is called after a step.
-
-        Returns:
-            Metrics under `custom/`, those of the functions that raised nothing.
-        """
+        """Call the step functions; return the metrics, under `custom/`, of the functions that did not raise."""
         finished = FinishedStep(step, MappingProxyType(dict(metrics)), tuple(groups), self._folder)
         custom: dict[str, float] = {}
         for key, function in self._step:
@@ -55,7 +51,7 @@ class Callbacks:
         return custom
 
     def checkpoint(self, saved: Checkpoint | None) -> None:
-        """Call what is called after a checkpoint; None where there was nothing to save.
+        """Call the checkpoint functions; with None there was nothing to save, and no function is called.
 
         Raises:
             RuntimeError: a function raised, now or after the step.
@@ -79,8 +75,8 @@ class Callbacks:
 
 def _stopped(key: str, step: int, problem: BaseException) -> RuntimeError:
     stopped = RuntimeError(
-        f"{key} raised at step {step}: {describe(problem)}; the checkpoint of step {step} is written. Mend the "
-        "function, or take it out of the config, and go on by resume=auto"
+        f"{key} raised at step {step}: {describe(problem)}; the checkpoint of step {step} is written. Correct the "
+        "function, or remove it from the config, then continue with resume=auto"
     )
     stopped.__cause__ = problem
     return stopped

@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts while a run trains: between two steps, or in a process beside it."""
+"""Evaluation on held-out prompts while a run trains: between two steps, or in a separate process."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from rewards.pool.busy_clock import BusyClock
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Evaluates the policy; does nothing where the run has no held-out prompts.
+    """Evaluates the policy; does nothing if the run has no held-out prompts.
 
     Attributes:
         settings: the run's config.
         prompts: the held-out prompts.
-        background: evaluates in a process beside the run; None where that happens between two steps.
-        learner: exports the policy for the background.
-        generators: answer the prompts between two steps.
-        turns: says whether learner or generators are awake.
-        verification: judges the answers.
-        rollouts: training's groups, whose verification goes on meanwhile.
-        report: takes the metrics that come late, and the answers.
+        background: evaluation in a separate process; None if the run evaluates between two steps.
+        learner: learner, which exports the policy for the background evaluation.
+        generators: generators, which answer the prompts between two steps.
+        turns: turns of learner and generators in the GPUs' memory.
+        verification: verifiers, which judge the answers.
+        rollouts: training's groups, whose verification continues during an evaluation.
+        report: recorder of the answers and of late metrics.
         progress: the display.
-        busy: what the driver did, and when.
+        busy: the driver's activities and times.
     """
 
     settings: config.TrainConfig
@@ -55,17 +55,17 @@ class HeldOut:
     busy: BusyClock
 
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate after this step: after every so many steps, and after the last."""
+        """Whether to evaluate after this step: after every `evaluation.every` steps, and after the last step."""
         evaluation = self.settings.evaluation
         return evaluation is not None and (step % evaluation.every == 0 or step == self.settings.train.steps)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Greedy accuracy of the policy after `step`; nothing where there are no prompts, or where it comes in late."""
+        """Return the greedy accuracy after `step`; nothing without prompts, or if the background reports it later."""
         evaluation = self.settings.evaluation
         if evaluation is None or self.prompts is None:
             return {}
         if self.background:
-            # Policies that wait fill the disk: where evaluation is the slower, training waits for it.
+            # Waiting policies fill the disk. So if evaluation is slower than training, training waits.
             if self.background.owed >= MOST_OWED:
                 self.report_late(wait=True)
             self.turns.learn()
@@ -78,7 +78,7 @@ class HeldOut:
         with activity.current().within(Phase.EVALUATE), self.busy.during(Phase.EVALUATE):
             groups = self._answers(self.prompts.prompts, sampling, step)
         FailureShare(self.settings.verification.max_failure_share).check(groups)
-        # What an evaluation asked of the pool is not a step's.
+        # The metrics of an evaluation's verdicts must not count for a step, so they are dropped.
         self.verification.take_metrics()
         self.report.evaluation(step, groups)
         rollouts = [group.rollouts[0] for group in groups]
@@ -91,7 +91,7 @@ class HeldOut:
         }
 
     def report_late(self, *, wait: bool = False) -> None:
-        """Report what the background has evaluated meanwhile; with `wait`, all that it still owes."""
+        """Report the background's finished evaluations; with `wait`, wait for all pending evaluations."""
         if self.background is None:
             return
         owed = self.background.owed if wait else 0

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM: finish the step, save, and go."""
+"""Ctrl-C and a scheduler's SIGTERM: finish the step, save a checkpoint, and stop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from grpo.visible import visible
 
 
 class Interrupt:
-    """While active, the first SIGINT or SIGTERM asks for a stop and the second one stops at once.
+    """While active, the first SIGINT or SIGTERM requests a stop, and the second signal stops at once.
 
-    `requested` is what a loop looks at between steps. Must be entered in the main thread.
+    A loop checks `requested` between steps. The context must be entered in the main thread.
     """
 
     def __init__(self) -> None:
-        """Not active yet."""
         self.requested = False
 
     def __enter__(self) -> Interrupt:
@@ -30,7 +29,7 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.requested and isinstance(error, ProcessDied | Stalled):
-            # Whoever asked for a stop wants no restart.
+            # The user requested a stop, so these errors must not cause a restart.
             print(visible(f"stopped without a checkpoint of this step: {error}"), file=sys.stderr, flush=True)
             raise KeyboardInterrupt from error
 
@@ -40,5 +39,7 @@ class Interrupt:
         self.requested = True
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         print(
-            f"{name}: stopping after this step, with a checkpoint; once more stops at once", file=sys.stderr, flush=True
+            f"{name}: stopping after this step, with a checkpoint; a second signal stops at once",
+            file=sys.stderr,
+            flush=True,
         )

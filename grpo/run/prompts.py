@@ -1,4 +1,4 @@
-"""A run's prompts: those it trains on, those it is evaluated on, and the rows that it leaves out."""
+"""A run's prompts for training and evaluation, and the rows that the run leaves out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunPrompts:
     training: PromptSet
     held_out: PromptSet | None = None
     cursor: Cursor[Prompt]
-    """Walks through the training prompts."""
+    """The run's position in the training prompts."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class RunPrompts:
         specs: Sequence[VerifierSpec],
         progress: Progress,
     ) -> None:
-        """Read the data and look at its gold answers.
+        """Read the data and check its gold answers.
 
         Raises:
-            ValueError: the data is not as the config says, no verifier judges a row, too many rows have a reference
+            ValueError: the data does not fit the config, no verifier judges a row, too many rows have a reference
                 that cannot be used, or no gold answer is `correct`.
         """
         self._longest = longest = settings.rollout.max_prompt_tokens
@@ -48,7 +48,7 @@ class RunPrompts:
         for prompts in self._parts().values():
             check_rows(specs, ((prompt.id, prompt.row) for prompt in prompts.prompts))
         rows = {name: gold_rows(prompts) for name, prompts in self._parts().items()}
-        with progress.phase(Phase.DATA, "looking at the gold answers"):
+        with progress.phase(Phase.DATA, "checking the gold answers"):
             self._usable = usable_rows(specs, rows, settings.verification)
         names = self._usable.names
         without = frozenset(at for at, prompt in enumerate(self.training.prompts) if prompt.id in names)
@@ -62,11 +62,11 @@ class RunPrompts:
 
     @property
     def left_out(self) -> int:
-        """Rows that are left out as their reference cannot be used."""
+        """Number of rows that are left out because their reference cannot be used."""
         return len(self._usable.left_out)
 
     def lines(self) -> Iterator[str]:
-        """What a run says of its data when it starts."""
+        """Yield the lines about the data that a run shows when it starts."""
         for name, prompts in self._parts().items():
             if prompts.dropped:
                 yield (

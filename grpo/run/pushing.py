@@ -1,4 +1,4 @@
-"""Pushes of a run: which version of the policy the generators get, and on which tokens the push is proven."""
+"""Pushes of a run: they bring a version of the policy to the generators, and prove that it arrived."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpo.weights.sync import TOLERANCES, WeightSync
 
 
 class Pushing:
-    """Brings the learner's weights to the generators, to all after a step and to one that was restarted."""
+    """Pushes the learner's weights: to all generators after a step, and to a generator after its restart."""
 
     def __init__(
         self,
@@ -29,20 +29,20 @@ class Pushing:
         transport: config.ChosenTransport,
         version: int,
     ) -> None:
-        """Say how weights travel; nothing is pushed yet.
+        """Connect learner and generators; push nothing yet.
 
         Args:
             settings: the run's config.
-            learner: where the weights come from.
-            generators: where they go.
-            turns: says when the generators are awake.
-            rollouts: hears which version the generators sample from.
-            prompts: the training prompts, to prove a push on before anything was sampled.
-            transport: how the bytes travel.
-            version: the policy's version, which is the number of steps that made it.
+            learner: source of the weights.
+            generators: receivers of the weights.
+            turns: turns of learner and generators in the GPUs' memory.
+            rollouts: collector, which must know the version that the generators sample from.
+            prompts: training prompts; they prove a push before the first sample.
+            transport: transport of the weights.
+            version: the policy's version, which is the number of steps that made the policy.
         """
         self.version = version
-        """The version that the learner will be when it has done all that was asked of it."""
+        """The learner's version after all steps that have been started."""
         self._settings = settings
         self._learner, self._generators = learner, generators
         self._turns, self._rollouts = turns, rollouts
@@ -58,19 +58,19 @@ class Pushing:
         generators.on_restart(self._push_to)
 
     def push(self, groups: Sequence[Group] = ()) -> float:
-        """Bring the learner's weights to the generators and prove it on tokens of `groups`: the difference in nats."""
+        """Push the weights to all generators and prove it on tokens of `groups`; return the difference in nats."""
         self._turns.generate()
         difference = self._sync.push(self.version, self._probe(groups))
         self._rollouts.pushed(self.version)
         return difference
 
     def take_metrics(self) -> dict[str, float]:
-        """What sparse pushes have carried since the last step, those to restarted generators included."""
+        """Return the metrics of sparse pushes since the last step, including pushes to restarted generators."""
         return push_metrics(self._learner.take_pushed()) if self._settings.weight_sync.sparse else {}
 
     def _push_to(self, replica: int) -> None:
-        """Give the present weights to a generator that was restarted."""
-        # The learner hands its weights over after the steps that it has begun, and they are the next version then.
+        """Give the current weights to a restarted generator."""
+        # The learner sends its weights after the steps that have been started, so the weights are `self.version`.
         restarted = self._generators.only(replica)
         with self._learner.pushing_to(restarted.actors):
             replace(self._sync, generators=restarted).push(self.version, self._probe())
@@ -79,6 +79,6 @@ class Pushing:
         limits = self._settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self._prompts if len(prompt.token_ids) > 1]
-        # vLLM scores a sequence only where one more token would fit.
+        # vLLM scores a sequence only if a further token would fit.
         longest = min(limits.probe_tokens, self._settings.max_sequence_tokens - 1)
         return [list(ids[:longest]) for ids in probe[: limits.probe_sequences]]

@@ -96,16 +96,16 @@ class _Bounds:
     def refusal(self, settings: TrainConfig | SftConfig, newest: int | None, failure: Exception) -> str | None:
         """Return the cause if no further restart is allowed, and advice; None if a restart is allowed."""
         limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else "sft"
-        go_on = "look at what died before going on by resume=auto"
+        go_on = "look at what died, then continue with resume=auto"
         if isinstance(failure, Stalled) and settings.watchdog.action == "stop":
-            return f"stopped, as watchdog.action=stop asks; {go_on}"
+            return f"stopped because of watchdog.action=stop; {go_on}"
         if self.restarts > limits.max_restarts:
             return f"not started again: cluster.max_restarts={limits.max_restarts} is used up; {go_on}"
         if self.fruitless > limits.max_fruitless_restarts:
             return (
                 f"not started again: no checkpoint newer than {_named(newest)} was written between the last "
                 f"{self.fruitless} deaths (cluster.max_fruitless_restarts); {go_on}, and lower "
-                f"{schedule}.checkpoint_every where it died between two"
+                f"{schedule}.checkpoint_every if the run died between two checkpoints"
             )
         return None
 

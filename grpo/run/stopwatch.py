@@ -1,4 +1,4 @@
-"""Where the seconds of a step went."""
+"""The time of each phase of a step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
-    """One phase runs at a time; starting one ends the one before."""
+    """Measures phases. The start of a phase ends the phase before."""
 
     def __init__(self) -> None:
         """Start counting, in no phase yet."""
         self.begun_at = time.time()
-        """When it was made, in seconds since the epoch."""
+        """Creation time, in seconds since the epoch."""
         self.busy = BusyClock()
         """The phases that have ended."""
         self._begun = self._switched = time.perf_counter()
@@ -27,7 +27,7 @@ class Stopwatch:
         self._first: dict[Phase, float] = {}
 
     def start(self, phase: Phase | None) -> None:
-        """End the phase that runs, if any, and start `phase`; None only ends."""
+        """End the current phase, if any, and start `phase`; None starts no phase."""
         now = time.perf_counter()
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
@@ -41,14 +41,14 @@ class Stopwatch:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the stopwatch was made."""
+        """Seconds since the creation."""
         return time.perf_counter() - self._begun
 
     def starts(self) -> dict[str, float]:
-        """`time/<phase>_from_s` of every phase: when it first began, in seconds since the stopwatch was made."""
+        """Return `time/<phase>_from_s` of every phase: seconds from the creation to the phase's first start."""
         return {f"time/{phase}_from_s": seconds for phase, seconds in self._first.items()}
 
     def metrics(self) -> dict[str, float]:
-        """`time/<phase>_s` of every phase that ended, and `time/step_s` of the whole."""
+        """Return `time/<phase>_s` of every phase that has ended, and the total, `time/step_s`."""
         named = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
         return {**named, "time/step_s": self.elapsed_s}

@@ -1,4 +1,4 @@
-"""A run read back from its folder: what it was asked to do, what it measured, what it sampled, what it learned."""
+"""A run, read from its folder: config, metrics, sampled completions and policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpo.run import checkpoint
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run's folder, read when it was opened; a run that still goes on is opened again for its newer steps.
+    """A run's folder, with the metrics at the time of reading. To see newer steps of a running job, read it again.
 
     >>> run = grpo.read_run("runs/sums")
     >>> run.metrics.last_step()
@@ -33,7 +33,7 @@ class StoredRun:
     ('<think>5+2=7; 7+5=12; 12+3=15</think><answer>15</answer>', 1.0)
 
     Attributes:
-        folder: the run's folder, its `run.folder`.
+        folder: the run's folder (`run.folder`).
         metrics: every metric of every step; the names are in docs/metrics.md.
     """
 
@@ -51,7 +51,7 @@ class StoredRun:
 
     @property
     def rollout_steps(self) -> tuple[int, ...]:
-        """The steps whose completions are stored, rising."""
+        """The steps whose completions are stored, in ascending order."""
         return stored_steps(self.folder)
 
     def rollouts(self, step: int) -> tuple[StoredGroup, ...]:
@@ -70,7 +70,7 @@ class StoredRun:
         """The folder of the newest policy that the run wrote, absolute, in Hugging Face format.
 
         Raises:
-            ValueError: the run has written none yet.
+            ValueError: the run has written no policy yet.
         """
         newest = policy_of(self.folder)
         if newest is None:
@@ -79,14 +79,14 @@ class StoredRun:
 
     @property
     def summary(self) -> ClosingTable:
-        """The table that the run ends with: what was learned, how fast, and where the time went."""
+        """The run's closing table: results, speed, and the time of each phase."""
         shown = {"report": self.folder / run_files.REPORT, "figures": self.folder / run_files.FIGURES}
         files = {label: path for label, path in shown.items() if path.exists()}
         return closing_table(self.folder.resolve().name, self.metrics, files)
 
 
 def read_run(folder: str | Path) -> StoredRun:
-    """Read a run's folder, of a run that has ended or still goes on.
+    """Read the folder of a run that has ended or still goes on.
 
     >>> grpo.read_run("runs/sums").config["run"]["seed"]
     1
@@ -104,7 +104,7 @@ def read_run(folder: str | Path) -> StoredRun:
 
 
 def policy_of(folder: Path) -> Path | None:
-    """The policy of a whole run, else that of the run's newest checkpoint; None where there is neither."""
+    """Return the folder of the final policy, else of the newest checkpoint's policy; None if there is neither."""
     newest = checkpoint.latest(folder)
     candidates = [folder / run_files.POLICY, *([newest.policy] if newest else [])]
     return next((path.absolute() for path in candidates if (path / "config.json").is_file()), None)

@@ -1,4 +1,4 @@
-"""Learner and generators on the same GPUs take turns in their memory."""
+"""Learner and generators on the same GPUs use the GPUs' memory in turns."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class Sleeper(Protocol):
         ...
 
     def wake(self) -> None:
-        """Take it again."""
+        """Take the memory again."""
         ...
 
 
 class Turns:
-    """Whose turn it is; the one who has worked sleeps before the other wakes. Both are awake at first."""
+    """Puts one side to sleep before the other side wakes. Both sides are awake at first."""
 
     def __init__(self, learner: Sleeper, generators: Sleeper, *, enabled: bool) -> None:
-        """Hold both; where not enabled, both stay awake."""
+        """Begin with both sides awake; if not `enabled`, both stay awake."""
         self._learner = learner
         self._generators = generators
         self._enabled = enabled
         self._asleep: Literal["learner", "generators"] | None = None
 
     def generate(self) -> None:
-        """The generators' turn, and that of carrying weights to them."""
+        """Begin the generators' turn, in which they sample and receive weights."""
         if self._enabled and self._asleep != "learner":
             self._learner.sleep()
             if self._asleep == "generators":
@@ -36,7 +36,7 @@ class Turns:
             self._asleep = "learner"
 
     def learn(self) -> None:
-        """The learner's turn, and that of writing its state."""
+        """Begin the learner's turn, in which it trains and writes its state."""
         if self._enabled and self._asleep != "generators":
             self._generators.sleep()
             if self._asleep == "learner":

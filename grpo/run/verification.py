@@ -1,4 +1,4 @@
-"""A run's verifiers: the pool in which they run, and what training and evaluation ask of it."""
+"""A run's verifiers, in a pool that training and evaluation share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Verification:
         self.specs = specs_of(settings.verifiers, settings.verification)
 
     def open(self, opened: contextlib.ExitStack, progress: Progress) -> None:
-        """Start the workers on this machine, or with `verification.per_node` on every node of the Ray that runs."""
+        """Start the workers on this machine, or with `verification.per_node` on every node of the running Ray."""
         settings = self._settings.model_dump(include={"workers", "deadline_s", "overlap"})
         settings["memory_mb"] = self._settings.memory_mib
         per_node = self._settings.per_node
@@ -42,28 +42,28 @@ class Verification:
                 self._pool = opened.enter_context(VerifierPool(self.specs, **settings))
 
     def start(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
-        """Begin to judge a prompt's completions: for each, the verdicts to come by the verifiers' names."""
+        """Begin to judge a prompt's completions; return the future verdicts of each completion by verifier name."""
         verdicts = judge_group(self._pool, self.specs, prompt, completions)
-        # The pool's threads, which set verdicts, drive no job.
+        # The pool's threads set the verdicts, and `current` does not work in them.
         driven = activity.current()
         for future in (future for named in verdicts for future in named.values()):
             future.add_done_callback(lambda _: driven.moved())
         return verdicts
 
     def verifying(self) -> Verifying:
-        """Keeps the groups whose verdicts are to come."""
+        """Return a container for groups whose verdicts are pending."""
         return Verifying(self.start, self.specs)
 
     def wait_s(self, completions: int) -> float:
-        """Seconds within which the pool has judged so many completions, unless the pool itself hangs."""
+        """Return the longest time in which a pool that does not hang judges so many completions, in seconds."""
         return verdicts_wait_s(completions, self._settings.deadline_s)
 
     def take_metrics(self) -> dict[str, float]:
-        """Latencies and cache hits of the verdicts since the last call."""
+        """Return latencies and cache hits of the verdicts since the last call."""
         return verifier_metrics(self._pool.take_recent())
 
     def take_busy(self) -> dict[ActorId, Busy]:
-        """When the workers were busy since the last call."""
+        """Return the workers' busy times since the last call."""
         if isinstance(self._pool, NodePool):
             return self._pool.take_busy()
         return {ActorId(ActorKind.VERIFIERS): busy for busy in self._pool.take_busy().values()}

@@ -136,8 +136,9 @@ class Watchdog:
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         ray_processes.kill(actors)
         if not self._heard.wait(_DEAF_S):
-            note_fault(self._run_dir, f"{self._stalled}; the driver itself does not answer and is ended")
-            print(visible(f"{self._stalled}; the driver itself does not answer and is ended"), flush=True)
+            message = f"{self._stalled}; the driver does not react to the signal and is ended"
+            note_fault(self._run_dir, message)
+            print(visible(message), flush=True)
             os._exit(1)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

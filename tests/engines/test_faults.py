@@ -189,7 +189,7 @@ def test_a_disk_that_fills_while_ranks_write_keeps_the_older_checkpoint(
             (small_disk / "other").write_bytes(b"x" * ((2 << 20) - size - size // 2))
             learner.save(folder)
 
-        with pytest.raises(NoRoom, match=r"step 2 was given up: .*the one of step 1 is whole and stays"):
+        with pytest.raises(NoRoom, match=r"step 2 was given up: .*the checkpoint of step 1 is whole and stays"):
             checkpoint.write(small_disk, 2, save_beside_another_program, {"step": 2}, keep=1)
         assert checkpoint.latest(small_disk) == older
         learner.load(str(older.folder))

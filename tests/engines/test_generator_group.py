@@ -233,7 +233,7 @@ def test_replayed_groups_come_once_and_from_the_present_weights(start: Callable[
     os.kill(started.pid(0), signal.SIGKILL)
     started.group._push = None
     stream.submit(asked(QUICK, 0))
-    with pytest.raises(RuntimeError, match="nothing says how it gets its weights"):
+    with pytest.raises(RuntimeError, match="was restarted but cannot get its weights; call `on_restart` first"):
         stream.finished()
 
 

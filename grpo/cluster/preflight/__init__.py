@@ -1,1 +1,1 @@
-"""`grpo check --cluster`: what every node must be able to do, tried on each of them."""
+"""`grpo check --cluster`: test on every node the features that a job needs."""

@@ -10,11 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo import config
 from grpo.cluster.preflight.probes import NodeProbes, ProbeOutcome, Wait, generator_setup, new_weights, probe_all
-from grpo.cluster.session import (
-    choose_device,
-    connect,
-    generator_environment,
-)
+from grpo.cluster.session import choose_device, connect, generator_environment
 from grpo.cluster.waiting import free_address, wait_for
 
 
@@ -36,7 +32,7 @@ class NodeActor:
         return self._wait("the generation", self._actor.generation.remote())
 
     def weight_push(self, bucket: Any) -> Wait:
-        """Start to give vLLM other weights."""
+        """Start to give vLLM new weights."""
         return self._wait("the weight push", self._actor.weight_push.remote(bucket))
 
     def sandbox(self) -> Wait:

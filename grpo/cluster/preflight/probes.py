@@ -1,7 +1,7 @@
 """`grpo check --cluster`: tests every node with a policy of a few kilobytes.
 
-One actor on each node sums a tensor with all the others, samples from vLLM, receives new weights for it and proves
-that they arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
+An actor on each node sums a tensor with all other actors, samples from vLLM, gives vLLM new weights, proves that they
+arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ProbeOutcome:
 
 
 class NodeProbes:
-    """The probes of one node, in a separate process on the node. `grpo.cluster.cluster` places one on each node."""
+    """The probes of a node, in a separate process on it. `grpo.cluster.preflight.nodes` starts this process."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -114,19 +114,19 @@ class NodeProbes:
         from transformers import AutoModelForCausalLM
 
         if self._generator is None:
-            raise RuntimeError("there is no vLLM to push to, as the generation failed")
+            raise RuntimeError("no vLLM can receive the weights, because the generation failed")
         started = time.monotonic()
         self._generator.begin_update()
         self._generator.update(bucket)
         self._generator.finish_update(1)
         seconds = time.monotonic() - started
-        (got,) = self._generator.score([PROBE])
+        (scored,) = self._generator.score([PROBE])
         model = AutoModelForCausalLM.from_pretrained(Path(self._folder.name) / "policy", dtype=torch.float32)
         model.load_state_dict(safetensors.torch.load(bucket.tobytes()))
         with torch.no_grad():
             logprobs_TV = model(torch.tensor([PROBE])).logits[0].log_softmax(-1)
         expected = [float(logprobs_TV[position, token]) for position, token in enumerate(PROBE[1:])]
-        difference = sum(abs(actual - wanted) for actual, wanted in zip(got, expected, strict=True)) / len(expected)
+        difference = sum(abs(actual - wanted) for actual, wanted in zip(scored, expected, strict=True)) / len(expected)
         if not difference <= TOLERANCES[self._device]:
             raise RuntimeError(f"log-probabilities differ by {difference:.2g} after the push: it did not arrive")
         return f"{bucket.nbytes / 1024:.0f} KiB in {1000 * seconds:.0f} ms, proven to {difference:.1g}"
@@ -182,7 +182,7 @@ class ProbedNode(Protocol):
         ...
 
     def weight_push(self, bucket: Any) -> Wait:
-        """Start to give vLLM other weights: `new_weights()`, or a reference to it."""
+        """Start to give vLLM new weights: `new_weights()`, or a reference to it."""
         ...
 
     def sandbox(self) -> Wait:
@@ -231,5 +231,5 @@ def table_of(outcomes_by_node: dict[str, dict[str, ProbeOutcome]]) -> Table:
 
 
 def _cell(outcome: ProbeOutcome) -> Text:
-    said = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
-    return Text.assemble(said, " ", literal(outcome.told))
+    status = Text("ok", "green") if outcome.passed else Text("FAILED", "red")
+    return Text.assemble(status, " ", literal(outcome.told))

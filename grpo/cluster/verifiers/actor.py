@@ -23,7 +23,7 @@ from rewards.verdict import Verdict
 
 @logs_failures
 class VerifierActor:
-    """A pool in a Ray process of its own."""
+    """A verifier pool in a separate Ray process."""
 
     def __repr__(self) -> str:
         return str(ActorId(ActorKind.VERIFIERS, ray.get_runtime_context().get_node_id()[:12]))
@@ -31,7 +31,7 @@ class VerifierActor:
     def start(
         self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any], logs: LogPlace | None = None
     ) -> frozenset[str]:
-        """Build the verifiers; a file of the user's is looked for from the driver's folder, where the node has it.
+        """Build the verifiers; look for the user's files in the driver's folder, if the node has it.
 
         Returns:
             The names of the verifiers that judge groups.
@@ -44,7 +44,7 @@ class VerifierActor:
         return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
 
     async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
-        """One verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
+        """Return a verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
 
@@ -56,10 +56,10 @@ class VerifierActor:
         prompt: Mapping[str, Any],
         lists: Mapping[str, Sequence[Any]] | None,
     ) -> list[Verdict]:
-        """One verdict for each completion of a group, in order; a failure is an `error`."""
+        """Return a verdict for each completion of a group, in order; a failure is an `error`."""
         futures = self._pool.submit_group(name, completions, reference, prompt, lists)
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     async def take_recent(self) -> tuple[dict[str, Tally], Busy]:
-        """What was counted on this node since this was last asked, by verifier, and when its workers were busy."""
+        """Return this node's counts since the last call, by verifier, and the busy times of its workers."""
         return self._pool.take_recent(), self._pool.take_busy()["verifiers"]

@@ -1,7 +1,7 @@
-"""One verifier pool on every node of the Ray cluster, behind the interface of a single one.
+"""A verifier pool on every node of the Ray cluster, with the interface of a single pool.
 
-The driver's node may have few cores, and verdicts of programs or long proofs want many. Each node gets an actor with a
-`VerifierPool` of its own; a batch of calls goes to the node with the fewest calls in flight.
+The driver's node may have few cores, and verdicts on programs or long proofs need many. Each node gets an actor with a
+`VerifierPool`. A batch of calls goes to the node with the fewest unfinished calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rewards.pool.pool import Call
 from rewards.pool.stats import Tally
 from rewards.verdict import Verdict, error
 
-# Batches that one actor may have in flight: they only wait for its workers, and each is a coroutine.
+# Maximum number of unfinished batches in an actor. A batch is a coroutine that only waits for workers.
 _CONCURRENCY = 100_000
 _STATS_S = 30.0
 
@@ -57,7 +57,7 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Node:
-    """A node's actor, and how many calls are with it."""
+    """A node's actor and its unfinished calls."""
 
     identity: str
     actor: Any
@@ -68,21 +68,21 @@ class _Node:
 class NodePool:
     """Runs verifiers on every node of a Ray cluster; futures and verdicts are those of `VerifierPool`.
 
-    Where an actor or its node dies, its calls go to another node, at most `replays` times each; after that, or where
-    no node is left, they come to `error`. An actor that died on a node that lives is started again, `replays` times.
+    If an actor or its node dies, its calls go to another node, at most `replays` times. After that, or if no node
+    lives, their verdict is `error`. If the node of a dead actor lives, the actor is restarted, at most `replays` times.
 
     Args:
-        verifiers: specs, each of which every node must be able to build.
-        workers: processes that work at the same time on each node.
-        deadline_s: seconds that one call may take; see VerifierPool.
+        verifiers: specs; every node must be able to build each verifier.
+        workers: number of worker processes on each node.
+        deadline_s: longest time of one call, in seconds; see VerifierPool.
         memory_mb: address space of one worker in MiB; None for no limit.
-        overlap: calls of async verifiers that one worker has under way at a time.
-        replays: how often calls are given to another node, and an actor is started again.
-        start_s: seconds that starting the actors may take.
+        overlap: maximum number of simultaneous calls of async verifiers in one worker.
+        replays: maximum number of moves of a call to another node, and of restarts of an actor.
+        start_s: longest wait for the actors' start, in seconds.
 
     Raises:
-        ValueError: a verifier that cannot be built on some node.
-        TimeoutError: an actor did not start in time.
+        ValueError: a node cannot build a verifier.
+        TimeoutError: an actor did not start within `start_s`.
     """
 
     def __init__(
@@ -124,17 +124,17 @@ class NodePool:
         self._thread.start()
 
     def submit_many(self, calls: Iterable[Call]) -> list[Future[Verdict]]:
-        """Queue several calls `(name, completion, reference, prompt)` on one node; one future each, in order.
+        """Queue calls `(name, completion, reference, prompt)` on one node; return a future for each call, in order.
 
         Raises:
-            ValueError: no verifier of that name.
+            ValueError: the pool has no verifier of that name.
             RuntimeError: the pool is closed.
         """
         listed = list(calls)
         return self._submit([name for name, *_ in listed], lambda actor: actor.verify.remote(listed), len(listed))
 
     def judges_groups(self, name: str) -> bool:
-        """True where the verifier wants all completions of a prompt at once, from `submit_group`."""
+        """Whether the verifier needs all completions of a prompt in one call of `submit_group`."""
         return name in self._groups
 
     def submit_group(
@@ -148,7 +148,7 @@ class NodePool:
         """Queue one call of a group verifier on one node; see VerifierPool.
 
         Raises:
-            ValueError: no verifier of that name, or one that judges completions one by one.
+            ValueError: the pool has no verifier of that name, or the verifier judges completions one by one.
             RuntimeError: the pool is closed.
         """
         if name in self._names and name not in self._groups:
@@ -177,7 +177,7 @@ class NodePool:
             try:
                 counted, busy = ray.get(reference)
             except ray.exceptions.RayActorError:
-                continue  # what it counted died with it
+                continue  # its counts are lost
             # Twelve digits distinguish nodes, and Ray's tools show them first.
             lane = ActorId(ActorKind.VERIFIERS, identities[reference][:12])
             self._busy.setdefault(lane, BusyClock()).merge(busy)
@@ -186,17 +186,17 @@ class NodePool:
         return total
 
     def take_busy(self) -> dict[ActorId, Busy]:
-        """When the workers of each node were at a verdict, as `take_recent` has heard it since the last call."""
+        """Return the busy times of each node's workers that `take_recent` has collected since the last call."""
         return {lane: clock.take() for lane, clock in self._busy.items()}
 
     @property
     def nodes(self) -> int:
-        """Nodes that take calls."""
+        """Number of nodes that take calls."""
         with self._lock:
             return len(self._nodes)
 
     def close(self) -> None:
-        """Kill the actors and their workers; calls not yet decided come to `error`. Safe to call twice."""
+        """Kill the actors and their workers; unfinished calls get the verdict `error`. Safe to call twice."""
         with self._lock:
             if self._closed:
                 return
@@ -217,21 +217,18 @@ class NodePool:
         self.close()
 
     def _create(self, identity: str) -> tuple[_Node, Any]:
-        actor: Any = (
-            ray.remote(VerifierActor)
-            .options(
-                # It only waits for its workers; cores are for them, and beside engines they are whoever's are free.
-                num_cpus=0,
-                max_concurrency=_CONCURRENCY,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-            )
-            .remote()
-        )
+        remote: Any = ray.remote(VerifierActor)
+        actor = remote.options(
+            # The actor only waits for its workers, so it reserves no core. The workers use any free cores.
+            num_cpus=0,
+            max_concurrency=_CONCURRENCY,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        ).remote()
         return _Node(identity, actor), actor.start.remote(*self._start_with, present_place())
 
     def _send(self, batch: _Batch) -> None:
-        """Give a batch to a node, or keep it until one is up; the lock is held."""
+        """Give a batch to a node, or keep it until a node is up. The caller holds the lock."""
         if self._nodes:
             node = min(self._nodes, key=lambda each: each.in_flight)
             node.in_flight += len(batch.futures)
@@ -251,7 +248,7 @@ class NodePool:
             failure = done.exception()
             with self._lock:
                 if self._closed:
-                    continue  # `close` answers for all that is open
+                    continue  # `close` finishes all open batches
                 if batch is None:
                     self._settle_start(node, failure)
                     continue
@@ -272,7 +269,7 @@ class NodePool:
         batch.finish([error(reason)] * len(batch.futures))
 
     def _lose(self, node: _Node) -> None:
-        """Take a node out, once; its other batches land one by one, each with the same failure."""
+        """Remove a lost node, once, and restart its actor. Its other batches fail one by one later."""
         if node not in self._nodes:
             return
         self._nodes.remove(node)
@@ -296,8 +293,7 @@ class NodePool:
 
 
 def _living_nodes() -> list[str]:
-    """The nodes that may be given work: those with CPUs, which a head node may be without."""
+    """Return the living nodes that have CPUs, or all living nodes if no node has. A head node may have no CPUs."""
     living = [node for node in ray.nodes() if node["Alive"]]
-    return [str(node["NodeID"]) for node in living if node["Resources"].get("CPU")] or [
-        str(node["NodeID"]) for node in living
-    ]
+    with_cpus = [node for node in living if node["Resources"].get("CPU")]
+    return [str(node["NodeID"]) for node in with_cpus or living]

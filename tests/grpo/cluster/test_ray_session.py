@@ -139,7 +139,7 @@ def test_a_node_that_was_late_is_ended_and_another_started(monkeypatch: pytest.M
 
 def test_late_twice_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     raised, ran = start(monkeypatch, Exception(LATE), Exception(LATE))
-    assert isinstance(raised, TimeoutError) and "within the 30 s" in str(raised)
+    assert isinstance(raised, TimeoutError) and "within its limit of 30 s" in str(raised)
     assert ran[0] is False and len(ran) == 2
 
 

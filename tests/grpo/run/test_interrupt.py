@@ -42,4 +42,4 @@ def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals, name
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["asked", "stopped", ""]
     # Told once, with what comes next.
-    assert done.stderr == f"{name}: stopping after this step, with a checkpoint; once more stops at once\n"
+    assert done.stderr == f"{name}: stopping after this step, with a checkpoint; a second signal stops at once\n"

@@ -281,7 +281,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
 
 def test_a_folder_in_use_is_refused_unless_it_is_resumed(policy: Path, whole: FakeCluster, whole_folder: Path) -> None:
-    with pytest.raises(ValueError, match="already holds a run; go on with it by resume=auto"):
+    with pytest.raises(ValueError, match="already holds a run; continue it with resume=auto"):
         from grpo.train_loop import train as run
 
         run(settings_of(whole_folder, policy), silent_progress())

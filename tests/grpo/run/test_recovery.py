@@ -164,7 +164,7 @@ def test_a_stall_is_gone_on_from_only_where_that_is_configured(
         clusters, _ = recover(settings, monkeypatch, dies_at(5, error=Stalled))
         assert len(clusters.started) == 2
     else:
-        with pytest.raises(Stalled, match=r"stopped, as watchdog\.action=stop asks"):
+        with pytest.raises(Stalled, match=r"stopped because of watchdog\.action=stop"):
             recover(settings, monkeypatch, dies_at(5, error=Stalled))
 
 
