@@ -70,7 +70,7 @@ class SharedPage:
             _NUMBER.pack_into(self._memory, _WAITED_AT, waited + now - since)
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, now if waits else 0)
 
-    def waited_seconds(self) -> float:
+    def waited_s(self) -> float:
         """Parent: seconds that the current call has waited for its turn, as the worker reports."""
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         (waited,) = _NUMBER.unpack_from(self._memory, _WAITED_AT)

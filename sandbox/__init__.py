@@ -3,7 +3,7 @@
     with Sandbox(level=IsolationLevel.FULL, workers=2) as sandbox:
         result = sandbox.run("print(input()[::-1])", "abc")
         tests = [StdinTest("abc", "cba"), StdinTest("", "")]
-        verdicts = sandbox.grade("print(input()[::-1])", tests, Limits(wall_seconds=2))
+        verdicts = sandbox.grade("print(input()[::-1])", tests, Limits(wall_s=2))
 
 These layers hold a program: a separate user (if the supervisor is root); user, process, mount, network and IPC
 namespaces with a private read-only root and a size-limited scratch directory; Landlock; a system-call allow-list;

@@ -37,15 +37,15 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{options.file}: the name's ending shows no known language ({known}); give --language", file=sys.stderr)
         return _FAILED
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-    limits = Limits(wall_seconds=options.seconds, memory_bytes=options.memory << 20)
+    limits = Limits(wall_s=options.seconds, memory_bytes=options.memory << 20)
     with Sandbox(level=IsolationLevel[options.level.upper()]) as sandbox:
         result = sandbox.run(options.file.read_bytes(), stdin, limits, language)
     sys.stdout.buffer.write(result.stdout)
     sys.stdout.flush()
     sys.stderr.buffer.write(result.stderr)
     summary = (
-        f"[{result.status.value}, exit code {result.exit_code}, {result.wall_seconds:.3f} s, "
-        f"processor {result.cpu_seconds:.3f} s, {result.memory_bytes / (1 << 20):.1f} MiB, "
+        f"[{result.status.value}, exit code {result.exit_code}, {result.wall_s:.3f} s, "
+        f"processor {result.cpu_s:.3f} s, {result.memory_bytes / (1 << 20):.1f} MiB, "
         f"isolation {result.isolation.level.name.lower()}]"
     )
     print(summary, file=sys.stderr)

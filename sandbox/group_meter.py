@@ -76,7 +76,7 @@ class GroupMeter:
         """Whether the kernel has killed a process of the group since `begin` because memory ran out."""
         return self._read_killed() > self._killed
 
-    def cpu_seconds(self) -> float:
+    def cpu_s(self) -> float:
         """Processor time of the group since `begin`, without the cell's; 0 if other programs ran in it too."""
         if self._files.cpu is None or self._shared:
             return 0.0

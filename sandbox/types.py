@@ -122,8 +122,8 @@ class Limits:
     beyond `open_files` the program gets no further descriptor and goes on.
 
     Attributes:
-        wall_seconds: real time, from the start of the program's process.
-        cpu_seconds: processor time of all its processes together; None means `wall_seconds`.
+        wall_s: real time, from the start of the program's process.
+        cpu_s: processor time of all its processes together; None means `wall_s`.
         memory_bytes: resident memory of all its processes together, without the memory of the preloaded interpreter.
         processes: processes and threads together.
         output_bytes: size of standard output, and size of standard error.
@@ -135,8 +135,8 @@ class Limits:
         ValueError: a limit is not positive.
     """
 
-    wall_seconds: float = 10.0
-    cpu_seconds: float | None = None
+    wall_s: float = 10.0
+    cpu_s: float | None = None
     memory_bytes: int = 512 * MEBIBYTE
     processes: int = 64
     output_bytes: int = 8 * MEBIBYTE
@@ -153,7 +153,7 @@ class Limits:
     @property
     def cpu(self) -> float:
         """Processor seconds allowed."""
-        return self.wall_seconds if self.cpu_seconds is None else self.cpu_seconds
+        return self.wall_s if self.cpu_s is None else self.cpu_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class ExecutionResult:
         status: how the run ended.
         exit_code: exit code of the program, or the negative number of a signal; None if no process ran.
         stdout, stderr: captured bytes, at most `Limits.output_bytes` and 64 KiB.
-        wall_seconds, cpu_seconds: time used by the program and its descendants.
+        wall_s, cpu_s: time used by the program and its descendants.
         memory_bytes: peak resident memory, the preloaded interpreter included.
         isolation: layers that held the program.
         reason: one short line for a person.
@@ -174,8 +174,8 @@ class ExecutionResult:
     exit_code: int | None
     stdout: bytes
     stderr: bytes
-    wall_seconds: float
-    cpu_seconds: float
+    wall_s: float
+    cpu_s: float
     memory_bytes: int
     isolation: Isolation
     reason: str = ""
@@ -241,8 +241,8 @@ class TestResult:
     passed: bool
     status: ProgramStatus
     reason: str = ""
-    wall_seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
     memory_bytes: int = 0
     isolation: Isolation | None = None
 

@@ -43,10 +43,10 @@ def code_problems(verifiers: Sequence[VerifierConfig], deadline_s: float) -> lis
         return [str(problem)]
     return [
         f"verification.deadline_s={deadline_s:g} could end the verifier {name!r} before its program reaches "
-        f"program_seconds={verifier.program_seconds:g}; this would count as a failed verdict; raise deadline_s to "
-        f"{verifier.deadline_seconds:g} or more, or lower program_seconds"
+        f"program_s={verifier.program_s:g}; this would count as a failed verdict; raise deadline_s to "
+        f"{verifier.deadline_s:g} or more, or lower program_s"
         for name, verifier in built.items()
-        if deadline_s < verifier.deadline_seconds
+        if deadline_s < verifier.deadline_s
     ]
 
 

@@ -108,7 +108,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
 
 def _pool(settings: EvalConfig, job: TaskJob) -> VerifierPool:
     verifier, spec = job.task.verifier, spec_of(job)
-    return VerifierPool([spec], workers=settings.workers, deadline_s=verifier.deadline_s, memory_mb=verifier.memory_mib)
+    return VerifierPool(
+        [spec], workers=settings.workers, deadline_s=verifier.deadline_s, memory_mib=verifier.memory_mib
+    )
 
 
 def _check_problems(job: TaskJob, records: Mapping[Key, Record]) -> None:

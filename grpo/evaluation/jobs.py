@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -67,22 +66,28 @@ def prepare(
     dtype: str | None = None
     template: str | None = None
     prompts: list[tuple[Prompt, ...] | None] = [None] * len(tasks)
-    open_sampler: Callable[[], AbstractContextManager[Sampler]]
     if settings.is_endpoint:
         endpoint = EndpointSampler(settings.url, settings.endpoint)
         identity = f"endpoint:{settings.model} {endpoint.model}"
-        open_sampler = functools.partial(contextlib.nullcontext, endpoint)
+
+        def open_sampler() -> AbstractContextManager[Sampler]:
+            return contextlib.nullcontext(endpoint)
+
     else:
         model = open_model(settings.model)
         identity, dtype = model.identity, dtype_of(settings)
         tokenizer = load_tokenizer(model.path)
         template = str(tokenizer.chat_template) if tokenizer.chat_template else None
-        longest = {}
+        longest: dict[str, tuple[int, int]] = {}
         for at, (task, task_problems, sampling) in enumerate(zip(tasks, problems, chosen, strict=True)):
             rendered = tuple(prompts_of(task, task_problems, tokenizer))
             prompts[at] = rendered
             longest[task.name] = max(len(prompt.token_ids) for prompt in rendered), sampling.max_tokens
-        open_sampler = functools.partial(EngineSampler, settings, model, sequence_tokens(model, longest))
+        tokens = sequence_tokens(model, longest)
+
+        def open_sampler() -> AbstractContextManager[Sampler]:
+            return EngineSampler(settings, model, tokens)
+
     jobs = []
     for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True):
         used_template = template if task.data.chat_template == "auto" else None

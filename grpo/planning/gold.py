@@ -129,7 +129,7 @@ def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> No
 
 def _build_problem(specs: Sequence[VerifierSpec], memory_mib: int | None) -> str | None:
     try:
-        VerifierPool(specs, workers=1, memory_mb=memory_mib).close()
+        VerifierPool(specs, workers=1, memory_mib=memory_mib).close()
     except ValueError as problem:
         return str(problem)
     return None

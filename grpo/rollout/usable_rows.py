@@ -129,7 +129,7 @@ def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationCo
         questioned(specs),
         workers=verification.workers,
         deadline_s=verification.deadline_s,
-        memory_mb=verification.memory_mib,
+        memory_mib=verification.memory_mib,
     )
 
 

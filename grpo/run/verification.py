@@ -33,7 +33,7 @@ class Verification:
     def open(self, opened: contextlib.ExitStack, progress: Progress) -> None:
         """Start the workers on this machine, or with `verification.per_node` on every node of the running Ray."""
         settings = self._settings.model_dump(include={"workers", "deadline_s", "overlap"})
-        settings["memory_mb"] = self._settings.memory_mib
+        settings["memory_mib"] = self._settings.memory_mib
         per_node = self._settings.per_node
         with progress.phase(Phase.START, f"starting the verifiers{' on every node' if per_node else ''}"):
             if per_node:

@@ -24,7 +24,7 @@ def next_batch(queue: deque[PoolJob], workers: int, recorder: Recorder) -> list[
         if not job.start():
             continue
         jobs.append(job)
-        seconds += recorder.mean_seconds(job.name)
+        seconds += recorder.mean_s(job.name)
         characters += job.characters
         if seconds > _BATCH_S or characters > _BATCH_CHARACTERS:
             break

@@ -58,7 +58,7 @@ class Forks:
         if alive:
             self._failed_starts = 0
         else:
-            self._count_failed_start("see its message on standard error; is memory_mb too small?")
+            self._count_failed_start("see its message on standard error; is memory_mib too small?")
 
     def stop(self) -> None:
         """Kill the nursery, and with it every worker."""

@@ -12,7 +12,7 @@ class PoolLimits:
 
     workers: int
     deadline_s: float
-    memory_mb: int | None
+    memory_mib: int | None
     replays: int
     spares: int
     start_s: float
@@ -22,7 +22,7 @@ class PoolLimits:
     def checked(
         workers: int | None,
         deadline_s: float,
-        memory_mb: int | None,
+        memory_mib: int | None,
         replays: int,
         spares: int | None,
         start_s: float,
@@ -36,9 +36,9 @@ class PoolLimits:
         count = len(os.sched_getaffinity(0)) if workers is None else workers
         extra = 2 * count if spares is None else spares
         for name, value, least in (
-            ("workers", count, 1), ("deadline_s", deadline_s, 0.01), ("memory_mb", memory_mb or 64, 64),
+            ("workers", count, 1), ("deadline_s", deadline_s, 0.01), ("memory_mib", memory_mib or 64, 64),
             ("replays", replays, 0), ("spares", extra, 0), ("start_s", start_s, 0.1), ("overlap", overlap, 1),
         ):  # fmt: skip
             if not value >= least:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        return PoolLimits(count, deadline_s, memory_mb, replays, extra, start_s, overlap)
+        return PoolLimits(count, deadline_s, memory_mib, replays, extra, start_s, overlap)

@@ -31,7 +31,7 @@ class VerifierPool:
         deadline_s: seconds that one call may take after it starts. At the deadline its process is killed and the
             verdict is `timeout`, with the verifier's name and its stage. If other programs kept the call from a
             processor for nine tenths of that time, the call gets the same time once more.
-        memory_mb: address space of one worker in MiB; None for no limit. Beyond it the verdict is `error`.
+        memory_mib: address space of one worker in MiB; None for no limit. Beyond it the verdict is `error`.
         replays: number of times that a call is given to another worker after its worker crashed or was killed by
             another program; after that the verdict is `error`.
         spares: number of workers beyond `workers` that may be started while others hang, so that other calls do not
@@ -54,14 +54,14 @@ class VerifierPool:
         *,
         workers: int | None = None,
         deadline_s: float = 5.0,
-        memory_mb: int | None = 2048,
+        memory_mib: int | None = 2048,
         replays: int = 2,
         spares: int | None = None,
         start_s: float = 60.0,
         overlap: int = 64,
     ) -> None:
         named = dict(verifiers) if isinstance(verifiers, Mapping) else {spec.name: spec for spec in verifiers}
-        limits = PoolLimits.checked(workers, deadline_s, memory_mb, replays, spares, start_s, overlap)
+        limits = PoolLimits.checked(workers, deadline_s, memory_mib, replays, spares, start_s, overlap)
         if not named:
             raise ValueError("a verifier pool needs at least one verifier")
         self._names = frozenset(named)

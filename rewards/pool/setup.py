@@ -13,7 +13,7 @@ from rewards.build import VerifierSpec, build_verifier
 from rewards.verifier import Verifier
 
 
-def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int | None) -> bytes:
+def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mib: int | None) -> bytes:
     """Pickle the verifiers, the memory limit and the import path for the nursery.
 
     Raises:
@@ -38,7 +38,7 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mb: int 
             f"verifiers {sorted(entries)} cannot be sent to a worker ({problem}); "
             f"give module-level functions, objects of plain data, or a VerifierSpec"
         ) from problem
-    memory_bytes = None if memory_mb is None else memory_mb << 20
+    memory_bytes = None if memory_mib is None else memory_mib << 20
     # The folder of these packages comes first: the folder of a user's script may have another `sandbox/`.
     path = [str(Path(__file__).resolve().parents[2]), *sys.path]
     return pickle.dumps({"verifiers": pickled, "memory_bytes": memory_bytes, "path": path})

@@ -28,7 +28,7 @@ class SlowCalls:
 
     def allowed(self, worker: WorkerHandle, busy: Busy) -> float:
         """Seconds that the running call may take: its deadline, and the time that it has waited for its turn."""
-        waited = min(worker.process.page.waited_seconds(), self._longest_wait_s)
+        waited = min(worker.process.page.waited_s(), self._longest_wait_s)
         return self._deadline_s * (2 if busy.extended else 1) + waited
 
     def extend(self, worker: WorkerHandle, busy: Busy) -> bool:
@@ -59,7 +59,7 @@ class SlowCalls:
         seen = worker.look()
         if seen is not None:
             waits, processor = seen
-            usual = self._recorder.usual_processor_seconds(busy.current.job.name)
+            usual = self._recorder.usual_processor_s(busy.current.job.name)
             remaining = max(_LEAST_UNUSUAL_S, _UNUSUAL * usual) - processor
             if waits and not worker.process.page.works_elsewhere():
                 pace = Pace.STALLED

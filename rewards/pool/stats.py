@@ -115,12 +115,12 @@ class Recorder:
         self._finished[name].append(seconds)
         self._processor[name].append(processor)
 
-    def usual_processor_seconds(self, name: str) -> float:
+    def usual_processor_s(self, name: str) -> float:
         """The 99th percentile of the processor time of calls that ended; infinite before 100 have ended."""
         costs = self._processor[name]
         return _quantile(sorted(costs), 0.99) if len(costs) >= 100 else float("inf")
 
-    def mean_seconds(self, name: str) -> float:
+    def mean_s(self, name: str) -> float:
         """Mean real time of the last calls; infinite before the first call, so that its batch is small."""
         kept = self._finished[name]
         last = [kept[-at] for at in range(1, min(len(kept), 32) + 1)]

@@ -47,7 +47,7 @@ class Supervisor:
         self._queue, self._async_queue = queue, async_queue
         self._names, self._workers = frozenset(verifiers), limits.workers
         self.kinds = Kinds()
-        self._forks = Forks(pack_setup(verifiers, limits.memory_mb), limits.start_s, recorder, self._bury_all)
+        self._forks = Forks(pack_setup(verifiers, limits.memory_mib), limits.start_s, recorder, self._bury_all)
         self._selector = selectors.DefaultSelector()
         self._results = Results(recorder)
         self.calls = Calls(limits, queue, recorder, self._selector, self._forks, self._results)

@@ -48,11 +48,11 @@ _sandboxes_lock = threading.Lock()
 _MARGIN_SECONDS = 5.0
 _COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
 _POSITIVE = (
-    "wall_seconds",
-    "program_seconds",
-    "memory_mebibytes",
-    "compile_seconds",
-    "compile_memory_mebibytes",
+    "wall_s",
+    "program_s",
+    "memory_mib",
+    "compile_s",
+    "compile_memory_mib",
     "max_tests",
     "concurrent_programs",
 )
@@ -65,11 +65,11 @@ class CodeVerifier:
     Attributes:
         language: language of the program.
         partial_credit: whether the score is the fraction of tests passed, instead of all or nothing.
-        wall_seconds: limit of real time, and of processor time, for each test, in seconds.
-        program_seconds: limit of real time for all tests together, in seconds; a program that exceeds it is `wrong`.
-        memory_mebibytes: memory limit of each test, in MiB.
-        compile_seconds: limit of real time, and of processor time, for a compiler, in seconds.
-        compile_memory_mebibytes: memory limit of the compiler; None means `memory_mebibytes`, but at least 1,024.
+        wall_s: limit of real time, and of processor time, for each test, in seconds.
+        program_s: limit of real time for all tests together, in seconds; a program that exceeds it is `wrong`.
+        memory_mib: memory limit of each test, in MiB.
+        compile_s: limit of real time, and of processor time, for a compiler, in seconds.
+        compile_memory_mib: memory limit of the compiler; None means `memory_mib`, but at least 1,024.
         level: weakest isolation in which programs may run.
         tolerance: greatest difference of printed numbers and returned floats, relative above 1; None means exact.
         max_tests: number of tests that run, evenly spread over the row's tests; None runs all.
@@ -86,11 +86,11 @@ class CodeVerifier:
 
     language: Language = Language.PYTHON
     partial_credit: bool = False
-    wall_seconds: float = 6.0
-    program_seconds: float = 12.0
-    memory_mebibytes: int = 512
-    compile_seconds: float = 30.0
-    compile_memory_mebibytes: int | None = None
+    wall_s: float = 6.0
+    program_s: float = 12.0
+    memory_mib: int = 512
+    compile_s: float = 30.0
+    compile_memory_mib: int | None = None
     level: IsolationLevel = IsolationLevel.CONFINED
     tolerance: float | None = None
     max_tests: int | None = None
@@ -109,10 +109,10 @@ class CodeVerifier:
                 raise ValueError(f"code: {name} must be positive, got {value!r}")
 
     @property
-    def deadline_seconds(self) -> float:
+    def deadline_s(self) -> float:
         """The shortest deadline of a pool, in seconds, with which a slow program is `wrong` and never `timeout`."""
-        compiling = self.compile_seconds if self.language is Language.CPP else 0.0
-        return 2 * self.program_seconds + compiling + _MARGIN_SECONDS
+        compiling = self.compile_s if self.language is Language.CPP else 0.0
+        return 2 * self.program_s + compiling + _MARGIN_SECONDS
 
     def prepare(self) -> None:
         """Start the sandbox in the process that forks a pool's workers, so that all workers share it.
@@ -203,17 +203,17 @@ class CodeVerifier:
         return self._sandbox().grade(
             program,
             tests,
-            Limits(wall_seconds=self.wall_seconds, memory_bytes=self.memory_mebibytes << 20),
+            Limits(wall_s=self.wall_s, memory_bytes=self.memory_mib << 20),
             self.language,
             stop_at_failure=stop_at_failure,
-            total_seconds=self.program_seconds,
+            total_s=self.program_s,
             compile_limits=self._compile_limits,
         )
 
     @property
     def _compile_limits(self) -> Limits:
-        mebibytes = self.compile_memory_mebibytes or max(_COMPILER_MEBIBYTES, self.memory_mebibytes)
-        return replace(COMPILE_LIMITS, wall_seconds=self.compile_seconds, memory_bytes=mebibytes << 20)
+        mebibytes = self.compile_memory_mib or max(_COMPILER_MEBIBYTES, self.memory_mib)
+        return replace(COMPILE_LIMITS, wall_s=self.compile_s, memory_bytes=mebibytes << 20)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
         """The row's solutions, since its reference is no answer; None when the row has no solution."""

@@ -123,10 +123,10 @@ class Cell:
             remaining = end - time.monotonic()
             if replies and remaining <= 0:
                 break
-            if remaining < limits["wall_seconds"]:
-                request["limits"] = limits | {"wall_seconds": max(remaining, _LEAST_SECONDS)}
+            if remaining < limits["wall_s"]:
+                request["limits"] = limits | {"wall_s": max(remaining, _LEAST_SECONDS)}
             replies.append(self.run(request, [program, *streams[first : first + 3], *channel]))
-            self._quick = replies[-1]["wall_seconds"] < _QUICK_SECONDS
+            self._quick = replies[-1]["wall_s"] < _QUICK_SECONDS
             if not self._quick:
                 self._nursery.roam()
             if replies[-1]["stopped"]:
@@ -176,7 +176,7 @@ class Cell:
         if failed is not None:
             os.close(failed)
         pristine = verdict is None and code >= 0 and not left_behind and untouched
-        return reply | {"wall_seconds": wall, "pristine": pristine, "stopped": verdict is ProgramStatus.SIGNAL}
+        return reply | {"wall_s": wall, "pristine": pristine, "stopped": verdict is ProgramStatus.SIGNAL}
 
     def _begin(self, request: dict[str, Any], streams: list[int]) -> None:
         """Reset the times and counters that could tell a program about earlier runs in this cell."""
@@ -226,7 +226,7 @@ class Cell:
         status = verdict
         if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
             status = ProgramStatus.OUTPUT
-        if status is None and (code == -signal.SIGXCPU or usage.cpu_seconds > limits["cpu_seconds"]):
+        if status is None and (code == -signal.SIGXCPU or usage.cpu_s > limits["cpu_s"]):
             status = ProgramStatus.CPU_TIME
         if status is None and code != 0 and (code == -signal.SIGXFSZ or self._scratch.full()):
             status = ProgramStatus.DISK
@@ -235,7 +235,7 @@ class Cell:
         return {
             "status": status.value,
             "exit_code": code,
-            "cpu_seconds": usage.cpu_seconds,
+            "cpu_s": usage.cpu_s,
             "memory_bytes": usage.memory_bytes,
         }
 

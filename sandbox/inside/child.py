@@ -130,7 +130,7 @@ def set_constant_limits() -> None:
 
 def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     limits = request["limits"]
-    memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_seconds"])
+    memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_s"])
     if request["kind"] == "calls":
         cpu = max(cpu, _CALLS_CPU_SECONDS)
     # One second of processor time above the limit: the watch is precise, this catches what the watch sees too late.

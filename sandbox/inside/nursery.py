@@ -54,7 +54,7 @@ class CellNursery:
                 self._sealed, self._limits = SealedProcess(self._seal, request), limits
                 self._note_newcomer()
             if templated and self._template is None:
-                self._template = self._sealed.fork_template(program, request["limits"]["wall_seconds"])
+                self._template = self._sealed.fork_template(program, request["limits"]["wall_s"])
                 self._note_newcomer()
         except TemplateLost:
             self.give_up()
@@ -151,5 +151,5 @@ def _fits(limits: dict[str, Any]) -> bool:
 
 
 def _kernel_limits(limits: dict[str, Any]) -> tuple[object, ...]:
-    """The limits that the kernel holds a process to; only the watch keeps `wall_seconds`."""
-    return tuple(value for name, value in limits.items() if name != "wall_seconds")
+    """The limits that the kernel holds a process to; only the watch keeps `wall_s`."""
+    return tuple(value for name, value in limits.items() if name != "wall_s")

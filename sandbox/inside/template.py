@@ -47,9 +47,9 @@ class TemplateLost(Exception):
 class _Forker:
     """The cell's handle on a process that forks on request."""
 
-    def __init__(self, control: socket.socket, pid: int, ready_seconds: float = _READY_SECONDS) -> None:
+    def __init__(self, control: socket.socket, pid: int, ready_s: float = _READY_SECONDS) -> None:
         self._control, self.pid = control, pid
-        self._control.settimeout(min(_READY_SECONDS, ready_seconds))
+        self._control.settimeout(min(_READY_SECONDS, ready_s))
         try:
             ready = self._control.recv(_MAX_MESSAGE)
         except OSError:
@@ -116,7 +116,7 @@ class SealedProcess(_Forker):
         except OSError:
             return False
 
-    def fork_template(self, program_descriptor: int, ready_seconds: float) -> Template:
+    def fork_template(self, program_descriptor: int, ready_s: float) -> Template:
         """Start a template of a program.
 
         Raises:
@@ -125,7 +125,7 @@ class SealedProcess(_Forker):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             pid = self._fork(_TEMPLATE, _TWO.pack(theirs.fileno(), program_descriptor))
-        return Template(ours, pid, ready_seconds)
+        return Template(ours, pid, ready_s)
 
 
 class Template(_Forker):

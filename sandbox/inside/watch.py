@@ -31,13 +31,13 @@ _SCRATCH_ENTRY = 4096  # bytes counted for a file's name and inode
 class Usage:
     """Processor seconds and the highest resident bytes seen."""
 
-    cpu_seconds: float = 0.0
+    cpu_s: float = 0.0
     memory_bytes: int = 0
 
     def joined(self, rusage: resource.struct_rusage) -> Usage:
         """Combine with the kernel's report at the end of the process."""
         cpu = rusage.ru_utime + rusage.ru_stime
-        return Usage(max(self.cpu_seconds, cpu), max(self.memory_bytes, rusage.ru_maxrss * 1024))
+        return Usage(max(self.cpu_s, cpu), max(self.memory_bytes, rusage.ru_maxrss * 1024))
 
 
 class Watch:
@@ -80,7 +80,7 @@ class Watch:
 
         The reason is the limit that was passed, or `SIGNAL` if the supervisor asked for the end or went away.
         """
-        deadline = started + self._limits["wall_seconds"]
+        deadline = started + self._limits["wall_s"]
         self._looked = started
         handle = os.pidfd_open(pid)
         try:
@@ -118,11 +118,11 @@ class Watch:
         use = self._account.look(run_processes, now - self._looked, self._last_number())
         self._looked = now
         limits = self._limits
-        cpu = use.cpu_seconds if self._meter is None else max(use.cpu_seconds, self._meter.cpu_seconds())
-        self.usage = Usage(max(self.usage.cpu_seconds, cpu), max(self.usage.memory_bytes, use.memory_bytes))
+        cpu = use.cpu_s if self._meter is None else max(use.cpu_s, self._meter.cpu_s())
+        self.usage = Usage(max(self.usage.cpu_s, cpu), max(self.usage.memory_bytes, use.memory_bytes))
         if use.memory_bytes > self.allowed_memory or (self._meter is not None and self._meter.ran_out()):
             return ProgramStatus.MEMORY
-        if cpu > limits["cpu_seconds"]:
+        if cpu > limits["cpu_s"]:
             return ProgramStatus.CPU_TIME
         if max(os.fstat(number).st_size for number in self._outputs) > limits["output_bytes"]:
             return ProgramStatus.OUTPUT

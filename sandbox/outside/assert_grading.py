@@ -25,11 +25,11 @@ def grade_asserts(
     """Run test code in a separate cell, and pass its calls on to the program's cell.
 
     The first call starts the program, so the program is not to blame for anything before it. From then on both have
-    `limits.wall_seconds`, at most until the time `end`.
+    `limits.wall_s`, at most until the time `end`.
     """
     task = {"code": test.code, "setup": test.setup, "entry_point": test.entry_point, "case": test.case}
     tester_memory = max(_TESTER_MEMORY, limits.memory_bytes)
-    tester_limits = Limits(2 * limits.wall_seconds, 2 * limits.cpu, tester_memory, _TESTER_PROCESSES)
+    tester_limits = Limits(2 * limits.wall_s, 2 * limits.cpu, tester_memory, _TESTER_PROCESSES)
     beside = limits.memory_bytes
     test_code = sealed_memory("tests", json.dumps(task).encode())
     try:
@@ -42,7 +42,7 @@ def grade_asserts(
                 end_calls(tester_cell, tester, orderly=first[0] is ProgramStatus.SKIPPED)
                 return result_of(worker, *first)
             with closing(begin_calls(cell, program, limits, "calls", beside=tester_memory)) as channel:
-                deadline = min(end, time.monotonic() + limits.wall_seconds)
+                deadline = min(end, time.monotonic() + limits.wall_s)
                 status, reason = _relay(tester, channel, first, deadline)
                 tester_run, _ = end_calls(tester_cell, tester, orderly=status is not ProgramStatus.WALL_TIME)
                 run, silent = end_calls(cell, channel, orderly=status in (ProgramStatus.OK, ProgramStatus.WRONG_ANSWER))
@@ -60,13 +60,13 @@ def grade_asserts(
 
 def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, Any] | tuple[ProgramStatus, str]:
     """Return the first call of the test code, or how the test ended without a call."""
-    deadline = time.monotonic() + limits.wall_seconds
+    deadline = time.monotonic() + limits.wall_s
     try:
         message = parse_object(tester.receive(min(end, deadline)))
     except DeadlinePassed:
         if end < deadline:  # the program used up the time in earlier tests
             return ProgramStatus.WALL_TIME, "the time for all tests ended before the test code called the program"
-        return ProgramStatus.BAD_TEST, f"the test code did not call the program within {limits.wall_seconds:g} s"
+        return ProgramStatus.BAD_TEST, f"the test code did not call the program within {limits.wall_s:g} s"
     except (ProgramEnded, BadReply):
         return ProgramStatus.BAD_TEST, "the test code ended before it called the program"
     reason = str(message.get("reason"))[:300]

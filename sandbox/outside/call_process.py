@@ -12,7 +12,7 @@ _EXTRA_SECONDS = 1.0  # time for loading the program, beyond the time for its ca
 
 def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
     """The result of a test that ended with `status`, and what its `run` used."""
-    used = (run.wall_seconds, run.cpu_seconds, run.memory_bytes) if run else (0.0, 0.0, 0)
+    used = (run.wall_s, run.cpu_s, run.memory_bytes) if run else (0.0, 0.0, 0)
     return TestResult(status is ProgramStatus.OK, status, reason, *used, worker.isolation)
 
 
@@ -26,8 +26,8 @@ def begin_calls(
     channel = CallChannel()
     try:
         message = limits_message(limits, calls)
-        message["wall_seconds"] += _EXTRA_SECONDS
-        message["cpu_seconds"] += _EXTRA_SECONDS
+        message["wall_s"] += _EXTRA_SECONDS
+        message["cpu_s"] += _EXTRA_SECONDS
         cell.begin({"kind": kind, "limits": message, "beside": beside}, program, channel=channel.far_ends)
     except BaseException:
         channel.close()

@@ -43,7 +43,7 @@ def sealed_memory(name: str, content: bytes) -> int:
 
 def limits_message(limits: Limits, runs: int = 1) -> dict[str, Any]:
     """The limits in the form of a cell's request, for a process that serves `runs` tests."""
-    return asdict(limits) | {"wall_seconds": limits.wall_seconds * runs, "cpu_seconds": limits.cpu * runs}
+    return asdict(limits) | {"wall_s": limits.wall_s * runs, "cpu_s": limits.cpu * runs}
 
 
 def most_runs(limits: Limits) -> int:
@@ -117,7 +117,7 @@ class CellHandle:
         limits = request["limits"]
         self._templated = self._templated or bool(request.get("template"))
         self._output_bytes = limits["output_bytes"]
-        self._deadline = time.monotonic() + limits["wall_seconds"] * len(inputs) + _GRACE_SECONDS
+        self._deadline = time.monotonic() + limits["wall_s"] * len(inputs) + _GRACE_SECONDS
         descriptors = [program]
         stdin_descriptors: list[int] = []
         try:
@@ -184,8 +184,8 @@ class CellHandle:
             exit_code=reply["exit_code"],
             stdout=stdout,
             stderr=stderr,
-            wall_seconds=reply["wall_seconds"],
-            cpu_seconds=reply["cpu_seconds"],
+            wall_s=reply["wall_s"],
+            cpu_s=reply["cpu_s"],
             memory_bytes=reply["memory_bytes"],
             isolation=self._isolation,
             reason=_last_line(stderr) if status is not ProgramStatus.OK else "",

@@ -45,19 +45,19 @@ def grade(
     tests: Sequence[Test],
     limits: Limits,
     stop_at_failure: bool,
-    total_seconds: float = math.inf,
+    total_s: float = math.inf,
     tester_for: Callable[[AssertTest], Worker] | None = None,
 ) -> list[TestResult]:
     """Run `tests` in order and return a result for each; with `stop_at_failure` none after the first failure.
 
     Consecutive call tests share a process. After a call that ended the process or passed its deadline, the next test
-    gets a new process. Every other test has a separate process. Tests that do not end within `total_seconds` of real
+    gets a new process. Every other test has a separate process. Tests that do not end within `total_s` of real
     time fail. Test code runs in the worker that `tester_for` returns, by default in `worker`.
 
     Raises:
         WorkerLost: the sandbox failed; nothing is known about the program.
     """
-    end = time.monotonic() + total_seconds
+    end = time.monotonic() + total_s
     program = sealed_memory("program", runnable.content)
     results: list[TestResult] = []
     if runnable.request["kind"] == "run" and sum(isinstance(test, StdinTest) for test in tests) >= _TEMPLATE_TESTS:
@@ -67,7 +67,7 @@ def grade(
             while len(results) < len(tests):
                 test = tests[len(results)]
                 if time.monotonic() > end:
-                    reason = f"earlier tests used up the {total_seconds:g} s for all tests"
+                    reason = f"earlier tests used up the {total_s:g} s for all tests"
                     results.append(result_of(worker, ProgramStatus.WALL_TIME, reason))
                 elif isinstance(test, CallTest):
                     calls = _leading(CallTest, tests[len(results) :])
@@ -140,7 +140,7 @@ def _grade_calls(
     if ended and verdicts[-1][0] is ProgramStatus.NONZERO_EXIT:
         verdicts[-1] = why_ended(run)
     count = len(verdicts)
-    each = replace(run, wall_seconds=run.wall_seconds / count, cpu_seconds=run.cpu_seconds / count)
+    each = replace(run, wall_s=run.wall_s / count, cpu_s=run.cpu_s / count)
     return [result_of(worker, status, reason, each) for status, reason in verdicts]
 
 
@@ -156,7 +156,7 @@ def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float
     except NotPlainData as problem:
         return ProgramStatus.BAD_TEST, f"the arguments of the call: {problem}"[:300], False
     try:
-        line = channel.ask(json.dumps(request).encode(), min(end, time.monotonic() + limits.wall_seconds))
+        line = channel.ask(json.dumps(request).encode(), min(end, time.monotonic() + limits.wall_s))
         reply = parse_object(line)
         if set(reply) == {"exception", "base", "message"}:
             return ProgramStatus.EXCEPTION, f"{reply['exception']}: {reply['message']}"[:300], False
@@ -166,7 +166,7 @@ def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float
             return ProgramStatus.OK, "", False
         return ProgramStatus.WRONG_ANSWER, "the result differs from what is expected", False
     except DeadlinePassed:
-        return ProgramStatus.WALL_TIME, f"no result within {limits.wall_seconds:g} s", True
+        return ProgramStatus.WALL_TIME, f"no result within {limits.wall_s:g} s", True
     except ProgramEnded:
         return ProgramStatus.NONZERO_EXIT, "", True
     except (BadReply, NotPlainData, RecursionError) as problem:

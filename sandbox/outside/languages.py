@@ -17,7 +17,7 @@ from sandbox.types import MEBIBYTE, ExecutionResult, Isolation, Language, Limits
 _PATH = "/usr/local/bin:/usr/bin:/bin"  # folders that the private root shows on every machine
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
 COMPILE_LIMITS = Limits(
-    wall_seconds=30.0,
+    wall_s=30.0,
     memory_bytes=2048 * MEBIBYTE,
     processes=32,
     output_bytes=64 * MEBIBYTE,  # the executable

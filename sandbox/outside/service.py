@@ -191,7 +191,7 @@ class Sandbox:
         language: Language = Language.PYTHON,
         preload: Sequence[str] | None = None,
         stop_at_failure: bool = False,
-        total_seconds: float = math.inf,
+        total_s: float = math.inf,
         compile_limits: Limits | None = None,
     ) -> list[TestResult]:
         """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
@@ -203,7 +203,7 @@ class Sandbox:
             language: language of the program; languages other than Python take `StdinTest` only.
             preload: as for `run`.
             stop_at_failure: leave out the tests after the first that fails.
-            total_seconds: real time for all tests together, without compiling; tests that do not end within it fail.
+            total_s: real time for all tests together, without compiling; tests that do not end within it fail.
             compile_limits: limits of the compiler, if the language has one; by default `languages.COMPILE_LIMITS`.
 
         Raises:
@@ -218,7 +218,7 @@ class Sandbox:
             def tester_for(test: AssertTest) -> Worker:
                 return worker_for(self._modules(_encoded(test.setup + test.code), language, preload))
 
-            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_seconds, tester_for)
+            return grading.grade(worker, runnable, tests, limits, stop_at_failure, total_s, tester_for)
 
         outcome = self._attempt(work, source, language, preload, compile_limits)
         if isinstance(outcome, NotRunnable):

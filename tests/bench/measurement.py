@@ -71,7 +71,7 @@ class Measurement:
             raise ValueError(f"{self.side} made {len(self.steps)} steps, of which {warm_up} are warm-up: none is left")
         return self.steps[warm_up:]
 
-    def processor_seconds(self, warm_up: int) -> float:
+    def processor_s(self, warm_up: int) -> float:
         """Processor time of all processes over the steps that count: what a busy machine changes least."""
         begin, end = self.after(warm_up)[0], self.after(warm_up)[-1]
         return self._processor_at(end.ended) - self._processor_at(begin.ended - begin.seconds)

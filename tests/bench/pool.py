@@ -40,7 +40,7 @@ def worked(completion: str, reference: float, prompt: object) -> bool:
     return True
 
 
-def processor_seconds() -> float:
+def processor_s() -> float:
     """Of this process and all below it, those that were reaped included."""
     here = psutil.Process()
     spent = 0.0
@@ -56,10 +56,10 @@ def run(kinds: list[str], work: float, deadline: float, workers: int, spares: in
     spec = VerifierSpec("worked", f"{__file__}:worked")
     with VerifierPool([spec], workers=workers, deadline_s=deadline, spares=spares) as pool:
         pool.submit("worked", "", 0.0, {}).result(30)
-        begun, spent = time.perf_counter(), processor_seconds()
+        begun, spent = time.perf_counter(), processor_s()
         futures = pool.submit_many([("worked", kind, work, {}) for kind in kinds])
         statuses = [future.result(600).status for future in futures]
-        seconds, spent = time.perf_counter() - begun, processor_seconds() - spent
+        seconds, spent = time.perf_counter() - begun, processor_s() - spent
     assert statuses.count(Status.TIMEOUT) == sum(kind != "" for kind in kinds), statuses.count(Status.TIMEOUT)
     assert statuses.count(Status.CORRECT) == sum(kind == "" for kind in kinds)
     return seconds, spent

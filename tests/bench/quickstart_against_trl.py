@@ -296,7 +296,7 @@ def compare(name: str, rounds: Sequence[tuple[Measurement, Measurement]], warm_u
     each("  learn", lambda step: step.learn_s, ".2f")
     each("  rest (ours: weight sync, recording)", rest_of, ".2f")
     used = (
-        sum(one.processor_seconds(warm_up) for one in side) / len(steps)
+        sum(one.processor_s(warm_up) for one in side) / len(steps)
         for side, steps in zip((ours, theirs), counted, strict=True)
     )
     table.add_row("processor seconds a step, all processes", *(f"{seconds:.2f}" for seconds in used))

@@ -25,7 +25,7 @@ import psutil
 from sandbox.outside.service import Sandbox
 from sandbox.types import CallTest, Limits, StdinTest, Test
 
-_LIMITS = Limits(wall_seconds=10.0)
+_LIMITS = Limits(wall_s=10.0)
 _SLICES = 4
 _LOOKS = 20  # at processor times, while processes come and go
 _SUM = "print(sum(map(int, input().split())))"
@@ -103,14 +103,14 @@ def measure(workload: Workload, sandbox: Sandbox, threads: int, seconds: float, 
     their_count = 0
     # Slices, so that a neighbour's burst of load falls on both.
     for _ in range(_SLICES):
-        before = _processor_seconds(sandbox)
+        before = _processor_s(sandbox)
         slice_times, elapsed = _for_a_while(sandboxed, threads, seconds / (2 * _SLICES))
-        our_processor += _processor_seconds(sandbox) - before
+        our_processor += _processor_s(sandbox) - before
         times += slice_times
         ours += elapsed
-        before = time.process_time() + _children_seconds()
+        before = time.process_time() + _children_s()
         fresh_times, elapsed = _for_a_while(fresh, threads, seconds / (2 * _SLICES))
-        their_processor += time.process_time() + _children_seconds() - before
+        their_processor += time.process_time() + _children_s() - before
         their_count += len(fresh_times)
         theirs += elapsed
     times.sort()
@@ -143,12 +143,12 @@ def _for_a_while(work: Callable[[], None], threads: int, seconds: float) -> tupl
     return collected, time.perf_counter() - started
 
 
-def _children_seconds() -> float:
+def _children_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _processor_seconds(sandbox: Sandbox) -> float:
+def _processor_s(sandbox: Sandbox) -> float:
     """Of this process, and of the sandbox's workers with all that they have run."""
     for _ in range(_LOOKS):
         total = time.process_time()

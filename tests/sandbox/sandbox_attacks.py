@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sandbox import Layer, Limits, ProgramStatus
 
 MIB = 1 << 20
-TIGHT = Limits(wall_seconds=6.0, memory_bytes=200 * MIB, processes=32, output_bytes=MIB, disk_bytes=16 * MIB, files=300)
+TIGHT = Limits(wall_s=6.0, memory_bytes=200 * MIB, processes=32, output_bytes=MIB, disk_bytes=16 * MIB, files=300)
 _FILES = frozenset({Layer.PRIVATE_ROOT, Layer.LANDLOCK})
 _SECCOMP = frozenset({Layer.SECCOMP})
 
@@ -48,31 +48,31 @@ RESOURCES = [
         "sleep",
         "import time; time.sleep(1.2); print('ESCAPED')",
         {ProgramStatus.WALL_TIME},
-        limits=_limits(wall_seconds=0.4),
-        loosened=_limits(wall_seconds=5.0),
+        limits=_limits(wall_s=0.4),
+        loosened=_limits(wall_s=5.0),
     ),
     _resource(
         "read_a_silent_pipe",
         "import os; r, w = os.pipe(); import threading, time\n"
         "threading.Timer(1.2, os.write, (w, b'x')).start(); os.read(r, 1); print('ESCAPED')",
         {ProgramStatus.WALL_TIME},
-        limits=_limits(wall_seconds=0.4),
-        loosened=_limits(wall_seconds=5.0),
+        limits=_limits(wall_s=0.4),
+        loosened=_limits(wall_s=5.0),
     ),
     _resource(
         "spin",
         "import time\nwhile time.process_time() < 1: pass\nprint('ESCAPED')",
         {ProgramStatus.CPU_TIME},
-        limits=_limits(cpu_seconds=0.3),
-        loosened=_limits(cpu_seconds=9.0),
+        limits=_limits(cpu_s=0.3),
+        loosened=_limits(cpu_s=9.0),
     ),
     _resource(
         "spin_ignoring_signals",
         "import signal, time\nfor n in (24, 15, 14, 2): signal.signal(n, signal.SIG_IGN)\n"
         "while time.process_time() < 1: pass\nprint('ESCAPED')",
         {ProgramStatus.CPU_TIME},
-        limits=_limits(cpu_seconds=0.3),
-        loosened=_limits(cpu_seconds=9.0),
+        limits=_limits(cpu_s=0.3),
+        loosened=_limits(cpu_s=9.0),
     ),
     _resource(
         "spin_in_children",
@@ -88,15 +88,15 @@ for _ in range(4):
 for pid in children: os.waitpid(pid, 0)
 print('ESCAPED')""",
         {ProgramStatus.CPU_TIME},
-        limits=_limits(cpu_seconds=0.4),
-        loosened=_limits(cpu_seconds=9.0),
+        limits=_limits(cpu_s=0.4),
+        loosened=_limits(cpu_s=9.0),
     ),
     _resource(
         "regex_without_end",
         "import re, time\nimport signal\nsignal.alarm(0)\nre.match(r'(a+)+$', 'a' * 26 + 'b'); print('ESCAPED')",
         {ProgramStatus.WALL_TIME, ProgramStatus.CPU_TIME},
-        limits=_limits(wall_seconds=0.4),
-        loosened=_limits(wall_seconds=60.0),
+        limits=_limits(wall_s=0.4),
+        loosened=_limits(wall_s=60.0),
     ),
     _resource(
         "touch_memory",
@@ -129,8 +129,8 @@ print('ESCAPED')""",
         "big_power",
         "x = 7 ** (4 * 10 ** 6); print('ESCAPED')",  # one instruction of Python, a second or more
         {ProgramStatus.CPU_TIME, ProgramStatus.WALL_TIME},
-        limits=_limits(wall_seconds=0.4),
-        loosened=_limits(wall_seconds=60.0),
+        limits=_limits(wall_s=0.4),
+        loosened=_limits(wall_s=60.0),
     ),
     _resource(
         "fork_bomb",
@@ -152,7 +152,7 @@ time.sleep(0.3)""",
         "fork_without_end",
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
         {ProgramStatus.PROCESSES, ProgramStatus.MEMORY},
-        limits=_limits(wall_seconds=1.5),
+        limits=_limits(wall_s=1.5),
     ),  # never let loose: `fork_bomb`, which ends, stands for it
     _resource(
         "thread_bomb",
@@ -289,8 +289,8 @@ try:
     print('ESCAPED')
 except PermissionError: print('refused')""",
         {ProgramStatus.CPU_TIME},
-        limits=_limits(cpu_seconds=0.3),
-        loosened=_limits(cpu_seconds=9.0, wall_seconds=30.0),
+        limits=_limits(cpu_s=0.3),
+        loosened=_limits(cpu_s=9.0, wall_s=30.0),
     ),
     _resource(
         "spin_in_short_children_that_nobody_waits_for",
@@ -308,8 +308,8 @@ try:
     print('ESCAPED')
 except PermissionError: print('refused')""",
         {ProgramStatus.CPU_TIME},
-        limits=_limits(cpu_seconds=0.3),
-        loosened=_limits(cpu_seconds=9.0, wall_seconds=30.0),
+        limits=_limits(cpu_s=0.3),
+        loosened=_limits(cpu_s=9.0, wall_s=30.0),
     ),
     _resource(
         "files_without_a_name",

@@ -21,7 +21,7 @@ class Honest:
     stdout: str = "ok\n"
     exit_code: int = 0
     processes: bool = False
-    limits: Limits = field(default_factory=lambda: Limits(wall_seconds=10.0))
+    limits: Limits = field(default_factory=lambda: Limits(wall_s=10.0))
     language: Language = Language.PYTHON
 
 
@@ -221,7 +221,7 @@ HONEST = [
         "42\n",
         processes=True,
         language=Language.CPP,
-        limits=Limits(wall_seconds=5.0),
+        limits=Limits(wall_s=5.0),
     ),
     Honest(
         "cpp_deep_recursion",

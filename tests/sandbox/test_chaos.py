@@ -143,7 +143,7 @@ def test_a_killed_supervisor_leaves_nothing(mode: str) -> None:
 def _ask_and_lose(host: Host) -> None:
     with contextlib.suppress(EOFError, OSError):
         source = "open('left', 'w').write('x')\nimport time; time.sleep(30)"
-        host.ask("run", source, b"", Limits(wall_seconds=60))
+        host.ask("run", source, b"", Limits(wall_s=60))
 
 
 def test_an_abandoned_scratch_directory_is_swept() -> None:
@@ -182,7 +182,7 @@ def test_closing_while_a_program_runs() -> None:
     thread = threading.Thread(target=close)
     thread.start()
     with pytest.raises(SandboxError, match="closed"):
-        sandbox.run("import time; time.sleep(20)", limits=Limits(wall_seconds=30))
+        sandbox.run("import time; time.sleep(20)", limits=Limits(wall_s=30))
     thread.join()
     assert not wait_until_gone(processes)
     with pytest.raises(SandboxError, match="closed"):

@@ -175,7 +175,7 @@ for _ in range(12):
 for _ in range(12):
     if os.wait()[1]: os._exit(1)
 """
-    limits = Limits(wall_seconds=20, memory_bytes=100 << 20, disk_bytes=1 << 20, output_bytes=1 << 20)
+    limits = Limits(wall_s=20, memory_bytes=100 << 20, disk_bytes=1 << 20, output_bytes=1 << 20)
     with Sandbox(level=IsolationLevel.NONE, without=frozenset({Layer.WATCH})) as sandbox:
         result = sandbox.run(source, limits=limits)
         assert (result.status, result.exit_code) == (ProgramStatus.MEMORY, 1), result

@@ -17,7 +17,7 @@ import pytest
 
 from sandbox import AssertTest, CallTest, IsolationLevel, Limits, ProgramStatus, Sandbox, StdinTest
 
-LIMITS = Limits(wall_seconds=2.0)
+LIMITS = Limits(wall_s=2.0)
 # What the tests know and the program must not find out.
 TEST_CODE = """
 def check(candidate):
@@ -166,7 +166,7 @@ def test_forgery_bites_where_the_process_is_shared(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", CHANNEL_FORGERIES)
 def test_forged_replies_fail_the_program(sandbox: Sandbox, name: str) -> None:
     program, statuses = CHANNEL_FORGERIES[name]
-    limits = Limits(wall_seconds=1.0)
+    limits = Limits(wall_s=1.0)
     (result,) = sandbox.grade(program, [CallTest("f", [1], 1)], limits)
     assert not result.passed
     assert result.status is not ProgramStatus.SANDBOX_ERROR, result
@@ -178,7 +178,7 @@ def test_a_right_reply_out_of_turn_is_no_reply(sandbox: Sandbox) -> None:
     program = (
         'import os, time\ndef f(x):\n    os.write(4, b\'{"ok": 1}\\n{"ok": 2}\\n\')\n    time.sleep(0.2)\n    return 1'
     )
-    results = sandbox.grade(program, [CallTest("f", [1], 1), CallTest("f", [2], 2)], Limits(wall_seconds=1.0))
+    results = sandbox.grade(program, [CallTest("f", [1], 1), CallTest("f", [2], 2)], Limits(wall_s=1.0))
     assert not any(result.passed for result in results)
     assert results[0].status is ProgramStatus.BAD_REPLY
 
@@ -189,7 +189,7 @@ def test_after_a_fatal_call_the_next_one_gets_a_fresh_process(sandbox: Sandbox) 
         "    if x == 2: time.sleep(9)\n    if x == 3: raise ValueError('three')\n    return count"
     )
     tests = [CallTest("f", [x], e) for x, e in ((0, 1), (1, 0), (0, 1), (2, 0), (0, 1), (3, 0), (0, 3))]
-    results = sandbox.grade(program, tests, Limits(wall_seconds=0.5))
+    results = sandbox.grade(program, tests, Limits(wall_s=0.5))
     assert [result.status for result in results] == [
         ProgramStatus.OK,
         ProgramStatus.NONZERO_EXIT,
@@ -247,7 +247,7 @@ def test_a_program_that_takes_for_ever_to_compile_is_wrong(sandbox: Sandbox) -> 
     """Not an error of the sandbox, which would keep it out of the statistics, with a template or without."""
     program = "\n".join(f"def f{number}(x): return x + {number}" for number in range(120_000))
     for count in (1, 4):
-        results = sandbox.grade(program, [StdinTest("", "")] * count, Limits(wall_seconds=0.3))
+        results = sandbox.grade(program, [StdinTest("", "")] * count, Limits(wall_s=0.3))
         assert all(result.status not in (ProgramStatus.OK, ProgramStatus.SANDBOX_ERROR) for result in results), results
 
 

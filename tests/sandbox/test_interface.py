@@ -44,8 +44,8 @@ def test_a_result_says_how_it_went(shared: Sandbox) -> None:
     result = shared.run(source)
     assert (result.status, result.exit_code, result.stdout) == (ProgramStatus.NONZERO_EXIT, 5, b"out\n")
     assert result.stderr == b"err\n"
-    assert 0.2 <= result.cpu_seconds < 1.0
-    assert result.wall_seconds >= 0.4
+    assert 0.2 <= result.cpu_s < 1.0
+    assert result.wall_s >= 0.4
     assert 60 << 20 <= result.memory_bytes < 200 << 20
     assert result.isolation == shared.isolation
     assert pickle.loads(pickle.dumps(result)) == result
@@ -82,8 +82,8 @@ def test_limits_must_be_positive(limit: str) -> None:
 
 
 def test_the_processor_limit_defaults_to_the_real_one() -> None:
-    assert Limits(wall_seconds=3.0).cpu == 3.0
-    assert Limits(wall_seconds=3.0, cpu_seconds=1.0).cpu == 1.0
+    assert Limits(wall_s=3.0).cpu == 3.0
+    assert Limits(wall_s=3.0, cpu_s=1.0).cpu == 1.0
 
 
 def test_below_the_minimum_nothing_runs() -> None:
@@ -289,7 +289,7 @@ def test_no_test_finds_what_another_was_given_or_left(shared: Sandbox) -> None:
 def test_the_time_for_all_tests_ends_the_one_that_runs_and_fails_the_rest(shared: Sandbox) -> None:
     started = time.monotonic()
     tests = [StdinTest("", "done")] * 6
-    results = shared.grade("import time; time.sleep(0.6); print('done')", tests, total_seconds=1.0)
+    results = shared.grade("import time; time.sleep(0.6); print('done')", tests, total_s=1.0)
     assert time.monotonic() - started < 3.0, "six such tests take 3.6 s"
     assert [result.status for result in results] == [ProgramStatus.OK] + [ProgramStatus.WALL_TIME] * 5
 

@@ -51,7 +51,7 @@ def test_a_fork_that_is_killed_gives_its_slot_back(shared: Sandbox) -> None:
 
     def hold() -> bool:
         os.write(writing, b"x")
-        return shared.run("while True: pass", limits=Limits(wall_seconds=60)).status is ProgramStatus.OK
+        return shared.run("while True: pass", limits=Limits(wall_s=60)).status is ProgramStatus.OK
 
     pid = in_a_fork(hold)
     os.read(reading, 1)

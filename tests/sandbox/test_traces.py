@@ -26,7 +26,7 @@ def seen():
 
 
 def test_no_frame_above_a_program_tells_of_the_tests(host: Host) -> None:
-    limits = Limits(wall_seconds=5.0)
+    limits = Limits(wall_s=5.0)
     calls = [CallTest("seen", [], [])] * 7
     results = host.ask("grade", _FRAMES, calls, limits)
     assert [result.status for result in results] == [ProgramStatus.OK] * 7, results
@@ -37,7 +37,7 @@ def test_no_frame_above_a_program_tells_of_the_tests(host: Host) -> None:
 
 def test_the_limits_of_a_process_do_not_tell_how_many_calls_there_are(host: Host) -> None:
     source = "import resource\ndef f(): return resource.getrlimit(resource.RLIMIT_CPU)[0]"
-    limits = Limits(wall_seconds=5.0)
+    limits = Limits(wall_s=5.0)
     for count in (1, 7):
         calls = [CallTest("f", [], 3601)] * count
         assert all(result.passed for result in host.ask("grade", source, calls, limits)), count
@@ -53,7 +53,7 @@ oldest = min(min(state.st_atime, state.st_mtime, state.st_ctime) for state in st
 print("new" if began - oldest < 0.3 else began - oldest)
 time.sleep(0.4)
 """
-    results = host.ask("grade", source, [StdinTest("", "new")] * 3, Limits(wall_seconds=5))
+    results = host.ask("grade", source, [StdinTest("", "new")] * 3, Limits(wall_s=5))
     assert [result.status for result in results] == [ProgramStatus.OK] * 3, results
 
 

@@ -135,10 +135,10 @@ class NodeProbes:
         from sandbox import Limits, ProgramStatus, Sandbox
 
         with Sandbox(workers=1) as sandbox:
-            result = sandbox.run("print(sum(map(int, input().split())))", "20 22", Limits(wall_seconds=10))
+            result = sandbox.run("print(sum(map(int, input().split())))", "20 22", Limits(wall_s=10))
         if result.status is not ProgramStatus.OK or result.stdout.strip() != b"42":
             raise RuntimeError(f"the program ended as {result.status.value}: {result.reason or result.stderr!r}")
-        return f"{1000 * result.wall_seconds:.0f} ms, isolation {result.isolation.level.name.lower()}"
+        return f"{1000 * result.wall_s:.0f} ms, isolation {result.isolation.level.name.lower()}"
 
 
 def generator_setup(path: str, device: Device) -> GeneratorSetup:

@@ -75,7 +75,7 @@ class NodePool:
         verifiers: specs; every node must be able to build each verifier.
         workers: number of worker processes on each node.
         deadline_s: longest time of one call, in seconds; see VerifierPool.
-        memory_mb: address space of one worker in MiB; None for no limit.
+        memory_mib: address space of one worker in MiB; None for no limit.
         overlap: maximum number of simultaneous calls of async verifiers in one worker.
         replays: maximum number of moves of a call to another node, and of restarts of an actor.
         start_s: longest wait for the actors' start, in seconds.
@@ -91,14 +91,14 @@ class NodePool:
         *,
         workers: int,
         deadline_s: float,
-        memory_mb: int | None = 2048,
+        memory_mib: int | None = 2048,
         overlap: int = 64,
         replays: int = 2,
         start_s: float = 120.0,
     ) -> None:
         specs = tuple(verifiers)
         self._names = frozenset(spec.name for spec in specs)
-        settings = {"workers": workers, "deadline_s": deadline_s, "memory_mb": memory_mb, "overlap": overlap}
+        settings = {"workers": workers, "deadline_s": deadline_s, "memory_mib": memory_mib, "overlap": overlap}
         self._start_with = (specs, os.getcwd(), settings)
         self._replays = replays
         self._lock = threading.Lock()

@@ -32,12 +32,12 @@ class Use:
     """The use of all processes of a run together, at one look.
 
     Attributes:
-        cpu_seconds: processor time.
+        cpu_s: processor time.
         memory_bytes: resident memory, and the most that may be hidden.
         removed_bytes: removed files of a scratch directory on the host that are still open or mapped.
     """
 
-    cpu_seconds: float
+    cpu_s: float
     memory_bytes: int
     removed_bytes: int
 

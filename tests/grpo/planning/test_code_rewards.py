@@ -27,9 +27,9 @@ def verifier(use: str = "code", **options: Any) -> VerifierConfig:
 
 @pytest.mark.parametrize("use", ["code", "rewards.verifiers.code:CodeVerifier"])
 def test_a_deadline_must_leave_programs_their_time(use: str) -> None:
-    needed = CodeVerifier(program_seconds=4).deadline_seconds
-    assert code_problems([verifier(use, program_seconds=4)], needed) == []
-    (problem,) = code_problems([verifier(use, program_seconds=4)], needed - 0.1)
+    needed = CodeVerifier(program_s=4).deadline_s
+    assert code_problems([verifier(use, program_s=4)], needed) == []
+    (problem,) = code_problems([verifier(use, program_s=4)], needed - 0.1)
     assert "verification.deadline_s" in problem and f"{needed:g} or more" in problem
     assert code_problems([verifier("math")], 0.1) == []
 

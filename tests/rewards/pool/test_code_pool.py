@@ -26,7 +26,7 @@ DAEMON = "```python\nimport os, time\ndef double(x):\n    os.fork()\n    os.fork
 
 
 def spec(**options: object) -> list[VerifierSpec]:
-    return [VerifierSpec("code", "code", {"wall_seconds": 4, "program_seconds": 4, "preload": [], **options})]
+    return [VerifierSpec("code", "code", {"wall_s": 4, "program_s": 4, "preload": [], **options})]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_all_tests_together_have_a_time(pool: VerifierPool) -> None:
 
 def test_waiting_for_a_program_slot_is_not_the_calls_time() -> None:
     # Each endless program takes a second of the one slot; seven of them outlast the deadline of who waits.
-    options: dict[str, object] = {"wall_seconds": 1, "program_seconds": 1, "concurrent_programs": 1}
+    options: dict[str, object] = {"wall_s": 1, "program_s": 1, "concurrent_programs": 1}
     with VerifierPool(spec(**options), workers=4, deadline_s=4.0) as pool:
         futures = [pool.submit("code", text, DOUBLE, {}) for text in [ENDLESS] * 7 + [RIGHT]]
         assert [future.result(60).status for future in futures] == [Status.WRONG] * 7 + [Status.CORRECT]
@@ -174,7 +174,7 @@ def test_nothing_outlives_the_pool(victim: str) -> None:
 
 def test_programs_share_the_cores() -> None:
     """However many workers ask, no more programs run at once than were configured; none is refused for it."""
-    with VerifierPool(spec(concurrent_programs=1, wall_seconds=6, program_seconds=6), workers=3, deadline_s=60) as pool:
+    with VerifierPool(spec(concurrent_programs=1, wall_s=6, program_s=6), workers=3, deadline_s=60) as pool:
         assert len(workers_of_sandbox()) == 1
         started = time.monotonic()
         futures = [pool.submit("code", SLOW, DOUBLE, {}) for _ in range(3)]
@@ -189,7 +189,7 @@ def test_a_wrong_option_stops_the_start() -> None:
 
 def test_memory_of_a_worker_is_not_that_of_a_program() -> None:
     hungry = "```python\ndef double(x):\n    return len(bytes(x * (300 << 20))) and 2 * x\n```"
-    with VerifierPool(spec(memory_mebibytes=2048), workers=1, deadline_s=30, memory_mb=512) as pool:
+    with VerifierPool(spec(memory_mib=2048), workers=1, deadline_s=30, memory_mib=512) as pool:
         for _ in range(2):
             verdict = pool.submit("code", hungry, DOUBLE, {}).result(60)
             assert verdict.status is Status.CORRECT, verdict
@@ -202,7 +202,7 @@ def test_memory_of_a_worker_is_not_that_of_a_program() -> None:
     ("options", "message"),
     [
         ({"language": "ada"}, "language must be one of python, cpp, javascript, bash, got 'ada'"),
-        ({"wall_seconds": 0}, "wall_seconds must be positive, got 0"),
+        ({"wall_s": 0}, "wall_s must be positive, got 0"),
         ({"concurrent_programs": -1}, "concurrent_programs must be positive"),
     ],
 )

@@ -123,7 +123,7 @@ def test_the_children_of_a_hanging_verifier_die_with_it() -> None:
 
 
 def test_memory_is_capped() -> None:
-    verdict = only(eat, memory_mb=512)
+    verdict = only(eat, memory_mib=512)
     assert verdict.status is Status.ERROR and "MemoryError" in verdict.reason
     assert "has 512 MiB of address space (the setting memory_mib)" in verdict.reason
 

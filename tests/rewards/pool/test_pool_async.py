@@ -25,7 +25,7 @@ DEADLINE_S = 1.0
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
     verifiers = {"it": async_trouble, "wait": wait, "where": where, "right": right}
-    with VerifierPool(verifiers, workers=1, deadline_s=DEADLINE_S, memory_mb=1024) as made:
+    with VerifierPool(verifiers, workers=1, deadline_s=DEADLINE_S, memory_mib=1024) as made:
         yield made
 
 

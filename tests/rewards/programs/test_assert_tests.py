@@ -292,7 +292,7 @@ HOSTILE = {
     ],
 )  # fmt: skip
 def test_no_program_chooses_to_be_an_error(reference: Any, columns: dict[str, Any]) -> None:
-    verify = CodeVerifier(wall_seconds=2.0)
+    verify = CodeVerifier(wall_s=2.0)
     for name, program in HOSTILE.items():
         verdict = verify(fenced(program), reference, columns)
         assert (verdict.status, verdict.score) == (Status.WRONG, 0.0), (name, verdict)
@@ -318,7 +318,7 @@ def test_test_code_does_not_catch_its_own_failure(body: str) -> None:
 def test_no_program_uses_up_the_time_in_which_test_code_starts() -> None:
     slow = "import time\ntime.sleep(0.8)\nassert add({}, 1) == 2"
     columns = {"test_list": [slow.format(1), slow.format("1.0")]}
-    verify = CodeVerifier(wall_seconds=3.0, program_seconds=4.0)
+    verify = CodeVerifier(wall_s=3.0, program_s=4.0)
     assert verify(fenced(ADDED), None, columns).status is Status.CORRECT
     verdict = verify(fenced("import time\ntime.sleep(2.8)\n" + ADDED), None, columns)
     assert verdict.status is Status.WRONG, verdict

@@ -122,7 +122,7 @@ def test_a_row_without_tests_is_the_users_mistake() -> None:
 
 def test_a_programs_own_failures_are_wrong() -> None:
     row = {"inputs": ["1"], "outputs": ["1"]}
-    verify = CodeVerifier(wall_seconds=0.5)
+    verify = CodeVerifier(wall_s=0.5)
     for code in (
         "while True: pass",
         "import os; os.kill(os.getpid(), 9)",
@@ -143,14 +143,14 @@ def test_a_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_compiler_has_limits_of_its_own() -> None:
-    verify = CodeVerifier(language=Language.CPP, memory_mebibytes=64)
-    assert (verify._compile_limits.wall_seconds, verify._compile_limits.memory_bytes) == (30.0, 1024 << 20)
-    assert CodeVerifier(memory_mebibytes=2048)._compile_limits.memory_bytes == 2048 << 20
-    assert CodeVerifier(language=Language.CPP, compile_seconds=9).deadline_seconds == verify.deadline_seconds - 21
-    with pytest.raises(ValueError, match="compile_memory_mebibytes must be positive"):
-        CodeVerifier(compile_memory_mebibytes=-1)
+    verify = CodeVerifier(language=Language.CPP, memory_mib=64)
+    assert (verify._compile_limits.wall_s, verify._compile_limits.memory_bytes) == (30.0, 1024 << 20)
+    assert CodeVerifier(memory_mib=2048)._compile_limits.memory_bytes == 2048 << 20
+    assert CodeVerifier(language=Language.CPP, compile_s=9).deadline_s == verify.deadline_s - 21
+    with pytest.raises(ValueError, match="compile_memory_mib must be positive"):
+        CodeVerifier(compile_memory_mib=-1)
     source = "template <int n> struct A { A<n + 1> *a; int v = sizeof(A<n + 1>); }; int main() { return A<0>().v; }"
-    bomb = CodeVerifier(language=Language.CPP, compile_seconds=0.1)(
+    bomb = CodeVerifier(language=Language.CPP, compile_s=0.1)(
         fenced("#include <map>\n" + source, "cpp"), {"inputs": [""], "outputs": [""]}, {}
     )
     if "no compiler" in bomb.reason:
