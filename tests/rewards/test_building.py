@@ -242,7 +242,7 @@ def test_files_beside_a_verifiers_are_imported_and_hide_nobodys(tmp_path, monkey
     # The same name in another folder would be the first one's module.
     (tmp_path / "two" / "checks_beside.py").write_text("GOLD = '2'\n")
     (tmp_path / "two" / "mine.py").write_text("from checks_beside import GOLD\n\n\ndef check(c, r):\n    return 1\n")
-    with pytest.raises(ValueError, match=r"two/checks_beside.py' beside it and .*one/checks_beside.py'"):
+    with pytest.raises(ValueError, match=r"two/checks_beside.py' lies beside it, but .* load '.*one/checks_beside.py'"):
         build_verifier(f"{tmp_path}/two/mine.py:check")
     # And so would that of an installed package.
     (tmp_path / "three" / "yaml.py").write_text("")

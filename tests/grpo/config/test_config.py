@@ -137,7 +137,7 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         ),
         (
             ["cluster.share_gpus=true", "cluster.sleep=true", "rollout.max_policy_lag=1"],
-            ["rollout.max_policy_lag=1 samples while", "cluster.sleep", "remove one of the two"],
+            ["rollout.max_policy_lag=1 samples during training", "cluster.sleep", "remove one of the two"],
         ),
         (["rollout.max_policy_lag=-1"], ["rollout.max_policy_lag", "greater than or equal to 0"]),
         (["cluster.share_gpus=true", "generator.replicas=2"], ["cluster.share_gpus", "generator.replicas"]),
@@ -193,7 +193,7 @@ def test_a_missing_value_is_named(tmp_path: Path) -> None:
         (["learner.lora.ranks=4"], ["learner.lora.ranks is not a known key", "did you mean learner.lora.rank?"]),
         (
             ["learner.lora={}", "algorithm={kl: k3, kl_coefficient: 0.1, reference_refresh: 2}"],
-            ["algorithm.reference_refresh=2", "learner.lora", "leave one"],
+            ["algorithm.reference_refresh=2", "learner.lora", "remove one"],
         ),
     ],
 )

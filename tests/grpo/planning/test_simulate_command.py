@@ -166,7 +166,7 @@ def test_the_command_prints_json_from_a_run(tmp_path: Path) -> None:
         (["--lengths", LENGTHS, "--gpus", "1"], "1 GPUs do not hold"),
         (["--lengths", LENGTHS, "--lag", "-1"], "--lag holds -1"),
         (["--lengths", LENGTHS, "--generator-share", "1"], "a generator share is 1.0"),
-        (["--lengths", LENGTHS, "--steps", "0"], "0 steps"),
+        (["--lengths", LENGTHS, "--steps", "0"], "number of steps to measure is 0"),
         (["--lengths", LENGTHS, "--push-s", "-1"], "push_s is -1.0"),
         (["--lengths", LENGTHS, "--prompt-tokens", "-1"], "prompt_tokens is -1"),
     ],
