@@ -24,7 +24,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from launch import machine
 from launch import machine as host
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -622,7 +621,7 @@ def test_cpu_and_gpu_are_the_same_vllm_release():
 def test_the_declared_pythons_agree():
     project = PYPROJECT["project"]
     declared = [text.rsplit(" ", 1)[1] for text in project["classifiers"] if "Python :: 3." in text]
-    assert declared == [f"{major}.{minor}" for major, minor in machine.SUPPORTED]
+    assert declared == [f"{major}.{minor}" for major, minor in host.SUPPORTED]
     specifier = Requirement("x" + project["requires-python"]).specifier
     assert [f"3.{minor}" for minor in range(6, 20) if specifier.contains(f"3.{minor}.0")] == declared
 

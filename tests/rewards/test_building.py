@@ -247,7 +247,7 @@ def test_files_beside_a_verifiers_are_imported_and_hide_nobodys(tmp_path, monkey
     # And so would that of an installed package.
     (tmp_path / "three" / "yaml.py").write_text("")
     (tmp_path / "three" / "mine.py").write_text("import yaml\n\n\ndef check(c, r):\n    return 1\n")
-    with pytest.raises(ValueError, match=r"three/yaml.py' beside it and .*yaml/__init__.py'.*rename"):
+    with pytest.raises(ValueError, match=r"three/yaml.py' lies beside it, but .* load '.*yaml/__init__.py'.*rename"):
         build_verifier(f"{tmp_path}/three/mine.py:check")
 
 

@@ -257,9 +257,7 @@ def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedToke
     assert chatty.decode(row.token_ids[: row.prompt_length]).endswith(":")
     assert "1+1=?" in chatty.decode(row.token_ids[: row.prompt_length])
     assert chatty.decode(row.token_ids[row.prompt_length :]) == f"2{chatty.eos_token}"
-    with pytest.raises(
-        ValueError, match=r"column 'prompt' \(data\.response\) has 2 message.*expected a single message"
-    ):
+    with pytest.raises(ValueError, match=r"column 'prompt' \(data\.response\) has 2 message.*a single message"):
         load_supervised(
             write_jsonl(tmp_path / "two.jsonl", [VERL]).model_copy(update={"response": "prompt"}), chatty, max_tokens=99
         )

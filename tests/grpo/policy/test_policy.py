@@ -175,7 +175,7 @@ def test_a_revision_goes_wherever_the_policy_is_read(monkeypatch: pytest.MonkeyP
     (tmp_path / "a@b").mkdir()
     folder = local_or_hub(PolicyConfig(path=str(tmp_path / "a@b")))
     assert (name_of(folder), revision_of(folder)) == (str(tmp_path / "a@b"), None)
-    with pytest.raises(ValueError, match="is a local folder; remove policy.revision"):
+    with pytest.raises(ValueError, match=r"is a local folder; remove policy\.revision"):
         local_or_hub(PolicyConfig(path=str(tmp_path), revision=commit))
 
 
