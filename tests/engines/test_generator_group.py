@@ -155,7 +155,7 @@ def all_of(stream: Any) -> dict[int, tuple[Completion, ...]]:
 def test_streams_share_the_replicas_and_keep_their_numbers_apart(start: Callable[..., Started]) -> None:
     started = start(2)
     one, other = started.group.stream(SAMPLING), started.group.stream(SamplingParams(1, 8))
-    with pytest.raises(RuntimeError, match="nothing is unfinished"):
+    with pytest.raises(RuntimeError, match="this stream has no unfinished request"):
         one.finished()
     assert one.finished(wait=False) == []
     one.submit(asked(QUICK, *range(10)))

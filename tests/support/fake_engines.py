@@ -138,7 +138,7 @@ class FakeStream:
 
     def finished(self, wait: bool = True) -> Finished:
         if wait and not self.running:
-            raise RuntimeError("nothing is unfinished")
+            raise RuntimeError("this stream has no unfinished request")
         assert self.generators.awake or not self.running
         found: list[Sampling] = []
         while not found:
