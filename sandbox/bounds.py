@@ -1,4 +1,4 @@
-"""How each limit is held: as a bound, or as a promise that a program can break between two looks of the watch."""
+"""How each limit is enforced: strictly, or so that a program can pass the limit between two checks of the watch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sandbox.types import Isolation, Layer
 
 @dataclass(frozen=True, slots=True)
 class LimitHold:
-    """How one limit is held.
+    """How one limit is enforced.
 
     Attributes:
         limit: name of the limit.
-        is_bound: True if no program can pass the limit; False if a program can, until the watch looks.
+        is_bound: True if no program can pass the limit; False if a program can pass it until the watch checks again.
         how: text for people, with the amount that a program may use beyond the limit.
     """
 
@@ -27,7 +27,7 @@ class LimitHold:
 
 
 def bounds(isolation: Isolation) -> tuple[LimitHold, ...]:
-    """How each limit is held while `isolation` is in force."""
+    """How each limit is enforced while `isolation` is in force."""
     active = set(isolation.active)
     group = Layer.CGROUP in active
     counted = bool(active & {Layer.OWN_UID, Layer.USER_NAMESPACE})

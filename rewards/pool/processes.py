@@ -116,7 +116,7 @@ class WorkerNursery:
         worker.connection.close()
         worker.page.close()
         if self._process.poll() is not None:
-            # The nursery is dead. So the kernel has killed its workers, and their ids may belong to other processes now.
+            # The nursery is dead. So the kernel has killed its workers; other processes may have their ids now.
             return
         worker.set_idle(False)  # an idle process may get no processor time, which it needs to die
         for kill in (os.kill, os.killpg):

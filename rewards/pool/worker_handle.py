@@ -96,7 +96,10 @@ class Ended:
 
 @dataclass(slots=True, eq=False)
 class WorkerHandle:
-    """A worker process and its state. Each method that changes the state asserts the previous state."""
+    """A worker process and its state. Each method that changes the state asserts the previous state.
+
+    In the docstrings of the methods, `A -> B` means that the method changes the state from A to B.
+    """
 
     process: WorkerProcess
     state: Starting | Free | Busy | Spent | Ended = Starting()
@@ -124,7 +127,7 @@ class WorkerHandle:
                 return False
 
     def came_up(self) -> None:
-        """Change the state from Starting to Free."""
+        """Starting -> Free."""
         assert isinstance(self.state, Starting), self.state
         self.state = Free(self.process.started_at)
 
