@@ -22,11 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a program file; it reads the standard input of this command")
     run.add_argument("file", type=Path)
-    run.add_argument(
-        "--language",
-        choices=[str(language) for language in Language],
-        help="default: by the file's ending",
-    )
+    run.add_argument("--language", choices=[str(language) for language in Language], help="default: by the file's name")
     run.add_argument("--seconds", type=float, default=10.0, help="seconds of real and of processor time (default 10)")
     run.add_argument("--memory", type=int, default=512, help="MiB for all of its processes (default 512)")
     run.add_argument("--level", choices=[level.name.lower() for level in IsolationLevel], default="confined")
@@ -38,10 +34,7 @@ def _run(options: argparse.Namespace) -> int:
     language = Language(options.language) if options.language else _LANGUAGES.get(options.file.suffix)
     if language is None:
         known = ", ".join(_LANGUAGES)
-        print(
-            f"{options.file}: the file's ending is not one of {known}; give --language",
-            file=sys.stderr,
-        )
+        print(f"{options.file}: the file's ending is not one of {known}; give --language", file=sys.stderr)
         return _FAILED
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
     limits = Limits(wall_s=options.seconds, memory_bytes=options.memory << 20)

@@ -178,10 +178,7 @@ def import_all(names: Sequence[str]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if "numpy" in names:
-        for name in (
-            "numpy.random",
-            "numpy.linalg",
-            "numpy.fft",
-        ):  # otherwise every child would import them at first use
+        # Without this, every child would import these modules at first use.
+        for name in ("numpy.random", "numpy.linalg", "numpy.fft"):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)

@@ -63,7 +63,8 @@ _SIGNAL_CALLS = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinf
 # limit), F_GETLK and F_OFD_GETLK (they show another program's lock on a system file).
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 6, 7, 9, 37, 38, 1030, 1032, 1034)
 # Allowed: PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ,
-# PR_{SET,GET}_NO_NEW_PRIVS, PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would weaken the sandbox.
+# PR_{SET,GET}_NO_NEW_PRIVS, PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would
+# weaken the sandbox.
 _PRCTL_OPTIONS = (2, 3, 15, 16, 21, 23, 38, 39, 40, 0x53564D41)
 # Allowed: TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. The filter compares
 # all 64 bits of a request, but the kernel ignores the upper half. So a program could evade a list of forbidden
