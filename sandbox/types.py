@@ -121,9 +121,9 @@ class Language(StrEnum):
 class Limits:
     """What one run of a program may use.
 
-    A program that passes a limit ends with the `ProgramStatus` of this limit. Two exceptions: `files` counts as disk;
-    a program
-    that has `open_files` descriptors gets no further descriptor and goes on.
+    A program that passes a limit ends with the `ProgramStatus` of this limit. There are
+    two exceptions. A program that passes `files` gets the status of `disk_bytes`. A program that has `open_files`
+    descriptors gets no further descriptor and goes on.
 
     Attributes:
         wall_s: real time, from the start of the program's process.

@@ -20,7 +20,7 @@ class WorkerSettings:
     """Settings of one worker.
 
     Attributes:
-        supervisor: number of the process that sends programs; the worker ends with this process.
+        supervisor: process number of the supervisor, which sends programs. The worker ends when this process ends.
         preload: modules that the worker imports once, so that programs need not load them again.
         without: layers to leave out, for tests which prove that an attack works without its layer.
         search_path: folders in which the supervisor finds modules.

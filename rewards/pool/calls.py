@@ -21,7 +21,7 @@ from rewards.verdict import error, timeout
 
 logger = logging.getLogger(__name__)
 
-# A surplus worker is ended when it has been free for this long. If it is needed before, no other must be forked.
+# Seconds for which a surplus worker must be free before it is ended. Until then, it can be used without a new fork.
 _SURPLUS_S = 1.0
 
 
@@ -105,7 +105,7 @@ class Calls:
         return max(0.0, min(waits))
 
     def watch(self) -> None:
-        """Kill workers at the deadline of their call, and take the calls that wait behind a slow call back."""
+        """Kill workers at the deadline of their call, and take back the calls that wait behind a slow call."""
         now = time.monotonic()
         for worker in list(self.workers):
             match worker.state:

@@ -89,13 +89,13 @@ def _looks_into_results(function: ast.FunctionDef | ast.Module, names: Set[str])
     for node in ast.walk(function):
         for kind in _expected_errors(node):
             if isinstance(kind, ast.Name) and kind.id in names:
-                yield f"it expects the program's own exception `{kind.id}`: {_ANOTHER}, and only Python's own cross"
+                yield f"it expects the program's own exception `{kind.id}`: {_ANOTHER}, and only built-in ones leave it"
         if isinstance(node, ast.Attribute) and is_result(node.value) and node.attr not in _PLAIN_ATTRIBUTES:
-            yield f"it looks into `.{node.attr}` of a result: {_ANOTHER}, and only plain data crosses"
+            yield f"it uses `.{node.attr}` of a result: {_ANOTHER}, and only plain data can leave it"
         if _is_call_of(node, "isinstance", "assertIsInstance") and len(node.args) > 1 and is_result(node.args[0]):
             last = [ast.unparse(kind).rpartition(".")[2] for kind in _each(node.args[1])]
             if not _PLAIN_CLASSES & set(last):
-                yield f"it expects a result of type {', '.join(last)}: {_ANOTHER}, and only plain data crosses"
+                yield f"it expects a result of type {', '.join(last)}: {_ANOTHER}, and only plain data can leave it"
 
 
 def _is_call_of(node: ast.AST, *functions: str) -> TypeGuard[ast.Call]:

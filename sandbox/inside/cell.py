@@ -32,7 +32,7 @@ from sandbox.types import STDERR_BYTES, ProgramStatus
 
 MAX_MESSAGE = 1 << 16
 _MAX_DESCRIPTORS = 253  # the kernel's bound for one message
-_QUICK_SECONDS = 0.003  # a longer test computes much, or its processor is busy
+_QUICK_SECONDS = 0.003  # if a test takes longer, it computes much or its processor is busy
 _LEAST_SECONDS = 0.001  # time for a test that starts just before the time for all tests ends
 
 
@@ -201,7 +201,10 @@ class Cell:
         self._nursery.forget_program()
 
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
-        """Start the program. Return its process number, and the pipe for failures if the process seals itself."""
+        """Start the program. Return its process number and a pipe.
+
+        The pipe reports why sealing failed. It is None if the process inherits its seal.
+        """
         if not self._nursery.empty:
             try:
                 return self._nursery.fork_test(descriptors[0], descriptors[1:4]), None
@@ -223,7 +226,7 @@ class Cell:
     def _judge(
         self, verdict: ProgramStatus | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
     ) -> dict[str, Any]:
-        """Name how the program ended. If it passed several limits, name the most informative limit."""
+        """Return how the program ended. If it passed several limits, return the most informative limit."""
         status = verdict
         if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
             status = ProgramStatus.OUTPUT
@@ -293,7 +296,7 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     finally:
         if work is None:
             os._exit(1)
-    # This is the only frame of the cell that a program has above it.
+    # On the call stack of a program, this is the only frame of the cell.
     run = work()
     del work
     run()

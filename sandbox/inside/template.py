@@ -3,7 +3,7 @@
 Sealing a process takes longer than running a small program. So it is done once, and forked processes inherit the seal:
 
 - The *sealed process* of a cell has given up every privilege and has never seen a program. For each program it forks
-  a process: if the program has only one test, a process that runs this test, otherwise a template.
+  one process. If the program has only one test, this process runs the test; otherwise the process is a template.
 - A *template* holds one compiled program. It never runs the program, but forks a process for each test.
 
 All forked processes are children of the cell. A test cannot read or change a template or a sealed process: they are not
@@ -36,9 +36,9 @@ _READY_SECONDS = 2.0
 _FORK_SECONDS = 1.0  # if a process takes longer, a test has stopped it
 _MAX_MESSAGE = 64
 _TEMPLATE, _TEST, _PING = b"template", b"test", b"ping"
-# A message carries descriptors. Two descriptors start a template: its socket, the program. Three start a test of a
-# template: standard input, output, error. Four start a test without a template: the program, standard input, output,
-# error.
+# A message carries descriptors. Two descriptors start a template: the template's socket, the program. Three start a
+# test of a template: standard input, output, error. Four start a test without a template: the program, standard input,
+# output, error.
 _TWO, _THREE, _FOUR = (struct.Struct(f"{count}i") for count in (2, 3, 4))
 
 
@@ -144,9 +144,8 @@ class Template(_Forker):
 
 def _become_sealed(seal: Seal, request: dict[str, Any], control: int) -> Callable[[], NoReturn]:
     try:
-        os.chdir(
-            seal.scratch
-        )  # tests start in this directory; when the cell replaces it, the cell ends these processes
+        # Tests start in this directory. When the cell replaces the directory, it ends these processes.
+        os.chdir(seal.scratch)
         child.place_descriptors([0, 1, 2, control])
         child.go_first(seal, dumpable=False)
         child.restrict(seal, request, keep=_CONTROL + 1)
@@ -207,9 +206,8 @@ def _become_template(channel: socket.socket, processors: Set[int], control: int,
         os.dup2(control, _CONTROL)  # from now on `channel` leads to the cell
         os.closerange(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
         code: types.CodeType | None = None
-        with contextlib.suppress(
-            Exception
-        ):  # if compiling fails, each test compiles the program again and reports the error
+        # If compiling fails, each test compiles the program again and reports the error.
+        with contextlib.suppress(Exception):
             code = program.compiled(source)
         _serve_tests(channel, processors, source, code)
     except BaseException:

@@ -96,9 +96,8 @@ class Zygote:
             layers.become(uid, self._layers)
         if namespaces:
             layers.enter_namespaces(namespaces, self._proc)
-        memory_map.merge_mappings(
-            self._proc
-        )  # mappings that were written to before a fork cannot be merged after the fork
+        # Merge now: mappings that were written to before a fork cannot be merged after the fork.
+        memory_map.merge_mappings(self._proc)
         inner = os.fork()
         if inner == 0:
             if self._host_scratch is not None:
@@ -179,7 +178,7 @@ class Zygote:
         return [SitePackage(path) for path in json.loads(text or b"[]")]
 
     def _make_rules(self, private_root: bool) -> None:
-        """Enter the private root if `private_root`, and make Landlock rules for the files that are visible then."""
+        """Enter the private root if `private_root`, and make Landlock rules for the files visible after that."""
         maker = None
         if self._layers.wants(Layer.LANDLOCK):
             maker = RulesMaker(private_root, self._scratch, self._packages)

@@ -49,7 +49,7 @@ def grade_asserts(
     finally:
         os.close(test_code)
     if not silent:
-        status, reason = ProgramStatus.BAD_REPLY, "a reply that nobody asked for"
+        status, reason = ProgramStatus.BAD_REPLY, "a reply without a request"
     if status is ProgramStatus.NONZERO_EXIT:
         status, reason = why_ended(run)
     if status is ProgramStatus.WRONG_ANSWER and not reason:

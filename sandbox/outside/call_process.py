@@ -38,7 +38,7 @@ def begin_calls(
 
 
 def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[ExecutionResult, bool]:
-    """End the process behind a channel; return its result and whether the channel stayed silent.
+    """End the process behind a channel; return its result, and whether no further reply came.
 
     An honest program exits when its channel closes. If the program must be stopped, its cell is not used again.
     """

@@ -83,7 +83,7 @@ class CallChannel:
             BadReply: such a reply has come.
         """
         if self._buffer or self._read():
-            raise BadReply("a reply that nobody asked for")
+            raise BadReply("a reply without a request")
 
     def send(self, line: bytes, deadline: float) -> None:
         """Send one line. `line` does not include the newline; `deadline` is a time on the monotonic clock.

@@ -137,7 +137,7 @@ def _grade_calls(
             verdicts.append((status, reason))
         run, silent = end_calls(cell, channel, orderly=not ended)
     if not silent:
-        verdicts[-1] = (ProgramStatus.BAD_REPLY, "a reply that nobody asked for")
+        verdicts[-1] = (ProgramStatus.BAD_REPLY, "a reply without a request")
     if ended and verdicts[-1][0] is ProgramStatus.NONZERO_EXIT:
         verdicts[-1] = why_ended(run)
     count = len(verdicts)

@@ -69,7 +69,7 @@ class Compiler:
     def prepare(
         self, worker: Worker, source: bytes, language: Language, compile_limits: Limits | None = None
     ) -> Runnable:
-        """Make `source` runnable; `compile_limits` limit the compiler; by default `COMPILE_LIMITS`.
+        """Make `source` runnable. The limits of the compiler are `compile_limits`, by default `COMPILE_LIMITS`.
 
         Raises:
             NotRunnable: the program does not compile, or there is no compiler.

@@ -123,8 +123,8 @@ class Sandbox:
         """Start all workers now, and let processes that are forked from now on run programs in them too.
 
         All these processes together run `workers` programs at the same time. When a process ends, for any reason, its
-        programs end at once. The workers end when the process that made the sandbox closes it or ends. Call
-        this method before any program runs, and while the process has only one thread.
+        programs end at once. The workers end when the process that made the sandbox closes it or ends. Call this method
+        before any program runs, and while the process has only one thread.
 
         Raises:
             SandboxError: a worker could not be started.
@@ -264,7 +264,7 @@ class Sandbox:
         preload: Sequence[str] | None,
         compile_limits: Limits | None = None,
     ) -> T | NotRunnable:
-        """Make a program runnable and do `work` with it, on a free slot's worker; if this is impossible, say why."""
+        """Prepare a program and do `work` with it on a free slot's worker; if it cannot be run, return the reason."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._owner != os.getpid() and not self._slots.shared:

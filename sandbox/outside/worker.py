@@ -19,7 +19,7 @@ from sandbox.worker_settings import WorkerSettings, isolation_from_json
 _START_SECONDS = 60.0  # enough to import large modules on a busy machine
 _STOP_SECONDS = 3.0
 _MAX_REPORT = 1 << 16
-_MAX_IDLE_CELLS = 4  # each is for programs with other limits
+_MAX_IDLE_CELLS = 4  # each idle cell is for different limits
 _STDERR_BYTES = 1 << 16
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 # Each fork copies all pages and mappings of its worker, so the worker imports little. It skips `sandbox/__init__.py`,
@@ -50,7 +50,7 @@ _ENVIRONMENT = {
 
 
 class Worker:
-    """One worker process. Not for use by two threads at once.
+    """One worker process. Only one thread at a time may use it.
 
     Raises:
         SandboxError: the worker could not start; the message contains the end of its standard error.

@@ -16,7 +16,7 @@ _PREFIX = "verigrpo-sandbox-"
 class HostScratch:
     """The directory of one worker. Programs work in its subdirectory `run`, and may not change the directory itself.
 
-    When it is made, directories that ended workers have left behind are removed. Nobody locks those directories.
+    A new `HostScratch` first removes directories that ended workers have left behind, which nobody locks any more.
 
     Args:
         parent: directory in which the new directory is made.

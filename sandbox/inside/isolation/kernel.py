@@ -84,7 +84,7 @@ def _number(call: str) -> int:
 
 
 def unshare(flags: int) -> None:
-    """Move this process (for the process namespace: its later children) into new namespaces."""
+    """Move this process into new namespaces. Only its later children enter a new process namespace."""
     _checked(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
 
 
@@ -95,7 +95,7 @@ def clone(flags: int) -> int:
     copied, which saves about half a millisecond. This is correct only in a process with a single thread, because the
     child has that thread at the same address. The child must seed `random` itself.
     """
-    # PyDLL keeps the interpreter lock through the call, so the child starts with its own copy of the lock, held.
+    # PyDLL keeps the interpreter lock through the call, so the child starts with a copy of the lock that it holds.
     pid: int = _syscall(_CLONE, flags | SIGCHLD, 0, 0, 0, 0)
     return pid if pid >= 0 else _checked(pid, f"clone (call {_number('clone')})")
 
@@ -103,7 +103,8 @@ def clone(flags: int) -> int:
 def prepared_clone(flags: int) -> Callable[[], int]:
     """Prepare `clone(flags)` for a process that forks often. A negative result says that the kernel refused.
 
-    The prepared call touches, and so copies in both processes, a third of the pages that `clone` touches.
+    The prepared call touches only a third of the pages that `clone` touches, so fewer pages are copied in both
+    processes.
     """
     return functools.partial(_syscall, _CLONE, flags | SIGCHLD, 0, 0, 0, 0)
 

@@ -48,7 +48,7 @@ class Layers:
 
 
 def possible_namespaces(layers: Layers) -> int:
-    """Flags of the wanted namespaces that the kernel allows, tried in a separate process."""
+    """The flags of those wanted namespaces that the kernel allows. A separate process tries them."""
     wanted = 0
     for layer, flag in NAMESPACES.items():
         if layers.wants(layer):

@@ -52,8 +52,8 @@ _METADATA_CALLS = tuple(
 _OWN_METADATA_CALLS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat", "truncate")
 _CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 _STATIC_CLOCKS = 0xFFFFFFF0  # bits that are set only in clock numbers of a given process or thread
-# sendmsg can pass descriptors to another process. Descriptors that are in transit belong to no process, so
-# the watch would not count them.
+# sendmsg can pass descriptors to another process. Descriptors that are in transit belong to no process, so the watch
+# would not count them.
 _PROCESS_CALLS = ["fork", "vfork", "execve", "execveat", "sendmsg"]
 _SIGNAL_CALLS = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"]
 
@@ -66,9 +66,9 @@ _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 6, 7, 9, 37, 38, 1030, 1032, 1034)
 # PR_{SET,GET}_NO_NEW_PRIVS, PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would
 # weaken the sandbox.
 _PRCTL_OPTIONS = (2, 3, 15, 16, 21, 23, 38, 39, 40, 0x53564D41)
-# Allowed: TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. The filter compares
-# all 64 bits of a request, but the kernel ignores the upper half. So a program could evade a list of forbidden
-# requests, but not this list of allowed requests.
+# Allowed: TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. The filter compares all 64 bits
+# of a request, but the kernel ignores the upper half. So a program could evade a list of forbidden requests, but not
+# this list of allowed requests.
 _IOCTL_REQUESTS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)
 # Calls with a list of allowed values for one argument: the call, the position of the argument, the values.
 _ARGUMENT_LISTS = (("fcntl", 1, _FCNTL_COMMANDS), ("prctl", 0, _PRCTL_OPTIONS), ("ioctl", 1, _IOCTL_REQUESTS))

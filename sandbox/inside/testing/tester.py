@@ -1,4 +1,4 @@
-"""Run assert-style test code in its own sandbox. It calls the program under test over the call channel.
+"""Run assert-style test code in its own sandbox. The test code calls the program over the call channel.
 
 The test code never shares a process with the program, so the program cannot read expected results, patch the comparison
 or end the test early. The tester receives results of the program as plain data of exact types, or as opaque handles.
@@ -85,7 +85,7 @@ def _raised(reply: dict[str, Any]) -> Exception:
 def _handle_number(item: Any) -> int:
     if isinstance(item, Handle):
         return item.number
-    raise values.NotPlainData(f"a {type(item).__name__}, which cannot cross to the program")
+    raise values.NotPlainData(f"a {type(item).__name__}, which cannot be sent to the program")
 
 
 def run(task: bytes) -> NoReturn:
@@ -160,7 +160,7 @@ def _run(cases: Sequence[Case], only: str | None) -> dict[str, Any]:
     """Run the chosen test, or all tests. Test code without tests has already been run as a whole."""
     chosen = [case for case in cases if only in (None, case.name)]
     if only is not None and not chosen:
-        raise NotPassed(f"the test code defines no {only}")
+        raise NotPassed(f"the test code does not define {only}")
     skipped = ""
     passed = 0
     for case in chosen:
