@@ -19,7 +19,7 @@ class Flight:
 
     Attributes:
         job: the call.
-        begun_at: time at which the call was given, in seconds of the monotonic clock.
+        begun_at: time at which the call was given to the worker, in seconds of the monotonic clock.
         processor_ns: processor time that the worker had used at `begun_at`, in nanoseconds.
         verdicts: verdicts received so far; the worker sends the verdicts of a group one after the other.
         extended: whether the call got its deadline a second time.

@@ -1,4 +1,4 @@
-"""The thread that feeds the pool's workers, watches their deadlines and replaces them."""
+"""The thread that gives calls to the pool's workers, watches deadlines, and replaces workers."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") ->
 
 
 _EXPECTED = (
-    "expected assertions at its top level, in `check(candidate)` beside a column entry_point, in methods of a "
+    "expected assertions at its top level, in `check(candidate)` with a column entry_point, in methods of a "
     "unittest.TestCase or in functions named test_..."
 )
 

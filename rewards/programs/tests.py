@@ -69,7 +69,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _has_test_code(row: Mapping[str, Any]) -> bool:
-    """Whether `test` holds the tests: HumanEval also has an entry point, and EvalPlus's MBPP also has `test_list`."""
+    """Whether the column `test` holds the tests. HumanEval also has an entry point, EvalPlus's MBPP a `test_list`."""
     code = row.get("test")
     if not isinstance(code, str) or row.get("input_output"):
         return False
@@ -148,7 +148,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _unpack(packed: str) -> list[dict[str, Any]]:
-    """LiveCodeBench's private tests: base64 of zlib of a pickled JSON text."""
+    """Unpack LiveCodeBench's private tests: a pickled JSON text, compressed with zlib and encoded as base64."""
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(base64.b64decode(packed), _MAX_UNPACKED)
     if unpacker.unconsumed_tail:
