@@ -76,7 +76,7 @@ class VerifierPool:
         self._supervisor = Supervisor(named, limits, self._queue, self._async_queue, self._recorder)
 
     def judges_groups(self, name: str) -> bool:
-        """True when the verifier takes all completions of a prompt at once, from `submit_group`.
+        """Whether the verifier takes all completions of a prompt at once, from `submit_group`.
 
         The other methods call such a verifier with a group of one completion.
         """

@@ -1,8 +1,8 @@
 """The messages between the pool and its processes.
 
-Parent to worker: length-prefixed pickles, since the parent is trusted and references may be any Python value. Worker to
-parent: length-prefixed JSON, since the worker has read hostile text. Nothing that a worker sends is unpickled, and a
-worker that sends a message longer than `MAX_REPLY` is ended.
+The parent sends length-prefixed pickles, because it is trusted and references may be any Python value. A worker sends
+length-prefixed JSON, because it has read hostile text. Nothing that a worker sends is unpickled, and a worker that
+sends a message longer than `MAX_REPLY` is ended.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class CellHandle:
         """Wait for the end of the current run, which must be the only run.
 
         Raises:
-            WorkerLost: as for `finish_all`.
+            WorkerLost: for the same reasons as in `finish_all`.
         """
         (result,) = self.finish_all()
         return result

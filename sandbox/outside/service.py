@@ -203,7 +203,7 @@ class Sandbox:
             tests: tests to run, in order.
             limits: limits of each test. A call's time is measured from the request to the reply.
             language: language of the program; programs in languages other than Python can only have `StdinTest`s.
-            preload: as for `run`.
+            preload: the same as in `run`.
             stop_at_failure: whether to leave out the tests after the first failing test.
             total_s: real time for all tests together, without compiling. Tests that do not end within this time fail.
             compile_limits: limits of the compiler, if the language has one; by default `languages.COMPILE_LIMITS`.

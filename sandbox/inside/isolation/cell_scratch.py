@@ -10,7 +10,7 @@ from sandbox.inside.isolation.seal import Seal
 
 
 class Scratch:
-    """The scratch directory of one cell, empty when each program begins.
+    """The scratch directory of one cell. It is empty when a program begins.
 
     Args:
         seal: the worker's layers.

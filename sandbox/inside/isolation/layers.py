@@ -75,7 +75,7 @@ def possible_namespaces(layers: Layers) -> int:
 
 
 def own_uid(layers: Layers, unreadable: str = "") -> int | None:
-    """Choose a user that nothing else on the machine runs as; None if there is no such user.
+    """Choose a user that no other process on the machine has. Return None if there is no such user.
 
     Args:
         layers: record for a missing layer.
