@@ -24,9 +24,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path)
     run.add_argument("--language", choices=[str(language) for language in Language], help="default: by the file's name")
     run.add_argument("--seconds", type=float, default=10.0, help="seconds of real and of processor time (default 10)")
-    run.add_argument("--memory", type=int, default=512, help="MiB for all its processes together (default 512)")
+    run.add_argument("--memory", type=int, default=512, help="MiB for all of its processes (default 512)")
     run.add_argument("--level", choices=[level.name.lower() for level in IsolationLevel], default="confined")
-    commands.add_parser("doctor", help="show which layers this machine gives, why others are missing, and what to do")
+    commands.add_parser("doctor", help="show which layers this machine has, why others are missing, and what to do")
     return parser
 
 
@@ -34,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
     language = Language(options.language) if options.language else _LANGUAGES.get(options.file.suffix)
     if language is None:
         known = ", ".join(_LANGUAGES)
-        print(f"{options.file}: the name's ending shows no known language ({known}); give --language", file=sys.stderr)
+        print(f"{options.file}: the file's ending is not one of {known}; give --language", file=sys.stderr)
         return _FAILED
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
     limits = Limits(wall_s=options.seconds, memory_bytes=options.memory << 20)
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _doctor() -> int:
-    """Print the layers that hold programs here; return 0 if programs run and the default level is reached."""
+    """Print the layers that are in force on this machine; return 0 if programs run and the default level is reached."""
     with Sandbox(level=IsolationLevel.NONE) as sandbox:
         isolation = sandbox.isolation
         works = sandbox.run("print(6 * 7)").stdout == b"42\n"

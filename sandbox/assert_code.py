@@ -1,4 +1,4 @@
-"""The names that test code takes from the program. Both sides read the code as text; nothing here runs it."""
+"""Find the names that test code takes from the program. Nothing here runs the code; it is only parsed."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def without_main_guard(tree: ast.Module) -> ast.Module:
 
 
 def names_lacking(tree: ast.AST, known: Iterable[str]) -> set[str]:
-    """Names that the code imports from the program, or reads although neither it, `known` nor Python defines them."""
+    """Names that the code imports from the program, or reads without a definition in the code, `known` or Python."""
     return (read_names(tree) - bound_names(tree) - set(known) - set(dir(builtins))) | program_imports(tree)

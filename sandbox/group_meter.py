@@ -1,6 +1,6 @@
-"""A cell's use of its worker's control group: set the memory bound for a run, and read the kernel's counts after it.
+"""How a cell uses its worker's control group: it sets a run's memory bound, and then reads the kernel's counts.
 
-The supervisor opens the files, which it may write. A cell may neither open them nor leave the group.
+The supervisor opens the group's files, because only the supervisor may open them. A cell cannot leave the group.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from sandbox.types import MEBIBYTE
 
-# Memory beyond the program's limits: for the cell, and for the kernel's records of each process.
+# Memory in addition to the program's limits: for the cell, and for the kernel's records of each process.
 _SLACK_BYTES = 32 * MEBIBYTE
 _BYTES_PER_PROCESS = MEBIBYTE // 4
 _TEXT = 512
@@ -26,7 +26,7 @@ class GroupFiles:
         join: files to which a process writes "0" to enter the group, one for each hierarchy.
         usage, limit: memory that the group uses and may use, in bytes.
         events: counts, such as the number of processes that the kernel killed because memory ran out.
-        cpu: processor time of all processes that ever ran in the group; None if nothing counts it.
+        cpu: processor time of all processes that ever ran in the group; None if the kernel does not count it.
     """
 
     join: tuple[int, ...]
@@ -41,7 +41,7 @@ class GroupFiles:
 
 
 class GroupMeter:
-    """Bounds one run after the other.
+    """Limits the memory of one run at a time, and measures what the run uses.
 
     Args:
         files: descriptors of the group's files.
@@ -57,7 +57,7 @@ class GroupMeter:
 
         Args:
             limits: limits of the request.
-            beside: memory for other programs in the group at the same time, in bytes.
+            beside: memory for other programs that run in the group at the same time, in bytes.
         """
         self._killed, self._shared = self._read_killed(), beside > 0
         self._cpu, self._own_cpu = self._read_cpu(), time.process_time()
@@ -77,7 +77,7 @@ class GroupMeter:
         return self._read_killed() > self._killed
 
     def cpu_s(self) -> float:
-        """Processor time of the group since `begin`, without the cell's; 0 if other programs ran in it too."""
+        """Processor time of the group since `begin`, without that of the cell; 0 if other programs also ran in it."""
         if self._files.cpu is None or self._shared:
             return 0.0
         return self._read_cpu() - self._cpu - (time.process_time() - self._own_cpu)

@@ -12,11 +12,14 @@ STDERR_BYTES = 1 << 16  # the part of standard error that is kept; `Limits` has 
 
 
 class IsolationLevel(IntEnum):
-    """How strongly a program is held, from weakest to strongest. Compare with `<` and `>=`.
+    """How strongly a program is isolated, from weakest to strongest. Compare with `<` and `>=`.
 
-    `NONE` nothing at all. `LIMITED` resource limits only. `FILTERED` plus the system-call allow-list. `CONFINED` plus
-    a view of the file system that shows only what a program needs (Landlock or a private root). `FULL` all layers:
-    separate user, process, mount, network and IPC namespaces, a private root, Landlock, the allow-list and limits.
+    - `NONE`: no layer.
+    - `LIMITED`: only resource limits.
+    - `FILTERED`: also the system-call allow-list.
+    - `CONFINED`: also a view of the file system that shows only what a program needs (Landlock or a private root).
+    - `FULL`: all layers: separate user, process, mount, network and IPC namespaces, a private root, Landlock, the
+      allow-list and limits.
     """
 
     NONE = 0
@@ -49,7 +52,7 @@ class Layer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MissingLayer:
-    """A layer that is not in force: why, and what a person can do about it."""
+    """A layer that is not in force, the reason, and what a person can do about it."""
 
     layer: Layer
     reason: str
@@ -58,7 +61,7 @@ class MissingLayer:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What holds a worker's programs: the level, the layers in force, the layers missing."""
+    """The isolation of a worker's programs: the level, the layers in force, and the missing layers."""
 
     level: IsolationLevel
     active: tuple[Layer, ...]
@@ -71,7 +74,7 @@ class Isolation:
         return text
 
     def refusal(self, wanted: IsolationLevel) -> str:
-        """Why this is not enough if `wanted` is required, and how to get the missing layers."""
+        """A message that says why this isolation is below `wanted`, and how to get the missing layers."""
         missing = "; ".join(f"{item.layer} ({item.reason}): {item.remedy}" for item in self.missing)
         return (
             f"the sandbox is configured to need isolation {wanted.name.lower()}, this machine gives "
@@ -106,7 +109,7 @@ class ProgramStatus(StrEnum):
 
 
 class Language(StrEnum):
-    """What a program is written in."""
+    """The language that a program is written in."""
 
     PYTHON = "python"
     CPP = "cpp"
@@ -118,16 +121,18 @@ class Language(StrEnum):
 class Limits:
     """What one run of a program may use.
 
-    A program that passes a limit ends with the `ProgramStatus` of this limit. Two exceptions: `files` counts as disk;
-    beyond `open_files` the program gets no further descriptor and goes on.
+    A program that passes a limit ends with the `ProgramStatus` of this limit. There are
+    two exceptions. A program that passes `files` gets the status of `disk_bytes`. A program that has `open_files`
+    descriptors gets no further descriptor and goes on.
 
     Attributes:
         wall_s: real time, from the start of the program's process.
-        cpu_s: processor time of all its processes together; None means `wall_s`.
-        memory_bytes: resident memory of all its processes together, without the memory of the preloaded interpreter.
-        processes: processes and threads together.
-        output_bytes: size of standard output, and size of standard error.
-        disk_bytes: size of all files in its scratch directory.
+        cpu_s: processor time of all processes of the program together; None means `wall_s`.
+        memory_bytes: resident memory of all processes of the program together, without the memory of the preloaded
+            interpreter.
+        processes: number of processes and threads together.
+        output_bytes: size of standard output; the same limit holds separately for standard error.
+        disk_bytes: size of all files in the program's scratch directory.
         files: number of files in the scratch directory.
         open_files: number of open descriptors per process.
 
@@ -163,7 +168,7 @@ class ExecutionResult:
     Attributes:
         status: how the run ended.
         exit_code: exit code of the program, or the negative number of a signal; None if no process ran.
-        stdout, stderr: captured bytes, at most `Limits.output_bytes` and 64 KiB.
+        stdout, stderr: captured bytes: at most `Limits.output_bytes` of standard output, 64 KiB of standard error.
         wall_s, cpu_s: time used by the program and its descendants.
         memory_bytes: peak resident memory, the preloaded interpreter included.
         isolation: layers that held the program.
@@ -186,7 +191,8 @@ class StdinTest:
     """The program reads `stdin` and must print `stdout` (trailing white space and line ends are forgiven).
 
     Attributes:
-        tolerance: difference that numbers may have, absolute for small and relative for large ones; None for none.
+        tolerance: difference that numbers may have, absolute for small numbers and relative for large numbers; None
+            means that numbers must be equal.
         any_order: the lines may come in any order.
     """
 
@@ -213,14 +219,14 @@ class CallTest:
 
 @dataclass(frozen=True, slots=True)
 class AssertTest:
-    """Test code with `assert` statements, run in a separate sandbox; names that it lacks come from the program.
+    """Test code with `assert` statements, run in a separate sandbox; undefined names in it come from the program.
 
     Attributes:
         code: the test code. If it defines `check`, then `check(<entry_point>)` is called; otherwise methods of
             `unittest.TestCase`s and functions named `test...` are run as a test runner would.
         entry_point: the function under test, also known to the test code as `candidate`.
         setup: trusted code run before `code` (imports, helper functions).
-        case: run only this method (`Class.method`) or function of the test code.
+        case: name of the only method (`Class.method`) or function of the test code to run; None means all.
     """
 
     code: str

@@ -1,8 +1,8 @@
-"""Plain data as JSON, both ways, exactly typed. Used on both sides of the call channel.
+"""Convert plain data to JSON and back, with exact types. Both sides of the call channel use this.
 
-None, bool, str and small int are themselves; a list is a JSON array; everything else is an object with one key:
+None, bool, str and small int stay as they are; a list is a JSON array; everything else is an object with one key:
 `i` big int (hexadecimal), `f` float (repr), `c` complex, `b` bytes (hexadecimal), `t` tuple, `s` set, `d` dict as
-pairs, `q` an iterator's items, `h` a handle for an object that stays where it is.
+pairs, `q` an iterator's items, `h` a handle for an object that stays in its process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 MAX_DEPTH = 100
 MAX_ITERATED = 200_000  # items taken from a generator, which may have no end
-_EXACT_INT = 1 << 53  # beyond it other JSON readers lose digits, and Python limits conversion from decimals
+_EXACT_INT = 1 << 53  # other JSON readers lose digits of larger ints, and Python limits conversion from decimals
 _HEXADECIMAL = re.compile(r"-?0x[0-9a-f]+\Z")
 _ITERATORS: tuple[type, ...] = (
     range,
@@ -39,12 +39,13 @@ class NotPlainData(ValueError):
 
 
 def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 0) -> Any:
-    """Turn plain data into a value that `json.dumps` takes.
+    """Turn plain data into a value that `json.dumps` accepts.
 
     Args:
         value: the data. Only exact types count: an instance of a subclass of int is not an int, since the subclass
             may define its own `__eq__`.
-        handle: keeps an object that is not plain data and returns its number; without it such an object is refused.
+        handle: function that keeps an object that is not plain data, and returns its number. If it is None, such an
+            object is refused.
         depth: nesting depth of `value` in the outermost value.
 
     Raises:
@@ -84,8 +85,8 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
 def decode(message: Any, handle: Callable[[int], Any] | None = None, depth: int = 0) -> Any:
     """Turn a result of `json.loads` into plain data of exact types.
 
-    Building sets and dicts hashes their items, so a hostile message can make this slow: decode foreign messages only
-    where time is bounded (in a sandbox), and compare on the trusted side with `compare.equal_encoded`.
+    Building sets and dicts hashes their items, so a hostile message can make this slow. So decode foreign messages
+    only where time is bounded (in a sandbox); on the trusted side, compare with `compare.equal_encoded` instead.
 
     Raises:
         NotPlainData: the message has another form.

@@ -1,8 +1,8 @@
-"""The host's files that programs may read: compilers, interpreters and libraries, but no files of a user.
+"""Choose the host's files that programs may read: compilers, interpreters and libraries, but no user's files.
 
 Parts of `/usr` stay hidden: many images keep a project in `/usr/src/app`, and `/usr/share` and `/usr/local/share` may
 hold any data. From the interpreter's prefix, programs see its executable and its libraries without third-party modules.
-Preloaded modules are shown one by one.
+Only the preloaded third-party modules are shown, each as a separate path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LIBRARIES = ("lib", "lib32", "lib64", "libx32")
 _PROGRAMS = ("bin", "sbin", "libexec", "include", *_LIBRARIES)
 # Data of compilers, interpreters, locales, time zones and terminals.
 _SHARED_DATA = ("gcc", "i18n", "locale", "nodejs", "node_modules", "perl", "perl5", "terminfo", "zoneinfo")
-# From /etc only the files that the loader and the clock need.
+# Of /etc, programs see only the files that the loader and the clock need.
 _SYSTEM = (
     *(f"/usr/{name}" for name in _PROGRAMS),
     *(f"/usr/local/{name}" for name in _PROGRAMS),
@@ -27,7 +27,7 @@ _SYSTEM = (
     "/etc/localtime",
 )
 _PREFIX_FOLDERS = ("lib", "lib64", "share/terminfo", "share/zoneinfo", "ssl")
-# Resolved at import, because a private root later hides the links that lead to them.
+# The links are resolved at import, because a private root later hides them.
 _INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 _STANDARD_LIBRARY = os.path.realpath(os.path.dirname(os.__file__))
 _THIRD_PARTY = ("site-packages", "dist-packages")
@@ -69,7 +69,7 @@ def hidden_paths(shown: Sequence[str]) -> list[str]:
 
 
 def readable_by_programs(path: str | os.PathLike[str]) -> bool:
-    """Whether a program could read a file or directory of the host, at the level `CONFINED` and above."""
+    """Whether a program could read `path` on the host, if the isolation level is `CONFINED` or above."""
     real = os.path.realpath(path)
     shown = shown_paths()
     if not any(_beneath(real, os.path.realpath(other)) for other in shown):

@@ -1,4 +1,4 @@
-"""The settings that a worker gets when it starts, and the isolation that it reports back."""
+"""The settings that a worker gets when it starts, and the isolation that the worker then reports."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class WorkerSettings:
     """Settings of one worker.
 
     Attributes:
-        supervisor: number of the process that sends programs; the worker ends with this process.
-        preload: modules imported once, which every program then finds at no cost.
+        supervisor: process number of the supervisor, which sends programs. The worker ends when this process ends.
+        preload: modules that the worker imports once, so that programs need not load them again.
         without: layers to leave out, for tests which prove that an attack works without its layer.
         search_path: folders in which the supervisor finds modules.
         control_group: files of the control group that the worker enters, or the reason why it has no group.
@@ -53,7 +53,7 @@ class WorkerSettings:
 
 
 def level_of(active: frozenset[Layer], missing: frozenset[Layer] = frozenset()) -> IsolationLevel:
-    """The strongest level with all its layers in force; at most `LIMITED` if programs run as root."""
+    """The strongest level whose layers are all in force; at most `LIMITED` if programs run as root."""
     namespaces = {
         Layer.USER_NAMESPACE,
         Layer.PROCESS_NAMESPACE,

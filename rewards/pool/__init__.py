@@ -1,4 +1,4 @@
-"""Worker processes that verifiers run in, killed at their deadline."""
+"""Run verifiers in worker processes, and kill a process when its call reaches the deadline."""
 
 from rewards.pool.pool import VerifierPool
 

@@ -1,4 +1,4 @@
-"""Calls of async verifiers: many under way in one worker, each with its own deadline."""
+"""Calls of async verifiers: one worker runs many calls at the same time, and each call has its own deadline."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from rewards.pool.stats import Recorder
 from rewards.pool.wire import ProtocolError, read_verdict
 from rewards.verdict import error, timeout
 
-# Seconds that a cancelled call has to end; then its worker is killed.
+# Seconds within which a cancelled call must end. If it does not end in time, its worker is killed.
 _GRACE_S = 1.0
-# Seconds between two looks at calls that are overdue because another call blocks the loop.
+# Seconds between two checks of calls that are overdue because another call blocks the loop.
 _LOOK_S = 0.05
 
 
 class AsyncCalls:
     """The workers of async verifiers; used by the supervising thread alone.
 
-    The pool may have `limits.workers` of them beside the workers of ordinary verifiers, since they mostly wait. The
-    first worker takes calls while others start.
+    The pool may have up to `limits.workers` async workers in addition to the workers of ordinary verifiers, because
+    async workers are mostly idle. The first worker takes calls while other workers start.
 
     Args:
         limits: settings of the pool.
-        queue: calls that no worker has yet.
+        queue: calls that were not given to a worker yet.
         recorder: counts what happens.
-        selector: reports what workers send; its data are the `AsyncWorker`.
+        selector: reports which connections are ready; the data of each entry is the `AsyncWorker`.
         forks: source of workers.
-        results: takes the verdicts.
+        results: receives the verdicts.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AsyncCalls:
         self.workers: list[AsyncWorker] = []
 
     def dispatch(self) -> None:
-        """Start the workers that are wanted, and give each call that waits to the worker with the fewest calls."""
+        """Start workers if more are needed, and give each queued call to the worker with the fewest calls."""
         while self._wants_worker():
             process = self._forks.fork(asynchronous=True)
             if process is None:
@@ -64,10 +64,10 @@ class AsyncCalls:
             self.workers.append(worker)
             self._selector.register(process.connection, selectors.EVENT_READ, worker)
         while self._give_out():
-            pass  # calls were refused, which leaves room for others
+            pass  # some calls were refused, so the workers can take other calls
 
     def _give_out(self) -> bool:
-        """Fill the workers; True when some of the calls could not be sent."""
+        """Give each worker as many calls as it can take; return True if some of the calls could not be sent."""
         given: dict[AsyncWorker, list[PoolJob]] = {}
         takers = [worker for worker in self.workers if worker.ready and not worker.is_stuck]
         while self._queue and takers:
@@ -95,15 +95,15 @@ class AsyncCalls:
     def on_event(self, worker: AsyncWorker, events: int) -> None:
         """Read from or write to a connection that is ready."""
         if worker not in self.workers:
-            return  # it was buried by an earlier event of this round
+            return  # an earlier event of this round has ended the worker
         if events & selectors.EVENT_WRITE:
             flush(self._selector, worker.process, worker)
         if events & selectors.EVENT_READ:
             self._hear(worker)
 
     def patience(self, now: float) -> float:
-        """Seconds until something needs a look even if no worker sends anything."""
-        # Calls wait and there is no worker: a fork failed, and must be tried again at once.
+        """Seconds until the next check is needed if no worker sends anything."""
+        # If calls are queued and there is no worker, a fork has failed and must be tried again at once.
         waits = [0.0 if self._queue and not self.workers else 5.0]
         for worker in self.workers:
             if not worker.ready:
@@ -112,7 +112,7 @@ class AsyncCalls:
         return max(0.0, min(waits))
 
     def watch(self) -> None:
-        """Cancel calls at their deadline; kill workers whose calls do not end then."""
+        """Cancel calls at their deadline; kill workers with a call that does not end after it was cancelled."""
         now = time.monotonic()
         for worker in list(self.workers):
             if not worker.ready:
@@ -125,12 +125,12 @@ class AsyncCalls:
         flights = worker.flights
         late = [flight for flight in flights.values() if flight.given_up_at is None and now > self._overdue_at(flight)]
         if late:
-            self._hear(worker)  # the answer may have come and only not been read yet
+            self._hear(worker)  # the answer may have arrived without being read yet
             if worker not in self.workers:
                 return
         overdue = [flight for flight in late if flight.job.identity in flights and not self._extend(worker, flight)]
         holder = worker.holder(now)
-        # While one call blocks the loop, no other call can end, whatever its deadline.
+        # While one call blocks the loop, no other call can end, so only the blocking call is cancelled.
         cancelled = [flight for flight in overdue if holder is None or holder is flight]
         if cancelled:
             for flight in cancelled:
@@ -150,7 +150,8 @@ class AsyncCalls:
     def bury(self, worker: AsyncWorker, cause: str = "") -> None:
         """End a worker that died by itself, and replay its calls.
 
-        The death counts against the call that had the processor. When no such call is known, it counts against all.
+        The death counts against the call that had the processor. If that call is not known, the death counts against
+        all calls of the worker.
         """
         identity, _ = worker.process.page.running()
         stage = worker.process.page.read_stage()
@@ -170,12 +171,12 @@ class AsyncCalls:
                 self._results.fail(job, error(f"{job.name}: {why}, at stage {stage!r}"))
 
     def bury_all(self) -> None:
-        """Bury all workers after the nursery died, since they died with it."""
+        """Remove all workers and replay their calls: the nursery died, and the workers died with it."""
         for worker in list(self.workers):
             self.bury(worker)
 
     def end_all(self) -> None:
-        """End every worker; the calls that they had are in the queue again."""
+        """End every worker, and put the unanswered calls of the workers back into the queue."""
         for worker in list(self.workers):
             self._remove(worker)
             self._queue.extendleft(reversed([flight.job for flight in worker.flights.values()]))
@@ -260,7 +261,7 @@ class AsyncCalls:
         return flight.begun_at + self._allowed(flight)
 
     def _extend(self, worker: AsyncWorker, flight: Flight) -> bool:
-        """Give a call the same time once more when its worker got too little processor time."""
+        """Give a call the same time once more if its worker got too little processor time."""
         used = worker.process.processor_ns()
         if flight.extended or used is None or worker.process.asleep():
             return False

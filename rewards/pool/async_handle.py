@@ -9,7 +9,7 @@ from rewards.pool.jobs import PoolJob
 from rewards.pool.processes import WorkerProcess
 from rewards.verdict import Verdict
 
-# Seconds at a stretch on the processor after which a call counts as blocking the event loop.
+# A call that has used the processor for this many seconds without a pause counts as blocking the event loop.
 _HOLD_S = 0.2
 
 
@@ -19,11 +19,11 @@ class Flight:
 
     Attributes:
         job: the call.
-        begun_at: time at which the call was given, in seconds of the monotonic clock.
-        processor_ns: processor time that the worker had used then, in nanoseconds.
-        verdicts: received verdicts; the verdicts of a group come one after the other.
+        begun_at: time at which the call was given to the worker, in seconds of the monotonic clock.
+        processor_ns: processor time that the worker had used at `begun_at`, in nanoseconds.
+        verdicts: verdicts received so far; the worker sends the verdicts of a group one after the other.
         extended: whether the call got its deadline a second time.
-        given_up_at: time at which the call was cancelled; None when it was not.
+        given_up_at: time at which the call was cancelled; None if it was not cancelled.
         stage: stage of the call when it was cancelled.
     """
 
@@ -42,10 +42,10 @@ class AsyncWorker:
 
     Attributes:
         process: process of the worker.
-        ready: whether it has reported that it can take calls.
-        flights: its calls, by their identity.
+        ready: whether the worker has reported that it can take calls.
+        flights: the worker's unanswered calls; the key is the identity of the call.
         given_up: identities of the calls that were cancelled.
-        look_at: time on the monotonic clock at which its calls need a look, at the latest.
+        look_at: time on the monotonic clock at which the calls must be checked, at the latest.
     """
 
     process: WorkerProcess
@@ -65,6 +65,6 @@ class AsyncWorker:
         self.given_up.discard(flight.job.identity)
 
     def holder(self, now: float) -> Flight | None:
-        """The call that blocks the event loop; None when no call does."""
+        """The call that blocks the event loop; None if no call blocks it."""
         identity, since = self.process.page.running()
         return self.flights.get(identity) if now - since > _HOLD_S else None

@@ -1,4 +1,4 @@
-"""The loop of a worker of async verifiers: many calls overlap in one event loop, as long as the worker lives."""
+"""The loop of a worker of async verifiers: one event loop runs many calls at the same time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN, CANCEL = "run", "cancel"
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
-    """Run calls and answer each when it ends, until the parent closes the connection."""
+    """Run calls, and answer each call when it ends, until the parent closes the connection."""
     asyncio.run(_Calls(page, verifiers).serve(connection))
 
 
@@ -31,7 +31,7 @@ class _Calls:
 
     def __init__(self, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
         self._page, self._verifiers = page, verifiers
-        # Each task, and a box: a list with the stage of the task as its only item.
+        # For each identity of a call: the call's task, and a list with the stage of the task as its only item.
         self._tasks: dict[int, tuple[asyncio.Task[None], list[str]]] = {}
         self._given_up: set[int] = set()
         self._hits: dict[str, int] = {}
@@ -52,7 +52,7 @@ class _Calls:
                     self._tasks[identity] = asyncio.create_task(self._answer(writer, box, identity, *call)), box
             else:
                 for identity in items:
-                    if identity in self._tasks:  # else it has been answered
+                    if identity in self._tasks:  # otherwise the call has been answered
                         task, box = self._tasks[identity]
                         writer.write(wire.encode_reply(["stage", identity, box[0]]))
                         self._given_up.add(identity)
@@ -96,7 +96,7 @@ class _Calls:
 class _Noted:
     """Awaits a coroutine, and writes to the shared page whenever the coroutine has the processor.
 
-    So the parent knows which of many calls blocks the loop or has ended the process, and at which stage.
+    So the parent knows which call blocks the loop or has ended the process, and at which stage the call was.
     """
 
     def __init__(

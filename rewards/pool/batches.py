@@ -1,4 +1,4 @@
-"""The calls that a worker gets at a time."""
+"""Choose the calls that a worker gets in one message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
 
 
 def next_batch(queue: deque[PoolJob], workers: int, recorder: Recorder) -> list[PoolJob]:
-    """Take calls from the queue: about `_BATCH_S` seconds of work by the verifiers' mean times, at least one call.
+    """Take at least one call from the queue: as many as take about `_BATCH_S` seconds by the verifiers' mean times.
 
     Calls that their caller has cancelled are dropped.
     """

@@ -1,4 +1,4 @@
-"""The intervals in which an actor was busy, by its clock: bounded in number, and cheap enough to always record."""
+"""Record the intervals in which an actor was busy. The number of intervals is bounded, and recording is cheap."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-# Activity -> its intervals (begin, end) in seconds since the epoch, in order and without overlap.
+# The key is an activity. The value is its intervals (begin, end) in seconds since the epoch, in order, not overlapping.
 Busy = dict[str, list[tuple[float, float]]]
 
-# Intervals with a smaller gap than this, in seconds, become one.
+# Two intervals are joined into one if the gap between them is smaller than this, in seconds.
 _GAP_S = 0.02
-# Intervals that are kept for each activity; when there are more, the nearest of them become one.
+# Number of intervals that are kept for each activity; if there are more, those with the smallest gaps are joined.
 MOST = 32
 _Item = TypeVar("_Item")
 
 
 class BusyClock:
-    """Gathers intervals until they are taken. May be written and read by several threads."""
+    """Collects intervals until `take` is called. Several threads may write and read it."""
 
     def __init__(self) -> None:
-        """Start with no interval."""
+        """Start without any interval."""
         self._lock = threading.Lock()
         self._busy: Busy = {}
         self._gap_s: dict[str, float] = {}
@@ -58,7 +58,7 @@ class BusyClock:
             self.add(what, began, time.time())
 
     def each(self, what: str, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Yield the items; the time of making them counts as this activity, the time of using them does not."""
+        """Yield the items. The time of making an item counts as this activity; the time of using it does not."""
         made = iter(items)
         while True:
             with self.during(what):
@@ -76,7 +76,7 @@ class BusyClock:
 
 
 def _joined(intervals: Iterable[tuple[float, float]], gap_s: float) -> list[tuple[float, float]]:
-    """The intervals in order; two with a gap of less than `gap_s` between them become one."""
+    """The intervals in order; two intervals are joined if the gap between them is less than `gap_s`."""
     joined: list[tuple[float, float]] = []
     for begin, end in sorted(intervals):
         if joined and begin <= joined[-1][1] + gap_s:

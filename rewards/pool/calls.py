@@ -1,4 +1,4 @@
-"""Calls of ordinary verifiers: one under way in each worker, which is killed at the call's deadline."""
+"""Calls of ordinary verifiers. A worker runs one call at a time, and is killed at the deadline of the call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewards.verdict import error, timeout
 
 logger = logging.getLogger(__name__)
 
-# A worker beyond the number wanted is ended when it has been free for this long: until then it may spare a fork.
+# Seconds for which a surplus worker must be free before it is ended. Until then, it can be used without a new fork.
 _SURPLUS_S = 1.0
 
 
@@ -30,11 +30,11 @@ class Calls:
 
     Args:
         limits: settings of the pool.
-        queue: calls that no worker has yet.
+        queue: calls that were not given to a worker yet.
         recorder: counts what happens.
-        selector: reports what workers send; its data are the `WorkerHandle`.
+        selector: reports which connections are ready; the data of each entry is the `WorkerHandle`.
         forks: source of workers.
-        results: takes the verdicts.
+        results: receives the verdicts.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Calls:
         self.workers: list[WorkerHandle] = []
 
     def balance(self) -> None:
-        """Keep as many workers as the pool should have, beside stalled ones; end those that are too many."""
+        """Start workers until the pool has enough that are not stalled; end surplus workers."""
         while (
             self._capacity() < self._limits.workers
             and len(self.workers) < self._limits.workers + self._limits.spares
@@ -70,7 +70,7 @@ class Calls:
                 self._remove(worker)
 
     def dispatch(self) -> None:
-        """Give the calls that wait to workers that may take some."""
+        """Give queued calls to the workers that may take calls."""
         working = self._working()
         for worker in self.workers:
             if not worker.takes_calls:
@@ -87,14 +87,14 @@ class Calls:
     def on_event(self, worker: WorkerHandle, events: int) -> None:
         """Read from or write to a connection that is ready."""
         if worker not in self.workers:
-            return  # it was buried by an earlier event of this round
+            return  # an earlier event of this round has ended the worker
         if events & selectors.EVENT_WRITE:
             flush(self._selector, worker.process, worker)
         if events & selectors.EVENT_READ:
             self._hear(worker)
 
     def patience(self, now: float) -> float:
-        """Seconds until something needs a look even if no worker sends anything."""
+        """Seconds until the next check is needed if no worker sends anything."""
         waits = [5.0]
         for worker in self.workers:
             match worker.state:
@@ -105,7 +105,7 @@ class Calls:
         return max(0.0, min(waits))
 
     def watch(self) -> None:
-        """Kill workers at the deadline of their call, and take other calls away from slow ones."""
+        """Kill workers at the deadline of their call, and take back the calls that wait behind a slow call."""
         now = time.monotonic()
         for worker in list(self.workers):
             match worker.state:
@@ -138,12 +138,12 @@ class Calls:
         self._results.fail(job, error(f"{job.name}: {why}, at stage {stage!r}"))
 
     def bury_all(self) -> None:
-        """Bury all workers after the nursery died, since they died with it."""
+        """Remove all workers and replay their calls: the nursery died, and the workers died with it."""
         for worker in list(self.workers):
             self.bury(worker)
 
     def end_all(self) -> None:
-        """End every worker; the calls that they had are in the queue again."""
+        """End every worker, and put the unanswered calls of the workers back into the queue."""
         for worker in list(self.workers):
             current = self._remove(worker)
             if current is not None and not current.ghost:
@@ -204,11 +204,11 @@ class Calls:
         worker.answered()
 
     def _believable(self, seconds: object) -> float:
-        """A duration that a worker reported, cut to what is possible."""
+        """The duration that a worker reported, limited to the possible range."""
         return min(max(float(seconds), 0.0), self._limits.deadline_s) if isinstance(seconds, (int, float)) else 0.0
 
     def _end_overdue(self, worker: WorkerHandle, busy: Busy, elapsed: float) -> None:
-        self._hear(worker)  # the answer may have come and only not been read yet
+        self._hear(worker)  # the answer may have arrived without being read yet
         if worker.state is not busy or self._slow_calls.extend(worker, busy):
             return
         stage, hint = worker.process.page.read_stage(), import_hint(worker.process.page)
@@ -222,7 +222,7 @@ class Calls:
             self._results.fail(current.job, timeout(reason), elapsed)
 
     def _remove(self, worker: WorkerHandle) -> Sent | None:
-        """End a worker and put back the calls that it had not begun; return the call that it ran."""
+        """End a worker and put the calls that it had not begun back into the queue; return the call that it ran."""
         self._selector.unregister(worker.process.connection)
         self.workers.remove(worker)
         sent = worker.end()

@@ -1,4 +1,4 @@
-"""The source of a pool's workers: a nursery, replaced when it dies. If its successors die too, the pool gives up."""
+"""Fork a pool's workers from a nursery. A dead nursery is replaced; if its successors die too, the pool gives up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rewards.pool.processes import Kinds, NurseryError, WorkerNursery, WorkerProcess
 from rewards.pool.stats import Recorder
 
-# After this many workers or nurseries in a row that die before they can work, the pool gives up.
+# The pool gives up after this many workers or nurseries in a row have died before they could work.
 _MOST_FAILED_STARTS = 4
 
 
@@ -16,29 +16,29 @@ class Forks:
 
     Args:
         setup: verifiers and limits for the nursery (`pack_setup`).
-        start_s: seconds that a nursery may take to come up.
+        start_s: seconds that a nursery may take to start.
         recorder: counts the workers.
-        bury_all: called when the nursery has died, and all workers with it.
+        bury_all: function that is called when the nursery has died; all workers have died with it.
     """
 
     def __init__(self, setup: bytes, start_s: float, recorder: Recorder, bury_all: Callable[[], None]) -> None:
         self._setup, self._start_s, self._recorder, self._bury_all = setup, start_s, recorder, bury_all
         self._failed_starts = 0
         self.nursery: WorkerNursery | None = None
-        # Why no worker can be forked any more; empty while forking works.
+        # The reason why no worker can be forked any more; empty while forking works.
         self.broken = ""
 
     def start(self) -> Kinds:
         """Start the nursery; return the kinds of verifiers that it has built.
 
         Raises:
-            NurseryError: the nursery did not come up.
+            NurseryError: the nursery did not start.
         """
         self.nursery = WorkerNursery(self._setup, self._start_s)
         return self.nursery.kinds
 
     def fork(self, asynchronous: bool = False) -> WorkerProcess | None:
-        """Fork a worker; None when the nursery has died, in which case it is replaced."""
+        """Fork and return a worker. If the nursery has died, replace the nursery and return None."""
         assert self.nursery is not None
         try:
             worker = self.nursery.fork(asynchronous)
@@ -54,14 +54,14 @@ class Forks:
         self.nursery.end(worker)
 
     def came_up(self, alive: bool) -> None:
-        """Note that a worker can work, or that it died before it could."""
+        """Note that a worker can work (`alive`), or that it died before it could work."""
         if alive:
             self._failed_starts = 0
         else:
             self._count_failed_start("see its message on standard error; is memory_mib too small?")
 
     def stop(self) -> None:
-        """Kill the nursery, and with it every worker."""
+        """Kill the nursery; every worker dies with it."""
         if self.nursery is not None:
             self.nursery.stop()
 

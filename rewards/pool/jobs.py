@@ -10,7 +10,7 @@ from typing import Any
 
 from rewards.verdict import Verdict
 
-# Errors of pickle for values that cannot be sent to another process.
+# Errors that pickle raises for values that cannot be sent to another process.
 _UNPICKLABLE = (RecursionError, pickle.PicklingError, AttributeError, TypeError)
 
 
@@ -21,10 +21,10 @@ class PoolJob:
     Attributes:
         identity: number of the call in its pool.
         name: name of the verifier.
-        completions: a single completion, or all completions of a prompt for a group verifier.
+        completions: a single completion; for a group verifier, all completions of a prompt.
         reference: reference answer of the row.
         prompt: columns of the row.
-        lists: columns with a value for each completion; None when the job is no group.
+        lists: columns with a value for each completion; None if the job is not a call of a group verifier.
         futures: a future for each completion.
         deaths: number of workers that died while they ran the call.
         begun: whether the call was given to a worker.
@@ -49,7 +49,7 @@ class PoolJob:
         return sum(map(len, self.completions))
 
     def start(self) -> bool:
-        """Mark the call as begun; False when its caller has cancelled all of its futures."""
+        """Mark the call as begun; return False if the caller has cancelled all futures of the call."""
         if not self.begun:
             self.begun = any([future.set_running_or_notify_cancel() for future in self.futures])
         return self.begun
@@ -64,9 +64,9 @@ class PackedJobs:
     """Several jobs as one message to a worker.
 
     Attributes:
-        body: the pickled message; empty when no job is left.
+        body: the pickled message; empty if every job was refused.
         jobs: jobs that are in the message.
-        refused: jobs that cannot be pickled, with the reason.
+        refused: jobs that cannot be pickled, each with the reason.
     """
 
     body: bytes
@@ -75,7 +75,7 @@ class PackedJobs:
 
 
 def pack(label: object, jobs: list[PoolJob]) -> PackedJobs:
-    """Pickle `(label, messages of the jobs)`, without the jobs whose row cannot be pickled."""
+    """Pickle `(label, messages of the jobs)`; jobs whose row cannot be pickled are left out."""
     try:
         return PackedJobs(_pickled(label, jobs), jobs, [])
     except _UNPICKLABLE:
@@ -90,7 +90,7 @@ def _pickled(label: object, jobs: list[PoolJob]) -> bytes:
 
 
 def _refusal(label: object, job: PoolJob) -> str:
-    """Why a job cannot be pickled; empty when it can."""
+    """The reason why a job cannot be pickled; empty if it can be pickled."""
     try:
         _pickled(label, [job])
     except _UNPICKLABLE as problem:

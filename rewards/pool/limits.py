@@ -1,4 +1,4 @@
-"""The settings of a verifier pool, checked."""
+"""Check the settings of a verifier pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """The settings of a `VerifierPool`, which describes them, with the defaults filled in."""
+    """The settings of a `VerifierPool`, with the defaults filled in. `VerifierPool` describes each setting."""
 
     workers: int
     deadline_s: float
@@ -28,10 +28,10 @@ class PoolLimits:
         start_s: float,
         overlap: int,
     ) -> PoolLimits:
-        """Fill in the defaults.
+        """Fill in the defaults, and check the settings.
 
         Raises:
-            ValueError: a setting is out of range; the message has its value.
+            ValueError: a setting is out of range; the message contains its value.
         """
         count = len(os.sched_getaffinity(0)) if workers is None else workers
         extra = 2 * count if spares is None else spares

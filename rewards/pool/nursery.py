@@ -1,8 +1,9 @@
-"""The process that worker processes are forked from: small, single-threaded, with the verifiers already built.
+"""The process that forks the worker processes: small, single-threaded, and with the verifiers already built.
 
-A fork of the trainer would copy the locks of its threads in any state, and starting an interpreter for each worker
-costs a hundred times more than a fork. So the pool starts this process once, and it forks the workers. If building the
-verifiers leaves a thread running, the nursery starts itself again without them, and every worker builds them.
+A fork of the trainer would copy locks that the trainer's threads may hold at that moment. Starting an interpreter for
+each worker costs a hundred times more than a fork. So the pool starts this process once, and this process forks the
+workers. If a thread still runs after the verifiers were built, the nursery starts itself again without verifiers, and
+every worker builds the verifiers itself.
 
 Run as `python -m rewards.pool.nursery CONTROL_FD PARENT_PID [bare]`, with the pickled set-up on standard input.
 """
@@ -31,7 +32,7 @@ from rewards.raised import describe, is_told
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 _COMMAND_BYTES = 64
-# Seconds between two looks at whether a killed worker has ended.
+# Seconds between two checks whether a killed worker has ended.
 _REAP_S = 0.02
 
 
@@ -43,7 +44,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def serve(connection: socket.socket, page: stage.SharedPage, verifiers: Mapping[str, Adapted]) -> None:
-    """The loop of a worker: read batches, run the calls that are not revoked, answer each when it ends."""
+    """The loop of a worker: read batches, run the calls that are not revoked, and answer each call when it ends."""
     while True:
         header = wire.receive_exactly(connection, wire.LENGTH.size)
         body = wire.receive_exactly(connection, wire.LENGTH.unpack(header)[0]) if header else None
@@ -80,11 +81,11 @@ def become_worker(
     """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
     code = 0
     try:
-        # A new process group, so that the pool can kill a verifier's children with it. But no new session: Linux shares
-        # processors between sessions, so a worker in another session could not be held back.
+        # A new process group, so that the pool can kill a verifier's children with it. But not a new session: Linux
+        # shares processor time between sessions, so a worker in another session could not be held back.
         os.setpgid(0, 0)
         if setup["memory_bytes"] is not None:
-            # Only the soft limit: a sandbox that a verifier starts sets other limits for its programs.
+            # Set only the soft limit, because a sandbox that a verifier starts sets other limits for its programs.
             most = resource.getrlimit(resource.RLIMIT_AS)[1]
             allowed = setup["memory_bytes"] if most == resource.RLIM_INFINITY else min(setup["memory_bytes"], most)
             resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
@@ -140,7 +141,7 @@ def main(arguments: list[str]) -> int:
     control.send(f"ready {json.dumps(setup['kinds'])}".encode())
     ending: set[int] = set()
     while True:
-        # A killed process that gets no processor may take a while to end, so nobody waits for it.
+        # A killed process that gets no processor time may take a while to end, so this call does not block.
         ending = {child for child in ending if os.waitpid(child, os.WNOHANG)[0] == 0}
         control.settimeout(_REAP_S if ending else None)
         try:
@@ -153,7 +154,7 @@ def main(arguments: list[str]) -> int:
             asynchronous = command == b"fork async"
             control.send(str(_fork(control, descriptors, setup, verifiers, asynchronous)).encode())
         else:
-            # Reaped only on command: until then no other process can get the id.
+            # A worker is reaped only on command, because until then no other process can get its id.
             ending.add(int(command))
 
 

@@ -1,4 +1,4 @@
-"""Verifiers run in worker processes that are killed at their deadline, so that nothing can stall the run."""
+"""Run verifiers in worker processes that are killed at a deadline, so that no verifier can stall the run."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ class VerifierPool:
         verifiers: specs, or verifiers by name. Verifiers that are objects must be picklable and importable by another
             process.
         workers: number of processes that work at the same time; default: the number of usable cores.
-        deadline_s: seconds that one call may take after it starts. At the deadline its process is killed and the
-            verdict is `timeout`, with the verifier's name and its stage. If other programs kept the call from a
+        deadline_s: seconds that one call may take after it starts. At the deadline the worker is killed and the
+            verdict is `timeout`; its reason names the verifier and the stage. If other programs kept the call from a
             processor for nine tenths of that time, the call gets the same time once more.
-        memory_mib: address space of one worker in MiB; None for no limit. Beyond it the verdict is `error`.
+        memory_mib: address space of one worker in MiB; None means no limit. A call that needs more gets the verdict
+            `error`.
         replays: number of times that a call is given to another worker after its worker crashed or was killed by
-            another program; after that the verdict is `error`.
+            another program; if the last worker dies too, the verdict is `error`.
         spares: number of workers beyond `workers` that may be started while others hang, so that other calls do not
             wait; default: twice `workers`.
         start_s: seconds that starting the processes and importing the verifiers may take.
         overlap: number of calls of async verifiers that overlap in one worker. Async verifiers have separate workers,
-            at most `workers` of them, each with one event loop. A call is cancelled at its deadline. If it does not end
-            then, its worker is killed and the other calls are given to another worker.
+            at most `workers` of them, each with one event loop. A call is cancelled at its deadline. If the call does
+            not end then, its worker is killed and the worker's other calls are given to another worker.
 
     The pool never forks the calling process. Its workers import nothing but the verifiers, ignore Ctrl-C, and die with
-    the process that made the pool. One thread supervises, and resolves the futures, so callbacks must be short.
+    the process that made the pool. One thread supervises the workers and resolves the futures, so callbacks of
+    the futures must be short.
 
     Raises:
         ValueError: a verifier cannot be built or sent, or a setting is out of range.
@@ -74,9 +76,9 @@ class VerifierPool:
         self._supervisor = Supervisor(named, limits, self._queue, self._async_queue, self._recorder)
 
     def judges_groups(self, name: str) -> bool:
-        """True when the verifier takes all completions of a prompt at once, from `submit_group`.
+        """Whether the verifier takes all completions of a prompt at once, from `submit_group`.
 
-        The other methods give it a group with one completion.
+        The other methods call such a verifier with a group of one completion.
         """
         return name in self._supervisor.kinds.groups
 
@@ -90,10 +92,10 @@ class VerifierPool:
         return self.submit_many([(name, completion, reference, prompt)])[0]
 
     def submit_many(self, calls: Iterable[Call]) -> list[Future[Verdict]]:
-        """Queue several calls `(name, completion, reference, prompt)` at once; one future each, in order.
+        """Queue several calls `(name, completion, reference, prompt)` at once; return a future for each call, in order.
 
         Raises:
-            ValueError: the pool has no verifier of that name; then nothing is queued.
+            ValueError: the pool has no verifier of that name; in this case no call is queued.
             RuntimeError: the pool is closed, or its supervising thread has failed.
         """
         jobs = self._queue_jobs(
@@ -109,7 +111,7 @@ class VerifierPool:
         prompt: Mapping[str, Any],
         lists: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Future[Verdict]]:
-        """Queue one call of a group verifier, under one deadline; a future for each completion, in order.
+        """Queue one call of a group verifier, with one deadline; return a future for each completion, in order.
 
         Args:
             name: name of the verifier.
@@ -119,8 +121,8 @@ class VerifierPool:
             lists: columns with a value for each completion.
 
         Raises:
-            ValueError: the pool has no verifier of that name, it judges completions one by one, or a column does not
-                have a value for each completion.
+            ValueError: the pool has no verifier of that name, the verifier judges completions one by one, or a column
+                does not have a value for each completion.
             RuntimeError: the pool is closed, or its supervising thread has failed.
         """
         columns = dict(lists or {})
@@ -155,7 +157,7 @@ class VerifierPool:
         return jobs
 
     def stats(self) -> PoolStats:
-        """Counts and latencies so far, per verifier and for the pool."""
+        """Return the counts and latencies so far, for each verifier and for the pool."""
         return self._recorder.snapshot(queued=len(self._queue) + len(self._async_queue))
 
     def take_recent(self) -> dict[str, Tally]:

@@ -1,4 +1,4 @@
-"""The parent's handles of the pool's processes: the nursery, and the workers that it forks."""
+"""The parent's handles of the pool's processes: of the nursery, and of the workers that the nursery forks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rewards.pool.wire import LENGTH, Inbox
 from rewards.stage import PAGE_BYTES, SharedPage
 
 _CONTROL_BYTES = 1 << 16
-# The low bits of the identity of a process's clock, beside its inverted id; see clock_getcpuclockid(3).
+# The low bits of the identity of a process's clock. The other bits are the inverted process id; see
+# clock_getcpuclockid(3).
 _PROCESS_CLOCK = 2
 
 
@@ -28,7 +29,7 @@ class NurseryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """Names of the verifiers that need another kind of call.
+    """Names of the verifiers that are not called with one completion at a time.
 
     Attributes:
         groups: names of the verifiers that judge all completions of a prompt at once.
@@ -42,11 +43,12 @@ class Kinds:
 class WorkerNursery:
     """The parent's handle of the nursery process.
 
-    Make it in the thread that lives as long as the pool: the kernel kills the nursery when the thread that started
-    it ends.
+    Make this object in a thread that lives as long as the pool: when the thread that started the nursery ends, the
+    kernel kills the nursery.
 
     Raises:
-        NurseryError: the nursery did not come up within `start_s` seconds; the message has the verifier's error.
+        NurseryError: the nursery did not start within `start_s` seconds. If a verifier raised an error, the message
+            contains the error.
     """
 
     def __init__(self, setup: bytes, start_s: float) -> None:
@@ -55,7 +57,8 @@ class WorkerNursery:
         ours.settimeout(start_s)
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
-        # One thread per process: libraries that start a pool of threads at import would spoil the forking.
+        # One thread per process, because a process with several threads cannot be forked safely, and some libraries
+        # start threads at import.
         single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         try:
             self._process = subprocess.Popen(
@@ -82,10 +85,10 @@ class WorkerNursery:
         self.kinds = Kinds(frozenset(kinds["groups"]), frozenset(kinds["asynchronous"]))
 
     def fork(self, asynchronous: bool = False) -> WorkerProcess:
-        """Fork a worker; it sends `ready` on its connection when it can take calls.
+        """Fork a worker. The worker sends `ready` on its connection when it can take calls.
 
         Args:
-            asynchronous: the calls of the worker overlap.
+            asynchronous: whether the worker runs async verifiers, whose calls overlap.
 
         Raises:
             NurseryError: the nursery died or did not answer.
@@ -109,11 +112,12 @@ class WorkerNursery:
             os.close(page)
 
     def end(self, worker: WorkerProcess) -> None:
-        """Kill a worker and its process group, and reap it. Until then no other process can get its id."""
+        """Kill a worker and its process group, and reap the worker. Its id stays reserved until it is reaped."""
         worker.connection.close()
         worker.page.close()
         if self._process.poll() is not None:
-            return  # the kernel has killed the workers of a dead nursery, and other processes may have their ids
+            # The nursery is dead. So the kernel has killed its workers; other processes may have their ids now.
+            return
         worker.set_idle(False)  # an idle process may get no processor time, which it needs to die
         for kill in (os.kill, os.killpg):
             # The worker may be dead already, or may not have made its group yet.
@@ -123,7 +127,7 @@ class WorkerNursery:
             self._control.send(str(worker.pid).encode())
 
     def stop(self) -> None:
-        """Kill the nursery, and with it every worker."""
+        """Kill the nursery; every worker dies with it."""
         self._control.close()
         self._process.kill()
         self._process.wait()
@@ -137,8 +141,8 @@ class WorkerProcess:
         pid: process id.
         connection: socket to the worker, not blocking.
         page: memory shared with the worker.
-        inbox: bytes that the worker sent, cut into replies.
-        outgoing: bytes that the socket has not taken yet.
+        inbox: splits the bytes that the worker sent into replies.
+        outgoing: bytes that were not yet written to the socket.
         started_at: time of the fork, in seconds of the monotonic clock.
     """
 
@@ -154,7 +158,7 @@ class WorkerProcess:
         self.outgoing += LENGTH.pack(len(body)) + body
 
     def flush(self) -> bool:
-        """Send what the socket takes; True when nothing remains to be sent.
+        """Send as much as the socket accepts now; return True if nothing remains to be sent.
 
         Raises:
             OSError: the worker is gone.
@@ -168,7 +172,7 @@ class WorkerProcess:
         return True
 
     def receive(self) -> bytes | None:
-        """Read from the worker: None when nothing has come, empty when the worker is gone."""
+        """Read from the worker. Return None if nothing has arrived, and empty bytes if the worker is gone."""
         try:
             return self.connection.recv(1 << 18)
         except BlockingIOError:
@@ -177,9 +181,9 @@ class WorkerProcess:
             return b""
 
     def set_idle(self, idle: bool) -> bool:
-        """Let the worker run only on a processor that nobody else wants, or as usual again; False when it failed.
+        """If `idle`, let the worker run only on otherwise idle processors; if not, as usual. Return False on failure.
 
-        Going back to the usual policy takes a privilege (see sched_setscheduler(2)).
+        Restoring the usual policy needs a privilege (see sched_setscheduler(2)).
         """
         try:
             os.sched_setscheduler(self.pid, os.SCHED_IDLE if idle else os.SCHED_OTHER, os.sched_param(0))
@@ -188,27 +192,27 @@ class WorkerProcess:
         return True
 
     def processor_ns(self) -> int | None:
-        """Processor time that the worker has used, in nanoseconds; None when it has died."""
+        """Processor time that the worker has used, in nanoseconds; None if the worker has died."""
         try:
             return time.clock_gettime_ns(~self.pid << 3 | _PROCESS_CLOCK)
         except OSError:
             return None
 
     def asleep(self) -> bool:
-        """Whether the worker wants no processor at this moment."""
+        """Whether the worker is asleep, so that it needs no processor at this moment."""
         try:
             with open(f"/proc/{self.pid}/stat", "rb") as stat:
                 return stat.read().rpartition(b")")[2].split()[0] in (b"S", b"D", b"T")
         except OSError:
-            return False  # it has died
+            return False  # the worker has died
 
 
 def flush(selector: selectors.BaseSelector, worker: WorkerProcess, data: object) -> None:
-    """Send what the worker's socket takes; for the rest, the selector reports when the socket can be written.
+    """Send as much as the worker's socket accepts; if bytes remain, let the selector report when it accepts more.
 
     Args:
-        selector: waits for the worker's socket.
-        worker: process to send to.
+        selector: selector in which the worker's socket is registered.
+        worker: process to which the bytes are sent.
         data: object that the selector returns for this socket.
     """
     try:
@@ -220,7 +224,7 @@ def flush(selector: selectors.BaseSelector, worker: WorkerProcess, data: object)
 
 
 def import_hint(page: SharedPage) -> str:
-    """Text for the reason of a timeout when the call was importing a module; empty when it was not."""
+    """Text to add to the reason of a timeout if the call was importing a module; empty if it was not."""
     module = page.importing()
     if not module:
         return ""

@@ -1,4 +1,4 @@
-"""The verdicts of the pool's calls, handed to the callers."""
+"""Give the verdicts of the pool's calls to the callers."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class Results:
                 future.set_result(verdict)
 
     def fail(self, job: PoolJob, verdict: Verdict, seconds: float = 0.0) -> None:
-        """Resolve the futures of a call, all with the same failure."""
+        """Resolve all futures of a call with the same verdict, which reports a failure."""
         self.finish(job, [verdict] * len(job.completions), seconds, False)

@@ -45,7 +45,7 @@ def pack_setup(verifiers: Mapping[str, Verifier | VerifierSpec], memory_mib: int
 
 
 def build_all(setup: Mapping[str, Any]) -> dict[str, Adapted]:
-    """Build the verifiers of specs, and adapt verifiers that are objects."""
+    """Build the verifiers that are given as specs, and adapt the verifiers that are given as objects."""
     verifiers: dict[str, Adapted] = {}
     for name, (use, options, thing) in pickle.loads(setup["verifiers"]).items():
         if use is not None:

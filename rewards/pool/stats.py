@@ -22,9 +22,9 @@ class VerifierStats:
     Attributes:
         calls: number of verdicts.
         statuses: number of verdicts by status.
-        p50_s, p99_s: percentiles of the seconds of the last calls, a timeout being as long as its deadline; 0 before
-            the first call.
-        cache_hit_rate: share of calls that the verifier's cache answered.
+        p50_s, p99_s: percentiles of the durations of the last calls, in seconds. A timeout counts with its deadline.
+            Both are 0 before the first call.
+        cache_hit_rate: share of the calls whose verdict came from the verifier's cache.
     """
 
     calls: int
@@ -39,11 +39,11 @@ class PoolStats:
     """Statistics of a pool.
 
     Attributes:
-        verifiers: name of each verifier -> its statistics.
-        queued: number of calls that no worker has yet.
+        verifiers: statistics of each verifier; the key is the verifier's name.
+        queued: number of calls that were not given to a worker yet.
         started: number of workers that were started.
         killed: number of workers that were killed at a deadline.
-        died: number of workers that died otherwise.
+        died: number of workers that died for another reason.
         replayed: number of calls that were given to another worker after their worker died.
     """
 
@@ -84,7 +84,7 @@ class Recorder:
         self.busy = BusyClock()
         self._total = {name: Tally() for name in names}
         self._recent = {name: Tally() for name in self._total}
-        # Only the supervising thread touches the next two.
+        # Only the supervising thread uses the next two attributes.
         self._finished: dict[str, deque[float]] = {name: deque(maxlen=32) for name in self._total}
         self._processor: dict[str, deque[float]] = {name: deque(maxlen=512) for name in self._total}
         self._events: Counter[str] = Counter()
@@ -100,7 +100,7 @@ class Recorder:
                 tally.hits += hit
 
     def take_recent(self) -> dict[str, Tally]:
-        """Counts by verifier since the last call of this method, without verifiers that gave no verdict."""
+        """Counts by verifier since the last call of this method. Verifiers that gave no verdict are left out."""
         with self._lock:
             recent, self._recent = self._recent, {name: Tally() for name in self._total}
         return {name: tally for name, tally in recent.items() if tally.statuses}
@@ -116,7 +116,7 @@ class Recorder:
         self._processor[name].append(processor)
 
     def usual_processor_s(self, name: str) -> float:
-        """The 99th percentile of the processor time of calls that ended; infinite before 100 have ended."""
+        """The 99th percentile of the processor time of calls that ended; infinite before 100 calls have ended."""
         costs = self._processor[name]
         return _quantile(sorted(costs), 0.99) if len(costs) >= 100 else float("inf")
 

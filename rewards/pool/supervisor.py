@@ -1,4 +1,4 @@
-"""The thread that feeds the pool's workers, watches their deadlines and replaces them."""
+"""The thread that gives calls to the pool's workers, watches deadlines, and replaces workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Owns the processes. It starts one thread, and only that thread touches them.
+    """Owns the pool's processes. It starts one thread, and only that thread uses the processes.
 
     Raises:
         ValueError: the verifiers could not be sent or built.
@@ -68,13 +68,13 @@ class Supervisor:
             raise ValueError(f"the verifiers could not be started: {self._start_problem}")
 
     def wake(self) -> None:
-        """Make the thread look at its queues, and at whether it must stop."""
+        """Make the thread check its queues, and whether it must stop."""
         # Sending fails when a wake-up is under way already, or when the thread is gone.
         with contextlib.suppress(OSError):
             self._wake_write.send(b"x")
 
     def stop(self) -> None:
-        """End the thread and every process; calls without a verdict are in the queues."""
+        """End the thread and every process; calls without a verdict stay in the queues."""
         self._stopping = True
         self.wake()
         self._thread.join()
@@ -95,7 +95,8 @@ class Supervisor:
                 self.calls.watch()
                 self.async_calls.watch()
         except BaseException as problem:
-            # An error of this package. No more verdicts come, so nobody may wait for them. The thread's hook prints it.
+            # This is an error of this package. No more verdicts will come, so no caller may wait for one. The thread's
+            # exception hook prints the error.
             self.crash = f"the verifier pool's supervisor failed: {describe(problem)}"
             raise
         finally:

@@ -1,8 +1,8 @@
 """The messages between the pool and its processes.
 
-Parent to worker: length-prefixed pickles, since the parent is trusted and references may be any Python value.
-Worker to parent: length-prefixed JSON, since the worker has read hostile text. Nothing that it sends is unpickled, and
-it is ended when it sends a message longer than `MAX_REPLY`.
+The parent sends length-prefixed pickles, because it is trusted and references may be any Python value. A worker sends
+length-prefixed JSON, because it has read hostile text. Nothing that a worker sends is unpickled, and a worker that
+sends a message longer than `MAX_REPLY` is ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rewards.verdict import Status, Verdict, error
 
 LENGTH = struct.Struct("=I")
 MAX_REPLY = 1 << 18
-# A longer reason, or a larger number of parts, is cut before it is sent.
+# Before a verdict is sent, its reason is cut to this many characters, and its parts to this number.
 MAX_REASON, MAX_PARTS = 600, 64
 
 
@@ -26,7 +26,7 @@ class ProtocolError(Exception):
 
 
 class Inbox:
-    """Cuts the byte stream of a worker into replies."""
+    """Splits the byte stream of a worker into replies."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -35,7 +35,7 @@ class Inbox:
         """Yield each complete reply.
 
         Raises:
-            ProtocolError: the reply is too long, no JSON, or no list.
+            ProtocolError: the reply is too long, or is not a JSON list.
         """
         self._buffer += data
         start = 0
@@ -51,22 +51,22 @@ class Inbox:
                 try:
                     reply = json.loads(body)
                 except (ValueError, RecursionError) as problem:
-                    raise ProtocolError("a reply that is no JSON") from problem
+                    raise ProtocolError("a reply that is not JSON") from problem
                 if not isinstance(reply, list) or not reply:
-                    raise ProtocolError("a reply that is no list")
+                    raise ProtocolError("a reply that is not a list")
                 yield reply
         finally:
             del self._buffer[:start]
 
 
 def encode_reply(reply: list[object]) -> bytes:
-    """One reply, framed."""
+    """One reply in the form that is sent: its length, then its JSON."""
     body = json.dumps(reply, allow_nan=False).encode()
     return LENGTH.pack(len(body)) + body
 
 
 def verdict_fields(verdict: Verdict) -> list[object]:
-    """A verdict as plain data; it becomes an `error` when a part is no finite number."""
+    """A verdict as plain data. If a part is not a finite number, the verdict becomes an `error`."""
     parts = dict(list(verdict.parts.items())[:MAX_PARTS])
     for name, value in parts.items():
         if as_verdict(value, (-1e300, 1e300)).status.failed:
@@ -79,7 +79,7 @@ def read_verdict(fields: object) -> Verdict:
     """Read a verdict from plain data that an untrusted process sent.
 
     Raises:
-        ProtocolError: the data are no verdict.
+        ProtocolError: the data are not a verdict.
     """
     if not isinstance(fields, list) or len(fields) != 4:
         raise ProtocolError("a verdict without its four fields")
@@ -87,15 +87,15 @@ def read_verdict(fields: object) -> Verdict:
     if not (score is None or isinstance(score, (int, float))) or not isinstance(reason, str):
         raise ProtocolError("a verdict with fields of the wrong type")
     if not isinstance(parts, dict) or not all(isinstance(value, (int, float)) for value in parts.values()):
-        raise ProtocolError("a verdict whose parts are no numbers")
+        raise ProtocolError("a verdict whose parts are not numbers")
     try:
         return Verdict(None if score is None else float(score), Status(status), reason, parts)
     except (ValueError, OverflowError) as problem:
-        return error(f"the worker sent no verdict: {problem}")
+        return error(f"the worker sent an invalid verdict: {problem}")
 
 
 def receive_exactly(connection: socket.socket, size: int) -> bytes | None:
-    """Worker: read `size` bytes; None at the end of the stream."""
+    """Called in the worker. Read `size` bytes; return None at the end of the stream."""
     chunks = bytearray()
     while len(chunks) < size:
         data = connection.recv(min(1 << 20, size - len(chunks)))

@@ -11,18 +11,18 @@ from rewards.pool.jobs import PoolJob, pack
 from rewards.pool.processes import WorkerProcess
 from rewards.verdict import Verdict
 
-# Seconds until the first look at a call, and the least time between two looks.
+# Seconds until the first check of a call, and the shortest time between two checks.
 LOOK_S = 0.004
 
 
 class Pace(IntEnum):
-    """How long a call takes, from harmless to harmful. It only gets worse; only the last step can be undone."""
+    """How long a call takes, from harmless to harmful. A pace only rises, but `HELD_BACK` can be undone."""
 
     FRESH = 0  # other calls may wait behind it
     ALONE = 1  # the calls behind it were taken back
-    STALLED = 2  # it waits or takes long: another worker is started in its place
-    UNUSUAL = 3  # it has used far more processor time than its verifier usually does
-    HELD_BACK = 4  # unusual, and its worker runs only on a processor that nobody else wants
+    STALLED = 2  # the call waits or takes long: another worker is started in place of its worker
+    UNUSUAL = 3  # the call has used far more processor time than its verifier usually does
+    HELD_BACK = 4  # the call is unusual, and its worker runs only on an otherwise idle processor
 
 
 @dataclass(slots=True)
@@ -30,10 +30,10 @@ class Sent:
     """A call that was sent to a worker.
 
     Attributes:
-        batch: number of the message that it was sent in.
+        batch: number of the message in which the call was sent.
         job: the call.
         ghost: whether the call was taken back. The worker may run it all the same; its answer is ignored.
-        verdicts: received verdicts; the verdicts of a group come one after the other.
+        verdicts: verdicts received so far; the worker sends the verdicts of a group one after the other.
     """
 
     batch: int
@@ -49,10 +49,10 @@ class Starting:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """It waits for calls.
+    """The worker has no calls.
 
     Attributes:
-        since: time of its last answer, or of its fork, in seconds of the monotonic clock.
+        since: time of the worker's last answer, or of its fork, in seconds of the monotonic clock.
     """
 
     since: float
@@ -60,15 +60,15 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """It runs the first of its calls.
+    """The worker runs the first of its calls.
 
     Attributes:
         sent: calls without an answer, never empty.
         since: time at which the first call began, in seconds of the monotonic clock.
-        look_at: time of the next look at the first call.
+        look_at: time of the next check of the first call.
         pace: pace of the first call.
         extended: whether the first call got its deadline a second time.
-        used_ns: processor time at the last look, in nanoseconds; -1 before the first look.
+        used_ns: processor time at the last check, in nanoseconds; -1 before the first check.
     """
 
     sent: deque[Sent]
@@ -80,23 +80,26 @@ class Busy:
 
     @property
     def current(self) -> Sent:
-        """The call that it runs."""
+        """The call that the worker runs."""
         return self.sent[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """It was held back and the system does not let it run as usual again, so another worker must replace it."""
+    """The worker was held back, and the system does not let it run as usual again. Another worker must replace it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """It was killed, or has died."""
+    """The worker was killed, or has died."""
 
 
 @dataclass(slots=True, eq=False)
 class WorkerHandle:
-    """A worker process and its state. Each method that changes the state asserts the previous state."""
+    """A worker process and its state. Each method that changes the state asserts the previous state.
+
+    In the docstrings of the methods, `A -> B` means that the method changes the state from A to B.
+    """
 
     process: WorkerProcess
     state: Starting | Free | Busy | Spent | Ended = Starting()
@@ -104,17 +107,17 @@ class WorkerHandle:
 
     @property
     def is_capacity(self) -> bool:
-        """Whether it counts among the workers that the pool keeps: no call keeps it for long."""
+        """Whether the worker counts towards the number of workers that the pool keeps: no long call occupies it."""
         return not (isinstance(self.state, Busy) and self.state.pace >= Pace.STALLED)
 
     @property
     def works(self) -> bool:
-        """Whether it runs a call that does not take long."""
+        """Whether the worker runs a call that does not take long."""
         return isinstance(self.state, Busy) and self.state.pace < Pace.STALLED
 
     @property
     def takes_calls(self) -> bool:
-        """Whether it may get a batch: a single batch may wait behind the running batch."""
+        """Whether the worker may get a batch. At most one batch may wait behind the running batch."""
         match self.state:
             case Free():
                 return True
@@ -129,7 +132,7 @@ class WorkerHandle:
         self.state = Free(self.process.started_at)
 
     def give(self, jobs: list[PoolJob]) -> list[tuple[PoolJob, str]]:
-        """Free or Busy -> Busy with one more batch; return the jobs that cannot be sent, with the reason."""
+        """Free or Busy -> Busy with one more batch; return the jobs that cannot be sent, each with the reason."""
         assert self.takes_calls, self.state
         packed = pack(self.last_batch + 1, jobs)
         if packed.jobs:
@@ -143,7 +146,7 @@ class WorkerHandle:
         return packed.refused
 
     def answered(self) -> None:
-        """Busy -> Busy with the next call, Free, or Spent: the answer of the first call is complete."""
+        """Busy -> Busy with the next call, Free, or Spent. Call it when the answer of the first call is complete."""
         busy = self._busy()
         busy.sent.popleft()
         if busy.pace is Pace.HELD_BACK and not self.process.set_idle(False):
@@ -154,8 +157,8 @@ class WorkerHandle:
     def skipped(self, batch: int) -> list[PoolJob]:
         """Busy -> Busy or Free: the worker has dropped the rest of a batch that was taken back.
 
-        The first call was not taken back, as it seemed to be running. If the worker had not begun it, it is
-        returned, to be given to another worker.
+        The first call was not taken back, because it seemed to be running. If the worker had not begun the first
+        call, return this call, so that another worker can get it.
         """
         busy = self._busy()
         assert busy.pace >= Pace.ALONE, busy
@@ -168,7 +171,7 @@ class WorkerHandle:
         return jobs
 
     def slow_to(self, pace: Pace) -> list[PoolJob]:
-        """Busy -> Busy at this pace, unless it is slower already; return the calls that no longer wait behind it."""
+        """Busy -> Busy at this pace, unless the pace is higher already; return the calls that are taken back."""
         busy = self._busy()
         if pace <= busy.pace:
             return []
@@ -182,7 +185,7 @@ class WorkerHandle:
         return jobs
 
     def hold_back(self, others: bool) -> None:
-        """Busy and unusual -> held back while there are other calls to run, and back when there are none."""
+        """Hold an unusual call back while there are other calls to run, and release it when there are none."""
         match self.state:
             case Busy(pace=Pace.UNUSUAL) as busy if others and self.process.set_idle(True):
                 self.state = replace(busy, pace=Pace.HELD_BACK)
@@ -196,10 +199,10 @@ class WorkerHandle:
         self.state = replace(busy, extended=True)
 
     def look(self) -> tuple[bool, float] | None:
-        """Look at the first call: whether it waits, and the processor time that it has used, in seconds.
+        """Check the first call; return whether it waits, and the processor time that it has used, in seconds.
 
-        A call waits when its process is asleep and has used no processor time since the last look. None when the
-        worker is not at this call: it has not begun it, or the answer is under way.
+        A call waits if its process is asleep and has used no processor time since the last check. Return None if the
+        worker is not running this call: it has not begun the call, or has already sent the answer.
         """
         busy = self._busy()
         identity, clock_then = self.process.page.begun()
@@ -212,7 +215,7 @@ class WorkerHandle:
         return used == busy.used_ns and self.process.asleep(), max(0, used - clock_then) * 1e-9
 
     def look_again(self, at: float) -> None:
-        """Busy -> Busy: the next look is due at this time of the monotonic clock."""
+        """Busy -> Busy: the next check is due at this time of the monotonic clock."""
         self.state = replace(self._busy(), look_at=at)
 
     def end(self) -> list[Sent]:
@@ -227,7 +230,7 @@ class WorkerHandle:
 
     def _next(self, busy: Busy) -> None:
         if busy.sent:
-            self._begin(busy.sent, min(busy.pace, Pace.ALONE))  # calls that were taken back stay so
+            self._begin(busy.sent, min(busy.pace, Pace.ALONE))  # the calls that were taken back stay taken back
         else:
             self.state = Free(time.monotonic())
 

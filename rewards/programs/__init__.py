@@ -1,1 +1,1 @@
-"""Programs in completions and the tests of data sets that grade them."""
+"""The programs in completions, and the tests in data sets that grade these programs."""

@@ -12,13 +12,13 @@ from rewards.programs.same_process import needs_same_process
 from sandbox import AssertTest, Test
 from sandbox.assert_code import PROGRAM_MODULE, bound_names, names_lacking, read_names, without_main_guard
 
-# Columns with the beginning of the program: HumanEval has the first, BigCodeBench the other two.
+# Columns with the beginning of the program. HumanEval has the first column, BigCodeBench has the other two columns.
 _STUBS = ("prompt", "complete_prompt", "code_prompt")
 _FAILING = ("assert", "fail", "raise", "expect")  # words in the names of functions that can fail a test
 
 
 def readable_prompt(row: Mapping[str, Any]) -> str:
-    """The beginning of the program from HumanEval's or BigCodeBench's column; empty when it is not Python."""
+    """The beginning of the program, from a column of HumanEval or BigCodeBench; empty if the column is not Python."""
     for column in _STUBS:
         text = row.get(column)
         if isinstance(text, str) and text.strip() and as_setup(text):
@@ -28,7 +28,7 @@ def readable_prompt(row: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def as_setup(stub: str) -> str:
-    """A stub as code that runs: a missing body is added; empty when it is not Python."""
+    """The stub as code that runs, with a body if the stub has none; empty if the stub is not Python."""
     for text in (stub, stub + "\n    pass\n"):
         try:
             tree = ast.parse(text)
@@ -42,10 +42,10 @@ def as_setup(stub: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") -> tuple[AssertTest, ...]:
-    """The tests in test code: one for each method of a `unittest.TestCase` or function `test...`, else one for all.
+    """The tests in test code: one for each `unittest.TestCase` method or `test...` function; if none, one for all code.
 
     Raises:
-        ValueError: the code is not Python, could pass without the program, or must run in the program's process.
+        ValueError: the code is not Python, could pass without the program, or works only in the program's process.
     """
     whole = _parsed(code)
     tree = without_main_guard(whole)
@@ -59,7 +59,7 @@ def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") ->
         raise ValueError(f"the test code {_shown(code)} asserts nothing, so that every program would pass it")
     problem = next(needs_same_process(tree, names), "")
     if problem:
-        raise ValueError(f"the test code cannot be run beside the program: {problem}; use a verifier of your own")
+        raise ValueError(f"the test code cannot run in another process: {problem}; use a verifier of your own")
     cases = None if checks else _cases(tree)
     if cases == [] and not any(_calls(node) for node in tree.body):
         raise ValueError(f"nobody calls the functions of the test code {_shown(code)}; {_EXPECTED}")
@@ -67,14 +67,14 @@ def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") ->
 
 
 _EXPECTED = (
-    "expected assertions at its top level, in `check(candidate)` beside a column entry_point, in methods of a "
+    "expected assertions at its top level, in `check(candidate)` with a column entry_point, in methods of a "
     "unittest.TestCase or in functions named test_..."
 )
 
 
 @functools.lru_cache(maxsize=256)
 def program_names(test: AssertTest) -> frozenset[str]:
-    """Names of the program that test code uses."""
+    """The names that the test code takes from the program."""
     if test.entry_point is not None:
         return frozenset([test.entry_point])
     return frozenset(names_lacking(_parsed(test.code), bound_names(_parsed(test.setup))))
@@ -126,7 +126,7 @@ def _calls(node: ast.AST) -> bool:
 
 
 def _cases(tree: ast.Module) -> list[str] | None:
-    """Names of the tests that a test runner would find, in order; None when only a run can show them."""
+    """Names of the tests that a test runner would find, in order; None if only a run can show the names."""
     used = read_names(tree)
     if used & {"setattr", "globals", "exec", "type"}:
         return None
@@ -141,11 +141,11 @@ def _cases(tree: ast.Module) -> list[str] | None:
             if bases in (["TestCase"], ["IsolatedAsyncioTestCase"]) or (not bases and node.name.startswith("Test")):
                 cases += [f"{node.name}.{name}" for name in methods if name.startswith("test")]
             elif bases:
-                return None  # it may inherit tests
+                return None  # the class may inherit tests
         elif isinstance(node, ast.Import | ast.ImportFrom):
             continue
         elif any(name.lower().startswith("test") for name in bound_names(node)):
-            return None  # a test is assigned, or defined under a condition
+            return None  # a test is made by an assignment, or is defined under a condition
     return cases
 
 
@@ -181,7 +181,7 @@ def _calls_one_of(names: Set[str], node: ast.AST) -> bool:
 
 
 def modules_lacking(row: Mapping[str, Any], tests: Sequence[Test], preload: Sequence[str]) -> list[str]:
-    """Libraries that a BigCodeBench row (`libs`) or test code needs, and that `preload` does not have."""
+    """Libraries that a BigCodeBench row (`libs`) or its test code needs, and that are not in `preload`."""
     available = {*sys.stdlib_module_names, *(name.partition(".")[0] for name in preload), PROGRAM_MODULE, "pytest"}
     needed = _libraries(row)
     for test in tests:

@@ -1,6 +1,6 @@
-"""The program of a completion: its fenced block, and the code that the row's prompt puts before it.
+"""Find the program in a completion: a fenced block, and before it the code from the row's prompt.
 
-Completions are hostile text: every search here is linear.
+Completions are hostile text, so every search here takes linear time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALIASES = {
     Language.JAVASCRIPT: {"javascript", "js", "node"},
     Language.BASH: {"bash", "sh", "shell"},
 }
-# A fence may be the first text of a list item, on the line of its marker.
+# A fence may be the first text of a list item, on the same line as the marker of the list item.
 _LIST_MARKER = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+")
 _DEEPER = 3  # blanks by which a closing fence may be indented more than the opening one
 
@@ -31,7 +31,7 @@ class _Fence:
     indent: int
     mark: str
     tag: str
-    bare: bool  # no text behind it, as for a closing fence
+    bare: bool  # whether no text follows the fence on its line; a closing fence must be bare
 
     def closes(self, opening: _Fence) -> bool:
         same = self.mark[0] == opening.mark[0] and len(self.mark) >= len(opening.mark)
@@ -49,7 +49,7 @@ def _fence(line: str, in_list: bool) -> _Fence | None:
     mark = content[: len(content) - len(information)]
     information = information.strip()
     if mark[0] == "`" and "`" in information:
-        return None  # code inside a line of prose
+        return None  # this is code inside a line of prose, not a fence
     words = information.partition("{")[0].split(None, 1)
     return _Fence(indent, mark, words[0].lower() if words else "", not information)
 
@@ -62,16 +62,16 @@ class _Block:
 
 @functools.lru_cache(maxsize=16)
 def _any_tag(tags: Tags) -> re.Pattern[str]:
-    """Any of the tags, but not in quotation marks, where the text only mentions it."""
+    """A pattern for any of the tags. A tag in quotation marks does not count, because the text only mentions it."""
     either = "|".join(re.escape(tag) for pair in tags for tag in pair)
     return re.compile(rf"(?<![`'\"])(?:{either})(?![`'\"])" if either else r"(?!)")
 
 
 def _blocks(lines: Sequence[str], aliases: set[str], tags: Tags, thought: bool) -> list[_Block] | None:
-    """The complete blocks behind the reasoning; None when reasoning never ended.
+    """The complete blocks after the end of the reasoning; None if the reasoning never ended.
 
-    Tags of reasoning count outside of blocks only. But reasoning that the prompt has opened may stop inside a block:
-    then a line with only the closing tag ends it, if a block of the language follows.
+    Tags of reasoning count only outside of blocks, with one exception: reasoning that the prompt has opened may stop
+    inside a block. Then a line with only the closing tag ends the reasoning, if a block of the language follows.
 
     Args:
         lines: lines of the completion.
@@ -123,16 +123,17 @@ def _dedented(line: str, indent: int) -> str:
 def extract_code(
     completion: str, language: Language, names: Sequence[str] = (), tags: Tags = DEFAULT_TAGS
 ) -> str | None:
-    """The last complete fenced block of `language`, or the last without a language; else None.
+    """The last complete fenced block of `language`; if there is none, the last block without a language, or None.
 
-    If some blocks define what the tests call, the last of these is taken, since an example of its use may follow. Text
-    before the end of the reasoning (`</think>`) is ignored; without an end there is no program. A block that is not
-    closed does not count, as the completion was cut off. Lines of a block lose the indentation of its fence.
+    If some blocks define what the tests call, the last of these blocks is taken, because a later block may only be an
+    example of its use. Text before the end of the reasoning (`</think>`) is ignored; if the reasoning does not end,
+    there is no program. A block that is not closed does not count, because the completion was cut off. The indentation
+    of the opening fence is removed from the lines of a block.
 
     Args:
         completion: text of the completion.
         language: language of the program.
-        names: functions and classes that the tests call, if they are known.
+        names: names of the functions and classes that the tests call, if these names are known.
         tags: tags that open and close reasoning (`rewards.answers.thinking`).
     """
     blocks = _blocks(completion.split("\n"), _ALIASES[language], tags, False)
@@ -160,9 +161,9 @@ def _definition(name: str) -> re.Pattern[str]:
 
 
 def complete_program(code: str, row: Mapping[str, Any]) -> str:
-    """The program to run: `code` behind the code that a HumanEval row's prompt has before the function under test.
+    """The program to run: the code before the function under test in a HumanEval row's prompt, then `code`.
 
-    A block that does not define the function is taken for its body, and put behind the whole prompt.
+    If `code` does not define the function, it is taken as the body of the function, and follows the whole prompt.
     """
     entry, stub = row.get("entry_point"), readable_prompt(row)
     if not isinstance(entry, str) or not stub:

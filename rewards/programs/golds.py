@@ -9,27 +9,29 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-# Columns with Python solutions -> other columns; the row must have at least one of these, as some names are common.
+# The keys are columns with Python solutions. The values are other columns: the row must have at least one of them,
+# because some names of the keys are common in other data sets too.
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "canonical_solution": (),  # HumanEval, BigCodeBench
     "code": ("test_list",),  # MBPP
     "solutions": ("input_output", "public_test_cases", "public_tests"),  # APPS, TACO, CodeContests
 }
-# Columns with the head of the function, for a solution that is only its body.
+# Columns with the head of the function, for solutions that consist only of the body of the function.
 _STUBS = ("prompt", "code_prompt", "complete_prompt")
-# Names of a language in rows with solutions in several languages; the numbers are those of CodeContests.
+# Names of a language in rows with solutions in several languages. CodeContests uses the numbers.
 _NAMES: Mapping[str, Collection[Any]] = {"cpp": ("cpp", "c++", 2), "python": ("python", "python3", 3)}
 _BACKTICKS = re.compile(r"`{3,}")
 
 
 def gold_programs(row: Mapping[str, Any], language: str, column: str | None = None) -> list[str] | None:
-    """A row's solutions as completions, in fenced blocks; None when there is no solution.
+    """A row's solutions as completions, in fenced blocks; None if the row has no solution.
 
     Args:
         row: columns of the row.
         language: language of the programs.
-        column: column with the solutions: a text, a list of texts, or a list as JSON. For Python, None means the column
-            of HumanEval, BigCodeBench, MBPP, APPS, TACO or CodeContests; the empty text means no column.
+        column: name of the column with the solutions, whose value is a text, a list of texts, or a list as JSON. For
+            Python, None means the column of HumanEval, BigCodeBench, MBPP, APPS, TACO or CodeContests. The empty text
+            means that there is no such column.
     """
     if column is None:
         known = _COLUMNS if language == "python" else {}
@@ -44,11 +46,11 @@ def _beside(tests: Sequence[str], row: Mapping[str, Any]) -> bool:
 
 def _texts(value: Any, languages: Collection[Any]) -> list[str]:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        # A text that begins with a bracket may be a program, too.
+        # A text that begins with a bracket may be a program and not JSON.
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if isinstance(value, Mapping):
-        # CodeContests has the list of solutions beside a list of their languages.
+        # CodeContests has two lists: the solutions, and the language of each solution.
         written, texts = value.get("language"), value.get("solution")
         if not isinstance(written, list) or not isinstance(texts, list):
             return []
@@ -59,7 +61,7 @@ def _texts(value: Any, languages: Collection[Any]) -> list[str]:
 
 
 def _whole(text: str, row: Mapping[str, Any]) -> str:
-    """A solution as a whole program: a bare body gets the head of its function."""
+    """A solution as a whole program: if it is only a body, the head of the function is added."""
     first = next(line for line in text.splitlines() if line.strip())
     if not first[0].isspace():
         return text
@@ -77,7 +79,7 @@ def _is_python(program: str) -> bool:
 
 def _fenced(text: str, language: str) -> str:
     if text.lstrip().startswith("```"):
-        return text  # it is a completion already
+        return text  # the solution already contains a fenced block
     # The fence must be longer than any fence in the program's strings.
     fence = "`" * (1 + max(map(len, _BACKTICKS.findall(text)), default=2))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

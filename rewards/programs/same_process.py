@@ -1,4 +1,4 @@
-"""Test code that works only in the program's process. In another process it would fail right programs."""
+"""Find test code that works only in the program's process. In another process it would fail right programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ANOTHER = "the program runs in a separate process"
 _FILES = f"{_ANOTHER}, with other files and another environment"
 _PRINTS = f"{_ANOTHER}, and prints and reads there"
 _RECORDS = f"{_ANOTHER}, and its warnings and records stay there"
-# Beginning of a name -> why test code in another process than the program's cannot use it.
+# The key is the beginning of a name. The value says why test code in a separate process cannot use such a name.
 _SAME_PROCESS = {
     "unittest.mock": f"it replaces objects of the process that the tests run in, and {_ANOTHER}",
     **dict.fromkeys(["open", "tempfile", "shutil", "sqlite3", "pathlib.Path"], _FILES),
@@ -26,7 +26,7 @@ _SAME_PROCESS = {
     **dict.fromkeys(["self.assertLogs", "self.assertNoLogs", "self.assertWarns", "self.assertWarnsRegex"], _RECORDS),
 }
 _EXPECT_AN_ERROR = ("raises", "assertRaises", "assertRaisesRegex")
-# Attributes of values that cross from the program.
+# Types of values that can be sent from the program's process to the test code.
 _PLAIN_KINDS = (int, float, complex, str, bytes, list, tuple, dict, set)
 _PLAIN_ATTRIBUTES = frozenset(name for kind in _PLAIN_KINDS for name in dir(kind))
 _PLAIN_CLASSES = frozenset(
@@ -37,7 +37,7 @@ _PLAIN_CLASSES = frozenset(
 
 
 def needs_same_process(tree: ast.Module, names: Set[str]) -> Iterator[str]:
-    """Reasons why test code works only in the program's process."""
+    """Yield the reasons why the test code works only in the program's process."""
     aliases = _aliases(tree)
     has_open = "open" in bound_names(tree)
     for node in ast.walk(tree):
@@ -63,7 +63,7 @@ def _aliases(tree: ast.Module) -> dict[str, str]:
 
 
 def _dotted(node: ast.AST, aliases: Mapping[str, str]) -> str:
-    """The full name of a chain of attributes, resolved by the imports."""
+    """The full name of a chain of attributes, with the aliases of imports replaced."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -74,7 +74,7 @@ def _dotted(node: ast.AST, aliases: Mapping[str, str]) -> str:
 
 
 def _looks_into_results(function: ast.FunctionDef | ast.Module, names: Set[str]) -> Iterator[str]:
-    """Uses of a result that need the object itself, which stays with the program unless it is plain data."""
+    """Yield the uses of a result that need the object itself. Only plain data can leave the program's process."""
     assigned: dict[str, list[bool]] = collections.defaultdict(list)
     for node in ast.walk(function):
         for target, value in _assignments(node):
@@ -89,13 +89,13 @@ def _looks_into_results(function: ast.FunctionDef | ast.Module, names: Set[str])
     for node in ast.walk(function):
         for kind in _expected_errors(node):
             if isinstance(kind, ast.Name) and kind.id in names:
-                yield f"it expects the program's own exception `{kind.id}`: {_ANOTHER}, and only Python's own cross"
+                yield f"it expects the program's own exception `{kind.id}`: {_ANOTHER}, and only built-in ones leave it"
         if isinstance(node, ast.Attribute) and is_result(node.value) and node.attr not in _PLAIN_ATTRIBUTES:
-            yield f"it looks into `.{node.attr}` of a result: {_ANOTHER}, and only plain data crosses"
+            yield f"it uses `.{node.attr}` of a result: {_ANOTHER}, and only plain data can leave it"
         if _is_call_of(node, "isinstance", "assertIsInstance") and len(node.args) > 1 and is_result(node.args[0]):
             last = [ast.unparse(kind).rpartition(".")[2] for kind in _each(node.args[1])]
             if not _PLAIN_CLASSES & set(last):
-                yield f"it expects a result of type {', '.join(last)}: {_ANOTHER}, and only plain data crosses"
+                yield f"it expects a result of type {', '.join(last)}: {_ANOTHER}, and only plain data can leave it"
 
 
 def _is_call_of(node: ast.AST, *functions: str) -> TypeGuard[ast.Call]:
@@ -108,14 +108,14 @@ def _each(node: ast.expr) -> list[ast.expr]:
 
 
 def _expected_errors(node: ast.AST) -> list[ast.expr]:
-    """The types of exceptions that a handler or an assertion names."""
+    """The exception types that a handler or an assertion names."""
     if isinstance(node, ast.ExceptHandler) and node.type is not None:
         return _each(node.type)
     return _each(node.args[0]) if _is_call_of(node, *_EXPECT_AN_ERROR) and node.args else []
 
 
 def _assignments(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST | None]]:
-    """Targets of an assignment, each with its value if the value belongs to this target alone."""
+    """Targets of an assignment, each with its value; the value is None if it does not belong to this target alone."""
     if isinstance(node, ast.Assign):
         yield from ((target, node.value) for target in node.targets)
     elif isinstance(node, ast.AnnAssign | ast.NamedExpr):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rewards.programs.assert_tests import as_setup, readable_prompt, tests_of_code
 from sandbox import CallTest, StdinTest, Test
 
-_MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published row needs a tenth of it
+_MAX_UNPACKED = 1 << 28  # bytes of one row's private tests; the largest published row needs a tenth of this
 
 
 def read_tests(reference: Any, row: Mapping[str, Any], tolerance: float | None = None) -> list[Test]:
@@ -69,7 +69,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _has_test_code(row: Mapping[str, Any]) -> bool:
-    """Whether `test` holds the tests: HumanEval also has an entry point, and EvalPlus's MBPP also has `test_list`."""
+    """Whether the column `test` holds the tests. HumanEval also has an entry point, EvalPlus's MBPP a `test_list`."""
     code = row.get("test")
     if not isinstance(code, str) or row.get("input_output"):
         return False
@@ -77,13 +77,13 @@ def _has_test_code(row: Mapping[str, Any]) -> bool:
 
 
 def entry_point(row: Mapping[str, Any]) -> str | None:
-    """The function under test that a row names; LeetCode's `Solution().name` is called as `name` everywhere."""
+    """The function under test that a row names; if it names `Solution().name`, as LeetCode does, return `name`."""
     entry = row.get("entry_point")
     return entry.removeprefix("Solution().") if isinstance(entry, str) and entry else None
 
 
 def _setup(row: Mapping[str, Any]) -> str:
-    """Trusted code that the tests of a row may use: its imports, and the stub, which defines helpers."""
+    """Trusted code that the tests of a row may use: the row's imports, and the row's stub, which may define helpers."""
     imports = row.get("test_imports") or []
     before = imports if isinstance(imports, list) else [str(imports)]
     return "\n".join([*before, row.get("test_setup_code") or ""]).strip("\n") or as_setup(readable_prompt(row))
@@ -109,7 +109,7 @@ def _apps(content: Any, tolerance: float | None) -> list[Test]:
             StdinTest(_joined(given), _joined(expected), tolerance)
             for given, expected in zip(inputs, outputs, strict=True)
         ]
-    # Both datasets wrap every expected result in a list.
+    # Both data sets wrap every expected result in a list.
     wrapped = all(isinstance(expected, list) and len(expected) == 1 for expected in outputs)
     return [
         CallTest(function, given, expected[0] if wrapped else expected, tolerance=tolerance)
@@ -148,7 +148,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _unpack(packed: str) -> list[dict[str, Any]]:
-    """LiveCodeBench's private tests: base64 of zlib of a pickled JSON text."""
+    """Unpack LiveCodeBench's private tests: a pickled JSON text, compressed with zlib and encoded as base64."""
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(base64.b64decode(packed), _MAX_UNPACKED)
     if unpacker.unconsumed_tail:

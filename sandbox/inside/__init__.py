@@ -1,1 +1,1 @@
-"""Code that runs in the worker, beside untrusted programs. `sandbox.outside` never imports it."""
+"""Code that runs in the worker and in the processes that it forks. `sandbox.outside` never imports this code."""

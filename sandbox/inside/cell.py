@@ -32,8 +32,8 @@ from sandbox.types import STDERR_BYTES, ProgramStatus
 
 MAX_MESSAGE = 1 << 16
 _MAX_DESCRIPTORS = 253  # the kernel's bound for one message
-_QUICK_SECONDS = 0.003  # a longer test computes much, or its processor is busy
-_LEAST_SECONDS = 0.001  # given to a test that starts when the time for all tests ends
+_QUICK_SECONDS = 0.003  # if a test takes longer, it computes much or its processor is busy
+_LEAST_SECONDS = 0.001  # time for a test that starts just before the time for all tests ends
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
@@ -55,7 +55,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _cut(descriptor: int, most: int) -> None:
-    """Free an output beyond `most` bytes: a batch keeps its outputs until all of its tests have run."""
+    """Cut an output to `most` bytes to free memory: a batch keeps its outputs until all of its tests have run."""
     if os.fstat(descriptor).st_size > most:
         os.ftruncate(descriptor, most)
 
@@ -64,7 +64,7 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
     """Run programs until the channel closes. Never returns.
 
     Raises:
-        Become: in each process that it forks.
+        Become: raised in each process that the cell forks.
     """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # programs of the same user cannot open the cell's memory and descriptors
@@ -87,7 +87,7 @@ def serve(seal: Seal, channel: socket.socket, limits: dict[str, Any]) -> NoRetur
 
 
 class Cell:
-    """One program's namespaces.
+    """The namespaces of one program, and the runs in them.
 
     Raises:
         OSError: a mount is refused.
@@ -100,7 +100,8 @@ class Cell:
         self._quick = True  # whether the last test was quick
         self._scratch = Scratch(seal, limits["disk_bytes"], limits["files"])
         if seal.private_proc:
-            # Only the worker's `/proc` has this file, not the programs'. It shows the namespace of its reader.
+            # Only the worker's `/proc` has this file; the programs' `/proc` does not. The file shows the namespace of
+            # the process that reads it.
             self._last_pid = os.open(filesystem.SLOT_PROC + "/sys/kernel/ns_last_pid", os.O_RDWR)
             filesystem.mount_proc(filesystem.VIEW_PROC, processes_only=True)
             filesystem.hide_slot_proc()
@@ -171,7 +172,7 @@ class Cell:
         untouched = self._scratch.untouched()
         if not untouched:
             if not self._nursery.empty:
-                self._nursery.give_up()  # `empty` replaces the working directory of its processes
+                self._nursery.give_up()  # `empty` replaces the working directory of the nursery's processes
             self._scratch.empty()
         if failed is not None:
             os.close(failed)
@@ -188,7 +189,7 @@ class Cell:
             self._seal.meter.begin(request["limits"], request.get("beside", 0))
 
     def _kill(self, pid: int) -> None:
-        """Kill a run's first process and, at the same moment, every process that it has started."""
+        """Kill a run's first process and, at the same moment, every process that the first process has started."""
         with contextlib.suppress(ProcessLookupError):
             if self._seal.process_namespace and self._seal.descendant_kill:
                 os.kill(-1, signal.SIGKILL)
@@ -200,7 +201,10 @@ class Cell:
         self._nursery.forget_program()
 
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
-        """Start the program; returns its process number and, if it seals itself, a pipe that reports a failure."""
+        """Start the program. Return its process number and a pipe.
+
+        The pipe reports why sealing failed. It is None if the process inherits its seal.
+        """
         if not self._nursery.empty:
             try:
                 return self._nursery.fork_test(descriptors[0], descriptors[1:4]), None
@@ -222,7 +226,7 @@ class Cell:
     def _judge(
         self, verdict: ProgramStatus | None, code: int, usage: Usage, limits: dict[str, Any], descriptors: list[int]
     ) -> dict[str, Any]:
-        """Name how the program ended. If it passed several limits, name the most informative limit."""
+        """Return how the program ended. If it passed several limits, return the most informative limit."""
         status = verdict
         if status is None and max(os.fstat(number).st_size for number in descriptors[2:4]) > limits["output_bytes"]:
             status = ProgramStatus.OUTPUT
@@ -240,7 +244,7 @@ class Cell:
         }
 
     def _kill_descendants(self) -> bool:
-        """Kill and reap every process the program left running; returns whether there was any."""
+        """Kill and reap every process that the program left running; return whether there was any."""
         any_running = False
         if not self._nursery.empty:
             if self._nursery.alone():
@@ -263,13 +267,13 @@ class Cell:
 
 
 def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: list[int]) -> int:
-    """Clone a cell that serves `channel`; returns its process number to the worker.
+    """Clone a cell that serves `channel`; return the process number of the cell to the worker.
 
     Args:
         seal: the worker's layers.
         channel: the cell's socket to the supervisor.
         limits: `disk_bytes` and `files` of the scratch directory.
-        others: descriptors of the worker, which the cell closes.
+        others: descriptors of the worker that the cell must close.
     """
     flags = 0
     if seal.process_namespace:
@@ -292,7 +296,7 @@ def start(seal: Seal, channel: socket.socket, limits: dict[str, Any], others: li
     finally:
         if work is None:
             os._exit(1)
-    # This is the only frame of the cell that a program has above it.
+    # On the call stack of a program, this is the only frame of the cell.
     run = work()
     del work
     run()

@@ -1,4 +1,7 @@
-"""The process that becomes the program: it gives up its privileges, then runs the program. A cell forks it per run."""
+"""The process that becomes the program: it gives up its privileges, then runs the program.
+
+A cell forks such a process for each run.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from sandbox.types import MEBIBYTE
 SETUP_FAILED = 70  # exit code of a child that could not be sealed (sysexits.h: internal software error)
 # The stack of a process grows downwards into a gap that the kernel keeps free, 128 MiB at least.
 _STACK_BYTES = 120 * MEBIBYTE
-_ADDRESS_SPACE_SLACK = 256 * MEBIBYTE  # thread stacks and arenas that are reserved and never touched
+_ADDRESS_SPACE_SLACK = 256 * MEBIBYTE  # for thread stacks and arenas that are reserved but never used
 FIRST_FREE = 64  # above every descriptor number that is set up here
-# The same for every process that answers calls: otherwise the limit would tell a program the number of calls.
+# Every process that answers calls has this limit. Otherwise the limit would show a program the number of calls.
 _CALLS_CPU_SECONDS = 3600
-_FIRST_TO_GO = b"1000"  # when the machine, or the control group, runs out of memory
+_FIRST_TO_GO = b"1000"  # the kernel ends this process first if the machine or the control group is out of memory
 _KINDS = {"run", "calls", "asserts", "execute"}
 
 
@@ -34,7 +37,8 @@ class Become(BaseException):
     """Raised in a newly forked process to unwind the cell's frames, whose local variables hold facts about the tests.
 
     Attributes:
-        work: the next step. It returns the last step, which needs nothing of the request and never returns.
+        work: function for the next step. It returns a function for the last step. The last step does not need the
+            request, and never returns.
     """
 
     def __init__(self, work: Callable[[], Callable[[], NoReturn]]) -> None:
@@ -43,15 +47,16 @@ class Become(BaseException):
 
 
 def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], failure: int) -> Callable[[], NoReturn]:
-    """Seal this process; returns a function that runs the program of `request` and never returns.
+    """Seal this process; return a function that runs the program of `request` and never returns.
 
     Args:
         seal: the worker's layers.
         request: `kind` (`run`, `calls`, `asserts` or `execute`), `limits`, and for `execute` `arguments`,
             `environment`, `address_space` (whether to limit it) and `program_name`.
-        descriptors: program, standard input, output, error, and for calls the channel's two pipes.
+        descriptors: descriptors of the program, of standard input, output and error, and for calls of the channel's
+            two pipes.
         failure: descriptor of a pipe that tells the cell why sealing failed. It is closed before foreign code runs, so
-            that no program can present its failure as the sandbox's.
+            that no program can report its own failure as a failure of the sandbox.
     """
     failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)  # above the descriptors that are set up below
     try:
@@ -64,8 +69,8 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
         place_descriptors(descriptors[1:])
         kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
         if request["kind"] != "asserts":
-            # The cell is not dumpable, but a program must own its /proc/self. Test code knows the expected results, so
-            # it stays not dumpable: other processes of its user must not read it.
+            # The cell is not dumpable, but a program must be dumpable to own its /proc/self. Test code contains the
+            # expected results, so its process stays not dumpable: other processes of its user must not read it.
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         go_first(seal, dumpable=request["kind"] != "asserts")
         restrict(seal, request, keep=len(descriptors) - 1)
@@ -80,7 +85,7 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
 
 
 def go_first(seal: Seal, dumpable: bool) -> None:
-    """Make the kernel end this process and its children first when memory runs out.
+    """Make the kernel end this process and its children before other processes when memory runs out.
 
     Args:
         seal: the worker's layers.
@@ -116,7 +121,7 @@ def _place_program(request: dict[str, Any], content: bytes) -> None:
 
 
 def set_constant_limits() -> None:
-    """Limits that are the same for every program; the worker sets them on itself and all inherit them."""
+    """Set the limits that are the same for every program. The worker calls this; its children inherit the limits."""
     for which, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -133,7 +138,8 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_s"])
     if request["kind"] == "calls":
         cpu = max(cpu, _CALLS_CPU_SECONDS)
-    # One second of processor time above the limit: the watch is precise, this catches what the watch sees too late.
+    # The kernel's limit of processor time is one second above the program's limit. The watch is more precise; the
+    # kernel ends a program that the watch checks too late.
     wanted = [
         (resource.RLIMIT_STACK, min(_STACK_BYTES, memory), 0),
         (resource.RLIMIT_CPU, cpu + 1, 1),
@@ -141,11 +147,13 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, limits["open_files"], 0),
     ]
     if request.get("address_space", True):
-        # Address space is cheap and honest programs reserve more than they touch; resident memory is watched.
+        # The limit of address space is generous, because honest programs reserve more than they use. The watch limits
+        # resident memory.
         wanted.append((resource.RLIMIT_AS, seal.base_address_space + 2 * memory + _ADDRESS_SPACE_SLACK, 0))
     if seal.limit_processes:
-        # Above the watch's limit, so that the watch sees the excess first. The kernel also counts the cell, the worker,
-        # a tester beside the program, and the idle cells of a shared sandbox with their sealed processes.
+        # This is above the watch's limit, so that the watch sees the excess first. The kernel also counts the cell,
+        # the worker, a tester that runs with the program, and the idle cells of a shared sandbox with their sealed
+        # processes.
         wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 24, 0))
     for which, value, more in wanted:
         hard = resource.getrlimit(which)[1]

@@ -28,12 +28,12 @@ COMMON_MODULES = tuple(
 )
 _NAME = b"sandbox.inside.zygote"  # what `ps` shows
 _ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat after the command name: the start, then the end
-_REDUCED_MODULES = {"shutil", "tempfile"}  # our modules import them without the compression libraries
+_REDUCED_MODULES = {"shutil", "tempfile"}  # modules of this package import them without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
 
 
 def _forget_reduced() -> None:
-    """Forget modules that our own imports loaded in part or blocked, so that programs can import them anew."""
+    """Forget modules that this package's imports loaded in part or blocked, so that programs can import them again."""
     for name, module in list(sys.modules.items()):
         if module is None or name in _REDUCED_MODULES:
             del sys.modules[name]
@@ -42,7 +42,7 @@ def _forget_reduced() -> None:
 def prepare(
     preload: Sequence[str], scratch: str, third_party: Sequence[str], clean_environment: bool, proc: int
 ) -> None:
-    """Import common modules; set up search path, streams, environment and signals.
+    """Import common modules, and set up the search path, streams, environment and signals.
 
     Args:
         preload: third-party modules to import.
@@ -58,7 +58,7 @@ def prepare(
     sys.argv[:] = ["main.py"]
     sys.executable = visible.interpreter_program()
     sys.prefix, sys.exec_prefix = sys.base_prefix, sys.base_exec_prefix
-    site.setquit()  # only those names of `site` that programs use
+    site.setquit()  # define only those names of `site` that programs use
     site.setcopyright()
     site.sethelper()
     _forget_reduced()
@@ -70,13 +70,14 @@ def prepare(
         os.environ.clear()
         forget_command_line(proc)
     os.environ.update(program_environment(scratch, third_party))
-    # SIGINT without a handler cannot reach process 1 of a namespace; SIGXFSZ ends a program that writes too much.
+    # Restore the default actions: SIGINT then has no effect on process 1 of a namespace, and SIGXFSZ ends a program
+    # that writes too much.
     for number in (signal.SIGINT, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
 
 
 def forget_command_line(proc: int) -> None:
-    """Overwrite the memory behind `/proc/self/cmdline` and `environ`, so that they do not show our paths."""
+    """Overwrite the memory behind `/proc/self/cmdline` and `environ`, so that they do not show this package."""
     descriptor = os.open("self/stat", os.O_RDONLY, dir_fd=proc)
     try:
         fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
@@ -89,7 +90,7 @@ def forget_command_line(proc: int) -> None:
     sys.orig_argv[:] = sys.argv
 
 
-# Does what nearly every program does, in the usual ways.
+# This program does what nearly every program does, in the usual ways.
 _REHEARSAL = b"""
 import sys
 def main():
@@ -116,7 +117,8 @@ _REHEARSALS = 3  # after three runs the interpreter's caches no longer change
 def rehearse() -> None:
     """Run a typical program before any fork, to fill the interpreter's caches.
 
-    Each page that a child writes to costs a page fault and a copy; a child only reads a filled cache.
+    Each page that a child writes to costs a page fault and a copy. A filled cache is only read, so its pages are not
+    copied.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     real_main = sys.modules["__main__"]
@@ -135,11 +137,11 @@ def rehearse() -> None:
 
 
 def settle() -> None:
-    """Hide our modules and objects from programs and their garbage collector. Call it last before serving."""
+    """Hide this package's modules and objects from programs and the garbage collector. Call it just before serving."""
     for name in list(sys.modules):
         if name.partition(".")[0] in _OWN_MODULES:
             del sys.modules[name]
-    atexit._clear()  # programs must not run our exit functions
+    atexit._clear()  # programs must not run this package's exit functions
     gc.collect()
     kernel.trim_malloc()
     gc.freeze()  # otherwise a collection in a child would copy every page of the parent's objects
@@ -171,11 +173,12 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
 
 
 def import_all(names: Sequence[str]) -> None:
-    """Import the modules that are installed, so that every program has them already loaded."""
+    """Import those of the modules that are installed, so that they are already loaded in every program."""
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     if "numpy" in names:
-        for name in ("numpy.random", "numpy.linalg", "numpy.fft"):  # otherwise every child imports them at first use
+        # Without this, every child would import these modules at first use.
+        for name in ("numpy.random", "numpy.linalg", "numpy.fft"):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)

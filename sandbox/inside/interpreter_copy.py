@@ -1,4 +1,4 @@
-"""Copy the interpreter to a place that every user may read, if only root can read it and mounts are impossible.
+"""If only root can read the interpreter and mounts are impossible, copy it to a place that every user may read.
 
 Programs never run as root. Python may lie in root's home (pyenv, uv and conda put it there), and there may be no mount
 namespaces (the default of Docker and Kubernetes). Then the parts of Python that programs need, and the preloaded
@@ -20,7 +20,7 @@ from sandbox.inside.isolation.filesystem import SitePackage
 
 _PLACES = ("/var/cache/verigrpo", "/var/tmp/verigrpo")
 _NOBODY = 65_534
-# Parts of the standard library that no program needs, half of its size.
+# Parts of the standard library that no program needs. They make up half of its size.
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "ensurepip")
 
 
@@ -46,7 +46,7 @@ def copied_interpreter(temporary: str) -> str:
         temporary: directory for the copy if the machine's cache directories are not usable.
 
     Raises:
-        OSError: no directory belongs to root alone, lets everybody enter and has room for the copy.
+        OSError: there is no directory with enough free space that belongs to root alone and that everybody can enter.
     """
     executable, library = visible.interpreter_program(), visible.standard_library()
     state = os.stat(executable)
@@ -65,12 +65,12 @@ def copied_interpreter(temporary: str) -> str:
 
 
 def _left_out(directory: str, names: Sequence[str]) -> set[str]:
-    # Tests, and the files for linking extension modules, are tens of megabytes.
+    # Tests and the files for linking extension modules take tens of megabytes.
     return {name for name in names if name in _LEFT_OUT or name.startswith("config-")}
 
 
 def readable_packages(packages: Sequence[SitePackage], temporary: str) -> list[SitePackage]:
-    """Replace the packages that only root can read by copies.
+    """Replace packages that only root can read with copies.
 
     Raises:
         OSError: a copy cannot be made.
@@ -81,7 +81,7 @@ def readable_packages(packages: Sequence[SitePackage], temporary: str) -> list[S
             result.append(package)
             continue
         parent = os.path.dirname(package.path)
-        # Packages of a directory stay together: modules find their shared libraries by relative path.
+        # Packages of one directory are copied together, because modules find their shared libraries by relative paths.
         name = _name("modules", parent, str(os.stat(parent).st_mtime_ns), *sorted(item.path for item in packages))
 
         def fill(place: str, parent: str = parent) -> None:
@@ -103,7 +103,7 @@ def _name(kind: str, *parts: str) -> str:
 
 
 def _cached(name: str, fill: Callable[[str], None], temporary: str) -> str:
-    """Return a directory of the cache; `fill` makes it if missing. Other workers may make it at the same time."""
+    """Return a directory of the cache. If it is missing, `fill` makes it; other workers may do so at the same time."""
     problems: list[str] = []
     for place in (*_PLACES, os.path.join(temporary, "verigrpo-interpreter")):
         final = os.path.join(place, name)

@@ -1,9 +1,10 @@
 """Make a worker cheaper to fork and to end: fewer mappings in its memory, and code on huge pages.
 
-Each fork copies every mapping, and the page-table entries of memory that was written to. The child maps files again at
-first touch, and its end removes everything. A shared library has five mappings, but two suffice: code with constants,
-and written data. If the interpreter's code covers whole huge pages, it is copied to huge pages: a child inherits an
-entry per 2 MiB and maps nothing at first touch. Only the worker's own memory changes; programs may do the same.
+Each fork copies every mapping, and the page-table entries of memory that was written to. A child maps pages of files
+again at first use, and its end removes all mappings. A shared library has five mappings, but two suffice: code with
+constants, and written data. If the interpreter's code covers whole huge pages, the code is copied to huge pages: a
+child inherits an entry per 2 MiB, and need not map this code at first use. Only the worker's own memory changes, in
+ways that are allowed to programs too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Mapping:
 
 
 def _library_mappings(proc: int) -> list[_Mapping]:
-    """Readable private mappings of files in this process, by address."""
+    """Readable private mappings of files in this process, ordered by address."""
     descriptor = os.open("self/maps", os.O_RDONLY, dir_fd=proc)
     text = b""
     try:
@@ -76,16 +77,17 @@ def _code(mappings: list[_Mapping]) -> list[_Mapping]:
 
 
 def merge_mappings(proc: int) -> None:
-    """Give the neighbouring parts of each library the same access, so that the kernel makes one mapping of them.
+    """Give neighbouring parts of each library the same access, so that the kernel joins them into one mapping.
 
     Args:
         proc: descriptor of a `/proc` that shows this process.
     """
     mappings = _library_mappings(proc)
     for constant, data in itertools.pairwise(mappings):
-        # The loader wrote addresses here, then made it read-only. Nothing here guards against the process's own code.
+        # The loader wrote addresses to this part and then made it read-only. This protection is not needed against the
+        # process's own code.
         if (constant.access, data.access) == ("r--", "rw-") and data.continues(constant):
-            with contextlib.suppress(OSError):  # the machine may forbid it; the mapping stays as it is
+            with contextlib.suppress(OSError):  # if the machine forbids the change, the mapping stays as it is
                 kernel.protect(constant.start, constant.length, write=True)
             constant.access = "rw-"
     for run in _code(mappings):
@@ -96,7 +98,7 @@ def merge_mappings(proc: int) -> None:
 def enlarge_code_pages(proc: int) -> None:
     """Put the interpreter's code on huge pages, if it covers whole huge pages and the kernel has free ones.
 
-    Other code stays in memory that all workers share.
+    Other code is not copied: it stays in memory that all workers share.
 
     Args:
         proc: descriptor of a `/proc` that shows this process.

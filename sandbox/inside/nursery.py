@@ -1,4 +1,4 @@
-"""The sealed processes of one cell: started at first use, and ended together when something goes wrong."""
+"""The sealed processes of one cell. They are started at first use, and ended together when one of them fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHILDREN_BYTES = 256
 
 
 class CellNursery:
-    """The processes that fork a cell's tests.
+    """Starts and ends the processes that fork a cell's tests.
 
     Args:
         seal: the worker's layers.
@@ -41,8 +41,8 @@ class CellNursery:
         """Start the processes that fork the tests of `request`, and end all others."""
         templated = bool(request.get("template"))
         if self._template is not None and templated:
-            return  # the program's next test
-        self._pays = self._pays or not templated  # without a template it is a new program
+            return  # the template of this program exists already
+        self._pays = self._pays or not templated  # if the request needs no template, it is for a new program
         if not (self._possible and self._pays and request["kind"] == "run" and _fits(request["limits"])):
             self.close()
             return
@@ -69,11 +69,11 @@ class CellNursery:
         return os.pread(self._children, _CHILDREN_BYTES, 0).split()
 
     def fork_test(self, program: int, streams: Sequence[int]) -> int:
-        """Start a test; returns its process number.
+        """Start a test; return its process number.
 
         Raises:
-            TemplateLost: the forking process is gone or stopped. Its new child may have ended it, and may
-                have read and written already.
+            TemplateLost: the forking process is gone or stopped. The new test may have ended the forking process, and
+                may have read and written already.
         """
         if self._template is not None:
             return self._template.fork_test(streams)
@@ -83,8 +83,9 @@ class CellNursery:
     def alone(self) -> bool:
         """Whether these processes are the cell's only children, and all of them are alive and not stopped.
 
-        A process that a program left behind is now the cell's child, or a descendant of a child. A chain of processes
-        that each start the next and exit is seen too: nobody has reaped its dead processes, so they are still children.
+        A process that a program left behind is now the cell's child, or a descendant of a child. If processes each
+        start the next process and exit, this is seen too: nobody has reaped the dead processes, so they are still
+        children of the cell.
         """
         if self._read_children() != self.numbers:
             return False
@@ -99,8 +100,8 @@ class CellNursery:
     def stay(self) -> None:
         """Keep the cell and these processes on their current processor; tests may leave it.
 
-        These processes never work at the same time. If the kernel moves them between idle processors, they take a tenth
-        more time, and wake up much more slowly.
+        The cell and these processes never work at the same time. If the kernel moves them between idle processors, a
+        test takes a tenth more time, and the processes wake up much more slowly.
         """
         processor = kernel.current_processor()
         if len(self._seal.processors) > 1 and processor >= 0:
@@ -114,14 +115,14 @@ class CellNursery:
             self._bind(self._seal.processors)
 
     def _bind(self, processors: Set[int]) -> None:
-        with contextlib.suppress(OSError):  # a process has ended, or the machine's owner allows other processors now
+        with contextlib.suppress(OSError):  # a process has ended, or this processor is not allowed any more
             os.sched_setaffinity(0, processors)
             for process in (self._sealed, self._template):
                 if process is not None:
                     os.sched_setaffinity(process.pid, processors)
 
     def sound(self) -> bool:
-        """Whether the sealed process still answers: it also serves the next program."""
+        """Whether the sealed process still answers, so that it can serve the next program."""
         return self._sealed is None or self._sealed.answers()
 
     def forget_program(self) -> None:
@@ -133,7 +134,7 @@ class CellNursery:
             del self.numbers[1:]
 
     def give_up(self) -> None:
-        """End these processes, and start no more for this program."""
+        """End these processes, and do not start any more of them for this program."""
         self.close()
         self._pays = False
 
@@ -151,5 +152,5 @@ def _fits(limits: dict[str, Any]) -> bool:
 
 
 def _kernel_limits(limits: dict[str, Any]) -> tuple[object, ...]:
-    """The limits that the kernel holds a process to; only the watch keeps `wall_s`."""
+    """The limits that the kernel enforces for a process. Only the watch enforces `wall_s`."""
     return tuple(value for name, value in limits.items() if name != "wall_s")

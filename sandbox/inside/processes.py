@@ -1,7 +1,7 @@
 """Read a program's processes from `/proc`: their numbers, time, memory and descriptors.
 
-Every function takes a descriptor of a `/proc` that shows the processes. A process that ends while it is read counts as
-nothing.
+Every function takes a descriptor of a `/proc` that shows the processes. A process that ends while it is read is not
+counted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _SIGCHLD = 1 << 16  # the bit of SIGCHLD in a mask of signals
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process as seen at one look.
+    """The state of a process at one check.
 
     Attributes:
         pid: process number.
-        own_time, children_time: processor time of the process, and of the children it has waited for, in ticks.
+        own_time, children_time: processor time of the process, and of the children that it has waited for, in ticks.
         threads: number of threads.
-        living: path below `/proc` of a thread that has not ended. An ended first thread shows no memory.
+        living: path below `/proc` of a thread that has not ended. The first thread may have ended, and then it shows no
+            memory.
         unshared, shared: resident bytes of private memory, and of files and shared mappings.
         other_mappings: bytes of address space that is not private and writable.
     """
@@ -43,7 +44,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class SharedMapping:
-    """A nameless mapping of memory that processes can share.
+    """A mapping, without a file name, of memory that processes can share.
 
     Attributes:
         key: device and inode of the mapped object.
@@ -82,7 +83,7 @@ def children(proc: int, pid: int) -> list[int]:
         for thread in _list(proc, f"{pid}/task"):
             child_pids += [int(number) for number in _read(proc, f"{pid}/task/{thread}/children").split()]
     except OSError:
-        pass  # it ended meanwhile; its children are the cell's children now
+        pass  # `pid` has ended meanwhile; its children are the cell's children now
     return child_pids
 
 
@@ -118,12 +119,12 @@ def _memory(proc: int, living: str) -> tuple[int, int, int, int]:
 
 
 def proportional_memory(proc: int, process: Process) -> tuple[int, int]:
-    """Resident bytes, private and shared, each page divided by the number of processes that share it."""
+    """Resident bytes, private and shared. Each page is divided by the number of processes that share the page."""
     try:
         text = _read(proc, f"{process.living}/smaps_rollup")
     except (FileNotFoundError, ProcessLookupError):
         return 0, 0
-    except OSError:  # the process may not be read: count all of its memory
+    except OSError:  # the process cannot be read, so count all of its memory
         return process.unshared, process.shared
     parts = {line.split()[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(b"Pss")}
     anonymous = parts.get(b"Pss_Anon:", parts.get(b"Pss:", 0))
@@ -144,14 +145,14 @@ def ignores_children(proc: int, pid: int) -> bool:
 def count_descriptors(proc: int, process: Process) -> int:
     """Number of open descriptors of a process; 0 if the process may not be read."""
     try:
-        # Before Linux 6.2 the directory's size is 0.
+        # Before Linux 6.2, the directory's size is 0, so list the directory instead.
         return os.stat(f"{process.living}/fd", dir_fd=proc).st_size or len(_list(proc, f"{process.living}/fd"))
     except OSError:
         return 0
 
 
 def descriptors(proc: int, process: Process) -> Iterator[tuple[str, str]]:
-    """List open descriptors: the path below `/proc`, and the target of each."""
+    """List the open descriptors. Yield the path below `/proc` and the target of each descriptor."""
     try:
         for number in _list(proc, f"{process.living}/fd"):
             path = f"{process.living}/fd/{number}"
@@ -163,7 +164,7 @@ def descriptors(proc: int, process: Process) -> Iterator[tuple[str, str]]:
 def mappings_without_name(proc: int, process: Process, scratch: str, most: int) -> list[SharedMapping] | None:
     """Mappings of anonymous shared memory, and of files that have been removed from `scratch`.
 
-    None if their list has `most` bytes of text or more: no honest program has so many mappings.
+    None if the list of mappings has `most` bytes of text or more: no honest program has so many mappings.
     """
     try:
         text = _read(proc, f"{process.living}/maps", most)

@@ -30,7 +30,7 @@ _MESSAGE_LENGTH = 500  # characters of an exception's text that are sent
 def open_standard_streams(stdin: int = 0, stdout: int = 1, stderr: int = 2) -> None:
     """Open the standard text streams on three descriptors.
 
-    The worker does this once. An unused stream has read nothing, so the file of its descriptor may still change.
+    The worker does this once. An unused stream has not read anything, so its descriptor may still be replaced.
     """
     binary_in = io.BufferedReader(io.FileIO(stdin, "r", closefd=False), 1 << 16)
     binary_out = io.BufferedWriter(io.FileIO(stdout, "w", closefd=False), 1 << 16)
@@ -44,7 +44,7 @@ def open_standard_streams(stdin: int = 0, stdout: int = 1, stderr: int = 2) -> N
 
 
 def compiled(source: bytes) -> types.CodeType:
-    """Compile the program; raises the error that the program's author would see."""
+    """Compile the program. If this fails, raise the error that the program's author would see."""
     return compile(source, _FILE, "exec", dont_inherit=True)
 
 
@@ -60,19 +60,19 @@ def main_module(source: bytes, name: str = "__main__") -> types.ModuleType:
 
 
 def mentions_generators(source: bytes) -> bool:
-    """Whether a program may draw random numbers."""
+    """Whether a program may use random numbers."""
     return b"random" in source
 
 
 def seed_generators() -> None:
-    """Seed the generators anew: all programs inherit the same states from the worker."""
+    """Seed the random generators again, because all programs inherit the same states from the worker."""
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
 
 def run(source: bytes, answer_calls: bool = False) -> NoReturn:
-    """Execute `source` as the main module and exit as the interpreter would; or load it and answer calls."""
+    """Execute `source` as the main module, answer calls if `answer_calls` is set, and exit as the interpreter would."""
     if mentions_generators(source):
         seed_generators()
     module = main_module(source, "solution" if answer_calls else "__main__")
@@ -82,7 +82,7 @@ def run(source: bytes, answer_calls: bool = False) -> NoReturn:
 def execute(
     source: bytes, code_object: types.CodeType | None, module: types.ModuleType, answer_calls: bool = False
 ) -> NoReturn:
-    """Execute a program, compiled already or not, in its module, and exit."""
+    """Execute a program in its module, and exit. The program may be compiled already."""
     os._exit(executed(source, code_object, module, answer_calls))
 
 
@@ -102,9 +102,9 @@ def executed(source: bytes, code_object: types.CodeType | None, module: types.Mo
 
 
 def _finished(code: int) -> int:
-    """Wait for threads, run exit functions and flush; returns the exit code."""
+    """Wait for threads, run exit functions and flush the streams; return the exit code."""
     try:
-        # Both calls copy many pages of the parent, even with nothing to do; so they are made only if needed.
+        # Both calls copy many pages of the parent, even if there is nothing to do. So they are made only if needed.
         if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
             threading._shutdown()  # type: ignore[attr-defined]
         if atexit._ncallbacks():
@@ -116,7 +116,7 @@ def _finished(code: int) -> int:
             if not stream.closed:
                 stream.flush()
         except (OSError, ValueError, AttributeError):
-            code = code or 120  # the interpreter's own code for this
+            code = code or 120  # the interpreter exits with this code if flushing fails
     return code
 
 

@@ -1,10 +1,10 @@
-"""Sealed processes: they run no program themselves; they fork the processes that do.
+"""Sealed processes. They do not run programs; they fork the processes that run programs.
 
-Sealing takes longer than a small program runs. So it is done once, and the forked processes inherit it:
+Sealing a process takes longer than running a small program. So it is done once, and forked processes inherit the seal:
 
 - The *sealed process* of a cell has given up every privilege and has never seen a program. For each program it forks
-  a process that runs the only test, or a template.
-- A *template* holds one compiled program, never runs it, and forks a process for each test.
+  one process. If the program has only one test, this process runs the test; otherwise the process is a template.
+- A *template* holds one compiled program. It never runs the program, but forks a process for each test.
 
 All forked processes are children of the cell. A test cannot read or change a template or a sealed process: they are not
 dumpable, and the system-call list has no ptrace. If a test kills or stops one of them, or leaves a process or file
@@ -29,14 +29,16 @@ from sandbox.inside.isolation import kernel
 from sandbox.inside.isolation.seal import Seal
 
 _CONTROL = 3  # descriptor of a sealed process's socket
-# If a program takes longer to compile, each test compiles it, in the test's time. Both waits together stay well below
-# the supervisor's grace for a cell. Otherwise a slow program would look like a failure of the sandbox.
+# If a program takes longer than this to compile, each test compiles the program, within the time of the test. Both
+# timeouts together must stay well below the extra time that the supervisor gives a cell (`cell_handle.py`). Otherwise a
+# slow program would look like a failure of the sandbox.
 _READY_SECONDS = 2.0
-_FORK_SECONDS = 1.0  # a process that takes longer has been stopped by a test
+_FORK_SECONDS = 1.0  # if a process takes longer, a test has stopped it
 _MAX_MESSAGE = 64
 _TEMPLATE, _TEST, _PING = b"template", b"test", b"ping"
-# Descriptors sent with a message. Two start a template: its socket, the program. Three start a template's test:
-# standard input, output, error. Four start a test without a template: the program, then these three.
+# A message carries descriptors. Two descriptors start a template: the template's socket, the program. Three start a
+# test of a template: standard input, output, error. Four start a test without a template: the program, standard input,
+# output, error.
 _TWO, _THREE, _FOUR = (struct.Struct(f"{count}i") for count in (2, 3, 4))
 
 
@@ -45,7 +47,7 @@ class TemplateLost(Exception):
 
 
 class _Forker:
-    """The cell's handle on a process that forks on request."""
+    """The cell's handle of a process that forks on request."""
 
     def __init__(self, control: socket.socket, pid: int, ready_s: float = _READY_SECONDS) -> None:
         self._control, self.pid = control, pid
@@ -79,11 +81,11 @@ class _Forker:
 
 
 class SealedProcess(_Forker):
-    """The cell's handle on its sealed process.
+    """The cell's handle of its sealed process.
 
     Args:
         seal: the worker's layers.
-        request: its limits hold for every process that is forked.
+        request: request whose limits hold for every process that is forked.
 
     Raises:
         TemplateLost: the process could not be sealed.
@@ -98,7 +100,7 @@ class SealedProcess(_Forker):
         super().__init__(ours, pid)
 
     def fork_test(self, program_descriptor: int, streams: Sequence[int]) -> int:
-        """Start a program's test on `streams` (standard input, output, error); returns its process number.
+        """Start a program's test on `streams` (standard input, output, error); return the process number of the test.
 
         Raises:
             TemplateLost: the sealed process is gone or stopped.
@@ -108,7 +110,7 @@ class SealedProcess(_Forker):
     def answers(self) -> bool:
         """Whether the process is alive, not stopped, and no pending signal will end or stop it.
 
-        A signal takes effect a moment after it is sent, but before its receiver answers a message.
+        A signal takes effect a moment after it is sent, but before the process answers a message.
         """
         try:
             self._control.send(_PING)
@@ -129,10 +131,10 @@ class SealedProcess(_Forker):
 
 
 class Template(_Forker):
-    """The cell's handle on a template."""
+    """The cell's handle of a template."""
 
     def fork_test(self, streams: Sequence[int]) -> int:
-        """Start a test on `streams` (standard input, output, error); returns its process number.
+        """Start a test on `streams` (standard input, output, error); return the process number of the test.
 
         Raises:
             TemplateLost: the template is gone or stopped.
@@ -142,7 +144,8 @@ class Template(_Forker):
 
 def _become_sealed(seal: Seal, request: dict[str, Any], control: int) -> Callable[[], NoReturn]:
     try:
-        os.chdir(seal.scratch)  # tests start here; the cell ends these processes when it replaces the directory
+        # Tests start in this directory. When the cell replaces the directory, it ends these processes.
+        os.chdir(seal.scratch)
         child.place_descriptors([0, 1, 2, control])
         child.go_first(seal, dumpable=False)
         child.restrict(seal, request, keep=_CONTROL + 1)
@@ -192,8 +195,8 @@ def _become_test(streams: Sequence[int], processors: Set[int]) -> None:
     for target, descriptor in enumerate(streams):  # all of them are above _CONTROL
         os.dup2(descriptor, target)
     os.closerange(_CONTROL, kernel.ABOVE_ALL_DESCRIPTORS)
-    os.setpgid(0, 0)  # keeps its signals to itself; setsid would also make the kernel add a scheduling group
-    with contextlib.suppress(OSError):  # the machine may allow other processors now
+    os.setpgid(0, 0)  # so that signals to its group reach no other process; setsid would also make a scheduling group
+    with contextlib.suppress(OSError):  # these processors may not be allowed any more
         os.sched_setaffinity(0, processors)
 
 
@@ -203,7 +206,8 @@ def _become_template(channel: socket.socket, processors: Set[int], control: int,
         os.dup2(control, _CONTROL)  # from now on `channel` leads to the cell
         os.closerange(_CONTROL + 1, kernel.ABOVE_ALL_DESCRIPTORS)
         code: types.CodeType | None = None
-        with contextlib.suppress(Exception):  # each test compiles it again and reports the error
+        # If compiling fails, each test compiles the program again and reports the error.
+        with contextlib.suppress(Exception):
             code = program.compiled(source)
         _serve_tests(channel, processors, source, code)
     except BaseException:
@@ -215,7 +219,7 @@ def _serve_tests(channel: socket.socket, processors: Set[int], source: bytes, co
     module = program.main_module(source)
     draws = program.mentions_generators(source)
     space = socket.CMSG_SPACE(_THREE.size)
-    # Looked up before the forks: a lookup changes reference counts, and each change copies a page.
+    # These names are looked up before the forks: a lookup changes reference counts, and each change copies a page.
     receive, send, unpack = channel.recvmsg, channel.send, _THREE.unpack
     duplicate, close_range, set_group, set_processors = os.dup2, os.closerange, os.setpgid, os.sched_setaffinity
     executed, leave = program.executed, os._exit
@@ -228,7 +232,7 @@ def _serve_tests(channel: socket.socket, processors: Set[int], source: bytes, co
         stdin, stdout, stderr = unpack(ancillary[0][2])
         pid = clone()
         if pid == 0:
-            # The steps of `_become_test`; calling it would copy more pages.
+            # These are the steps of `_become_test`; a call of this function would copy more pages.
             duplicate(stdin, 0)
             duplicate(stdout, 1)
             duplicate(stderr, 2)

@@ -1,7 +1,7 @@
-"""The watch over a running program: time, memory, processes and disk, summed over all of its processes.
+"""Watch a running program: the time, memory, processes and disk space of all its processes together.
 
-It reads `/proc` every few milliseconds. Between two looks a program can pass its limits; the kernel's own limits
-(`child._set_limits`, and a control group if there is one) bound by how much.
+The watch reads `/proc` every few milliseconds. Between two checks a program can pass its limits. How far it can pass
+them is bounded by the kernel's limits (`child._set_limits`, and a control group if there is one).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sandbox.types import ProgramStatus
 if TYPE_CHECKING:
     from sandbox.inside.isolation.seal import Seal
 
-_FIRST_LOOK, _LATER_LOOKS = 0.005, 0.010  # seconds; a look takes some 80 microseconds
-_NEXT_LOOK_SOON = 0.002  # if memory grows so fast that it may pass its limit before the next usual look
-_MAX_WALK = 4096  # processes in one look; far above any limit
-_SCRATCH_ENTRY = 4096  # bytes counted for a file's name and inode
+_FIRST_LOOK, _LATER_LOOKS = 0.005, 0.010  # seconds until a check; a check takes about 80 microseconds
+_NEXT_LOOK_SOON = 0.002  # seconds, if memory grows so fast that it may pass its limit before the next usual check
+_MAX_WALK = 4096  # number of processes in one check; far above any limit
+_SCRATCH_ENTRY = 4096  # bytes that are counted for the name and the inode of a file
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Processor seconds and the highest resident bytes seen."""
+    """The processor time in seconds, and the highest number of resident bytes at any check."""
 
     cpu_s: float = 0.0
     memory_bytes: int = 0
@@ -49,7 +49,7 @@ class Watch:
         limits: the request's limits.
         outputs: descriptors of standard output and error.
         channel: descriptor on which the supervisor asks to end the run early.
-        ignored: process numbers, in the outer `/proc`, of the cell's children that are not the program's.
+        ignored: process numbers, in the outer `/proc`, of those children of the cell that do not belong to the program.
         last_pid: descriptor of the cell's `ns_last_pid`, or None.
     """
 
@@ -72,7 +72,7 @@ class Watch:
 
     @property
     def allowed_memory(self) -> int:
-        """Most resident bytes: the program's limit, and the worker's memory, which every program starts with."""
+        """The most resident bytes: the program's limit plus the worker's memory, with which every program starts."""
         return int(self._limits["memory_bytes"] + self._seal.base_memory)
 
     def until_end(self, pid: int, started: float) -> ProgramStatus | None:
@@ -114,7 +114,8 @@ class Watch:
             item for pid in self._descendants() if (item := processes.look_at(self._seal.proc, pid)) is not None
         ]
         if sum(process.threads for process in run_processes) > self._limits["processes"]:
-            return ProgramStatus.PROCESSES  # now: to look at so many takes long, and more may start
+            # Stop now, because a check of so many processes takes long, and more may start.
+            return ProgramStatus.PROCESSES
         use = self._account.look(run_processes, now - self._looked, self._last_number())
         self._looked = now
         limits = self._limits
@@ -134,7 +135,7 @@ class Watch:
         return None
 
     def _last_number(self) -> int:
-        """The last process number given out in the cell's namespace; 0 if it is unknown."""
+        """The process number that the cell's namespace assigned last; 0 if it is unknown."""
         return 0 if self._last_pid is None else int(os.pread(self._last_pid, 32, 0))
 
     def _descendants(self) -> list[int]:

@@ -1,9 +1,9 @@
 """The worker: a preloaded interpreter that sets up every layer and clones a cell for each program.
 
-A worker is two processes. The outer process watches the supervisor, and ends everything when the supervisor ends. It
-watches a descriptor, so it does not depend on the supervisor's threads. The inner process, the zygote, is process 1 of
-the worker's process namespace: when it ends, the kernel ends all programs. The zygote holds no program, no input and no
-expected output; it passes descriptors on.
+A worker consists of two processes. The outer process watches the supervisor, and ends everything when the supervisor
+ends. It watches a descriptor of the supervisor, so it does not depend on the supervisor's threads. The inner process,
+the zygote, is process 1 of the worker's process namespace: when it ends, the kernel ends all programs. The zygote holds
+no program, no input and no expected output; it only passes descriptors on.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ class Zygote:
         self._syscalls: SyscallFilter | None = None
         self._scratch = filesystem.SCRATCH_RUN
         self._meter: GroupMeter | None = None
-        self._rules: int | str | None = None  # descriptor of the Landlock rules, or why there are none
+        self._rules: int | str | None = None  # descriptor of the Landlock rules, or the reason why there are none
 
     def run(self) -> NoReturn:
-        """Fork the inner process and become the outer process. Neither returns."""
+        """Fork the inner process and become the outer process. Does not return in either process."""
         supervisor = os.pidfd_open(self._settings.supervisor)
         if os.getppid() != self._settings.supervisor:
             sys.exit("the supervisor ended before its worker started")
-        # The supervisor's limit on its address space must not hold for programs: they have limits of their own.
+        # The limit of the supervisor's address space must not hold for programs, which have separate limits.
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         unreadable = self._run_where_others_can_read()
         self._join_control_group()
         self._packages = self._probe_packages()
-        self._control.recv(cell.MAX_MESSAGE)  # take the settings out of the socket; `main` has read them already
+        self._control.recv(cell.MAX_MESSAGE)  # remove the settings from the socket; `main` has only peeked at them
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         namespaces = layers.possible_namespaces(self._layers)
         mounts = bool(namespaces & kernel.CLONE_NEWNS)
@@ -88,14 +88,16 @@ class Zygote:
             self._scratch = self._host_scratch.run
             self._make_rules(private_root=False)
         elif as_root:
-            # Done as root, because only root may read some interpreters, and they must be bound into the private root.
+            # This is done as root, because some interpreters are readable only by root, and the interpreter must be
+            # mounted in the private root.
             kernel.unshare(kernel.CLONE_NEWNS)
             self._make_rules(private_root=True)
         if uid is not None:
             layers.become(uid, self._layers)
         if namespaces:
             layers.enter_namespaces(namespaces, self._proc)
-        memory_map.merge_mappings(self._proc)  # memory written to before a fork cannot be merged after it
+        # Merge now: mappings that were written to before a fork cannot be merged after the fork.
+        memory_map.merge_mappings(self._proc)
         inner = os.fork()
         if inner == 0:
             if self._host_scratch is not None:
@@ -109,9 +111,9 @@ class Zygote:
         os._exit(0)
 
     def _run_where_others_can_read(self) -> str:
-        """Continue in a copy of the interpreter if only root can read this one and it cannot be mounted elsewhere.
+        """Continue in a copy of the interpreter if only root can read this interpreter and it cannot be mounted.
 
-        Returns why no copy could be made; empty if no copy is needed.
+        Return the reason why no copy could be made; empty if no copy is needed.
         """
         if os.geteuid() != 0 or Layer.OWN_UID in self._layers.without:
             return ""
@@ -125,7 +127,7 @@ class Zygote:
             executable = interpreter_copy.copied_interpreter(self._settings.temporary)
         except OSError as problem:
             return str(problem)
-        # The search path must not name the old standard library: the copy has its own.
+        # The search path must not contain the old standard library, because the copy has its own standard library.
         old = (visible.standard_library(), os.path.dirname(visible.standard_library()) + "/python")
         kept = [
             path
@@ -176,7 +178,7 @@ class Zygote:
         return [SitePackage(path) for path in json.loads(text or b"[]")]
 
     def _make_rules(self, private_root: bool) -> None:
-        """Enter the private root if `private_root`, and make Landlock rules for the files that are visible then."""
+        """Enter the private root if `private_root`, and make Landlock rules for the files visible after that."""
         maker = None
         if self._layers.wants(Layer.LANDLOCK):
             maker = RulesMaker(private_root, self._scratch, self._packages)
@@ -248,7 +250,7 @@ class Zygote:
 
 
 def _own_memory(proc: int) -> tuple[int, int, int]:
-    """Bytes of this process: reserved, resident, and reserved but not private and writable."""
+    """Memory of this process in bytes: reserved; resident; and reserved, without the private writable part."""
     descriptor = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
     try:
         size, resident, _, _, _, data, _ = map(int, os.read(descriptor, 256).split())
@@ -272,7 +274,7 @@ def serve(control: socket.socket, seal: Seal) -> NoReturn:
     """Clone a cell for every request until the supervisor closes the channel."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
-    cells: dict[int, int] = {}  # process descriptor -> process number
+    cells: dict[int, int] = {}  # key: descriptor of the process; value: its process number
     while True:
         for descriptor, _ in poll.poll():
             if descriptor in cells:
@@ -291,8 +293,8 @@ def serve(control: socket.socket, seal: Seal) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Entry point: the control socket's descriptor is the last argument."""
+    """Entry point. The last command-line argument is the descriptor of the control socket."""
     control = socket.socket(fileno=int(sys.argv[-1]))
-    # Only peek: a copy of the interpreter may replace this process, and must read the settings again.
+    # Only peek, because a copy of the interpreter may replace this process and must then read the settings again.
     settings = WorkerSettings.from_json(control.recv(cell.MAX_MESSAGE, socket.MSG_PEEK))
     Zygote(control, settings).run()

@@ -1,4 +1,4 @@
-"""Grade a program with test code: they run in separate cells, and calls are passed between the cells."""
+"""Grade a program with test code. Both run in separate cells, and this module passes calls between the cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sandbox.types import MEBIBYTE, AssertTest, Limits, ProgramStatus, TestResul
 
 _TESTER_MEMORY = 1024 * MEBIBYTE  # the tester is trusted; only values from the program make it grow
 _TESTER_PROCESSES = 16
-_MAX_CALLS = 1_000_000  # by the test code of one test
+_MAX_CALLS = 1_000_000  # the most calls that the test code of one test may make
 
 
 def grade_asserts(
@@ -24,8 +24,8 @@ def grade_asserts(
 ) -> TestResult:
     """Run test code in a separate cell, and pass its calls on to the program's cell.
 
-    The first call starts the program, so the program is not to blame for anything before it. From then on both have
-    `limits.wall_s`, at most until the time `end`.
+    The first call starts the program, so no earlier failure counts against the program. From the first call on, the
+    test code and the program have `limits.wall_s` seconds, but at most until the time `end`.
     """
     task = {"code": test.code, "setup": test.setup, "entry_point": test.entry_point, "case": test.case}
     tester_memory = max(_TESTER_MEMORY, limits.memory_bytes)
@@ -49,11 +49,12 @@ def grade_asserts(
     finally:
         os.close(test_code)
     if not silent:
-        status, reason = ProgramStatus.BAD_REPLY, "a reply that nobody asked for"
+        status, reason = ProgramStatus.BAD_REPLY, "a reply without a request"
     if status is ProgramStatus.NONZERO_EXIT:
         status, reason = why_ended(run)
     if status is ProgramStatus.WRONG_ANSWER and not reason:
-        # The tester ended without a verdict: only what the program returned can have done that (out of memory).
+        # The tester ended without a verdict. Only values that the program returned can cause this, for example by
+        # using up the tester's memory.
         reason = f"the test code ended early: {tester_run.status.value}"
     return result_of(worker, status, reason, run)
 
@@ -80,7 +81,7 @@ def _first_call(tester: CallChannel, limits: Limits, end: float) -> dict[str, An
 def _relay(
     tester: CallChannel, channel: CallChannel, message: dict[str, Any], deadline: float
 ) -> tuple[ProgramStatus, str]:
-    """Carry calls to the program and answers back to the tester, until the tester gives its verdict.
+    """Send calls to the program and answers back to the tester, until the tester gives its verdict.
 
     After the first call no failure counts as a fault of the test, since a program could imitate such a fault.
     """

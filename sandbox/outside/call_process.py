@@ -1,4 +1,4 @@
-"""Begin and end a process that answers calls to a program's functions; say why it ended instead of answering."""
+"""Start and end a process that answers calls to a program's functions, and find out why it ended early."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from sandbox.outside.channel import BadReply, CallChannel
 from sandbox.outside.worker import Worker
 from sandbox.types import ExecutionResult, Limits, ProgramStatus, TestResult
 
-_EXTRA_SECONDS = 1.0  # time for loading the program, beyond the time for its calls
+_EXTRA_SECONDS = 1.0  # time for loading the program, in addition to the time for its calls
 
 
 def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
-    """The result of a test that ended with `status`, and what its `run` used."""
+    """Make the result of a test that ended with `status`; it includes the time and memory that `run` used."""
     used = (run.wall_s, run.cpu_s, run.memory_bytes) if run else (0.0, 0.0, 0)
     return TestResult(status is ProgramStatus.OK, status, reason, *used, worker.isolation)
 
@@ -38,9 +38,9 @@ def begin_calls(
 
 
 def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[ExecutionResult, bool]:
-    """End the process behind a channel; return its result and whether the channel stayed silent.
+    """End the process behind a channel; return its result, and whether no further reply came.
 
-    An honest program exits when its channel closes. After a program that must be stopped, its cell is not used again.
+    An honest program exits when its channel closes. If the program must be stopped, its cell is not used again.
     """
     if not orderly:
         cell.request_stop()
@@ -55,7 +55,7 @@ def end_calls(cell: CellHandle, channel: CallChannel, orderly: bool) -> tuple[Ex
 
 
 def why_ended(run: ExecutionResult) -> tuple[ProgramStatus, str]:
-    """Why a process ended instead of answering. An orderly exit is no answer either."""
+    """The reason why a process ended instead of answering. An orderly exit is a failure too."""
     if run.status in (ProgramStatus.OK, ProgramStatus.SIGNAL) and run.exit_code == 0:
         return ProgramStatus.NONZERO_EXIT, "the program exited instead of returning"
     return run.status, run.reason

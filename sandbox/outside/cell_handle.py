@@ -15,22 +15,23 @@ from typing import Any
 
 from sandbox.types import MEBIBYTE, STDERR_BYTES, ExecutionResult, Isolation, Limits, ProgramStatus
 
-_GRACE_SECONDS = 10.0  # the cell ends a program at its deadline; this much later the worker counts as lost
+# A cell ends a program at its deadline. If no reply comes within this extra time, the worker counts as lost.
+_GRACE_SECONDS = 10.0
 _MAX_REPORT = 1 << 16
-_MOST_RUNS = 32  # each needs descriptors, and one message carries at most 253
+_MOST_RUNS = 32  # each run needs descriptors, and one message carries at most 253 descriptors
 _OUTPUTS_AT_ONCE = 512 * MEBIBYTE
-_MAX_RUNS_OF_A_CELL = 256  # then a new cell replaces it, in case anything in it wears out
-# Messages of interpreters and run-times when memory ran out. A program that prints them itself gains nothing: its
-# failure gets another name.
+_MAX_RUNS_OF_A_CELL = 256  # after so many runs a new cell replaces the cell, in case the runs leave something behind
+# Messages that interpreters and run-times print when memory runs out. A program that prints such a message itself gains
+# nothing: only the status of its failure changes.
 _OUT_OF_MEMORY = (b"MemoryError", b"std::bad_alloc", b"JavaScript heap out of memory", b"Cannot allocate memory")
 
 
 class WorkerLost(Exception):
-    """The worker died or stopped answering: nothing is known of the program."""
+    """The worker died or stopped answering, so nothing is known about the program."""
 
 
 def sealed_memory(name: str, content: bytes) -> int:
-    """A descriptor of an anonymous file with `content` that nobody can change, its owner included."""
+    """Return a descriptor of an anonymous file with `content`. Nobody can change the file, not even its owner."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     rest = memoryview(content)
     while rest:
@@ -47,23 +48,24 @@ def limits_message(limits: Limits, runs: int = 1) -> dict[str, Any]:
 
 
 def most_runs(limits: Limits) -> int:
-    """How many runs may begin at once. Their outputs all stay in memory, so large outputs allow fewer runs."""
+    """The number of runs that may begin at once. All outputs stay in memory, so large outputs allow fewer runs."""
     return max(1, min(_MOST_RUNS, _OUTPUTS_AT_ONCE // (2 * limits.output_bytes)))
 
 
 class CellHandle:
-    """The supervisor's end of one cell. A context manager; leaving it ends the cell, unless it may be kept."""
+    """The supervisor's end of one cell. A context manager; leaving it ends the cell, unless the cell may be kept."""
 
     def __init__(self, channel: socket.socket, isolation: Isolation, give_back: Callable[[CellHandle], None]) -> None:
         """Take over a cell that has started.
 
         Args:
             channel: connection to the cell.
-            isolation: layers that hold its programs; each result contains them.
-            give_back: takes the handle of a cell that may serve another program.
+            isolation: isolation of the cell's programs; each result contains it.
+            give_back: function that takes this handle back if the cell may serve another program.
         """
         self._channel, self._isolation, self._give_back = channel, isolation, give_back
-        self._outputs: list[int] = []  # of the current runs: standard output and error, for each in turn
+        # Descriptors for the current runs: standard output and error of the first run, then of the next run, and so on.
+        self._outputs: list[int] = []
         self._deadline = 0.0
         self._output_bytes = 0
         self._runs = 0
@@ -104,10 +106,10 @@ class CellHandle:
         """Start a run for each input, one after the other.
 
         Args:
-            request: fields that `child.become_program` takes.
+            request: fields for `child.become_program`.
             program: descriptor of the program's text.
             inputs: standard input of each run, at most `most_runs` of them.
-            channel: the two far ends of a `CallChannel`, for a program that answers calls.
+            channel: the program's two ends of a `CallChannel`, for a program that answers calls.
             end: time on the monotonic clock at which the running program is ended and the other runs are left out.
 
         Raises:
@@ -144,13 +146,13 @@ class CellHandle:
         """Wait for the end of the current run, which must be the only run.
 
         Raises:
-            WorkerLost: as for `finish_all`.
+            WorkerLost: for the same reasons as in `finish_all`.
         """
         (result,) = self.finish_all()
         return result
 
     def finish_all(self) -> list[ExecutionResult]:
-        """Wait for the end of the current runs; at the end of their time or after a stop there are fewer results.
+        """Wait for the end of the current runs. Runs that were stopped or not begun in time have no result.
 
         Raises:
             WorkerLost: the cell did not answer in time, or it reported a failure of the sandbox.

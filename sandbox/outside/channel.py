@@ -1,7 +1,7 @@
 """The trusted end of the call channel: it sends one line and receives one line, under a deadline.
 
-No reply is trusted. A reply that nobody asked for, that is too long or that is not JSON of the agreed form
-is a `BadReply`, which fails the program.
+No reply is trusted. A reply is a `BadReply` if there was no request for it, if it is too long, or if it is not JSON of
+the agreed form. A `BadReply` fails the program.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHUNK = 1 << 16
 
 
 class BadReply(Exception):
-    """The program broke the agreement of the channel."""
+    """The program broke the protocol of the channel."""
 
 
 class ProgramEnded(Exception):
@@ -29,7 +29,7 @@ class DeadlinePassed(Exception):
 
 
 class CallChannel:
-    """A pair of pipes to a program's process. `far_ends` are for the program; close them here once they are passed."""
+    """A pair of pipes to a program's process. Close `far_ends`, the program's ends, here after they were passed."""
 
     def __init__(self) -> None:
         far_requests, self._requests = os.pipe2(os.O_CLOEXEC)
@@ -47,14 +47,14 @@ class CallChannel:
         self.far_ends = (-1, -1)
 
     def close(self) -> None:
-        """Close this side; idempotent."""
+        """Close the ends of this side. Can be called twice."""
         self.close_requests()
         if self._replies >= 0:
             os.close(self._replies)
         self._replies = -1
 
     def close_requests(self) -> None:
-        """Tell the other side that no request follows; idempotent."""
+        """Tell the other side that no request follows. Can be called twice."""
         if self._requests >= 0:
             os.close(self._requests)
         self._requests = -1
@@ -63,7 +63,7 @@ class CallChannel:
         """Send one line and return the one line that answers it.
 
         Args:
-            line: request, without the line end.
+            line: request, without the newline.
             deadline: time on the monotonic clock.
 
         Raises:
@@ -83,14 +83,14 @@ class CallChannel:
             BadReply: such a reply has come.
         """
         if self._buffer or self._read():
-            raise BadReply("a reply that nobody asked for")
+            raise BadReply("a reply without a request")
 
     def send(self, line: bytes, deadline: float) -> None:
-        """Send one line, given without its end; `deadline` is a time on the monotonic clock.
+        """Send one line. `line` does not include the newline; `deadline` is a time on the monotonic clock.
 
         Raises:
             ProgramEnded: the other side has closed its end.
-            DeadlinePassed: the other side does not read.
+            DeadlinePassed: the other side has not read the line in time.
         """
         rest = memoryview(line + b"\n")
         while rest:
@@ -104,12 +104,12 @@ class CallChannel:
                 raise ProgramEnded from None
 
     def receive(self, deadline: float) -> bytes:
-        """The next line, without its end; `deadline` is a time on the monotonic clock.
+        """Return the next line, without the newline; `deadline` is a time on the monotonic clock.
 
         Raises:
             BadReply: the line is longer than `MAX_LINE`.
             ProgramEnded: the other side has closed its end.
-            DeadlinePassed: no line came.
+            DeadlinePassed: no line came in time.
         """
         while b"\n" not in self._buffer:
             _wait([self._replies], [], deadline)
@@ -124,7 +124,7 @@ class CallChannel:
         return bytes(line)
 
     def _read(self) -> bytes | None:
-        """Read without waiting: None if nothing is there yet, empty at the end."""
+        """Read without waiting. Return None if there is no data yet, and empty bytes at the end of the stream."""
         try:
             chunk = os.read(self._replies, _CHUNK)
         except BlockingIOError:
@@ -145,7 +145,7 @@ def _wait(reading: list[int], writing: list[int], deadline: float) -> None:
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """A line of the channel as a JSON object.
+    """Parse a line of the channel as a JSON object.
 
     Raises:
         BadReply: the line is not a JSON object.

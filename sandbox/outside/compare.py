@@ -1,7 +1,7 @@
-"""Trusted comparison of a program's results with the expected values. Nothing here runs in a program's process.
+"""Compare a program's results with the expected values. This is trusted code, and runs in no program's process.
 
 Replies are compared in their encoded form. Foreign items are looked up among the expected items, but never put into a
-hash table: a program could choose items that collide, which would take quadratic time.
+hash table: a program could choose items with equal hashes, so that this would take quadratic time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from sandbox.values import NotPlainData, decode, encode, scalar
 
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?\Z")
 _INTEGER = re.compile(r"[+-]?\d{1,400}\Z")
-_LONG_LINE = 1 << 16  # bytes; a longer line is measured before it is split, which saves time if it is far too long
+# Bytes. The length of a longer line is checked before the line is split, which saves time if the line is too long.
+_LONG_LINE = 1 << 16
 _BLANKS = b" \t\r\x0b\x0c"
-_KEY_BITS = 10_000  # longest int that is looked up by its digits; Python refuses to write much longer ints
+_KEY_BITS = 10_000  # size of the longest int that is looked up by its digits; Python refuses to print much longer ints
 _WORD_BYTES = 1 << 11  # every match of `_NUMBER` is shorter
 
 
 def equal_text(got: bytes, expected: str, tolerance: float | None = None, any_order: bool = False) -> bool:
     """Whether a program printed the expected text.
 
-    Forgiven: line ends of other systems, white space at the beginnings and ends of lines and around the whole, and how
-    much white space separates words within a line.
+    These differences are ignored: line ends of other systems, white space at the beginning and end of each line and of
+    the whole text, and the amount of white space between words of a line.
 
-    The text is read line by line up to the first difference, so a program that prints much more costs no time.
+    The text is read line by line up to the first difference, so text after it costs no time.
 
     Args:
         got: the program's output.
@@ -39,7 +40,7 @@ def equal_text(got: bytes, expected: str, tolerance: float | None = None, any_or
     """
     wanted = [line.split() for line in expected.strip().split("\n")]
     got = got.strip()
-    if got[:4].decode("utf-8", "ignore")[:1].isspace():  # a blank beyond ASCII
+    if got[:4].decode("utf-8", "ignore")[:1].isspace():  # the text begins with white space outside of ASCII
         got = got.decode("utf-8", "replace").strip().encode()
     if any_order:
         return _equal_in_any_order(got, wanted, tolerance)
@@ -88,7 +89,7 @@ def _equal_word(got: str, expected: str, tolerance: float) -> bool:
     if not _NUMBER.match(got) or not _NUMBER.match(expected):
         return False
     if _INTEGER.match(expected):
-        return Decimal(got) == int(expected)  # exact whatever the tolerance
+        return Decimal(got) == int(expected)  # the tolerance does not apply to an expected integer
     return _close(float(got), float(expected), tolerance)
 
 
@@ -101,9 +102,9 @@ def _close(got: float, expected: float, tolerance: float) -> bool:
 def equal_encoded(message: Any, expected: Any, tolerance: float | None = None, any_order: bool = False) -> bool:
     """Whether the encoded reply `message` is the value `expected`.
 
-    A list equals a tuple with the same items, since expected values often come from JSON. For the same reason a
-    key of digits in an expected dictionary equals that int. A bool equals only a bool. An int equals an equal float.
-    NaN equals NaN.
+    A list equals a tuple with the same items, because expected values often come from JSON. For the same reason, a text
+    key of digits in an expected dictionary equals the int with these digits. A bool equals only a bool. An int equals
+    an equal float. NaN equals NaN.
 
     Args:
         message: reply of the program's side, parsed as JSON.
@@ -152,7 +153,7 @@ def _equal(message: Any, expected: Any, tolerance: float | None) -> bool:
 
 
 def _canonical(message: Any) -> str:
-    """Text by which equal plain values sort alike: 1 and 1.0, [1] and (1,)."""
+    """Text to sort values by. Equal plain values have the same text, for example 1 and 1.0, [1] and (1,)."""
     number = _as_number(message)
     if isinstance(number, float) and number.is_integer() and abs(number) < 1 << 53:
         message = int(number)
@@ -190,15 +191,15 @@ def _equal_number(got: int | float | complex | None, expected: int | float | com
     if got is None:
         return False
     if got == expected:
-        return True  # exact between numbers of any kind and size
+        return True  # Python compares numbers of all types and sizes exactly
     if isinstance(got, float) and isinstance(expected, float) and math.isnan(got) and math.isnan(expected):
         return True
     if tolerance is None or isinstance(expected, int):
-        return False  # an expected int is exact whatever the tolerance
+        return False  # the tolerance does not apply to an expected int
     try:
         left, right = complex(got), complex(expected)
     except OverflowError:
-        return False  # an int beyond every float
+        return False  # an int is larger than every float
     return _close(left.real, right.real, tolerance) and _close(left.imag, right.imag, tolerance)
 
 
@@ -234,7 +235,7 @@ def _equal_set(message: Any, expected: set[Any] | frozenset[Any]) -> bool:
 def _key(message: Any) -> Any:
     """A dictionary key or set item of a reply: a scalar or a tuple of keys.
 
-    Anything else (a frozenset) becomes an object that equals no expected key.
+    Any other value (for example a frozenset) becomes an object that does not equal any expected key.
     """
     tag = _tag(message)
     if tag == "t" and type(message["t"]) is list:

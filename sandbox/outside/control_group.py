@@ -1,10 +1,13 @@
-"""Make a control group for each worker: of version 2 if a group is delegated, else of version 1 if possible.
+"""Make a control group for each worker: of version 2 if a group is delegated, otherwise of version 1 if possible.
 
-The kernel bounds memory and processes of the group, in addition to the watch. The group also counts memory that no
-process size includes. For version 2, a group is delegated if `cgroup.subtree_control` has `memory` and `pids`, and new
-groups are possible in it. This is the supervisor's group or its parent group. systemd delegates with `Delegate=yes` and
-the supervisor in a subgroup. Container runtimes do so if they give a container a separate group. For version 1, new
-groups must be possible below the supervisor's groups in the hierarchies of `memory` and `pids`.
+The kernel limits the memory and the number of processes of the group. `sandbox/inside/watch.py` also limits them. The
+group also counts memory that is not part of the size of any process.
+
+For version 2, a group is delegated if its `cgroup.subtree_control` contains `memory` and `pids`, and if the supervisor
+may make new groups in it. The delegated group is the supervisor's group or the parent of that group. systemd delegates
+a group if the unit sets `Delegate=yes` and the supervisor runs in a subgroup. Container runtimes delegate a group if
+they give a container a separate group. For version 1, the supervisor must be allowed to make new groups below its own
+groups in the hierarchies of `memory` and `pids`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from sandbox.group_meter import GroupFiles
 from sandbox.types import MEBIBYTE, Limits
 
 _CONTROLLERS = {"memory", "pids"}
-# In addition to the programs: the worker, its cells, and a tester's cell that runs at the same time.
+# The memory and processes that are needed in addition to those of the programs: for the worker, its cells, and a
+# tester's cell that runs at the same time.
 _WORKER_MEMORY, _WORKER_PROCESSES = 512 * MEBIBYTE, 64
 _REMOVAL_SECONDS = 1.0  # a group can be removed once the kernel has reaped its last process
 _PREFIX = "sandbox-"
@@ -27,10 +31,10 @@ _PREFIX = "sandbox-"
 
 @dataclass(frozen=True, slots=True)
 class Delegated:
-    """The place for new groups.
+    """The parent groups for new groups.
 
     Attributes:
-        memory, pids: parent groups of the new groups; the same group in version 2.
+        memory, pids: parent group of the new groups in each hierarchy; in version 2, both are the same group.
         cpu: parent group in the hierarchy that counts processor time, if there is such a hierarchy.
         version: version of control groups, 1 or 2.
     """
@@ -42,7 +46,7 @@ class Delegated:
 
     @property
     def parents(self) -> list[Path]:
-        """Each group once."""
+        """The parent groups, each listed once."""
         return list(dict.fromkeys([self.memory, self.pids, *([self.cpu] if self.cpu else [])]))
 
 
@@ -50,7 +54,7 @@ class ControlGroup:
     """The group of a worker.
 
     Args:
-        parent: place of the new group.
+        parent: parent groups of the new group.
         name: name of the group, unique in its parent: `sandbox-`, the supervisor's process number, and more.
 
     Raises:
@@ -69,7 +73,8 @@ class ControlGroup:
                 made.append(group / name)
             self._limit_file = self._memory / ("memory.max" if parent.version == 2 else "memory.limit_in_bytes")
             self._limit_file.write_text(str(_WORKER_MEMORY + 2 * Limits().memory_bytes))
-            for swap in ("memory.swap.max", "memory.swappiness"):  # memory that is swapped out would not count
+            # Forbid swapping, because memory that is swapped out would not count.
+            for swap in ("memory.swap.max", "memory.swappiness"):
                 with contextlib.suppress(OSError):
                     if (self._memory / swap).exists():
                         (self._memory / swap).write_text("0")
@@ -110,13 +115,13 @@ class ControlGroup:
         """Raise the limit of processes if a program needs more. The cell bounds the memory of the program."""
         wanted = _WORKER_PROCESSES + 2 * limits.processes
         file = self._pids / "pids.max"
-        # Read each time: another process that shares the worker may have raised it.
+        # The limit is read each time, because another process that shares the worker may have raised it.
         allowed = file.read_text().strip() if file.exists() else "max"
         if allowed == "max" or int(allowed) < wanted:
             file.write_text(str(wanted))
 
     def close_descriptors(self) -> None:
-        """Close `files` after the worker has opened its files; idempotent."""
+        """Close this process's descriptors of `files`, once the worker has its own. Can be called twice."""
         if self.files is not None:
             for descriptor in self.files.all:
                 os.close(descriptor)
@@ -148,7 +153,7 @@ def _sweep(parent: Path) -> None:
 def delegated_group(
     own_groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mountinfo")
 ) -> Delegated | str:
-    """Return the place for the workers' groups, or the reason why there is no such place."""
+    """Return the parent groups for the workers' groups, or the reason why no groups can be made."""
     group_names = {}
     for line in own_groups.read_text().splitlines():
         _, controllers, group = line.split(":", 2)
@@ -207,5 +212,5 @@ def _first_version(group_names: dict[str, str], mounts: Path) -> Delegated | str
                 groups[controller] = place
     lacking = sorted(_CONTROLLERS - set(groups))
     if lacking:
-        return f"of version 1, no group can be made for {' and '.join(lacking)}"
+        return f"no control group of version 1 can be made for {' and '.join(lacking)}"
     return Delegated(groups["memory"], groups["pids"], groups.get("cpuacct"), 1)

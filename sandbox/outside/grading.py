@@ -1,7 +1,7 @@
 """Run one program's tests in one cell, and compare the results with the expected values on this side.
 
 Expected values stay in this process (and, for assert-style test code, in the tester's sandbox): they never enter the
-program's process, its files, arguments or environment, nor those of any process that it can read.
+program's process, its files, arguments or environment, and they never enter any process that the program can read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sandbox.types import (
 from sandbox.values import NotPlainData, encode
 
 T = TypeVar("T", bound=Test)
-_TEMPLATE_TESTS = 3  # with fewer tests with standard input, a template costs more time than it saves
+_TEMPLATE_TESTS = 3  # for fewer tests with standard input, a template costs more time than it saves
 
 
 def grade(
@@ -48,7 +48,7 @@ def grade(
     total_s: float = math.inf,
     tester_for: Callable[[AssertTest], Worker] | None = None,
 ) -> list[TestResult]:
-    """Run `tests` in order and return a result for each; with `stop_at_failure` none after the first failure.
+    """Run `tests` in order and return a result for each; if `stop_at_failure`, stop after the first failure.
 
     Consecutive call tests share a process. After a call that ended the process or passed its deadline, the next test
     gets a new process. Every other test has a separate process. Tests that do not end within `total_s` of real
@@ -76,7 +76,8 @@ def grade(
                     tester = tester_for(test) if tester_for is not None else worker
                     results.append(grade_asserts(worker, tester, cell, program, test, limits, end))
                 else:
-                    # If a failure ends the grading, at most as many tests run in vain as have passed.
+                    # If a failure ends the grading, the results of later tests are useless. So at most one test more is
+                    # started at once than tests have passed.
                     room = len(results) + 1 if stop_at_failure else len(tests)
                     inputs = _leading(StdinTest, tests[len(results) :])[: min(room, most_runs(limits))]
                     results += _grade_stdin(worker, cell, program, runnable, inputs, limits, end)
@@ -102,7 +103,7 @@ def _grade_stdin(
     limits: Limits,
     end: float,
 ) -> list[TestResult]:
-    """Grade tests by their output: at least one test, and as many as run before the time `end`."""
+    """Grade tests by their output: at least one test, and all tests that run before the time `end`."""
     inputs = [test.stdin.encode("utf-8", "surrogatepass") for test in tests]
     cell.begin(runnable.request | {"limits": limits_message(limits)}, program, inputs, end=end)
     return [_judged(worker, test, run) for test, run in zip(tests, cell.finish_all(), strict=False)]
@@ -125,7 +126,7 @@ def _grade_calls(
     stop_at_failure: bool,
     end: float,
 ) -> list[TestResult]:
-    """Grade calls in one process, up to and including the first call that ends it, until the time `end`."""
+    """Grade calls in one process until the time `end`. The first call that ends the process is the last call."""
     verdicts: list[tuple[ProgramStatus, str]] = []
     ended = False
     with closing(begin_calls(cell, program, limits, "calls", len(tests))) as channel:
@@ -136,7 +137,7 @@ def _grade_calls(
             verdicts.append((status, reason))
         run, silent = end_calls(cell, channel, orderly=not ended)
     if not silent:
-        verdicts[-1] = (ProgramStatus.BAD_REPLY, "a reply that nobody asked for")
+        verdicts[-1] = (ProgramStatus.BAD_REPLY, "a reply without a request")
     if ended and verdicts[-1][0] is ProgramStatus.NONZERO_EXIT:
         verdicts[-1] = why_ended(run)
     count = len(verdicts)
@@ -145,7 +146,7 @@ def _grade_calls(
 
 
 def _grade_call(channel: CallChannel, test: CallTest, limits: Limits, end: float) -> tuple[ProgramStatus, str, bool]:
-    """Make one call; return its status, a reason, and whether the process is of no further use."""
+    """Make one call; return its status, a reason, and whether the process cannot be used again."""
     try:
         request = {
             "function": test.function,

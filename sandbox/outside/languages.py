@@ -20,17 +20,17 @@ COMPILE_LIMITS = Limits(
     wall_s=30.0,
     memory_bytes=2048 * MEBIBYTE,
     processes=32,
-    output_bytes=64 * MEBIBYTE,  # the executable
+    output_bytes=64 * MEBIBYTE,  # the size of the executable
     disk_bytes=256 * MEBIBYTE,
 )
-# -pipe keeps intermediate files out of the scratch directory; the executable leaves through standard output.
+# -pipe keeps intermediate files out of the scratch directory. The executable is printed to standard output.
 _COMPILE_CPP = "g++ -O2 -std=c++20 -pipe -o main main.cpp && exec cat main"
 _CACHED_BYTES = 256 * MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True)
 class Runnable:
-    """A program ready to run: fields for the request to a cell, and the content, which is passed by descriptor."""
+    """A program ready to run: fields for the request to a cell, and the content, which is sent as a descriptor."""
 
     request: dict[str, Any]
     content: bytes
@@ -38,7 +38,7 @@ class Runnable:
 
 @dataclass(frozen=True, slots=True)
 class NotRunnable(Exception):
-    """The program cannot be run: it does not compile, or nothing here can compile or interpret it."""
+    """The program cannot be run: it does not compile, or this machine has no compiler or interpreter for it."""
 
     status: ProgramStatus
     reason: str
@@ -58,7 +58,7 @@ def find_tool(name: str) -> str | None:
 class Compiler:
     """Prepares programs, and compiles them if the language needs it. Executables are cached by the source's content.
 
-    Many threads may use it; two threads may compile the same source once each.
+    Many threads may use a compiler. If two threads prepare the same source at the same time, both may compile it.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Compiler:
     def prepare(
         self, worker: Worker, source: bytes, language: Language, compile_limits: Limits | None = None
     ) -> Runnable:
-        """Make `source` runnable; `compile_limits` hold for the compiler, by default `COMPILE_LIMITS`.
+        """Make `source` runnable. The limits of the compiler are `compile_limits`, by default `COMPILE_LIMITS`.
 
         Raises:
             NotRunnable: the program does not compile, or there is no compiler.

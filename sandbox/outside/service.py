@@ -40,15 +40,15 @@ from sandbox.worker_settings import WorkerSettings
 T = TypeVar("T")
 P = ParamSpec("P")
 WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
-_ATTEMPTS = 2  # if its worker dies, a program runs once more, on a new worker; then it is a sandbox error
-_STARTED_AT_ONCE = 16  # workers; each start takes a core for a quarter of a second
+_ATTEMPTS = 2  # if its worker dies, a program runs once more on a new worker; if this dies too, it is a sandbox error
+_STARTED_AT_ONCE = 16  # number of workers; each start keeps a core busy for a quarter of a second
 _DEFAULT_LIMITS = Limits()
 
 
 def _off_the_event_loop(
     method: Callable[Concatenate[Sandbox, P], T],
 ) -> Callable[Concatenate[Sandbox, P], Coroutine[Any, Any, T]]:
-    """Turn a method into a coroutine, which waits in one of the sandbox's threads."""
+    """Turn a method into a coroutine. The method itself runs in one of the sandbox's threads."""
 
     @functools.wraps(method)
     async def coroutine(sandbox: Sandbox, /, *arguments: P.args, **keywords: P.kwargs) -> T:
@@ -59,17 +59,18 @@ def _off_the_event_loop(
 
 
 class Sandbox:
-    """Runs and grades untrusted programs. Many threads may use it, and coroutines through the `_async` methods.
+    """Runs and grades untrusted programs. Many threads may use a sandbox; coroutines may use its `_async` methods.
 
-    Use it as a context manager, or call `close`. Only the process that made it may use it, unless that calls `share`.
+    Use it as a context manager, or call `close`. Only the process that made the sandbox may use it, unless this
+    process calls `share`.
 
     Args:
         level: the weakest isolation at which programs may run.
-        workers: number of programs that run at the same time; best is the number of cores.
-        preload: modules kept imported in a separate worker, which runs the programs and the test code that mention
-            them.
+        workers: number of programs that run at the same time. The number of cores is the best choice.
+        preload: modules that stay imported in a separate worker. This worker runs the programs and the test code that
+            mention these modules.
         without: layers to leave out. For tests only.
-        waiting: makes a context manager, which is entered while a program waits for a free worker.
+        waiting: function that makes a context manager. A call is inside it while it waits for a free worker.
 
     Raises:
         IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
@@ -106,24 +107,24 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End all workers and whatever they run; idempotent."""
+        """End all workers and the programs that they run. Can be called twice."""
         with self._lock:
             self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._owner != os.getpid():
             return
         for slot in self._slots.all:
-            # A thread that is running a program notices the end of its worker, and does not start another.
+            # A thread that is running a program notices the end of its worker, and does not start another worker.
             for worker in list(slot.workers.values()):
                 worker.stop()
             slot.workers.clear()
 
     def share(self) -> None:
-        """Start all workers now, and let processes forked from now on run programs in them, too.
+        """Start all workers now, and let processes that are forked from now on run programs in them too.
 
         All these processes together run `workers` programs at the same time. When a process ends, for any reason, its
-        programs end at once. The workers end when the process that made the sandbox closes it or ends. Call it in a
-        process of one thread, before any program runs.
+        programs end at once. The workers end when the process that made the sandbox closes it or ends. Call this method
+        before any program runs, and while the process has only one thread.
 
         Raises:
             SandboxError: a worker could not be started.
@@ -137,7 +138,7 @@ class Sandbox:
 
     @property
     def shared(self) -> bool:
-        """Whether forks of the process that made it may use it."""
+        """Whether forks of the process that made the sandbox may use it."""
         return self._slots.shared
 
     @property
@@ -155,15 +156,16 @@ class Sandbox:
     ) -> ExecutionResult:
         """Run a program once.
 
-        A failure of the program is a status of the result, never an exception; so is a failure of the sandbox
-        (`SANDBOX_ERROR`), after one more attempt on a new worker.
+        A failure of the program is a status of the result, never an exception. If the sandbox fails, the program runs
+        once more on a new worker; if that fails too, the status is `SANDBOX_ERROR`.
 
         Args:
-            program: source of the program; undecodable text is a program that does not compile.
+            program: source of the program. Text that cannot be encoded counts as a program that does not compile.
             stdin: standard input of the program.
             limits: limits of the run.
             language: language of the program.
-            preload: modules to have ready, instead of the modules of the sandbox's `preload` that the program mentions.
+            preload: modules that are imported before the program starts. By default, those modules of the sandbox's
+                `preload` that the program mentions.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -194,16 +196,16 @@ class Sandbox:
         total_s: float = math.inf,
         compile_limits: Limits | None = None,
     ) -> list[TestResult]:
-        """Run a program's tests; a result for each, in order, or up to the first failure with `stop_at_failure`.
+        """Run a program's tests in order, and return a result for each; if `stop_at_failure`, up to the first failure.
 
         Args:
             program: source of the program.
             tests: tests to run, in order.
             limits: limits of each test. A call's time is measured from the request to the reply.
-            language: language of the program; languages other than Python take `StdinTest` only.
-            preload: as for `run`.
-            stop_at_failure: leave out the tests after the first that fails.
-            total_s: real time for all tests together, without compiling; tests that do not end within it fail.
+            language: language of the program; programs in languages other than Python can only have `StdinTest`s.
+            preload: the same as in `run`.
+            stop_at_failure: whether to leave out the tests after the first failing test.
+            total_s: real time for all tests together, without compiling. Tests that do not end within this time fail.
             compile_limits: limits of the compiler, if the language has one; by default `languages.COMPILE_LIMITS`.
 
         Raises:
@@ -262,7 +264,7 @@ class Sandbox:
         preload: Sequence[str] | None,
         compile_limits: Limits | None = None,
     ) -> T | NotRunnable:
-        """Make a program runnable and do `work` with it, on a free slot's worker; or return why it is impossible."""
+        """Prepare a program and do `work` with it on a free slot's worker; if it cannot be run, return the reason."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._owner != os.getpid() and not self._slots.shared:
@@ -296,5 +298,5 @@ class Sandbox:
 
 
 def _encoded(text: str | bytes) -> bytes:
-    # A lone surrogate in a model's text makes a program that does not compile, not an error of the sandbox.
+    # A lone surrogate in a model's text must lead to a program that does not compile, not to an error of the sandbox.
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""The slots that programs wait for: used by the threads of a process and, if shared, by its forks."""
+"""The slots that programs wait for. The threads of a process and, if the slots are shared, its forks use them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import threading
 
 from sandbox.outside.worker import Worker
 
-# A process that gives a slot back wakes the waiting processes. A killed process wakes nobody, so they also look.
+# A process that gives a slot back wakes the waiting processes. A killed process wakes nobody, so waiting processes
+# also check after this time.
 _LOOK_SECONDS = 0.05
 
 
 class Slot:
-    """Room for one program at a time: a worker for each set of preloaded modules, started when first needed."""
+    """Runs one program at a time. It has a worker for each set of preloaded modules, started when first needed."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -23,7 +24,7 @@ class Slot:
 
 
 class Slots:
-    """All slots of a sandbox. Nobody else can take a slot until its holder gives it back.
+    """All slots of a sandbox. After a slot was taken, nobody else can take it until it is given back.
 
     Between processes a record lock guards each slot. The kernel releases the lock when its holder ends for any reason.
 
@@ -45,13 +46,13 @@ class Slots:
         return self._locks is not None
 
     def share(self) -> None:
-        """Let processes forked from now on take slots too; idempotent. Call it while no slot is taken."""
+        """Let processes forked from now on take slots too. Call it while no slot is taken. Can be called twice."""
         if self._locks is None:
             self._locks = os.memfd_create("slots", os.MFD_CLOEXEC)
             self._given_back = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def take(self) -> Slot:
-        """Wait for a free slot. The slot that was used last comes first, since its cells are warm."""
+        """Wait for a free slot. The slot that was used last is preferred, because its cells are ready."""
         waited = False
         while True:
             with self._change:
@@ -59,7 +60,7 @@ class Slots:
                     if self._lock(slot):
                         self._free.remove(slot)
                         if waited:
-                            # Two slots may have been given back, and woken only this process.
+                            # Two slots may have been given back although only this process was woken.
                             self._wake_others()
                         return slot
                 if not self.shared:
@@ -72,7 +73,8 @@ class Slots:
         """Free the slot for the next program."""
         home = slot if self._locks is None else self._home_of(slot)
         if slot is not home:
-            # Every process keeps idle cells in one slot only. Otherwise idle cells would add up in each worker.
+            # Every process keeps idle cells in only one slot. Otherwise each worker would collect idle cells of all
+            # processes.
             for worker in slot.workers.values():
                 worker.close_idle_cells()
         with self._change:
@@ -87,7 +89,7 @@ class Slots:
         os.eventfd_write(self._given_back, 1)
 
     def _wait_for_others(self) -> None:
-        """Wait until any process gives a slot back, or it is time to look."""
+        """Wait until any process gives a slot back, but at most `_LOOK_SECONDS`."""
         waiting = select.poll()
         waiting.register(self._given_back, select.POLLIN)
         if waiting.poll(_LOOK_SECONDS * 1000):
@@ -104,7 +106,7 @@ class Slots:
         return True
 
     def _home_of(self, slot: Slot) -> Slot:
-        """The slot that this process used first, and takes again if possible."""
+        """The slot that this process used first. The process takes it again if possible."""
         if self._home is None or self._home[0] != os.getpid():
             self._home = os.getpid(), slot
         return self._home[1]

@@ -1,4 +1,4 @@
-"""The supervisor's handle of one worker process: start it, open cells in it, stop it."""
+"""The supervisor's handle of one worker process. It starts and stops the worker, and opens cells in it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sandbox.outside.control_group import ControlGroup, delegated_group
 from sandbox.types import Isolation, Layer, Limits, SandboxError
 from sandbox.worker_settings import WorkerSettings, isolation_from_json
 
-_START_SECONDS = 60.0  # importing large modules on a busy machine
+_START_SECONDS = 60.0  # enough to import large modules on a busy machine
 _STOP_SECONDS = 3.0
 _MAX_REPORT = 1 << 16
-_MAX_IDLE_CELLS = 4  # each for different limits
+_MAX_IDLE_CELLS = 4  # each idle cell is for different limits
 _STDERR_BYTES = 1 << 16
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 # Each fork copies all pages and mappings of its worker, so the worker imports little. It skips `sandbox/__init__.py`,
-# which imports asyncio and more for supervisors. It hides the compression libraries from `shutil`. It also skips
-# `site`, which would run the `.pth` files of the environment.
+# which imports asyncio and other modules that only supervisors need. It hides the compression libraries from `shutil`.
+# It also skips `site`, which would run the `.pth` files of the environment.
 _BOOT = """
 import sys, types
 for name in ("bz2", "lzma", "zlib"):
@@ -35,13 +35,13 @@ sys.modules["sandbox"] = package
 from sandbox.inside.zygote import main
 main()
 """
-# A fixed hash seed gives sets the same order in every run, and so a program the same output.
+# With a fixed hash seed, sets have the same order in every run, so a program prints the same output.
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
-    # Functions of shared libraries are looked up once in the worker, not again in every program.
+    # With this variable, functions of shared libraries are looked up once in the worker, not again in every program.
     "LD_BIND_NOW": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -50,10 +50,10 @@ _ENVIRONMENT = {
 
 
 class Worker:
-    """One worker process. Not for use by two threads at once.
+    """One worker process. Only one thread at a time may use it.
 
     Raises:
-        SandboxError: the worker could not start; the message has the end of its standard error.
+        SandboxError: the worker could not start; the message contains the end of its standard error.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -106,7 +106,7 @@ class Worker:
             os.close(stderr)
 
     def _inherited(self) -> dict[str, str]:
-        """The supervisor's environment if a test leaves that layer out, else nothing."""
+        """The supervisor's environment if a test leaves out the clean environment, otherwise an empty dict."""
         return dict(os.environ) if Layer.CLEAN_ENVIRONMENT in self._settings.without else {}
 
     @property
@@ -116,16 +116,16 @@ class Worker:
 
     @property
     def allows_executables(self) -> bool:
-        """Whether programs may start other programs: only in namespaces that contain them."""
+        """Whether programs may start other programs. They may only if namespaces contain these programs."""
         return {Layer.PROCESS_NAMESPACE, Layer.PRIVATE_ROOT} <= set(self.isolation.active)
 
     def stop(self) -> None:
-        """End the worker and, through it, every program it holds; idempotent.
+        """End the worker, which ends all its programs. Can be called twice.
 
-        A fork of the process that started the worker only closes its connection to it.
+        In a fork of the process that started the worker, this only closes the fork's connection to the worker.
         """
         self.close_idle_cells()
-        self._control.close()  # this ends the zygote; the outer process waits for that, and cleans up
+        self._control.close()  # this ends the zygote; the outer process waits for the end of the zygote, and cleans up
         if self._owner != os.getpid():
             return
         try:
@@ -138,7 +138,7 @@ class Worker:
             self._group = None
 
     def open_cell(self, limits: Limits) -> CellHandle:
-        """Return a cell for one program: a kept cell that is still pristine, or else a new cell.
+        """Return a cell for one program: a kept cell that is still pristine, or otherwise a new cell.
 
         Raises:
             WorkerLost: the worker is gone.
@@ -173,7 +173,7 @@ class Worker:
 
 
 def _make_group() -> ControlGroup | str:
-    """A control group for one worker, or the reason why there is none."""
+    """Make a control group for one worker. If this fails, return the reason."""
     parent = delegated_group()
     if isinstance(parent, str):
         return parent

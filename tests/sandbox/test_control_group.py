@@ -63,7 +63,9 @@ def test_without_both_controllers_it_is_not_delegated(tree: Path) -> None:
     (tree / "fs/slice/cgroup.subtree_control").write_text("memory")
     reason = delegated_group(tree / "own", tree / "mounts")
     assert isinstance(reason, str)
-    assert reason.startswith("memory and pids are not delegated to /slice/service or the group above it; of version 1")
+    assert reason.startswith(
+        "memory and pids are not delegated to /slice/service or the group above it; no control group"
+    )
 
 
 def test_of_version_1_each_controller_has_a_group(old_tree: Path) -> None:
@@ -71,7 +73,7 @@ def test_of_version_1_each_controller_has_a_group(old_tree: Path) -> None:
     assert delegated_group(old_tree / "own", old_tree / "mounts") == Delegated(*places, 1)
     (old_tree / "mounts").write_text((old_tree / "mounts").read_text().replace("rw,pids", "rw,rdma"))
     reason = delegated_group(old_tree / "own", old_tree / "mounts")
-    assert reason == "no control groups of version 2 are mounted; of version 1, no group can be made for pids"
+    assert reason == "no control groups of version 2 are mounted; no control group of version 1 can be made for pids"
 
 
 def make_files_as_the_kernel_does(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -1,7 +1,8 @@
-"""Add up what the processes of a run use together, including use that `/proc` shows for no process.
+"""Add up what the processes of a run use together, including use that `/proc` does not show.
 
-Resident sizes leave out buffers of sockets and pipes, and pages of a shared mapping that were dropped or unmapped.
-Process times leave out ended children that the kernel has forgotten. Such use counts with the most that it can be.
+The resident size of a process does not include buffers of sockets and pipes, and pages of a shared mapping that were
+dropped or unmapped. Process times do not include ended children that the kernel has forgotten. For such use, the
+largest possible amount is counted.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from sandbox.inside.processes import TICKS, Process, SharedMapping
 if TYPE_CHECKING:
     from sandbox.inside.isolation.seal import Seal
 
-_FEW_DESCRIPTORS = 32  # few descriptors hold too little to be worth a look at each
+_FEW_DESCRIPTORS = 32  # so few descriptors hold too little memory to check each of them
 _PIPE_BYTES = 16 * processes.PAGE
-_SOCKET_BYTES = 320 << 10  # usual net.core.wmem_default, and the message that passes the socket
-_MOST_MAPPINGS = 1 << 20  # bytes of text, some ten thousand mappings
-_EVERY_LOOKS = 8  # looks after which mappings are read again, even if sizes did not change
+_SOCKET_BYTES = 320 << 10  # the usual net.core.wmem_default, plus one message in transit
+_MOST_MAPPINGS = 1 << 20  # bytes of text; enough for about ten thousand mappings
+_EVERY_LOOKS = 8  # number of checks after which mappings are read again, even if sizes did not change
 _BEYOND = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """The use of all processes of a run together, at one look.
+    """The use of all processes of a run together, at one check.
 
     Attributes:
         cpu_s: processor time.
-        memory_bytes: resident memory, and the most that may be hidden.
-        removed_bytes: removed files of a scratch directory on the host that are still open or mapped.
+        memory_bytes: resident memory, plus the most that `/proc` may not show.
+        removed_bytes: size of removed files of a scratch directory on the host that are still open or mapped.
     """
 
     cpu_s: float
@@ -43,12 +44,12 @@ class Use:
 
 
 class Account:
-    """Counts the use of one run, from look to look.
+    """Counts the use of one run, from check to check.
 
     Args:
         seal: the worker's layers.
         allowed_memory: bytes above which shared pages are counted exactly, which takes longer.
-        most_file_bytes: largest file that a program can make, in bytes.
+        most_file_bytes: size of the largest file that a program can make.
     """
 
     def __init__(self, seal: Seal, allowed_memory: int, most_file_bytes: int) -> None:
@@ -63,11 +64,11 @@ class Account:
         self._mapped: dict[int, list[SharedMapping]] = {}
 
     def look(self, run_processes: Sequence[Process], seconds: float, last_number: int) -> Use:
-        """Add up the use at this look.
+        """Add up the use at this check.
 
         Args:
             run_processes: the run's processes.
-            seconds: time since the last look, in seconds.
+            seconds: time since the last check, in seconds.
             last_number: last process number of the run's namespace; 0 if it is unknown.
         """
         self._looks += 1
@@ -83,14 +84,14 @@ class Account:
         return Use(ticks / TICKS, memory, removed + mapped_files)
 
     def _ticks(self, run_processes: Sequence[Process], seconds: float, last_number: int) -> float:
-        """Processor time of running processes, of children waited for, and of ended ones that nobody waited for."""
+        """Processor time of running processes, and of ended children, whether their parents waited for them or not."""
         numbers = {process.pid for process in run_processes}
         gone = sum(was.own_time + was.children_time for pid, was in self._last.items() if pid not in numbers)
         waited = 0
         for process in run_processes:
             before = self._last.get(process.pid)
             waited += process.children_time - (before.children_time if before else 0)
-        # A child may be waited for after its parent was looked at, so the next look settles the account.
+        # A parent may wait for a child after the parent was read, so the next check corrects the sum.
         self._lost += max(0, self._pending - max(0, waited - gone))
         self._pending = max(0, gone - waited)
         ended = max(0, last_number - self._last_number) + len(self._last) - len(run_processes) if last_number else 0
@@ -99,13 +100,13 @@ class Account:
             self._forgetful = any(processes.ignores_children(self._proc, process.pid) for process in run_processes)
         used = 0.0
         if self._forgetful and ended > 0:
-            # Since the last look each ended process used at most the time that has passed.
+            # Since the last check, each ended process used at most the time that has passed.
             used = seconds * TICKS * min(ended, len(self._seal.processors))
         self._lost += int(used)
         return sum(process.own_time + process.children_time for process in run_processes) + self._lost
 
     def _held_by_descriptors(self, run_processes: Sequence[Process]) -> tuple[int, int]:
-        """Most bytes that open descriptors can hold: of memory, and of removed files on the host."""
+        """The most bytes that open descriptors can hold: first of memory, then of removed files on the host."""
         on_host = not self._seal.private_root
         count = sum(processes.count_descriptors(self._proc, process) for process in run_processes)
         if count <= (3 if on_host else _FEW_DESCRIPTORS):
@@ -129,7 +130,7 @@ class Account:
             state = os.stat(path, dir_fd=self._proc)
         except OSError:
             return
-        # Standard streams are anonymous files, which have a limit of their own.
+        # Standard streams are not counted: they are anonymous files, and `output_bytes` limits them.
         if stat.S_ISREG(state.st_mode) and state.st_nlink == 0 and state.st_dev == self._device():
             removed[state.st_dev, state.st_ino] = state.st_blocks * 512
 
@@ -137,7 +138,7 @@ class Account:
         return os.stat(self._seal.scratch).st_dev
 
     def _held_by_mappings(self, run_processes: Sequence[Process]) -> tuple[int, int]:
-        """Most bytes that mappings can hold: of anonymous shared memory, and of removed files on the host."""
+        """The most bytes that mappings can hold: of anonymous shared memory, then of removed files on the host."""
         longest: dict[bool, dict[tuple[bytes, bytes], int]] = {False: {}, True: {}}
         for process in run_processes:
             before = self._last.get(process.pid)
@@ -155,5 +156,5 @@ class Account:
 
 
 def _reckoned(seen: dict[tuple[bytes, bytes], int], most: int) -> int:
-    """Count a single object with its longest length seen. Several objects may each have been longer: count `most`."""
+    """Count a single object with the longest length seen, and each of several objects with `most`."""
     return sum(seen.values()) if len(seen) <= 1 else len(seen) * most

@@ -1,4 +1,4 @@
-"""The working directory of a cell's programs: a file system of the cell's own, or a directory of the host."""
+"""The working directory of a cell's programs: a file system only for the cell, or a directory of the host."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sandbox.inside.isolation.seal import Seal
 
 
 class Scratch:
-    """The scratch directory of one cell, empty when each program begins.
+    """The scratch directory of one cell. It is empty when a program begins.
 
     Args:
         seal: the worker's layers.
-        size_bytes, files: most bytes and files that its own file system holds.
+        size_bytes, files: most bytes and files that the cell's file system can hold.
 
     Raises:
         OSError: the mount is refused.
@@ -29,16 +29,17 @@ class Scratch:
 
     def begin(self) -> None:
         """Set the directory's times to now, and note its state."""
-        # To the nanosecond: the kernel's own times change once per tick, and a program may begin and end within a tick.
+        # Set the times to the nanosecond. The times that the kernel sets change only once per tick, and a program may
+        # begin and end within a tick.
         now = time.time_ns()
         os.utime(self._path, ns=(now, now))
         self._as_begun = self._state()
 
     def _state(self) -> tuple[int, ...]:
-        """The parts of `stat` that any change in the directory alters; a tmpfs counts entries in its size."""
+        """The fields of `stat` that any change in the directory alters. On a tmpfs, the size counts the entries."""
         try:
             state = os.stat(self._path)
-        except FileNotFoundError:  # without a private root a program may remove it
+        except FileNotFoundError:  # without a private root, a program may remove the directory
             return ()
         return state.st_mode, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
@@ -47,7 +48,7 @@ class Scratch:
         return self._state() == self._as_begun and (self._mounted or not os.listdir(self._path))
 
     def full(self) -> bool:
-        """Whether its file system has no room. The watch measures a directory of the host instead."""
+        """Whether the cell's file system is full. False for a directory of the host, because the watch measures it."""
         if not self._mounted:
             return False
         state = os.statvfs(self._path)
@@ -59,7 +60,7 @@ class Scratch:
             kernel.unmount(self._path)
             filesystem.mount_scratch(self._size_bytes, self._files)
             return
-        import shutil  # only for a cell without a private root
+        import shutil  # imported here because only a cell without a private root needs it
 
         os.makedirs(self._path, exist_ok=True)
         os.chmod(self._path, 0o700)

@@ -1,11 +1,11 @@
 """A program's view of the file system: a private read-only root if mounts are possible, and Landlock rules.
 
-Each worker builds its private root once, from read-only bind mounts. The root has four directories of ours:
+Each worker builds its private root once, from read-only bind mounts. The root has four directories of the sandbox:
 
 - `/scratch`: each cell mounts its own size-limited tmpfs on `/scratch/run`; `/tmp` and `/dev/shm` link to it.
 - `/view`: each cell mounts its own `/proc` on `/view/proc`.
-- `/slot`: the worker's `/proc`, needed because the kernel allows mounting a `/proc` only to a process that already
-  sees one. The cell covers it before a program starts.
+- `/slot`: the worker's `/proc`. The kernel allows a process to mount a `/proc` only if the process already sees one.
+  The cell covers `/slot` before a program starts.
 - `/site`: preloaded third-party modules.
 """
 
@@ -46,9 +46,9 @@ class SitePackage:
 def site_packages(top_level: Iterable[str]) -> list[SitePackage]:
     """Locate those modules of `top_level` that are imported and not in the standard library.
 
-    Their shared libraries (`<name>.libs`) are listed too.
+    The modules' shared libraries (`<name>.libs`) are listed too.
     """
-    import sysconfig  # it takes some 100 pages, which no worker needs
+    import sysconfig  # imported here because it takes about 100 pages, which no worker needs
 
     site_packages: dict[str, SitePackage] = {}
     standard = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
@@ -79,14 +79,14 @@ def _bind_read_only(source: str, base: str, target: str) -> None:
 
 
 def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
-    """Build the private root on `base` (any directory; its files are hidden, not changed) and move into it.
+    """Build the private root on the directory `base`, and enter it. Files in `base` are hidden, but not changed.
 
-    The process must have its own mount namespace, and CAP_SYS_ADMIN in it.
+    The process must have its own mount namespace, and CAP_SYS_ADMIN in this namespace.
     """
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     sources = visible.shown_paths()
     hidden = visible.hidden_paths(sources)
-    # The sources may lie below `base` (an interpreter in /tmp), so they are bound by descriptor.
+    # The sources may lie below `base` (for example an interpreter in /tmp), so they are mounted by descriptor.
     held = {path: os.open(path, os.O_PATH) for path in sources if not os.path.islink(path)}
     held_packages = {package.name: os.open(package.path, os.O_PATH) for package in packages}
     links = {path: os.readlink(path) for path in sources if os.path.islink(path)}
@@ -112,7 +112,7 @@ def enter_private_root(base: str, packages: Sequence[SitePackage]) -> None:
             with open(f"{base}/dev/{name}", "x"):
                 pass
             kernel.mount(f"/proc/self/fd/{descriptor}", f"{base}/dev/{name}", None, kernel.MS_BIND)
-            kernel.make_read_only(f"{base}/dev/{name}")  # writing to the device still works; its times do not change
+            kernel.make_read_only(f"{base}/dev/{name}")  # the device stays writable, but its times do not change
         kernel.mount(f"/proc/self/fd/{held_proc}", base + SLOT_PROC, None, kernel.MS_BIND | kernel.MS_REC)
         _link_well_known_places(base)
         os.chdir(base)
@@ -151,7 +151,7 @@ def mount_proc(target: str, processes_only: bool = False) -> None:
             kernel.mount("proc", target, "proc", flags, "subset=pid,hidepid=invisible")
             return
         except OSError:
-            pass  # an older kernel
+            pass  # an older kernel does not know these options
     kernel.mount("proc", target, "proc", flags)
 
 
@@ -161,18 +161,18 @@ def hide_slot_proc() -> None:
 
 
 def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePackage]) -> landlockpy.Ruleset:
-    """The rules under which every program of a worker runs: read what it needs, write its scratch directory.
+    """The rules for every program of a worker: it may read what it needs, and write to its scratch directory.
 
     Raises:
         landlockpy.UnsupportedError: the kernel has no Landlock.
     """
-    import landlockpy  # it takes 500 pages with its own imports
+    import landlockpy  # imported here because, with its own imports, it takes 500 pages
 
     access = landlockpy.AccessFS
     read = access.READ_FILE | access.READ_DIR | access.EXECUTE
     rules = landlockpy.Ruleset(scoped=landlockpy.Scope.ABSTRACT_UNIX_SOCKET | landlockpy.Scope.SIGNAL)
     shown = visible.shown_paths()
-    if private_root:  # it holds nothing else, and hidden paths are covered
+    if private_root:  # the private root contains nothing else, and hidden paths are covered
         readable = [*shown, SITE]
     else:
         readable = [*_without(shown, visible.hidden_paths(shown)), *(package.path for package in packages)]
@@ -198,7 +198,7 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
 
 
 def _without(paths: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """Leave `hidden` out of `paths`. Rules cannot exclude a part of a path, so such a path becomes its entries."""
+    """Leave `hidden` out of `paths`. No rule can exclude a part of a path, so its other entries take its place."""
     result: list[str] = []
     for path in paths:
         real = os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""A scratch directory on the host, for workers that cannot mount one: made, locked while in use, swept, removed."""
+"""A scratch directory on the host, for workers that cannot mount one. A lock shows that the directory is in use."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PREFIX = "verigrpo-sandbox-"
 
 
 class HostScratch:
-    """One worker's directory; programs work in `run`, one level below, and may not touch the locked directory.
+    """The directory of one worker. Programs work in its subdirectory `run`, and may not change the directory itself.
 
-    It first removes directories that ended workers have left behind: their locks are free.
+    A new `HostScratch` first removes directories that ended workers have left behind, which nobody locks any more.
 
     Args:
-        parent: directory in which to make it.
+        parent: directory in which the new directory is made.
         uid: user that programs run as; None for the current user.
     """
 
@@ -59,6 +59,6 @@ def _sweep(path: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path, ignore_errors=True)
     except BlockingIOError:
-        pass  # in use
+        pass  # its worker has not ended
     finally:
         os.close(lock)

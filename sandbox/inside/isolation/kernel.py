@@ -1,6 +1,6 @@
-"""The few Linux system calls that Python lacks, through ctypes.
+"""Call the few Linux system calls that Python does not offer, through ctypes.
 
-Every function raises OSError with the call's name when the kernel refuses.
+If the kernel refuses a call, the function raises OSError with the name of the call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 ABOVE_ALL_DESCRIPTORS = 1 << 30  # the largest limit of the kernel (fs.nr_open)
-LAST_CAPABILITY = 63  # for numbers that the kernel does not know, its EINVAL is ignored
+LAST_CAPABILITY = 63  # some kernels know fewer capabilities; the error EINVAL of the others is ignored
 
 SIGCHLD = 17
 _NUMBERS = {
@@ -84,18 +84,18 @@ def _number(call: str) -> int:
 
 
 def unshare(flags: int) -> None:
-    """Move this process (for the process namespace: its later children) into new namespaces."""
+    """Move this process into new namespaces. Only its later children enter a new process namespace."""
     _checked(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
 
 
 def clone(flags: int) -> int:
-    """Fork with one system call, into the new namespaces that `flags` name; returns like `os.fork`.
+    """Fork with one system call, into the new namespaces in `flags`; return the same as `os.fork`.
 
-    Neither the C library nor Python sees this fork: no hook of `os.register_at_fork` runs, which saves about half a
-    millisecond of copied pages. This is correct only in a process with a single thread: the child has that thread at
-    the same address. The child must seed `random` itself.
+    Neither the C library nor Python sees this fork. So no hook of `os.register_at_fork` runs, and fewer pages are
+    copied, which saves about half a millisecond. This is correct only in a process with a single thread, because the
+    child has that thread at the same address. The child must seed `random` itself.
     """
-    # PyDLL keeps the interpreter lock through the call, so the child starts with its own copy of the lock, held.
+    # PyDLL keeps the interpreter lock through the call, so the child starts with a copy of the lock that it holds.
     pid: int = _syscall(_CLONE, flags | SIGCHLD, 0, 0, 0, 0)
     return pid if pid >= 0 else _checked(pid, f"clone (call {_number('clone')})")
 
@@ -103,19 +103,21 @@ def clone(flags: int) -> int:
 def prepared_clone(flags: int) -> Callable[[], int]:
     """Prepare `clone(flags)` for a process that forks often. A negative result says that the kernel refused.
 
-    The prepared call touches, and so copies in both processes, a third of the pages that `clone` touches.
+    The prepared call touches only a third of the pages that `clone` touches, so fewer pages are copied in both
+    processes.
     """
     return functools.partial(_syscall, _CLONE, flags | SIGCHLD, 0, 0, 0, 0)
 
 
 def prepared_dumpable() -> Callable[[], int]:
-    """Prepare `prctl(PR_SET_DUMPABLE, 1)` in the same way; the call cannot fail."""
+    """Prepare `prctl(PR_SET_DUMPABLE, 1)` in the same way. The prepared call cannot fail."""
     return functools.partial(_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def prctl(option: int, value: int = 0) -> None:
     """Set one attribute of this process."""
-    # Plain numbers and a function already looked up: other uses of ctypes copy more pages in each fork.
+    # This uses plain numbers and a function that was looked up before, because other uses of ctypes copy more pages
+    # in each fork.
     if _prctl(option, value, 0, 0, 0) < 0:
         _checked(-1, f"prctl({option})")
 
@@ -149,7 +151,8 @@ def make_read_only(target: str, more: int = 0) -> None:
     if result >= 0 or ctypes.get_errno() != errno.ENOSYS:
         _checked(result, f"mount_setattr {target}")
         return
-    # Before Linux 5.12: only the mount itself. Its present flags must be repeated, otherwise they are cleared.
+    # Before Linux 5.12, only the mount itself can be changed. Its present flags must be repeated, otherwise they are
+    # cleared.
     present = os.statvfs(target).f_flag
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | (MS_NODEV if more & MOUNT_ATTR_NODEV else 0)
     flags |= present & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -161,7 +164,7 @@ def make_read_only(target: str, more: int = 0) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach the mount on `target`: it is hidden at once, and freed when its last user is gone."""
+    """Detach the mount on `target`. It is hidden at once, and freed when no process uses it any more."""
     _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
 
 
@@ -209,7 +212,7 @@ def restrict_with_landlock(ruleset: int) -> None:
 
 
 def overwrite_memory(address: int, length: int, text: bytes) -> None:
-    """Overwrite a part of this process's memory with `text`, cut if it is too long, and zeros."""
+    """Overwrite a part of this process's memory with `text` (cut if it is too long) and then zeros."""
     ctypes.memmove(address, text[: length - 1].ljust(length, b"\0"), length)
 
 
@@ -224,13 +227,13 @@ def trim_malloc() -> None:
 
 
 def protect(address: int, length: int, write: bool = False, execute: bool = False) -> None:
-    """Allow reading a part of this process's memory, and only the named other kinds of access."""
+    """Allow reading a part of this process's memory; allow writing and executing only if the arguments say so."""
     access = _PROT_READ | (_PROT_WRITE if write else 0) | (_PROT_EXEC if execute else 0)
     _checked(_mprotect(address, length, access), f"mprotect of {length} bytes")
 
 
 def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
-    """Replace code of this process by a copy on huge pages, in one step; do nothing if no huge pages are free.
+    """Replace code of this process with a copy on huge pages, in one step; do nothing if no huge pages are free.
 
     Args:
         address: the code's address, a multiple of `page`.
@@ -243,7 +246,7 @@ def copy_code_to_huge_pages(address: int, length: int, page: int) -> None:
     copy = -(-reserved // page) * page
     _madvise(copy, length, _MADV_HUGEPAGE)
     ctypes.memmove(copy, address, length)
-    # Checks that the whole copy is on huge pages. A copy on small pages would make forks slower than before.
+    # Check that the whole copy is on huge pages. A copy on small pages would make forks slower than before.
     huge = _madvise(copy, length, _MADV_COLLAPSE) == 0
     if huge:
         protect(copy, length, execute=True)

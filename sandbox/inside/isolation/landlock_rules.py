@@ -1,4 +1,4 @@
-"""Make the Landlock rules of a worker in a separate process, so that no later fork copies the memory this takes."""
+"""Make a worker's Landlock rules in a separate process, so that no later fork copies the memory that this needs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _READY = b"ready"
 
 
 class RulesMaker:
-    """A forked process that makes the rules on request, and ends.
+    """A forked process that makes the rules when `make` is called, and then ends.
 
     Fork it before entering a private root, while third-party modules can still be imported. The change of the root also
-    applies to this process, as to every process of the mount namespace.
+    applies to the forked process, because it is in the same mount namespace.
 
     Args:
         private_root: whether the rules are for a private root.
@@ -54,7 +54,7 @@ class RulesMaker:
 
 def _make_and_send(channel: socket.socket, private_root: bool, scratch: str, packages: Sequence[SitePackage]) -> None:
     try:
-        import landlockpy  # noqa: F401 (it cannot be found after the change of the root)
+        import landlockpy  # noqa: F401 (imported now, because it cannot be found after the change of the root)
 
         channel.send(_READY)
         if channel.recv(_MAX_MESSAGE) == _READY:

@@ -1,4 +1,4 @@
-"""Find the layers that this machine allows, and enter them: a user of the worker's own, namespaces."""
+"""Find out whether this machine allows a separate user and namespaces for the worker, and enter them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMESPACES = {
     Layer.PRIVATE_ROOT: kernel.CLONE_NEWNS,
 }
 _INNER_ID = 1000  # the only user and group in the user namespace
-FIRST_OWN_UID = 0x60000000  # above all accounts and ranges of container runtimes; the process number is added
+FIRST_OWN_UID = 0x60000000  # above all accounts and container runtimes' ranges; the process number is added
 NO_CONTROL_GROUP = "delegate a control group with memory and pids (systemd: Delegate=yes and the program in a subgroup)"
 _NO_NAMESPACES = (
     "allow user namespaces (sysctl user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
@@ -48,7 +48,7 @@ class Layers:
 
 
 def possible_namespaces(layers: Layers) -> int:
-    """Flags of the wanted namespaces that the kernel allows, tried in a separate process."""
+    """The flags of those wanted namespaces that the kernel allows. A separate process tries them."""
     wanted = 0
     for layer, flag in NAMESPACES.items():
         if layers.wants(layer):
@@ -75,11 +75,11 @@ def possible_namespaces(layers: Layers) -> int:
 
 
 def own_uid(layers: Layers, unreadable: str = "") -> int | None:
-    """Choose a user that nothing else on the machine runs as; None if there is no such user.
+    """Choose a user that no other process on the machine has. Return None if there is no such user.
 
     Args:
         layers: record for a missing layer.
-        unreadable: why no other user could run the interpreter, or empty.
+        unreadable: the reason why no other user could run the interpreter; empty if another user can.
     """
     if os.geteuid() != 0:
         return None  # the supervisor is not privileged, so this layer does not count as missing
@@ -107,7 +107,7 @@ def become(uid: int, layers: Layers) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared it; without it the process cannot map users
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared it, and mapping users needs it
     layers.active.append(Layer.OWN_UID)
 
 

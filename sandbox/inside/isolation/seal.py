@@ -1,4 +1,4 @@
-"""The layers that every program of a worker is sealed with."""
+"""The layers that seal every program of a worker."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Seal:
         private_root, process_namespace, private_proc: whether each of these exists.
         rules: descriptor of the Landlock rules (at least `FIRST_FREE`), or None.
         syscalls: system-call filter, or None.
-        resource_limits, watch, no_capabilities, close_descriptors, descendant_kill: False only if a test shows that
-            an attack works without the layer.
+        resource_limits, watch, no_capabilities, close_descriptors, descendant_kill: whether the layer is in force. A
+            layer is left out only in tests that show that an attack works without it.
         limit_processes: whether RLIMIT_NPROC counts this worker's processes only.
-        base_address_space, base_memory: reserved and resident bytes of the worker. Every child starts with them, so
-            they are added to a program's limits, once per program.
+        base_address_space, base_memory: reserved and resident bytes of the worker. Every child starts with this memory,
+            so it is added to a program's limits, once per program.
         base_other_mappings: bytes of the worker's address space that are not private and writable.
         proc: descriptor of a `/proc` that shows this worker's processes.
         processors: processors that programs may run on.

@@ -1,7 +1,7 @@
 """The system-call allow-list, compiled once by libseccomp and loaded by every program's process in one call.
 
-A call that is not listed answers ENOSYS, so the C library uses an older call if there is one (clone instead of clone3,
-read and write instead of io_uring). If a harmless call has a harmful form, its arguments are checked.
+A call that is not listed fails with ENOSYS, so the C library uses an older call if there is one (clone instead of
+clone3, read and write instead of io_uring). If some arguments make a harmless call harmful, its arguments are checked.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sandbox.types import MEBIBYTE
 
 # Calls that honest programs need, grouped by purpose. Deliberately absent: socket and its relatives (no network, no
 # local sockets), setsockopt (buffers of megabytes, filters in the kernel), ptrace and process_vm_*, mount and namespace
-# calls, System V and POSIX queues (their objects outlive a process), memfd_create (memory that no limit sees), inotify,
-# io_uring, bpf, keyctl, perf, userfaultfd, mknod, and statx, which shows when a file of ours was made; the C library
-# works without it.
+# calls, System V and POSIX queues (their objects outlive a process), memfd_create (memory that no limit counts),
+# inotify, io_uring, bpf, keyctl, perf, userfaultfd, mknod, and statx, which shows when a file of the sandbox was made;
+# the C library works without statx.
 _ALLOWED = tuple(
     """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek sendfile splice tee
@@ -48,48 +48,52 @@ _METADATA_CALLS = tuple(
     lsetxattr fsetxattr removexattr lremovexattr fremovexattr
     """.split()  # noqa: SIM905
 )
-# Harmless if mounts are read-only and the scratch directory belongs to the cell.
+# These calls are harmless if mounts are read-only and the scratch directory belongs to the cell.
 _OWN_METADATA_CALLS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat", "truncate")
 _CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 _STATIC_CLOCKS = 0xFFFFFFF0  # bits that are set only in clock numbers of a given process or thread
-# sendmsg can pass descriptors to another process. Descriptors on their way count in no process.
+# sendmsg can pass descriptors to another process. Descriptors that are in transit belong to no process, so the watch
+# would not count them.
 _PROCESS_CALLS = ["fork", "vfork", "execve", "execveat", "sendmsg"]
 _SIGNAL_CALLS = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"]
 
-# F_DUPFD, F_{GET,SET}FD, F_{GET,SET}FL, setting record locks, F_GETOWN, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_GET_SEALS.
-# Absent: F_SETOWN and F_SETSIG (signals to other processes), F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ (memory without
+# Allowed: F_DUPFD, F_{GET,SET}FD, F_{GET,SET}FL, setting record locks, F_GETOWN, F_DUPFD_CLOEXEC, F_GETPIPE_SZ,
+# F_GET_SEALS.
+# Absent: F_SETOWN and F_SETSIG (signals to other processes), F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ (memory without a
 # limit), F_GETLK and F_OFD_GETLK (they show another program's lock on a system file).
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 6, 7, 9, 37, 38, 1030, 1032, 1034)
-# PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_{SET,GET}_NO_NEW_PRIVS,
-# PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would weaken the sandbox.
+# Allowed: PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_{SET,GET}_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ,
+# PR_{SET,GET}_NO_NEW_PRIVS, PR_GET_TID_ADDRESS, PR_SET_VMA. Absent: PR_SET_PDEATHSIG and PR_SET_DUMPABLE, which would
+# weaken the sandbox.
 _PRCTL_OPTIONS = (2, 3, 15, 16, 21, 23, 38, 39, 40, 0x53564D41)
-# TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. This is a list of allowed
-# requests, compared in all 64 bits. The kernel drops the upper half, so a program could evade a list of forbidden ones.
+# Allowed: TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FICLONE. The filter compares all 64 bits
+# of a request, but the kernel ignores the upper half. So a program could evade a list of forbidden requests, but not
+# this list of allowed requests.
 _IOCTL_REQUESTS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x40049409)
-# Calls with a list of allowed values: the call, the position of the argument, the values.
+# Calls with a list of allowed values for one argument: the call, the position of the argument, the values.
 _ARGUMENT_LISTS = (("fcntl", 1, _FCNTL_COMMANDS), ("prctl", 0, _PRCTL_OPTIONS), ("ioctl", 1, _IOCTL_REQUESTS))
 _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 _CLONE_MASK = kernel.CLONE_ANY_NAMESPACE | _CLONE_THREAD
 _O_ACCMODE, _O_TRUNC = 3, 0o1000
 _MAP_TYPE, _MAP_PRIVATE, _MAP_SHARED, _MAP_ANONYMOUS = 0xF, 2, (1, 3), 0x20
-# Pages of a shared mapping stay when they are dropped or unmapped. Only the mapping's first length bounds their number,
-# so `account.py` counts this many bytes for each mapping.
+# Pages of a shared mapping stay in memory when they are dropped or unmapped. Only the mapping's first length limits
+# their number, so `account.py` counts this many bytes for each mapping.
 MOST_SHARED_BYTES = 64 * MEBIBYTE
 _AF_UNIX, _SOCK_STREAM, _SOCKET_TYPE_MASK = 1, 1, 0xF
 _OPTIMIZE_TREE = 2  # a binary tree over call numbers: it loads in a third of the time of a list
 _MAX_COMPLAINT = 1000  # bytes
-_OWN_PID_PLACEHOLDER = 0x7ABCDEF1  # above every possible pid, so it cannot occur otherwise
+_OWN_PID_PLACEHOLDER = 0x7ABCDEF1  # above every possible pid, so it cannot have another meaning
 
 
 class SyscallFilter:
-    """A compiled filter. `load` takes effect at once and for ever, for this thread and all that it starts.
+    """A compiled filter. `load` takes effect at once and for ever, for this thread and everything that it starts.
 
     Args:
-        process_namespace: whether programs run in one. Without it, a program may not start processes, since nothing
-            would limit or find them, and may send signals only to itself.
+        process_namespace: whether programs run in a process namespace. Without it, a program may not start processes,
+            because nothing could limit or find these processes, and it may send signals only to itself.
         mounts: whether programs have a read-only root and a scratch directory of their own. Without them, a program
             may not change a file's mode, time or length by name, since the file might be the host's. It may not make
-            directories either: a flat scratch directory on the host is measured and emptied without recursion.
+            directories either, because a scratch directory on the host is measured and emptied without recursion.
 
     Raises:
         OSError: libseccomp is missing or refuses.
@@ -145,7 +149,7 @@ def _compiled_apart(process_namespace: bool, mounts: bool) -> bytes:
 
 
 def _compile(process_namespace: bool, mounts: bool) -> bytes:
-    import pyseccomp  # its import looks for libseccomp, so import it only for a filter
+    import pyseccomp  # imported here because its import looks for libseccomp, which only a filter needs
 
     allow, refuse = pyseccomp.ALLOW, pyseccomp.ERRNO(errno.EPERM)
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
@@ -159,20 +163,20 @@ def _compile(process_namespace: bool, mounts: bool) -> bytes:
             if problem.errno not in (errno.EINVAL, errno.EDOM, errno.EFAULT, errno.ENOENT):
                 raise
 
-    with contextlib.suppress(OSError):  # libseccomp before 2.5 has no tree; the list form is slower and as strict
+    with contextlib.suppress(OSError):  # libseccomp before 2.5 has no tree; a list is slower but as strict
         rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, _OPTIMIZE_TREE)
     for call in _ALLOWED:
         add(refuse if call in ("mkdir", "mkdirat") and not mounts else allow, call)
     for call in _METADATA_CALLS:
         add(allow if mounts and call in _OWN_METADATA_CALLS else refuse, call)
-    # It locks a file without the right to write, so two programs could communicate over a system file.
+    # flock locks a file without the right to write to it, so two programs could communicate through a system file.
     add(pyseccomp.ERRNO(errno.ENOLCK), "flock")
     for call, flags in (("open", 1), ("openat", 2)):
         # O_RDONLY with O_TRUNC empties a file; before Linux 6.2 Landlock does not stop it.
         for access in (os.O_WRONLY, os.O_RDWR):
             add(allow, call, arg(flags, masked, _O_ACCMODE, access))
         add(allow, call, arg(flags, masked, _O_ACCMODE | _O_TRUNC, os.O_RDONLY))
-    # Other modes reserve space beyond a file's end, which neither its size nor RLIMIT_FSIZE counts.
+    # Other modes of fallocate reserve space beyond a file's end. Neither the file's size nor RLIMIT_FSIZE counts it.
     add(allow, "fallocate", arg(1, equal, 0))
     for call in _CLOCK_CALLS:  # its own clocks and the system's; other clocks show how long the cell has run
         add(allow, call, arg(0, masked, _STATIC_CLOCKS, 0))
@@ -182,15 +186,16 @@ def _compile(process_namespace: bool, mounts: bool) -> bytes:
         add(allow, "mmap", arg(3, masked, _MAP_TYPE | _MAP_ANONYMOUS, kind))
         add(allow, "mmap", arg(1, pyseccomp.LE, MOST_SHARED_BYTES), shared)
         add(pyseccomp.ERRNO(errno.ENOMEM), "mmap", arg(1, pyseccomp.GT, MOST_SHARED_BYTES), shared)
-    for call in ("prlimit64", "sched_setaffinity"):  # only on itself
+    for call in ("prlimit64", "sched_setaffinity"):  # a program may use these calls only on itself
         add(allow, call, arg(0, equal, 0))
     add(allow, "setpriority", arg(0, equal, 0), arg(1, equal, 0))
     for call, position, allowed in _ARGUMENT_LISTS:
         for number in allowed:
             add(allow, call, arg(position, equal, number))
-    # Only on, never off. The children of a template (`template.py`) start not dumpable and switch it on.
+    # Allow switching this attribute on, but not off. A child of a template (`template.py`) starts without it, and
+    # switches it on.
     add(allow, "prctl", arg(0, equal, kernel.PR_SET_DUMPABLE), arg(1, equal, 1))
-    # Only a pair of streams: a datagram socket could send to any abstract address.
+    # Allow only a pair of stream sockets, because a datagram socket could send to any abstract address.
     add(allow, "socketpair", arg(0, equal, _AF_UNIX), arg(1, masked, _SOCKET_TYPE_MASK, _SOCK_STREAM))
     # A thread must share its process's descriptors, because the watch reads them per process.
     add(allow, "clone", arg(0, masked, _CLONE_MASK | _CLONE_FILES, _CLONE_THREAD | _CLONE_FILES))
@@ -210,7 +215,7 @@ def _exported(pyseccomp: object, rules: object) -> bytes:
     """Export the filter's instructions, each a `struct sock_filter`."""
     descriptor = os.memfd_create("filter")
     try:
-        # pyseccomp declares the call but wraps it in no method.
+        # pyseccomp declares this call, but has no method for it.
         status = pyseccomp._libseccomp.seccomp_export_bpf(rules._filter, descriptor)  # type: ignore[attr-defined]
         if status < 0:
             raise OSError(-status, f"seccomp_export_bpf: {os.strerror(-status)}")

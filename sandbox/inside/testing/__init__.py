@@ -1,1 +1,1 @@
-"""The testers that run beside the program: cases, calls and a small pytest."""
+"""Testers, which run in a separate cell from the program: test cases, calls to the program, and a small pytest."""

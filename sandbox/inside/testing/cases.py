@@ -26,14 +26,14 @@ class Case:
 
 
 def cases(scope: Mapping[str, Any], provided: Mapping[str, Any], used: Set[str]) -> list[Case]:
-    """List the tests in the scope of test code, in its order.
+    """List the tests in the scope of test code, in the order of their definition.
 
     Running a test raises `Skipped` if the test code skips it, and another exception if it does not pass.
 
     Args:
         scope: global variables of the test code.
-        provided: the function under test, by the argument names that test functions may use for it.
-        used: names that the test code reads. The test code runs functions with these names itself.
+        provided: mapping from each argument name that a test function may use to the function under test.
+        used: names that the test code reads. The test code itself calls functions with these names.
     """
     fixtures = {item.fixture: item for item in scope.values() if inspect.isroutine(item) and hasattr(item, "fixture")}
     cases: list[Case] = []
@@ -63,7 +63,7 @@ def _of_unittest(kind: type) -> Iterator[Case]:
 def _run_method(kind: Any, method: str) -> None:
     """Run a method with its set-up and tear-down.
 
-    A test that is expected to fail is skipped: a program must not pass by failing.
+    A test that is expected to fail is skipped, because a wrong program would pass it.
     """
     import unittest
 
@@ -130,7 +130,10 @@ def _runner(
 def _arguments(
     function: Callable[..., Any], given: Mapping[str, Any], fixtures: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """The arguments of a test function or fixture: given values, else values of fixtures, which end afterwards."""
+    """Make the arguments of a test function or fixture: given values, otherwise values of fixtures.
+
+    The fixtures are torn down when the context ends.
+    """
     with ExitStack() as stack:
         arguments = {}
         for name, parameter in inspect.signature(function).parameters.items():

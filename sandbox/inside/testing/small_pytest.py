@@ -1,4 +1,4 @@
-"""The part of pytest's interface that test code may use. Pytest itself needs files, plug-ins and time.
+"""The part of pytest's interface that test code may use. Pytest itself would need files, plug-ins and more time.
 
 Other names of pytest raise `NotSupported`, so that no test is skipped silently. As in pytest, `except Exception` and
 `raises(Exception)` in test code do not catch the exceptions that fail or skip a test.
@@ -18,7 +18,7 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-12  # the defaults of pytest
 
 
 class NotSupported(BaseException):
-    """The test code asks for something that a tester does not have."""
+    """The test code uses something that a tester does not support."""
 
 
 class Skipped(BaseException):
@@ -56,7 +56,7 @@ class _Marks:
 
 
 class _Approximately:
-    """Equals numbers that are near, and lists, tuples and dicts of such numbers."""
+    """Equal to numbers near the expected ones, and to lists, tuples and dicts of such numbers."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False) -> None:
         self._expected, self._nan_ok = expected, nan_ok
@@ -92,7 +92,7 @@ class _Approximately:
 
 
 class _Caught:
-    """The result of `raises`: the exception, once it was raised."""
+    """The result of `raises`. It contains the exception as soon as the exception was raised."""
 
     value: BaseException
 
@@ -172,7 +172,7 @@ def stand_in() -> types.ModuleType:
 
 
 def parameter_sets(function: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of each case of a function with `parametrize` marks; an empty set if it has none."""
+    """The arguments for each case that `parametrize` marks define; without marks, one case without arguments."""
     sets: list[dict[str, Any]] = [{}]
     for mark in vars(function).get("marks", ()):
         if mark.name == "parametrize":
@@ -187,7 +187,7 @@ def _of_mark(argnames: Any, argvalues: Iterable[Any], ids: Any = None) -> Iterat
 
 
 def left_out(function: Callable[..., Any]) -> bool:
-    """Whether marks say that the function is to be skipped, or expected to fail."""
+    """Whether marks say that the function must be skipped or is expected to fail."""
     for mark in vars(function).get("marks", ()):
         if mark.name in ("skip", "xfail") or (mark.name == "skipif" and mark.arguments and mark.arguments[0]):
             return True

@@ -1,7 +1,7 @@
-"""Run assert-style test code in its own sandbox. It calls the program under test over the call channel.
+"""Run assert-style test code in its own sandbox. The test code calls the program over the call channel.
 
-The test code never shares a process with the program, so the program cannot read expected results, patch the
-comparison or end the test early. Results of the program arrive as plain data of exact types, or as opaque handles.
+The test code never shares a process with the program, so the program cannot read expected results, patch the comparison
+or end the test early. The tester receives results of the program as plain data of exact types, or as opaque handles.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from sandbox.inside.testing.cases import Case, NotPassed, cases
 from sandbox.inside.testing.small_pytest import NotSupported, Skipped
 
 _PASSED = {"passed": True, "skipped": False, "reason": ""}
-# Exceptions that end a loop silently: raised in test code, they would skip the rest of a loop, and the test would pass.
+# Exceptions that end a loop silently. If they were raised in test code, they would skip the rest of a loop, and the
+# test would pass.
 _QUIET = (StopIteration, StopAsyncIteration)
-_REPLIES, _REQUESTS = 3, 4  # descriptors, named from the tester's side
+_REPLIES, _REQUESTS = 3, 4  # descriptors, named from the tester's point of view
 
 
 class Handle:
-    """Stands for an object in the program's process. It may be passed back, and equals only itself."""
+    """Represents an object in the program's process. It may be an argument of later calls, and equals only itself."""
 
     __slots__ = ("number",)
 
@@ -41,12 +42,13 @@ class ProgramFailed(Exception):
 
 
 def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
-    """A function that calls `name` in the program."""
+    """Make a function that calls the function `name` of the program."""
 
     def encoded(item: Any) -> Any:
         try:
             return values.encode(item, _handle_number)
-        except values.NotPlainData as problem:  # a ValueError, which test code might take for the program's
+        except values.NotPlainData as problem:
+            # Change the type: this is a ValueError, which test code might take for an error of the program.
             raise NotSupported(f"test code passes {problem}") from None
 
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -66,14 +68,14 @@ def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callab
 
 
 def _raised(reply: dict[str, Any]) -> Exception:
-    """Rebuild an exception of the program: its own type if that is built in, else its nearest built-in base."""
+    """Rebuild an exception of the program: its type if this is built in, otherwise the nearest built-in base class."""
     name, message = str(reply.get("exception")), str(reply.get("message"))
     kind = getattr(builtins, str(reply.get("base")), None)
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _QUIET):
         for base in kind.__mro__[: kind.__mro__.index(Exception)]:
             try:
                 problem = base(message)
-            except TypeError:  # the type needs other arguments
+            except TypeError:  # the type cannot be made from a message; try its base class
                 continue
             if isinstance(problem, Exception):
                 return problem
@@ -83,7 +85,7 @@ def _raised(reply: dict[str, Any]) -> Exception:
 def _handle_number(item: Any) -> int:
     if isinstance(item, Handle):
         return item.number
-    raise values.NotPlainData(f"a {type(item).__name__}, which cannot cross to the program")
+    raise values.NotPlainData(f"a {type(item).__name__}, which cannot be sent to the program")
 
 
 def run(task: bytes) -> NoReturn:
@@ -116,7 +118,7 @@ def run(task: bytes) -> NoReturn:
 
 
 def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Run the test code and the tests that it defines; raises what a failing test raises."""
+    """Run the test code and the tests that it defines; raise the exception of a failing test."""
     module = types.ModuleType("tests")
     scope = vars(module)
     sys.modules["tests"], sys.modules["pytest"] = module, small_pytest.stand_in()
@@ -142,7 +144,7 @@ def _test(task: dict[str, Any], ask: Callable[[dict[str, Any]], dict[str, Any]])
 
 
 def _program_module(ask: Callable[[dict[str, Any]], dict[str, Any]]) -> types.ModuleType:
-    """The module that test code imports as the program. Every name in it is a function of the program."""
+    """Make the module that test code imports as the program. Every name in the module is a function of the program."""
     module = types.ModuleType(PROGRAM_MODULE)
 
     def function(name: str) -> Callable[..., Any]:
@@ -158,7 +160,7 @@ def _run(cases: Sequence[Case], only: str | None) -> dict[str, Any]:
     """Run the chosen test, or all tests. Test code without tests has already been run as a whole."""
     chosen = [case for case in cases if only in (None, case.name)]
     if only is not None and not chosen:
-        raise NotPassed(f"the test code defines no {only}")
+        raise NotPassed(f"the test code does not define {only}")
     skipped = ""
     passed = 0
     for case in chosen:
