@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# A dollar sign before an amount opens no formula: "$5 and got $3" has no formula.
+# A dollar sign before an amount does not open a formula: "$5 and got $3" contains no formula.
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$(\s[^$]*|[^$\s](?:[^$]*[^$\s])?)\$(?!\d)|\\\(((?:(?!\\[(\[]).)+?)\\\)|\\\[((?:(?!\\[(\[]).)+?)\\\]",
     re.DOTALL,
@@ -75,7 +75,7 @@ def negated(sentence: str, start: int) -> bool:
 
 
 def proportion(sentence: str) -> str | None:
-    """`1/5` for a chance of "1 in 5", `1 to 5` for a ratio in words, at the end of the sentence; else None."""
+    """Read a chance or ratio at the end of a sentence: `1/5` for "1 in 5", `1 to 5` for a ratio in words; else None."""
     ratio = _RATIO.search(sentence[-40:])
     if ratio is not None:
         return f"{ratio[1]} to {ratio[2]}" if re.search(r"\bratio\b|\bodds\b", sentence, re.IGNORECASE) else None

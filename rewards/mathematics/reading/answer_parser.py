@@ -191,7 +191,7 @@ class AnswerParser(EnvironmentParser):
         if not isinstance(element, Symbol):
             name = whole_number_name(condition)
             if name is None:
-                raise Unreadable("a set builder over something that is no variable")
+                raise Unreadable("a set builder over something that is not a variable")
             return family(element, name)
         condition = without_parameter(condition)
         if isinstance(condition, Relation) and condition.sides[0] == element and isinstance(condition.sides[1], Bound):

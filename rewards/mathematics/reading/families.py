@@ -72,7 +72,7 @@ def family(node: Node, parameter: str) -> Node:
 def residue(value: Node, modulus: Node) -> Node:
     """The residue class of a value."""
     if not isinstance(value, Expression) or not isinstance(modulus, Expression):
-        raise Unreadable("a residue of something that is no number")
+        raise Unreadable("a residue of something that is not a number")
     return Bound(FAMILY, RESIDUE, (), Apply("add", (value, Apply("mul", (modulus, Symbol(RESIDUE))))))
 
 

@@ -182,7 +182,7 @@ class PrimaryParser(FunctionParser):
             name = ""
             while not self.take("}"):
                 if self.tokens[self.at].kind not in ("symbol", "text"):
-                    raise Unreadable(f"\\{macro} over something that is no name")
+                    raise Unreadable(f"\\{macro} over something that is not a name")
                 name += self.tokens[self.at].text
                 self.at += 1
         else:
@@ -214,5 +214,5 @@ def based(digits: str, base: int) -> Node:
     try:
         value = int(digits.replace(",", ""), base)
     except ValueError:
-        raise Unreadable(f"{digits[:20]!r} is no numeral of base {base}") from None
+        raise Unreadable(f"{digits[:20]!r} is not a numeral of base {base}") from None
     return Number(Fraction(value), None, Fraction(int(digits)) if digits.isdigit() else None)

@@ -96,7 +96,7 @@ class UnitParser:
                 sign = "-" if isinstance(power, Apply) and power.op == "neg" else ""
                 number = power.args[0] if isinstance(power, Apply) and power.op == "neg" else power
                 if not isinstance(number, Number):
-                    raise Unreadable("a unit with a power that is no number")
+                    raise Unreadable("a unit with a power that is not a number")
                 written += f"^{sign}{number.value}"
                 continue
             else:
@@ -109,7 +109,7 @@ class UnitParser:
             return Apply("percent", (value,))
         unit = read_unit(_singleton(written))
         if unit is None or isinstance(value, Quantity):
-            raise Unreadable(f"{written.strip()[:30]!r} is no unit")
+            raise Unreadable(f"{written.strip()[:30]!r} is not a unit")
         return self._with_smaller(Quantity(value, unit))
 
     def _with_smaller(self, whole: Quantity) -> Quantity:
