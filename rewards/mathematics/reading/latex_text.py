@@ -1,4 +1,4 @@
-"""One spelling for texts that look the same: unicode, spacing, fonts, outer marks."""
+"""Gives texts that look the same the same spelling: unicode, spacing, fonts, outer marks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _FONTS = re.compile(
     r"(?![A-Za-z])"
 )
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
-# First character -> marks around a whole answer.
+# For each first character: the marks that may stand around a whole answer.
 _OUTER = {
     "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
     "$": (("$$", "$$"), ("$", "$")),
@@ -90,7 +90,7 @@ _OUTER = {
 
 
 def normalise(text: str) -> str:
-    r"""One spelling for texts that look the same: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
+    r"""Give texts that look the same one spelling: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
 
     Raises:
         Unreadable: the text is longer than `MAX_ANSWER` characters.
