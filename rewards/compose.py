@@ -35,7 +35,7 @@ def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> R
     matter if it cannot contribute, because a gate is closed or its weight is 0.
 
     Raises:
-        ValueError: a spec without a verdict, a verdict without a spec, or a weight that is not finite.
+        ValueError: a spec has no verdict, a verdict has no spec, or a weight is not finite.
     """
     names = [spec.name for spec in specs]
     if set(names) != set(verdicts) or len(names) != len(set(names)):

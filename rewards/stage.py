@@ -67,7 +67,7 @@ class SharedPage:
         return identity - 1, clock_ns
 
     def write_waiting(self, waits: bool) -> None:
-        """Worker: record that the call begins or stops to wait for a resource.
+        """Worker: record that the call begins or ends a wait for a resource.
 
         This time does not count for the call.
         """

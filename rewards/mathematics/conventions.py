@@ -17,8 +17,7 @@ class Conventions:
             `strict`: both sides must have the unit; `ignore`: units are not compared.
         ordered: whether sets, and lists without brackets, must have the gold answer's order.
         rounded: whether an answer equals a gold decimal if it rounds to this decimal at the decimal's last digit. The
-            decimal may have a unit or be in scientific notation. If false, a rounded and an exact value are never
-            equal.
+            decimal may have a unit or be in scientific notation. If false, a rounded value never equals an exact one.
         bare_base: whether an answer of only the digits, without the base, equals a gold numeral with a base.
         log_base: base of `\log` if no base is written; 0 means e.
         decimal_comma: whether `3,14` may mean 3.14 if the gold answer is a single number. In `3,141` the comma still

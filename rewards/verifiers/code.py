@@ -37,10 +37,11 @@ from sandbox.outside.languages import COMPILE_LIMITS
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
 _USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
-# The sandboxes of this process, by their options. Each entry has the id of the process that made the sandbox. Verifiers
-# with the same options share a sandbox, so the limit of concurrent programs holds for all of them together. A pool
-# makes the sandbox in the process that forks its workers, so two pools never share a sandbox. The sandbox is not an
-# attribute of a verifier, because verifiers are copied between processes, and a sandbox cannot be copied.
+# The sandboxes of this process. The key is the options of a sandbox; the value is the id of the process that made the
+# sandbox, and the sandbox. Verifiers with the same options share a sandbox, so the limit of concurrent programs holds
+# for all of them together. A pool makes the sandbox in the process that forks its workers, so two pools never share a
+# sandbox. The sandbox is not an attribute of a verifier, because verifiers are copied between processes, and a sandbox
+# cannot be copied.
 _Options = tuple[IsolationLevel, tuple[str, ...], int | None]
 _sandboxes: dict[_Options, tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
@@ -71,8 +72,7 @@ class CodeVerifier:
         program_s: limit of real time for all tests together, in seconds; a program that exceeds it is `wrong`.
         memory_mib: memory limit of each test, in MiB.
         compile_s: limit of real time, and of processor time, for a compiler, in seconds.
-        compile_memory_mib: memory limit of the compiler; None means `memory_mib` or 1,024, whichever is
-            greater.
+        compile_memory_mib: memory limit of the compiler; None means `memory_mib` or 1,024, whichever is greater.
         level: weakest isolation in which programs may run.
         tolerance: greatest allowed difference of printed numbers and returned floats. For values above 1 the difference
             is relative. None means that they must be exactly equal.

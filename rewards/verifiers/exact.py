@@ -59,7 +59,7 @@ class Exact:
     If the reference is a list, the answer must equal one of its items.
 
     Args:
-        find: places to look in, in order; the first that occurs in the completion decides. The places are `answer_tag`,
+        find: places to look in, in order. The first that occurs in the completion decides. The places are `answer_tag`,
             `boxed`, `hash`, `stated` ("answer is"), `last_sentence` and `whole` (all text after the thinking).
         case_sensitive: whether upper and lower case differ.
         strict: whether differences in outer and repeated white space, in quotes and in a final period count too.

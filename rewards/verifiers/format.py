@@ -27,8 +27,7 @@ class Format(ReadsNoReference):
         partial: if true, the score is the fraction of the checks that hold, with status `scored` if not all hold. If
             false, the score is 1 if all checks hold, else 0.
 
-    The verdict's parts are the configured checks among `once`, `order`, `filled`, `outside` and `pattern`. Each is 0 or
-    1.
+    The verdict's parts are the configured checks among `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1.
 
     Raises:
         ValueError: there is nothing to check, `tags` is not a list of names, a tag of `opened` is not in `tags`, or the

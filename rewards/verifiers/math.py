@@ -2,25 +2,26 @@ r"""Mathematical answers: find the final answer, and decide whether it equals th
 
 These are the conventions. A name in brackets is the setting of `Math` that changes the convention.
 
-1. The final answer is the last complete `\boxed{...}` after the reasoning; if only a connective,
-   punctuation or numbering separates several boxes (or `<answer>` tags), they are one answer. A box that cannot be read
-   is `unparseable`, and the rest of the text is ignored. Without a box, the answer is the value after the last
-   `<answer>`, `####`, "answer is" or "Answer:", or else the value, or list of values, of the last sentence (`find`).
+1. The final answer is the last complete `\boxed{...}` after the reasoning. If only a connective, punctuation or
+   numbering separates several boxes (or `<answer>` tags), they are one answer. If the box cannot be read, the verdict
+   is `unparseable`, and the rest of the text is ignored. If there is no box, the answer is the value after the last
+   `<answer>`, `####`, "answer is" or "Answer:"; if there is none of these either, the answer is the value, or list of
+   values, of the last sentence (`find`).
 2. Two forms of the same value are equal. A rounded decimal does not equal an exact reference (`rounded`).
-3. A unit that only one side has is ignored. Different units are not equal, but exact conversions are (`units`).
+3. A unit that only one side has is ignored. Values with different units are equal only by an exact conversion
+   (`units`).
 4. `p%`, `p/100` and `p` equal the reference `p%` (`percent`).
 5. `x=5` equals `5`, but not `y=5`. Free variables must have the same names; bound variables may be renamed.
 6. `{...}` and lists without brackets are unordered (`ordered`), `(...)` is ordered. An interval equals the inequality
    that describes it.
 7. Several candidates, a superset of the reference, or a restated problem never equal a single value. So sums, integrals
    and limits are not evaluated, and an answer that is copied from the problem's text is refused (`problem_column`).
-8. In a multiple choice, the letter decides. In text, case, fonts and the final period are ignored.
+8. In multiple choice, the letter decides. In text, case, fonts and the final period are ignored.
 9. An empty text, an empty box and an unclosed box do not count as an answer.
 
 These are the stages, the cheapest first: find, text, exact rationals, parse, structure, exact values, approximate
 values. There is no symbolic stage: in a comparison, evaluation at several points decided more pairs, with fewer errors,
-in a thirtieth of the time. No text of a completion is ever executed, and all sizes are checked before anything is
-computed.
+in a thirtieth of the time. No text of a completion is executed, and all sizes are checked before a computation.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Math:
         """
         gold = _gold_text(reference)
         if gold is None:
-            return f"the reference {reference!r:.60} is neither text nor a number; join the values of a list by commas"
+            return f"the reference {reference!r:.60} is neither text nor a number; join a list's values by commas"
         if not gold.strip():
             return "the reference answer is empty"
         if len(gold) > MAX_ANSWER:
@@ -206,7 +207,7 @@ class Math:
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, RatioNode)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
-            # If the reference is words, read the answer as words, too: "New York" is not a product of letters.
+            # If the reference is words, read the answer as words too: "New York" is not a product of letters.
             spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")

@@ -68,7 +68,7 @@ def rational(text: str) -> Fraction | None:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without fonts, quotes and brackets around all of it, and with single blanks."""
+    """The text without fonts, quotes and brackets around the whole text, and with single blanks."""
     plain = " ".join(text.split())
     while True:
         inner = plain.strip(" *").rstrip(".").rstrip()

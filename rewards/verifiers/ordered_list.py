@@ -28,9 +28,9 @@ class OrderedList:
     Args:
         score: kind of score. `exact`: 1 for the same items in the same order, else 0. `f1`: the F1 score of the two
             sets. `rank`: discounted gain of the answer's first `cutoff` items, divided by the same gain of the
-            reference (nDCG, Jarvelin and Kekalainen 2002). The item at place i of the n places of the reference has the
-            gain n - i. If it is at place j of the answer, this gain is multiplied by 1 / log2(j + 2). Places count from
-            0.
+            reference (nDCG, Jarvelin and Kekalainen 2002). Places count from 0. The item at place i of the n places
+            of the reference has the gain n - i. If it is at place j of the answer, this gain is multiplied by
+            1 / log2(j + 2).
         cutoff: number of items of the answer that count for `rank`. By default this is the length of the reference, so
             that a longer list gains nothing.
         find: places to look in; see `rewards.verifiers.exact.Exact`.

@@ -53,7 +53,7 @@ def infinite(node: Node) -> int:
 def as_region(node: Node, locate: Locate) -> Region | None:
     """The region of a relation, an interval, a union or a set builder; None for other nodes.
 
-    `locate` returns the place of an end point on the line; None if the end point is not a real number.
+    `locate` returns the place of an end point on the line; None if the end point is not a real constant.
     """
     if isinstance(node, Sequence):
         return _from_sequence(node, locate)
