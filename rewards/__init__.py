@@ -1,7 +1,7 @@
 """Rule-based verifiers. Their verdicts determine the rewards, and so what the policy learns.
 
-Importing this package is light: each verifier or other grader is imported, together with its libraries, when it is
-first used.
+The import of this package is fast: each verifier or other grader, with its libraries, is imported only at its first
+use.
 """
 
 import logging

@@ -15,7 +15,7 @@ class Reward:
     """The reward of a rollout, and its parts.
 
     Attributes:
-        value: weighted sum of the scores; None if a verdict failed that would contribute.
+        value: weighted sum of the scores; None if a verdict that would contribute has failed.
         parts: contribution of each verifier, by its name: weight times score, or 0 if a gate is closed.
         closed: names of the gates whose verdicts were not `correct`.
         failed: names of the verifiers whose status `timeout` or `error` makes the reward unknown.

@@ -1,4 +1,4 @@
-"""The values that verifiers get for a prompt and its completions, in training and in evaluation alike."""
+"""The values that verifiers get for a prompt and its completions. They are the same in training and in evaluation."""
 
 from __future__ import annotations
 

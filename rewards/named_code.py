@@ -159,7 +159,7 @@ def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
         folders: folders that are searched for a user's file that a package of VeriGRPO hides.
 
     Raises:
-        ValueError: the code raised.
+        ValueError: the code raised an exception.
     """
     try:
         return load()

@@ -33,7 +33,7 @@ def _extra_info(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _truth(reference: Any) -> Any:
-    """The reference; verl's column `reward_model` is a mapping that holds it as `ground_truth`."""
+    """The reference. In verl's column `reward_model`, it is the value of `ground_truth`."""
     return reference["ground_truth"] if isinstance(reference, Mapping) and "ground_truth" in reference else reference
 
 

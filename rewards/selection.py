@@ -10,7 +10,7 @@ from rewards.build import VerifierSpec
 
 
 def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
-    """True when the row has a listed value in every column of the spec's `when`; always true without `when`."""
+    """True when the row has a listed value in every column of the spec's `when`, or the spec has no `when`."""
     return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
 
 

@@ -130,7 +130,7 @@ _call_stage: ContextVar[list[str] | None] = ContextVar("_call_stage", default=No
 
 
 def share(page: SharedPage) -> None:
-    """Make `enter` write to this page; called once in each worker."""
+    """Make `enter` write to this page. Each worker calls this function once."""
     global _page
     _page = page
 
@@ -140,7 +140,7 @@ def enter(stage: str, elsewhere: bool = False) -> None:
 
     Args:
         stage: name of the stage, a word or two.
-        elsewhere: whether another process does the work, such as a sandbox. Then, while this worker waits, the
+        elsewhere: whether another process, such as a sandbox, does the work. Then, while this worker waits, the
             processor is not free for another worker.
     """
     if _page is not None:

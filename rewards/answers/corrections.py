@@ -80,7 +80,7 @@ def put_right(after: str) -> tuple[bool, str, str]:
 
 
 def doubts_the_last(sentence: str) -> bool:
-    """True for "Or maybe 6", "Could be 6" and "If that is wrong, 6", which add a candidate besides the last value."""
+    """True for "Or maybe 6", "Could be 6" and "If that is wrong, 6", which add a candidate to the value before."""
     doubt = _DOUBTING.match(sentence)
     return doubt is not None and _VALUE_START.match(sentence, doubt.end()) is not None
 

@@ -61,7 +61,7 @@ def _are_words(behind: str) -> bool:
     """True when letters without a font macro are words, not a product of variables."""
     spelled = _WORD.findall(behind.translate(JOINED))
     words = [word.lower() for word in spelled]
-    if any(_PLURAL.fullmatch(word) for word in spelled):  # "CDs"
+    if any(_PLURAL.fullmatch(word) for word in spelled):  # such as "CDs"
         return True
     if any(word in _MATHEMATICAL or (len(word) == 1 and word != "a") for word in words):
         return False

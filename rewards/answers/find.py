@@ -21,9 +21,10 @@ _NUMBER = re.compile(
 # Characters and words around a number that change its value, or show that the text is not a number.
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
-# Number of unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
+# Greatest number of unclosed boxes that are skipped. If there were no limit, a text that only repeats "\boxed{" would
+# take quadratic time.
 _UNCLOSED_BOXES_TRIED = 4
-# An answer has few values, and they are near each other: greatest distance in characters, and greatest number.
+# Greatest distance of two boxes of one answer, in characters, and greatest number of boxes of one answer.
 _NEAR, _MOST_JOINED = 300, 16
 
 
@@ -128,7 +129,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
     As with boxes, tagged answers that only a connective, punctuation or numbering separates are values of one answer,
     and are joined by commas. A repeated value counts once.
     """
-    # Do not search text.lower(): it may be longer than the text, so that indices differ.
+    # Do not search text.lower(): its result may be longer than the text, so its indices may differ.
     marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0
@@ -166,7 +167,7 @@ def marked_answer(reference: str) -> str:
 
 
 def last_number(text: str) -> str | None:
-    """The last number written in the text, with its sign, its separators and a word that scales it, or None.
+    """The last number written in the text, with its sign, its separators and a word that scales it; or None.
 
     A denied number ("it is not 5") is returned together with the denial, so that the caller cannot read it as a number.
     """

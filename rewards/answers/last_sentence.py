@@ -37,13 +37,13 @@ _DOUBT = re.compile(
     r"\b(?:may(?:\s+also)?\s+be|might|maybe|perhaps|possibly|also possible|(?:un|not )sure)\b", re.IGNORECASE
 )
 _ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w|_\{\w+\})?\s*=[^=]+")
-# A completion, or its last line, that is only an expression.
+# A completion that is only an expression, or whose last line is only an expression.
 _BARE = re.compile(
     r"(?:[-+*/^_=<>().,:;!%|\[\]{}\d\s\u2212\u00d7\u00b7\u00f7\u221a\u03c0\u2264\u2265\u00b0]"
     r"|\\[A-Za-z]+|\\[{},;! ]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
 )
 _SAYS = re.compile(r"\b(?:is|are|was|were|ha[sd]|have|will|can|would|should|remains?|left)\b", re.IGNORECASE)
-# "20 m": a letter that is a unit, after a blank.
+# "20 m": after a blank, a single letter may be a unit.
 _MEASURED = re.compile(r"\d\s+[msghlLNJWVK]$")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{(?:aligned|align\*?|split|gathered|gather\*?|equation\*?)\}|&")
 _CLAUSE = re.compile(r"(?:since|as|because|if|when|for|with|given|let|suppose|where|while)\b[^,]*,", re.IGNORECASE)

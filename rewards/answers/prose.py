@@ -60,7 +60,7 @@ _RATIO = re.compile(r"(\d{1,9}) to (\d{1,9})[.*\s]*$")
 def changed(sentence: str, start: int, end: int, units: frozenset[str]) -> bool:
     """True when the number is only part of a sum, a power, a bound, a name or a phrase."""
     start = end - len(sentence[start:end].lstrip("$\u20ac\u00a3 "))
-    # "6-7" is a difference, but "is -7" a negative number.
+    # "6-7" is a difference, but "is -7" contains a negative number.
     signed = sentence[start] in "-+\u2212" and start > 0 and not sentence[start - 1].isspace()
     before = sentence[max(0, start - 48) : start] + (sentence[start] if signed else "")
     if _BOUND.search(before) or _CHANGED_BEFORE.search(before) or _CHANGED_AFTER.match(sentence, end):

@@ -34,7 +34,7 @@ _APPROVAL = re.compile(
     re.IGNORECASE,
 )
 _DISPLAY = re.compile(r"\s*(?:\$\$(?P<dollars>.+?)\$\$|\\\[(?P<brackets>.+?)\\\])", re.DOTALL)
-# "The largest $n$ is 34": the value after the verb of the sentence.
+# In "The largest $n$ is 34", the value is after the verb of the sentence.
 _VERB = re.compile(
     r"\b(?:is|are|equals?|be|was|were|gives|yields)\b"
     r"(?: (?:equal to|exactly|therefore|thus|simply|just|then|only|precisely|clearly|indeed|now|also))*"

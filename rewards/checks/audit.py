@@ -31,7 +31,7 @@ from rewards.mathematics.reading.latex_text import normalise
 from rewards.mathematics.reading.parse_answer import parse
 from rewards.verdict import Status, Verdict
 
-# The normal distribution's 97.5th percentile: two-sided intervals of 95 %.
+# The 97.5th percentile of the normal distribution, for two-sided intervals of 95 %.
 _Z = 1.959963984540054
 
 
@@ -68,7 +68,7 @@ class Rate:
 
     @property
     def share(self) -> float:
-        """The share; 0 of 0 is 0."""
+        """The share; it is 0 for 0 of 0."""
         return self.count / self.of if self.of else 0.0
 
     def __str__(self) -> str:

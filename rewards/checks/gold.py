@@ -119,7 +119,7 @@ def check_gold(
         judge: judges a batch of calls of `questioned` verifiers; see `rewards.checks.gold_judges`.
         rows: rows of the dataset, all with the same verifier.
         mathematical: whether the math parser tries to read each gold answer.
-        seed: seed of the choice of the other row.
+        seed: seed for the random choice of the other row.
         rows_at_a_time: number of rows that are judged together.
         on_rows: called with the number of rows checked, after each batch.
     """

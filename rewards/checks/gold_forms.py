@@ -127,7 +127,7 @@ def as_text(value: Any) -> str:
     try:
         return str(value)
     except ValueError:
-        # Python writes no integer of more than 4,300 digits in decimal.
+        # Python refuses to write an integer of more than 4,300 digits in decimal.
         return hex(value) if isinstance(value, int) else f"a {type(value).__name__} that cannot be written out"
     except RecursionError:
         return f"a {type(value).__name__} that is nested too deep to be written out"

@@ -168,7 +168,7 @@ def free_symbols(node: Node) -> frozenset[str]:
 
 
 def rename(node: Node, swap: Mapping[str, Node]) -> Node:
-    """The same tree with the free variables that are keys of `swap` replaced."""
+    """The same tree, in which the free variables that are keys of `swap` are replaced by their values in `swap`."""
     if isinstance(node, Symbol):
         return swap.get(node.name, node)
     if isinstance(node, Apply):

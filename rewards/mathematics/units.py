@@ -1,4 +1,4 @@
-"""Units of measure. Only exact conversions are known."""
+"""Units of measure, with exact conversions only."""
 
 from __future__ import annotations
 

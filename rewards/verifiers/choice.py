@@ -13,7 +13,7 @@ from rewards.verifiers.exact import PLACES, check_places
 
 
 class Choice:
-    """An answer that is one of several options. If it has a letter, the letter decides, otherwise the option's text.
+    """An answer that is one of several options. If the answer has a letter, the letter decides, otherwise its text.
 
     Args:
         find: places to look in, in order; see `rewards.verifiers.exact.Exact`. Here `last_sentence` means the whole
@@ -60,7 +60,7 @@ class Choice:
         return letter or plain_text(answer) or None
 
     def _chosen(self, completion: str, options: Mapping[str, str]) -> tuple[str | None, str]:
-        """The letter that the completion chooses, and the text that it was read from."""
+        """The letter that the completion chooses, and the text that the letter was read from."""
         text = final_text(completion, self.tags)
         for place in self.find if text is not None else ():
             assert text is not None

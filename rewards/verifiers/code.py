@@ -48,7 +48,7 @@ _sandboxes_lock = threading.Lock()
 # Seconds that a verdict may need in addition to its tests: to start a cell, to compile C++, and to repeat the tests on
 # a new worker.
 _MARGIN_SECONDS = 5.0
-_COMPILER_MEBIBYTES = 1024  # enough for a program that includes the whole standard library
+_COMPILER_MEBIBYTES = 1024  # enough for a C++ program that includes the whole standard library
 _POSITIVE = (
     "wall_s",
     "program_s",
@@ -146,9 +146,9 @@ class CodeVerifier:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.
 
-        A program that fails, exceeds a limit or cheats is `wrong`, or `scored` with `partial_credit` when some tests
-        pass. A completion without a program is `unparseable`. If the sandbox fails, a compiler is missing,
-        or a test fails before it calls the program, the verdict is an `error`.
+        A program that fails, exceeds a limit or cheats is `wrong`, or `scored` if `partial_credit` is set and some
+        tests pass. A completion without a program is `unparseable`. If the sandbox fails, a compiler is missing, or a
+        test fails before it calls the program, the verdict is an `error`.
 
         Raises:
             ValueError: the row has no tests that can be run.
@@ -164,7 +164,7 @@ class CodeVerifier:
         return self._verdict(results, len(chosen))
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Say why no program, or every program, would pass the row's tests; empty if the tests can be used.
+        """Say why either no program or every program would pass the row's tests; empty if the tests can be used.
 
         If the text of the tests does not show that they call the program, the tests are run once with a useless
         program. It has a function of every name, and the results of these functions do not equal any value.

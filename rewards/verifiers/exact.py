@@ -31,7 +31,7 @@ def first_place(
 ) -> tuple[str, str | None]:
     """Find the first place of `find` that occurs after the thinking.
 
-    Return it and its content, or None if none occurs.
+    Return the place and its content; None if no place occurs.
     """
     text = final_text(completion, tags)
     for place in find if text is not None else ():

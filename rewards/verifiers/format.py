@@ -18,12 +18,12 @@ class Format(ReadsNoReference):
 
     Args:
         tags: names of the tags, in the wanted order; `()` if only `pattern` is checked.
-        opened: tags that the chat template opens at the end of the prompt, for example `("think",)` if it ends in
-            `<think>`. The opening tag of these may be missing in the completion.
+        opened: tags that the chat template opens at the end of the prompt, for example `("think",)` if the
+            template ends in `<think>`. The opening tag of these may be missing in the completion.
         only_tags: whether only white space may stand outside the tags.
         pattern: regular expression that the whole completion must match (dot matches newlines), in addition to the
-            tags. If matching takes very long because of backtracking, only the pool's deadline stops it, and
-            completions may be hostile.
+            tags. A hostile completion may make the matching take very long (by backtracking); only the pool's deadline
+            stops it.
         partial: if true, the score is the fraction of the checks that hold, with status `scored` if not all hold. If
             false, the score is 1 if all checks hold, else 0.
 

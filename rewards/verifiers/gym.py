@@ -11,7 +11,7 @@ from rewards.answers.thinking import thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 from rewards.verifiers.exact import check_places, first_place
 
-# For each place in a completion: the form in which it states an answer.
+# For each place of `find`: the form of a completion that states an answer there.
 _STATED = {"answer_tag": "<answer>{}</answer>", "boxed": "\\boxed{{{}}}"}
 _MISSING = "reasoning-gym is not installed; install the extra with `pip install 'verigrpo[gym]'`"
 
@@ -71,7 +71,7 @@ class ReasoningGym:
 
 
 def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Generate `size` rows of a task; a function for `data.generator`.
+    """Generate `size` rows of a task. The setting `data.generator` can name this function.
 
     Yields:
         `question`, `answer` (empty if the task has no single answer) and `entry` (everything that the scorer needs).

@@ -10,7 +10,7 @@ from rewards.verifier import TOKENS_COLUMN, ReadsNoReference
 
 
 class Length(ReadsNoReference):
-    """A score of 0 up to `limit - buffer` tokens, falling linearly to -1 at `limit` (DAPO, arXiv 2503.14476, eq. 13).
+    """The score is 0 up to `limit - buffer` tokens, and falls linearly to -1 at `limit` (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:
         limit: number of tokens from which on the score is -1.

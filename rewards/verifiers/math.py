@@ -220,7 +220,8 @@ class Math:
     def _undecided(self, gold: str, where: str, plain: str) -> Verdict:
         """The verdict if the work budget does not suffice: an `error` if the reference cannot be used, else `wrong`.
 
-        An answer that is too expensive must get a score: without one, a policy would learn to write such answers.
+        An answer that is too expensive must get a score. If it had no score, a policy would learn to write such
+        answers.
         """
         fault = self.reference_problem(gold)
         if fault:
@@ -264,7 +265,7 @@ def _gold_text(reference: Any) -> str | None:
 def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
     """Compare integers, decimals and fractions without parsing; None when one side is something else.
 
-    With `rounded`, an answer is equal within half a unit of the last digit of a decimal gold answer.
+    If `rounded` is true, an answer equals a decimal gold answer if it is within half a unit of its last digit.
     """
     if gold == answer and _INTEGER.fullmatch(gold):
         return True

@@ -1,4 +1,4 @@
-"""Math-Verify as a verifier: the independent grader of audits and measurements.
+"""Math-Verify as a verifier. It is the independent grader of audits and measurements.
 
 Math-Verify is an optional extra. A hostile answer may make it hang, so run this verifier in a pool. The timeouts of
 Math-Verify are switched off, because they use signals, which work only in a main thread.
@@ -29,7 +29,7 @@ class MathVerify:
 
     def __init__(self) -> None:
         try:
-            # The import takes seconds. It is done here, so that it does not take time of a call.
+            # The import takes seconds. It is done here, so that it does not use the time of a call.
             from math_verify import parse, verify
         except ModuleNotFoundError as problem:
             raise ValueError(_MISSING) from problem

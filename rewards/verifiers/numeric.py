@@ -108,7 +108,7 @@ def _counts(text: str, at: int) -> bool:
     if words != behind["noun"]:
         return words in UNITS
     if behind["percent"]:
-        # "5% of the class" is five percent, but "5% off" and "5% of 40" are not.
+        # "5% of the class" means five percent, but "5% off" and "5% of 40" do not.
         return words.startswith("of ") and noun(words[3:]) is not None
     if not text[at : behind.start("noun")]:
         # Letters right after the digits must be a known unit: 5x is not 5.

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from rewards.verdict import Verdict, correct, scored
 from rewards.verifier import ReadsNoReference
 
-# Only the end of a longer text is judged, since repetition begins late.
+# Greatest number of characters that are judged. Of a longer text, only the end is judged, because repetition begins
+# late.
 _MAX_CHARACTERS = 200_000
 
 

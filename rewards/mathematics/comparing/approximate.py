@@ -1,4 +1,7 @@
-"""Compares approximate values. Floats can only show a difference; if floats agree, a hundred digits decide."""
+"""Compares approximate values.
+
+Floats can only show a difference. If floats agree, numbers with a hundred digits decide.
+"""
 
 from __future__ import annotations
 

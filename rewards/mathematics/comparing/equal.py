@@ -176,7 +176,7 @@ class Judge(FamilyJudge):
             item = _spread(item)
             named = self._named(item) if at == 0 and isinstance(item, Relation) else None
             if named is not None and not any(isinstance(each, Relation) for each in node.items[1:]):
-                item = _spread(named.value)  # "x = 2, 3"
+                item = _spread(named.value)  # for "x = 2, 3", both values belong to x
             items.extend(_parts(item))
         return kind, tuple(self._same_name_values(items))
 
@@ -190,8 +190,8 @@ class Judge(FamilyJudge):
     def _name_different_things(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
         """True when only one side has names, and the names differ: `x = 2, y = 3` and `2, 3`.
 
-        The values without names are then in the order of the names. Names that differ only in the subscript, as in `x_1
-        = 2, x_2 = 3`, have no order.
+        The values without names are then in the order of the names. But names that differ only in
+        the subscript, as in `x_1 = 2, x_2 = 3`, have no order.
         """
         sides = [[self._named(item) for item in side if isinstance(item, Relation)] for side in (items, others)]
         if sorted(map(len, sides)) != [0, len(items)] or len(items) < 2:
@@ -281,7 +281,7 @@ def _spread(node: Node) -> Node:
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
-    """The items of a list without brackets; any other node as a single item."""
+    """The items of a list without brackets. Any other node is a single item."""
     return node.items if isinstance(node, Sequence) and node.brackets == "" else (node,)
 
 

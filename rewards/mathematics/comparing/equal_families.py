@@ -64,7 +64,7 @@ class FamilyJudge(RelationJudge):
         return places[0], step, abs(places[2] - places[1] - step) > 1e-9 * max(1.0, abs(step))
 
     def _same_pieces(self, gold: Sequence, answer: Sequence) -> bool:
-        """Whether both functions have the same values under the same conditions; their order does not matter."""
+        """Whether both functions have the same values under the same conditions, in any order."""
         if gold.brackets != answer.brackets or len(gold.items) != len(answer.items):
             return False
         ours, theirs = (self._conditions(each) for each in (gold, answer))
@@ -98,9 +98,9 @@ class FamilyJudge(RelationJudge):
 
 
 def _as_plain(node: Bound, other: Node) -> Node:
-    """Return what represents a family beside a node that is not a family.
+    """Return the part of a family that is compared with a node that is not a family.
 
-    This is the body of the family. For a residue class beside a number, it is the residue.
+    This part is the body of the family. If the family is a residue class and the node is a number, it is the residue.
     """
     return at(node, whole(0)) if node.variable == RESIDUE and not free_symbols(other) else node.body
 

@@ -178,7 +178,7 @@ class ValueJudge:
         except Undefined:
             return None
         except TooLarge:
-            # If only one value is huge, the two differ.
+            # If only one of the two values is huge, they differ.
             for tower, other in ((answer, gold), (gold, answer)):
                 if is_huge(tower, env) and self._is_plain(other, env):
                     return False

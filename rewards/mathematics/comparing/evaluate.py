@@ -128,7 +128,10 @@ class PointEvaluation:
         return self._real_function(op, [self._real(value) for value in values])
 
     def _special(self, op: str, value: Any) -> Any:
-        """The gamma or zeta function of a real number, with a hundred digits only."""
+        """The gamma or zeta function of a real number.
+
+        Only the arithmetic with a hundred digits has these functions.
+        """
         if self.arithmetic.name == "float":
             raise TooLarge("floats do not know this function")
         if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
@@ -151,7 +154,7 @@ class PointEvaluation:
     def _noise(self) -> Any:
         """Return the value for a result that is only rounding noise."""
         if self.arithmetic.name == "float":
-            raise TooLarge("zero or nearly so: floats cannot tell")
+            raise TooLarge("zero or nearly zero: floats cannot decide")
         return self.arithmetic.number(Fraction(0))
 
     def _real(self, value: Any) -> Any:
@@ -253,7 +256,10 @@ def canonical(node: Node, depth: int = 0) -> str:
 
 
 def _stand_in(node: Node) -> Fraction:
-    """A number in place of a node that is not evaluated: equal trees get equal numbers, other trees different ones."""
+    """A number in place of a node that is not evaluated.
+
+    Equal trees get equal numbers, others get different numbers.
+    """
     digest = hashlib.blake2b(canonical(node).encode("utf-8", "replace"), digest_size=8).digest()
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
 

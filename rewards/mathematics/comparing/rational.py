@@ -1,4 +1,4 @@
-"""Computes exact rational values of expressions. The cost is estimated first and has a limit."""
+"""Computes exact rational values of expressions. The cost is limited, and is estimated first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from fractions import Fraction
 
 from rewards.mathematics.nodes import Apply, Node, Number, Symbol
 
-# Bits of the largest integer that is computed, and of all results together: 2^100000 passes, 9^9^9^9 does not.
+# Greatest number of bits of an integer that is computed, and of all results together. 2^100000 is within this limit,
+# 9^9^9^9 is not.
 MAX_BITS = 1 << 18
 MAX_WORK = 1 << 22
 

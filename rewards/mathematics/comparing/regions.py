@@ -166,7 +166,7 @@ def _shifted(node: Node) -> tuple[str, tuple[Node, ...]] | None:
 
 
 def _complement(region: Region) -> Region:
-    """The rest of the line."""
+    """The part of the line outside the region."""
     gaps: list[Interval] = []
     low_in, low_at = False, float("-inf")
     end: Node = _MINUS_INFINITY

@@ -31,7 +31,7 @@ _RELATIONS = {
 }  # fmt: skip
 _OPENERS = {"(": "(", "[": "[", "\\{": "{", "\\langle": "<"}
 _ENDERS = {")": ")", "]": "]", "\\}": "}", "\\rangle": ">"}
-# Words before a value that change nothing.
+# Words before a value that do not change it.
 _FILLER_WORDS = "exactly answer is the final therefore thus so total equals equal to area volume"
 _FILLERS = frozenset(_FILLER_WORDS.split())
 MACROS = re.compile(rf"\\(?:{TEXT_MACROS}|mathbf)\s*+(?=\{{)|[{{}}$\\*\"`]")
@@ -116,7 +116,7 @@ class AnswerParser(EnvironmentParser):
         return RatioNode(tuple(items))
 
     def _words(self) -> Node:
-        """Words up to the next connective; `Unreadable` if mathematics follows."""
+        """Read words up to the next connective. Raise `Unreadable` if mathematics follows."""
         pieces = []
         while self.tokens[self.at].kind in ("text", "symbol", "unit") and self.joins(self.tokens[self.at]) is None:
             pieces.append(self.tokens[self.at].text)

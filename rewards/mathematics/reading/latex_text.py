@@ -7,7 +7,7 @@ import re
 from rewards.answers.formulas import without_dollars
 from rewards.mathematics.nodes import Unreadable
 
-# A person would not write a longer answer; a matrix of 20 by 20 entries fits.
+# A person would not write a longer answer. A matrix of 20 by 20 entries is within this limit.
 MAX_ANSWER = 3000
 
 _TABLE = str.maketrans(
@@ -43,7 +43,7 @@ _UPPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _LOWER_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓᵢ]+")
 _VULGAR = re.compile("[" + "".join(_FRACTIONS) + "]")
 
-# Macros whose argument is words.
+# Macros whose argument consists of words.
 TEXT_MACROS = (
     "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd|emph|mbox|hbox|mathrm|operatorname"
 )

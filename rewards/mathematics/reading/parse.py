@@ -1,7 +1,7 @@
 """A recursive-descent parser from an answer's tokens to typed nodes: sums, products and powers.
 
-It builds data and evaluates nothing. Depth and size are bounded before any work is done, so that the time is linear
-in the answer's length. Each of these classes extends the class before it: `UnitParser` (parse_units),
+The parser only builds data and evaluates nothing. Depth and size are limited before any work is done, so the time is
+linear in the answer's length. Each of these classes extends the class before it: `UnitParser` (parse_units),
 `ExpressionParser` here, `FunctionParser` (parse_functions), `PrimaryParser` (parse_primary: numbers, names, macros),
 `EnvironmentParser` (parse_environment) and `AnswerParser` (answer_parser: lists, relations and the other forms of a
 whole answer).
@@ -42,7 +42,7 @@ _OVER = frozenset(("/", "\\div"))
 
 
 class ExpressionParser(UnitParser):
-    """Sums, products and powers; `rewards.mathematics.reading.answer_parser.AnswerParser` completes it."""
+    """Reads sums, products and powers. `AnswerParser` in `answer_parser` is the complete parser."""
 
     # The methods are in order of precedence, the operators that bind least first.
 
@@ -188,7 +188,7 @@ class ExpressionParser(UnitParser):
             return self.group()
         token = self.tokens[self.at]
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
-            # \frac12: TeX takes one digit and leaves the rest.
+            # In \frac12, TeX takes only one digit as an argument and leaves the rest.
             rest = token.text[1:]
             self.tokens[self.at] = Token("number", rest, Fraction(int(rest)), 0)
             return Number(Fraction(int(token.text[0])), 0)

@@ -10,7 +10,7 @@ from rewards.mathematics.reading.parse_functions import FunctionParser, items_of
 from rewards.mathematics.reading.tokens import Token
 from rewards.mathematics.units import CURRENCY
 
-# Marks over a letter with the same meaning.
+# For each of these marks over a letter: the mark with the same meaning that replaces it.
 _SAME_MARKS = {"bar": "overline", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
 _SPECIAL = frozenset(("Gamma", "zeta"))
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -57,7 +57,7 @@ class PrimaryParser(FunctionParser):
         if following.kind == "command" and following.text[1:] in FRACTIONS and token.text.isdigit():
             return self._mixed(value)
         if following.kind == "number" and following.spaced and token.text.isdigit() and following.text.isdigit():
-            # "2 1/2" is a mixed number only with this space, and with nothing but digits in its parts.
+            # "2 1/2" is a mixed number only if it has this space, and if its parts consist of digits.
             slash, below = (
                 self.tokens[self.at + 1 : self.at + 3] if len(self.tokens) > self.at + 2 else (following,) * 2
             )

@@ -16,7 +16,7 @@ class UnitParser:
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.at, self.depth = tokens, 0, 0
-        # Above 0 inside |...| and set builders, where a bar closes. Elsewhere a bar may open a factor.
+        # Above 0 inside |...| and set builders. There a bar is a closing bar; elsewhere a bar may open a factor.
         self.bar_closes = 0
         # Number of parts that have been read of a quantity such as 1 hour 30 minutes 5 seconds.
         self.parts = 0
@@ -27,14 +27,14 @@ class UnitParser:
         return token.text if token.kind in ("sign", "command") else f"<{token.kind}>"
 
     def take(self, *wanted: str) -> bool:
-        """Step over the next token if it is one of these."""
+        """Step over the next token if it is one of `wanted`; return whether it was."""
         if self.peek() in wanted:
             self.at += 1
             return True
         return False
 
     def need(self, wanted: str) -> None:
-        """Step over the next token, which must be this one."""
+        """Step over the next token, which must be `wanted`."""
         if not self.take(wanted):
             raise Unreadable(f"expected {wanted!r}, found {self.tokens[self.at].text[:20]!r}")
 

@@ -59,7 +59,7 @@ def respell(text: str) -> str:
     if "\\" in text:
         text = _in_fonts(text)
     if "illion" in text or "hundred" in text or "thousand" in text:
-        for _ in range(3):  # "5 hundred thousand"
+        for _ in range(3):  # more than once, for "5 hundred thousand"
             text = _SCALED.sub(_scaled, text)
     if not text.isascii():
         text = chinese(text)

@@ -67,7 +67,7 @@ def _flat(text: str) -> str:
     text = text.translate(_SIGNS)
     for pattern, sign in _WORDS:
         text = pattern.sub(sign, text)
-    # Do this before the blanks are removed. Until then, a bracket directly after a letter belongs to a function.
+    # Do this before the blanks are removed, so that a bracket directly after a letter still means a function.
     text = _LONE_NUMBER.sub(r"\1", _NEXT_TO_BRACKET.sub("*", _SIZES.sub("", text)))
     text = _SPACING.sub("", text)
     text = _OVER.sub("/", _TIMES.sub(lambda match: "^" if match[0] == "**" else "*", text))
