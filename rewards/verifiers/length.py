@@ -10,7 +10,9 @@ from rewards.verifier import TOKENS_COLUMN, ReadsNoReference
 
 
 class Length(ReadsNoReference):
-    """The score is 0 up to `limit - buffer` tokens, and falls linearly to -1 at `limit` (DAPO, arXiv 2503.14476, eq. 13).
+    """A score of 0 up to `limit - buffer` tokens, which falls linearly to -1 at `limit`.
+
+    Source: equation 13 of DAPO (arXiv 2503.14476).
 
     Args:
         limit: number of tokens from which on the score is -1.
