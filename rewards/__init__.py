@@ -1,6 +1,7 @@
-"""Rule-based verifiers: they decide what the policy learns.
+"""Rule-based verifiers. Their verdicts determine the rewards, and so what the policy learns.
 
-Importing this package is light: each verifier, its libraries and other graders are imported at their first use.
+The import of this package is fast: each verifier or other grader, with its libraries, is imported only at its first
+use.
 """
 
 import logging
@@ -10,7 +11,7 @@ from rewards.compose import Reward, combine
 from rewards.verdict import Status, Verdict, correct, error, scored, unparseable, wrong
 from rewards.verifier import Verifier
 
-# Without an open log, records go nowhere. Otherwise Python would show warnings on standard error.
+# If no log is open, records are dropped. Without this handler, Python would print warnings on standard error.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The boundary between a function that a user wrote and a Verdict that can be trusted."""
+"""Calls functions that users wrote, and turns every value that they return into a valid Verdict."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from rewards.signatures import read_signature
 from rewards.verdict import Status, Verdict, as_number, error
 from rewards.verifier import TOKENS_COLUMN
 
-# A score outside these bounds counts as a mistake of the verifier; the option `bounds` changes them.
+# A score outside these bounds is treated as an error of the verifier; the option `bounds` changes them.
 DEFAULT_BOUNDS = (-100.0, 100.0)
-# The least number that is `correct`; the option `pass_mark` changes it.
+# The least returned number that makes a verdict `correct`; the option `pass_mark` changes it.
 PASS_MARK = 1.0
-# Rounding: a sum of weights such as 0.7 + 0.2 + 0.1 must reach the pass mark 1, in single precision too.
+# Tolerance for rounding: a sum of weights such as 0.7 + 0.2 + 0.1 must reach the pass mark 1, also in single precision.
 _MARK_TOLERANCE = 1e-6
 
 
 class Adapted:
-    """A user's function made into a Verifier.
+    """A Verifier that calls a user's function.
 
     Args:
         function: user's function, sync or async. Its parameters are `(completion, reference[, prompt])`, or
             `(completions, reference[, prompt])` for a whole group, or those of another trainer's reward functions
-            (`rewards.signatures`). It returns a Verdict, a number or a bool; for a group a list of them.
+            (`rewards.signatures`). It returns a Verdict, a number or a bool; for a whole group it returns a list of
+            these.
         bounds: least and greatest score that is accepted.
-        pass_mark: least number that is `correct`.
-        conversational: whether a function with TRL's signature gets lists of messages.
+        pass_mark: least number whose status is `correct`.
+        conversational: whether a function with TRL's signature gets prompts and completions as lists of messages.
 
-    An exception, and any value that is not a Verdict, a bool or a finite number within `bounds`, becomes a verdict of
-    status `error`, never a score. True is `correct`, False is `wrong`. A number is `correct` if it is at least
-    `pass_mark`, `wrong` if it is 0 or less, and `scored` otherwise.
+    If the function raises an exception, or returns a value that is not a Verdict, a bool or a finite number within
+    `bounds`, the verdict has the status `error` and no score. True becomes `correct`, False becomes `wrong`. A number
+    becomes `correct` if it is at least `pass_mark`, `wrong` if it is 0 or less, and `scored` otherwise.
 
     Raises:
         ValueError: invalid bounds or pass mark, or a signature that does not say how to call the function.
@@ -71,9 +72,9 @@ class Adapted:
         return inspect.iscoroutinefunction(_innermost(self.function))
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The function's verdict, or `error` with the exception and its place."""
+        """Return the function's verdict, or an `error` that says which exception was raised and where."""
         if count := self._signature.positional:
-            # The fast path, which all built-in verifiers take.
+            # The fast path: all built-in verifiers can be called directly.
             try:
                 value = self.function(*(completion, reference, prompt)[:count])
                 if inspect.isawaitable(value):
@@ -84,12 +85,12 @@ class Adapted:
         return self.judge(self.alone(completion, reference, prompt))[0]
 
     def alone(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Batch:
-        """The batch of a single completion, also for a group verifier."""
+        """Return a batch that contains only this completion. A group verifier can judge such a batch too."""
         tokens = {TOKENS_COLUMN: [prompt[TOKENS_COLUMN]]} if self.judges_groups and TOKENS_COLUMN in prompt else {}
         return Batch((completion,), reference, prompt, tokens)
 
     def judge(self, batch: Batch) -> list[Verdict]:
-        """A verdict for each completion. If a group verifier fails, all verdicts are `error`."""
+        """Return a verdict for each completion. If a group verifier fails, all verdicts are `error`."""
         try:
             value = self._call(batch)
             if inspect.isawaitable(value):
@@ -99,7 +100,7 @@ class Adapted:
             return [error(describe(problem, self._home))] * len(batch.completions)
 
     async def judge_async(self, batch: Batch) -> list[Verdict]:
-        """Like `judge`, in the running event loop beside other calls."""
+        """Like `judge`, but run in the current event loop, where other calls can run at the same time."""
         try:
             value = self._call(batch)
             if inspect.isawaitable(value):
@@ -146,7 +147,7 @@ def prepare(verifier: object) -> None:
 
 
 def as_verdict(value: object, bounds: tuple[float, float] = DEFAULT_BOUNDS, pass_mark: float = PASS_MARK) -> Verdict:
-    """Turn the value that a verifier returned into a Verdict; `error` for a value that cannot be a score."""
+    """Turn the value that a verifier returned into a Verdict. A value that cannot be a score gives an `error`."""
     low, high = bounds
     if isinstance(value, Verdict):
         if value.score is not None and not low <= value.score <= high:
@@ -174,7 +175,7 @@ def _is_real(value: object) -> bool:
 
 
 def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function behind bound options, or the method that runs when an object is called."""
+    """Return the function without its bound options. For an object, return the method that runs when it is called."""
     inner = function.func if isinstance(function, functools.partial) else function
     return inner if inspect.isroutine(inner) else type(inner).__call__
 

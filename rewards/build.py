@@ -15,7 +15,7 @@ from rewards.named_code import checked, loaded, locate
 from rewards.named_files import names_a_file
 
 ENTRY_POINTS = "grpo.verifiers"
-# Name in the config -> module and class. The module is imported only if a config names the verifier.
+# For each name in the config: its module and class. The module is imported only if a config names the verifier.
 BUILT_IN: Mapping[str, str] = {
     "choice": "rewards.verifiers.choice:Choice",
     "code": "rewards.verifiers.code:CodeVerifier",
@@ -33,18 +33,20 @@ BUILT_IN: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class VerifierSpec:
-    """A verifier as the config names it.
+    """The settings of one verifier in the config.
 
     Attributes:
         name: name of the verifier in logs.
         use: a built-in name, `package.module:function`, `package.module.function`, `path/to/file.py:function`, or
             the name of an entry point of group `grpo.verifiers`.
         options: keyword arguments of the verifier. Three options have a fixed meaning. `bounds: [least, greatest]`
-            limits the accepted score. For verifiers that are not built in: `pass_mark` is the smallest number that is
-            `correct` (default 1), and `conversational: true` gives lists of messages to functions with TRL's signature.
+            limits the accepted score. The other two are for verifiers that are not built in: `pass_mark` is the least
+            number that counts as `correct` (by default 1), and with `conversational: true`, functions with TRL's
+            signature get lists of messages.
         weight: weight of the verifier in the reward.
         gate: True if the other verifiers count only when this verifier says `correct` (`scored` is not `correct`).
-        when: column -> values. The verifier judges only rows with a listed value in each column (`rewards.selection`).
+        when: listed values for each named column. The verifier judges only the rows that have a listed value in each of
+            these columns (`rewards.selection`).
     """
 
     name: str
@@ -69,8 +71,8 @@ def build_verifier(use: str, options: Mapping[str, Any] | None = None) -> Adapte
 
     Raises:
         ValueError: the name is unknown (the message has the nearest name), a file or attribute does not exist, the code
-            fails during loading (the message has the file and line), the verifier does not take the options, or the
-            signature does not show how to call the verifier.
+            raises an exception while it is loaded (the message has the file and line), the verifier does not take the
+            options, or the signature does not show how to call the verifier.
     """
     keywords = dict(options or {})
     bounds = keywords.pop("bounds", DEFAULT_BOUNDS)

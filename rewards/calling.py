@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# The end of an error message: how to adapt a function that cannot be called as it is.
+# The end of an error message. It shows how to wrap a function that cannot be called as it is.
 ADAPT = "{head}:\n    def adapted({parameters}):\n        return {name}({arguments})"
 
 
@@ -19,7 +19,7 @@ class Batch:
         completions: texts of the completions.
         reference: reference answer of the row.
         row: columns of the row.
-        lists: columns with a value for each completion, such as its number of tokens.
+        lists: columns that have one value for each completion, such as the number of tokens.
     """
 
     completions: Sequence[str]
@@ -28,7 +28,7 @@ class Batch:
     lists: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def each(self, value: Any) -> list[Any]:
-        """The same value for each completion."""
+        """Return a list with this value once for each completion."""
         return [value] * len(self.completions)
 
 
@@ -44,8 +44,8 @@ class Signature:
         group: whether the function takes all completions of a prompt at once and returns a list.
         arguments: function that makes the arguments from a batch.
         returns: function that makes a score, or a list of scores for a group, from the returned value.
-        positional: number of arguments if the function takes the first values of (completion, reference, columns), by
-            position. Such a function can be called without `arguments`. 0 for every other function.
+        positional: if the function takes the first 1, 2 or 3 values of (completion, reference, columns) by position,
+            the number of these values. Such a function can be called without `arguments`. Otherwise 0.
     """
 
     group: bool
@@ -54,7 +54,7 @@ class Signature:
     positional: int = 0
 
 
-# Name of a parameter -> its value for a batch.
+# For each name of a parameter: a function that returns the value of this parameter for a batch.
 Values = Mapping[str, Callable[[Batch], Any]]
 
 
@@ -67,7 +67,7 @@ def by_names(
     columns: bool = False,
     returns: Callable[[Any], Any] = lambda value: value,
 ) -> Signature:
-    """How to call a function whose parameters have these names.
+    """Return how to call a function whose parameters have these names.
 
     Args:
         function: the function.
@@ -78,7 +78,8 @@ def by_names(
         returns: see `Signature`.
 
     Raises:
-        ValueError: the function needs a parameter of an unknown name; the message has the lines that adapt it.
+        ValueError: the function needs a parameter of an unknown name. The message shows the lines of code that adapt
+            the function.
     """
     required = [
         parameter
@@ -121,6 +122,6 @@ def bound_names(function: Callable[..., Any]) -> set[str]:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a function, or of an object's class, behind bound options."""
+    """Return the name of a function without its bound options, or the name of an object's class."""
     inner = getattr(function, "func", function)
     return str(getattr(inner, "__qualname__", None) or type(inner).__qualname__)

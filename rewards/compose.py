@@ -15,9 +15,9 @@ class Reward:
     """The reward of a rollout, and its parts.
 
     Attributes:
-        value: weighted sum of the scores; None when a verdict that contributes has failed.
-        parts: name of each verifier -> its contribution: weight times score, or 0 behind a closed gate.
-        closed: names of the gates that were not `correct`.
+        value: weighted sum of the scores; None if a verdict that would contribute has failed.
+        parts: contribution of each verifier, by its name: weight times score, or 0 if a gate is closed.
+        closed: names of the gates whose verdicts were not `correct`.
         failed: names of the verifiers whose status `timeout` or `error` makes the reward unknown.
     """
 
@@ -30,12 +30,12 @@ class Reward:
 def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> Reward:
     """Combine the verdicts by the specs' weights and gates.
 
-    A gate that is not `correct` sets the contribution of every verifier that is not a gate to zero; gates keep their
-    weighted scores. A failed gate makes the reward unknown. A failed verdict does not matter when it cannot contribute:
-    behind a closed gate, or with weight 0.
+    If the verdict of a gate is not `correct` (the gate is closed), verifiers that are not gates contribute 0; gates
+    keep their weighted scores. If the verdict of a gate fails, the reward is unknown. Another failed verdict does not
+    matter if it cannot contribute, because a gate is closed or its weight is 0.
 
     Raises:
-        ValueError: a spec without a verdict, a verdict without a spec, or a weight that is not finite.
+        ValueError: a spec has no verdict, a verdict has no spec, or a weight is not finite.
     """
     names = [spec.name for spec in specs]
     if set(names) != set(verdicts) or len(names) != len(set(names)):
@@ -58,6 +58,7 @@ def combine(specs: Sequence[VerifierSpec], verdicts: Mapping[str, Verdict]) -> R
             parts[spec.name] = spec.weight * verdict.score
         elif spec.weight != 0.0 and not spec.gate:
             failed.append(spec.name)
-    # With a closed gate the other verifiers count 0, even if another gate failed. The failed gate's score is unknown.
+    # If a gate is closed, verifiers that are not gates contribute 0, even if another gate failed. The score of the
+    # failed gate is unknown.
     value = None if failed else math.fsum(parts.values())
     return Reward(value, parts, closed, tuple(failed))

@@ -1,4 +1,4 @@
-"""The values that verifiers get for a prompt and its completions, in training and in evaluation alike."""
+"""The values that verifiers get for a prompt and its completions. They are the same in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class Pool(Protocol):
 
 
 def columns_of(problem: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that verifiers get for a row: its columns, and the question if it has no column of that name.
+    """Return the columns that verifiers get for a row: its columns, and the question if no column has its name.
 
-    Called once, when the data are read, so that gold answers, training and evaluations judge an answer alike.
+    This function is called once, when the data are read. So the check of gold answers, training and evaluations judge
+    an answer in the same way.
 
     Args:
         problem: question with the prompt's template, before any chat template.
@@ -42,7 +43,8 @@ def columns_of(problem: str, row: Mapping[str, Any]) -> dict[str, Any]:
 def verdicts_wait_s(calls: int, deadline_s: float) -> float:
     """Longest wait for the verdicts of this number of calls, in seconds.
 
-    The pool answers every call within its deadline and its restarts. So only a pool that hangs reaches this limit.
+    The pool answers every call within the deadline plus the time of its restarts. So only a pool that hangs reaches
+    this limit.
     """
     return 60.0 + 4 * deadline_s * calls
 
@@ -66,7 +68,7 @@ def judge(
         tokens: number of tokens of each completion.
 
     Returns:
-        For each completion: name of a verifier -> future of its verdict.
+        For each completion, a mapping from the name of each verifier to the future of its verdict.
     """
     groups = [name for name in names if pool.judges_groups(name)]
     single = [name for name in names if name not in groups]
@@ -74,7 +76,8 @@ def judge(
     grouped = {name: pool.submit_group(name, texts, reference, row, lists) for name in groups}
     verdicts = []
     for at, (text, count) in enumerate(zip(texts, tokens, strict=True)):
-        # Each completion is submitted alone: a pool of several nodes sends the calls of one submission to one node.
+        # Each completion is submitted separately, because a pool of several nodes sends all calls of one submission to
+        # one node.
         calls = [(name, text, reference, {**row, TOKENS_COLUMN: count}) for name in single]
         alone = dict(zip(single, pool.submit_many(calls) if calls else [], strict=True))
         verdicts.append({name: alone[name] if name in alone else grouped[name][at] for name in names})

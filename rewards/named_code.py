@@ -1,7 +1,8 @@
 """Load code that a config names as `package.module:function`. The standard library is not allowed.
 
-A config may name any module of the project and of installed packages, so a config can run code. With functions of
-Python's standard library, a config alone could run shell commands. No reward and no data set needs such a function.
+A config may name any module of the project and of installed packages, so a config can run code. If a config could also
+name functions of Python's standard library, a config alone could run shell commands. No reward and no data set needs
+such a function.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rewards.raised import describe, is_told
 
 _Loaded = TypeVar("_Loaded")
 
-# Modules that have moved, and that an earlier config may name: earlier name -> present name.
+# Modules that have moved. An old config may still name them. For each earlier name: the present name.
 MOVED = {
     "grpo.arithmetic": "grpo.data.arithmetic",
     "grpo.expressions": "grpo.data.expressions",
@@ -40,15 +41,15 @@ _FIRST_NAMES = {today: before for before, today in MOVED.items()}
 
 
 def module_today(module: str) -> str:
-    """Return the present name of a module. The config may have the name from an earlier version."""
+    """Return the present name of a module. An old config may contain an earlier name."""
     return MOVED.get(module, module)
 
 
 def first_name(function: str) -> str:
-    """Return a `module:function` with the first name of its module.
+    """Return the name `module:function` with the first name that its module had.
 
     The names of prompts contain the name of their generator, and the seeds of sampling depend on the names of prompts.
-    If a module moves, a resumed or repeated run must still sample the same completions.
+    So if a module has moved, this first name is used, and a resumed or repeated run samples the same completions.
     """
     module, colon, name = function.partition(":")
     return f"{_FIRST_NAMES.get(module, module)}{colon}{name}"
@@ -59,7 +60,7 @@ def hidden_by_ours(module: str, *folders: Path) -> str:
 
     Args:
         module: dotted name of the missing module.
-        folders: folders that may contain the user's file, besides the working folder and the search path.
+        folders: folders that may contain the user's file, in addition to the working folder and the search path.
     """
     first, *rest = module.split(".")
     if first not in PACKAGES:
@@ -127,12 +128,12 @@ def locate(use: str, key: str) -> Callable[..., Any]:
     """Load the function or class that a config names.
 
     Args:
-        use: name, as `package.module:function` or `path/to/file.py:function`.
+        use: name in the form `package.module:function` or `path/to/file.py:function`.
         key: place in the config, for messages.
 
     Raises:
         ValueError: the file, module or function does not exist (the message has the nearest name), belongs to the
-            standard library, or fails during loading (the message has the file and line).
+            standard library, or raises an exception while it is loaded (the message has the file and line).
     """
     module, colon, attribute = use.rpartition(":")
     if colon and module.endswith(".py") and attribute:
@@ -150,15 +151,15 @@ def locate(use: str, key: str) -> Callable[..., Any]:
 
 
 def loaded(load: Callable[[], _Loaded], key: str, *folders: Path) -> _Loaded:
-    """Load the user's code. An error of this code is reported with its file and line.
+    """Load the user's code. If this code raises an exception, report the exception with its file and line.
 
     Args:
         load: function that loads the code.
         key: place in the config, for messages.
-        folders: folders that may contain a user's file that a package of VeriGRPO hides.
+        folders: folders that are searched for a user's file that a package of VeriGRPO hides.
 
     Raises:
-        ValueError: the code raised.
+        ValueError: the code raised an exception.
     """
     try:
         return load()
@@ -183,7 +184,7 @@ def _take(module: object, attribute: str, key: str, home: str, hint: str = "") -
 
 
 def checked(value: object, key: str) -> Callable[..., Any]:
-    """Return a loaded value after a check: it must be callable and outside the standard library.
+    """Check that a loaded value is callable and not from the standard library, and return it.
 
     Raises:
         ValueError: the value is not callable, or belongs to the standard library.
@@ -201,6 +202,6 @@ def source_file(use: str) -> Path:
 
 
 def absolute_name(use: str) -> str:
-    """Return the name for a process with another working folder: a path to a file becomes absolute."""
+    """Return a name that also works in a process with another working folder: a file's path becomes absolute."""
     module, colon, attribute = use.rpartition(":")
     return f"{Path(module).absolute()}{colon}{attribute}" if module.endswith(".py") else use

@@ -15,14 +15,15 @@ from types import ModuleType
 
 # The top-level packages of VeriGRPO. Python finds them before files of a user that have the same names.
 PACKAGES = ("grpo", "launch", "rewards", "sandbox")
-# Reserved names: they never mean a file beside a user's file. `from rewards.verdict import ...` means this package.
+# Reserved names: an import of such a name never loads a file beside a user's file. For example,
+# `from rewards.verdict import ...` always loads this package.
 _RESERVED = {*PACKAGES, *sys.stdlib_module_names}
 
 
 class SiblingFinder(MetaPathFinder):
     """Finds modules beside the files that a config names, if no other finder has a module of that name.
 
-    It is last in `sys.meta_path`. Therefore it never hides an installed module, unlike a folder on `sys.path`.
+    This finder is last in `sys.meta_path`. So it never hides an installed module, whereas a folder on `sys.path` could.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ _finder = SiblingFinder()
 
 
 def load_file(path: Path, key: str) -> ModuleType:
-    """Run a file, only once. The file may import the files beside it by their names, now and later.
+    """Run a file once, and return it as a module. The file may import the files beside it by name, at any time.
 
     Args:
         path: file to run.
@@ -53,7 +54,7 @@ def load_file(path: Path, key: str) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"{key}: the file {str(path)!r} does not exist (looked from {Path.cwd()})")
     resolved = path.resolve()
-    # A fixed name per path: objects of the file can be pickled, and the file runs only once.
+    # The module's name depends only on the path. So objects of the file can be pickled, and the file runs only once.
     name = "grpo_verifier_file_" + "".join(c if c.isalnum() else "_" for c in str(resolved))
     if name in sys.modules:
         return sys.modules[name]
@@ -75,7 +76,7 @@ def load_file(path: Path, key: str) -> ModuleType:
 
 
 def names_a_file(use: str) -> Path | None:
-    """Return the file that a `use` without a function names."""
+    """If `use` names a file without a function, return the file; else return None."""
     for text in (use, f"{use}.py"):
         if text.endswith(".py") and Path(text).is_file():
             return Path(text)
@@ -112,10 +113,10 @@ def nearest(attribute: str, names: Iterable[str]) -> str:
 
 
 def _check_siblings(path: Path, key: str) -> None:
-    """Refuse an import name if Python would load another module than the file beside this file.
+    """Refuse the file if it imports a name for which Python would load another module than the file beside it.
 
     Raises:
-        ValueError: there is such a name. The message has both files.
+        ValueError: there is such a name. The message names both files.
     """
     waiting, seen = [path], {path}
     while waiting:
@@ -135,7 +136,10 @@ def _check_siblings(path: Path, key: str) -> None:
 
 
 def _imported(path: Path) -> set[str]:
-    """Return the first parts of a file's imported names. Invalid Python has none; running the file reports it."""
+    """Return the first part of each name that a file imports.
+
+    For invalid Python the result is empty; the error is reported when the file is run.
+    """
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Reward functions written for TRL, verl and OpenRLHF: how their parameters are recognised and filled.
+"""Reward functions written for TRL, verl and OpenRLHF: how to recognise their parameters, and which values to pass.
 
 Sources: TRL's "Using a custom reward function" (docs/source/grpo_trainer.md), verl's `default_compute_score` and
 `BatchRewardManager`, OpenRLHF's examples/scripts/reward_func.py.
@@ -14,9 +14,9 @@ from rewards.calling import Arguments, Batch, Signature, Values, bound_names, by
 from rewards.verdict import Status, Verdict, as_number, scored
 from rewards.verifier import PROBLEM_COLUMN
 
-# Parameters that other trainers fill and this project cannot.
+# Parameters whose values other trainers pass, but this project does not have.
 UNKNOWN = {"completion_ids", "completions_ids", "prompt_ids", "state", "parser", "trainer_state", "environments"}
-# If a row has no column of such a name, a parameter of this name gets the reference.
+# A parameter with one of these names gets the reference if the row has no column of the same name.
 REFERENCE_COLUMNS = {
     "reference", "ground_truth", "gold", "label", "target", "reference_answer", "gold_answer", "gold_label",
     "answer", "solution", "references", "answers", "labels",
@@ -33,7 +33,7 @@ def _extra_info(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _truth(reference: Any) -> Any:
-    """The reference; verl's column `reward_model` is a mapping that holds it as `ground_truth`."""
+    """The reference. In verl's column `reward_model`, it is the value of `ground_truth`."""
     return reference["ground_truth"] if isinstance(reference, Mapping) and "ground_truth" in reference else reference
 
 
@@ -59,7 +59,7 @@ OPENRLHF: Values = {
 def read_other(
     function: Callable[..., Any], parameters: Sequence[inspect.Parameter], conversational: bool
 ) -> Signature | None:
-    """How to call a reward function of another trainer; None when no known trainer has such functions.
+    """Return how to call a reward function of another trainer; None if no known trainer has such functions.
 
     Raises:
         ValueError: the function needs a value that a verifier does not get.
@@ -77,8 +77,8 @@ def read_other(
 
 
 def _is_trl(parameters: Sequence[inspect.Parameter]) -> bool:
-    # TRL passes more than any function needs, so its functions have `**kwargs`. Group functions of this project take
-    # `prompt`, which TRL never passes.
+    # TRL passes more values than a function needs, so functions for TRL take `**kwargs`. Group functions of this
+    # project take `prompt`, which TRL never passes.
     names = {parameter.name for parameter in parameters}
     if "queries" in names or "prompt" in names:
         return False
@@ -144,7 +144,11 @@ def _messages(role: str, content: Any) -> Any:
 
 
 def _trl_rewards(value: Any) -> Any:
-    """TRL leaves a None out of its sum. So None scores 0 here, without a claim that the answer is wrong."""
+    """Turn TRL's rewards into scores.
+
+    TRL leaves a reward of None out of its sum. So None becomes the score 0 with the status `scored`, which does not
+    claim that the answer is wrong.
+    """
     if not isinstance(value, (list, tuple)):
         return value
     return [

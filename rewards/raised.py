@@ -1,4 +1,4 @@
-"""An exception as one line: its message, and the place in the user's code that raised it."""
+"""Describes an exception in one line: its message, and the place in the user's code that raised it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-# Folders without files of the user: the standard library, installed packages, and this package.
+# Folders that contain no files of the user: the standard library, installed packages, and this package.
 _FOLDERS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     *site.getsitepackages(),
@@ -21,11 +21,12 @@ _OURS = f"{Path(__file__).parent}{os.sep}"
 
 
 def describe(problem: BaseException, home: str | None = None) -> str:
-    """The last line of the traceback and the place; when memory ran out, also the limit.
+    """Return the last line of the traceback, with the place of the error. If memory ran out, also return the limit.
 
-    The place of a syntax error is the faulty text. For other exceptions it is the innermost frame in the file `home` or
-    in another file of the user, since frames of libraries do not help; without such a frame it is the innermost frame.
-    A `ValueError` of this package says what the user did wrong, and needs no place.
+    The place of a syntax error is the faulty text. For other exceptions, the place is the innermost frame in the file
+    `home` or in another file of the user, because frames of libraries do not help the user. If there is no such frame,
+    it is the innermost frame of all. A `ValueError` of this package already says what the user did wrong, so its place
+    is left out.
 
     Args:
         problem: the exception.
@@ -53,7 +54,7 @@ def _place(problem: BaseException, home: str | None) -> str:
         return ""
     chosen = (users or list(frames))[-1]
     if chosen.filename.startswith("<"):
-        return ""  # a frame of the import system: the message names the module
+        return ""  # the frame belongs to the import system, and the message already names the module
     return f" ({chosen.filename}:{chosen.lineno})"
 
 

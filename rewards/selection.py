@@ -1,4 +1,4 @@
-"""Which verifiers judge a row of mixed data: a column of the row names the kind of its task."""
+"""Chooses the verifiers that judge a row of mixed data. A column of the row names the kind of its task."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from rewards.build import VerifierSpec
 
 
 def applies(spec: VerifierSpec, row: Mapping[str, Any]) -> bool:
-    """True when the row has a listed value in every column of the spec's `when`; always true without `when`."""
+    """True when the row has a listed value in every column of the spec's `when`, or the spec has no `when`."""
     return all(_has_one_of(row.get(column), values) for column, values in spec.when.items())
 
 
 def choose(specs: Sequence[VerifierSpec], row: Mapping[str, Any]) -> tuple[VerifierSpec, ...]:
-    """The verifiers that judge a row, in the order of the config; the first decides whether an answer is right."""
+    """The verifiers that judge a row, in the order of the config.
+
+    The first of them decides whether an answer is right.
+    """
     return tuple(spec for spec in specs if applies(spec, row))
 
 
 def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Check that every row `(its name, its columns)` has the verifiers that it needs.
+    """Check that every row has the verifiers that it needs. `rows` has the name and the columns of each row.
 
-    A row needs a verifier with a weight. When the first verifier has a `when`, the kind of a row decides what is right.
-    Then each row also needs a verifier with a `when`: otherwise a row with a misspelt kind would be graded on its form
-    alone.
+    A row needs a verifier with a weight. If the first verifier has a `when`, verifiers are chosen by the kind of a row.
+    Then each row also needs a verifier with a `when`. Otherwise a row whose kind is misspelt would be judged only by
+    verifiers for all rows, such as a check of the format.
 
     Raises:
         ValueError: a row lacks a verifier; the message has the row's values and the values of the verifiers' `when`.
@@ -53,7 +56,7 @@ def check_rows(specs: Sequence[VerifierSpec], rows: Iterable[tuple[str, Mapping[
 
 
 def _has_one_of(value: Any, wanted: Sequence[Any]) -> bool:
-    # In Python 1 == True, but a column of numbers is no column of truth values.
+    # In Python, 1 == True, but here the number 1 must not match the truth value True.
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted)
 
 
@@ -71,6 +74,6 @@ def _refusal(
     )
     weightless = f" but {', '.join(spec.name for spec in chosen)}" if chosen else ""
     return (
-        f"row {name} has {has}, for which no verifier{weightless} is configured (known: {known}); mend the row, leave "
-        "it out, or add its value to a verifier's `when`"
+        f"row {name} has {has}, for which no verifier{weightless} is configured (known: {known}); correct the row, "
+        "leave it out, or add its value to a verifier's `when`"
     )

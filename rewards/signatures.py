@@ -1,8 +1,8 @@
-"""How to call a function that a user wrote, read from the names of its parameters.
+"""Decides how to call a function that a user wrote, from the names of its parameters.
 
 The project's own signatures are `(completion, reference[, prompt])` for one completion and
-`(completions, reference[, prompt])` for a group; `rewards.other_trainers` has those of other trainers. A function
-whose parameters would get the wrong values is refused.
+`(completions, reference[, prompt])` for a group. The signatures of other trainers are in `rewards.other_trainers`. A
+function whose parameters would get wrong values is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from rewards.calling import ADAPT, Arguments, Batch, Signature, Values, bound_na
 from rewards.other_trainers import REFERENCE_COLUMNS, UNKNOWN, read_other
 from rewards.verifier import PROBLEM_COLUMN
 
-# Names that show the meaning of a parameter at any position: a set for each position of the project's signature.
+# Names that show the meaning of a parameter, wherever it stands. There is one set for each position of the project's
+# signature.
 _COMPLETION = {"completion", "response", "generation", "prediction", "model_output", "model_response", "solution_str"}
 _REFERENCE = {"reference", "ground_truth", "gold", "label", "target", "reference_answer", "gold_answer", "gold_label"}
 _ROW = {"prompt", "row", "columns", "extra_info", "metadata", "info", "task"}
@@ -37,8 +38,8 @@ _GROUP: Values = {
 def read_signature(function: Callable[..., Any], conversational: bool = False) -> Signature:
     """Decide how a function is called.
 
-    Parameters that options have bound are ignored. Parameters with a default keep it: a column of the row never sets
-    an option.
+    Parameters that options have bound are ignored. Parameters with a default keep their default, because a column of
+    the row never sets an option.
 
     Args:
         function: function of the user, or an object that can be called.
@@ -46,8 +47,8 @@ def read_signature(function: Callable[..., Any], conversational: bool = False) -
             messages. If false, it gets lists only for rows whose column `prompt` is such a list.
 
     Raises:
-        ValueError: a parameter's name has no known meaning, or names a value that does not exist; the message has the
-            lines that adapt the function.
+        ValueError: the name of a parameter has no known meaning, or stands for a value that does not exist. The message
+            shows the lines of code that adapt the function.
     """
     signature = inspect.signature(function)
     parameters = [parameter for name, parameter in signature.parameters.items() if name not in bound_names(function)]
@@ -105,7 +106,7 @@ def _single(
 
 
 def _wants_row(third: inspect.Parameter) -> bool:
-    # A third parameter with another default is an option that the config does not set.
+    # If the third parameter has another default, it is an option that the config does not set.
     return third.default in (third.empty, None) or third.name in _ROW or isinstance(third.default, Mapping)
 
 

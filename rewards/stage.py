@@ -1,7 +1,8 @@
-"""The stage of the running verifier, in memory that the pool can read after it has killed the worker.
+"""Records the stage of the running verifier in memory that the pool can read after it has killed the worker.
 
-A verifier calls `enter("parse")` when a stage begins. In a worker of a pool the name is written to a page shared with
-the parent, which puts it into the reason of a `timeout`. In other processes the call does nothing.
+A verifier calls, for example, `enter("parse")` when a stage begins. In a worker of a pool, `enter` writes the stage's
+name to a page of memory that is shared with the parent. The parent puts the name into the reason of a `timeout`. In
+other processes `enter` does nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _WAITING_SINCE_AT, _WAITED_AT = 192, 200  # start of the wait (0: no wait), and 
 
 
 class SharedPage:
-    """One page shared by the parent (which writes `revoked`) and one worker (which writes the stage)."""
+    """One page shared by the parent and one worker. The parent writes `revoked`, the worker writes everything else."""
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, PAGE_BYTES)
@@ -43,26 +44,33 @@ class SharedPage:
         _REVOKED.pack_into(self._memory, 0, batch, kept)
 
     def revoked(self) -> tuple[int, int]:
-        """Worker: the last revoked batch, 0 before the first, and the call of this batch that was kept."""
+        """Worker: the last revoked batch, and the call of this batch that was kept.
+
+        The batch is 0 if none was revoked.
+        """
         batch, kept = _REVOKED.unpack_from(self._memory, 0)
         return int(batch), int(kept)
 
     def write_begun(self, identity: int, clock_ns: int) -> None:
-        """Worker: the call `identity` begins, at `clock_ns` of this process's processor time."""
+        """Worker: record that the call `identity` begins when this process has used `clock_ns` of processor time."""
         _NUMBER.pack_into(self._memory, _CLOCK_AT, clock_ns)
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, 0)
         _NUMBER.pack_into(self._memory, _WAITED_AT, 0)
-        # Written last, and never 0: a reader of this identity finds the clock of this call, or of a later call.
+        # The identity is written last, and never as 0. So a reader that sees this identity finds the clock of this call
+        # or of a later call.
         _NUMBER.pack_into(self._memory, _IDENTITY_AT, identity + 1)
 
     def begun(self) -> tuple[int, int]:
-        """Parent: the call that began last, -1 before the first, and the worker's processor time at its start."""
+        """Parent: the call that began last (-1 if none has begun), and the worker's processor time at its start."""
         (identity,) = _NUMBER.unpack_from(self._memory, _IDENTITY_AT)
         (clock_ns,) = _NUMBER.unpack_from(self._memory, _CLOCK_AT)
         return identity - 1, clock_ns
 
     def write_waiting(self, waits: bool) -> None:
-        """Worker: a wait for its turn begins or ends; the time of the wait does not count for the call."""
+        """Worker: record that the call begins or ends a wait for a resource.
+
+        This time does not count for the call.
+        """
         now = time.monotonic_ns()
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         if since:
@@ -71,7 +79,7 @@ class SharedPage:
         _NUMBER.pack_into(self._memory, _WAITING_SINCE_AT, now if waits else 0)
 
     def waited_s(self) -> float:
-        """Parent: seconds that the current call has waited for its turn, as the worker reports."""
+        """Parent: seconds that the current call has waited for a resource, as the worker reports."""
         (since,) = _NUMBER.unpack_from(self._memory, _WAITING_SINCE_AT)
         (waited,) = _NUMBER.unpack_from(self._memory, _WAITED_AT)
         now = time.monotonic_ns()
@@ -83,11 +91,11 @@ class SharedPage:
         self._memory[_ELSEWHERE_AT] = elsewhere
 
     def write_running(self, identity: int) -> None:
-        """Worker with overlapping calls: this call has the processor from now on; -1 for no call."""
+        """Worker with overlapping calls: record that this call uses the processor from now on; -1 means no call."""
         _RUNNING.pack_into(self._memory, _RUNNING_AT, identity + 1, time.monotonic())
 
     def running(self) -> tuple[int, float]:
-        """Parent: the call that has the processor (-1 for no call), and since when on the monotonic clock."""
+        """Parent: the call that uses the processor (-1 for no call), and the monotonic time at which this use began."""
         identity, since = _RUNNING.unpack_from(self._memory, _RUNNING_AT)
         return identity - 1, since
 
@@ -100,7 +108,7 @@ class SharedPage:
         return self._read_text(_IMPORT_AT)
 
     def works_elsewhere(self) -> bool:
-        """Parent: whether a worker that waits has given its work to another process."""
+        """Parent: whether another process does the work of the worker, which waits for it."""
         return self._memory[_ELSEWHERE_AT] != 0
 
     def read_stage(self) -> str:
@@ -117,12 +125,12 @@ class SharedPage:
 
 
 _page: SharedPage | None = None
-# Each overlapping call has a stage. The tasks that the call starts share this stage.
+# Each overlapping call has its own stage. The tasks that a call starts share the stage of the call.
 _call_stage: ContextVar[list[str] | None] = ContextVar("_call_stage", default=None)
 
 
 def share(page: SharedPage) -> None:
-    """Make `enter` write to this page; called once in each worker."""
+    """Make `enter` write to this page. Each worker calls this function once."""
     global _page
     _page = page
 
@@ -132,8 +140,8 @@ def enter(stage: str, elsewhere: bool = False) -> None:
 
     Args:
         stage: name of the stage, a word or two.
-        elsewhere: whether another process does the work, such as a sandbox. Then the processor is not free for another
-            worker while this worker waits.
+        elsewhere: whether another process, such as a sandbox, does the work. Then, while this worker waits, the
+            processor is not free for another worker.
     """
     if _page is not None:
         at = _call_stage.get()
@@ -148,7 +156,7 @@ def follow_call(at: list[str]) -> None:
 
 
 def watch_imports(page: SharedPage) -> None:
-    """Worker: write to the page which module a verifier is importing, for the reason of a timeout."""
+    """Worker: write to the page which module a verifier is importing. The reason of a timeout then names the module."""
     original = builtins.__import__
     under_way = False
 
@@ -169,7 +177,10 @@ def watch_imports(page: SharedPage) -> None:
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """The block waits for a resource that other calls use. The deadline moves by the time of the wait."""
+    """Put this around code that waits for a resource that other calls use.
+
+    The deadline of the call is extended by the time of the wait.
+    """
     if _page is not None:
         _page.write_waiting(True)
     try:

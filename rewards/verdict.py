@@ -12,12 +12,12 @@ from typing import Any
 
 
 class Status(StrEnum):
-    """How a verdict came about.
+    """The result of a verification.
 
-    `correct`, `scored`, `wrong` and `unparseable` come from the completion and carry a score. `scored` is a grade
-    without a claim that the answer is right: it counts in the reward, not in accuracy, and opens no gate. `timeout` and
-    `error` are failures of the machinery: the verdict has no score, stays out of its group's statistics and carries no
-    gradient.
+    `correct`, `scored`, `wrong` and `unparseable` depend on the completion, and their verdicts have a score. `scored`
+    is a grade that does not claim that the answer is right: the score counts in the reward but not in accuracy, and a
+    gate with this status is closed. `timeout` and `error` mean that the verification failed: the verdict has no score.
+    Its completion does not enter the statistics of the group and gives no gradient.
 
     >>> grpo.correct().status is grpo.Status.CORRECT, grpo.Status.TIMEOUT.failed
     (True, True)
@@ -32,7 +32,7 @@ class Status(StrEnum):
 
     @property
     def failed(self) -> bool:
-        """True when the machinery failed, so that nothing is known about the completion."""
+        """True when the verification failed, so that nothing is known about the completion."""
         return self in (Status.TIMEOUT, Status.ERROR)
 
 
@@ -47,12 +47,12 @@ class Verdict:
     Attributes:
         score: finite number, usually in [0, 1]; None if and only if `status.failed`. Any real number is accepted (see
             `as_number`) and stored as a float.
-        status: how the verdict came about.
+        status: result of the verification.
         reason: one short line for a person who reads the report.
-        parts: named parts of the score, such as `{"tags": 1.0, "order": 0.0}`; each is logged by its name.
+        parts: named parts of the score, such as `{"tags": 1.0, "order": 0.0}`; each is logged under its name.
 
     Raises:
-        TypeError: the score is no number.
+        TypeError: the score is not a number.
         ValueError: the score is not finite, or its presence contradicts the status.
     """
 
@@ -75,7 +75,7 @@ class Verdict:
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
 
     def __reduce__(self) -> tuple[type[Verdict], tuple[object, ...]]:
-        # A mapping proxy cannot be pickled, and verdicts cross process borders.
+        # Verdicts are sent between processes, and a mapping proxy cannot be pickled.
         return Verdict, (self.score, self.status, self.reason, dict(self.parts))
 
 
@@ -86,7 +86,8 @@ def as_number(value: Any) -> float | bool:
     They are recognised by `numbers.Real`, `item()` or `__float__`, so that no library needs to be imported.
 
     Raises:
-        TypeError: the value is no number. Text is never a number, nor is an array with one element.
+        TypeError: the value is not a number. Text is never a number, and neither is an array with one dimension or
+            more.
         OverflowError: the number is too large for a float.
     """
     if isinstance(value, (bool, float)):
@@ -149,10 +150,10 @@ def unparseable(reason: str = "", score: float = 0.0, **parts: float) -> Verdict
 
 
 def timeout(reason: str) -> Verdict:
-    """A verdict of status `timeout`: undecided at the deadline. It has no score."""
+    """A verdict of status `timeout`: the verifier had not decided at the deadline. The verdict has no score."""
     return Verdict(None, Status.TIMEOUT, reason)
 
 
 def error(reason: str) -> Verdict:
-    """A verdict of status `error`: the verifier failed. It has no score."""
+    """A verdict of status `error`: the verifier failed. The verdict has no score."""
     return Verdict(None, Status.ERROR, reason)

@@ -1,7 +1,7 @@
-"""The text between two boxes or tags: whether it joins them to one answer, and how it names the second value.
+"""Decides whether the text between two boxes or tags joins them to one answer, and finds the name of the second value.
 
-The text is cut into tokens from left to right, each by the first pattern that fits. No text is tried twice, so the time
-is linear.
+The text is cut into tokens from left to right. At each position, the first pattern that fits gives the token. No
+character is read twice, so the time is linear.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NUMBERING = re.compile(
     re.IGNORECASE,
 )
 _PUNCTUATION = re.compile(r"[\s$.,;/&|*]|\\(?:[,;: ()\[\]]|q?quad\b)|(?<=\n)-")
-# Words in a sentence that make the values around them candidates.
+# Words that show that the values around them are only candidates for the answer.
 _DOUBT = re.compile(
     r"[^.!?\n]{0,80}\b(?:or(?!\s+rather)|vs|versus|maybe|perhaps|possibly|might|may\s+(?:also\s+)?be|alternatively)\b"
     r"[^.!?\n]{0,80}",
@@ -39,14 +39,14 @@ _DOUBT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Two values of one answer: the name of the second (`x` of `x = `), and whether a word joins them."""
+    """How two values of one answer are joined: the name of the second (`x` in `x = `); and if a word joins them."""
 
     name: str = ""
     worded: bool = False
 
 
 def link(between: str) -> Link | None:
-    """How the text between two values joins them; None when they are separate answers."""
+    """Return how the text between two values joins them; None if the values are separate answers."""
     plain = FONT.sub(r" \1 ", between) if "{" in between else between
     at, name, worded = 0, "", False
     while at < len(plain):
@@ -66,13 +66,13 @@ def link(between: str) -> Link | None:
 
 
 def name_before(text: str) -> str:
-    """The name that the end of a text gives to the next value (`x` of `so $x = `); empty without a name."""
+    """Return the name that the end of a text gives to the next value (`x` in `so $x = `); empty if there is no name."""
     named = _NAMED_BEFORE.search(text[-40:])
     return named[1] if named is not None else ""
 
 
 def together(values: list[str], names: list[str]) -> str:
-    """Several values as one answer. If all names differ, the values keep them, so that their order does not matter."""
+    """Join several values to one answer. If all names differ, the names are kept, so that the order does not matter."""
     letters = {re.split(r"[_('\d]", name, maxsplit=1)[0] for name in names}
     if "" not in names and len(letters) == len(names) and not any("=" in value for value in values):
         values = [f"{name} = {value}" for name, value in zip(names, values, strict=True)]

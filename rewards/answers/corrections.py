@@ -7,7 +7,7 @@ import re
 from rewards.answers.prose import NUMBER, SENTENCE_END
 
 _LEAD = r"(?:(?:oh|oops|sorry|wait|hmm+|hm|ah|but|well|ok|okay|hold on|actually)\b[\s,.!;:\u2026\u2014-]{0,5}){0,4}"
-# These take back the statement before.
+# These words take back the statement before them.
 _WITHDRAWN = re.compile(
     rf"^{_LEAD}(?:no|nope|wrong|incorrect)\s?(?:[,.!;:\u2014-]|$)(?:\s?(?:wait|sorry)[,.!]?)?"
     r"|\b(?:that|this|it|which|(?:the|my|this|that|our) (?:answer|result|value|one|statement))(?:\s(?:above|before))?"
@@ -21,7 +21,7 @@ _WITHDRAWN = re.compile(
     r"|\bmy (?:mistake|bad)\b|\b(?:I|we) take (?:that|it) back\b|\bon second thoughts?\b|^correction\b:?|\bor rather\b",
     re.IGNORECASE,
 )
-# After these a plain "it is 6" is a new statement.
+# After these words, a plain "it is 6" is a new statement.
 _DOUBTED = re.compile(
     r"^(?:but )?(?:wait|hold on|hmm+|hm|actually|oops|sorry|let me|let's|however|make (?:that|it)|rather|instead)\b",
     re.IGNORECASE,
@@ -32,7 +32,8 @@ _STATES = re.compile(
     r"(?: actually| really| in fact| instead| indeed| just)?:?\s+",
     re.IGNORECASE,
 )
-# At the start of a sentence, these doubt the sentence before it. Anywhere in it, some of them name another value.
+# At the start of a sentence, these words express doubt about the sentence before. Some of them, anywhere in a sentence,
+# introduce another value.
 _OR_ELSE = (
     rf"^{_LEAD}(?:or,? )?(?:maybe|perhaps|possibly|alternatively|or|otherwise|(?:could|may|might)(?: also)? be"
     r"|(?:if|unless|in case)\b(?: (?:it|that|this|the|my|answer|is|was|isn['\u2019]t|not|wrong|incorrect|I|am)\b)*)"
@@ -50,10 +51,11 @@ _MOST_SENTENCES = 60
 
 
 def put_right(after: str) -> tuple[bool, str, str]:
-    """The effect of the text after a statement.
+    """Find out how the text after a statement changes the statement.
 
     Returns:
-        Whether the text takes the statement back, the new statement, and a second candidate; an empty text for none.
+        Whether the text takes the statement back; the new statement; and a second candidate. The new statement and the
+        candidate are empty if there are none.
     """
     withdrawn, instead, also = False, "", ""
     doubted = False
@@ -78,13 +80,13 @@ def put_right(after: str) -> tuple[bool, str, str]:
 
 
 def doubts_the_last(sentence: str) -> bool:
-    """True for "Or maybe 6", "Could be 6" and "If that is wrong, 6", which add a candidate to the last value."""
+    """True for "Or maybe 6", "Could be 6" and "If that is wrong, 6", which add a candidate to the value before."""
     doubt = _DOUBTING.match(sentence)
     return doubt is not None and _VALUE_START.match(sentence, doubt.end()) is not None
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; a sentence ends at the end of its line."""
+    """Return the sentences of a text. The end of a line also ends a sentence."""
     return [
         piece.strip()
         for line in text.splitlines()
@@ -94,7 +96,7 @@ def sentences(text: str) -> list[str]:
 
 
 def without_preface(sentence: str) -> str:
-    """`Wait, no, it is 6` without the words that take back an earlier sentence."""
+    """Remove the words that take back an earlier sentence, as in `Wait, no, it is 6`."""
     taken = _WITHDRAWN.match(sentence)
     rest = sentence[taken.end() :].strip(" ,.;:!\u2014-") if taken is not None and taken.end() < len(sentence) else ""
     return rest or sentence

@@ -33,7 +33,7 @@ _MATHEMATICAL = FUNCTIONS | GREEK | {"infty", "infinity", "frac", "cbrt", "binom
 
 
 def with_noun(text: str) -> str:
-    r"""`18 pieces of candy`, `\$18/day` and `18 (apples) in total` with the noun as a unit in `\text{...}`.
+    r"""Rewrite `18 pieces of candy`, `\$18/day` and `18 (apples) in total` with the noun as a unit in `\text{...}`.
 
     Any other text is returned unchanged.
     """
@@ -58,10 +58,10 @@ def with_noun(text: str) -> str:
 
 
 def _are_words(behind: str) -> bool:
-    """True when letters without a font macro are words, and no product of variables."""
+    """True when letters without a font macro are words, not a product of variables."""
     spelled = _WORD.findall(behind.translate(JOINED))
     words = [word.lower() for word in spelled]
-    if any(_PLURAL.fullmatch(word) for word in spelled):  # "CDs"
+    if any(_PLURAL.fullmatch(word) for word in spelled):  # such as "CDs"
         return True
     if any(word in _MATHEMATICAL or (len(word) == 1 and word != "a") for word in words):
         return False

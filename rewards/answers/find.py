@@ -1,7 +1,7 @@
 """Finds the final answer of a completion, before any parsing.
 
-Every search is linear in the text and uses no mathematics. When a place is present but cannot be read, callers must not
-look in other places: a policy would learn to hide a second answer there.
+Every search is linear in the text and uses no mathematics. If a place (such as a box) is present but its content cannot
+be read, callers must not look in other places. Otherwise a policy would learn to hide a second answer in those places.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _NUMBER = re.compile(
     r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-+\u2212]?\.\d+"
 )
-# Characters and words around a number that change its value, or make it no number.
+# Characters and words around a number that change its value, or show that the text is not a number.
 _DENIED = re.compile(r"\b(?:not|isn't|isn\u2019t)(?:\s{1,3}equal\s{1,3}to)?\s{1,3}$", re.IGNORECASE)
 _SCALE = re.compile(r"\s{0,3}(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|lakhs?|crores?)\b", re.IGNORECASE)
-# Number of unclosed boxes that are skipped: without a limit, a text of nothing but "\boxed{" would take quadratic time.
+# Greatest number of unclosed boxes that are skipped. If there were no limit, a text that only repeats "\boxed{" would
+# take quadratic time.
 _UNCLOSED_BOXES_TRIED = 4
-# Values of one answer are few, and near each other.
+# Greatest distance of two boxes of one answer, in characters, and greatest number of boxes of one answer.
 _NEAR, _MOST_JOINED = 300, 16
 
 
 def _closing(text: str, start: int, end: int | None = None) -> int:
-    """Index of the brace that closes the group opened just before `start`, or -1."""
+    """Return the index of the brace that closes the group opened just before `start`; -1 if there is no such brace."""
     first = text.find("}", start, end)
     within = text[start:first]
     if first < 0 or ("{" not in within and "\\" not in within):
@@ -46,7 +47,7 @@ def _closing(text: str, start: int, end: int | None = None) -> int:
 
 
 def _box_before(text: str, end: int, least: int = 0) -> int:
-    r"""Index of the last `\boxed` or `\fbox` before `end`, or -1."""
+    r"""Return the index of the last `\boxed` or `\fbox` before `end`; -1 if there is none."""
     while (end := text.rfind("box", least, end)) >= 0:
         if text.startswith("\\boxed", end - 1):
             return end - 1
@@ -58,9 +59,9 @@ def _box_before(text: str, end: int, least: int = 0) -> int:
 def last_box(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, or None.
 
-    Boxes are values of one answer, joined by commas here, when the text between them is empty, a connective such as
-    "and", "or" or "maybe", punctuation, numbering ("Option 2:") or a name (`x = `). If one of them is empty,
-    so is the answer. A box that follows other words replaces the earlier boxes.
+    Several boxes are values of one answer if the text between them is empty, a connective such as "and", "or" or
+    "maybe", punctuation, numbering ("Option 2:") or a name (`x = `). Their contents are then joined by commas; if one
+    of the boxes is empty, the answer is empty. A box that follows other words replaces the earlier boxes.
     """
     end = len(text)
     for _ in range(_UNCLOSED_BOXES_TRIED):
@@ -81,7 +82,7 @@ def last_box(text: str) -> str | None:
 
 
 def has_unclosed_box(text: str) -> bool:
-    r"""True when the last `\boxed{` is never closed: then no other text may count as the answer."""
+    r"""True when the last `\boxed{` is never closed. Then no other text may count as the answer."""
     openings = list(_BOX.finditer(text, max(_box_before(text, len(text)), 0)))
     return bool(openings) and _closing(text, openings[-1].end()) < 0
 
@@ -90,7 +91,7 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
     """Join to `content` the boxes directly before `start` that are values of the same answer."""
     values, names = [content], []
     while len(values) < _MOST_JOINED:
-        # Values of one answer are near, so only a short distance is searched.
+        # Values of one answer are near each other, so only a short distance is searched.
         previous = _box_before(text, start, max(0, start - _NEAR))
         opening = _BOX.match(text, previous) if previous >= 0 else None
         if opening is None:
@@ -109,23 +110,26 @@ def _with_neighbours(text: str, start: int, content: str) -> str:
 
 
 def _named_alike(joined: Link, before: str) -> bool:
-    """`2x = [6], x = [3]` are two steps; `x = [2], y = [3]`, and values joined by a word, are two values."""
+    """True for values of one answer: `x = [2], y = [3]`, or values joined by a word.
+
+    `2x = [6], x = [3]` are two steps.
+    """
     return not joined.name or joined.worded or bool(name_before(before[-40:]))
 
 
 def answer_tag(text: str) -> str | None:
-    """The content of the last complete `<answer>...</answer>`, stripped, or None; see `tagged_answer`."""
+    """The stripped content of the last complete `<answer>...</answer>`, or None; see `tagged_answer`."""
     tagged = tagged_answer(text)
     return tagged[0] if tagged is not None else None
 
 
 def tagged_answer(text: str) -> tuple[str, int] | None:
-    """The content of the last complete `<answer>...</answer>`, stripped, and the index of its closing tag; or None.
+    """The stripped content of the last complete `<answer>...</answer>`, and the index of its closing tag; or None.
 
-    Like boxes, answers with only a connective, punctuation or numbering between them are values of one answer, joined
-    by commas. A repeated answer counts once.
+    As with boxes, tagged answers that only a connective, punctuation or numbering separates are values of one answer,
+    and are joined by commas. A repeated value counts once.
     """
-    # Do not search text.lower(): it may be longer than the text, so that indices differ.
+    # Do not search text.lower(): its result may be longer than the text, so its indices may differ.
     marks = list(_ANSWER_TAG.finditer(text)) if "</" in text else []
     contents: list[str] = []
     begin = end = 0
@@ -143,7 +147,7 @@ def tagged_answer(text: str) -> tuple[str, int] | None:
 
 
 def hash_mark(text: str) -> str | None:
-    """The text after the last `####` at the start of a line (GSM8K's mark), or None."""
+    """The text after the last `####` at the start of a line (the mark of the answer in GSM8K), or None."""
     at = len(text)
     while (at := text.rfind("####", 0, at)) >= 0:
         at = text.rfind("\n", 0, at) + 1
@@ -155,7 +159,7 @@ def hash_mark(text: str) -> str | None:
 
 
 def marked_answer(reference: str) -> str:
-    """The answer of a data set's worked solution: after its last `####` or in its last box, else the whole text."""
+    """Return the answer of a worked solution: the text after its last `####`, or in its last box, or the whole text."""
     if "####" not in reference and "box" not in reference:
         return reference
     marked = hash_mark(reference) if "####" in reference else last_box(reference)
@@ -163,11 +167,11 @@ def marked_answer(reference: str) -> str:
 
 
 def last_number(text: str) -> str | None:
-    """The last number written in the text, with its sign, its separators and a word that scales it, or None.
+    """The last number written in the text, with its sign, its separators and a word that scales it; or None.
 
-    A denied number ("it is not 5") is returned with the denial, so that it is read as no number.
+    A denied number ("it is not 5") is returned together with the denial, so that the caller cannot read it as a number.
     """
-    # Only the tail is read: a number far from the end is no final answer.
+    # Only the tail is read: a number far from the end is not a final answer.
     tail = text[-2000:]
     numbers = list(_NUMBER.finditer(tail))
     if not numbers:

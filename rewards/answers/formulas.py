@@ -1,4 +1,4 @@
-"""Texts of several formulas in dollars, as data sets write answers: `$69$,$84$`, `$x=0$ or $x=2$`, `$125$ miles`."""
+"""Removes the dollars in answers of several formulas, as data sets write them: `$69$,$84$`, `$x=0$ or $x=2$`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_FORMULAS = 100
 def without_dollars(text: str) -> str:
     """The text without the dollars around its formulas; adjacent formulas are joined by commas.
 
-    The text is unchanged when its dollars are currency signs, or do not come in pairs.
+    The text is unchanged if its dollars are currency signs, or do not form pairs.
     """
     marks = [mark for mark in _DOLLARS.finditer(text) if mark.group()[0] == "$"]
     if not marks or len(marks) % 2 or len(marks) > 2 * _MOST_FORMULAS:

@@ -19,7 +19,7 @@ from rewards.answers.prose import (
 )
 from rewards.mathematics.units import BARE_UNITS, UNITS
 
-# Characters at the end of the text that are read: a value before them is no final answer.
+# Only this number of characters at the end of the text is read: an earlier value is not a final answer.
 TAIL = 3000
 _REFUSAL = re.compile(r"\b(?:not|no|cannot|can't|could not|couldn't|unknown|unable|sorry)\b", re.IGNORECASE)
 # Between the values of a list there may be nothing, commas, connectives, or a name for the next value. Between two
@@ -32,18 +32,18 @@ _LISTED = re.compile(
 _CANDIDATE = re.compile(
     r"(?:[^\w=]+[A-Za-z]+){0,3}[^\w=]+or\b(?!\s+(?:more|less|fewer))(?:[^\w=]+[A-Za-z]+){0,3}[^\w=]+"
 )
-# A sentence that names a second value: all of its values are candidates.
+# A sentence that contains one of these names a second value, so all values of the sentence are candidates.
 _DOUBT = re.compile(
     r"\b(?:may(?:\s+also)?\s+be|might|maybe|perhaps|possibly|also possible|(?:un|not )sure)\b", re.IGNORECASE
 )
 _ASSIGNED = re.compile(r"\s*[A-Za-z](?:_\w|_\{\w+\})?\s*=[^=]+")
-# A completion, or its last line, that is only an expression.
+# A completion that is only an expression, or whose last line is only an expression.
 _BARE = re.compile(
     r"(?:[-+*/^_=<>().,:;!%|\[\]{}\d\s\u2212\u00d7\u00b7\u00f7\u221a\u03c0\u2264\u2265\u00b0]"
     r"|\\[A-Za-z]+|\\[{},;! ]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
 )
 _SAYS = re.compile(r"\b(?:is|are|was|were|ha[sd]|have|will|can|would|should|remains?|left)\b", re.IGNORECASE)
-# "20 m": a letter that is a unit, after a blank.
+# "20 m": after a blank, a single letter may be a unit.
 _MEASURED = re.compile(r"\d\s+[msghlLNJWVK]$")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{(?:aligned|align\*?|split|gathered|gather\*?|equation\*?)\}|&")
 _CLAUSE = re.compile(r"(?:since|as|because|if|when|for|with|given|let|suppose|where|while)\b[^,]*,", re.IGNORECASE)
@@ -58,10 +58,10 @@ _UNIT_NAMES = BARE_UNITS | frozenset((*UNITS, "am", "pm"))
 
 
 def last_sentence(text: str) -> str | None:
-    """The last value of the last sentence: the last side of its last formula, or its last number.
+    """Return the last value of the last sentence: the last side of its last formula, or its last number.
 
-    Values joined to it by commas or connectives belong to the same answer, a list. None if the sentence has no value,
-    is a question, denies that there is an answer, or has words around the value that change it.
+    If commas or connectives join other values to the last value, all of them are the answer, a list. Return None if the
+    sentence has no value, is a question, denies that there is an answer, or has words that change the value.
     """
     tail = text[-TAIL:].rstrip(" \t\n.*")
     lines = [line for line in text[-TAIL:].splitlines() if line.strip(" \t*")]
@@ -87,7 +87,7 @@ def last_sentence(text: str) -> str | None:
 
 
 def _shown_last(tail: str) -> str | None:
-    """The last side of the display formula of several lines that the text ends with."""
+    """If the text ends with a display formula of several lines, return the last side of this formula."""
     for opening, closing in (("\\[", "\\]"), ("$$", "$$")):
         if tail.endswith(closing):
             begin = tail.rfind(opening, 0, len(tail) - 2)
@@ -119,7 +119,7 @@ def _chosen(sentence: str, places: list[tuple[int, int]], equations: list[tuple[
     clause = _CLAUSE.match(sentence)
     main = [span for span in places if clause is not None and span[0] >= clause.end()] or places
     given = [span for span in main if _GIVEN.search(sentence[max(0, span[0] - 24) : span[0]])]
-    # "12 elements in $S$": a formula that is only a name is no value beside another value.
+    # "12 elements in $S$": if there is another value, a formula that is only a name is not a value.
     while given and main[-1] not in given and _JUST_NAMED.fullmatch(sentence[slice(*main[-1])].strip("$")):
         main = main[:-1]
     last = main[-1]
@@ -129,7 +129,7 @@ def _chosen(sentence: str, places: list[tuple[int, int]], equations: list[tuple[
 
 
 def _list_around(sentence: str, places: list[tuple[int, int]], chosen: tuple[int, int]) -> list[tuple[int, int]]:
-    """The places of the list that the chosen value belongs to, including its own."""
+    """Return the places of all values in the list that the chosen value belongs to, including the chosen value."""
     first = last = places.index(chosen)
     while first > 0 and last - first < _MOST_LISTED and _joined(sentence[places[first - 1][1] : places[first][0]]):
         first -= 1

@@ -28,7 +28,7 @@ _VALUE_WORDS = (
     "recurring repeating repeated xor too off nope nah unsure dunno bogus unlikely discarded rejected excluded invalid"
 )
 NO_NOUNS = frozenset(_VALUE_WORDS.split())
-# These change the number only at the end: "5 third graders" and "5 power drills" are five.
+# These words change the number only if they end the text: "5 third graders" and "5 power drills" mean five.
 _BEFORE_NOUNS = NO_NOUNS & {"third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "power"}
 _REMARK = re.compile(
     r"(?:^|\s+)(?:in (?:total|all|sum)|altogether|all together|total|overall|combined|each|apiece|left|left over"
@@ -40,9 +40,9 @@ _WORD = re.compile(r"[A-Za-z]+")
 
 
 def noun(text: str) -> str | None:
-    """The unit or noun after a number, without brackets and remarks; None for other text.
+    """Return the unit or noun after a number, without brackets and remarks; None for other text.
 
-    Empty when the text is only a remark.
+    The result is empty if the text is only a remark.
     """
     plain = " ".join(text.split())
     while plain[:1] == "(" and plain[-1:] == ")":
@@ -53,13 +53,13 @@ def noun(text: str) -> str | None:
     while (remark := _REMARK.search(plain)) is not None:
         plain = plain[: remark.start()]
     words = _WORD.findall(plain.lower())
-    if words == ["times"]:  # a count; "5 times ten" and "5 times as many" are other values
+    if words == ["times"]:  # "5 times" is a count, but "5 times ten" and "5 times as many" are other values
         return plain
     if len(words) > _MOST_WORDS:
         return None
     for place, word in enumerate(words):
         if word in NO_NOUNS and not (word in _BEFORE_NOUNS and len(words) > 1 and place == 0):
             return None
-    # "5 percent off" and "5 percent more" are no percentages.
+    # "5 percent off" and "5 percent more" are not percentages.
     percent = {"percent", "pct", "percentage"} & set(words)
     return None if percent and words[0] in percent and words[1:2] not in ([], ["of"]) else plain

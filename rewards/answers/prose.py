@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# A dollar sign before an amount opens no formula: "$5 and got $3" has no formula.
+# A dollar sign before an amount does not open a formula: "$5 and got $3" contains no formula.
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$(\s[^$]*|[^$\s](?:[^$]*[^$\s])?)\$(?!\d)|\\\(((?:(?!\\[(\[]).)+?)\\\)|\\\[((?:(?!\\[(\[]).)+?)\\\]",
     re.DOTALL,
@@ -60,7 +60,7 @@ _RATIO = re.compile(r"(\d{1,9}) to (\d{1,9})[.*\s]*$")
 def changed(sentence: str, start: int, end: int, units: frozenset[str]) -> bool:
     """True when the number is only part of a sum, a power, a bound, a name or a phrase."""
     start = end - len(sentence[start:end].lstrip("$\u20ac\u00a3 "))
-    # "6-7" is a difference, but "is -7" a negative number.
+    # "6-7" is a difference, but "is -7" contains a negative number.
     signed = sentence[start] in "-+\u2212" and start > 0 and not sentence[start - 1].isspace()
     before = sentence[max(0, start - 48) : start] + (sentence[start] if signed else "")
     if _BOUND.search(before) or _CHANGED_BEFORE.search(before) or _CHANGED_AFTER.match(sentence, end):
@@ -75,7 +75,7 @@ def negated(sentence: str, start: int) -> bool:
 
 
 def proportion(sentence: str) -> str | None:
-    """`1/5` for a chance of "1 in 5", `1 to 5` for a ratio in words, at the end of the sentence; else None."""
+    """Read a chance or ratio at the end of a sentence: `1/5` for "1 in 5", `1 to 5` for a ratio in words; else None."""
     ratio = _RATIO.search(sentence[-40:])
     if ratio is not None:
         return f"{ratio[1]} to {ratio[2]}" if re.search(r"\bratio\b|\bodds\b", sentence, re.IGNORECASE) else None

@@ -25,22 +25,22 @@ _MARK = re.compile(
 )
 # A text without any of these words in lower case has no mark.
 _MARK_WORDS = ("####", "answer", "\u7b54\u6848", *_OTHER_TONGUES.lower().split("|"))
-# A heading marks the text below it if this text is a value, not a paragraph.
+# A heading such as "Answer" marks the text below it only if that text is a value, not a paragraph.
 _MOST_BELOW_HEADING = 80
-# "This answer is correct" states nothing; "this answer is wrong" takes back the statement before.
+# "This answer is correct" states no value; "this answer is wrong" takes back the statement before it.
 _APPROVAL = re.compile(
     r"(?:indeed |also |therefore |thus )?(?:correct|right|reasonable|consistent|plausible|verified|confirmed|helpful)\b"
     r"(?![ \t]*[:=])",
     re.IGNORECASE,
 )
 _DISPLAY = re.compile(r"\s*(?:\$\$(?P<dollars>.+?)\$\$|\\\[(?P<brackets>.+?)\\\])", re.DOTALL)
-# "The largest $n$ is 34": the value after the verb of the sentence.
+# In "The largest $n$ is 34", the value is after the verb of the sentence.
 _VERB = re.compile(
     r"\b(?:is|are|equals?|be|was|were|gives|yields)\b"
     r"(?: (?:equal to|exactly|therefore|thus|simply|just|then|only|precisely|clearly|indeed|now|also))*"
     r":?\s+(?=[-+\u2212$\u20ac\u00a3*]{0,3}\s?[\d.(\[\\{\u221a\u03c0\0])"
 )
-# "$2k\\pi$, where $k$ is an integer": a formula and a clause about its letters.
+# "$2k\\pi$, where $k$ is an integer": a formula, and a clause that explains its letters.
 _WHERE = re.compile(r"\0+,?\s(?:where|which|since|because|as)\b")
 _UNSURE = re.compile(
     r"\b(?:or|not|either|maybe|perhaps|possibly|if|unless|but|though|although|however|except|some"
@@ -66,11 +66,12 @@ _NO_REMARK = re.compile(
 
 
 def stated(text: str) -> str | None:
-    """The statement after the last mark of an answer; None without a mark.
+    """Return the statement after the last mark of an answer; None if there is no mark.
 
     A statement ends with its sentence, or before the next mark. If the rest of the mark's line is empty, the next line
-    with text is the statement. Later sentences may correct it ("Wait, no, it is 6"), take it back, which leaves the
-    empty text, or add a candidate. The statement of `<answer>` tags is their content, or the statement of a mark in it.
+    with text is the statement. Later sentences may correct the statement ("Wait, no, it is 6"), take it back (the
+    result is then an empty text), or add a candidate. For `<answer>` tags, the statement is their content; if the
+    content has a mark of its own, it is the statement after that mark.
     """
     tail = text[-TAIL:]
     tagged = tagged_answer(tail)
@@ -89,18 +90,19 @@ def stated(text: str) -> str | None:
 
 
 def _marks(text: str) -> list[re.Match[str]]:
-    """The marks of an answer; the search begins at the first line with a word of a mark."""
+    """Return the marks of an answer. The search begins at the first line that contains a word of `_MARK_WORDS`."""
     low = text.lower()
     places = [at for at in map(low.find, _MARK_WORDS) if at >= 0]
     if not places:
         return []
-    # The text in lower case may be longer, for example with a dotted capital I. Then its indices are different.
+    # The text in lower case may be longer than the text (a dotted capital I becomes two characters). Then the indices
+    # of the two texts differ.
     begin = text.rfind("\n", 0, min(places)) + 1 if len(low) == len(text) else 0
     return list(_MARK.finditer(text, begin))
 
 
 def line_stated(text: str) -> str:
-    """The rest of the line after the last mark of an answer; empty without a mark."""
+    """The rest of the line after the last mark of an answer; empty if there is no mark."""
     marks = _marks(text[-TAIL:])
     return text[-TAIL:][marks[-1].end() :].partition("\n")[0] if marks else ""
 
@@ -169,7 +171,7 @@ def _without_remark(sentence: str) -> str:
         )
     last = max((match.end() for match in _NO_WORDS.finditer(sentence)), default=0)
     remark = next((match for match in _REMARK.finditer(sentence) if match.end() >= last), None)
-    # In "TP53, and EGFR" the digit ends a word, and no number.
+    # In "TP53, and EGFR" the digits end a word; they are not a number.
     if remark is None or _WORD_WITH_DIGITS.search(sentence, 0, remark.start()):
         return sentence
     words = _WORD.findall(sentence[remark.end() :])

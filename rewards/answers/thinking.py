@@ -1,4 +1,4 @@
-"""The end of a model's reasoning, and of its turn: the answer is read between these two places only."""
+"""Finds the end of a model's reasoning and the end of its turn. An answer is read only between these two places."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ DEFAULT_TAGS: Tags = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-# Text in every default tag but `[THINK]` and Kimi's, and in every token that ends a turn; few texts contain it.
+# This pattern occurs in every default tag except `[THINK]` and the tags of Kimi, and in every token that ends a turn.
+# Few texts contain it.
 _MAYBE = re.compile("<[/a-z|\uff5c]")
 _BAR = "[|\uff5c]"
 _TURN_END = re.compile(
@@ -30,9 +31,10 @@ _FINAL = re.compile(r"(?:</s>|<pad>|<\|pad\|>)\s*$")
 
 
 def thinking_tags(wanted: Sequence[str | Sequence[str]] | None) -> Tags:
-    """The tags of a verifier's option `thinking`: names (`think` for `<think>` and `</think>`), or pairs of tags.
+    """Return the tags for a verifier's option `thinking`.
 
-    None means all known tags; an empty list means no tags, so that the whole text is read.
+    The option lists names (`think` means `<think>` and `</think>`) or pairs of tags. None means all known tags; an
+    empty list means no tags, so that the whole text is read.
 
     Raises:
         ValueError: the option has another form.
@@ -55,7 +57,7 @@ def thinking_tags(wanted: Sequence[str | Sequence[str]] | None) -> Tags:
 
 
 def without_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the last closing tag; the whole text without tags; None when the thinking never ended."""
+    """Return the text after the last closing tag; the whole text if it has no tags; None if the thinking never ends."""
     if tags is DEFAULT_TAGS and _is_plain(text):
         return text
     end = 0
@@ -68,7 +70,10 @@ def without_thinking(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def final_text(text: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    """The text after the thinking, up to the first token that ends a turn. Some tokenizers keep such tokens."""
+    """The text after the thinking, up to the first token that ends a turn.
+
+    Some tokenizers leave such tokens in the text.
+    """
     if tags is DEFAULT_TAGS and _is_plain(text):
         return text
     rest = without_thinking(text, tags)

@@ -1,6 +1,7 @@
 """Auditing a run: an independent grader judges its stored rollouts again, and the disagreements are reported.
 
-Pure functions of records and verdicts. The caller runs the grader, in a pool, since it may hang.
+The functions here only compute with records and verdicts. The caller runs the grader in a pool, because the grader
+may hang.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from rewards.mathematics.reading.latex_text import normalise
 from rewards.mathematics.reading.parse_answer import parse
 from rewards.verdict import Status, Verdict
 
-# The normal distribution's 97.5th percentile: two-sided intervals of 95 %.
+# The 97.5th percentile of the normal distribution, for two-sided intervals of 95 %.
 _Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
 class AuditedRollout:
-    """One rollout as a run stored it: prompt, completion, reference, verifier and verdict."""
+    """One stored rollout of a run: prompt, completion, reference, verifier and verdict."""
 
     problem: str
     completion: str
@@ -49,7 +50,7 @@ class AuditedRollout:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A rollout that the two graders judge differently; `kind` is the form of the reference."""
+    """A rollout that the two graders judge differently. `kind` is the form of the reference (see `kind_of`)."""
 
     rollout: AuditedRollout
     kind: str
@@ -67,7 +68,7 @@ class Rate:
 
     @property
     def share(self) -> float:
-        """The share; 0 of 0 is 0."""
+        """The share; it is 0 for 0 of 0."""
         return self.count / self.of if self.of else 0.0
 
     def __str__(self) -> str:
@@ -79,14 +80,15 @@ class AuditReport:
     """The result of an audit.
 
     Attributes:
-        graded: number of rollouts that both graders decided.
-        undecided: number of rollouts that a grader did not decide (timeouts and errors), by grader.
-        accepted_only_by_us: candidates for false positives.
-        accepted_only_by_them: candidates for false negatives.
+        graded: number of rollouts on which both graders decided.
+        undecided: for each grader, the number of rollouts on which it did not decide (timeouts and errors).
+        accepted_only_by_us: rollouts that only the run accepted: candidates for false positives.
+        accepted_only_by_them: rollouts that only the other grader accepts: candidates for false negatives.
         false_positives: share of the rollouts accepted by the run that the other grader refuses. The other grader makes
-            mistakes too, so this is an estimate and no bound: read the texts.
+            mistakes too, so this is an estimate, not a bound: read the texts.
         false_negatives: share of the rollouts refused by the run that the other grader accepts.
-        by_kind: form of the reference -> number of disagreements (accepted only by us, accepted only by them).
+        by_kind: for each form of the reference, two numbers of disagreements: rollouts accepted only by us, and
+            rollouts accepted only by them.
     """
 
     graded: int
@@ -99,7 +101,7 @@ class AuditReport:
 
 
 def wilson(count: int, of: int) -> Rate:
-    """The share `count / of` with its 95 % interval (Wilson 1927), which stays inside [0, 1] for small counts.
+    """Return the share `count / of` with its 95 % interval (Wilson 1927), which is inside [0, 1] even for small counts.
 
     Raises:
         ValueError: the count is negative or above the total.
@@ -112,7 +114,7 @@ def wilson(count: int, of: int) -> Rate:
 
 
 def wilson_interval(share: float, observations: float, deviations: float) -> tuple[float, float]:
-    """Wilson's interval of a share, `deviations` standard deviations to each side; `observations` may be a fraction."""
+    """Return Wilson's interval of a share, for `deviations` standard deviations. `observations` may be a fraction."""
     squared = deviations**2 / observations
     centre = (share + squared / 2) / (1 + squared)
     half = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
@@ -120,7 +122,7 @@ def wilson_interval(share: float, observations: float, deviations: float) -> tup
 
 
 def audit(rollouts: Sequence[AuditedRollout], theirs: Sequence[Verdict]) -> AuditReport:
-    """Compare the run's statuses with the other grader's verdicts, in order.
+    """Compare the run's statuses with the other grader's verdicts, which must be in the order of the rollouts.
 
     Raises:
         ValueError: the numbers of verdicts and rollouts differ.

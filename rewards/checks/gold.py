@@ -1,4 +1,4 @@
-"""The check of a dataset before a run: every gold answer must be `correct`, and another row's answer must not."""
+"""The check of a dataset before a run: gold answers must be judged `correct`, and answers of other rows must not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from rewards.checks.gold_questions import GOLD_COMPLETIONS, NO_ANSWER, NONE_LEFT
 from rewards.verdict import Status, Verdict, error
 
 FIRST_OFFENDERS = 10
-# Rows that are judged together: enough to keep a pool's workers busy, and few enough to show progress.
+# Number of rows that are judged together: large enough to keep a pool's workers busy, small enough to show progress.
 _ROWS_AT_A_TIME = 256
-# Number of gold answers, none of them `correct`, after which the check gives up.
+# If none of this number of gold answers is `correct`, the check gives up.
 _HOPELESS = 64
 
-# Different texts may mean the same (120 and 120 degrees), so an accepted wrong answer in a hundred is no alarm.
+# Different texts may mean the same (120 and 120 degrees), so it is normal that one wrong answer in a hundred is
+# accepted.
 _MAY_BE_EQUAL = 0.01
 
 
@@ -41,16 +42,18 @@ class GoldReport:
     Attributes:
         rows: number of rows checked.
         accepted: number of rows whose gold answer was `correct`.
-        scrambled: number of accepted rows on which a wrong answer was tried: another row's, or, when all rows have the
-            same answer, the row's answer with a digit or letter changed.
-        scrambled_accepted: number of these rows on which the wrong answer was `correct` too.
+        scrambled: number of accepted rows for which a wrong answer was judged too. This is the answer of another row.
+            If all rows have the same answer, it is the row's answer with a changed digit or letter.
+        scrambled_accepted: number of these rows for which the wrong answer was judged `correct` too.
         failed: number of verdicts of status `timeout` or `error`.
-        unreadable: number of rows whose gold answer the math parser cannot read; only the same text equals it.
-        refused: first rows whose gold answer was not `correct`.
-        fooled: first rows on which the wrong answer was `correct`.
-        first_unreadable: first unreadable rows, with the parser's reason.
-        stopped: why the check ended before the last row; empty when it did not.
-        no_answer: number of rows without a gold completion, because the verifier says that the reference is no answer.
+        unreadable: number of rows whose gold answer the math parser cannot read. Only a completion with the same text
+            equals such an answer.
+        refused: the first rows whose gold answer was not `correct`.
+        fooled: the first rows for which the wrong answer was judged `correct`.
+        first_unreadable: the first unreadable rows, with the parser's reason.
+        stopped: why the check ended before the last row; empty if it reached the last row.
+        no_answer: number of rows without a gold completion, because the verifier says that the reference is not an
+            answer.
         graded: number of rows whose gold answer got the status `scored`, but never `correct`.
     """
 
@@ -74,18 +77,21 @@ class GoldReport:
 
     @property
     def sound(self) -> bool:
-        """True when all rows were checked, every gold answer was `correct`, and hardly any wrong answer was."""
+        """True when all rows were checked, every gold answer and hardly any wrong answer was `correct`."""
         few = self.scrambled_accepted <= _MAY_BE_EQUAL * self.scrambled
         return self.accepted == self.tried and few and not self.stopped
 
     @property
     def only_failed(self) -> bool:
-        """True when the verifier decided none of the first gold answers: it may be down, and the data may be good."""
+        """True when all verdicts on the first gold answers failed.
+
+        The data may be good, but the verifier may not work.
+        """
         return not self.accepted and all(offender.verdict.status.failed for offender in self.refused)
 
     @property
     def failure(self) -> str:
-        """Why no completion could earn a reward; empty when some could."""
+        """Why no completion could earn a reward; empty if some completion could."""
         if not self.tried:
             return ""
         if not self.accepted and not self.graded:
@@ -104,16 +110,16 @@ def check_gold(
     rows_at_a_time: int = _ROWS_AT_A_TIME,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> GoldReport:
-    """Judge every gold answer, and then another row's answer.
+    """Judge every row's gold answer, and then the answer of another row as a wrong answer.
 
-    A gold answer is stated in each of `FORMS` until the verifier accepts it, beginning with the form that was accepted
-    last. If the verifier has `gold_completions`, these are judged instead.
+    Each gold answer is judged in the `FORMS`, one after another, until the verifier accepts it. The first is the form
+    that was accepted last. If the verifier has `gold_completions`, these are judged instead.
 
     Args:
         judge: judges a batch of calls of `questioned` verifiers; see `rewards.checks.gold_judges`.
         rows: rows of the dataset, all with the same verifier.
         mathematical: whether the math parser tries to read each gold answer.
-        seed: seed of the choice of the other row.
+        seed: seed for the random choice of the other row.
         rows_at_a_time: number of rows that are judged together.
         on_rows: called with the number of rows checked, after each batch.
     """
@@ -157,7 +163,7 @@ class _Check:
         """Judge the next rows.
 
         Raises:
-            CheckStopped: the judge gave up; rows that it had judged before are counted.
+            CheckStopped: the judge gave up. The rows that were judged before that are counted.
         """
         too_deep = {at: Offender(row, "", _TOO_DEEP) for at, row in enumerate(batch) if nested_too_deep(row.reference)}
         self.report.failed += len(too_deep)
@@ -188,8 +194,8 @@ class _Check:
             if stop or not open_rows:
                 break
         if stop and not stop.verdicts:
-            raise stop  # rows of this batch were judged in part, so none of them counts
-        # When the judge gave up, a row whose other forms were not tried is not refused yet.
+            raise stop  # this batch was judged only in part, so none of its rows counts
+        # If the judge gave up, a row whose other forms were not tried is not refused yet.
         closed = [at for at in open_rows if not stop or (at in first and first[at].verdict.status.failed)]
         offenders = too_deep | {at: first[at] for at in closed if at in first}
         self.report.rows += len(ways) + len(unanswered) + len(closed) + len(too_deep)

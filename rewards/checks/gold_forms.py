@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from rewards.checks.gold_questions import Ask
 from rewards.verifiers.numeric import rational
 
-# (name of the verifier, completion, reference, other columns of the row), as a pool takes it.
+# One call of a pool: (name of the verifier, completion, reference, other columns of the row).
 Call = tuple[str, str, Any, Mapping[str, Any]]
 
-# Forms in which a completion may state an answer. Most verifiers read the first form; their options decide whether they
-# read the others.
+# Forms in which a completion may state an answer. Most verifiers read the first form. A verifier's options decide
+# whether it reads the other forms.
 FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"<think>Let me see.</think>\n<answer>$\\boxed{{{answer}}}$</answer>",
     lambda answer: f"<think>Let me see.</think>\n<answer>{answer}</answer>",
@@ -23,11 +23,12 @@ FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"The answer is {answer}",
     lambda answer: answer,
 )
-# Number of gold completions of a row that are tried. Several, because published solutions are sometimes wrong.
+# Greatest number of gold completions that are tried for a row. More than one, because some published solutions are
+# wrong.
 MOST_COMPLETIONS = 3
-# Number of rows that are drawn to find an answer that differs from a row's answer.
+# Number of rows that are drawn at random to find an answer that differs from a row's answer.
 _DRAWS = 8
-# Greatest depth of lists in lists in a value that is sent to another process.
+# Greatest depth of nested lists in a value that is sent to another process.
 _MOST_NESTED = 50
 
 
@@ -49,11 +50,11 @@ class Answering(Protocol):
         ...
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
-        """The call with a row's gold answer in this way; None when the row has no such way."""
+        """The call that sends a row's gold answer in way number `way`; None if the row has no such way."""
         ...
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The call with another answer in this way; None when there is no other answer."""
+        """The call that sends another row's answer in way number `way`; None if there is no other answer."""
         ...
 
 
@@ -72,7 +73,11 @@ class Stated:
         return row.verifier, FORMS[way % len(FORMS)](answers[variant]), row.reference, row.prompt
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """Another row's answer that certainly differs, else the row's answer with a character changed."""
+        """The completion that states a wrong answer.
+
+        This is an answer of another row that certainly differs. If none is found, it is this row's answer with a
+        changed character.
+        """
         answer = self._other_answer(row, way // len(FORMS), rows, source)
         return None if answer is None else (row.verifier, FORMS[way % len(FORMS)](answer), row.reference, row.prompt)
 
@@ -95,11 +100,11 @@ class OwnCompletions:
         return MOST_COMPLETIONS
 
     def gold(self, row: GoldRow, way: int) -> Call | None:
-        """The question for the verdict on the row's completion with this number."""
+        """The question whether the row's gold completion number `way` is correct."""
         return row.verifier, Ask.GOLD, (row.reference, way), row.prompt
 
     def other(self, row: GoldRow, way: int, rows: Sequence[GoldRow], source: random.Random) -> Call | None:
-        """The question for the verdict on another row's completion with this number, or on its last completion."""
+        """The question whether another row's gold completion number `way`, or its last one, is correct for this row."""
         for _ in range(_DRAWS):
             other = source.choice(rows)
             if other.name != row.name and not nested_too_deep(other.reference):
@@ -108,7 +113,7 @@ class OwnCompletions:
 
 
 def answers_of(reference: Any) -> list[str]:
-    """The texts that answer a reference: all items of a list and its first item, or a solution's marked answer."""
+    """Return texts that state a reference: for a list, all its items and the first item; else the marked answer."""
     if isinstance(reference, (list, tuple)):
         return [", ".join(map(as_text, reference)), as_text(reference[0]) if reference else ""]
     if isinstance(reference, float) and reference.is_integer():
@@ -122,7 +127,7 @@ def as_text(value: Any) -> str:
     try:
         return str(value)
     except ValueError:
-        # Python writes no integer of more than 4,300 digits in decimal.
+        # Python refuses to write an integer of more than 4,300 digits in decimal.
         return hex(value) if isinstance(value, int) else f"a {type(value).__name__} that cannot be written out"
     except RecursionError:
         return f"a {type(value).__name__} that is nested too deep to be written out"
@@ -153,9 +158,9 @@ def _same(first: str, second: str) -> bool:
 
 
 def scramble(answer: str, source: random.Random) -> str | None:
-    """A wrong answer of the same form: a digit is changed, or else a letter; None when it has neither.
+    """A wrong answer of the same form: a digit is changed or, without digits, a letter. None if the answer has neither.
 
-    No digit becomes 0, so that the answer keeps its length.
+    No digit is changed to 0, because a leading 0 would shorten the number.
     """
     digits = [match.start() for match in re.finditer(r"\d", answer)]
     if digits:

@@ -1,4 +1,4 @@
-"""Judges for the check of gold answers, and the limits of the wait for their answers."""
+"""Judges for the check of gold answers, and limits for the time that the check waits for verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CheckStopped(Exception):
     """A judge gave up; the message says why.
 
     Attributes:
-        verdicts: verdict of each call, None for a call that did not end; empty when no verdict counts.
+        verdicts: verdict of each call, or None if the call did not end. The list is empty if no verdict counts.
     """
 
     def __init__(self, why: str, verdicts: Sequence[Verdict | None] = ()) -> None:
@@ -27,7 +27,7 @@ class CheckStopped(Exception):
 
 
 class Patience:
-    """Limits of the wait for the answers of a pool.
+    """Limits for waiting for the verdicts of a pool.
 
     Args:
         pool: the pool.
@@ -41,11 +41,14 @@ class Patience:
 
     @property
     def killed(self) -> int:
-        """Calls that have hung until their deadline."""
+        """Number of calls that have hung until their deadline."""
         return self._pool.stats().killed - self._killed_before
 
     def wait(self, answers: Sequence[futures.Future[Verdict]]) -> str:
-        """Wait for all answers; return why the wait ended early, or an empty text. Other calls are cancelled."""
+        """Wait for all answers.
+
+        If the wait ends early, cancel the remaining calls and say why; else return an empty text.
+        """
         why = ""
         while not why and futures.wait(answers, timeout=_LOOK_S).not_done:
             if self.killed >= self._most_killed:
@@ -59,11 +62,11 @@ class Patience:
 
 
 def through(pool: VerifierPool, *, most_killed: int = 5, most_s: float = 300.0) -> Judge:
-    """Judge in the killable workers of a pool of `questioned` verifiers.
+    """Return a judge that calls `questioned` verifiers in a pool, whose workers can be killed.
 
     Raises:
-        CheckStopped: raised by the judge when `most_killed` calls hung until the pool's deadline, or after `most_s`
-            seconds.
+        CheckStopped: raised by the judge after `most_killed` calls have hung until the pool's deadline, or after
+            `most_s` seconds.
     """
     patience = Patience(pool, most_killed, most_s)
 

@@ -1,8 +1,8 @@
 """Questions that a dataset check asks a verifier, in the process that runs the verifier.
 
-To read a gold answer from an unknown source may take for ever, or all memory, so the checking process does not do it. A
-pool of `questioned(specs)` answers these questions in its killable workers, as verdicts, and judges completions as
-usual.
+Reading a gold answer from an unknown source may take for ever or use all memory, so the checking process does not do
+this. Instead it sends questions to a pool of `questioned(specs)`, whose workers can be killed. The answer to a question
+is a verdict. The pool also judges completions as usual.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CHARACTERS_PER_TOKEN = 4
 
 
 class Ask(StrEnum):
-    """A question, in the place of the completion.
+    """A question that is sent in place of a completion.
 
-    It is a separate type, so that a completion with the same text is no question.
+    This is a separate type, so that a completion with the same text is not taken for a question.
     """
 
     METHODS = "which methods do you have?"
@@ -88,7 +88,8 @@ class Questioned:
         return self._judge(completions[min(number, len(completions) - 1)], reference, prompt)
 
     def _judge(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        # A run gives verifiers the completion's number of tokens; here no tokenizer is known.
+        # A run gives verifiers the completion's number of tokens. Here no tokenizer is known, so the number is
+        # estimated.
         tokens = len(completion) // _CHARACTERS_PER_TOKEN + 1
         return self._verifier(completion, reference, {**prompt, TOKENS_COLUMN: tokens})
 
@@ -100,13 +101,13 @@ class Questioned:
     def _method(self, name: str) -> Any:
         function = self._verifier.function if isinstance(self._verifier, Adapted) else self._verifier
         if isinstance(function, functools.partial):
-            function = function.func  # options are bound to a function, whose attributes are the methods
+            function = function.func  # the options are bound to a function; the methods are attributes of this function
         method = getattr(function, name, None)
         return method if callable(method) else None
 
 
 def questioned(specs: Iterable[VerifierSpec]) -> tuple[VerifierSpec, ...]:
-    """Specs with the same names, whose verifiers also answer questions."""
+    """Return specs with the same names whose verifiers also answer questions."""
     return tuple(
         dataclasses.replace(
             spec,

@@ -1,4 +1,4 @@
-"""The check of every row's reference before a run: which references the verifiers cannot use."""
+"""The check of every row's reference before a run: it finds the references that the verifiers cannot use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rewards.checks.gold_questions import REFERENCE_PROBLEM, Ask
 from rewards.pool import VerifierPool
 from rewards.verdict import Status, Verdict
 
-# Number of rows that are checked together: enough to keep a pool busy, and too few to copy a large dataset.
+# Number of rows that are checked together: large enough to keep a pool busy, and small enough that a large dataset is
+# not copied at once.
 _ROWS_AT_A_TIME = 4096
 _SHOWN_CHARACTERS = 80
 _TOO_DEEP = "it is nested in too many lists to be sent to a verifier"
@@ -40,8 +41,8 @@ class ReferenceReport:
 
     Attributes:
         rows: number of rows that were checked.
-        unusable: rows whose reference cannot be used, in the order of the data, each once.
-        stopped: why the check ended before the last row; empty when it did not.
+        unusable: rows whose reference cannot be used, in the order of the data. Each row appears once.
+        stopped: why the check ended before the last row; empty if it reached the last row.
     """
 
     rows: int
@@ -59,8 +60,9 @@ def check_references(
 ) -> ReferenceReport:
     """Ask the verifiers whether they can use the rows' references (`reference_problem`).
 
-    A row appears once for each verifier that judges it. Rows of a verifier without the method count as usable. A
-    question that ends in `timeout` or `error` makes a reference unusable, since verdicts with it would fail, too.
+    `rows` has an entry for each pair of a row and a verifier that judges the row. If a verifier does not have the
+    method, its references count as usable. If a question ends in `timeout` or `error`, the reference counts as
+    unusable, because verdicts that use this reference would fail too.
 
     Args:
         pool: pool of `questioned` verifiers.
@@ -92,13 +94,17 @@ def check_references(
 def _answers(
     pool: VerifierPool, rows: Sequence[GoldRow], knowing: Collection[str], patience: Patience
 ) -> tuple[list[str | None], str]:
-    """The problem of each row (empty for none, None when it was not checked), and why the check ended early."""
+    """Return the problem of each row, and why the check ended early.
+
+    A problem is empty if the reference can be used, and None if it was not checked.
+    """
     answers: list[str | None] = [_TOO_DEEP if nested_too_deep(row.reference) else "" for row in rows]
     open_rows = [at for at, row in enumerate(rows) if row.verifier in knowing and not answers[at]]
     calls: list[Call] = [(rows[at].verifier, Ask.REFERENCE, rows[at].reference, rows[at].prompt) for at in open_rows]
     futures = pool.submit_many(calls)
     stopped = patience.wait(futures)
-    # Calls that run cannot be cancelled. They end at the pool's deadline, before the pool is used for other calls.
+    # Running calls cannot be cancelled. Wait until they end, at the latest at the pool's deadline, so that the pool is
+    # free for other calls.
     concurrent.futures.wait(futures)
     for at, future in zip(open_rows, futures, strict=True):
         answers[at] = _problem(future)
@@ -115,7 +121,7 @@ def _problem(future: concurrent.futures.Future[Verdict]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A reference for a line of a terminal: cut, and escaped, since data may contain control characters."""
+    """Return a reference for one line of a terminal: shortened and escaped, as data may contain control characters."""
     text = as_text(value)
     half = _SHOWN_CHARACTERS // 2
     return ascii(text if len(text) <= 2 * half else text[:half] + " ... " + text[-half:])

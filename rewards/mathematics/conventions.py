@@ -8,20 +8,20 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    r"""Decisions about answers that some people count as the same, and others do not.
+    r"""Settings for answers that some people consider equal, and others do not.
 
     Attributes:
-        percent: answers equal to the gold answer `p%`. `either`: `p%`, `p/100` and `p`; `value`: `p%` and `p/100`;
+        percent: which answers equal the gold answer `p%`. `either`: `p%`, `p/100` and `p`; `value`: `p%` and `p/100`;
             `strict`: only `p%`.
-        units: role of units. `missing`: a unit may be missing on one side, but different units are not equal; `strict`:
-            both sides must have the unit; `ignore`: units do not count.
+        units: how units are compared. `missing`: a unit may be missing on one side, but different units are not equal;
+            `strict`: both sides must have the unit; `ignore`: units are not compared.
         ordered: whether sets, and lists without brackets, must have the gold answer's order.
-        rounded: whether an answer that rounds to a gold decimal at its last digit is equal; the decimal may have a unit
-            or be in scientific notation. Without it a rounded and an exact value are never equal.
-        bare_base: whether the digits alone equal a gold numeral with a base.
-        log_base: base of `\log` without a base; 0 means e.
-        decimal_comma: whether `3,14` may be 3.14 when the gold answer is a single number. `3,141` stays a group of
-            thousands, unless the setting is `always`.
+        rounded: whether an answer equals a gold decimal if it rounds to this decimal at the decimal's last digit. The
+            decimal may have a unit or be in scientific notation. If false, a rounded value never equals an exact one.
+        bare_base: whether an answer of only the digits, without the base, equals a gold numeral with a base.
+        log_base: base of `\log` if no base is written; 0 means e.
+        decimal_comma: whether `3,14` may mean 3.14 if the gold answer is a single number. In `3,141` the comma still
+            separates thousands, unless the setting is `always`.
     """
 
     percent: Literal["either", "value", "strict"] = "either"

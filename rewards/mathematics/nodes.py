@@ -1,7 +1,7 @@
 """The typed nodes of a mathematical answer that has been read.
 
 Nodes are plain immutable data. Nothing in them is ever executed; `rewards.mathematics.comparing.evaluate` computes
-their values, and estimates the cost of each operation before it does it.
+their values, and estimates the cost of each operation before the operation is done.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Unreadable(Exception):
 class Number:
     """An exact rational.
 
-    `decimals` is the number of digits after the point, None for a number that was no plain decimal. `bare` is the value
-    of the digits in base ten, for a numeral with a base.
+    `decimals` is the number of digits after the point; None if the number was not written as a plain decimal. For a
+    numeral with a base, `bare` is the value that its digits have in base ten.
     """
 
     value: Fraction
@@ -54,7 +54,7 @@ class Apply:
 class Bound:
     """A sum, product, integral, limit or set builder over a bound variable.
 
-    It is compared and never evaluated, since an answer that restates the problem is no solution.
+    Such a node is compared but never evaluated, because an answer that restates the problem is not a solution.
     """
 
     op: str
@@ -65,7 +65,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Items between brackets: `()`, `[)`, `{}`, `<>`; or `""` for a list without them, joined by `,`, `or`, `and`."""
+    """Items between brackets `()`, `[)`, `{}`, `<>`, or without brackets (`""`), joined by `,`, `or` or `and`."""
 
     brackets: str
     items: tuple[Node, ...]
@@ -82,7 +82,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Rows of equal length; `kind` is `matrix`, or `det` for a determinant's bars."""
+    """Rows of equal length; `kind` is `matrix`, or `det` if it is between the bars of a determinant."""
 
     kind: str
     rows: tuple[tuple[Node, ...], ...]
@@ -90,7 +90,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit as a product of base units: its size in them (`factor`), and their powers, sorted (`dimensions`)."""
+    """A unit as a product of powers of base units (`dimensions`, sorted) and a number (`factor`)."""
 
     factor: Fraction
     dimensions: tuple[tuple[str, int], ...]
@@ -108,8 +108,8 @@ class Quantity:
 class RatioNode:
     """`a:b` or `a:b:c`.
 
-    `clock` is the number of seconds after midnight if it can be a time of day; `exact_clock` says whether a.m. or p.m.
-    was written.
+    If the ratio can be a time of day, `clock` is the number of seconds after midnight. `exact_clock` says whether a.m.
+    or p.m. was written.
     """
 
     items: tuple[Node, ...]
@@ -119,7 +119,7 @@ class RatioNode:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Words, in lower case, without fonts and final period."""
+    """Words in lower case, without font macros and without the final period."""
 
     words: str
 
@@ -168,7 +168,7 @@ def free_symbols(node: Node) -> frozenset[str]:
 
 
 def rename(node: Node, swap: Mapping[str, Node]) -> Node:
-    """The same tree with the free variables that are keys of `swap` replaced."""
+    """The same tree, in which the free variables that are keys of `swap` are replaced by their values in `swap`."""
     if isinstance(node, Symbol):
         return swap.get(node.name, node)
     if isinstance(node, Apply):

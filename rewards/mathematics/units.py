@@ -1,4 +1,4 @@
-"""Units of measure. Only exact conversions are known."""
+"""Units of measure, with exact conversions only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from fractions import Fraction
 from rewards.answers.nouns import NO_NOUNS, PHRASE, noun
 from rewards.mathematics.nodes import Unit
 
-# Name -> (size in its base unit, spellings). Different base units are never converted into each other.
+# For each unit: its size in the base unit, and its spellings. The first word of a name is the base unit. Different base
+# units are never converted into each other.
 _TABLE: Mapping[str, tuple[str, str]] = {
     "metre": ("1", "m meter metre meters metres"),
     "metre kilo": ("1000", "km kilometer kilometre kilometers kilometres"),
@@ -54,7 +55,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
 UNITS: Mapping[str, tuple[str, Fraction]] = {
     word: (name.split()[0], Fraction(factor)) for name, (factor, words) in _TABLE.items() for word in words.split()
 }
-# Words after a number that are units without a text macro. Single letters are not: `5m` is 5 times m.
+# Words after a number that are units without a text macro. Single letters are not in this set: `5m` is 5 times m.
 BARE_UNITS = frozenset(word for word in UNITS if len(word) > 1 and word not in ("in", "min")) | {
     "mph", "kph", "degrees", "degree", "percent", "pct", "percentage", "square", "cubic", "sq",
 }  # fmt: skip
@@ -71,7 +72,7 @@ CURRENCY: Mapping[str, Unit] = {
 _SHORT = {"mph": "mile/hour", "kph": "km/hour", "kmh": "km/hour"}
 _PART = re.compile(r"(/|\bper\b|\ba\b)|([A-Za-z]+)(?:\^?\{?(-?\d)\}?)?|[\s*.]+")
 _MAX_LENGTH = 80
-# "A litre of milk" is a litre; "push-ups" is a single word.
+# "A litre of milk" means a litre, and "push-ups" is a single word.
 _OF = re.compile(rf"^((?:(?:square|sq\.?|cubic) )?(?:{'|'.join(sorted(UNITS, key=len, reverse=True))})) of .*$")
 JOINED = str.maketrans("", "", "-'\u2019")
 
@@ -79,7 +80,7 @@ JOINED = str.maketrans("", "", "-'\u2019")
 def read_unit(text: str) -> Unit | None:
     """Read `km/h`, `square inches`, `cm^2`, `miles per hour`, or counted things (`apples`, `pieces of candy`).
 
-    None for text without letters, with other signs, with words that change the value, or that is too long.
+    Return None if the text has no letters, other signs, or words that change the value, or if it is too long.
     """
     text = text.strip()
     phrase = PHRASE.fullmatch(" ".join(text.split())) is not None

@@ -13,17 +13,17 @@ from rewards.verifiers.exact import PLACES, check_places
 
 
 class Choice:
-    """An answer that is one of several options. The letter decides or, without a letter, the option's text.
+    """An answer that is one of several options. If the answer has a letter, the letter decides, otherwise its text.
 
     Args:
         find: places to look in, in order; see `rewards.verifiers.exact.Exact`. Here `last_sentence` means the whole
             completion, its last line, or its last sentence that chooses a letter ("Option D is correct").
-        choices_column: column of the row with the options, a list or a mapping from letter to text; without it only
-            letters are understood.
+        choices_column: column of the row with the options: a list, or a mapping from letter to text. If there is no
+            such column, only letters are understood.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
     The reference is a letter, an index from 0, the text of an option, or a worked solution that marks one of these.
-    Several letters are no answer.
+    A completion that names several letters has no answer.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Choice:
         self.find, self.choices_column, self.tags = check_places(find), choices_column, thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` when the reference is not one of the options."""
+        """Return the verdict. It is an `error` if the reference is not one of the options."""
         options = _options(prompt.get(self.choices_column))
         gold = _gold_letter(reference, options)
         if gold is None:
@@ -52,7 +52,7 @@ class Choice:
         options = _options(prompt.get(self.choices_column))
         if _gold_letter(reference, options) is not None:
             return ""
-        return f"the reference {reference!r:.60} is no letter, index or text of the options {options!r:.80}"
+        return f"the reference {reference!r:.60} is not a letter, an index or a text of the options {options!r:.80}"
 
     def find_answer(self, completion: str) -> str | None:
         """The letter that the completion chooses, or the text of its answer; None when there is no answer."""
@@ -60,7 +60,7 @@ class Choice:
         return letter or plain_text(answer) or None
 
     def _chosen(self, completion: str, options: Mapping[str, str]) -> tuple[str | None, str]:
-        """The letter that the completion chooses, and the text that it was read from."""
+        """The letter that the completion chooses, and the text that the letter was read from."""
         text = final_text(completion, self.tags)
         for place in self.find if text is not None else ():
             assert text is not None

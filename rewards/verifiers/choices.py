@@ -22,7 +22,7 @@ _ANOTHER = re.compile(
     r"|^(?:,|;|/|&|or\b|and\b)$|\( *[A-J] *\)|\b[A-J]\)|\b(?:[Oo]r|and) +[A-J]\b"
 )
 _A_LETTER = re.compile(r"\b[A-J]\b")
-# A remark that says why the other letters are wrong names no second answer.
+# A remark that says why the other letters are wrong does not name a second answer.
 _REASON = re.compile(
     r",? *(?:because|since|as|it|this|which|while|whereas|not|(?:but|rather|instead|and)\b(?= (?:not|than|of)\b))\b",
     re.IGNORECASE,
@@ -54,10 +54,10 @@ _TAIL = 3000
 
 
 def letter_of(text: str) -> tuple[str, str] | None:
-    r"""The letter, A to J, that an answer names, with the content after it.
+    r"""Return the letter, A to J, that an answer names, and the content after it.
 
-    `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None when the text names
-    no letter, or several.
+    `(C)`, `C`, `C.`, `\text{(C)} 5`, `Option C`, `C) 5` and `C, because A is wrong` name C; None if the text names
+    no letter or several letters.
     """
     plain = _SPACING.sub(" ", FONT.sub(r" \1 ", text[:400])).strip(" .\n\t")
     while plain.startswith("{") and plain.endswith("}"):
@@ -82,7 +82,10 @@ def _names_another(rest: str) -> bool:
 
 
 def chosen_in(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter that a statement names, directly or by the text of its option; None for no letter or several."""
+    """The letter that a statement names, directly or by the text of its option.
+
+    None if it names no letter or several.
+    """
     labelled = letter_of(text)
     if labelled is not None:
         return labelled[0]
@@ -98,7 +101,7 @@ def chosen_in(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _in_sentence(sentence: str) -> str | None:
-    """The letter that a sentence chooses ("Option D is correct"); None for no letter, several, or a doubt."""
+    """The letter that a sentence chooses ("Option D is correct"); None for no letter, several letters, or a doubt."""
     sentence = _SPACING.sub(" ", sentence[:600])
     choices = {match[1] or match[2] or match[3]: match for match in _CHOSEN.finditer(sentence)}
     if len(choices) != 1:
@@ -111,13 +114,13 @@ def _in_sentence(sentence: str) -> str | None:
 
 
 def last_chosen(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of a completion without a marked answer: from its last line, a sentence, or a lone letter."""
+    """The letter of a completion without a marked answer, from its last line, a sentence, or a single letter."""
     tail = text[-_TAIL:].strip()
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     if not lines:
         return None
     if len(lines) == 1 or not _LINE.match(lines[-2]):
-        # A list of the options is skipped: its last letter is no answer.
+        # A list of the options is skipped: its last letter is not an answer.
         letter = chosen_in(lines[-1], options)
         if letter is not None:
             return letter

@@ -1,8 +1,8 @@
-"""Code reward: run the program of a completion against the tests of the dataset row, in the sandbox.
+"""Verifier of code: runs the program of a completion in the sandbox, with the tests of the dataset row.
 
-The program is the last complete fenced block after the reasoning that has the right language and defines what the tests
-call (`rewards.programs.blocks`). The tests are read from the row in the formats of HumanEval, BigCodeBench, MBPP, APPS
-and TACO (`input_output`), and LiveCodeBench (`rewards.programs.tests`).
+Only the text after the reasoning is read. The program is the last complete fenced block that has the right language and
+defines the functions that the tests call (`rewards.programs.blocks`). The tests of a row may have the format of
+HumanEval, BigCodeBench, MBPP, APPS, TACO or LiveCodeBench (`rewards.programs.tests`).
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ from sandbox.outside.languages import COMPILE_LIMITS
 _MOST_NAMES = 16
 _NEVER_CALLED = "no test called the program"
 _USELESS_PROGRAM = "class Solution:\n    def __getattr__(self, name): return lambda *a, **k: object()\n"
-# Options of a sandbox -> id of the process that made it, and the sandbox. Verifiers with the same options share the
-# sandbox, so its limit of concurrent programs holds for all of them together. A pool makes the sandbox in the process
-# that forks its workers, so two pools never share a sandbox. No verifier holds it, because verifiers are copied between
-# processes, and a sandbox cannot be copied.
+# The sandboxes of this process. The key is the options of a sandbox; the value is the id of the process that made the
+# sandbox, and the sandbox. Verifiers with the same options share a sandbox, so the limit of concurrent programs holds
+# for all of them together. A pool makes the sandbox in the process that forks its workers, so two pools never share a
+# sandbox. The sandbox is not an attribute of a verifier, because verifiers are copied between processes, and a sandbox
+# cannot be copied.
 _Options = tuple[IsolationLevel, tuple[str, ...], int | None]
 _sandboxes: dict[_Options, tuple[int, Sandbox]] = {}
 _sandboxes_lock = threading.Lock()
-# Seconds of a verdict besides its tests: to start a cell, to compile C++, and to repeat the tests on a new worker.
+# Seconds that a verdict may need in addition to its tests: to start a cell, to compile C++, and to repeat the tests on
+# a new worker.
 _MARGIN_SECONDS = 5.0
-_COMPILER_MEBIBYTES = 1024  # enough for the whole standard library in one header
+_COMPILER_MEBIBYTES = 1024  # enough for a C++ program that includes the whole standard library
 _POSITIVE = (
     "wall_s",
     "program_s",
@@ -60,24 +62,26 @@ _POSITIVE = (
 
 @dataclass(frozen=True, slots=True)
 class CodeVerifier:
-    """Scores a completion by its program's tests.
+    """Scores a completion by the tests that its program passes.
 
     Attributes:
         language: language of the program.
-        partial_credit: whether the score is the fraction of tests passed, instead of all or nothing.
+        partial_credit: if true, the score is the fraction of tests passed; otherwise the score is 1 if all tests pass,
+            else 0.
         wall_s: limit of real time, and of processor time, for each test, in seconds.
         program_s: limit of real time for all tests together, in seconds; a program that exceeds it is `wrong`.
         memory_mib: memory limit of each test, in MiB.
         compile_s: limit of real time, and of processor time, for a compiler, in seconds.
-        compile_memory_mib: memory limit of the compiler; None means `memory_mib`, but at least 1,024.
+        compile_memory_mib: memory limit of the compiler; None means `memory_mib` or 1,024, whichever is greater.
         level: weakest isolation in which programs may run.
-        tolerance: greatest difference of printed numbers and returned floats, relative above 1; None means exact.
-        max_tests: number of tests that run, evenly spread over the row's tests; None runs all.
+        tolerance: greatest allowed difference of printed numbers and returned floats. For values above 1 the difference
+            is relative. None means that they must be exactly equal.
+        max_tests: greatest number of tests that run, chosen evenly from the row's tests; None means all.
         preload: modules that programs and test code can import, in addition to Python's standard library.
         concurrent_programs: number of programs that run at the same time, over all workers of a pool; None means the
             number of cores.
-        solution_column: column of the row with right programs, for the check of gold answers; None means the columns of
-            published data sets, an empty text means no column.
+        solution_column: column of the row with right programs, for the check of gold answers. None means the columns
+            that published data sets use; an empty text means no column.
         thinking: reasoning tags; the program is read after them (`rewards.answers.thinking.thinking_tags`).
 
     Raises:
@@ -110,7 +114,7 @@ class CodeVerifier:
 
     @property
     def deadline_s(self) -> float:
-        """The shortest deadline of a pool, in seconds, with which a slow program is `wrong` and never `timeout`."""
+        """The shortest deadline of a pool, in seconds, for which a slow program is always `wrong`, never `timeout`."""
         compiling = self.compile_s if self.language is Language.CPP else 0.0
         return 2 * self.program_s + compiling + _MARGIN_SECONDS
 
@@ -142,9 +146,9 @@ class CodeVerifier:
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`.
 
-        A program that fails, exceeds a limit or cheats is `wrong`, or `scored` with `partial_credit` when some tests
-        pass. A completion without a program is `unparseable`. A failure of the sandbox, a missing compiler, and a test
-        that fails before it calls the program are an `error`.
+        A program that fails, exceeds a limit or cheats is `wrong`, or `scored` if `partial_credit` is set and some
+        tests pass. A completion without a program is `unparseable`. If the sandbox fails, a compiler is missing, or a
+        test fails before it calls the program, the verdict is an `error`.
 
         Raises:
             ValueError: the row has no tests that can be run.
@@ -160,10 +164,10 @@ class CodeVerifier:
         return self._verdict(results, len(chosen))
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
-        """Why no program, or every program, would pass the row's tests; empty when they can be used.
+        """Say why either no program or every program would pass the row's tests; empty if the tests can be used.
 
-        If the text of the tests does not show that they call the program, they run with a program that has every
-        function, and whose results equal nothing.
+        If the text of the tests does not show that they call the program, the tests are run once with a useless
+        program. It has a function of every name, and the results of these functions do not equal any value.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.
@@ -216,7 +220,7 @@ class CodeVerifier:
         return replace(COMPILE_LIMITS, wall_s=self.compile_s, memory_bytes=mebibytes << 20)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The row's solutions, since its reference is no answer; None when the row has no solution."""
+        """Return the row's solutions, because its reference is not an answer; None if the row has no solution."""
         return gold_programs(prompt, self.language.value, self.solution_column)
 
     def _verdict(self, results: Sequence[TestResult], count: int) -> Verdict:

@@ -1,4 +1,4 @@
-"""Answers that must equal a given text, apart from differences that people do not mean, such as outer blanks."""
+"""Answers that must equal a given text, apart from differences without a meaning, such as outer blanks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
 def first_place(
     completion: str, find: Sequence[str], tags: Tags, places: Mapping[str, Callable[[str], str | None]] = PLACES
 ) -> tuple[str, str | None]:
-    """The first place of `find` that occurs in the text after the thinking, and its content; None if none occurs."""
+    """Find the first place of `find` that occurs after the thinking.
+
+    Return the place and its content; None if no place occurs.
+    """
     text = final_text(completion, tags)
     for place in find if text is not None else ():
         content = places[place](text or "")
@@ -51,18 +54,20 @@ def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[s
 
 
 class Exact:
-    """The answer must equal the text of the reference (for a number, as Python writes it), or a text of a list.
+    """The answer must equal the text of the reference (a number as Python writes it).
+
+    If the reference is a list, the answer must equal one of its items.
 
     Args:
-        find: places to look in, in order; the first that occurs in the completion decides. The places are `answer_tag`,
+        find: places to look in, in order. The first that occurs in the completion decides. The places are `answer_tag`,
             `boxed`, `hash`, `stated` ("answer is"), `last_sentence` and `whole` (all text after the thinking).
         case_sensitive: whether upper and lower case differ.
-        strict: whether outer and repeated white space, quotes and a final period count as well.
-        thinking: tags around the model's reasoning, by name (`think`) or as pairs (`["[THINK]", "[/THINK]"]`); only the
-            text after the last closing tag is read. The default is all known tags (`rewards.answers.thinking`); an
+        strict: whether differences in outer and repeated white space, in quotes and in a final period count too.
+        thinking: tags around the model's reasoning, by name (`think`) or as pairs (`["[THINK]", "[/THINK]"]`). Only the
+            text after the last closing tag is read. By default all known tags count (`rewards.answers.thinking`); an
             empty list means no tags.
 
-    If the reference is a worked solution (`... #### 18`), its marked answer counts.
+    If the reference is a worked solution (`... #### 18`), the answer must equal its marked answer.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class Exact:
         self.tags = thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` when the reference is empty."""
+        """Return the verdict. It is an `error` if the reference is empty."""
         problem = self.reference_problem(reference, prompt)
         if problem:
             return error(problem)

@@ -1,4 +1,4 @@
-"""The format of a completion: tags exactly once and in order, or a regular expression."""
+"""Checks the format of a completion: tags that occur exactly once and in order, or a regular expression."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from rewards.verifier import ReadsNoReference
 
 
 class Format(ReadsNoReference):
-    """Tags such as think and answer: each exactly once, in order, and not empty.
+    """Checks that tags such as think and answer occur exactly once each, in order, and are not empty.
 
     Text outside the tags is allowed unless `only_tags` is set. Tags without text in them (`<think></think>`) are
     refused.
 
     Args:
-        tags: names of the tags, in the wanted order; `()` when only `pattern` counts.
-        opened: tags that the prompt's template has opened, such as `("think",)` for chat templates that end in
-            `<think>`; their opening tag may be missing.
+        tags: names of the tags, in the wanted order; `()` if only `pattern` is checked.
+        opened: tags that the chat template opens at the end of the prompt, for example `("think",)` if the
+            template ends in `<think>`. The opening tag of these may be missing in the completion.
         only_tags: whether only white space may stand outside the tags.
-        pattern: regular expression that the whole completion must match (dot matches newlines), beside the tags. It
-            runs on hostile text: only the pool's deadline stops an expression that backtracks.
-        partial: whether the score is the fraction of the checks that hold, with status `scored` if not all hold,
-            instead of all or nothing.
+        pattern: regular expression that the whole completion must match (dot matches newlines), in addition to the
+            tags. A hostile completion may make the matching take very long (by backtracking); only the pool's deadline
+            stops it.
+        partial: if true, the score is the fraction of the checks that hold, with status `scored` if not all hold. If
+            false, the score is 1 if all checks hold, else 0.
 
-    The verdict's parts are `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1, if the check is configured.
+    The verdict's parts are the configured checks among `once`, `order`, `filled`, `outside` and `pattern`, each 0 or 1.
 
     Raises:
-        ValueError: there is nothing to check, `tags` is no list of names, a tag of `opened` is not in `tags`, or the
+        ValueError: there is nothing to check, `tags` is not a list of names, a tag of `opened` is not in `tags`, or the
             pattern is invalid.
     """
 

@@ -1,4 +1,4 @@
-"""reasoning-gym's tasks and scorers; the package is an optional extra."""
+"""Tasks and scorers of reasoning-gym. This package is an optional extra."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.answers.thinking import thinking_tags
 from rewards.verdict import Status, Verdict, error, unparseable
 from rewards.verifiers.exact import check_places, first_place
 
-# Place -> how a completion states an answer there.
+# For each place of `find`: the form of a completion that states an answer there.
 _STATED = {"answer_tag": "<answer>{}</answer>", "boxed": "\\boxed{{{}}}"}
 _MISSING = "reasoning-gym is not installed; install the extra with `pip install 'verigrpo[gym]'`"
 
@@ -20,14 +20,14 @@ class ReasoningGym:
     """Scores an answer with the scorer of the reasoning-gym task that its row came from.
 
     Args:
-        task: name of the task, for data of one task; by default each row names its task in
+        task: name of the task, if all rows have the same task. By default each row names its task in
             `metadata["source_dataset"]`.
         find: places to look in; see `rewards.verifiers.exact.Exact`.
-        pass_mark: least score that is `correct`; a smaller score is `scored`, and 0 is `wrong`. The score comes from
-            the task's scorer and lies between 0 and 1.
+        pass_mark: least score whose status is `correct`. A smaller score is `scored`, and 0 is `wrong`. The task's
+            scorer gives a score between 0 and 1.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    The prompt is a row from `rows`, whose column `entry` has all that the scorer needs, or another row with
+    The prompt is a row from `rows`, whose column `entry` has everything that the scorer needs, or any row that has
     reasoning-gym's columns `question`, `answer` and `metadata`.
 
     Raises:
@@ -47,7 +47,7 @@ class ReasoningGym:
         _library()
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict from the task's scorer; `error` when the row does not name its task."""
+        """Return the verdict of the task's scorer. It is an `error` if the row does not name its task."""
         entry = _entry(reference, prompt)
         task = self.task or entry["metadata"].get("source_dataset")
         if not task:
@@ -63,7 +63,7 @@ class ReasoningGym:
         return Verdict(score, Status.SCORED if score > 0 else Status.WRONG, task)
 
     def gold_completions(self, reference: Any, prompt: Mapping[str, Any]) -> list[str] | None:
-        """The reference, stated in each place of `find`; None when the task has no single answer."""
+        """Return completions that state the reference in the places of `find`; None if the task has several answers."""
         answer = "" if reference is None else str(reference)
         return (
             [_STATED.get(place, "The answer is {}").format(answer) for place in self.find] if answer.strip() else None
@@ -71,12 +71,12 @@ class ReasoningGym:
 
 
 def rows(task: str, size: int, seed: int, **settings: Any) -> Iterator[dict[str, Any]]:
-    """`size` rows of a task, for `data.generator`.
+    """Generate `size` rows of a task. The setting `data.generator` can name this function.
 
     Yields:
-        `question`, `answer` (empty when the task has no single answer) and `entry`: all that the scorer needs, as JSON.
-        A table of rows would force one type on each field of the metadata and turn tuples into lists. Then some scorers
-        fail, and others give another score.
+        `question`, `answer` (empty if the task has no single answer) and `entry` (everything that the scorer needs).
+        `entry` is JSON, because a table of rows would give each field of the metadata a single type and turn tuples
+        into lists. Then some scorers would fail, and others would give another score.
 
     Raises:
         ValueError: reasoning-gym is not installed.
@@ -99,7 +99,7 @@ def _entry(reference: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """A value for JSON: a tuple as `{"tuple": items}`, a dictionary as `{"dict": pairs}`, so that any key is kept."""
+    """A value for JSON: a tuple as `{"tuple": items}`, a dictionary as `{"dict": pairs}` to keep keys of any type."""
     if isinstance(value, dict):
         return {"dict": [[_to_plain(key), _to_plain(item)] for key, item in value.items()]}
     if isinstance(value, tuple):

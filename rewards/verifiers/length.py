@@ -1,4 +1,4 @@
-"""The length of a completion, in tokens: DAPO's soft punishment of overlong completions."""
+"""Scores the length of a completion in tokens, by DAPO's soft punishment of overlong completions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from rewards.verifier import TOKENS_COLUMN, ReadsNoReference
 
 
 class Length(ReadsNoReference):
-    """A score of 0 up to `limit - buffer` tokens, falling linearly to -1 at `limit` (DAPO, arXiv 2503.14476, eq. 13).
+    """A score of 0 up to `limit - buffer` tokens, which falls linearly to -1 at `limit`.
+
+    Source: equation 13 of DAPO (arXiv 2503.14476).
 
     Args:
-        limit: number of tokens at which the score reaches -1; it stays there.
-        buffer: number of tokens before the limit, over which the punishment grows.
+        limit: number of tokens from which on the score is -1.
+        buffer: the punishment grows over this number of tokens before `limit`.
         tokens_column: column with the completion's number of tokens; a run fills the default column.
-        characters_per_token: characters of a token, to estimate the number of tokens when the column is missing; None
-            makes a missing column an `error`.
+        characters_per_token: average number of characters of a token. If the column is missing, the number of tokens is
+            estimated from this value; if this value is None, the verdict is an `error`.
 
     Raises:
         ValueError: 0 < buffer <= limit does not hold.
@@ -38,7 +40,7 @@ class Length(ReadsNoReference):
         self.tokens_column, self.characters_per_token = tokens_column, characters_per_token
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment, from -1 to 0: `correct` for 0, `wrong` for -1, `scored` between."""
+        """The punishment, from -1 to 0: `correct` for 0, `wrong` for -1, `scored` for values between them."""
         tokens = prompt.get(self.tokens_column)
         if tokens is None and self.characters_per_token is not None:
             tokens = len(completion) / self.characters_per_token

@@ -1,24 +1,27 @@
 r"""Mathematical answers: find the final answer, and decide whether it equals the reference.
 
-The conventions; a name in brackets is the setting of `Math` that changes the convention:
+These are the conventions. A name in brackets is the setting of `Math` that changes the convention.
 
-1. The final answer is the last complete `\boxed{...}` after the reasoning; boxes (or `<answer>` tags) that only a
-   connective, punctuation or numbering separates are one answer. A box that cannot be read is `unparseable`, and the
-   rest of the text is ignored. Without a box, the answer is the value after the last `<answer>`, `####`, "answer is"
-   or "Answer:", or else the value, or list of values, of the last sentence (`find`).
-2. The same value in any form is equal. A rounded decimal does not equal an exact reference (`rounded`).
-3. A unit that only one side has is ignored. Different units are not equal, but exact conversions are (`units`).
+1. The final answer is the last complete `\boxed{...}` after the reasoning. If only a connective, punctuation or
+   numbering separates several boxes (or `<answer>` tags), they are one answer. If the box cannot be read, the verdict
+   is `unparseable`, and the rest of the text is ignored. If there is no box, the answer is the value after the last
+   `<answer>`, `####`, "answer is" or "Answer:"; if there is none of these either, the answer is the value, or list of
+   values, of the last sentence (`find`).
+2. Two forms of the same value are equal. A rounded decimal does not equal an exact reference (`rounded`).
+3. A unit that only one side has is ignored. Values with different units are equal only by an exact conversion
+   (`units`).
 4. `p%`, `p/100` and `p` equal the reference `p%` (`percent`).
-5. `x=5` equals `5`, but not `y=5`. Free variables keep their names; bound ones may be renamed.
-6. `{...}` and lists without brackets are unordered (`ordered`), `(...)` is ordered. An interval equals its inequality.
-7. Several candidates, a superset, or a restated problem never equal a single value: sums, integrals and limits are not
-   evaluated, and an answer copied from the problem's text is refused (`problem_column`).
-8. Multiple choice: the letter decides. Text: case, fonts and the final period are ignored.
-9. An empty text, an empty box and an unclosed box are no answer.
+5. `x=5` equals `5`, but not `y=5`. Free variables must have the same names; bound variables may be renamed.
+6. `{...}` and lists without brackets are unordered (`ordered`), `(...)` is ordered. An interval equals the inequality
+   that describes it.
+7. Several candidates, a superset of the reference, or a restated problem never equal a single value. So sums, integrals
+   and limits are not evaluated, and an answer that is copied from the problem's text is refused (`problem_column`).
+8. In multiple choice, the letter decides. In text, case, fonts and the final period are ignored.
+9. An empty text, an empty box and an unclosed box do not count as an answer.
 
-The stages, cheapest first: find, text, exact rationals, parse, structure, exact values, approximate values. There is no
-symbolic stage: evaluation at several points decided more pairs, with fewer errors, in a thirtieth of the time. No text
-of a completion is ever executed, and every size is bounded before anything is computed.
+These are the stages, the cheapest first: find, text, exact rationals, parse, structure, exact values, approximate
+values. There is no symbolic stage: in a comparison, evaluation at several points decided more pairs, with fewer errors,
+in a thirtieth of the time. No text of a completion is executed, and all sizes are checked before a computation.
 """
 
 from __future__ import annotations
@@ -63,16 +66,16 @@ class Math:
 
     Args:
         find: places to look in, in order: `boxed`, `stated`, `last_sentence`.
-        problem_column: column of the row with the problem's text. Answers that copy an expression from it are refused
-            (only copies: `3+2` for "What is 2+3?" is accepted); None accepts them. A run puts the question, before any
-            chat template, into the default column of rows that do not have it.
+        problem_column: column of the row with the problem's text. Answers that copy an expression from this text are
+            refused (only exact copies: `3+2` is accepted for "What is 2+3?"). If this is None, copies are accepted. If
+            a row does not have the default column, a run puts the question, without a chat template, into it.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
             `rewards.mathematics.conventions.Conventions`.
 
-    Verdicts are the same in any thread or process: no signal, no global state and no random number is used. An answer
-    that cannot be decided within the work budget (well under a second) is `wrong`, and the reason names the stage. When
-    the reference alone exceeds the budget, the verdict is an `error` (`reference_problem`).
+    Verdicts are the same in any thread or process, because no signal, no global state and no random number is used. If
+    an answer cannot be decided within the work budget (well under a second), it is `wrong`, and the reason names the
+    stage. If the reference alone exceeds the budget, the verdict is an `error` (`reference_problem`).
 
     Raises:
         ValueError: an unknown place or setting.
@@ -98,7 +101,7 @@ class Math:
         self._cache: dict[tuple[str, str], Verdict] = {}
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict on `completion`; `error` when the reference is empty or no text."""
+        """Return the verdict on `completion`. It is an `error` if the reference is empty or cannot be read as text."""
         gold = _gold_text(reference)
         if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
             return error(self.reference_problem(reference, prompt))
@@ -122,15 +125,15 @@ class Math:
         return verdict
 
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
-        """Why no answer can be judged by this reference; empty when it can be used.
+        """Say why no answer can be judged by this reference; empty if the reference can be used.
 
-        A reference cannot be used if it is no text, no number and no list with one text or number, if it is empty or
-        longer than an answer may be, or if its value exceeds the work budget. A reference that is not understood can
-        be used: the same text is equal to it.
+        A reference must be a text, a number, or a list with one text or number. It cannot be used if it is empty, if it
+        is longer than an answer may be, or if its value exceeds the work budget. A reference that the parser does not
+        understand can be used: then only the same text equals it.
         """
         gold = _gold_text(reference)
         if gold is None:
-            return f"the reference {reference!r:.60} is no text or number; join a list's values by commas"
+            return f"the reference {reference!r:.60} is neither text nor a number; join a list's values by commas"
         if not gold.strip():
             return "the reference answer is empty"
         if len(gold) > MAX_ANSWER:
@@ -176,7 +179,7 @@ class Math:
 
     def _judge_choice(self, gold: str, plain_gold: str, answer: str, plain: str) -> Verdict:
         chosen = letter_of(gold)
-        # A lone small letter is a variable; "(a)" is a choice.
+        # A single small letter is a variable, but "(a)" is a choice.
         if chosen is not None and not (len(plain_gold) == 1 and plain_gold.islower()):
             letter, content = chosen
             answered = letter_of(answer)
@@ -204,7 +207,7 @@ class Math:
         if isinstance(node, Text) and isinstance(reference, (*Expression, Quantity, RatioNode)):
             return self._other_reading(reference, plain) or unparseable(f"words instead of a value: {plain[:60]!r}")
         try:
-            # If the reference is words, read the answer as words, too: "New York" is no product of letters.
+            # If the reference is words, read the answer as words too: "New York" is not a product of letters.
             spoken = isinstance(reference, Text) and not isinstance(node, Text) and Text(words(plain))
             if equal(reference, node, self.conventions) or (spoken and equal(reference, spoken, self.conventions)):
                 return correct("equal")
@@ -215,9 +218,10 @@ class Math:
         return self._other_reading(reference, plain) or _differs(plain, gold)
 
     def _undecided(self, gold: str, where: str, plain: str) -> Verdict:
-        """A comparison beyond the work budget: an `error` when the reference cannot be used, else `wrong`.
+        """The verdict if the work budget does not suffice: an `error` if the reference cannot be used, else `wrong`.
 
-        An answer that is too expensive must get a score: without one, a policy would learn to write such answers.
+        An answer that is too expensive must get a score. If it had no score, a policy would learn to write such
+        answers.
         """
         fault = self.reference_problem(gold)
         if fault:
@@ -245,7 +249,10 @@ class Math:
 
 
 def _gold_text(reference: Any) -> str | None:
-    """The reference as text: a whole float as an integer, a list with one item as this item; None for other types."""
+    """The reference as text; None for types that are not supported.
+
+    A whole float is written as an integer. A list with one item is replaced by this item.
+    """
     if isinstance(reference, (list, tuple)) and len(reference) == 1:
         return _gold_text(reference[0])
     if not isinstance(reference, (str, AnyNumber)):
@@ -258,7 +265,7 @@ def _gold_text(reference: Any) -> str | None:
 def _compare_rationals(gold: str, answer: str, rounded: bool) -> bool | None:
     """Compare integers, decimals and fractions without parsing; None when one side is something else.
 
-    With `rounded`, an answer is equal within half a unit of the last digit of a decimal gold answer.
+    If `rounded` is true, an answer equals a decimal gold answer if it is within half a unit of its last digit.
     """
     if gold == answer and _INTEGER.fullmatch(gold):
         return True

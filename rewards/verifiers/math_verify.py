@@ -1,7 +1,7 @@
-"""Math-Verify as a verifier: the independent grader of audits and measurements.
+"""Math-Verify as a verifier. It is the independent grader of audits and measurements.
 
-It is an optional extra. A hostile answer may make it hang, so run it in a pool. Its timeouts are switched off here,
-because they are signals, which work only in a main thread.
+Math-Verify is an optional extra. A hostile answer may make it hang, so run this verifier in a pool. The timeouts of
+Math-Verify are switched off, because they use signals, which work only in a main thread.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MISSING = "math-verify is not installed; install the extra with `pip install 'v
 class MathVerify:
     """Math-Verify's verdict on the text after the thinking, with its default settings but without its timeouts.
 
-    It knows boxes, dollar signs and "answer is", but no `<answer>` tags, so the content of the last tags is boxed
-    first.
+    Math-Verify knows boxes, dollar signs and "answer is", but not `<answer>` tags. So the content of the last tags is
+    put into a box first.
 
     Raises:
         ValueError: math-verify is not installed.
@@ -29,7 +29,7 @@ class MathVerify:
 
     def __init__(self) -> None:
         try:
-            # The import takes seconds. It happens here, so that no call spends this time.
+            # The import takes seconds. It is done here, so that it does not use the time of a call.
             from math_verify import parse, verify
         except ModuleNotFoundError as problem:
             raise ValueError(_MISSING) from problem
@@ -39,7 +39,7 @@ class MathVerify:
         self._parse, self._verify = parse, verify
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` when Math-Verify cannot read the reference."""
+        """Return the verdict. It is an `error` if Math-Verify cannot read the reference."""
         text = without_thinking(completion)
         if text is None:
             return unparseable("thinking never ended")
@@ -48,14 +48,14 @@ class MathVerify:
             return error(f"math-verify cannot read the reference {str(reference)[:60]!r}")
         answer = self._parse(as_it_reads(text), parsing_timeout=None)
         if not answer:
-            return unparseable("math-verify reads no answer")
+            return unparseable("math-verify finds no answer")
         if self._verify(gold, answer, timeout_seconds=None):
             return correct()
         return wrong(f"math-verify read {str(answer[-1])[:80]!r}")
 
 
 def as_it_reads(text: str) -> str:
-    """The text with the content of its last `<answer>` tags in a box, since Math-Verify reads no tags."""
+    """The text with the content of its last `<answer>` tags in a box, because Math-Verify does not read tags."""
     tagged = answer_tag(text)
     if tagged is None or "\\boxed" in tagged or "$" in tagged:
         return text if tagged is None else tagged

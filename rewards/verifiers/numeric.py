@@ -21,7 +21,8 @@ PLACES: Mapping[str, Callable[[str], str | None]] = {
     "hash": places.hash_mark,
     "last_number": places.last_number,
 }
-# No person's question has a longer answer, and the time to convert digits is quadratic.
+# No question that a person asks has a longer answer. The limit is needed because the time to convert digits is
+# quadratic.
 MAX_CHARACTERS = 400
 _TEXT = re.compile(FONT.pattern + r"|\\[,;: ]|\\quad\b|~")
 _DROPPED = re.compile(
@@ -50,7 +51,7 @@ def rational(text: str) -> Fraction | None:
     r"""Read a number written as digits, a decimal, `a/b`, `a b/c`, `\frac{a}{b}` or `1.5e3`; None for other text.
 
     Currency signs, thousands separators, fonts, quotes, brackets, a name (`x =`), a degree sign, a unit or a noun
-    after the number, and a final period are ignored; `25%` is 25. With any other word the text is no number:
+    after the number, and a final period are ignored; `25%` is 25. A text with any other word is not a number:
     `5 million`, `5 minus two` and `5 not really` are not 5.
     """
     if len(text) > MAX_CHARACTERS:
@@ -67,7 +68,7 @@ def rational(text: str) -> Fraction | None:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without fonts, quotes and brackets around all of it, and with single blanks."""
+    """The text without fonts, quotes and brackets around the whole text, and with single blanks."""
     plain = " ".join(text.split())
     while True:
         inner = plain.strip(" *").rstrip(".").rstrip()
@@ -107,10 +108,10 @@ def _counts(text: str, at: int) -> bool:
     if words != behind["noun"]:
         return words in UNITS
     if behind["percent"]:
-        # "5% of the class" is five percent, but "5% off" and "5% of 40" are not.
+        # "5% of the class" means five percent, but "5% off" and "5% of 40" do not.
         return words.startswith("of ") and noun(words[3:]) is not None
     if not text[at : behind.start("noun")]:
-        # Letters right after the digits must be a known unit: 5x is no 5.
+        # Letters right after the digits must be a known unit: 5x is not 5.
         return words in UNITS and len(words) > 1
     counted = noun(words)
     # A single letter is a variable, unless it is a unit.
@@ -122,11 +123,11 @@ class Numeric:
 
     Args:
         find: places to look in, in order: `answer_tag` (`<answer>...</answer>`), `boxed`, `hash` (`#### N`),
-            `last_number`. The first in the text after the thinking decides: if its content is no number, the
-            verdict is `unparseable`, and later places are not tried.
+            `last_number`. The first place that occurs in the text after the thinking decides. If its content is
+            not a number, the verdict is `unparseable`, and the other places are not tried.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    The reference is a number, with or without a unit, or a worked solution that marks it (`#### 18`, a box).
+    The reference is a number, with or without a unit, or a worked solution that marks the number (`#### 18`, or a box).
 
     Raises:
         ValueError: `find` is empty or names an unknown place.
@@ -140,7 +141,7 @@ class Numeric:
         self.find, self.tags = check_places(find, PLACES), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` when the reference is no number."""
+        """Return the verdict. It is an `error` if the reference is not a number."""
         gold = _gold(reference)
         if gold is None:
             return error(self.reference_problem(reference, prompt))
@@ -159,7 +160,7 @@ class Numeric:
         return f"the reference {str(reference)[:60]!r} is not a number; use the math verifier for such rows"
 
     def find_answer(self, completion: str) -> Fraction | None:
-        """The number that the completion answers; None when there is none."""
+        """The number that the completion gives as its answer; None if there is none."""
         answer = first_place(completion, self.find, self.tags, PLACES)[1]
         return rational(answer) if answer is not None else None
 

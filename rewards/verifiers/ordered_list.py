@@ -13,7 +13,7 @@ from rewards.mathematics.reading.latex_text import FONT
 from rewards.verdict import Status, Verdict, error, unparseable
 from rewards.verifiers.exact import check_places, first_place
 
-# Later items are not read: a list of everything is no ranking.
+# Further items are not read, because a list of everything is not a ranking.
 _MAX_ITEMS = 200
 _TAIL = 20_000
 _BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,3}[.):])\s*")
@@ -23,22 +23,24 @@ _LEADING_AND = re.compile(r"^\s*(?:and|&|then)\s+", re.IGNORECASE)
 
 
 class OrderedList:
-    """A list compared with the reference list, best first.
+    """Compares a ranked list, with the best item first, with the reference list.
 
     Args:
-        score: kind of score. `exact`: 1 for the same items in the same order, else 0. `f1`: the F1 of the two sets.
-            `rank`: discounted gain of the answer's first `cutoff` items, divided by that of the reference (nDCG,
-            Jarvelin and Kekalainen 2002). The reference's item at place i of n has the gain n - i, which place j of the
-            answer multiplies by 1 / log2(j + 2).
-        cutoff: number of items of the answer that count for `rank`; the default is the length of the reference, so that
-            a list of everything gains nothing.
+        score: kind of score. `exact`: 1 for the same items in the same order, else 0. `f1`: the F1 score of the two
+            sets. `rank`: discounted gain of the answer's first `cutoff` items, divided by the same gain of the
+            reference (nDCG, Jarvelin and Kekalainen 2002). Places count from 0. The item at place i of the n places
+            of the reference has the gain n - i. If it is at place j of the answer, this gain is multiplied by
+            1 / log2(j + 2).
+        cutoff: number of items of the answer that count for `rank`. By default this is the length of the reference, so
+            that a longer list gains nothing.
         find: places to look in; see `rewards.verifiers.exact.Exact`.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
 
-    Items are separated by commas, semicolons, `>`, "and", lines or their numbers (`1. A 2. B`). Numbering, bullets and
-    case are ignored. An item of the reference that contains "and" is not split. A repeated item counts once, and
-    `exact` does not accept it. A list whose first line follows "Answer:" is read to its end. The status is `correct`
-    for a score of 1, `wrong` for 0 and `scored` between. All three scores are in the verdict's parts.
+    Items are separated by commas, semicolons, `>`, "and", line breaks or the numbers of the items (`1. A 2. B`).
+    Numbering, bullets and case are ignored. An item of the reference that contains "and" is not split. A repeated item
+    counts once, and `exact` does not accept it. A list whose first line follows "Answer:" is read to its end. The
+    status is `correct` for a score of 1, `wrong` for 0 and `scored` for scores between them. The verdict's parts
+    contain all three scores.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class OrderedList:
         self.score, self.cutoff, self.find, self.tags = score, cutoff, check_places(find), thinking_tags(thinking)
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The verdict; `error` when the reference has no items."""
+        """Return the verdict. It is an `error` if the reference has no items."""
         problem = self.reference_problem(reference, prompt)
         if problem:
             return error(problem)
@@ -77,7 +79,7 @@ class OrderedList:
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any]) -> str:
         """Why the reference cannot be used; empty when it can be used."""
         if reference is not None and not isinstance(reference, (str, Sequence)):
-            return f"the reference {reference!r:.60} is no list and no text"
+            return f"the reference {reference!r:.60} is neither a list nor text"
         return "" if _gold(reference) else "the reference list is empty"
 
     def _list_text(self, completion: str) -> str | None:
@@ -93,7 +95,7 @@ class OrderedList:
 
 
 def _lines_below(text: str) -> str:
-    """The bulleted or numbered lines under the last line that ends with a colon; empty for fewer than two."""
+    """The bulleted or numbered lines under the last line that ends with a colon; empty if there are fewer than two."""
     lines = text[-_TAIL:].splitlines()
     heads = [at for at, line in enumerate(lines) if line.rstrip(" \t*").endswith(":")]
     items: list[str] = []
@@ -105,7 +107,7 @@ def _lines_below(text: str) -> str:
 
 
 def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
-    """The items of a written list, in order, in lower case; those of `whole` are not cut at an "and"."""
+    """The items of a written list, in order and in lower case. The items in `whole` are not cut at an "and"."""
     plain = FONT.sub(r" \1 ", text).strip().strip("[](){}$").replace("\\", " ")
     lines = [line for line in plain.splitlines() if line.strip()]
     pieces: list[str] = []
@@ -119,7 +121,7 @@ def split_items(text: str, whole: frozenset[str] = frozenset()) -> list[str]:
 
 
 def _at_numbers(line: str) -> list[str]:
-    """`1. A 2. B` cut before its numbers, if these count up from 1."""
+    """Cut a line such as `1. A 2. B` before its numbers, if these are 1, 2, 3 and so on."""
     marks: list[re.Match[str]] = []
     for mark in _NUMBERED.finditer(line):
         if int(mark[1]) == len(marks) + 1:

@@ -8,12 +8,13 @@ from typing import Any, Literal
 from rewards.verdict import Verdict, correct, scored
 from rewards.verifier import ReadsNoReference
 
-# Only the end of a longer text is judged, since repetition begins late.
+# Greatest number of characters that are judged. Of a longer text, only the end is judged, because repetition begins
+# late.
 _MAX_CHARACTERS = 200_000
 
 
 class Repetition(ReadsNoReference):
-    """Minus the share of n-grams that occurred before in the completion, from `-worst` to 0.
+    """A punishment, from 0 to `-worst`, that grows with the share of n-grams that occur earlier in the completion.
 
     The share of repeated n-grams is defined in "Demystifying Long Chain-of-Thought" (arXiv 2502.03373).
 
@@ -37,7 +38,7 @@ class Repetition(ReadsNoReference):
         self.size, self.unit, self.free, self.worst = size, unit, free, worst
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """The punishment; `correct` when it is 0, else `scored`."""
+        """Return the punishment. The status is `correct` if it is 0, else `scored`."""
         text = completion[-_MAX_CHARACTERS:]
         pieces: Sequence[str] = text.split() if self.unit == "words" else text
         count = len(pieces) - self.size + 1

@@ -52,7 +52,7 @@ def test_every_row_of_sound_data_passes() -> None:
     ("specs", "row", "told"),
     [
         (ALL, {"kind": "algebr", "level": 1}, ["row rows:7", "kind='algebr'", "'algebra' or 'geometry'", "but form"]),
-        (ALL, {"kind": None, "level": 1}, ["kind=None", "mend the row"]),
+        (ALL, {"kind": None, "level": 1}, ["kind=None", "correct the row"]),
         (ALL, {"knd": "algebra", "level": 1}, ["no column 'kind'", "did you mean 'knd'?"]),
         ((MATH,), {"kind": "program"}, ["kind='program'", "no verifier is configured"]),
         ((FORM, VerifierSpec("a", "math", weight=0.0, when={"kind": ("x",)})), {"kind": "y"}, None),

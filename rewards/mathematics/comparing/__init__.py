@@ -1,1 +1,1 @@
-"""Whether two expressions have the same value, within a bound of work."""
+"""Decides whether two expressions have the same value, within a limit on the work."""

@@ -1,4 +1,7 @@
-"""Comparing approximate values: floats decide a clear difference; if floats agree, a hundred digits decide."""
+"""Compares approximate values.
+
+Floats can only show a difference. If floats agree, numbers with a hundred digits decide.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ from rewards.mathematics.comparing.evaluate import PointEvaluation, Sight
 from rewards.mathematics.comparing.rational import TooLarge
 from rewards.mathematics.nodes import Apply, Node
 
-# Greatest exponent of e that is computed: with 100 digits, the first digits of the result are then still correct.
+# Greatest exponent of e that is computed. Up to this exponent, a computation with 100 digits gets the first digits of
+# the result right.
 _MAX_MAGNITUDE = 1e5
 # mpmath caches its constants, and two threads must not refresh the cache at once.
 _precise_lock = threading.RLock()
 
 
 def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
-    """Whether both nodes have the same value at the point, and how many of the two values are real.
+    """Return whether both nodes have the same value at the point, and how many of the two values are real.
 
     Raises:
-        Undefined: a node has no value at the point. TooLarge: the budget does not suffice.
+        Undefined: a node has no value at the point.
+        TooLarge: the budget does not suffice.
     """
     for arithmetic in (FLOATS, None):
         if arithmetic is None:
@@ -38,7 +43,7 @@ def compare(gold: Node, answer: Node, sight: Sight) -> tuple[bool, int]:
 
 
 def magnitudes_differ(gold: Node, answer: Node, sight: Sight) -> bool:
-    """True when the logarithms of two positive values too large to compute clearly differ; 2^1000000 is not 3^1000000.
+    """True when the logarithms of two positive values clearly differ. This is for values that are too large to compute.
 
     Raises:
         Undefined, TooLarge: see `compare`.

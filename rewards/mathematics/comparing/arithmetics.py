@@ -1,4 +1,4 @@
-"""The two arithmetics of approximate values: Python's floats, and a hundred digits."""
+"""The two kinds of arithmetic for approximate values: Python's floats, and numbers with a hundred digits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from rewards.mathematics.comparing.rational import TooLarge
 
-# Greatest natural logarithm of a computed value: no person's answer is larger.
+# Greatest natural logarithm of a computed value. A person would not write a larger answer.
 _MAX_EXPONENT = {"float": 600.0, "precise": 1.0e5}
 _MAX_ANGLE = {"float": 1e6, "precise": 1e30}
 PRECISE_DIGITS = 100
 
 
 class Arithmetic:
-    """Numbers of one precision, and the functions on them; the operators are those of Python."""
+    """Numbers of one precision, and the functions on these numbers. The operators are those of Python."""
 
     def __init__(self, name: str, library: Any, number: Callable[[Fraction], Any], cost: int) -> None:
         self.name, self.library, self.number, self.cost = name, library, number, cost
@@ -39,7 +39,7 @@ FLOATS = Arithmetic("float", cmath, _float, 20)
 @functools.cache
 def precise() -> Arithmetic:
     """The arithmetic of `PRECISE_DIGITS` digits; mpmath is imported at the first call."""
-    from mpmath import MPContext  # type: ignore[import-untyped]  # it has no types
+    from mpmath import MPContext  # type: ignore[import-untyped]  # mpmath has no types
 
     context = MPContext()
     context.dps = PRECISE_DIGITS

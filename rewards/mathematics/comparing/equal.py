@@ -1,4 +1,4 @@
-"""Whether two parsed answers are equal: by their form, then by exact values, then by approximate values."""
+"""Decides whether two parsed answers are equal: by their form, then by exact values, then by approximate values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
     """Whether `answer` equals `gold`.
 
     Raises:
-        Undecided: the budget does not suffice; the message names the stage.
+        Undecided: the budget does not suffice. The message names the stage that was reached.
     """
     judge = Judge(conventions, budget or Budget())
     try:
@@ -52,7 +52,7 @@ def equal(gold: Node, answer: Node, conventions: Conventions = DEFAULT, budget: 
 
 
 def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
-    """The stage at which every comparison with this reference fails; empty when comparisons work.
+    """Return the stage at which every comparison with this reference fails; empty if comparisons work.
 
     Each expression of the reference is compared with one and a half times itself, and with its square.
     """
@@ -75,10 +75,10 @@ def undecidable(gold: Node, conventions: Conventions = DEFAULT) -> str:
 
 
 class Judge(FamilyJudge):
-    """The whole comparison: by form, then matrices, tuples, sets and lists."""
+    """Completes the comparison: it decides by the form of two nodes, and compares matrices, tuples, sets and lists."""
 
     def same(self, gold: Node, answer: Node) -> bool:
-        """The comparison by form; each case passes its parts to another comparison."""
+        """Compare two nodes by their form, and pass their parts to the comparison for this form."""
         self.budget.spend(100)
         if gold == answer:
             return True
@@ -104,7 +104,7 @@ class Judge(FamilyJudge):
         return self._same_collection(gold, answer)
 
     def _same_words(self, gold: str, answer: str) -> bool:
-        """The same words; words of a list without brackets may have any order."""
+        """True when the words are the same. If they are a list without brackets, their order does not matter."""
         if gold == answer or without_echo(answer) == without_echo(gold):
             return True
         ours, theirs = (_BETWEEN_WORDS.split(words) for words in (gold, answer))
@@ -136,28 +136,28 @@ class Judge(FamilyJudge):
             return False
         (kind, items), (other_kind, others) = left, right
         if "list" not in (kind, other_kind) and kind != other_kind:
-            # A single value in set braces equals the value; in a tuple it does not.
+            # A set with a single value equals this value. A tuple with a single value does not.
             return {kind, other_kind} == {"single", "set"} and self._matched(items, others)
         if kind == other_kind == "tuple":
             return self._same_tuple(gold, items, answer, others)
         if "tuple" in (kind, other_kind):
-            # The ends of an interval alone do not say whether they belong to it.
+            # A list with the two ends of an interval does not say whether the ends belong to the interval.
             return not _is_interval(gold) and not _is_interval(answer) and self._list_as_tuple(kind, items, others)
         if "single" in (kind, other_kind) and len(items) != len(others):
-            # "1/2 or 0.5" is a single candidate.
+            # "1/2 or 0.5" lists the same value twice, so it is a single candidate.
             single, listed = (items[0], others) if kind == "single" else (others[0], items)
             return kind == "single" and len(listed) > 0 and all(self.same(single, item) for item in listed)
         if "set" in (kind, other_kind):
             items, others = self._distinct(items), self._distinct(others)
         named = kind == other_kind == "list" and self._name_different_things(items, others)
         if named and _has_names(gold) and _has_names(answer):
-            return False  # "x = 2, x = 3" gives no value of y
+            return False  # "x = 2, x = 3" does not give a value of y
         if named or self.conventions.ordered:
             return len(items) == len(others) and all(self.same(a, b) for a, b in zip(items, others, strict=True))
         if self._matched(items, others):
             return True
         if kind == other_kind == "list" and len(others) > len(items) > 1:
-            # A repeated item of the gold answer is no further value.
+            # If the gold answer repeats an item, this is not a further value.
             return self._matched(items, self._distinct(others))
         return "list" in (kind, other_kind) and self._same_region(gold, answer)
 
@@ -176,19 +176,23 @@ class Judge(FamilyJudge):
             item = _spread(item)
             named = self._named(item) if at == 0 and isinstance(item, Relation) else None
             if named is not None and not any(isinstance(each, Relation) for each in node.items[1:]):
-                item = _spread(named.value)  # "x = 2, 3"
+                item = _spread(named.value)  # for "x = 2, 3", both values belong to x
             items.extend(_parts(item))
         return kind, tuple(self._same_name_values(items))
 
     def _same_name_values(self, items: list[Node]) -> Iterable[Node]:
-        """`x = 2 or x = 3` lists values of one variable; `x = 2, y = 3` assigns to two."""
+        """Return the values without names if all items assign to one variable (`x = 2 or x = 3`), else the items."""
         named = [self._named(item) for item in items]
         if len(items) > 1 and all(each is not None and each.name == named[0].name for each in named if named[0]):
             return [each.value for each in named if each is not None] if None not in named else items
         return items
 
     def _name_different_things(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """`x = 2, y = 3` beside `2, 3`: values without names have the names' order; `x_1 = 2, x_2 = 3` has no order."""
+        """True when only one side has names, and the names differ: `x = 2, y = 3` and `2, 3`.
+
+        The values without names are then in the order of the names. But names that differ only in
+        the subscript, as in `x_1 = 2, x_2 = 3`, have no order.
+        """
         sides = [[self._named(item) for item in side if isinstance(item, Relation)] for side in (items, others)]
         if sorted(map(len, sides)) != [0, len(items)] or len(items) < 2:
             return False
@@ -212,7 +216,10 @@ class Judge(FamilyJudge):
         return all(self.same(a, b) for a, b in zip(items, others, strict=True))
 
     def _list_as_tuple(self, kind: str, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """A list without brackets against a tuple: assignments in the order of their names, values as written."""
+        """Compare a list without brackets with a tuple.
+
+        Assignments are ordered by their names; values keep their order.
+        """
         listed, ordered = (items, others) if kind == "list" else (others, items)
         if kind == "single" or len(listed) != len(ordered):
             return False
@@ -226,7 +233,10 @@ class Judge(FamilyJudge):
         return all(self.same(b, a) if kind == "list" else self.same(a, b) for a, b in pairs)
 
     def _matched(self, items: tuple[Node, ...], others: tuple[Node, ...]) -> bool:
-        """Whether the items can be paired one to one. As equality is transitive, the first match suffices."""
+        """Whether the items can be paired one to one.
+
+        Each item takes its first match, because equality is transitive.
+        """
         if len(items) != len(others):
             return False
         remaining = list(others)
@@ -241,7 +251,7 @@ class Judge(FamilyJudge):
 
 
 def _may_be_family(node: Node) -> bool:
-    """True for expressions, and for tuples and intervals, whose ends may have a parameter."""
+    """True for expressions, and for tuples and intervals, because their items may contain a parameter."""
     return isinstance(node, Expression) or (isinstance(node, Sequence) and node.brackets in _TUPLES)
 
 
@@ -254,7 +264,10 @@ def _has_names(node: Node) -> bool:
 
 
 def _is_interval(node: Node) -> bool:
-    """True for two ends with a square bracket or an infinite end; `(1, 2)` may be a point, `[1, 2, 3]` is a list."""
+    """True for two ends with a square bracket or an infinite end.
+
+    `(1, 2)` may be a point, and `[1, 2, 3]` is a list.
+    """
     if not isinstance(node, Sequence) or len(node.items) != 2 or node.brackets not in ("()", "[]", "[)", "(]"):
         return False
     return node.brackets != "()" or any(infinite(item) for item in node.items)
@@ -268,7 +281,7 @@ def _spread(node: Node) -> Node:
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
-    """The items of a list without brackets; any other node as a single item."""
+    """The items of a list without brackets. Any other node is a single item."""
     return node.items if isinstance(node, Sequence) and node.brackets == "" else (node,)
 
 

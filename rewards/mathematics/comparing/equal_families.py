@@ -1,4 +1,4 @@
-r"""Equality of values with a whole-number parameter, of residue classes, and of functions defined in pieces."""
+r"""Compares values with a whole-number parameter, residue classes, and functions defined in pieces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class FamilyJudge(RelationJudge):
         return self._same_members(at(gold, _SHARED), at(answer, _SHARED))
 
     def _same_members(self, gold: Node, answer: Node) -> bool:
-        """The same body, or the same members counted from another start, or backwards: k pi and (1-k) pi."""
+        """Whether two families have the same members.
+
+        Their bodies may be equal, or the members may be counted from another start or backwards: k pi and (1-k) pi.
+        """
         if self.same(gold, answer):
             return True
         first, other = _first_expression(gold), _first_expression(answer)
@@ -53,7 +56,7 @@ class FamilyJudge(RelationJudge):
         return self.same(gold, rename(answer, {_SHARED.name: counted}))
 
     def _line(self, node: Node) -> tuple[float | None, float, bool]:
-        """The value for 0, the step to the value for 1, and whether the next step differs."""
+        """Return the value for the parameter 0, the step to the value for 1, and whether the next step differs."""
         places = [self.place(rename(node, {_SHARED.name: whole(k)})) for k in range(3)]
         if places[0] is None or places[1] is None or places[2] is None:
             return None, 0.0, True
@@ -61,7 +64,7 @@ class FamilyJudge(RelationJudge):
         return places[0], step, abs(places[2] - places[1] - step) > 1e-9 * max(1.0, abs(step))
 
     def _same_pieces(self, gold: Sequence, answer: Sequence) -> bool:
-        """The same values under the same conditions, in any order."""
+        """Whether both functions have the same values under the same conditions, in any order."""
         if gold.brackets != answer.brackets or len(gold.items) != len(answer.items):
             return False
         ours, theirs = (self._conditions(each) for each in (gold, answer))
@@ -77,7 +80,7 @@ class FamilyJudge(RelationJudge):
         return True
 
     def _conditions(self, pieces: Sequence) -> list[tuple[Node, Node | Region]]:
-        """Values and conditions; "otherwise" is the region outside the other conditions."""
+        """Return the values and their conditions. "otherwise" becomes the region outside the other conditions."""
         listed = [item.items for item in pieces.items if isinstance(item, Sequence)]
         regions = [as_region(condition, self.place) for _, condition in listed if condition != OTHERWISE]
         rest = rest_of(regions)
@@ -95,12 +98,15 @@ class FamilyJudge(RelationJudge):
 
 
 def _as_plain(node: Bound, other: Node) -> Node:
-    """A family's body, for a comparison with a node that is no family; beside a number, the residue of a class."""
+    """Return the part of a family that is compared with a node that is not a family.
+
+    This part is the body of the family. If the family is a residue class and the node is a number, it is the residue.
+    """
     return at(node, whole(0)) if node.variable == RESIDUE and not free_symbols(other) else node.body
 
 
 def _as_family_of(node: Bound, other: Node) -> Node:
-    r"""`n \pi` beside a family over k: n, the only variable that the family does not have, is renamed to k."""
+    r"""Rename n in `n \pi` to k for the comparison with a family over k, if n is the only variable that is new."""
     unknown = free_symbols(other) - free_symbols(node)
     if len(unknown) != 1 or (node.variable in unknown):
         return other
@@ -108,7 +114,7 @@ def _as_family_of(node: Bound, other: Node) -> Node:
 
 
 def _first_expression(node: Node) -> Node | None:
-    """The first expression that has the parameter in it."""
+    """Return the first expression that contains the parameter; None if there is none."""
     pending = [node]
     while pending:
         each = pending.pop()

@@ -1,4 +1,4 @@
-"""Equality of quantities with units, percents, angles, ratios and times of day."""
+"""Compares quantities with units, percents, angles, ratios and times of day."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class MeasureJudge(ValueJudge):
             return False
         if self._equal_values(value, other):
             return True
-        # A number beside an angle in degrees is in radians only if it contains pi or an arc function.
+        # If one side is an angle in degrees, a number on the other side is in radians only if it contains pi or an arc
+        # function.
         angle, bare = (gold, answer) if unit is not None else (answer, gold)
         if (unit or other_unit) != Unit(Fraction(1), _ANGLE) or not _in_radians(bare):
             return False
@@ -73,7 +74,7 @@ class MeasureJudge(ValueJudge):
         return self._equal_values(Apply("div", ratio.items), other)
 
     def _half_day(self, gold: RatioNode, answer: RatioNode) -> bool:
-        """`3:30` for `3:30 p.m.`: the half of the day is a unit, and may be missing on one side."""
+        """Whether one side lacks a.m. or p.m. (`3:30` for `3:30 p.m.`), which may be missing like a unit."""
         if gold.exact_clock == answer.exact_clock or gold.clock is None or answer.clock is None:
             return False
         bare = answer if gold.exact_clock else gold

@@ -1,4 +1,4 @@
-"""Equality of equations, inequalities, regions of the real line, and values with a name."""
+"""Compares equations, inequalities, regions of the real line, and values with a name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from rewards.mathematics.nodes import (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`name = value`, with a function's parameters; `first` is the first side of a chain with a unit but no name."""
+    """`name = value`, and the parameters if the name is a function.
+
+    `first` is the first side of a chain that has a unit but no name.
+    """
 
     name: str
     value: Node
@@ -53,7 +56,8 @@ class RelationJudge(MeasureJudge):
             if _names_of_words_agree(named.name, other.name):
                 return self.same(named.value, other.value)
             if named.name != other.name or len(named.parameters) != len(other.parameters):
-                # y = x/2 and x = 2y name different variables but are the same equation; x = 3 and y = 3 are not.
+                # y = x/2 and x = 2y name different variables but are the same equation. x = 3 and y = 3 are not the
+                # same.
                 return bool(free_symbols(named.value)) and self._same_chain(gold, answer)
             if named.parameters != other.parameters:
                 swap: dict[str, Node] = {
@@ -69,7 +73,7 @@ class RelationJudge(MeasureJudge):
         assert other is not None
         if isinstance(gold, Relation):
             return _may_be_rearranged(answer, other) and self._same_chain(gold, answer)
-        # "60 seconds = 1 minute": both sides are the answer, and the reference may have either.
+        # "60 seconds = 1 minute": both sides are the answer, and the reference may equal either of them.
         return self.same(gold, other.value) or (other.first is not None and self.same(gold, other.first))
 
     def _named(self, node: Node) -> Named | None:
@@ -101,7 +105,7 @@ class RelationJudge(MeasureJudge):
         return all(self.same(sides[-1], side) for side in sides[:-1])
 
     def _same_chain(self, gold: Node, answer: Node) -> bool:
-        """Equations are equal up to a factor that is not zero, inequalities up to a positive constant factor."""
+        """Equations may differ by a constant factor that is not zero, inequalities by a positive constant factor."""
         if not isinstance(gold, Relation) or not isinstance(answer, Relation):
             return False
         (ours, op), (theirs, other_op) = _difference(gold), _difference(answer)
@@ -114,7 +118,10 @@ class RelationJudge(MeasureJudge):
         return self._proportional(ours, theirs, positive=op != "=", clear=op == "=")
 
     def _proportional(self, ours: Node, theirs: Node, positive: bool, clear: bool) -> bool:
-        """Whether `ours / theirs` is the same constant at all points, by cross products with the first point."""
+        """Whether `ours / theirs` is the same at all points.
+
+        Each point is compared with the first by cross products.
+        """
         names = sorted(free_symbols(ours))
         if not names or len(names) > MAX_SYMBOLS:
             return self._equal_values(ours, theirs)
@@ -134,7 +141,7 @@ class RelationJudge(MeasureJudge):
         return anchor is not None
 
     def _same_where_zero(self, ours: Node, theirs: Node) -> bool:
-        """Equations such as `xy = 1` and `y = 1/x`: multiplying by the denominators must make them proportional."""
+        """Compare equations such as `xy = 1` and `y = 1/x`: without denominators, they must be proportional."""
         cleared = [_numerator(each) for each in (ours, theirs)]
         if cleared[0] == ours and cleared[1] == theirs:
             return False
@@ -183,7 +190,7 @@ def _name_of(node: Node) -> str | None:
 
 
 def _names_of_words_agree(name: str, other: str) -> bool:
-    r"""`\text{Area} = 5` beside `A = 5`, or `\text{min}` beside `\text{minimum}`; not beside `\text{max}`."""
+    r"""True for names such as `\text{Area}` and `A`, or `\text{min}` and `\text{minimum}`, but not `\text{max}`."""
     words, letters = "\\text ", 3
     if not name.startswith(words) and not other.startswith(words):
         return False
@@ -192,7 +199,7 @@ def _names_of_words_agree(name: str, other: str) -> bool:
 
 
 def _may_be_rearranged(node: Node, named: Named) -> bool:
-    r"""Whether an equation is more than the value of one variable: `y = 2x`, `2\sin x = 1`."""
+    r"""Whether an equation says more than the value of one variable. `y = 2x` and `2\sin x = 1` do."""
     functional = isinstance(node, Relation) and any(
         isinstance(side, Apply) and _is_function_of_names(side) for side in node.sides
     )
@@ -213,7 +220,7 @@ def _is_function_of_names(node: Apply) -> bool:
 
 
 def _in_name_order(names: Node, value: Node) -> Node:
-    """`(y, x) = (2, 1)` as the value of `(x, y)`."""
+    """Sort a tuple of values by their names, so that `(y, x) = (2, 1)` gives the value of `(x, y)`."""
     if not isinstance(names, Sequence) or not isinstance(value, Sequence) or len(names.items) != len(value.items):
         return value
     order = sorted(range(len(names.items)), key=lambda at: repr(names.items[at]))
@@ -221,7 +228,7 @@ def _in_name_order(names: Node, value: Node) -> Node:
 
 
 def _difference(node: Relation) -> tuple[Node | None, str]:
-    """One-step relations as `difference op 0` with op among `=`, `<`, `<=`, `!=`; None for longer chains."""
+    """Rewrite a relation of two sides as `difference op 0` with op `=`, `<`, `<=` or `!=`; None for longer chains."""
     if len(node.ops) != 1 or not all(isinstance(side, Expression) for side in node.sides):
         return None, ""
     op, (left, right) = node.ops[0], node.sides

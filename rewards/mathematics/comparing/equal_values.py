@@ -1,4 +1,4 @@
-"""Equality of expressions: by exact values, then by approximate values."""
+"""Compares expressions by exact values, then by approximate values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rewards.mathematics.conventions import Conventions
 from rewards.mathematics.nodes import Apply, Bound, Expression, Node, Number, Symbol, free_symbols, rename, walk
 from rewards.mathematics.reading.written import half_step
 
-# Values that free variables get: whole numbers of both parities (for factorials and (-1)^n), fractions on both
-# sides of 1, and negative numbers (|x| differs from x). A wrong result needs a root of the difference at every point.
+# Values for free variables: even and odd whole numbers (for factorials and (-1)^n), fractions below and above 1, and
+# negative numbers (because |x| differs from x). The result can only be wrong if the difference is zero at every point.
 _WHOLE = ((8, 5, 11, 14, 3, 17, 6, 9), (5, 12, 3, 7, 10, 4, 15, 2))
 _FRACTIONS = (
     tuple(Fraction(n, 97) for n in (223, 61, 349, 151, 83, 419, 197, 29)),
@@ -37,13 +37,13 @@ class ValueJudge:
         self.real_roots = False
 
     def at(self, name: str) -> None:
-        """Note the stage, for the reason of a timeout."""
+        """Record the stage, which the reason of a timeout names."""
         if name != self.stage:
             self.stage = name
             stage.enter(name)
 
     def same(self, gold: Node, answer: Node) -> bool:
-        """The comparison by form, which passes each part to the judge of its kind."""
+        """Compare two nodes by their form. A subclass implements this."""
         raise NotImplementedError
 
     def _same_measure(self, gold: Node, answer: Node) -> bool:
@@ -68,7 +68,10 @@ class ValueJudge:
         return self._equal_values(gold, answer)
 
     def _same_sets(self, gold: Node, answer: Node) -> bool:
-        """Unions and other operations on sets; a node without a region, such as an expression, equals no set."""
+        """Compare unions and other operations on sets.
+
+        A node without a region, such as an expression, does not equal a set.
+        """
         if self._same_region(gold, answer):
             return True
         if not isinstance(gold, Apply) or not isinstance(answer, Apply) or gold.op != answer.op:
@@ -80,8 +83,8 @@ class ValueJudge:
     def _equal_values(self, gold: Node, answer: Node) -> bool:
         """Whether two expressions have the same value at all points, or the answer rounds to a rounded gold answer.
 
-        Fractional powers of negative numbers are also read as real numbers, if that makes the two equal: then
-        (x-2)^{1/3} is the cube root of x-2 for x below 2, too.
+        If they differ, they are compared again with fractional powers of negative numbers read as real numbers. Then
+        (x-2)^{1/3} is the cube root of x-2 also for x below 2.
         """
         if self.conventions.rounded and (half := half_step(gold)) is not None:
             return self._rounds_to(gold, half, answer)
@@ -112,7 +115,7 @@ class ValueJudge:
             if canonical(gold) == canonical(answer):
                 return True
             if self._has_a_value(gold, names) and not self._has_a_value(answer, names):
-                return False  # an answer such as 0/0 is wrong, and not undecided
+                return False  # an answer such as 0/0 is wrong, not undecided
             raise TooLarge("no point at which both have a value")
         return True
 
@@ -129,10 +132,11 @@ class ValueJudge:
         return False
 
     def _equal_at(self, gold: Node, answer: Node, env: dict[str, Fraction], real_only: bool) -> bool | None:
-        """Equality at one point; None when the point does not decide.
+        """Return whether the values are equal at one point; None if the point does not decide.
 
-        With `real_only`, complex values decide nothing: ln(x^2) = 2 ln x only has to hold if both sides are real. But
-        an absolute value includes negative values: ln|x| is real if x is negative and ln x is not, so they differ.
+        If `real_only` is true, complex values do not decide: ln(x^2) = 2 ln x only has to hold where both sides are
+        real. But an absolute value is meant for negative values too. So ln|x| differs from ln x, because for negative x
+        the first is real and the second is not.
         """
         self.at("exact values")
         try:
@@ -162,7 +166,10 @@ class ValueJudge:
         return same
 
     def _large(self, gold: Node, answer: Node, env: dict[str, Fraction]) -> bool | None:
-        """Values too large to be exact: a clear difference decides, but agreement to a hundred digits does not."""
+        """Compare values that are too large for exact values.
+
+        A clear difference decides, but agreement to a hundred digits does not.
+        """
         self.at("approximate values")
         if canonical(gold) == canonical(answer):
             return True
@@ -171,7 +178,7 @@ class ValueJudge:
         except Undefined:
             return None
         except TooLarge:
-            # If only one value is huge, the two differ.
+            # If only one of the two values is huge, they differ.
             for tower, other in ((answer, gold), (gold, answer)):
                 if is_huge(tower, env) and self._is_plain(other, env):
                     return False
@@ -196,7 +203,7 @@ class ValueJudge:
         return abs(places[0] - places[1]) <= abs(places[2]) * (1 + 1e-12)
 
     def _is_plain(self, node: Node, env: dict[str, Fraction]) -> bool:
-        """True when floats hold the value."""
+        """True when floats can represent the value."""
         try:
             PointEvaluation(FLOATS, self._sight(env)).value(node)
         except (Undefined, TooLarge):
@@ -217,7 +224,10 @@ class ValueJudge:
         return float(value.real) if abs(value.imag) < 1e-9 * max(1.0, abs(value)) else None
 
     def _same_bound(self, gold: Node, answer: Node) -> bool:
-        """Sums, integrals and set builders: the same limits, and the same body after renaming the bound variable."""
+        """Whether two sums, integrals or set builders have the same limits and the same body.
+
+        For this comparison, both get the same bound variable.
+        """
         if not isinstance(gold, Bound) or not isinstance(answer, Bound):
             return self._same_region(gold, answer)
         if gold.op != answer.op or len(gold.limits) != len(answer.limits):
@@ -242,7 +252,7 @@ def measured(node: Node) -> bool:
 
 
 def under(op: str, node: Node) -> Node | None:
-    """The value with a percent or degree sign, without the sign; a minus is kept."""
+    """Return a value without its percent or degree sign, but with its minus; None for a value without such a sign."""
     if isinstance(node, Apply) and node.op == op:
         return node.args[0]
     if isinstance(node, Apply) and node.op == "neg":

@@ -1,4 +1,4 @@
-"""The approximate value of an expression at a point."""
+"""Computes the approximate value of an expression at a point."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SPECIAL_COST = 100_000
 class Sight:
     """The point and the conventions of an evaluation.
 
-    `env` is the point. `log_base` is the base of a logarithm without a written base. With `real_roots`, a power of a
-    negative number is real if the exponent has an odd denominator: (-8)^{1/3} is -2.
+    `env` is the point: the values of the variables. `log_base` is the base of a logarithm without a written base. If
+    `real_roots` is true, a power of a negative number is real if the exponent has an odd denominator: (-8)^{1/3} is -2.
     """
 
     env: Mapping[str, Fraction]
@@ -35,8 +35,8 @@ class Sight:
 class PointEvaluation:
     """One evaluation at one point.
 
-    `loss` is the factor by which cancelling terms may have increased the relative error. A sum that cancels down to
-    rounding noise is zero with a hundred digits, and undecided with floats.
+    `loss` is the factor by which cancelling terms may have increased the relative error. If the terms of a sum cancel
+    and only rounding noise is left, the sum is zero with a hundred digits, but undecided with floats.
     """
 
     def __init__(self, arithmetic: Arithmetic, sight: Sight) -> None:
@@ -48,7 +48,8 @@ class PointEvaluation:
         """The value, a complex number of this arithmetic.
 
         Raises:
-            Undefined: the node has no value at the point. TooLarge: the value costs too much.
+            Undefined: the node has no value at the point.
+            TooLarge: the value costs too much.
         """
         try:
             result = self._value(node)
@@ -100,7 +101,7 @@ class PointEvaluation:
         if op == "mul":
             return functools.reduce(lambda a, b: a * b, values)
         if op == "neg":
-            return -first + 0  # no negative zeros: sqrt(-4 - 0i) would be -2i
+            return -first + 0  # + 0 avoids negative zeros: sqrt(-4 - 0i) would be -2i
         if op == "div":
             return first / values[1] + 0
         if op == "pow":
@@ -127,7 +128,10 @@ class PointEvaluation:
         return self._real_function(op, [self._real(value) for value in values])
 
     def _special(self, op: str, value: Any) -> Any:
-        """The gamma or zeta function of a real number, with a hundred digits only."""
+        """The gamma or zeta function of a real number.
+
+        Only the arithmetic with a hundred digits has these functions.
+        """
         if self.arithmetic.name == "float":
             raise TooLarge("floats do not know this function")
         if value.imag != 0 or abs(value.real) > 100 or (op == "zeta" and value.real < 1.5):
@@ -148,9 +152,9 @@ class PointEvaluation:
         return result
 
     def _noise(self) -> Any:
-        """The value of a result that is only rounding noise."""
+        """Return the value for a result that is only rounding noise."""
         if self.arithmetic.name == "float":
-            raise TooLarge("zero or nearly so: floats cannot tell")
+            raise TooLarge("zero or nearly zero: floats cannot decide")
         return self.arithmetic.number(Fraction(0))
 
     def _real(self, value: Any) -> Any:
@@ -226,8 +230,8 @@ class PointEvaluation:
 
 
 _WHOLE_NUMBERS = frozenset(("factorial", "double_factorial", "binom", "gcd", "lcm", "mod"))
-# Operation -> function of the library, and whether the result is its reciprocal. The table is fixed, so that no name
-# from an answer is ever looked up.
+# For each operation: the name of the library's function, and whether the result is the reciprocal of this function. The
+# table is fixed, so that a name from an answer is never looked up in the library.
 TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
     "sin": ("sin", False), "cos": ("cos", False), "tan": ("tan", False), "cot": ("tan", True), "sec": ("cos", True),
     "csc": ("sin", True), "arcsin": ("asin", False), "arccos": ("acos", False), "arctan": ("atan", False),
@@ -238,7 +242,7 @@ TRIGONOMETRY: Mapping[str, tuple[str, bool]] = {
 
 
 def canonical(node: Node, depth: int = 0) -> str:
-    """A text that is the same for trees that differ only in the names of bound variables."""
+    """Return a text for a tree. Trees that differ only in the names of bound variables have the same text."""
     if isinstance(node, Bound):
         renamed = Symbol(f"bound {depth}")
         body = canonical(rename(node.body, {node.variable: renamed}), depth + 1)
@@ -252,7 +256,10 @@ def canonical(node: Node, depth: int = 0) -> str:
 
 
 def _stand_in(node: Node) -> Fraction:
-    """A number in place of a node that is not evaluated: equal trees get equal numbers, other trees different ones."""
+    """A number in place of a node that is not evaluated.
+
+    Equal trees get equal numbers, others get different numbers.
+    """
     digest = hashlib.blake2b(canonical(node).encode("utf-8", "replace"), digest_size=8).digest()
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)
 

@@ -1,4 +1,4 @@
-"""Lower bounds of constants without evaluating them, for towers of powers and factorials."""
+"""Lower bounds of towers of powers and factorials, without evaluating them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def is_huge(node: Node, env: Mapping[str, Fraction]) -> bool:
 
 
 def _least_logarithm(node: Node, env: Mapping[str, Fraction]) -> float | None:
-    """A lower bound of the natural logarithm of a value that is certainly at least 1; None for other values.
+    """Return a lower bound of the natural logarithm of a value that is certainly at least 1; None for other values.
 
-    Every node is visited once, and every bound is a float, so that a high tower costs little.
+    Every node is visited once, and every bound is a float, so that a high tower takes little time.
     """
     if isinstance(node, (Number, Symbol)):
         value = node.value if isinstance(node, Number) else env.get(node.name, Fraction(0))

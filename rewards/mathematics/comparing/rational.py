@@ -1,4 +1,4 @@
-"""Exact values of expressions over rationals, without rounding, within a limit of the estimated cost."""
+"""Computes exact rational values of expressions. The cost is limited, and is estimated first."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from fractions import Fraction
 
 from rewards.mathematics.nodes import Apply, Node, Number, Symbol
 
-# Bits of the largest integer that is computed, and of all results together: 2^100000 passes, 9^9^9^9 does not.
+# Greatest number of bits of an integer that is computed, and of all results together. 2^100000 is within this limit,
+# 9^9^9^9 is not.
 MAX_BITS = 1 << 18
 MAX_WORK = 1 << 22
 
 
 class Irrational(Exception):
-    """The value is no rational number, or no rule here shows that it is."""
+    """The value is not rational, or no rule in this file shows that it is rational."""
 
 
 class Undefined(Exception):
-    """The expression has no value at this point: division by zero, a factorial of -1, a floor of i."""
+    """The expression has no value at this point, for example a division by zero, a factorial of -1 or a floor of i."""
 
 
 class TooLarge(Exception):
@@ -26,7 +27,10 @@ class TooLarge(Exception):
 
 
 class Budget:
-    """Work that a verdict may cost. Every stage spends a part of it; with no work left, `TooLarge` is raised."""
+    """The work that a verdict may need.
+
+    Every stage uses a part of the budget; when it is used up, `TooLarge` is raised.
+    """
 
     __slots__ = ("left",)
 
@@ -34,7 +38,7 @@ class Budget:
         self.left = work
 
     def spend(self, work: int) -> None:
-        """Spend `work` units of about 20 ns each."""
+        """Take `work` units from the budget. A unit is about 20 ns of computing time."""
         self.left -= work
         if self.left < 0:
             raise TooLarge("the verdict's budget is spent")
@@ -144,7 +148,7 @@ def _integer_root(value: int, index: int) -> int:
         root = math.isqrt(value)
     else:
         root = round(value ** (1.0 / index)) if value.bit_length() < 1000 else 0
-        # The float is a first guess, which Newton's method makes exact in integers.
+        # The float is a first guess. From it, Newton's method with integers finds the exact root.
         for _ in range(64):
             if root <= 0:
                 root = 1 << (value.bit_length() // index + 1)

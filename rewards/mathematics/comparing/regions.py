@@ -1,4 +1,4 @@
-"""Subsets of the real line: intervals, their unions, and the inequalities that mean them."""
+"""Subsets of the real line: intervals, their unions, and the inequalities that describe them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _MINUS_INFINITY = Apply("neg", (Constant("infinity"),))
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From `low` to `high`, each end included or not; the positions are floats, for ordering only."""
+    """From `low` to `high`; each end may be included or not.
+
+    The positions are floats and are used only for ordering.
+    """
 
     low: Node
     high: Node
@@ -27,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A union of disjoint intervals in order; `variable` is the name in an inequality, else empty."""
+    """A union of disjoint intervals in order. `variable` is the variable of an inequality, else empty."""
 
     variable: str
     intervals: tuple[Interval, ...]
@@ -50,7 +53,7 @@ def infinite(node: Node) -> int:
 def as_region(node: Node, locate: Locate) -> Region | None:
     """The region of a relation, an interval, a union or a set builder; None for other nodes.
 
-    `locate` gives the place of an end point on the line, or None for an end point without a place.
+    `locate` returns the place of an end point on the line; None if the end point is not a real constant.
     """
     if isinstance(node, Sequence):
         return _from_sequence(node, locate)
@@ -131,7 +134,7 @@ def _from_relation(node: Relation, locate: Locate) -> Region | None:
 
 
 def _from_absolute(node: Relation, locate: Locate) -> Region | None:
-    """`|x - c| < r` and the like, with a constant on the other side."""
+    """The region of `|x - c| < r` and similar relations, with a constant on the other side."""
     op, (distance, bound) = node.ops[0], node.sides
     if not (isinstance(distance, Apply) and distance.op == "abs"):
         op, distance, bound = _FLIPPED.get(op, ""), bound, distance
@@ -155,7 +158,7 @@ def _from_absolute(node: Relation, locate: Locate) -> Region | None:
 
 
 def _shifted(node: Node) -> tuple[str, tuple[Node, ...]] | None:
-    """`x`, or `x` with constants added to it, as the variable's name and the constants."""
+    """Split `x`, or `x` with constants added, into the variable's name and the constants; None for other nodes."""
     parts = node.args if isinstance(node, Apply) and node.op == "add" else (node,)
     names = [part.name for part in parts if isinstance(part, Symbol)]
     constants = tuple(part for part in parts if not isinstance(part, Symbol))
@@ -163,7 +166,7 @@ def _shifted(node: Node) -> tuple[str, tuple[Node, ...]] | None:
 
 
 def _complement(region: Region) -> Region:
-    """The rest of the line."""
+    """The part of the line outside the region."""
     gaps: list[Interval] = []
     low_in, low_at = False, float("-inf")
     end: Node = _MINUS_INFINITY
@@ -177,7 +180,7 @@ def _complement(region: Region) -> Region:
 
 
 def rest_of(regions: Many[Region | None]) -> Region | None:
-    """The part of the line outside all these regions; None when one of them is no region."""
+    """The part of the line outside all these regions; None if one of them is not a region."""
     whole = _joined(regions, True) if regions else None
     return _complement(whole) if whole is not None else None
 
@@ -199,7 +202,7 @@ def _joined(regions: Many[Region | None], union: bool) -> Region | None:
 
 
 def _common(a: Interval, b: Interval) -> Interval | None:
-    """The intersection; None when it is empty. At equal places the open end is tighter."""
+    """The intersection of two intervals; None if it is empty. If two ends are equal, the open end is used."""
     low = max(a, b, key=lambda each: (each.low_at, not each.low_in))
     high = min(a, b, key=lambda each: (each.high_at, each.high_in))
     if low.low_at > high.high_at or (low.low_at == high.high_at and not (low.low_in and high.high_in)):
@@ -208,7 +211,7 @@ def _common(a: Interval, b: Interval) -> Interval | None:
 
 
 def _merged(variable: str, intervals: Many[Interval | None]) -> Region | None:
-    """The intervals in order; those that touch or overlap become one."""
+    """The region of the intervals, in order. Intervals that touch or overlap are joined."""
     known = [interval for interval in intervals if interval is not None]
     if len(known) != len(intervals):
         return None

@@ -1,1 +1,1 @@
-"""From text to expressions; nothing is evaluated here."""
+"""Reads text as expressions. Nothing is evaluated here."""

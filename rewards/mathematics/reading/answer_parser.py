@@ -31,7 +31,7 @@ _RELATIONS = {
 }  # fmt: skip
 _OPENERS = {"(": "(", "[": "[", "\\{": "{", "\\langle": "<"}
 _ENDERS = {")": ")", "]": "]", "\\}": "}", "\\rangle": ">"}
-# Words before a value that change nothing.
+# Words before a value that do not change it.
 _FILLER_WORDS = "exactly answer is the final therefore thus so total equals equal to area volume"
 _FILLERS = frozenset(_FILLER_WORDS.split())
 MACROS = re.compile(rf"\\(?:{TEXT_MACROS}|mathbf)\s*+(?=\{{)|[{{}}$\\*\"`]")
@@ -39,19 +39,19 @@ _ARTICLES = re.compile(r"^(?:an?|the) ")
 
 
 class AnswerParser(EnvironmentParser):
-    """Completes the parser with the forms of a whole answer."""
+    """Adds the forms of a whole answer to the parser."""
 
     relations = frozenset(_RELATIONS)
 
     def answer(self) -> Node:
-        """All tokens as one answer."""
+        """Read all tokens as one answer."""
         value = self.listing()
         if self.tokens[self.at].kind != "end":
             raise Unreadable(f"{self.tokens[self.at].text[:20]!r} was not expected")
         return without_parameter(value)
 
     def listing(self) -> Node:
-        """Items between commas, semicolons, "or" and "and"; a single item is returned without a list."""
+        """Read items between commas, semicolons, "or" and "and". A single item is returned without a list."""
         items, joiners = [self.item()], [""]
         while True:
             word = self._connective()
@@ -64,7 +64,10 @@ class AnswerParser(EnvironmentParser):
         return items[0] if len(items) == 1 else listed(items, joiners)
 
     def _connective(self) -> str | None:
-        """Step over the text between two items; return `or`, `and`, `;` or `,`, or None without such text."""
+        """Step over the text between two items; return `or`, `and`, `;` or `,`.
+
+        Return None if there is no such text.
+        """
         joiner: str | None = None
         while True:
             token = self.tokens[self.at]
@@ -82,7 +85,7 @@ class AnswerParser(EnvironmentParser):
             self.at += 1
 
     def _line_breaks(self) -> bool:
-        """True at a line break between two lines. A line break at the end, or at the end of a row, does not count."""
+        """True at a line break between two lines, but not at the end of the text or of a row."""
         following = self.tokens[self.at + 1 : self.at + 2]
         joins = self.peek().startswith("\\\\") and not self.breaks_end
         return joins and bool(following) and following[0].kind != "end" and following[0].text != "\\end"
@@ -113,7 +116,7 @@ class AnswerParser(EnvironmentParser):
         return RatioNode(tuple(items))
 
     def _words(self) -> Node:
-        """Words up to the next connective; `Unreadable` if mathematics follows."""
+        """Read words up to the next connective. Raise `Unreadable` if mathematics follows."""
         pieces = []
         while self.tokens[self.at].kind in ("text", "symbol", "unit") and self.joins(self.tokens[self.at]) is None:
             pieces.append(self.tokens[self.at].text)
@@ -145,7 +148,7 @@ class AnswerParser(EnvironmentParser):
         return value
 
     def brackets(self) -> Node:
-        r"""`(...)`, `[...)`, `\{...\}`, `\langle...\rangle`: a group around one expression, else a sequence."""
+        r"""Read `(...)`, `[...)`, `\{...\}` or `\langle...\rangle` as a group of one expression or as a sequence."""
         opening, begun = _OPENERS[self.peek()], self.at
         self.at += 1
         outer, self.bar_closes = self.bar_closes, 1 if opening == "{" else 0
@@ -191,7 +194,7 @@ class AnswerParser(EnvironmentParser):
         if not isinstance(element, Symbol):
             name = whole_number_name(condition)
             if name is None:
-                raise Unreadable("a set builder over something that is no variable")
+                raise Unreadable("a set builder over something that is not a variable")
             return family(element, name)
         condition = without_parameter(condition)
         if isinstance(condition, Relation) and condition.sides[0] == element and isinstance(condition.sides[1], Bound):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-# Unit -> its LaTeX. A counter is a noun, which may be missing.
+# For each unit: its LaTeX. A counter (a Chinese measure word) is read as a noun, which may be missing.
 _UNITS = {
     "元": "yuan", "块": "yuan", "人民币": "yuan", "美元": "dollars", "欧元": "euros",
     "千米": "km", "公里": "km", "米": "m", "分米": "dm", "厘米": "cm", "毫米": "mm",
@@ -25,7 +25,10 @@ _FONT = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*+\{\s*+([\u4e00-\u9fff/]{1,
 
 
 def chinese(text: str) -> str:
-    r"""The text with its Chinese units as `\text{...}`; other words stay, and make the answer words."""
+    r"""Write the Chinese units of a text as `\text{...}`.
+
+    Other words stay, so the whole answer is then read as words.
+    """
     if not any("\u4e00" <= character <= "\u9fff" for character in text):
         return text
     text = _FONT.sub(r"\1", text)

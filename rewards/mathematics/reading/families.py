@@ -1,6 +1,6 @@
-r"""Values with a whole-number parameter: `k\pi, k \in \mathbb{Z}` and `3 \pmod 7`, found in the text and in the nodes.
+r"""Finds values with a whole-number parameter, in the text and in the nodes: `k\pi, k \in \mathbb{Z}`, `3 \pmod 7`.
 
-A family is `Bound("integers", parameter, (), value)`: its values for all whole numbers of the parameter.
+A family `Bound("integers", parameter, (), value)` means the values for all whole numbers of the parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rewards.mathematics.nodes import (
 )
 
 FAMILY = "integers"
-# The parameter of a residue class, which has no name in the text.
+# The name for the parameter of a residue class. In the text, this parameter has no name.
 RESIDUE = "\\residue"
 _WHOLE_NUMBERS = frozenset(("\\mathbb Z", "Z"))
 _TAIL = 120
@@ -44,7 +44,7 @@ def is_family(node: Node) -> TypeGuard[Bound]:
 
 
 def parameter_in(text: str) -> tuple[str, str] | None:
-    r"""`k\pi \text{ where } k \text{ is an integer}` as `k\pi` and `k`; None when no such phrase ends the text."""
+    r"""Split `k\pi \text{ where } k \text{ is an integer}` into `k\pi` and `k`; None for other texts."""
     if "integer" not in text and not ("\\in" in text and "Z" in text):
         return None
     start = max(0, len(text) - _TAIL)
@@ -52,12 +52,12 @@ def parameter_in(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     head = text[: match.start()].rstrip(" ,;")
-    # A bracket around only the phrase is closed inside it.
+    # If a bracket opens directly before the phrase, it is closed inside the phrase.
     return (head, match["name"] or match["behind"]) if head else None
 
 
 def family(node: Node, parameter: str) -> Node:
-    """The node as a family over the parameter; `Unreadable` if a part of it does not have the parameter."""
+    """Make the node a family over the parameter. Raise `Unreadable` if a part of the node does not contain it."""
     if isinstance(node, Sequence) and node.brackets == "":
         return Sequence("", tuple(family(item, parameter) for item in node.items), node.joiner)
     if isinstance(node, Relation) and node.ops == ("=",):
@@ -72,12 +72,12 @@ def family(node: Node, parameter: str) -> Node:
 def residue(value: Node, modulus: Node) -> Node:
     """The residue class of a value."""
     if not isinstance(value, Expression) or not isinstance(modulus, Expression):
-        raise Unreadable("a residue of something that is no number")
+        raise Unreadable("a residue of something that is not a number")
     return Bound(FAMILY, RESIDUE, (), Apply("add", (value, Apply("mul", (modulus, Symbol(RESIDUE))))))
 
 
 def without_parameter(node: Node) -> Node:
-    r"""`2k\pi, k \in \mathbb{Z}` as a family; any other node unchanged."""
+    r"""Turn `2k\pi, k \in \mathbb{Z}` into a family. Return any other node unchanged."""
     if not isinstance(node, Sequence) or node.brackets or len(node.items) < 2:
         return node
     *others, last = node.items
@@ -96,7 +96,7 @@ def whole_number_name(node: Node) -> str | None:
 
 
 def both_signs(node: Node) -> tuple[Node, Node]:
-    r"""`1 \pm 2` with its upper signs, and with its lower signs: `\mp` has the opposite sign of `\pm`."""
+    r"""Return a node such as `1 \pm 2` once with its upper and once with its lower signs (`\mp` has the other sign)."""
     return _with_sign(node, False), _with_sign(node, True)
 
 
@@ -106,7 +106,7 @@ def has_sign(node: Node) -> bool:
         return False
     if node.op in ("pm", "mp"):
         return True
-    for arg in node.args:  # noqa: SIM110  # a generator here would cost more than the rest
+    for arg in node.args:  # noqa: SIM110  # a generator would take more time than the rest of the function
         if has_sign(arg):
             return True
     return False

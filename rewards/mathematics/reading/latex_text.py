@@ -1,4 +1,4 @@
-"""One spelling for texts that look the same: unicode, spacing, fonts, outer marks."""
+"""Gives texts that look the same the same spelling: unicode, spacing, fonts, outer marks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from rewards.answers.formulas import without_dollars
 from rewards.mathematics.nodes import Unreadable
 
-# A person would not write a longer answer; a matrix of 20 by 20 entries fits.
+# A person would not write a longer answer. A matrix of 20 by 20 entries is within this limit.
 MAX_ANSWER = 3000
 
 _TABLE = str.maketrans(
@@ -43,7 +43,7 @@ _UPPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ]+")
 _LOWER_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓᵢ]+")
 _VULGAR = re.compile("[" + "".join(_FRACTIONS) + "]")
 
-# Macros whose argument is words.
+# Macros whose argument consists of words.
 TEXT_MACROS = (
     "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd|emph|mbox|hbox|mathrm|operatorname"
 )
@@ -78,7 +78,7 @@ _FONTS = re.compile(
     r"(?![A-Za-z])"
 )
 _GROUPING = re.compile(r"(?<=\d)\{([,.])\}(?=(\d+))")
-# First character -> marks around a whole answer.
+# For each first character: the marks that may stand around a whole answer.
 _OUTER = {
     "\\": ((r"\(", r"\)"), (r"\[", r"\]")),
     "$": (("$$", "$$"), ("$", "$")),
@@ -90,7 +90,7 @@ _OUTER = {
 
 
 def normalise(text: str) -> str:
-    r"""One spelling for texts that look the same: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
+    r"""Give texts that look the same one spelling: unicode to LaTeX, no spacing or sizing macros, no outer `$`.
 
     Raises:
         Unreadable: the text is longer than `MAX_ANSWER` characters.

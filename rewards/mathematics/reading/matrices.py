@@ -1,4 +1,4 @@
-"""Operations on matrices that are done while reading: small determinants, multiples, transposed matrices."""
+"""Operations on matrices that are done while an answer is read: small determinants, multiples, transposition."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from itertools import islice
 
 from rewards.mathematics.nodes import Apply, Expression, Matrix, Node, Sequence, walk
 
-# Largest number of nodes in an entry or a factor: the operations copy these, and repeated copies would grow fast.
+# Greatest number of nodes in an entry or a factor. The operations copy entries and factors, so without this limit,
+# nested operations could make a very large tree.
 _MAX_NODES = 12
 
 
@@ -38,7 +39,7 @@ def multiple(factors: list[Node]) -> Matrix | None:
 
 
 def transposed(node: Node) -> Matrix | None:
-    """A matrix, or a vector written as a row in brackets, transposed; None for anything else."""
+    """Transpose a matrix, or a vector that is written as a row in brackets; None for any other node."""
     if isinstance(node, Matrix) and node.kind == "matrix":
         return Matrix("matrix", tuple(zip(*node.rows, strict=True)))
     if not isinstance(node, Sequence) or node.brackets not in ("[]", "()") or not node.items:

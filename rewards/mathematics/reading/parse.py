@@ -1,9 +1,10 @@
 """A recursive-descent parser from an answer's tokens to typed nodes: sums, products and powers.
 
-It builds data and evaluates nothing. Depth and size are bounded before any work is done, so that the time is linear
-in the answer's length. Each class adds to the one before it: `UnitParser` (parse_units), `ExpressionParser` here,
-`FunctionParser` (parse_functions), `PrimaryParser` (parse_primary: numbers, names, macros), `EnvironmentParser`
-(parse_environment) and `AnswerParser` (answer_parser: lists, relations and the other forms of a whole answer).
+The parser only builds data and evaluates nothing. Depth and size are limited before any work is done, so the time is
+linear in the answer's length. Each of these classes extends the class before it: `UnitParser` (parse_units),
+`ExpressionParser` here, `FunctionParser` (parse_functions), `PrimaryParser` (parse_primary: numbers, names, macros),
+`EnvironmentParser` (parse_environment) and `AnswerParser` (answer_parser: lists, relations and the other forms of a
+whole answer).
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _OVER = frozenset(("/", "\\div"))
 
 
 class ExpressionParser(UnitParser):
-    """Sums, products and powers; `rewards.mathematics.reading.answer_parser.AnswerParser` completes it."""
+    """Reads sums, products and powers. `AnswerParser` in `answer_parser` is the complete parser."""
 
-    # From the loosest binding to the tightest
+    # The methods are in order of precedence, the operators that bind least first.
 
     def expression(self) -> Node:
-        """A sum: terms between +, -, plus-minus and minus-plus."""
+        """Read a sum: terms between +, -, plus-minus and minus-plus."""
         self.deeper()
         value = self.term()
         parts = [value]
@@ -66,11 +67,11 @@ class ExpressionParser(UnitParser):
                 break
         self.depth -= 1
         value = parts[0] if len(parts) == 1 else Apply("add", tuple(parts))
-        # TeX's \over divides all that is before it in the group by all that follows.
+        # TeX's \over divides everything before it in the group by everything after it.
         return Apply("div", (value, self.expression())) if self.take("\\over") else value
 
     def term(self) -> Node:
-        """A product: factors next to each other or between times, over and mod."""
+        """Read a product: factors next to each other, or with a sign for times, division or mod between them."""
         value = self.signed()
         factors = [value]
         while True:
@@ -96,11 +97,11 @@ class ExpressionParser(UnitParser):
                 return product(factors)
 
     def _may_precede_digits(self, before: Node) -> bool:
-        """Whether a numeral may follow: after `)` or `}` it is a factor, after another numeral it is a mistake."""
+        """Whether a numeral may follow. After `)` or `}` it is a factor; after another numeral it is a mistake."""
         return self.tokens[self.at - 1].kind != "number" and not isinstance(before, Quantity)
 
     def signed(self) -> Node:
-        """A factor with its leading signs."""
+        """Read a factor with its leading signs."""
         negative = False
         while self.peek() in ("-", "+"):
             negative ^= self.peek() == "-"
@@ -131,7 +132,7 @@ class ExpressionParser(UnitParser):
         )  # fmt: skip
 
     def power(self) -> Node:
-        """A primary with its postfixes and its exponent."""
+        """Read a primary with its postfixes and its exponent."""
         value = self.postfixes(self.primary())
         while self.peek() in ("^", "**"):
             if self.degree_follows():
@@ -145,7 +146,7 @@ class ExpressionParser(UnitParser):
         return value
 
     def postfixes(self, value: Node) -> Node:
-        """Factorial, percent and primes."""
+        """Read the signs after `value`: factorial, percent and primes."""
         while True:
             if self.peek() == "!":
                 double = self.tokens[self.at + 1].text == "!"
@@ -187,7 +188,7 @@ class ExpressionParser(UnitParser):
             return self.group()
         token = self.tokens[self.at]
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
-            # \frac12: TeX takes one digit and leaves the rest.
+            # In \frac12, TeX takes only one digit as an argument and leaves the rest.
             rest = token.text[1:]
             self.tokens[self.at] = Token("number", rest, Fraction(int(rest)), 0)
             return Number(Fraction(int(token.text[0])), 0)

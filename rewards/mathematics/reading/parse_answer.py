@@ -1,4 +1,4 @@
-"""From the text of an answer to its node; numerals in a base, dates and times of day are read without tokens."""
+"""Reads the text of an answer as a node. Numerals in a base, dates and times of day are read without tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rewards.mathematics.reading.spelled import without_gloss
 from rewards.mathematics.reading.tokens import tokenise
 from rewards.mathematics.reading.vectors import with_components
 
-# A chain such as 1/2/3/4 nests at each sign; deeper trees could exceed Python's stack.
+# In a chain such as 1/2/3/4, each sign adds a level to the tree. Deeper trees could exceed Python's stack.
 MAX_TREE_DEPTH = 120
 _LEAVES = (Number, Symbol, Constant, Text)
 _ON_SETS = frozenset(("union", "intersection", "difference", "neg", "pm"))
@@ -71,7 +71,7 @@ def _parse(text: str) -> Node:
         try:
             return _checked(family(AnswerParser(tokenise(spoken[0])).answer(), spoken[1]))
         except Unreadable:
-            pass  # the phrase may belong to the value
+            pass  # the phrase about the parameter may belong to the value
     tokens = tokenise(plain)
     has_words = any(token.kind in ("text", "join", "unit") for token in tokens)
     try:
@@ -87,7 +87,7 @@ def _parse(text: str) -> Node:
 
 @lru_cache(maxsize=4096)
 def parse_gold(text: str) -> Node:
-    """`parse` with a cache: the gold answer of a prompt is read once for all of its completions."""
+    """Like `parse`, with a cache: the gold answer of a prompt is read once for all completions of the prompt."""
     return parse(text)
 
 
@@ -115,7 +115,7 @@ def _checked(node: Node) -> Node:
 
 
 def _special(plain: str) -> Node | None:
-    """Numerals in a base, dates, and times of day, before the text is cut into tokens."""
+    """Read numerals in a base, dates, and times of day, before the text is cut into tokens; None for other text."""
     if len(plain) < 80 and _OTHER_NOTATION.search(plain):
         node = in_another_notation(plain, MACROS.sub("", plain).strip())
         if node is not None:
@@ -144,7 +144,7 @@ def _clock(match: re.Match[str]) -> Node:
         hours = hours % 12 + (12 if match[4].lower() == "p" else 0)
     possible = hours < 24 and minutes < 60 and seconds < 60
     if possible and match[2].startswith("0"):
-        items = ()  # 7:05 can only be a time, and no ratio of seven to five
+        items = ()  # 7:05 can only be a time, not a ratio of seven to five
     if match[4] is not None and not possible:
         raise Unreadable("a time that no clock shows")
     return RatioNode(items, hours * 3600 + minutes * 60 + seconds if possible else None, match[4] is not None)

@@ -1,4 +1,4 @@
-r"""The parser's environments: matrices and determinants, systems of lines, and functions defined in pieces."""
+r"""The part of the parser for environments: matrices, determinants, systems of lines, functions defined in pieces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rewards.mathematics.reading.matrices import determinant
 from rewards.mathematics.reading.parse_primary import PrimaryParser
 
 MAX_CELLS = 400
-# Environments that only align lines, at their ampersands.
+# Environments that only align lines at ampersands.
 _LINES = frozenset(("aligned", "align", "align*", "alignedat", "gathered", "gather", "gather*", "split", "equation"))
 _CASES = frozenset(("cases", "dcases", "rcases", "numcases"))
 _CONDITION_WORDS = frozenset(("if", "for", "when", "where", "as", "and", "with"))
@@ -16,13 +16,13 @@ _OTHERWISE_WORDS = frozenset(("otherwise", "else", "elsewhere", "in all other ca
 
 
 class EnvironmentParser(PrimaryParser):
-    r"""Adds `\begin{...}` to the primaries."""
+    r"""Adds environments, which begin with `\begin{...}`, to the primaries."""
 
-    # Inside an environment a line break ends an item, and does not join two.
+    # Inside an environment, a line break ends an item. Elsewhere it joins two items.
     breaks_end = 0
 
     def environment(self) -> Node:
-        r"""The environment that `\begin{` opens, up to its `\end{...}`."""
+        r"""Read the environment that `\begin{` opens, up to its `\end{...}`."""
         self.need("{")
         kind = ""
         while not self.take("}"):
@@ -57,7 +57,7 @@ class EnvironmentParser(PrimaryParser):
         return Matrix("matrix", tuple(filled))
 
     def _aligned(self) -> Node:
-        """Aligned lines, all of which hold."""
+        """Read aligned lines, all of which must be true."""
         self._drop_ampersands(everywhere=True)
         inner = self.listing()
         self.take("\\\\")
@@ -93,7 +93,7 @@ class EnvironmentParser(PrimaryParser):
         return Sequence("", tuple(cell for row in rows for cell in row), "and")
 
     def _condition(self) -> Node:
-        """The condition beside a value: one or several relations, or words."""
+        """Read the condition beside a value: one or several relations, or words."""
         while self.tokens[self.at].kind == "text" and self._word() in _CONDITION_WORDS:
             self.at += 1
         start = self.at
@@ -122,7 +122,7 @@ class EnvironmentParser(PrimaryParser):
             self.skip()
 
     def _drop_ampersands(self, everywhere: bool) -> None:
-        """Remove the ampersands of this environment: all, or those beside a sign of a relation."""
+        """Remove all ampersands of this environment, or only those beside a sign of a relation."""
         depth, at, kept = 0, self.at, self.tokens[: self.at]
         while at < len(self.tokens):
             token = self.tokens[at]

@@ -1,4 +1,4 @@
-"""The parser's functions with their arguments: roots, bars, named functions, sums, integrals and limits."""
+"""The part of the parser for functions and arguments: roots, bars, named functions, sums, integrals and limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rewards.mathematics.nodes import Apply, Bound, Constant, Node, Number, Sequ
 from rewards.mathematics.reading.parse import FUNCTIONS, ExpressionParser, product
 
 _INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
-# Functions whose bracket may be only a part of the argument.
+# After the name of these functions, a bracket may be only a part of the argument.
 _OPEN_ENDED = frozenset(("ln", "log", "lg"))
 
 
@@ -16,15 +16,15 @@ class FunctionParser(ExpressionParser):
     """Adds functions and their arguments to expressions."""
 
     def brackets(self) -> Node:
-        """A group or a list in brackets; the answer parser reads it."""
+        """A group or a list in brackets. `AnswerParser` implements this."""
         raise NotImplementedError
 
     def braces(self) -> Node:
-        """`{...}` in the place of a value; the answer parser reads it."""
+        """`{...}` where a value should be. `AnswerParser` implements this."""
         raise NotImplementedError
 
     def root(self, name: str) -> Node:
-        r"""The root in `\sqrt{x}`, `\sqrt[n]{x}` or `\cbrt{x}`, from the token after its name."""
+        r"""Read the root in `\sqrt{x}`, `\sqrt[n]{x}` or `\cbrt{x}`. The name is read already."""
         index: Node = Number(Fraction(3 if name == "cbrt" else 2))
         if self.take("["):
             index = self.expression()
@@ -34,7 +34,7 @@ class FunctionParser(ExpressionParser):
         return Apply("root", (self.primary(), index))
 
     def bars(self, closing: str) -> Node:
-        """An absolute value up to its closing bar."""
+        """Read an absolute value up to its closing bar."""
         if closing == "|":
             self.at += 1
         self.bar_closes += 1
@@ -44,7 +44,7 @@ class FunctionParser(ExpressionParser):
         return Apply("abs", (value,))
 
     def function(self, name: str) -> Node:
-        """A function with its base, its exponent and its arguments, from the token after its name."""
+        """Read a function with its base, its exponent and its arguments. The name is read already."""
         base: Node | None = None
         if self.take("_"):
             base = self.group() if self.peek() == "{" else self.primary()
@@ -87,7 +87,7 @@ class FunctionParser(ExpressionParser):
             token = self.tokens[self.at]
             name = token.text[1:] if token.kind == "command" else ""
             if self.peek() == "/" and self.tokens[self.at + 1].kind == "number":
-                self.at += 1  # \sin x/2 and \cos 2\pi/3: the whole is the argument
+                self.at += 1  # in \sin x/2 and \cos 2\pi/3, the whole fraction is the argument
                 factors = [Apply("div", (product(factors), self.primary()))]
             elif name in FUNCTIONS or self.peek() in ("(", "|") or not self.starts_factor() or token.kind == "number":
                 return (product(factors),)
@@ -95,7 +95,7 @@ class FunctionParser(ExpressionParser):
                 factors.append(self.power())
 
     def big(self, op: str) -> Node:
-        """A sum, product, integral or limit: it is not evaluated, and its bound variable is named."""
+        """Read a sum, product, integral or limit and its bound variable, without evaluating it."""
         limits: dict[str, Node] = {}
         variable = ""
         while self.peek() in ("_", "^"):
@@ -117,7 +117,7 @@ class FunctionParser(ExpressionParser):
 
 
 def items_of(inner: Node) -> tuple[Node, ...]:
-    """The arguments of a function; `Unreadable` without an argument."""
+    """Return the arguments of a function. Raise `Unreadable` if there is none."""
     items = inner.items if isinstance(inner, Sequence) else (inner,)
     if not items:
         raise Unreadable("a function of nothing")
@@ -127,14 +127,14 @@ def items_of(inner: Node) -> tuple[Node, ...]:
 def _closes(function: str, inner: Node) -> bool:
     r"""Whether a power after a function's bracket applies to the value: `\cos(x)^2` is the square of the cosine.
 
-    `\ln(x-1)^2` may mean the logarithm of a square and is read so: logarithms end with a bracket only if it holds a
-    single number or symbol. Other functions end with any bracket.
+    `\ln(x-1)^2` is read as the logarithm of a square. So after a logarithm, a bracket ends the function only if it
+    contains a single number or symbol. Any other function ends with its bracket.
     """
     return function not in _OPEN_ENDED or isinstance(inner, (Number, Constant, Symbol))
 
 
 def _split_differential(body: Node) -> tuple[Node, str]:
-    r"""`x^2 dx` -> (`x^2`, `x`): take the differential, which was read as the factors `d` and `x`, from the product."""
+    r"""Split `x^2 dx` into `x^2` and `x`. The differential was read as the factors `d` and `x` of the product."""
     if isinstance(body, Apply) and body.op == "add":
         last, variable = _split_differential(body.args[-1])
         return Apply("add", (*body.args[:-1], last)), variable

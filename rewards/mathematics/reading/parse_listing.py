@@ -1,4 +1,4 @@
-"""The meaning of a list without brackets: solutions of several variables, residues of a modulus, named values."""
+"""Finds the meaning of a list without brackets: solutions of several variables, residues of a modulus, named values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rewards.mathematics.reading.families import RESIDUE, is_family, residue
 
 
 def listed(items: list[Node], joiners: list[str]) -> Sequence:
-    """The items as one list; `joiners[i]` is the connective before item i."""
+    """Join the items to one list. `joiners[i]` is the connective before item i."""
     items = _of_one_modulus(items)
     word = next((each for each in reversed(joiners) if each in ("or", "and")), ",")
     groups = _solutions(items, joiners)
@@ -15,9 +15,10 @@ def listed(items: list[Node], joiners: list[str]) -> Sequence:
 
 
 def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
-    """`p=5, q=2; p=7, q=2` as the solutions (p=5, q=2) and (p=7, q=2), each in the order of its names.
+    """Read `p=5, q=2; p=7, q=2` as the solutions (p=5, q=2) and (p=7, q=2), each ordered by its names.
 
-    Solutions are separated by semicolons or "or", their values by commas or "and". None for other items.
+    Semicolons or "or" separate the solutions; commas or "and" separate the values of a solution. Return None for other
+    items.
     """
     if not any(joiner in (";", "or") for joiner in joiners) or all(joiner in (";", "or", "") for joiner in joiners):
         return None
@@ -36,7 +37,7 @@ def _solutions(items: list[Node], joiners: list[str]) -> list[Node] | None:
 
 
 def _of_one_modulus(items: list[Node]) -> list[Node]:
-    r"""`1, 4 \pmod 5`: a modulus after the last item applies to all items."""
+    r"""Apply a modulus after the last item to all items, as in `1, 4 \pmod 5`."""
     last = _value(items[-1])
     if not is_family(last) or last.variable != RESIDUE:
         return items

@@ -1,4 +1,4 @@
-"""The parser's primaries: numbers and mixed numbers, variables, and the LaTeX macros with their arguments."""
+"""The part of the parser for primaries: numbers, mixed numbers, variables, and LaTeX macros with their arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewards.mathematics.reading.parse_functions import FunctionParser, items_of
 from rewards.mathematics.reading.tokens import Token
 from rewards.mathematics.units import CURRENCY
 
-# Marks over a letter with the same meaning.
+# For each of these marks over a letter: the mark with the same meaning that replaces it.
 _SAME_MARKS = {"bar": "overline", "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde"}
 _SPECIAL = frozenset(("Gamma", "zeta"))
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -57,7 +57,7 @@ class PrimaryParser(FunctionParser):
         if following.kind == "command" and following.text[1:] in FRACTIONS and token.text.isdigit():
             return self._mixed(value)
         if following.kind == "number" and following.spaced and token.text.isdigit() and following.text.isdigit():
-            # "2 1/2" is a mixed number only with this space, and with nothing but digits in its parts.
+            # "2 1/2" is a mixed number only if it has this space, and if its parts consist of digits.
             slash, below = (
                 self.tokens[self.at + 1 : self.at + 3] if len(self.tokens) > self.at + 2 else (following,) * 2
             )
@@ -68,7 +68,7 @@ class PrimaryParser(FunctionParser):
         return value
 
     def _mixed(self, whole: Number) -> Node:
-        r"""`2\frac{1}{2}` is two and a half if both parts are numerals, else a product."""
+        r"""Read `2\frac{1}{2}` as two and a half if both parts of the fraction are numerals, else as a product."""
         start = self.at
         self.at += 1
         above, below = self.argument(), self.argument()
@@ -101,7 +101,7 @@ class PrimaryParser(FunctionParser):
         return Symbol(name)
 
     def _called(self, name: str) -> Node:
-        """`f(x)` and `f''(x)`; without a bracket f is a variable."""
+        """Read `f(x)` or `f''(x)`. If no bracket follows, f is a variable."""
         start = self.at
         while self.take("'"):
             name += "'"
@@ -114,7 +114,7 @@ class PrimaryParser(FunctionParser):
         return Apply("call " + name, items_of(inner))
 
     def _choice(self) -> Node:
-        """`C(10,3)`, the number of choices; before a single expression C is a variable."""
+        """Read `C(10,3)`, the number of choices. If the bracket has a single expression, C is a variable."""
         start = self.at
         self.deeper()
         inner = self.brackets()
@@ -125,7 +125,7 @@ class PrimaryParser(FunctionParser):
         return Symbol("C")
 
     def _subscript(self) -> str:
-        """A subscript as text: it is part of a name, and not evaluated."""
+        """Read a subscript as text. It is part of a name and is not evaluated."""
         self.need("_")
         if not self.take("{"):
             return self.skip().text
@@ -176,13 +176,13 @@ class PrimaryParser(FunctionParser):
         raise Unreadable(f"{command[:20]!r} is not understood")
 
     def _name(self, macro: str) -> Node:
-        r"""`\overline{AB}`, `\angle ABC`, `\mathbb{R}`: a name made of the letters that follow."""
+        r"""Read the letters after the macro as a name: `\overline{AB}`, `\angle ABC`, `\mathbb{R}`."""
         if self.peek() == "{":
             self.at += 1
             name = ""
             while not self.take("}"):
                 if self.tokens[self.at].kind not in ("symbol", "text"):
-                    raise Unreadable(f"\\{macro} over something that is no name")
+                    raise Unreadable(f"\\{macro} over something that is not a name")
                 name += self.tokens[self.at].text
                 self.at += 1
         else:
@@ -196,23 +196,23 @@ class PrimaryParser(FunctionParser):
         return Symbol(f"\\{_SAME_MARKS.get(macro, macro)} {name}{below}")
 
     def environment(self) -> Node:
-        r"""The environment that `\begin{` opens."""
+        r"""The environment that `\begin{` opens. `EnvironmentParser` implements this."""
         raise NotImplementedError
 
 
 def _scientific(text: str) -> Node:
-    """`4.5e33` as its digits times a power of ten, since the digits show its precision."""
+    """Read `4.5e33` as its digits times a power of ten, because the digits show the precision."""
     digits, _, exponent = text.replace(",", "").replace(" ", "").lower().partition("e")
     power = Apply("pow", (Number(Fraction(10), 0), Number(Fraction(int(exponent)), 0)))
     return Apply("mul", (Number(Fraction(digits), len(digits.partition(".")[2])), power))
 
 
 def based(digits: str, base: int) -> Node:
-    """A numeral in a base from 2 to 36; `Unreadable` if a digit is not below the base."""
+    """Read a numeral in a base from 2 to 36. Raise `Unreadable` if a digit is not below the base."""
     if not 2 <= base <= 36:
         raise Unreadable(f"base {base}")
     try:
         value = int(digits.replace(",", ""), base)
     except ValueError:
-        raise Unreadable(f"{digits[:20]!r} is no numeral of base {base}") from None
+        raise Unreadable(f"{digits[:20]!r} is not a numeral of base {base}") from None
     return Number(Fraction(value), None, Fraction(int(digits)) if digits.isdigit() else None)

@@ -1,4 +1,4 @@
-"""The parser's place in the tokens, and the units after a value."""
+"""The part of the parser that keeps the position in the tokens, and reads the units after a value."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from rewards.mathematics.nodes import Apply, Node, Number, Quantity, Unreadable
 from rewards.mathematics.reading.tokens import Token
 from rewards.mathematics.units import CURRENCY, read_unit
 
-# Deeper nesting is no answer; each level needs about eight frames of Python's stack.
+# An answer of a person is not nested deeper. Each level needs about eight frames of Python's stack.
 MAX_DEPTH = 32
 MAX_PARTS = 20
 
 
 class UnitParser:
-    """Holds the tokens and the place in them, and reads units."""
+    """Keeps the tokens and the position in the tokens, and reads units."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.at, self.depth = tokens, 0, 0
-        # Inside |...| and set builders a bar closes; elsewhere it may open a factor.
+        # Above 0 inside |...| and set builders. There a bar is a closing bar; elsewhere a bar may open a factor.
         self.bar_closes = 0
-        # Number of parts of a quantity such as 1 hour 30 minutes 5 seconds.
+        # Number of parts that have been read of a quantity such as 1 hour 30 minutes 5 seconds.
         self.parts = 0
 
     def peek(self) -> str:
@@ -27,14 +27,14 @@ class UnitParser:
         return token.text if token.kind in ("sign", "command") else f"<{token.kind}>"
 
     def take(self, *wanted: str) -> bool:
-        """Step over the next token if it is one of these."""
+        """Step over the next token if it is one of `wanted`; return whether it was."""
         if self.peek() in wanted:
             self.at += 1
             return True
         return False
 
     def need(self, wanted: str) -> None:
-        """Step over the next token, which must be this one."""
+        """Step over the next token, which must be `wanted`."""
         if not self.take(wanted):
             raise Unreadable(f"expected {wanted!r}, found {self.tokens[self.at].text[:20]!r}")
 
@@ -53,7 +53,7 @@ class UnitParser:
             raise Unreadable(f"nested more than {MAX_DEPTH} deep")
 
     def degree_follows(self) -> int:
-        r"""Number of tokens that `^\circ` or `^{\circ}` takes here; 0 for other tokens."""
+        r"""If `^\circ` or `^{\circ}` follows, return its number of tokens; else return 0."""
         texts = [token.text for token in self.tokens[self.at : self.at + 4]]
         if texts[:2] == ["^", "\\circ"]:
             return 2
@@ -76,12 +76,12 @@ class UnitParser:
         return following in ("end", "text", "join") or (following == "sign" and self.tokens[self.at + 1].text in ",;")
 
     def joins(self, token: Token) -> str | None:
-        """`or` or `and` if a text token only connects; None for other tokens."""
+        """Return `or` or `and` if this is the only text of a text token; None for other tokens."""
         words = token.text.strip().strip(",").strip().lower()
         return words if words in ("or", "and") else None
 
     def with_unit(self, value: Node) -> Node:
-        """`value` with the unit words that follow it."""
+        """Read the unit words after `value`, and return the quantity; without units, return `value`."""
         written = ""
         while True:
             token = self.tokens[self.at]
@@ -96,7 +96,7 @@ class UnitParser:
                 sign = "-" if isinstance(power, Apply) and power.op == "neg" else ""
                 number = power.args[0] if isinstance(power, Apply) and power.op == "neg" else power
                 if not isinstance(number, Number):
-                    raise Unreadable("a unit with a power that is no number")
+                    raise Unreadable("a unit with a power that is not a number")
                 written += f"^{sign}{number.value}"
                 continue
             else:
@@ -109,11 +109,11 @@ class UnitParser:
             return Apply("percent", (value,))
         unit = read_unit(_singleton(written))
         if unit is None or isinstance(value, Quantity):
-            raise Unreadable(f"{written.strip()[:30]!r} is no unit")
+            raise Unreadable(f"{written.strip()[:30]!r} is not a unit")
         return self._with_smaller(Quantity(value, unit))
 
     def _with_smaller(self, whole: Quantity) -> Quantity:
-        """`2 hours 30 minutes`, `5 feet and 3 inches`: a quantity whose rest is given in a smaller unit."""
+        """Read the rest of a quantity in a smaller unit, as in `2 hours 30 minutes` and `5 feet and 3 inches`."""
         start = self.at
         if self.parts > MAX_PARTS:
             return whole
@@ -132,7 +132,7 @@ class UnitParser:
         return whole
 
     def _measured(self, value: Number) -> Quantity | None:
-        """`value` with the unit that follows it; None when no unit follows."""
+        """Return `value` with the unit after it; None if no unit follows."""
         try:
             measured = self.with_unit(value) if self.unit_follows() else None
         except Unreadable:

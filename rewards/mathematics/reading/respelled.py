@@ -1,6 +1,6 @@
-r"""Spellings that are rewritten before an answer is cut into tokens: `\text{14}`, `2.5\text{ million}`, `]0,1[`.
+r"""Rewrites some spellings before an answer is cut into tokens: `\text{14}`, `2.5\text{ million}`, `]0,1[`.
 
-Each rule first looks for its mark, so that it costs almost nothing for an answer without the mark.
+Each rule first searches for a short mark, so a rule takes almost no time for an answer without its mark.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rewards.mathematics.reading.latex_text import TEXT_MACROS
 from rewards.mathematics.reading.spelled import number_of
 from rewards.mathematics.units import BARE_UNITS, read_unit
 
-# Every repetition is possessive or bounded, and the text that may follow it begins with other characters. So no pattern
-# tries a run of blanks or digits twice.
+# In these patterns, every repetition is possessive or bounded, and what may follow begins with other characters than
+# the repeated ones. So a pattern never reads a run of blanks or digits twice.
 _FONT = rf"\\(?:{TEXT_MACROS})\s*+"
 _NO_WORDS = re.compile(_FONT + r"\{\s*+\}")
 _NUMERAL = re.compile(_FONT + r"\{\s*+(-?\d[\d,]*+(?:\.\d++)?)\s*+\}")
@@ -26,7 +26,7 @@ _MEASURE = re.compile(
     r"(?:\\?%\s*+|(?<=\s)[A-Za-z.\d][A-Za-z.\d\s]*+)?)\}"
 )
 _UNIT_AND = re.compile(r"\\text\s*+\{(\s*+[A-Za-z]{1,20})\s++and\s*+\}")
-# Words inside a font macro that "and" joins are a list, as they are without the macro.
+# Words joined by "and" inside a font macro are a list, just as without the macro.
 _WORDS_AND = re.compile(_FONT + r"\{((?:\s*+[A-Za-z]{1,20}(?:,|(?=[\s}]))){1,12}\s*+)\}")
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(
@@ -55,11 +55,11 @@ _NO_SOLUTION = re.compile(r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roo
 
 
 def respell(text: str) -> str:
-    r"""The answer with the spellings of this file rewritten; `text` is normalised already."""
+    r"""Rewrite the spellings of this file in an answer. `text` must be normalised."""
     if "\\" in text:
         text = _in_fonts(text)
     if "illion" in text or "hundred" in text or "thousand" in text:
-        for _ in range(3):  # "5 hundred thousand"
+        for _ in range(3):  # more than once, for "5 hundred thousand"
             text = _SCALED.sub(_scaled, text)
     if not text.isascii():
         text = chinese(text)
@@ -103,7 +103,7 @@ def _in_fonts(text: str) -> str:
 
 
 def _one_sided(text: str) -> str:
-    r"""`\{ \begin{array}{ll}...\end{array}`, a brace on the left only, as the `cases` that it draws."""
+    r"""Rewrite `\{ \begin{array}{ll}...\end{array}`, with a brace only on the left, as `cases`, which look the same."""
     match = _ONE_SIDED.search(text)
     if match is None:
         return text
@@ -112,7 +112,7 @@ def _one_sided(text: str) -> str:
 
 
 def _scaled(match: re.Match[str]) -> str:
-    """`2.5 million` as 2500000; the rest of the text in its braces stays there."""
+    """Write `2.5 million` as 2500000. The rest of the text in the same braces stays in them."""
     if match[3] not in _SCALES or (match[4] and not match[2]):
         return match[0]
     value = Fraction(match[1].replace(",", "")) * _SCALES[match[3]]
@@ -121,7 +121,7 @@ def _scaled(match: re.Match[str]) -> str:
 
 
 def _inward(match: re.Match[str]) -> str:
-    """`]0,1[`: an end is excluded if its bracket points away from it."""
+    """Rewrite `]0,1[` as `(0,1)`: in this notation, an end is excluded if its bracket opens to the outside."""
     opening, inside, closing = match.groups()
     return ("(" if opening == "]" else "[") + inside + (")" if closing == "[" else "]")
 
@@ -134,7 +134,7 @@ def meant(words: str) -> Node:
     if _NO_SOLUTION.fullmatch(words):
         return Sequence("{}", ())
     counted, _, noun = words.rpartition(" ")
-    # "two pi" and "three quarters" are no counts of things.
+    # "two pi" and "three quarters" are not counts of things.
     counts = noun.isalpha() and (len(noun) > 2 or noun in BARE_UNITS) and noun not in ("quarter", "quarters")
     number = number_of(counted) if counted and counts else None
     unit = read_unit(noun) if number is not None else None
@@ -151,7 +151,7 @@ _HEXADECIMAL = re.compile(r"(?:\\(?:text|mathrm|texttt)\s*\{)?\s*0[xX]([0-9A-Fa-
 
 
 def in_another_notation(text: str, plain: str) -> Node | None:
-    """`6 PM`, `3 to 4`, `0xFF` and `DNE`, which the parser does not read; `plain` is the text without macros."""
+    """Read `6 PM`, `3 to 4`, `0xFF` and `DNE`, which the parser cannot read. `plain` is the text without macros."""
     if plain[:1] in "Dd" and _NOT_THERE.fullmatch(plain.lower().rstrip(".")):
         return Text("does not exist")
     if not any(character.isdigit() for character in text):

@@ -1,11 +1,11 @@
-"""Whether an answer is an expression that was copied from its problem, in any spelling."""
+"""Decides whether an answer is an expression that was copied from the problem, perhaps in another spelling."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-# Characters of an answer, and of a problem, that are compared.
+# Greatest numbers of characters of an answer and of a problem that are compared.
 _ANSWER, _PROBLEM = 2000, 20_000
 _SHORTEST = 3
 _WORK_LEFT = re.compile(
@@ -40,8 +40,8 @@ _MOST_NESTED = 4
 def is_restated(answer: str, gold: str, problem: object) -> bool:
     r"""True when an unworked expression was copied from the problem.
 
-    If the reference is no whole number, a value in the problem may be the answer (`\frac{1}{4}` for 0.25). Then only
-    text that joins several values is a copy ("Factor x^2+2x+1."), unless the reference contains it, too.
+    If the reference is not a whole number, a single value in the problem may be the answer (`\frac{1}{4}` for 0.25).
+    Then a text is a copy only if it joins several values ("Factor x^2+2x+1."), and the reference does not contain it.
     """
     if not isinstance(problem, str) or not _WORK_LEFT.search(answer):
         return False
@@ -58,16 +58,16 @@ def is_restated(answer: str, gold: str, problem: object) -> bool:
 
 @lru_cache(maxsize=256)
 def _flat_problem(problem: str) -> str:
-    """The flat text of a problem, with a cache, since all answers of a group have the same problem."""
+    """`_flat` for a problem, with a cache, because all answers of a group have the same problem."""
     return _flat(problem)
 
 
 def _flat(text: str) -> str:
-    r"""One spelling for `17 \times 23`, `17*23`, `(17)(23)` and `17 times 23`, and for `\frac{6}{3}` and `6 \div 3`."""
+    r"""Give `17 \times 23`, `17*23`, `(17)(23)` and `17 times 23` one spelling; also `\frac{6}{3}` and `6 \div 3`."""
     text = text.translate(_SIGNS)
     for pattern, sign in _WORDS:
         text = pattern.sub(sign, text)
-    # While the words are still separate, a bracket after a letter belongs to a function.
+    # Do this before the blanks are removed, so that a bracket directly after a letter still means a function.
     text = _LONE_NUMBER.sub(r"\1", _NEXT_TO_BRACKET.sub("*", _SIZES.sub("", text)))
     text = _SPACING.sub("", text)
     text = _OVER.sub("/", _TIMES.sub(lambda match: "^" if match[0] == "**" else "*", text))

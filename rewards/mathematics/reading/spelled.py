@@ -1,4 +1,4 @@
-"""Numbers in English words, and answers with a repetition: a number with its name after it, and "yes, it is"."""
+"""Reads numbers in English words, and answers that say something twice: `8 (eight)` and "yes, it is"."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def number_of(text: str) -> int | None:
 
 
 def without_gloss(plain: str) -> str:
-    r"""`8 (eight)` without its gloss, and `9 (apples)` as `9 \text{ apples}`; any other text unchanged."""
+    r"""Write `8 (eight)` as `8` and `9 (apples)` as `9 \text{ apples}`. Return any other text unchanged."""
     if not plain.endswith((")", ")}")):
         return plain
     match = _GLOSS.fullmatch(plain.strip())
@@ -56,14 +56,14 @@ def without_gloss(plain: str) -> str:
         if named is not None:
             return match["value"] if named == int(match["value"]) else plain
     noun = _NOUN_IN_BRACKETS.search(plain)
-    # At least two letters, as "5 (x)" is a product.
+    # The noun must have two letters or more, because "5 (x)" is a product.
     if noun is None or number_of(noun[1]) is not None or read_unit(noun[1]) is None:
         return plain
     return f"{plain[: noun.start()]} \\text{{ {noun[1]} }}"
 
 
 def without_echo(words: str) -> str:
-    """`yes, it is` and `no, it is not` as `yes` and `no`; text that contradicts its first word is unchanged."""
+    """Write `yes, it is` and `no, it is not` as `yes` and `no`. A text that contradicts its first word is unchanged."""
     match = _SHORT_ANSWER.fullmatch(words)
     if match is None:
         return words

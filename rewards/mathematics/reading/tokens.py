@@ -1,4 +1,4 @@
-"""From normalised text to tokens: numerals of every form, words, macros, signs."""
+"""Cuts normalised text into tokens: numerals of every form, words, macros, signs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _REPEAT = re.compile(r"(\d*)\.(\d*)\D+(\d+)\D*")
 
 
 def tokenise(text: str) -> list[Token]:
-    """Cut normalised text into tokens, the last of kind `end`.
+    """Cut normalised text into tokens. The last token has the kind `end`.
 
     Raises:
         Unreadable: an unknown character, too many tokens, or a numeral of more than `MAX_DIGITS` digits.
@@ -95,7 +95,7 @@ def tokenise(text: str) -> list[Token]:
 
 
 def _in_font(piece: str, inner: str, spaced: bool) -> Token:
-    """The content of a font macro: an upright letter, the name of a function, or words."""
+    """Return the content of a font macro as one token: an upright letter, the name of a function, or words."""
     if inner in ("i", "e", "d") and piece.startswith("\\math"):
         return Token("symbol", inner, spaced=spaced)
     name = _NAMES.get(inner, inner)
@@ -130,7 +130,7 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 
 
 def _guess_period(digits: str) -> Fraction:
-    """Read `0.1666...`: the period is the shortest run of digits that stands at least twice at the end."""
+    """Read `0.1666...`: the period is the shortest run of digits that is repeated at the end."""
     whole, _, tail = digits.partition(".")
     for length in range(1, len(tail) // 2 + 1):
         period = tail[-length:]
@@ -143,12 +143,12 @@ def _guess_period(digits: str) -> Fraction:
 
 
 def _names_points(tokens: list[Token], text: str, at: int) -> bool:
-    r"""True when capitals name points, as in `NO:BO` and `\frac{NO}{BO}`: beside a sign, inside the mathematics."""
+    r"""True when capitals name points, as in `NO:BO` and `\frac{NO}{BO}`: a sign of mathematics is beside them."""
     return bool(tokens and tokens[-1].text in _BESIDE_NAMES) or text[at : at + 2].lstrip()[:1] in ("=", ":")
 
 
 def _word(word: str, tokens: list[Token], spaced: bool, text: str, at: int) -> None:
-    """A run of letters: a function, a connective, a unit after a number, a word, or a product of variables."""
+    """Add tokens for a run of letters: a function, connective, unit after a number, word, or product of variables."""
     low = word.lower()
     if len(word) == 1:
         tokens.append(Token("symbol", word, spaced=spaced))

@@ -1,4 +1,4 @@
-r"""Sums of unit vectors, `3\mathbf{i} + 4\mathbf{j}`, as the components that they mean."""
+r"""Turns sums of unit vectors, such as `3\mathbf{i} + 4\mathbf{j}`, into vectors of components."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ZERO, _ONE = Number(Fraction(0)), Number(Fraction(1))
 
 
 def with_components(node: Node) -> Node:
-    r"""The node with its sums of hatted unit vectors as `\langle 3, 4 \rangle`.
+    r"""Replace the sums of hatted unit vectors in a node by their components, as in `\langle 3, 4 \rangle`.
 
     `\mathbf{i}` without j and k is the imaginary unit in a bold font.
     """
@@ -43,7 +43,10 @@ def with_components(node: Node) -> Node:
 
 
 def plain_vector(node: Node) -> Sequence | None:
-    """The components of `3i - 4j + 5k` without marks on the letters; it must have i, and j or k."""
+    """The components of a sum such as `3i - 4j + 5k` without marks on the letters.
+
+    It must contain i, and also j or k.
+    """
     if not isinstance(node, Apply) or not any(each == _LETTERS[0] for each in walk(node)):
         return None
     components = _components(node, _LETTERS) if free_symbols(node) & {"j", "k"} else None
@@ -55,7 +58,7 @@ def _tuple(components: list[Node]) -> Sequence:
 
 
 def _components(node: Node, units: tuple[Node, ...]) -> list[Node] | None:
-    """The factors of the three units in a sum; None when a part of the sum is no vector."""
+    """The factors of the three units in a sum; None if a part of the sum is not a vector."""
     if node in units:
         return [_ONE if node == unit else _ZERO for unit in units]
     if not isinstance(node, Apply):
@@ -69,7 +72,7 @@ def _components(node: Node, units: tuple[Node, ...]) -> list[Node] | None:
         vectors = [_components(arg, units) for arg in node.args]
         known = [each for each in vectors if each is not None]
         scalars = tuple(arg for arg, vector in zip(node.args, vectors, strict=True) if vector is None)
-        # A product of two vectors is no sum of unit vectors.
+        # A product of two vectors is not a sum of unit vectors.
         if len(known) != 1 or any(each in units for scalar in scalars for each in walk(scalar)):
             return None
         return _scaled(known[0], lambda each: Apply("mul", (*scalars, each)))

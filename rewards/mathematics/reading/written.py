@@ -1,4 +1,4 @@
-r"""How precisely a measured value was written: half a step of the last digit of `8.7 \times 10^8` or `41.8^\circ`."""
+r"""The precision of a written value: half a unit of the last digit of `8.7 \times 10^8` or `41.8^\circ`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from rewards.mathematics.nodes import Apply, Node, Number
 
 
 def half_step(node: Node) -> Node | None:
-    r"""Half a unit of the last written digit; None when the value was written exactly.
+    r"""Return half a unit of the last written digit; None if the value was written exactly.
 
-    Decimals and scientific notation count as rounded, also with a minus, a percent or degree sign, and after a
-    conversion of the unit. Integers, fractions and `10^6`, which has no digits before its power, are exact.
+    Decimals and numbers in scientific notation are rounded values, also if they have a minus or a percent or degree
+    sign, and after a conversion of the unit. Integers, fractions and powers without digits before them (`10^6`) are
+    exact.
     """
     if isinstance(node, Number):
         return _half(node) if node.decimals else None
@@ -29,7 +30,7 @@ def half_step(node: Node) -> Node | None:
     if isinstance(first, Number) and first.decimals is not None and _is_power_of_ten(second):
         return Apply("mul", (_half(first), second))
     if isinstance(first, Number) and first.decimals is None:
-        # The factor of a conversion of the unit.
+        # The first factor comes from a conversion of the unit.
         below = half_step(second)
         return Apply("mul", (Number(abs(first.value)), below)) if below is not None else None
     return None
