@@ -29,7 +29,7 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
 
 
 def wants_gpus(cluster: config.ClusterConfig) -> bool:
-    """Whether the job computes on GPUs, as far as this machine can tell."""
+    """Whether the job computes on GPUs. `auto` means: if torch finds a GPU on this machine."""
     return cluster.device == "gpu" or (cluster.device == "auto" and torch.cuda.is_available())
 
 
