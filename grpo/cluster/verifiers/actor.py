@@ -44,7 +44,7 @@ class VerifierActor:
         return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
 
     async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
-        """Return a verdict for each call `(name, completion, reference, prompt)`, in order; `error` if the call fails."""
+        """Return a verdict for each call `(name, completion, reference, prompt)`, in order; `error` if a call fails."""
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
 
