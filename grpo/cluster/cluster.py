@@ -147,7 +147,7 @@ class Cluster:
         if missing := plan.missing(self.device, have):
             raise ValueError(
                 f"{missing}; lower learner.ranks, generator.replicas, generator.tensor_parallel_size, "
-                "generator.pipeline_parallel_size or their threads, or set share_gpus"
+                "generator.pipeline_parallel_size or the numbers of threads, or set share_gpus"
             )
         bundles = plan.bundles(self.device, have)
         group: PlacementGroup = placement_group(bundles, strategy="PACK")

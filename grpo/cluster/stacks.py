@@ -30,7 +30,7 @@ def _dump(pid: int) -> str:
     except FileNotFoundError:
         return "py-spy is not installed on this node (pip install py-spy)"
     except subprocess.TimeoutExpired:
-        return f"py-spy did not come back within {_DUMP_S:.0f} s"
+        return f"py-spy did not finish within {_DUMP_S:.0f} s"
     notice = "this process is stopped (SIGSTOP, or a debugger)\n" if state == psutil.STATUS_STOPPED else ""
     if done.returncode == 0:
         return notice + done.stdout

@@ -256,7 +256,7 @@ def serve(
     try:
         listening = socket.create_server((host, port), family=family)
     except OSError as problem:
-        raise OSError(f"{host}:{port} cannot be served on: {problem}; --port 0 takes a free port") from problem
+        raise OSError(f"cannot listen on {host}:{port}: {problem}; --port 0 takes a free port") from problem
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(runs, hosts=[host], token=token), host=host, port=port, log_level="warning", access_log=False
@@ -266,7 +266,7 @@ def serve(
     reader = threading.Thread(target=_keep_reading, args=(runs, stopping, say), name="reading runs", daemon=True)
     address = f"[{host}]" if ":" in host else host
     token_query = f"?token={token}" if token else ""
-    say(f"http://{address}:{listening.getsockname()[1]}/{token_query}  (Ctrl-C ends it)")
+    say(f"http://{address}:{listening.getsockname()[1]}/{token_query}  (Ctrl-C stops the server)")
     if not is_loopback(host):
         say("Everybody with this address can read the runs; the connection is not encrypted (docs/looking.md)")
     reader.start()

@@ -266,7 +266,7 @@ class NodePool:
         if batch.losses <= self._replays:
             self._send(batch)
             return
-        reason = f"its verifier pool died {batch.losses} times: {str(failure).splitlines()[0]}"
+        reason = f"the verifier pool that held this call died {batch.losses} times: {str(failure).splitlines()[0]}"
         batch.finish([error(reason)] * len(batch.futures))
 
     def _lose(self, node: _Node) -> None:
