@@ -129,7 +129,9 @@ class NodeProbes:
         expected = [float(logprobs_TV[position, token]) for position, token in enumerate(PROBE[1:])]
         difference = sum(abs(actual - wanted) for actual, wanted in zip(scored, expected, strict=True)) / len(expected)
         if not difference <= TOLERANCES[self._device]:
-            raise RuntimeError(f"log-probabilities differ by {difference:.2g} after the push: the weights did not arrive")
+            raise RuntimeError(
+                f"log-probabilities differ by {difference:.2g} after the push: the weights did not arrive"
+            )
         return f"{bucket.nbytes / 1024:.0f} KiB in {1000 * seconds:.0f} ms, proven to {difference:.1g}"
 
     def _sandbox(self) -> str:
