@@ -21,7 +21,7 @@ class Wait:
     """A result that has not arrived yet.
 
     Attributes:
-        what: description of the result, as in an error message.
+        what: description of the result, for messages.
         references: Ray's references to the result, if it is a task's result.
     """
 

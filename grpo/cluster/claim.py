@@ -84,7 +84,7 @@ class Plan:
         return [learner] * self.learner_ranks + [generator] * self.generators
 
     def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
-        """Describe the first missing resource of a cluster that has the resources `have`; None if it has enough."""
+        """Describe the first resource that a cluster with the resources `have` lacks; None if nothing is missing."""
         bundles = self.bundles(device, have)
         for resource in ("GPU", "CPU"):
             needed = sum(bundle.get(resource, 0.0) for bundle in bundles)

@@ -86,7 +86,7 @@ def describe_death(failure: Exception) -> str:
 
 
 def dead_peer(references: Sequence[Any]) -> str | None:
-    """Describe in one line which called actor died just now, if any. Wait a moment for Ray to report the death."""
+    """Say in one line which called actor has just died; None if no actor died. Wait a few seconds for Ray's report."""
     called = {_actor_of(reference) for reference in references}
     until = time.monotonic() + _NOTICE_S
     while ray.is_initialized():

@@ -40,7 +40,7 @@ class Lost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An unfinished request of a replica, and the function that gets its completions."""
+    """An unfinished request of a replica, and the function that is called with the completions."""
 
     request: Request
     sampling: SamplingParams

@@ -44,7 +44,7 @@ class SampleStream:
             requests: requests. The caller chooses their indices, which must differ among unfinished requests.
 
         Raises:
-            ValueError: an index is in use.
+            ValueError: an unfinished request already has one of these indices.
         """
         for request in requests:
             if request.index in self._unfinished:
@@ -57,7 +57,7 @@ class SampleStream:
         """Return the groups that finished since the last call, on any replica.
 
         Args:
-            wait: whether to wait until there is a group.
+            wait: whether to wait until a group has finished.
 
         Raises:
             TimeoutError: no group finished within `rollout.deadline_s`.

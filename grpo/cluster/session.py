@@ -52,8 +52,8 @@ def start_local_ray(cpus: int) -> None:
     Raises:
         TimeoutError: Ray did not start within its time limit, twice.
     """
-    # Ray uses the loopback address as this machine's address only if it cannot form a cluster. Ray reads the variable
-    # when it is imported, and its child processes read it when they start.
+    # Ray uses the loopback address as this machine's address only if Ray may not form a cluster. Ray reads the variable
+    # during its import, and the child processes of Ray read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # By default Ray runs its workers at niceness 15. Then any other program on the machine would slow the engines.

@@ -227,8 +227,8 @@ class LearnerRank:
         if self._counts.skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient of {self._counts.skipped_in_a_row} optimizer steps in a row was not finite, as many "
-                f"as learner.max_skipped_steps allows; their batches are in {folder}. Look in these batches for "
-                "log-probabilities that are not finite, lower learner.learning_rate, or resume from an earlier checkpoint"
+                f"as learner.max_skipped_steps allows; their batches are in {folder}. Look there for log-probabilities "
+                "that are not finite, lower learner.learning_rate, or resume from an earlier checkpoint"
             )
         return {"learning_rate": rate, "skipped_steps": 1.0}
 

@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 
 class SpeedMeter:
-    """Measures one rank's optimizer steps. `stop` returns values whose sum or maximum over all ranks is then taken."""
+    """Measures one rank's optimizer steps. The caller combines the ranks' results by a sum and a maximum."""
 
     def __init__(
         self, policy: PreTrainedConfig, device: torch.device, peak_tflops: float | None, *, frozen: bool

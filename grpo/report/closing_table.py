@@ -26,7 +26,7 @@ class ClosingTable:
     def __rich__(self) -> Table:
         table = LiteralTable(title=self.title, title_style="bold", show_header=False)
         table.add_column(no_wrap=True, style="dim")
-        # Fold instead of cut, because the last rows are paths, and only a whole path is useful.
+        # Long figures are folded and not cut, because the last rows are paths, and only a whole path is useful.
         table.add_column(overflow="fold")
         for label, figure in self.rows:
             table.add_row(label, figure)

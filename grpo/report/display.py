@@ -40,7 +40,7 @@ class Field:
     sticky: bool = False
 
     def format(self, value: float | None) -> str:
-        """The figure as text; empty for None."""
+        """The figure as text; if `value` is None, the text is empty."""
         if value is None:
             return ""
         if not math.isfinite(value):
@@ -77,7 +77,7 @@ class StepPace:
     """The pace of the steps, and an estimate of the remaining time."""
 
     def __init__(self, total_steps: int | None) -> None:
-        """Start before the first step."""
+        """Prepare for the first step."""
         self._total = total_steps
         self._ticks: deque[tuple[int, float]] = deque(maxlen=_PACE_WINDOW + 1)
 

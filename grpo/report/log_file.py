@@ -47,7 +47,7 @@ class LogPlace:
 class ActorFile(RotatingFileHandler):
     """The log file of a process, and a link that points to the actor's newest log file.
 
-    The job makes its folder only after it has checked its data, so a job that refuses to start leaves no folder.
+    The job makes its folder only after it has checked its data, so a job that cannot start leaves no folder.
     Records that are made earlier are kept in memory until the folder exists.
     """
 

@@ -91,7 +91,7 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     path = _Opened(ActorFile(actor, folder if reached else elsewhere() / "grpo"), place).file.path
     if not reached:
         logger.warning("this node cannot write into %s, so this log is only on this node", folder)
-    with contextlib.suppress(OSError):  # a full disk must not end the actor
+    with contextlib.suppress(OSError):  # A full disk must not end the actor.
         # Log Python's stacks if the process dies in native code. The descriptor stays open until the process ends.
         faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), all_threads=True)
     return str(path)

@@ -103,7 +103,7 @@ class PlainProgress:
         self._line(f"{self._pace.position():>9}{figures}{self._pace.left():>8}")
 
     def show(self, renderable: RenderableType) -> None:
-        # In a log, a message is a single line, however long.
+        # In a log, a message stays a single line, even if it is long.
         self._console.print(shown_literally(renderable), soft_wrap=isinstance(renderable, str | Text))
         self._console.file.flush()
 

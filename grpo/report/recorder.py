@@ -119,7 +119,7 @@ class RunRecorder:
                 means the evaluation before any training.
             metrics: numbers by name; see `docs/metrics.md`. `time/run_s` is added.
             groups: groups that the step learned from.
-            advantages: `advantages[g][i]` belongs to `groups[g].rollouts[i]`; None or NaN if it carries no gradient.
+            advantages: `advantages[g][i]` belongs to `groups[g].rollouts[i]`; None or NaN if there is no gradient.
 
         Raises:
             ValueError: the step is not above the last step, a metric has a reserved name, or groups and advantages

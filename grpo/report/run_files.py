@@ -34,7 +34,7 @@ POLICY = "policy"
 
 
 def step_name(step: int) -> str:
-    """The name of a step's file or folder, without the ending of a file."""
+    """The name of a step's file or folder, without the suffix of a file."""
     return f"step_{step:06d}"
 
 

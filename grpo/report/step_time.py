@@ -43,7 +43,7 @@ class StepTime:
         return {part: sum(seconds) / total if total else 0.0 for part, seconds in self.parts.items()}
 
     def thinned(self, most: int) -> StepTime:
-        """Average neighbouring steps until at most `most` are left, for a chart too small to show every step."""
+        """Average neighbouring steps until at most `most` remain, for a chart that is too small to show every step."""
         if len(self.steps) <= most:
             return self
         size = len(self.steps) / most

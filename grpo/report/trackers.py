@@ -132,7 +132,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """An MLflow run. If the run folder is used again, the run is continued. MLFLOW_TRACKING_URI says where."""
+    """An MLflow run, continued if the run folder is used again. MLFLOW_TRACKING_URI names the server or folder."""
 
     def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
         try:

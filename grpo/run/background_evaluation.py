@@ -65,8 +65,8 @@ class BackgroundEvaluation:
         """Write the task. No process starts yet.
 
         Raises:
-            ValueError: the run uses GPUs and `evaluation.devices` names none for the evaluation, or a question is not
-                plain text.
+            ValueError: the run uses GPUs, but `evaluation.devices` does not name GPUs for the evaluation; or a question
+                is not plain text.
         """
         evaluation = settings.evaluation
         assert evaluation is not None
@@ -159,7 +159,7 @@ class BackgroundEvaluation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C must reach only the run, which then ends the evaluation. So the evaluation gets a new group.
+                # Ctrl-C must reach only the run, which then ends this process. So the process group is a new one.
                 process_group=0,
             )
         self._running = owed, process, time.monotonic()

@@ -22,7 +22,8 @@ from rewards.verifiers.repetition import Repetition
 _FEWEST_POINTS = 5
 # A drop of held-out accuracy that is larger than the noise of a few hundred questions.
 _ACCURACY_LOST = 0.05
-# Smallest gain that counts as a rise of the reward, as a share of the reward's range or of 1, whichever is smaller.
+# Smallest gain of the reward that counts as a rise. It is a share of the reward's range or, if this range is larger
+# than 1, an absolute gain.
 _REWARD_GAINED = 0.05
 _LENGTH_FACTOR = 2.0
 _TRUNCATED = 0.2
@@ -142,7 +143,7 @@ def _held_out(history: History) -> Flag | None:
 
 
 def _accuracy(history: History) -> Flag | None:
-    """The reward rises through other parts, while the verifier that decides correctness accepts less."""
+    """Other parts of the reward rise, but the verifier that decides correctness accepts fewer completions."""
     reward, correct = _reward_gain(history), _trend(history.curve("rollout/accuracy"))
     if reward is None or correct is None or not correct.is_sure or correct.gain > -_ACCURACY_LOST / 2:
         return None

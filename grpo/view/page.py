@@ -145,7 +145,7 @@ def _groups(run: RunData, source: str) -> dict[str, Any]:
 
 
 def choose_groups(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict."""
+    """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict, if any."""
     # Failed groups get only one place. Otherwise many failures would hide normal groups.
     failed = [row for row in rows if row["statuses"].keys() & set(_FAILED)][: count - 1][:1]
     others = [row for row in rows if row not in failed]

@@ -146,7 +146,7 @@ class NodeProbes:
 
 def generator_setup(path: str, device: Device) -> GeneratorSetup:
     """Return the setup of a small vLLM for the policy at `path`."""
-    # A small share of GPU memory is enough. On a CPU the cache size must be set beforehand.
+    # A small share of GPU memory is enough. On a CPU, `generator_environment` sets the size of the cache.
     small = GeneratorConfig(max_sequences=4, gpu_memory_share=0.1, compile=False)
     return GeneratorSetup(path, "float32", small, 64, 1.0, device, 0)
 
