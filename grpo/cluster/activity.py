@@ -1,7 +1,7 @@
 """The current activity and waits of a job's driver. The driver's thread writes them; the watchdog reads them.
 
-An event, the start of a phase and the end of a wait are progress; a wait that continues is not. Each start of a job has
-a separate activity. Code in the driver's thread gets it from `current`.
+An event, the start of a phase and the end of a wait are progress; a wait that continues is not progress. Each start of
+a job has a separate activity. Code in the driver's thread gets this activity from `current`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Wait:
     """A result that has not arrived yet.
 
     Attributes:
-        what: description of the result, as in an error message.
+        what: description of the result, for messages.
         references: Ray's references to the result, if it is a task's result.
     """
 
@@ -44,7 +44,7 @@ class Activity:
         self._moved_at = time.monotonic()
 
     def time(self, phase: Phase | None) -> None:
-        """Note the start of a part of a step; None notes its end."""
+        """Note the start of a part of a step; if `phase` is None, note the end of the current part."""
         self._timed = phase
         self.moved()
 
@@ -73,7 +73,7 @@ class Activity:
 
     @property
     def phase(self) -> tuple[Phase, str]:
-        """The innermost phase outside of steps, else the part of the step; and its description for people."""
+        """The innermost phase outside of steps, otherwise the current part of the step; and the phase's description."""
         phase, text = self._phases[-1] if self._phases else (self._timed or Phase.BETWEEN_STEPS, "")
         return phase, text or phase.replace("_", " ")
 
@@ -92,7 +92,7 @@ _current: ContextVar[Activity] = ContextVar("activity")
 
 
 def current() -> Activity:
-    """Return the activity of this thread's job; outside of jobs, an unwatched activity."""
+    """Return the activity of this thread's job. Outside of jobs, return a new activity that nobody watches."""
     return _current.get(None) or Activity()
 
 

@@ -29,7 +29,7 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
 
 
 def wants_gpus(cluster: config.ClusterConfig) -> bool:
-    """Whether the job computes on GPUs, as far as this machine can tell."""
+    """Whether the job computes on GPUs. `auto` means: if torch finds a GPU on this machine."""
     return cluster.device == "gpu" or (cluster.device == "auto" and torch.cuda.is_available())
 
 
@@ -84,7 +84,7 @@ class Plan:
         return [learner] * self.learner_ranks + [generator] * self.generators
 
     def missing(self, device: Device, have: Mapping[str, float]) -> str | None:
-        """Describe the first missing resource of a cluster that has the resources `have`; None if it has enough."""
+        """Describe the first resource that a cluster with the resources `have` lacks; None if nothing is missing."""
         bundles = self.bundles(device, have)
         for resource in ("GPU", "CPU"):
             needed = sum(bundle.get(resource, 0.0) for bundle in bundles)

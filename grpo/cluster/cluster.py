@@ -1,4 +1,4 @@
-"""Place learner ranks and generators on the nodes of a Ray cluster. The other files of the Ray room call them."""
+"""Place learner ranks and generators on the nodes of a Ray cluster. Other files in this folder call these actors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cluster:
     """Ray, with the actors of one job; leaving the `with` block ends all actors."""
 
     def __init__(self, settings: config.ClusterConfig, plan: Plan) -> None:
-        """Connect to Ray, or start it on this machine's loopback interface, and reserve what the plan needs.
+        """Connect to Ray, or start Ray on this machine's loopback interface; reserve the resources that the plan needs.
 
         Raises:
             ValueError: the cluster does not have the GPUs or CPUs that the plan needs.
@@ -43,7 +43,8 @@ class Cluster:
         self._settings = settings
         self._plan = plan
         self._actors: list[Any] = []
-        # Phases take turns, so their threads together may outnumber the cores. Ray only counts them.
+        # Phases run one after the other, so all their threads together may be more than the cores. Ray only counts CPUs
+        # and does not bind threads to cores.
         needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
         self._owns_ray = connect(settings, max(int(needed), os.cpu_count() or 1))
         self.device: Device = choose_device(settings.device)
@@ -65,7 +66,7 @@ class Cluster:
             ray.shutdown()
 
     def start_learner(self, setups: Sequence[LearnerSetup]) -> Callable[[], LearnerGroup]:
-        """Start the ranks; call the result to wait until all ranks have met."""
+        """Start the ranks; call the returned function to wait until all ranks have connected to each other."""
         environment = learner_environment(self.device, self._plan.learner_threads)
         if self._settings.address is None:
             environment |= ON_LOOPBACK
@@ -80,7 +81,7 @@ class Cluster:
         starting = [actor.start.remote(*address) for actor in actors]
 
         def join() -> LearnerGroup:
-            what = f"{len(actors)} learner ranks to start and meet at {address[0]}:{address[1]}"
+            what = f"{len(actors)} learner ranks to start and connect at {address[0]}:{address[1]}"
             for rank, log in enumerate(wait_for(starting, deadline_s, what)):
                 logger.info("learner rank %d is up; its log: %s", rank, log)
             learner = setups[0].learner
@@ -96,7 +97,7 @@ class Cluster:
         update_deadline_s: float,
         tell: Callable[[str], object] = print,
     ) -> Callable[[], GeneratorGroup]:
-        """Start the replicas; call the result to wait until all engines are up.
+        """Start the replicas; call the returned function to wait until all engines are up.
 
         Args:
             setups: setup of each replica.
@@ -146,7 +147,7 @@ class Cluster:
         if missing := plan.missing(self.device, have):
             raise ValueError(
                 f"{missing}; lower learner.ranks, generator.replicas, generator.tensor_parallel_size, "
-                "generator.pipeline_parallel_size or their threads, or set share_gpus"
+                "generator.pipeline_parallel_size or the numbers of threads, or set share_gpus"
             )
         bundles = plan.bundles(self.device, have)
         group: PlacementGroup = placement_group(bundles, strategy="PACK")
@@ -189,8 +190,8 @@ def wait_for_nodes(settings: config.ClusterConfig, plan: Plan) -> None:
             if time.monotonic() > until:
                 nodes = [str(node["NodeName"]) for node in ray.nodes() if node["Alive"]]
                 raise TimeoutError(
-                    f"{missing} after cluster.start_deadline_s={settings.start_deadline_s:.0f}; its nodes are "
-                    f"{', '.join(sorted(nodes))}: bring the lost node back, then continue with resume=auto"
+                    f"{missing} after cluster.start_deadline_s={settings.start_deadline_s:.0f}; the cluster's nodes "
+                    f"are {', '.join(sorted(nodes))}: bring the lost node back, then continue with resume=auto"
                 )
             time.sleep(1.0)
     finally:

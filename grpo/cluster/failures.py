@@ -1,6 +1,6 @@
-"""Errors that a run survives: a process or a node died or hung, and the run itself is correct.
+"""Errors that a run survives: a process or a node died or hung, but the run itself is correct.
 
-After these errors only, `grpo.run.recovery` continues from the newest checkpoint.
+`grpo.run.recovery` continues from the newest checkpoint only after these errors.
 """
 
 from __future__ import annotations
@@ -11,4 +11,4 @@ class ProcessDied(RuntimeError):
 
 
 class Stalled(RuntimeError):
-    """No progress for `watchdog.stall_s`; the message names the phase, the pending results and the file of stacks."""
+    """No progress for `watchdog.stall_s`; the message names the phase, the pending results and the file with stacks."""

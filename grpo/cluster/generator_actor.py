@@ -1,4 +1,4 @@
-"""A generator in a Ray process. Part of the Ray room."""
+"""A generator in a Ray process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 More = TypeVarTuple("More")
 
-# A call for finished groups waits. It has a separate thread, so other calls are not blocked.
+# A call for finished groups waits until a group is finished. It runs in a separate thread, so other calls can run.
 CONCURRENCY_GROUPS = {"reports": 1}
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,12 @@ class Processes:
 class GeneratorActor:
     """A generator in a separate Ray process, so the driver never imports vLLM.
 
-    Only `Generator` defines the generator's operations (see `grpo.cluster.waiting`). They run in the single thread
-    that holds the engine.
+    Only `Generator` defines the generator's operations (see `grpo.cluster.waiting`). The operations run in the single
+    thread that holds the engine.
     """
 
     def __init__(self, setup: GeneratorSetup, after: object = None, logs: LogPlace | None = None) -> None:
-        """Load the policy. Ray first waits for `after`, a reference."""
+        """Load the policy. `after` may be a Ray reference; Ray starts the actor only when its value is ready."""
         self._id = ActorId(ActorKind.GENERATOR, setup.replica)
         self._log = open_actor_log(logs, repr(self), session_logs)
         with without_collector():
@@ -85,7 +85,7 @@ class GeneratorActor:
         )
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
-        """Begin to sample; return at once."""
+        """Begin to sample for these requests; return at once."""
         logger.debug("%d requests of %d completions each", len(requests), sampling.samples)
         self._loop.submit(requests, sampling)
 

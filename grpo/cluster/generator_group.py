@@ -1,6 +1,6 @@
-"""All generator replicas, called as one; part of the Ray room.
+"""All generator replicas behind one interface.
 
-The rest of the project knows `GeneratorGroup` and its `SampleStream` only, and nothing of Ray.
+The rest of the project uses only `GeneratorGroup` and its `SampleStream`. It does not use Ray directly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Seconds after which a generator without finished groups reports anyway.
+# Seconds after which a generator sends a report even if it has no finished groups.
 BEAT_S = 5.0
 
 
@@ -35,8 +35,8 @@ class GeneratorGroup:
     """All generator replicas; each request goes to the replica with the fewest unfinished completions.
 
     A replica that dies or hangs is restarted and gets the current weights. Its unfinished work goes to the other
-    replicas at once; without other replicas, the restarted replica gets it. The group has no thread: it notices a loss
-    while the caller waits for a stream or loads weights.
+    replicas at once; if there are no other replicas, the restarted replica gets the work. The group has no thread, so
+    it notices a loss only while the caller waits for a stream or loads weights.
     """
 
     def __init__(
@@ -49,9 +49,10 @@ class GeneratorGroup:
         """Start all replicas; `wait_started` waits for them.
 
         Args:
-            place: function (replica, reference to wait for, whether newer weights follow the start) -> new actor.
+            place: function that starts an actor and returns it. Its arguments: number of the replica, Ray reference
+                that the actor waits for, and whether the actor gets newer weights after its start.
             replicas: number of replicas.
-            limits: deadlines and limits.
+            limits: deadlines, and the maximum number of restarts.
             tell: function that gets a line about each restart.
         """
         self.limits = limits
@@ -80,7 +81,7 @@ class GeneratorGroup:
             replica.admit()
 
     def on_restart(self, push: Callable[[int], None]) -> None:
-        """Set how a restarted replica gets the current weights: `push(replica)` loads them, through `only`."""
+        """Set the function `push(replica)`, which uses `only` to load the current weights on a restarted replica."""
         self._push = push
 
     def stream(self, sampling: SamplingParams) -> SampleStream:
@@ -105,7 +106,7 @@ class GeneratorGroup:
         return [replica.remote for replica in self._up()]
 
     def ask(self, work: Sequence[Work]) -> None:
-        """Deal out work. Streams call this."""
+        """Distribute work to the replicas. Streams call this."""
         shares: dict[Replica, dict[RequestId, Work]] = {}
         loads = {replica: replica.load for replica in self._up() or self._replicas}
         for item in work:
@@ -117,7 +118,7 @@ class GeneratorGroup:
             replica.listen(self._beat_s)
 
     def collect(self, finished: Finished, wait: bool) -> None:
-        """Collect finished groups; with `wait`, until `finished` is not empty. Streams call this."""
+        """Add finished groups to `finished`; if `wait` is set, wait for at least one group. Streams call this."""
         began = time.monotonic()
         self._hear(0.0)
         if wait and not finished:
@@ -139,13 +140,13 @@ class GeneratorGroup:
             self._hear(remaining_s)
 
     def only(self, index: int) -> OneReplica:
-        """Return a single replica, to load weights on it and to prove that they arrived."""
+        """Return a single replica, to load weights on it and to prove that the weights arrived."""
         return OneReplica(self._replicas[index], self.limits.update_s)
 
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
         """Load all buckets on every replica as version `policy_version`; return the names of the loaded tensors.
 
-        Requests may be in progress; see `grpo.generator.engine.Generator`. A replica that is lost is restarted.
+        Requests may be in progress; see `grpo.generator.engine.Generator`. A lost replica is restarted.
         """
         self._updated = True
         losses = Losses(self.limits.update_s)
@@ -155,7 +156,10 @@ class GeneratorGroup:
         return names
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[Scores]]:
-        """Start scoring tokens on every replica that is up; call the result to wait: [replica][sequence][token]."""
+        """Start scoring tokens on every replica that is up.
+
+        Call the returned function to wait for the log-probabilities: [replica][sequence][token].
+        """
         calls = {replica: start_scoring(replica, sequences) for replica in self._up()}
 
         def wait() -> list[Scores]:
@@ -174,12 +178,12 @@ class GeneratorGroup:
         return [replica.take_sampled() for replica in self._up()]
 
     def sleep(self) -> None:
-        """Release the devices' memory; the cache of earlier samples is dropped."""
-        self._everywhere("give memory back", lambda generator: generator.sleep(), Phase.SWAP)
+        """Free the devices' memory; the engines also drop the cache of earlier samples."""
+        self._everywhere("free its memory", lambda generator: generator.sleep(), Phase.SWAP)
 
     def wake(self) -> None:
-        """Take the devices' memory again."""
-        self._everywhere("take memory again", lambda generator: generator.wake(), Phase.SWAP)
+        """Allocate the devices' memory again."""
+        self._everywhere("allocate its memory again", lambda generator: generator.wake(), Phase.SWAP)
 
     def take_busy(self) -> dict[ActorId, Busy]:
         """Return each replica's reported activities since the last call, with times of the replica's clock."""

@@ -1,4 +1,4 @@
-"""A learner rank in a Ray process. Part of the Ray room."""
+"""A learner rank in a Ray process."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class LearnerActor:
         return str(self._id)
 
     def address(self) -> tuple[str, int]:
-        """Return this node's address and a free port on it, where the ranks can meet."""
+        """Return this node's address and a free port on it, through which the ranks can connect to each other."""
         return free_address()
 
     def start(self, master_address: str, master_port: int) -> str:
-        """Load the policy and meet the other ranks at an address; return the path of the rank's log."""
+        """Load the policy and connect to the other ranks through an address; return the path of the rank's log."""
         with without_collector():
             from grpo.learner.rank import LearnerRank
 
             follow_libraries()
             self._rank = LearnerRank(self._setup, master_address, master_port)
         spare_the_collector()
-        logger.info("the policy is loaded and all ranks have met at %s:%d", master_address, master_port)
+        logger.info("the policy is loaded and all ranks have connected at %s:%d", master_address, master_port)
         return self._log
 
     def call(self, verb: Callable[[LearnerRank, *More], Result], doing: Phase | None, *arguments: *More) -> Result:
@@ -68,7 +68,7 @@ class LearnerActor:
     def stream(
         self, verb: Callable[[LearnerRank, *More], Iterator[Result]], doing: Phase, *arguments: *More
     ) -> Iterator[Result]:
-        """Yield the items of `verb(rank, *arguments)`, and count the time in which items are made as `doing`."""
+        """Yield the items of `verb(rank, *arguments)`, and count the time that the items take as `doing`."""
         yield from self._busy.each(doing, verb(self._rank, *arguments))
 
     def take_busy(self) -> Busy:

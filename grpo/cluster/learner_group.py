@@ -1,6 +1,6 @@
-"""All learner ranks, called as one. Part of the Ray room.
+"""All learner ranks behind one interface.
 
-The rest of the project knows `LearnerGroup` and `GeneratorGroup` only, and nothing of Ray.
+The rest of the project uses only `LearnerGroup` and `GeneratorGroup`. It does not use Ray directly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class LearnerGroup:
-    """All learner ranks, called as one."""
+    """All learner ranks behind one interface."""
 
     def __init__(
         self, actors: Sequence[Any], deadline_s: float, sequence_parallel: int = 1, *, together: bool = True
@@ -45,7 +45,7 @@ class LearnerGroup:
         Args:
             actors: Ray's handles of the ranks (`LearnerActor`).
             deadline_s: longest wait for a call.
-            sequence_parallel: number of neighbouring ranks that share each microbatch; they return equal results.
+            sequence_parallel: number of neighbouring ranks that share each microbatch and return equal results.
             together: whether a rank needs the other ranks to compute log-probabilities.
         """
         self._ranks: list[RemoteActor[LearnerRank]] = [RemoteActor(actor) for actor in actors]
@@ -56,9 +56,9 @@ class LearnerGroup:
         self._meanwhile: Callable[[], None] | None = None
         self._busy = [BusyClock() for _ in self._ranks]
         self.link: WeightLink | None = None
-        """Carries weights without Ray's object store; None if they go through the store."""
+        """Sends weights without Ray's object store; None if the weights go through the store."""
         self.holders: Holders | None = None
-        """Generators with the last push through Ray's object store; None if pushes are not sparse."""
+        """The generators that have the last push through Ray's object store; None if pushes are not sparse."""
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         """Repeat `work` while the group waits for optimizer steps, log-probabilities or checkpoints."""
@@ -89,7 +89,7 @@ class LearnerGroup:
         self.link = WeightLink(transport, lambda: generators.actors, workers_each, deadline_s, wait_for, sparse=sparse)
 
     def push_changes(self, generators: GeneratorGroup) -> None:
-        """From now on, put only changed values into Ray's object store, if all these generators have the others."""
+        """From now on, put only changed values into Ray's object store, if all these generators have the last push."""
         from grpo.weights.link import Holders
 
         self.holders = Holders(lambda: generators.actors)
@@ -132,12 +132,12 @@ class LearnerGroup:
         return self.steps([batch])[0]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[list[float]]]:
-        """Start scoring tokens under the learner's policy; call the result to wait for it."""
+        """Start scoring tokens under the learner's policy; call the returned function to wait for the scores."""
         scoring = [actor.start(lambda rank: rank.score(sequences), Phase.SCORE) for actor in self._scorers]
         return lambda: wait_for(scoring, self._deadline_s, "scoring the probe in the learner")[0]
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> list[list[Tensor]]:
-        """Return log-probabilities of a batch under the policy or the reference: [rank][microbatch] -> [T]."""
+        """Return log-probabilities of a batch under the policy or the reference: a [T] tensor at [rank][microbatch]."""
         shares = zip(self._ranks, self._shares_of(batch.ranks), strict=True)
         scoring = [
             actor.start(lambda rank, share: rank.logprobs(share, source), Phase.SCORE, share) for actor, share in shares
@@ -158,9 +158,9 @@ class LearnerGroup:
         return self._first(lambda rank: rank.outlet.tensors(), "the tensors' names")
 
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
-        """Yield the policy's weights in buckets; take a bucket only when the last but one is loaded.
+        """Yield the policy's weights in buckets; take a bucket only when the bucket before the previous one is loaded.
 
-        A bucket is a reference to arrays. If `link` is set, it is only a description, and `link` carries the values.
+        A bucket is a reference to arrays. If `link` is set, a bucket is only a description; `link` sends the values.
         """
         if self.link is not None:
             yield from self.link.buckets(self._ranks, self.tensors(), bucket_bytes)
@@ -234,7 +234,7 @@ class LearnerGroup:
         return wait_for(references, self._deadline_s, what, self._meanwhile)
 
     def _ask_busy(self) -> list[ObjectRef[Busy]]:
-        # An actor runs its calls in order, so it answers after its earlier calls.
+        # An actor runs its calls in order, so it answers this call after all earlier calls.
         return [actor.handle.take_busy.remote() for actor in self._ranks]
 
     def _hear_busy(self, references: Sequence[ObjectRef[Busy]]) -> None:

@@ -1,7 +1,7 @@
 """A private folder of this user for files outside the run's folder: Ray's sockets, logs and token.
 
-All users can write to `/tmp`. So a predictable name in it is used only if this user owns the folder and others
-cannot open it.
+All users can write to `/tmp`. So a folder with a predictable name in `/tmp` is used only if this user owns it and
+other users cannot open it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEPT_DAYS = 7
 
 
 def private_folder() -> Path:
-    """Return the folder, mode 0700. All runs of this user share it, unless another user has taken its name."""
+    """Return the folder (mode 0700). All runs of this user share it, unless another user has a folder of this name."""
     places = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"]
     for place in filter(None, places):
         folder = Path(place).absolute() / f"grpo-{os.getuid()}"
@@ -54,7 +54,7 @@ def token_file(folder: Path) -> Path:
 
 
 def remove_old_sessions(ray: Path) -> None:
-    """Remove old sessions from Ray's folder: their process has ended and wrote nothing for a week."""
+    """Remove old sessions from Ray's folder: their process has ended, and nothing was written for a week."""
     for session in ray.glob("session_*_*"):
         pid = session.name.rpartition("_")[2]
         if session.is_symlink() or not pid.isdigit() or Path("/proc", pid).exists():

@@ -16,7 +16,7 @@ from grpo.cluster import stacks
 from grpo.cluster.session import actor_table
 from grpo.report.logs import present_place, see_log
 
-# Errors that only the machinery causes. The run itself is correct and may continue on other processes.
+# Errors of processes and nodes, not of the run. The run itself is correct and may continue in other processes.
 LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -86,7 +86,7 @@ def describe_death(failure: Exception) -> str:
 
 
 def dead_peer(references: Sequence[Any]) -> str | None:
-    """Describe in one line which called actor died just now, if any. Wait a moment for Ray to report the death."""
+    """Say in one line which called actor has just died; None if no actor died. Wait a few seconds for Ray's report."""
     called = {_actor_of(reference) for reference in references}
     until = time.monotonic() + _NOTICE_S
     while ray.is_initialized():
@@ -123,7 +123,7 @@ def _actor_of(reference: Any) -> str:
 
 
 def stacks_of(actors: Iterable[ActorProcess]) -> dict[str, str]:
-    """Return the Python stacks of actors on any node, by actor name; if a stack is missing, the reason."""
+    """Return the Python stacks of actors on any node, by actor name; or, instead of a missing stack, the reason."""
     actors = list(actors)
     stack_texts = _on_their_nodes(actors, stacks.dump)
     return {
@@ -132,7 +132,7 @@ def stacks_of(actors: Iterable[ActorProcess]) -> dict[str, str]:
 
 
 def kill(actors: Iterable[ActorProcess]) -> None:
-    """End actors' processes by SIGKILL: a stopped or stuck process ignores other signals."""
+    """End actors' processes by SIGKILL, because a stopped or stuck process ignores other signals."""
     _on_their_nodes(list(actors), _kill)
 
 

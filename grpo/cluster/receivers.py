@@ -1,4 +1,4 @@
-"""Generators as receivers of a push: load buckets on several replicas or on one. Part of the Ray room."""
+"""Generators as receivers of a push: load buckets on several replicas or on one replica."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = list[list[float]]
 
 
 class Losses:
-    """The lost replicas in a series of calls, and the causes. Further calls to a lost replica are skipped."""
+    """The replicas lost during a series of calls, and the causes. Further calls to a lost replica are skipped."""
 
     def __init__(self, deadline_s: float) -> None:
         """Begin with no lost replica; a call may take `deadline_s` seconds."""
@@ -29,7 +29,7 @@ class Losses:
         self._deadline_s = deadline_s
 
     def settle(self, what: str, calls: Mapping[Replica, ObjectRef[Result]]) -> dict[Replica, Result]:
-        """Return the results of replicas that are not lost; a replica that fails to `what` becomes lost."""
+        """Return the results of replicas that are not lost; a replica whose call fails becomes lost."""
         results: dict[Replica, Result] = {}
         for replica, reference in calls.items():
             if replica in self.reasons:
@@ -52,13 +52,13 @@ def load_buckets(replicas: Sequence[Replica], buckets: Iterable[Any], policy_ver
     def running() -> list[Replica]:
         return [replica for replica in replicas if replica not in losses.reasons]
 
-    # An actor runs its calls in order, so the driver need not wait for each answer. But buckets would fill the object
-    # store, so the driver takes a bucket only after the last but one is loaded.
+    # An actor runs its calls in order, so the driver need not wait for each answer. But too many buckets would fill the
+    # object store, so the driver takes a bucket only after the bucket before the previous one is loaded.
     begun = {
         replica: replica.remote.start(lambda generator: generator.begin_update(), Phase.SYNC) for replica in replicas
     }
     loading: collections.deque[dict[Replica, ObjectRef[list[str]]]] = collections.deque()
-    # The learner waits until all buckets are taken, so they are taken even if no replica remains.
+    # The learner waits until all buckets are taken, so the loop takes all buckets even if no replica remains.
     for bucket in buckets:
         loading.append(
             {
@@ -89,7 +89,7 @@ def start_scoring(replica: Replica, sequences: Sequence[Sequence[int]]) -> Objec
 
 @dataclass(frozen=True, slots=True)
 class OneReplica:
-    """A single replica with a group's interface for loading and proving weights.
+    """A single replica. To load and prove weights, it has the same methods as a group.
 
     Attributes:
         replica: the replica.
@@ -108,7 +108,7 @@ class OneReplica:
         """Load all buckets; return the names of the loaded tensors.
 
         Raises:
-            Lost: the replica died meanwhile.
+            Lost: the replica died while it loaded the weights.
         """
         losses = Losses(self.deadline_s)
         names = load_buckets([self.replica], buckets, policy_version, losses)
@@ -117,6 +117,6 @@ class OneReplica:
         return names
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[Scores]]:
-        """Start scoring tokens; call the result to wait."""
+        """Start scoring tokens; call the returned function to wait for the scores."""
         reference = start_scoring(self.replica, sequences)
         return lambda: [result_of(reference, self.deadline_s, "score the probe")]

@@ -1,4 +1,4 @@
-"""One generator in a Ray process, and its successors after deaths; part of the Ray room."""
+"""One generator in a Ray process. After a death, a new process takes its place."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Lost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An unfinished request of a replica, and the function that gets its completions."""
+    """An unfinished request of a replica, and the function that is called with the completions."""
 
     request: Request
     sampling: SamplingParams
@@ -55,7 +55,8 @@ class Replica:
 
         Args:
             index: number of the replica.
-            place: function (index, reference to wait for) -> new actor in the replica's place in the cluster.
+            place: function that starts an actor in the replica's place in the cluster and returns the actor. Its
+                arguments: number of the replica, and Ray reference that the actor waits for.
         """
         self.id = ActorId(ActorKind.GENERATOR, index)
         self.index = index
@@ -96,7 +97,7 @@ class Replica:
         self._send(self.work)
 
     def ask(self, work: Mapping[RequestId, Work]) -> None:
-        """Begin to sample for these requests, or later when the replica is up."""
+        """Begin to sample for these requests; if the replica is not up yet, begin when it is up."""
         self.work.update(work)
         self.load += sum(item.sampling.samples for item in work.values())
         if self.up:
@@ -118,11 +119,11 @@ class Replica:
             self._asked_at = time.monotonic()
 
     def silent_s(self) -> float:
-        """Return the seconds since the request of the pending report; 0 if no report is pending."""
+        """Return the seconds since the pending report was requested; 0 if no report is pending."""
         return 0.0 if self.report is None else time.monotonic() - self._asked_at
 
     def hear(self, hang_deadline_s: float) -> int:
-        """Pass on the groups of the arrived report; return their number.
+        """Give the groups of the arrived report to their streams; return the number of groups.
 
         Raises:
             Lost: the replica's process is gone, or its engine has not moved for `hang_deadline_s`.
@@ -143,7 +144,7 @@ class Replica:
         return len(report.finished)
 
     def take_sampled(self) -> GeneratorThroughput:
-        """Return the replica's throughput since the last call, without its predecessors."""
+        """Return the throughput of the current process since the last call; earlier processes do not count."""
         now = time.monotonic()
         if self._busy_since is not None:
             self._busy_s += now - self._busy_since
@@ -155,12 +156,12 @@ class Replica:
         return sampled
 
     def replace(self, reason: str) -> list[Work]:
-        """End the replica's processes and start a successor; return the unfinished work."""
+        """End the replica's processes and start new processes; return the unfinished work."""
         logger.warning("%s is lost and started again: %s", self.id, reason)
         ray.kill(self.remote.handle, no_restart=True)
         ended = None
         if self._processes:
-            # A stopped process ignores Ray, and a killed process leaves its engine's processes, so all are killed.
+            # A stopped process ignores Ray, and the engine's processes survive a killed actor. So all are killed.
             where = NodeAffinitySchedulingStrategy(self._processes.node, soft=True)
             ended = _end_processes.options(scheduling_strategy=where).remote(self._processes)
             self._processes = None
@@ -175,7 +176,7 @@ def _end_processes(processes: Processes) -> None:
     import psutil
 
     if ray.get_runtime_context().get_node_id() != processes.node:
-        return  # the node is gone, and its processes too
+        return  # The node has died, and its processes with it.
     for pid, created in processes.created:
         try:
             process = psutil.Process(pid)
@@ -190,8 +191,8 @@ def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Res
     """Return the result of a call to a replica.
 
     Raises:
-        Lost: the replica failed, not the call.
-        Exception: the actor's error.
+        Lost: the replica itself failed.
+        Exception: the call raised this error in the actor.
     """
     try:
         return ray.get(reference, timeout=deadline_s)

@@ -1,4 +1,4 @@
-"""A stream of requests to the generators, which several streams share. Part of the Ray room."""
+"""A stream of requests to the generators. Several streams share the generators."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Collect = Callable[[Finished, bool], None]
 
 
 class SampleStream:
-    """Requests with the same sampling; their groups are returned as they finish."""
+    """Requests with the same sampling parameters; their groups are returned as they finish."""
 
     def __init__(self, number: int, sampling: SamplingParams, ask: Ask, collect: Collect) -> None:
         """Begin with no request; `GeneratorGroup.stream` makes streams.
 
         Args:
             number: unique number of the stream in its group.
-            sampling: sampling of all requests.
+            sampling: sampling parameters of all requests.
             ask: function that gives work to the replicas.
             collect: function that collects finished groups from the replicas.
         """
@@ -38,13 +38,13 @@ class SampleStream:
         return len(self._unfinished)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Begin to sample; return at once.
+        """Begin to sample for these requests; return at once.
 
         Args:
             requests: requests. The caller chooses their indices, which must differ among unfinished requests.
 
         Raises:
-            ValueError: an index is in use.
+            ValueError: an unfinished request already has one of these indices.
         """
         for request in requests:
             if request.index in self._unfinished:
@@ -57,11 +57,11 @@ class SampleStream:
         """Return the groups that finished since the last call, on any replica.
 
         Args:
-            wait: whether to wait until there is a group.
+            wait: whether to wait until a group has finished.
 
         Raises:
             TimeoutError: no group finished within `rollout.deadline_s`.
-            RuntimeError: `wait` is set without an unfinished request, or replicas die again and again.
+            RuntimeError: `wait` is set but no request is unfinished, or replicas die again and again.
         """
         if wait and not self._unfinished:
             raise RuntimeError("a wait for a group would never end: this stream has no unfinished request")

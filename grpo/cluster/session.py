@@ -43,8 +43,8 @@ def connect(settings: config.ClusterConfig, cpus: int) -> bool:
 def start_local_ray(cpus: int) -> None:
     """Start Ray for this process: all ports on the loopback interface, no dashboard, no access for other users.
 
-    By default, Ray's folders are writable for all users, and the umask decides who can read Ray's token. A user with
-    the token and the port can run code as this user.
+    By default, Ray's folders are writable for all users, and the umask decides who can read Ray's token. Another
+    user who has the token and can reach the port can run code as this user.
 
     Args:
         cpus: number of logical CPUs that all actors together may request.
@@ -52,8 +52,8 @@ def start_local_ray(cpus: int) -> None:
     Raises:
         TimeoutError: Ray did not start within its time limit, twice.
     """
-    # Ray uses the loopback address as this machine's address only if it cannot form a cluster. Ray reads the variable
-    # when it is imported, and its child processes read it when they start.
+    # Ray uses the loopback address as this machine's address only if Ray may not form a cluster. Ray reads the variable
+    # during its import, and the child processes of Ray read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # By default Ray runs its workers at niceness 15. Then any other program on the machine would slow the engines.
@@ -61,7 +61,7 @@ def start_local_ray(cpus: int) -> None:
     folder = private_folder()
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(folder))
-        # Ray may have cached another token before.
+        # Ray may already have cached another token.
         AuthenticationTokenLoader.instance().reset_cache()
     # Ray makes this folder accessible to all users, but no other user can enter the private folder around it.
     sessions = folder / "ray"
@@ -103,7 +103,7 @@ def _common() -> dict[str, Any]:
 
 
 class PackagesFirst(JobConfig):
-    """A job whose workers import this `grpo`, although the driver's working folder holds another `grpo`.
+    """A job whose workers import this `grpo`, even if the driver's working folder holds another package `grpo`.
 
     Ray inserts each entry of a list at the front of every worker's search path. So the last entry is searched first.
     """
@@ -126,7 +126,7 @@ _chosen: ContextVar[dict[str, Device]] = ContextVar("chosen device")
 
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
-    """Keep a job's device for all restarts in the block: a job that lost its GPUs must wait, not use CPUs."""
+    """Keep a job's device type for all restarts in the block: a job that lost its GPUs must wait and not use CPUs."""
     token = _chosen.set({})
     try:
         yield
@@ -135,7 +135,7 @@ def on_one_device() -> Iterator[None]:
 
 
 def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    """Return the device type of the actors, the same for all restarts of a job (`on_one_device`).
+    """Return the device type of the actors. It is the same for all restarts of a job (`on_one_device`).
 
     Raises:
         ValueError: `wanted` is `gpu` and the cluster has no GPU.
@@ -177,13 +177,14 @@ def generator_environment(setup: GeneratorSetup) -> dict[str, str]:
         **_common_environment(setup.generator.threads),
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(setup.generator.in_own_process(setup.device))),
         "VLLM_LOGGING_LEVEL": "WARNING",
-        # A trainer sends no usage statistics.
+        # A trainer must not send usage statistics.
         "VLLM_NO_USAGE_STATS": "1",
     }
     if setup.device == "cpu":
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(setup.generator.cpu_cache_gib),
-            # Several processes share few cores: binding each to the same first core would starve them.
+            # Several processes share few cores. By default, vLLM binds each process to the same first core, which would
+            # slow all of them.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # The model runs eagerly; compiling its helper functions would add 20 s to the first generation.
             "TORCHDYNAMO_DISABLE": "1",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from grpo.types import ActorId
 
-# Steps over which speeds are compared. A single step may end with one long completion, so one step is not enough.
+# Steps over which speeds are compared. One step is not enough, because it may end with one long completion.
 STEPS = 5
-# A generator this many times slower than the median of the others is reported.
+# A generator is reported if the median of the others is at least this many times as fast.
 NOTABLE = 2.0
 
 
@@ -22,9 +22,9 @@ class GeneratorThroughput:
     Attributes:
         generator: id of the generator.
         process: process id; a restarted generator has a new process.
-        address: IP address of its node.
-        tokens: number of tokens of its finished groups.
-        busy_s: time with work, in seconds, measured by the driver.
+        address: IP address of the generator's node.
+        tokens: number of tokens of the generator's finished groups.
+        busy_s: time in which the generator had work, in seconds, measured by the driver.
     """
 
     generator: ActorId
@@ -52,8 +52,8 @@ class SlowGenerators:
     def step(self, sampled: Sequence[GeneratorThroughput]) -> tuple[dict[str, float], list[str]]:
         """Add a step's throughputs; return metrics, and a line about each generator that is slow for the first time.
 
-        A restarted generator counts as a new generator and is compared after `STEPS` steps. Fewer than two generators
-        give no metrics.
+        A restarted generator counts as a new generator and is compared after `STEPS` steps. If fewer than two
+        generators can be compared, there are no metrics.
         """
         self._last.append(sampled)
         if len(self._last) < STEPS:

@@ -1,4 +1,4 @@
-"""Python stacks of processes, read by py-spy from outside. So it also works on processes that hang."""
+"""Python stacks of processes, read by py-spy in another process. So stacks of processes that hang can be read too."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import psutil
 
-# Seconds. A dump takes a tenth of a second, so a longer dump means that the machine has a problem.
+# Longest time of a dump, in seconds. A dump takes a tenth of a second, unless the machine has a problem.
 _DUMP_S = 20.0
 
 
 def dump(pids: Iterable[int]) -> dict[int, str]:
-    """Return the Python stacks of local processes and their children; if a stack is missing, the cause."""
+    """Return the Python stacks of local processes and their children or, instead of a missing stack, the cause."""
     return {pid: _dump(pid) for pid in pids}
 
 
 def _dump(pid: int) -> str:
     try:
-        # py-spy would wait for a stopped process when it pauses the process, so it does not pause.
+        # py-spy would wait for a stopped process when it pauses the process, so this command does not pause it.
         command = [_py_spy(), "dump", "--nonblocking", "--subprocesses", "--pid", str(pid)]
         state = psutil.Process(pid).status()
         done = subprocess.run(command, capture_output=True, text=True, timeout=_DUMP_S, check=False)
@@ -30,7 +30,7 @@ def _dump(pid: int) -> str:
     except FileNotFoundError:
         return "py-spy is not installed on this node (pip install py-spy)"
     except subprocess.TimeoutExpired:
-        return f"py-spy did not come back within {_DUMP_S:.0f} s"
+        return f"py-spy did not finish within {_DUMP_S:.0f} s"
     notice = "this process is stopped (SIGSTOP, or a debugger)\n" if state == psutil.STATUS_STOPPED else ""
     if done.returncode == 0:
         return notice + done.stdout

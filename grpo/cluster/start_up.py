@@ -1,4 +1,4 @@
-"""Start-up without garbage collection: it would check the million objects of torch and vLLM again and again."""
+"""Start-up without garbage collection, which would check the million objects of torch and vLLM again and again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Disable garbage collection in the block. A start makes lasting objects; collections take a fifth of its time."""
+    """Disable garbage collection in the block. Collections would free little, and take a fifth of a start."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -20,7 +20,7 @@ def without_collector() -> Iterator[None]:
 
 
 def spare_the_collector() -> None:
-    """Exclude all present objects from garbage collection: they live as long as the process.
+    """Exclude all present objects from garbage collection, because they live as long as the process.
 
     Engines make garbage for every token. Each collection would also check a million lasting objects, which costs vLLM
     8 % of a small policy's generation time.

@@ -1,8 +1,8 @@
-"""Calls to actors and waits for them: every wait has a deadline and names the expected result.
+"""Calls to actors, and waits for their results: every wait has a deadline and names the expected result.
 
-Part of the Ray room. An operation of a learner rank or a generator is defined once, in its class. The actor around it
-has one method, `call`, and the driver calls `start(lambda rank: rank.sleep(), Phase.SWAP)`. The function travels to
-the actor; the type checker checks it against the class.
+`LearnerRank` and `Generator` define the operations. The actor that holds a `LearnerRank` or a `Generator` has one
+method, `call`, which runs a function. The driver calls, for example, `start(lambda rank: rank.sleep(), Phase.SWAP)`:
+this sends the function to the actor, and the type checker checks the function against the class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from grpo.types import Phase
 Subject = TypeVar("Subject")
 Result = TypeVar("Result")
 More = TypeVarTuple("More")
-# How often the driver looks after the generators while it waits for the learner.
+# Seconds between two calls of `meanwhile` while the driver waits for the learner.
 MEANWHILE_S = 0.1
 
 
@@ -42,14 +42,14 @@ class RemoteActor(Generic[Subject]):
 
         Args:
             verb: function to call in the actor's process.
-            doing: phase of the actor's busy time meanwhile; None if the time is not recorded.
+            doing: phase under which the actor records the time of the call; None if the time is not recorded.
             arguments: values, or Ray's references to values; a reference inside another value stays a reference.
         """
         return self.handle.call.remote(verb, doing, *arguments)  # type: ignore[no-any-return]
 
     def stream(self, verb: Callable[[Subject, *More], Iterator[object]], doing: Phase, *arguments: *More) -> Any:
         """Start to iterate over `verb(subject, *arguments)` in the actor; return Ray's stream of item references."""
-        # At most two items wait, so a large policy cannot fill the object store while generators load.
+        # At most two items wait to be read, so a large policy cannot fill the object store while generators load.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
         return self.handle.stream.options(**options).remote(verb, doing, *arguments)
 
@@ -69,11 +69,13 @@ def write_timeline(path: Path) -> None:
 def wait_for(
     references: Sequence[ObjectRef[Result]], deadline_s: float, what: str, meanwhile: Callable[[], None] | None = None
 ) -> list[Result]:
-    """Return the results of `references`, or raise an error that names the missing results; repeat `meanwhile`.
+    """Return the results of `references`, or raise an error that names the missing results.
+
+    Until the results arrive, call `meanwhile` again and again.
 
     Raises:
         TimeoutError: a result did not arrive within `deadline_s`.
-        ProcessDied: an actor, its node, or an object on it was lost.
+        ProcessDied: an actor, its node, or an object on this node was lost.
         Exception: the error that an actor raised.
     """
     give_up_at = time.monotonic() + deadline_s
@@ -104,5 +106,5 @@ def wait_for(
 
 
 def raised_by(failure: Any) -> Exception:
-    """Return the actor's error without Ray's wrapper. Keep the wrapper as the cause: it has the remote traceback."""
+    """Return the actor's error without Ray's wrapper. Raise it from the wrapper, which has the remote traceback."""
     return failure.cause if isinstance(failure.cause, Exception) else failure

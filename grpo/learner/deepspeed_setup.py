@@ -1,4 +1,4 @@
-"""The inputs of DeepSpeed: its settings, the model, and the parameters in groups of weight decay."""
+"""The inputs of DeepSpeed: its settings, the model, and the parameters with and without weight decay."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from grpo.policy.attention import PACKED, PackedLayout, VarlenLayout
 from grpo.policy.logprobs import load_model
 from grpo.policy.sequence_parallel import ULYSSES
 
-# With this variable, torch loads only weights, even if a caller requests the opposite.
+# If this variable is set, torch loads only tensors and plain data, even if a caller allows other objects.
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a rank.
 
-    `LearnerRank.step` counts microbatches and sets the accumulation boundary. DeepSpeed's setting is one microbatch
-    per step, so that DeepSpeed does not divide the loss a second time.
+    `LearnerRank.step` counts microbatches and sets the accumulation boundary. DeepSpeed's own setting is one
+    microbatch per step, so that DeepSpeed does not divide the loss a second time.
     """
     bfloat16 = setup.dtype == "bfloat16"
     return {
@@ -37,12 +37,13 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
         "gradient_clipping": setup.learner.gradient_clip,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": _zero_settings(setup.learner, setup.device),
-        # Also with offload, torch's optimizer is used, because its step gives the same bits wherever it runs.
+        # Offload also uses torch's optimizer, because its step gives the same bits on every device.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": bfloat16},
         # Gradients of many microbatches are summed in float32 even if they are computed in bfloat16.
         "data_types": {"grad_accum_dtype": "fp32"},
-        # One reduction per step may use float32. For many reductions, half the traffic matters more than rounding.
+        # A single reduction per step uses float32. Many reductions use bfloat16, because it halves the traffic, which
+        # then matters more than rounding.
         "communication_data_type": "bf16" if bfloat16 and not setup.learner.reduces_once(setup.dtype) else "fp32",
         "wall_clock_breakdown": False,
         "steps_per_print": 1 << 30,
@@ -50,7 +51,7 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
 
 
 def load_policy(setup: LearnerSetup, path: str, settings: dict[str, Any] | None) -> PreTrainedModel:
-    """Load a model; with ZeRO-3 only this rank's shard. If `settings` is None, load the whole model."""
+    """Load a model; if ZeRO-3 is used, load only this rank's shard. If `settings` is None, load the whole model."""
     attention = ULYSSES if setup.learner.sequence_parallel > 1 else PACKED
     if settings and setup.learner.zero_stage == 3:
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -80,7 +81,7 @@ def attention_layout(setup: LearnerSetup) -> type[PackedLayout | VarlenLayout]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: matrices with weight decay, norms and biases without it."""
+    """Return the parameters in two groups: matrices get weight decay; norms and biases get no weight decay."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     # With ZeRO-3 a parameter is empty here, and ds_shape is its full shape.
     dimensions = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in named}
@@ -109,16 +110,16 @@ def _zero_settings(learner: LearnerConfig, device: Device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def plain_data_only(folder: str, classes: Sequence[type]) -> Iterator[None]:
-    """Make torch read a checkpoint in the block as tensors and plain data only, whatever DeepSpeed requests.
+    """Inside the block, torch reads a checkpoint as tensors and plain data only, even if DeepSpeed allows more.
 
     DeepSpeed reads its files as pickles. A pickle can run any function that it names.
 
     Args:
         folder: the checkpoint's folder, for the error message.
-        classes: further classes that the checkpoint may hold.
+        classes: classes that are also allowed in the checkpoint.
 
     Raises:
-        ValueError: the checkpoint holds another class or function.
+        ValueError: the checkpoint holds a class or function that is not allowed.
     """
     before = os.environ.get(_ONLY_WEIGHTS)
     os.environ[_ONLY_WEIGHTS] = "1"

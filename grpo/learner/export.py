@@ -17,7 +17,7 @@ from grpo.weights.source import PolicyWeights
 
 
 class PolicyExport:
-    """Writes a rank's policy. All ranks must make the same calls: ZeRO-3 gathers each tensor from all of them."""
+    """Writes a rank's policy. All ranks must make the same calls: ZeRO-3 gathers each tensor from all ranks."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class PolicyExport:
         setup: LearnerSetup,
         gathered: Callable[[list[nn.Parameter]], AbstractContextManager[None]],
     ) -> None:
-        """Prepare to write `model`; `weights` reads its tensors, and `gathered` makes its parameters whole."""
+        """Prepare to write `model`; `weights` reads the model's tensors, and `gathered` gathers sharded parameters."""
         self._model, self._weights, self._tokenizer = model, weights, tokenizer
         self._setup, self._gathered = setup, gathered
 
     def policy(self, folder: str) -> None:
         """Write the policy alone in Hugging Face format, as `transformers` and vLLM load it."""
-        # Every rank takes part in the gathering. Only the first rank writes, so only it keeps the whole tensors.
+        # Every rank takes part in the gathering. Only the first rank writes, so only this rank keeps the whole tensors.
         weights = {name: tensor for name, tensor in self._weights if self._setup.rank == 0}
         if self._setup.rank == 0:
             self._model.save_pretrained(folder, state_dict=weights)
@@ -51,7 +51,7 @@ class PolicyExport:
             save_adapter(self._model, tensors, self._setup.reference_path, folder)
 
     def frozen_sum(self) -> float:
-        """Return the sum of the magnitudes of all frozen parameters; it differs between base policies."""
+        """Return the sum of the magnitudes of all frozen parameters. The sum differs between base policies."""
         total = 0.0
         for parameter in self._model.parameters():
             if not parameter.requires_grad:

@@ -1,6 +1,6 @@
-"""The DeepSpeed room: one rank of the learner, which holds the trained policy.
+"""One rank of the learner, which trains the policy with DeepSpeed.
 
-This room does not import Ray or vLLM: `grpo.cluster.cluster` runs a `LearnerRank` on each device.
+This module does not import Ray or vLLM: `grpo.cluster.cluster` runs a `LearnerRank` on each device.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
-    """One rank: a policy under DeepSpeed. The rank has separate microbatches or shares them with its neighbours."""
+    """One rank: a policy under DeepSpeed. A rank has its own microbatches or shares them with neighbouring ranks."""
 
     def __init__(self, setup: LearnerSetup, master_address: str, master_port: int) -> None:
         """Join the other ranks and load the policy. Block until all ranks have joined."""
@@ -72,7 +72,7 @@ class LearnerRank:
         settings = deepspeed_settings(setup)
         self._lora = setup.learner.lora
         self._group = self._form_group()
-        # A checkpoint's policy has its adapters merged. Adapters must be added to the policy that the run started from.
+        # A checkpoint's policy contains merged adapters. So add adapters to the policy that the run started from.
         path = setup.reference_path if self._lora else setup.policy_path
         layout = attention_layout(setup)
         module = PolicyLogprobs(load_policy(setup, path, settings), self._group, layout)
@@ -86,7 +86,7 @@ class LearnerRank:
         gather = self._gathered if setup.learner.zero_stage == 3 else None
         self._weights = PolicyWeights(self._engine.module.model, DTYPES[setup.dtype], gather)
         self._export = PolicyExport(self._engine.module.model, self._weights, tokenizer, setup, self._gathered)
-        # Generators connect to the learner at the address where the ranks met: rank 0.
+        # Generators connect to rank 0, through the address that the ranks also use.
         self.outlet = WeightOutlet(self._weights, setup.rank, master_address)
         self._reference = None
         if setup.algorithm and setup.algorithm.needs_reference and not self._lora:
@@ -102,7 +102,7 @@ class LearnerRank:
         self._counts = Counts()
 
     def _form_group(self) -> SequenceGroup | None:
-        """Form the group of ranks that share microbatches and attention; None if this rank shares none."""
+        """Form the group of ranks that share microbatches and attention; None if this rank shares no microbatches."""
         size = self._setup.learner.sequence_parallel
         if size == 1:
             return None
@@ -121,20 +121,20 @@ class LearnerRank:
         """Do one optimizer step: forward and backward passes of all microbatches, then one update.
 
         The loss is the weighted sum over all trained tokens of all ranks, divided by the global denominator. The split
-        over ranks does not change it: DeepSpeed averages gradients over ranks, so each rank first multiplies its sum by
-        the number of ranks. Ranks that share a microbatch compute the same loss, each with the gradient of its part of
-        the tokens, so these gradients add up too. If loss or gradient is not finite, no rank takes the step, and each
-        rank writes its part of the batch.
+        over ranks does not change the loss: DeepSpeed averages gradients over ranks, so each rank first multiplies its
+        sum by the number of ranks. Ranks that share a microbatch compute the same loss, but each rank computes only the
+        gradient of its part of the tokens, so the sum of these gradients is the whole gradient. If loss or gradient is
+        not finite, no rank updates the policy, and each rank writes its part of the batch.
 
         Returns:
-            Global metrics, the same on every rank; after a skipped step only `skipped_steps` and `learning_rate`.
+            Global metrics, the same on every rank. A skipped step returns only `skipped_steps` and `learning_rate`.
 
         Raises:
             RuntimeError: the last `learner.max_skipped_steps` steps were all skipped.
         """
         self._meter.start()
         self._engine.train()
-        # The step's number seeds dropout, so a resumed run draws the same dropout on every rank and device.
+        # The step's number seeds dropout, so a resumed run drops the same values on every rank and device.
         torch.manual_seed(self._seed_of_step())
         rate = learning_rate(self._setup.learner, self._counts.optimizer_steps, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
@@ -145,8 +145,9 @@ class LearnerRank:
             for index, microbatch in enumerate(batch.microbatches):
                 self._engine.set_gradient_accumulation_boundary(index == last)
                 terms = self._terms(microbatch.to(self._device))
-                # 1 if the loss is finite, else NaN. A NaN makes the gradient NaN. DeepSpeed checks the norm of all
-                # gradients: it then takes no step on any rank and clears the collected gradients, at every stage.
+                # `finite` is 1 if the loss is finite, otherwise NaN, which makes the gradient NaN. DeepSpeed checks the
+                # norm of all gradients. If the norm is NaN, DeepSpeed takes no step on any rank and clears the
+                # collected gradients, at every ZeRO stage.
                 finite = terms.loss_sum.detach() * 0 + 1
                 self._engine.backward(terms.loss_sum * finite * (self._setup.world_size / batch.denominator))
                 if self._speaks:
@@ -174,7 +175,7 @@ class LearnerRank:
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _over_ranks(self, how: Literal["SUM", "MAX"], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Reduce tensors, float64 on the CPU, over all ranks by sum or maximum, in one collective."""
+        """Reduce tensors (float64, on the CPU) over all ranks by sum or maximum, in one collective."""
         if self._setup.world_size == 1:
             return tensors
         joined = torch.cat(tensors).to(self._device)
@@ -182,7 +183,7 @@ class LearnerRank:
         return torch.split(joined.cpu(), [len(tensor) for tensor in tensors])
 
     def _reduction(self, microbatches: int) -> AbstractContextManager[None]:
-        """Delay the reduction of gradients to the end of the context, if it must happen once per step."""
+        """Delay the reduction of gradients to the end of the context, if there must be one reduction per step."""
         learner = self._setup.learner
         # ZeRO-1 always reduces at the last microbatch.
         held_back = learner.zero_stage > 1 and microbatches > 1 and self._setup.world_size > 1
@@ -200,7 +201,7 @@ class LearnerRank:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Microbatch) -> Tensor:
-        """Score with the reference, log-probabilities [T]: a second model, or with LoRA the policy without adapters."""
+        """Return log-probabilities [T] of the reference: a second model or, with LoRA, the policy without adapters."""
         if self._reference is not None:
             logprobs_T: Tensor = self._reference(batch, self._setup.temperature)[0]
             return logprobs_T
@@ -213,7 +214,7 @@ class LearnerRank:
         return logprobs_T
 
     def _skipped(self, batch: RankBatch, rate: float) -> dict[str, float]:
-        """Write a batch with a loss or gradient that is not finite for inspection; stop after too many in a row."""
+        """Write a batch whose loss or gradient is not finite, for inspection; raise after too many in a row."""
         self._counts.skipped_in_a_row += 1
         folder = Path(self._setup.skipped_folder)
         if self._speaks:
@@ -226,17 +227,17 @@ class LearnerRank:
         if self._counts.skipped_in_a_row >= self._setup.learner.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient of {self._counts.skipped_in_a_row} optimizer steps in a row was not finite, as many "
-                f"as learner.max_skipped_steps allows; their batches are in {folder}. Look for log-probabilities that "
-                "are not finite in them, lower learner.learning_rate, or resume from an earlier checkpoint"
+                f"as learner.max_skipped_steps allows; their batches are in {folder}. Look there for log-probabilities "
+                "that are not finite, lower learner.learning_rate, or resume from an earlier checkpoint"
             )
         return {"learning_rate": rate, "skipped_steps": 1.0}
 
     @torch.no_grad()
     def logprobs(self, microbatches: Sequence[Microbatch], source: Source) -> list[Tensor]:
-        """Return each position's log-probability of its target at the training temperature, float32 [T] by microbatch.
+        """Return each position's log-probability of its target at the sampling temperature: float32 [T] per microbatch.
 
         Args:
-            microbatches: microbatches to score; every rank needs the same number.
+            microbatches: microbatches to score; every rank needs the same number of microbatches.
             source: model to score with: the current `policy` or the `reference`.
         """
         self._engine.eval()
@@ -275,13 +276,13 @@ class LearnerRank:
         return deepspeed.zero.GatheredParameters(parameters, enabled=enabled)  # type: ignore[no-any-return]
 
     def sleep(self) -> None:
-        """Move optimizer states and float32 weights to host memory, unless they are there already; undo with `wake`."""
+        """Move optimizer states and float32 weights to host memory, unless offload keeps them there."""
         if self._setup.learner.offload == "none":
             states = (OffloadStateTypeEnum.optim_states, OffloadStateTypeEnum.hp_params)
             self._engine.offload_states(include=states, pin_memory=self._device.type == "cuda")
 
     def wake(self) -> None:
-        """Move back what `sleep` moved. Call it after the generators have loaded the whole push."""
+        """Undo `sleep`. Call `wake` after the generators have loaded the whole push."""
         self.outlet.release()
         if self._setup.learner.offload == "none":
             self._engine.reload_states()

@@ -1,4 +1,4 @@
-"""The meeting of the learner's ranks, through a store that listens on one address only."""
+"""Connect the learner's ranks to each other, through a store that listens on one address only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import socket
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-# torch's default.
+# torch's default for the longest wait for the store.
 _STORE_LIMIT = datetime.timedelta(seconds=300)
 
 
 def meet(backend: str, rank: int, world_size: int, address: str, port: int, deadline_s: float | None = None) -> None:
-    """Join torch's default process group, unless this process is in it. Block until all ranks have joined.
+    """Join torch's default process group, unless this process is already in it. Block until all ranks have joined.
 
     Args:
         backend: `gloo` or `nccl`.
@@ -26,7 +26,7 @@ def meet(backend: str, rank: int, world_size: int, address: str, port: int, dead
     if distributed.is_initialized():
         return
     listener = socket.create_server((address, port)).detach() if rank == 0 else None
-    # By default torch listens on every address of the machine, and the store accepts every client.
+    # By default, torch's store listens on every address of the machine and accepts every client.
     limit = None if deadline_s is None else datetime.timedelta(seconds=deadline_s)
     store = TCPStore(
         address, port, world_size, is_master=rank == 0, master_listen_fd=listener, timeout=limit or _STORE_LIMIT

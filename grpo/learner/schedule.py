@@ -8,7 +8,7 @@ from grpo import config
 
 
 def learning_rate(learner: config.LearnerConfig, step: int, total_steps: int) -> float:
-    """Return the rate of optimizer step `step` (from 0): linear warm-up, then the configured schedule."""
+    """Return the rate of optimizer step `step`, counted from 0: linear warm-up, then the configured schedule."""
     if step < learner.warmup_steps:
         return learner.learning_rate * (step + 1) / learner.warmup_steps
     progress = (step - learner.warmup_steps) / max(1, total_steps - learner.warmup_steps)

@@ -15,8 +15,8 @@ class LearnerSetup:
 
     Attributes:
         policy_path: folder or hub name of the starting policy.
-        reference_path: folder or hub name of the weights for a KL penalty's frozen reference, and for LoRA's base;
-            other runs do not read it.
+        reference_path: folder or hub name of the weights of the frozen reference (for a KL penalty) or of the base
+            policy (for LoRA). Runs without both do not read these weights.
         dtype: number format of the forward and backward passes.
         algorithm: the objective; None for supervised fine-tuning.
         learner: optimizer and batching.

@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 
 class SpeedMeter:
-    """Measures one rank's optimizer steps; ranks combine their measurements by a sum and a maximum."""
+    """Measures one rank's optimizer steps. The caller combines the ranks' results by a sum and a maximum."""
 
     def __init__(
         self, policy: PreTrainedConfig, device: torch.device, peak_tflops: float | None, *, frozen: bool
@@ -27,7 +27,7 @@ class SpeedMeter:
         Args:
             policy: the policy's config.
             device: device of the step.
-            peak_tflops: peak speed of the device, in TFLOP/s; with None the GPU's name selects a known value.
+            peak_tflops: peak speed of the device, in TFLOP/s; if None, the GPU's name selects a known value.
             frozen: whether only adapters are trained.
         """
         self._frozen = frozen
@@ -48,7 +48,7 @@ class SpeedMeter:
 
         Returns:
             float64 [computed tokens, FLOPs], to be summed over ranks.
-            float64 [seconds, bytes at the peak]; ranks take the maximum.
+            float64 [seconds, bytes of memory at the peak], of which the maximum over ranks is taken.
         """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -65,7 +65,7 @@ class SpeedMeter:
         )
 
     def metrics(self, summed: Tensor, largest: Tensor, ranks: int) -> dict[str, float]:
-        """Return a step's metrics from the results of `stop`, combined over all ranks; no key for an unknown value."""
+        """Return a step's metrics from the combined results of `stop` on all ranks. Unknown values have no key."""
         tokens, flops = summed.tolist()
         seconds, peak_bytes = largest.tolist()
         metrics = {"compute_s": seconds, "tokens_per_s": tokens / seconds, "peak_memory_gib": peak_bytes / GIB}

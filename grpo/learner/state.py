@@ -1,4 +1,4 @@
-"""The learner's part of a checkpoint: each rank writes its state and reads it again."""
+"""The learner's part of a checkpoint: each rank writes its state and can load this state."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from grpo.policy.adapters import check_adapter
 from grpo.policy.logprobs import PolicyLogprobs
 from grpo.report import run_files
 
-# In a checkpoint: the reference, if it is no longer the starting policy.
+# File in a checkpoint: the reference, if it may differ from the starting policy.
 REFERENCE = "reference.pt"
-# In a checkpoint: LoRA's adapters alone.
+# Folder in a checkpoint: LoRA's adapters alone.
 ADAPTER = "adapter"
-# Classes in DeepSpeed's part of a checkpoint, beside tensors and plain data.
+# Classes that DeepSpeed's part of a checkpoint contains besides tensors and plain data.
 _IN_A_CHECKPOINT = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)
 
 
 @dataclass(slots=True)
 class Counts:
-    """A rank's counts; checkpoints hold them under these names.
+    """A rank's counts. A checkpoint stores the counts under these names.
 
     Attributes:
         optimizer_steps: number of optimizer steps so far, including skipped steps.
@@ -48,7 +48,7 @@ class LearnerState:
     Attributes:
         setup: the rank's setup.
         engine: DeepSpeed's engine.
-        reference: the reference policy, if it is a second model; else None.
+        reference: the reference policy, if it is a second model; otherwise None.
         export: writes the policy in Hugging Face format.
     """
 
@@ -58,9 +58,9 @@ class LearnerState:
     export: PolicyExport
 
     def save(self, folder: Path, counts: Counts) -> None:
-        """Write this rank's part of the training state, and on rank 0 the policy in Hugging Face format.
+        """Write this rank's part of the training state. Rank 0 also writes the policy in Hugging Face format.
 
-        With LoRA the state holds only the adapters' training. The adapters are also written in peft's format.
+        With LoRA, the state covers only the adapters. The adapters are also written in peft's format.
         """
         with_adapters = self.setup.learner.lora is not None
         self.engine.save_checkpoint(
@@ -81,8 +81,8 @@ class LearnerState:
         """Load the state that `save` wrote.
 
         Raises:
-            ValueError: no state is there, another number of ranks wrote it, it may run code, or its adapters do not
-                fit `learner.lora` or the base weights.
+            ValueError: the folder has no state, another number of ranks wrote the state, the state may run code, or its
+                adapters do not fit `learner.lora` or the base weights.
         """
         adapter, with_adapters = folder / ADAPTER, self.setup.learner.lora is not None
         if adapter.is_dir() != with_adapters:

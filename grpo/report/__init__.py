@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, rollouts, figures, the closing table."""
+"""The records of a run: metrics, rollouts, logs, figures, and the closing table."""

@@ -13,14 +13,15 @@ class RunChart:
     """A chart of a run, or of several runs together.
 
     Attributes:
-        name: name of the PNG file, without its ending.
+        name: name of the PNG file, without `.png`.
         title: name of the measured quantity.
-        curves: (label, metric) pairs. A chart of a single run draws all of them; a chart of several runs draws the
-            first metric of each run.
+        curves: (label, metric) pairs. A chart of a single run draws all these metrics; a chart of several runs
+            draws only the first metric, with a line for each run.
         title_of_several: title of a chart of several runs.
         unit: unit of the values.
-        low, high: the value axis reaches at least from `low` to `high`, so that noise does not look like a change.
-        has_figure: whether a PNG file is drawn.
+        low, high: the value axis covers at least the range from `low` to `high`, so that noise does not look like a
+            change.
+        has_figure: whether the chart also gets a PNG file.
     """
 
     name: str
@@ -79,7 +80,7 @@ def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
     def is_measured(*metrics: str) -> bool:
         return any(history.curve(metric).finite() for history in histories for metric in metrics)
 
-    # Supervised fine-tuning has no reward, so its loss is shown. Beside a reward, a policy-gradient loss is not useful.
+    # Supervised fine-tuning has no reward, so the loss is shown. If there is a reward, the loss tells little.
     hidden = LOSS if is_measured("reward/mean") else None
     return tuple(
         chart for chart in RUN_CHARTS if chart is not hidden and is_measured(*(metric for _, metric in chart.curves))
@@ -87,7 +88,7 @@ def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
 
 
 def axis_of(metric: str) -> tuple[float | None, float | None]:
-    """The values that the axis of a metric reaches at least; None if the measured values alone decide."""
+    """The lowest and highest value that the axis of a metric must include; None if only measured values decide."""
     chart = next((chart for chart in RUN_CHARTS if metric in dict(chart.curves).values()), None)
     return (chart.low, chart.high) if chart else (None, None)
 

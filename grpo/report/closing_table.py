@@ -1,4 +1,4 @@
-"""The table at the end of a run: the results, the speed, and the use of time."""
+"""The table at the end of a run: its results, its speed, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grpo.visible import visible
 
 @dataclass(frozen=True, slots=True)
 class ClosingTable:
-    """Rows of label and figure. rich prints a table, and `str` gives plain text."""
+    """Rows with a label and a figure. rich prints them as a table; `str` returns plain text."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -26,7 +26,7 @@ class ClosingTable:
     def __rich__(self) -> Table:
         table = LiteralTable(title=self.title, title_style="bold", show_header=False)
         table.add_column(no_wrap=True, style="dim")
-        # Fold instead of cut, because the last rows are paths, and only a whole path is useful.
+        # Long figures are folded and not cut, because the last rows are paths, and only a whole path is useful.
         table.add_column(overflow="fold")
         for label, figure in self.rows:
             table.add_row(label, figure)
@@ -38,12 +38,12 @@ class ClosingTable:
 
 
 def closing_table(name: str, history: History, files: Mapping[str, Path] | None = None) -> ClosingTable:
-    """Sum up a run.
+    """Return the closing table of a run.
 
     Args:
         name: name of the run, for the title.
         history: metrics of the run; a metric that was not measured has no row.
-        files: label -> path, for the last rows.
+        files: paths of the run's files, by label. They become the last rows.
     """
     rows = [*_learned(history), *_speed(history), *_time(history)]
     rows += [(label, str(path)) for label, path in (files or {}).items()]
@@ -52,7 +52,7 @@ def closing_table(name: str, history: History, files: Mapping[str, Path] | None 
 
 
 def mean_over_time(history: History, name: str) -> float | None:
-    """The mean of a rate, weighted by the seconds of each step: total amount over total time."""
+    """The mean of a rate, weighted by the seconds of each step: the total amount divided by the total time."""
     pairs = [
         (line.metrics[name], line.metrics["time/step_s"])
         for line in history.lines
@@ -90,7 +90,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The slowest verdicts of each verifier. They rise if the policy finds answers that are slow to judge."""
+    """The times of each verifier's slowest verdicts. They rise if the policy finds answers that are slow to judge."""
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []
@@ -136,7 +136,7 @@ def _time(history: History) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A span of time as a person says it: `48 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A span of time as text for people: `48 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

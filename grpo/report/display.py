@@ -1,4 +1,4 @@
-"""Shared parts of both displays of a job: the figures of a step, the pace, and time as text."""
+"""Parts that both displays of a job share: the figures of a step, the pace, and time as text."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Field:
 
     Attributes:
         label: word before the figure in the live panel.
-        short: head of its column in a log, at most `width` wide.
-        metric: name of its metric.
+        short: head of the figure's column in a log; at most `width` characters.
+        metric: name of the figure's metric.
         decimals: number of digits after the point.
         width: width in a log line, in characters.
         unit: text after the figure in the live panel.
-        sticky: keep the last value if a step has no value (evaluations).
+        sticky: whether the display keeps the last value if a step has no value. Evaluations need this.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Field:
     sticky: bool = False
 
     def format(self, value: float | None) -> str:
-        """The figure as text; empty for None."""
+        """The figure as text; if `value` is None, the text is empty."""
         if value is None:
             return ""
         if not math.isfinite(value):
@@ -48,7 +48,7 @@ class Field:
         return f"{value:,.{self.decimals}f}"
 
 
-# The widths add up to 80 with the step (9) and the remaining time (8) beside them.
+# The widths of the fields, the step (9 characters) and the remaining time (8 characters) add up to 80.
 GRPO_FIELDS = (
     Field("reward", "reward", "reward/mean", 3, 7),
     Field("accuracy", "acc", "rollout/accuracy", 3, 6),
@@ -69,7 +69,7 @@ SFT_FIELDS = (
 
 
 def shown_literally(renderable: RenderableType) -> RenderableType:
-    """Keep a string as it is, without markup. rich draws everything else."""
+    """Return a string as a text that rich prints without interpreting markup; return other objects unchanged."""
     return literal(renderable) if isinstance(renderable, str) else renderable
 
 
@@ -77,7 +77,7 @@ class StepPace:
     """The pace of the steps, and an estimate of the remaining time."""
 
     def __init__(self, total_steps: int | None) -> None:
-        """Start before the first step."""
+        """Prepare for the first step."""
         self._total = total_steps
         self._ticks: deque[tuple[int, float]] = deque(maxlen=_PACE_WINDOW + 1)
 
@@ -86,12 +86,12 @@ class StepPace:
         self._ticks.append((step, time.monotonic()))
 
     def position(self) -> str:
-        """The step, and the number of all steps if it is known."""
+        """The number of the step and, if it is known, the number of all steps."""
         step = self._ticks[-1][0] if self._ticks else 0
         return f"{step}/{self._total}" if self._total else str(step)
 
     def seconds_per_step(self) -> float | None:
-        """The pace; None before two steps are done."""
+        """The mean seconds per step; None before two steps are done."""
         if len(self._ticks) < 2 or self._ticks[-1][0] <= self._ticks[0][0]:
             return None
         (first, begin), (last, end) = self._ticks[0], self._ticks[-1]
@@ -106,7 +106,7 @@ class StepPace:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """The values as a row of block characters, a higher block for a higher value. Empty for no values."""
+    """The values as a row of block characters, a higher block for a higher value. Without values, the row is empty."""
     if not values:
         return ""
     low, high = min(values), max(values)
@@ -116,7 +116,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours from an hour on."""
+    """A time as minutes and seconds; from one hour on, as hours, minutes and seconds."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,10 +1,10 @@
-"""The curves of a run, or of several runs, as PNG files, drawn from the run folders.
+"""Draw the curves of a run, or of several runs, as PNG files. The data comes from the run folders.
 
     overview([run], run / "figures")                               one run
-    overview([run_a, run_b], folder)                               two runs, a line each
-    overview({"GRPO": [seed_1, seed_2, seed_3]}, folder)           seeds of one recipe: their mean, min to max shaded
+    overview([run_a, run_b], folder)                               two runs: a line for each
+    overview({"GRPO": [seed_1, seed_2, seed_3]}, folder)           seeds of one recipe: mean, and shaded range
 
-Each file is meant to stand in a README or a paper: light ground, legible at 800 pixels.
+Each file is made for a README or a paper: it has a light background and is legible at a width of 800 pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from grpo.report.charts import STEP_TIME, RunChart, charts_of, is_rare
 from grpo.report.metrics_log import Curve, History, read_history, run_names
 from grpo.report.step_time import PARTS, StepTime, mean_step_time, step_time
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish; used from dark to light.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. Darker colours come first.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PART_COLOURS = {
     "generate": "#0072B2",
@@ -59,7 +59,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "round",
 }
-# 160 dots an inch: 10 inches give 1600 pixels, which stay sharp when a page shows them 800 wide.
+# 160 dots an inch: 10 inches give 1600 pixels, which stay sharp if a page shows the figure at a width of 800.
 _DOTS_PER_INCH = 160
 # Largest number of bars of a stack. With more bars the edges are mostly noise.
 _MOST_BARS = 100
@@ -83,15 +83,16 @@ class _Entry:
 
 
 def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
-    """Draw the measured curves: `overview.png`, then a file per curve.
+    """Draw the measured curves: `overview.png` with all curves, then a file for each curve.
 
     Args:
-        runs: run folders, with a curve each; or label -> run folders that differ only by seed. Seeds are drawn as their
-            mean at the steps that all of them reached, with a band from the lowest to the highest value.
-        folder: folder of the files; created if it is missing.
+        runs: run folders, and each run gets a curve; or lists of run folders by label, and each label gets a curve. The
+            runs of a label differ only by seed. Their curve is the mean at the steps that all of them reached, with a
+            band from the lowest to the highest value.
+        folder: folder for the files. If it is missing, it is created.
 
     Returns:
-        The paths of the files, the overview first; empty if no run has anything to draw.
+        The paths of the files, the overview first; empty if no run has measured values.
     """
     entries = _entries(runs)
     charts = [
@@ -116,7 +117,7 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
 
 
 def mean_and_band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
-    """Mean, lowest and highest value over curves, at the steps that all of them have."""
+    """The mean, lowest and highest value of several curves, at the steps that all these curves have."""
     shared = sorted(set.intersection(*(set(curve.steps) for curve in curves))) if curves else []
     columns = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves]
     stacked = [[column[step] for column in columns] for step in shared]
@@ -161,7 +162,7 @@ def _draw(chart: RunChart, axes: Axes, entries: Sequence[_Entry]) -> None:
 
 
 def _draw_behind(axes: Axes, entry: _Entry, chart: RunChart) -> None:
-    """Draw the other curves of a chart under the first curve, and fainter: the values of every training step."""
+    """Draw the other curves of a chart behind the first curve, in grey. They have values for every training step."""
     behind = [(label, mean) for label, metric in chart.curves[1:] for mean, _, _ in _shown(entry, metric)]
     for label, mean in behind:
         drawn = mean.smooth() if mean.is_noisy() else mean
@@ -191,9 +192,9 @@ def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
     for part, seconds in timed.parts.items():
         bottoms, tops = tops, [low + more for low, more in zip(tops, seconds, strict=True)]
         label = f"{part} {shares[part]:.0%}"
-        # Flat over each step, not interpolated, so that a single slow step looks like a single step.
+        # Each step has a flat top. If tops were interpolated, a single slow step would look like several slow steps.
         axes.stairs(tops, edges, baseline=bottoms, fill=True, color=_PART_COLOURS[part], label=label)
-    # Leave room above the stack for the legend, because it would hide data anywhere else.
+    # Leave space for the legend above the stack, because the legend would hide data anywhere else.
     axes.set_ylim(0, 1.42 * top)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_title(f"Step time (longest {longest:.1f} s)" if is_cut else "Step time")

@@ -1,4 +1,4 @@
-"""Files with a JSON object per line. Lines are appended whole, and a run that resumes cuts the file back."""
+"""Files with a JSON object per line. Each line is appended in one write. A resumed run removes later steps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from grpo import files
 
 
 class JsonLines:
-    """Appends lines to a file. Each line is a single write. With `durable`, it is on the disk when `write` returns."""
+    """Appends lines to a file, each in a single write. If `durable` is set, a line is on disk when `write` returns."""
 
     def __init__(self, path: Path, *, durable: bool = True, alone: bool = False) -> None:
-        """Open the file. A missing file is created, and so is its folder.
+        """Open the file. If the file or its folder is missing, it is created.
 
         Args:
             path: the file.
-            durable: wait for the disk at each line; without it, a power cut may lose the last lines.
-            alone: lock the file, so that no other process opens it with `alone`.
+            durable: whether each write waits for the disk. If not, a power cut may lose the last lines.
+            alone: whether to lock the file, so that no other process can open it with `alone`.
 
         Raises:
             ValueError: another process has opened the file with `alone`.
@@ -30,7 +30,7 @@ class JsonLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._descriptor = self._open()
-        # A killed process may have written half a line. Remove it, or the next line would continue it.
+        # A killed process may have written an incomplete line. Remove it, or the next line would be appended to it.
         os.ftruncate(self._descriptor, path.read_bytes().rfind(b"\n") + 1)
 
     def write(self, line: str) -> None:
@@ -47,7 +47,7 @@ class JsonLines:
             os.fsync(self._descriptor)
 
     def keep(self, wanted: Callable[[int, str], bool]) -> None:
-        """Drop the lines that are not wanted: `wanted(number from 1, text)`."""
+        """Keep only the lines for which `wanted(number, text)` is true. Lines are numbered from 1."""
         kept = [text for number, text in enumerate(complete_lines(self.path), start=1) if wanted(number, text)]
         os.close(self._descriptor)
         files.write_text(self.path, "".join(line + "\n" for line in kept), durable=self._durable)
@@ -58,7 +58,7 @@ class JsonLines:
         self.keep(lambda _, text: int(json.loads(text)["step"]) <= step)
 
     def close(self) -> None:
-        """Bring the lines to disk and release the file. Safe to call twice."""
+        """Write all lines to the disk and close the file. Safe to call twice."""
         if self._descriptor >= 0:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
@@ -84,6 +84,6 @@ class JsonLines:
 
 
 def complete_lines(path: Path) -> Sequence[str]:
-    """The complete lines of a file that may be missing. A half line of a killed process is left out."""
+    """The complete lines of a file that may be missing. An incomplete line of a killed process is left out."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     return text.split("\n")[:-1]

@@ -1,9 +1,9 @@
 """The groups that each step was trained on: one line of `ledger.jsonl` per step.
 
-A resume cuts the file back with the metrics. An example:
+An example: `{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`.
 
-`{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`. Metrics and stored
-rollouts describe a step. This file proves, cheaply and for every step, that no group was lost or used twice.
+A resumed run removes the lines of later steps, as it does with the metrics. The file shows for every step, also if the
+step's rollouts are not stored, that no group was lost or used twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TrainedGroup:
     Attributes:
         step: the step, from 1.
         prompt: the prompt's id.
-        versions: the first and the last policy version that sampled any of its tokens.
+        versions: the first and the last policy version that sampled tokens of the group.
         sample: fingerprint of the sampled tokens.
     """
 
@@ -38,7 +38,7 @@ class TrainedGroup:
 
 
 class Ledger(JsonLines):
-    """The ledger file. Each step adds one line at its end."""
+    """The ledger file. Each step appends one line to it."""
 
     def __init__(self, run_dir: Path) -> None:
         """Open a run's ledger. A missing file is created."""
@@ -60,11 +60,11 @@ def read_ledger(run_dir: Path) -> list[TrainedGroup]:
 
 
 def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_at_most: int = 0) -> list[str]:
-    """List the problems of a ledger: none if each prompt was trained on as often as it was drawn.
+    """List the problems of a ledger. The list is empty if each prompt was trained on as often as it was drawn.
 
     Args:
         trained: groups of the ledger.
-        drawn: ids of prompts in the order of the data, at least as many as were trained on.
+        drawn: ids of prompts in the order in which the data gave them, at least as many as were trained on.
         open_at_most: number of groups that may be in progress at the end of the ledger; 0 if steps do not overlap.
     """
     problems = []
@@ -72,8 +72,8 @@ def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_
     if steps != list(range(1, len(steps) + 1)):
         problems.append(f"steps do not follow one another from 1: {steps[:20]}")
     used = collections.Counter(group.prompt for group in trained)
-    # Take the shortest prefix of the draws that contains every trained prompt. Its other prompts were lost or are still
-    # in progress.
+    # Take the shortest prefix of the draws that contains every trained prompt. Other prompts in this prefix were
+    # lost or are still in progress.
     unmatched, length = +used, 0
     while unmatched and length < len(drawn):
         unmatched -= collections.Counter([drawn[length]])

@@ -29,7 +29,7 @@ _FRAMES_PER_SECOND = 4
 
 
 class LiveProgress:
-    """A panel at the foot of the terminal. Other output scrolls by above it."""
+    """A panel at the bottom of the terminal. Other output scrolls above the panel."""
 
     def __init__(self, title: str, total_steps: int | None, fields: Sequence[Field], console: Console) -> None:
         self._title, self._fields, self._console = title, tuple(fields), console
@@ -52,7 +52,7 @@ class LiveProgress:
         streams_before = (sys.stdout, sys.stderr)
         self._live.start()
         self._hold_log_handlers(streams_before)
-        # The panel hides the cursor. Show it again, whichever way the process ends.
+        # The panel hides the cursor. Show the cursor again, however the process ends.
         atexit.register(self.close)
 
     @contextmanager
@@ -66,7 +66,7 @@ class LiveProgress:
             outcome = ""
         finally:
             self._phases.remove(entry)
-            # For phases between steps (evaluations, checkpoints), only a failure leaves a permanent line.
+            # A phase between steps (an evaluation, a checkpoint) leaves a permanent line only if it fails.
             if self._newest_step is None or outcome:
                 self._leave_line(text, outcome, time.monotonic() - started)
 

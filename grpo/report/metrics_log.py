@@ -1,8 +1,8 @@
-"""The numbers of a run: one JSON line per step, appended durably, read back as a History.
+"""The metrics of a run. Each step appends one JSON line to a file, and `read_history` reads the file.
 
-A line is one flat object, `{"step": 10, "time": 1760000000.0, "reward/mean": 0.5, ...}`; the names follow
-`docs/metrics.md`. JSON has neither NaN nor infinity, so a number that is not finite is written as null.
-Several lines may have the same step (an evaluation that arrives late). A reader merges them.
+A line is one flat object, `{"step": 10, "time": 1760000000.0, "reward/mean": 0.5, ...}`. `docs/metrics.md` lists the
+names. JSON has neither NaN nor infinity, so a number that is not finite is written as null.
+Several lines may have the same step, because an evaluation may arrive late. A reader merges these lines.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class MetricsLine:
     """The metrics of one step.
 
     Attributes:
-        step: number of rollout batches that the policy has learned from; 0 is before any training.
+        step: number of rollout batches that the policy has learned from; 0 before any training.
         time: seconds since the epoch.
-        metrics: name -> value; NaN if the run had no finite number.
+        metrics: values by name; NaN if a value was not finite.
     """
 
     step: int
@@ -36,14 +36,14 @@ class MetricsLine:
     metrics: Mapping[str, float]
 
     def to_json(self) -> str:
-        """One line of strict JSON, newline included."""
+        """Return one line of strict JSON, with a newline at its end."""
         finite = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
         return json.dumps({"step": self.step, "time": self.time, **finite}, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One metric over steps. `steps` rises; `values` has the same length and may hold NaN."""
+    """One metric over steps. `steps` is in ascending order; `values` has the same length and may contain NaN."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -61,7 +61,7 @@ class Curve:
         return len(self.steps) >= _NOISY_FROM
 
     def smooth(self) -> Curve:
-        """The mean over neighbouring points, about 4 % of the run. The window is centred, so that there is no delay."""
+        """Each point becomes the mean of its neighbours: about 4 % of the run, half before and half after the point."""
         half = max(5, len(self.steps) // 25) // 2
         # Use running sums, because a new sum for each point would take seconds on a run of 10,000 steps.
         sums = [0.0, *itertools.accumulate(self.values)]
@@ -88,7 +88,7 @@ class History:
         return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
 
     def last_step(self) -> int | None:
-        """The highest step logged, None for an empty history."""
+        """The highest step in the history; None if the history is empty."""
         return self.lines[-1].step if self.lines else None
 
 
@@ -98,7 +98,7 @@ def read_history(run_dir: Path) -> History:
     A killed process may leave a last line without its newline. Such a line is skipped.
 
     Raises:
-        ValueError: a complete line has a different format; the message names the file and the line.
+        ValueError: a complete line has a different format. The message names the file and the line.
     """
     path = run_dir / run_files.METRICS
     if not path.exists():
@@ -114,7 +114,7 @@ def read_history(run_dir: Path) -> History:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """A name for each run folder: the folder's name, after as many parents as are needed to distinguish the runs."""
+    """A name for each run folder: the folder's name, with as many parent folders as distinguish the runs."""
     parts = [Path(run).resolve().parts[1:] for run in runs]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -124,7 +124,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 class MetricsLog(JsonLines):
-    """Appends lines to a run's metrics file. Each line is a single write, on the disk when `append` returns."""
+    """Appends lines to a run's metrics file. Each line is a single write, and is on disk when `append` returns."""
 
     def __init__(self, run_dir: Path) -> None:
         self._last_step = read_history(run_dir).last_step()
@@ -140,10 +140,10 @@ class MetricsLog(JsonLines):
 
         Args:
             line: the metrics of a step.
-            late: accept a step that is not above the last step in the file. Readers merge the lines of a step.
+            late: whether `line.step` may be a step that the file already has. Readers merge the lines of a step.
 
         Raises:
-            ValueError: the step is not above the last step in the file, or a name is reserved.
+            ValueError: the step is not above the last step in the file and `late` is not set, or a name is reserved.
         """
         for name in RESERVED_NAMES:
             if name in line.metrics:
@@ -151,14 +151,14 @@ class MetricsLog(JsonLines):
         if not late and self._last_step is not None and line.step <= self._last_step:
             raise ValueError(
                 f"step {line.step} comes after step {self._last_step} in {self.path}: steps must rise. "
-                f"To go on from a checkpoint, call truncate_after(its step) first; "
-                f"to start anew, use an empty run folder"
+                f"To continue from a checkpoint, first call truncate_after with the checkpoint's step; "
+                f"to start from the beginning, use an empty run folder"
             )
         self.write(line.to_json())
         self._last_step = line.step if self._last_step is None else max(line.step, self._last_step)
 
     def truncate_after(self, step: int) -> None:
-        """Drop every line of a later step, so that a resumed run does not count its steps twice."""
+        """Remove every line of a step after `step`, so that a resumed run does not count steps twice."""
         self.keep(lambda number, text: _parse(text, self.path, number).step <= step)
         self._last_step = read_history(self.path.parent).last_step()
 

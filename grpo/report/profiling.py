@@ -1,4 +1,4 @@
-"""The operators that take an actor's time: PyTorch's profiler runs inside the actor during some steps."""
+"""Measure the time of each operator in an actor. PyTorch's profiler runs inside the actor during some steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from grpo.types import ActorId
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An operator, over the whole profile.
+    """An operator and its total time in a profile.
 
     Attributes:
-        name: name in PyTorch, or name of the kernel.
-        self_s: seconds in the operator, without the operators that it calls: GPU time on a GPU, else processor time.
+        name: name of the operator in PyTorch, or name of the kernel.
+        self_s: seconds in the operator, without the operators that it calls. GPU time if a GPU is used, otherwise CPU
+            time.
         calls: number of calls.
     """
 
@@ -28,7 +29,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class ActorProfile:
-    """The profile of an actor, between the profiler's creation and `stop`.
+    """The profile of an actor, from the creation of the profiler until `stop`.
 
     Attributes:
         actor: name of the actor.
@@ -49,7 +50,7 @@ class OperatorProfiler:
     """PyTorch's profiler, started and stopped in the thread that computes."""
 
     def __init__(self, actor: ActorId) -> None:
-        """Start.
+        """Start the profiler.
 
         Args:
             actor: name of the actor.

@@ -6,8 +6,8 @@
     progress.step(1, {"reward/mean": 0.31, "time/step_s": 1.9})
     progress.close()
 
-On a terminal this is a live panel; anywhere else (a CI log, a file) it is one line per step, at most 80 columns
-wide. Both take the metric names of `docs/metrics.md`; a metric that is missing is left blank.
+On a terminal, the display is a live panel. Anywhere else (a CI log, a file), it is one line per step, at most 80
+columns wide. Both displays use the metric names of `docs/metrics.md`. A missing metric stays blank.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from grpo.types import Phase
 from grpo.visible import visible
 
 _HEADER_EVERY = 20
-# A person reads only so many lines of a log, so faster steps are skipped, but never an evaluation or the last step.
+# If steps are faster than this, some of their lines are skipped, so that the log stays readable. Evaluations and the
+# last step always get a line.
 _SECONDS_BETWEEN_LINES = 1.0
 
 
@@ -36,7 +37,7 @@ class Progress(Protocol):
     """The terminal display of a job."""
 
     def phase(self, phase: Phase, text: str) -> AbstractContextManager[None]:
-        """Show `text` and the time since the begin of the block, until the block ends."""
+        """Show `text` and the time since the block began, until the block ends."""
         ...
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -48,7 +49,7 @@ class Progress(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the last figures on the screen and give the terminal back. Safe to call twice."""
+        """Leave the last figures on the screen and restore the terminal. Safe to call twice."""
         ...
 
 
@@ -59,7 +60,7 @@ def open_progress(
     fields: Sequence[Field] = GRPO_FIELDS,
     console: Console | None = None,
 ) -> Progress:
-    """Open a live panel if the console is a terminal, else plain lines."""
+    """Open a live panel if the console is a terminal; otherwise print plain lines."""
     console = console or Terminal()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(title, total_steps, fields, console)
@@ -102,7 +103,7 @@ class PlainProgress:
         self._line(f"{self._pace.position():>9}{figures}{self._pace.left():>8}")
 
     def show(self, renderable: RenderableType) -> None:
-        # In a log, a message is a single line, however long.
+        # In a log, a message stays a single line, even if it is long.
         self._console.print(shown_literally(renderable), soft_wrap=isinstance(renderable, str | Text))
         self._console.file.flush()
 

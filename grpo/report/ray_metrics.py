@@ -1,7 +1,7 @@
 """Export a run's metrics through Ray's Prometheus exporter.
 
 Each node of a Ray cluster has an endpoint that Prometheus scrapes. The driver's metrics appear there beside Ray's
-figures, as `ray_grpo_reward_mean{run="quickstart"}` for `reward/mean`. launch/grafana/verigrpo.json draws them.
+metrics, as `ray_grpo_reward_mean{run="quickstart"}` for `reward/mean`. launch/grafana/verigrpo.json draws the metrics.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ray.util.metrics import Gauge
 
 
 class RayMetricsTracker:
-    """Gauges with the value of the last step. They end with the driver. Prometheus keeps their history."""
+    """Gauges that show the values of the last step until the driver ends. Prometheus keeps their history."""
 
     def __init__(self, run_dir: Path) -> None:
-        """No gauge is made yet, because Ray starts after the trackers."""
+        """Make no gauge yet, because Ray starts after the trackers."""
         self._run = run_dir.resolve().name
         self._gauges: dict[str, Gauge] = {}
 
@@ -36,5 +36,5 @@ class RayMetricsTracker:
 
 
 def gauge_name(metric: str) -> str:
-    """The metric's name for Ray: letters, digits and underscores. Ray puts `ray_` before it."""
+    """The metric's name for Ray: letters, digits and underscores. Ray adds `ray_` at the begin of this name."""
     return "grpo_" + re.sub(r"[^A-Za-z0-9_]", "_", metric)

@@ -1,6 +1,6 @@
-"""The reporting of a run. The training loop calls a single object once per step.
+"""Record and report a run. The training loop calls a `RunRecorder` once per step.
 
-    progress = open_progress("GRPO", total_steps=200)            # grpo.report.progress; first, so that start-up shows
+    progress = open_progress("GRPO", total_steps=200)            # grpo.report.progress; first, to show the start-up
     with progress.phase(Phase.START, "starting 2 generators"):
         ...
     trackers = open_trackers(config.trackers, run_dir, config=resolved)               # grpo.report.trackers
@@ -8,8 +8,8 @@
         report.truncate_after(resumed_step)                      # only when resuming
         report.step(0, {"eval/accuracy": 0.45})                  # before any training
         for step in ...:
-            report.step(step, metrics, groups, advantages)       # advantages[g][i]: float, or None
-        closing = report.finish(write_report)                    # figures, HTML, trackers and display closed
+            report.step(step, metrics, groups, advantages)       # advantages[g][i]: a float or None
+        closing = report.finish(write_report)                    # writes figures and HTML, closes everything
     Console().print(closing)                                     # or print(closing), as plain text
 
 If an exception or Ctrl-C ends the `with` block, the terminal is restored, the last rollouts are stored and the
@@ -18,9 +18,9 @@ trackers are closed; `finish` may be called in this case too. The run folder the
     metrics.jsonl  ledger.jsonl  timeline.jsonl  rollouts/step_000010.parquet  evaluations/step_000010.parquet
     figures/*.png  report.html  tensorboard/
 
-The run's `config.yaml` is written by the job and only read here. Metric names, the Parquet columns and their units
-are documented in `docs/metrics.md`. Figures and the HTML report are made from the run folder alone, so
-`grpo.report.figures.overview([run, ...], folder)` and `grpo.view.page.write_report(run)` serve at any later time too.
+The job writes the run's `config.yaml`; this module only reads it. `docs/metrics.md` documents the metrics, the Parquet
+columns and their units. Figures and the HTML report need only the run folder, so `grpo.view.page.write_report(run)` and
+`grpo.report.figures.overview([run, ...], folder)` can also be called later.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecorder:
-    """Records the metrics and completions of a run. Only a single thread may use it."""
+    """Records the metrics and completions of a run. Only a single thread may use a recorder."""
 
     def __init__(
         self,
@@ -63,16 +63,16 @@ class RunRecorder:
         mismatch_alarm: float | None = None,
         rollouts_max_mib: int | None = None,
     ) -> None:
-        """Open the run folder. A missing folder is created.
+        """Open the run folder. If it is missing, it is created.
 
         Args:
             run_dir: the run folder.
-            trackers: further places for the metrics besides `metrics.jsonl`; `close` closes them.
-            progress: terminal display; `close` closes it. None opens a new display.
-            rollouts_every: steps between stored rollouts; the first and the last step are stored too. 0 stores none.
-            total_steps: number of the last planned step, for the display and for storing its rollouts.
+            trackers: further places for the metrics besides `metrics.jsonl`; `close` closes the trackers.
+            progress: terminal display; `close` closes it. If None, a new display is opened.
+            rollouts_every: steps between stored rollouts; the first and the last step are stored too. 0 stores nothing.
+            total_steps: number of the last planned step. The display shows it, and rollouts of this step are stored.
             mismatch_alarm: threshold of learner/mismatch_kl_first, in nats, above which the display warns once.
-            rollouts_max_mib: largest size of all stored completions, in MiB; above it, steps in between are removed.
+            rollouts_max_mib: largest size of all stored completions, in MiB. Above it, steps in between are removed.
 
         Raises:
             ValueError: `rollouts_every` is negative, or `metrics.jsonl` has a line of a different format.
@@ -95,7 +95,7 @@ class RunRecorder:
         self._seconds_before = self._seconds_logged()
 
     def truncate_after(self, step: int) -> None:
-        """Drop everything after `step`. Call this before the first step of a resumed run."""
+        """Remove all records after `step`. Call this before the first step of a resumed run."""
         self._log.truncate_after(step)
         self._ledger.truncate_after(step)
         self._time_line.truncate_after(step)
@@ -115,15 +115,15 @@ class RunRecorder:
         """Record and show a finished step.
 
         Args:
-            step: number of rollout batches that the policy has learned from; above the last reported step. 0 is the
-                evaluation before any training.
-            metrics: name -> number, see `docs/metrics.md`. `time/run_s` is added.
+            step: number of rollout batches that the policy has learned from. It must be above the last reported step. 0
+                means the evaluation before any training.
+            metrics: numbers by name; see `docs/metrics.md`. `time/run_s` is added.
             groups: groups that the step learned from.
-            advantages: `advantages[g][i]` belongs to `groups[g].rollouts[i]`; None or NaN if it carries no gradient.
+            advantages: `advantages[g][i]` belongs to `groups[g].rollouts[i]`; None or NaN if there is no gradient.
 
         Raises:
-            ValueError: the step does not rise, a metric has a reserved name, or groups and advantages differ
-                in shape.
+            ValueError: the step is not above the last step, a metric has a reserved name, or groups and advantages
+                differ in shape.
         """
         now = time.time()
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -149,7 +149,7 @@ class RunRecorder:
 
         Args:
             step: number of the earlier step.
-            metrics: name -> number; names that the step does not have yet.
+            metrics: numbers by name. The step must not have these names yet.
 
         Raises:
             ValueError: a metric has a reserved name.
@@ -166,7 +166,7 @@ class RunRecorder:
         self._time_line.append(step, begin, lanes)
 
     def evaluation(self, step: int, groups: Sequence[Group]) -> None:
-        """Store the answers of the policy of `step` to held-out prompts, unless `rollouts_every` is 0."""
+        """Store the held-out answers of the policy after `step`, unless `rollouts_every` is 0."""
         if groups and self._rollouts_every:
             nothing = [[None] * len(group.rollouts) for group in groups]
             rollout_store.write_step(self.run_dir, step, groups, nothing, run_files.EVALUATIONS)
@@ -179,8 +179,8 @@ class RunRecorder:
             write_report: function that writes the page of a run folder and returns its path:
                 `grpo.view.page.write_report`. It is an argument because `grpo.report` may not import `grpo.view`.
         """
-        # matplotlib takes a second to import. Imported here, it slows down neither `import grpo.report.recorder` nor
-        # a failing run.
+        # The import of matplotlib takes a second. So it happens only here, and does not slow down
+        # `import grpo.report.recorder` or a failing run.
         from grpo.report.figures import overview
 
         self._store_rollouts()
@@ -192,7 +192,7 @@ class RunRecorder:
         return closing_table(self.run_dir.resolve().name, read_history(self.run_dir), files)
 
     def close(self) -> None:
-        """Give the terminal back, store the last rollouts, close the trackers. Safe to call twice."""
+        """Restore the terminal, store the last rollouts, and close the trackers. Safe to call twice."""
         self._progress.close()
         self._store_rollouts()
         self._log.close()

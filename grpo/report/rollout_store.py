@@ -1,9 +1,9 @@
 """The completions of a run: one Parquet file per stored step, one row per completion.
 
 `rollouts/` holds the completions that a step learned from. `evaluations/` holds the answers to held-out prompts, with
-the same columns. `docs/metrics.md` documents the columns. `pandas.read_parquet` and
-`datasets.load_dataset("parquet", ...)` can read them, because there is no Arrow map or union. Data without a fixed
-shape (the reference, the dataset row) is a JSON string.
+the same columns. `docs/metrics.md` documents the columns. The files have no Arrow map or union, so
+`pandas.read_parquet` and `datasets.load_dataset("parquet", ...)` can read them. Data without a fixed shape (the
+reference, the dataset row) is a JSON string.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ SCHEMA = pa.schema(
 )
 
 
-# advantages[g][i] belongs to groups[g].rollouts[i]; None or NaN if a rollout carries no gradient.
+# advantages[g][i] belongs to groups[g].rollouts[i]; None or NaN if a rollout has no gradient.
 Advantages = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVerdict:
-    """A verdict from a file, with the name of its verifier."""
+    """A stored verdict, with the name of its verifier."""
 
     verifier: str
     status: str
@@ -76,7 +76,7 @@ class StoredVerdict:
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """A row from a file, without the token lists, because readers of text do not need them."""
+    """A stored row without its lists of tokens, because readers of the text do not need these lists."""
 
     sample: int
     completion: str
@@ -106,12 +106,12 @@ def step_path(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> Pat
 
 
 def stored_steps(run_dir: Path, folder: str = run_files.ROLLOUTS) -> tuple[int, ...]:
-    """The steps whose rollouts are stored, rising."""
+    """The steps whose rollouts are stored, in ascending order."""
     return tuple(run_files.steps_in(run_dir / folder, _ENDING))
 
 
 def plain(reference: str) -> str:
-    """A stored reference (JSON) as a person writes it: a string loses its quotes."""
+    """A stored reference, which is JSON, as text for people: a string is returned without quotes."""
     value = json.loads(reference)
     return value if isinstance(value, str) else reference
 
@@ -130,10 +130,10 @@ def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
 def write_step(
     run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = run_files.ROLLOUTS
 ) -> Path:
-    """Store the rollouts of a step. The file appears whole or not at all.
+    """Store the rollouts of a step. Either the whole file is written or no file.
 
     Raises:
-        ValueError: the shape of `advantages` differs from the rollouts.
+        ValueError: `advantages` does not have one number for each rollout.
     """
     check_shape(groups, advantages)
     path = step_path(run_dir, step, folder)
@@ -144,7 +144,7 @@ def write_step(
 
 
 def read_groups(run_dir: Path, step: int, folder: str = run_files.ROLLOUTS) -> tuple[StoredGroup, ...]:
-    """Read the groups of a stored step, in the order of their scoring."""
+    """Read the groups of a stored step, in the order in which they were written."""
     columns = [name for name in SCHEMA.names if name not in ("row", "token_ids", "logprobs")]
     rows = pq.read_table(step_path(run_dir, step, folder), columns=columns).to_pylist()
     by_group: dict[int, list[dict[str, Any]]] = {}
@@ -172,11 +172,11 @@ def truncate_after(run_dir: Path, step: int) -> None:
 
 
 def thin(run_dir: Path, most_bytes: int) -> int:
-    """Remove stored steps until all of them together take at most `most_bytes`.
+    """Remove stored steps until the remaining steps together take at most `most_bytes`.
 
-    The remaining steps stay spread over the run: each time, the step with the closest neighbours is removed, and of
-    several such steps the oldest. The first and the last step of each folder are never removed, so the result may
-    exceed the limit.
+    The remaining steps stay spread over the run: each time, the step with the closest neighbours is removed. If there
+    are several such steps, the oldest is removed. The first and the last step of each folder are never removed, so the
+    result may exceed the limit.
 
     Returns:
         The number of removed steps.
@@ -271,10 +271,10 @@ def _number(value: float | None) -> float | None:
 
 
 def storable(text: str) -> str:
-    """A text for Arrow. UTF-8 has no lone surrogates, which a Python string may have; they become readable escapes."""
+    """Return a text that Arrow can store: lone surrogates, which UTF-8 does not allow, become readable escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_json(value: Any) -> str:
-    # `default=str`, because a dataset row may hold a date or a decimal, and people read the row as text.
+    # `default=str` is needed because a dataset row may hold a date or a decimal. People read the row as text.
     return json.dumps(value, ensure_ascii=True, default=str)

@@ -29,21 +29,21 @@ LEFT_OUT = "left_out.jsonl"
 RANDOM_POLICY = "random_policy"
 # Files with the ids that the trackers give to the run.
 WANDB_ID, MLFLOW_ID = "wandb_id", "mlflow_id"
-# A policy in Hugging Face format: of a whole run, or of a checkpoint.
+# Folder with a policy in Hugging Face format, in the run's folder or in a checkpoint.
 POLICY = "policy"
 
 
 def step_name(step: int) -> str:
-    """The name of a step's file or folder, without the ending of a file."""
+    """The name of a step's file or folder, without the suffix of a file."""
     return f"step_{step:06d}"
 
 
 def steps_in(folder: Path, ending: str = "") -> list[int]:
-    """The steps that have a file or folder in `folder`, rising; empty if `folder` does not exist."""
+    """The steps that have a file or folder in `folder`, in ascending order; empty if `folder` does not exist."""
     names = (path.name.removesuffix(ending) for path in folder.glob(f"step_*{ending}"))
     return sorted(int(name[1]) for each in names if (name := re.fullmatch(r"step_(\d+)", each)))
 
 
 def log_of(actor: str) -> str:
-    """The name in `logs/` of the newest log of an actor: `learner-0.log` for `learner rank 0`."""
+    """The name of the link in `logs/` to an actor's newest log: `learner-0.log` for `learner rank 0`."""
     return f"{'-'.join(word for word in actor.split() if word not in ('rank', 'on', 'node'))}.log"

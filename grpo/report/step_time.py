@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from grpo.report.metrics_log import History
 
-# The parts that the loop times, in this order. The remainder of `time/step_s` is "rest".
+# The parts of a step that the training loop measures, in this order. The remainder of `time/step_s` is "rest".
 TIMED_PARTS = ("generate", "verify", "learn", "sync")
 PARTS = (*TIMED_PARTS, "rest")
-# A step longer than the usual step by this factor (a first step that compiles) would flatten all others in a chart.
+# A step that is longer than the usual step by this factor is cut in a chart, or all other steps would look flat. An
+# example is a first step that compiles.
 _OUTLIER = 3.0
 
 
@@ -21,8 +22,8 @@ class StepTime:
     """Seconds of each timed step, by part.
 
     Attributes:
-        steps: step numbers, rising; never empty.
-        parts: part of `PARTS` -> seconds at each step, never negative.
+        steps: step numbers in ascending order; never empty.
+        parts: seconds at each step, by the part's name (`PARTS`); never negative.
     """
 
     steps: tuple[int, ...]
@@ -37,12 +38,12 @@ class StepTime:
         return {part: sum(seconds) / len(seconds) for part, seconds in self.parts.items()}
 
     def shares(self) -> dict[str, float]:
-        """Each part's share of the whole time; all 0 if no time passed."""
+        """Each part's share of the whole time; if no time passed, all shares are 0."""
         total = sum(self.totals())
         return {part: sum(seconds) / total if total else 0.0 for part, seconds in self.parts.items()}
 
     def thinned(self, most: int) -> StepTime:
-        """At most `most` steps, each the mean of its neighbours, for drawings with no room for every step."""
+        """Average neighbouring steps until at most `most` remain, for a chart that is too small to show every step."""
         if len(self.steps) <= most:
             return self
         size = len(self.steps) / most
@@ -54,7 +55,7 @@ class StepTime:
         return StepTime(tuple(self.steps[bucket[len(bucket) // 2]] for bucket in buckets), parts)
 
     def edges(self) -> tuple[float, ...]:
-        """The begin of each step's bar, and the end of the last bar: half way to the neighbours."""
+        """The begin of each step's bar, and the end of the last bar. They are half way between neighbouring steps."""
         between = [(left + right) / 2 for left, right in itertools.pairwise(self.steps)]
         first = self.steps[0] - (between[0] - self.steps[0] if between else 0.5)
         last = self.steps[-1] + (self.steps[-1] - between[-1] if between else 0.5)
@@ -70,19 +71,19 @@ class StepTime:
 
 
 def step_time(history: History) -> StepTime | None:
-    """The timed steps of a run; None if there are none. A part that a step did not time counts as 0 s."""
+    """The timed steps of a run; None if no step was timed. A part that a step did not time counts as 0 s."""
     timed = [line for line in history.lines if math.isfinite(line.metrics.get("time/step_s", math.nan))]
     if not timed:
         return None
     parts = {part: tuple(_seconds(line.metrics.get(f"time/{part}_s", 0.0)) for line in timed) for part in TIMED_PARTS}
     known = [sum(seconds) for seconds in zip(*parts.values(), strict=True)]
-    # Parts that overlap may add up to more than the step. The rest is then 0.
+    # Parts may overlap, so their sum may be larger than the step's time. The rest is then 0.
     rest = (max(0.0, line.metrics["time/step_s"] - seconds) for line, seconds in zip(timed, known, strict=True))
     return StepTime(tuple(line.step for line in timed), {**parts, "rest": tuple(rest)})
 
 
 def mean_step_time(runs: Sequence[StepTime]) -> StepTime | None:
-    """The mean over runs, step by step, at the steps that all of them timed; None if there are no such steps."""
+    """The mean over runs for each step that all runs timed; None if there are no such steps."""
     shared = tuple(sorted(set.intersection(*(set(run.steps) for run in runs)))) if runs else ()
     if not shared:
         return None

@@ -1,8 +1,8 @@
 """The busy times of each actor: one line of `timeline.jsonl` per step. Every actor measures with its own clock.
 
 `{"step": 3, "begin": 1760000000.0, "lanes": {"generator 0": {"generate": [[0.012, 1.5]], "sync": [[2.1, 2.2]]}}}`:
-intervals are seconds since `begin`, the start of the step. Negative times belong to the step before. An actor sends its
-busy times with its normal answers, so some of them arrive one step late. A reader therefore also reads the next lines.
+intervals are seconds since `begin`, the start of the step. Negative times belong to the previous step. An actor sends
+its busy times with its normal answers, so some times arrive one step late. So a reader also reads the next lines.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from grpo.types import ActorId, ActorKind
 from rewards.pool.busy_clock import Busy, BusyClock
 
 DRIVER = ActorId(ActorKind.DRIVER)
-# If the file grows larger, the older half of its steps is dropped. The limit holds some 10,000 steps of ten actors.
+# If the file is larger than this, the older half of its steps is removed. About 10,000 steps of ten actors fit.
 MOST_BYTES = 16 << 20
-# Number of lines after the line of a step that may still hold intervals of that step.
+# A step's intervals are in the line of the step, and may also be in this number of lines after it.
 _LATE_LINES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class StepLanes:
-    """The busy times of each actor in a step, until the next step began.
+    """The busy times of each actor from the start of a step until the next step starts.
 
     Attributes:
         lanes: activities of each actor, with their intervals in seconds since the step began, from 0 to `end`.
         end: end of the driver's last activity, in seconds; an evaluation or a checkpoint may come after the step.
-        complete: False for the newest step, because some of its intervals have not arrived yet.
+        complete: False for the newest step, because some of its intervals may not have arrived yet.
     """
 
     lanes: Mapping[ActorId, Busy]
@@ -43,13 +43,13 @@ class TimeLine(JsonLines):
     """The time line file. Each step adds one line."""
 
     def __init__(self, run_dir: Path, most_bytes: int = MOST_BYTES) -> None:
-        """Open a run's time line. A missing file is created. The file stays below `most_bytes`."""
-        # Not durable: nothing depends on this file, and a step of a small policy should not wait for a disk.
+        """Open a run's time line. If the file is missing, it is created. Its size stays below `most_bytes`."""
+        # The file is not durable: nothing depends on it, and a step of a small policy should not wait for a disk.
         super().__init__(run_dir / run_files.TIMELINE, durable=False)
         self._most_bytes = most_bytes
 
     def append(self, step: int, begin: float, lanes: Mapping[ActorId, Busy]) -> None:
-        """Write what every actor has reported since the last line.
+        """Write the activities that every actor has reported since the last line.
 
         Args:
             step: the newest step.
@@ -71,12 +71,12 @@ class TimeLine(JsonLines):
 
 
 def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
-    """Read one step from the lines of `timeline.jsonl`; None if the lines do not contain it.
+    """Read one step from the lines of `timeline.jsonl`; None if the lines do not contain this step.
 
     Raises:
         ValueError: a line has a different format.
     """
-    # A resume or the end of a run may add a line to a step. The first line has the start of the step.
+    # A resumed run, or the end of a run, may add a second line for a step. The first line has the start of the step.
     marked = [at for at, line in enumerate(lines) if line.startswith(f'{{"step": {step},')]
     if not marked:
         return None
@@ -89,7 +89,7 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
             moved = {
                 what: [(a + other - begin, b + other - begin) for a, b in intervals] for what, intervals in busy.items()
             }
-            # Cut first: the clock joins intervals that are close together, and must not join those of different steps.
+            # Cut before merging: the clock joins intervals that are close together, but must not join two steps.
             clocks.setdefault(actor, BusyClock()).merge(_within(moved, min(later, default=float("inf"))))
     whole = {actor: clock.take() for actor, clock in clocks.items()}
     # The end is not the start of the next step: the run may have been stopped for a night between the two.
@@ -99,7 +99,7 @@ def step_lanes(lines: Sequence[str], step: int) -> StepLanes | None:
 
 
 def _within(busy: Busy, end: float) -> Busy:
-    """Cut the intervals to the range from 0 to `end`. Intervals of length 0 after rounding are kept too."""
+    """Cut the intervals to the range from 0 to `end`. Intervals whose length was rounded to 0 are also kept."""
     cut = {
         what: [(max(0.0, a), min(b, end)) for a, b in intervals if b > 0 and (a < end or a == b == end)]
         for what, intervals in busy.items()

@@ -17,14 +17,14 @@ TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "prometheus")
 
 
 class Tracker(Protocol):
-    """A place that keeps metrics."""
+    """A place that stores metrics."""
 
     def log(self, step: int, time: float, metrics: Mapping[str, float]) -> None:
-        """Keep the metrics of a step; `time` is in seconds since the epoch."""
+        """Store the metrics of a step; `time` is in seconds since the epoch."""
         ...
 
     def truncate_after(self, step: int) -> None:
-        """Forget later steps, because a resumed run logs them again. Called before the first `log`."""
+        """Remove the steps after `step`, because a resumed run logs them again. Called before the first `log`."""
         ...
 
     def close(self) -> None:
@@ -43,12 +43,12 @@ def open_trackers(
 
     Args:
         names: names from `TRACKER_NAMES`.
-        run_dir: run folder; its name becomes the run's name in trackers that name runs.
+        run_dir: run folder. If a tracker names runs, it uses the name of this folder.
         config: resolved config, for trackers that show a config.
         project: W&B project, or MLflow experiment.
 
     Raises:
-        ValueError: a name is unknown, or the package behind it is not installed.
+        ValueError: a name is unknown, or the tracker's package is not installed.
     """
     chosen = tuple(names)
     unknown = [name for name in chosen if name not in TRACKER_NAMES]
@@ -82,7 +82,7 @@ class TensorBoardTracker:
         self._writer.flush()
 
     def truncate_after(self, step: int) -> None:
-        # TensorBoard's method: a new event file declares later steps of the older files void.
+        # In TensorBoard, a new event file can declare that later steps in the older files are invalid.
         self._writer.close()
         self._writer = self._open(purge_step=step + 1)
 
@@ -96,7 +96,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run, resumed under the same id when the run folder is used again."""
+    """A Weights & Biases run. If the run folder is used again, the W&B run with the same id is resumed."""
 
     def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
         try:
@@ -115,7 +115,7 @@ class WandbTracker:
             resume="allow",
             config=dict(config or {}),
         )
-        # W&B's step counter may only rise, and a resumed run would break this. So the curves use our step as x axis.
+        # W&B's step counter must never decrease, but a resumed run repeats steps. So the curves use our step as x axis.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -124,7 +124,7 @@ class WandbTracker:
         self._run.log({"step": step, "time": time, **finite})
 
     def truncate_after(self, step: int) -> None:
-        # W&B keeps everything that it has received. It draws the repeated steps over the old steps.
+        # W&B keeps everything that it has received. W&B draws repeated steps over the old steps.
         return None
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """An MLflow run, continued when the run folder is used again. MLFLOW_TRACKING_URI sets its place."""
+    """An MLflow run, continued if the run folder is used again. MLFLOW_TRACKING_URI names the server or folder."""
 
     def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
         try:
@@ -165,7 +165,7 @@ class MlflowTracker:
         )
 
     def truncate_after(self, step: int) -> None:
-        # MLflow keeps everything that it has received. A repeated step gets a second, later point.
+        # MLflow keeps everything that it has received. A repeated step gets a second point with a later time.
         return None
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class MlflowTracker:
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys with their values as text, cut to the length that MLflow takes."""
+    """Yield each dotted key with its value as text. The text is cut to the length that MLflow accepts."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{above}{name}.")
@@ -186,5 +186,5 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 def _not_installed(tracker: str) -> ValueError:
     return ValueError(
         f"trackers: {tracker!r} is configured but not installed; "
-        f"install it with `pip install 'verigrpo[{tracker}]'`, or take {tracker!r} out of the trackers"
+        f"install it with `pip install 'verigrpo[{tracker}]'`, or remove {tracker!r} from the trackers"
     )

@@ -1,8 +1,8 @@
 """Evaluation beside training: a separate `grpo eval` process evaluates an earlier policy while training continues.
 
-It evaluates one policy at a time, in the order of steps. The folder `evaluations/step_000010` in the run's folder
-holds the output of `grpo eval`. It also holds the policy until its numbers are reported. So a resumed run knows which
-evaluations are missing.
+Each policy gets a new process. The policies are evaluated one after the other, in the order of steps. For step 10, the
+folder `evaluations/step_000010` in the run's folder holds the output of `grpo eval`. The folder also holds the policy
+until the results are reported. So a resumed run knows which evaluations are missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from grpo.package_finder import python_command
 from grpo.report import run_files
 
 TASK = "held_out"
-# Columns of the task: the question with training's template, and its reference.
+# Columns of the task: the question in the template that training uses, and the reference of the question.
 _ASKED, _REFERENCE = "asked", "reference_answer"
 # The evaluation process ends when its parent process ends, for any reason.
 _PROGRAM = """
@@ -41,17 +41,17 @@ app()
 # Maximum number of policies that wait for their evaluation.
 MOST_OWED = 3
 _LOG_SHOWN = 2000
-# Seconds for the evaluation to close, with its verifiers and engines.
+# Seconds that the evaluation may take to stop its verifiers and engines and to exit.
 _END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """The numbers of an earlier policy; training has continued since.
+    """The results of an earlier policy. Training has continued since that policy.
 
     Attributes:
         step: number of training steps that made the policy.
-        metrics: the same metrics as of an evaluation between two steps.
+        metrics: the metrics that an evaluation between two steps also returns.
     """
 
     step: int
@@ -62,10 +62,11 @@ class BackgroundEvaluation:
     """Evaluates exported policies, one after the other, while the caller does other work."""
 
     def __init__(self, settings: TrainConfig, held_out: PromptSet, device: Literal["cpu", "cuda"]) -> None:
-        """Write the task; start nothing yet.
+        """Write the task. No process starts yet.
 
         Raises:
-            ValueError: training has all known GPUs, so no GPU is free; or a question is not plain text.
+            ValueError: the run uses GPUs, but `evaluation.devices` does not name GPUs for the evaluation; or a question
+                is not plain text.
         """
         evaluation = settings.evaluation
         assert evaluation is not None
@@ -81,7 +82,7 @@ class BackgroundEvaluation:
         _write_task(self.folder, settings, held_out)
 
     def forget_after(self, step: int) -> None:
-        """Drop the policies of later steps, because a resumed run makes them again."""
+        """Delete the policies of steps after `step`, because a resumed run makes these policies again."""
         for later in run_files.steps_in(self.folder):
             if later > step:
                 shutil.rmtree(self._place(later))
@@ -89,7 +90,7 @@ class BackgroundEvaluation:
     def add(self, step: int, export: Callable[[str], None]) -> None:
         """Add the policy of `step`, which `export` writes into a folder; start an evaluation if none runs.
 
-        If a stopped run already wrote numbers for the step, they are made again.
+        If a stopped run already wrote results for the step, the step is evaluated again.
         """
         place = self._place(step)
         shutil.rmtree(place, ignore_errors=True)
@@ -98,7 +99,7 @@ class BackgroundEvaluation:
         self._start_next()
 
     def finished(self, *, wait: bool) -> Iterator[Late]:
-        """Yield the evaluations that ended since the last call; with `wait`, all pending evaluations.
+        """Yield the evaluations that ended since the last call. If `wait` is set, wait for all pending evaluations.
 
         Raises:
             RuntimeError: an evaluation has failed; the message holds the end of its log.
@@ -122,7 +123,7 @@ class BackgroundEvaluation:
                 log_end = self._log(step).read_text(encoding="utf-8", errors="replace")[-_LOG_SHOWN:].strip()
                 raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{log_end}")
             yield Late(step, self._metrics(step, time.monotonic() - started))
-            # The numbers are reported, so this step needs no evaluation any more.
+            # The results are reported, so the policy of this step is not needed any more.
             shutil.rmtree(self._place(step) / run_files.POLICY)
             self._start_next()
 
@@ -158,7 +159,7 @@ class BackgroundEvaluation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C must reach only the run, which then ends its evaluation. So the process group is separate.
+                # Ctrl-C must reach only the run, which then ends this process. So the process group is a new one.
                 process_group=0,
             )
         self._running = owed, process, time.monotonic()
@@ -202,7 +203,7 @@ class BackgroundEvaluation:
 
 
 def owes_evaluations(settings: TrainConfig) -> bool:
-    """Whether a stopped run has policies without reported numbers; its resume must report them."""
+    """Whether a stopped run has policies without reported results; a resumed run must report these results."""
     evaluation, folder = settings.evaluation, Path(settings.run.folder) / run_files.EVALUATIONS
     if evaluation is None or evaluation.mode != "background":
         return False
@@ -214,7 +215,7 @@ def _place(folder: Path, step: int) -> Path:
 
 
 def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> None:
-    """Write the held-out prompts as a task, with the same selection and limits as training."""
+    """Write the held-out prompts as a task of `grpo eval`, with the prompts and limits that training uses."""
     evaluation = settings.evaluation
     assert evaluation is not None
     data, verifier = evaluation.data, settings.verifiers[0]

@@ -18,7 +18,7 @@ from grpo import files
 from grpo.report import run_files
 
 STATE = "driver.pt"
-# If an error does not say that the disk is full, the disk counts as full below this many free bytes.
+# If an error does not say that the disk is full, the disk counts as full if fewer bytes than this are free.
 _LITTLE = 1 << 20
 _MARGIN_SHARE = 0.1
 
@@ -31,8 +31,8 @@ class Checkpoint:
 
     Attributes:
         step: number of optimizer or training steps before the checkpoint.
-        folder: folder with `policy/` (Hugging Face format), `learner/` (DeepSpeed's state of all ranks), with LoRA
-            `adapter/` (peft's format), and the driver's state.
+        folder: folder with `policy/` (Hugging Face format), `learner/` (DeepSpeed's state of all ranks) and the
+            driver's state. With LoRA, the folder also has `adapter/` (peft's format).
     """
 
     step: int
@@ -44,18 +44,18 @@ class Checkpoint:
         return self.folder / run_files.POLICY
 
     def driver_state(self) -> dict[str, Any]:
-        """Load the driver's part: plain data and tensors only, since unpickling is restricted."""
+        """Load the driver's part. It may hold only plain data and tensors, because unpickling is restricted."""
         return dict(torch.load(self.folder / STATE, weights_only=True))
 
 
 class NoRoom(OSError):
-    """The disk has no room for a checkpoint; the message says how much is missing and what to do."""
+    """The disk has too little free space for a checkpoint; the message says how much is missing and what to do."""
 
 
 def write(
     run_folder: Path, step: int, write_learner: Callable[[str], None], driver_state: dict[str, Any], keep: int
 ) -> Checkpoint:
-    """Write a checkpoint; it appears under its name only after all of it is on disk.
+    """Write a checkpoint. Its folder gets the final name only after the whole checkpoint is on disk.
 
     Args:
         run_folder: the run's folder.
@@ -65,8 +65,8 @@ def write(
         keep: number of newest checkpoints to keep.
 
     Raises:
-        NoRoom: the disk is full, or has too little free space from the start; older checkpoints are untouched.
-        OSError: the checkpoint cannot be written; older checkpoints are untouched.
+        NoRoom: the disk is full, or has too little free space before the first write. Older checkpoints stay.
+        OSError: the checkpoint cannot be written for another reason. Older checkpoints stay.
     """
     parent = run_folder / run_files.CHECKPOINTS
     final = parent / run_files.step_name(step)
@@ -86,7 +86,7 @@ def write(
                 torch.save(driver_state, partial / STATE)
             finally:
                 written, free = _size(partial), _free(parent)
-    # Libraries that write tensors report a full disk by their own errors, without an error number.
+    # Libraries that write tensors report a full disk with other errors, which have no error number.
     except (OSError, RuntimeError, SafetensorError) as failure:
         if free > max(_LITTLE, needed - written) and not _says_full(failure):
             raise
@@ -100,7 +100,7 @@ def write(
 def _no_room(parent: Path, step: int, needed: int, newest: Checkpoint | None, fate: str) -> NoRoom:
     free = _free(parent)
     stays = f"the checkpoint of step {newest.step} is whole and stays" if newest else "there is no earlier checkpoint"
-    # The run also writes metrics, rollouts and the report, so a margin is added.
+    # The run also writes metrics, rollouts and the report, so a margin is added to the missing bytes.
     missing = max(needed - free, 0) + _MARGIN_SHARE * needed
     takes = f"{'' if newest else 'more than '}{_in_units(needed)}"
     return NoRoom(

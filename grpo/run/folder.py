@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def open_folder(
     run: config.RunConfig, resolved: config.TrainConfig | config.SftConfig, progress: Progress
 ) -> Checkpoint | None:
-    """Make or reopen the run's folder and write the resolved config into it; show what a resume changes.
+    """Make or reopen the run's folder and write the resolved config into it; show changes since the last start.
 
     Returns:
         The checkpoint to continue from, if any.
@@ -63,7 +63,7 @@ def refuse_other_run(run: config.RunConfig) -> None:
 
 
 def changes(before: object, after: object, where: str = "") -> list[str]:
-    """Return a line for each dotted key that differs between two configurations of plain data, with both values."""
+    """Compare two configurations of plain data; return a line with both values for each dotted key that differs."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
         inner = (changes(before.get(key), after.get(key), f"{where}.{key}" if where else str(key)) for key in keys)
@@ -83,7 +83,7 @@ def is_finished(run: config.RunConfig, steps: int) -> bool:
 
 
 def note_fault(folder: Path, line: str) -> None:
-    """Add a line to the driver's log and to `faults.log`; ignore a folder that cannot be written to."""
+    """Add a line to the driver's log and, if the run's folder can be written to, to `faults.log`."""
     logger.warning("%s", line)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     stamped = f"{when} pid {os.getpid()}: {visible(' '.join(line.split()))}\n"

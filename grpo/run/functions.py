@@ -1,4 +1,4 @@
-"""The user's functions: try them before a run, keep copies beside its config, call them at steps and checkpoints."""
+"""The user's functions. They are tried before a run, copied beside its config, and called at steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Callbacks:
         return custom
 
     def checkpoint(self, saved: Checkpoint | None) -> None:
-        """Call the checkpoint functions; with None there was nothing to save, and no function is called.
+        """Call the checkpoint functions, unless `saved` is None (no checkpoint was written).
 
         Raises:
-            RuntimeError: a function raised, now or after the step.
+            RuntimeError: a function raised, in this call or in the last call of `step`.
         """
         if saved is not None and not self.failed:
             given = SavedCheckpoint(saved.step, saved.folder, self._folder)
@@ -107,14 +107,14 @@ def _numbers(function: StepCallback, finished: FinishedStep, before: Mapping[str
 
 
 def keep_sources(folder: Path, functions: Mapping[str, str]) -> list[str]:
-    """Keep a copy of the file of each function beside the run's config.
+    """Copy the source file of each function into the run's folder.
 
     Args:
         folder: the run's folder.
-        functions: key in the config -> name of the function.
+        functions: name of each function, by the function's key in the config.
 
     Returns:
-        A line for each file whose text differs from the copy of an earlier start.
+        A line for each file whose text differs from the copy that an earlier start made.
     """
     kept, changed = folder / run_files.FUNCTIONS, []
     for key, use in functions.items():

@@ -31,12 +31,12 @@ class HeldOut:
     Attributes:
         settings: the run's config.
         prompts: the held-out prompts.
-        background: evaluation in a separate process; None if the run evaluates between two steps.
+        background: evaluation in a separate process; None if the evaluation happens between two steps.
         learner: learner, which exports the policy for the background evaluation.
         generators: generators, which answer the prompts between two steps.
-        turns: turns of learner and generators in the GPUs' memory.
+        turns: decides whether the learner or the generators use the GPUs' memory now.
         verification: verifiers, which judge the answers.
-        rollouts: training's groups, whose verification continues during an evaluation.
+        rollouts: collector of training's groups, which are verified also during an evaluation.
         report: recorder of the answers and of late metrics.
         progress: the display.
         busy: the driver's activities and times.
@@ -60,12 +60,15 @@ class HeldOut:
         return evaluation is not None and (step % evaluation.every == 0 or step == self.settings.train.steps)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Return the greedy accuracy after `step`; nothing without prompts, or if the background reports it later."""
+        """Return the metrics of a greedy evaluation after `step`.
+
+        Return an empty dict if there are no prompts, or if the background evaluation reports the metrics later.
+        """
         evaluation = self.settings.evaluation
         if evaluation is None or self.prompts is None:
             return {}
         if self.background:
-            # Waiting policies fill the disk. So if evaluation is slower than training, training waits.
+            # Policies that wait for their evaluation fill the disk. So training waits if too many are waiting.
             if self.background.owed >= MOST_OWED:
                 self.report_late(wait=True)
             self.turns.learn()
@@ -78,7 +81,7 @@ class HeldOut:
         with activity.current().within(Phase.EVALUATE), self.busy.during(Phase.EVALUATE):
             groups = self._answers(self.prompts.prompts, sampling, step)
         FailureShare(self.settings.verification.max_failure_share).check(groups)
-        # The metrics of an evaluation's verdicts must not count for a step, so they are dropped.
+        # The metrics of these verdicts must not count for a training step, so they are dropped.
         self.verification.take_metrics()
         self.report.evaluation(step, groups)
         rollouts = [group.rollouts[0] for group in groups]
@@ -91,7 +94,7 @@ class HeldOut:
         }
 
     def report_late(self, *, wait: bool = False) -> None:
-        """Report the background's finished evaluations; with `wait`, wait for all pending evaluations."""
+        """Report finished background evaluations. If `wait` is set, wait for all pending evaluations."""
         if self.background is None:
             return
         owed = self.background.owed if wait else 0

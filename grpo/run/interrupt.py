@@ -11,7 +11,7 @@ from grpo.visible import visible
 
 
 class Interrupt:
-    """While active, the first SIGINT or SIGTERM requests a stop, and the second signal stops at once.
+    """While active, the first SIGINT or SIGTERM requests a stop, and the second signal stops the run at once.
 
     A loop checks `requested` between steps. The context must be entered in the main thread.
     """

@@ -17,7 +17,7 @@ from rewards.verdict import Status
 
 
 def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tensor) -> dict[str, float]:
-    """Return the metrics of a step's groups; `kl_PG` is the divergence from the reference, if the reward uses it."""
+    """Return the metrics of a step's groups; `kl_PG` is the KL divergence from the reference, if the reward uses it."""
     algorithm = settings.algorithm
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards_PG, valid_PG = reward_tensors(groups)
@@ -62,12 +62,12 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the means over a step's optimizer steps, with some exceptions.
+    """Return each metric's mean over the optimizer steps of a training step, with some exceptions.
 
     Ratio and memory: the maximum. Skipped steps and seconds: the sum. Learning rate: the last value. Speeds: the total
-    amount over the total time. Mismatch: the mean and also the first value.
+    amount divided by the total time. Mismatch: the mean and also the first value.
 
-    Without an optimizer step there are no metrics. This happens if no rollout had a reward.
+    If no rollout had a reward, there was no optimizer step, and the result is empty.
     """
     if not updates:
         return {}
@@ -92,7 +92,7 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def verifier_metrics(tallies: Mapping[str, Tally]) -> dict[str, float]:
-    """Return the pool's metrics of a step: seconds per verdict, and the share from the verifier's cache."""
+    """Return the pool's metrics of a step: seconds per verdict, and the share of verdicts from the verifier's cache."""
     metrics: dict[str, float] = {}
     for name, tally in tallies.items():
         stats = tally.stats()
@@ -133,7 +133,7 @@ def push_metrics(pushed: Pushed) -> dict[str, float]:
 
 
 def speed_metrics(watch: Stopwatch, groups: Sequence[Group]) -> dict[str, float]:
-    """Return the seconds of each phase, and sampled completions and tokens per second of the whole step."""
+    """Return the seconds of each phase, and the completions and tokens sampled per second of the whole step."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
     times = watch.metrics()

@@ -57,7 +57,7 @@ class RunPrompts:
         if self.held_out:
             kept = tuple(prompt for prompt in self.held_out.prompts if prompt.id not in names)
             if not kept:
-                raise ValueError("no row of evaluation.data has a reference that can be used; mend the data")
+                raise ValueError("no row of evaluation.data has a reference that can be used; correct the data")
             self.held_out = replace(self.held_out, prompts=kept)
 
     @property

@@ -1,4 +1,4 @@
-"""Pushes of a run: they bring a version of the policy to the generators, and prove that it arrived."""
+"""Pushes of a run. A push sends the policy's weights to the generators, and proves that the weights arrived."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Pushing:
         transport: config.ChosenTransport,
         version: int,
     ) -> None:
-        """Connect learner and generators; push nothing yet.
+        """Connect learner and generators. Nothing is pushed yet.
 
         Args:
             settings: the run's config.
             learner: source of the weights.
             generators: receivers of the weights.
-            turns: turns of learner and generators in the GPUs' memory.
-            rollouts: collector, which must know the version that the generators sample from.
-            prompts: training prompts; they prove a push before the first sample.
+            turns: decides whether the learner or the generators use the GPUs' memory now.
+            rollouts: collector, which must know the policy version with which the generators sample.
+            prompts: training prompts; the proof of a push uses them before the first sample.
             transport: transport of the weights.
             version: the policy's version, which is the number of steps that made the policy.
         """
         self.version = version
-        """The learner's version after all steps that have been started."""
+        """The version of the learner's policy after all steps that have been started."""
         self._settings = settings
         self._learner, self._generators = learner, generators
         self._turns, self._rollouts = turns, rollouts
@@ -58,7 +58,7 @@ class Pushing:
         generators.on_restart(self._push_to)
 
     def push(self, groups: Sequence[Group] = ()) -> float:
-        """Push the weights to all generators and prove it on tokens of `groups`; return the difference in nats."""
+        """Push the weights to all generators; prove the push on tokens of `groups`; return the difference in nats."""
         self._turns.generate()
         difference = self._sync.push(self.version, self._probe(groups))
         self._rollouts.pushed(self.version)
@@ -70,7 +70,7 @@ class Pushing:
 
     def _push_to(self, replica: int) -> None:
         """Give the current weights to a restarted generator."""
-        # The learner sends its weights after the steps that have been started, so the weights are `self.version`.
+        # The learner sends its weights after the steps that have been started, so they have the version `self.version`.
         restarted = self._generators.only(replica)
         with self._learner.pushing_to(restarted.actors):
             replace(self._sync, generators=restarted).push(self.version, self._probe())
@@ -79,6 +79,6 @@ class Pushing:
         limits = self._settings.weight_sync
         sampled = [(*group.prompt.token_ids, *group.rollouts[0].completion.token_ids) for group in groups]
         probe = sampled or [prompt.token_ids for prompt in self._prompts if len(prompt.token_ids) > 1]
-        # vLLM scores a sequence only if a further token would fit.
+        # vLLM scores a sequence only if one more token would fit into the model's length.
         longest = min(limits.probe_tokens, self._settings.max_sequence_tokens - 1)
         return [list(ids[:longest]) for ids in probe[: limits.probe_sequences]]

@@ -31,8 +31,8 @@ def with_recovery(
     """Train; after the death of a process or a node, continue from the newest checkpoint.
 
     A group of ranks cannot continue after the loss of a rank, so a restart closes everything and opens it again. Only
-    `ProcessDied` and, with `watchdog.action=restart`, `Stalled` cause a restart. An error of the run itself (config,
-    weights, verifiers, disk) stops the run, because a restart would meet the same error.
+    `ProcessDied` causes a restart; `Stalled` does so too if `watchdog.action=restart` is set. An error of the run
+    itself (config, weights, verifiers, disk) stops the run, because the error would happen again after a restart.
 
     Args:
         settings: the run's settings; a new run that dies before its first checkpoint starts from the beginning.
@@ -41,7 +41,7 @@ def with_recovery(
 
     Raises:
         ProcessDied: processes died more often than `cluster.max_restarts` or `cluster.max_fruitless_restarts` allow.
-        Stalled: the run stalled more often than these limits allow, or `watchdog.action=stop`.
+        Stalled: the run stalled more often than these limits allow, or `watchdog.action=stop` is set.
         TimeoutError: the nodes that the run needs did not come back within `cluster.start_deadline_s`.
         Exception: any other error that stops a run.
     """
@@ -94,7 +94,7 @@ class _Bounds:
         self.fruitless = 0 if progressed else self.fruitless + 1
 
     def refusal(self, settings: TrainConfig | SftConfig, newest: int | None, failure: Exception) -> str | None:
-        """Return the cause if no further restart is allowed, and advice; None if a restart is allowed."""
+        """Return the cause and advice if no further restart is allowed; None if a restart is allowed."""
         limits, schedule = settings.cluster, "train" if isinstance(settings, TrainConfig) else "sft"
         go_on = "look at what died, then continue with resume=auto"
         if isinstance(failure, Stalled) and settings.watchdog.action == "stop":
@@ -124,7 +124,7 @@ def _newest_step(folder: Path) -> int | None:
 
 
 def _wait_for_nodes(settings: TrainConfig | SftConfig, display: Progress) -> None:
-    """Wait for the nodes of an existing cluster, which may need time to come back."""
+    """Wait for the nodes of an existing cluster, because lost nodes may need time to come back."""
     if settings.cluster.address:
         with display.phase(Phase.START, "waiting for the nodes that the run needs"):
             cluster.wait_for_nodes(settings.cluster, plan_of(settings))

@@ -13,21 +13,21 @@ logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
-    """Measures phases. The start of a phase ends the phase before."""
+    """Measures phases. The start of a phase ends the previous phase."""
 
     def __init__(self) -> None:
-        """Start counting, in no phase yet."""
+        """Start to measure. No phase has begun yet."""
         self.begun_at = time.time()
-        """Creation time, in seconds since the epoch."""
+        """Time at which the stopwatch was made, in seconds since the epoch."""
         self.busy = BusyClock()
-        """The phases that have ended."""
+        """The times of the phases that have ended."""
         self._begun = self._switched = time.perf_counter()
         self._phase: Phase | None = None
         self._seconds: dict[Phase, float] = {}
         self._first: dict[Phase, float] = {}
 
     def start(self, phase: Phase | None) -> None:
-        """End the current phase, if any, and start `phase`; None starts no phase."""
+        """End the current phase, if any, and start `phase`. If `phase` is None, only end the current phase."""
         now = time.perf_counter()
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._switched
@@ -41,11 +41,11 @@ class Stopwatch:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the creation."""
+        """Seconds since the stopwatch was made."""
         return time.perf_counter() - self._begun
 
     def starts(self) -> dict[str, float]:
-        """Return `time/<phase>_from_s` of every phase: seconds from the creation to the phase's first start."""
+        """Return `time/<phase>_from_s` of every phase: seconds until the phase first started."""
         return {f"time/{phase}_from_s": seconds for phase, seconds in self._first.items()}
 
     def metrics(self) -> dict[str, float]:

@@ -42,10 +42,10 @@ class StoredRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration as plain data; `load_config(run.folder / "config.yaml")` checks it as well.
+        """The resolved configuration as plain data; `load_config(run.folder / "config.yaml")` also checks it.
 
         Raises:
-            ValueError: the folder has no configuration, or it cannot be read.
+            ValueError: the folder has no configuration, or the configuration cannot be read.
         """
         return read(self.folder / run_files.CONFIG)
 
@@ -67,7 +67,7 @@ class StoredRun:
 
     @property
     def policy(self) -> str:
-        """The folder of the newest policy that the run wrote, absolute, in Hugging Face format.
+        """Absolute path of the newest policy that the run wrote, in Hugging Face format.
 
         Raises:
             ValueError: the run has written no policy yet.
@@ -86,7 +86,7 @@ class StoredRun:
 
 
 def read_run(folder: str | Path) -> StoredRun:
-    """Read the folder of a run that has ended or still goes on.
+    """Read the folder of a run. The run may have ended or may still be running.
 
     >>> grpo.read_run("runs/sums").config["run"]["seed"]
     1
@@ -104,7 +104,7 @@ def read_run(folder: str | Path) -> StoredRun:
 
 
 def policy_of(folder: Path) -> Path | None:
-    """Return the folder of the final policy, else of the newest checkpoint's policy; None if there is neither."""
+    """Return the folder of the final policy, otherwise of the newest checkpoint's policy; None if neither exists."""
     newest = checkpoint.latest(folder)
     candidates = [folder / run_files.POLICY, *([newest.policy] if newest else [])]
     return next((path.absolute() for path in candidates if (path / "config.json").is_file()), None)

@@ -43,7 +43,7 @@ from rewards.pool.busy_clock import BusyClock
 
 
 class TrainingRun:
-    """An open GRPO run: `grpo.train_loop` drives it step by step."""
+    """An open GRPO run. `grpo.train_loop` calls its methods in each step."""
 
     report: RunRecorder
     learner: LearnerGroup
@@ -54,7 +54,7 @@ class TrainingRun:
     held_out: HeldOut
 
     def __init__(self, settings: config.TrainConfig, progress: Progress) -> None:
-        """Read the data; reserve no devices yet.
+        """Read the data. No devices are reserved yet.
 
         Raises:
             ValueError: the data, the policy or the run's folder does not fit the config, or peft is missing.
@@ -101,8 +101,8 @@ class TrainingRun:
             policy_path = str(resumed.policy.absolute()) if resumed else self._policy_path
             self._start_actors(cluster, policy_path, transport)
             background = self._open_background(cluster)
-        # The run repeats steps after its last checkpoint, so their lines are removed from the report. If the run
-        # stopped before the first step, the evaluation before that step is also repeated.
+        # The run repeats the steps after its last checkpoint, so the lines of these steps are removed from the report.
+        # If the run stopped before the first step, the evaluation before that step is also repeated.
         last = resumed.step if resumed and resumed.step > 0 else -1
         self.report.truncate_after(last)
         if background:
@@ -152,7 +152,7 @@ class TrainingRun:
                 progress=progress,
                 rollouts_every=settings.report.rollouts_every,
                 total_steps=settings.train.steps,
-                # With tokens of older policies, the mismatch would measure the policy's progress, so the alarm is off.
+                # With tokens of older policies, the mismatch also measures the policy's change. So the alarm is off.
                 mismatch_alarm=None if settings.rollout.max_policy_lag else settings.report.mismatch_alarm,
                 rollouts_max_mib=settings.report.rollouts_max_mib,
             )
@@ -210,7 +210,7 @@ class TrainingRun:
         )
 
     def collect(self, watch: Stopwatch) -> list[Group]:
-        """Return a step's sampled and scored groups, in the order of prompts, then the groups of `refill_rounds`."""
+        """Return a step's judged groups in the order of prompts, followed by the groups of `refill_rounds`."""
         self.turns.generate()
         self.rollouts.fill()
         groups = with_refills(
@@ -225,7 +225,7 @@ class TrainingRun:
         """Do an optimizer step for each batch, in order; the result is the next policy version.
 
         Returns:
-            The learner's metrics of each step, with the savings and losses of its packing.
+            The learner's metrics of each step, with the metrics of the step's packing.
         """
         self.pushing.version = self.step + 1
         shares: list[dict[str, float]] = []
@@ -244,15 +244,15 @@ class TrainingRun:
             self.learner.refresh_reference()
 
     def verifier_metrics(self) -> dict[str, float]:
-        """Return latencies and cache hits of verdicts since the last step, without evaluations; and removed rows."""
+        """Return the number of removed rows, and latencies and cache hits of verdicts since the last step."""
         return {"data/rows_left_out": float(self.prompts.left_out)} | self._verification.take_metrics()
 
     def lag_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Return the age of the last step's tokens, and the metrics of unfinished groups."""
+        """Return the age of the last step's tokens, in policy versions, and the metrics of unfinished groups."""
         return lag_metrics(groups, self.step - 1) | self.rollouts.metrics()
 
     def generator_metrics(self) -> dict[str, float]:
-        """Return how much slower the slowest generator is than its peers; report a large difference once."""
+        """Return how much slower the slowest generator is than its peers; report each slow generator once."""
         metrics, lines = self._slow.step(self.generators.take_sampled())
         for line in lines:
             note_fault(self.folder, line)
@@ -260,7 +260,7 @@ class TrainingRun:
         return metrics
 
     def report_busy(self, watch: Stopwatch) -> None:
-        """Record the reported activities and times of driver and actors; `watch` belongs to the newest step."""
+        """Record the activities and times of driver and actors; `watch` belongs to the newest step."""
         self._busy.merge(watch.busy.take())
         self._step_began = watch.begun_at
         self._report_busy()
@@ -272,7 +272,7 @@ class TrainingRun:
         self.report.busy(self.step, self._step_began, {DRIVER: self._busy.take()} | lanes)
 
     def save(self) -> Checkpoint | None:
-        """Write a checkpoint of this step and return it; None if it exists already."""
+        """Write a checkpoint of this step and return it; None if this checkpoint exists already."""
         newest = checkpoint.latest(self.folder)
         if newest is not None and newest.step == self.step:
             return None
@@ -293,6 +293,6 @@ class TrainingRun:
         return written
 
     def take_checkpoint_metrics(self) -> dict[str, float]:
-        """Return the seconds of the checkpoint since the last call, if a checkpoint was written."""
+        """Return the seconds that a checkpoint took, if a checkpoint was written since the last call."""
         seconds, self._checkpoint_s = self._checkpoint_s, None
         return {} if seconds is None else {"time/checkpoint_s": seconds}

@@ -31,7 +31,7 @@ class Verification:
         self.specs = specs_of(settings.verifiers, settings.verification)
 
     def open(self, opened: contextlib.ExitStack, progress: Progress) -> None:
-        """Start the workers on this machine, or with `verification.per_node` on every node of the running Ray."""
+        """Start the workers on this machine; if `verification.per_node` is set, on every node of the Ray cluster."""
         settings = self._settings.model_dump(include={"workers", "deadline_s", "overlap"})
         settings["memory_mib"] = self._settings.memory_mib
         per_node = self._settings.per_node
@@ -44,7 +44,7 @@ class Verification:
     def start(self, prompt: Prompt, completions: Sequence[Completion]) -> Sequence[Mapping[str, Future[Verdict]]]:
         """Begin to judge a prompt's completions; return the future verdicts of each completion by verifier name."""
         verdicts = judge_group(self._pool, self.specs, prompt, completions)
-        # The pool's threads set the verdicts, and `current` does not work in them.
+        # The pool's threads set the verdicts. In these threads, `current` would return another activity.
         driven = activity.current()
         for future in (future for named in verdicts for future in named.values()):
             future.add_done_callback(lambda _: driven.moved())
@@ -55,7 +55,7 @@ class Verification:
         return Verifying(self.start, self.specs)
 
     def wait_s(self, completions: int) -> float:
-        """Return the longest time in which a pool that does not hang judges so many completions, in seconds."""
+        """Return how long a pool that does not hang may take to judge this number of completions, in seconds."""
         return verdicts_wait_s(completions, self._settings.deadline_s)
 
     def take_metrics(self) -> dict[str, float]:

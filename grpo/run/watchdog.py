@@ -1,7 +1,7 @@
 """The watchdog: a thread of the driver that notices a stalled run and reports where it stalled.
 
-It names the phase, the pending results and the actors that have not answered. It writes the Python stacks of the driver
-and of all actors into the run's folder. Then it warns, stops or restarts the run.
+The report names the phase, the pending results and the actors that have not answered. The watchdog writes the Python
+stacks of the driver and of all actors into the run's folder. Then it warns, stops or restarts the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from grpo.run.folder import note_fault
 from grpo.types import Phase
 from grpo.visible import visible
 
-# Seconds until the driver is killed if its main thread does not react to the signal. It cannot close properly then.
+# If the main thread does not react to the signal for this many seconds, the driver is killed and cannot close properly.
 _DEAF_S = 120.0
 _START_SHARE = 0.9
 _SIGNAL = signal.SIGUSR2
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches while its `with` block runs. If it may stop or restart, the block must be in the main thread."""
+    """Watches the run inside a `with` block. If the action is not `warn`, the block must be in the main thread."""
 
     def __init__(
         self,
@@ -52,17 +52,17 @@ class Watchdog:
         show: Callable[[RenderableType], None],
         start_s: float,
     ) -> None:
-        """Watch `activity` for a run.
+        """Prepare to watch the activity of a run.
 
         Args:
             settings: the watchdog's time limits and action.
             run_dir: the run's folder.
             activity: the run's activity, which the watchdog watches.
             show: function that shows a line.
-            start_s: deadline of a start, in seconds; a start may report no activity for long.
+            start_s: deadline of a start, in seconds; a start may report no activity for a long time.
         """
         self._settings = settings
-        # Starting engines report little activity, so the limit is longer, but it ends before the start's deadline.
+        # Starting engines report little activity, so their limit is longer, but shorter than the start's deadline.
         self._start_s = max(settings.stall_s, _START_SHARE * start_s)
         self._run_dir = run_dir
         self._activity = activity
@@ -95,7 +95,7 @@ class Watchdog:
                 self._act()
 
     def _act(self) -> None:
-        """Write the stacks, report them in one line, and do the configured action."""
+        """Write the stacks into a file, report the stall in one line, and do the configured action."""
         still_s, (phase, text) = self._activity.still_s, self._activity.phase
         actors = [process for process in ray_processes.actors_of_job() if process.pid and not process.died_at]
         waits = self._activity.waits
@@ -132,7 +132,7 @@ class Watchdog:
         return path
 
     def _end(self, actors: list[ActorProcess]) -> None:
-        # The signal comes before the kill, so that the main thread reports the stall and not the death of an actor.
+        # Send the signal before killing the actors, so that the main thread reports the stall, not an actor's death.
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         ray_processes.kill(actors)
         if not self._heard.wait(_DEAF_S):
@@ -150,13 +150,13 @@ class WatchedProgress:
     """A display that reports phases and steps to the watchdog, and logs phases and lines."""
 
     def __init__(self, progress: Progress, activity: Activity) -> None:
-        """Pass everything on to `progress`."""
+        """Pass every call on to `progress`."""
         self._progress = progress
         self._activity = activity
 
     @contextlib.contextmanager
     def phase(self, phase: Phase, text: str) -> Iterator[None]:
-        """See Progress."""
+        """See `Progress`."""
         began = time.monotonic()
         logger.info("%s ...", text)
         with self._activity.within(phase, text), self._progress.phase(phase, text):
@@ -164,18 +164,18 @@ class WatchedProgress:
         logger.info("%s: %.1f s", text, time.monotonic() - began)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See Progress."""
+        """See `Progress`."""
         self._activity.moved()
         self._progress.step(step, metrics)
 
     def show(self, renderable: RenderableType) -> None:
-        """See Progress."""
+        """See `Progress`."""
         if isinstance(renderable, str):
             logger.info("%s", renderable)
         self._progress.show(renderable)
 
     def close(self) -> None:
-        """See Progress."""
+        """See `Progress`."""
         self._progress.close()
 
 

@@ -1,4 +1,4 @@
-"""Read a file of stored completions into columns. `grpo.view.index` keeps and joins them."""
+"""Read a file of stored completions into columns. `grpo.view.index` keeps the columns of all files and joins them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Columns of R rows (a row is a completion) and of N groups, in the order of the rows.
+    """Columns of R rows (a row is a completion) and of N groups. The groups have the order of their rows.
 
     Attributes:
         group_R: number of the row's group, counted from 0.
-        reward_R: reward; NaN if it is not known.
-        status_R: bit i is set if a verdict has status STATUSES[i].
+        reward_R: reward of the row; NaN if the reward is not known.
+        status_R: bit i is set if a verdict of the row has status STATUSES[i].
         text_R, prompt_id_N, prompt_N: Arrow arrays, in chunks if files were joined.
         first_N, count_N: first row of the group, and number of its rows.
         groups_N: index of the group in its step.
@@ -74,8 +74,8 @@ def read_columns(path: Path) -> Columns:
     """Read one file.
 
     Raises:
-        OSError: the file is missing, or cannot be read.
-        pa.ArrowException: the file is torn, or has a different format.
+        OSError: the file is missing or cannot be read.
+        pa.ArrowException: the file is incomplete or has a different format.
     """
     with pq.ParquetFile(path) as file:
         missing = {name.split(".")[0] for name in _COLUMNS} - set(file.schema_arrow.names)
@@ -116,6 +116,6 @@ def _status_bits(verdicts: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     statuses = pc.struct_field(pc.list_flatten(verdicts), "status")
     bits_R = np.zeros(len(verdicts), np.uint8)
     for at, status in enumerate(STATUSES):
-        # `rows` may contain a row several times. `|=` through an index still sets the bit of each row.
+        # `rows` may contain a row several times. `|=` with an index array still sets the bit of each such row.
         bits_R[rows[pc.equal(statuses, status).to_numpy(zero_copy_only=False)]] |= 1 << at
     return bits_R

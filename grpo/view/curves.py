@@ -1,4 +1,4 @@
-"""The curves that the page shows, as plain data made from the metrics of runs."""
+"""Compute the curves that the page shows, as plain data, from the metrics of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = 6
 
 
 def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The first charts of the page: for a single run all curves of each chart, for several runs a line for each run."""
+    """The first charts of the page. For a single run, a chart has all its curves; otherwise one line for each run."""
     chosen = charts_of([run.history for run in runs])
     drawn = [
         (chart, run_chart(runs[0], chart) if len(runs) == 1 else _metric_chart(runs, chart.metric, chart))
@@ -28,7 +28,7 @@ def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def charts(runs: Sequence[RunData], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A chart for each metric that a run has, with a line for each run in the run's colour."""
+    """A chart for each named metric that a run has. A chart has a line for each run, in the run's colour."""
     known = {name for run in runs for name in run.history.names()}
     drawn = [(name, _metric_chart(runs, name)) for name in dict.fromkeys(names) if name in known]
     return [{"metric": name} | plain_chart(made) for name, made in drawn if made]
@@ -74,7 +74,7 @@ def _restyled(chart: Chart, styles: Mapping[str, str]) -> Chart:
 
 
 def step_time_of(run: RunData) -> dict[str, Any] | None:
-    """The chart of the step time by part; None if no step was timed."""
+    """The chart of the time of each part of a step; None if no step was timed."""
     chart = run_chart(run, STEP_TIME)
     return plain_chart(chart) if chart else None
 

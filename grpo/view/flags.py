@@ -1,9 +1,9 @@
-"""Signs of reward hacking: the policy earns its reward without doing what the reward is for.
+"""Signs of reward hacking: the policy earns reward, but does not do what the reward is meant for.
 
-Pure functions over the records of a run. A flag is a question for a person, with the numbers and the groups to look
-at. No flag is a proof. The flags look for known forms of reward hacking: Goodhart's gap between the rewarded measure
-and another measure (Gao, Schulman, Hilton 2022, arXiv:2210.10760), a reward that rises through length alone, texts that
-repeat themselves or each other, and verifiers that break.
+All functions here are pure; they read the records of a run. A flag asks a person to look at some numbers and groups. A
+flag is not a proof. The flags look for known forms of reward hacking: Goodhart's gap between the rewarded measure
+and another measure (Gao, Schulman, Hilton 2022, arXiv:2210.10760), a reward that rises only because lengths change,
+texts that repeat themselves or each other, and verifiers that fail.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 from grpo.report.metrics_log import Curve, History
 from rewards.verifiers.repetition import Repetition
 
-# A curve needs this many points. With fewer, noise hides the difference between its begin and its end.
+# A curve needs this many points. With fewer points, noise hides the difference between its begin and its end.
 _FEWEST_POINTS = 5
-# A drop of held-out accuracy from its best by this much is more than the noise of a few hundred questions.
+# A drop of held-out accuracy that is larger than the noise of a few hundred questions.
 _ACCURACY_LOST = 0.05
-# Smallest gain that counts as a rise of the reward, as a share of the reward's range or of 1, whichever is smaller.
+# Smallest gain of the reward that counts as a rise. It is a share of the reward's range or, if this range is larger
+# than 1, an absolute gain.
 _REWARD_GAINED = 0.05
 _LENGTH_FACTOR = 2.0
 _TRUNCATED = 0.2
@@ -52,9 +53,9 @@ class Flag:
     Attributes:
         kind: `held_out`, `accuracy`, `audit`, `length`, `copies`, `loops` or `failures`.
         title: name of the problem, in one line.
-        evidence: numbers that show it, as text.
-        metrics: names of the curves that show it.
-        groups: a few stored groups that show it, as (step, group).
+        evidence: numbers that show the problem, as text.
+        metrics: names of the curves that show the problem.
+        groups: a few stored groups that show the problem, as (step, group).
     """
 
     kind: str
@@ -67,7 +68,7 @@ class Flag:
 def hacking_flags(
     history: History, sampled: Sequence[FlaggedRollout] = (), audit: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Flag, ...]:
-    """Find everything in a run that looks like reward hacking.
+    """Return a flag for everything in a run that looks like reward hacking.
 
     Args:
         history: the run's metrics.
@@ -114,7 +115,7 @@ def _trend(curve: Curve) -> _Trend | None:
 
 
 def _reward_gain(history: History) -> _Trend | None:
-    """The trend of the reward; None if the reward does not rise."""
+    """The trend of the reward; None if the reward does not clearly rise."""
     curve = history.curve("reward/mean").finite()
     trend = _trend(curve)
     if trend is None or not trend.is_sure:
@@ -124,7 +125,7 @@ def _reward_gain(history: History) -> _Trend | None:
 
 
 def _held_out(history: History) -> Flag | None:
-    """The reward rises, and the held-out accuracy falls from its best or never moves."""
+    """The reward rises, but the held-out accuracy falls from its best value or does not rise."""
     reward, curve = _reward_gain(history), history.curve("eval/accuracy").finite()
     if reward is None or len(curve.values) < 3:
         return None
@@ -142,7 +143,7 @@ def _held_out(history: History) -> Flag | None:
 
 
 def _accuracy(history: History) -> Flag | None:
-    """The reward rises through other parts, while the verifier that decides correctness accepts less."""
+    """Other parts of the reward rise, but the verifier that decides correctness accepts fewer completions."""
     reward, correct = _reward_gain(history), _trend(history.curve("rollout/accuracy"))
     if reward is None or correct is None or not correct.is_sure or correct.gain > -_ACCURACY_LOST / 2:
         return None
@@ -162,7 +163,7 @@ def _accuracy(history: History) -> Flag | None:
 
 
 def _audit(audit: Sequence[Mapping[str, Any]], sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """Math-Verify refuses more and more of what the run accepts."""
+    """Math-Verify rejects more and more answers that the run accepts."""
     ours = sorted(int(row["step"]) for row in audit if row.get("accepted_only_by") == "run")
     if len(ours) < _FEWEST_DISAGREEMENTS:
         return None
@@ -181,7 +182,7 @@ def _audit(audit: Sequence[Mapping[str, Any]], sampled: Sequence[FlaggedRollout]
 
 
 def _length(history: History) -> Iterable[Flag]:
-    """The length changes a lot while the reward rises and accuracy does not, or completions hit the limit."""
+    """Completions become much shorter or longer while the reward rises, or more of them reach the length limit."""
     reward = _reward_gain(history)
     length = _trend(history.curve("rollout/completion_tokens_mean"))
     correct = _trend(history.curve("eval/accuracy")) or _trend(history.curve("rollout/accuracy"))
@@ -232,7 +233,7 @@ def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
 
 
 def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """Rewarded completions repeat themselves, and more of them do so than at first."""
+    """Rewarded completions repeat themselves, and a larger share of them does so than at first."""
     steps = sorted({rollout.step for rollout in sampled})
     if not steps:
         return None
@@ -256,7 +257,7 @@ def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
 
 
 def _failures(history: History, sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """Verifiers fail. Completions that break a verifier do not count, and a policy may learn to use this."""
+    """Verifiers fail. Completions that make a verifier fail do not count, and a policy may learn to cause failures."""
     names = [name for name in history.names() if name.startswith("verdict/") and name.endswith(("/timeout", "/error"))]
     worst: tuple[float, str, _Trend] | None = None
     for name in names:

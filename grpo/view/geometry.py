@@ -1,6 +1,6 @@
-"""Line and area charts as plain geometry, which the page's script turns into SVG.
+"""Compute line and area charts as plain geometry. The page's script makes SVG from it.
 
-This module draws nothing. The style sheet sets the colours, so that the same chart fits a light and a dark page.
+This module draws nothing. The style sheet sets the colours, so that a chart suits light and dark pages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from grpo.report.step_time import StepTime
 
 WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 462, 10, 194
-# A line needs no more points than it has pixels. So it keeps the lowest and the highest point of each bucket.
+# A line needs at most one point per pixel. So a longer line is divided into this many buckets, and only the lowest
+# and the highest point of each bucket are kept.
 _MAX_BUCKETS = 210
-# Width of a digit in a label of the value axis, in units of the chart's box. A comma or a point takes half of it.
+# Width of a digit in a label of the value axis, in units of the chart's box. A comma or a point is half as wide.
 _DIGIT = 8.7
-# Values that differ by less than this share of their size are nearly equal. If they were magnified, their noise would
-# look like a change, and their labels would not fit beside the chart.
+# Values that differ by less than this share of their size are nearly equal. If the axis magnified them, noise would
+# look like a change, and the labels would not fit beside the chart.
 _NEARLY = 1e-4
-# Differences of larger values overflow a float. No measured value comes near this.
+# Differences of larger values overflow a float. Measured values are much smaller.
 _LARGEST = 1e300
 # Largest number of bars of a stack. With more bars the edges are mostly noise.
 _MOST_BARS = 100
@@ -38,9 +39,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class ChartShape:
-    """A line (`points` open, `dots` if single values should show) or an area (`points` closed).
+    """A line or an area, which `points` describes. An area is closed.
 
-    `is_faint` marks the single steps behind a smoothed line, which carries the label for both.
+    If single values of a line must be marked, `dots` has their positions. `is_faint` marks the unsmoothed line behind a
+    smoothed line. Both lines have the same label.
     """
 
     label: str
@@ -56,10 +58,10 @@ class Chart:
     """A chart in a box of WIDTH by HEIGHT.
 
     Attributes:
-        left: the pixel where the step axis begins; the labels of the value axis stand before it.
-        readout: numbers for showing the values under the pointer: the pixel of step 0, pixels per step, and
-            each series as [label, [[step, value], ...]].
-        summary: description of the chart in a sentence, for readers who do not see it.
+        left: the pixel where the step axis begins; the labels of the value axis are left of this pixel.
+        readout: numbers with which the page shows the values at the mouse pointer: the pixel of step 0, pixels per
+            step, and each series as [label, [[step, value], ...]].
+        summary: description of the chart in a sentence, for readers who cannot see the chart.
     """
 
     title: str
@@ -86,12 +88,12 @@ def line_chart(
 
     Args:
         title: name of the measured quantity.
-        curves: label -> curve.
-        span: first and last step of the step axis, the same for charts that stand beside each other.
+        curves: curves by label.
+        span: first and last step of the step axis. Charts beside each other need the same span.
         unit: unit of the values.
         low: the value axis begins here or at the lowest value; by default at the lowest value.
         high: the value axis ends here or at the highest value; by default at the highest value.
-        dotted: labels of curves whose points are marked, being few.
+        dotted: labels of curves with few points, which are marked.
     """
     drawn = {label: _drawable(curve) for label, curve in curves.items() if curve.finite()}
     if not drawn:
@@ -99,7 +101,7 @@ def line_chart(
     values = [value for curve in drawn.values() for value in curve.values]
     ends = [end for end in (low, high) if end is not None]
     if high is None and low is not None and max(values) <= low:
-        # A curve that never left the begin of its axis lies on the axis.
+        # If all values are at the begin of the axis, the axis needs some extent, and the curve lies on the step axis.
         ends.append(low + 1.0)
     up = _Axis.over(min(values + ends), max(values + ends), BOTTOM, TOP)
     y_ticks = up.ticks(5)
@@ -125,7 +127,7 @@ def line_chart(
 
 
 def step_time_chart(timed: StepTime) -> Chart:
-    """Draw the parts of the step time as a stack."""
+    """Draw the time of each part of a step as stacked areas."""
     shares, longest = timed.shares(), max(timed.totals())
     top, is_cut = timed.top()
     readable = timed.thinned(2 * _MAX_BUCKETS)
@@ -158,7 +160,7 @@ def step_time_chart(timed: StepTime) -> Chart:
 
 
 def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[float, ...]:
-    """About `count` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    """Return about `count` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
     if high <= low:
         return (low,)
     rough = (high - low) / count
@@ -176,7 +178,8 @@ def number_label(value: float, step: float | None = None) -> str:
 
     Args:
         value: number to write.
-        step: distance to the next label of the axis, so that neighbours differ; None gives four digits.
+        step: distance to the next label of the axis. The label gets enough digits to differ from the next label; if
+            `step` is None, the label gets four digits.
     """
     if value == 0 or (step is not None and abs(value) < step / 1e3):
         return "0"
@@ -202,7 +205,7 @@ class _Axis:
     def over(cls, low: float, high: float, begin: float, end: float, *, whole: bool = False) -> _Axis:
         size, smallest = max(abs(low), abs(high)), 1 / _LARGEST
         if high - low <= (0.0 if whole else max(_NEARLY * size, smallest)):
-            # Give the axis some extent, so that the line runs through the middle.
+            # Give the axis some extent, so that the line is in the middle of the chart.
             middle, margin = low + (high - low) / 2, 0.0 if whole else 0.1 * size
             margin = margin if margin > smallest else 1.0
             low, high = middle - margin, middle + margin
@@ -218,7 +221,7 @@ class _Axis:
 
 
 def _left(y_ticks: Sequence[Tick]) -> float:
-    """The begin of the step axis: LEFT, or further right in a chart with longer labels."""
+    """The begin of the step axis: at LEFT, or further right if the chart has longer labels."""
     widths = [sum(_DIGIT / 2 if character in ".,-" else _DIGIT for character in tick.label) for tick in y_ticks]
     return max(LEFT, round(10 + max(widths, default=0.0)))
 

@@ -1,7 +1,7 @@
-"""All stored completions of a run in memory, in columns, so that a filter answers while a person types.
+"""All stored completions of a run in memory, in columns, so that a filter is fast enough while a person types.
 
-Numbers are NumPy arrays, texts stay Arrow arrays and are searched by Arrow's own kernels. Files are read once, newest
-first, and again only if they have changed. A reader always sees a whole snapshot, even while files are read.
+Numbers are NumPy arrays. Texts are Arrow arrays, which Arrow itself searches. The newest files are read first. A file
+is read again only if it has changed. A reader always sees a complete snapshot, even while files are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from grpo.report.rollout_store import step_path, stored_steps
 from grpo.view.columns import STATUSES, Columns, no_columns, read_columns
 
 Order = Literal["newest", "oldest", "spread"]
-# Files between two snapshots of a long first read. The page can show the newest steps before the read ends.
+# Number of files after which a snapshot is made, so that the page can show the newest steps before all files are read.
 _FILES_AT_ONCE = 40
 _READERS = 2
 _REMEMBERED = 16
@@ -30,11 +30,11 @@ _REMEMBERED = 16
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Conditions on completions. All of them must hold. A range includes both its ends.
+    """Conditions on completions. All conditions must hold. A range includes both its ends.
 
     Attributes:
         statuses: the completion needs a verdict with one of these statuses; empty for any status.
-        text: text that the completion or its prompt contains; upper and lower case are equal.
+        text: text that the completion or its prompt contains; upper and lower case do not matter.
     """
 
     statuses: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Result of a search: numbers of the groups with a completion that passes the filter, in the wanted order."""
+    """Result of a search: numbers of the groups in which a completion passes the filter, in the requested order."""
 
     groups: np.ndarray[Any, Any]
     matches: np.ndarray[Any, Any]
@@ -66,7 +66,7 @@ class Snapshot(Columns):
     """The columns of all files read so far, in the order of steps.
 
     Attributes:
-        version: number that rises with every snapshot.
+        version: number that increases with every snapshot.
         step_R, step_N: step of each row and of each group.
     """
 
@@ -75,7 +75,7 @@ class Snapshot(Columns):
     step_N: np.ndarray[Any, Any]
 
     def search(self, wanted: Filter, order: Order = "newest") -> Found:
-        """Find the groups with a completion that passes the filter."""
+        """Find the groups in which a completion passes the filter."""
         passes_R = self._passes(wanted)
         matches_N = np.bincount(self.group_R[passes_R], minlength=len(self.first_N))
         groups = np.flatnonzero(matches_N)
@@ -104,7 +104,7 @@ class Snapshot(Columns):
         return passes_R
 
     def rows(self, result: Found, offset: int, limit: int) -> list[dict[str, Any]]:
-        """The list entries of the groups from `offset` on."""
+        """The list entries of up to `limit` groups, from number `offset` on."""
         shown = []
         for group, matches in zip(
             result.groups[offset : offset + limit], result.matches[offset : offset + limit], strict=True
@@ -132,18 +132,18 @@ class Snapshot(Columns):
 
 
 class RolloutIndex:
-    """The index of a folder of stored completions. Any thread may read while another thread refreshes."""
+    """The index of a folder of stored completions. Any thread may read the index while another thread refreshes it."""
 
     def __init__(self, run_dir: Path, folder: str = run_files.ROLLOUTS, most_steps: int | None = None) -> None:
-        """Nothing is read yet.
+        """Prepare an empty index. No file is read yet.
 
         Args:
             run_dir: the run folder.
-            folder: name of the folder in it that holds the completions.
+            folder: name of the folder in `run_dir` that holds the completions.
             most_steps: largest number of steps to read, spread over the stored steps; None reads all of them.
         """
         self._run_dir, self._folder, self._most_steps = run_dir, folder, most_steps
-        # Step -> ((time, size) of its file, columns of its file).
+        # For each step: time and size of its file, and the columns of this file.
         self._parts: dict[int, tuple[tuple[int, int], Columns]] = {}
         self._refreshing = threading.Lock()
         self._remembered: dict[tuple[int, Filter, Order], Found] = {}
@@ -207,7 +207,7 @@ class RolloutIndex:
             except FileNotFoundError:
                 self._parts.pop(step, None)
             except (pa.ArrowException, OSError) as problem:
-                # A torn file must not hide the others. The page names it, and it is read again when it changes.
+                # An incomplete file must not hide the other files. The page names it. It is read again when it changes.
                 self._parts[step] = (stamps[step], no_columns())
                 problems[step] = f"{step_path(self._run_dir, step, self._folder).name} cannot be read: {problem}"
 
@@ -217,7 +217,7 @@ class RolloutIndex:
 
 
 def spread_over(steps: Sequence[int], most: int | None) -> list[int]:
-    """Choose at most `most` steps at about equal distances, always with the first and the last step."""
+    """Choose at most `most` steps at about equal distances. The first and the last step are always chosen."""
     if most is None or len(steps) <= most:
         return list(steps)
     return sorted({steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)})
@@ -229,7 +229,7 @@ def _occurs(texts: pa.ChunkedArray, text: str) -> np.ndarray[Any, Any]:
         contains: np.ndarray[Any, Any] = pc.match_substring(part, text, ignore_case=True).to_numpy()
         return contains
 
-    # Arrow searches an array in one thread and releases Python's lock. So two threads search half of the chunks each.
+    # Arrow searches an array in one thread and releases Python's lock. So each of two threads searches half the chunks.
     half = texts.num_chunks // 2
     with concurrent.futures.ThreadPoolExecutor(_READERS) as searchers:
         return np.concatenate([*searchers.map(search, (texts.chunks[:half], texts.chunks[half:]))])

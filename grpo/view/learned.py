@@ -1,4 +1,4 @@
-"""The changes of a policy between two steps: the same prompts side by side, and every metric."""
+"""Compare the policy at two steps: its completions of the same prompts, and every metric."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MOST_COMPARED = 200
 def learned(run: RunData, before: int, after: int) -> dict[str, Any]:
     """Compare two steps. The prompts that changed most come first.
 
-    If both steps have stored held-out answers, these are compared. Otherwise the training prompts that came more than
-    once in between are compared, at their first and their last time.
+    If both steps have stored held-out answers, these answers are compared. Otherwise the function takes the training
+    prompts that occurred at least twice between the two steps, and compares their first and last groups.
 
     Raises:
-        ValueError: the first step does not come before the second.
+        ValueError: `before` is not an earlier step than `after`.
     """
     if before >= after:
         raise ValueError(f"the first step must come before the second, got {before} and {after}")
@@ -55,7 +55,7 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
         if before <= step <= after:
             places.setdefault(name, []).append((step, group))
     ends = [(members[0], members[-1]) for members in places.values() if members[0][0] < members[-1][0]]
-    # Each end is a file to read, so the number is limited. Prompts whose ends are furthest apart show most.
+    # Each end is a file to read, so the number of prompts is limited. Prompts whose ends are furthest apart come first.
     ends = sorted(ends, key=lambda pair: pair[0][0] - pair[1][0])[:_MOST_COMPARED]
     stored = {
         (step, stored_group.index): stored_group
@@ -85,7 +85,7 @@ def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
 def _side(group: StoredGroup) -> dict[str, Any]:
     rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else None
-    # Show the completion with the reward nearest to the mean: neither the luckiest nor the worst.
+    # Show the completion with the reward nearest to the mean: neither the best nor the worst.
     nearest: StoredRollout = min(
         group.rollouts,
         key=lambda rollout: math.inf if rollout.reward is None or mean is None else abs(rollout.reward - mean),
@@ -107,7 +107,7 @@ def _differences(history: History, before: int, after: int) -> list[dict[str, An
     rows = []
     for name in history.names():
         curve = history.curve(name).finite()
-        # A metric may not be measured at every step. Take its last value up to the step, or else its first value.
+        # Some metrics are not measured at every step. Take the last value up to the step, otherwise the first value.
         first, last = (max(0, bisect.bisect_right(curve.steps, step) - 1) for step in (before, after))
         if name != "time/run_s" and first < last:
             old, new = curve.values[first], curve.values[last]

@@ -1,8 +1,8 @@
-"""The page of `grpo view`: its HTML, and the whole page as a single file without a server, such as `report.html`.
+"""The page of `grpo view`: its HTML, and the page as a single file that needs no server, such as `report.html`.
 
-A policy's texts are hostile. The file holds them as JSON that cannot end its HTML element. Every character that a page
-would hide, or that would reorder the page, is shown by name. The script sets the texts as text only. The page's content
-security policy allows exactly the script and the style sheet with the hashes that it names.
+A policy's texts may be hostile. The file holds them as JSON that cannot end its HTML element. If a character is hidden
+or would reorder the page, the page shows its name instead. The script inserts texts only as text. The page's content
+security policy allows only the script and the style sheet whose hashes the policy names.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from grpo.view.index import Filter, spread_over
 from grpo.view.runs import FLAG_STEPS, SOURCES, RunData, open_runs
 
 ASSETS = ("view.css", "view.js")
-# Limits of a file for each run and source: enough to read for an hour, in a few megabytes. The steps are the same that
-# the flags read.
+# Limits of the file for each run and source: numbers of steps, groups, and completions per group. The file then has a
+# few megabytes. The flags read the same steps.
 _STEPS, _GROUPS, _COMPLETIONS = FLAG_STEPS, 150, 16
-# Enough to judge a long chain of thought by its begin and end.
+# Numbers of characters that are kept at the begin and at the end of a long text.
 _HEAD_CHARACTERS, _TAIL_CHARACTERS = 6000, 2000
 _MOST_CHARACTERS = 4_000_000
 _TIMED_STEPS = 60
-# Log-probabilities take more room than the text, so only groups of short completions have them.
+# Log-probabilities need more space than the text, so only groups of short completions have them.
 _SHADED_TOKENS = 600
 _FAILED = ("timeout", "error")
 
 
 def page(exported: Mapping[str, Any] | None = None) -> str:
-    """The page's HTML: with links to its script and style, or with these and `exported` inside."""
+    """The page's HTML. If `exported` is given, the HTML contains this data, the script and the style, not links."""
     environment = Environment(
         loader=PackageLoader("grpo.view", "templates"),
         autoescape=True,
@@ -72,15 +72,15 @@ def write_report(run_dir: Path) -> Path:
 
 
 def export(folders: Sequence[Path], path: Path) -> Path:
-    """Write the page as one file, with the curves and flags whole and a selection of groups.
+    """Write the page as one file, with all curves and flags and with a selection of groups.
 
     For each run, the file holds the groups whose rewards differ most: up to 150 groups and 4 million characters, from
-    up to 24 steps that are spread over the stored steps. A group has up to 16 completions, the best and the worst. A
-    text of more than 8,000 characters keeps its begin and its end.
+    up to 24 steps that are spread over the stored steps. A group has up to 16 completions: the best and the worst. If
+    a text has more than 8,000 characters, only its begin and its end are kept.
 
     Args:
-        folders: run folders; whatever is missing in them is missing on the page.
-        path: the file; its folder is made if it is missing.
+        folders: run folders; if a folder lacks a file, the page lacks the data of this file.
+        path: the file; if its folder is missing, the folder is made.
 
     Raises:
         ValueError: a folder holds no run, or a file in it has a line of a different format.
@@ -113,7 +113,7 @@ def _exported(run: RunData) -> dict[str, Any]:
 
 
 def _groups(run: RunData, source: str) -> dict[str, Any]:
-    """Rows and details of the groups that the file holds, the newest first."""
+    """Rows and details of the groups that the file holds; the newest groups come first."""
     listed = view_data.list_groups(run, source, Filter(), "spread", 0, 1_000_000)
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in listed["rows"]:
@@ -145,15 +145,15 @@ def _groups(run: RunData, source: str) -> dict[str, Any]:
 
 
 def choose_groups(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict."""
-    # A failure gets only a single place. Otherwise many failures would hide the policy's normal work.
+    """The first `count` rows, ranked by `spread`; the last place is for a group with a failed verdict, if any."""
+    # Failed groups get only one place. Otherwise many failures would hide normal groups.
     failed = [row for row in rows if row["statuses"].keys() & set(_FAILED)][: count - 1][:1]
     others = [row for row in rows if row not in failed]
     return [*others[: count - len(failed)], *failed]
 
 
 def _cut(detail: dict[str, Any]) -> dict[str, Any]:
-    """Cut a group to the number of completions and the length of texts that the file may hold."""
+    """Remove completions from a group, and shorten texts, until the file's limits are kept."""
     ranked = sorted(
         detail["completions"], key=lambda completion: (completion["reward"] is None, -(completion["reward"] or 0.0))
     )
@@ -165,7 +165,7 @@ def _cut(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def shortened(value: Any) -> Any:
-    """The same plain data, with only the begin and the end of each very long text."""
+    """Return the plain data with only the begin and the end of each very long text."""
     if isinstance(value, Mapping):
         return {name: shortened(member) for name, member in value.items()}
     if isinstance(value, list):

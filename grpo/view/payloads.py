@@ -1,7 +1,7 @@
-"""The data of the page of `grpo view`, as plain data made from run folders. This module serves and draws nothing.
+"""Make the data for the page of `grpo view` from run folders, as plain data. This module serves and draws nothing.
 
-A policy, a dataset or a folder's name may choose a text. Every such text goes through `visible`, so that it cannot
-reorder or silently cut the page. The page itself only sets text, so that a text never becomes markup.
+A text may come from a policy, a dataset or the name of a folder. Every such text goes through `visible`, so that the
+text cannot reorder or silently cut the page. The page inserts these texts only as text, never as markup.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ MISMATCH_METRICS = (
     "learner/masked_share",
     "learner/importance_weight",
 )
-# Phase -> who is busy in it, for a run that did not record each actor. A phase without an entry is shown under the
-# phase's name.
+# For a run that did not record each actor: the actors that are busy in a phase. If a phase has no entry, the page shows
+# the name of the phase.
 ACTORS = {"generate": "generators", "verify": "verifiers", "learn": "learner", "sync": "weight sync"}
 # Order of the lanes: the order in which data passes through the actors.
 _LANES = (ActorKind.GENERATOR, ActorKind.VERIFIERS, ActorKind.LEARNER, ActorKind.DRIVER)
-# Largest number of tokens of a completion that are sent with log-probabilities. The text is always sent whole.
+# Largest number of tokens of a completion whose log-probabilities are sent. The whole text is always sent.
 _MOST_TOKENS = 4000
 
 
 def state(runs: Sequence[RunData]) -> dict[str, Any]:
-    """The data that changes while a run goes on. When `version` changes, the page requests the rest again."""
+    """The data that changes while a run goes on. When `version` changes, the page requests all other data again."""
     return {
         "version": str(abs(hash(tuple(run.stamp for run in runs)))),
         "unread": sum(index.unread for run in runs for index in run.indexes.values()),
@@ -58,7 +58,7 @@ def state(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def overview(runs: Sequence[RunData]) -> dict[str, Any]:
-    """The runs with their outcomes, the main curves, and the names of all metrics by first word."""
+    """The runs with their outcomes, the main curves, and the names of all metrics, grouped by their first word."""
     histories = [run.history for run in runs]
     names = sorted({name for history in histories for name in history.names()} - {"time/run_s"})
     sections: dict[str, list[str]] = {}
@@ -91,7 +91,7 @@ def overview(runs: Sequence[RunData]) -> dict[str, Any]:
 def list_groups(
     run: RunData, source: str, wanted: Filter, order: Order = "newest", offset: int = 0, limit: int = 100
 ) -> dict[str, Any]:
-    """The groups with a completion that passes the filter, from `offset` on."""
+    """The groups in which a completion passes the filter: up to `limit` groups, from number `offset` on."""
     index = run.indexes[source]
     snapshot, result = index.search(wanted, order)
     return {
@@ -115,10 +115,10 @@ def group_details(
         source: "training" or "held-out".
         step: the step.
         groups: indices of the groups in the step.
-        shaded_tokens: largest size of a group, in tokens, that comes with the log-probability of each token.
+        shaded_tokens: a group with at most this number of tokens also gets the log-probability of each token.
 
     Raises:
-        LookupError: the group is not stored, or no longer stored.
+        LookupError: the group is not stored, or is not stored any more.
     """
     path = step_path(run.run_dir, step, SOURCES[source])
     if not path.is_file():
@@ -162,7 +162,7 @@ def _tokens(row: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[list[An
 
 
 def mismatch(run: RunData) -> dict[str, Any]:
-    """The difference between learner and generators, and the metrics of its correction."""
+    """The difference between learner and generators, and the metrics of the correction."""
     alarm, chart = mismatch_alarm_of(run.settings), run_chart(run, MISMATCH)
     first = run.history.curve(MISMATCH.metric).finite()
     return shown(
@@ -187,13 +187,14 @@ def timed_steps(history: History) -> list[int]:
 
 
 def time_line(run: RunData, step: int) -> dict[str, Any]:
-    """The busy times in a step: a lane for each actor, in seconds since the step began.
+    """The busy times in a step: a lane for each actor, with times in seconds since the step began.
 
-    If the run did not record each actor, there is a lane for each kind of actor, from the waiting times of the loop.
+    If the run did not record each actor, there is a lane for each kind of actor. Its times are the waiting times of the
+    training loop.
 
     Raises:
         LookupError: the run did not time that step.
-        ValueError: the time line has a line of a different format.
+        ValueError: `timeline.jsonl` has a line of a different format.
     """
     line = next((line for line in run.history.lines if line.step == step), None)
     if line is None or not math.isfinite(line.metrics.get("time/step_s", math.nan)):
@@ -235,7 +236,7 @@ def _lane_order(actor: ActorId) -> tuple[int, str, int]:
 
 
 def _timed_spans(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The phases for which the loop waited in a step, and the evaluation and checkpoint after it."""
+    """The phases for which the loop waited in a step, and the evaluation and checkpoint after the step."""
     begins = {phase.value: seconds[name] for phase in Phase if (name := f"time/{phase}_from_s") in seconds}
     at = 0.0
     spans = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-# Label -> keys of the configuration. The value of the first key that is set is shown.
+# Labels, and the configuration keys of each label. The page shows the value of the first key that is set.
 _RECIPE = (
     ("policy", ("policy.path", "policy.new")),
     ("data", ("data.path", "data.hub", "data.generator")),
@@ -32,7 +32,7 @@ _RECIPE = (
 
 
 def read_config(text: str) -> Any:
-    """A configuration's text as plain data; None if it is not YAML, and the page then shows the text as it is."""
+    """A configuration's text as plain data. If it is not YAML, return None; the page then shows the unchanged text."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -22,7 +22,8 @@ from grpo.view.tokens import find_tokenizer
 from grpo.visible import visible
 
 SOURCES = {"training": run_files.ROLLOUTS, "held-out": run_files.EVALUATIONS}
-# Steps, and completions of each step, that the flags read: enough for shares of some percent, in less than a second.
+# Numbers of steps, and of completions per step, that the flags read in less than a second. Shares of a few percent are
+# still measurable.
 FLAG_STEPS, _FLAG_COMPLETIONS = 24, 128
 _Value = TypeVar("_Value")
 
@@ -52,7 +53,7 @@ class RunData:
 
     @property
     def history(self) -> History:
-        """The metrics as they are now.
+        """The current metrics of the run.
 
         Raises:
             ValueError: a line of the file has a different format.
@@ -78,12 +79,12 @@ class RunData:
 
     @property
     def stamp(self) -> tuple[object, ...]:
-        """A value that changes whenever there is something new to show."""
+        """A value that changes whenever the run has new data to show."""
         versions = tuple(index.snapshot.version for index in self.indexes.values())
         return (_stamp(self.run_dir / run_files.METRICS), _stamp(self.run_dir / run_files.AUDIT), *versions)
 
     def audit_rows(self) -> tuple[Mapping[str, Any], ...]:
-        """The rows that `grpo audit` wrote; empty if it did not run."""
+        """The rows that `grpo audit` wrote; empty if `grpo audit` did not run."""
         path = self.run_dir / run_files.AUDIT
         if not path.is_file():
             return ()
@@ -91,7 +92,7 @@ class RunData:
         return self._cached("audit", _stamp(path), lambda: tuple(json.loads(line) for line in lines))
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies beside the run; None if there is no tokenizer."""
+        """The run's tokenizer (`find_tokenizer`); None if there is no tokenizer."""
         path = find_tokenizer(self.run_dir, policy_path_of(self.settings))
         if path is None:
             return None
@@ -133,7 +134,7 @@ class RunData:
 
 
 def open_runs(folders: Sequence[Path], most_steps: int | None = None) -> tuple[RunData, ...]:
-    """Open run folders, each under a name that distinguishes it from the others. `RunData` describes the arguments."""
+    """Open run folders. Each run gets a name that no other run has. `RunData` describes the arguments."""
     names = run_names(folders)
     return tuple(RunData(Path(folder), name, most_steps) for folder, name in zip(folders, names, strict=True))
 
@@ -147,7 +148,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def shown(value: _Value) -> _Value:
-    """The same plain data, with every text made visible and NaN and infinity as None."""
+    """The same plain data. Hidden characters are made visible; NaN and infinity become None."""
     plain: _Value = _shown(value)
     return plain
 

@@ -1,9 +1,10 @@
-"""`grpo view`: a page that shows runs, served to this machine, or with a token to a network.
+"""`grpo view`: a page that shows runs. By default only this machine can open the page; a network needs a token.
 
-A policy wrote the data, so the server trusts none of it. It sends JSON in which every hidden character is named. The
-page sets data as text only. The content security policy allows only scripts, styles and connections of this server.
-The server refuses requests that name another host or come from another site, so no other web site can read the page.
-It takes no path from a request, and bounds every number in it. The size of the runs bounds the cost of a request.
+A policy wrote the data, so the server does not trust it. The server sends JSON in which every hidden character is
+named. The page inserts data only as text. The content security policy allows only scripts, styles and connections of
+this server. The server refuses requests that name another host or come from another site, so no other web site can read
+the page. A request cannot name a file path, and every number in a request has a limit. The size of the runs limits the
+cost of a request.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from grpo.view.page import ASSETS, page
 from grpo.view.runs import RunData
 from grpo.visible import visible
 
-# Seconds between two reads of the run folders, because a run may still go on.
+# Seconds between two reads of the run folders. The folders are read again because a run may still go on.
 _REFRESH_S = 2.0
 _MOST_ROWS = 500
-# Characters. A request for every chart of a run with 400 metrics needs half of this.
+# Longest query, in characters. A request for every chart of a run with 400 metrics needs half of this length.
 _LONGEST_QUERY = 32 * 1024
 # The largest integer that every JSON reader represents exactly. No step, token or group number is larger.
 _LARGEST = 2**53
@@ -65,11 +66,11 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = (), token: str |
     Args:
         runs: runs in the order of the page.
         hosts: host names that requests may use, besides `localhost` and addresses.
-        token: secret that a browser must show; None admits everybody who reaches the server.
+        token: secret that a browser must send; if None, everybody who can reach the server may read the page.
     """
     # FastAPI's documentation pages would load scripts from other sites, so they are off.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    # The middleware that is added last runs first. So strangers are refused before the token is checked.
+    # The middleware that is added last runs first. So foreign requests are refused before the token is checked.
     if token is not None:
         _ask_for_token(app, token)
     _refuse_strangers(app, hosts)
@@ -81,7 +82,7 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = (), token: str |
 
 
 def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
-    """Refuse requests that name another host or come from another site. Send the policy with every answer."""
+    """Refuse requests that name another host or come from another site. Send security headers with every answer."""
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -99,8 +100,8 @@ def _refuse_strangers(app: FastAPI, hosts: Sequence[str]) -> None:
 
 
 def _ask_for_token(app: FastAPI, token: str) -> None:
-    """Admit only browsers that open the page with `?token=`. Later requests show a cookie instead."""
-    # Cookies ignore ports. The name depends on the token, so that two pages on the same machine do not mix cookies.
+    """Answer only browsers that open the page with `?token=`. Later requests send a cookie instead of the token."""
+    # Browsers send a cookie to all ports of a host. So its name depends on the token, and two pages do not share it.
     cookie = f"grpo-view-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
     def is_token(given: str) -> bool:
@@ -119,7 +120,7 @@ def _ask_for_token(app: FastAPI, token: str) -> None:
 
 
 def _tell_problems(app: FastAPI) -> None:
-    """Answer errors with a status and a sentence."""
+    """If a request causes an error, answer with an HTTP status and a sentence."""
 
     @app.exception_handler(LookupError)
     async def missing(_: Request, problem: Exception) -> Response:
@@ -166,7 +167,7 @@ def _serve_runs(app: FastAPI, runs: Sequence[RunData]) -> None:
 
 
 def _serve_single_run(app: FastAPI, runs: Sequence[RunData]) -> None:
-    """Serve the data of a single run. Its number chooses it."""
+    """Serve the data of a single run, which a request chooses by the run's number."""
 
     def chosen(run: int) -> RunData:
         if not 0 <= run < len(runs):
@@ -223,7 +224,7 @@ def _json(data: Any, status: int = 200) -> Response:
 def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
     """Whether a request's Host is an address, `localhost`, or a name in `hosts`.
 
-    This stops DNS rebinding, where a stranger's host name points to this machine. An address cannot be rebound.
+    This stops DNS rebinding, in which an attacker's host name points to this machine. The attack cannot use an address.
     """
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
     if name.lower() in ("localhost", *(host.lower() for host in hosts)):
@@ -243,19 +244,19 @@ def serve(
     Args:
         runs: runs in the order of the page.
         host: address to serve on; every address except loopback requires a token.
-        port: port number; 0 takes a free port.
+        port: port number; 0 means any free port.
         say: function that prints a line.
-        ask_token: require a token on loopback too, because other users of the machine reach the page.
+        ask_token: require a token also on loopback, where other users of the machine could read the page.
 
     Raises:
-        OSError: the port is taken, or the address is not this machine's.
+        OSError: the port is in use, or the address does not belong to this machine.
     """
     token = secrets.token_urlsafe(32) if ask_token or not is_loopback(host) else None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
     except OSError as problem:
-        raise OSError(f"{host}:{port} cannot be served on: {problem}; --port 0 takes a free port") from problem
+        raise OSError(f"cannot listen on {host}:{port}: {problem}; --port 0 takes a free port") from problem
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(runs, hosts=[host], token=token), host=host, port=port, log_level="warning", access_log=False
@@ -265,12 +266,12 @@ def serve(
     reader = threading.Thread(target=_keep_reading, args=(runs, stopping, say), name="reading runs", daemon=True)
     address = f"[{host}]" if ":" in host else host
     token_query = f"?token={token}" if token else ""
-    say(f"http://{address}:{listening.getsockname()[1]}/{token_query}  (Ctrl-C ends it)")
+    say(f"http://{address}:{listening.getsockname()[1]}/{token_query}  (Ctrl-C stops the server)")
     if not is_loopback(host):
         say("Everybody with this address can read the runs; the connection is not encrypted (docs/looking.md)")
     reader.start()
     try:
-        # Ctrl-C is the normal end.
+        # Ctrl-C is the normal way to stop the server.
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
     finally:
@@ -285,7 +286,7 @@ def _keep_reading(runs: Sequence[RunData], stopping: threading.Event, say: Calla
                 for index in run.indexes.values():
                     index.refresh()
             except OSError as problem:
-                # A file system may come back. Until then the page shows the data from before.
+                # A file system may become available again. Until then, the page shows the data that was read earlier.
                 message = f"{run.run_dir} cannot be read now: {problem}"
                 if message not in printed:
                     say(message)

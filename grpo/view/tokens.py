@@ -1,4 +1,4 @@
-"""The text of each token of a stored completion, from the tokenizer beside a run. Nothing is downloaded."""
+"""Compute the text of each token of a stored completion, with the run's tokenizer. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = "tokenizer.json"
 
 
 def find_tokenizer(run_dir: Path, policy_path: str | None) -> Path | None:
-    """Find the run's tokenizer: in its newest checkpoint, its `policy/`, or the policy of its start."""
+    """Find the run's tokenizer: in its newest checkpoint, in its `policy/`, or in the policy that it started from."""
     checkpoints = run_dir / run_files.CHECKPOINTS
     newest_first = [checkpoints / run_files.step_name(step) for step in reversed(run_files.steps_in(checkpoints))]
     policies = [folder / run_files.POLICY for folder in (*newest_first, run_dir)]
@@ -23,6 +23,6 @@ def find_tokenizer(run_dir: Path, policy_path: str | None) -> Path | None:
 
 
 def pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds. It is empty for a token that only begins a character; a later token ends it."""
+    """The text that each token adds. If a character needs several tokens, only the last of them adds text."""
     stream = DecodeStream(skip_special_tokens=False)
     return [stream.step(tokenizer, token) or "" for token in token_ids]

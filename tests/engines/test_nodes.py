@@ -60,7 +60,7 @@ def test_this_machine_passes(ray_running: None) -> None:
 
 def test_a_push_that_does_not_arrive_is_noticed(ray_running: None, forgetful: None) -> None:
     (outcomes,) = preflight.preflight(CPU, 120).values()
-    assert not outcomes["weight push"].passed and "it did not arrive" in outcomes["weight push"].told
+    assert not outcomes["weight push"].passed and "the weights did not arrive" in outcomes["weight push"].told
     assert outcomes["generation"].passed and outcomes["sandbox"].passed
 
 

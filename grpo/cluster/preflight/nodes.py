@@ -24,11 +24,11 @@ class NodeActor:
         self._deadline_s = deadline_s
 
     def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Wait:
-        """Start to sum a tensor over all nodes, which meet at an address."""
+        """Start to sum a tensor over all nodes, which connect through an address."""
         return self._wait("the all-reduce", self._actor.all_reduce.remote(address, port, rank, nodes, deadline_s))
 
     def generation(self) -> Wait:
-        """Start vLLM and a completion."""
+        """Start vLLM, and start to sample a completion."""
         return self._wait("the generation", self._actor.generation.remote())
 
     def weight_push(self, bucket: Any) -> Wait:
@@ -54,7 +54,7 @@ class _ProbesActor(NodeProbes):
 
 
 def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, dict[str, ProbeOutcome]]:
-    """Test on every node the features that a job needs: node -> probe -> outcome.
+    """Test on every node the features that a job needs; return the outcomes by node and by probe.
 
     Raises:
         ValueError: the settings require a GPU and the cluster has no GPU.
@@ -66,7 +66,7 @@ def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, di
     nodes: list[NodeActor] = []
     try:
         for node in sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeName"])):
-            # On a GPU cluster, a node without GPU holds no actor of a job, so it is not tested.
+            # On a GPU cluster, a node without a GPU gets no actor of a job, so this node is not tested.
             if device == "cuda" and not node["Resources"].get("GPU"):
                 continue
             environment = generator_environment(generator_setup("", device))

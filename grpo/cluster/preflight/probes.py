@@ -1,7 +1,7 @@
-"""`grpo check --cluster`: tests every node with a policy of a few kilobytes.
+"""`grpo check --cluster`: test every node with a policy of a few kilobytes.
 
-An actor on each node sums a tensor with all other actors, samples from vLLM, gives vLLM new weights, proves that they
-arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
+An actor on each node sums a tensor with all other actors, samples from vLLM, gives vLLM new weights, proves that the
+weights arrived, and runs a program in the sandbox. A failure is reported for its node; the other nodes continue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SMALL = NewPolicyConfig(
     hidden_size=64, layers=2, heads=2, key_value_heads=1, intermediate_size=96, max_position=256, tie_embeddings=False
 )
 PROBE = tuple(range(3, 19))
-# Mean difference of log-probabilities between vLLM and transformers, in nats: on a GPU they sum in another order.
+# Largest mean difference of log-probabilities between vLLM and transformers, in nats. On a GPU, the two libraries add
+# numbers in different orders, so their results differ more.
 # The old policy differs from the new policy by about 0.1.
 TOLERANCES: dict[Device, float] = {"cpu": 2e-4, "cuda": 0.02}
 ELEMENTS = 1 << 20
@@ -65,7 +66,7 @@ class NodeProbes:
         return _tried(self._generation)
 
     def weight_push(self, bucket: np.ndarray) -> ProbeOutcome:
-        """Give vLLM new weights, uint8 bytes of a safetensors file, and check its log-probabilities."""
+        """Give vLLM new weights (uint8, the bytes of a safetensors file) and check vLLM's log-probabilities."""
         return _tried(lambda: self._weight_push(bucket))
 
     def sandbox(self) -> ProbeOutcome:
@@ -128,7 +129,9 @@ class NodeProbes:
         expected = [float(logprobs_TV[position, token]) for position, token in enumerate(PROBE[1:])]
         difference = sum(abs(actual - wanted) for actual, wanted in zip(scored, expected, strict=True)) / len(expected)
         if not difference <= TOLERANCES[self._device]:
-            raise RuntimeError(f"log-probabilities differ by {difference:.2g} after the push: it did not arrive")
+            raise RuntimeError(
+                f"log-probabilities differ by {difference:.2g} after the push: the weights did not arrive"
+            )
         return f"{bucket.nbytes / 1024:.0f} KiB in {1000 * seconds:.0f} ms, proven to {difference:.1g}"
 
     def _sandbox(self) -> str:
@@ -143,13 +146,13 @@ class NodeProbes:
 
 def generator_setup(path: str, device: Device) -> GeneratorSetup:
     """Return the setup of a small vLLM for the policy at `path`."""
-    # A small share of GPU memory is enough. On a CPU the cache size must be set beforehand.
+    # A small share of GPU memory is enough. On a CPU, `generator_environment` sets the size of the cache.
     small = GeneratorConfig(max_sequences=4, gpu_memory_share=0.1, compile=False)
     return GeneratorSetup(path, "float32", small, 64, 1.0, device, 0)
 
 
 def new_weights() -> np.ndarray:
-    """Return the weights to push: a second random policy, uint8, the bytes of a safetensors file."""
+    """Return the weights to push: a second random policy, as the bytes (uint8) of a safetensors file."""
     from grpo.policy.new import make_policy
 
     with tempfile.TemporaryDirectory(prefix="grpo-preflight-") as folder:
@@ -169,16 +172,16 @@ Wait = Callable[[], ProbeOutcome]
 
 
 class ProbedNode(Protocol):
-    """A node with its probes, from the cluster room. A method starts a probe; call its result to wait."""
+    """A node with its probes. Each method starts a probe; call the returned function to wait for the outcome."""
 
     name: str
 
     def all_reduce(self, address: str, port: int, rank: int, nodes: int, deadline_s: float) -> Wait:
-        """Start to sum a tensor over all nodes, which meet at an address."""
+        """Start to sum a tensor over all nodes, which connect through an address."""
         ...
 
     def generation(self) -> Wait:
-        """Start vLLM and a completion."""
+        """Start vLLM, and start to sample a completion."""
         ...
 
     def weight_push(self, bucket: Any) -> Wait:
@@ -195,7 +198,7 @@ class ProbedNode(Protocol):
 
 
 def probe_all(nodes: Sequence[ProbedNode], bucket: Any, deadline_s: float) -> dict[str, dict[str, ProbeOutcome]]:
-    """Run every probe on all nodes at the same time: node -> probe -> outcome.
+    """Run every probe on all nodes at the same time; return the outcomes by node and by probe.
 
     Args:
         nodes: the nodes.

@@ -1,4 +1,4 @@
-"""A verifier pool in a Ray process. Part of the Ray room."""
+"""A verifier pool in a Ray process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VerifierActor:
     def start(
         self, specs: Sequence[VerifierSpec], folder: str, settings: Mapping[str, Any], logs: LogPlace | None = None
     ) -> frozenset[str]:
-        """Build the verifiers; look for the user's files in the driver's folder, if the node has it.
+        """Build the verifiers. If the node has the driver's folder, look for the user's files there.
 
         Returns:
             The names of the verifiers that judge groups.
@@ -44,7 +44,7 @@ class VerifierActor:
         return frozenset(spec.name for spec in specs if self._pool.judges_groups(spec.name))
 
     async def verify(self, calls: Sequence[Call]) -> list[Verdict]:
-        """Return a verdict for each call `(name, completion, reference, prompt)`, in order; a failure is an `error`."""
+        """Return a verdict for each call `(name, completion, reference, prompt)`, in order; `error` if a call fails."""
         futures = [asyncio.wrap_future(future) for future in self._pool.submit_many(calls)]
         return list(await asyncio.gather(*futures))
 
@@ -56,7 +56,7 @@ class VerifierActor:
         prompt: Mapping[str, Any],
         lists: Mapping[str, Sequence[Any]] | None,
     ) -> list[Verdict]:
-        """Return a verdict for each completion of a group, in order; a failure is an `error`."""
+        """Return a verdict for each completion of a group, in order. If the call fails, every verdict is `error`."""
         futures = self._pool.submit_group(name, completions, reference, prompt, lists)
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 

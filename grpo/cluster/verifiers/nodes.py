@@ -1,6 +1,6 @@
-"""A verifier pool on every node of the Ray cluster, with the interface of a single pool.
+"""Verifier pools on all nodes of the Ray cluster, behind the interface of a single pool.
 
-The driver's node may have few cores, and verdicts on programs or long proofs need many. Each node gets an actor with a
+The driver's node may have too few cores to judge programs or long proofs. Each node gets an actor with a
 `VerifierPool`. A batch of calls goes to the node with the fewest unfinished calls.
 """
 
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Batch:
-    """Calls that were submitted together, until their futures are resolved; on one node at a time.
+    """Calls that were submitted together. They are on one node at a time, until their futures are resolved.
 
     Attributes:
-        ask: function from a node's actor to Ray's reference to the verdicts.
-        futures: futures, one for each verdict.
+        ask: function that takes a node's actor, sends it the calls, and returns Ray's reference for the verdicts.
+        futures: one future for each verdict.
         losses: number of actors that died while they held the batch.
     """
 
@@ -66,18 +66,19 @@ class _Node:
 
 
 class NodePool:
-    """Runs verifiers on every node of a Ray cluster; futures and verdicts are those of `VerifierPool`.
+    """Runs verifiers on every node of a Ray cluster; futures and verdicts are the same as in `VerifierPool`.
 
-    If an actor or its node dies, its calls go to another node, at most `replays` times. After that, or if no node
-    lives, their verdict is `error`. If the node of a dead actor lives, the actor is restarted, at most `replays` times.
+    If an actor or its node dies, the actor's calls go to another node, at most `replays` times. After that, or if no
+    node lives, the calls get the verdict `error`. If only the actor died and its node lives, the actor is restarted, at
+    most `replays` times.
 
     Args:
         verifiers: specs; every node must be able to build each verifier.
         workers: number of worker processes on each node.
-        deadline_s: longest time of one call, in seconds; see VerifierPool.
+        deadline_s: longest time of one call, in seconds; see `VerifierPool`.
         memory_mib: address space of one worker in MiB; None for no limit.
         overlap: maximum number of simultaneous calls of async verifiers in one worker.
-        replays: maximum number of moves of a call to another node, and of restarts of an actor.
+        replays: how often a call may move to another node, and how often an actor may restart.
         start_s: longest wait for the actors' start, in seconds.
 
     Raises:
@@ -118,7 +119,7 @@ class NodePool:
                 ray.kill(node.actor)
             raise
         self._nodes = [node for node, _ in started]
-        # Ray's callbacks run in Ray's threads. This thread handles their results, because it may call Ray again.
+        # Ray's threads run the callbacks and must not call Ray again. This thread may do so, so it handles the results.
         self._landed: queue.SimpleQueue[tuple[_Node, _Batch | None, Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="verifier-nodes", daemon=True)
         self._thread.start()
@@ -145,7 +146,7 @@ class NodePool:
         prompt: Mapping[str, Any],
         lists: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Future[Verdict]]:
-        """Queue one call of a group verifier on one node; see VerifierPool.
+        """Queue one call of a group verifier on one node; see `VerifierPool`.
 
         Raises:
             ValueError: the pool has no verifier of that name, or the verifier judges completions one by one.
@@ -177,8 +178,8 @@ class NodePool:
             try:
                 counted, busy = ray.get(reference)
             except ray.exceptions.RayActorError:
-                continue  # its counts are lost
-            # Twelve digits distinguish nodes, and Ray's tools show them first.
+                continue  # The counts of this node are lost.
+            # The first twelve digits distinguish nodes, and Ray's tools show these digits too.
             lane = ActorId(ActorKind.VERIFIERS, identities[reference][:12])
             self._busy.setdefault(lane, BusyClock()).merge(busy)
             for name, tally in counted.items():
@@ -265,11 +266,11 @@ class NodePool:
         if batch.losses <= self._replays:
             self._send(batch)
             return
-        reason = f"its verifier pool died {batch.losses} times: {str(failure).splitlines()[0]}"
+        reason = f"the verifier pool that held this call died {batch.losses} times: {str(failure).splitlines()[0]}"
         batch.finish([error(reason)] * len(batch.futures))
 
     def _lose(self, node: _Node) -> None:
-        """Remove a lost node, once, and restart its actor. Its other batches fail one by one later."""
+        """Remove a lost node and restart its actor. The other batches of the node fail one by one later."""
         if node not in self._nodes:
             return
         self._nodes.remove(node)
@@ -293,7 +294,7 @@ class NodePool:
 
 
 def _living_nodes() -> list[str]:
-    """Return the living nodes that have CPUs, or all living nodes if no node has. A head node may have no CPUs."""
+    """Return the living nodes that have CPUs, or all living nodes if none has CPUs. A head node may have no CPUs."""
     living = [node for node in ray.nodes() if node["Alive"]]
     with_cpus = [node for node in living if node["Resources"].get("CPU")]
     return [str(node["NodeID"]) for node in with_cpus or living]

@@ -269,7 +269,7 @@ def test_a_node_that_does_not_see_the_folder_logs_elsewhere_and_says_so(tmp_path
     in_a_process(LogPlace(str(tmp_path / "other" / "logs"), "info", "driver.of.another.machine.log"), "raise")
     assert not list((tmp_path / "other" / "logs").rglob("*.log"))
     text = (tmp_path / "other" / "session" / "grpo" / "learner-0.log").read_text()
-    assert text.count("this log is on the node alone") == 1 and "a step" in text
+    assert text.count("this log is only on this node") == 1 and "a step" in text
     with driver_log(tmp_path, "info"):
         assert "Ray's session folder" in see_log("generator 3")
     assert open_actor_log(None, "generator 3", Path.cwd) == "", "a driver without a log"
