@@ -98,7 +98,7 @@ class OpenGroups:
         return [self._issue(batch, 0) for batch in batches]
 
     def refill(self, count: int, refill: int) -> list[Ticket]:
-        """Return `count` more groups for the present step. The caller must request them, and the step must take them."""
+        """Return `count` more groups, which the caller must request and the present step must take."""
         assert len(self._open) + count <= (1 + self._lag) * self._prompts_per_step
         return [self._issue(self._version, refill) for _ in range(count)]
 
@@ -126,7 +126,7 @@ class OpenGroups:
         entry.place, self._finished = self._finished, self._finished + 1
 
     def are_sampled(self, count: int) -> bool:
-        """Return True if a step of `count` groups has all its completions. Some of its verdicts may still be missing."""
+        """Return True if a step of `count` groups has all its completions; its verdicts may still be missing."""
         return self._choose(count, [group for group, entry in self._open.items() if entry.sampled]) is not None
 
     def are_finished(self, count: int) -> bool:
