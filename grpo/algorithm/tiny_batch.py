@@ -1,7 +1,7 @@
 """Try the user's functions of an objective on a tiny batch before a run starts.
 
-A trial checks shapes, gradients, and the inputs that a value depends on (`grpo.algorithm.contracts`). Without it, a
-function that breaks its contract would train a different objective, without any message.
+A trial checks shapes, gradients, and which inputs a value depends on (`grpo.algorithm.contracts`). Without this trial,
+a function that breaks its contract would train a different objective, without any message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from grpo.algorithm.choices import BUILT_IN, AlgorithmChoice, Kind, choice
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.config.algorithm import AlgorithmConfig
 
-# Rewards of three groups: the first has a failed verdict, the second no variance, the third an element of padding.
+# Rewards of three groups. The first has a failed verdict, the second has no variance, and the third has an element of
+# padding. `_INVALID` has the places of the failed verdict and of the padding.
 _REWARDS = ((1.0, 0.0, 0.5, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 0.2, 0.0))
 _INVALID = ((0, 3), (2, 3))
 # Lengths of three sequences, in tokens, and their advantages. The last sequence carries no loss.
@@ -40,8 +41,8 @@ def try_functions(algorithm: AlgorithmConfig, longest: int) -> list[str]:
         The keys of the tried functions.
 
     Raises:
-        ValueError: a function cannot be loaded, misses an option, raises, or breaks its contract; or no function takes
-            an option of the section.
+        ValueError: a function cannot be loaded, lacks the value of an option, raises an error, or breaks its contract.
+            Or no function takes one of the section's options.
     """
     kinds: list[Kind] = [kind for kind in BUILT_IN if f"algorithm.{kind}" in algorithm.functions]
     functions = {kind: choice(kind, getattr(algorithm, kind)) for kind in kinds}
@@ -108,7 +109,7 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     if not (torch.isfinite(loss_T).all() and torch.isfinite(gradient_T).all()):
         _refuse(chosen, f"has a loss or gradient that is not finite: {loss_T.tolist()}")
     _same(chosen, loss_T, _policy_term(algorithm, drifted_T, old_T)[0])
-    # If the present and old policies agree, no clip binds.
+    # If the present policy equals the old policy, no ratio is clipped.
     _, on_policy_T = _policy_term(algorithm, old_T, old_T)
     good, bad, masked = (float(part.sum()) for part in torch.split(on_policy_T, list(_LENGTHS)))
     if not on_policy_T[: _LENGTHS[0]].any():
