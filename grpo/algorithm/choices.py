@@ -108,7 +108,9 @@ def _choice(kind: Kind, name: str) -> AlgorithmChoice:
     least = most - (kind == "ratio")
     if positional < least or any(item.default is item.empty for item in by_position[most:]):
         names = ", ".join(item.name for item in by_position)
-        raise ValueError(f"{key} takes ({names}) by position; expected ({', '.join(_GIVEN[kind])}), options behind a *")
+        raise ValueError(
+            f"{key} takes ({names}) by position; expected ({', '.join(_GIVEN[kind])}) and options after a *"
+        )
     keywords = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
     keywords.sort(key=lambda item: item.default is not item.empty)
     required = sum(item.default is item.empty for item in keywords)

@@ -130,8 +130,10 @@ class StepCallback(Protocol):
 class CheckpointCallback(Protocol):
     """`callbacks.checkpoint`: called on the driver after each checkpoint.
 
-    def announce(saved):
-        (saved.folder / "newest.txt").write_text(str(saved.checkpoint))
+    The run ignores the result.
+
+        def announce(saved):
+            (saved.folder / "newest.txt").write_text(str(saved.checkpoint))
     """
 
     def __call__(self, saved: SavedCheckpoint, /) -> object:

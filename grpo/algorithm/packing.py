@@ -43,8 +43,8 @@ class TrainingSequence:
     def __post_init__(self) -> None:
         if not 0 < self.prompt_length < len(self.token_ids):
             raise ValueError(
-                f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, "
-                f"{self.prompt_length} of them prompt"
+                f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, of which "
+                f"{self.prompt_length} are the prompt"
             )
         for logprobs in (self.old_logprobs, self.proximal_logprobs):
             if logprobs is not None and len(logprobs) != len(self.token_ids) - self.prompt_length:
@@ -61,7 +61,9 @@ class TrainingSequence:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The position of a sequence in a packed row: that of the prompt, which other sequences may share, and of the rest.
+    """The positions of a sequence in a packed row: those of the prompt and those of the completion.
+
+    Other sequences may share the positions of the prompt.
 
     Attributes:
         prompt: first position of the prompt.
@@ -213,11 +215,11 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
     """Distribute sequences over ranks. Each rank gets the same number of microbatches of at most `max_tokens` tokens.
 
     The method is greedy (the LPT rule, Graham 1969). It takes the sequences in the order of their lengths, the longest
-    first, and puts each sequence into the emptiest microbatch. If a microbatch becomes too large, it starts again with
-    more microbatches. Therefore the sizes of two microbatches differ at most by the length of the longest sequence. The
-    microbatches are then distributed over the ranks in the order of their sizes. Therefore the totals of two ranks also
-    differ at most by the length of the longest sequence. The k-th microbatches of all ranks, which run at the same
-    time, have similar sizes.
+    first, and puts each sequence into the emptiest microbatch. If a microbatch becomes too large, the method starts
+    again with more microbatches. Therefore the sizes of two microbatches differ at most by the length of the longest
+    sequence. The microbatches are then distributed over the ranks in the order of their sizes. Therefore the totals of
+    two ranks also differ at most by the length of the longest sequence. The k-th microbatches of all ranks, which run
+    at the same time, have similar sizes.
 
     Args:
         lengths: length of each sequence, in tokens.
@@ -237,7 +239,7 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
     if longest > max_tokens:
         raise ValueError(
             f"a sequence of {longest} tokens does not fit learner.microbatch_tokens={max_tokens}; "
-            "raise that or lower the length limits"
+            "raise learner.microbatch_tokens, or lower the length limits"
         )
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     per_rank = -(-sum(lengths) // (max_tokens * ranks))

@@ -113,12 +113,16 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     _, on_policy_T = _policy_term(algorithm, old_T, old_T)
     good, bad, masked = (float(part.sum()) for part in torch.split(on_policy_T, list(_LENGTHS)))
     if not on_policy_T[: _LENGTHS[0]].any():
-        _refuse(chosen, "has no gradient by logprobs_T where an advantage is positive and the policies agree")
+        _refuse(
+            chosen,
+            "has no gradient with respect to logprobs_T where the advantage is positive and both policies are equal",
+        )
     if good > 0:
         _refuse(
             chosen,
             "has the wrong sign: minimising it lowers the log-probability of a completion with advantage "
-            f"{_ADVANTAGES[0]:g} (gradient {good:g}; at advantage {_ADVANTAGES[1]:g} {bad:g}); return the negative",
+            f"{_ADVANTAGES[0]:g} (the gradient is {good:g}; for advantage {_ADVANTAGES[1]:g}, it is {bad:g}); return "
+            "the negative",
         )
     if masked or gradient_T[~mask_T].any():
         _refuse(chosen, "lets a token without loss change other tokens; use sequences.mask_T")
@@ -200,9 +204,17 @@ def _try_kl(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     _same(chosen, kl_T, choices.kl_estimate(algorithm, logprobs_T, reference_T))
     alone_T = choices.kl_estimate(algorithm, logprobs_T[:3], reference_T[:3])
     if not _close(alone_T, kl_T[:3]):
-        _refuse(chosen, "gives a token another value beside other tokens; a token must not depend on other tokens")
+        _refuse(
+            chosen,
+            "gives a token another value if other tokens are in the batch; the value of a token must not depend on "
+            "other tokens",
+        )
     if algorithm.kl_in_loss and not algorithm.kl_corrected and not _gradient(kl_T.sum(), logprobs_T).any():
-        _refuse(chosen, "has no gradient by logprobs_T, which algorithm.kl_place=loss needs; or use kl_place=reward")
+        _refuse(
+            chosen,
+            "has no gradient with respect to logprobs_T, which algorithm.kl_place=loss needs; compute it from "
+            "logprobs_T, or use kl_place=reward",
+        )
 
 
 def _same(chosen: AlgorithmChoice, first: Tensor, second: Tensor) -> None:

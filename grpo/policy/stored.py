@@ -59,7 +59,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as failure:
         raise ValueError(
             f"policy.path={path!r} is neither a folder with a policy nor a readable name on the hub; "
-            f"a cold start makes a policy: grpo sft configs/quickstart_sft.yaml"
+            f"to make a policy with a cold start, run `grpo sft configs/quickstart_sft.yaml`"
         ) from failure
 
 

@@ -108,8 +108,8 @@ def usable_rows(
             report = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
             if (refusal := too_many(what, report, verification, keys)) is not None:
                 problems.append(
-                    f"{refusal}: {_first(report.unusable)}. Mend these rows, name another column with "
-                    f"{keys.reference}, or raise the share to leave them out"
+                    f"{refusal}: {_first(report.unusable)}. Repair these rows, name another column "
+                    f"with {keys.reference}, or raise {keys.section}max_unusable_share to leave these rows out"
                 )
             elif report.unusable:
                 lines.append(_left_out_line(what, report))
@@ -122,7 +122,9 @@ def usable_rows(
                     passing = keys.asks_again and judged.only_failed
                     (lines if passing else problems).append(f"{what} data, {_useless(name, judged, keys)}")
     if problems and verification.check_golds == "refuse":
-        raise ValueError("\n".join([*problems, f"{keys.more}{keys.section}check_golds=warn starts all the same"]))
+        raise ValueError(
+            "\n".join([*problems, f"{keys.more}to start nevertheless, set {keys.section}check_golds=warn"])
+        )
     return UsableRows(tuple(left_out.values()), (*lines, *problems))
 
 
@@ -210,7 +212,7 @@ def _useless(name: str, report: GoldReport, keys: Keys) -> str:
             f"{verdict.reason}"
         )
     return (
-        f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first: {example}. Name the "
-        f"column of the final answer with {keys.reference}, or change the verifier's options. If its reference is not "
-        "an answer, the verifier needs gold_completions (docs/verifiers.md)"
+        f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first such row: {example}. "
+        f"Name the column of the final answer with {keys.reference}, or change the verifier's options. If the "
+        "reference of your verifier is not itself an answer, declare this with gold_completions (docs/verifiers.md)"
     )

@@ -27,7 +27,7 @@ class GlooSender(GroupSender):
         """Wait for the receivers.
 
         Raises:
-            TimeoutError: a receiver did not come; the message names the missing receivers.
+            TimeoutError: a receiver did not connect; the message names the missing receivers.
         """
         # A new receiver may have missed earlier pushes, so the next push must be whole.
         self._patches.forget()

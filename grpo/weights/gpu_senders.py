@@ -30,7 +30,7 @@ class NcclSender(GroupSender):
         """Wait for the receivers.
 
         Raises:
-            TimeoutError: a receiver did not come; the message names the missing receivers.
+            TimeoutError: a receiver did not connect; the message names the missing receivers.
         """
         if self._roll is not None:
             self._communicator = nccl_communicator(self._roll, torch.device("cuda", torch.cuda.current_device()))

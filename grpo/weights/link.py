@@ -147,7 +147,7 @@ class WeightLink:
         generators have loaded bucket n, because with `ipc` the learner's memory has space for two buckets.
 
         Raises:
-            TimeoutError: a generator, or the learner, did not come; the message names it.
+            TimeoutError: a generator or the learner did not connect or was not ready; the message names it.
         """
         try:
             self.join(ranks)
@@ -175,7 +175,7 @@ class WeightLink:
         """Connect the learner's ranks and all generators, unless they are connected.
 
         Raises:
-            TimeoutError: a member did not come; the message names the member.
+            TimeoutError: a member did not connect; the message names the member.
         """
         every, receivers = self._targets.every, self._targets.now
         if receivers == self._joined:
@@ -188,7 +188,7 @@ class WeightLink:
         ]
         meeting = (self._transport, members, self._deadline_s)
         opening = [rank.start(lambda rank, *meeting: rank.outlet.open(*meeting), None, *meeting) for rank in ranks]
-        address, port = self._wait(opening, "the learner to make ready for the generators")[0]
+        address, port = self._wait(opening, "the learner to prepare for the generators")[0]
         joining = [rank.start(lambda rank: rank.outlet.join(), None) for rank in ranks]
         invitation = {"address": address, "port": port, "members": members, "deadline_s": self._deadline_s}
         coming = [
@@ -199,9 +199,9 @@ class WeightLink:
             )
             for place, receiver in enumerate(receivers)
         ]
-        # The learner's end can name the missing member, so its error comes first.
-        self._wait(joining, "the learner to meet the generators")
-        self._wait(coming, "the generators to meet the learner")
+        # The learner's error names the missing member, so wait for the learner first.
+        self._wait(joining, "the learner to connect to the generators")
+        self._wait(coming, "the generators to connect to the learner")
         self._joined = receivers
 
     def _wait(self, references: Sequence[Any], what: str) -> list[Any]:

@@ -25,7 +25,7 @@ def nccl_communicator(roll: RollCall, device: torch.device) -> PyNcclCommunicato
         communicator = PyNcclCommunicator(group, device)
     if communicator.disabled:
         raise RuntimeError(
-            "weight_sync.transport=nccl: vLLM could not load NCCL here, or VLLM_DISABLE_PYNCCL is set; install it, or "
-            "use object_store"
+            "weight_sync.transport=nccl: vLLM could not load NCCL here, or VLLM_DISABLE_PYNCCL is set; install NCCL "
+            "and unset that variable, or use object_store"
         )
     return communicator

@@ -226,7 +226,8 @@ class PatchReader:
         self._copies = {}
         return WeightsDiffer(
             f"{name} {how}: learner and generator do not hold the same weights any more. No completion was sampled "
-            "from them. Resume with resume=auto; if it happens again, set weight_sync.sparse=false and report it"
+            "from the wrong weights. Resume with resume=auto; if the error happens again, set weight_sync.sparse=false "
+            "and report the error"
         )
 
 
