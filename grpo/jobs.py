@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
-    """Read and check a configuration file; a file with a section `sft` is for `sft`, any other file for `train`.
+    """Read and check a configuration file. A file with a section `sft` is for `sft`; any other file is for `train`.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=80", "rollout.group_size=16")
     >>> config.train.steps, config.rollout.group_size, config.rollout.prompts_per_step

@@ -148,7 +148,7 @@ def _policy_term(
         algorithm: section with the choices.
         logprobs_T: float, log-probabilities under the present policy.
         old_logprobs_T: float, log-probabilities under the old policy.
-        number: index of the only sequence; None for all sequences.
+        number: index of the sequence to compute alone; None to compute all sequences.
     """
     sequences = _sequences(number)
     lengths, advantages = (_LENGTHS, _ADVANTAGES) if number is None else ((_LENGTHS[number],), (_ADVANTAGES[number],))

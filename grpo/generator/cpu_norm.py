@@ -16,8 +16,8 @@ from vllm.platforms import current_platform
 class KernelRMSNorm(RMSNorm):
     """`RMSNorm` (arXiv:1910.07467) that uses one operator if the result is the same: in float32, over the whole width.
 
-    In bfloat16 the result differs: the kernel rounds once. The learner rounds twice: also before it multiplies by the
-    weight.
+    In bfloat16 the result differs. The kernel rounds once, but the learner rounds twice: before and after it multiplies
+    by the weight.
     """
 
     def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:

@@ -245,7 +245,7 @@ def _alive() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as dead:
-        # The driver may run without vLLM and could not unpickle vLLM's error.
+        # The driver may run without vLLM, and then it cannot unpickle vLLM's error.
         raise EngineDied("the process of a generator's engine is gone") from dead
 
 

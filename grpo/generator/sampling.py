@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from grpo.policy.hub import at_revision, name_of
 from grpo.types import Completion, SamplingParams, VersionSpan
 
-# To score a sequence, vLLM must sample one more token. It returns the log-probabilities of the sequence's tokens.
+# To score a sequence, vLLM must sample one more token. vLLM then returns the log-probabilities of all tokens.
 SCORING = EngineSampling(
     max_tokens=1,
     temperature=0.0,

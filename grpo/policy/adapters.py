@@ -153,7 +153,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
     names = {name.rpartition(".")[2] for name in wanted} if lora.targets == "all-linear" else set(lora.targets)
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type, unused-ignore]  # peft divides it, whole or not
+        lora_alpha=lora.alpha,  # type: ignore[arg-type, unused-ignore]  # a fraction works too
         lora_dropout=lora.dropout,
         target_modules=sorted(names),
         bias="none",

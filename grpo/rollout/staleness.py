@@ -36,8 +36,8 @@ class Ticket(NamedTuple):
     Attributes:
         group: number of the group, unique in the run.
         batch: number from which, together with the prompt, the seeds of the samples are computed. Groups 0 to P - 1 are
-            batch 0, the next P groups are batch 1, and so on, at any time of the request. For a refill, the batch is
-            the number of the step.
+            batch 0, the next P groups are batch 1, and so on. The time of the request does not change the batch. For a
+            refill, the batch is the number of the step.
         refill: round of refilling; 0 if the group is not part of a refill.
     """
 
@@ -48,7 +48,7 @@ class Ticket(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A group that was requested, and that no step has taken yet; `place` is its place in the order of finishing."""
+    """A group that was requested, and that no step has taken yet; `place` is its number in the order of finishing."""
 
     birth: int
     sampled: bool = False

@@ -83,10 +83,10 @@ class WeightSync:
     tolerance: float
 
     def push(self, policy_version: int, probe: Sequence[Sequence[int]]) -> float:
-        """Make every generator sample from the learner's weights, as `policy_version`.
+        """Send the learner's weights to every generator, and check that all generators use them.
 
         Args:
-            policy_version: version number of the weights.
+            policy_version: version number of the weights. The generators label new tokens with this number.
             probe: token sequences for the comparison.
 
         Returns:
@@ -106,7 +106,7 @@ class WeightSync:
                 scored.append(self.learner.score(probe))
             yield from self.learner.export_buckets(self.bucket_bytes)
             if not scored:
-                # The learner is idle while the generators load the last bucket, so it scores now.
+                # While the generators load the last bucket, the learner is idle, so let the learner score now.
                 scored.append(self.learner.score(probe))
 
         sent = self.generators.load_weights(buckets(), policy_version)

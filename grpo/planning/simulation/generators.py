@@ -192,7 +192,7 @@ class SimulatedGenerators:
         first = np.cumsum(self._count) - self._count
         rank = np.arange(len(order)) - first[replica]
         between = np.where(rank == 0, end, np.diff(end, prepend=0.0))
-        # As long as any sequence waits for a slot, all slots are taken.
+        # As long as any sequence has no slot, all slots are in use.
         running = np.minimum(slots, self._count[replica] - rank)
         seconds = between * (speeds.decode_base_s + speeds.decode_sequence_s * running)
         elapsed = np.cumsum(seconds)
@@ -223,7 +223,7 @@ def _engine_steps(
 ) -> tuple[Floats, Floats]:
     """Return, for each sequence, the engine step at which it gets a slot and the engine step at which it ends.
 
-    Running sequences keep their slots. Waiting sequences get free slots in their order.
+    Running sequences keep their slots. Other sequences get the slots that become free, in the order of the arrays.
     """
     starts, ends = np.zeros(len(remaining)), remaining.copy()
     crowded = np.flatnonzero(count > slots)

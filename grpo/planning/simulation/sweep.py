@@ -36,8 +36,8 @@ class Row:
     Attributes:
         gpus: number of GPUs in total.
         lag: policy lag, `rollout.max_policy_lag`.
-        shared: whether every GPU has a learner rank and a generator, which take turns. Otherwise learner and generators
-            use different GPUs.
+        shared: whether every GPU has a learner rank and a generator, which never run at the same time. Otherwise
+            learner and generators use different GPUs.
         replicas: number of generators.
         generator_gpus: number of GPUs that the generators use.
         learner_gpus: number of GPUs that the learner uses.
@@ -125,7 +125,7 @@ class Sweep:
         seconds = steps[-1].ended_s - steps[0].began_s
         busy, learning = sum(step.busy_s for step in steps) / replicas, sum(_working_s(step) for step in steps)
         shared = generator_gpus + learner_gpus > gpus
-        # With shared GPUs, a GPU works if either the generator or the learner works. They never work at the same time.
+        # A shared GPU works if either the generator or the learner works. These two never work at the same time.
         used = busy + learning if shared else (busy * generator_gpus + learning * learner_gpus) / gpus
         return Row(
             gpus=gpus,
