@@ -1,6 +1,6 @@
 """`grpo train`: the training loop, from prompts to the gradient.
 
-Data flow from the generators to the learner. Only the weights go back, from the learner to the generators.
+The generators send data to the learner. The learner sends only the weights back to the generators.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class ActorKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ActorId:
-    """The identity of an actor. `str` of it is the actor's name in messages and in the time line.
+    """The identity of an actor. `str(actor_id)` is the actor's name in messages and in the time line.
 
     Attributes:
         kind: kind of the actor.

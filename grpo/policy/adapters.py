@@ -180,7 +180,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        # Switching adapters off removed their gradients. Switching them on restores the gradients too.
+        # An adapter that is off does not require gradients. Switching it on makes it require gradients again.
         for layer in layers:
             layer.enable_adapters(True)
 

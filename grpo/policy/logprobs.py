@@ -110,7 +110,7 @@ class PolicyLogprobs(nn.Module):
             packed_layout=layout,
             use_cache=False,
         ).last_hidden_state[0]
-        # The output head is the largest matrix of many policies, so it reads only the positions that predict a token.
+        # In many policies, the output head is the largest matrix. So compute it only where a token is predicted.
         hidden_TE = hidden_NE.index_select(0, tokens.source_T)
         head = self.model.get_output_embeddings()
         scored: tuple[Tensor, Tensor] = head(hidden_TE, tokens.targets_T, temperature, entropy_gradient)

@@ -1,9 +1,10 @@
 """Long sequences: several ranks share the tokens of a microbatch, as in DeepSpeed-Ulysses.
 
 Jacobs et al. 2023 (arXiv:2309.14509): each rank holds some of the tokens, and computes the layers that treat tokens
-separately for its tokens only. Before attention, the ranks run an all-to-all. Before it, a rank holds some tokens with
-all their heads; after it, the rank holds all tokens with some of the heads. After attention, another all-to-all
-reverses this exchange. Therefore attention gets the whole packed row, and `grpo.policy.attention` needs no change.
+separately for its tokens only. Before attention, the ranks run an all-to-all exchange. Before this exchange, a rank
+holds some tokens with all their heads; after it, the rank holds all tokens with some of the heads. After attention,
+another exchange reverses the first. Therefore attention gets the whole packed row, and `grpo.policy.attention` needs no
+change.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class SequenceGroup:
         )
 
     def joined(self, values: Sequence[Tensor], chosen_T: Tensor, count: int) -> list[Tensor]:
-        """Combine the values of all ranks into values of all predicted tokens, [T]. Only this rank's have a gradient.
+        """Combine the ranks' values into values of all predicted tokens, [T]. Only this rank's values have a gradient.
 
         Every rank then computes the same loss of the whole microbatch, including ratios of whole sequences. The
         backward pass of a rank gives the gradient for the tokens of this rank. The sum of the ranks' gradients is the

@@ -30,9 +30,9 @@ def context_of(shape: PreTrainedConfig) -> int | None:
 
 
 def local_or_hub(policy: config.PolicyConfig) -> str:
-    """Return the absolute path of a local folder, because actors may run in other folders. Or return the hub name.
+    """Return the policy's absolute path if it is a local folder, otherwise its hub name with the revision.
 
-    The hub name includes the revision.
+    The path is absolute because actors may run in other folders.
 
     Raises:
         ValueError: a revision is set for a local folder.

@@ -154,7 +154,7 @@ class GlooGroup:
         self._roll.forget(f"bucket {number}")
 
     def start_receiving(self, parts: Sequence[Tensor]) -> list[distributed.Work]:
-        """Start to receive into `parts`, uint8 on the CPU, which must be in the order in which they are sent."""
+        """Start to receive into `parts`, uint8 on the CPU. They must have the order in which the sender sends them."""
         return [self._start(part) for part in parts]
 
     def finish_receiving(self, work: distributed.Work, number: int) -> None:

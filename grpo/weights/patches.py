@@ -7,8 +7,8 @@ old value, bit for bit. Changes are never added to old values, so rounding error
 keep a copy of the policy in host memory. Each tensor's changes are sent with a hash of the new tensor.
 
 vLLM's own sparse patches (`vllm.model_executor.model_loader.checkpoint_weight_patch`) are written into the loaded model
-with NaN for "unchanged". So they cannot contain a NaN. They also do not change the linear layers that vLLM packs on a
-CPU. So the receiver here builds whole tensors and loads them as in a push of all elements.
+with NaN for "unchanged". So these patches cannot set an element to NaN. They also do not change the linear layers that
+vLLM packs on a CPU. So the receiver here builds whole tensors, and loads them as in a push of all elements.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 from grpo.weights.buckets import Bucket, TensorInfo, file_header
 from grpo.weights.source import PolicyWeights, gathered_together
 
-# A flattened tensor is divided into spans. The position of a changed element is its span, and 16 bits for the position
-# inside the span.
+# A flattened tensor is divided into spans of this number of elements. So the position of an element inside a span has
+# 16 bits.
 SPAN = 1 << 16
 # Number of elements compared or written at a time. This number limits the extra memory.
 _SLAB = 64 * SPAN

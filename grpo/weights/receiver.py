@@ -75,7 +75,7 @@ class BucketReceiver:
 
 
 class _Memory:
-    """Memory for a bucket. The next bucket reuses it unless other code still holds a tensor in it."""
+    """Memory for a bucket. The next bucket reuses this memory unless other code still holds a tensor in it."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, dtype=np.uint8)

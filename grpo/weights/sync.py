@@ -111,7 +111,7 @@ class WeightSync:
 
         sent = self.generators.load_weights(buckets(), policy_version)
         differences = self._differences(scored[0], probe)
-        # NaN must not pass either. max() may ignore NaN, so compare each difference.
+        # A difference of NaN must also raise the error. max() may ignore NaN, so compare each difference.
         if not all(difference <= self.tolerance for difference in differences):
             raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
         logger.info(
