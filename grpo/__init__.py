@@ -6,8 +6,8 @@
     run = grpo.train(grpo.load_config("configs/quickstart.yaml", "train.steps=80"))
     print(run.summary)
 
-docs/python.md shows the public names in use. `import grpo` loads only the standard library: the first use of a name
-imports its module.
+docs/python.md shows how to use the public names. `import grpo` loads only the standard library. The first use of a
+public name imports the module of that name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write a file or folder that appears complete or not at all: write it under another name, then rename it."""
+"""Write a file or folder so that it appears complete or not at all: write it under another name, then rename it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield an empty folder for the block to fill. After the block, it replaces `path`; see `whole_file`."""
+    """Yield an empty folder for the block to fill. After the block, the folder replaces `path`; see `whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.mkdir()
         yield partial

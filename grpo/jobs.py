@@ -1,6 +1,6 @@
 """The jobs that a user starts. The command line and `import grpo` share these functions.
 
-A job imports the engines when it starts, because the import is slow: a wrong configuration is refused without it.
+The import of the engines is slow. So a job imports them only when it starts, after a wrong configuration was refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
-    """Read and check a configuration file; a file with a section `sft` is for `sft`, any other file for `train`.
+    """Read and check a configuration file. A file with a section `sft` is for `sft`; any other file is for `train`.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=80", "rollout.group_size=16")
     >>> config.train.steps, config.rollout.group_size, config.rollout.prompts_per_step
@@ -45,9 +45,9 @@ def load_config(path: str | Path, *overrides: str) -> TrainConfig | SftConfig:
 
 
 def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
-    """Train a policy with GRPO, or resume a run (`resume=auto`). After the death of a process, the run resumes itself.
+    """Train a policy with GRPO, or resume a run (`resume=auto`). If a process dies, the run resumes automatically.
 
-    Call it in the main thread, so that Ctrl-C finishes the step and writes a checkpoint.
+    Call this function in the main thread. Ctrl-C then finishes the step and writes a checkpoint.
 
     >>> config = grpo.load_config("configs/quickstart.yaml", "train.steps=2", "evaluation.every=2")
     >>> run = grpo.train(config)
@@ -65,7 +65,7 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
-        RuntimeError: the run cannot continue, for example because verifiers fail too often or a push went wrong.
+        RuntimeError: the run cannot continue, for example because verifiers fail too often or a weight push failed.
         TimeoutError: a deadline passed; the message names the operation.
     """
     _require(config, TrainConfig, "train", "sft")
@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
 
 
 def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
-    """Fine-tune a policy on rows of prompt and response, as a cold start before `train`.
+    """Fine-tune a policy on pairs of prompt and response, as a cold start before `train`.
 
     >>> config = grpo.load_config("configs/quickstart_sft.yaml", "sft.steps=3")
     >>> run = grpo.sft(config)
@@ -141,21 +141,21 @@ def evaluate(
     True
 
     Args:
-        model: a folder in Hugging Face format, a hub name, a run or a checkpoint, or the URL of an OpenAI-compatible
-            endpoint.
+        model: a folder in Hugging Face format, a hub name, the folder of a run or a checkpoint, or the URL of an
+            OpenAI-compatible endpoint.
         tasks: name or names of tasks in the package (`grpo eval tasks` lists them), or paths of task files.
-        overrides: `key=value` of the evaluation, such as `k=4` or `generator.replicas=8`, and of every task, such as
-            `task.data.path=gsm8k.jsonl`.
+        overrides: `key=value` settings of the evaluation, such as `k=4` or `generator.replicas=8`, and settings of all
+            tasks, such as `task.data.path=gsm8k.jsonl`.
         folder: folder for completions and results; by default `evals/` and the model's name. If the folder already
             holds a part of this evaluation, the evaluation continues.
         show: True to print the progress and the table of results.
 
     Returns:
-        Task name -> metrics of the task.
+        The metrics of each task, by the task's name.
 
     Raises:
         ValueError: the model, a task or data do not exist, or the settings do not fit them.
-        RuntimeError: an endpoint refuses, or verifiers fail too often to trust the metrics.
+        RuntimeError: an endpoint refuses a request, or verifiers fail so often that the metrics cannot be trusted.
         TimeoutError: a completion or a verdict did not come within its deadline.
     """
     from grpo.config.addresses import without_secrets

@@ -46,14 +46,14 @@ def install() -> None:
 
 
 def hides_this_package(folder: str) -> bool:
-    """Return True if Python would import another `grpo` from `folder`, if it searched there first."""
+    """Return True if `folder` holds another `grpo`, which Python would import if it searched `folder` first."""
     files = (os.path.join(folder, "grpo", "__init__.py"), os.path.join(folder, "grpo.py"))
     return any(map(os.path.isfile, files)) and os.path.realpath(folder) != os.path.realpath(ROOT)
 
 
 def python_command(program: str) -> list[str]:
     """Return the command of a new Python that runs `program` and imports this `grpo` from any working folder."""
-    # `-P`: do not search the working folder first. After an editable install, or if the parent process started in the
-    # packages' folder, no folder of the new search path holds the packages. So add `ROOT`.
+    # `-P`: do not search the working folder first. If the install is editable, or if the parent process started in the
+    # packages' folder, no folder of the new search path contains the packages. So add `ROOT`.
     search = f"import sys; {ROOT!r} in sys.path or sys.path.insert(0, {ROOT!r})"
     return [sys.executable, "-P", "-c", f"{search}\n{program}"]

@@ -1,4 +1,4 @@
-"""`grpo sft`: supervised fine-tuning on rows of prompt and response, for the cold start of a policy."""
+"""`grpo sft`: supervised fine-tuning on pairs of prompt and response, for the cold start of a policy."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from grpo.view.page import write_report
 def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
     """Fine-tune a policy, or a new policy with random weights, on the responses of a data set.
 
-    The loss is the mean negative log-likelihood of the response's tokens, including its end token. The run writes the
-    policy to `policy/` in its folder, in Hugging Face format.
+    The loss is the mean negative log-likelihood of the response's tokens, including the end token. The run writes the
+    policy in Hugging Face format to `policy/` in the run's folder.
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.

@@ -1,8 +1,9 @@
 """Show text of data, models, servers and users on a terminal. The text cannot control the terminal.
 
-A terminal executes escape sequences (links, titles, cleared screens). The library rich interprets markup: it would take
-`[/INST]` of a chat template for the end of a style. So text is printed as `literal`, tables are `LiteralTable`s, and
-the console is a `Terminal`. It has no markup, and replaces remaining control characters by their names.
+A terminal executes escape sequences: they make links, set titles and clear the screen. The library rich interprets
+markup: it would read `[/INST]` of a chat template as the end of a style. So text is printed as `literal`, tables are
+`LiteralTable`s, and the console is a `Terminal`. A `Terminal` interprets no markup, and replaces the remaining control
+characters by their names.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from grpo.visible import visible
 
 
 def literal(text: str, style: str = "") -> Text:
-    """Return the text without markup; brackets stay, and invisible or control characters become their names."""
+    """Return the text without markup. Brackets stay; names replace invisible characters and control characters."""
     return Text(visible(text), style)
 
 
 class LiteralTable(Table):
-    """A table that shows strings in its title, heads and cells as literal text."""
+    """A table that shows the strings in its title, headers and cells as literal text."""
 
     def __init__(
         self, *headers: str, title: str | None = None, title_style: str = "table.title", **settings: Any
     ) -> None:
-        """Like a `Table`, with the title on the left."""
+        """Make the table like a rich `Table`, with the title on the left."""
         shown = None if title is None else literal(title, title_style)
         super().__init__(*(Column(literal(head)) for head in headers), title=shown, title_justify="left", **settings)
 
@@ -42,10 +43,10 @@ class LiteralTable(Table):
 
 
 class Terminal(Console):
-    """A console without markup and emoji codes. It replaces control characters in text by their names."""
+    """A console without markup and emoji codes. In text, it replaces control characters by their names."""
 
     def __init__(self, **settings: Any) -> None:
-        """Like a `Console`."""
+        """Make the console like a rich `Console`."""
         super().__init__(markup=False, emoji=False, **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -55,5 +56,5 @@ class Terminal(Console):
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback like Python, with the names of invisible characters. For `sys.excepthook`."""
+    """Print a traceback as Python does, with names in place of invisible characters. Set it as `sys.excepthook`."""
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))

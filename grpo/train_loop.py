@@ -1,6 +1,6 @@
 """`grpo train`: the training loop, from prompts to the gradient.
 
-Data flows in one direction; only the weights go back, from the learner to the generators.
+The generators send data to the learner. The learner sends only the weights back to the generators.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ def train(
 ) -> ClosingTable:
     """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or a related algorithm, or resume a run.
 
-    Each step samples a group of completions for each of P prompts from the current policy, scores them, and takes
-    `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md). With
-    `rollout.max_policy_lag`, sampling for the next steps continues meanwhile (docs/async.md).
+    Each step samples a group of completions from the current policy for each of P prompts, and scores the completions.
+    It then takes `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md). If
+    `rollout.max_policy_lag` is above 0, sampling for the next steps continues during the optimizer steps
+    (docs/async.md).
 
     Raises:
         ValueError: the config does not fit the data, the policy, the folder or the cluster.
         WeightMismatch: a generator and the learner compute different log-probabilities after a push.
         TimeoutError: a deadline passed; the message names the operation.
-        RuntimeError: verifiers fail too often, loss or gradient is not finite, or a user's function raised.
+        RuntimeError: verifiers fail too often, the loss or the gradient is not finite, or a user's function raised.
     """
     algorithm, schedule = settings.algorithm, settings.train
     callbacks = Callbacks(settings)

@@ -1,4 +1,4 @@
-"""Data types that the parts of the trainer exchange. They are frozen, and their values are checked at creation."""
+"""Data types that the parts of the trainer exchange. Objects cannot be changed; some check their values at creation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Phase(enum.StrEnum):
-    """A phase of a run or of an actor. The value is its name in metrics, time lines and file names."""
+    """A phase of a run or of an actor. The value is the phase's name in metrics, time lines and file names."""
 
     DATA = "data"
     START = "start"
@@ -43,11 +43,12 @@ class ActorKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ActorId:
-    """The identity of an actor. The text form is the name in messages and in the lanes of the time line.
+    """The identity of an actor. `str(actor_id)` is the actor's name in messages and in the time line.
 
     Attributes:
         kind: kind of the actor.
-        place: number of the learner rank or generator, or name of the verifiers' node; None if the actor is unique.
+        place: number of the learner rank or generator, or name of the verifiers' node; None if the run has only one
+            actor of this kind.
     """
 
     kind: ActorKind
@@ -60,10 +61,10 @@ class ActorId:
 
     @classmethod
     def parse(cls, text: str) -> ActorId:
-        """Return the actor of this text.
+        """Return the actor that `text` names.
 
         Raises:
-            ValueError: the text names no actor.
+            ValueError: the text is not the name of an actor.
         """
         for kind in ActorKind:
             if text == kind:
@@ -81,9 +82,9 @@ class Prompt:
     """A prompt for the policy.
 
     Attributes:
-        id: name of the source and index of the row; stable across runs and resumes.
-        text: input of the policy, after the chat template or the prompt template.
-        token_ids: `text` in the policy's tokens.
+        id: name of the source and index of the row; the same in all runs and after a resume.
+        text: input of the policy, after the chat template or the prompt template was applied.
+        token_ids: the policy's tokens of `text`.
         reference: reference answer for the verifiers.
         row: columns of the dataset row, as the verifiers get them (`rewards.judging.columns_of`).
     """
@@ -101,7 +102,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
-    """Tokens [start, stop) of a completion, sampled by one version of the policy."""
+    """Range of a completion's tokens, [start, stop), that one version of the policy sampled."""
 
     start: int
     stop: int
@@ -114,11 +115,11 @@ class Completion:
 
     Attributes:
         token_ids: the sampled tokens, including the end-of-sequence token if it was sampled.
-        logprobs: natural logarithm of each sampled token's probability under the sampling distribution
-            (temperature applied).
+        logprobs: natural logarithm of each sampled token's probability under the sampling distribution, which includes
+            the temperature.
         text: the tokens as text, without the end-of-sequence token.
-        finish_reason: `stop` if the policy ended the completion, `length` if the limit did.
-        spans: token ranges with their policy version; they cover the completion without gap or overlap.
+        finish_reason: `stop` if the policy ended the completion, `length` if the length limit ended it.
+        spans: token ranges with their policy version. The ranges cover the completion without gaps or overlaps.
     """
 
     token_ids: tuple[int, ...]
@@ -145,8 +146,8 @@ class Completion:
 class Rollout:
     """A completion with its verdicts, by the verifiers' names, and its reward.
 
-    `reward` is None if a verdict that counts failed (`timeout` or `error`). The quality of the completion is then
-    unknown, and it takes no part in the update.
+    `reward` is None if a verdict that the reward depends on has failed (`timeout` or `error`). The quality of the
+    completion is then unknown, and the update leaves the completion out.
     """
 
     completion: Completion
@@ -161,7 +162,7 @@ class Rollout:
 
     @property
     def correct(self) -> bool:
-        """True if the first verifier that judges its row said `correct`."""
+        """True if the first verifier that judges the prompt's row said `correct`."""
         return next(iter(self.verdicts.values())).status is Status.CORRECT
 
 
@@ -183,11 +184,11 @@ class SamplingParams:
 
     Attributes:
         samples: number of completions for each prompt.
-        max_tokens: the longest completion, in tokens.
+        max_tokens: largest length of a completion, in tokens.
         temperature: temperature of sampling; 0 is greedy.
-        stop: strings that end a completion, kept in its text.
-        top_p: probability share of the likeliest tokens to sample from; for evaluation only, as a learner cannot
-            reproduce it.
+        stop: strings that end a completion. The completion's text includes the string that ended it.
+        top_p: sample only from the likeliest tokens whose probabilities sum to this share; for evaluation only, because
+            the learner cannot reproduce such log-probabilities.
     """
 
     samples: int
@@ -202,9 +203,10 @@ class Request:
     """A prompt to sample for.
 
     Attributes:
-        index: number of the request in its stream; the caller chooses it and gets it back with the completions.
+        index: number of the request in its stream. The caller chooses this number, and the completions come back with
+            the same number.
         token_ids: tokens of the prompt.
-        seed: seed of the samples. Sample i of the group uses seed + i, independent of the machine and the batch.
+        seed: seed of the samples. Sample i of the group uses seed + i on every machine and in every batch.
         stream: number of the request's stream.
     """
 
@@ -215,7 +217,7 @@ class Request:
 
     @property
     def id(self) -> RequestId:
-        """The identity of the request, from the driver to the engine."""
+        """The identity of the request, which the driver and the engine use."""
         return RequestId(self.stream, self.index)
 
 
@@ -235,20 +237,21 @@ class RequestId:
         return f"{self.stream}-{self.index}"
 
 
-# Groups of one stream that finished together: (the request's index, its completions).
+# Finished groups of one stream: (index of the request, its completions).
 Finished = list[tuple[int, tuple[Completion, ...]]]
-# Groups of all streams that an engine finished: (the request's identity, its completions).
+# Groups of all streams that an engine finished: (identity of the request, its completions).
 EngineFinished = list[tuple[RequestId, tuple[Completion, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorReport:
-    """A report of a generator, on request.
+    """The report that a generator returns when the driver asks for finished groups.
 
     Attributes:
         finished: groups that finished since the last report.
-        stalled_s: time that the engine has spent in its present step or call, in seconds; 0 if it waits for work.
-        busy: activities of the engine since the last report, with their times.
+        stalled_s: time that the engine has spent in its present step or call, in seconds; 0 if the engine waits for
+            work.
+        busy: activities of the engine since the last report, and the times of each activity.
     """
 
     finished: EngineFinished
@@ -257,4 +260,4 @@ class GeneratorReport:
 
 
 class EngineDied(RuntimeError):
-    """The process of a generator's engine is gone."""
+    """The process of a generator's engine has ended."""

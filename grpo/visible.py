@@ -1,11 +1,14 @@
-"""Replace invisible and control characters by their names, so that no text can hide, reorder or control output."""
+"""Replace invisible characters and control characters by their names.
+
+So no text can hide or reorder other output, or control the terminal.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Control characters without newline and tab, which stay.
+# All control characters except newline and tab. `visible` keeps newlines and tabs.
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb\U00013430-\U0001343f"
 # The Unicode property Default_Ignorable_Code_Point (Unicode 17), which `unicodedata` does not have. These characters
 # are invisible: bidirectional controls, zero-width characters, fillers, variation selectors and tags.
@@ -20,16 +23,19 @@ _JOINER, _AS_EMOJI = "\u200d", "\ufe0f"
 
 
 def visible(text: str) -> str:
-    """Return the text with names such as `⟨U+202E⟩` for invisible and reordering characters.
+    """Return the text with names such as `⟨U+202E⟩` in place of invisible, reordering and control characters.
 
-    Inside emoji, a joiner between two emoji and a selector of the coloured form stay.
+    A joiner between two emoji stays. The selector of an emoji's coloured form also stays.
     """
     return _INVISIBLE.sub(_named, text)
 
 
 def one_line(text: str, longest: int = 300) -> str:
-    """Return the text as a single line for a message: without its middle if long, each run of whitespace as a space."""
-    # Cut before the split, so that a text of megabytes costs little.
+    """Return the text as a single line for a message.
+
+    Each run of whitespace becomes a space. If the text has more than `longest` characters, its middle is cut out.
+    """
+    # Cut before the split, so that a text of megabytes takes little time.
     if len(text) > longest:
         text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
     return visible(" ".join(text.split()))
@@ -48,5 +54,5 @@ def _named(match: re.Match[str]) -> str:
 
 
 def _is_emoji(character: str) -> bool:
-    # In emoji sequences, skin tones have the category Sk; all other emoji are symbols (So).
+    # Emoji have the Unicode category So, except skin tones: these have the category Sk.
     return character != "" and (unicodedata.category(character) == "So" or "\U0001f3fb" <= character <= "\U0001f3ff")

@@ -1,11 +1,12 @@
 """Advantages: compare the reward of a completion with other rewards. Pure functions of tensors.
 
-Every function takes `rewards_PG`, float [prompts, completions of a group], any value if not valid, and `valid_PG`, bool
-of the same shape, False if a verdict failed or the element is padding. It returns float32 [P, G], exactly 0 if not
-valid. Elements that are not valid take no part in any mean, deviation or count. In a group with fewer than two valid
-rewards or without variance, a comparison is impossible: all functions except `reinforce_plus_plus` return 0.
+Every function takes two tensors [prompts, completions of a group]. `rewards_PG` is float; an element that is not valid
+may have any value. `valid_PG` is bool; it is False if a verdict failed or the element is padding. A function returns
+the advantages, float32 of the same shape. The advantage of an element that is not valid is exactly 0, and the element
+does not count in any mean, deviation or number of completions. In a group with fewer than two valid rewards or without
+variance, no comparison is possible. There, all functions except `reinforce_plus_plus` return 0.
 
-`grpo check` and `grpo config` print the first line of a docstring.
+`grpo check` and `grpo config` print the first line of a function's docstring.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A smaller standard deviation is float noise, so it counts as no variance.
+# A standard deviation of at most this value is a rounding error, so it counts as no variance.
 ZERO_VARIANCE = 1e-6
 
 
@@ -50,7 +51,7 @@ def _groups(rewards_PG: Tensor, valid_PG: Tensor) -> _Groups:
 
 
 def informative_groups(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """Select the groups with two or more valid rewards that differ: bool [P]."""
+    """Select the groups that have at least two valid rewards, not all equal: bool [P]."""
     return _groups(rewards_PG, valid_PG).informative_P1[:, 0]
 
 
@@ -86,7 +87,8 @@ def reinforce_plus_plus(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean(r)) / std(r) over the whole batch, regardless of groups.
 
     REINFORCE++, Hu et al. 2025 (arXiv:2501.03262), with a discount of 1. A group may have a single completion or no
-    variance, because completions are compared with all groups. If the whole batch has no variance, all are 0.
+    variance, because completions are compared with all groups. If the whole batch has no variance, every advantage
+    is 0.
     """
     groups = _groups(rewards_PG, valid_PG)
     return _whitened(groups.rewards_PG, valid_PG)
@@ -106,7 +108,7 @@ def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean of its group) / std of the rewards of the whole batch.
 
     Liu et al. 2025, "Part I: Tricks or Traps" (arXiv:2508.08221). The deviation is computed before the group's mean is
-    subtracted; `reinforce_plus_plus_baseline` computes it after that.
+    subtracted. In `reinforce_plus_plus_baseline`, it is computed after the subtraction.
     """
     groups = _groups(rewards_PG, valid_PG)
     count = valid_PG.sum()
@@ -119,9 +121,9 @@ def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 def maxrl(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean(r)) / mean(r) over a group; 0 if all rewards are 0.
 
-    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710), algorithm 1, for rewards of 0 and 1. With a group of n, this is an
-    unbiased estimate of the first n - 1 terms, grad pass@k / k, of the gradient of log(success rate). The paper does
-    not cover other rewards; the same formula applies here.
+    MaxRL, Tajwar et al. 2026 (arXiv:2602.02710), algorithm 1, for rewards of 0 and 1. The gradient of log(success rate)
+    is a series of terms grad(pass@k) / k. With a group of n completions, this advantage gives an unbiased estimate of
+    the first n - 1 terms. The paper does not cover other rewards; this function uses the same formula for them.
 
     Raises:
         ValueError: a valid reward is negative, so the ratio to the mean has no meaning.
@@ -139,8 +141,8 @@ def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, pass_k: int) -> Tensor:
     """A_i = (mean over the k-subsets with i of their best reward - mean over all k-subsets) / std over all k-subsets.
 
     Pass@k training, Chen et al. 2025 (arXiv:2508.10751), in closed form and for rewards of any value; k is `pass_k`.
-    For rewards of 0 and 1 this is its analytical advantage. With rewards in rising order, reward j is the best of
-    C(j - 1, k - 1) subsets. The deviation is over all subsets (divided by their number).
+    For rewards of 0 and 1, this is the paper's analytical advantage. If the rewards are in rising order, reward j is
+    the best of C(j - 1, k - 1) subsets. The deviation is that of all subsets (divided by their number).
 
     A group with k valid rewards or fewer gets 0.
     """
@@ -161,7 +163,7 @@ def _pass_at_k_of_group(rewards_N: Tensor, k: int) -> Tensor:
     std = (best_of_N * (rising_N - mean).square()).sum().sqrt()
     if float(std) <= ZERO_VARIANCE:
         return torch.zeros_like(rewards_N)
-    # In a subset with i, either i is the best reward or a larger j is.
+    # In a subset that contains reward i, the best reward is either i itself or a larger reward j.
     subsets_with_i = math.comb(count - 1, k - 1)
     best_N = rising_N.new_tensor([math.comb(j, k - 1) for j in range(count)]) * rising_N
     above_N = rising_N.new_tensor([math.comb(j - 1, k - 2) if j and k > 1 else 0 for j in range(count)]) * rising_N
@@ -177,7 +179,7 @@ def _whitened(values_PG: Tensor, valid_PG: Tensor) -> Tensor:
     return torch.where(std > ZERO_VARIANCE, centred_PG / std.clamp(min=ZERO_VARIANCE), 0.0).float()
 
 
-# Name in the config -> function.
+# The functions by their names in the config.
 BUILT_IN: Mapping[str, Callable[..., Tensor]] = {
     "group_std": group_normalised,
     "group_mean": group_centred,

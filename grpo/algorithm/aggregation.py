@@ -1,10 +1,11 @@
 """Aggregate token losses: compute a weight for each completion and a global denominator.
 
-loss = sum over all tokens of weight x loss / denominator. Weights and denominator are known before the batch is split
-over ranks and microbatches. Therefore no split changes the gradient.
+The loss of a batch is the sum of (weight x loss) over all tokens, divided by the denominator. Weights and denominator
+are known before the batch is split over ranks and microbatches. Therefore no split changes the gradient.
 
-Every function takes `lengths`: [group][completion] -> number of tokens that carry loss, possibly 0. It returns
-[group][completion] -> weight of each token, 0 if the length is 0; and the denominator, 0 if no token carries loss.
+Every function takes `lengths`, the number of tokens that carry loss for each group and completion, possibly 0. It
+returns the weight of a token for each group and completion, 0 if the length is 0. It also returns the denominator,
+which is 0 if no token carries loss.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _completions(lengths: Sequence[Sequence[int]]) -> int:
     return sum(length > 0 for group in lengths for length in group)
 
 
-# Name in the config -> function.
+# The functions by their names in the config.
 BUILT_IN: Mapping[str, Callable[..., Weighting]] = {
     "token_mean": token_mean,
     "sequence_mean": sequence_mean,

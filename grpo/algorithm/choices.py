@@ -1,7 +1,7 @@
 """Find the function for each choice in the section `algorithm`: a built-in function, or a user's function.
 
-Both kinds are called in the same way: tensors by position, options by keyword (`grpo.algorithm.contracts`). The first
-line of the function's docstring describes the choice.
+Built-in functions and users' functions are called in the same way: tensors are passed by position, and options by
+keyword (`grpo.algorithm.contracts`). The first line of the function's docstring describes the choice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class AlgorithmChoice:
 
     Attributes:
         key: config key and name of the choice, for messages.
-        is_users: True if the function is the user's.
+        is_users: True if the user has written the function.
         function: the function that computes the choice.
         positional: number of values that the function takes by position.
         keywords: names of the function's options. Options without a default come first.
@@ -60,14 +60,14 @@ class AlgorithmChoice:
 
     @property
     def said(self) -> str:
-        """The first line of the function's docstring, without its full stop; empty if there is no docstring."""
+        """The first line of the function's docstring, without the full stop; empty if there is no docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0].removesuffix(".")
 
     def __call__(self, algorithm: AlgorithmConfig, *values: object, **defaults: object) -> Any:
         """Call the function with its options.
 
         Args:
-            algorithm: section with the options. `algorithm.options` takes priority.
+            algorithm: section with the options. A value in `algorithm.options` replaces a key of the section.
             values: positional arguments.
             defaults: values for options that the section does not set.
 
@@ -108,7 +108,9 @@ def _choice(kind: Kind, name: str) -> AlgorithmChoice:
     least = most - (kind == "ratio")
     if positional < least or any(item.default is item.empty for item in by_position[most:]):
         names = ", ".join(item.name for item in by_position)
-        raise ValueError(f"{key} takes ({names}) by position; expected ({', '.join(_GIVEN[kind])}), options behind a *")
+        raise ValueError(
+            f"{key} takes ({names}) by position; expected ({', '.join(_GIVEN[kind])}) and options after a *"
+        )
     keywords = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
     keywords.sort(key=lambda item: item.default is not item.empty)
     required = sum(item.default is item.empty for item in keywords)
@@ -116,7 +118,7 @@ def _choice(kind: Kind, name: str) -> AlgorithmChoice:
 
 
 def load_on_rank(algorithm: AlgorithmConfig) -> None:
-    """Load the functions that a learner rank calls. A missing file then fails at start-up, not in the first step.
+    """Load the functions that a learner rank calls. So a missing file causes an error at start-up, not in a step.
 
     Raises:
         ValueError: a function cannot be loaded.
@@ -127,7 +129,10 @@ def load_on_rank(algorithm: AlgorithmConfig) -> None:
 
 
 def said(key: str) -> dict[str, str]:
-    """Describe each built-in choice of a key, by name; empty if the key is not a choice of the objective."""
+    """Return a description of each built-in choice of a key, by the choice's name.
+
+    The result is empty if the key is not a choice of the objective.
+    """
     kind = key.removeprefix("algorithm.")
     matching = {known: names for known, names in BUILT_IN.items() if known == kind}
     return {name: choice(known, name).said for known, names in matching.items() for name in names}

@@ -1,8 +1,9 @@
 """Arguments and results of your functions, for each config key that accepts a function.
 
-Such a key accepts a built-in name, `module:function` or `file.py:function` (docs/objectives.md). A keyword-only
-parameter gets its value from `algorithm.options`, else from the key of `algorithm` with its name (`clip_low`), else
-from its default. `grpo.algorithm.tiny_batch` tries the functions of the objective on a tiny batch before a run starts.
+Such a key accepts a built-in name, `module:function` or `file.py:function` (docs/objectives.md). The value of a
+keyword-only parameter comes from `algorithm.options`. If it is not there, it comes from the key of `algorithm` with the
+parameter's name, for example `clip_low`. Otherwise the parameter's default is used. Before a run starts,
+`grpo.algorithm.tiny_batch` tries the functions of the objective on a tiny batch.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ from grpo.types import Group
 
 
 class Advantage(Protocol):
-    """`algorithm.advantage`: rewards, and a mask of the valid rewards -> a number for each completion, all [P, G].
+    """`algorithm.advantage`: takes rewards and a mask of the valid rewards, and returns the advantages, all [P, G].
 
-    It runs on the driver, on a whole training step, so a completion may be compared with any other. Elements that are
-    not valid (a failed verdict, padding of a shorter group) must not change the rest, and are set to 0 afterwards.
+    The function runs on the driver, on a whole training step. So it may compare a completion with any other completion.
+    Elements that are not valid (a failed verdict, padding of a shorter group) must not change the other advantages. The
+    caller sets the advantages of these elements to 0.
 
         def above_half(rewards_PG, valid_PG):
             return rewards_PG - 0.5
     """
 
     def __call__(self, rewards_PG: Tensor, valid_PG: Tensor, /) -> Tensor:
-        """float [P, G]."""
+        """Return the advantages, float [P, G]."""
 
 
 class Ratio(Protocol):
-    """`algorithm.ratio`: present and old log-probabilities, and advantages -> the loss of each token, all [T].
+    """`algorithm.ratio`: takes present and old log-probabilities and advantages, and returns token losses, all [T].
 
-    It runs on every rank, on a microbatch. So a token may depend only on tokens of the same sequence (by
-    `sequences.sum` and `sequences.mean`). Otherwise the gradient would depend on the split of the batch. The learner
-    minimises the loss, after weighting, summing and dividing it. The function may omit `sequences`.
+    The function runs on every rank, on a microbatch. So a token's loss may depend only on tokens of the same sequence
+    (with `sequences.sum` and `sequences.mean`). Otherwise the gradient would depend on the split of the batch. The
+    learner weights, sums and divides the losses, and minimises the result. The function may omit `sequences`.
 
         def reinforce(logprobs_T, old_logprobs_T, advantages_T):
             return -advantages_T * logprobs_T
@@ -47,14 +49,15 @@ class Ratio(Protocol):
     def __call__(
         self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, sequences: Sequences, /
     ) -> Tensor | PolicyLoss:
-        """float [T]; a PolicyLoss also reports the ratio and the clipped tokens."""
+        """Return the loss of each token, float [T]. Or return a PolicyLoss, which also has the ratio and the clips."""
 
 
 class Aggregation(Protocol):
-    """`algorithm.aggregation`: lengths -> the weight of a token of each completion, and the denominator.
+    """`algorithm.aggregation`: takes lengths, and returns the token weight of each completion, and the denominator.
 
-    It runs on the driver, on a whole optimizer step before the split, and gets only lengths. So no split changes the
-    gradient. A completion of length 0 carries no loss; its weight is 0 and it must not change the rest.
+    The function runs on the driver, on a whole optimizer step before the split, and gets only lengths. So no split
+    changes the gradient. A completion of length 0 carries no loss. Its weight must be 0, and it must not change the
+    other weights or the denominator.
 
         def root_mean(lengths):
             weights = [[length**-0.5 if length else 0.0 for length in group] for group in lengths]
@@ -62,20 +65,21 @@ class Aggregation(Protocol):
     """
 
     def __call__(self, lengths: Sequence[Sequence[int]], /) -> Weighting:
-        """[group][completion] -> weight, 0 or more; the denominator, above 0."""
+        """Return the weights, [group][completion], each 0 or more; and the denominator, above 0."""
 
 
 class KL(Protocol):
-    """`algorithm.kl`: log-probabilities under policy and reference -> the divergence at each token, all [T].
+    """`algorithm.kl`: takes log-probabilities under policy and reference, and returns token divergences, all [T].
 
-    It runs on microbatches in the loss and on single completions in the reward. So a token must not depend on others.
+    The function runs on microbatches for the loss, and on single completions for the reward. So the value of a token
+    must not depend on other tokens.
 
         def absolute(logprobs_T, reference_logprobs_T):
             return (logprobs_T - reference_logprobs_T).abs()
     """
 
     def __call__(self, logprobs_T: Tensor, reference_logprobs_T: Tensor, /) -> Tensor:
-        """float [T]."""
+        """Return the divergence at each token, float [T]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class SavedCheckpoint:
 
     Attributes:
         step: number of training steps before the checkpoint.
-        checkpoint: folder of the checkpoint; transformers and vLLM can load its folder `policy/`.
+        checkpoint: folder of the checkpoint; transformers and vLLM can load `policy/` in this folder.
         folder: folder of the run.
     """
 
@@ -120,17 +124,17 @@ class StepCallback(Protocol):
     """
 
     def __call__(self, finished: FinishedStep, /) -> Mapping[str, float] | None:
-        """Numbers by name, or None."""
+        """Return numbers by their names, or None."""
 
 
 class CheckpointCallback(Protocol):
     """`callbacks.checkpoint`: called on the driver after each checkpoint.
 
-    Its result is ignored.
+    The run ignores the result.
 
         def announce(saved):
             (saved.folder / "newest.txt").write_text(str(saved.checkpoint))
     """
 
     def __call__(self, saved: SavedCheckpoint, /) -> object:
-        """Anything."""
+        """Return any value; it is ignored."""

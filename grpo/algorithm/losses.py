@@ -1,8 +1,9 @@
 """The terms of the objective. Pure functions of tensors.
 
 Every function returns a value for each token, not a mean. The learner weights, sums and divides the values. Weights and
-denominator (`grpo.algorithm.aggregation`) come from the whole global batch, so the gradient does not depend on its
-split. A value of a whole sequence is repeated at each of its tokens; with weights of 1 / length it counts once.
+denominator (`grpo.algorithm.aggregation`) come from the whole global batch, so the gradient does not depend on the
+split of the batch. A value of a whole sequence is repeated at each token of the sequence. If the weight of each token
+is 1 / length, such a value counts once.
 """
 
 from __future__ import annotations
@@ -29,24 +30,25 @@ class Sequences:
     count: int
 
     def sum(self, values_T: Tensor) -> Tensor:
-        """Sum over the tokens of each sequence with True in the mask, repeated at each token; differentiable."""
+        """Sum over each sequence's tokens that carry loss. The sum is repeated at each token, and differentiable."""
         sums_S = values_T.new_zeros(self.count).index_add(0, self.index_T, torch.where(self.mask_T, values_T, 0.0))
         return sums_S[self.index_T]
 
     def mean(self, values_T: Tensor) -> Tensor:
-        """Mean over the tokens of each sequence with True in the mask, repeated at each token; differentiable."""
+        """Mean over each sequence's tokens that carry loss. The mean is repeated at each token, and differentiable."""
         return self.sum(values_T) / self.sum(torch.ones_like(values_T)).clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """Values per token, each of shape [T].
+    """Values for each token. Each tensor has the shape [T].
 
     Attributes:
         loss_T: loss to minimise.
         ratio_T: importance ratio before any clamp, detached.
-        clipped_low_T: bool, True if the lower edge cut the gradient (for `cispo`: the weight).
-        clipped_high_T: bool, True if the upper edge cut the gradient (for `cispo`: the weight).
+        clipped_low_T: bool, True if clipping at the lower edge removed the gradient (with `cispo`: limited the weight).
+        clipped_high_T: bool, True if clipping at the upper edge removed the gradient (with `cispo`: limited the
+            weight).
     """
 
     loss_T: Tensor
@@ -67,8 +69,8 @@ def clipped_policy_loss(
     """The clipped surrogate, token by token.
 
     -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old_logprob): PPO, Schulman et al. 2017
-    (arXiv:1707.06347), equation 7; two edges: DAPO, Yu et al. 2025 (arXiv:2503.14476), equation 10. With `dual_clip`
-    and A < 0, the loss is at most -dual_clip A: Ye et al. 2020 (arXiv:1912.09729).
+    (arXiv:1707.06347), equation 7. The two separate edges are from DAPO, Yu et al. 2025 (arXiv:2503.14476), equation
+    10. If `dual_clip` is set and A < 0, the loss is at most -dual_clip A: Ye et al. 2020 (arXiv:1912.09729).
 
     Args:
         logprobs_T: log-probabilities under the trained policy, with gradient.
@@ -76,7 +78,7 @@ def clipped_policy_loss(
         advantages_T: advantage of each token.
         clip_low: distance of the lower edge from 1, in [0, 1].
         clip_high: distance of the upper edge from 1.
-        dual_clip: ratio at which the loss of a completion with A < 0 stops growing, above 1 + clip_high.
+        dual_clip: ratio at which the loss of a completion with A < 0 stops growing. It must be above 1 + clip_high.
     """
     ratio_T = torch.exp(logprobs_T - old_logprobs_T)
     return _clipped(ratio_T, advantages_T, clip_low, clip_high, dual_clip)
@@ -125,8 +127,8 @@ def cispo_loss(
 ) -> PolicyLoss:
     """REINFORCE with a clipped weight: -sg[clip(r, 1 - clip_low, 1 + clip_high)] A logprob.
 
-    CISPO, MiniMax 2025 (arXiv:2506.13585), equations 4 and 5. Every token keeps its gradient; a clipped token only has
-    a limited weight. Only the gradient of the loss has a meaning; its value does not estimate the return.
+    CISPO, MiniMax 2025 (arXiv:2506.13585), equations 4 and 5. Every token keeps its gradient; clipping only limits the
+    weight of a token. Only the gradient of the loss has a meaning. The value of the loss does not estimate the return.
     """
     ratio_T = torch.exp(logprobs_T.detach() - old_logprobs_T)
     weight_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
@@ -149,11 +151,11 @@ def geometric_policy_loss(
 ) -> PolicyLoss:
     """Each token's ratio is clipped; their geometric mean is the sequence's ratio.
 
-    -A exp(mean_t c_t), with l_t = logprob_t - old_logprob_t; c_t = min(l_t, log(1 + clip_high)) if A > 0, and
-    max(l_t, log(1 - clip_low)) if A < 0: GMPO, Zhao et al. 2025 (arXiv:2507.20673).
+    The loss is -A exp(mean_t c_t), with l_t = logprob_t - old_logprob_t. If A > 0, c_t = min(l_t, log(1 + clip_high)).
+    If A < 0, c_t = max(l_t, log(1 - clip_low)). GMPO, Zhao et al. 2025 (arXiv:2507.20673).
     """
     difference_T = logprobs_T - old_logprobs_T
-    # With clip_low = 1, the lower edge is log(0) = -inf, so nothing is clipped there.
+    # If clip_low is 1, the lower edge is log(0) = -inf, so no value is clipped at this edge.
     low, high = (torch.tensor(edge).log().item() for edge in (1 - clip_low, 1 + clip_high))
     bounded_T = torch.where(advantages_T > 0, difference_T.clamp(max=high), difference_T.clamp(min=low))
     detached_T = difference_T.detach()
@@ -176,8 +178,8 @@ def soft_policy_loss(
     """A smooth gate instead of clipping: -A (4 / tau) sigmoid(tau (r - 1)).
 
     tau is `soft_temperature_positive` if A > 0, else `soft_temperature_negative`: SAPO, Gao et al. 2025
-    (arXiv:2511.20347). At r = 1, its gradient equals the gradient of -A r. Away from 1 it decreases on both sides, and
-    is never 0.
+    (arXiv:2511.20347). At r = 1, the gradient equals the gradient of -A r. On both sides of r = 1, the gradient
+    decreases, and it is never 0.
     """
     ratio_T = torch.exp(logprobs_T - old_logprobs_T)
     tau_T = torch.where(advantages_T > 0, soft_temperature_positive, soft_temperature_negative)
@@ -208,9 +210,10 @@ def _clipped(
     )
 
 
-# Estimates of KL(policy || reference) at each token that the policy sampled, with d = reference_logprob - logprob. As a
-# loss on the policy's samples, k1 has an expected gradient of 0, k2 the gradient of KL(policy || reference), and k3 the
-# gradient of KL(reference || policy): Tang and Munos 2025 (arXiv:2506.09477).
+# Estimates of KL(policy || reference) at each token that the policy sampled, with d = reference_logprob - logprob. If
+# an estimate is used as a loss on the policy's samples, the expected gradient of k1 is 0, that of k2 is the gradient of
+# KL(policy || reference), and that of k3 is the gradient of KL(reference || policy): Tang and Munos 2025
+# (arXiv:2506.09477).
 def k1_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     """-d with d = reference_logprob - logprob; its value is unbiased.
 
@@ -238,16 +241,16 @@ def k3_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
 
 
 def corrected_kl(kl_T: Tensor, logprobs_T: Tensor, rollout_logprobs_T: Tensor) -> Tensor:
-    """Multiply the estimate by the ratio to the sampler, with the gradient of the ratio.
+    """Multiply the estimate by the ratio of policy to sampler. The gradient flows through the ratio too.
 
-    (pi / pi_rollout) k: its expectation over the sampler is the divergence, and its expected gradient is the gradient
-    of the divergence, for k1 and for k3: DeepSeek-AI 2025, DeepSeek-V3.2 (arXiv:2512.02556); Tang and Munos 2025
-    (arXiv:2506.09477).
+    The result is (pi / pi_rollout) k. For k1 and for k3, its expectation over the sampler is the divergence, and its
+    expected gradient is the gradient of the divergence: DeepSeek-AI 2025, DeepSeek-V3.2 (arXiv:2512.02556); Tang and
+    Munos 2025 (arXiv:2506.09477).
     """
     return torch.exp(logprobs_T - rollout_logprobs_T) * kl_T
 
 
-# Name in the config -> function.
+# The functions by their names in the config.
 RATIOS: Mapping[str, Callable[..., PolicyLoss]] = {
     "token": clipped_policy_loss,
     "sequence": sequence_policy_loss,

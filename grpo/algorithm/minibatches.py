@@ -1,4 +1,4 @@
-"""Turn groups and advantages into the batch of each learner rank for each optimizer step."""
+"""Make the batch of each learner rank for each optimizer step, from groups and advantages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from grpo.algorithm.contracts import Aggregation
 from grpo.algorithm.packing import Microbatch, TrainingSequence, deal_out, filler, length_batches, pack
 from grpo.types import Group
 
-# [group][rollout] -> log-probabilities of a completion's tokens; None if they were not needed.
+# For each group and rollout: the log-probabilities of the completion's tokens, or None if they were not needed.
 ProximalLogprobs = Sequence[Sequence[tuple[float, ...] | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:
-    """The part of a single rank in an optimizer step.
+    """A single rank's part of the batch of an optimizer step.
 
     Attributes:
-        microbatches: packed microbatches; every rank has the same number.
-        denominator: denominator of the loss of the whole global batch (`grpo.algorithm.aggregation`). Tokens without
-            advantage count, although the model need not compute them.
+        microbatches: packed microbatches. Every rank has the same number of microbatches.
+        denominator: denominator of the loss of the whole global batch (`grpo.algorithm.aggregation`). Tokens with
+            advantage 0 count too, although the model need not compute them.
     """
 
     microbatches: tuple[Microbatch, ...]
@@ -35,10 +35,10 @@ class TrainBatch:
     """The batch of an optimizer step for the whole learner.
 
     Attributes:
-        ranks: part of each rank.
-        padding_share: share of padding and filler in the positions that attention computes.
-        shared_share: share of the sequences' tokens that the model need not compute, because completions share a
-            prompt or because a token is the last of its sequence.
+        ranks: the part of each rank.
+        padding_share: share of padding and filler among the positions that attention computes.
+        shared_share: share of the sequences' tokens that the model need not compute. These are the repeated tokens of
+            shared prompts, and the last token of each sequence.
     """
 
     ranks: tuple[RankBatch, ...]
@@ -46,7 +46,7 @@ class TrainBatch:
     shared_share: float
 
     def shares(self) -> dict[str, float]:
-        """Return the shares that packing wasted and saved, as metrics."""
+        """Return both shares as metrics."""
         return {"padding_share": self.padding_share, "shared_share": self.shared_share}
 
 
@@ -62,27 +62,29 @@ def minibatches(
     proximal: ProximalLogprobs | None = None,
     aggregation: Aggregation = token_mean,
 ) -> Iterator[TrainBatch]:
-    """Cut a step's groups into `count` optimizer steps of whole groups.
+    """Divide a training step's groups into `count` optimizer steps of whole groups.
 
     The batches omit rollouts that carry no loss, and groups that have only such rollouts. If the loss is a multiple of
-    the advantage, a rollout with advantage 0 adds nothing to the gradient. With `skip_without_advantage`, the model
-    does not compute these rollouts. They still count in the denominator, so the gradient is the same to the last digit.
-    Turn it off if the loss has another term (a KL penalty, an entropy bonus).
+    the advantage, a rollout with advantage 0 adds nothing to the gradient. If `skip_without_advantage` is true, the
+    model does not compute these rollouts. They still count in the denominator, so the gradient is the same to the last
+    digit. `skip_without_advantage` must be false if the loss has another term (a KL penalty, an entropy bonus).
 
     Args:
         groups: sampled groups.
-        advantages_PG: advantages of the rollouts; columns beyond the rollouts of a shorter group are not read.
+        advantages_PG: advantages of the rollouts. If a group has fewer rollouts than columns, the last columns are not
+            read.
         count: number of optimizer steps.
         ranks: number of data-parallel ranks.
         microbatch_tokens: largest size of a microbatch, in tokens.
         skip_without_advantage: True to omit rollouts with advantage 0.
-        carries_loss_PG: bool, rollouts that take part; by default the rollouts with a reward.
-        proximal: [group][rollout] -> log-probabilities of the completion under the learner at the start of the step,
-            None if they were not needed. None as a whole if the ratio is relative to the sampler.
+        carries_loss_PG: bool, True for each rollout that carries loss; by default, for each rollout with a reward.
+        proximal: for each group and rollout, the log-probabilities of the completion under the learner at the start of
+            the step, or None if they were not needed. The whole argument is None if the ratio is relative to the
+            sampler.
         aggregation: function that computes the weights of tokens.
 
     Yields:
-        A batch for each optimizer step. A step is omitted if no rollout of its groups carries loss.
+        A batch for each optimizer step. An optimizer step is omitted if no rollout of its groups carries loss.
     """
     if carries_loss_PG is None:
         carries = [[rollout.reward is not None for rollout in group.rollouts] for group in groups]
@@ -138,7 +140,7 @@ def _sequences(
 def batch(
     sequences: Sequence[TrainingSequence], *, denominator: float, ranks: int, microbatch_tokens: int
 ) -> TrainBatch:
-    """Pack sequences for all ranks, evenly. Each rank gets the same number of microbatches."""
+    """Pack sequences and distribute them evenly over all ranks. Each rank gets the same number of microbatches."""
     shares = deal_out(sequences, ranks, microbatch_tokens)
     empty = filler(min(sequences, key=lambda sequence: sequence.prompt_length))
     parts = tuple(

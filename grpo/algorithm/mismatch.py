@@ -1,7 +1,8 @@
 """Correct for differences between the sampler and the learner's policy at the start of a step. Pure tensor functions.
 
-The engines compute slightly other probabilities from the same weights, and an older version may have sampled a batch.
-The importance weights here have no gradient. They multiply the policy's loss, and do not change the aggregation.
+There are two causes of differences. From the same weights, the engines compute slightly different probabilities than
+the learner. Also, an older version of the policy may have sampled the batch. The importance weights here have no
+gradient. They multiply the policy's loss, and do not change the aggregation.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ def truncated_weight(
 ) -> Tensor:
     """Return min(w, cap); w is the probability ratio of a token, or of its whole sequence.
 
-    Truncated importance sampling: Ionides 2008. For this purpose, per token: Yao et al. 2025 ("Your efficient RL
-    framework secretly brings you off-policy RL training"); per sequence: Liu et al. 2025 ("When speed kills
-    stability"). With w = pi_proximal / pi_behaviour, it is the weight of decoupled PPO, Hilton et al. 2022
-    (arXiv:2110.00641), as in AReaL, Fu et al. 2025 (arXiv:2505.24298).
+    Truncated importance sampling is from Ionides 2008. Yao et al. 2025 ("Your efficient RL framework secretly brings
+    you off-policy RL training") use it per token for this purpose, and Liu et al. 2025 ("When speed kills stability")
+    per sequence. w = pi_proximal / pi_behaviour is the weight of decoupled PPO, Hilton et al. 2022 (arXiv:2110.00641),
+    which AReaL also uses, Fu et al. 2025 (arXiv:2505.24298).
 
     Args:
-        log_ratio_T: logprob under the proximal policy - logprob under the sampler; its gradient is not used.
+        log_ratio_T: logprob under the proximal policy minus logprob under the sampler; its gradient is not used.
         sequences: sequence of each token.
         over: unit of the ratio.
         cap: largest weight.
@@ -42,13 +43,14 @@ def kept(
     low: float,
     high: float,
 ) -> Tensor:
-    """Select the tokens to keep, by a ratio in [low, high].
+    """Select the tokens to keep: those with a ratio in [low, high].
 
-    Per token: IcePop, Ling team 2025 (arXiv:2510.18855). Per sequence, by the product of the tokens' ratios or by their
-    geometric mean, which does not grow with the length: Liu et al. 2025 ("When speed kills stability").
+    The ratio of each token is used by IcePop, Ling team 2025 (arXiv:2510.18855). The ratio of a sequence is used by Liu
+    et al. 2025 ("When speed kills stability"): it is either the product of the tokens' ratios, or their geometric mean,
+    which does not grow with the length.
 
     Args:
-        log_ratio_T: logprob under the learner - logprob under the sampler; its gradient is not used.
+        log_ratio_T: logprob under the learner minus logprob under the sampler; its gradient is not used.
         sequences: sequence of each token.
         over: unit of the ratio.
         low: smallest ratio to keep.

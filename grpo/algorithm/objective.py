@@ -15,7 +15,7 @@ from grpo.algorithm.packing import Microbatch
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.types import Group
 
-# Sums over tokens that carry loss. Only `loss` is weighted, as in training.
+# Names of the sums over tokens that carry loss. Only `loss` uses the weights of the tokens.
 SUMS = (
     "loss",
     "tokens",
@@ -29,8 +29,8 @@ SUMS = (
     "ratio",
     "ratio_squared",
 )
-# Counts add up over microbatches and ranks, but quantiles do not. Therefore the logarithm of the ratio is counted in
-# bins. Values beyond the limit count in the first or last bin.
+# Counts of several microbatches and ranks can be added, but quantiles cannot. So for quantiles of the ratio, tokens are
+# counted in bins of the logarithm of the ratio. Values beyond the limit count in the first or last bin.
 LOG_RATIO_LIMIT, LOG_RATIO_BINS = 5.0, 2001
 # The exponential of this value is finite in float32.
 FINITE_LOG_RATIO = 80.0
@@ -54,10 +54,11 @@ class Terms:
 
 
 def carries_loss(algorithm: AlgorithmConfig, groups: Sequence[Group], rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-    """Select the rollouts for the loss and its denominator: bool [P, G].
+    """Select the rollouts that count in the loss and in its denominator: bool [P, G].
 
-    These are the rollouts with a reward. `overlong_filter` removes completions cut at the length limit. With refill
-    rounds, groups without variance are removed too, as other groups replace them (DAPO, arXiv:2503.14476, equation 11).
+    These are the rollouts with a reward. `overlong_filter` removes completions that end at the length limit. If there
+    are refill rounds, groups without variance are also removed, because other groups replace them (DAPO,
+    arXiv:2503.14476, equation 11).
     """
     carries_PG = valid_PG.clone()
     if algorithm.refill_rounds:
@@ -82,14 +83,14 @@ def supervised_terms(batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor) -
 def policy_terms(
     algorithm: AlgorithmConfig, batch: Microbatch, logprobs_T: Tensor, entropy_T: Tensor, reference_T: Tensor | None
 ) -> Terms:
-    """Compute the policy's loss, with its correction, divergence and entropy.
+    """Compute the policy's loss. It includes the correction for a mismatch, the KL penalty and the entropy bonus.
 
     Args:
         algorithm: section with the choices.
         batch: microbatch with weights, advantages and the log-probabilities of sampler and proximal policy.
         logprobs_T: log-probabilities under the trained policy, with gradient.
         entropy_T: entropy of the policy at each token, with gradient if there is a bonus.
-        reference_T: log-probabilities under the reference, if the loss has a divergence from it; else None.
+        reference_T: log-probabilities under the reference if the loss has a KL penalty, otherwise None.
     """
     mask_T = batch.weights_T > 0
     proximal_T = batch.old_logprobs_T if batch.proximal_logprobs_T is None else batch.proximal_logprobs_T
@@ -97,7 +98,7 @@ def policy_terms(
     weight_T, kept_T = _correction(algorithm, batch, logprobs_T, sequences)
     trained_T = logprobs_T
     if kept_T is not None:
-        # A masked token must have no infinite ratio, because 0 times infinity is NaN. It has no gradient either.
+        # The ratio of a masked token must be finite, because 0 times infinity is NaN. A masked token has no gradient.
         finite_T = torch.minimum(logprobs_T.detach(), proximal_T + FINITE_LOG_RATIO)
         trained_T = torch.where(kept_T, logprobs_T, finite_T)
     policy = policy_loss(algorithm, trained_T, proximal_T, batch.advantages_T, sequences)
@@ -108,7 +109,8 @@ def policy_terms(
         loss_T = loss_T * kept_T
     kl_T = None
     if reference_T is not None and algorithm.kl != "none":
-        # A masked token was not sampled, so its ratio may be infinite, and 0 times infinity is NaN.
+        # Outside the mask, tokens are filler that was not sampled, so the ratio may be infinite. 0 times infinity is
+        # NaN.
         reference_T = torch.where(mask_T, reference_T, logprobs_T.detach())
         kl_T = kl_estimate(algorithm, logprobs_T, reference_T)
         penalty_T = losses.corrected_kl(kl_T, logprobs_T, batch.old_logprobs_T) if algorithm.kl_corrected else kl_T
@@ -129,9 +131,10 @@ def _sequences(batch: Microbatch, mask_T: Tensor) -> Sequences:
 def _correction(
     algorithm: AlgorithmConfig, batch: Microbatch, logprobs_T: Tensor, sequences: Sequences | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the importance weights and the mask of kept tokens, from the sampler to the start policy of the ratio.
+    """Return the importance weights and the mask of kept tokens.
 
-    If the ratio starts from the sampler itself, the mask uses the ratio of the present policy.
+    Both use the ratio of the proximal policy to the sampler. If there is no separate proximal policy, they use the
+    ratio of the present policy to the sampler.
     """
     if sequences is None:
         return None, None

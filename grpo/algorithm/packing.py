@@ -1,8 +1,8 @@
 """Pack sequences of very different lengths into microbatches, without padding between them.
 
-A microbatch is a single row of concatenated sequences; completions of the same prompt share its tokens. Sequences do
-not affect each other: the positions of a completion continue from its prompt, and attention gets the place of each
-sequence (`grpo.policy.attention`).
+A microbatch is a single row of concatenated sequences. Completions of the same prompt share the prompt's tokens.
+Sequences do not affect each other, for two reasons: the positions of a completion continue from its prompt, and
+attention gets the place of each sequence (`grpo.policy.attention`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TrainingSequence:
-    """A prompt with its completion, ready to train on.
+    """A prompt and one of its completions, as one sequence to train on.
 
     Attributes:
         token_ids: tokens of the prompt, then of the completion.
@@ -43,8 +43,8 @@ class TrainingSequence:
     def __post_init__(self) -> None:
         if not 0 < self.prompt_length < len(self.token_ids):
             raise ValueError(
-                f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, "
-                f"{self.prompt_length} of them prompt"
+                f"a sequence needs a prompt and a completion; got {len(self.token_ids)} tokens, of which "
+                f"{self.prompt_length} are the prompt"
             )
         for logprobs in (self.old_logprobs, self.proximal_logprobs):
             if logprobs is not None and len(logprobs) != len(self.token_ids) - self.prompt_length:
@@ -55,19 +55,21 @@ class TrainingSequence:
 
     @property
     def trained_tokens(self) -> int:
-        """Completion tokens that carry loss."""
+        """Number of completion tokens that carry loss."""
         return len(self.old_logprobs) if self.weight else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The position of a sequence in a packed row: its prompt, which other sequences may share, and its completion.
+    """The positions of a sequence in a packed row: those of the prompt and those of the completion.
+
+    Other sequences may share the positions of the prompt.
 
     Attributes:
         prompt: first position of the prompt.
-        prompt_length: positions of the prompt.
+        prompt_length: number of positions of the prompt.
         rest: first position of the completion. The last token of the completion has no position.
-        rest_length: positions of the completion, possibly 0.
+        rest_length: number of positions of the completion, possibly 0.
     """
 
     prompt: int
@@ -77,7 +79,7 @@ class Place:
 
     @property
     def length(self) -> int:
-        """Positions of the whole sequence."""
+        """Number of positions of the whole sequence."""
         return self.prompt_length + self.rest_length
 
 
@@ -85,17 +87,18 @@ class Place:
 class Microbatch:
     """Packed tensors for one forward and backward pass.
 
-    The model computes N tokens: each prompt once, even if several completions share it, and each completion without
-    its last token, which predicts nothing. The loss covers T predicted tokens: all tokens of all completions, in order.
+    The model computes N tokens. It computes each prompt once, even if several completions share the prompt. It computes
+    each completion without the last token, which predicts no token. The loss covers T predicted tokens: all tokens of
+    all completions, in order.
 
     Attributes:
         input_ids_N: int64, tokens that the model reads.
-        position_ids_N: int64, positions, from 0 in each sequence.
+        position_ids_N: int64, position of each token in its sequence, from 0.
         places: place of each sequence among the N positions, in the order of the completions among the T tokens.
-        source_T: int64, position (among the N) that predicts the token.
+        source_T: int64, index of the position (among the N) that predicts the token.
         targets_T: int64, the predicted token.
         lengths_S: int64, number of predicted tokens of each sequence.
-        weights_T: float32, weight of the token in the loss; 0 in a sequence that only fills a rank.
+        weights_T: float32, weight of the token in the loss; 0 in a sequence of filler.
         old_logprobs_T: float32, log-probability of the token under the policy that sampled it.
         advantages_T: float32, advantage of the token's completion.
         proximal_logprobs_T: float32, log-probability of the token under the learner at the start of the step; None if
@@ -114,13 +117,13 @@ class Microbatch:
     proximal_logprobs_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:
-        """Copy the microbatch with its token tensors to `device`. The lengths stay on the CPU, which reads them."""
+        """Return a copy with all tensors on `device`. Only the lengths stay on the CPU, where they are read."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "lengths_S")
         moved: dict[str, Any] = {name: value.to(device) for name, value in named if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
-        """Pickle the tensors as NumPy arrays. Ray sends arrays outside the pickle; it would copy tensors into it."""
+        """Pickle the tensors as NumPy arrays. Ray would copy tensors into the pickle, but sends arrays beside it."""
         places_S4 = np.array(
             [(place.prompt, place.prompt_length, place.rest, place.rest_length) for place in self.places]
         )
@@ -135,7 +138,7 @@ def _microbatch(places_S4: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Micr
 
 
 def pack(sequences: Sequence[TrainingSequence]) -> Microbatch:
-    """Lay sequences into one row without padding, each distinct prompt once (prefix sharing, arXiv:2506.05433)."""
+    """Pack sequences into one row without padding. Equal prompts appear once (prefix sharing, arXiv:2506.05433)."""
     if not sequences:
         raise ValueError("a microbatch needs at least one sequence")
     pieces: list[tuple[int, ...]] = []
@@ -188,11 +191,11 @@ def sharing_units(sequences: Sequence[TrainingSequence], max_tokens: int) -> lis
 
     Args:
         sequences: sequences to train on.
-        max_tokens: largest size of a unit, in tokens, so that the units can be shared out evenly. A single sequence may
-            be longer.
+        max_tokens: largest size of a unit, in tokens. The limit makes it possible to distribute the units evenly. A
+            unit with a single sequence may be larger.
 
     Returns:
-        For each unit: (indices of its sequences, number of tokens that the model computes for them).
+        For each unit: (indices of its sequences, number of tokens that the model computes for the unit).
     """
     units: list[tuple[list[int], int]] = []
     open_units: dict[tuple[int, ...], int] = {}
@@ -209,12 +212,14 @@ def sharing_units(sequences: Sequence[TrainingSequence], max_tokens: int) -> lis
 
 
 def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Share sequences out over ranks. Each rank gets the same number of microbatches of at most `max_tokens` tokens.
+    """Distribute sequences over ranks. Each rank gets the same number of microbatches of at most `max_tokens` tokens.
 
-    The method is greedy (the LPT rule, Graham 1969). It uses the smallest number of microbatches that works. It takes
-    the longest sequence first and puts it into the emptiest microbatch. Therefore two microbatches differ at most by
-    the longest sequence. The ranks then get microbatches in the order of their sizes. Therefore two ranks also differ
-    at most by the longest sequence, and the k-th microbatches of all ranks, which run together, have similar sizes.
+    The method is greedy (the LPT rule, Graham 1969). It takes the sequences in the order of their lengths, the longest
+    first, and puts each sequence into the emptiest microbatch. If a microbatch becomes too large, the method starts
+    again with more microbatches. Therefore the sizes of two microbatches differ at most by the length of the longest
+    sequence. The microbatches are then distributed over the ranks in the order of their sizes. Therefore the totals of
+    two ranks also differ at most by the length of the longest sequence. The k-th microbatches of all ranks, which run
+    at the same time, have similar sizes.
 
     Args:
         lengths: length of each sequence, in tokens.
@@ -222,7 +227,8 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
         max_tokens: largest size of a microbatch, in tokens.
 
     Returns:
-        [rank][microbatch] -> indices into `lengths`; empty if there are fewer sequences than microbatches.
+        For each rank and microbatch, the indices into `lengths`. If there are fewer sequences than microbatches, some
+        microbatches are empty.
 
     Raises:
         ValueError: a sequence is longer than `max_tokens`.
@@ -233,7 +239,7 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
     if longest > max_tokens:
         raise ValueError(
             f"a sequence of {longest} tokens does not fit learner.microbatch_tokens={max_tokens}; "
-            "raise that or lower the length limits"
+            "raise learner.microbatch_tokens, or lower the length limits"
         )
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     per_rank = -(-sum(lengths) // (max_tokens * ranks))
@@ -251,13 +257,13 @@ def split_evenly(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[li
 
 
 def deal_out(sequences: Sequence[TrainingSequence], ranks: int, max_tokens: int) -> list[list[list[int]]]:
-    """Share sequences out over ranks as `split_evenly` does. Sequences of the same prompt stay together if possible.
+    """Distribute sequences over ranks as `split_evenly` does. Sequences of the same prompt stay together if possible.
 
     Returns:
-        [rank][microbatch] -> indices into `sequences`.
+        For each rank and microbatch, the indices into `sequences`.
     """
     total = sum(len(sequence.token_ids) for sequence in sequences)
-    # A unit is at most a quarter of a rank or of a microbatch, so the units can be shared out evenly.
+    # A unit has at most a quarter of a rank's or a microbatch's tokens, so the units can be distributed evenly.
     units = sharing_units(sequences, min(max_tokens, total // ranks) // 4)
     shares = split_evenly([tokens for _, tokens in units], ranks, max_tokens)
     return [[[index for unit in chosen for index in units[unit][0]] for chosen in share] for share in shares]
@@ -270,12 +276,15 @@ def filler(like: TrainingSequence) -> TrainingSequence:
     return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)
 
 
-# Largest share of padding in a batch of sequences. If a sequence would exceed it, the next batch starts there.
+# Largest share of padding in a batch of sequences. If a sequence would raise the share above this, it starts the next
+# batch.
 MAX_PADDING_SHARE = 0.05
 
 
 def length_batches(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut sequences, shortest first, into runs [start, stop) that pad to at most `MAX_PADDING_SHARE`.
+    """Divide sequences, sorted from the shortest to the longest, into batches [start, stop).
+
+    If the sequences of a batch are padded to the same length, the share of padding is at most `MAX_PADDING_SHARE`.
 
     Raises:
         ValueError: the lengths are not in ascending order.

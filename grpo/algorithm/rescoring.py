@@ -25,9 +25,9 @@ class ScoringBatch:
     """Completions to score, packed for all ranks.
 
     Attributes:
-        ranks: [rank] -> microbatches; every rank has the same number.
-        places: [rank][microbatch] -> numbers of its sequences, in their order in the microbatch; empty for a microbatch
-            of filler.
+        ranks: the microbatches of each rank. Every rank has the same number of microbatches.
+        places: for each rank and microbatch, the numbers of the sequences in the microbatch, in order; empty if the
+            microbatch is filler.
     """
 
     ranks: tuple[tuple[Microbatch, ...], ...]
@@ -35,18 +35,18 @@ class ScoringBatch:
 
 
 class Scorer(Protocol):
-    """All learner ranks."""
+    """The part of the group of learner ranks that computes log-probabilities."""
 
     @property
     def ranks(self) -> int:
         """Number of data-parallel ranks."""
 
     def logprobs(self, batch: ScoringBatch, source: Source) -> Sequence[Sequence[Tensor]]:
-        """[rank][microbatch] -> log-probability of each position's target, float32 [T]."""
+        """Return, for each rank and microbatch, the log-probability of each predicted token, float32 [T]."""
 
 
 def pack_for_scoring(sequences: Sequence[TrainingSequence], ranks: int, microbatch_tokens: int) -> ScoringBatch:
-    """Pack sequences as `grpo.algorithm.minibatches.batch` does."""
+    """Pack sequences for all ranks, as `grpo.algorithm.minibatches.batch` packs them for training."""
     shares = deal_out(sequences, ranks, microbatch_tokens)
     empty = filler(min(sequences, key=lambda sequence: sequence.prompt_length))
     return ScoringBatch(
@@ -60,13 +60,13 @@ def unpack(batch: ScoringBatch, scored: Sequence[Sequence[Tensor]]) -> dict[int,
 
     Args:
         batch: scored batch.
-        scored: [rank][microbatch] -> log-probability of each position's target, float32 [T].
+        scored: for each rank and microbatch, the log-probability of each predicted token, float32 [T].
     """
     logprobs = {}
     for microbatches, places, values in zip(batch.ranks, batch.places, scored, strict=True):
         for microbatch, numbers, values_T in zip(microbatches, places, values, strict=True):
             rows = torch.split(values_T, microbatch.lengths_S.tolist())
-            # A microbatch of filler has a row but no number.
+            # A microbatch of filler has a row of values, but its sequence has no number.
             for number, row in zip(numbers, rows, strict=bool(numbers)):
                 logprobs[number] = tuple(row.tolist())
     return logprobs
@@ -75,7 +75,7 @@ def unpack(batch: ScoringBatch, scored: Sequence[Sequence[Tensor]]) -> dict[int,
 def rescore(
     settings: TrainConfig, learner: Scorer, groups: Sequence[Group], wanted_PG: Tensor, source: Source
 ) -> ProximalLogprobs:
-    """Compute log-probabilities of completion tokens: [group][rollout], None if `wanted_PG` is False."""
+    """Compute the log-probabilities of completion tokens for each group and rollout; None if `wanted_PG` is False."""
     scores: list[list[tuple[float, ...] | None]] = [[None] * len(group.rollouts) for group in groups]
     places = [(row, column) for row, column in wanted_PG.nonzero().tolist()]
     sequences = []
@@ -93,7 +93,10 @@ def rescore(
 def proximal_logprobs(
     settings: TrainConfig, learner: Scorer, groups: Sequence[Group], advantages_PG: Tensor, carries_loss_PG: Tensor
 ) -> ProximalLogprobs | None:
-    """Compute log-probabilities under the learner before its first update; None if the ratio is to the sampler."""
+    """Compute log-probabilities under the learner before the step's first update.
+
+    Return None if the ratio is relative to the sampler, because these log-probabilities are then not needed.
+    """
     algorithm = settings.algorithm
     if algorithm.proximal == "rollout":
         return None
@@ -102,7 +105,10 @@ def proximal_logprobs(
 
 
 def kl_to_reference(settings: TrainConfig, learner: Scorer, groups: Sequence[Group], valid_PG: Tensor) -> Tensor:
-    """KL(sampler || reference) of each completion, summed over its tokens: [P, G], 0 if no reward needs it."""
+    """Return KL(sampler || reference) of each completion, summed over the tokens: [P, G].
+
+    All values are 0 if the rewards do not include this divergence.
+    """
     algorithm = settings.algorithm
     if not algorithm.kl_in_reward:
         return torch.zeros(valid_PG.shape)
@@ -116,7 +122,10 @@ def divergences(
     shape: tuple[int, ...],
     algorithm: AlgorithmConfig,
 ) -> Tensor:
-    """KL(sampler || reference) of each completion, summed over its tokens: float32, 0 if it was not scored."""
+    """Return KL(sampler || reference) of each completion, summed over the tokens: float32.
+
+    The value is 0 if `reference` has no log-probabilities of the completion.
+    """
     sums_PG = torch.zeros(shape)
     for row, (group, reference_G) in enumerate(zip(groups, reference, strict=True)):
         for column, (rollout, logprobs) in enumerate(zip(group.rollouts, reference_G, strict=True)):

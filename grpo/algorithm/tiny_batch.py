@@ -1,7 +1,7 @@
 """Try the user's functions of an objective on a tiny batch before a run starts.
 
-A trial checks shapes, gradients, and the inputs that a value depends on (`grpo.algorithm.contracts`). Without it, a
-function that breaks its contract would train a different objective, without any message.
+A trial checks shapes, gradients, and which inputs a value depends on (`grpo.algorithm.contracts`). Without this trial,
+a function that breaks its contract would train a different objective, without any message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from grpo.algorithm.choices import BUILT_IN, AlgorithmChoice, Kind, choice
 from grpo.algorithm.losses import PolicyLoss, Sequences
 from grpo.config.algorithm import AlgorithmConfig
 
-# Rewards of three groups: the first has a failed verdict, the second no variance, the third an element of padding.
+# Rewards of three groups. The first has a failed verdict, the second has no variance, and the third has an element of
+# padding. `_INVALID` has the places of the failed verdict and of the padding.
 _REWARDS = ((1.0, 0.0, 0.5, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 0.2, 0.0))
 _INVALID = ((0, 3), (2, 3))
 # Lengths of three sequences, in tokens, and their advantages. The last sequence carries no loss.
@@ -40,8 +41,8 @@ def try_functions(algorithm: AlgorithmConfig, longest: int) -> list[str]:
         The keys of the tried functions.
 
     Raises:
-        ValueError: a function cannot be loaded, misses an option, raises, or breaks its contract; or no function takes
-            an option of the section.
+        ValueError: a function cannot be loaded, lacks the value of an option, raises an error, or breaks its contract.
+            Or no function takes one of the section's options.
     """
     kinds: list[Kind] = [kind for kind in BUILT_IN if f"algorithm.{kind}" in algorithm.functions]
     functions = {kind: choice(kind, getattr(algorithm, kind)) for kind in kinds}
@@ -108,16 +109,20 @@ def _try_ratio(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     if not (torch.isfinite(loss_T).all() and torch.isfinite(gradient_T).all()):
         _refuse(chosen, f"has a loss or gradient that is not finite: {loss_T.tolist()}")
     _same(chosen, loss_T, _policy_term(algorithm, drifted_T, old_T)[0])
-    # If the present and old policies agree, no clip binds.
+    # If the present policy equals the old policy, no ratio is clipped.
     _, on_policy_T = _policy_term(algorithm, old_T, old_T)
     good, bad, masked = (float(part.sum()) for part in torch.split(on_policy_T, list(_LENGTHS)))
     if not on_policy_T[: _LENGTHS[0]].any():
-        _refuse(chosen, "has no gradient by logprobs_T where an advantage is positive and the policies agree")
+        _refuse(
+            chosen,
+            "has no gradient with respect to logprobs_T where the advantage is positive and both policies are equal",
+        )
     if good > 0:
         _refuse(
             chosen,
             "has the wrong sign: minimising it lowers the log-probability of a completion with advantage "
-            f"{_ADVANTAGES[0]:g} (gradient {good:g}; at advantage {_ADVANTAGES[1]:g} {bad:g}); return the negative",
+            f"{_ADVANTAGES[0]:g} (the gradient is {good:g}; for advantage {_ADVANTAGES[1]:g}, it is {bad:g}); return "
+            "the negative",
         )
     if masked or gradient_T[~mask_T].any():
         _refuse(chosen, "lets a token without loss change other tokens; use sequences.mask_T")
@@ -143,7 +148,7 @@ def _policy_term(
         algorithm: section with the choices.
         logprobs_T: float, log-probabilities under the present policy.
         old_logprobs_T: float, log-probabilities under the old policy.
-        number: index of the only sequence; None for all sequences.
+        number: index of the sequence to compute alone; None to compute all sequences.
     """
     sequences = _sequences(number)
     lengths, advantages = (_LENGTHS, _ADVANTAGES) if number is None else ((_LENGTHS[number],), (_ADVANTAGES[number],))
@@ -199,9 +204,17 @@ def _try_kl(algorithm: AlgorithmConfig, chosen: AlgorithmChoice) -> None:
     _same(chosen, kl_T, choices.kl_estimate(algorithm, logprobs_T, reference_T))
     alone_T = choices.kl_estimate(algorithm, logprobs_T[:3], reference_T[:3])
     if not _close(alone_T, kl_T[:3]):
-        _refuse(chosen, "gives a token another value beside other tokens; a token must not depend on other tokens")
+        _refuse(
+            chosen,
+            "gives a token another value if other tokens are in the batch; the value of a token must not depend on "
+            "other tokens",
+        )
     if algorithm.kl_in_loss and not algorithm.kl_corrected and not _gradient(kl_T.sum(), logprobs_T).any():
-        _refuse(chosen, "has no gradient by logprobs_T, which algorithm.kl_place=loss needs; or use kl_place=reward")
+        _refuse(
+            chosen,
+            "has no gradient with respect to logprobs_T, which algorithm.kl_place=loss needs; compute it from "
+            "logprobs_T, or use kl_place=reward",
+        )
 
 
 def _same(chosen: AlgorithmChoice, first: Tensor, second: Tensor) -> None:

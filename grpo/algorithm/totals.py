@@ -1,4 +1,4 @@
-"""Sum the terms of an optimizer step over microbatches and ranks, and turn them into metrics."""
+"""Sum the terms of an optimizer step over microbatches and ranks, and compute metrics from the sums."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ class Totals:
         self.largest = torch.maximum(self.largest, terms.ratio_max.cpu())
 
     def metrics(self, denominator: float, algorithm: AlgorithmConfig | None) -> dict[str, float]:
-        """Return means over the computed tokens, and the loss over `denominator`; no keys for disabled terms."""
+        """Return the loss divided by `denominator`, and the means of the other terms over the computed tokens.
+
+        Terms that are off in the configuration have no metrics.
+        """
         totals = dict(zip(SUMS, self.added[: len(SUMS)].tolist(), strict=True))
         metrics = {"loss": totals.pop("loss") / denominator}
         tokens = totals.pop("tokens")
-        # A step with only filler has no tokens, so the other metrics do not exist.
+        # If the step has only filler, there are no tokens, so the other metrics do not exist.
         if not tokens:
             return metrics
         ratio, squared = totals.pop("ratio"), totals.pop("ratio_squared")
@@ -44,17 +47,17 @@ class Totals:
             del metrics["importance_weight"]
         if algorithm.mismatch_mask == "none":
             del metrics["masked_share"]
-        # Kish's effective sample size, of the ratios to the sampler, as a share of the tokens.
+        # Kish's effective sample size of the ratios between policy and sampler, as a share of the tokens.
         metrics["effective_sample_share"] = ratio * ratio / (tokens * squared)
         metrics["ratio_max"] = float(self.largest)
         return metrics | ratio_quantiles(self.added[len(SUMS) :])
 
 
 def ratio_quantiles(log_ratios: Tensor) -> dict[str, float]:
-    """Compute quantiles of the ratio from its binned logarithms, exact to the width of a bin (half a percent).
+    """Compute quantiles of the ratio from counts in bins of its logarithm. The bin width is half a percent.
 
     Args:
-        log_ratios: counts, [LOG_RATIO_BINS]; at least a single count is above 0.
+        log_ratios: counts, [LOG_RATIO_BINS]. At least one count must be above 0.
     """
     width = 2 * LOG_RATIO_LIMIT / LOG_RATIO_BINS
     reached = log_ratios.cumsum(0)

@@ -1,1 +1,1 @@
-"""A vLLM engine, and the thread that drives it."""
+"""A vLLM engine, and the thread that runs it."""

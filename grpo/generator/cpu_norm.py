@@ -1,7 +1,7 @@
-"""Compute the engine's norms on a CPU with a kernel of vLLM that vLLM does not use there.
+"""Compute the engine's norms on a CPU with a kernel of vLLM that vLLM itself does not use on a CPU.
 
-Without the kernel, a norm takes about seven operators of torch. For a small policy, calling operators costs more time
-than computing. So sampling takes 7 % less time with the kernel.
+Without the kernel, a norm takes about seven operators of torch. For a small policy, calling the operators takes more
+time than their computation. With the kernel, sampling takes 7 % less time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from vllm.platforms import current_platform
 
 
 class KernelRMSNorm(RMSNorm):
-    """`RMSNorm` (arXiv:1910.07467) in one operator, if the result is the same: in float32, over the whole width.
+    """`RMSNorm` (arXiv:1910.07467) that uses one operator if the result is the same: in float32, over the whole width.
 
-    In bfloat16 the result differs: the kernel rounds once, but the learner also rounds before it multiplies by the
-    weight.
+    In bfloat16 the result differs. The kernel rounds once, but the learner rounds twice: before and after it multiplies
+    by the weight.
     """
 
     def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the norm of `x`. With a `residual`: the norm of the sum, and the sum; both inputs may change."""
+        """Return the norm of `x`. If there is a `residual`, return the norm of `x + residual`, and that sum.
+
+        With a `residual`, both inputs may be overwritten.
+        """
         plain = self.has_weight and self.variance_size_override is None
         if not plain or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward_native(x, residual)
@@ -38,7 +41,7 @@ class KernelRMSNorm(RMSNorm):
 
 def register() -> None:
     """Make vLLM use the kernel for its models, in this process, on a CPU. Safe to call twice."""
-    # Another plug-in may have registered a norm, and a build for another processor may lack the kernel.
+    # Another plug-in may already have registered a norm. A build of vLLM for another processor may lack the kernel.
     if (
         current_platform.is_cpu()
         and RMSNorm.__name__ not in op_registry_oot

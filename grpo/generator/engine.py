@@ -1,8 +1,8 @@
 """A generator: a vLLM engine that samples completions and scores given tokens.
 
-The engine is synchronous. By default, it runs in this process on a CPU, where a second process would only cost time,
-and in separate processes on a GPU. This module does not use Ray; `grpo.cluster.cluster` starts
-a generator for each replica.
+The engine is synchronous. On a CPU, by default, it runs in this process, because a second process would only take time.
+On a GPU, it runs in separate processes. This module does not use Ray; `grpo.cluster.cluster` starts a generator for
+each replica.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class _Pending:
 class Generator:
     """A vLLM engine with the policy's weights and their version.
 
-    During an update of the weights, running requests are held between two engine steps. They then continue with the new
-    version. With `rollout.partial` = `restart`, they begin again.
+    An update of the weights runs between two engine steps, and running requests are paused. After the update, they
+    continue with the new version. If `rollout.partial` is `restart`, they start again from the prompt.
     """
 
     def __init__(self, setup: GeneratorSetup) -> None:
@@ -66,16 +66,17 @@ class Generator:
                 dtype=setup.dtype,
                 tensor_parallel_size=setup.generator.tensor_parallel_size,
                 pipeline_parallel_size=setup.generator.pipeline_parallel_size,
-                # In a Ray actor, vLLM would start its workers with Ray, but the actor already holds the devices.
+                # In a Ray actor, vLLM would start its workers with Ray. But Ray has already given the devices to this
+                # actor, so vLLM must start the workers as plain processes.
                 distributed_executor_backend="mp" if setup.generator.devices > 1 else None,
                 max_model_len=setup.max_sequence_tokens,
                 max_num_seqs=setup.generator.max_sequences,
-                # On a CPU, a step may take all prompts at once. On a GPU, vLLM's default fits the profiled memory.
+                # On a CPU, a step may process many prompts at once. On a GPU, vLLM's default fits the profiled memory.
                 max_num_batched_tokens=max(8192, setup.max_sequence_tokens) if on_cpu else None,
                 gpu_memory_utilization=setup.generator.gpu_memory_share,
                 enforce_eager=on_cpu or not setup.generator.compile,
-                # The cache holds whole blocks, 128 tokens on a CPU. Shorter sequences never fill a block, and looking
-                # them up costs 3 % of the time.
+                # The cache holds whole blocks of 128 tokens on a CPU. Shorter sequences never fill a block, and the
+                # look-ups of such sequences take 3 % of the time.
                 enable_prefix_caching=not on_cpu or setup.max_sequence_tokens > 128,
                 enable_sleep_mode=setup.sleeps,
                 logprobs_mode="raw_logprobs" if setup.temperature == 1.0 else "processed_logprobs",
@@ -83,13 +84,13 @@ class Generator:
                 # The policy's default temperature and top-k must not change the samples.
                 generation_config="vllm",
                 disable_log_stats=True,
-                # Without scheduling ahead, the same requests give the same batches. Also, a paused engine waits for a
-                # step that was scheduled ahead only if the engine runs in a separate process.
+                # Without scheduling ahead, the same requests give the same batches. Also, when it is paused, only an
+                # engine in a separate process waits for a step that was scheduled ahead.
                 async_scheduling=None if own_process else False,
             )
         )
-        # vLLM gets the tasks from the engine's process at the first request. Get them now: if the process dies before
-        # the first request, the error is then a dead engine and not a failed call.
+        # At the first request, vLLM asks the engine's process which tasks it supports. Ask now: if the process dies
+        # before the first request, the error then says that the engine is dead, not that a call failed.
         self._engine.get_supported_tasks()
         if on_cpu and setup.generator.pipeline_parallel_size > 1:
             # Later pipeline stages allocate their inputs in a warm-up, which vLLM omits for eager models on a CPU.
@@ -98,13 +99,13 @@ class Generator:
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
         self._restart = setup.partial == "restart"
-        # Unfinished requests by vLLM's name, which is the request's id as text.
+        # Unfinished requests. The key is vLLM's name of the request: the request's id as text.
         self._pending: dict[str, _Pending] = {}
         self._finished: EngineFinished = []
         self._scored: dict[str, RequestOutput] = {}
-        # During a weight update: requests that begin after it. None if no update runs.
+        # During a weight update: requests to start after the update. None if no update runs.
         self._held: list[_Pending] | None = None
-        # With other transports, the engine's processes keep the copies for sparse changes.
+        # With other transports, the engine's processes keep the copies to which sparse changes are applied.
         self._patches = PatchReader() if setup.sparse and setup.transport == "object_store" else None
 
     @property
@@ -115,7 +116,7 @@ class Generator:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has work."""
+        """Whether `step` has work to do."""
         return bool(self._finished) or (bool(self._pending) and self._held is None)
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
@@ -150,8 +151,8 @@ class Generator:
         self._engine.collective_rpc("init_weight_transfer_engine", args=(invitation,))
 
     def begin_update(self) -> None:
-        """Prepare for new weights: hold the running requests."""
-        # Level 0 only pauses. A step that was scheduled ahead finishes first; its tokens have the old version.
+        """Prepare for new weights: pause the running requests."""
+        # Level 0 only pauses the engine. A step that was scheduled ahead finishes first, with the old version.
         self._engine.sleep(level=0, mode="keep")
         self._held = []
         if self._restart:
@@ -164,11 +165,12 @@ class Generator:
         """Load one bucket of weights; return the names of its tensors.
 
         Args:
-            bucket: uint8, the bytes of a safetensors file with the tensors, or with `sparse` their changes
-                (`PatchWriter.file`); or the description of a bucket that comes by another transport.
+            bucket: either a uint8 array or a `Bucket`. The array holds the bytes of a safetensors file with the
+                tensors; if `sparse` is set, with the changes of the tensors (`PatchWriter.file`). A `Bucket` describes
+                a bucket that another transport brings.
 
         Raises:
-            WeightsDiffer: after the changes, a tensor differs from the learner's tensor.
+            WeightsDiffer: after the changes are applied, a tensor differs from the learner's tensor.
         """
         if isinstance(bucket, Bucket):
             self._engine.collective_rpc("update_weights", args=(bucket.update_info(),))
@@ -182,7 +184,7 @@ class Generator:
 
     def _load(self, parts: Iterable[bytes | memoryview], nbytes: int) -> list[str]:
         """Write a safetensors file from `parts` and load it; return the names of its tensors."""
-        # The engine may run in other processes of this node, so a file carries the tensors.
+        # The engine may run in other processes of this node, so the tensors are passed in a file.
         with tempfile.NamedTemporaryFile(dir=_scratch(nbytes), suffix=".safetensors") as file:
             file.writelines(parts)
             file.flush()
@@ -191,7 +193,7 @@ class Generator:
                 return list(tensors.keys())
 
     def finish_update(self, policy_version: int) -> None:
-        """Sample from the new weights, as `policy_version`, from now on. Call this after the last bucket."""
+        """Sample from the new weights from now on, and call them `policy_version`. Call this after the last bucket."""
         self._engine.collective_rpc("finish_weight_update")
         # Cached keys and values come from the old weights, so running requests compute them again from their tokens.
         self._engine.reset_prefix_cache(reset_running_requests=True)
@@ -243,12 +245,15 @@ def _alive() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as dead:
-        # The driver may run without vLLM and could not unpickle vLLM's error.
+        # The driver may run without vLLM, and then it cannot unpickle vLLM's error.
         raise EngineDied("the process of a generator's engine is gone") from dead
 
 
 def _scratch(size: int) -> str | None:
-    """Return the folder of shared memory if it has twice `size` bytes free; None for the temporary folder."""
+    """Return the folder of shared memory if it has more than twice `size` bytes free.
+
+    Otherwise return None, which means the temporary folder.
+    """
     memory = Path("/dev/shm")
     if not memory.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""A thread that drives an engine: it steps the engine while there is work, and runs calls of other threads."""
+"""A thread that runs an engine: it calls the engine's `step` while there is work, and runs calls of other threads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 from grpo.types import EngineDied, EngineFinished, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy, BusyClock
 
-# A message through Ray costs about as much time as a step of a small policy. So groups are collected for this time, in
-# seconds, and sent together.
+# A message through Ray takes about as much time as a step of a small policy. So finished groups are collected for this
+# time, in seconds, and sent together.
 HAND_ON_S = 0.05
 # A separate engine process may die without an error in the thread that waits for its step. So every waiting thread
 # checks the process at this interval, in seconds.
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """The part of a generator that the loop calls, in the loop's thread unless stated otherwise."""
+    """The part of a generator that the loop calls. If nothing else is stated, the calls come from the loop's thread."""
 
     @property
     def alive(self) -> bool:
@@ -34,7 +34,7 @@ class Engine(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has work."""
+        """Whether `step` has work to do."""
         ...
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
@@ -47,7 +47,7 @@ class Engine(Protocol):
 
 
 class EngineLoop:
-    """Drives an engine in a thread. An error in the thread ends it, and every later call raises that error."""
+    """Runs an engine in a thread. An error in the thread ends the thread, and every later call raises that error."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
         """Make the engine in the new thread, and wait until it is ready.
@@ -59,7 +59,7 @@ class EngineLoop:
         self._handed_on = threading.Condition()
         self._outbox: EngineFinished = []
         self._engine: Engine | None = None
-        # Begin of the engine's present step or call; None while it waits for work.
+        # Time at which the engine's present step or call began; None while the engine waits for work.
         self._since: float | None = None
         self._busy = BusyClock()
         self._ended: Future[None] = Future()
@@ -68,11 +68,11 @@ class EngineLoop:
         self._result_of(made)
 
     def submit(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
-        """Begin to sample for all requests; returns at once. If the engine raises, the loop ends."""
+        """Begin to sample for all requests, and return at once. If the engine raises an error, the loop ends."""
         self._calls.put(lambda engine: engine.submit(requests, sampling))
 
     def call(self, work: Callable[[Any], Result], doing: Phase | None = None) -> Result:
-        """Run `work(engine)` between two steps and wait for its result; the engine counts as busy with `doing`.
+        """Run `work(engine)` between two steps and wait for the result. Meanwhile, the engine is busy with `doing`.
 
         Raises:
             Exception: the error that ended the loop, in this call or earlier.
@@ -108,7 +108,7 @@ class EngineLoop:
         return GeneratorReport(finished, 0.0 if since is None else time.monotonic() - since, self._busy.take())
 
     def take_busy(self) -> Busy:
-        """Return the engine's activities with their times, since the last call or report."""
+        """Return the engine's activities since the last call or report, and the times of each activity."""
         return self._busy.take()
 
     def _result_of(self, future: Future[Result]) -> Result:
@@ -150,7 +150,7 @@ class EngineLoop:
                 finished, handed_on = [], time.monotonic()
 
     def _take_calls(self, engine: Engine) -> None:
-        """Run the waiting calls. If the engine has no work, wait for the next call."""
+        """Run the calls in the queue. If the engine has no work, wait for the next call."""
         while True:
             try:
                 work = self._calls.get_nowait()

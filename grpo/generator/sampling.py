@@ -1,4 +1,4 @@
-"""Convert sampling settings to vLLM's settings, and vLLM's outputs to completions and log-probabilities."""
+"""Convert sampling settings to vLLM's settings, and convert vLLM's outputs to completions and log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from grpo.policy.hub import at_revision, name_of
 from grpo.types import Completion, SamplingParams, VersionSpan
 
-# To score a sequence, vLLM samples one more token and returns the log-probabilities of the sequence's tokens.
+# To score a sequence, vLLM must sample one more token. vLLM then returns the log-probabilities of all tokens.
 SCORING = EngineSampling(
     max_tokens=1,
     temperature=0.0,
@@ -26,7 +26,7 @@ SCORING = EngineSampling(
 
 
 class SamplingTokens:
-    """The tokens of a policy: tokens that end a completion, and the text of other tokens."""
+    """Knows which tokens of a policy end a completion, and decodes the other tokens to text."""
 
     def __init__(self, policy_path: str) -> None:
         """Load the tokenizer and the policy's generation config."""
@@ -46,14 +46,15 @@ class SamplingTokens:
             seed=seed,
             logprobs=0,
             flat_logprobs=True,
-            # vLLM would decode the text token by token. Only stop strings need that; `completions` decodes once.
+            # vLLM would decode the text token by token. Only stop strings need this; `completions` decodes all tokens
+            # of a finished completion at once.
             detokenize=bool(sampling.stop),
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def completions(self, output: RequestOutput) -> tuple[Completion, ...]:
-        """Return a finished request's completions, in the order of its samples."""
+        """Return the completions of a finished request, in the order of the samples."""
         sampled = sorted(output.outputs, key=lambda sample: sample.index)
         texts = self._tokenizer.batch_decode(
             [ids[:-1] if ids[-1] in self._ends else ids for ids in (list(sample.token_ids) for sample in sampled)],
@@ -74,7 +75,7 @@ class SamplingTokens:
 
 
 def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end a completion, from the tokenizer and from the policy's generation config."""
+    """Return the tokens that end a completion, as the tokenizer and the policy's generation config define them."""
     ends = {tokenizer.eos_token_id}
     try:
         more = GenerationConfig.from_pretrained(name_of(path), **at_revision(path)).eos_token_id

@@ -14,19 +14,19 @@ class GeneratorSetup:
     """Settings of a replica.
 
     Attributes:
-        policy_path: folder or hub name of the starting policy; the policy of a checkpoint after a resume.
+        policy_path: folder or hub name of the starting policy; after a resume, the policy of the checkpoint.
         dtype: element type of weights and activations.
         generator: section with the sizes of the engine.
-        max_sequence_tokens: longest prompt with its completion, in tokens.
-        temperature: temperature of training samples. If it is not 1, log-probabilities are those after applying it.
+        max_sequence_tokens: largest length of a prompt and its completion together, in tokens.
+        temperature: temperature of training samples. The samples' log-probabilities include it.
         device: `cpu` or `cuda`.
         replica: number of this replica.
-        sleeps: True if the generator releases its memory between rounds; on `cuda` only.
-        partial: treatment of running completions when new weights come.
+        sleeps: True if the generator releases its memory while the learner trains; on `cuda` only.
+        partial: what happens to running completions when new weights come.
         transport: transport of new weights.
-        sparse: True if only the changes of the weights travel.
-        base_path: starting policy of a restarted generator, which gets newer weights at once. A checkpoint's folder may
-            be deleted by then, so this is the policy at the start of the run. None for `policy_path`.
+        sparse: True if only the changes of the weights are sent.
+        base_path: policy that a restarted generator loads before it gets the newest weights. This is the policy at the
+            start of the run, because a checkpoint's folder may have been deleted. None means `policy_path`.
     """
 
     policy_path: str

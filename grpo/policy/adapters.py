@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) with peft: adapters inside the plain model, merged when tensors leave it.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) with peft: adapters inside the model. Pushes and exports send merged tensors.
 
 An adapted linear layer computes W x + (alpha / rank) B A x. W is frozen. At first, A [rank, in] is random and B [out,
-rank] is zero. The adapters are inserted into the model itself, so the model keeps its structure and `PolicyLogprobs`
+rank] is zero. The adapters are inserted into the model's layers. So the model keeps its structure, and `PolicyLogprobs`
 needs no special case.
 """
 
@@ -22,18 +22,18 @@ from transformers import PreTrainedModel
 from grpo.config import LearnerConfig, LoraConfig
 from grpo.policy.hub import name_of, revision_of
 
-# peft's name of the only adapter of a layer, and peft's prefix for tensor names in a file.
+# The name that peft gives to a layer's only adapter, and the prefix that peft gives to tensor names in a file.
 _ADAPTER = "default"
 _IN_A_FILE = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyTensor:
-    """A tensor of the policy, with the adapter that changes it if there is one.
+    """A tensor of the policy. If an adapter changes the tensor, this includes the adapter.
 
     Attributes:
         name: name in Hugging Face format.
-        parameter: the tensor; with LoRA, the frozen tensor.
+        parameter: the tensor without the adapter; with LoRA, it is frozen.
         lora_a: matrix A [rank, in], or None.
         lora_b: matrix B [out, rank], or None.
         scale: factor alpha / rank.
@@ -52,7 +52,7 @@ class PolicyTensor:
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """W + scale B A, summed in float32 and rounded once to W's dtype; W itself if it has no adapter."""
+        """Return W + scale B A, summed in float32 and rounded once to W's dtype. Without an adapter, return W."""
         if self.lora_a is None or self.lora_b is None:
             return self.parameter.detach()
         change = self.scale * (self.lora_b.float() @ self.lora_a.float())
@@ -60,7 +60,7 @@ class PolicyTensor:
 
 
 def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
-    """Yield every tensor of a policy, adapted or not. A tied tensor appears once for each of its names."""
+    """Yield every tensor of a policy, with or without an adapter. A tied tensor appears once for each of its names."""
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if ".lora_A." in name or ".lora_B." in name:
@@ -79,14 +79,14 @@ def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
 
 
 def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield every trained parameter, with its name in a file of peft."""
+    """Yield every trained parameter, with the name that peft uses for it in a file."""
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
             yield _IN_A_FILE + name.replace(f".{_ADAPTER}.", "."), parameter
 
 
 def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Linear]:
-    """Return the linear layers that `lora.targets` names, by name, without the output head.
+    """Return the linear layers that `lora.targets` names, by their full names. The output head is left out.
 
     Raises:
         ValueError: a target names no linear layer.
@@ -140,7 +140,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
     """Insert adapters into `model`. Only their parameters are trained.
 
     Args:
-        model: model to change in place. Its outputs stay the same, because B is zero.
+        model: model to change in place. The model's outputs stay the same, because B is zero.
         lora: section with the layers and the sizes.
         seed: seed for A, the same on every rank.
 
@@ -153,7 +153,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
     names = {name.rpartition(".")[2] for name in wanted} if lora.targets == "all-linear" else set(lora.targets)
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type, unused-ignore]  # peft divides it, whole or not
+        lora_alpha=lora.alpha,  # type: ignore[arg-type, unused-ignore]  # a fraction works too
         lora_dropout=lora.dropout,
         target_modules=sorted(names),
         bias="none",
@@ -173,20 +173,20 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Switch the adapters off. Inside the context, the model is the starting policy."""
+    """Switch the adapters off inside the context. There, the model computes the starting policy."""
     layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
-        # Switching adapters off removed their gradients. Switching them on restores the gradients too.
+        # An adapter that is off does not require gradients. Switching it on makes it require gradients again.
         for layer in layers:
             layer.enable_adapters(True)
 
 
 def save_adapter(model: nn.Module, tensors: dict[str, Tensor], base: str, folder: Path) -> None:
-    """Write adapters in the format of peft: `PeftModel.from_pretrained(policy, folder)`."""
+    """Write adapters in the format of peft. `PeftModel.from_pretrained(policy, folder)` can load them."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,10 +197,10 @@ def save_adapter(model: nn.Module, tensors: dict[str, Tensor], base: str, folder
 
 
 def check_adapter(model: nn.Module, folder: Path) -> None:
-    """Refuse adapters in `folder` (from `save_adapter`) that differ in kind from the model's adapters.
+    """Check that the adapters in `folder`, written by `save_adapter`, have the settings of the model's adapters.
 
     Raises:
-        ValueError: rank, alpha or targets differ.
+        ValueError: the rank, alpha or the targets differ.
     """
     settings: Any = model.peft_config[_ADAPTER]  # type: ignore[index]
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

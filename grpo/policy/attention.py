@@ -1,7 +1,8 @@
 """Attention over packed sequences for `transformers` models, exact on every device.
 
-It is registered under the name `packed`. Projections and MLPs see a single long row without padding; only attention
-separates the sequences. A query never meets the key of another sequence, so nothing leaks between sequences.
+This attention is registered under the name `packed`. Projections and MLPs compute a single long row without padding.
+Only attention separates the sequences. A query is never compared with the key of another sequence, so sequences do not
+affect each other.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Layout(Protocol):
     """The positions of the sequences in a packed row, computed once for all layers."""
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
-        """Causal attention inside each sequence: [N, query heads, head size]."""
+        """Compute causal attention inside each sequence. Return [N, query heads, head size]."""
 
 
 def _positions(place: Place) -> np.ndarray:
-    """Return the positions of a sequence's tokens in the row, prompt first."""
+    """Return the positions of a sequence's tokens in the row. The prompt's positions come first."""
     prompt = np.arange(place.prompt, place.prompt + place.prompt_length)
     return np.concatenate([prompt, np.arange(place.rest, place.rest + place.rest_length)])
 
@@ -41,8 +42,8 @@ def _row_length(places: Sequence[Place]) -> int:
 class PackedLayout:
     """Sequences side by side in batches of similar length, for PyTorch's attention on any device.
 
-    A prompt that several sequences share is repeated for each of them. The repeated queries have the same outputs; the
-    layout keeps a single copy.
+    A prompt that several sequences share is repeated for each of these sequences. The repeated queries have the same
+    outputs, and the layout keeps only one copy of the outputs.
     """
 
     def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
@@ -51,7 +52,7 @@ class PackedLayout:
         Args:
             places: places of the sequences.
             device: device of queries, keys and values.
-            positions: length of the row, if padding follows the last sequence; None if not.
+            positions: length of the row, if padding follows the last sequence; None if there is no padding.
         """
         order = sorted(range(len(places)), key=lambda index: places[index].length)
         ascending = [places[index].length for index in order]
@@ -61,7 +62,7 @@ class PackedLayout:
         first = 0
         for start, stop in length_batches(ascending):
             longest = ascending[stop - 1]
-            # The packed token for row i, column j of the padded batch; any token for padding.
+            # For row i and column j of the padded batch: the index of the packed token. Padding may have any index.
             gather_RL = np.zeros((stop - start, longest), dtype=np.int64)
             for row, index in enumerate(order[start:stop]):
                 length = places[index].length
@@ -72,7 +73,7 @@ class PackedLayout:
         self._kept_N = torch.from_numpy(kept_N).to(device)
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
-        """Causal attention inside each sequence: [N, query heads, head size]."""
+        """Compute causal attention inside each sequence. Return [N, query heads, head size]."""
         heads = query_NHD.shape[1]
         outputs: list[Tensor] = []
         for (rows, longest), gather in self._batches:
@@ -91,7 +92,8 @@ class PackedLayout:
 class VarlenLayout:
     """Sequences one after another without padding, for FlashAttention's kernel for variable lengths, on a GPU.
 
-    Dao 2023 (arXiv:2307.08691), in the version of torch. A shared prompt is repeated as in `PackedLayout`.
+    The kernel is torch's version of FlashAttention-2, Dao 2023 (arXiv:2307.08691). A shared prompt is repeated as in
+    `PackedLayout`.
     """
 
     def __init__(self, places: Sequence[Place], device: torch.device, positions: int | None = None) -> None:
@@ -105,12 +107,12 @@ class VarlenLayout:
         self._borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
 
     def attend(self, query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, scaling: float | None) -> Tensor:
-        """Causal attention inside each sequence: [N, query heads, head size]."""
+        """Compute causal attention inside each sequence. Return [N, query heads, head size]."""
         query_KHD, key_KHD, value_KHD = (
             tensor.index_select(0, self._gather_K) for tensor in (query_NHD, key_NHD, value_NHD)
         )
         borders, longest = self._borders, self._longest
-        # Causal attention: any number of earlier keys, no later keys.
+        # Causal attention: a query attends to all earlier keys and to no later keys.
         window = (-1, 0)
         output_KHD = varlen_attn(
             query_KHD, key_KHD, value_KHD, borders, borders, longest, longest,
@@ -141,10 +143,10 @@ def packed_attention(
         attention_mask: must be None.
         scaling: factor of the scores; None for 1 / sqrt(head size).
         dropout: must be 0.
-        packed_layout: positions of the sequences; passed through the model's keyword arguments.
+        packed_layout: positions of the sequences. The model passes this keyword argument on to its attention layers.
 
     Returns:
-        [1, N, heads, head size], and None for the weights.
+        The outputs [1, N, heads, head size], and None in place of the attention weights.
     """
     if packed_layout is None:
         raise ValueError("packed attention needs packed_layout=PackedLayout(places, device) in the model's call")

@@ -1,4 +1,4 @@
-"""Count the floating-point operations of a step, for the share of the device's peak: model FLOPs utilisation (MFU)."""
+"""Count the floating-point operations of a step. The model FLOPs utilisation (MFU) is computed from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 
 from grpo.algorithm.packing import Microbatch
 
-# Part of the device's name -> FLOP/s of dense matrices in bfloat16 without sparsity, from the makers' data sheets.
+# Peak FLOP/s of a device for dense matrices in bfloat16, from the makers' data sheets. The key is a part of the
+# device's name.
 PEAK_FLOPS = {
     "B200": 2.25e15,
     "H200": 9.89e14,
@@ -21,7 +22,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return a device's FLOP/s in bfloat16 according to its maker; None if the name is unknown."""
+    """Return a device's peak FLOP/s in bfloat16 according to the device's maker; None if the name is unknown."""
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
 
 
@@ -30,8 +31,8 @@ class PolicyFlops:
     """The sizes of a policy that determine the FLOPs of a token.
 
     Attributes:
-        layer_weights: number of weights in the layers' matrices; every computed token is multiplied by them.
-        head_weights: number of weights of the output head; only predicted tokens are multiplied by them.
+        layer_weights: number of weights in the layers' matrices. The model multiplies every computed token by these.
+        head_weights: number of weights of the output head. The model multiplies only predicted tokens by these.
         attention_width: number of query heads times head size, summed over all layers.
     """
 
@@ -41,7 +42,7 @@ class PolicyFlops:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> PolicyFlops:
-        """Compute the sizes of a dense decoder with gated MLPs (such as Llama, Qwen, Mistral and Gemma)."""
+        """Compute the sizes of a dense decoder with gated MLPs, for example Llama, Qwen, Mistral or Gemma."""
         hidden, layers = config.hidden_size, config.num_hidden_layers
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or hidden // heads
@@ -52,7 +53,7 @@ class PolicyFlops:
 
     @classmethod
     def of_known(cls, config: PreTrainedConfig) -> PolicyFlops | None:
-        """Like `of`, but return None for a mixture of experts or a config with other names for its sizes."""
+        """Do the same as `of`, but return None for a mixture of experts or a config with other names of sizes."""
         experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
         if experts or not all(hasattr(config, name) for name in sizes):
@@ -60,16 +61,18 @@ class PolicyFlops:
         return cls.of(config)
 
     def training(self, microbatch: Microbatch, *, frozen: bool = False) -> float:
-        """Return the FLOPs of the forward and backward pass; a multiplication with an addition counts as two.
+        """Return the FLOPs of the forward and backward pass. A multiplication and an addition count as two FLOPs.
 
-        For each weight and token: 2 forward, 4 backward (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). For each
-        pair of a token and a token that it attends to: 12 times the attention's width. These pairs are the causal half
-        of L^2; PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts both halves. A shared prompt counts
-        once, because it is computed once. Recomputation by gradient checkpointing does not count.
+        For each weight and token, the forward pass takes 2 FLOPs and the backward pass 4 (Kaplan et al. 2020,
+        arXiv:2001.08361, section 2.1). For each pair of a token and a token that it attends to, both passes together
+        take 12 FLOPs times the attention's width. In a sequence of L tokens, these pairs are the causal half of L^2;
+        PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts both halves. The tokens of a shared prompt
+        count once, because they are computed once. Recomputation by gradient checkpointing does not count.
 
         Args:
             microbatch: microbatch to compute.
-            frozen: True if the weights get no gradient: 4 instead of 6 per weight. Adapters are not counted.
+            frozen: True if the weights get no gradient. A weight and token then take 4 FLOPs instead of 6. Adapters are
+                not counted.
         """
         pairs = sum(place.length * (place.length + 1) / 2 for place in microbatch.places)
         each = 4.0 if frozen else 6.0

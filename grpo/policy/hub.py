@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub with a revision: `Qwen/Qwen3-0.6B@main`, or the hash of a commit after the `@`.
+"""Names on the Hugging Face hub with a revision, for example `Qwen/Qwen3-0.6B@main`, or a commit hash after the `@`.
 
 The owner of a name can change its content at any time. The content of a commit never changes.
 """
@@ -10,21 +10,21 @@ from typing import Any
 
 
 def with_revision(name: str, revision: str | None) -> str:
-    """Return the name with the revision; the unchanged name if there is no revision."""
+    """Return the name with the revision. If there is no revision, return the unchanged name."""
     return f"{name_of(name)}@{revision}" if revision else name
 
 
 def name_of(policy: str) -> str:
-    """Return the folder, or the name on the hub without its revision."""
+    """Return the policy's folder, or its name on the hub without the revision."""
     return policy if Path(policy).is_dir() else policy.partition("@")[0]
 
 
 def revision_of(policy: str) -> str | None:
-    """Return the revision in a name on the hub; None for a folder or a name without a revision."""
+    """Return the revision in a name on the hub. Return None for a folder, or for a name without a revision."""
     return None if Path(policy).is_dir() else policy.partition("@")[2] or None
 
 
 def at_revision(policy: str) -> dict[str, Any]:
-    """Return the keyword argument `revision` for `from_pretrained`, if there is a revision."""
+    """Return the keyword argument `revision` for `from_pretrained`. Return no argument if there is no revision."""
     revision = revision_of(policy)
     return {"revision": revision} if revision else {}

@@ -1,4 +1,4 @@
-"""The policy model of the learner: it computes log-probabilities of packed tokens, and never all logits at a time."""
+"""The learner's policy model: it computes log-probabilities of packed tokens, with few logits at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from grpo.policy.hub import at_revision, name_of
 from grpo.policy.sequence_parallel import SequenceGroup
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Size of the float32 logits in memory at a time, in bytes: 440 tokens with a vocabulary of 150,000. The backward pass
-# needs three times this size.
+# Size of the float32 logits in memory at a time, in bytes. With a vocabulary of 150,000, these are the logits of 440
+# tokens. The backward pass needs three times this size.
 LOGIT_BYTES = 1 << 28
 
 
@@ -24,7 +24,7 @@ class LogprobHead(nn.Linear):
     """A model's output head that computes the log-probabilities of targets, with few logits at a time.
 
     A single call of the module computes all chunks. With ZeRO-3, a call is a collective, so all ranks must make the
-    same number of calls. Their numbers of predicted tokens, and therefore of chunks, may differ.
+    same number of calls. The number of chunks may differ between ranks, because it depends on the number of tokens.
     """
 
     def __init__(self, head: nn.Linear) -> None:
@@ -41,7 +41,7 @@ class LogprobHead(nn.Linear):
         The logits are not kept. The backward pass computes the logits of each chunk again.
 
         Args:
-            hidden_TE: hidden states, possibly none. A rank without hidden states still takes part in all collectives.
+            hidden_TE: hidden states, possibly empty. A rank without hidden states still takes part in all collectives.
             targets_T: token ids.
             temperature: divisor of the logits.
             entropy_gradient: True to give the entropies a gradient.
@@ -69,7 +69,7 @@ class LogprobHead(nn.Linear):
 
 
 class PolicyLogprobs(nn.Module):
-    """A causal language model that returns log-probabilities of given next tokens, but no logits."""
+    """A causal language model that returns the log-probabilities of given next tokens instead of logits."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class PolicyLogprobs(nn.Module):
         group: SequenceGroup | None = None,
         layout: type[PackedLayout | VarlenLayout] = PackedLayout,
     ) -> None:
-        """Wrap a model with an output head, which becomes a `LogprobHead`.
+        """Wrap a model, and replace its output head by a `LogprobHead`.
 
         Args:
             model: model to change in place.
@@ -100,7 +100,7 @@ class PolicyLogprobs(nn.Module):
         self._group, self._layout = group, layout
 
     def forward(self, batch: Microbatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the log-probability of each predicted token, float32 [T] with gradient, and the entropies, [T]."""
+        """Return the log-probabilities of the predicted tokens, float32 [T] with gradient, and the entropies, [T]."""
         part = self._group.part(batch) if self._group else None
         tokens = batch if part is None else part
         layout = self._layout(batch.places, batch.input_ids_N.device, part.positions if part else None)
@@ -110,7 +110,7 @@ class PolicyLogprobs(nn.Module):
             packed_layout=layout,
             use_cache=False,
         ).last_hidden_state[0]
-        # The output head is the largest matrix of many policies, so it reads only the positions that predict a token.
+        # In many policies, the output head is the largest matrix. So compute it only where a token is predicted.
         hidden_TE = hidden_NE.index_select(0, tokens.source_T)
         head = self.model.get_output_embeddings()
         scored: tuple[Tensor, Tensor] = head(hidden_TE, tokens.targets_T, temperature, entropy_gradient)
@@ -120,14 +120,16 @@ class PolicyLogprobs(nn.Module):
         return logprobs_T, entropy_T
 
 
-# Config keys of architectures that change the logits after the output head, with the value that means "no change".
+# Some architectures change the logits after the output head. These are their config keys for that, each with the value
+# that means "no change".
 _AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
 def load_model(path: str, dtype: Dtype, attention: str = PACKED) -> PreTrainedModel:
-    """Load a causal language model without dropout, with packed attention or an attention of the same arguments.
+    """Load a causal language model without dropout. `attention` must take the same arguments as packed attention.
 
-    The sampler has no dropout. With dropout in the learner, the ratio of a policy to itself would be noise around 1.
+    The sampler has no dropout. With dropout in the learner, the ratio of a policy to itself would not be 1, but noise
+    around 1.
 
     Raises:
         ValueError: the architecture changes the logits after the output head, which `PolicyLogprobs` does not do.

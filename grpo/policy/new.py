@@ -39,11 +39,11 @@ def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(shape)
-    # Writing takes milliseconds, so a progress bar would only fill the log. Saving also imports DeepSpeed through
-    # accelerate, and DeepSpeed warns that there is no GPU.
+    # Writing takes milliseconds, so a progress bar is not useful in the log. Saving also imports DeepSpeed through
+    # accelerate, and DeepSpeed warns that there is no GPU. Suppress both messages.
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    # Other code takes an existing folder for a complete policy, so it must not exist before it is complete.
+    # Other code takes an existing folder for a complete policy, so the folder must not exist before it is complete.
     with files.whole_folder(folder) as partial:
         model.save_pretrained(partial)
         wrapped.save_pretrained(partial)

@@ -1,9 +1,10 @@
 """Long sequences: several ranks share the tokens of a microbatch, as in DeepSpeed-Ulysses.
 
-Jacobs et al. 2023 (arXiv:2309.14509): each rank holds a part of the tokens, and computes all token-by-token layers for
-them. Before attention, an all-to-all exchanges part of the tokens with all heads for all tokens with part of the
-heads. After attention, another all-to-all reverses this. Therefore attention sees the whole packed row, and the layout
-of `grpo.policy.attention` needs no change.
+Jacobs et al. 2023 (arXiv:2309.14509): each rank holds some of the tokens, and computes the layers that treat tokens
+separately for its tokens only. Before attention, the ranks run an all-to-all exchange. Before this exchange, a rank
+holds some tokens with all their heads; after it, the rank holds all tokens with some of the heads. After attention,
+another exchange reverses the first. Therefore attention gets the whole packed row, and `grpo.policy.attention` needs no
+change.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ def check_heads(policy: PreTrainedConfig, size: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SequencePart:
-    """The part of a microbatch that a rank computes; tensors as in `Microbatch`. Positions count from the part's start.
+    """The part of a microbatch that a rank computes. The tensors have the same meaning as in `Microbatch`.
 
     Attributes:
-        input_ids_N: int64, tokens of this rank, with padding after the microbatch's end.
+        input_ids_N: int64, tokens of this rank. Padding follows the end of the microbatch.
         position_ids_N: int64, positions of the tokens in their sequences.
-        source_T: int64, positions whose output predicts a token, on this rank; possibly none.
+        source_T: int64, positions of this rank whose output predicts a token, counted from the start of the part;
+            possibly empty.
         targets_T: int64, predicted tokens.
-        chosen_T: int64, indices of these tokens among the microbatch's predicted tokens.
+        chosen_T: int64, indices of `targets_T` among all predicted tokens of the microbatch.
         positions: number of positions of the whole microbatch, with padding.
     """
 
@@ -68,7 +70,7 @@ class SequencePart:
 
 
 class SequenceGroup:
-    """The ranks that share each microbatch's tokens: `size` neighbours. This rank has number `rank` among them."""
+    """The `size` neighbouring ranks that share the tokens of each microbatch. `rank` is the number of this rank."""
 
     def __init__(self, size: int) -> None:
         """Form the groups. Every rank of the learner must call this, after `torch.distributed` is initialised."""
@@ -92,11 +94,11 @@ class SequenceGroup:
         )
 
     def joined(self, values: Sequence[Tensor], chosen_T: Tensor, count: int) -> list[Tensor]:
-        """Join the ranks' values into values of all predicted tokens, [T]. Only this rank's values have a gradient.
+        """Combine the ranks' values into values of all predicted tokens, [T]. Only this rank's values have a gradient.
 
         Every rank then computes the same loss of the whole microbatch, including ratios of whole sequences. The
         backward pass of a rank gives the gradient for the tokens of this rank. The sum of the ranks' gradients is the
-        whole gradient, as for different microbatches.
+        whole gradient, just as when each rank has its own microbatch.
         """
         whole = values[0].new_zeros(len(values), count)
         whole[:, chosen_T] = torch.stack([part.detach() for part in values])
@@ -111,7 +113,7 @@ def _cut(values_N: Tensor, first: int, length: int) -> Tensor:
 
 
 def register_attention(policy: PreTrainedConfig, group: SequenceGroup) -> None:
-    """Register `ULYSSES` for policies of this shape: `grpo.policy.attention` between two all-to-alls.
+    """Register the attention `ULYSSES`, for policies of this shape. It runs `packed_attention` between two all-to-alls.
 
     Raises:
         ValueError: the heads cannot be shared out.

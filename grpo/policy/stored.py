@@ -1,4 +1,4 @@
-"""A policy in a folder or on the hub: its location, its tokenizer, its configuration."""
+"""Find a policy in a folder or on the hub, and load its tokenizer and its configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from grpo.policy.hub import at_revision, name_of, with_revision
 
 
 def context_of(shape: PreTrainedConfig) -> int | None:
-    """Return the policy's longest sequence, in tokens, by the same rule as vLLM; None if its config has no limit."""
+    """Return the length of the policy's longest sequence, in tokens; None if the config has no limit.
+
+    vLLM uses the same rule.
+    """
     text = shape.get_text_config()
     positions: int | None = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -27,7 +30,9 @@ def context_of(shape: PreTrainedConfig) -> int | None:
 
 
 def local_or_hub(policy: config.PolicyConfig) -> str:
-    """Return a local folder as an absolute path, as actors may run in other folders; else a hub name with revision.
+    """Return the policy's absolute path if it is a local folder, otherwise its hub name with the revision.
+
+    The path is absolute because actors may run in other folders.
 
     Raises:
         ValueError: a revision is set for a local folder.
@@ -54,12 +59,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as failure:
         raise ValueError(
             f"policy.path={path!r} is neither a folder with a policy nor a readable name on the hub; "
-            f"a cold start makes a policy: grpo sft configs/quickstart_sft.yaml"
+            f"to make a policy with a cold start, run `grpo sft configs/quickstart_sft.yaml`"
         ) from failure
 
 
 def policy_config(policy: config.PolicyConfig) -> PreTrainedConfig | None:
-    """Read the configuration of the policy's architecture; None if it is readable neither locally nor from the hub."""
+    """Read the configuration of the policy's architecture. Return None if neither a folder nor the hub provides it."""
     path = local_or_hub(policy)
     try:
         shape: PreTrainedConfig = AutoConfig.from_pretrained(name_of(path), **at_revision(path))
@@ -72,7 +77,7 @@ def check_positions(settings: config.TrainConfig | config.SftConfig) -> None:
     """Refuse sequences longer than the policy's context, if the policy's config is readable.
 
     Raises:
-        ValueError: the longest prompt with the longest completion, or the longest row, has too many tokens.
+        ValueError: the longest prompt and the longest completion together, or the longest row, have too many tokens.
     """
     shape = policy_config(settings.policy) if settings.policy.path else None
     context = context_of(shape) if shape else None

@@ -1,7 +1,7 @@
-"""Collect the groups of training: request, sample and verify them, and give them to a step.
+"""Collect the groups for training: request groups, let them be sampled and verified, and give them to a step.
 
-A collector lives as long as the run. Sampling continues between the steps. `grpo.rollout.staleness` defines how far
-sampling may run ahead, and which groups a step must wait for.
+A run has one collector. Sampling continues between the steps. `grpo.rollout.staleness` defines how far sampling may run
+ahead, and which groups a step must wait for.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from grpo.rollout.groups import Verifying, seed_of
 from grpo.rollout.staleness import OpenGroups, Ticket
 from grpo.types import Finished, Group, Phase, Prompt, Request
 
-# Seconds between two polls for sampled groups and other verdicts, while `take` waits for the verdicts of a group.
+# While `take` waits for the verdicts of a group: seconds between two polls for newly sampled groups and for verdicts of
+# other groups.
 POLL_S = 0.1
 
 
 class RequestStream(Protocol):
-    """Requests that the generators sample for: the part of the interface that a collector needs."""
+    """A stream of requests to the generators: the part of its interface that a collector needs."""
 
     @property
     def unfinished(self) -> int:
@@ -28,11 +29,11 @@ class RequestStream(Protocol):
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Start sampling; returns at once."""
+        """Start sampling, and return at once."""
         ...
 
     def finished(self, wait: bool = True) -> Finished:
-        """Return the groups that finished since the last call; with `wait`, at least one group."""
+        """Return the groups that finished since the last call; if `wait` is set, wait for at least one group."""
         ...
 
 
@@ -40,12 +41,12 @@ class PhaseWatch(Protocol):
     """Measures the time of a step's phases."""
 
     def start(self, phase: Phase | None) -> None:
-        """End the present phase, if any, and begin `phase`; None only ends."""
+        """End the present phase, if any, and begin `phase`; if `phase` is None, only end the present phase."""
         ...
 
 
 class Collector:
-    """Turns prompts into the groups of a step, with a stream of the generators and with the verifiers."""
+    """Makes the groups of a step from prompts, with a stream of the generators and with the verifiers."""
 
     def __init__(
         self,
@@ -61,10 +62,10 @@ class Collector:
 
         Args:
             stream: stream that samples; no other object may use it.
-            verifying: object that starts verification and knows when it is complete.
+            verifying: object that starts the verification of a group and returns the group when it is verified.
             open_groups: object that decides which groups to request, and which groups a step takes.
-            next_prompts: function from a count to the next prompts.
-            run_seed: seed of the run; the samples' seeds depend on it.
+            next_prompts: function that takes a count and returns the next prompts of the data, as many as the count.
+            run_seed: seed of the run, from which the seeds of the samples are computed.
             verdict_wait_s: longest wait for verdicts, in seconds, after all groups of a step are sampled.
         """
         self._stream = stream
@@ -73,7 +74,7 @@ class Collector:
         self._next_prompts = next_prompts
         self._run_seed = run_seed
         self._verdict_wait_s = verdict_wait_s
-        # Prompt and seed of each requested group, until the group is finished.
+        # The prompt and the seed of each requested group that is not finished.
         self._asked: dict[int, tuple[Prompt, int]] = {}
         self._buffer: dict[int, Group] = {}
         self._unsent: list[int] = []
@@ -87,8 +88,8 @@ class Collector:
         """Return a step's groups, in the order of their requests; in a refill, first request `count` more groups.
 
         Raises:
-            TimeoutError: no group was sampled within the stream's deadline, or a verdict did not arrive. Single
-                verdicts have deadlines, so a missing verdict means that the pool itself hangs.
+            TimeoutError: no group was sampled within the stream's deadline, or a verdict did not arrive. Each verdict
+                has a deadline, so a missing verdict means that the pool itself hangs.
         """
         if refill:
             self._ask(self._open.refill(count, refill))
@@ -111,16 +112,16 @@ class Collector:
         return [self._buffer.pop(group) for group in self._open.take(count)]
 
     def drain(self) -> None:
-        """Start to verify the sampled groups, and buffer the verified groups, without waiting."""
+        """Without waiting, start to verify the sampled groups, and put the verified groups into the buffer."""
         self._receive(self._stream.finished(wait=False) if self._stream.unfinished else [])
 
     def pushed(self, version: int) -> None:
-        """Record that the generators sample from this version from now on."""
+        """Record that the generators now sample from this version."""
         if version != self._open.version:
             self._open.advance(version)
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers of open groups, and the share of idle time of the generators since the last call."""
+        """Return how many groups are unfinished and buffered, and the generators' idle share since the last call."""
         return {
             "rollout/groups_in_flight": float(len(self._open.unfinished)),
             "rollout/groups_buffered": float(self._open.buffered),
@@ -176,13 +177,13 @@ class IdleClock:
     """Measures the time during which the generators have no requests."""
 
     def __init__(self) -> None:
-        """Start counting, idle."""
+        """Start to measure. The generators count as idle until the first `note`."""
         self._begun = time.monotonic()
         self._since: float | None = self._begun
         self._idle_s = 0.0
 
     def note(self, unfinished: int) -> None:
-        """Record that the generators have `unfinished` requests from now on."""
+        """Record that the generators now have `unfinished` requests."""
         now = time.monotonic()
         if self._since is not None:
             self._idle_s += now - self._since

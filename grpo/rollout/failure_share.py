@@ -1,4 +1,4 @@
-"""Limit the share of verdicts that are `timeout` or `error`, and stop the run above it."""
+"""Limit the share of verdicts that are `timeout` or `error`. If the share is above the limit, stop the run."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from dataclasses import dataclass, field
 from grpo.types import Group
 from grpo.visible import one_line
 
-# Number of verdicts needed to judge a single verifier. A bad row among few verdicts says little about a verifier, so
-# the verdicts of several steps are counted together until there are enough.
+# Number of verdicts needed to judge a single verifier. If a verifier has few verdicts, one bad row could raise the
+# share above the limit. So the verdicts of several steps are counted together until there are this many.
 LEAST_VERDICTS = 50
 
 
 @dataclass(slots=True)
 class _Count:
-    """Verdicts, and why some of them failed."""
+    """The number of verdicts, and the number of failed verdicts by the reason of the failure."""
 
     verdicts: int = 0
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
 class FailureShare:
-    """Stops a run whose verifiers fail too often to trust what is learned."""
+    """Stops a run whose verifiers fail so often that the rewards cannot be trusted."""
 
     def __init__(self, max_share: float) -> None:
-        """Start without counts; `max_share` comes from the section `verification`."""
+        """Start without counts; `max_share` is `verification.max_failure_share`."""
         self._max_share = max_share
         self._of: dict[str, _Count] = {}
 
     def check(self, groups: Iterable[Group]) -> None:
-        """Judge all verdicts of a step, and each verifier's verdicts since its last judgement.
+        """Check the share of failures among all verdicts of a step, and among the verdicts of each verifier.
+
+        A verifier is checked only once it has `LEAST_VERDICTS` verdicts since its last check.
 
         Args:
             groups: groups of the step.
 
         Raises:
-            RuntimeError: the share of `timeout` and `error` is too large; the message has the most common reasons.
+            RuntimeError: the share of `timeout` and `error` is too large; the message lists the most common reasons.
         """
         together = _Count()
         for group in groups:
@@ -60,5 +62,5 @@ class FailureShare:
         reasons = "; ".join(f"{number} x {reason}" for reason, number in count.reasons.most_common(3))
         raise RuntimeError(
             f"{failed} of {count.verdicts} verdicts{whose} failed, above verification.max_failure_share="
-            f"{self._max_share}: {reasons}. Mend the verifier, raise verification.deadline_s, or allow more failures"
+            f"{self._max_share}: {reasons}. Repair the verifier, raise verification.deadline_s, or allow more failures"
         )

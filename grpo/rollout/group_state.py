@@ -1,4 +1,7 @@
-"""Convert scored groups to plain data and tensors. A checkpoint of these is readable without other pickled types."""
+"""Convert scored groups to plain data and tensors.
+
+A checkpoint then contains only plain data and tensors, so reading it needs no pickled classes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from rewards.verdict import Status, Verdict
 
 
 def group_state(group: Group) -> dict[str, Any]:
-    """Return a group as data. It keeps only the prompt's id: the row may hold values unfit for a checkpoint."""
+    """Return a group as data.
+
+    Of the prompt, only the id is kept, because the prompt's data row may hold values that a checkpoint cannot store.
+    """
     samples = [rollout.completion for rollout in group.rollouts]
     return {
         "prompt": group.prompt.id,
@@ -40,7 +46,7 @@ def group_from_state(state: Mapping[str, Any], prompts: Mapping[str, Prompt]) ->
         prompts: prompts of the data, by id.
 
     Raises:
-        ValueError: the data have no such prompt.
+        ValueError: `prompts` does not contain the group's prompt.
     """
     rollouts, begin = [], 0
     for entry in state["rollouts"]:

@@ -1,4 +1,4 @@
-"""Turn prompts into scored groups, with two callables: `Generate` samples and `Verify` verifies."""
+"""Make scored groups from prompts, with two functions: `Generate` samples completions, and `Verify` verifies them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from rewards.judging import Pool, judge
 from rewards.selection import choose
 from rewards.verdict import Verdict
 
-# Yields (index of the prompt, its completions) as groups finish, in any order.
+# Function that samples a group for each prompt. It yields (index of the prompt, completions) as groups finish, in any
+# order.
 Generate = Callable[[Sequence[Prompt]], Iterable[tuple[int, Sequence[Completion]]]]
-# Starts the verification of a group. Returns, for each completion, a future for each verifier, by name.
+# Function that starts the verification of a group. For each completion, it returns the futures of the verdicts, by the
+# verifier's name.
 Verify = Callable[[Prompt, Sequence[Completion]], Sequence[Mapping[str, Future[Verdict]]]]
 
 
@@ -40,14 +42,16 @@ def collect(
         prompts: prompts to sample for.
         generate: function that samples.
         verify: function that starts the verification of a group by the verifiers that judge its row.
-        specs: verifiers, with their weights. The verifiers that judge a row make its reward.
+        specs: verifiers, with their weights. The reward of a completion combines the verdicts of the verifiers that
+            judge the prompt's row.
         verdict_wait_s: longest wait for a verdict, in seconds, after all groups are sampled.
 
     Yields:
         (index of the prompt, group).
 
     Raises:
-        TimeoutError: a verdict did not arrive in time. Single verdicts have deadlines, so the pool itself hangs.
+        TimeoutError: a verdict did not arrive in time. Each verdict has a deadline, so in this case the pool itself
+            hangs.
         RuntimeError: a prompt got no group, or two groups.
     """
     verifying = Verifying(verify, specs)
@@ -76,7 +80,7 @@ def judge_group(
 
 
 class Verifying:
-    """Sampled groups that wait for their verdicts."""
+    """Sampled groups whose verdicts have not all arrived."""
 
     def __init__(self, verify: Verify, specs: Sequence[VerifierSpec]) -> None:
         """Start without groups; the arguments are the same as in `collect`."""
@@ -97,7 +101,7 @@ class Verifying:
         return [(index, _group(*self._waiting.pop(index), self._specs)) for index in done]
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the verdicts of the group that was started first; False if some are still missing."""
+        """Wait for the verdicts of the group that was started first; return False if some are still missing."""
         return not concurrent.futures.wait(self._first()[1], timeout=timeout_s).not_done
 
     def late(self, waited_s: float) -> TimeoutError:
@@ -112,16 +116,17 @@ class Verifying:
 
 
 def with_refills(wanted: int, sample: Callable[[int, int], Sequence[Group]], rounds: int) -> list[Group]:
-    """Sample groups, and further groups in place of groups without variance, until enough groups have variance.
+    """Sample groups until enough of them have variance: for each group without variance, sample another group.
 
-    DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, bounded and without waste. A round
-    requests exactly the number of missing groups. Therefore it never samples too many groups with variance. The result
-    contains every sampled group.
+    This is DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, with a limited number of rounds. A
+    round requests exactly the number of missing groups. So the result never has more groups with variance than
+    `wanted`, and it contains every sampled group.
 
     Args:
         wanted: number of groups in the first round, and wanted number of groups with variance.
-        sample: function from a count and the number of the round (from 0) to further groups.
-        rounds: largest number of rounds after the first.
+        sample: function that takes a count and the number of the round (0 for the first round), and returns that many
+            further groups.
+        rounds: largest number of rounds after the first round.
     """
     groups = list(sample(wanted, 0))
     for number in range(1, rounds + 1):
@@ -153,8 +158,8 @@ def _group(
 def seed_of(run_seed: int, step: int, prompt: Prompt, refill: int = 0) -> int:
     """Return the seed of a group's samples. The same run, step, refill and prompt give the same seed on every machine.
 
-    `step` is the step that would train on the group if sampling did not run ahead. It does not depend on the time of
-    sampling (`grpo.rollout.staleness.Ticket.batch`).
+    `step` is the step that would train on the group if sampling did not run ahead (`Ticket.batch` in
+    `grpo.rollout.staleness`). So the seed does not depend on the time of sampling.
     """
     again = f"/{refill}" if refill else ""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt.id}{again}".encode(), digest_size=6).digest()
@@ -165,7 +170,8 @@ def reward_tensors(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Return the rewards of the groups, and a mask of the known rewards.
 
     Returns:
-        rewards_PG, float32 [groups, completions of the largest group], 0 if unknown; valid_PG, bool, same shape.
+        rewards_PG: float32 [groups, completions of the largest group], 0 if the reward is unknown.
+        valid_PG: bool, same shape; True if the reward is known.
     """
     size = max(len(group.rollouts) for group in groups)
     rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
@@ -175,7 +181,7 @@ def reward_tensors(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
 
 
 def known_rows(values_PG: Tensor, valid_PG: Tensor) -> list[list[float | None]]:
-    """Return the rows of [P, G] as plain numbers, None if not valid."""
+    """Return the rows of `values_PG` as plain numbers, with None for each value that is not valid."""
     return [
         [value if valid else None for value, valid in zip(values_G, valid_G, strict=True)]
         for values_G, valid_G in zip(values_PG.tolist(), valid_PG.tolist(), strict=True)

@@ -7,18 +7,20 @@ Version n is the policy after n training steps, and step n trains version n. A s
 - Birth. The birth of a group is the policy version at the time of its request, so all its tokens have that version or
   a later version. After sampling, the birth is the oldest version among the group's tokens.
 - Due. A group is due k steps after its birth. That step is the last step that may train on the group.
-- Filling. If D_j groups are due by step n + j, step n takes at least D_j - j P of them, for each j from 0 to k. These
-  are all groups that are due now, and the groups due later that do not fit into the steps until then. The step waits
-  for these groups. It then fills up to P with the groups that finished first.
+- Filling. If D_j groups are due by step n + j, step n takes at least D_j - j P of these groups, for each j from 0 to k.
+  So step n takes all groups that are due now. It also takes the groups that are due later but do not fit into the steps
+  until then. The step waits for these groups. Then it adds the groups that finished first, until it has P groups.
 
-Therefore a step never trains on a token more than k versions old, and a step always has room for the groups that it
-must take: D_j <= (j + 1) P holds at the first step. Filling preserves this bound for the next step. Later requests are
-due at step n + k or later, and at most (1 + k) P groups can be open then. This also bounds the buffer of finished
-groups. The terms with j > 0 are necessary for k > 1: without them, steps could fill up with young groups, and more
-than P old groups could become due at the same step. With k = 0, a step trains on the groups requested at its start.
+Therefore a step never trains on a token more than k versions old, and never has to take more than P groups. The reason
+is the bound D_j <= (j + 1) P, which holds at the first step. Filling preserves this bound for the next step: groups
+that are requested later are due at step n + 1 + k or later, and at most (1 + k) P groups can be open at a time. The
+bound on open groups also limits the buffer of finished groups. The terms with j > 0 are necessary if k > 1. Without
+these terms, steps could take only young groups, and then more than P old groups could become due at the same step. If
+k = 0, a step trains on the groups requested at its start.
 
 A refill (`algorithm.refill_rounds`) requests more groups, and the step takes the same number of additional groups.
-Both the admission count and the training count grow by this number, so the rules above still hold.
+The limit on requested groups grows by this number, and so does the number of groups that the step trains on. So the
+rules above still hold.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class Ticket(NamedTuple):
 
     Attributes:
         group: number of the group, unique in the run.
-        batch: number that sets the seeds of the samples, together with the prompt. Groups 0 to P - 1 are batch 0, and
-            so on, independent of the time of the request. For a refill, the batch is the step.
+        batch: number from which, together with the prompt, the seeds of the samples are computed. Groups 0 to P - 1 are
+            batch 0, the next P groups are batch 1, and so on. The time of the request does not change the batch. For a
+            refill, the batch is the number of the step.
         refill: round of refilling; 0 if the group is not part of a refill.
     """
 
@@ -45,7 +48,7 @@ class Ticket(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A group that was requested and not yet taken; `place` gives the order in which groups finished."""
+    """A group that was requested, and that no step has taken yet; `place` is its number in the order of finishing."""
 
     birth: int
     sampled: bool = False
@@ -53,14 +56,14 @@ class _Open:
 
 
 class OpenGroups:
-    """All requested groups that no step has taken yet. Each group is taken once, and never too late."""
+    """All requested groups that no step has taken yet. A step takes each group exactly once, and never too late."""
 
     def __init__(self, prompts_per_step: int, max_policy_lag: int, steps: int, version: int = 0) -> None:
         """Start without open groups.
 
         Args:
             prompts_per_step: number of prompts per step (P).
-            max_policy_lag: largest lag, in versions (k); 0 for on-policy.
+            max_policy_lag: largest lag, in versions (k); 0 for on-policy training.
             steps: number of steps of the whole run. Groups beyond the last step are not requested.
             version: version of the policy.
         """
@@ -84,7 +87,7 @@ class OpenGroups:
 
     @property
     def buffered(self) -> int:
-        """Groups that are finished and wait for a step."""
+        """Number of finished groups that no step has taken yet."""
         return len(self._open) - len(self.unfinished)
 
     def admit(self) -> list[Ticket]:
@@ -95,7 +98,7 @@ class OpenGroups:
         return [self._issue(batch, 0) for batch in batches]
 
     def refill(self, count: int, refill: int) -> list[Ticket]:
-        """Return `count` more groups for the present step, which must take them; the caller must request them."""
+        """Return `count` more groups, which the caller must request and the present step must take."""
         assert len(self._open) + count <= (1 + self._lag) * self._prompts_per_step
         return [self._issue(self._version, refill) for _ in range(count)]
 
@@ -123,7 +126,7 @@ class OpenGroups:
         entry.place, self._finished = self._finished, self._finished + 1
 
     def are_sampled(self, count: int) -> bool:
-        """Return True if a step of `count` groups need not wait for completions. It may have to wait for verdicts."""
+        """Return True if a step of `count` groups has all its completions; its verdicts may still be missing."""
         return self._choose(count, [group for group, entry in self._open.items() if entry.sampled]) is not None
 
     def are_finished(self, count: int) -> bool:
@@ -142,14 +145,14 @@ class OpenGroups:
         return sorted(chosen)
 
     def advance(self, version: int) -> None:
-        """Record that the generators sample from `version` from now on; it must be the present version plus 1."""
+        """Record that the generators now sample from `version`, which must be the present version plus 1."""
         assert version == self._version + 1
         self._version = version
         for steps in range(self._lag):
             assert len(self._due(steps)) <= (steps + 1) * self._prompts_per_step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the open groups, as plain data. A sampled group without all its verdicts counts as unfinished."""
+        """Return the open groups, as plain data. A sampled group counts as unfinished until it has all its verdicts."""
         return {
             "prompts_per_step": self._prompts_per_step,
             "max_policy_lag": self._lag,
@@ -163,7 +166,7 @@ class OpenGroups:
         """Restore a state, at the present version. The caller must request unfinished groups again.
 
         Raises:
-            ValueError: groups are open, and the settings have changed since their requests.
+            ValueError: the state has open groups, and the settings have changed since these groups were requested.
         """
         is_open = bool(state["finished"] or state["unfinished"])
         before, lag = state["prompts_per_step"], state["max_policy_lag"]
@@ -197,11 +200,11 @@ class OpenGroups:
         return {group for group, entry in self._open.items() if entry.birth + self._lag <= self._version + steps}
 
     def _choose(self, count: int, available: Sequence[int]) -> list[int] | None:
-        """Choose `count` available groups, with all groups that the step must take; None if some are missing."""
+        """Choose `count` available groups, including all that the step must take; return None if some are missing."""
         chosen: dict[int, None] = {}
         for steps in range(self._lag + 1):
             due = self._due(steps)
-            # All groups chosen so far are also due by then.
+            # All groups chosen so far are members of `due` too.
             wanted = len(due) - steps * self._prompts_per_step - len(chosen)
             candidates = [group for group in available if group in due and group not in chosen]
             if len(candidates) < wanted:

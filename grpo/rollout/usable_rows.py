@@ -1,4 +1,4 @@
-"""Check gold answers before a job starts: omit unusable rows, and refuse if no completion could earn a reward."""
+"""Check gold answers before a job starts: omit unusable rows, and stop the job if no completion could earn a reward."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from rewards.pool import VerifierPool
 from rewards.selection import choose
 
 MATHEMATICAL = ("math", "math_verify")
-# A verifier may run a program, so a job checks references for at most this time, in seconds. `grpo check` has no limit.
+# Time limit for checking references before a job, in seconds: a verifier may run a slow program. `grpo check` has none.
 _REFERENCES_S = 20.0
-# Before a job starts: number of gold answers to judge, number at a time, and time limit in seconds. `grpo check` judges
-# all gold answers.
+# Before a job starts: number of rows whose gold answers are judged, number of rows judged at a time, and time limit in
+# seconds. `grpo check` judges the gold answers of all rows.
 _SAMPLE, _AT_A_TIME, _SAMPLE_S = 256, 32, 5.0
 # Number of unusable rows that a message names.
 _NAMED = 3
@@ -35,10 +35,11 @@ class Keys:
     """Names of settings for messages.
 
     Attributes:
-        section: section of `check_golds` and `max_unusable_share`, with its dot.
-        reference: setting of the column with the reference answers.
-        more: hint where the user finds more.
-        asks_again: True if the job later repeats failed verdicts. A verifier that only fails is then no reason to stop.
+        section: section of `check_golds` and `max_unusable_share`, followed by a dot; empty if there is no section.
+        reference: setting that names the column with the reference answers.
+        more: hint where the user finds more information.
+        asks_again: True if the job later repeats failed verdicts. The job then starts even if all verdicts of a
+            verifier failed.
     """
 
     section: str
@@ -56,8 +57,8 @@ class UsableRows:
     """The result of the check.
 
     Attributes:
-        left_out: rows that the job omits, each once.
-        lines: messages about the gold answers, for the start of the job.
+        left_out: rows that the job omits. Each row appears once.
+        lines: messages about the gold answers, to show when the job starts.
     """
 
     left_out: tuple[UnusableReference, ...] = ()
@@ -69,7 +70,7 @@ class UsableRows:
         return frozenset(each.row.name for each in self.left_out)
 
     def write(self, folder: Path) -> None:
-        """Write the omitted rows into a run's folder; no file if no row is omitted."""
+        """Write a file with the omitted rows into a run's folder. If no row is omitted, write no file."""
         path = folder / run_files.LEFT_OUT
         path.unlink(missing_ok=True)
         if self.left_out:
@@ -87,13 +88,15 @@ def usable_rows(
 
     Args:
         specs: the configured verifiers.
-        parts: purpose of the rows -> the rows, each with all columns that its verifiers get.
-        verification: section with the limits of the verifiers, and the reaction to unusable gold answers.
+        parts: the rows of each part of the data, by the part's name, for example `training`. A row has all columns that
+            its verifiers get.
+        verification: section with the limits of the verifiers, and with the reaction to unusable gold answers.
         keys: names of the settings, for messages.
 
     Raises:
-        ValueError: more references than `verification.max_unusable_share` cannot be used, or no gold answer of a
-            verifier is `correct`, and `verification.check_golds` is `refuse`; or a verifier cannot be built.
+        ValueError: a verifier cannot be built. Or `verification.check_golds` is `refuse`, and either the share of
+            unusable references is above `verification.max_unusable_share`, or no gold answer of a verifier is judged
+            `correct`.
     """
     if verification.check_golds == "off":
         return UsableRows()
@@ -105,8 +108,8 @@ def usable_rows(
             report = check_references(pool, rows_of_all(specs, rows), most_s=_REFERENCES_S)
             if (refusal := too_many(what, report, verification, keys)) is not None:
                 problems.append(
-                    f"{refusal}: {_first(report.unusable)}. Mend these rows, name another column with "
-                    f"{keys.reference}, or raise the share to leave them out"
+                    f"{refusal}: {_first(report.unusable)}. Repair these rows, name another column "
+                    f"with {keys.reference}, or raise {keys.section}max_unusable_share to leave these rows out"
                 )
             elif report.unusable:
                 lines.append(_left_out_line(what, report))
@@ -119,12 +122,14 @@ def usable_rows(
                     passing = keys.asks_again and judged.only_failed
                     (lines if passing else problems).append(f"{what} data, {_useless(name, judged, keys)}")
     if problems and verification.check_golds == "refuse":
-        raise ValueError("\n".join([*problems, f"{keys.more}{keys.section}check_golds=warn starts all the same"]))
+        raise ValueError(
+            "\n".join([*problems, f"{keys.more}to start nevertheless, set {keys.section}check_golds=warn"])
+        )
     return UsableRows(tuple(left_out.values()), (*lines, *problems))
 
 
 def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationConfig) -> VerifierPool:
-    """Start workers for questions about rows, with the same limits as the run's workers."""
+    """Start workers that check rows, with the same limits as the run's workers."""
     return VerifierPool(
         questioned(specs),
         workers=verification.workers,
@@ -134,12 +139,12 @@ def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationCo
 
 
 def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[GoldRow]:
-    """Return each row once for every verifier that judges it."""
+    """Return each row as often as it has verifiers: a copy for each verifier that judges the row."""
     return [dataclasses.replace(row, verifier=spec.name) for row in rows for spec in choose(specs, row.prompt)]
 
 
 def rows_of_first(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> dict[str, list[GoldRow]]:
-    """Return the rows by the name of the first verifier that judges them."""
+    """Group the rows by the name of the first verifier that judges the row."""
     by_verifier: dict[str, list[GoldRow]] = {}
     for row in rows:
         name = choose(specs, row.prompt)[0].name
@@ -194,7 +199,7 @@ def _judge(
 
 
 def _useless(name: str, report: GoldReport, keys: Keys) -> str:
-    """Return the message that no completion could earn a verifier's reward, with the first row and the remedy."""
+    """Return the message that no completion could earn a verifier's reward. It names the first row and the remedy."""
     if report.accepted:
         row, reason = report.first_unreadable[0]
         example = f"{row.name}: reference {shown(row.reference)}: {reason}"
@@ -207,7 +212,7 @@ def _useless(name: str, report: GoldReport, keys: Keys) -> str:
             f"{verdict.reason}"
         )
     return (
-        f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first: {example}. Name the "
-        f"column of the final answer with {keys.reference}, or change the verifier's options. If its reference is not "
-        "an answer, the verifier needs gold_completions (docs/verifiers.md)"
+        f"verifier {name!r}: {report.failure}, so no completion could earn its reward. The first such row: {example}. "
+        f"Name the column of the final answer with {keys.reference}, or change the verifier's options. If the "
+        "reference of your verifier is not itself an answer, declare this with gold_completions (docs/verifiers.md)"
     )

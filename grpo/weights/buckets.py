@@ -1,6 +1,7 @@
 """The layout of a push: tensors, buckets, and each tensor's position in its bucket. Pure arithmetic.
 
-Both ends of a push compute the same layout from the same announcement. So only names and shapes are announced.
+Sender and receivers compute the same layout from the names, dtypes and shapes of a bucket's tensors. So the sender
+announces only these.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Bytes: every tensor begins at a multiple of this, which suits all element types.
+# Every tensor begins at a multiple of this number of bytes, which suits all element types.
 ALIGNMENT = 16
-# Smaller tensors are collected into messages of about this size; a larger tensor is sent without a copy. No other size
-# is faster over gloo than 4 MiB, and the newest message is still in the receiver's cache when it is loaded.
+# Tensors smaller than this are collected into messages of about this size. A larger tensor is sent without a copy. Over
+# gloo, no other size is faster than 4 MiB. The receiver loads a message while its bytes are still in the CPU's cache.
 MESSAGE_BYTES = 4 << 20
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -37,24 +38,24 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
+        """Number of bytes of the whole tensor."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def block(self) -> str:
-        """The tensor's block in a layer: `model.layers.0.self_attn` for its `q_proj.weight`."""
+        """The tensor's block in a layer, for example `model.layers.0.self_attn` for `q_proj.weight` in it."""
         return self.name.rsplit(".", 2)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Tensors that travel together. A generator gets this description first; the bytes come by the transport.
+    """The description of tensors that are sent together. A generator gets it before the transport brings the bytes.
 
     Attributes:
-        number: number that is unique among all buckets of a run; both ends of a transport use it to meet.
+        number: number of the bucket, unique in a run. Members use it to report for which bucket they are ready.
         tensors: the tensors, in their order in the bucket.
-        handles: with `ipc`, handles of the GPU copies: [the GPU's identity, numbers and bytes] for each GPU.
-        sparse: whether only the changes of the tensors travel (`grpo.weights.patches`).
+        handles: with `ipc`, a handle of each GPU's copy: the GPU's identity, and numbers and bytes for CUDA.
+        sparse: whether only the changes of the tensors are sent (`grpo.weights.patches`).
     """
 
     number: int
@@ -64,7 +65,7 @@ class Bucket:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the bucket's tensors."""
+        """Number of bytes of the bucket's tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -105,10 +106,10 @@ class Message:
 
 
 def cut(tensors: Iterable[TensorInfo], bucket_bytes: int) -> list[Bucket]:
-    """Cut the policy into buckets of at most `bucket_bytes`; a larger block becomes one bucket.
+    """Divide the policy into buckets of at most `bucket_bytes`. A block that is larger becomes one bucket.
 
-    A bucket ends only where a layer's block does (`self_attn`, `mlp`): vLLM fuses tensors of one block, and keeps
-    the tensors of a block until the block is complete.
+    A bucket contains only whole blocks of a layer (`self_attn`, `mlp`), because vLLM fuses the tensors of a block, and
+    keeps them until the block is complete.
     """
     buckets: list[Bucket] = []
     current: list[TensorInfo] = []
@@ -126,7 +127,7 @@ def cut(tensors: Iterable[TensorInfo], bucket_bytes: int) -> list[Bucket]:
 
 
 def messages(tensors: Sequence[TensorInfo]) -> list[Message]:
-    """Split a bucket into messages: one for each tensor of `MESSAGE_BYTES` or more; smaller tensors share a message."""
+    """Split a bucket into messages. Small tensors share a message; a tensor of `MESSAGE_BYTES` or more does not."""
     complete: list[Message] = []
     run: list[tuple[TensorInfo, int]] = []
     position = 0
@@ -149,7 +150,7 @@ def messages(tensors: Sequence[TensorInfo]) -> list[Message]:
 
 
 def runs(all_messages: Sequence[Message], limit_bytes: float) -> Iterator[list[Message]]:
-    """Group consecutive messages, at most `limit_bytes` together; a larger message is alone."""
+    """Yield groups of consecutive messages, each of at most `limit_bytes`. A larger message has its own group."""
     run: list[Message] = []
     for message in all_messages:
         if run and message.end - run[0].start > limit_bytes:
@@ -171,8 +172,8 @@ def file_header(
     """Return the header of a safetensors file.
 
     Args:
-        parts: name, dtype in safetensors' notation, shape and size in bytes of each tensor, in the order of the file.
-        metadata: texts by name, which the file also holds.
+        parts: (name, dtype in safetensors' notation, shape, size in bytes) of each tensor, in the order of the file.
+        metadata: further texts for the header, by their names.
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     position = 0

@@ -1,7 +1,7 @@
-"""Receive pushed weights in vLLM's workers: one weight-transfer engine for each transport.
+"""Receive pushed weights in vLLM's workers. Each transport has its own weight-transfer engine.
 
-A worker of vLLM creates the engine that `grpo.weights.registry` registered for the transport. All engines load tensors
-through vLLM's layerwise reload, as vLLM's own engines do.
+A worker of vLLM creates the weight-transfer engine that `grpo.weights.registry` registered for the transport. All these
+engines load tensors through vLLM's layerwise reload, as vLLM's own weight-transfer engines do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from grpo.weights.receiver import BucketReceiver
 
 @dataclass
 class NothingToInit(WeightTransferInitInfo):
-    """No data: a transport by files needs no connection."""
+    """No data, because a transport by files needs no connection."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class FileUpdate(WeightTransferUpdateInfo):
 
 
 class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
-    """Loads safetensors files, whose bytes came through Ray's object store."""
+    """Loads safetensors files. Their bytes came through Ray's object store."""
 
     init_info_cls = NothingToInit
     update_info_cls = FileUpdate
@@ -50,7 +50,7 @@ class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one bucket."""
-        # The method of the base class also waits for an accelerator. A CPU has none, so do not call that method.
+        # The method of the base class also waits for an accelerator. There may be no accelerator, so do not call it.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdate) -> None:
@@ -73,7 +73,7 @@ class GroupInit(WeightTransferInitInfo):
     Attributes:
         address: address of the learner's rank 0.
         port: port of the store on that address.
-        members: name of every member, the learner first.
+        members: names of all members. The learner is the first.
         deadline_s: longest wait for any member, in seconds.
         first_rank: rank of this engine's first worker.
     """
@@ -102,7 +102,7 @@ class BucketUpdate(WeightTransferUpdateInfo):
 
     @property
     def bucket(self) -> Bucket:
-        """The same bucket as at the sender."""
+        """The bucket, with the same layout as at the sender."""
         tensors = zip(self.names, self.dtype_names, self.shapes, strict=True)
         infos = tuple(TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors)
         return Bucket(self.number, infos, sparse=self.sparse)
@@ -116,7 +116,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GroupInit, BucketUpdate]):
     _receiver: BucketReceiver | None = None
 
     def init_transfer_engine(self, init_info: GroupInit) -> None:
-        """Join the group, after leaving an earlier one."""
+        """Leave the earlier group, if there is one, and join the group of this invitation."""
         self.shutdown()
         self._receiver = BucketReceiver(GlooGroup(init_info.roll_call(self.parallel_config.rank)))
 

@@ -27,7 +27,7 @@ class GlooSender(GroupSender):
         """Wait for the receivers.
 
         Raises:
-            TimeoutError: a receiver did not come; the message names the missing receivers.
+            TimeoutError: a receiver did not connect; the message names the missing receivers.
         """
         # A new receiver may have missed earlier pushes, so the next push must be whole.
         self._patches.forget()
@@ -35,10 +35,13 @@ class GlooSender(GroupSender):
             self._group = GlooGroup(self._roll)
 
     def send(self, bucket: Bucket) -> None:
-        """Send a bucket's messages. Extra memory: the tensors that ZeRO-3 gathers, and the messages of small tensors.
+        """Send a bucket's messages.
+
+        This needs extra memory for the tensors that ZeRO-3 gathers, and for the messages of small tensors.
 
         Raises:
-            TimeoutError: a receiver did not come or did not take all bytes within the deadline; the message names it.
+            TimeoutError: a receiver was not ready for the bucket or did not take all bytes within the deadline; the
+                message names the receiver.
             RuntimeError: a connection broke.
         """
         if bucket.sparse:
@@ -50,7 +53,7 @@ class GlooSender(GroupSender):
         limit = GATHERED_SHARE * bucket.nbytes if self._weights.sharded else float("inf")
         for run in runs(messages(bucket.tensors), limit):
             with self._weights.whole([tensor.name for message in run for tensor in message.tensors]) as tensors:
-                # The other ranks would wait for this rank, so it goes on gathering after a failure.
+                # The other ranks wait for this rank in the gathering, so after a failure this rank still gathers.
                 if group is not None and failure is None:
                     failure = failure_of(group.send, bucket.number, _parts(run, tensors))
         if failure is not None:
@@ -75,7 +78,7 @@ class GlooSender(GroupSender):
 
 
 def _parts(run: Sequence[Message], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return each message's bytes, uint8 on the CPU. Small tensors are copied side by side."""
+    """Return each message's bytes, uint8 on the CPU. Small tensors are copied together into the memory of a message."""
     parts, following = [], iter(tensors)
     for message in run:
         if len(message.tensors) == 1:

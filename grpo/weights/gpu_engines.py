@@ -1,6 +1,6 @@
-"""vLLM's NCCL and IPC engines, extended for pushes: errors name missing members, and nothing is pickled.
+"""vLLM's NCCL and IPC engines, extended for pushes: error messages name missing members, and no data is pickled.
 
-They have not run on a GPU yet.
+These engines have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from grpo.weights.nccl import nccl_communicator
 
 @dataclass
 class NumberedUpdate(NCCLWeightTransferUpdateInfo):
-    """A bucket, with the number by which both ends meet."""
+    """A bucket with its number. Sender and receivers use the number to report for which bucket they are ready."""
 
     number: int
 
@@ -59,7 +59,7 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):
         )
 
     def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
-        """Join the group, after leaving an earlier one."""
+        """Leave the earlier group, if there is one, and join the group of this invitation."""
         assert isinstance(init_info, GroupNcclInit)
         self.shutdown()
         self.packed = init_info.packed
@@ -76,10 +76,10 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):
 
 
 class IpcWeightTransferEngine(IPCWeightTransferEngine):
-    """Opens each bucket in the memory of the GPU that it shares with a learner's rank."""
+    """Opens each bucket in the memory of the GPU. The generator and a learner rank share this GPU."""
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> IPCWeightTransferInitInfo:
-        """Return constant settings: shared memory needs no connection."""
+        """Return constant settings, because shared memory needs no connection."""
         return IPCWeightTransferInitInfo(packed=True)
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> IPCWeightTransferUpdateInfo:

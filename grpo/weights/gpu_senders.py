@@ -30,7 +30,7 @@ class NcclSender(GroupSender):
         """Wait for the receivers.
 
         Raises:
-            TimeoutError: a receiver did not come; the message names the missing receivers.
+            TimeoutError: a receiver did not connect; the message names the missing receivers.
         """
         if self._roll is not None:
             self._communicator = nccl_communicator(self._roll, torch.device("cuda", torch.cuda.current_device()))
@@ -39,11 +39,12 @@ class NcclSender(GroupSender):
         """Pack a bucket and broadcast it.
 
         Raises:
-            TimeoutError: a receiver did not come or take it within the deadline; the message names it.
+            TimeoutError: a receiver was not ready for the bucket or did not take it within the deadline; the message
+                names the receiver.
         """
         roll, communicator, failure = self._roll, self._communicator, None
         if roll is not None:
-            what = f"bucket {bucket.number} of weights waits for it"
+            what = f"bucket {bucket.number} of the weights cannot be sent until all members are ready"
             failure = failure_of(roll.wait_for_others, f"bucket {bucket.number}", what)
         packed = pack(self._weights, bucket, wanted=roll is not None and failure is None)
         if failure is not None:
@@ -62,7 +63,7 @@ class NcclSender(GroupSender):
 
 
 class IpcSender:
-    """Shares buckets within one GPU: a rank packs a bucket in its memory, and the generator there opens that memory."""
+    """Shares buckets within a GPU: a rank packs a bucket in GPU memory, and the generator on that GPU opens it."""
 
     def __init__(self, weights: PolicyWeights, rank: int) -> None:
         self._weights = weights
@@ -71,11 +72,11 @@ class IpcSender:
         self._read: collections.deque[Tensor] = collections.deque(maxlen=2)
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Return 0: shared memory needs no connection."""
+        """Return 0, because shared memory needs no port."""
         return 0
 
     def join(self) -> None:
-        """Do nothing: there is no receiver to wait for."""
+        """Do nothing, because no receiver has to connect."""
 
     def send(self, bucket: Bucket) -> Handle:
         """Pack a bucket; return the handle of its memory."""
@@ -96,17 +97,17 @@ class IpcSender:
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Release the buckets' memory; there is no connection to end."""
+        """Release the buckets' memory. There is no connection to end."""
         self.release()
 
 
 def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | None:
-    """Pack a bucket's bytes on the current GPU, uint8, without gaps, as vLLM unpacks them.
+    """Pack a bucket's bytes on the current GPU, uint8, without gaps. vLLM expects this layout.
 
     Args:
         weights: the policy's weights.
         bucket: bucket to pack.
-        wanted: whether this rank packs the bytes; otherwise it only takes part in the gathering.
+        wanted: whether this rank packs the bytes. If not, the rank only takes part in the gathering.
     """
     packed = torch.empty(bucket.nbytes, dtype=torch.uint8, device="cuda") if wanted else None
     position = 0
@@ -120,7 +121,7 @@ def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | No
 
 
 def _wait_for_stream(roll: RollCall, number: int) -> None:
-    """Wait for the broadcast on the current stream, with a deadline, because the stream has none."""
+    """Wait for the broadcast on the current stream, with a deadline, because the stream itself has no deadline."""
     event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     ends = time.monotonic() + roll.deadline_s
@@ -128,7 +129,8 @@ def _wait_for_stream(roll: RollCall, number: int) -> None:
         if time.monotonic() > ends:
             raise TimeoutError(
                 f"NCCL did not carry bucket {number} of weights within weight_sync.deadline_s={roll.deadline_s:.0f}; "
-                "all members were ready, so a member has stopped since or the network is too slow for the deadline: "
+                "all members were ready, so either a member has stopped after that, or the network is too slow for the "
+                "deadline: "
                 f"{', '.join(roll.members)}"
             )
         time.sleep(_POLL_S)

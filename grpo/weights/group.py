@@ -1,7 +1,8 @@
 """The members of a push and their connections: the learner's rank 0 and every process of every engine.
 
-A `RollCall` is a small store at the learner. Every member reports its arrival there. So if a member is missing, the
-push ends at its deadline and names the member. `GlooGroup` adds connections that carry bytes.
+A `RollCall` uses a small key-value store that the learner's rank 0 serves. Every member reports to the store which
+stages of a push it has reached. So if a member is missing, the push ends at its deadline with an error that names the
+member. `GlooGroup` adds the connections over which bytes are sent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Invitation:
     Attributes:
         address: address of the learner's rank 0.
         port: port of the store on that address.
-        members: name of every member, the learner first.
+        members: names of all members. The learner is the first.
         deadline_s: longest wait for any member, in seconds.
     """
 
@@ -38,10 +39,10 @@ class Invitation:
 
 
 class RollCall:
-    """The members of a group, and the places where they have arrived."""
+    """The members of a group, and the stages of the push that each member has reached."""
 
     def __init__(self, invitation: Invitation, rank: int, listener: socket.socket | None = None) -> None:
-        """Connect to the store, or with a `listener` serve it.
+        """Connect to the store. If there is a `listener`, serve the store.
 
         Raises:
             TimeoutError: the store does not answer.
@@ -69,14 +70,14 @@ class RollCall:
         return self.members[self.rank]
 
     def arrive(self, where: str) -> None:
-        """Report that this member has arrived at `where`."""
+        """Report that this member has reached the stage `where`."""
         self.store.set(f"{where}/{self.rank}", "here")
 
     def wait_for_others(self, where: str, what: str) -> None:
-        """Wait until all other members have arrived at `where`.
+        """Wait until all other members have reached the stage `where`.
 
         Raises:
-            TimeoutError: a member did not arrive before the deadline; the message names the missing members.
+            TimeoutError: a member did not reach it before the deadline; the message names the missing members.
         """
         keys = [f"{where}/{rank}" for rank in range(len(self.members)) if rank != self.rank]
         try:
@@ -84,11 +85,12 @@ class RollCall:
         except distributed.DistStoreError:
             raise TimeoutError(
                 f"{', '.join(self.missing(where))} did not come within weight_sync.deadline_s={self.deadline_s:.0f}: "
-                f"{what}. Check whether it still runs, its log, and whether it reaches {self._me}'s node"
+                f"{what}. For each of them, read its log, and check that it still runs and that it can reach "
+                f"{self._me}'s node"
             ) from None
 
     def missing(self, where: str) -> list[str]:
-        """Return the names of the members that have not arrived at `where`."""
+        """Return the names of the members that have not reached the stage `where`."""
         return [
             name
             for rank, name in enumerate(self.members)
@@ -96,19 +98,19 @@ class RollCall:
         ]
 
     def forget(self, where: str) -> None:
-        """Delete the arrivals at `where`, after all members have left."""
+        """Delete the reports of the stage `where`. Call this after all members have left this stage."""
         for rank in range(len(self.members)):
             self.store.delete_key(f"{where}/{rank}")
 
 
 class GlooGroup:
-    """A separate process group beside `torch.distributed`'s groups in this process; rank 0 sends bytes."""
+    """A gloo process group that is separate from this process's `torch.distributed` groups. Rank 0 sends bytes."""
 
     def __init__(self, roll: RollCall) -> None:
-        """Connect every member with every other; returns when all members have come.
+        """Connect every member to every other member. Return when all members are connected.
 
         Raises:
-            TimeoutError: a member did not come before the deadline.
+            TimeoutError: a member did not connect before the deadline.
         """
         self._roll = roll
         roll.arrive("join")
@@ -124,7 +126,7 @@ class GlooGroup:
         self._options.rootRank, self._options.rootTensor = SENDER, 0
 
     def send(self, number: int, parts: Sequence[Tensor]) -> None:
-        """Send parts of a bucket, uint8 on the CPU; returns when all receivers have them.
+        """Send parts of a bucket, uint8 on the CPU. Return when all receivers have these parts.
 
         Raises:
             TimeoutError: the parts were not sent within the deadline; the message names the members.
@@ -144,14 +146,15 @@ class GlooGroup:
         Raises:
             TimeoutError: a receiver is not ready; the message names the missing receivers.
         """
-        self._roll.wait_for_others(f"bucket {number}", f"bucket {number} of weights waits for it")
+        what = f"bucket {number} of the weights cannot be sent until all members are ready"
+        self._roll.wait_for_others(f"bucket {number}", what)
 
     def sent(self, number: int) -> None:
-        """Note that the sender has finished a bucket."""
+        """Record that the sender has finished a bucket."""
         self._roll.forget(f"bucket {number}")
 
     def start_receiving(self, parts: Sequence[Tensor]) -> list[distributed.Work]:
-        """Start to receive into parts, uint8 on the CPU, in the order in which they are sent."""
+        """Start to receive into `parts`, uint8 on the CPU. They must have the order in which the sender sends them."""
         return [self._start(part) for part in parts]
 
     def finish_receiving(self, work: distributed.Work, number: int) -> None:
@@ -181,8 +184,8 @@ class GlooGroup:
             if "imed out" in str(failure):
                 raise TimeoutError(
                     f"{me}: {what} was not done within weight_sync.deadline_s={self._roll.deadline_s:.0f}; all members "
-                    "were ready, so a member has stopped since or the network is too slow for the deadline: "
-                    f"{', '.join(self._roll.members)}"
+                    "were ready, so either a member has stopped after that, or the network is too slow for the "
+                    f"deadline: {', '.join(self._roll.members)}"
                 ) from failure
             raise RuntimeError(
                 f"{me}: a connection broke after {seconds:.1f} s of {what}; a member has died or the network "
@@ -191,7 +194,7 @@ class GlooGroup:
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket that listens on this address only, on a port that the system chooses."""
+    """Return a socket that listens only on this address, on a port that the operating system chooses."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen()
@@ -199,8 +202,8 @@ def listen(address: str) -> socket.socket:
 
 
 def _own_address(store: TCPStore) -> str:
-    """Return the address of the network interface that reaches the store."""
+    """Return the address of the network interface through which this node reaches the store."""
     with socket.socket(socket.AF_INET6 if ":" in store.host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # Connecting a datagram socket sends nothing; it chooses a route.
+        # Connecting a datagram socket sends no data; it only makes the system choose a route.
         probe.connect((store.host, store.port))
         return str(probe.getsockname()[0])

@@ -1,6 +1,6 @@
 """The driver's part in pushes that bypass Ray's object store: connect learner and generators, and announce buckets.
 
-The learner's ranks and the generators run in separate processes, as Ray's actors or others (`Remote`).
+Each learner rank and each generator runs in a separate process (`Remote`), for example as a Ray actor.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from grpo.weights.sender import GroupTransport, Handle
 Subject = TypeVar("Subject", covariant=True)
 More = TypeVarTuple("More")
 
-# Both ends wait for `deadline_s` and then name the missing member. The driver waits longer, to get that error. Seconds.
+# Learner and generators wait for `deadline_s` seconds, and then raise an error that names the missing member. The
+# driver waits longer by this number of seconds, so that it gets that error.
 GRACE_S = 15.0
 
 
 class Remote(Protocol[Subject]):
-    """A learner rank, a generator, or a test substitute, in a separate process."""
+    """A handle of a learner rank, a generator, or a test substitute in a separate process."""
 
     def start(self, verb: Callable[[Subject, *More], Any], doing: Phase | None, *arguments: *More) -> Any:
         """Start `verb(subject, *arguments)` in that process; return a reference to its result."""
@@ -50,7 +51,7 @@ class Receiver(Protocol):
 
 
 class WaitFor(Protocol):
-    """`grpo.cluster.waiting.wait_for`."""
+    """The type of the function `grpo.cluster.waiting.wait_for`."""
 
     def __call__(self, references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
         """Return all results, or raise TimeoutError."""
@@ -61,7 +62,7 @@ class Targets:
     """The generators that get a push."""
 
     def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
-        """Call `receivers` for the current generators before each push."""
+        """Start with all generators as targets. `receivers` returns the current generators, and is called often."""
         self._receivers = receivers
         self._chosen: Sequence[Remote[Receiver]] | None = None
 
@@ -86,7 +87,7 @@ class Targets:
 
 
 class Holders:
-    """The generators that have the whole last push. If the next push goes to others, it must be whole."""
+    """The generators that got the last push completely. A push to other generators must send all elements."""
 
     def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
         self.targets = Targets(receivers)
@@ -94,7 +95,10 @@ class Holders:
 
     @contextlib.contextmanager
     def push(self) -> Iterator[bool]:
-        """Wrap a push; yield whether it must be whole. After an interrupted push, no generator holds it."""
+        """Run one push inside this context. It yields whether the push must send all elements.
+
+        After an interrupted push, no generator counts as a holder.
+        """
         targets = self.targets.now
         whole = targets != self._holding
         self._holding = []
@@ -103,7 +107,7 @@ class Holders:
 
 
 class WeightLink:
-    """The group of learner and generators for pushes; it is made again after a member's process changes."""
+    """The group of learner and generators for pushes. If a member gets a new process, a new group is made."""
 
     def __init__(
         self,
@@ -120,10 +124,10 @@ class WeightLink:
         Args:
             transport: transport of the bytes.
             receivers: function that returns the current generators.
-            workers_each: number of processes of one generator's engine that hold weights.
+            workers_each: number of processes with weights in each generator's engine.
             deadline_s: longest wait for any part of a push, in seconds.
-            wait_for: function that waits for actors' answers.
-            sparse: whether only changes since the last push travel, if the same generators have that push.
+            wait_for: function that waits for the results of calls to actors.
+            sparse: whether a push sends only the changes since the last push, if the generators got the last push.
         """
         self._transport: GroupTransport = transport
         self._targets = Targets(receivers)
@@ -137,13 +141,13 @@ class WeightLink:
     def buckets(
         self, ranks: Sequence[Remote[SendingRank]], tensors: Sequence[TensorInfo], bucket_bytes: int
     ) -> Iterator[Bucket]:
-        """Yield the description of each bucket when the learner begins to send it.
+        """Yield the description of each bucket when the learner begins to send the bucket.
 
-        The caller passes each description to every generator's `update`. It fetches bucket n + 2 only after bucket n is
-        loaded everywhere: with `ipc`, the learner's memory has room for two buckets.
+        The caller must pass each description to every generator's `update`. It must fetch bucket n + 2 only after all
+        generators have loaded bucket n, because with `ipc` the learner's memory has space for two buckets.
 
         Raises:
-            TimeoutError: a generator, or the learner, did not come; the message names it.
+            TimeoutError: a generator or the learner did not connect or was not ready; the message names it.
         """
         try:
             self.join(ranks)
@@ -171,7 +175,7 @@ class WeightLink:
         """Connect the learner's ranks and all generators, unless they are connected.
 
         Raises:
-            TimeoutError: a member did not come; the message names the member.
+            TimeoutError: a member did not connect; the message names the member.
         """
         every, receivers = self._targets.every, self._targets.now
         if receivers == self._joined:
@@ -184,7 +188,7 @@ class WeightLink:
         ]
         meeting = (self._transport, members, self._deadline_s)
         opening = [rank.start(lambda rank, *meeting: rank.outlet.open(*meeting), None, *meeting) for rank in ranks]
-        address, port = self._wait(opening, "the learner to make ready for the generators")[0]
+        address, port = self._wait(opening, "the learner to prepare for the generators")[0]
         joining = [rank.start(lambda rank: rank.outlet.join(), None) for rank in ranks]
         invitation = {"address": address, "port": port, "members": members, "deadline_s": self._deadline_s}
         coming = [
@@ -195,9 +199,9 @@ class WeightLink:
             )
             for place, receiver in enumerate(receivers)
         ]
-        # The learner's end can name the missing member, so its error comes first.
-        self._wait(joining, "the learner to meet the generators")
-        self._wait(coming, "the generators to meet the learner")
+        # The learner's error names the missing member, so wait for the learner first.
+        self._wait(joining, "the learner to connect to the generators")
+        self._wait(coming, "the generators to connect to the learner")
         self._joined = receivers
 
     def _wait(self, references: Sequence[Any], what: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Make the NCCL group that both ends of the transport join. It has not run on a GPU yet."""
+"""Make the NCCL group that the learner and the generators join. This code has not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def nccl_communicator(roll: RollCall, device: torch.device) -> PyNcclCommunicato
     """Return vLLM's communicator over all members; every member must call this.
 
     Raises:
-        TimeoutError: a member did not come before the deadline.
+        TimeoutError: a member did not connect before the deadline.
         RuntimeError: NCCL cannot be used here.
     """
     roll.arrive("join")
@@ -25,7 +25,7 @@ def nccl_communicator(roll: RollCall, device: torch.device) -> PyNcclCommunicato
         communicator = PyNcclCommunicator(group, device)
     if communicator.disabled:
         raise RuntimeError(
-            "weight_sync.transport=nccl: vLLM could not load NCCL here, or VLLM_DISABLE_PYNCCL is set; install it, or "
-            "use object_store"
+            "weight_sync.transport=nccl: vLLM could not load NCCL here, or VLLM_DISABLE_PYNCCL is set; install NCCL "
+            "and unset that variable, or use object_store"
         )
     return communicator

@@ -15,7 +15,7 @@ from grpo.weights.source import PolicyWeights
 
 
 class WeightOutlet:
-    """A rank's part in all pushes. Every rank takes part in the gathering; only rank 0 yields files."""
+    """A learner rank's part in all pushes. Every rank takes part in the gathering, but only rank 0 yields files."""
 
     def __init__(self, weights: PolicyWeights, rank: int, address: str) -> None:
         """Begin without connections; `open` makes a sender.
@@ -23,7 +23,7 @@ class WeightOutlet:
         Args:
             weights: the policy's tensors.
             rank: number of this rank.
-            address: IP address of rank 0 for the generators.
+            address: IP address at which the generators reach rank 0.
         """
         self._weights = weights
         self._rank = rank
@@ -32,7 +32,7 @@ class WeightOutlet:
         self._sender: Sender | None = None
 
     def tensors(self) -> list[TensorInfo]:
-        """Return name, dtype and whole shape of every tensor; a tied tensor is listed once for each name."""
+        """Return the name, dtype and whole shape of every tensor. A tied tensor is listed once for each name."""
         return self._weights.infos()
 
     def files(self, bucket_bytes: int) -> Iterator[np.ndarray]:
@@ -60,7 +60,7 @@ class WeightOutlet:
         return pushed
 
     def open(self, transport: GroupTransport, members: Sequence[str], deadline_s: float) -> tuple[str, int]:
-        """Prepare to send buckets; return the address and port of rank 0 for the generators (`Sender.open`)."""
+        """Prepare to send buckets; return the address and port at which generators connect (`Sender.open`)."""
         if self._sender is None:
             self._sender = make_sender(transport, self._weights, self._rank, self._patches)
         return self._address, self._sender.open(self._address, members, deadline_s)
@@ -72,11 +72,11 @@ class WeightOutlet:
 
     @torch.no_grad()
     def send(self, bucket: Bucket) -> Handle | None:
-        """Gather a bucket, all ranks together, and send it to the generators (`Sender.send`)."""
+        """Gather a bucket and send it to the generators (`Sender.send`). All ranks must call this together."""
         assert self._sender is not None
         return self._sender.send(bucket)
 
     def release(self) -> None:
-        """Release memory that only generators read, after they have loaded all buckets."""
+        """Release memory that only generators read. Call this after the generators have loaded all buckets."""
         if self._sender is not None:
             self._sender.release()

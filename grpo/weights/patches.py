@@ -1,14 +1,14 @@
-"""Sparse pushes: send only the elements whose bits changed since the last push. This module knows no transport.
+"""Sparse pushes: send only the elements whose bits changed since the last push. This module works for all transports.
 
-At the learning rates of reinforcement learning most updates are smaller than the step between neighbouring bfloat16
-numbers: about 99 % of the elements keep their bits (Miahi and Belilovsky 2026, arXiv:2602.03839; SparseRL-Sync,
-arXiv:2605.07330; both send indices and values, as is done here). A new value replaces the old value, bit for bit.
-Nothing is added up, so nothing can drift. Both ends keep a copy of the policy in host memory. A hash of every new
-tensor travels with its changes.
+At the learning rates of reinforcement learning, most updates are smaller than the distance between neighbouring
+bfloat16 numbers. So about 99 % of the elements keep their bits (Miahi and Belilovsky 2026, arXiv:2602.03839;
+SparseRL-Sync, arXiv:2605.07330; both papers send indices and values, and so does this module). A new value replaces the
+old value, bit for bit. Changes are never added to old values, so rounding errors cannot add up. Learner and generators
+keep a copy of the policy in host memory. Each tensor's changes are sent with a hash of the new tensor.
 
 vLLM's own sparse patches (`vllm.model_executor.model_loader.checkpoint_weight_patch`) are written into the loaded model
-with NaN for "unchanged": they cannot carry a NaN, and do not reach the linear layers that vLLM packs on CPU. So the
-receiver here builds whole tensors and loads them as in a whole push.
+with NaN for "unchanged". So these patches cannot set an element to NaN. They also do not change the linear layers that
+vLLM packs on a CPU. So the receiver here builds whole tensors, and loads them as in a push of all elements.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from torch import Tensor
 from grpo.weights.buckets import Bucket, TensorInfo, file_header
 from grpo.weights.source import PolicyWeights, gathered_together
 
-# The position of a changed element is its span in the flattened tensor and 16 bits inside the span.
+# A flattened tensor is divided into spans of this number of elements. So the position of an element inside a span has
+# 16 bits.
 SPAN = 1 << 16
-# Elements compared or written at a time. The limit bounds the extra memory.
+# Number of elements compared or written at a time. This number limits the extra memory.
 _SLAB = 64 * SPAN
 _BITS: dict[str, np.dtype[Any]] = {"float32": np.dtype("<u4"), "bfloat16": np.dtype("<u2")}
 _COUNT, _POSITION = np.dtype("<u4"), np.dtype("<u2")
@@ -108,7 +109,7 @@ def difference(old_E: np.ndarray, new_E: np.ndarray) -> tuple[int, Patch | None]
 
 @dataclass(slots=True)
 class Pushed:
-    """Totals of pushes: bytes that left the learner, all elements, and changed elements.
+    """Totals of pushes: bytes that the learner sent, number of all elements, and number of changed elements.
 
     If the learner has no older copy of a tensor, all its elements count as changed.
     """
@@ -119,14 +120,14 @@ class Pushed:
 
 
 class PatchWriter:
-    """The learner's end: a copy of every tensor as last sent, in the dtype of the push, on the CPU of rank 0."""
+    """The learner's part. On rank 0, it keeps a CPU copy of every tensor as last sent, in the dtype of the push."""
 
     def __init__(self, weights: PolicyWeights, *, wanted: bool) -> None:
-        """Begin with no copies: nothing was sent yet.
+        """Begin with no copies, because nothing was sent yet.
 
         Args:
             weights: the policy.
-            wanted: whether this rank writes; other ranks take part in the gathering and keep nothing.
+            wanted: whether this rank writes files. Other ranks only take part in the gathering, and keep no copies.
         """
         self._weights = weights
         self._wanted = wanted
@@ -138,11 +139,12 @@ class PatchWriter:
         self._sent = {}
 
     def file(self, bucket: Bucket) -> np.ndarray | None:
-        """Return a bucket's changes: uint8, the bytes of a safetensors file; None on ranks that do not write.
+        """Return a bucket's changes: the bytes of a safetensors file, uint8. Return None on ranks that do not write.
 
-        The file holds a tensor NAME whole under its name, or as `NAME:counts`, `NAME:positions` and `NAME:values`
-        (`Patch`). All ranks must call this together. Extra memory beside the policy and the copy: the tensors that
-        ZeRO-3 gathers, and the file. Without its header, the file is no larger than the bucket.
+        The file contains either the whole tensor NAME under its name, or its changes as `NAME:counts`,
+        `NAME:positions` and `NAME:values` (`Patch`). All ranks must call this together. Besides the policy and the
+        copy, the call needs memory for the tensors that ZeRO-3 gathers, and for the file. Without its header, the file
+        is no larger than the bucket.
         """
         arrays: list[tuple[str, np.ndarray]] = []
         hashes: dict[str, str] = {}
@@ -176,13 +178,13 @@ class PatchWriter:
 
 
 class PatchReader:
-    """A generator's end: applies changes to a copy of every tensor. The first push fills the copies."""
+    """A generator's part: applies changes to a copy of every tensor. The first push fills the copies."""
 
     def __init__(self) -> None:
         self._copies: dict[str, np.ndarray] = {}
 
     def read(self, file: np.ndarray) -> list[tuple[TensorInfo, Tensor]]:
-        """Return the bucket's updated tensors, in order. They share memory with the copy: do not change them.
+        """Return the bucket's updated tensors, in order. Do not change them, because they share memory with the copies.
 
         Args:
             file: bytes from `PatchWriter.file`, uint8.
@@ -202,7 +204,7 @@ class PatchReader:
         return read
 
     def _update(self, info: TensorInfo, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Update this end's copy of a tensor and return it."""
+        """Update the generator's copy of a tensor, and return the copy."""
         name, bits = info.name, _BITS[info.dtype]
         copy = self._copies.get(name)
         if name in arrays:
@@ -220,28 +222,29 @@ class PatchReader:
         return copy
 
     def _differs(self, name: str, how: str) -> WeightsDiffer:
-        # Wrong copies are dropped, so the next push cannot build on them.
+        # Drop the wrong copies, so that the next push cannot apply changes to them.
         self._copies = {}
         return WeightsDiffer(
             f"{name} {how}: learner and generator do not hold the same weights any more. No completion was sampled "
-            "from them. Resume with resume=auto; if it happens again, set weight_sync.sparse=false and report it"
+            "from the wrong weights. Resume with resume=auto; if the error happens again, set weight_sync.sparse=false "
+            "and report the error"
         )
 
 
 def _bits_of(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's bits, [elements]. Do not change them: a contiguous CPU tensor shares its memory."""
+    """Return a tensor's bits, [elements]. Do not change the result: it shares memory with a contiguous CPU tensor."""
     flat = tensor.detach().contiguous().reshape(-1).cpu()
     signed = {2: torch.int16, 4: torch.int32}[flat.element_size()]
     return flat.view(signed).numpy().view(f"<u{flat.element_size()}")
 
 
 def _hash(bits_E: np.ndarray) -> str:
-    """Hash bits to detect mistakes; the hash does not stop an attacker."""
+    """Return a hash of the bits. The hash detects mistakes, but does not stop an attacker."""
     return xxhash.xxh3_64_hexdigest(bits_E.data)
 
 
 def _safetensors(arrays: Sequence[tuple[str, np.ndarray]], metadata: dict[str, str]) -> np.ndarray:
-    """Write one-dimensional arrays as the bytes of a safetensors file, uint8."""
+    """Return the bytes of a safetensors file with one-dimensional arrays, uint8."""
     parts = ((name, _NAMES[array.dtype.str], array.shape, array.nbytes) for name, array in arrays)
     begin = np.frombuffer(file_header(parts, metadata), dtype=np.uint8)
     return np.concatenate([begin, *(array.view(np.uint8) for _, array in arrays)])

@@ -1,4 +1,4 @@
-"""A generator's end of a push over gloo. This module does not know vLLM: the caller passes the loading function."""
+"""A generator's part of a push over gloo. This module does not use vLLM: the caller passes the loading function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpo.weights.patches import PatchReader
 
 
 class BucketReceiver:
-    """The receiver's end of `gloo`: receives buckets into its memory and passes their tensors on in order."""
+    """Receives buckets over gloo, and passes their tensors in order to a loading function."""
 
     def __init__(self, group: GlooGroup) -> None:
         self._group = group
@@ -25,12 +25,12 @@ class BucketReceiver:
         self._patches = PatchReader()
 
     def receive(self, bucket: Bucket, load: Callable[[list[tuple[str, Tensor]]], object]) -> None:
-        """Receive a bucket and `load` its blocks in order, while later blocks still arrive.
+        """Receive a bucket. Call `load` for each block in order, while later blocks still arrive.
 
         Raises:
             TimeoutError: the bucket did not arrive within the deadline.
             RuntimeError: the connection broke.
-            WeightsDiffer: after the changes of a sparse push, a tensor differs from the sender's tensor.
+            WeightsDiffer: after a sparse push's changes are applied, a tensor differs from the sender's tensor.
         """
         if bucket.sparse:
             self._receive_changes(bucket, load)
@@ -75,7 +75,7 @@ class BucketReceiver:
 
 
 class _Memory:
-    """Memory for a bucket. The next bucket reuses it unless other code still holds a tensor in it."""
+    """Memory for a bucket. The next bucket reuses this memory unless other code still holds a tensor in it."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, dtype=np.uint8)
@@ -88,8 +88,9 @@ class _Memory:
         return [self._bytes[message.start : message.end] for message in expected]
 
     def _free(self) -> bool:
-        # Every array and tensor cut from the memory refers to it. This object and the call hold two references. vLLM
-        # keeps the tensors of a layer until the layer is complete; gloo's thread releases its reference a moment later.
+        # Every array or tensor that uses this memory holds a reference to it. This object and the call below hold two
+        # references. vLLM keeps the tensors of a layer until the layer is complete. Gloo's thread also holds a
+        # reference and releases it a moment later, so try several times.
         for _ in range(10):
             if sys.getrefcount(self._bytes) <= 2:
                 return True

@@ -1,14 +1,14 @@
 """Register the weight-transfer engines of this package with vLLM.
 
-vLLM's workers may run in other processes than the generator. So the entry point `vllm.general_plugins` of this package
-also names `register`, and vLLM calls it in each worker.
+vLLM's workers may run in other processes than the generator. So this package has an entry point
+`vllm.general_plugins`, which names `register`. vLLM then calls `register` in each worker.
 """
 
 from __future__ import annotations
 
 from grpo.config import ChosenTransport
 
-# Transport -> name under which vLLM knows the receiving engine.
+# vLLM's name of the receiving engine, for each transport.
 BACKENDS: dict[ChosenTransport, str] = {
     "object_store": "grpo_file",
     "gloo": "grpo_gloo",

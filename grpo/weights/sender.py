@@ -1,4 +1,4 @@
-"""The interface of the learner's senders, and the part that senders over a group share."""
+"""The interface of the learner's senders, and the base class of the senders for `gloo` and `nccl`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sender(Protocol):
     """Sends the buckets of a rank over a transport."""
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Prepare for the receivers; return the port of this rank for them, or 0 if they need no port."""
+        """Prepare for the receivers; return the port to which receivers connect, or 0 if they need no port here."""
         ...
 
     def join(self) -> None:
@@ -32,16 +32,16 @@ class Sender(Protocol):
         ...
 
     def release(self) -> None:
-        """Release memory that only generators read, after they have read all of it."""
+        """Release memory that only generators read. Call this after the generators have read all of it."""
         ...
 
     def close(self) -> None:
-        """End the connections; `open` may follow."""
+        """End the connections. `open` may be called again after this."""
         ...
 
 
 class GroupSender:
-    """The common part of `gloo` and `nccl`: rank 0 serves the store where the receivers meet it."""
+    """The common part of `gloo` and `nccl`: rank 0 serves the store to which the receivers connect."""
 
     def __init__(self, weights: PolicyWeights, rank: int) -> None:
         self._weights = weights
@@ -59,7 +59,7 @@ class GroupSender:
         return port
 
     def release(self) -> None:
-        """Do nothing: sent bytes have arrived, so generators read no memory of this rank."""
+        """Do nothing, because generators read no memory of this rank: they have received all bytes."""
 
     def close(self) -> None:
         """End the connections."""
@@ -67,7 +67,7 @@ class GroupSender:
 
 
 def failure_of(call: Callable[..., object], *arguments: object) -> TimeoutError | RuntimeError | None:
-    """Call, and return the error of the transport; None if there is no error."""
+    """Run `call(*arguments)`, and return the error that it raises; return None if there is no error."""
     try:
         call(*arguments)
     except (TimeoutError, RuntimeError) as failure:

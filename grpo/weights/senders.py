@@ -1,6 +1,6 @@
-"""Make the learner's sender for each transport, except for transport through Ray's object store.
+"""Make the learner's sender for a transport. Ray's object store needs no sender.
 
-Every rank has a sender, because all ranks take part in the gathering. Only rank 0 sends bytes over `gloo` and `nccl`.
+Every rank has a sender, because all ranks take part in the gathering. With `gloo` and `nccl`, only rank 0 sends bytes.
 """
 
 from __future__ import annotations

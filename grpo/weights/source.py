@@ -1,4 +1,4 @@
-"""Read the policy's weights for a push: whole tensors, gathered from ZeRO-3's shards a few at a time."""
+"""Read the policy's weights for a push, as whole tensors. With ZeRO-3, a few tensors at a time are gathered."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[None]]
 
 
 class PolicyWeights:
-    """Every tensor of a policy under its Hugging Face name, in the policy's dtype, adapters merged.
+    """Every tensor of a policy, by its Hugging Face name, in the dtype of the push, with the adapters merged.
 
-    A tied tensor is listed once for each of its names: vLLM on CPU keeps a separate output head even if the
-    configuration ties it.
+    A tied tensor is listed once for each of its names. The reason: on a CPU, vLLM keeps a separate output head even if
+    the configuration ties the head to the embeddings.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, gather: Gather | None = None) -> None:
@@ -32,8 +32,8 @@ class PolicyWeights:
         Args:
             model: the policy.
             dtype: element type of the tensors in a push.
-            gather: function that returns a context; inside it, parameters are whole on every rank. All ranks must
-                enter it alike. None if parameters are always whole.
+            gather: function that takes parameters and returns a context. Inside the context, these parameters are
+                whole on every rank. All ranks must enter the context together. None if parameters are always whole.
         """
         self._model = model
         self._dtype = dtype
@@ -45,13 +45,13 @@ class PolicyWeights:
         return self._gather is not None
 
     def infos(self) -> list[TensorInfo]:
-        """Name, dtype and whole shape of every tensor; nothing is gathered."""
+        """Return the name, dtype and whole shape of every tensor. This gathers no tensors."""
         name = str(self._dtype).removeprefix("torch.")
         return [TensorInfo(tensor.name, name, _whole_shape(tensor.parameter)) for tensor in self._tensors().values()]
 
     @contextlib.contextmanager
     def whole(self, names: Sequence[str]) -> Iterator[list[Tensor]]:
-        """Give whole tensors on their device. Do not change them: an unchanged tensor shares the model's memory.
+        """Yield whole tensors on the model's device. Do not change them, because they may share the model's memory.
 
         All ranks must enter the context together, with the same names.
         """
@@ -69,13 +69,13 @@ class PolicyWeights:
                 yield name, tensor.to(device="cpu", copy=True)
 
     def files(self, bucket_bytes: int, *, wanted: bool) -> Iterator[np.ndarray]:
-        """Yield the policy in buckets: the bytes of safetensors files, uint8. The next bucket reuses the memory.
+        """Yield the policy in buckets: the bytes of safetensors files, uint8. Each bucket overwrites the one before it.
 
         All ranks must iterate together.
 
         Args:
-            bucket_bytes: maximum size of a bucket, in bytes; a single larger block still becomes one bucket.
-            wanted: whether this rank yields buckets; other ranks take part in the gathering and yield nothing.
+            bucket_bytes: maximum size of a bucket, in bytes. A block of tensors that is larger becomes one bucket.
+            wanted: whether this rank yields buckets. Other ranks only take part in the gathering.
         """
         buckets = cut(self.infos(), bucket_bytes)
         headers = [safetensors_header(bucket) for bucket in buckets]
@@ -89,7 +89,7 @@ class PolicyWeights:
                 yield memory[:size]
 
     def _fill(self, target: Tensor | None, bucket: Bucket) -> None:
-        """Copy a bucket's tensors into `target`, uint8, without gaps."""
+        """Copy a bucket's tensors into `target`, uint8, without gaps. If `target` is None, only gather the tensors."""
         position = 0
         for tensors in gathered_together(bucket.tensors, bucket.nbytes if self.sharded else None):
             with self.whole([tensor.name for tensor in tensors]) as whole_tensors:
@@ -104,11 +104,13 @@ class PolicyWeights:
 
 
 def gathered_together(tensors: Sequence[TensorInfo], bucket_bytes: int | None) -> Iterator[list[TensorInfo]]:
-    """Yield lists of consecutive tensors to gather together: a share of the bucket's bytes, or one larger tensor.
+    """Yield lists of consecutive tensors to gather together.
+
+    A list has at most `GATHERED_SHARE` of the bucket's bytes. A tensor that is larger has its own list.
 
     Args:
         tensors: the tensors of one bucket.
-        bucket_bytes: size of the bucket, in bytes; None if nothing is gathered, then one list holds all tensors.
+        bucket_bytes: size of the bucket, in bytes. None if no gathering is needed; one list then has all tensors.
     """
     limit = GATHERED_SHARE * bucket_bytes if bucket_bytes is not None else float("inf")
     lot: list[TensorInfo] = []
@@ -122,10 +124,10 @@ def gathered_together(tensors: Sequence[TensorInfo], bucket_bytes: int | None) -
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """Return the tensor's bytes, uint8 [bytes]; a copy only if the tensor is not contiguous."""
+    """Return the tensor's bytes, uint8 [bytes]. The bytes are copied only if the tensor is not contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    # ZeRO-3 leaves an empty parameter on this rank; its attribute ds_shape holds the whole shape.
+    # With ZeRO-3, the parameter on this rank is empty, and its attribute ds_shape holds the whole shape.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,8 +1,8 @@
-"""Push the learner's weights to the generators, with a version number, and prove that they arrived.
+"""Push the learner's weights to the generators, with a version number, and prove that the weights arrived.
 
-The proof is a probe: log-probabilities of a few tokens under the learner and under every generator. A checksum is not
-enough: on CPU, vLLM repacks linear layers and has no hash of them. And if the engine keeps a separate copy of a tied
-output head, neither a hash nor a count of tensors notices an old copy.
+The proof is a probe: the learner and every generator compute the log-probabilities of a few tokens, which must agree. A
+checksum is not enough. On a CPU, vLLM repacks linear layers, and has no hash of the repacked weights. If the engine
+keeps a separate copy of a tied output head, neither a hash nor a count of tensors shows that this copy is old.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 Scores = list[list[float]]
 
-# Largest mean absolute difference of log-probabilities. Typical values are 1e-6 for float32 and 0.02 for bfloat16.
+# Largest mean absolute difference of log-probabilities. Typical differences are 1e-6 in float32 and 0.02 in bfloat16.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 0.05}
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class WeightSource(Protocol):
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         """Stream the policy's tensors in buckets.
 
-        A bucket holds either tensor data or, for other transports, only names and shapes.
+        With Ray's object store, a bucket holds the tensors' data. With other transports, it holds only their names and
+        shapes.
         """
         ...
 
@@ -42,7 +43,7 @@ class WeightSource(Protocol):
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], Scores]:
-        """Start scoring; call the result to wait."""
+        """Start scoring; return a function that waits for the scores and returns them."""
         ...
 
 
@@ -52,17 +53,17 @@ class WeightTargets(Protocol):
     def load_weights(self, buckets: Iterable[Any], policy_version: int) -> list[str]:
         """Load every bucket on every replica; return the names of the loaded tensors.
 
-        Memory holds two buckets. So bucket n + 2 is fetched only after bucket n is loaded.
+        The memory has space for two buckets. So bucket n + 2 is fetched only after bucket n is loaded.
         """
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Callable[[], list[Scores]]:
-        """Start scoring on every replica; call the result to wait."""
+        """Start scoring on every replica; return a function that waits for the scores and returns them."""
         ...
 
 
 class WeightMismatch(RuntimeError):
-    """A generator does not compute what the learner computes; the message names the tensors at fault."""
+    """A generator does not compute what the learner computes; the message names the wrong tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,17 @@ class WeightSync:
     tolerance: float
 
     def push(self, policy_version: int, probe: Sequence[Sequence[int]]) -> float:
-        """Make every generator sample from the learner's weights, as `policy_version`.
+        """Send the learner's weights to every generator, and check that all generators use them.
 
         Args:
-            policy_version: version number of the weights.
+            policy_version: version number of the weights. The generators label new tokens with this number.
             probe: token sequences for the comparison.
 
         Returns:
-            The largest mean difference of any replica, in nats.
+            The largest of the replicas' mean differences, in nats.
 
         Raises:
-            ValueError: the probe has no token that follows another.
+            ValueError: no sequence of the probe has two or more tokens.
             WeightMismatch: a replica disagrees with the learner.
         """
         if not any(len(ids) > 1 for ids in probe):
@@ -105,12 +106,12 @@ class WeightSync:
                 scored.append(self.learner.score(probe))
             yield from self.learner.export_buckets(self.bucket_bytes)
             if not scored:
-                # The learner is idle while the generators load the last bucket, so it scores now.
+                # While the generators load the last bucket, the learner is idle, so let the learner score now.
                 scored.append(self.learner.score(probe))
 
         sent = self.generators.load_weights(buckets(), policy_version)
         differences = self._differences(scored[0], probe)
-        # NaN must not pass either. max() may ignore NaN, so compare each difference.
+        # A difference of NaN must also raise the error. max() may ignore NaN, so compare each difference.
         if not all(difference <= self.tolerance for difference in differences):
             raise WeightMismatch(self._explain(policy_version, probe, differences, sent))
         logger.info(
@@ -123,7 +124,7 @@ class WeightSync:
         return max(differences)
 
     def compare(self, probe: Sequence[Sequence[int]]) -> list[float]:
-        """Mean absolute difference of log-probabilities between the learner and each replica, in nats."""
+        """Return the mean absolute difference of log-probabilities between the learner and each replica, in nats."""
         return self._differences(self.learner.score(probe), probe)
 
     def _differences(self, learner_scores: Callable[[], Scores], probe: Sequence[Sequence[int]]) -> list[float]:
@@ -162,8 +163,8 @@ class WeightSync:
     def _stale_tensors(self, policy_version: int, probe: Sequence[Sequence[int]]) -> list[str]:
         """Return the names of the tensors that had not arrived.
 
-        Send each block of a layer again, alone. If a block had arrived, sending it again changes nothing. So if a
-        generator's scores change after a block, that block had not arrived.
+        The method sends the blocks of the layers again, one at a time. Sending a block that had arrived changes
+        nothing. So if a generator's scores change after a block is sent, that block had not arrived.
         """
         stale: list[str] = []
         before = self.generators.score(probe)()
@@ -182,7 +183,7 @@ def _mean_difference(expected: Scores, actual: Scores) -> float:
 
 
 def _changed(before: Scores, after: Scores, tolerance: float) -> bool:
-    """Return True if scores changed by more than `tolerance`, or changed between finite and not finite."""
+    """Return True if the scores changed by more than `tolerance`, or if only one of the two sets is finite."""
     if not (_all_numbers(before) and _all_numbers(after)):
         return _all_numbers(before) != _all_numbers(after)
     return _mean_difference(before, after) > tolerance

@@ -1,4 +1,4 @@
-"""Fit the simulator's speeds to a run's metrics and stored completions."""
+"""Fit the simulator's speeds to the metrics and the stored completions of a run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from grpo.report import run_files
 from grpo.report.metrics_log import read_history
 from grpo.report.rollout_store import read_groups, stored_steps
 
-# The fit ignores the first step, which compiles and fills caches.
+# The fit begins with this step. It ignores the first step, which compiles and fills caches.
 FIRST_STEP = 2
-# Rounds of the fit. It converges after two or three rounds.
+# Number of rounds of the fit. The fit converges after two or three rounds.
 ROUNDS = 4
 
 
 def speeds_of(run: Path) -> Speeds:
-    """Return the speeds that explain a run's times best, by least squares without negative speeds.
+    """Return the speeds that explain a run's times best: a least-squares fit without negative speeds.
 
-    Decoding is fitted to `time/generate_s` of the stored steps: for each step, the simulator computes the number of
-    engine steps and the number of sequences in them. Learning is fitted to `time/learn_s` against completion tokens.
-    The time of a push is the median of `time/sync_s`. The fit cannot separate prefill: decoding includes it.
+    The fit of decoding explains `time/generate_s` of the stored steps. For each step, the simulator computes the number
+    of engine steps and the number of sequences in these engine steps. The fit of learning explains `time/learn_s` by
+    the number of completion tokens. The time of a push is the median of `time/sync_s`. The fit cannot separate prefill
+    from decoding, so the decoding speeds include prefill.
 
     Raises:
-        ValueError: the folder holds no run, the run overlapped sampling with learning, or it is too short.
+        ValueError: the folder holds no run, sampling overlapped with learning in the run, or the run is too short.
     """
     if not (run / run_files.CONFIG).is_file():
         raise ValueError(f"{run} has no {run_files.CONFIG}; give the folder of a run, its run.folder")
@@ -70,7 +71,8 @@ def _decoding(
     engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
     fitted = fit(engine_steps, sequences, seconds)
     for _ in range(ROUNDS):
-        # The last replica depends on the speeds. While it stays the same, the seconds are linear in the speeds.
+        # Which replica finishes last depends on the speeds. As long as it is the same replica, the seconds are linear
+        # in the speeds. So compute the slopes near the present speeds, and fit again.
         a_bit = 1e-6 * max(fitted)
         here = np.array(predicted(*fitted))
         engine_steps = (np.array(predicted(fitted[0] + a_bit, fitted[1])) - here) / a_bit
@@ -80,7 +82,7 @@ def _decoding(
 
 
 def _lengths(run: Path, step: int) -> Integers:
-    """Return the tokens of a step's completions, [groups, completions of a group]."""
+    """Return the number of tokens of each completion of a step, [groups, completions of a group]."""
     groups = read_groups(run, step)
     if any(rollout.policy_versions != (step - 1,) for group in groups for rollout in group.rollouts):
         raise ValueError(
@@ -92,9 +94,10 @@ def _lengths(run: Path, step: int) -> Integers:
 
 
 def fit(first: ArrayLike, second: ArrayLike, seconds: ArrayLike) -> tuple[float, float]:
-    """Return (a, b), both 0 or more, for which `a * first + b * second` is nearest to `seconds`, by least squares."""
+    """Return the least-squares fit of `a * first + b * second` to `seconds`: (a, b), both 0 or more."""
     design, wanted = np.array([first, second]).T, np.array(seconds)
-    # If the solution without bounds satisfies the bounds, it is the best. Otherwise the better of the two edges is.
+    # If the solution without bounds has no negative number, it is the best. Otherwise the best solution has a = 0 or
+    # b = 0.
     candidates = [np.linalg.lstsq(design, wanted, rcond=None)[0]]
     for column in (0, 1):
         square = float(design[:, column] @ design[:, column])

@@ -23,14 +23,15 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class SimulationRequest:
-    """What to simulate.
+    """The inputs of `grpo simulate`.
 
     Attributes:
         settings: settings of the run.
-        run: folder of a run. It gives the lengths and the speeds that are not given otherwise.
-        lengths: description of a distribution, in place of the run's lengths.
-        speeds: name in `Speeds` -> speed. These speeds replace those of the run.
-        prompt_tokens: length of a prompt, in tokens; None for the longest prompt that the config allows.
+        run: folder of a run. Lengths come from this run if `lengths` is None, and so do the speeds that are not in
+            `speeds`.
+        lengths: description of a distribution, to use instead of the run's lengths.
+        speeds: speeds by their names in `Speeds`. These speeds replace those of the run.
+        prompt_tokens: length of a prompt, in tokens; None means the longest prompt that the config allows.
         steps: number of steps to measure.
         seed: seed of the lengths.
         scale_batch: whether the prompts in a step grow with the number of GPUs.
@@ -74,7 +75,7 @@ class SimulationRequest:
 def show(
     request: SimulationRequest, gpus: str, lags: str, shares: str, console: Console, *, all_splits: bool, as_json: bool
 ) -> None:
-    """Simulate the request, and print the outcome.
+    """Run the simulations of a request, and print the results.
 
     Args:
         request: simulations to run.
@@ -83,7 +84,7 @@ def show(
         shares: shares of the GPUs that generate, separated by commas.
         console: console to print to.
         all_splits: whether to show every split of the GPUs, not only the fastest.
-        as_json: whether to print JSON. It contains every split.
+        as_json: whether to print JSON. The JSON always contains every split.
 
     Raises:
         ValueError: a list or a number in it is not usable.
@@ -102,7 +103,7 @@ def show(
 
 
 def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]:
-    """Return the different numbers of a list such as `8,64`, sorted.
+    """Return the numbers of a list such as `8,64`, sorted and without duplicates.
 
     Raises:
         ValueError: `text` is not a list of numbers of 0 or more.
@@ -127,5 +128,6 @@ def _assumptions(request: SimulationRequest, sweep: Sweep) -> list[str]:
         f"prefill {speeds.prefill_token_s * 1e6:.3g} µs a token; training step {speeds.learn_base_s:.3g} s + "
         f"{speeds.learn_token_s * 1e6:.3g} GPU-µs a token; push {speeds.push_s:.3g} s.",
         f"Speeds that no option gives are from {origin}." if request.run else f"Speeds that no option gives: {origin}.",
-        "over sync: against the fastest split with lag 0. The row with all GPUs in turns has no cost for taking turns.",
+        "over sync: completions/s divided by those of the fastest split with lag 0. In the row `all GPUs, in turns`, "
+        "the change between generators and learner takes no time.",
     ]

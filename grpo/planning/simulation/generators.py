@@ -1,9 +1,9 @@
 """The generators of a simulated run, and the inputs of a simulation: speeds, deployment, schedule.
 
-Nothing is submitted between two weight pushes. So each push determines a replica's work until the next push, and the
-model computes it for all sequences at once. In an engine step, a replica decodes a token of every running sequence. So
-on a clock of engine steps, a sequence ends `length` steps after its start, whatever the speed. The duration of an
-engine step follows from the number of sequences that run in it.
+No group is submitted between two weight pushes. So each push determines a replica's work until the next push, and the
+simulation computes this work for all sequences at once. In an engine step, a replica decodes a token of every running
+sequence. So a sequence ends `length` engine steps after its start, at any speed. The duration of an engine step depends
+on the number of sequences that run in this step.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Speeds:
     """The durations of the simulated work.
 
     Attributes:
-        decode_base_s: fixed seconds of an engine step, for any number of sequences.
+        decode_base_s: seconds of an engine step that do not depend on the number of sequences.
         decode_sequence_s: seconds that each running sequence adds to an engine step.
-        prefill_token_s: seconds for a token of a new prompt, and for a token whose key-value cache is recomputed after
-            a weight push. The replica decodes nothing during prefill.
-        learn_base_s: fixed seconds of a training step, for any number of tokens.
-        learn_token_s: GPU-seconds that each token adds to a training step. The learner's GPUs share them evenly.
+        prefill_token_s: seconds for each token of a new prompt, and for each token whose key-value cache is recomputed
+            after a weight push. The replica decodes no tokens during prefill.
+        learn_base_s: seconds of a training step that do not depend on the number of tokens.
+        learn_token_s: GPU-seconds that each token adds to a training step. The learner's GPUs share this work evenly.
         push_s: seconds of a weight push. During a push, no replica samples and the learner waits.
     """
 
@@ -45,9 +45,9 @@ class Speeds:
         for name in self.__slots__:
             seconds = getattr(self, name)
             if not 0 <= seconds < float("inf"):
-                raise ValueError(f"{name} is {seconds}; a duration is a number of seconds, 0 or more")
+                raise ValueError(f"{name} is {seconds}; a duration must be a number of seconds, 0 or more")
         if self.decode_base_s + self.decode_sequence_s == 0:
-            raise ValueError("decode_base_s and decode_sequence_s are both 0; a token takes some time to decode")
+            raise ValueError("decode_base_s and decode_sequence_s are both 0, but decoding a token takes some time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,13 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSchedule:
-    """The schedule of the rollouts. Its names are those of the config's section `rollout`.
+    """The schedule of the rollouts. The attributes have the same names as the keys of the config's section `rollout`.
 
     Attributes:
         prompts_per_step: number P of groups in a training step.
         max_policy_lag: largest number k of versions between the policy that sampled a token and the newest policy.
-        partial: effect of a weight push on groups in flight. `continue` keeps their tokens and samples the rest with
-            the new weights; `restart` drops their tokens. Neither changes the step at which the groups are due.
+        partial: effect of a weight push on unfinished groups. `continue` keeps their tokens and samples further tokens
+            with the new weights; `restart` drops their tokens. In both cases, the groups stay due at the same step.
         prompt_tokens: length of a prompt, in tokens.
     """
 
@@ -91,15 +91,16 @@ class RolloutSchedule:
         if self.prompts_per_step < 1:
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; at least 1 is needed")
         if self.max_policy_lag < 0:
-            raise ValueError(f"max_policy_lag is {self.max_policy_lag}; 0 is on-policy, and the least")
+            raise ValueError(f"max_policy_lag is {self.max_policy_lag}; it must be 0 or more (0 is on-policy)")
         if self.prompt_tokens < 0:
-            raise ValueError(f"prompt_tokens is {self.prompt_tokens}; a length is 0 or more")
+            raise ValueError(f"prompt_tokens is {self.prompt_tokens}; it must be 0 or more")
 
 
 class SimulatedGenerators:
     """All replicas. The simulation advances them from each weight push to the next.
 
-    The unfinished sequences are rows of parallel arrays. Their order is the order in which a replica gives them a slot.
+    The unfinished sequences are rows of parallel arrays. A replica gives slots to its sequences in the order of the
+    rows.
     """
 
     def __init__(self, schedule: RolloutSchedule, deployment: Deployment, speeds: Speeds, lengths_NG: Integers) -> None:
@@ -114,7 +115,7 @@ class SimulatedGenerators:
         self._length: Floats = np.empty(0)
         self._remaining: Floats = np.empty(0)
         self._runs: Flags = np.empty(0, dtype=np.bool_)
-        # The time at which each replica has finished its prefill and decodes again.
+        # The time at which each replica finishes its prefill and decodes again.
         self._resumes_s = np.zeros(deployment.replicas)
 
     def submit(self, groups: Integers, version: int, now_s: float) -> None:
@@ -128,19 +129,23 @@ class SimulatedGenerators:
             self._replica_of[group] = replica
             heapq.heapreplace(heap, (load + 1, replica))
         self._append(groups)
-        # A group's prompt is computed once, for all its completions.
+        # A replica computes a group's prompt once, for all completions of the group.
         prompts = self._per_replica(groups) * self._schedule.prompt_tokens
         self._resumes_s = np.maximum(self._resumes_s, now_s) + prompts * self._speeds.prefill_token_s
         self._foresee()
 
     def advance(self, began_s: float, held_s: float, ended_s: float, version: int) -> tuple[float, float, float]:
-        """Simulate from `began_s` until a push stops the replicas at `held_s`. They resume at `ended_s` as `version`.
+        """Simulate from `began_s` until a push stops the replicas at `held_s`.
+
+        The replicas resume at `ended_s` with the weights of `version`.
 
         Returns:
-            Tokens sampled, seconds in which a replica had something to do, and seconds in which a sequence ran.
+            The number of sampled tokens; the seconds in which a replica had work, summed over replicas; and the seconds
+            in which a sequence ran, summed over sequences.
         """
         of, over, speeds = self._replica_of[self._group], self._ends_s <= held_s, self._speeds
-        # The engine steps that each replica has reached: up to the last end of a sequence, then at the present speed.
+        # The engine step that each replica has reached: the step at which a sequence last ended, plus the steps since
+        # then at the present speed.
         last_s, reached = self._resumes_s.copy(), np.zeros(self._deployment.replicas)
         np.maximum.at(last_s, of[over], self._ends_s[over])
         np.maximum.at(reached, of[over], self._ends[over])
@@ -177,7 +182,7 @@ class SimulatedGenerators:
         return tokens * self._speeds.prefill_token_s
 
     def _foresee(self) -> None:
-        """Compute when every sequence gets a slot and ends, if no more groups are submitted."""
+        """Compute when every sequence gets a slot and when it ends, if no more groups are submitted."""
         slots, speeds = self._deployment.max_sequences, self._speeds
         of = self._replica_of[self._group]
         self._count = np.bincount(of, minlength=self._deployment.replicas)
@@ -187,7 +192,7 @@ class SimulatedGenerators:
         first = np.cumsum(self._count) - self._count
         rank = np.arange(len(order)) - first[replica]
         between = np.where(rank == 0, end, np.diff(end, prepend=0.0))
-        # As long as any sequence waits for a slot, all slots are taken.
+        # As long as any sequence has no slot, all slots are in use.
         running = np.minimum(slots, self._count[replica] - rank)
         seconds = between * (speeds.decode_base_s + speeds.decode_sequence_s * running)
         elapsed = np.cumsum(seconds)
@@ -218,7 +223,7 @@ def _engine_steps(
 ) -> tuple[Floats, Floats]:
     """Return, for each sequence, the engine step at which it gets a slot and the engine step at which it ends.
 
-    Running sequences keep their slots. Waiting sequences get free slots in their order.
+    Running sequences keep their slots. Other sequences get the slots that become free, in the order of the arrays.
     """
     starts, ends = np.zeros(len(remaining)), remaining.copy()
     crowded = np.flatnonzero(count > slots)

@@ -28,18 +28,18 @@ class Lengths(Protocol):
     """A source of the lengths of completions."""
 
     def draw(self, random: np.random.Generator, groups: int, size: int) -> Integers:
-        """Return the tokens of each completion, [groups, size], all at least 1."""
+        """Return the number of tokens of each completion, [groups, size]. Every number is at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """Draws from the stored groups of a run, with replacement.
 
-    It draws whole groups, because completions of the same prompt have similar lengths. If a stored group has another
-    size than the wanted size, its completions are drawn with replacement.
+    `draw` draws whole groups, because completions of the same prompt have similar lengths. If a stored group does not
+    have the wanted size, completions are drawn from the group, with replacement.
 
     Attributes:
-        groups: tokens of the completions of each stored group.
+        groups: number of tokens of each completion, for each stored group.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -96,10 +96,11 @@ def modelled(text: str, limit: int) -> Modelled:
 
     Args:
         text: description, for example `lognormal:median=600,sigma=0.8`; see `SYNTAX`.
-        limit: length of the longest completion, in tokens. Longer draws are cut, as a generator does.
+        limit: length of the longest completion, in tokens. A longer draw is shortened to this limit, just as a
+            generator ends a longer completion.
 
     Raises:
-        ValueError: the description is not understood, or a parameter is out of range.
+        ValueError: the description has a wrong form, or a parameter is out of range.
     """
     shares, parts = [], []
     for term in re.split(r"\+(?=[\d.]+\*)", text.replace(" ", "")):
@@ -107,7 +108,9 @@ def modelled(text: str, limit: int) -> Modelled:
         shares.append(_number("the share of a part", share) if star else 1.0)
         parts.append(_part(rest))
     if min(shares) < 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
-        raise ValueError(f"the shares of {text!r} are {shares}; they are 0 or more and sum to 1")
+        raise ValueError(
+            f"the shares of {text!r} are {shares}; each must be 0 or more, and together they must sum to 1"
+        )
     return Modelled(tuple(share / sum(shares) for share in shares), tuple(parts), limit)
 
 

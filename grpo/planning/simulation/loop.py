@@ -1,13 +1,14 @@
-"""A discrete-event model of the training loop: the duration of a step when generators and learner overlap.
+"""A discrete-event model of the training loop. It predicts the durations of steps if sampling and learning overlap.
 
-The model is pure arithmetic on lengths and speeds. docs/simulator.md describes it and its limits. The rules of
-admission, birth and due date are those of the training loop:
+The model is pure arithmetic on lengths and speeds. docs/simulator.md describes the model and its limits. The model
+requests and takes groups by the same rules as the training loop:
 
 - While the policy is at version v, (v + 1 + k) * P groups have been submitted; k is `rollout.max_policy_lag`.
-- An unfinished group's birth is the version at its submission. A finished group's birth is the version of its first
-  token, which is later if the group waited for a slot. The group is due at step birth + k.
-- If D groups are due by step n + m, step n waits for D - m * P of them. This holds for every m. The step takes the
-  groups that finished first.
+- The birth of an unfinished group is the version at the group's submission. The birth of a finished group is the
+  version that sampled its first token. This version is later than the submission's if the group waited for a slot. A
+  group is due at step birth + k.
+- If D groups are due by step n + m, step n waits for D - m * P of these groups. This holds for every m. For the rest of
+  its groups, the step takes the groups that finished first.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from grpo.planning.simulation.generators import Speeds as Speeds
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Training step n, on a clock of seconds that starts when version 0 has arrived at the generators.
+    """Training step n. Times are in seconds after version 0 arrived at the generators.
 
     Attributes:
-        began_s: time at which version n had arrived.
+        began_s: time at which version n arrived at the generators.
         ready_s: time at which the last needed group was finished.
         learned_s: time at which the optimizer had made version n + 1.
-        ended_s: time at which version n + 1 had arrived, and the next step begins.
-        groups: numbers of the groups learned from, sorted. Groups are numbered from 0 in the order of submission.
+        ended_s: time at which version n + 1 arrived at the generators. The next step begins at this time.
+        groups: numbers of the groups that the step trains on, sorted. Groups are numbered from 0 in the order of
+            submission.
         births: versions that sampled the first tokens of these groups.
-        tokens: number of tokens learned from. Each group's prompt counts once.
-        sampled_tokens: completion tokens that all replicas sampled from `began_s` to `ended_s`.
-        busy_s: seconds in which a replica had work in that time, summed over replicas.
-        slot_s: seconds for which a sequence ran in that time, summed over sequences.
+        tokens: number of tokens that the step trains on. Each group's prompt counts once.
+        sampled_tokens: number of completion tokens that all replicas sampled from `began_s` to `ended_s`.
+        busy_s: seconds in which a replica had work from `began_s` to `ended_s`, summed over replicas.
+        slot_s: seconds in which a sequence ran from `began_s` to `ended_s`, summed over sequences.
     """
 
     began_s: float
@@ -66,8 +68,8 @@ def simulate(
         schedule: schedule of the rollouts.
         deployment: hardware of the run.
         speeds: durations of the work.
-        lengths_NG: tokens of each completion, [groups in the order of their submission, completions of a group]; at
-            least `groups_needed` rows. Give the same lengths to compare lags.
+        lengths_NG: number of tokens of each completion, [groups in the order of their submission, completions of a
+            group]; at least `groups_needed` rows. To compare lags, use the same lengths for all of them.
         steps: number of steps.
 
     Raises:
@@ -104,7 +106,7 @@ def simulate(
 def _choose(
     waiting: Integers, generators: SimulatedGenerators, schedule: RolloutSchedule, version: int, now_s: float
 ) -> tuple[float, Integers, Integers]:
-    """Return the time at which a step is ready, the groups that it learns from, sorted, and their births."""
+    """Return the time at which a step has its groups, the sorted groups, and the births of these groups."""
     wanted, lag = schedule.prompts_per_step, schedule.max_policy_lag
     finished_s = generators.finished_s[waiting]
     first_token = np.where(generators.started[waiting] < 0, version, generators.started[waiting])

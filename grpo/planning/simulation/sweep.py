@@ -17,7 +17,8 @@ from grpo.planning.simulation.lengths import Lengths
 from grpo.planning.simulation.loop import Deployment, Speeds, Step, groups_needed, simulate
 from grpo.terminal import LiteralTable
 
-# Estimates from arithmetic and bandwidth, for a policy of 4 billion parameters in bfloat16 on GPUs of 80 GB.
+# Estimates for a policy of 4 billion parameters in bfloat16 on GPUs of 80 GB. They are computed from the GPU's
+# arithmetic speed and memory bandwidth.
 ASSUMED = Speeds(
     decode_base_s=8e-3,
     decode_sequence_s=5e-5,
@@ -35,8 +36,8 @@ class Row:
     Attributes:
         gpus: number of GPUs in total.
         lag: policy lag, `rollout.max_policy_lag`.
-        shared: whether every GPU has a learner rank and a generator, which take turns. Otherwise learner and generators
-            use different GPUs.
+        shared: whether every GPU has a learner rank and a generator, which never run at the same time. Otherwise
+            learner and generators use different GPUs.
         replicas: number of generators.
         generator_gpus: number of GPUs that the generators use.
         learner_gpus: number of GPUs that the learner uses.
@@ -44,10 +45,10 @@ class Row:
         step_s: mean seconds of a step.
         completions_per_s: number of completions learned from, per second.
         generator_idle: share of time in which a replica had no work, or waited for a push.
-        slots_used: mean share of the sequences that a replica may sample at a time.
-        learner_idle: share of time in which the learner waited for groups: neither training nor pushing.
-        gpu_idle: share of all GPUs' time in which they neither sampled nor trained nor pushed.
-        mean_lag: versions between a group's first token and its step, mean over groups.
+        slots_used: mean number of sequences that a replica samples at a time, as a share of the largest such number.
+        learner_idle: share of time in which the learner waited for groups. It then neither trains nor pushes.
+        gpu_idle: share of all GPUs' time in which the GPUs neither sampled nor trained nor pushed.
+        mean_lag: number of versions between a group's first token and the step that trains on it, mean over groups.
     """
 
     gpus: int
@@ -71,14 +72,14 @@ class Sweep:
     """The settings that are the same in all runs of `grpo simulate`.
 
     Attributes:
-        settings: settings of the run; the batch, the limits and the generators are used.
+        settings: settings of the run. The simulation uses the batch, the limits and the generators.
         lengths: source of the completions' lengths.
         speeds: speeds of generators and learner.
         prompt_tokens: length of a prompt, in tokens.
-        steps: number of measured steps in each run. The warm-up before has three times as many steps as there are
-            versions in flight.
-        seed: seed of the lengths, which are the same for all rows.
-        scale_batch: whether the prompts in a step grow with the number of GPUs, in proportion to the config's GPUs.
+        steps: number of measured steps in each run. Before these, the run has 3 (1 + lag) warm-up steps.
+        seed: seed of the lengths. All rows of the same size use the same lengths.
+        scale_batch: whether the number of prompts in a step grows in proportion to the number of GPUs. The config's
+            number of prompts is that for the config's GPUs.
     """
 
     settings: TrainConfig
@@ -97,13 +98,13 @@ class Sweep:
         """
         for share in shares:
             if not 0 < share < 1:
-                raise ValueError(f"a generator share is {share}; it is a part of the GPUs, between 0 and 1")
+                raise ValueError(f"a generator share is {share}; a share of the GPUs must be between 0 and 1")
         if self.steps < 1:
             raise ValueError(f"the number of steps to measure is {self.steps}; at least 1 is needed")
         simulated = []
         for size in gpus:
             wanted = self._prompts(size)
-            # Every lag and split gets the same lengths. So chance does not cause a difference between rows.
+            # Every lag and split gets the same lengths, so differences between rows are not caused by chance.
             most = groups_needed(self._schedule(wanted, max(lags)), self.steps + _warm_up(max(lags)))
             group_size = self.settings.rollout.group_size
             lengths = self.lengths.draw(np.random.default_rng(self.seed), most, group_size)
@@ -124,7 +125,7 @@ class Sweep:
         seconds = steps[-1].ended_s - steps[0].began_s
         busy, learning = sum(step.busy_s for step in steps) / replicas, sum(_working_s(step) for step in steps)
         shared = generator_gpus + learner_gpus > gpus
-        # With shared GPUs, a GPU works if either the generator or the learner works. They never work at the same time.
+        # A shared GPU works if either the generator or the learner works. These two never work at the same time.
         used = busy + learning if shared else (busy * generator_gpus + learning * learner_gpus) / gpus
         return Row(
             gpus=gpus,
@@ -159,8 +160,8 @@ class Sweep:
         each = self.settings.generator.devices
         if gpus < each + 1:
             raise ValueError(
-                f"{gpus} GPUs do not hold a generator of {each} (generator.tensor_parallel_size x "
-                f"pipeline_parallel_size) and a learner; give at least {each + 1}"
+                f"{gpus} GPUs are too few for a learner and a generator of {each} GPUs "
+                f"(generator.tensor_parallel_size x pipeline_parallel_size); give at least {each + 1}"
             )
         replicas = min(max(1, round(gpus * share / each)), (gpus - 1) // each)
         return replicas, replicas * each
@@ -177,13 +178,16 @@ def best_splits(rows: Iterable[Row]) -> list[Row]:
 
 
 def speedup(row: Row, rows: Iterable[Row]) -> float | None:
-    """Return the throughput relative to the fastest on-policy split with as many GPUs; None without such a split."""
+    """Return the throughput relative to the fastest on-policy split with the same number of GPUs.
+
+    Return None if there is no such split.
+    """
     sync = [other.completions_per_s for other in rows if other.gpus == row.gpus and other.lag == 0 and not other.shared]
     return row.completions_per_s / max(sync) if sync else None
 
 
 def table_of(shown: Sequence[Row], rows: Sequence[Row]) -> Table:
-    """Return a table of the rows in `shown`. The speed-ups compare with the best of all `rows`."""
+    """Return a table of the rows in `shown`. The speed-ups are relative to the best on-policy split in `rows`."""
     table = LiteralTable(title="Predicted by simulation", title_style="bold")
     for name in ("GPUs", "lag"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -210,7 +214,7 @@ def table_of(shown: Sequence[Row], rows: Sequence[Row]) -> Table:
 
 
 def record_of(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return assumptions and rows as plain data."""
+    """Return the assumptions and the rows as plain data."""
     rollout = sweep.settings.rollout
     return {
         "assumptions": {
@@ -230,7 +234,7 @@ def _working_s(step: Step) -> float:
 
 
 def _idle(busy_s: float, seconds: float) -> float:
-    # Rounding can give a share just below 0, which would print as -0 %.
+    # Rounding errors can make the share slightly negative. It would be printed as -0 %.
     return max(0.0, 1 - busy_s / seconds)
 
 

@@ -46,7 +46,7 @@ def config(folder: Path, kind: str, text: str, **keys: Any) -> AlgorithmConfig:
         ),
         ("ratio", RATIO + f"return ({REINFORCE}).mean()", {}, r"returned shape \(\); expected \(7,\)"),
         ("ratio", RATIO + f"return -({REINFORCE})", {}, "wrong sign"),
-        ("ratio", RATIO + f"return ({REINFORCE}).detach()", {}, "has no gradient by logprobs_T"),
+        ("ratio", RATIO + f"return ({REINFORCE}).detach()", {}, "has no gradient with respect to logprobs_T"),
         ("ratio", RATIO + f"return {REINFORCE} + logprobs_T.mean()", {}, "change other tokens; use sequences.mask_T"),
         ("ratio", RATIO + f"return {REINFORCE} * advantages_T.std()", {}, "the split of the batch"),
         ("ratio", RATIO + f"return {REINFORCE} / sequences.sum(torch.ones_like(logprobs_T))", {}, "not finite"),
@@ -65,7 +65,7 @@ def config(folder: Path, kind: str, text: str, **keys: Any) -> AlgorithmConfig:
             "kl",
             KL_ESTIMATE + "return logprobs_T - reference_logprobs_T.mean()",
             IN_LOSS,
-            "beside other",
+            "if other tokens are in the batch",
         ),
         ("kl", KL_ESTIMATE + "return (logprobs_T - reference_logprobs_T).detach()", IN_LOSS, "has no gradient"),
         (
