@@ -61,9 +61,7 @@ class TrainingSequence:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The positions of a sequence in a packed row: those of the prompt and those of the completion.
-
-    Other sequences may share the positions of the prompt.
+    """The positions of a sequence in a packed row. Other sequences may share the positions of the prompt.
 
     Attributes:
         prompt: first position of the prompt.
@@ -276,8 +274,7 @@ def filler(like: TrainingSequence) -> TrainingSequence:
     return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)
 
 
-# Largest share of padding in a batch of sequences. If a sequence would raise the share above this, it starts the next
-# batch.
+# Largest share of padding in a batch of sequences. A sequence that would raise it further starts the next batch.
 MAX_PADDING_SHARE = 0.05
 
 

@@ -201,10 +201,7 @@ class Cell:
         self._nursery.forget_program()
 
     def _start(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, int | None]:
-        """Start the program. Return its process number and a pipe.
-
-        The pipe reports why sealing failed. It is None if the process inherits its seal.
-        """
+        """Start the program; return its process number and, if it seals itself, a pipe that says why this failed."""
         if not self._nursery.empty:
             try:
                 return self._nursery.fork_test(descriptors[0], descriptors[1:4]), None

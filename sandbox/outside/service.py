@@ -67,8 +67,7 @@ class Sandbox:
     Args:
         level: the weakest isolation at which programs may run.
         workers: number of programs that run at the same time. The number of cores is the best choice.
-        preload: modules that stay imported in a separate worker. This worker runs the programs and the test code that
-            mention these modules.
+        preload: modules that stay imported in a separate worker, which runs the programs and tests that mention them.
         without: layers to leave out. For tests only.
         waiting: function that makes a context manager. A call is inside it while it waits for a free worker.
 
@@ -164,8 +163,7 @@ class Sandbox:
             stdin: standard input of the program.
             limits: limits of the run.
             language: language of the program.
-            preload: modules that are imported before the program starts. By default, those modules of the sandbox's
-                `preload` that the program mentions.
+            preload: modules imported before the program starts; by default those of the sandbox that it mentions.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.

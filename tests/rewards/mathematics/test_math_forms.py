@@ -53,7 +53,7 @@ def test_each_form_is_read(kind: str) -> None:
         ("\\hbar\\odot", ""),
         ("7^{1999!}", ""),
         ("[0,1)", ""),
-        (None, "no text or number"),
+        (None, "neither text nor a number"),
         (["1", "2"], "join a list's values"),
         (" ", "empty"),
         ("7" * 4000, "4000 characters"),
