@@ -1,8 +1,8 @@
 """Import VeriGRPO's four packages even if a user's file has the same name.
 
-A job starts in the user's folder, which may hold a user's file `rewards.py` or folder `launch/`. Python searches that
-folder first in a user's script and in Ray's actors, and searches `PYTHONPATH` before installed packages. So without
-this finder, VeriGRPO would import the user's file instead of its package.
+A job starts in the user's folder, which may hold a user's file `rewards.py` or folder `launch/`. Python searches the
+user's folder first in a user's script and in Ray's actors, and searches `PYTHONPATH` before installed packages. So
+without this finder, VeriGRPO would import the user's file instead of its package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Arguments and results of your functions, for each config key that accepts a function.
 
 Such a key accepts a built-in name, `module:function` or `file.py:function` (docs/objectives.md). The value of a
-keyword-only parameter comes from `algorithm.options`. If it is not there, it comes from the key of `algorithm` with the
-parameter's name, for example `clip_low`. Otherwise the parameter's default is used. Before a run starts,
+keyword-only parameter comes from `algorithm.options`. If the value is not there, it comes from the key of `algorithm`
+with the parameter's name, for example `clip_low`. Otherwise the parameter's default is used. Before a run starts,
 `grpo.algorithm.tiny_batch` tries the functions of the objective on a tiny batch.
 """
 
@@ -39,7 +39,7 @@ class Ratio(Protocol):
     """`algorithm.ratio`: takes present and old log-probabilities and advantages, and returns token losses, all [T].
 
     The function runs on every rank, on a microbatch. So a token's loss may depend only on tokens of the same sequence
-    (with `sequences.sum` and `sequences.mean`). Otherwise the gradient would depend on the split of the batch. The
+    (use `sequences.sum` and `sequences.mean`). Otherwise the gradient would depend on the split of the batch. The
     learner weights, sums and divides the losses, and minimises the result. The function may omit `sequences`.
 
         def reinforce(logprobs_T, old_logprobs_T, advantages_T):
@@ -55,9 +55,9 @@ class Ratio(Protocol):
 class Aggregation(Protocol):
     """`algorithm.aggregation`: takes lengths, and returns the token weight of each completion, and the denominator.
 
-    The function runs on the driver, on a whole optimizer step before the split, and gets only lengths. So no split
-    changes the gradient. A completion of length 0 carries no loss. Its weight must be 0, and it must not change the
-    other weights or the denominator.
+    The function runs on the driver, on a whole optimizer step before it is split over ranks, and gets only lengths. So
+    no split changes the gradient. A completion of length 0 carries no loss. Its weight must be 0, and it must not
+    change the other weights or the denominator.
 
         def root_mean(lengths):
             weights = [[length**-0.5 if length else 0.0 for length in group] for group in lengths]

@@ -211,8 +211,8 @@ def _clipped(
 
 
 # Estimates of KL(policy || reference) at each token that the policy sampled, with d = reference_logprob - logprob. If
-# an estimate is used as a loss on the policy's samples, the expected gradient of k1 is 0, that of k2 is the gradient of
-# KL(policy || reference), and that of k3 is the gradient of KL(reference || policy): Tang and Munos 2025
+# an estimate is used as a loss on the policy's samples, its expected gradient is 0 for k1, the gradient of
+# KL(policy || reference) for k2, and the gradient of KL(reference || policy) for k3: Tang and Munos 2025
 # (arXiv:2506.09477).
 def k1_kl(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     """-d with d = reference_logprob - logprob; its value is unbiased.

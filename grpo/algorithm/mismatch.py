@@ -22,8 +22,8 @@ def truncated_weight(
 
     Truncated importance sampling is from Ionides 2008. Yao et al. 2025 ("Your efficient RL framework secretly brings
     you off-policy RL training") use it per token for this purpose, and Liu et al. 2025 ("When speed kills stability")
-    per sequence. w = pi_proximal / pi_behaviour is the weight of decoupled PPO, Hilton et al. 2022 (arXiv:2110.00641),
-    which AReaL also uses, Fu et al. 2025 (arXiv:2505.24298).
+    per sequence. w = pi_proximal / pi_behaviour is the weight of decoupled PPO, Hilton et al. 2022 (arXiv:2110.00641).
+    AReaL also uses this weight, Fu et al. 2025 (arXiv:2505.24298).
 
     Args:
         log_ratio_T: logprob under the proximal policy minus logprob under the sampler; its gradient is not used.
@@ -46,8 +46,8 @@ def kept(
     """Select the tokens to keep: those with a ratio in [low, high].
 
     The ratio of each token is used by IcePop, Ling team 2025 (arXiv:2510.18855). The ratio of a sequence is used by Liu
-    et al. 2025 ("When speed kills stability"): it is either the product of the tokens' ratios, or their geometric mean,
-    which does not grow with the length.
+    et al. 2025 ("When speed kills stability"). The ratio of a sequence is either the product of its tokens' ratios, or
+    their geometric mean, which does not grow with the length.
 
     Args:
         log_ratio_T: logprob under the learner minus logprob under the sampler; its gradient is not used.

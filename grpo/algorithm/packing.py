@@ -121,7 +121,7 @@ class Microbatch:
         return replace(self, **moved)
 
     def __reduce__(self) -> tuple[Callable[..., Microbatch], tuple[object, ...]]:
-        """Pickle the tensors as NumPy arrays. Ray would copy tensors into the pickle, but sends arrays beside it."""
+        """Pickle the tensors as NumPy arrays. Ray would copy tensors into the pickle, but sends arrays outside it."""
         places_S4 = np.array(
             [(place.prompt, place.prompt_length, place.rest, place.rest_length) for place in self.places]
         )
@@ -274,7 +274,8 @@ def filler(like: TrainingSequence) -> TrainingSequence:
     return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)
 
 
-# Largest share of padding in a batch of sequences. A sequence that would raise it further starts the next batch.
+# Largest share of padding in a batch of sequences. A sequence that would raise the share above this value starts
+# the next batch.
 MAX_PADDING_SHARE = 0.05
 
 

@@ -41,8 +41,8 @@ def try_functions(algorithm: AlgorithmConfig, longest: int) -> list[str]:
         The keys of the tried functions.
 
     Raises:
-        ValueError: a function cannot be loaded, lacks the value of an option, raises an error, or breaks its contract.
-            Or no function takes one of the section's options.
+        ValueError: a function cannot be loaded, lacks the value of an option, raises an error, or breaks its contract;
+            or the section has an option that no function takes.
     """
     kinds: list[Kind] = [kind for kind in BUILT_IN if f"algorithm.{kind}" in algorithm.functions]
     functions = {kind: choice(kind, getattr(algorithm, kind)) for kind in kinds}

@@ -60,7 +60,7 @@ class GeneratorActor:
     """
 
     def __init__(self, setup: GeneratorSetup, after: object = None, logs: LogPlace | None = None) -> None:
-        """Load the policy. `after` may be a Ray reference; Ray starts the actor only when its value is ready."""
+        """Load the policy. `after` may be a Ray reference; Ray starts the actor only when the value is ready."""
         self._id = ActorId(ActorKind.GENERATOR, setup.replica)
         self._log = open_actor_log(logs, repr(self), session_logs)
         with without_collector():

@@ -58,7 +58,7 @@ class LearnerGroup:
         self.link: WeightLink | None = None
         """Sends weights without Ray's object store; None if the weights go through the store."""
         self.holders: Holders | None = None
-        """The generators that have the last push through Ray's object store; None if pushes are not sparse."""
+        """The generators that received the last push, if sparse pushes use Ray's object store; otherwise None."""
 
     def meanwhile(self, work: Callable[[], None]) -> None:
         """Repeat `work` while the group waits for optimizer steps, log-probabilities or checkpoints."""

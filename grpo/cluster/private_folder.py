@@ -23,7 +23,10 @@ _KEPT_DAYS = 7
 
 
 def private_folder() -> Path:
-    """Return the folder (mode 0700). All runs of this user share it, unless another user has a folder of this name."""
+    """Return the folder (mode 0700). All runs of this user share it.
+
+    If another user has a folder of this name, return a new folder that is not shared.
+    """
     places = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"]
     for place in filter(None, places):
         folder = Path(place).absolute() / f"grpo-{os.getuid()}"

@@ -89,7 +89,7 @@ def start_scoring(replica: Replica, sequences: Sequence[Sequence[int]]) -> Objec
 
 @dataclass(frozen=True, slots=True)
 class OneReplica:
-    """A single replica. To load and prove weights, it has the same methods as a group.
+    """A single replica. It has those methods of a group that load weights and check that they arrived.
 
     Attributes:
         replica: the replica.

@@ -1,4 +1,4 @@
-"""One generator in a Ray process. After a death, a new process takes its place."""
+"""One generator in a Ray process. If the process dies, a new process replaces it."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ class Replica:
         ray.kill(self.remote.handle, no_restart=True)
         ended = None
         if self._processes:
-            # A stopped process ignores Ray, and the engine's processes survive a killed actor. So all are killed.
+            # A stopped process ignores Ray, and the engine's processes survive a killed actor. So all of
+            # these processes are killed.
             where = NodeAffinitySchedulingStrategy(self._processes.node, soft=True)
             ended = _end_processes.options(scheduling_strategy=where).remote(self._processes)
             self._processes = None
@@ -176,7 +177,7 @@ def _end_processes(processes: Processes) -> None:
     import psutil
 
     if ray.get_runtime_context().get_node_id() != processes.node:
-        return  # The node has died, and its processes with it.
+        return  # The node has died, so its processes have ended too.
     for pid, created in processes.created:
         try:
             process = psutil.Process(pid)
@@ -192,7 +193,7 @@ def result_of(reference: ObjectRef[Result], deadline_s: float, what: str) -> Res
 
     Raises:
         Lost: the replica itself failed.
-        Exception: the call raised this error in the actor.
+        Exception: the error that the call raised in the actor.
     """
     try:
         return ray.get(reference, timeout=deadline_s)

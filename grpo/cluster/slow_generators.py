@@ -11,7 +11,7 @@ from grpo.types import ActorId
 
 # Steps over which speeds are compared. One step is not enough, because it may end with one long completion.
 STEPS = 5
-# A generator is reported if the median of the others is at least this many times as fast.
+# A generator is reported if the median speed of the other generators is at least this many times its speed.
 NOTABLE = 2.0
 
 
@@ -35,7 +35,7 @@ class GeneratorThroughput:
 
     @property
     def source(self) -> tuple[ActorId, int, str]:
-        """The generator and its process: the same in all steps until the generator restarts."""
+        """Return the generator and its process. This value changes only if the generator restarts."""
         return self.generator, self.process, self.address
 
     def __str__(self) -> str:

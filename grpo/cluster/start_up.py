@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Disable garbage collection in the block. Collections would free little, and take a fifth of a start."""
+    """Disable garbage collection in the block. Collections would free little, and take a fifth of the start-up time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

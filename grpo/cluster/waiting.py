@@ -2,7 +2,7 @@
 
 `LearnerRank` and `Generator` define the operations. The actor that holds a `LearnerRank` or a `Generator` has one
 method, `call`, which runs a function. The driver calls, for example, `start(lambda rank: rank.sleep(), Phase.SWAP)`:
-this sends the function to the actor, and the type checker checks the function against the class.
+this call sends the function to the actor, and the type checker checks the function against the class.
 """
 
 from __future__ import annotations

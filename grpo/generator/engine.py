@@ -47,8 +47,8 @@ class _Pending:
 class Generator:
     """A vLLM engine with the policy's weights and their version.
 
-    An update of the weights runs between two engine steps, and running requests are paused. After the update, they
-    continue with the new version. If `rollout.partial` is `restart`, they start again from the prompt.
+    An update of the weights runs between two engine steps, while the running requests are paused. After the update, the
+    requests continue with the new version. If `rollout.partial` is `restart`, they start again from the prompt.
     """
 
     def __init__(self, setup: GeneratorSetup) -> None:

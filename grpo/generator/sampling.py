@@ -46,8 +46,8 @@ class SamplingTokens:
             seed=seed,
             logprobs=0,
             flat_logprobs=True,
-            # vLLM would decode the text token by token. Only stop strings need this; `completions` decodes all tokens
-            # of a finished completion at once.
+            # If `detokenize` is on, vLLM decodes the text token by token. This is needed only for stop strings.
+            # Without it, `completions` decodes all tokens of a finished completion at once.
             detokenize=bool(sampling.stop),
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

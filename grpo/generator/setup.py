@@ -18,7 +18,8 @@ class GeneratorSetup:
         dtype: element type of weights and activations.
         generator: section with the sizes of the engine.
         max_sequence_tokens: largest length of a prompt and its completion together, in tokens.
-        temperature: temperature of training samples. The samples' log-probabilities include it.
+        temperature: temperature of training samples. The samples' log-probabilities are computed at this
+            temperature.
         device: `cpu` or `cuda`.
         replica: number of this replica.
         sleeps: True if the generator releases its memory while the learner trains; on `cuda` only.

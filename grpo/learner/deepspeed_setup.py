@@ -42,8 +42,8 @@ def deepspeed_settings(setup: LearnerSetup) -> dict[str, Any]:
         "bf16": {"enabled": bfloat16},
         # Gradients of many microbatches are summed in float32 even if they are computed in bfloat16.
         "data_types": {"grad_accum_dtype": "fp32"},
-        # A single reduction per step uses float32. Many reductions use bfloat16, because it halves the traffic, which
-        # then matters more than rounding.
+        # A single reduction per step uses float32. Many reductions use bfloat16, because bfloat16 halves the traffic.
+        # With many reductions, the traffic matters more than rounding.
         "communication_data_type": "bf16" if bfloat16 and not setup.learner.reduces_once(setup.dtype) else "fp32",
         "wall_clock_breakdown": False,
         "steps_per_print": 1 << 30,

@@ -20,7 +20,7 @@ def meet(backend: str, rank: int, world_size: int, address: str, port: int, dead
         rank: number of this process; rank 0 serves the store.
         world_size: number of ranks.
         address: address of rank 0's node, which the other ranks can reach.
-        port: free port on this node.
+        port: free port on rank 0's node.
         deadline_s: longest wait for the other ranks and for a collective, in seconds; None for torch's default.
     """
     if distributed.is_initialized():

@@ -16,7 +16,7 @@ class LearnerSetup:
     Attributes:
         policy_path: folder or hub name of the starting policy.
         reference_path: folder or hub name of the weights of the frozen reference (for a KL penalty) or of the base
-            policy (for LoRA). Runs without both do not read these weights.
+            policy (for LoRA). A run without a KL penalty and without LoRA does not read these weights.
         dtype: number format of the forward and backward passes.
         algorithm: the objective; None for supervised fine-tuning.
         learner: optimizer and batching.

@@ -43,7 +43,8 @@ def make_policy(new: NewPolicyConfig, texts: Iterable[str], folder: Path, seed: 
     # accelerate, and DeepSpeed warns that there is no GPU. Suppress both messages.
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    # Other code takes an existing folder for a complete policy, so the folder must not exist before it is complete.
+    # If the folder exists, other code assumes that the policy in it is complete. So the folder must appear only when
+    # the policy is complete.
     with files.whole_folder(folder) as partial:
         model.save_pretrained(partial)
         wrapped.save_pretrained(partial)

@@ -1,10 +1,10 @@
 """Long sequences: several ranks share the tokens of a microbatch, as in DeepSpeed-Ulysses.
 
-Jacobs et al. 2023 (arXiv:2309.14509): each rank holds some of the tokens, and computes the layers that treat tokens
-separately for its tokens only. Before attention, the ranks run an all-to-all exchange. Before this exchange, a rank
-holds some tokens with all their heads; after it, the rank holds all tokens with some of the heads. After attention,
-another exchange reverses the first. Therefore attention gets the whole packed row, and `grpo.policy.attention` needs no
-change.
+Jacobs et al. 2023 (arXiv:2309.14509): each rank holds some of the tokens. In layers that treat each token separately,
+a rank computes only its own tokens. Before attention, the ranks run an all-to-all exchange. Before this exchange, a
+rank holds some tokens with all their heads; after it, the rank holds all tokens with some of the heads. After
+attention, another exchange reverses the first. Therefore attention gets the whole packed row, and
+`grpo.policy.attention` needs no change.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def check_heads(policy: PreTrainedConfig, size: int) -> None:
     if not fits(size):
         choices = ", ".join(str(ranks) for ranks in range(1, heads + 1) if fits(ranks))
         raise ValueError(
-            f"learner.sequence_parallel={size} cannot share out the policy's {heads} attention heads, {shared} of them "
-            f"with keys and values; choose one of {choices}"
+            f"learner.sequence_parallel={size} cannot share out the policy's {heads} attention heads and "
+            f"{shared} key-value heads; choose one of {choices}"
         )
 
 
@@ -113,7 +113,9 @@ def _cut(values_N: Tensor, first: int, length: int) -> Tensor:
 
 
 def register_attention(policy: PreTrainedConfig, group: SequenceGroup) -> None:
-    """Register the attention `ULYSSES`, for policies of this shape. It runs `packed_attention` between two all-to-alls.
+    """Register the attention `ULYSSES`, for policies with the numbers and sizes of heads in `policy`.
+
+    This attention runs `packed_attention` between two all-to-all exchanges.
 
     Raises:
         ValueError: the heads cannot be shared out.

@@ -18,7 +18,7 @@ from grpo.visible import visible
 
 @dataclass(frozen=True, slots=True)
 class ClosingTable:
-    """Rows with a label and a figure. rich prints them as a table; `str` returns plain text."""
+    """Rows with a label and a value. rich prints them as a table; `str` returns plain text."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -26,7 +26,8 @@ class ClosingTable:
     def __rich__(self) -> Table:
         table = LiteralTable(title=self.title, title_style="bold", show_header=False)
         table.add_column(no_wrap=True, style="dim")
-        # Long figures are folded and not cut, because the last rows are paths, and only a whole path is useful.
+        # Long text in the second column is folded, not cut, because the last rows hold paths, and only a whole path is
+        # useful.
         table.add_column(overflow="fold")
         for label, figure in self.rows:
             table.add_row(label, figure)

@@ -8,8 +8,9 @@ Version n is the policy after n training steps, and step n trains version n. A s
   a later version. After sampling, the birth is the oldest version among the group's tokens.
 - Due. A group is due k steps after its birth. That step is the last step that may train on the group.
 - Filling. If D_j groups are due by step n + j, step n takes at least D_j - j P of these groups, for each j from 0 to k.
-  So step n takes all groups that are due now. It also takes the groups that are due later but do not fit into the steps
-  until then. The step waits for these groups. Then it adds the groups that finished first, until it has P groups.
+  So step n takes all groups that are due now. It also takes groups that are due later, if the steps from n + 1 to
+  their due step have too few places for all of them. The step waits for these groups. Then it adds the groups that
+  finished first, until it has P groups.
 
 Therefore a step never trains on a token more than k versions old, and never has to take more than P groups. The reason
 is the bound D_j <= (j + 1) P, which holds at the first step. Filling preserves this bound for the next step: groups
@@ -35,9 +36,9 @@ class Ticket(NamedTuple):
 
     Attributes:
         group: number of the group, unique in the run.
-        batch: number from which, together with the prompt, the seeds of the samples are computed. Groups 0 to P - 1 are
-            batch 0, the next P groups are batch 1, and so on. The time of the request does not change the batch. For a
-            refill, the batch is the number of the step.
+        batch: number that, with the prompt, determines the seeds of the samples. Groups 0 to P - 1 are batch 0, the
+            next P groups are batch 1, and so on. The time of the request does not change the batch. For a refill, the
+            batch is the number of the step.
         refill: round of refilling; 0 if the group is not part of a refill.
     """
 

@@ -51,7 +51,7 @@ class Late:
 
     Attributes:
         step: number of training steps that made the policy.
-        metrics: the metrics that an evaluation between two steps also returns.
+        metrics: the same metrics that an evaluation with `evaluation.mode=inline` returns.
     """
 
     step: int

@@ -36,8 +36,8 @@ class RunPrompts:
         """Read the data and check its gold answers.
 
         Raises:
-            ValueError: the data does not fit the config, no verifier judges a row, too many rows have a reference
-                that cannot be used, or no gold answer is `correct`.
+            ValueError: the data does not fit the config, a row has no verifier that judges it, too many rows have a
+                reference that cannot be used, or no gold answer is `correct`.
         """
         self._longest = longest = settings.rollout.max_prompt_tokens
         self.training = load_prompts(settings.data, tokenizer, max_tokens=longest)

@@ -1,10 +1,10 @@
 """`grpo view`: a page that shows runs. By default only this machine can open the page; a network needs a token.
 
-A policy wrote the data, so the server does not trust it. The server sends JSON in which every hidden character is
-named. The page inserts data only as text. The content security policy allows only scripts, styles and connections of
-this server. The server refuses requests that name another host or come from another site, so no other web site can read
-the page. A request cannot name a file path, and every number in a request has a limit. The size of the runs limits the
-cost of a request.
+A policy wrote the data, so the server does not trust it. In the JSON that the server sends, every invisible
+character is replaced by its name. The page inserts data only as text. The content security policy allows only scripts,
+styles and connections of this server. The server refuses requests that name another host or come from another site, so
+no other web site can read the page. A request cannot name a file path, and every number in a request has a limit. The
+size of the runs limits the cost of a request.
 """
 
 from __future__ import annotations
@@ -224,7 +224,8 @@ def _json(data: Any, status: int = 200) -> Response:
 def is_own_host(header: str, hosts: Sequence[str] = ()) -> bool:
     """Whether a request's Host is an address, `localhost`, or a name in `hosts`.
 
-    This stops DNS rebinding, in which an attacker's host name points to this machine. The attack cannot use an address.
+    This check stops DNS rebinding, in which an attacker's host name points to this machine. The attack needs a host
+    name, so a Host that is an IP address is safe.
     """
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
     if name.lower() in ("localhost", *(host.lower() for host in hosts)):

@@ -294,7 +294,7 @@ class NodePool:
 
 
 def _living_nodes() -> list[str]:
-    """Return the living nodes that have CPUs, or all living nodes if none has CPUs. A head node may have no CPUs."""
+    """Return the living nodes that have CPUs, or all living nodes if no node has CPUs. A head node may have no CPUs."""
     living = [node for node in ray.nodes() if node["Alive"]]
     with_cpus = [node for node in living if node["Resources"].get("CPU")]
     return [str(node["NodeID"]) for node in with_cpus or living]

@@ -71,8 +71,8 @@ def _decoding(
     engine_steps, sequences = np.array(predicted(1.0, 0.0)), np.array(predicted(0.0, 1.0))
     fitted = fit(engine_steps, sequences, seconds)
     for _ in range(ROUNDS):
-        # Which replica finishes last depends on the speeds. As long as it is the same replica, the seconds are linear
-        # in the speeds. So compute the slopes near the present speeds, and fit again.
+        # Which replica finishes last depends on the speeds. As long as the same replica finishes last, the seconds are
+        # linear in the speeds. So compute the slopes near the present speeds, and fit again.
         a_bit = 1e-6 * max(fitted)
         here = np.array(predicted(*fitted))
         engine_steps = (np.array(predicted(fitted[0] + a_bit, fitted[1])) - here) / a_bit
@@ -96,8 +96,8 @@ def _lengths(run: Path, step: int) -> Integers:
 def fit(first: ArrayLike, second: ArrayLike, seconds: ArrayLike) -> tuple[float, float]:
     """Return the least-squares fit of `a * first + b * second` to `seconds`: (a, b), both 0 or more."""
     design, wanted = np.array([first, second]).T, np.array(seconds)
-    # If the solution without bounds has no negative number, it is the best. Otherwise the best solution has a = 0 or
-    # b = 0.
+    # If the solution without bounds has no negative number, this solution is the best. Otherwise the best solution has
+    # a = 0 or b = 0.
     candidates = [np.linalg.lstsq(design, wanted, rcond=None)[0]]
     for column in (0, 1):
         square = float(design[:, column] @ design[:, column])

@@ -27,14 +27,14 @@ class SimulationRequest:
 
     Attributes:
         settings: settings of the run.
-        run: folder of a run. Lengths come from this run if `lengths` is None, and so do the speeds that are not in
-            `speeds`.
+        run: folder of a run. If `lengths` is None, the lengths come from this run. Speeds that are not in `speeds`
+            always come from this run.
         lengths: description of a distribution, to use instead of the run's lengths.
         speeds: speeds by their names in `Speeds`. These speeds replace those of the run.
         prompt_tokens: length of a prompt, in tokens; None means the longest prompt that the config allows.
         steps: number of steps to measure.
         seed: seed of the lengths.
-        scale_batch: whether the prompts in a step grow with the number of GPUs.
+        scale_batch: whether the number of prompts in a step grows in proportion to the number of GPUs.
     """
 
     settings: TrainConfig
@@ -119,15 +119,15 @@ def numbers(text: str, kind: Callable[[str], Number], name: str) -> list[Number]
 
 def _assumptions(request: SimulationRequest, sweep: Sweep) -> list[str]:
     speeds, rollout = sweep.speeds, request.settings.rollout
-    prompts = f"{rollout.prompts_per_step}{', growing with the GPUs,' if sweep.scale_batch else ''} prompts"
+    prompts = f"{rollout.prompts_per_step} prompts a step{' (more with more GPUs)' if sweep.scale_batch else ''}"
     origin = f"the run in {request.run}" if request.run else "estimates, not measured: docs/simulator.md"
     return [
-        f"Lengths: {request.lengths or f'the stored rollouts of {request.run}'}; {prompts} of {sweep.prompt_tokens} "
-        f"tokens x {rollout.group_size} completions a step; {sweep.steps} steps measured; seed {sweep.seed}.",
+        f"Lengths: {request.lengths or f'the stored rollouts of {request.run}'}; {prompts}, {sweep.prompt_tokens} "
+        f"tokens each, {rollout.group_size} completions per prompt; {sweep.steps} steps measured; seed {sweep.seed}.",
         f"Engine step {speeds.decode_base_s * 1e3:.3g} ms + {speeds.decode_sequence_s * 1e6:.3g} µs a sequence; "
         f"prefill {speeds.prefill_token_s * 1e6:.3g} µs a token; training step {speeds.learn_base_s:.3g} s + "
         f"{speeds.learn_token_s * 1e6:.3g} GPU-µs a token; push {speeds.push_s:.3g} s.",
         f"Speeds that no option gives are from {origin}." if request.run else f"Speeds that no option gives: {origin}.",
-        "over sync: completions/s divided by those of the fastest split with lag 0. In the row `all GPUs, in turns`, "
-        "the change between generators and learner takes no time.",
+        "Column `over sync`: completions/s, divided by the completions/s of the fastest split with lag 0. In the row "
+        "`all GPUs, in turns`, the change between generators and learner takes no time.",
     ]

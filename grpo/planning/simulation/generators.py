@@ -192,7 +192,7 @@ class SimulatedGenerators:
         first = np.cumsum(self._count) - self._count
         rank = np.arange(len(order)) - first[replica]
         between = np.where(rank == 0, end, np.diff(end, prepend=0.0))
-        # As long as any sequence has no slot, all slots are in use.
+        # While a sequence has no slot, all slots are in use.
         running = np.minimum(slots, self._count[replica] - rank)
         seconds = between * (speeds.decode_base_s + speeds.decode_sequence_s * running)
         elapsed = np.cumsum(seconds)

@@ -139,7 +139,7 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     lines = [line.replace("│", " ").split() for line in result.stdout.splitlines() if "GPUs" in line and "│" in line]
     assert [(line[0], line[1]) for line in lines] == [(n, lag) for n in ("4", "8") for lag in ("0", "2", "0")]
     assert "in turns" in result.stdout and "not measured" in result.stdout
-    assert "6 prompts of 16 tokens x 4 completions" in result.stdout
+    assert "6 prompts a step, 16 tokens each, 4 completions per prompt" in result.stdout
     everything = invoke(config(tmp_path), "--lengths", LENGTHS, "--gpus", "4,8", "--lag", "0,2", "--all-splits")
     assert everything.stdout.count("GPUs") > result.stdout.count("GPUs")
 
