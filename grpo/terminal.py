@@ -56,5 +56,5 @@ class Terminal(Console):
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback as Python does, with names in place of invisible characters. Set it as `sys.excepthook`."""
+    """Print a traceback as Python does, with names in place of invisible characters. For `sys.excepthook`."""
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))

@@ -147,7 +147,7 @@ class Rollout:
     """A completion with its verdicts, by the verifiers' names, and its reward.
 
     `reward` is None if a verdict that the reward depends on has failed (`timeout` or `error`). The quality of the
-    completion is then unknown, and the update leaves the completion out.
+    completion is then unknown, and the training step leaves the completion out.
     """
 
     completion: Completion
@@ -200,7 +200,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to sample for.
+    """A prompt for which completions are sampled.
 
     Attributes:
         index: number of the request in its stream. The caller chooses this number, and the completions come back with

@@ -54,5 +54,5 @@ def _named(match: re.Match[str]) -> str:
 
 
 def _is_emoji(character: str) -> bool:
-    # Emoji have the Unicode category So, except skin tones: these have the category Sk.
+    # Emoji have the Unicode category So, except skin tones, which have the category Sk.
     return character != "" and (unicodedata.category(character) == "So" or "\U0001f3fb" <= character <= "\U0001f3ff")

@@ -274,8 +274,7 @@ def filler(like: TrainingSequence) -> TrainingSequence:
     return TrainingSequence(token_ids, like.prompt_length, (0.0,), 0.0, 0.0, proximal)
 
 
-# Largest share of padding in a batch of sequences. A sequence that would raise the share above this value starts
-# the next batch.
+# Largest share of padding in a batch. A sequence that would raise the share above this value starts the next batch.
 MAX_PADDING_SHARE = 0.05
 
 

@@ -29,7 +29,7 @@ _IN_A_FILE = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class PolicyTensor:
-    """A tensor of the policy. If an adapter changes the tensor, this includes the adapter.
+    """A tensor of the policy, together with the adapter that changes it, if there is one.
 
     Attributes:
         name: name in Hugging Face format.
@@ -79,7 +79,7 @@ def policy_tensors(model: nn.Module) -> Iterator[PolicyTensor]:
 
 
 def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield every trained parameter, with the name that peft uses for it in a file."""
+    """Yield every trained parameter, with the name that peft gives to the parameter in a file."""
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
             yield _IN_A_FILE + name.replace(f".{_ADAPTER}.", "."), parameter
@@ -173,14 +173,14 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Switch the adapters off inside the context. There, the model computes the starting policy."""
+    """Switch the adapters off inside the context. The model then computes the starting policy."""
     layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
-        # An adapter that is off does not require gradients. Switching it on makes it require gradients again.
+        # While an adapter is off, its parameters do not require gradients. After it is on again, they do.
         for layer in layers:
             layer.enable_adapters(True)
 

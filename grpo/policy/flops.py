@@ -1,4 +1,4 @@
-"""Count the floating-point operations of a step. The model FLOPs utilisation (MFU) is computed from them."""
+"""Count the floating-point operations (FLOPs) of a step, for the model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class PolicyFlops:
     """The sizes of a policy that determine the FLOPs of a token.
 
     Attributes:
-        layer_weights: number of weights in the layers' matrices. The model multiplies every computed token by these.
-        head_weights: number of weights of the output head. The model multiplies only predicted tokens by these.
+        layer_weights: number of weights in the layers' matrices. The model multiplies every computed token by these
+            weights.
+        head_weights: number of weights of the output head. The model multiplies only predicted tokens by these
+            weights.
         attention_width: number of query heads times head size, summed over all layers.
     """
 
@@ -71,8 +73,8 @@ class PolicyFlops:
 
         Args:
             microbatch: microbatch to compute.
-            frozen: True if the weights get no gradient. A weight and token then take 4 FLOPs instead of 6. Adapters are
-                not counted.
+            frozen: True if the weights get no gradient. Each weight and token then take 4 FLOPs instead of 6. Adapters
+                are not counted.
         """
         pairs = sum(place.length * (place.length + 1) / 2 for place in microbatch.places)
         each = 4.0 if frozen else 6.0

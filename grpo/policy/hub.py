@@ -1,6 +1,6 @@
-"""Names on the Hugging Face hub with a revision, for example `Qwen/Qwen3-0.6B@main`, or a commit hash after the `@`.
+"""Names on the Hugging Face hub with a revision after an `@`, for example `Qwen/Qwen3-0.6B@main`, or a commit's hash.
 
-The owner of a name can change its content at any time. The content of a commit never changes.
+The owner of a repository can change its content at any time. The content of a commit never changes.
 """
 
 from __future__ import annotations

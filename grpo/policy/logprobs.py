@@ -120,16 +120,16 @@ class PolicyLogprobs(nn.Module):
         return logprobs_T, entropy_T
 
 
-# Some architectures change the logits after the output head. These are their config keys for that, each with the value
-# that means "no change".
+# Some architectures change the logits after the output head. These are the config keys of such changes, each with the
+# value that means "no change".
 _AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
 def load_model(path: str, dtype: Dtype, attention: str = PACKED) -> PreTrainedModel:
     """Load a causal language model without dropout. `attention` must take the same arguments as packed attention.
 
-    The sampler has no dropout. With dropout in the learner, the ratio of a policy to itself would not be 1, but noise
-    around 1.
+    The sampler has no dropout. With dropout in the learner, the ratio of a policy to itself would vary randomly around
+    1.
 
     Raises:
         ValueError: the architecture changes the logits after the output head, which `PolicyLogprobs` does not do.

@@ -88,7 +88,7 @@ def charts_of(histories: Sequence[History]) -> tuple[RunChart, ...]:
 
 
 def axis_of(metric: str) -> tuple[float | None, float | None]:
-    """The lowest and highest value that the axis of a metric must include; None if only measured values decide."""
+    """The lowest and highest value that the axis of a metric must include; None if measured values decide this."""
     chart = next((chart for chart in RUN_CHARTS if metric in dict(chart.curves).values()), None)
     return (chart.low, chart.high) if chart else (None, None)
 

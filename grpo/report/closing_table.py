@@ -44,7 +44,7 @@ def closing_table(name: str, history: History, files: Mapping[str, Path] | None 
     Args:
         name: name of the run, for the title.
         history: metrics of the run; a metric that was not measured has no row.
-        files: paths of the run's files, by label. They become the last rows.
+        files: paths of the run's files, by label. The paths become the last rows.
     """
     rows = [*_learned(history), *_speed(history), *_time(history)]
     rows += [(label, str(path)) for label, path in (files or {}).items()]
@@ -91,7 +91,7 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The times of each verifier's slowest verdicts. They rise if the policy finds answers that are slow to judge."""
+    """The times of each verifier's slowest verdicts. They grow if the policy finds answers that are slow to judge."""
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []

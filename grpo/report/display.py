@@ -28,7 +28,7 @@ class Field:
         decimals: number of digits after the point.
         width: width in a log line, in characters.
         unit: text after the figure in the live panel.
-        sticky: whether the display keeps the last value if a step has no value. Evaluations need this.
+        sticky: whether the display keeps the last value if a step has no value. Needed for the results of evaluations.
     """
 
     label: str

@@ -86,9 +86,9 @@ def overview(runs: Runs, folder: Path) -> tuple[Path, ...]:
     """Draw the measured curves: `overview.png` with all curves, then a file for each curve.
 
     Args:
-        runs: run folders, and each run gets a curve; or lists of run folders by label, and each label gets a curve. The
-            runs of a label differ only by seed. Their curve is the mean at the steps that all of them reached, with a
-            band from the lowest to the highest value.
+        runs: either a list of run folders, or lists of run folders by label. In a list, each run gets a curve. With
+            labels, each label gets a curve, and its runs differ only by seed: the curve is the mean at the steps that
+            all of these runs reached, with a band from the lowest to the highest value.
         folder: folder for the files. If it is missing, it is created.
 
     Returns:
@@ -162,7 +162,7 @@ def _draw(chart: RunChart, axes: Axes, entries: Sequence[_Entry]) -> None:
 
 
 def _draw_behind(axes: Axes, entry: _Entry, chart: RunChart) -> None:
-    """Draw the other curves of a chart behind the first curve, in grey. They have values for every training step."""
+    """Draw the other curves of a chart in grey, behind the first. These curves have a value at every training step."""
     behind = [(label, mean) for label, metric in chart.curves[1:] for mean, _, _ in _shown(entry, metric)]
     for label, mean in behind:
         drawn = mean.smooth() if mean.is_noisy() else mean

@@ -30,7 +30,8 @@ class JsonLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._descriptor = self._open()
-        # A killed process may have written an incomplete line. Remove it, or the next line would be appended to it.
+        # A killed process may have written an incomplete line. Remove this line, because the next line would be
+        # appended to it.
         os.ftruncate(self._descriptor, path.read_bytes().rfind(b"\n") + 1)
 
     def write(self, line: str) -> None:

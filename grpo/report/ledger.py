@@ -2,8 +2,8 @@
 
 An example: `{"step": 3, "groups": [{"prompt": "train:17", "versions": [2, 2], "sample": "9f3c..."}, ...]}`.
 
-A resumed run removes the lines of later steps, as it does with the metrics. The file shows for every step, also if the
-step's rollouts are not stored, that no group was lost or used twice.
+A resumed run removes the lines of later steps, just as it removes later metrics. The file shows that no group was lost
+or used twice. It covers every step, including steps whose rollouts are not stored.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ledger_problems(trained: Sequence[TrainedGroup], drawn: Sequence[str], open_
 
     Args:
         trained: groups of the ledger.
-        drawn: ids of prompts in the order in which the data gave them, at least as many as were trained on.
+        drawn: ids of prompts in the order in which the data gave them; at least as many ids as trained groups.
         open_at_most: number of groups that may be in progress at the end of the ledger; 0 if steps do not overlap.
     """
     problems = []

@@ -98,8 +98,8 @@ class LiveProgress:
         self._held_streams.clear()
 
     def _hold_log_handlers(self, streams_before: tuple[TextIO, TextIO]) -> None:
-        # rich replaces sys.stdout and sys.stderr, but a log handler made earlier holds the real stream and would
-        # write across the panel. Redirect it to the replacement until the panel is closed.
+        # rich replaces sys.stdout and sys.stderr, but a log handler that was made earlier holds the real stream and
+        # would write across the panel. Redirect the handler to the replacement until the panel is closed.
         replacements = dict(zip(map(id, streams_before), (sys.stdout, sys.stderr), strict=True))
         loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
         for logger in loggers:

@@ -44,7 +44,7 @@ Class = TypeVar("Class", bound=type)
 
 @contextlib.contextmanager
 def driver_log(job_folder: Path, level: LogLevel) -> Iterator[None]:
-    """Log into the job's folder until the block ends. The log says why the job ended, and an error names the log.
+    """Log into the job's folder until the block ends. The log says why the job ended; error messages name the log.
 
     The driver also runs the verifier pool of its machine. The records of the pool go to a separate file.
     """
@@ -75,7 +75,7 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     """Log to the actor's file until this process ends.
 
     Args:
-        place: place of the driver's log; None if the driver has no log; then no file is opened.
+        place: place of the driver's log; None if the driver has no log, and then no file is opened.
         actor: name of the actor, such as `learner rank 0`.
         elsewhere: function that returns another folder for the log. It is called if this node cannot write into the
             job's folder.

@@ -34,7 +34,7 @@ class ActorProfile:
     Attributes:
         actor: name of the actor.
         operators: operators with the largest `self_s`, largest first.
-        operators_s: seconds of all operators; the rest of the time is Python, waiting, and other processes.
+        operators_s: seconds of all operators. In the rest of the time, Python code runs, or the actor waits.
         on_gpu: whether the seconds are GPU time.
         trace: file for chrome://tracing or ui.perfetto.dev.
     """

@@ -6,8 +6,8 @@
     progress.step(1, {"reward/mean": 0.31, "time/step_s": 1.9})
     progress.close()
 
-On a terminal, the display is a live panel. Anywhere else (a CI log, a file), it is one line per step, at most 80
-columns wide. Both displays use the metric names of `docs/metrics.md`. A missing metric stays blank.
+On a terminal, the display is a live panel. Anywhere else (a CI log, a file), the display prints one line per step,
+at most 80 columns wide. Both displays use the metric names of `docs/metrics.md`. A missing metric stays blank.
 """
 
 from __future__ import annotations

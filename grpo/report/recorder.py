@@ -67,12 +67,14 @@ class RunRecorder:
 
         Args:
             run_dir: the run folder.
-            trackers: further places for the metrics besides `metrics.jsonl`; `close` closes the trackers.
-            progress: terminal display; `close` closes it. If None, a new display is opened.
-            rollouts_every: steps between stored rollouts; the first and the last step are stored too. 0 stores nothing.
+            trackers: further places for the metrics besides `metrics.jsonl`; `close` closes these trackers.
+            progress: terminal display, which `close` closes; if None, a new display is opened.
+            rollouts_every: steps between stored rollouts; the first and the last step are stored too. If 0, no rollouts
+                are stored.
             total_steps: number of the last planned step. The display shows it, and rollouts of this step are stored.
             mismatch_alarm: threshold of learner/mismatch_kl_first, in nats, above which the display warns once.
-            rollouts_max_mib: largest size of all stored completions, in MiB. Above it, steps in between are removed.
+            rollouts_max_mib: largest size of all stored completions, in MiB. Above this size, the completions of some
+                steps are removed, spread evenly over the run.
 
         Raises:
             ValueError: `rollouts_every` is negative, or `metrics.jsonl` has a line of a different format.

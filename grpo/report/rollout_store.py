@@ -130,7 +130,7 @@ def check_shape(groups: Sequence[Group], advantages: Advantages) -> None:
 def write_step(
     run_dir: Path, step: int, groups: Sequence[Group], advantages: Advantages, folder: str = run_files.ROLLOUTS
 ) -> Path:
-    """Store the rollouts of a step. Either the whole file is written or no file.
+    """Store the rollouts of a step. If an error occurs, no incomplete file is left.
 
     Raises:
         ValueError: `advantages` does not have one number for each rollout.
@@ -174,9 +174,9 @@ def truncate_after(run_dir: Path, step: int) -> None:
 def thin(run_dir: Path, most_bytes: int) -> int:
     """Remove stored steps until the remaining steps together take at most `most_bytes`.
 
-    The remaining steps stay spread over the run: each time, the step with the closest neighbours is removed. If there
-    are several such steps, the oldest is removed. The first and the last step of each folder are never removed, so the
-    result may exceed the limit.
+    The remaining steps stay spread over the run: each time, the step with the closest neighbours is removed. If
+    several steps have equally close neighbours, the oldest of these steps is removed. The first and the last step of
+    each folder are never removed, so the result may exceed the limit.
 
     Returns:
         The number of removed steps.

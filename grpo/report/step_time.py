@@ -12,8 +12,8 @@ from grpo.report.metrics_log import History
 # The parts of a step that the training loop measures, in this order. The remainder of `time/step_s` is "rest".
 TIMED_PARTS = ("generate", "verify", "learn", "sync")
 PARTS = (*TIMED_PARTS, "rest")
-# A step that is longer than the usual step by this factor is cut in a chart, or all other steps would look flat. An
-# example is a first step that compiles.
+# A step that is longer than the usual step by this factor is cut in a chart. Otherwise all other steps would look flat.
+# An example is a first step that compiles.
 _OUTLIER = 3.0
 
 

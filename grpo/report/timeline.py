@@ -2,7 +2,7 @@
 
 `{"step": 3, "begin": 1760000000.0, "lanes": {"generator 0": {"generate": [[0.012, 1.5]], "sync": [[2.1, 2.2]]}}}`:
 intervals are seconds since `begin`, the start of the step. Negative times belong to the previous step. An actor sends
-its busy times with its normal answers, so some times arrive one step late. So a reader also reads the next lines.
+its busy times with its normal answers, so some times arrive one step late and are in a later line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from grpo.types import ActorId, ActorKind
 from rewards.pool.busy_clock import Busy, BusyClock
 
 DRIVER = ActorId(ActorKind.DRIVER)
-# If the file is larger than this, the older half of its steps is removed. About 10,000 steps of ten actors fit.
+# If the file is larger than this number of bytes, the older half of its steps is removed. This size is enough for about
+# 10,000 steps of ten actors.
 MOST_BYTES = 16 << 20
 # A step's intervals are in the line of the step, and may also be in this number of lines after it.
 _LATE_LINES = 2

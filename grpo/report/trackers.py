@@ -132,7 +132,10 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """An MLflow run, continued if the run folder is used again. MLFLOW_TRACKING_URI names the server or folder."""
+    """An MLflow run. If the run folder is used again, the same MLflow run continues.
+
+    The variable MLFLOW_TRACKING_URI names the server or folder.
+    """
 
     def __init__(self, run_dir: Path, *, config: Mapping[str, Any] | None, project: str) -> None:
         try:

@@ -58,7 +58,7 @@ class Collector:
         run_seed: int,
         verdict_wait_s: float,
     ) -> None:
-        """Start without requested groups.
+        """Begin before any group is requested.
 
         Args:
             stream: stream that samples; no other object may use it.

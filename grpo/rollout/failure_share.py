@@ -10,7 +10,7 @@ from grpo.types import Group
 from grpo.visible import one_line
 
 # Number of verdicts needed to judge a single verifier. If a verifier has few verdicts, one bad row could raise the
-# share above the limit. So the verdicts of several steps are counted together until there are this many.
+# share above the limit. So the verdicts of several steps are counted together until this number is reached.
 LEAST_VERDICTS = 50
 
 

@@ -92,7 +92,7 @@ class Verifying:
         return len(self._waiting)
 
     def start(self, index: int, prompt: Prompt, completions: Sequence[Completion]) -> None:
-        """Start the verification of a group; `index` identifies it for the caller."""
+        """Start the verification of a group; `done` returns the group together with `index`."""
         self._waiting[index] = (prompt, completions, self._verify(prompt, completions))
 
     def done(self) -> list[tuple[int, Group]]:
@@ -101,7 +101,7 @@ class Verifying:
         return [(index, _group(*self._waiting.pop(index), self._specs)) for index in done]
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the verdicts of the group that was started first; return False if some are still missing."""
+        """Wait for the verdicts of the group that was started first; return False if verdicts are still missing."""
         return not concurrent.futures.wait(self._first()[1], timeout=timeout_s).not_done
 
     def late(self, waited_s: float) -> TimeoutError:
@@ -116,7 +116,7 @@ class Verifying:
 
 
 def with_refills(wanted: int, sample: Callable[[int, int], Sequence[Group]], rounds: int) -> list[Group]:
-    """Sample groups until enough of them have variance: for each group without variance, sample another group.
+    """Sample groups until enough groups have variance: for each group without variance, sample another group.
 
     This is DAPO's dynamic sampling, Yu et al. 2025 (arXiv:2503.14476), section 3.2, with a limited number of rounds. A
     round requests exactly the number of missing groups. So the result never has more groups with variance than

@@ -20,8 +20,8 @@ these terms, steps could take only young groups, and then more than P old groups
 k = 0, a step trains on the groups requested at its start.
 
 A refill (`algorithm.refill_rounds`) requests more groups, and the step takes the same number of additional groups.
-The limit on requested groups grows by this number, and so does the number of groups that the step trains on. So the
-rules above still hold.
+The limit on requested groups and the number of groups that the step trains on both grow by this number. So the rules
+above still hold.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Ticket(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A group that was requested, and that no step has taken yet; `place` is its number in the order of finishing."""
+    """A requested group that no step has taken yet; `place` is the group's number in the order of finishing."""
 
     birth: int
     sampled: bool = False
@@ -78,7 +78,7 @@ class OpenGroups:
 
     @property
     def version(self) -> int:
-        """The version of the policy. It equals the number of the next step."""
+        """The version of the policy, which equals the number of the next step."""
         return self._version
 
     @property
@@ -127,7 +127,7 @@ class OpenGroups:
         entry.place, self._finished = self._finished, self._finished + 1
 
     def are_sampled(self, count: int) -> bool:
-        """Return True if a step of `count` groups has all its completions; its verdicts may still be missing."""
+        """Return True if a step of `count` groups has all its completions; verdicts may still be missing."""
         return self._choose(count, [group for group, entry in self._open.items() if entry.sampled]) is not None
 
     def are_finished(self, count: int) -> bool:
@@ -201,7 +201,7 @@ class OpenGroups:
         return {group for group, entry in self._open.items() if entry.birth + self._lag <= self._version + steps}
 
     def _choose(self, count: int, available: Sequence[int]) -> list[int] | None:
-        """Choose `count` available groups, including all that the step must take; return None if some are missing."""
+        """Choose `count` available groups; return None if a group that the step must take is not available."""
         chosen: dict[int, None] = {}
         for steps in range(self._lag + 1):
             due = self._due(steps)

@@ -21,7 +21,8 @@ from rewards.pool import VerifierPool
 from rewards.selection import choose
 
 MATHEMATICAL = ("math", "math_verify")
-# Time limit for checking references before a job, in seconds: a verifier may run a slow program. `grpo check` has none.
+# Time limit for checking references before a job, in seconds: a verifier may run a slow program. `grpo check` has no
+# time limit.
 _REFERENCES_S = 20.0
 # Before a job starts: number of rows whose gold answers are judged, number of rows judged at a time, and time limit in
 # seconds. `grpo check` judges the gold answers of all rows.
@@ -94,9 +95,9 @@ def usable_rows(
         keys: names of the settings, for messages.
 
     Raises:
-        ValueError: a verifier cannot be built. Or `verification.check_golds` is `refuse`, and either the share of
-            unusable references is above `verification.max_unusable_share`, or no gold answer of a verifier is judged
-            `correct`.
+        ValueError: a verifier cannot be built; or `verification.check_golds` is `refuse`, and either the share of
+            unusable references is above `verification.max_unusable_share`, or a verifier judges none of its gold
+            answers `correct`.
     """
     if verification.check_golds == "off":
         return UsableRows()
@@ -139,7 +140,7 @@ def open_pool(specs: Sequence[VerifierSpec], verification: config.VerificationCo
 
 
 def rows_of_all(specs: Sequence[VerifierSpec], rows: Iterable[GoldRow]) -> list[GoldRow]:
-    """Return each row as often as it has verifiers: a copy for each verifier that judges the row."""
+    """Return, for each row, one copy for each verifier that judges the row."""
     return [dataclasses.replace(row, verifier=spec.name) for row in rows for spec in choose(specs, row.prompt)]
 
 

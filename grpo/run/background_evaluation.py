@@ -88,7 +88,7 @@ class BackgroundEvaluation:
                 shutil.rmtree(self._place(later))
 
     def add(self, step: int, export: Callable[[str], None]) -> None:
-        """Add the policy of `step`, which `export` writes into a folder; start an evaluation if none runs.
+        """Add the policy of `step`, which `export` writes into a folder; if no evaluation runs, start one.
 
         If a stopped run already wrote results for the step, the step is evaluated again.
         """
@@ -159,7 +159,8 @@ class BackgroundEvaluation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C must reach only the run, which then ends this process. So the process group is a new one.
+                # Ctrl-C must reach only the run, which then ends this process. So this process gets a new process
+                # group.
                 process_group=0,
             )
         self._running = owed, process, time.monotonic()
@@ -203,7 +204,7 @@ class BackgroundEvaluation:
 
 
 def owes_evaluations(settings: TrainConfig) -> bool:
-    """Whether a stopped run has policies without reported results; a resumed run must report these results."""
+    """Whether a stopped run has policies without reported results. If so, a resumed run must report these results."""
     evaluation, folder = settings.evaluation, Path(settings.run.folder) / run_files.EVALUATIONS
     if evaluation is None or evaluation.mode != "background":
         return False

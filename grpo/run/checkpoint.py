@@ -1,4 +1,4 @@
-"""Checkpoints: write a complete checkpoint or none, find the newest checkpoint, and delete old checkpoints."""
+"""Checkpoints: write a checkpoint (complete, or not at all), find the newest checkpoint, and delete old checkpoints."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Checkpoint:
         return self.folder / run_files.POLICY
 
     def driver_state(self) -> dict[str, Any]:
-        """Load the driver's part. It may hold only plain data and tensors, because unpickling is restricted."""
+        """Load the driver's part. This part may hold only plain data and tensors, because unpickling is restricted."""
         return dict(torch.load(self.folder / STATE, weights_only=True))
 
 

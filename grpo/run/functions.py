@@ -1,4 +1,4 @@
-"""The user's functions. They are tried before a run, copied beside its config, and called at steps and checkpoints."""
+"""The user's functions: try them before a run, copy them into its folder, and call them at steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Callbacks:
         return custom
 
     def checkpoint(self, saved: Checkpoint | None) -> None:
-        """Call the checkpoint functions, unless `saved` is None (no checkpoint was written).
+        """Call the checkpoint functions. If `saved` is None, no checkpoint was written, and no function is called.
 
         Raises:
             RuntimeError: a function raised, in this call or in the last call of `step`.

@@ -36,7 +36,7 @@ class HeldOut:
         generators: generators, which answer the prompts between two steps.
         turns: decides whether the learner or the generators use the GPUs' memory now.
         verification: verifiers, which judge the answers.
-        rollouts: collector of training's groups, which are verified also during an evaluation.
+        rollouts: collector of the training groups, which are also verified during an evaluation.
         report: recorder of the answers and of late metrics.
         progress: the display.
         busy: the driver's activities and times.

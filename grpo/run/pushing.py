@@ -70,7 +70,8 @@ class Pushing:
 
     def _push_to(self, replica: int) -> None:
         """Give the current weights to a restarted generator."""
-        # The learner sends its weights after the steps that have been started, so they have the version `self.version`.
+        # The learner sends its weights after all steps that have been started, so the weights have the version
+        # `self.version`.
         restarted = self._generators.only(replica)
         with self._learner.pushing_to(restarted.actors):
             replace(self._sync, generators=restarted).push(self.version, self._probe())

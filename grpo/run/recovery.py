@@ -31,7 +31,7 @@ def with_recovery(
     """Train; after the death of a process or a node, continue from the newest checkpoint.
 
     A group of ranks cannot continue after the loss of a rank, so a restart closes everything and opens it again. Only
-    `ProcessDied` causes a restart; `Stalled` does so too if `watchdog.action=restart` is set. An error of the run
+    `ProcessDied` and, if `watchdog.action=restart` is set, `Stalled` cause a restart. An error of the run
     itself (config, weights, verifiers, disk) stops the run, because the error would happen again after a restart.
 
     Args:

@@ -16,7 +16,7 @@ from grpo.run import checkpoint
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run's folder, with the metrics at the time of reading. To see newer steps of a running job, read it again.
+    """A run's folder, with the metrics at the time of reading. To see newer steps, read the folder again.
 
     >>> run = grpo.read_run("runs/sums")
     >>> run.metrics.last_step()

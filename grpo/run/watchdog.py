@@ -62,7 +62,8 @@ class Watchdog:
             start_s: deadline of a start, in seconds; a start may report no activity for a long time.
         """
         self._settings = settings
-        # Starting engines report little activity, so their limit is longer, but shorter than the start's deadline.
+        # Engines report little activity while they start, so the limit is then longer, but shorter than the start's
+        # deadline.
         self._start_s = max(settings.stall_s, _START_SHARE * start_s)
         self._run_dir = run_dir
         self._activity = activity
@@ -132,7 +133,7 @@ class Watchdog:
         return path
 
     def _end(self, actors: list[ActorProcess]) -> None:
-        # Send the signal before killing the actors, so that the main thread reports the stall, not an actor's death.
+        # Send the signal before killing the actors. The main thread then reports the stall, not an actor's death.
         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
         ray_processes.kill(actors)
         if not self._heard.wait(_DEAF_S):

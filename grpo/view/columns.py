@@ -27,13 +27,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Columns of R rows (a row is a completion) and of N groups. The groups have the order of their rows.
+    """Columns of R rows and of N groups. A row is a completion. The groups are in the order of their rows.
 
     Attributes:
         group_R: number of the row's group, counted from 0.
         reward_R: reward of the row; NaN if the reward is not known.
         status_R: bit i is set if a verdict of the row has status STATUSES[i].
-        text_R, prompt_id_N, prompt_N: Arrow arrays, in chunks if files were joined.
+        text_R, prompt_id_N, prompt_N: Arrow arrays; after files were joined, in chunks.
         first_N, count_N: first row of the group, and number of its rows.
         groups_N: index of the group in its step.
         spread_N: variance of the group's rewards.

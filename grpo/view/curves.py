@@ -18,7 +18,7 @@ _COLOURS = 6
 
 
 def main_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """The first charts of the page. For a single run, a chart has all its curves; otherwise one line for each run."""
+    """The first charts of the page. For a single run, a chart has all its curves; otherwise a line for each run."""
     chosen = charts_of([run.history for run in runs])
     drawn = [
         (chart, run_chart(runs[0], chart) if len(runs) == 1 else _metric_chart(runs, chart.metric, chart))

@@ -22,8 +22,8 @@ from rewards.verifiers.repetition import Repetition
 _FEWEST_POINTS = 5
 # A drop of held-out accuracy that is larger than the noise of a few hundred questions.
 _ACCURACY_LOST = 0.05
-# Smallest gain of the reward that counts as a rise. It is a share of the reward's range or, if this range is larger
-# than 1, an absolute gain.
+# Smallest gain of the reward that counts as a rise: if the reward's range is at most 1, a share of this range,
+# otherwise an absolute gain.
 _REWARD_GAINED = 0.05
 _LENGTH_FACTOR = 2.0
 _TRUNCATED = 0.2
@@ -233,7 +233,7 @@ def _copies(sampled: Sequence[FlaggedRollout]) -> Flag | None:
 
 
 def _loops(sampled: Sequence[FlaggedRollout]) -> Flag | None:
-    """Rewarded completions repeat themselves, and a larger share of them does so than at first."""
+    """Rewarded completions repeat themselves, and the share of such completions has grown."""
     steps = sorted({rollout.step for rollout in sampled})
     if not steps:
         return None

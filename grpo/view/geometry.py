@@ -1,4 +1,4 @@
-"""Compute line and area charts as plain geometry. The page's script makes SVG from it.
+"""Compute line and area charts as plain geometry. The page's script makes SVG from this geometry.
 
 This module draws nothing. The style sheet sets the colours, so that a chart suits light and dark pages.
 """
@@ -20,8 +20,8 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 462, 10, 194
 _MAX_BUCKETS = 210
 # Width of a digit in a label of the value axis, in units of the chart's box. A comma or a point is half as wide.
 _DIGIT = 8.7
-# Values that differ by less than this share of their size are nearly equal. If the axis magnified them, noise would
-# look like a change, and the labels would not fit beside the chart.
+# Values that differ by less than this share of their size are nearly equal. If the axis magnified these values, noise
+# would look like a change, and the labels would not fit beside the chart.
 _NEARLY = 1e-4
 # Differences of larger values overflow a float. Measured values are much smaller.
 _LARGEST = 1e300
@@ -91,8 +91,8 @@ def line_chart(
         curves: curves by label.
         span: first and last step of the step axis. Charts beside each other need the same span.
         unit: unit of the values.
-        low: the value axis begins here or at the lowest value; by default at the lowest value.
-        high: the value axis ends here or at the highest value; by default at the highest value.
+        low: the value axis begins at `low`, or at the lowest value if this is lower; by default at the lowest value.
+        high: the value axis ends at `high`, or at the highest value if this is higher; by default at the highest value.
         dotted: labels of curves with few points, which are marked.
     """
     drawn = {label: _drawable(curve) for label, curve in curves.items() if curve.finite()}
@@ -101,7 +101,7 @@ def line_chart(
     values = [value for curve in drawn.values() for value in curve.values]
     ends = [end for end in (low, high) if end is not None]
     if high is None and low is not None and max(values) <= low:
-        # If all values are at the begin of the axis, the axis needs some extent, and the curve lies on the step axis.
+        # If all values are at most `low`, the axis needs some length. The curve then lies on the step axis.
         ends.append(low + 1.0)
     up = _Axis.over(min(values + ends), max(values + ends), BOTTOM, TOP)
     y_ticks = up.ticks(5)
@@ -205,7 +205,7 @@ class _Axis:
     def over(cls, low: float, high: float, begin: float, end: float, *, whole: bool = False) -> _Axis:
         size, smallest = max(abs(low), abs(high)), 1 / _LARGEST
         if high - low <= (0.0 if whole else max(_NEARLY * size, smallest)):
-            # Give the axis some extent, so that the line is in the middle of the chart.
+            # Give the axis some length, so that the line is in the middle of the chart.
             middle, margin = low + (high - low) / 2, 0.0 if whole else 0.1 * size
             margin = margin if margin > smallest else 1.0
             low, high = middle - margin, middle + margin

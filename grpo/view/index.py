@@ -54,7 +54,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Result of a search: numbers of the groups in which a completion passes the filter, in the requested order."""
+    """Result of a search: numbers of the groups with a completion that passes the filter, in the requested order."""
 
     groups: np.ndarray[Any, Any]
     matches: np.ndarray[Any, Any]
@@ -140,7 +140,7 @@ class RolloutIndex:
         Args:
             run_dir: the run folder.
             folder: name of the folder in `run_dir` that holds the completions.
-            most_steps: largest number of steps to read, spread over the stored steps; None reads all of them.
+            most_steps: largest number of steps to read, spread over the stored steps; None reads all steps.
         """
         self._run_dir, self._folder, self._most_steps = run_dir, folder, most_steps
         # For each step: time and size of its file, and the columns of this file.
@@ -207,7 +207,8 @@ class RolloutIndex:
             except FileNotFoundError:
                 self._parts.pop(step, None)
             except (pa.ArrowException, OSError) as problem:
-                # An incomplete file must not hide the other files. The page names it. It is read again when it changes.
+                # An incomplete file must not hide the other files. The page names the incomplete file, which is read
+                # again when it changes.
                 self._parts[step] = (stamps[step], no_columns())
                 problems[step] = f"{step_path(self._run_dir, step, self._folder).name} cannot be read: {problem}"
 

@@ -55,7 +55,8 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
         if before <= step <= after:
             places.setdefault(name, []).append((step, group))
     ends = [(members[0], members[-1]) for members in places.values() if members[0][0] < members[-1][0]]
-    # Each end is a file to read, so the number of prompts is limited. Prompts whose ends are furthest apart come first.
+    # For each prompt, two files must be read, so the number of prompts is limited. Prompts with the longest distance
+    # between their two steps come first.
     ends = sorted(ends, key=lambda pair: pair[0][0] - pair[1][0])[:_MOST_COMPARED]
     stored = {
         (step, stored_group.index): stored_group
@@ -67,7 +68,7 @@ def _repeated(run: RunData, before: int, after: int) -> list[tuple[StoredGroup, 
 
 def _compare(before: StoredGroup, after: StoredGroup) -> dict[str, Any]:
     sides = [_side(before), _side(after)]
-    # If every verdict of a side failed, its reward is unknown, and so is the change.
+    # If every verdict of a side failed, the reward of this side and the change are unknown.
     known = sides[0]["reward"] is not None and sides[1]["reward"] is not None
     gain = sides[1]["reward"] - sides[0]["reward"] if known else None
     kind = "unknown" if gain is None else "better" if gain > 1e-9 else "worse" if gain < -1e-9 else "same"

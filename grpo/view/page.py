@@ -1,8 +1,8 @@
 """The page of `grpo view`: its HTML, and the page as a single file that needs no server, such as `report.html`.
 
 A policy's texts may be hostile. The file holds them as JSON that cannot end its HTML element. If a character is hidden
-or would reorder the page, the page shows its name instead. The script inserts texts only as text. The page's content
-security policy allows only the script and the style sheet whose hashes the policy names.
+or would reorder the page, the page shows the character's name instead. The script inserts texts only as text. The
+page's content security policy allows only the script and the style sheet whose hashes the policy names.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _STEPS, _GROUPS, _COMPLETIONS = FLAG_STEPS, 150, 16
 _HEAD_CHARACTERS, _TAIL_CHARACTERS = 6000, 2000
 _MOST_CHARACTERS = 4_000_000
 _TIMED_STEPS = 60
-# Log-probabilities need more space than the text, so only groups of short completions have them.
+# Log-probabilities need more space than the text, so the file has log-probabilities only for groups of short
+# completions.
 _SHADED_TOKENS = 600
 _FAILED = ("timeout", "error")
 
 
 def page(exported: Mapping[str, Any] | None = None) -> str:
-    """The page's HTML. If `exported` is given, the HTML contains this data, the script and the style, not links."""
+    """The page's HTML. If `exported` is given, the HTML contains this data, the script and the style."""
     environment = Environment(
         loader=PackageLoader("grpo.view", "templates"),
         autoescape=True,
@@ -79,7 +80,7 @@ def export(folders: Sequence[Path], path: Path) -> Path:
     a text has more than 8,000 characters, only its begin and its end are kept.
 
     Args:
-        folders: run folders; if a folder lacks a file, the page lacks the data of this file.
+        folders: run folders; if a file is missing in a folder, the page does not show the data of this file.
         path: the file; if its folder is missing, the folder is made.
 
     Raises:

@@ -50,7 +50,7 @@ _MOST_TOKENS = 4000
 
 
 def state(runs: Sequence[RunData]) -> dict[str, Any]:
-    """The data that changes while a run goes on. When `version` changes, the page requests all other data again."""
+    """The data that changes during a run. When `version` changes, the page requests all other data again."""
     return {
         "version": str(abs(hash(tuple(run.stamp for run in runs)))),
         "unread": sum(index.unread for run in runs for index in run.indexes.values()),
@@ -189,8 +189,8 @@ def timed_steps(history: History) -> list[int]:
 def time_line(run: RunData, step: int) -> dict[str, Any]:
     """The busy times in a step: a lane for each actor, with times in seconds since the step began.
 
-    If the run did not record each actor, there is a lane for each kind of actor. Its times are the waiting times of the
-    training loop.
+    If the run did not record each actor, there is a lane for each kind of actor. The times of a lane are the waiting
+    times of the training loop.
 
     Raises:
         LookupError: the run did not time that step.

@@ -50,7 +50,7 @@ def recipe(config: Any) -> list[tuple[str, str]]:
 
 
 def mismatch_alarm_of(config: Any) -> float | None:
-    """The threshold of `report.mismatch_alarm`, in nats; None if it is not set."""
+    """The threshold of `report.mismatch_alarm`, in nats; None if the threshold is not set."""
     value = _look_up(config, "report.mismatch_alarm")
     return float(value) if isinstance(value, int | float) else None
 

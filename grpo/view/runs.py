@@ -37,7 +37,7 @@ class RunData:
         Args:
             run_dir: the run folder.
             name: the name that the page shows.
-            most_steps: largest number of stored steps to read, spread over the run; None reads all of them.
+            most_steps: largest number of stored steps to read, spread over the run; None reads all steps.
 
         Raises:
             ValueError: the folder holds neither metrics nor stored completions.
@@ -68,7 +68,7 @@ class RunData:
 
     @property
     def settings(self) -> Any:
-        """The resolved config as plain data; None if it is missing or not YAML."""
+        """The resolved config as plain data; None if the config is missing or is not YAML."""
         return self._cached("settings", _stamp(self.run_dir / run_files.CONFIG), lambda: read_config(self.config))
 
     @property
@@ -148,7 +148,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def shown(value: _Value) -> _Value:
-    """The same plain data. Hidden characters are made visible; NaN and infinity become None."""
+    """Return the same plain data, with visible names of hidden characters, and None instead of NaN and infinity."""
     plain: _Value = _shown(value)
     return plain
 

@@ -33,12 +33,13 @@ from grpo.view.page import ASSETS, page
 from grpo.view.runs import RunData
 from grpo.visible import visible
 
-# Seconds between two reads of the run folders. The folders are read again because a run may still go on.
+# Seconds between two reads of the run folders. The folders are read again because a run may still be active.
 _REFRESH_S = 2.0
 _MOST_ROWS = 500
 # Longest query, in characters. A request for every chart of a run with 400 metrics needs half of this length.
 _LONGEST_QUERY = 32 * 1024
-# The largest integer that every JSON reader represents exactly. No step, token or group number is larger.
+# The largest integer that every JSON reader represents exactly. All step, token and group numbers are at most
+# this integer.
 _LARGEST = 2**53
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -68,7 +69,7 @@ def make_app(runs: Sequence[RunData], *, hosts: Sequence[str] = (), token: str |
         hosts: host names that requests may use, besides `localhost` and addresses.
         token: secret that a browser must send; if None, everybody who can reach the server may read the page.
     """
-    # FastAPI's documentation pages would load scripts from other sites, so they are off.
+    # FastAPI's documentation pages would load scripts from other sites, so these pages are switched off.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # The middleware that is added last runs first. So foreign requests are refused before the token is checked.
     if token is not None:
@@ -247,7 +248,7 @@ def serve(
         host: address to serve on; every address except loopback requires a token.
         port: port number; 0 means any free port.
         say: function that prints a line.
-        ask_token: require a token also on loopback, where other users of the machine could read the page.
+        ask_token: require a token even on loopback, because other users of the machine could read the page.
 
     Raises:
         OSError: the port is in use, or the address does not belong to this machine.

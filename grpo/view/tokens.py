@@ -14,7 +14,7 @@ _FILE = "tokenizer.json"
 
 
 def find_tokenizer(run_dir: Path, policy_path: str | None) -> Path | None:
-    """Find the run's tokenizer: in its newest checkpoint, in its `policy/`, or in the policy that it started from."""
+    """Find the run's tokenizer: in its newest checkpoint, in its `policy/`, or in the run's starting policy."""
     checkpoints = run_dir / run_files.CHECKPOINTS
     newest_first = [checkpoints / run_files.step_name(step) for step in reversed(run_files.steps_in(checkpoints))]
     policies = [folder / run_files.POLICY for folder in (*newest_first, run_dir)]
@@ -23,6 +23,6 @@ def find_tokenizer(run_dir: Path, policy_path: str | None) -> Path | None:
 
 
 def pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
-    """The text that each token adds. If a character needs several tokens, only the last of them adds text."""
+    """The text that each token adds. If a character needs several tokens, only the last of these tokens adds text."""
     stream = DecodeStream(skip_special_tokens=False)
     return [stream.step(tokenizer, token) or "" for token in token_ids]

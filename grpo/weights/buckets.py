@@ -1,7 +1,7 @@
 """The layout of a push: tensors, buckets, and each tensor's position in its bucket. Pure arithmetic.
 
 Sender and receivers compute the same layout from the names, dtypes and shapes of a bucket's tensors. So the sender
-announces only these.
+announces only names, dtypes and shapes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 # Every tensor begins at a multiple of this number of bytes, which suits all element types.
 ALIGNMENT = 16
-# Tensors smaller than this are collected into messages of about this size. A larger tensor is sent without a copy. Over
-# gloo, no other size is faster than 4 MiB. The receiver loads a message while its bytes are still in the CPU's cache.
+# Tensors of fewer bytes than this are collected into messages of about this size. A larger tensor is sent without a
+# copy. Over gloo, no other size is faster than 4 MiB. The receiver loads a message while its bytes are still in the
+# CPU's cache.
 MESSAGE_BYTES = 4 << 20
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -43,18 +44,20 @@ class TensorInfo:
 
     @property
     def block(self) -> str:
-        """The tensor's block in a layer, for example `model.layers.0.self_attn` for `q_proj.weight` in it."""
+        """The tensor's block in a layer, for example `model.layers.0.self_attn` for its `q_proj.weight`."""
         return self.name.rsplit(".", 2)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The description of tensors that are sent together. A generator gets it before the transport brings the bytes.
+    """The description of tensors that are sent together. A generator gets the description before it gets the bytes.
 
     Attributes:
-        number: number of the bucket, unique in a run. Members use it to report for which bucket they are ready.
+        number: number of the bucket, unique in a run. Members use the number to report for which bucket they
+            are ready.
         tensors: the tensors, in their order in the bucket.
-        handles: with `ipc`, a handle of each GPU's copy: the GPU's identity, and numbers and bytes for CUDA.
+        handles: for the transport `ipc`: a handle of each GPU's copy. A handle has the GPU's identity, and numbers and
+            bytes for CUDA.
         sparse: whether only the changes of the tensors are sent (`grpo.weights.patches`).
     """
 
@@ -127,7 +130,7 @@ def cut(tensors: Iterable[TensorInfo], bucket_bytes: int) -> list[Bucket]:
 
 
 def messages(tensors: Sequence[TensorInfo]) -> list[Message]:
-    """Split a bucket into messages. Small tensors share a message; a tensor of `MESSAGE_BYTES` or more does not."""
+    """Split a bucket into messages. Only tensors smaller than `MESSAGE_BYTES` share a message."""
     complete: list[Message] = []
     run: list[tuple[TensorInfo, int]] = []
     position = 0

@@ -50,7 +50,8 @@ class FileWeightTransferEngine(WeightTransferEngine[NothingToInit, FileUpdate]):
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one bucket."""
-        # The method of the base class also waits for an accelerator. There may be no accelerator, so do not call it.
+        # The method of the base class also waits for an accelerator. This machine may have no accelerator, so do not
+        # call that method.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdate) -> None:
@@ -109,7 +110,7 @@ class BucketUpdate(WeightTransferUpdateInfo):
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GroupInit, BucketUpdate]):
-    """Receives buckets over gloo, and loads each block while the next block still arrives."""
+    """Receives buckets over gloo, and loads each block while the next block arrives."""
 
     init_info_cls = GroupInit
     update_info_cls = BucketUpdate

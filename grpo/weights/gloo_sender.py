@@ -37,7 +37,7 @@ class GlooSender(GroupSender):
     def send(self, bucket: Bucket) -> None:
         """Send a bucket's messages.
 
-        This needs extra memory for the tensors that ZeRO-3 gathers, and for the messages of small tensors.
+        The call needs extra memory for the tensors that ZeRO-3 gathers, and for the messages of small tensors.
 
         Raises:
             TimeoutError: a receiver was not ready for the bucket or did not take all bytes within the deadline; the

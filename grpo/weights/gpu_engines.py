@@ -76,7 +76,7 @@ class NcclWeightTransferEngine(NCCLWeightTransferEngine):
 
 
 class IpcWeightTransferEngine(IPCWeightTransferEngine):
-    """Opens each bucket in the memory of the GPU. The generator and a learner rank share this GPU."""
+    """Opens each bucket in the memory of the GPU that the generator shares with a learner rank."""
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> IPCWeightTransferInitInfo:
         """Return constant settings, because shared memory needs no connection."""

@@ -39,8 +39,8 @@ class NcclSender(GroupSender):
         """Pack a bucket and broadcast it.
 
         Raises:
-            TimeoutError: a receiver was not ready for the bucket or did not take it within the deadline; the message
-                names the receiver.
+            TimeoutError: a receiver was not ready for the bucket or did not receive all of the bucket within the
+                deadline; the message names the receiver.
         """
         roll, communicator, failure = self._roll, self._communicator, None
         if roll is not None:
@@ -107,7 +107,7 @@ def pack(weights: PolicyWeights, bucket: Bucket, *, wanted: bool) -> Tensor | No
     Args:
         weights: the policy's weights.
         bucket: bucket to pack.
-        wanted: whether this rank packs the bytes. If not, the rank only takes part in the gathering.
+        wanted: whether this rank packs the bytes. A rank that does not pack them only takes part in the gathering.
     """
     packed = torch.empty(bucket.nbytes, dtype=torch.uint8, device="cuda") if wanted else None
     position = 0

@@ -77,7 +77,7 @@ class RollCall:
         """Wait until all other members have reached the stage `where`.
 
         Raises:
-            TimeoutError: a member did not reach it before the deadline; the message names the missing members.
+            TimeoutError: a member did not reach the stage before the deadline; the message names the missing members.
         """
         keys = [f"{where}/{rank}" for rank in range(len(self.members)) if rank != self.rank]
         try:
@@ -154,7 +154,7 @@ class GlooGroup:
         self._roll.forget(f"bucket {number}")
 
     def start_receiving(self, parts: Sequence[Tensor]) -> list[distributed.Work]:
-        """Start to receive into `parts`, uint8 on the CPU. They must have the order in which the sender sends them."""
+        """Start to receive into `parts`, uint8 on the CPU. The parts must be in the order of sending."""
         return [self._start(part) for part in parts]
 
     def finish_receiving(self, work: distributed.Work, number: int) -> None:

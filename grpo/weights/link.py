@@ -62,7 +62,7 @@ class Targets:
     """The generators that get a push."""
 
     def __init__(self, receivers: Callable[[], Sequence[Remote[Receiver]]]) -> None:
-        """Start with all generators as targets. `receivers` returns the current generators, and is called often."""
+        """Start with all generators as targets. `receivers` is called often, and must return the current generators."""
         self._receivers = receivers
         self._chosen: Sequence[Remote[Receiver]] | None = None
 
@@ -95,7 +95,7 @@ class Holders:
 
     @contextlib.contextmanager
     def push(self) -> Iterator[bool]:
-        """Run one push inside this context. It yields whether the push must send all elements.
+        """Run one push inside this context. The context yields whether the push must send all elements.
 
         After an interrupted push, no generator counts as a holder.
         """
@@ -143,11 +143,11 @@ class WeightLink:
     ) -> Iterator[Bucket]:
         """Yield the description of each bucket when the learner begins to send the bucket.
 
-        The caller must pass each description to every generator's `update`. It must fetch bucket n + 2 only after all
-        generators have loaded bucket n, because with `ipc` the learner's memory has space for two buckets.
+        The caller must pass each description to every generator's `update`. The caller must fetch bucket n + 2 only
+        after all generators have loaded bucket n, because with `ipc` the learner's memory has space for two buckets.
 
         Raises:
-            TimeoutError: a generator or the learner did not connect or was not ready; the message names it.
+            TimeoutError: a member did not connect or was not ready; the message names the member.
         """
         try:
             self.join(ranks)

@@ -45,7 +45,7 @@ class WeightOutlet:
 
         Args:
             bucket_bytes: maximum size of the whole tensors of a bucket, in bytes.
-            whole: True to send all elements, because some generator missed the last push.
+            whole: True to send all elements, because a generator missed the last push.
         """
         if whole:
             self._patches.forget()

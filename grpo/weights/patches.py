@@ -111,7 +111,7 @@ def difference(old_E: np.ndarray, new_E: np.ndarray) -> tuple[int, Patch | None]
 class Pushed:
     """Totals of pushes: bytes that the learner sent, number of all elements, and number of changed elements.
 
-    If the learner has no older copy of a tensor, all its elements count as changed.
+    If the learner has no older copy of a tensor, all elements of the tensor count as changed.
     """
 
     nbytes: int = 0
@@ -120,7 +120,7 @@ class Pushed:
 
 
 class PatchWriter:
-    """The learner's part. On rank 0, it keeps a CPU copy of every tensor as last sent, in the dtype of the push."""
+    """The learner's part. On rank 0, it keeps a CPU copy of each tensor as last sent, in the dtype of the push."""
 
     def __init__(self, weights: PolicyWeights, *, wanted: bool) -> None:
         """Begin with no copies, because nothing was sent yet.
@@ -135,7 +135,7 @@ class PatchWriter:
         self.pushed = Pushed()
 
     def forget(self) -> None:
-        """Send every tensor whole in the next push, because some receiver missed the last push."""
+        """Send every tensor whole in the next push, because a receiver missed the last push."""
         self._sent = {}
 
     def file(self, bucket: Bucket) -> np.ndarray | None:

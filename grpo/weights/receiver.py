@@ -30,7 +30,7 @@ class BucketReceiver:
         Raises:
             TimeoutError: the bucket did not arrive within the deadline.
             RuntimeError: the connection broke.
-            WeightsDiffer: after a sparse push's changes are applied, a tensor differs from the sender's tensor.
+            WeightsDiffer: after the changes of a sparse push are applied, a tensor differs from the sender's tensor.
         """
         if bucket.sparse:
             self._receive_changes(bucket, load)
@@ -88,9 +88,9 @@ class _Memory:
         return [self._bytes[message.start : message.end] for message in expected]
 
     def _free(self) -> bool:
-        # Every array or tensor that uses this memory holds a reference to it. This object and the call below hold two
-        # references. vLLM keeps the tensors of a layer until the layer is complete. Gloo's thread also holds a
-        # reference and releases it a moment later, so try several times.
+        # Every array or tensor that uses this memory holds a reference to the memory. This object and the call below
+        # hold one reference each. vLLM keeps the tensors of a layer until the layer is complete. Gloo's thread also
+        # holds a reference and releases it a moment later, so try several times.
         for _ in range(10):
             if sys.getrefcount(self._bytes) <= 2:
                 return True

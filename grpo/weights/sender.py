@@ -20,7 +20,7 @@ class Sender(Protocol):
     """Sends the buckets of a rank over a transport."""
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Prepare for the receivers; return the port to which receivers connect, or 0 if they need no port here."""
+        """Prepare for the receivers; return the port to which they connect, or 0 if they need no port of this rank."""
         ...
 
     def join(self) -> None:
@@ -32,7 +32,7 @@ class Sender(Protocol):
         ...
 
     def release(self) -> None:
-        """Release memory that only generators read. Call this after the generators have read all of it."""
+        """Release memory that only generators read. Call this after the generators have read all of this memory."""
         ...
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class GroupSender:
         self._roll: RollCall | None = None
 
     def open(self, address: str, members: Sequence[str], deadline_s: float) -> int:
-        """Serve the store on rank 0; return its port, or 0 on other ranks."""
+        """On rank 0, serve the store and return its port. On other ranks, return 0."""
         self.close()
         if self._rank != SENDER:
             return 0

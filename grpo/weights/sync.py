@@ -1,8 +1,8 @@
 """Push the learner's weights to the generators, with a version number, and prove that the weights arrived.
 
 The proof is a probe: the learner and every generator compute the log-probabilities of a few tokens, which must agree. A
-checksum is not enough. On a CPU, vLLM repacks linear layers, and has no hash of the repacked weights. If the engine
-keeps a separate copy of a tied output head, neither a hash nor a count of tensors shows that this copy is old.
+checksum is not enough. On a CPU, vLLM repacks linear layers, and provides no hash of the repacked weights. If the
+engine keeps a separate copy of a tied output head, neither a hash nor a count of tensors shows that this copy is old.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class WeightSource(Protocol):
     def export_buckets(self, bucket_bytes: int) -> Iterator[Any]:
         """Stream the policy's tensors in buckets.
 
-        With Ray's object store, a bucket holds the tensors' data. With other transports, it holds only their names and
-        shapes.
+        With Ray's object store, a bucket holds the tensors' data. With other transports, a bucket holds only the names
+        and shapes of the tensors.
         """
         ...
 
@@ -161,7 +161,7 @@ class WeightSync:
         )
 
     def _stale_tensors(self, policy_version: int, probe: Sequence[Sequence[int]]) -> list[str]:
-        """Return the names of the tensors that had not arrived.
+        """Return the names of the tensors that did not arrive in the push.
 
         The method sends the blocks of the layers again, one at a time. Sending a block that had arrived changes
         nothing. So if a generator's scores change after a block is sent, that block had not arrived.
@@ -183,7 +183,7 @@ def _mean_difference(expected: Scores, actual: Scores) -> float:
 
 
 def _changed(before: Scores, after: Scores, tolerance: float) -> bool:
-    """Return True if the scores changed by more than `tolerance`, or if only one of the two sets is finite."""
+    """Return True if the scores changed by more than `tolerance`, or if only one of `before` and `after` is finite."""
     if not (_all_numbers(before) and _all_numbers(after)):
         return _all_numbers(before) != _all_numbers(after)
     return _mean_difference(before, after) > tolerance

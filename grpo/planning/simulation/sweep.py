@@ -45,8 +45,8 @@ class Row:
         step_s: mean seconds of a step.
         completions_per_s: number of completions learned from, per second.
         generator_idle: share of time in which a replica had no work, or waited for a push.
-        slots_used: mean number of sequences that a replica samples at a time, as a share of the largest such number.
-        learner_idle: share of time in which the learner waited for groups. It then neither trains nor pushes.
+        slots_used: mean number of sequences that a replica samples at a time, as a share of `generator.max_sequences`.
+        learner_idle: share of time in which the learner waited for groups, and neither trained nor pushed.
         gpu_idle: share of all GPUs' time in which the GPUs neither sampled nor trained nor pushed.
         mean_lag: number of versions between a group's first token and the step that trains on it, mean over groups.
     """
@@ -76,10 +76,11 @@ class Sweep:
         lengths: source of the completions' lengths.
         speeds: speeds of generators and learner.
         prompt_tokens: length of a prompt, in tokens.
-        steps: number of measured steps in each run. Before these, the run has 3 (1 + lag) warm-up steps.
+        steps: number of measured steps in each run. Before these steps, the run has 3 (1 + lag) warm-up
+            steps.
         seed: seed of the lengths. All rows of the same size use the same lengths.
         scale_batch: whether the number of prompts in a step grows in proportion to the number of GPUs. The config's
-            number of prompts is that for the config's GPUs.
+            number of prompts belongs to the config's number of GPUs.
     """
 
     settings: TrainConfig
