@@ -154,7 +154,7 @@ def evaluate(
         The metrics of each task, by the task's name.
 
     Raises:
-        ValueError: the model, a task or data do not exist, or the settings do not fit them.
+        ValueError: the model, a task or data do not exist, or the settings do not fit the model, a task or data.
         RuntimeError: an endpoint refuses a request, or verifiers fail so often that the metrics cannot be trusted.
         TimeoutError: a completion or a verdict did not come within its deadline.
     """

@@ -30,7 +30,7 @@ def train(
     """Train a policy with GRPO (Shao et al. 2024, arXiv:2402.03300) or a related algorithm, or resume a run.
 
     Each step samples a group of completions from the current policy for each of P prompts, and scores the completions.
-    It then takes `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md). If
+    The step then takes `algorithm.minibatches` optimizer steps on the configured objective (docs/objectives.md). If
     `rollout.max_policy_lag` is above 0, sampling for the next steps continues during the optimizer steps
     (docs/async.md).
 

@@ -108,7 +108,7 @@ def batch_normalised(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     """A_i = (r_i - mean of its group) / std of the rewards of the whole batch.
 
     Liu et al. 2025, "Part I: Tricks or Traps" (arXiv:2508.08221). The deviation is computed before the group's mean is
-    subtracted. In `reinforce_plus_plus_baseline`, it is computed after the subtraction.
+    subtracted; in `reinforce_plus_plus_baseline`, the deviation is computed after the subtraction.
     """
     groups = _groups(rewards_PG, valid_PG)
     count = valid_PG.sum()

@@ -17,7 +17,7 @@ Weighting = tuple[list[list[float]], float]
 
 
 def token_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
-    """Every token has the same weight; denominator: tokens.
+    """Every token has the same weight; the denominator is the number of tokens.
 
     DAPO, Yu et al. 2025 (arXiv:2503.14476), equation 8.
     """
@@ -25,7 +25,7 @@ def token_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
 
 
 def sequence_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
-    """Every completion has the same weight, and its tokens 1 / its length; denominator: completions.
+    """Every completion has the same weight (a token has 1 / length); the denominator is the number of completions.
 
     GRPO, Shao et al. 2024 (arXiv:2402.03300), equation 3.
     """
@@ -33,7 +33,7 @@ def sequence_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
 
 
 def constant(lengths: Sequence[Sequence[int]], *, length_divisor: int) -> Weighting:
-    """Every token has the same weight; denominator: completions x `length_divisor`.
+    """Every token has the same weight; the denominator is the number of completions x `length_divisor`.
 
     Dr. GRPO, Liu et al. 2025 (arXiv:2503.20783), section 3.2.
     """
@@ -41,7 +41,9 @@ def constant(lengths: Sequence[Sequence[int]], *, length_divisor: int) -> Weight
 
 
 def prompt_mean(lengths: Sequence[Sequence[int]]) -> Weighting:
-    """Every prompt has the same weight, and its tokens 1 / the tokens of its group; denominator: prompts with a token.
+    """Every prompt has the same weight (a token has 1 / tokens of the group); the denominator is the number of prompts.
+
+    A prompt whose group has no token is not counted.
 
     Khatri et al. 2025, ScaleRL (arXiv:2510.13786).
     """

@@ -179,7 +179,7 @@ def soft_policy_loss(
 
     tau is `soft_temperature_positive` if A > 0, else `soft_temperature_negative`: SAPO, Gao et al. 2025
     (arXiv:2511.20347). At r = 1, the gradient equals the gradient of -A r. On both sides of r = 1, the gradient
-    decreases, and it is never 0.
+    decreases, but is never 0.
     """
     ratio_T = torch.exp(logprobs_T - old_logprobs_T)
     tau_T = torch.where(advantages_T > 0, soft_temperature_positive, soft_temperature_negative)

@@ -66,8 +66,9 @@ def minibatches(
 
     The batches omit rollouts that carry no loss, and groups that have only such rollouts. If the loss is a multiple of
     the advantage, a rollout with advantage 0 adds nothing to the gradient. If `skip_without_advantage` is true, the
-    model does not compute these rollouts. They still count in the denominator, so the gradient is the same to the last
-    digit. `skip_without_advantage` must be false if the loss has another term (a KL penalty, an entropy bonus).
+    model does not compute these rollouts. These rollouts still count in the denominator, so the gradient is the same to
+    the last digit. `skip_without_advantage` must be false if the loss has another term (a KL penalty, an entropy
+    bonus).
 
     Args:
         groups: sampled groups.

@@ -21,9 +21,9 @@ def truncated_weight(
     """Return min(w, cap); w is the probability ratio of a token, or of its whole sequence.
 
     Truncated importance sampling is from Ionides 2008. Yao et al. 2025 ("Your efficient RL framework secretly brings
-    you off-policy RL training") use it per token for this purpose, and Liu et al. 2025 ("When speed kills stability")
-    per sequence. w = pi_proximal / pi_behaviour is the weight of decoupled PPO, Hilton et al. 2022 (arXiv:2110.00641).
-    AReaL also uses this weight, Fu et al. 2025 (arXiv:2505.24298).
+    you off-policy RL training") use it per token for this purpose; Liu et al. 2025 ("When speed kills stability") use
+    it per sequence. w = pi_proximal / pi_behaviour is the weight of decoupled PPO, Hilton et al. 2022
+    (arXiv:2110.00641). AReaL also uses this weight, Fu et al. 2025 (arXiv:2505.24298).
 
     Args:
         log_ratio_T: logprob under the proximal policy minus logprob under the sampler; its gradient is not used.

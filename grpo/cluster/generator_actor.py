@@ -18,7 +18,7 @@ from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
 from grpo.types import ActorId, ActorKind, GeneratorReport, Phase, Request, SamplingParams
 from rewards.pool.busy_clock import Busy
 
-# An actor's process imports this module to find its class. torch and the rest are imported when the actor starts,
+# An actor's process imports this module to find its class. torch and other modules are imported when the actor starts,
 # with garbage collection off.
 if TYPE_CHECKING:
     from grpo.generator.engine import Generator

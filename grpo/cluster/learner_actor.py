@@ -16,7 +16,7 @@ from grpo.report.logs import follow_libraries, logs_failures, open_actor_log
 from grpo.types import ActorId, ActorKind, Phase
 from rewards.pool.busy_clock import Busy, BusyClock
 
-# An actor's process imports this module to find its class. torch and the rest are imported when the actor starts,
+# An actor's process imports this module to find its class. torch and other modules are imported when the actor starts,
 # with garbage collection off.
 if TYPE_CHECKING:
     from grpo.learner.rank import LearnerRank
@@ -46,7 +46,7 @@ class LearnerActor:
         return str(self._id)
 
     def address(self) -> tuple[str, int]:
-        """Return this node's address and a free port on it, through which the ranks can connect to each other."""
+        """Return an address and a free port of this node, through which the ranks can connect to each other."""
         return free_address()
 
     def start(self, master_address: str, master_port: int) -> str:

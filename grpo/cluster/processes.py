@@ -61,7 +61,7 @@ class ActorProcess:
 
 
 def actors_of_job() -> list[ActorProcess]:
-    """Return every actor that this driver has started, dead actors included; no actors if Ray does not run."""
+    """Return every actor that this driver has started, including dead actors; the list is empty if Ray does not run."""
     if not ray.is_initialized():
         return []
     job = ray.get_runtime_context().get_job_id()

@@ -41,7 +41,7 @@ def connect(settings: config.ClusterConfig, cpus: int) -> bool:
 
 
 def start_local_ray(cpus: int) -> None:
-    """Start Ray for this process: all ports on the loopback interface, no dashboard, no access for other users.
+    """Start Ray for this process, with all ports on the loopback interface, without a dashboard or access for others.
 
     By default, Ray's folders are writable for all users, and the umask decides who can read Ray's token. Another
     user who has the token and can reach the port can run code as this user.
@@ -53,7 +53,7 @@ def start_local_ray(cpus: int) -> None:
         TimeoutError: Ray did not start within its time limit, twice.
     """
     # Ray uses the loopback address as this machine's address only if Ray may not form a cluster. Ray reads the variable
-    # during its import, and the child processes of Ray read it when they start.
+    # during its import, and the child processes of Ray read the variable when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # By default Ray runs its workers at niceness 15. Then any other program on the machine would slow the engines.
@@ -116,7 +116,7 @@ class PackagesFirst(JobConfig):
 
 
 def session_logs() -> Path:
-    """Return Ray's log folder on this node. An actor logs there if its node cannot access the job's folder."""
+    """Return Ray's log folder on this node. An actor writes its log there if it cannot access the job's folder."""
     node: Any = ray._private.worker._global_node
     return Path(node.get_logs_dir_path())
 

@@ -55,7 +55,7 @@ class RemoteActor(Generic[Subject]):
 
 
 def free_address() -> tuple[str, int]:
-    """Return this node's address and a free port on it."""
+    """Return this node's address, and a free port of this node."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -50,7 +50,7 @@ class EngineLoop:
     """Runs an engine in a thread. An error in the thread ends the thread, and every later call raises that error."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
-        """Make the engine in the new thread, and wait until it is ready.
+        """Make the engine in the new thread, and wait until the engine is ready.
 
         Raises:
             Exception: the error of `make`.

@@ -47,7 +47,7 @@ class SamplingTokens:
             logprobs=0,
             flat_logprobs=True,
             # If `detokenize` is on, vLLM decodes the text token by token. This is needed only for stop strings.
-            # Without it, `completions` decodes all tokens of a finished completion at once.
+            # If it is off, `completions` decodes all tokens of a finished completion at once.
             detokenize=bool(sampling.stop),
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

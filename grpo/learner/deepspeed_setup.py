@@ -92,7 +92,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _zero_settings(learner: LearnerConfig, device: Device) -> dict[str, Any]:
-    """Return ZeRO's stage, its offload to host memory, and whether it communicates during the backward pass.
+    """Return ZeRO's stage, its offload to host memory, and whether ZeRO communicates during the backward pass.
 
     Offloaded parameters imply offloaded optimizer states (ZeRO-Infinity, Rajbhandari et al. 2021, arXiv:2104.07857).
     """

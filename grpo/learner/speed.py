@@ -54,7 +54,7 @@ class SpeedMeter:
             torch.cuda.synchronize(self._device)
             peak_bytes = torch.cuda.max_memory_allocated(self._device)
         else:
-            # A CPU has no peak counter that can be reset, so this is the peak of the process since its start.
+            # A CPU has no peak counter that can be reset, so this value is the peak of the process since its start.
             peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = time.perf_counter() - self._started
         tokens = sum(len(batch.input_ids_N) for batch in microbatches)

@@ -89,7 +89,7 @@ def adapted_layers(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Lin
     """Return the linear layers that `lora.targets` names, by their full names. The output head is left out.
 
     Raises:
-        ValueError: a target names no linear layer.
+        ValueError: a target does not name a linear layer.
     """
     head = model.get_output_embeddings()
     linear = {
@@ -115,7 +115,7 @@ def trained_parameters(model: PreTrainedModel, lora: LoraConfig | None) -> int:
     """Count the parameters with gradients and optimizer state. With LoRA, these are the parameters of A and B.
 
     Raises:
-        ValueError: a target of `lora` names no linear layer.
+        ValueError: a target of `lora` does not name a linear layer.
     """
     if lora is None:
         return sum(parameter.numel() for parameter in model.parameters())
@@ -145,7 +145,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int) -> None:
         seed: seed for A, the same on every rank.
 
     Raises:
-        ValueError: a target names no linear layer, or a named layer cannot be adapted.
+        ValueError: a target does not name a linear layer, or a named layer cannot be adapted.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

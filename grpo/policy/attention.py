@@ -81,7 +81,7 @@ class PackedLayout:
                 tensor.index_select(0, gather).view(rows, longest, *tensor.shape[1:]).transpose(1, 2)
                 for tensor in (query_NHD, key_NHD, value_NHD)
             )
-            # Padding follows the end of each sequence, so the causal mask alone hides it from real tokens.
+            # Padding follows the end of each sequence, so the causal mask alone hides the padding from real tokens.
             output_RHLD = scaled_dot_product_attention(
                 query_RHLD, key_RHLD, value_RHLD, is_causal=True, scale=scaling, enable_gqa=heads != key_NHD.shape[1]
             )

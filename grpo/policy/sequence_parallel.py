@@ -102,7 +102,7 @@ class SequenceGroup:
         """
         whole = values[0].new_zeros(len(values), count)
         whole[:, chosen_T] = torch.stack([part.detach() for part in values])
-        # For each element, a single rank has the number and the others have zero, so the sum is exact.
+        # For each element, a single rank has the number and the other ranks have zero, so the sum is exact.
         dist.all_reduce(whole, group=self.process_group)
         return [row.index_copy(0, chosen_T, part) for row, part in zip(whole, values, strict=True)]
 

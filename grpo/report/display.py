@@ -12,7 +12,8 @@ from rich.console import RenderableType
 
 from grpo.terminal import literal
 
-# The pace of the last steps predicts the end better than the mean of all steps, because completions grow in training.
+# The pace of the last steps predicts the remaining time better than the mean of all steps, because completions grow in
+# training.
 _PACE_WINDOW = 20
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -28,7 +29,8 @@ class Field:
         decimals: number of digits after the point.
         width: width in a log line, in characters.
         unit: text after the figure in the live panel.
-        sticky: whether the display keeps the last value if a step has no value. Needed for the results of evaluations.
+        sticky: whether the display keeps the last value if a step has no value. Most steps have
+            no result of an evaluation, so these results are sticky.
     """
 
     label: str

@@ -77,8 +77,8 @@ def open_actor_log(place: LogPlace | None, actor: str, elsewhere: Callable[[], P
     Args:
         place: place of the driver's log; None if the driver has no log, and then no file is opened.
         actor: name of the actor, such as `learner rank 0`.
-        elsewhere: function that returns another folder for the log. It is called if this node cannot write into the
-            job's folder.
+        elsewhere: function that returns another folder for the log. This function is called only if this node cannot
+            write into the job's folder.
 
     Returns:
         The path of the file; empty if no file is opened.

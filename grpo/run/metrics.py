@@ -64,8 +64,9 @@ def rollout_metrics(groups: Sequence[Group], settings: TrainConfig, kl_PG: Tenso
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return each metric's mean over the optimizer steps of a training step, with some exceptions.
 
-    Ratio and memory: the maximum. Skipped steps and seconds: the sum. Learning rate: the last value. Speeds: the total
-    amount divided by the total time. Mismatch: the mean and also the first value.
+    For ratio and memory, the result is the maximum; for skipped steps and seconds, the sum; for the learning rate, the
+    last value; for speeds, the total amount divided by the total time. For the mismatch, the result has both the mean
+    and the first value.
 
     If no rollout had a reward, there was no optimizer step, and the result is empty.
     """

@@ -1,6 +1,7 @@
 """The page of `grpo view`: its HTML, and the page as a single file that needs no server, such as `report.html`.
 
-A policy's texts may be hostile. The file holds them as JSON that cannot end its HTML element. If a character is hidden
+A policy's texts may be hostile. The file holds these texts as JSON that cannot end the HTML element
+around it. If a character is hidden
 or would reorder the page, the page shows the character's name instead. The script inserts texts only as text. The
 page's content security policy allows only the script and the style sheet whose hashes the policy names.
 """

@@ -2,13 +2,13 @@
 
 At the learning rates of reinforcement learning, most updates are smaller than the distance between neighbouring
 bfloat16 numbers. So about 99 % of the elements keep their bits (Miahi and Belilovsky 2026, arXiv:2602.03839;
-SparseRL-Sync, arXiv:2605.07330; both papers send indices and values, and so does this module). A new value replaces the
+SparseRL-Sync, arXiv:2605.07330; like this module, both papers send indices and values). A new value replaces the
 old value, bit for bit. Changes are never added to old values, so rounding errors cannot add up. Learner and generators
 keep a copy of the policy in host memory. Each tensor's changes are sent with a hash of the new tensor.
 
 vLLM's own sparse patches (`vllm.model_executor.model_loader.checkpoint_weight_patch`) are written into the loaded model
-with NaN for "unchanged". So these patches cannot set an element to NaN. They also do not change the linear layers that
-vLLM packs on a CPU. So the receiver here builds whole tensors, and loads them as in a push of all elements.
+with NaN for "unchanged". So these patches cannot set an element to NaN. These patches also do not change the linear
+layers that vLLM packs on a CPU. So the receiver here builds whole tensors, and loads them as in a push of all elements.
 """
 
 from __future__ import annotations

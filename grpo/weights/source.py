@@ -22,7 +22,7 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[None]]
 class PolicyWeights:
     """Every tensor of a policy, by its Hugging Face name, in the dtype of the push, with the adapters merged.
 
-    A tied tensor is listed once for each of its names. The reason: on a CPU, vLLM keeps a separate output head even if
+    A tied tensor is listed once for each of its names, because on a CPU, vLLM keeps a separate output head even if
     the configuration ties the head to the embeddings.
     """
 

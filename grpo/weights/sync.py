@@ -1,6 +1,7 @@
 """Push the learner's weights to the generators, with a version number, and prove that the weights arrived.
 
-The proof is a probe: the learner and every generator compute the log-probabilities of a few tokens, which must agree. A
+The proof is a probe: the learner and every generator compute the log-probabilities of a few tokens. Both results must
+agree. A
 checksum is not enough. On a CPU, vLLM repacks linear layers, and provides no hash of the repacked weights. If the
 engine keeps a separate copy of a tied output head, neither a hash nor a count of tensors shows that this copy is old.
 """

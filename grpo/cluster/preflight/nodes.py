@@ -43,7 +43,7 @@ class NodeActor:
         return lambda: cast(ProbeOutcome, wait_for([reference], self._deadline_s, f"{what} on {self.name}")[0])
 
     def address(self) -> tuple[str, int]:
-        """The node's address and a free port on it."""
+        """The node's address, and a free port of the node."""
         (node_address,) = wait_for([self._actor.address.remote()], self._deadline_s, f"the address of {self.name}")
         return cast(tuple[str, int], node_address)
 

@@ -50,7 +50,7 @@ class ProbeOutcome:
 
 
 class NodeProbes:
-    """The probes of a node, in a separate process on it. `grpo.cluster.preflight.nodes` starts this process."""
+    """The probes of a node, in a separate process on this node. `grpo.cluster.preflight.nodes` starts this process."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -193,7 +193,7 @@ class ProbedNode(Protocol):
         ...
 
     def address(self) -> tuple[str, int]:
-        """The node's address and a free port on it."""
+        """The node's address, and a free port of the node."""
         ...
 
 

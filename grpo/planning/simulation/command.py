@@ -87,7 +87,7 @@ def show(
         as_json: whether to print JSON. The JSON always contains every split.
 
     Raises:
-        ValueError: a list or a number in it is not usable.
+        ValueError: a list, or a number in a list, is not usable.
     """
     sweep = request.sweep()
     rows = sweep.rows(

@@ -7,8 +7,8 @@ requests and takes groups by the same rules as the training loop:
 - The birth of an unfinished group is the version at the group's submission. The birth of a finished group is the
   version that sampled its first token. This version is later than the submission's if the group waited for a slot. A
   group is due at step birth + k.
-- If D groups are due by step n + m, step n waits for D - m * P of these groups. This holds for every m. For the rest of
-  its groups, the step takes the groups that finished first.
+- If D groups are due by step n + m, step n waits for D - m * P of these groups. This rule holds for every m. For the
+  rest of its groups, the step takes the groups that finished first.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def simulate(
         deployment: hardware of the run.
         speeds: durations of the work.
         lengths_NG: number of tokens of each completion, [groups in the order of their submission, completions of a
-            group]; at least `groups_needed` rows. To compare lags, use the same lengths for all of them.
+            group]; at least `groups_needed` rows. To compare lags, use the same lengths for all lags.
         steps: number of steps.
 
     Raises:

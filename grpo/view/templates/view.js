@@ -52,7 +52,7 @@ async function ask(what, query = {}, signal) {
   return data;
 }
 
-// The same answers, from the data in an exported page.
+// Give the same answers as the server, from the data in an exported page.
 function fromFile(what, query) {
   const data = embedded.runs[query.run ?? 0];
   if (what === "overview") return embedded.overview;
@@ -79,7 +79,7 @@ function fromFile(what, query) {
     rows: rows.slice(query.offset, query.offset + query.limit) };
 }
 
-// The page shows every failure, except of a request that a newer request replaced.
+// The page shows the failure of a request, unless a newer request replaced that request.
 function guarded(action) {
   return async (...given) => {
     try {
@@ -171,7 +171,7 @@ function showRuns() {
   $("live").textContent = embedded ? `exported ${embedded.made}` : "";
 }
 
-// One column for each run. A row that only some runs have is in the table too.
+// One column for each run. The table also has rows for settings that only some runs have.
 function runTable(title, rowsOfRun) {
   const tables = overview.runs.map((data) => new Map(rowsOfRun(data)));
   const labels = [...new Set(tables.flatMap((table) => [...table.keys()]))];
@@ -253,7 +253,7 @@ function showHeld(source) {
   isWhole ? "" : el("code", {}, overview.runs[run].command));
 }
 
-// A run in progress adds groups before or after the chosen group. The group stays chosen, and in its place.
+// A run in progress adds groups before or after the chosen group. The chosen group stays chosen, and keeps its place.
 async function findShown(more) {
   const before = groups.chosen;
   groups.chosen = -1;
@@ -362,7 +362,7 @@ function pre(text, sought) {
   return el("pre", { tabindex: 0 }, ...marked(text, sought));
 }
 
-// The text, with the sought text marked.
+// Return the text, with the searched text marked.
 function marked(text, sought) {
   if (!sought) return [text];
   const parts = [], lower = text.toLowerCase(), needle = sought.toLowerCase();
