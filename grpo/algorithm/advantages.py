@@ -138,10 +138,10 @@ def maxrl(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
 
 
 def pass_at_k(rewards_PG: Tensor, valid_PG: Tensor, *, pass_k: int) -> Tensor:
-    """A_i = (mean of b over the subsets that contain i - mean of b over all subsets) / std of b; b: best reward of k.
+    """A_i = (mean best reward of the k-subsets with i - mean best reward of all k-subsets) / std of the best rewards.
 
-    b(S) is the best reward in a subset S of k completions; k is `pass_k`. std is the population standard deviation of b
-    over all subsets: it divides by the number of subsets n, not by n - 1.
+    A k-subset is a set of k valid completions of the group; k is `pass_k`. std is the population standard deviation
+    over all k-subsets: it divides by the number of subsets n, not by n - 1.
 
     Pass@k training, Chen et al. 2025 (arXiv:2508.10751), in closed form and for rewards of any value. For rewards of 0
     and 1, this is the paper's analytical advantage. If the rewards are in rising order, reward j is the best of

@@ -46,9 +46,10 @@ class PolicyLoss:
     Attributes:
         loss_T: loss to minimise.
         ratio_T: importance ratio before any clamp, detached.
-        clipped_low_T: bool, True if clipping at the lower edge removed the gradient (with `cispo`: limited the weight).
-        clipped_high_T: bool, True if clipping at the upper edge removed the gradient (with `cispo`: limited the
-            weight).
+        clipped_low_T: bool, True if clipping at the lower edge removed the gradient or, for `cispo`, limited the
+            weight.
+        clipped_high_T: bool, True if clipping at the upper edge removed the gradient or, for `cispo`, limited the
+            weight.
     """
 
     loss_T: Tensor

@@ -126,7 +126,7 @@ _chosen: ContextVar[dict[str, Device]] = ContextVar("chosen device")
 
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
-    """Keep a job's device type for all restarts in the block: a job that lost its GPUs must wait and not use CPUs."""
+    """Keep a job's device type for all restarts in the block: a job that lost its GPUs must not continue on CPUs."""
     token = _chosen.set({})
     try:
         yield

@@ -154,7 +154,7 @@ def packed_attention(
         raise ValueError("packed attention has no sliding window; train a policy without sliding_window in its config")
     if dropout:
         raise ValueError(
-            f"packed attention has no dropout, and the policy asks for {dropout}; set attention_dropout to 0 in its "
+            f"packed attention has no dropout, but the policy has {dropout}; set attention_dropout to 0 in its "
             "config.json"
         )
     query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

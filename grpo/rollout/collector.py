@@ -64,7 +64,7 @@ class Collector:
             stream: stream that samples; no other object may use it.
             verifying: object that starts the verification of a group and returns the group when it is verified.
             open_groups: object that decides which groups to request, and which groups a step takes.
-            next_prompts: function that takes a count and returns the next prompts of the data, as many as the count.
+            next_prompts: function that takes a number n, and returns the next n prompts of the data.
             run_seed: seed of the run, from which the seeds of the samples are computed.
             verdict_wait_s: longest wait for verdicts, in seconds, after all groups of a step are sampled.
         """

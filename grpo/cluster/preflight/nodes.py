@@ -66,7 +66,7 @@ def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, di
     nodes: list[NodeActor] = []
     try:
         for node in sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeName"])):
-            # On a GPU cluster, a node without a GPU gets no actor of a job, so this node is not tested.
+            # On a GPU cluster, a job starts no actor on a node without GPUs, so such a node is not tested.
             if device == "cuda" and not node["Resources"].get("GPU"):
                 continue
             environment = generator_environment(generator_setup("", device))

@@ -69,7 +69,7 @@ class NodePool:
     """Runs verifiers on every node of a Ray cluster; futures and verdicts are the same as in `VerifierPool`.
 
     If an actor or its node dies, the actor's calls go to another node, at most `replays` times. After that, or if no
-    node lives, the calls get the verdict `error`. If only the actor died and its node lives, the actor is restarted, at
+    node is left, the calls get the verdict `error`. If the actor died but its node did not, the actor is restarted, at
     most `replays` times.
 
     Args:
