@@ -126,7 +126,7 @@ class Replica:
         """Give the groups of the arrived report to their streams; return the number of groups.
 
         Raises:
-            Lost: the replica's process is gone, or its engine has not moved for `hang_deadline_s`.
+            Lost: the replica's process is gone, or its engine has not finished a step for `hang_deadline_s`.
         """
         reference, self.report = self.report, None
         report: GeneratorReport = result_of(reference, hang_deadline_s, "hand over finished groups")
