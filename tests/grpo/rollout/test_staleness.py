@@ -103,6 +103,7 @@ class Schedule:
         group = self.next_of(self.verifying)
         self.finished.append((group, self.verifying.pop(group)))
         self.open_groups.finish(group)
+        assert self.open_groups.buffered == len(self.finished)
 
     def push(self, version: int) -> None:
         self.open_groups.advance(version)
@@ -208,6 +209,20 @@ def test_a_generator_that_missed_a_push_is_told() -> None:
         open_groups.sampled(2, 1)
     with pytest.raises(RuntimeError, match="group 0 came without a request"):
         open_groups.sampled(0, 1)
+
+
+def test_a_group_without_completions_is_not_finished_and_a_refill_does_not_exceed_the_bound() -> None:
+    open_groups = OpenGroups(2, 1, steps=9)
+    open_groups.admit()
+    with pytest.raises(AssertionError):
+        open_groups.finish(0)
+    sampled(open_groups, [0, 1], 0)
+    with pytest.raises(AssertionError):
+        open_groups.finish(0)
+    open_groups.take(2)
+    with pytest.raises(AssertionError):
+        open_groups.refill(3, 1)
+    assert [ticket.refill for ticket in open_groups.refill(2, 1)] == [1, 1]
 
 
 def test_what_was_sampled_ahead_is_not_resumed_under_a_smaller_lag() -> None:
