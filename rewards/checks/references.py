@@ -121,7 +121,7 @@ def _problem(future: concurrent.futures.Future[Verdict]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a reference for one line of a terminal: shortened and escaped, as data may contain control characters."""
+    """Return a reference for one line of a terminal: shortened, and escaped because of control characters."""
     text = as_text(value)
     half = _SHOWN_CHARACTERS // 2
     return ascii(text if len(text) <= 2 * half else text[:half] + " ... " + text[-half:])

@@ -54,7 +54,7 @@ def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[s
 
 
 class Exact:
-    """The answer must equal the text of the reference (a number as Python writes it).
+    """The answer must equal the text of the reference. If the reference is a number, its text is as Python writes it.
 
     If the reference is a list, the answer must equal one of its items.
 

@@ -163,7 +163,7 @@ class Sandbox:
             stdin: standard input of the program.
             limits: limits of the run.
             language: language of the program.
-            preload: modules to import first; by default the modules in the sandbox's `preload` that the program mentions.
+            preload: modules to import first; by default the sandbox's `preload` modules that the program mentions.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
