@@ -30,7 +30,7 @@ class IsolationLevel(IntEnum):
 
 
 class Layer(StrEnum):
-    """One mechanism that stands between a program and the machine."""
+    """One mechanism that isolates a program from the machine."""
 
     OWN_UID = "own uid"
     USER_NAMESPACE = "user namespace"

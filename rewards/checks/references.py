@@ -61,8 +61,8 @@ def check_references(
     """Ask the verifiers whether they can use the rows' references (`reference_problem`).
 
     `rows` has an entry for each pair of a row and a verifier that judges the row. If a verifier does not have the
-    method, its references count as usable. If a question ends in `timeout` or `error`, the reference counts as
-    unusable, because verdicts that use this reference would fail too.
+    method, the references of its rows count as usable. If a question ends in `timeout` or `error`, the reference counts
+    as unusable, because verdicts that use this reference would fail too.
 
     Args:
         pool: pool of `questioned` verifiers.

@@ -119,7 +119,7 @@ class Calls:
                         self._queue.extendleft(reversed(worker.slow_to(pace)))
 
     def bury(self, worker: WorkerHandle, cause: str = "") -> None:
-        """End a worker that died by itself. Replay its running call (a few times at most), and queue its other calls again."""
+        """End a worker that died by itself. Replay its running call a few times, and queue its other calls again."""
         stage = worker.process.page.read_stage()
         self._recorder.event("died")
         logger.warning("worker %d died at stage %r%s", worker.process.pid, stage, f": {cause}" if cause else "")

@@ -107,7 +107,7 @@ class WorkerHandle:
 
     @property
     def is_capacity(self) -> bool:
-        """Whether the worker counts towards the number of workers that the pool keeps: no long call occupies it."""
+        """Whether the worker counts as one of the workers that the pool keeps. It does if no long call occupies it."""
         return not (isinstance(self.state, Busy) and self.state.pace >= Pace.STALLED)
 
     @property

@@ -101,7 +101,7 @@ class Exact:
         return f"the reference {reference!r:.60} is empty"
 
     def find_answer(self, completion: str) -> str | None:
-        """The text of the final answer; None when there is none."""
+        """The text of the final answer; None when there is no answer."""
         return first_place(completion, self.find, self.tags)[1]
 
     def _plain(self, text: str) -> str:

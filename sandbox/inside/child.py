@@ -54,8 +54,8 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
         seal: the worker's layers.
         request: `kind` (`run`, `calls`, `asserts` or `execute`) and `limits`. If `kind` is `execute`, it also contains
             `arguments`, `environment`, `address_space` (whether to limit the address space) and `program_name`.
-        descriptors: descriptors of the program, then of standard input, output and error. If the process answers or
-            makes calls, the channel's two pipes follow.
+        descriptors: descriptors of the program, then of standard input, output and error. If `kind` is `calls`
+            or `asserts`, the channel's two pipes follow.
         failure: descriptor of a pipe that tells the cell why sealing failed. The descriptor is closed before foreign
             code runs, so that no program can report its own failure as a failure of the sandbox.
     """
@@ -139,8 +139,8 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_s"])
     if request["kind"] == "calls":
         cpu = max(cpu, _CALLS_CPU_SECONDS)
-    # The kernel's limit of processor time is one second above the program's limit. The watch is more precise; the
-    # kernel ends a program that the watch checks too late.
+    # The kernel's limit of processor time is one second above the program's limit. `Watch` is more precise; the
+    # kernel ends a program that `Watch` checks too late.
     wanted = [
         (resource.RLIMIT_STACK, min(_STACK_BYTES, memory), 0),
         (resource.RLIMIT_CPU, cpu + 1, 1),
@@ -148,11 +148,11 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, limits["open_files"], 0),
     ]
     if request.get("address_space", True):
-        # The limit of address space is generous, because honest programs reserve more than they use. The watch limits
+        # The limit of address space is generous, because honest programs reserve more than they use. `Watch` limits
         # resident memory.
         wanted.append((resource.RLIMIT_AS, seal.base_address_space + 2 * memory + _ADDRESS_SPACE_SLACK, 0))
     if seal.limit_processes:
-        # This limit is above the limit of the watch, so that the watch sees the excess first. The kernel also counts
+        # This limit is above the limit in `watch.py`, so that `Watch` sees the excess first. The kernel also counts
         # the cell, the worker, a tester that runs with the program, and the idle cells of a shared sandbox with their
         # sealed processes.
         wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 24, 0))

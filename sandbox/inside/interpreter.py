@@ -173,7 +173,7 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
 
 
 def import_all(names: Sequence[str]) -> None:
-    """Import those of the modules that are installed, so that they are already loaded in every program."""
+    """Import the named modules that are installed, so that they are already loaded in every program."""
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

@@ -38,7 +38,7 @@ class CellNursery:
         return self._sealed is None
 
     def prepare(self, request: dict[str, Any], program: int) -> None:
-        """Start the processes that fork the tests of `request`, and end processes that are for other requests."""
+        """Start the processes that fork the tests of `request`, and end processes that cannot be used for it."""
         templated = bool(request.get("template"))
         if self._template is not None and templated:
             return  # the template of this program exists already

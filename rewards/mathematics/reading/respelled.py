@@ -127,7 +127,7 @@ def _inward(match: re.Match[str]) -> str:
 
 
 def meant(words: str) -> Node:
-    """The meaning of words: a number in words, with or without a unit, the empty set, infinity, or the words."""
+    """The meaning of words: a number with or without a unit, the empty set, infinity, or the words themselves."""
     number = number_of(words)
     if number is not None:
         return Number(Fraction(number))

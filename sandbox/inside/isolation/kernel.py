@@ -151,8 +151,8 @@ def make_read_only(target: str, more: int = 0) -> None:
     if result >= 0 or ctypes.get_errno() != errno.ENOSYS:
         _checked(result, f"mount_setattr {target}")
         return
-    # Before Linux 5.12, only the mount itself can be changed. Flags that it has must be set again, because the
-    # call clears all other flags.
+    # Before Linux 5.12, only the mount itself can be changed. Flags that the mount has must be set again,
+    # otherwise the call clears them.
     present = os.statvfs(target).f_flag
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | (MS_NODEV if more & MOUNT_ATTR_NODEV else 0)
     flags |= present & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
