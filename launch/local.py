@@ -1,4 +1,7 @@
-"""Run on this machine: the same command, environment and secrets as elsewhere. The run starts Ray on loopback."""
+"""Run a job on this machine, with the same command, environment and secrets as other launchers.
+
+The run starts Ray on loopback.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def render(job: LaunchJob) -> str:
     problems = capacity_problems(job) + secret_problems(job)
     if launch.all_nodes > 1:
         problems.append(
-            f"launch.nodes asks for {launch.all_nodes} machines and this is one; override it for a local run"
+            f"launch.nodes asks for {launch.all_nodes} machines, but a local run has only one; set launch.nodes=1"
         )
     refuse(problems)
     shown = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
@@ -38,7 +41,7 @@ def run(job: LaunchJob) -> int:
     """Run the job to its end; return the exit status.
 
     Raises:
-        ValueError: as `render`, or a secret is missing.
+        ValueError: for the reasons given in `render`, or because a secret is missing.
     """
     render(job)
     environment = {**os.environ, **job.launch.variables}
@@ -52,7 +55,7 @@ def run(job: LaunchJob) -> int:
                 try:
                     return process.wait()
                 except KeyboardInterrupt:
-                    # The terminal sent Ctrl-C to the run too. Wait, as the run finishes its step.
+                    # The terminal sent Ctrl-C to the run too. Wait, because the run finishes its step.
                     continue
 
 

@@ -29,9 +29,9 @@ class Adapted:
 
     Args:
         function: user's function, sync or async. Its parameters are `(completion, reference[, prompt])`, or
-            `(completions, reference[, prompt])` for a whole group, or those of another trainer's reward functions
-            (`rewards.signatures`). It returns a Verdict, a number or a bool; for a whole group it returns a list of
-            these.
+            `(completions, reference[, prompt])` for a whole group, or the parameters of another trainer's reward
+            functions (`rewards.signatures`). It returns a Verdict, a number or a bool; for a whole group it returns a
+            list of these.
         bounds: least and greatest score that is accepted.
         pass_mark: least number whose status is `correct`.
         conversational: whether a function with TRL's signature gets prompts and completions as lists of messages.

@@ -41,12 +41,12 @@ class VerifierSpec:
             the name of an entry point of group `grpo.verifiers`.
         options: keyword arguments of the verifier. Three options have a fixed meaning. `bounds: [least, greatest]`
             limits the accepted score. The other two are for verifiers that are not built in: `pass_mark` is the least
-            number that counts as `correct` (by default 1), and with `conversational: true`, functions with TRL's
-            signature get lists of messages.
+            number that counts as `correct` (by default 1); if `conversational` is true, functions with TRL's signature
+            get lists of messages.
         weight: weight of the verifier in the reward.
-        gate: True if the other verifiers count only when this verifier says `correct` (`scored` is not `correct`).
-        when: listed values for each named column. The verifier judges only the rows that have a listed value in each of
-            these columns (`rewards.selection`).
+        gate: True if the verifiers that are not gates count only when this verifier's verdict is `correct`.
+        when: accepted values for each named column. The verifier judges only the rows that have an accepted value in
+            each of these columns (`rewards.selection`).
     """
 
     name: str

@@ -44,8 +44,8 @@ class Signature:
         group: whether the function takes all completions of a prompt at once and returns a list.
         arguments: function that makes the arguments from a batch.
         returns: function that makes a score, or a list of scores for a group, from the returned value.
-        positional: if the function takes the first 1, 2 or 3 values of (completion, reference, columns) by position,
-            the number of these values. Such a function can be called without `arguments`. Otherwise 0.
+        positional: how many of the values (completion, reference, columns) the function takes by position. If this is
+            1, 2 or 3, the function can be called without `arguments`. It is 0 for all other functions.
     """
 
     group: bool

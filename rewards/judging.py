@@ -28,7 +28,7 @@ class Pool(Protocol):
 
 
 def columns_of(problem: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that verifiers get for a row: its columns, and the question if no column has its name.
+    """Return the columns that verifiers get for a row: the row's columns, and the question if none is called `problem`.
 
     This function is called once, when the data are read. So the check of gold answers, training and evaluations judge
     an answer in the same way.

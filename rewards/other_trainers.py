@@ -33,7 +33,7 @@ def _extra_info(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _truth(reference: Any) -> Any:
-    """The reference. In verl's column `reward_model`, it is the value of `ground_truth`."""
+    """The reference. If it is verl's column `reward_model`, return the value of `ground_truth` in that column."""
     return reference["ground_truth"] if isinstance(reference, Mapping) and "ground_truth" in reference else reference
 
 

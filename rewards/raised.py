@@ -25,8 +25,8 @@ def describe(problem: BaseException, home: str | None = None) -> str:
 
     The place of a syntax error is the faulty text. For other exceptions, the place is the innermost frame in the file
     `home` or in another file of the user, because frames of libraries do not help the user. If there is no such frame,
-    it is the innermost frame of all. A `ValueError` of this package already says what the user did wrong, so its place
-    is left out.
+    the place is the innermost frame of all. A `ValueError` of this package already says what the user did wrong, so
+    its place is left out.
 
     Args:
         problem: the exception.

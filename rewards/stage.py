@@ -108,7 +108,7 @@ class SharedPage:
         return self._read_text(_IMPORT_AT)
 
     def works_elsewhere(self) -> bool:
-        """Parent: whether another process does the work of the worker, which waits for it."""
+        """Parent: whether the worker waits while another process does the work."""
         return self._memory[_ELSEWHERE_AT] != 0
 
     def read_stage(self) -> str:

@@ -15,9 +15,10 @@ class Status(StrEnum):
     """The result of a verification.
 
     `correct`, `scored`, `wrong` and `unparseable` depend on the completion, and their verdicts have a score. `scored`
-    is a grade that does not claim that the answer is right: the score counts in the reward but not in accuracy, and a
-    gate with this status is closed. `timeout` and `error` mean that the verification failed: the verdict has no score.
-    Its completion does not enter the statistics of the group and gives no gradient.
+    is a grade that does not claim that the answer is right: the score counts in the reward but not in accuracy, and if
+    a verifier with `gate: true` gives this status, the verifiers without a gate count 0. `timeout` and `error` mean
+    that the verification failed: the verdict has no score. The completion does not enter the statistics of the group
+    and gives no gradient.
 
     >>> grpo.correct().status is grpo.Status.CORRECT, grpo.Status.TIMEOUT.failed
     (True, True)

@@ -7,14 +7,14 @@
 
 These layers isolate a program: a separate user (if the supervisor is root); user, process, mount, network and IPC
 namespaces with a private read-only root and a size-limited scratch directory; Landlock; a system-call allow-list;
-resource limits; no capabilities; no inherited descriptors; a clean environment; at the deadline, all its processes are
-killed. Each worker prepares the layers once, and each run applies the layers in a few system calls. `Sandbox.isolation`
-names the layers that this machine lacks. If the machine gives less isolation than the configured level, no program
-runs.
+resource limits; no capabilities; no inherited descriptors; a clean environment; and all its processes are killed at the
+deadline. Each worker prepares the layers once, and each run applies the layers in a few system calls.
+`Sandbox.isolation` names the layers that this machine lacks. If the machine gives less isolation than the configured
+level, no program runs.
 
 Not covered: flaws of the kernel; side channels (timing, caches, load, the access times of shared read-only files); a
-program that slows down its neighbours within its limits; without a control group, memory that a program allocates
-between two checks of the watch (`sandbox/inside/watch.py`). `bounds` says which limits are strict bounds. Programs can
+program that stays within its own limits but slows down other programs; memory that a program allocates between two
+checks by `sandbox/inside/watch.py`, if there is no control group. `bounds` says which limits are strict. Programs can
 see the load of other programs, and the machine's processor type, memory size and kernel version.
 """
 

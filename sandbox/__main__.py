@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=Path)
     run.add_argument("--language", choices=[str(language) for language in Language], help="default: by the file's name")
     run.add_argument("--seconds", type=float, default=10.0, help="seconds of real and of processor time (default 10)")
-    run.add_argument("--memory", type=int, default=512, help="MiB for all of its processes (default 512)")
+    run.add_argument("--memory", type=int, default=512, help="MiB for all processes together (default 512)")
     run.add_argument("--level", choices=[level.name.lower() for level in IsolationLevel], default="confined")
     commands.add_parser("doctor", help="show which layers this machine has, why others are missing, and what to do")
     return parser
@@ -73,7 +73,7 @@ def _doctor() -> int:
         print("  (started without root: programs run as this user, in a separate user namespace if there is one)")
     for language, name in _TOOLS.items():
         path = find_tool(name)
-        print(f"  {language.value:11} {path or f'{name} is not installed: these programs get the status no compiler'}")
+        print(f"  {language.value:11} {path or f'{name} is not installed: its programs get the status no compiler'}")
     return 0 if works and isolation.level >= IsolationLevel.CONFINED else 1
 
 

@@ -45,5 +45,5 @@ def without_main_guard(tree: ast.Module) -> ast.Module:
 
 
 def names_lacking(tree: ast.AST, known: Iterable[str]) -> set[str]:
-    """Names that the code imports from the program, or reads without a definition in the code, `known` or Python."""
+    """Names that the code imports from the program, or reads but does not get from its own text, `known` or Python."""
     return (read_names(tree) - bound_names(tree) - set(known) - set(dir(builtins))) | program_imports(tree)

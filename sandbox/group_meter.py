@@ -1,4 +1,4 @@
-"""How a cell uses its worker's control group: it sets a run's memory bound, and then reads the kernel's counts.
+"""How a cell uses its worker's control group: it sets a memory limit for a run, and then reads the kernel's counts.
 
 The supervisor opens the group's files, because only the supervisor may open them. A cell cannot leave the group.
 """
@@ -53,7 +53,7 @@ class GroupMeter:
         self._cpu = self._own_cpu = 0.0
 
     def begin(self, limits: dict[str, Any], beside: int) -> None:
-        """Set the group's memory bound for a program: its limits, added to the memory that the worker uses now.
+        """Set the group's memory limit for a program: the memory that the worker uses now plus the program's limits.
 
         Args:
             limits: limits of the request.
@@ -77,7 +77,7 @@ class GroupMeter:
         return self._read_killed() > self._killed
 
     def cpu_s(self) -> float:
-        """Processor time of the group since `begin`, without that of the cell; 0 if other programs also ran in it."""
+        """Processor time of the group since `begin`, without the cell's; 0 if other programs also ran in the group."""
         if self._files.cpu is None or self._shared:
             return 0.0
         return self._read_cpu() - self._cpu - (time.process_time() - self._own_cpu)

@@ -30,7 +30,7 @@ class IsolationLevel(IntEnum):
 
 
 class Layer(StrEnum):
-    """One mechanism that stands between a program and the machine."""
+    """One mechanism that isolates a program from the machine."""
 
     OWN_UID = "own uid"
     USER_NAMESPACE = "user namespace"
@@ -121,9 +121,9 @@ class Language(StrEnum):
 class Limits:
     """What one run of a program may use.
 
-    A program that passes a limit ends with the `ProgramStatus` of this limit. There are
-    two exceptions. A program that passes `files` gets the status of `disk_bytes`. A program that has `open_files`
-    descriptors gets no further descriptor and goes on.
+    A program that passes a limit ends with the `ProgramStatus` of this limit. There are two exceptions. A program that
+    passes `files` gets the status of `disk_bytes`. A program that has `open_files` descriptors cannot open another one,
+    but is not ended.
 
     Attributes:
         wall_s: real time, from the start of the program's process.
@@ -170,8 +170,8 @@ class ExecutionResult:
         exit_code: exit code of the program, or the negative number of a signal; None if no process ran.
         stdout, stderr: captured bytes: at most `Limits.output_bytes` of standard output, 64 KiB of standard error.
         wall_s, cpu_s: time used by the program and its descendants.
-        memory_bytes: peak resident memory, the preloaded interpreter included.
-        isolation: layers that held the program.
+        memory_bytes: peak resident memory, including the memory of the preloaded interpreter.
+        isolation: isolation of the program.
         reason: one short line for a person.
     """
 
@@ -188,7 +188,7 @@ class ExecutionResult:
 
 @dataclass(frozen=True, slots=True)
 class StdinTest:
-    """The program reads `stdin` and must print `stdout` (trailing white space and line ends are forgiven).
+    """The program reads `stdin` and must print `stdout` (`compare.equal_text` ignores some white space).
 
     Attributes:
         tolerance: difference that numbers may have, absolute for small numbers and relative for large numbers; None

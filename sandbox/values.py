@@ -85,7 +85,7 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
 def decode(message: Any, handle: Callable[[int], Any] | None = None, depth: int = 0) -> Any:
     """Turn a result of `json.loads` into plain data of exact types.
 
-    Building sets and dicts hashes their items, so a hostile message can make this slow. So decode foreign messages
+    Building sets and dicts hashes their items, so a hostile message can make decoding slow. So decode foreign messages
     only where time is bounded (in a sandbox); on the trusted side, compare with `compare.equal_encoded` instead.
 
     Raises:

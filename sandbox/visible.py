@@ -1,8 +1,8 @@
 """Choose the host's files that programs may read: compilers, interpreters and libraries, but no user's files.
 
 Parts of `/usr` stay hidden: many images keep a project in `/usr/src/app`, and `/usr/share` and `/usr/local/share` may
-hold any data. From the interpreter's prefix, programs see its executable and its libraries without third-party modules.
-Only the preloaded third-party modules are shown, each as a separate path.
+hold any data. Programs see the interpreter's executable and libraries. They see third-party modules only if
+these are preloaded, each as a separate path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LIBRARIES = ("lib", "lib32", "lib64", "libx32")
 _PROGRAMS = ("bin", "sbin", "libexec", "include", *_LIBRARIES)
 # Data of compilers, interpreters, locales, time zones and terminals.
 _SHARED_DATA = ("gcc", "i18n", "locale", "nodejs", "node_modules", "perl", "perl5", "terminfo", "zoneinfo")
-# Of /etc, programs see only the files that the loader and the clock need.
+# Programs see only those files of /etc that the loader and the clock need.
 _SYSTEM = (
     *(f"/usr/{name}" for name in _PROGRAMS),
     *(f"/usr/local/{name}" for name in _PROGRAMS),

@@ -39,7 +39,7 @@ _DOUBT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How two values of one answer are joined: the name of the second (`x` in `x = `); and if a word joins them."""
+    """How two values are joined: the name of the second value (`x` in `x = `), and whether a word joins the values."""
 
     name: str = ""
     worded: bool = False

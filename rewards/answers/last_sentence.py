@@ -60,7 +60,7 @@ _UNIT_NAMES = BARE_UNITS | frozenset((*UNITS, "am", "pm"))
 def last_sentence(text: str) -> str | None:
     """Return the last value of the last sentence: the last side of its last formula, or its last number.
 
-    If commas or connectives join other values to the last value, all of them are the answer, a list. Return None if the
+    If commas or connectives join other values to the last value, the answer is the list of them. Return None if the
     sentence has no value, is a question, denies that there is an answer, or has words that change the value.
     """
     tail = text[-TAIL:].rstrip(" \t\n.*")

@@ -26,7 +26,7 @@ COMPARISON = re.compile(
     r"(?![A-Za-z])"
 )
 
-# Text before a number that makes it part of another value: an operator, an index, a bound, a function.
+# Text before a number that makes the number part of another value: an operator, an index, a bound, a function.
 _BOUND = re.compile(
     r"(?:[\w)\]%}]\s{0,9}[-+/\u2212\u00d7\u00b7\u00f7]|[\w)}]\s{0,9}(?:\*|\\times|\\cdot)|[\^_<>\u2264\u2265\u2260]|!=|[A-Za-z]\("
     r"|\\[A-Za-z]+\s?[\{(]?)\s{0,9}$|[A-Za-z_]$"
@@ -94,7 +94,7 @@ def inside(formula: re.Match[str]) -> str:
 
 
 def masked(sentence: str) -> str:
-    """The sentence with its formulas replaced by NUL characters, so that only words outside them match."""
+    """The sentence with its formulas replaced by NUL characters, so that only words outside formulas match."""
     return (
         FORMULA.sub(lambda formula: "\0" * len(formula.group()), sentence)
         if "$" in sentence or "\\" in sentence

@@ -70,8 +70,8 @@ def stated(text: str) -> str | None:
 
     A statement ends with its sentence, or before the next mark. If the rest of the mark's line is empty, the next line
     with text is the statement. Later sentences may correct the statement ("Wait, no, it is 6"), take it back (the
-    result is then an empty text), or add a candidate. For `<answer>` tags, the statement is their content; if the
-    content has a mark of its own, it is the statement after that mark.
+    result is then an empty text), or add a candidate. If the mark is an `<answer>` tag, the statement is the
+    content of the tag; if the content itself has a mark, the statement is the text after that mark.
     """
     tail = text[-TAIL:]
     tagged = tagged_answer(tail)
@@ -113,7 +113,7 @@ def _value_below(text: str, at: int) -> bool:
 
 
 def _statement(text: str, mark: re.Match[str]) -> str:
-    """The statement after a mark, with the corrections of the sentences that follow."""
+    """The statement after a mark, corrected by the sentences that follow."""
     statement, after = _first_statement(text[mark.end() :], mark["hash"] is not None)
     if not after.strip():
         return statement

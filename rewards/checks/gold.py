@@ -15,7 +15,7 @@ from rewards.verdict import Status, Verdict, error
 FIRST_OFFENDERS = 10
 # Number of rows that are judged together: large enough to keep a pool's workers busy, small enough to show progress.
 _ROWS_AT_A_TIME = 256
-# If none of this number of gold answers is `correct`, the check gives up.
+# The check gives up if this number of gold answers were judged and none was `correct`.
 _HOPELESS = 64
 
 # Different texts may mean the same (120 and 120 degrees), so it is normal that one wrong answer in a hundred is
@@ -42,8 +42,8 @@ class GoldReport:
     Attributes:
         rows: number of rows checked.
         accepted: number of rows whose gold answer was `correct`.
-        scrambled: number of accepted rows for which a wrong answer was judged too. This is the answer of another row.
-            If all rows have the same answer, it is the row's answer with a changed digit or letter.
+        scrambled: number of accepted rows for which a wrong answer was judged too: the answer of another row or, if all
+            rows have the same answer, the row's answer with a changed digit or letter.
         scrambled_accepted: number of these rows for which the wrong answer was judged `correct` too.
         failed: number of verdicts of status `timeout` or `error`.
         unreadable: number of rows whose gold answer the math parser cannot read. Only a completion with the same text
@@ -77,7 +77,7 @@ class GoldReport:
 
     @property
     def sound(self) -> bool:
-        """True when all rows were checked, every gold answer and hardly any wrong answer was `correct`."""
+        """True when all rows were checked, every gold answer was accepted, and hardly any wrong answer was."""
         few = self.scrambled_accepted <= _MAY_BE_EQUAL * self.scrambled
         return self.accepted == self.tried and few and not self.stopped
 
@@ -112,8 +112,8 @@ def check_gold(
 ) -> GoldReport:
     """Judge every row's gold answer, and then the answer of another row as a wrong answer.
 
-    Each gold answer is judged in the `FORMS`, one after another, until the verifier accepts it. The first is the form
-    that was accepted last. If the verifier has `gold_completions`, these are judged instead.
+    Each gold answer is judged in the `FORMS`, one after another, until the verifier accepts it. The form that was
+    accepted last is tried first. If the verifier has `gold_completions`, these are judged instead.
 
     Args:
         judge: judges a batch of calls of `questioned` verifiers; see `rewards.checks.gold_judges`.

@@ -23,7 +23,7 @@ FORMS: tuple[Callable[[str], str], ...] = (
     lambda answer: f"The answer is {answer}",
     lambda answer: answer,
 )
-# Greatest number of gold completions that are tried for a row. More than one, because some published solutions are
+# Greatest number of gold completions that are tried for a row. It is above 1, because some published solutions are
 # wrong.
 MOST_COMPLETIONS = 3
 # Number of rows that are drawn at random to find an answer that differs from a row's answer.
@@ -113,7 +113,7 @@ class OwnCompletions:
 
 
 def answers_of(reference: Any) -> list[str]:
-    """Return texts that state a reference: for a list, all its items and the first item; else the marked answer."""
+    """Return texts that state a reference: all items and the first item of a list, or otherwise the marked answer."""
     if isinstance(reference, (list, tuple)):
         return [", ".join(map(as_text, reference)), as_text(reference[0]) if reference else ""]
     if isinstance(reference, float) and reference.is_integer():
@@ -158,7 +158,7 @@ def _same(first: str, second: str) -> bool:
 
 
 def scramble(answer: str, source: random.Random) -> str | None:
-    """A wrong answer of the same form: a digit is changed or, without digits, a letter. None if the answer has neither.
+    """A wrong answer of the same form: a digit is changed, or a letter if there is no digit. None if there is neither.
 
     No digit is changed to 0, because a leading 0 would shorten the number.
     """

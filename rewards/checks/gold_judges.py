@@ -47,7 +47,7 @@ class Patience:
     def wait(self, answers: Sequence[futures.Future[Verdict]]) -> str:
         """Wait for all answers.
 
-        If the wait ends early, cancel the remaining calls and say why; else return an empty text.
+        If the wait ends early, cancel the remaining calls and return the reason; otherwise return an empty text.
         """
         why = ""
         while not why and futures.wait(answers, timeout=_LOOK_S).not_done:

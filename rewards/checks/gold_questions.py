@@ -1,8 +1,8 @@
 """Questions that a dataset check asks a verifier, in the process that runs the verifier.
 
-Reading a gold answer from an unknown source may take for ever or use all memory, so the checking process does not do
-this. Instead it sends questions to a pool of `questioned(specs)`, whose workers can be killed. The answer to a question
-is a verdict. The pool also judges completions as usual.
+Reading a gold answer from an unknown source may take for ever or use all memory, so the checking process does not
+read it. Instead this process sends questions to a pool of `questioned(specs)`, whose workers can be killed. The answer
+to a question is a verdict. The pool also judges completions as usual.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Questioned:
 
 
 def questioned(specs: Iterable[VerifierSpec]) -> tuple[VerifierSpec, ...]:
-    """Return specs with the same names whose verifiers also answer questions."""
+    """Return specs with the same names. The verifiers of these specs also answer questions."""
     return tuple(
         dataclasses.replace(
             spec,

@@ -61,8 +61,8 @@ def check_references(
     """Ask the verifiers whether they can use the rows' references (`reference_problem`).
 
     `rows` has an entry for each pair of a row and a verifier that judges the row. If a verifier does not have the
-    method, its references count as usable. If a question ends in `timeout` or `error`, the reference counts as
-    unusable, because verdicts that use this reference would fail too.
+    method, the references of its rows count as usable. If a question ends in `timeout` or `error`, the reference counts
+    as unusable, because verdicts that use this reference would fail too.
 
     Args:
         pool: pool of `questioned` verifiers.
@@ -121,7 +121,7 @@ def _problem(future: concurrent.futures.Future[Verdict]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a reference for one line of a terminal: shortened and escaped, as data may contain control characters."""
+    """Return a reference for one line of a terminal: shortened, and escaped because of control characters."""
     text = as_text(value)
     half = _SHOWN_CHARACTERS // 2
     return ascii(text if len(text) <= 2 * half else text[:half] + " ... " + text[-half:])

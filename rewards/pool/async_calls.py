@@ -232,7 +232,7 @@ class AsyncCalls:
             self._results.finish(flight.job, flight.verdicts, seconds, bool(reply[4]))
 
     def _kill(self, worker: AsyncWorker, now: float) -> None:
-        """End a worker with a call that did not end when cancelled; replay the calls that were not cancelled."""
+        """End a worker after one of its cancelled calls did not end; replay the calls that were not cancelled."""
         page = worker.process.page
         (running, _), stage, hint = page.running(), page.read_stage(), import_hint(page)
         self._recorder.event("killed")

@@ -12,7 +12,7 @@ _BATCH_S, _BATCH_JOBS, _BATCH_CHARACTERS = 0.004, 64, 1 << 18
 
 
 def next_batch(queue: deque[PoolJob], workers: int, recorder: Recorder) -> list[PoolJob]:
-    """Take at least one call from the queue: as many as take about `_BATCH_S` seconds by the verifiers' mean times.
+    """Take calls from the queue, at least one: by the mean times of the verifiers, they need about `_BATCH_S` seconds.
 
     Calls that their caller has cancelled are dropped.
     """

@@ -52,7 +52,7 @@ class Calls:
         self.workers: list[WorkerHandle] = []
 
     def balance(self) -> None:
-        """Start workers until the pool has enough that are not stalled; end surplus workers."""
+        """Start workers until the pool has enough workers that are not stalled; end surplus workers."""
         while (
             self._capacity() < self._limits.workers
             and len(self.workers) < self._limits.workers + self._limits.spares
@@ -119,7 +119,7 @@ class Calls:
                         self._queue.extendleft(reversed(worker.slow_to(pace)))
 
     def bury(self, worker: WorkerHandle, cause: str = "") -> None:
-        """End a worker that died by itself. Its running call is replayed a few times; the others are queued again."""
+        """End a worker that died by itself. Replay its running call a few times, and queue its other calls again."""
         stage = worker.process.page.read_stage()
         self._recorder.event("died")
         logger.warning("worker %d died at stage %r%s", worker.process.pid, stage, f": {cause}" if cause else "")

@@ -37,7 +37,7 @@ _REAP_S = 0.02
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when the parent dies; exit at once if it is dead already."""
+    """Let the kernel kill this process when the parent dies; exit at once if the parent is dead already."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -81,8 +81,8 @@ def become_worker(
     """In the forked child: cap the memory, leave the terminal's process group, serve, exit."""
     code = 0
     try:
-        # A new process group, so that the pool can kill a verifier's children with it. But not a new session: Linux
-        # shares processor time between sessions, so a worker in another session could not be held back.
+        # Make a process group, so that the pool can kill a verifier's children too. Do not make a session: Linux shares
+        # processor time between sessions, so a worker in another session could not be held back.
         os.setpgid(0, 0)
         if setup["memory_bytes"] is not None:
             # Set only the soft limit, because a sandbox that a verifier starts sets other limits for its programs.

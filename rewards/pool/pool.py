@@ -165,7 +165,7 @@ class VerifierPool:
         return self._recorder.take_recent()
 
     def take_busy(self) -> dict[str, Busy]:
-        """Intervals in which a worker was judging, since the last call of this method, under the name `verifiers`."""
+        """Intervals, since the last call of this method, in which a worker was judging. The only key is `verifiers`."""
         return {"verifiers": self._recorder.busy.take()}
 
     def close(self) -> None:

@@ -181,9 +181,9 @@ class WorkerProcess:
             return b""
 
     def set_idle(self, idle: bool) -> bool:
-        """If `idle`, let the worker run only on otherwise idle processors; if not, as usual. Return False on failure.
+        """If `idle`, let the worker run only on otherwise idle processors. If not, let it run as usual.
 
-        Restoring the usual policy needs a privilege (see sched_setscheduler(2)).
+        Return False on failure: restoring the usual policy needs a privilege (see sched_setscheduler(2)).
         """
         try:
             os.sched_setscheduler(self.pid, os.SCHED_IDLE if idle else os.SCHED_OTHER, os.sched_param(0))

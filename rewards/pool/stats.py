@@ -22,7 +22,7 @@ class VerifierStats:
     Attributes:
         calls: number of verdicts.
         statuses: number of verdicts by status.
-        p50_s, p99_s: percentiles of the durations of the last calls, in seconds. A timeout counts with its deadline.
+        p50_s, p99_s: percentiles of the durations of the last calls, in seconds. For a timeout, its deadline counts.
             Both are 0 before the first call.
         cache_hit_rate: share of the calls whose verdict came from the verifier's cache.
     """
@@ -121,7 +121,7 @@ class Recorder:
         return _quantile(sorted(costs), 0.99) if len(costs) >= 100 else float("inf")
 
     def mean_s(self, name: str) -> float:
-        """Mean real time of the last calls; infinite before the first call, so that its batch is small."""
+        """Mean real time of the last calls; infinite before the first call ends, so that the first batch is small."""
         kept = self._finished[name]
         last = [kept[-at] for at in range(1, min(len(kept), 32) + 1)]
         return sum(last) / len(last) if last else float("inf")

@@ -17,7 +17,7 @@ from rewards.verdict import Status, Verdict, error
 
 LENGTH = struct.Struct("=I")
 MAX_REPLY = 1 << 18
-# Before a verdict is sent, its reason is cut to this many characters, and its parts to this number.
+# Before a verdict is sent, its reason is cut to this many characters, and only this number of its parts is kept.
 MAX_REASON, MAX_PARTS = 600, 64
 
 

@@ -16,12 +16,12 @@ LOOK_S = 0.004
 
 
 class Pace(IntEnum):
-    """How long a call takes, from harmless to harmful. A pace only rises, but `HELD_BACK` can be undone."""
+    """How long a call takes, and how harmful that is. The pace of a call only rises, but `HELD_BACK` can be undone."""
 
     FRESH = 0  # other calls may wait behind it
     ALONE = 1  # the calls behind it were taken back
     STALLED = 2  # the call waits or takes long: another worker is started in place of its worker
-    UNUSUAL = 3  # the call has used far more processor time than its verifier usually does
+    UNUSUAL = 3  # the call has used far more processor time than calls of its verifier usually use
     HELD_BACK = 4  # the call is unusual, and its worker runs only on an otherwise idle processor
 
 
@@ -32,7 +32,7 @@ class Sent:
     Attributes:
         batch: number of the message in which the call was sent.
         job: the call.
-        ghost: whether the call was taken back. The worker may run it all the same; its answer is ignored.
+        ghost: whether the call was taken back. The worker may still run the call, but the answer is ignored.
         verdicts: verdicts received so far; the worker sends the verdicts of a group one after the other.
     """
 
@@ -107,7 +107,7 @@ class WorkerHandle:
 
     @property
     def is_capacity(self) -> bool:
-        """Whether the worker counts towards the number of workers that the pool keeps: no long call occupies it."""
+        """Whether the worker counts as one of the workers that the pool keeps. It does if no long call occupies it."""
         return not (isinstance(self.state, Busy) and self.state.pace >= Pace.STALLED)
 
     @property
@@ -146,7 +146,7 @@ class WorkerHandle:
         return packed.refused
 
     def answered(self) -> None:
-        """Busy -> Busy with the next call, Free, or Spent. Call it when the answer of the first call is complete."""
+        """Busy -> Busy with the next call, Free, or Spent. Call this when the answer of the first call is complete."""
         busy = self._busy()
         busy.sent.popleft()
         if busy.pace is Pace.HELD_BACK and not self.process.set_idle(False):
@@ -219,7 +219,7 @@ class WorkerHandle:
         self.state = replace(self._busy(), look_at=at)
 
     def end(self) -> list[Sent]:
-        """Any state -> Ended; return its unanswered calls, beginning with the call that it ran."""
+        """Any state -> Ended; return the worker's unanswered calls; the first is the call that the worker ran."""
         sent = list(self.state.sent) if isinstance(self.state, Busy) else []
         self.state = Ended()
         return sent

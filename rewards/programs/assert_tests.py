@@ -42,7 +42,7 @@ def as_setup(stub: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def tests_of_code(code: str, entry_point: str | None = None, setup: str = "") -> tuple[AssertTest, ...]:
-    """The tests in test code: one for each `unittest.TestCase` method or `test...` function; if none, one for all code.
+    """The tests in test code: each `unittest.TestCase` method or `test...` function; without these, the whole code.
 
     Raises:
         ValueError: the code is not Python, could pass without the program, or works only in the program's process.

@@ -125,10 +125,10 @@ def extract_code(
 ) -> str | None:
     """The last complete fenced block of `language`; if there is none, the last block without a language, or None.
 
-    If some blocks define what the tests call, the last of these blocks is taken, because a later block may only be an
-    example of its use. Text before the end of the reasoning (`</think>`) is ignored; if the reasoning does not end,
-    there is no program. A block that is not closed does not count, because the completion was cut off. The indentation
-    of the opening fence is removed from the lines of a block.
+    If some blocks define what the tests call, the last of these blocks is taken, because a later block may only
+    show how to use the program. Text before the end of the reasoning (`</think>`) is ignored; if the reasoning does
+    not end, there is no program. A block that is not closed does not count, because the completion was cut off. The
+    indentation of the opening fence is removed from the lines of a block.
 
     Args:
         completion: text of the completion.

@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-# The keys are columns with Python solutions. The values are other columns: the row must have at least one of them,
-# because some names of the keys are common in other data sets too.
+# The keys are columns with Python solutions. The values are other columns. If there are any, the row must
+# have at least one of them, because the name of the key is common in other data sets too.
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "canonical_solution": (),  # HumanEval, BigCodeBench
     "code": ("test_list",),  # MBPP

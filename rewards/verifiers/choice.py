@@ -13,7 +13,7 @@ from rewards.verifiers.exact import PLACES, check_places
 
 
 class Choice:
-    """An answer that is one of several options. If the answer has a letter, the letter decides, otherwise its text.
+    """An answer that is one of several options. If the answer has a letter, the letter decides, otherwise the text.
 
     Args:
         find: places to look in, in order; see `rewards.verifiers.exact.Exact`. Here `last_sentence` means the whole

@@ -75,7 +75,7 @@ class CodeVerifier:
         compile_memory_mib: memory limit of the compiler; None means `memory_mib` or 1,024, whichever is greater.
         level: weakest isolation in which programs may run.
         tolerance: greatest allowed difference of printed numbers and returned floats. For values above 1 the difference
-            is relative. None means that they must be exactly equal.
+            is relative. None means that the values must be equal.
         max_tests: greatest number of tests that run, chosen evenly from the row's tests; None means all.
         preload: modules that programs and test code can import, in addition to Python's standard library.
         concurrent_programs: number of programs that run at the same time, over all workers of a pool; None means the
@@ -167,7 +167,7 @@ class CodeVerifier:
         """Say why either no program or every program would pass the row's tests; empty if the tests can be used.
 
         If the text of the tests does not show that they call the program, the tests are run once with a useless
-        program. It has a function of every name, and the results of these functions do not equal any value.
+        program. This program has a function of every name, and the results of these functions do not equal any value.
 
         Raises:
             IsolationError: this machine cannot give the configured isolation.

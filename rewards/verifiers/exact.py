@@ -54,7 +54,7 @@ def check_places(find: Sequence[str], places: Iterable[str] = PLACES) -> tuple[s
 
 
 class Exact:
-    """The answer must equal the text of the reference (a number as Python writes it).
+    """The answer must equal the text of the reference. If the reference is a number, its text is as Python writes it.
 
     If the reference is a list, the answer must equal one of its items.
 
@@ -101,7 +101,7 @@ class Exact:
         return f"the reference {reference!r:.60} is empty"
 
     def find_answer(self, completion: str) -> str | None:
-        """The text of the final answer; None when there is none."""
+        """The text of the final answer; None when there is no answer."""
         return first_place(completion, self.find, self.tags)[1]
 
     def _plain(self, text: str) -> str:

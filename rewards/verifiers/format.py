@@ -19,7 +19,7 @@ class Format(ReadsNoReference):
     Args:
         tags: names of the tags, in the wanted order; `()` if only `pattern` is checked.
         opened: tags that the chat template opens at the end of the prompt, for example `("think",)` if the
-            template ends in `<think>`. The opening tag of these may be missing in the completion.
+            template ends in `<think>`. The completion may lack the opening tags of these.
         only_tags: whether only white space may stand outside the tags.
         pattern: regular expression that the whole completion must match (dot matches newlines), in addition to the
             tags. A hostile completion may make the matching take very long (by backtracking); only the pool's deadline

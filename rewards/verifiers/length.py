@@ -10,7 +10,7 @@ from rewards.verifier import TOKENS_COLUMN, ReadsNoReference
 
 
 class Length(ReadsNoReference):
-    """A score of 0 up to `limit - buffer` tokens, which falls linearly to -1 at `limit`.
+    """The score is 0 up to `limit - buffer` tokens. From there it falls linearly to -1 at `limit` tokens.
 
     Source: equation 13 of DAPO (arXiv 2503.14476).
 

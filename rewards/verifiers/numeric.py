@@ -160,7 +160,7 @@ class Numeric:
         return f"the reference {str(reference)[:60]!r} is not a number; use the math verifier for such rows"
 
     def find_answer(self, completion: str) -> Fraction | None:
-        """The number that the completion gives as its answer; None if there is none."""
+        """The number that the completion gives as its answer; None if it gives no number."""
         answer = first_place(completion, self.find, self.tags, PLACES)[1]
         return rational(answer) if answer is not None else None
 

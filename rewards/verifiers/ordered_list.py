@@ -13,7 +13,7 @@ from rewards.mathematics.reading.latex_text import FONT
 from rewards.verdict import Status, Verdict, error, unparseable
 from rewards.verifiers.exact import check_places, first_place
 
-# Further items are not read, because a list of everything is not a ranking.
+# Items after this number are not read, because a list of everything is not a ranking.
 _MAX_ITEMS = 200
 _TAIL = 20_000
 _BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,3}[.):])\s*")

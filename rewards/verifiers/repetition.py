@@ -8,8 +8,8 @@ from typing import Any, Literal
 from rewards.verdict import Verdict, correct, scored
 from rewards.verifier import ReadsNoReference
 
-# Greatest number of characters that are judged. Of a longer text, only the end is judged, because repetition begins
-# late.
+# Greatest number of characters that are judged. If a text is longer, only its end is judged, because repetition
+# begins late.
 _MAX_CHARACTERS = 200_000
 
 
@@ -38,7 +38,7 @@ class Repetition(ReadsNoReference):
         self.size, self.unit, self.free, self.worst = size, unit, free, worst
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
-        """Return the punishment. The status is `correct` if it is 0, else `scored`."""
+        """Return the punishment. The status is `correct` if the punishment is 0, else `scored`."""
         text = completion[-_MAX_CHARACTERS:]
         pieces: Sequence[str] = text.split() if self.unit == "words" else text
         count = len(pieces) - self.size + 1

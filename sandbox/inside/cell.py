@@ -1,7 +1,7 @@
 """The process around one program: it holds the program's namespaces and runs the program once per test.
 
 The worker clones a cell. The cell mounts a scratch directory and `/proc`, then waits for requests on its channel. For
-each test it forks a child that becomes the program, and watches it. After the test it kills every remaining process
+each test it forks a child that becomes the program, and watches the child. After the test it kills all other processes
 and empties the scratch directory. Its reply says whether the program was `pristine`: the program ended by itself and
 left nothing behind. After a pristine program the cell serves the next program; otherwise the cell is thrown away with
 its namespaces. In a process namespace the cell is process 1: no program can signal it, and when it ends, the kernel
@@ -32,7 +32,7 @@ from sandbox.types import STDERR_BYTES, ProgramStatus
 
 MAX_MESSAGE = 1 << 16
 _MAX_DESCRIPTORS = 253  # the kernel's bound for one message
-_QUICK_SECONDS = 0.003  # if a test takes longer, it computes much or its processor is busy
+_QUICK_SECONDS = 0.003  # a test that takes longer computes much, or its processor is busy
 _LEAST_SECONDS = 0.001  # time for a test that starts just before the time for all tests ends
 
 

@@ -23,11 +23,12 @@ from sandbox.inside.watch import most_file_bytes
 from sandbox.types import MEBIBYTE
 
 SETUP_FAILED = 70  # exit code of a child that could not be sealed (sysexits.h: internal software error)
-# The stack of a process grows downwards into a gap that the kernel keeps free, 128 MiB at least.
+# The stack of a process grows downwards into a gap of at least 128 MiB that the kernel keeps free.
 _STACK_BYTES = 120 * MEBIBYTE
 _ADDRESS_SPACE_SLACK = 256 * MEBIBYTE  # for thread stacks and arenas that are reserved but never used
 FIRST_FREE = 64  # above every descriptor number that is set up here
-# Every process that answers calls has this limit. Otherwise the limit would show a program the number of calls.
+# Every process that answers calls gets the same limit. If the limit depended on the number of calls, a program could
+# read its limit and learn that number.
 _CALLS_CPU_SECONDS = 3600
 _FIRST_TO_GO = b"1000"  # the kernel ends this process first if the machine or the control group is out of memory
 _KINDS = {"run", "calls", "asserts", "execute"}
@@ -51,12 +52,12 @@ def become_program(seal: Seal, request: dict[str, Any], descriptors: list[int], 
 
     Args:
         seal: the worker's layers.
-        request: `kind` (`run`, `calls`, `asserts` or `execute`), `limits`, and for `execute` `arguments`,
-            `environment`, `address_space` (whether to limit it) and `program_name`.
-        descriptors: descriptors of the program, of standard input, output and error, and for calls of the channel's
-            two pipes.
-        failure: descriptor of a pipe that tells the cell why sealing failed. It is closed before foreign code runs, so
-            that no program can report its own failure as a failure of the sandbox.
+        request: `kind` (`run`, `calls`, `asserts` or `execute`) and `limits`. If `kind` is `execute`, it also contains
+            `arguments`, `environment`, `address_space` (whether to limit the address space) and `program_name`.
+        descriptors: descriptors of the program, then of standard input, output and error. If `kind` is `calls`
+            or `asserts`, the channel's two pipes follow.
+        failure: descriptor of a pipe that tells the cell why sealing failed. The descriptor is closed before foreign
+            code runs, so that no program can report its own failure as a failure of the sandbox.
     """
     failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)  # above the descriptors that are set up below
     try:
@@ -138,8 +139,8 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
     memory, cpu = limits["memory_bytes"], math.ceil(limits["cpu_s"])
     if request["kind"] == "calls":
         cpu = max(cpu, _CALLS_CPU_SECONDS)
-    # The kernel's limit of processor time is one second above the program's limit. The watch is more precise; the
-    # kernel ends a program that the watch checks too late.
+    # The kernel's limit of processor time is one second above the program's limit. `Watch` is more precise; the
+    # kernel ends a program that `Watch` checks too late.
     wanted = [
         (resource.RLIMIT_STACK, min(_STACK_BYTES, memory), 0),
         (resource.RLIMIT_CPU, cpu + 1, 1),
@@ -147,13 +148,13 @@ def _set_limits(seal: Seal, request: dict[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, limits["open_files"], 0),
     ]
     if request.get("address_space", True):
-        # The limit of address space is generous, because honest programs reserve more than they use. The watch limits
+        # The limit of address space is generous, because honest programs reserve more than they use. `Watch` limits
         # resident memory.
         wanted.append((resource.RLIMIT_AS, seal.base_address_space + 2 * memory + _ADDRESS_SPACE_SLACK, 0))
     if seal.limit_processes:
-        # This is above the watch's limit, so that the watch sees the excess first. The kernel also counts the cell,
-        # the worker, a tester that runs with the program, and the idle cells of a shared sandbox with their sealed
-        # processes.
+        # This limit is above the limit in `watch.py`, so that `Watch` sees the excess first. The kernel also counts
+        # the cell, the worker, a tester that runs with the program, and the idle cells of a shared sandbox with their
+        # sealed processes.
         wanted.append((resource.RLIMIT_NPROC, limits["processes"] + 24, 0))
     for which, value, more in wanted:
         hard = resource.getrlimit(which)[1]

@@ -18,7 +18,7 @@ from sandbox.inside import program
 from sandbox.inside.isolation import filesystem, kernel
 from sandbox.inside.isolation.filesystem import SitePackage
 
-# Modules that programs commonly import. Forking an interpreter that has them is cheaper than importing them.
+# Modules that programs commonly import. Forking an interpreter that has imported them costs less than importing them.
 COMMON_MODULES = tuple(
     """
     abc array bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools
@@ -27,7 +27,7 @@ COMMON_MODULES = tuple(
     """.split()  # noqa: SIM905 (a list of 33 quoted words is harder to read)
 )
 _NAME = b"sandbox.inside.zygote"  # what `ps` shows
-_ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat after the command name: the start, then the end
+_ARGUMENTS, _ENVIRONMENT = 45, 47  # fields of /proc/<pid>/stat: the start address; the next field is the end address
 _REDUCED_MODULES = {"shutil", "tempfile"}  # modules of this package import them without the compression libraries
 _OWN_MODULES = ("sandbox", "landlockpy", "pyseccomp")
 
@@ -48,7 +48,7 @@ def prepare(
         preload: third-party modules to import.
         scratch: the programs' working directory.
         third_party: directories of the preloaded modules.
-        clean_environment: False only if a test switches that layer off.
+        clean_environment: False only if a test switches the layer of this name off.
         proc: descriptor of a `/proc` that shows this process.
     """
     standard = (*visible.shown_paths(), "/usr/")
@@ -173,7 +173,7 @@ def program_environment(scratch: str, third_party: Sequence[str]) -> dict[str, s
 
 
 def import_all(names: Sequence[str]) -> None:
-    """Import those of the modules that are installed, so that they are already loaded in every program."""
+    """Import the named modules that are installed, so that they are already loaded in every program."""
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""If only root can read the interpreter and mounts are impossible, copy it to a place that every user may read.
+"""Copy the interpreter to a place that every user may read, if only root can read it and mounts are impossible.
 
 Programs never run as root. Python may lie in root's home (pyenv, uv and conda put it there), and there may be no mount
 namespaces (the default of Docker and Kubernetes). Then the parts of Python that programs need, and the preloaded
@@ -20,7 +20,7 @@ from sandbox.inside.isolation.filesystem import SitePackage
 
 _PLACES = ("/var/cache/verigrpo", "/var/tmp/verigrpo")
 _NOBODY = 65_534
-# Parts of the standard library that no program needs. They make up half of its size.
+# Parts of the standard library that no program needs. These parts are half of the library's size.
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "ensurepip")
 
 
@@ -103,7 +103,7 @@ def _name(kind: str, *parts: str) -> str:
 
 
 def _cached(name: str, fill: Callable[[str], None], temporary: str) -> str:
-    """Return a directory of the cache. If it is missing, `fill` makes it; other workers may do so at the same time."""
+    """Return a directory of the cache. If it is missing, call `fill`; several workers may do so at the same time."""
     problems: list[str] = []
     for place in (*_PLACES, os.path.join(temporary, "verigrpo-interpreter")):
         final = os.path.join(place, name)

@@ -1,10 +1,10 @@
 """Make a worker cheaper to fork and to end: fewer mappings in its memory, and code on huge pages.
 
 Each fork copies every mapping, and the page-table entries of memory that was written to. A child maps pages of files
-again at first use, and its end removes all mappings. A shared library has five mappings, but two suffice: code with
-constants, and written data. If the interpreter's code covers whole huge pages, the code is copied to huge pages: a
-child inherits an entry per 2 MiB, and need not map this code at first use. Only the worker's own memory changes, in
-ways that are allowed to programs too.
+again at first use, and all its mappings are removed when it ends. A shared library has five mappings, but two suffice:
+code with constants, and written data. If the interpreter's code covers whole huge pages, the code is copied to huge
+pages: a child inherits an entry per 2 MiB, and need not map this code at first use. Only the worker's own memory
+changes, in ways that are allowed to programs too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from sandbox.inside.isolation import kernel
 from sandbox.inside.isolation.seal import Seal
 from sandbox.inside.template import SealedProcess, Template, TemplateLost
 
-_LEAST_OPEN_FILES = 16  # with fewer, a sealed process cannot receive a test's descriptors
+_LEAST_OPEN_FILES = 16  # with a lower limit, a sealed process cannot receive a test's descriptors
 _CHILDREN_BYTES = 256
 
 
@@ -38,7 +38,7 @@ class CellNursery:
         return self._sealed is None
 
     def prepare(self, request: dict[str, Any], program: int) -> None:
-        """Start the processes that fork the tests of `request`, and end all others."""
+        """Start the processes that fork the tests of `request`, and end processes that cannot be used for it."""
         templated = bool(request.get("template"))
         if self._template is not None and templated:
             return  # the template of this program exists already
@@ -83,9 +83,9 @@ class CellNursery:
     def alone(self) -> bool:
         """Whether these processes are the cell's only children, and all of them are alive and not stopped.
 
-        A process that a program left behind is now the cell's child, or a descendant of a child. If processes each
-        start the next process and exit, this is seen too: nobody has reaped the dead processes, so they are still
-        children of the cell.
+        A process that a program left behind is now the cell's child, or a descendant of a child. A chain of
+        processes, each of which starts the next one and exits, is seen too: nobody has reaped the dead processes, so
+        they are still children of the cell.
         """
         if self._read_children() != self.numbers:
             return False
@@ -98,7 +98,7 @@ class CellNursery:
         return False
 
     def stay(self) -> None:
-        """Keep the cell and these processes on their current processor; tests may leave it.
+        """Keep the cell and these processes on their current processor; tests may use other processors.
 
         The cell and these processes never work at the same time. If the kernel moves them between idle processors, a
         test takes a tenth more time, and the processes wake up much more slowly.

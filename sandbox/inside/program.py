@@ -30,7 +30,7 @@ _MESSAGE_LENGTH = 500  # characters of an exception's text that are sent
 def open_standard_streams(stdin: int = 0, stdout: int = 1, stderr: int = 2) -> None:
     """Open the standard text streams on three descriptors.
 
-    The worker does this once. An unused stream has not read anything, so its descriptor may still be replaced.
+    The worker calls this once. An unused stream has not read anything, so its descriptor may still be replaced.
     """
     binary_in = io.BufferedReader(io.FileIO(stdin, "r", closefd=False), 1 << 16)
     binary_out = io.BufferedWriter(io.FileIO(stdout, "w", closefd=False), 1 << 16)
@@ -104,7 +104,7 @@ def executed(source: bytes, code_object: types.CodeType | None, module: types.Mo
 def _finished(code: int) -> int:
     """Wait for threads, run exit functions and flush the streams; return the exit code."""
     try:
-        # Both calls copy many pages of the parent, even if there is nothing to do. So they are made only if needed.
+        # Both calls copy many pages of the parent, even if there is nothing to do. So make them only if needed.
         if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
             threading._shutdown()  # type: ignore[attr-defined]
         if atexit._ncallbacks():

@@ -7,8 +7,8 @@ Sealing a process takes longer than running a small program. So it is done once,
 - A *template* holds one compiled program. It never runs the program, but forks a process for each test.
 
 All forked processes are children of the cell. A test cannot read or change a template or a sealed process: they are not
-dumpable, and the system-call list has no ptrace. If a test kills or stops one of them, or leaves a process or file
-behind, the cell throws all of them away.
+dumpable, and the system-call list has no ptrace. If a test kills or stops one of these processes, or leaves a process
+or file behind, the cell ends them all.
 """
 
 from __future__ import annotations

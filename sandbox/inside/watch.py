@@ -1,7 +1,7 @@
 """Watch a running program: the time, memory, processes and disk space of all its processes together.
 
-The watch reads `/proc` every few milliseconds. Between two checks a program can pass its limits. How far it can pass
-them is bounded by the kernel's limits (`child._set_limits`, and a control group if there is one).
+The watch reads `/proc` every few milliseconds. Between two checks a program can pass its limits. The kernel's
+limits (`child._set_limits`, and a control group if there is one) bound how far it can pass them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Usage:
     memory_bytes: int = 0
 
     def joined(self, rusage: resource.struct_rusage) -> Usage:
-        """Combine with the kernel's report at the end of the process."""
+        """Combine this usage with the kernel's report at the end of the process."""
         cpu = rusage.ru_utime + rusage.ru_stime
         return Usage(max(self.cpu_s, cpu), max(self.memory_bytes, rusage.ru_maxrss * 1024))
 

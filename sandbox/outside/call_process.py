@@ -11,7 +11,7 @@ _EXTRA_SECONDS = 1.0  # time for loading the program, in addition to the time fo
 
 
 def result_of(worker: Worker, status: ProgramStatus, reason: str, run: ExecutionResult | None = None) -> TestResult:
-    """Make the result of a test that ended with `status`; it includes the time and memory that `run` used."""
+    """Make the result of a test that ended with `status`. The result has the time and memory that `run` used."""
     used = (run.wall_s, run.cpu_s, run.memory_bytes) if run else (0.0, 0.0, 0)
     return TestResult(status is ProgramStatus.OK, status, reason, *used, worker.isolation)
 

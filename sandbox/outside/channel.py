@@ -29,7 +29,7 @@ class DeadlinePassed(Exception):
 
 
 class CallChannel:
-    """A pair of pipes to a program's process. Close `far_ends`, the program's ends, here after they were passed."""
+    """A pair of pipes to a program's process. `far_ends` are the program's ends (see `close_far_ends`)."""
 
     def __init__(self) -> None:
         far_requests, self._requests = os.pipe2(os.O_CLOEXEC)
@@ -41,7 +41,7 @@ class CallChannel:
         os.set_blocking(self._replies, False)
 
     def close_far_ends(self) -> None:
-        """Close the other side's ends here, after the start of the process that has them."""
+        """Close this process's copies of the program's ends, once the program's process has been started with them."""
         for descriptor in self.far_ends:
             os.close(descriptor)
         self.far_ends = (-1, -1)

@@ -1,7 +1,9 @@
-"""Compare a program's results with the expected values. This is trusted code, and runs in no program's process.
+"""Compare a program's results with the expected values.
+
+This code is trusted. It never runs in the process of a program.
 
 Replies are compared in their encoded form. Foreign items are looked up among the expected items, but never put into a
-hash table: a program could choose items with equal hashes, so that this would take quadratic time.
+hash table: a program could choose items with equal hashes, and building the table would take quadratic time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from sandbox.values import NotPlainData, decode, encode, scalar
 
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?\Z")
 _INTEGER = re.compile(r"[+-]?\d{1,400}\Z")
-# Bytes. The length of a longer line is checked before the line is split, which saves time if the line is too long.
+# In bytes. If a line is longer than this, its length is first compared with the longest length that can still be equal.
+# A line that cannot be equal is then never split.
 _LONG_LINE = 1 << 16
 _BLANKS = b" \t\r\x0b\x0c"
 _KEY_BITS = 10_000  # size of the longest int that is looked up by its digits; Python refuses to print much longer ints
@@ -35,7 +38,7 @@ def equal_text(got: bytes, expected: str, tolerance: float | None = None, any_or
     Args:
         got: the program's output.
         expected: expected output.
-        tolerance: if given, numbers may differ by `tolerance * max(1, |expected|)`; an expected integer is exact.
+        tolerance: if given, numbers may differ by `tolerance * max(1, |expected|)`; an expected integer must be equal.
         any_order: lines may come in any order.
     """
     wanted = [line.split() for line in expected.strip().split("\n")]
@@ -109,7 +112,7 @@ def equal_encoded(message: Any, expected: Any, tolerance: float | None = None, a
     Args:
         message: reply of the program's side, parsed as JSON.
         expected: plain data.
-        tolerance: if given, floats may differ by `tolerance * max(1, |expected|)`; an expected int is exact.
+        tolerance: if given, floats may differ by `tolerance * max(1, |expected|)`; an expected int must be equal.
         any_order: a list's items may come in any order (at the outermost level).
 
     Raises:
@@ -199,7 +202,7 @@ def _equal_number(got: int | float | complex | None, expected: int | float | com
     try:
         left, right = complex(got), complex(expected)
     except OverflowError:
-        return False  # an int is larger than every float
+        return False  # one of the two is an int that is too large for a float
     return _close(left.real, right.real, tolerance) and _close(left.imag, right.imag, tolerance)
 
 

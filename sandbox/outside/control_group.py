@@ -22,8 +22,8 @@ from sandbox.group_meter import GroupFiles
 from sandbox.types import MEBIBYTE, Limits
 
 _CONTROLLERS = {"memory", "pids"}
-# The memory and processes that are needed in addition to those of the programs: for the worker, its cells, and a
-# tester's cell that runs at the same time.
+# The memory and processes of the worker, its cells, and a tester's cell that runs at the same time. The programs'
+# memory and processes are added.
 _WORKER_MEMORY, _WORKER_PROCESSES = 512 * MEBIBYTE, 64
 _REMOVAL_SECONDS = 1.0  # a group can be removed once the kernel has reaped its last process
 _PREFIX = "sandbox-"
@@ -176,7 +176,7 @@ def _mounted(mounts: Path, kind: str, controller: str = "") -> tuple[Path, str] 
 
 
 def _place(mounted: tuple[Path, str], group: str) -> Path:
-    """The directory of a group. In a container the group's name may begin above the mount point."""
+    """The directory of a group. In a container, the directories above the mounted group are removed from its name."""
     point, root = mounted
     inside = group.removeprefix(root) if root != "/" and group.startswith(root) else group
     return point / inside.lstrip("/")

@@ -76,8 +76,8 @@ def grade(
                     tester = tester_for(test) if tester_for is not None else worker
                     results.append(grade_asserts(worker, tester, cell, program, test, limits, end))
                 else:
-                    # If a failure ends the grading, the results of later tests are useless. So at most one test more is
-                    # started at once than tests have passed.
+                    # If a failure ends the grading, the results of later tests are useless. So the number of tests that
+                    # are started at once is at most one more than the number of tests that have passed.
                     room = len(results) + 1 if stop_at_failure else len(tests)
                     inputs = _leading(StdinTest, tests[len(results) :])[: min(room, most_runs(limits))]
                     results += _grade_stdin(worker, cell, program, runnable, inputs, limits, end)

@@ -40,7 +40,7 @@ from sandbox.worker_settings import WorkerSettings
 T = TypeVar("T")
 P = ParamSpec("P")
 WorkerFor = Callable[[tuple[str, ...]], Worker]  # the slot's worker that has these modules
-_ATTEMPTS = 2  # if its worker dies, a program runs once more on a new worker; if this dies too, it is a sandbox error
+_ATTEMPTS = 2  # a program whose worker died runs once more; if the new worker dies too, its status is SANDBOX_ERROR
 _STARTED_AT_ONCE = 16  # number of workers; each start keeps a core busy for a quarter of a second
 _DEFAULT_LIMITS = Limits()
 
@@ -69,7 +69,7 @@ class Sandbox:
         workers: number of programs that run at the same time. The number of cores is the best choice.
         preload: modules that stay imported in a separate worker, which runs the programs and tests that mention them.
         without: layers to leave out. For tests only.
-        waiting: function that makes a context manager. A call is inside it while it waits for a free worker.
+        waiting: function that makes a context manager. A call enters it while waiting for a free worker.
 
     Raises:
         IsolationError: this machine cannot give `level`; the message says what is missing and how to get it.
@@ -163,7 +163,7 @@ class Sandbox:
             stdin: standard input of the program.
             limits: limits of the run.
             language: language of the program.
-            preload: modules imported before the program starts; by default those of the sandbox that it mentions.
+            preload: modules to import first; by default the sandbox's `preload` modules that the program mentions.
 
         Raises:
             SandboxError: the sandbox is closed or belongs to another process.
@@ -262,7 +262,7 @@ class Sandbox:
         preload: Sequence[str] | None,
         compile_limits: Limits | None = None,
     ) -> T | NotRunnable:
-        """Prepare a program and do `work` with it on a free slot's worker; if it cannot be run, return the reason."""
+        """Prepare a program and do `work` with it on a free slot's worker. Return the reason if it cannot be run."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._owner != os.getpid() and not self._slots.shared:

@@ -1,4 +1,7 @@
-"""The slots that programs wait for. The threads of a process and, if the slots are shared, its forks use them."""
+"""The slots that programs wait for.
+
+The threads of a process use its slots. If the slots are shared, its forks use them too.
+"""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Worker:
 
     @property
     def allows_executables(self) -> bool:
-        """Whether programs may start other programs. They may only if namespaces contain these programs."""
+        """Whether programs may start other programs. This is allowed only if namespaces contain the other programs."""
         return {Layer.PROCESS_NAMESPACE, Layer.PRIVATE_ROOT} <= set(self.isolation.active)
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ PRECISE_DIGITS = 100
 
 
 class Arithmetic:
-    """Numbers of one precision, and the functions on these numbers. The operators are those of Python."""
+    """Numbers of one precision, and the functions on these numbers. The operators are Python's operators."""
 
     def __init__(self, name: str, library: Any, number: Callable[[Fraction], Any], cost: int) -> None:
         self.name, self.library, self.number, self.cost = name, library, number, cost

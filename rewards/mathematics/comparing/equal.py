@@ -157,7 +157,7 @@ class Judge(FamilyJudge):
         if self._matched(items, others):
             return True
         if kind == other_kind == "list" and len(others) > len(items) > 1:
-            # If the gold answer repeats an item, this is not a further value.
+            # An item that the gold answer repeats is not a further value.
             return self._matched(items, self._distinct(others))
         return "list" in (kind, other_kind) and self._same_region(gold, answer)
 

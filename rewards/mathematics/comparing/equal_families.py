@@ -100,7 +100,8 @@ class FamilyJudge(RelationJudge):
 def _as_plain(node: Bound, other: Node) -> Node:
     """Return the part of a family that is compared with a node that is not a family.
 
-    This part is the body of the family. If the family is a residue class and the node is a number, it is the residue.
+    This part is the body of the family. If the family is a residue class and the node is a number, it is the class's
+    residue.
     """
     return at(node, whole(0)) if node.variable == RESIDUE and not free_symbols(other) else node.body
 

@@ -258,7 +258,7 @@ def canonical(node: Node, depth: int = 0) -> str:
 def _stand_in(node: Node) -> Fraction:
     """A number in place of a node that is not evaluated.
 
-    Equal trees get equal numbers, others get different numbers.
+    Equal trees get equal numbers, other trees get different numbers.
     """
     digest = hashlib.blake2b(canonical(node).encode("utf-8", "replace"), digest_size=8).digest()
     return Fraction(int.from_bytes(digest, "big") | 1, 1 << 63)

@@ -27,7 +27,7 @@ _FONT = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*+\{\s*+([\u4e00-\u9fff/]{1,
 def chinese(text: str) -> str:
     r"""Write the Chinese units of a text as `\text{...}`.
 
-    Other words stay, so the whole answer is then read as words.
+    If there are other words, they stay, and the whole answer is then read as words.
     """
     if not any("\u4e00" <= character <= "\u9fff" for character in text):
         return text

@@ -57,7 +57,7 @@ def parameter_in(text: str) -> tuple[str, str] | None:
 
 
 def family(node: Node, parameter: str) -> Node:
-    """Make the node a family over the parameter. Raise `Unreadable` if a part of the node does not contain it."""
+    """Make the node a family over the parameter. Raise `Unreadable` if a part of it lacks the parameter."""
     if isinstance(node, Sequence) and node.brackets == "":
         return Sequence("", tuple(family(item, parameter) for item in node.items), node.joiner)
     if isinstance(node, Relation) and node.ops == ("=",):

@@ -44,7 +44,7 @@ _OVER = frozenset(("/", "\\div"))
 class ExpressionParser(UnitParser):
     """Reads sums, products and powers. `AnswerParser` in `answer_parser` is the complete parser."""
 
-    # The methods are in order of precedence, the operators that bind least first.
+    # The methods are in order of precedence. The first method reads the operators that bind least.
 
     def expression(self) -> Node:
         """Read a sum: terms between +, -, plus-minus and minus-plus."""

@@ -6,7 +6,7 @@ from rewards.mathematics.nodes import Apply, Node, Number, Quantity, Unreadable
 from rewards.mathematics.reading.tokens import Token
 from rewards.mathematics.units import CURRENCY, read_unit
 
-# An answer of a person is not nested deeper. Each level needs about eight frames of Python's stack.
+# An answer that a person writes is not nested deeper than this. Each level needs about eight frames of Python's stack.
 MAX_DEPTH = 32
 MAX_PARTS = 20
 

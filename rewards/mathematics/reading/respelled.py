@@ -15,8 +15,8 @@ from rewards.mathematics.reading.latex_text import TEXT_MACROS
 from rewards.mathematics.reading.spelled import number_of
 from rewards.mathematics.units import BARE_UNITS, read_unit
 
-# In these patterns, every repetition is possessive or bounded, and what may follow begins with other characters than
-# the repeated ones. So a pattern never reads a run of blanks or digits twice.
+# In these patterns, every repetition is possessive or bounded, and no text that may follow it begins with a repeated
+# character. So a pattern never reads a run of blanks or digits twice.
 _FONT = rf"\\(?:{TEXT_MACROS})\s*+"
 _NO_WORDS = re.compile(_FONT + r"\{\s*+\}")
 _NUMERAL = re.compile(_FONT + r"\{\s*+(-?\d[\d,]*+(?:\.\d++)?)\s*+\}")
@@ -103,7 +103,7 @@ def _in_fonts(text: str) -> str:
 
 
 def _one_sided(text: str) -> str:
-    r"""Rewrite `\{ \begin{array}{ll}...\end{array}`, with a brace only on the left, as `cases`, which look the same."""
+    r"""Rewrite `\{ \begin{array}{ll}...\end{array}`, with a brace only on the left, as `cases`, the same formula."""
     match = _ONE_SIDED.search(text)
     if match is None:
         return text
@@ -127,7 +127,7 @@ def _inward(match: re.Match[str]) -> str:
 
 
 def meant(words: str) -> Node:
-    """The meaning of words: a number in words, with or without a unit, the empty set, infinity, or the words."""
+    """The meaning of words: a number with or without a unit, the empty set, infinity, or the words themselves."""
     number = number_of(words)
     if number is not None:
         return Number(Fraction(number))

@@ -34,7 +34,7 @@ class Use:
 
     Attributes:
         cpu_s: processor time.
-        memory_bytes: resident memory, plus the most that `/proc` may not show.
+        memory_bytes: resident memory, plus the largest amount of memory that `/proc` may fail to show.
         removed_bytes: size of removed files of a scratch directory on the host that are still open or mapped.
     """
 
@@ -156,5 +156,5 @@ class Account:
 
 
 def _reckoned(seen: dict[tuple[bytes, bytes], int], most: int) -> int:
-    """Count a single object with the longest length seen, and each of several objects with `most`."""
+    """The bytes to count: for a single object its longest length seen; for several objects `most` for each of them."""
     return sum(seen.values()) if len(seen) <= 1 else len(seen) * most

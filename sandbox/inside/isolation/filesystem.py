@@ -176,7 +176,7 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
         readable = [*shown, SITE]
     else:
         readable = [*_without(shown, visible.hidden_paths(shown)), *(package.path for package in packages)]
-        # Every import lists the names in this directory, also the import of a third-party module.
+        # Every import lists the names in this directory, even the import of a third-party module.
         rules.allow_path(visible.standard_library(), access.READ_DIR)
     for path in readable:
         if os.path.isdir(path):
@@ -198,7 +198,10 @@ def landlock_rules(private_root: bool, scratch: str, packages: Sequence[SitePack
 
 
 def _without(paths: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """Leave `hidden` out of `paths`. No rule can exclude a part of a path, so its other entries take its place."""
+    """Leave `hidden` out of `paths`.
+
+    A rule covers a whole directory. So a directory that contains hidden paths is replaced by its other entries.
+    """
     result: list[str] = []
     for path in paths:
         real = os.path.realpath(path)

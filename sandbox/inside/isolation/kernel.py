@@ -36,7 +36,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 ABOVE_ALL_DESCRIPTORS = 1 << 30  # the largest limit of the kernel (fs.nr_open)
-LAST_CAPABILITY = 63  # some kernels know fewer capabilities; the error EINVAL of the others is ignored
+LAST_CAPABILITY = 63  # some kernels know fewer capabilities; EINVAL, the error for an unknown one, is ignored
 
 SIGCHLD = 17
 _NUMBERS = {
@@ -95,7 +95,7 @@ def clone(flags: int) -> int:
     copied, which saves about half a millisecond. This is correct only in a process with a single thread, because the
     child has that thread at the same address. The child must seed `random` itself.
     """
-    # PyDLL keeps the interpreter lock through the call, so the child starts with a copy of the lock that it holds.
+    # PyDLL keeps the interpreter lock through the call, so the child's only thread holds the lock too.
     pid: int = _syscall(_CLONE, flags | SIGCHLD, 0, 0, 0, 0)
     return pid if pid >= 0 else _checked(pid, f"clone (call {_number('clone')})")
 
@@ -110,7 +110,7 @@ def prepared_clone(flags: int) -> Callable[[], int]:
 
 
 def prepared_dumpable() -> Callable[[], int]:
-    """Prepare `prctl(PR_SET_DUMPABLE, 1)` in the same way. The prepared call cannot fail."""
+    """Prepare `prctl(PR_SET_DUMPABLE, 1)`, as `prepared_clone` prepares `clone`. The prepared call cannot fail."""
     return functools.partial(_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
@@ -151,8 +151,8 @@ def make_read_only(target: str, more: int = 0) -> None:
     if result >= 0 or ctypes.get_errno() != errno.ENOSYS:
         _checked(result, f"mount_setattr {target}")
         return
-    # Before Linux 5.12, only the mount itself can be changed. Its present flags must be repeated, otherwise they are
-    # cleared.
+    # Before Linux 5.12, only the mount itself can be changed. Flags that the mount has must be set again,
+    # otherwise the call clears them.
     present = os.statvfs(target).f_flag
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | (MS_NODEV if more & MOUNT_ATTR_NODEV else 0)
     flags |= present & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -164,7 +164,7 @@ def make_read_only(target: str, more: int = 0) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach the mount on `target`. It is hidden at once, and freed when no process uses it any more."""
+    """Detach the mount on `target`. The mount is hidden at once, and freed when no process uses it any more."""
     _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
 
 
@@ -205,7 +205,7 @@ def set_seccomp_filter(program: bytes) -> None:
 
 
 def restrict_with_landlock(ruleset: int) -> None:
-    """Enforce Landlock rules for this process, as `landlockpy` does, but touch fewer pages: each run calls this."""
+    """Enforce Landlock rules for this process. Each run calls this function; `landlockpy` would touch more pages."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if _syscall(_number("landlock_restrict_self"), ruleset, 0) < 0:
         _checked(-1, "landlock_restrict_self")

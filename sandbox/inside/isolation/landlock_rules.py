@@ -1,4 +1,4 @@
-"""Make a worker's Landlock rules in a separate process, so that no later fork copies the memory that this needs."""
+"""Make a worker's Landlock rules in a separate process, so that no later fork copies the memory for that work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RulesMaker:
         self._answer = self._channel.recv(_MAX_MESSAGE)
 
     def make(self) -> int | str:
-        """Return a descriptor of the rules, at least `FIRST_FREE`, or the reason why there are none. Call it once."""
+        """Return a descriptor of the rules, at least `FIRST_FREE`, or the reason why none exist. Call it only once."""
         descriptors: list[int] = []
         with self._channel as channel:
             if self._answer == _READY:

@@ -18,7 +18,7 @@ NAMESPACES = {
     Layer.PRIVATE_ROOT: kernel.CLONE_NEWNS,
 }
 _INNER_ID = 1000  # the only user and group in the user namespace
-FIRST_OWN_UID = 0x60000000  # above all accounts and container runtimes' ranges; the process number is added
+FIRST_OWN_UID = 0x60000000  # above the numbers of accounts and container runtimes; the process number is added
 NO_CONTROL_GROUP = "delegate a control group with memory and pids (systemd: Delegate=yes and the program in a subgroup)"
 _NO_NAMESPACES = (
     "allow user namespaces (sysctl user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0, "
@@ -107,7 +107,7 @@ def become(uid: int, layers: Layers) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared it, and mapping users needs it
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # the change of user cleared this attribute, which mapping users needs
     layers.active.append(Layer.OWN_UID)
 
 

@@ -1,7 +1,8 @@
 """The system-call allow-list, compiled once by libseccomp and loaded by every program's process in one call.
 
 A call that is not listed fails with ENOSYS, so the C library uses an older call if there is one (clone instead of
-clone3, read and write instead of io_uring). If some arguments make a harmless call harmful, its arguments are checked.
+clone3, read and write instead of io_uring). If a call is harmful only with some arguments, its arguments are
+checked.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ _CLONE_MASK = kernel.CLONE_ANY_NAMESPACE | _CLONE_THREAD
 _O_ACCMODE, _O_TRUNC = 3, 0o1000
 _MAP_TYPE, _MAP_PRIVATE, _MAP_SHARED, _MAP_ANONYMOUS = 0xF, 2, (1, 3), 0x20
 # Pages of a shared mapping stay in memory when they are dropped or unmapped. Only the mapping's first length limits
-# their number, so `account.py` counts this many bytes for each mapping.
+# their number, so `account.py` counts `MOST_SHARED_BYTES` for each mapping.
 MOST_SHARED_BYTES = 64 * MEBIBYTE
 _AF_UNIX, _SOCK_STREAM, _SOCKET_TYPE_MASK = 1, 1, 0xF
 _OPTIMIZE_TREE = 2  # a binary tree over call numbers: it loads in a third of the time of a list
@@ -89,11 +90,11 @@ class SyscallFilter:
     """A compiled filter. `load` takes effect at once and for ever, for this thread and everything that it starts.
 
     Args:
-        process_namespace: whether programs run in a process namespace. Without it, a program may not start processes,
-            because nothing could limit or find these processes, and it may send signals only to itself.
-        mounts: whether programs have a read-only root and a scratch directory of their own. Without them, a program
-            may not change a file's mode, time or length by name, since the file might be the host's. It may not make
-            directories either, because a scratch directory on the host is measured and emptied without recursion.
+        process_namespace: whether programs run in a process namespace. If not, a program may send signals only to
+            itself, and may not start processes, because nothing could limit or find these processes.
+        mounts: whether programs have a read-only root and a scratch directory of their own. If not, a program
+            may not change a file's mode, time or length by name, since the file might be the host's. A program may not
+            make directories either, because a scratch directory on the host is measured and emptied without recursion.
 
     Raises:
         OSError: libseccomp is missing or refuses.
@@ -178,7 +179,7 @@ def _compile(process_namespace: bool, mounts: bool) -> bytes:
         add(allow, call, arg(flags, masked, _O_ACCMODE | _O_TRUNC, os.O_RDONLY))
     # Other modes of fallocate reserve space beyond a file's end. Neither the file's size nor RLIMIT_FSIZE counts it.
     add(allow, "fallocate", arg(1, equal, 0))
-    for call in _CLOCK_CALLS:  # its own clocks and the system's; other clocks show how long the cell has run
+    for call in _CLOCK_CALLS:  # clocks of the program and the system; others show how long the cell has run
         add(allow, call, arg(0, masked, _STATIC_CLOCKS, 0))
     add(allow, "mmap", arg(3, masked, _MAP_TYPE, _MAP_PRIVATE))
     for kind in _MAP_SHARED:

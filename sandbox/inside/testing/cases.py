@@ -33,7 +33,7 @@ def cases(scope: Mapping[str, Any], provided: Mapping[str, Any], used: Set[str])
     Args:
         scope: global variables of the test code.
         provided: mapping from each argument name that a test function may use to the function under test.
-        used: names that the test code reads. The test code itself calls functions with these names.
+        used: names that the test code reads. It calls functions with these names itself, so they are not listed.
     """
     fixtures = {item.fixture: item for item in scope.values() if inspect.isroutine(item) and hasattr(item, "fixture")}
     cases: list[Case] = []

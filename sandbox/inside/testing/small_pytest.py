@@ -56,7 +56,7 @@ class _Marks:
 
 
 class _Approximately:
-    """Equal to numbers near the expected ones, and to lists, tuples and dicts of such numbers."""
+    """A value that equals numbers near the expected numbers, and lists, tuples and dicts of such numbers."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False) -> None:
         self._expected, self._nan_ok = expected, nan_ok

@@ -48,7 +48,7 @@ def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callab
         try:
             return values.encode(item, _handle_number)
         except values.NotPlainData as problem:
-            # Change the type: this is a ValueError, which test code might take for an error of the program.
+            # `NotPlainData` is a ValueError, which test code might take for an error of the program.
             raise NotSupported(f"test code passes {problem}") from None
 
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -68,7 +68,7 @@ def remote(name: str, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> Callab
 
 
 def _raised(reply: dict[str, Any]) -> Exception:
-    """Rebuild an exception of the program: its type if this is built in, otherwise the nearest built-in base class."""
+    """Rebuild an exception of the program. If its type is not built in, use the nearest built-in base class."""
     name, message = str(reply.get("exception")), str(reply.get("message"))
     kind = getattr(builtins, str(reply.get("base")), None)
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _QUIET):
