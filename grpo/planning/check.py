@@ -8,7 +8,8 @@ from rich.table import Table
 
 from grpo import config
 from grpo.algorithm.choices import Kind, choice
-from grpo.cluster.claim import plan_of, wants_gpus
+from grpo.cluster.claim import plan_of
+from grpo.cluster.device import planned_device
 from grpo.config.file import dump
 from grpo.config.presets import PRESETS
 from grpo.config.verifiers import specs_of
@@ -89,7 +90,7 @@ def _table(title: str) -> Table:
 
 def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
     plan, table = plan_of(settings), _table("actors")
-    has_gpus = wants_gpus(settings.cluster)
+    has_gpus = planned_device(settings.cluster, samples=plan.generators > 0) == "cuda"
     device = "GPU" if has_gpus else "CPU"
     where = f"1 {device}" if has_gpus else f"{plan.learner_threads} thread(s)"
     learner = settings.learner
