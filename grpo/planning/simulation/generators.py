@@ -1,9 +1,9 @@
 """The generators of a simulated run, and the inputs of a simulation: speeds, deployment, schedule.
 
 Nothing is submitted between two weight pushes. So each push determines a replica's work until the next push, and the
-model computes it for all sequences at once. In an engine step, a replica decodes a token of every running sequence. So
-on a clock of engine steps, a sequence ends `length` steps after its start, whatever the speed. The duration of an
-engine step follows from the number of sequences that run in it.
+simulation computes this work for all sequences at once. In an engine step, a replica decodes a token of every running
+sequence. So on a clock of engine steps, a sequence ends `length` steps after its start, whatever the speed. The
+duration of an engine step follows from the number of sequences that run in it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RolloutSchedule:
         if self.prompts_per_step < 1:
             raise ValueError(f"prompts_per_step is {self.prompts_per_step}; at least 1 is needed")
         if self.max_policy_lag < 0:
-            raise ValueError(f"max_policy_lag is {self.max_policy_lag}; 0 is on-policy, and the least")
+            raise ValueError(f"max_policy_lag is {self.max_policy_lag}; it must be 0 or more (0 is on-policy)")
         if self.prompt_tokens < 0:
             raise ValueError(f"prompt_tokens is {self.prompt_tokens}; a length is 0 or more")
 
@@ -134,13 +134,16 @@ class SimulatedGenerators:
         self._foresee()
 
     def advance(self, began_s: float, held_s: float, ended_s: float, version: int) -> tuple[float, float, float]:
-        """Simulate from `began_s` until a push stops the replicas at `held_s`. They resume at `ended_s` as `version`.
+        """Simulate from `began_s` until a push stops the replicas at `held_s`.
+
+        They resume at `ended_s` with the weights of `version`.
 
         Returns:
             Tokens sampled, seconds in which a replica had something to do, and seconds in which a sequence ran.
         """
         of, over, speeds = self._replica_of[self._group], self._ends_s <= held_s, self._speeds
-        # The engine steps that each replica has reached: up to the last end of a sequence, then at the present speed.
+        # The engine step that each replica has reached: the step at which a sequence last ended, plus the steps since
+        # then at the present speed.
         last_s, reached = self._resumes_s.copy(), np.zeros(self._deployment.replicas)
         np.maximum.at(last_s, of[over], self._ends_s[over])
         np.maximum.at(reached, of[over], self._ends[over])

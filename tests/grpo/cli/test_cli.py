@@ -365,13 +365,13 @@ def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> Non
     good = [{"prompt": f"{n}", "answer": str(n)} for n in range(40)]
     result = check_rows_of(config, good)
     assert result.exit_code == 0, result.output
-    assert "gold answers: good: 40 of 40 are `correct`, and 0 of 40 other answers" in result.stdout
+    assert "gold answers: good: 40 of 40 are judged `correct`; 0 of 40 wrong answers (taken" in result.stdout
     assert "answer: 40 of 40 gold answers are `correct`; of 40 answers of other rows, 0 are" in result.stdout
 
     bad = [*good, {"prompt": "41", "answer": "forty-one"}]
     result = check_rows_of(config, bad)
     assert result.exit_code == 0, result.output
-    assert "look at them: 40 of 40 are `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
+    assert "look at them: 40 of 40 are judged `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
     assert "rows.jsonl:40: 'forty-one': " in result.stdout and "not a number" in result.stdout
     assert check_rows_of(config, bad, "--strict").exit_code == 1
     assert check_rows_of(config, good, "--strict").exit_code == 0
@@ -403,10 +403,10 @@ class Knowing:
 @pytest.mark.parametrize(
     ("answers", "override", "code", "headline"),
     [
-        (["a", "b", "c"], "", 0, "gold answers: good: 3 of 3 are `correct`"),
-        ([*"abcdefghijklmnopqrst", "x" * 9], "", 0, "answers; 1 row(s) cannot be used, and a run leaves them out"),
+        (["a", "b", "c"], "", 0, "gold answers: good: 3 of 3 are judged `correct`"),
+        ([*"abcdefghijklmnopqrst", "x" * 9], "", 0, "`correct` too; 1 row(s) cannot be used, and a run leaves them"),
         (["a", "b", "\x1b" * 9], "", 1, "FAILED: training data: 1 of 3 reference answers cannot be used (33.3%)"),
-        (["a", "b", "\x1b" * 9], "verification.max_unusable_share=0.5", 0, "look at them: 2 of 2 are `correct`"),
+        (["a", "b", "\x1b" * 9], "verification.max_unusable_share=0.5", 0, "look at them: 2 of 2 are judged `correct`"),
         (["a", "b", "\x1b" * 9], "verification.check_golds=warn", 0, "FAILED: training data: 1 of 3 reference"),
         (["wrong"] * 3, "", 1, "FAILED: verifier 'own': none of 3 gold answers is `correct`"),
         (["wrong"] * 3, "verification.check_golds=warn", 0, "FAILED: verifier 'own': none of 3 gold answers is"),
