@@ -257,12 +257,12 @@ def foreign_hints(path: str, value: Any) -> list[str]:
         path: dotted name of the unknown key in the user's file.
         value: its value; a mapping is searched too.
     """
-    hints, unknown, trainers = [], [], set()
+    hints: list[str] = []
+    unknown: list[str] = []
     for leaf in _leaves(path, value):
         keys = _keys_of(leaf)
         if keys:
             hints.append(f"{leaf} is not a known key; {_hint(keys)}")
-            trainers |= {key.trainer for key in keys}
         else:
             unknown.append(leaf)
     if hints and unknown:
