@@ -1,6 +1,6 @@
 # The commands of a checkout; `make` alone lists them. `make train PYTHON=python3.12` chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint lock clean
+.PHONY: help install install-gpu train test lint lock clean
 export PYTHON
 # Without compiled modules each of a run's processes would compile vLLM, torch and the rest anew at its start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,11 +15,15 @@ TEST_WORKERS := 2
 CHOSEN := $(if $(CI)$(ALL),,-m "not long")
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 install:  ## make or refresh .venv; does nothing where it is current
 	@test -n "$(STARTER)" || { echo "install: no python3 on the PATH: install Python 3.11, 3.12 or 3.13." >&2; exit 1; }
 	@$(STARTER) launch/install.py
+
+install-gpu:  ## make or refresh .venv-gpu, with the GPU builds of torch and vLLM (CUDA 13: NVIDIA driver 580 or newer)
+	@test -n "$(STARTER)" || { echo "install: no python3 on the PATH: install Python 3.11, 3.12 or 3.13." >&2; exit 1; }
+	@$(STARTER) launch/install.py gpu
 
 train: install  ## install, cold-start a small policy, train it with GRPO, print the table
 	$(BIN)/grpo sft configs/quickstart_sft.yaml resume=auto
@@ -35,9 +39,9 @@ lint: install  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: install  ## resolve pyproject.toml into the lock; OPTIONS=--upgrade renews every pin
+lock: install  ## resolve pyproject.toml into both locks; OPTIONS=--upgrade renews every pin
 	@$(STARTER) launch/install.py lock $(OPTIONS)
 
-clean:  ## remove .venv and what tools left; runs/ stays
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove both environments and what tools left; runs/ stays
+	rm -rf .venv .venv-gpu build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

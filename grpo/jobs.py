@@ -162,20 +162,23 @@ def evaluate(
     from grpo.config.evaluation import EvalConfig
     from grpo.config.file import resolve
 
+    task_overrides = [override.removeprefix("task.") for override in overrides if override.startswith("task.")]
+    names = [tasks] if isinstance(tasks, str) else tasks
     with without_collector():
-        from grpo.evaluation.evaluate import evaluate as run
-        from grpo.evaluation.model import default_folder
         from grpo.evaluation.problems import load_task
 
-    task_overrides = [override.removeprefix("task.") for override in overrides if override.startswith("task.")]
+        # The import of the rest takes seconds, and an unknown task is refused without it.
+        chosen = [load_task(name, task_overrides) for name in names]
+        from grpo.evaluation.evaluate import evaluate as run
+        from grpo.evaluation.model import default_folder
+
     settings = resolve(
         EvalConfig,
         {"model": str(model), "folder": str(folder or default_folder(without_secrets(str(model))))},
         [override for override in overrides if not override.startswith("task.")],
         "the settings of the evaluation",
     )
-    names = [tasks] if isinstance(tasks, str) else tasks
-    return run(settings, [load_task(name, task_overrides) for name in names], _terminal(show))
+    return run(settings, chosen, _terminal(show))
 
 
 def _require(config: object, schema: type, job: str, other: str) -> None:

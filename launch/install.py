@@ -2,7 +2,8 @@
 """Make or refresh `.venv`: a Python interpreter, the locked packages, and this project in editable form.
 
     launch/install.py           install what is missing (`make install`)
-    launch/install.py lock      resolve pyproject.toml anew into launch/requirements-cpu.lock (`make lock`)
+    launch/install.py gpu       the same for the GPU builds, into `.venv-gpu` (`make install-gpu`)
+    launch/install.py lock      resolve pyproject.toml anew into both locks, launch/requirements-*.lock (`make lock`)
 
 Packages come from the indexes and folders in pip's configuration. uv installs them, because it is ten times faster than
 pip; its options are translated from pip's. The installer looks for the CPU build of torch there first, then on
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -37,29 +38,52 @@ from launch.machine import (
     check_compiler,
     check_platform,
     check_venv_module,
+    driver_note,
     find_interpreter,
     interpreter_version,
     pip_settings,
 )
 
-VENV = ROOT / ".venv"
-LOCK = ROOT / "launch" / "requirements-cpu.lock"
-STAMP = VENV / "verigrpo-install.json"
 LOG = ROOT / "build" / "install.log"
 
-# The environment takes 3.4 GiB. uv's cache shares its files if both are on the same file system.
-NEEDED_GIB = 4.0
+
+class Kind(NamedTuple):
+    """An environment that this script can make."""
+
+    venv: Path
+    lock: Path
+    needed_gib: float  # uv's cache shares its files if both are on the same file system
+    torch_apart: bool  # whether torch comes from an index of its own, and without hashes
+
+
+# The CPU environment takes 3.4 GiB. The size of the GPU environment is an estimate from the sizes of its wheels.
+CPU = Kind(ROOT / ".venv", ROOT / "launch" / "requirements-cpu.lock", 4.0, True)
+GPU = Kind(ROOT / ".venv-gpu", ROOT / "launch" / "requirements-gpu.lock", 14.0, False)
+# The environment that this process makes; `use` changes it.
+VENV, LOCK, NEEDED_GIB, TORCH_APART = CPU
+STAMP = VENV / "verigrpo-install.json"
+
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HEARTBEAT_SECONDS = 15
-LOCK_COMMAND = (
-    "pip compile pyproject.toml --extra cpu --extra audit --extra dev --universal --python-version 3.11 "
-    "--override launch/overrides-cpu.txt --no-annotate --no-header --generate-hashes"
-)
+COMPILE = "pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --no-header --generate-hashes "
+LOCK_COMMAND = COMPILE + "--extra cpu --extra audit --extra dev --override launch/overrides-cpu.txt"
+GPU_LOCK_COMMAND = COMPILE + "--extra gpu --extra lora --extra audit --extra dev"
 LOCK_HEADER = """\
 # Written by `make lock` from pyproject.toml; do not edit. Linux, x86_64 and aarch64.
 # It names every package, because they are installed without dependency resolution. Their files must have these hashes.
 # launch/install.py installs torch first and without hashes: each index has other files of its CPU build.
 """
+GPU_LOCK_HEADER = """\
+# Written by `make lock` from pyproject.toml; do not edit. Linux, CUDA 13: it needs an NVIDIA driver 580 or newer.
+# It names every package, because they are installed without dependency resolution. Their files must have these hashes.
+"""
+
+
+def use(kind: Kind) -> None:
+    """Make this kind of environment in this process."""
+    global VENV, LOCK, NEEDED_GIB, TORCH_APART, STAMP
+    VENV, LOCK, NEEDED_GIB, TORCH_APART = kind
+    STAMP = VENV / "verigrpo-install.json"
 
 
 def say(text: str) -> None:
@@ -256,7 +280,7 @@ def make_environment(python: str) -> None:
     if VENV.exists():
         if not STAMP.exists():
             raise InstallError(f"{VENV} exists but was not made by this script: move it away or remove it.")
-        say("  .venv is out of date or unfinished; making it again")
+        say(f"  {VENV.name} is out of date or unfinished; making it again")
         write_stamp()
         # The stamp stays, so that the next run knows this script's environment even after an interrupted removal.
         for entry in VENV.iterdir():
@@ -267,7 +291,7 @@ def make_environment(python: str) -> None:
     check_disk()
     VENV.mkdir(exist_ok=True)
     write_stamp()
-    step(f"environment .venv from {python}", [python, "-m", "venv", str(VENV)])
+    step(f"environment {VENV.name} from {python}", [python, "-m", "venv", str(VENV)])
     interpreter = str(VENV / "bin" / "python")
     retries = [] if os.environ.get("PIP_RETRIES") else ["--retries", "1"]
     file = requirements_file("requirements-uv.txt", [locked("uv")])
@@ -283,10 +307,11 @@ def install_packages(settings: PipSettings) -> None:
         say(f"  leaving out {without_login(source)}, which cannot be reached")
     target = ["--python", str(VENV / "bin" / "python")]
     uv = uv_command()
-    install_torch([*uv], settings._replace(options=[*target, *settings.options]))
-    locked_packages = requirements(LOCK.read_text(encoding="utf-8"))
-    rest = [requirement for requirement in locked_packages if not requirement.startswith("torch==")]
-    file = requirements_file("requirements-without-torch.txt", rest)
+    rest = requirements(LOCK.read_text(encoding="utf-8"))
+    if TORCH_APART:
+        install_torch([*uv], settings._replace(options=[*target, *settings.options]))
+        rest = [requirement for requirement in rest if not requirement.startswith("torch==")]
+    file = requirements_file("requirements-of-this-install.txt", rest)
     step(
         f"up to {len(rest)} locked packages",
         [*uv, "pip", "install", *target, "--no-deps", *verified(), "-r", file, *settings.options],
@@ -313,7 +338,9 @@ def install() -> None:
     if fresh:
         python = find_interpreter()
         LOG.write_text(time.strftime("%Y-%m-%d %H:%M:%S") + f" {python}\n", encoding="utf-8")
-        say(f"Installing VeriGRPO into {VENV} (about 4 GB; full output: {LOG})")
+        say(f"Installing VeriGRPO into {VENV} (about {NEEDED_GIB:.0f} GB; full output: {LOG})")
+        if not TORCH_APART:
+            say(f"  {driver_note()}")
         make_environment(python)
         install_packages(pip_settings(str(VENV / "bin" / "python")))
     install_project()
@@ -324,7 +351,7 @@ def install() -> None:
 
 
 def lock(uv_options: List[str]) -> None:
-    """Resolve pyproject.toml into the lock. Pins that still fit stay; `--upgrade` renews them."""
+    """Resolve pyproject.toml into both locks. Pins that still fit stay; `--upgrade` renews them."""
     pin = re.search(r'"(torch==[\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     if pin is None:
         raise InstallError('pyproject.toml pins no torch: add `"torch==X.Y.Z"` to its dependencies.')
@@ -336,6 +363,12 @@ def lock(uv_options: List[str]) -> None:
     packages = [package for package in requirements(resolved.read_text(encoding="utf-8")) if "'never'" not in package]
     LOCK.write_text(LOCK_HEADER + "\n".join([pin.group(1) + "+cpu", *packages]) + "\n", encoding="utf-8")
     say(f"  wrote {LOCK.relative_to(ROOT)}: {len(packages) + 1} packages")
+    resolved.write_bytes(GPU.lock.read_bytes() if GPU.lock.exists() else b"")
+    command = [*uv_command(), *GPU_LOCK_COMMAND.split(), *settings.options, *uv_options, "-o", str(resolved)]
+    step("resolving pyproject.toml for GPUs", command, settings.environment)
+    text = resolved.read_text(encoding="utf-8")
+    GPU.lock.write_text(GPU_LOCK_HEADER + text, encoding="utf-8")
+    say(f"  wrote {GPU.lock.relative_to(ROOT)}: {len(requirements(text))} packages")
 
 
 def main(arguments: List[str]) -> int:
@@ -350,6 +383,7 @@ def main(arguments: List[str]) -> int:
             if arguments[:1] == ["lock"]:
                 lock(arguments[1:])
             else:
+                use(GPU if arguments[:1] == ["gpu"] else CPU)
                 install()
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)

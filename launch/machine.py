@@ -21,6 +21,7 @@ PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
 COMPILERS = ("g++", "c++", "clang++")
 OLDEST_GLIBC = (2, 31)  # the wheels of llguidance need it; all other wheels in the lock need an older glibc or the same
 PROBE_SECONDS = 10
+OLDEST_DRIVER = 580  # the first branch for CUDA 13
 
 
 class InstallError(Exception):
@@ -48,6 +49,24 @@ def check_platform() -> None:
             "VeriGRPO's packages need glibc {}.{} or later and this is {}: use Ubuntu 20.04, Debian 11, RHEL 9 or "
             "later, or a container of one.".format(*OLDEST_GLIBC, f"{libc} {version}".strip() or "another C library")
         )
+
+
+def driver_note(version_file: str = "/proc/driver/nvidia/version") -> str:
+    """A sentence about this machine's NVIDIA driver, beside the driver that the GPU builds need."""
+    needs = f"the GPU builds use CUDA 13, which needs an NVIDIA driver {OLDEST_DRIVER} or newer"
+    try:
+        with open(version_file, encoding="utf-8") as file:
+            found = re.search(r"\b(\d{3,})\.\d+", file.read())
+    except OSError:
+        found = None
+    if found is None:
+        return f"This machine shows no NVIDIA driver; {needs} where you train."
+    if int(found.group(1)) < OLDEST_DRIVER:
+        return (
+            f"WARNING: this machine's NVIDIA driver is {found.group(0)}, and {needs}: renew the driver, or install the "
+            "package cuda-compat-13-0 on GPUs for data centres."
+        )
+    return f"This machine's NVIDIA driver is {found.group(0)}; {needs}."
 
 
 def check_compiler() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
 import typer
 
@@ -33,8 +35,21 @@ for _command in (train, sft, check, launch, view, audit, profile, simulate, conf
 app.add_typer(eval_app, name="eval")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"verigrpo {version('verigrpo')}")
+        except PackageNotFoundError:
+            print("verigrpo, from a folder of source files that is not installed")
+        raise typer.Exit
+
+
 @app.callback()
-def _start() -> None:
+def _start(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="show the version and end", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     # An unexpected error may also quote a completion. So its traceback is escaped for the terminal.
     sys.excepthook = show_traceback
     # A module with a generator or verifier may be in the current folder.

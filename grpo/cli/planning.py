@@ -30,11 +30,16 @@ def check(
     gold_limit: Annotated[
         int, typer.Option(min=0, help="largest number of gold answers to check; if there are more, a sample; 0: none")
     ] = GOLD_LIMIT,
-    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if gold answers fail the check")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit with 1 if data fail the check, or cannot be checked")
+    ] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="also try every node of the cluster; see below")] = False,
+    full: Annotated[bool, typer.Option("--full", help="print every key, and the whole of the first prompts")] = False,
     debug: Debug = False,
 ) -> None:
-    """Validate a config, print it resolved, and the plan: actors, devices, batch arithmetic, memory, gold answers.
+    """Validate a config: print what differs from the defaults, the data, the gold answers, the plan and a verdict.
+
+    The plan has actors, devices, objective, batch arithmetic and memory. `--full` prints the whole resolved config.
 
     A verifier must accept the gold answer of its row, and refuse the gold answers of other rows. Otherwise the check
     prints a warning, or with `--strict` it fails. If a verifier accepts no gold answer, or too many references cannot
@@ -44,10 +49,11 @@ def check(
     """
 
     def job() -> None:
+        settings = load_config(config, *overrides or ())
+        # The import takes seconds, and a wrong config is refused without it.
         from grpo.planning.check import show_plan
 
-        settings = load_config(config, *overrides or ())
-        gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit)
+        gold_behaves = show_plan(settings, Terminal(), gold_limit=gold_limit, full=full)
         if cluster:
             from grpo.cluster.preflight.nodes import preflight
             from grpo.cluster.preflight.probes import table_of
@@ -149,12 +155,17 @@ def simulate(
 
 def config(
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="a section or key, for example rollout or learner.lora.rank")
+        str | None, typer.Argument(metavar="[KEY]", help="a section, a key or a word: rollout, learner.lora.rank, warm")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the whole page docs/config.md")] = False,
+    migrating: Annotated[bool, typer.Option("--migrating", help="print the whole page docs/migrating.md")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show every key of the configuration, or the keys under a name, with values, default and meaning."""
+    """Show every key of the configuration, or the keys under a name, with values, default and meaning.
+
+    If there is no such name, show the keys with this word in their name or description. For a key of verl, TRL,
+    OpenRLHF or prime-rl, name the key that does the same.
+    """
 
     def job() -> None:
         from grpo.config import reference as config_reference
@@ -167,7 +178,11 @@ def config(
 
             return choices.said(name)
 
-        if markdown:
+        if migrating:
+            from grpo.config.migrating import markdown as migrating_page
+
+            print(migrating_page(), end="")
+        elif markdown:
             print(config_reference.markdown(), end="")
         else:
             config_reference.show(config_reference.matching(key or ""), Terminal(), descriptions)

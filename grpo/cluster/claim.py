@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from grpo import config
 from grpo.config.cluster import Device
 from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE
@@ -26,11 +24,6 @@ def plan_of(settings: config.TrainConfig | config.SftConfig) -> Plan:
         generator.threads,
         settings.cluster.share_gpus,
     )
-
-
-def wants_gpus(cluster: config.ClusterConfig) -> bool:
-    """Whether the job computes on GPUs. `auto` means: if torch finds a GPU on this machine."""
-    return cluster.device == "gpu" or (cluster.device == "auto" and torch.cuda.is_available())
 
 
 @dataclass(frozen=True, slots=True)

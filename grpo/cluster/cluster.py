@@ -47,7 +47,7 @@ class Cluster:
         # and does not bind threads to cores.
         needed = sum(bundle["CPU"] for bundle in plan.bundles("cpu"))
         self._owns_ray = connect(settings, max(int(needed), os.cpu_count() or 1))
-        self.device: Device = choose_device(settings.device)
+        self.device: Device = choose_device(settings, samples=plan.generators > 0)
         self._group = self._reserve()
 
     @property
@@ -184,7 +184,7 @@ def wait_for_nodes(settings: config.ClusterConfig, plan: Plan) -> None:
     try:
         while True:
             have = ray.cluster_resources()
-            missing = plan.missing(choose_device(settings.device), have)
+            missing = plan.missing(choose_device(settings, samples=plan.generators > 0), have)
             if not missing:
                 return
             if time.monotonic() > until:

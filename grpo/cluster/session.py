@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import ray
@@ -19,6 +19,7 @@ from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defin
 from ray.job_config import JobConfig
 
 from grpo import config
+from grpo.cluster.device import device_of, usable_gpus
 from grpo.cluster.private_folder import private_folder, remove_old_sessions, token_file
 from grpo.config.cluster import Device
 from grpo.generator.setup import GeneratorSetup
@@ -51,9 +52,11 @@ def start_local_ray(cpus: int) -> None:
 
     Raises:
         TimeoutError: Ray did not start within its time limit, twice.
+        ValueError: this environment mixes a CPU build and a GPU build.
     """
-    # Ray uses the loopback address as this machine's address only if Ray may not form a cluster. Ray reads the variable
-    # during its import, and the child processes of Ray read the variable when they start.
+    gpus = usable_gpus()
+    # Ray uses the loopback address as the address of this machine only if Ray may not form a cluster. Ray reads the variable
+    # when it is imported, and its child processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # By default Ray runs its workers at niceness 15. Then any other program on the machine would slow the engines.
@@ -70,7 +73,15 @@ def start_local_ray(cpus: int) -> None:
     for last in (False, True):
         try:
             # "local" ignores RAY_ADDRESS and any running Ray: only `cluster.address` joins a cluster.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(sessions), **_common())
+            # By default, Ray counts the GPUs of the driver, also if torch is a CPU build.
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                _temp_dir=str(sessions),
+                **_common(),
+            )
             return
         except Exception as failure:
             # Ray has no exception class for this failure.
@@ -134,19 +145,21 @@ def on_one_device() -> Iterator[None]:
         _chosen.reset(token)
 
 
-def choose_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
-    """Return the device type of the actors. It is the same for all restarts of a job (`on_one_device`).
+def choose_device(settings: config.ClusterConfig, *, samples: bool = True) -> Device:
+    """Return the device type of the actors, the same for all restarts of a job (`on_one_device`).
+
+    Args:
+        settings: section `cluster` of the settings.
+        samples: whether the job starts generators.
 
     Raises:
-        ValueError: `wanted` is `gpu` and the cluster has no GPU.
+        ValueError: as `grpo.cluster.device.device_of`.
     """
     chosen = _chosen.get({})
-    if wanted not in chosen:
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        if wanted == "gpu" and not has_gpus:
-            raise ValueError("cluster.device=gpu, but the cluster has no GPU; use cluster.device=auto or cpu")
-        chosen[wanted] = "cuda" if has_gpus and wanted != "cpu" else "cpu"
-    return chosen[wanted]
+    if settings.device not in chosen:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        chosen[settings.device] = device_of(settings, gpus, samples=samples)
+    return chosen[settings.device]
 
 
 # With a local Ray, the ranks communicate only through the loopback interface.

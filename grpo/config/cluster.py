@@ -13,7 +13,8 @@ class ClusterConfig(Section):
     """Ray and devices."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Device of learner and generators; `auto` takes GPUs if there are some."""
+    """Device of learner and generators; `auto` takes GPUs if there are some and this environment has the GPU builds of
+    torch and vLLM (`make install-gpu`)."""
     share_gpus: bool = False
     """Learner rank i and generator i share one GPU. Lower generator.gpu_memory_share to what the learner does not
     need."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.code import code_problems, exposed_paths
 from grpo.config.evaluation import EvalConfig, TaskConfig
+from grpo.config.foreign_keys import foreign_hints
 
 Config = TypeVar("Config", TrainConfig, SftConfig, EvalConfig, TaskConfig)
 
@@ -48,7 +49,7 @@ def resolve(schema: type[Config], data: dict[str, Any], overrides: Sequence[str]
         ValueError: the data have problems; the message lists all of them, with remedies.
     """
     problems = [problem for override in overrides if (problem := _apply(data, override))]
-    problems += list(_drop_unknown(schema, data))
+    problems += list(_drop_unknown(schema, data, schema))
     config: Config | None = None
     try:
         config = schema.model_validate(data)
@@ -135,13 +136,15 @@ def _apply(data: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _drop_unknown(schema: type[BaseModel], data: dict[str, Any], where: str = "") -> Iterator[str]:
+def _drop_unknown(
+    schema: type[BaseModel], data: dict[str, Any], root: type[BaseModel], where: str = ""
+) -> Iterator[str]:
     for key in list(data):
         if key not in schema.model_fields:
-            del data[key]
-            near = difflib.get_close_matches(str(key), schema.model_fields, n=1, cutoff=0.5)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(schema.model_fields)}"
-            yield f"{where}{key} is not a known key; {hint}"
+            value = data.pop(key)
+            # Other trainers' keys are explained by keys of a job, which an evaluation or a task does not have.
+            hints = foreign_hints(f"{where}{key}", value) if root in (TrainConfig, SftConfig) else []
+            yield from hints or [f"{where}{key} is not a known key; {_nearest(schema, str(key), root, where)}"]
             continue
         section, many = _section(schema.model_fields[key].annotation)
         if section is None:
@@ -149,7 +152,25 @@ def _drop_unknown(schema: type[BaseModel], data: dict[str, Any], where: str = ""
         values = data[key] if many else [data[key]]
         for index, value in enumerate(values if isinstance(values, list) else []):
             if isinstance(value, dict):
-                yield from _drop_unknown(section, value, f"{where}{key}.{index}." if many else f"{where}{key}.")
+                yield from _drop_unknown(section, value, root, f"{where}{key}.{index}." if many else f"{where}{key}.")
+
+
+def _nearest(schema: type[BaseModel], key: str, root: type[BaseModel], where: str) -> str:
+    """A hint for an unknown key: a key that is written almost alike, or the same key in another section."""
+    near = difflib.get_close_matches(key, schema.model_fields, n=1, cutoff=0.75)
+    elsewhere = [name for name in _dotted_names(root) if name.rsplit(".", 1)[-1] == key]
+    if elsewhere and not near:
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    near = near or difflib.get_close_matches(key, schema.model_fields, n=1, cutoff=0.5)
+    return f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(schema.model_fields)}"
+
+
+def _dotted_names(schema: type[BaseModel], where: str = "") -> Iterator[str]:
+    for key, field in schema.model_fields.items():
+        section, many = _section(field.annotation)
+        yield f"{where}{key}"
+        if section is not None:
+            yield from _dotted_names(section, f"{where}{key}.0." if many else f"{where}{key}.")
 
 
 def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

@@ -42,7 +42,7 @@ class EvaluationConfig(Section):
     """`inline` evaluates between two steps. `background` runs `grpo eval` on an exported policy in a separate process,
     while training continues."""
     devices: str | None = None
-    """GPUs for background evaluations, as in CUDA_VISIBLE_DEVICES. Training must not use them. A CPU needs none."""
+    """GPUs for background evaluations, as in CUDA_VISIBLE_DEVICES. Training must not use them. Leave out on CPUs."""
     deadline_s: Seconds = 7200.0
     """Longest time for an evaluation in the background, in seconds."""
 
@@ -75,11 +75,11 @@ class ReportConfig(Section):
     rollouts_every: Positive = 1
     """Steps between stored rollouts; 1 stores every step."""
     rollouts_max_mib: Positive | None = 4096
-    """Largest size of the stored completions, in MiB. Above it, steps in between are removed evenly. None sets no
-    limit."""
+    """Largest size of the stored completions, in MiB. Above this size, the completions of some steps are
+    deleted, spread evenly over the run. None sets no limit."""
     mismatch_alarm: Annotated[float, Field(gt=0)] | None = 0.01
-    """Nats of learner/mismatch_kl_first, above which the run says that learner and generators disagree. None turns the
-    alarm off."""
+    """Threshold for learner/mismatch_kl_first, in nats. Above this threshold, the run warns that learner and generators
+    disagree. None turns the alarm off."""
     project: str = "verigrpo"
     """Project of wandb, experiment of mlflow."""
     log_level: LogLevel = "info"
@@ -172,9 +172,9 @@ class TrainConfig(Section):
             )
         if self.cluster.share_gpus and (self.generator.devices > 1 or self.generator.replicas != self.learner.ranks):
             problems.append(
-                "cluster.share_gpus pairs each learner rank with one generator: it needs generator.replicas == "
-                f"learner.ranks on one device each, got {self.generator.replicas}, {self.learner.ranks} and "
-                f"{self.generator.devices}"
+                "cluster.share_gpus pairs each learner rank with one generator: it needs as many replicas as ranks, "
+                f"and one device per replica; got generator.replicas={self.generator.replicas}, "
+                f"learner.ranks={self.learner.ranks}, {self.generator.devices} devices per replica"
             )
         problems += self._sleep_problems()
         problems += self._transport_problems()
@@ -210,7 +210,8 @@ class TrainConfig(Section):
                 if transport == "nccl"
                 else "copies no weights between processes, so there is nothing to save"
             )
-            return [f"weight_sync.sparse: {where} {reason}; use gloo or object_store on GPUs apart, or remove sparse"]
+            remedy = "use gloo or object_store with separate GPUs for learner and generators"
+            return [f"weight_sync.sparse: {where} {reason}; {remedy}, or remove weight_sync.sparse"]
         if self.cluster.device == "cpu" and (problem := self.weight_sync.problem_on_cpu()):
             return [problem]
         if transport == "ipc" and not shared:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from grpo.config import SftConfig, TrainConfig
+from grpo.config.foreign_keys import foreign_hints
 from grpo.terminal import literal
 
 JOBS: Mapping[str, type[TrainConfig] | type[SftConfig]] = {"train": TrainConfig, "sft": SftConfig}
@@ -23,8 +24,10 @@ HEADER = """\
 - On the command line, any key may be a dotted override: `rollout.group_size=16`. An item of a list has a number:
   `verifiers.0.weight=0.5`.
 - An unknown key is refused, and the message names the nearest key.
-- `grpo check CONFIG` prints a configuration with all defaults.
-- `grpo config rollout` shows a part of this page in the terminal.
+- `grpo check CONFIG --full` prints a configuration with all defaults.
+- `grpo config rollout` shows a part of this page in the terminal. `grpo config warm` shows every key whose name, or
+  else whose description, has this word. `grpo config num_generations` answers a key of another trainer with the key
+  here.
 """
 
 
@@ -79,25 +82,37 @@ def reference() -> list[ReferencePart]:
 
 
 def matching(wanted: str) -> list[ReferencePart]:
-    """The sections and keys at or under a dotted name; all of them for an empty name.
+    """The sections and keys at or under a dotted name, or else those whose name or description has this word.
+
+    An empty name gives all of them.
 
     Raises:
-        ValueError: no key has this name; the message has the nearest names.
+        ValueError: no key has this name or word; the message has the nearest names, or the key that replaces another
+            trainer's key.
     """
     plain = _plain(wanted)
-    parts = []
-    for part in reference():
-        keys = tuple(key for key in part.keys if not plain or f"{_plain(key.name)}.".startswith(f"{plain}."))
-        if keys:
-            parts.append(replace(part, keys=keys))
+    at_or_under = _parts_with(lambda key: not plain or f"{_plain(key.name)}.".startswith(f"{plain}."))
+    if at_or_under:
+        return at_or_under
+    # A key of another trainer may also be a part of many words here, so its replacement comes first.
+    foreign = foreign_hints(wanted, None)
+    parts = [] if foreign else _parts_with(lambda key: plain.lower() in _plain(key.name).lower())
+    parts = parts or ([] if foreign else _parts_with(lambda key: plain.lower() in f"{key.text} {key.kind}".lower()))
+    if foreign:
+        raise ValueError("\n".join(foreign))
     if not parts:
         names = {_plain(key.name) for part in reference() for key in part.keys}
         # Also compare the last word alone, in case the user forgot the section.
         near = [name for name in names if name.split(".")[-1] == plain.split(".")[-1]]
         near += difflib.get_close_matches(plain, names, n=3)
         hint = f"; did you mean {', '.join(dict.fromkeys(near[:3]))}?" if near else ""
-        raise ValueError(f"no key of the configuration is called {wanted!r}{hint}")
+        raise ValueError(f"no key of the configuration is called {wanted!r}, and no description has this word{hint}")
     return parts
+
+
+def _parts_with(wanted: Callable[[Key], bool]) -> list[ReferencePart]:
+    found = (replace(part, keys=tuple(key for key in part.keys if wanted(key))) for part in reference())
+    return [part for part in found if part.keys]
 
 
 def show(parts: Sequence[ReferencePart], console: Console, descriptions: Callable[[str], Mapping[str, str]]) -> None:

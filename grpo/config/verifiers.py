@@ -24,11 +24,11 @@ class VerifierConfig(Section):
     weight: float = 1.0
     """Weight of the verifier's score in the reward."""
     gate: bool = False
-    """If the verdict is not `correct`, verifiers without a gate earn nothing. A number is `correct` from `pass_mark`
-    on."""
+    """If true and this verifier's verdict is not `correct`, verifiers with `gate: false` earn nothing. A number is
+    `correct` from `pass_mark` on."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the verifier. Your own verifier also takes `bounds`, `pass_mark` (1) and
-    `conversational`."""
+    """Keyword arguments of the verifier. Your own verifier also takes `bounds`, `pass_mark` (by default
+    1) and `conversational`."""
     when: dict[str, Cell | tuple[Cell, ...]] = Field(default_factory=dict)
     """Column -> value, or list of values. The verifier judges only rows with these values; by default it judges all."""
 
@@ -37,7 +37,7 @@ class VerificationConfig(Section):
     """The worker processes that run verifiers."""
 
     workers: Positive = 1
-    """Number of worker processes: on the driver's node, or with `per_node` on each node."""
+    """Number of worker processes on the driver's node. If `per_node` is true: number on each node."""
     per_node: bool = False
     """Start a pool on every node of the Ray cluster; by default only on the driver's node."""
     deadline_s: Seconds = 10.0
@@ -51,8 +51,8 @@ class VerificationConfig(Section):
     """Tags of the model's reasoning, by name (`think` for `<think>...</think>`) or as pairs of an opening and a closing
     tag. The built-in verifiers look for an answer behind the last closing tag. None takes all known tags."""
     max_failure_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Largest share of `timeout` and `error` among a step's verdicts, or among a verifier's last 50 or more verdicts.
-    Above it the run stops."""
+    """Largest share of `timeout` and `error` among a step's verdicts, or among the recent verdicts of one verifier
+    (at least 50). Above it the run stops."""
     check_golds: Literal["refuse", "warn", "off"] = "refuse"
     """Before the start, every row's reference is checked and up to 256 gold answers are judged. If no gold answer is
     `correct`, or too many references cannot be used: `refuse` does not start, `warn` prints a warning. `off` checks
@@ -88,7 +88,8 @@ def negative_problems(verifiers: tuple[VerifierConfig, ...]) -> list[str]:
         return ["algorithm.advantage=maxrl needs rewards of 0 or more; give every verifier a weight of 0 or more"]
     punishing = {verifier.name: verifier.weight * _punishment(verifier) for verifier in verifiers}
     gates = [verifier for verifier in verifiers if verifier.gate and not verifier.when and not punishing[verifier.name]]
-    # If a gate's answer is wrong, the other verifiers do not count. If it is right, the gate has earned its weight.
+    # If the answer that a gate judges is wrong, the other verifiers do not count. If it is right, the gate has earned
+    # its weight.
     earned = sum(gate.weight for gate in gates)
     total = sum(punishing.values())
     if total <= earned:

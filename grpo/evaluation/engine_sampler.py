@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo.cluster.claim import Plan, wants_gpus
+from grpo.cluster.claim import Plan
 from grpo.cluster.cluster import Cluster
+from grpo.cluster.device import planned_device
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.learner import Dtype
 from grpo.data.chat import render
@@ -38,7 +39,7 @@ def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrai
 
 def dtype_of(settings: EvalConfig) -> Dtype:
     """Return the dtype of weights and activations: the configured dtype, or the default of the device."""
-    return settings.dtype or ("bfloat16" if wants_gpus(settings.cluster) else "float32")
+    return settings.dtype or ("bfloat16" if planned_device(settings.cluster) == "cuda" else "float32")
 
 
 def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:

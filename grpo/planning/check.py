@@ -1,40 +1,63 @@
-"""`grpo check`: show the resolved config and the resources it would claim, without claiming them."""
+"""`grpo check`: show what a config sets, its data and gold answers, and the plan, without claiming any device."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import yaml
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from grpo import config
-from grpo.algorithm.choices import Kind, choice
-from grpo.cluster.claim import plan_of, wants_gpus
+from grpo.cluster.device import INSTALL, build, planned_device
 from grpo.config.file import dump
-from grpo.config.presets import PRESETS
 from grpo.config.verifiers import specs_of
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
 from grpo.data.rows import HubUnreachable
+from grpo.planning.first_prompt import show_first_prompt, unknown_characters
 from grpo.planning.gold import check_gold_answers, check_verifiers
 from grpo.planning.isolation import isolation_table
 from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of
+from grpo.planning.plan_tables import actors_table, batch_table, new_table, objective_table
 from grpo.policy.adapters import require_peft
 from grpo.policy.stored import check_positions, load_tokenizer, local_or_hub
 from grpo.run.functions import Callbacks
-from grpo.terminal import LiteralTable, literal
+from grpo.terminal import literal
 from grpo.visible import visible
 from rewards.selection import check_rows
 
 
-def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int) -> bool:
-    """Print the resolved config, the actors, the batch arithmetic, the data, the memory and the check of gold answers.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the check of the data found.
+
+    Attributes:
+        sound: whether everything was checked and passed.
+        failure: why a run would not start on these data; empty if the run would start.
+        warnings: sentences that a user should read.
+    """
+
+    sound: bool = True
+    failure: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def show_plan(
+    settings: config.TrainConfig | config.SftConfig, console: Console, *, gold_limit: int, full: bool = False
+) -> bool:
+    """Print what the config sets, the data, the check of gold answers, the plan, and one line of verdict.
 
     Args:
         settings: settings of a training or fine-tuning job.
         console: console to print to.
         gold_limit: largest number of gold answers to check; 0 checks no gold answer.
+        full: True to print also the keys that have their default, and the whole first prompt.
 
     Returns:
-        False if gold answers were checked and some failed the check; see `grpo.planning.gold`.
+        False if some data or gold answers failed the check, or could not be checked; see `grpo.planning.gold`.
 
     Raises:
         RuntimeError: a run would not start, because of its gold answers.
@@ -44,145 +67,56 @@ def show_plan(settings: config.TrainConfig | config.SftConfig, console: Console,
     """
     require_peft(settings.learner)
     check_positions(settings)
-    console.print(Syntax(visible(dump(settings)), "yaml", background_color="default"))
-    console.print(_actors(settings))
     if isinstance(settings, config.TrainConfig):
         Callbacks(settings)
-        console.print(_objective(settings))
-    console.print(_arithmetic(settings))
+    console.print(literal("config" if full else "config: what differs from the defaults (--full prints all)", "bold"))
+    console.print(Syntax(visible(dump(settings) if full else differing(settings)), "yaml", background_color="default"))
+    if isinstance(settings, config.SftConfig):
+        findings = _check_supervised(settings, console)
+    else:
+        findings = _check_training_data(settings, console, gold_limit, full=full)
+    warnings = [*findings.warnings, *_show_tables(settings, console)]
+    for warning in warnings:
+        console.print(literal(warning, "yellow"), soft_wrap=True)
+    if findings.failure:
+        raise RuntimeError(findings.failure)
+    console.print(_verdict(findings, len(warnings), gold_limit), soft_wrap=True)
+    return findings.sound
+
+
+def differing(settings: config.TrainConfig | config.SftConfig) -> str:
+    """Return the keys that do not have their default, as YAML."""
+    values = settings.model_dump(mode="json", exclude_defaults=True)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _show_tables(settings: config.TrainConfig | config.SftConfig, console: Console) -> list[str]:
+    """Print the plan; return the warnings about it."""
+    console.print(actors_table(settings))
+    if isinstance(settings, config.TrainConfig):
+        console.print(objective_table(settings))
+    console.print(batch_table(settings))
     shape = shape_of(settings.policy, settings.learner)
-    console.print(add_memory(_table("memory (estimate)"), settings, shape))
+    console.print(add_memory(new_table("memory (estimate)"), settings, shape))
     warnings = [memory_warning(settings, shape, memory_here()) if shape else None]
     if isinstance(settings, config.TrainConfig):
         warnings.append(lag_warning(settings))
-    for warning in filter(None, warnings):
-        console.print(literal(warning, "yellow"), soft_wrap=True)
-    if isinstance(settings, config.SftConfig):
-        console.print(_supervised_data(settings))
-        return True
-    specs = specs_of(settings.verifiers, settings.verification)
-    check_verifiers(specs, settings.verification.memory_mib)
-    table, prompts, unreachable = _prompts(settings)
-    console.print(table)
-    isolation = isolation_table(settings.verifiers, _table("sandbox"))
-    if isolation is not None:
-        console.print(isolation)
-    for prompt_set in prompts.values():
-        check_rows(specs, ((prompt.id, prompt.row) for prompt in prompt_set.prompts))
-    for problem in unreachable:
-        console.print(literal(f"gold answers of the {problem}", "yellow"), soft_wrap=True)
-    if not prompts or not gold_limit:
-        return True
-    parts = {name: gold_rows(prompt_set) for name, prompt_set in prompts.items()}
-    outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit)
-    if outcome.failures and settings.verification.check_golds == "refuse":
-        raise RuntimeError("\n".join(["a run would not start on these data:", *outcome.failures]))
-    return outcome.sound
-
-
-def _table(title: str) -> Table:
-    table = LiteralTable(title=title, title_style="bold", show_header=False, box=None, padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    return table
-
-
-def _actors(settings: config.TrainConfig | config.SftConfig) -> Table:
-    plan, table = plan_of(settings), _table("actors")
-    has_gpus = wants_gpus(settings.cluster)
-    device = "GPU" if has_gpus else "CPU"
-    where = f"1 {device}" if has_gpus else f"{plan.learner_threads} thread(s)"
-    learner = settings.learner
-    shared = f", {learner.sequence_parallel} share each microbatch" if learner.sequence_parallel > 1 else ""
-    table.add_row("learner", f"{learner.ranks} rank(s), {where} each, ZeRO-{learner.zero_stage}{shared}")
-    if isinstance(settings, config.TrainConfig):
-        where = f"{plan.generator_devices} {device}(s)" if has_gpus else f"{plan.generator_threads} thread(s)"
-        table.add_row("generators", f"{plan.generators} vLLM replica(s), {where} each")
-        verification = settings.verification
-        where = " on every node" if verification.per_node else ""
-        limit = f"{verification.deadline_s:g} s a verdict at most"
-        table.add_row("verifiers", f"{verification.workers} worker(s){where}, {limit}")
-    ahead = isinstance(settings, config.TrainConfig) and settings.rollout.max_policy_lag
-    cores = f"no GPU; phases {'share' if ahead else 'take turns on'} the CPU's cores"
-    table.add_row("devices", f"{plan.gpus} GPU(s)" if has_gpus else cores)
-    table.add_row("Ray", settings.cluster.address or "started for this run, on loopback")
-    return table
-
-
-def _objective(settings: config.TrainConfig) -> Table:
-    table, chosen = _table("objective"), settings.algorithm
-    expanded = PRESETS.get(chosen.preset or "", {})
-    if chosen.preset:
-        kept = [key for key, value in expanded.items() if getattr(chosen, key) == value]
-        table.add_row("preset", f"{chosen.preset}: " + ", ".join(f"{key}={getattr(chosen, key)}" for key in kept))
-        changed = [key for key in expanded if key not in kept]
-        if changed:
-            table.add_row("instead of it", ", ".join(f"{key}={getattr(chosen, key)}" for key in changed))
-    table.add_row("advantage", _described("advantage", chosen.advantage))
-    ratio = choice("ratio", chosen.ratio)
-    edges = f"; edges {1 - chosen.clip_low:g} to {1 + chosen.clip_high:g}" if "clip_high" in ratio.keywords else ""
-    dual = f", no further than {chosen.dual_clip:g}" if chosen.dual_clip else ""
-    start = "learner's at the start of the step" if chosen.proximal == "recomputed" else "sampler's probabilities"
-    table.add_row("ratio", f"{_described('ratio', chosen.ratio)}{edges}{dual}; to the {start}")
-    divisor = chosen.length_divisor or settings.rollout.max_completion_tokens
-    constant = f" ({divisor:,})" if chosen.aggregation == "constant" else ""
-    table.add_row("aggregation", f"{_described('aggregation', chosen.aggregation)}{constant}")
-    refreshed = f", refreshed every {chosen.reference_refresh} steps" if chosen.reference_refresh else ", frozen"
-    without = ", as the policy without its adapters" if settings.learner.lora else ""
-    corrected = ", times the ratio to the sampler" if chosen.kl_corrected else ""
-    table.add_row(
-        "KL",
-        f"{chosen.kl_coefficient:g} x {_described('kl', chosen.kl)}; in the {chosen.kl_place}{corrected}; reference: "
-        f"the starting policy{without}{refreshed}"
-        if chosen.needs_reference
-        else "none, and no reference policy",
-    )
-    mismatch = []
-    if chosen.importance_weight != "none":
-        mismatch.append(f"weight per {chosen.importance_weight}, at most {chosen.importance_cap:g}")
-    if chosen.mismatch_mask != "none":
-        mismatch.append(f"mask per {chosen.mismatch_mask}, kept {chosen.mask_low:g} to {chosen.mask_high:g}")
-    table.add_row("mismatch", "; ".join(mismatch) or "not corrected")
-    if settings.functions:
-        table.add_row("your functions", ", ".join(settings.functions) + ": loaded, and tried on a tiny batch")
-    if chosen.entropy_coefficient:
-        table.add_row("entropy", f"{chosen.entropy_coefficient:g} x entropy is added to the objective")
-    return table
-
-
-def _described(kind: Kind, name: str) -> str:
-    description = choice(kind, name).said
-    return f"{name}: {description}" if description else name
-
-
-def _arithmetic(settings: config.TrainConfig | config.SftConfig) -> Table:
-    table, learner = _table("batch"), settings.learner
-    if isinstance(settings, config.SftConfig):
-        table.add_row("an optimizer step", f"{settings.sft.batch_size} rows over {learner.ranks} rank(s)")
-        table.add_row("steps", f"{settings.sft.steps:,}")
-        return table
-    rollout, algorithm = settings.rollout, settings.algorithm
-    completions = rollout.prompts_per_step * rollout.group_size
-    table.add_row(
-        "a step", f"{rollout.prompts_per_step} prompts x {rollout.group_size} completions = {completions:,} completions"
-    )
-    table.add_row(
-        "an optimizer step",
-        f"{completions // algorithm.minibatches:,} completions ({algorithm.minibatches} minibatches) over "
-        f"{learner.ranks} rank(s), in microbatches of at most {learner.microbatch_tokens:,} tokens",
-    )
-    longest = rollout.max_prompt_tokens + rollout.max_completion_tokens
-    if rollout.max_policy_lag:
-        open_groups = (1 + rollout.max_policy_lag) * rollout.prompts_per_step
-        table.add_row(
-            "sampling ahead",
-            f"by {rollout.max_policy_lag} versions of the policy at most: {open_groups:,} groups under way or waiting",
+    if planned_device(settings.cluster) == "cuda" and build() == "cpu":
+        warnings.append(
+            "cluster.device=gpu, but this environment has a CPU build of torch or vLLM: this plan is for another "
+            f"machine or environment ({INSTALL['cuda']})"
         )
-    table.add_row("tokens of a step", f"at most {completions * longest:,} ({longest:,} a sequence)")
-    table.add_row(
-        "steps", f"{settings.train.steps:,}, {settings.train.steps * algorithm.minibatches:,} optimizer steps"
-    )
-    return table
+    return [warning for warning in warnings if warning]
+
+
+def _verdict(findings: Findings, warnings: int, gold_limit: int) -> Text:
+    if not findings.sound:
+        return literal("verdict: a run would start, but look at the yellow and red lines above first", "bold yellow")
+    checked = "" if gold_limit else "; gold answers were not checked (--gold-limit=0)"
+    if warnings:
+        count = "1 warning" if warnings == 1 else f"{warnings} warnings"
+        return literal(f"verdict: a run would start; {count} above{checked}", "bold yellow")
+    return literal(f"verdict: ready: a run would start{checked}", "bold green")
 
 
 def lag_warning(settings: config.TrainConfig) -> str | None:
@@ -203,21 +137,50 @@ def lag_warning(settings: config.TrainConfig) -> str | None:
     )
 
 
-def _supervised_data(settings: config.SftConfig) -> Table:
-    table = _table("data")
+def _check_supervised(settings: config.SftConfig, console: Console) -> Findings:
+    table = new_table("data")
     if settings.policy.new:
         table.add_row("training", "tokenized when the policy is made")
-        return table
+        console.print(table)
+        return Findings()
     tokenizer = load_tokenizer(local_or_hub(settings.policy))
     rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
     table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
-    return table
+    console.print(table)
+    return Findings()
 
 
-def _prompts(settings: config.TrainConfig) -> tuple[Table, dict[str, PromptSet], list[str]]:
-    """Return a table of the data, the prompts of training and evaluation, and the messages about an unreachable hub."""
-    table = _table("data")
+def _check_training_data(settings: config.TrainConfig, console: Console, gold_limit: int, *, full: bool) -> Findings:
+    specs = specs_of(settings.verifiers, settings.verification)
+    check_verifiers(specs, settings.verification.memory_mib)
     tokenizer = load_tokenizer(local_or_hub(settings.policy))
+    table, prompts, warnings = _prompts(settings, tokenizer)
+    unreachable = bool(warnings)
+    console.print(table)
+    for name, prompt_set in prompts.items():
+        show_first_prompt(name, prompt_set.prompts[0], tokenizer, console, full=full)
+        if problem := unknown_characters(name, prompt_set.prompts, tokenizer):
+            warnings.append(problem)
+    isolation = isolation_table(settings.verifiers, new_table("sandbox"))
+    if isolation is not None:
+        console.print(isolation)
+    for prompt_set in prompts.values():
+        check_rows(specs, ((prompt.id, prompt.row) for prompt in prompt_set.prompts))
+    if not prompts or not gold_limit:
+        return Findings(not unreachable, "", tuple(warnings))
+    parts = {name: gold_rows(prompt_set) for name, prompt_set in prompts.items()}
+    outcome = check_gold_answers(specs, parts, settings.verification, console, limit=gold_limit)
+    failure = ""
+    if outcome.failures and settings.verification.check_golds == "refuse":
+        failure = "\n".join(["a run would not start on these data:", *outcome.failures])
+    return Findings(outcome.sound and not unreachable, failure, tuple(warnings))
+
+
+def _prompts(
+    settings: config.TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Table, dict[str, PromptSet], list[str]]:
+    """Return a table of the data, the prompts of training and evaluation, and the messages about an unreachable hub."""
+    table = new_table("data")
     limit = settings.rollout.max_prompt_tokens
     prompts: dict[str, PromptSet] = {}
     unreachable: list[str] = []
@@ -228,14 +191,11 @@ def _prompts(settings: config.TrainConfig) -> tuple[Table, dict[str, PromptSet],
         try:
             prompt_set = load_prompts(source, tokenizer, max_tokens=limit, where=where)
         except HubUnreachable as failure:
-            table.add_row(name, "unknown: the hub does not answer")
-            unreachable.append(f"{name} data could not be checked: {failure}")
+            table.add_row(name, "NOT CHECKED: the hub does not answer")
+            unreachable.append(f"gold answers of the {name} data could not be checked: {failure}")
             continue
         if name == "training":
             check_prompt_count(prompt_set, settings.rollout)
         table.add_row(name, f"{len(prompt_set.prompts):,} prompts; {prompt_set.dropped:,} too long and left out")
-        table.add_row(
-            "", f"the first: {prompt_set.prompts[0].text[:200]!r} -> {str(prompt_set.prompts[0].reference)[:80]!r}"
-        )
         prompts[name] = prompt_set
     return table, prompts, unreachable

