@@ -12,8 +12,10 @@ from grpo.cluster.claim import plan_of, wants_gpus
 from grpo.config.file import dump
 from grpo.config.presets import PRESETS
 from grpo.config.verifiers import specs_of
-from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
+from grpo.data.bad_rows import lines_of
+from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.data.rows import HubUnreachable
+from grpo.data.supervised import load_supervised
 from grpo.planning.gold import check_gold_answers, check_verifiers
 from grpo.planning.isolation import isolation_table
 from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of
@@ -209,8 +211,10 @@ def _supervised_data(settings: config.SftConfig) -> Table:
         table.add_row("training", "tokenized when the policy is made")
         return table
     tokenizer = load_tokenizer(local_or_hub(settings.policy))
-    rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
-    table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
+    data = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
+    table.add_row("training", f"{len(data.sequences):,} rows; {data.dropped:,} too long and left out")
+    if data.left_out:
+        table.add_row("", f"left out as well (data.on_bad_row=drop): {lines_of(data.left_out)}")
     return table
 
 
@@ -237,5 +241,9 @@ def _prompts(settings: config.TrainConfig) -> tuple[Table, dict[str, PromptSet],
         table.add_row(
             "", f"the first: {prompt_set.prompts[0].text[:200]!r} -> {str(prompt_set.prompts[0].reference)[:80]!r}"
         )
+        if prompt_set.left_out:
+            table.add_row("", f"left out as well ({where}.on_bad_row=drop): {lines_of(prompt_set.left_out)}")
+        for note in prompt_set.notes:
+            table.add_row("", literal(note, "yellow"))
         prompts[name] = prompt_set
     return table, prompts, unreachable

@@ -43,7 +43,7 @@ from rewards.mathematics.reading.answer_parser import words
 from rewards.mathematics.reading.latex_text import MAX_ANSWER, normalise
 from rewards.mathematics.reading.parse_answer import parse, parse_gold
 from rewards.mathematics.reading.restated import is_restated
-from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
+from rewards.verdict import Status, Verdict, best, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 from rewards.verifiers.choices import letter_of
 from rewards.verifiers.exact import check_places
@@ -66,6 +66,7 @@ class Math:
         problem_column: column of the row with the problem's text. Answers that copy an expression from it are refused
             (only copies: `3+2` for "What is 2+3?" is accepted); None accepts them. A run puts the question, before any
             chat template, into the default column of rows that do not have it.
+        any_of: whether a list as reference means accepted answers, each of them right. Otherwise a list is refused.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
             `rewards.mathematics.conventions.Conventions`.
@@ -90,8 +91,10 @@ class Math:
         log_base: int = 10,
         decimal_comma: bool | Literal["always"] = True,
         thinking: Sequence[str | Sequence[str]] | None = None,
+        any_of: bool = False,
     ) -> None:
-        self.find, self.problem_column, self.tags = check_places(find, PLACES), problem_column, thinking_tags(thinking)
+        self.any_of, self.find = any_of, check_places(find, PLACES)
+        self.problem_column, self.tags = problem_column, thinking_tags(thinking)
         self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
         self.cache_hits = 0
         precise()  # import mpmath, which takes a fifth of a second, before the first verdict
@@ -99,6 +102,8 @@ class Math:
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """The verdict on `completion`; `error` when the reference is empty or no text."""
+        if self.any_of and isinstance(reference, (list, tuple)) and reference:
+            return best([self(completion, each, prompt) for each in reference])
         gold = _gold_text(reference)
         if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
             return error(self.reference_problem(reference, prompt))
@@ -128,9 +133,14 @@ class Math:
         longer than an answer may be, or if its value exceeds the work budget. A reference that is not understood can
         be used: the same text is equal to it.
         """
+        if self.any_of and isinstance(reference, (list, tuple)) and reference:
+            return next(filter(None, map(self.reference_problem, reference)), "")
         gold = _gold_text(reference)
         if gold is None:
-            return f"the reference {reference!r:.60} is no text or number; join a list's values by commas"
+            listed = "; join a list's values by commas (data.reference_join), or accept any of them with any_of: true"
+            return (
+                f"the reference {reference!r:.60} is no text or number{listed * isinstance(reference, (list, tuple))}"
+            )
         if not gold.strip():
             return "the reference answer is empty"
         if len(gold) > MAX_ANSWER:
