@@ -12,9 +12,9 @@ from grpo.cluster.claim import plan_of
 from grpo.cluster.cluster import Cluster
 from grpo.cluster.learner_group import LearnerGroup
 from grpo.config import SftConfig
+from grpo.data.bad_rows import lines_of
 from grpo.data.cursor import Cursor
-from grpo.data.prompts import load_supervised
-from grpo.data.rows import column, load_rows
+from grpo.data.supervised import load_supervised, supervised_turns
 from grpo.learner.setup import LearnerSetup
 from grpo.policy.adapters import require_peft
 from grpo.policy.new import make_policy
@@ -49,9 +49,12 @@ def sft(settings: SftConfig, progress: Progress) -> ClosingTable:
     saved = open_folder(settings.run, settings, progress)
     start = _starting_policy(settings, folder, make_anew=saved is None)
     with progress.phase(Phase.DATA, "reading the data"):
-        rows, dropped = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
+        data = load_supervised(settings.data, load_tokenizer(start), max_tokens=schedule.max_tokens)
+    rows, dropped = data.sequences, data.dropped
     if dropped:
         progress.show(f"{dropped} of {dropped + len(rows)} rows are longer than sft.max_tokens and are left out")
+    if data.left_out:
+        progress.show(f"rows left out (data.on_bad_row=drop): {lines_of(data.left_out)}")
     cursor = Cursor(rows, settings.run.seed)
     trackers = open_trackers(
         settings.report.trackers, folder, config=settings.model_dump(mode="json"), project=settings.report.project
@@ -97,10 +100,8 @@ def _starting_policy(settings: SftConfig, folder: Path, *, make_anew: bool) -> s
     if make_anew or not random_policy.is_dir():
         texts = []
         if new.tokenizer == "bpe":
-            rows = load_rows(settings.data)
-            questions = column(rows, settings.data.prompt, "data.prompt")
-            responses = column(rows, settings.data.response, "data.response")
-            texts = [f"{question}{response}" for question, response in zip(questions, responses, strict=True)]
+            turns, _ = supervised_turns(settings.data)
+            texts = ["".join(message["content"] for message in turn.messages) + turn.response for turn in turns]
         make_policy(new, texts, random_policy, settings.run.seed)
     return str(random_policy.absolute())
 

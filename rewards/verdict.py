@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -158,3 +158,12 @@ def timeout(reason: str) -> Verdict:
 def error(reason: str) -> Verdict:
     """A verdict of status `error`: the verifier failed. The verdict has no score."""
     return Verdict(None, Status.ERROR, reason)
+
+
+def best(verdicts: Sequence[Verdict]) -> Verdict:
+    """The best of the verdicts by several accepted answers: the first `correct`, else `error`, else `wrong`."""
+    for status in (Status.CORRECT, Status.ERROR, Status.WRONG):
+        for verdict in verdicts:
+            if verdict.status is status:
+                return verdict
+    return verdicts[0]

@@ -55,7 +55,7 @@ def start_local_ray(cpus: int) -> None:
         ValueError: this environment mixes a CPU build and a GPU build.
     """
     gpus = usable_gpus()
-    # Ray uses the loopback address as the address of this machine only if Ray may not form a cluster. Ray reads the variable
+    # Ray uses the loopback address as this machine's address only if Ray may not form a cluster. Ray reads the variable
     # when it is imported, and its child processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False

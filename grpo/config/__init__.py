@@ -3,13 +3,14 @@
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.cluster import ClusterConfig, WatchdogConfig
 from grpo.config.generator import ChosenTransport, GeneratorConfig, RolloutConfig, WeightSyncConfig
-from grpo.config.inputs import DatasetConfig, NewPolicyConfig, PolicyConfig, RunConfig
+from grpo.config.inputs import ChoicesConfig, DatasetConfig, NewPolicyConfig, PolicyConfig, RunConfig
 from grpo.config.jobs import EvaluationConfig, SftConfig, TrainConfig
 from grpo.config.learner import Dtype, LearnerConfig, LoraConfig
 from grpo.config.verifiers import VerificationConfig, VerifierConfig
 
 __all__ = [
     "AlgorithmConfig",
+    "ChoicesConfig",
     "ChosenTransport",
     "ClusterConfig",
     "DatasetConfig",

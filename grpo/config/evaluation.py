@@ -9,20 +9,12 @@ from pydantic import Field, PrivateAttr
 from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierConfig
 from grpo.config.addresses import without_secrets
 from grpo.config.code import code_problems
+from grpo.config.inputs import row_problems
 from grpo.config.learner import Dtype
 from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
 
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-
-
-class ChoicesConfig(Section):
-    """Columns of a multiple-choice row. A hash of the question shuffles the options, alike in every run."""
-
-    right: str
-    """Column with the right option."""
-    wrong: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Columns with the other options."""
 
 
 class TaskVerifierConfig(Section):
@@ -60,16 +52,7 @@ class TaskConfig(Section):
     source: str
     """Origin of the problems, and the part of them that the task uses."""
     data: DatasetConfig
-    """`template` may name any column of a row besides `{prompt}`; a list is written one item per line."""
-    files: tuple[str, ...] = ()
-    """JSON-lines files of the hub repository, if `datasets` cannot load it as a data set."""
-    reference_after: str | None = None
-    """Mark in the reference column; the reference is the text after the last mark (GSM8K: `####`)."""
-    reference_join: str | None = None
-    """Text that joins a list of answers to one reference."""
-    choices: ChoicesConfig | None = None
-    """For multiple choice: `{choices}` in the template stands for the lettered options, and the reference is a
-    letter."""
+    """Rows, with the same meaning as in training."""
     verifier: TaskVerifierConfig
     sampling: TaskSamplingConfig = TaskSamplingConfig()
 
@@ -78,12 +61,7 @@ class TaskConfig(Section):
         data, problems = self.data, []
         if bool(data.generator) == bool(data.hub or data.path):
             problems.append("data needs a hub name, a path, or a generator: one of them, or a hub name and a path")
-        if "{prompt}" not in data.template:
-            problems.append("data.template must contain {prompt}, or the model never sees the question")
-        if self.choices and "{choices}" not in data.template:
-            problems.append("data.template must contain {choices}, or the model never sees the options")
-        if self.files and not data.hub:
-            problems.append("files belong to a hub repository; name the repository with data.hub")
+        problems += row_problems("data", data)
         verifier = VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
         return problems + code_problems([verifier], self.verifier.deadline_s)
 

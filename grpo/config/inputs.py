@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -74,6 +75,24 @@ def _files(value: object) -> object:
     raise ValueError("expected a file, or a list of files")
 
 
+class ChoicesConfig(Section):
+    """Multiple choice: either columns with the right and the wrong options, or a column with all options."""
+
+    right: str | None = None
+    """Column with the right option. A hash of the question shuffles the options, alike in every run; the reference is
+    the letter of the right option."""
+    wrong: tuple[str, ...] = ()
+    """Columns with the other options. A column may hold a list."""
+    column: str | None = None
+    """Column with the list of all options, in their order. `reference` names the column with the right letter, index
+    (from 0) or text."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns with options."""
+        return (self.column,) if self.column else (self.right or "", *self.wrong)
+
+
 class DatasetConfig(Section):
     """Rows from one of three places, and the meaning of their columns."""
 
@@ -82,24 +101,46 @@ class DatasetConfig(Section):
     subset: str | None = None
     """The hub data set's configuration name."""
     split: str = "train"
-    """The hub data set's split."""
+    """Split of the hub data set, or of a folder of `save_to_disk` with several splits."""
+    files: tuple[str, ...] = ()
+    """JSON-lines files of the hub repository, if `datasets` cannot load the repository as a data set."""
     revision: Revision | None = None
     """Commit, tag or branch of the hub data set; by default the newest commit of `main`. Only a commit's hash never
     changes."""
     path: Annotated[str | tuple[str, ...] | None, BeforeValidator(_files)] = None
-    """Local `.jsonl`, `.json` or `.parquet` file, or a list of such files. If hub and path are given, path is read."""
+    """Local `.jsonl`, `.json`, `.csv`, `.tsv` (also with `.gz`) or `.parquet` file, a folder of such files, a pattern
+    (`data/*.jsonl`), a folder that `save_to_disk` of `datasets` wrote, or a list of these. If hub and path are given,
+    path is read."""
     generator: str | None = None
     """`package.module:function` or `file.py:function` that yields rows; it is called with `options`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the generator."""
     prompt: str = "prompt"
-    """Column with the question: text, or a list of chat messages. Write `outer.inner` for a nested column."""
+    """Column with the question: text, or a list of chat messages. Dots lead into nested columns, lists and JSON text:
+    `extra_info.question`, `turns.0`, `info.question`."""
     reference: str = "answer"
     """Column with the reference answer (training, evaluation)."""
+    reference_after: str | None = None
+    """Mark in the reference column; the reference is the text after the last mark (GSM8K: `####`)."""
+    reference_boxed: bool = False
+    """The reference is the content of the last `\\boxed{}` in the reference column (MATH, NuminaMath, OpenR1)."""
+    reference_join: str | None = None
+    """Text that joins a list of answers to one reference: all of them are asked for (OlympiadBench: `", "`)."""
+    choices: ChoicesConfig | None = None
+    """Multiple choice: `{choices}` in the template stands for the lettered options."""
     response: str = "response"
     """Column with the response that the policy learns (supervised fine-tuning)."""
+    messages: str | None = None
+    """Column with a whole conversation, in place of `prompt` and `response` (supervised fine-tuning)."""
+    learn_turns: Literal["all", "last"] = "all"
+    """Turns of the assistant in `messages` that the policy learns. Each turn becomes one sequence, after all that was
+    said before it."""
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    """What happens if a row has an empty question, no reference, or a value of a wrong type: `refuse` names the rows
+    and does not start, `drop` leaves them out and shows their number."""
     template: str = "{prompt}"
-    """Text that the policy reads. `{prompt}` stands for the question, or for the last of several chat messages."""
+    """Text that the policy reads. `{prompt}` stands for the question, or for the user's last chat message; any other
+    name in braces stands for a column (`{starter_code}`, `{extra_info.hint}`). A list is written one item per line."""
     system: str | None = None
     """System message; only a chat template has a place for it."""
     chat_template: Literal["auto", "never"] = "auto"
@@ -109,8 +150,9 @@ class DatasetConfig(Section):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The local files; empty if the rows come from another place."""
-        return (self.path,) if isinstance(self.path, str) else self.path or ()
+        """The local files, folders and patterns; empty if the rows come from another place."""
+        names = (self.path,) if isinstance(self.path, str) else self.path or ()
+        return tuple(map(os.path.expanduser, names))
 
 
 def policy_problems(policy: PolicyConfig, *, may_be_new: bool) -> list[str]:
@@ -148,6 +190,24 @@ def dataset_problems(where: str, data: DatasetConfig) -> list[str]:
         return [f"{where} needs one of hub, path or generator"]
     if data.revision and not data.hub:
         return [f"{where}.revision is a revision on the hub; name the data set with {where}.hub, or remove it"]
+    return row_problems(where, data)
+
+
+def row_problems(where: str, data: DatasetConfig) -> list[str]:
+    """Find problems with the meaning of the columns. `where` is the name of the section."""
+    problems = []
     if "{prompt}" not in data.template:
-        return [f"{where}.template must contain {{prompt}}, or the policy never sees the question"]
-    return []
+        problems.append(f"{where}.template must contain {{prompt}}, or the policy never sees the question")
+    if data.choices and "{choices}" not in data.template:
+        problems.append(f"{where}.template must contain {{choices}}, or the policy never sees the options")
+    if data.choices and (data.choices.column is None) == (not data.choices.right or not data.choices.wrong):
+        problems.append(
+            f"{where}.choices needs either right and wrong (columns with an option each), or column (a list of options)"
+        )
+    if data.files and not data.hub:
+        problems.append(f"{where}.files belong to a hub repository; name the repository with {where}.hub")
+    if data.messages and data.template != "{prompt}":
+        problems.append(
+            f"{where}.template has no place in whole conversations ({where}.messages); remove one of the two"
+        )
+    return problems

@@ -1,32 +1,43 @@
-"""Read a data source as prompts or as supervised rows."""
+"""Read a data source as prompts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from grpo import config
-from grpo.algorithm.packing import TrainingSequence
-from grpo.data.chat import asked_texts, render, response_text
-from grpo.data.rows import column, load_rows, source_name
+from grpo.data.chat import asked_text, render, require_plain, uses_chat_template
+from grpo.data.described import describe
+from grpo.data.rows import source_name
 from grpo.types import Prompt
 from rewards.checks.gold_forms import GoldRow
 from rewards.judging import columns_of
 from rewards.named_code import first_name
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    """Return the tokens of each text; with `special`, the tokenizer adds its special tokens."""
     return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=special)["input_ids"]]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts that fit the length limit, and the number of prompts that do not fit."""
+    """Prompts that fit the length limit.
+
+    Attributes:
+        prompts: the prompts.
+        dropped: number of prompts that are too long.
+        left_out: number of bad rows that are left out, for each kind of problem (`data.on_bad_row=drop`).
+        notes: what a user should know of the data: repeated and contradicting questions.
+    """
 
     prompts: tuple[Prompt, ...]
     dropped: int
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: tuple[str, ...] = ()
 
 
 def load_prompts(
@@ -41,69 +52,25 @@ def load_prompts(
         where: name of the section, for errors.
 
     Raises:
-        ValueError: a column is missing, a cell is empty, a question is neither text nor chat messages, messages have no
-            chat template, or no prompt fits.
+        ValueError: columns are missing, rows cannot be used, messages have no chat template, or no prompt fits.
     """
-    rows = load_rows(source, where)
-    questions = column(rows, source.prompt, f"{where}.prompt")
-    references = column(rows, source.reference, f"{where}.reference")
-    texts = render(source, tokenizer, questions, where=where)
-    problems = asked_texts(source, questions, where=where)
+    described = describe(source, where)
+    rows = described.rows
+    require_plain(source, tokenizer, [row.question for row in rows], where)
+    texts = render(source, tokenizer, [row.messages for row in rows], where=where)
     # A chat template writes the special tokens itself.
-    chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
-    token_ids = _tokenize(tokenizer, texts, special=not chat)
-    name = first_name(source_name(source))
+    token_ids = tokenize(tokenizer, texts, special=not uses_chat_template(source, tokenizer))
     prompts = tuple(
-        Prompt(f"{name}:{index}", text, tuple(ids), reference, columns_of(problem, row))
-        for index, (text, ids, reference, problem, row) in enumerate(
-            zip(texts, token_ids, references, problems, rows.to_list(), strict=True)
-        )
+        Prompt(row.id, text, tuple(ids), row.reference, columns_of(asked_text(row.messages), row.row))
+        for row, text, ids in zip(rows, texts, token_ids, strict=True)
         if 0 < len(ids) <= max_tokens
     )
     if not prompts:
         raise ValueError(
-            f"none of the {len(texts)} prompts of {name} has between 1 and rollout.max_prompt_tokens={max_tokens} "
-            f"tokens; the shortest has {min(map(len, token_ids))}"
+            f"none of the {len(texts)} prompts of {first_name(source_name(source))} has between 1 and "
+            f"rollout.max_prompt_tokens={max_tokens} tokens; the shortest has {min(map(len, token_ids))}"
         )
-    return PromptSet(prompts, len(texts) - len(prompts))
-
-
-def load_supervised(
-    source: config.DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
-) -> tuple[tuple[TrainingSequence, ...], int]:
-    """Read a source as prompt-and-response sequences. Only the response and its end token carry loss.
-
-    Returns:
-        The sequences, and the number of dropped rows, which are longer than `max_tokens`.
-
-    Raises:
-        ValueError: a column is missing, a cell is empty, a question or response is neither text nor chat messages, the
-            tokenizer has no end token, or no row fits.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token, so a policy could not learn to stop")
-    rows = load_rows(source)
-    questions = column(rows, source.prompt, "data.prompt")
-    responses = [
-        response_text(response, f"row {index}: column {source.response!r} (data.response)")
-        for index, response in enumerate(column(rows, source.response, "data.response"))
-    ]
-    chat = source.chat_template == "auto" and bool(tokenizer.chat_template)
-    prompt_ids = _tokenize(tokenizer, render(source, tokenizer, questions), special=not chat)
-    response_ids = _tokenize(tokenizer, responses, special=False)
-    sequences = tuple(
-        TrainingSequence((*prompt, *response, tokenizer.eos_token_id), len(prompt), (0.0,) * (len(response) + 1), 0.0)
-        for prompt, response in zip(prompt_ids, response_ids, strict=True)
-        if prompt and len(prompt) + len(response) < max_tokens
-    )
-    if not sequences:
-        shortest = min(
-            len(prompt) + len(response) + 1 for prompt, response in zip(prompt_ids, response_ids, strict=True)
-        )
-        raise ValueError(
-            f"none of the {len(responses)} rows fits sft.max_tokens={max_tokens}; the shortest has {shortest} tokens"
-        )
-    return sequences, len(responses) - len(sequences)
+    return PromptSet(prompts, len(texts) - len(prompts), described.left_out, described.notes)
 
 
 def check_prompt_count(prompts: PromptSet, rollout: config.RolloutConfig, left_out: int = 0) -> None:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import datasets
 
 from grpo import config
-from rewards.named_code import locate
-
-# Files smaller than this, in bytes, are checked for blank content.
-SMALL_FILE = 1024
-
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+from grpo.data.row_files import Places, find_files, read_files
+from rewards.named_code import first_name, locate
 
 
 class HubUnreachable(ValueError):
     """The hub does not answer, so nothing is known about the data set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows of a source, and the place of each row."""
+
+    rows: datasets.Dataset
+    places: Places
+
+
 def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dataset:
-    """Read all rows of a source.
+    """Read the rows of a source. The arguments and errors are the same as in `load_source`."""
+    return load_source(source, where).rows
+
+
+def load_source(source: config.DatasetConfig, where: str = "data") -> Source:
+    """Read the rows of a source, with their places.
 
     Args:
         source: section of the configuration.
@@ -33,17 +43,20 @@ def load_rows(source: config.DatasetConfig, where: str = "data") -> datasets.Dat
         HubUnreachable: the hub does not answer.
         ValueError: the source does not exist, is not readable, or has no rows.
     """
+    files: list[Path] = []
     if source.generator:
         rows = _from_generator(source.generator, source.options, where)
     elif source.path:
-        rows = _from_files([Path(path) for path in source.paths])
+        files = find_files(source.paths)
+        rows = read_files(files, source.split)
     else:
         rows = _from_hub(source)
+    places = Places(first_name(source_name(source)), tuple(files), len(rows))
     if source.limit:
         rows = rows.select(range(min(source.limit, len(rows))))
     if len(rows) == 0:
         raise ValueError(f"{source_name(source)} has no rows")
-    return rows
+    return Source(rows, places)
 
 
 def source_name(source: config.DatasetConfig) -> str:
@@ -63,28 +76,14 @@ def _from_generator(dotted: str, options: dict[str, Any], where: str) -> dataset
     return datasets.Dataset.from_dict({column: [row.get(column) for row in generated] for column in columns})
 
 
-def _from_files(paths: Sequence[Path]) -> datasets.Dataset:
-    for path in paths:
-        if path.suffix not in FORMATS:
-            raise ValueError(f"{path} should end in one of {', '.join(FORMATS)}")
-        if not path.is_file():
-            raise ValueError(f"there is no file {path} (looked from {Path.cwd()})")
-        # `datasets` reports a file of blank lines as corrupt, so check for it first.
-        if path.stat().st_size < SMALL_FILE and path.read_bytes().strip() in (b"", b"[]"):
-            raise ValueError(f"{path} is empty")
-    names = ", ".join(map(str, paths))
-    if len({FORMATS[path.suffix] for path in paths}) > 1:
-        raise ValueError(f"{names} have different formats; give files of a single format")
-    try:
-        return datasets.load_dataset(FORMATS[paths[0].suffix], data_files=[str(path) for path in paths], split="train")
-    except (datasets.exceptions.DatasetsError, ValueError) as failure:
-        kind = paths[0].suffix[1:]
-        raise ValueError(f"{names} cannot be read as {kind}: {failure.__cause__ or failure}") from failure
-
-
 def _from_hub(source: config.DatasetConfig) -> datasets.Dataset:
     assert source.hub is not None
     try:
+        if source.files:
+            # `datasets` no longer reads repositories with a loading script, but it reads their files.
+            revision = f"@{quote(source.revision, safe='')}" if source.revision else ""
+            urls = [f"hf://datasets/{source.hub}{revision}/{name}" for name in source.files]
+            return datasets.load_dataset("json", data_files=urls, split="train")
         return datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
     except ConnectionError as failure:
         raise HubUnreachable(
@@ -94,43 +93,3 @@ def _from_hub(source: config.DatasetConfig) -> datasets.Dataset:
         raise ValueError(
             f"the data set {source.hub!r} cannot be read from the hub ({failure}); give a local copy with path="
         ) from failure
-
-
-def cell(row: Mapping[str, Any], name: str) -> Any:
-    """Return a row's value in a column. Dots separate nested names (`reward_model.ground_truth`).
-
-    The result is None if an outer value is empty.
-    """
-    value: Any = row
-    for part in [name] if name in row else name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def column(rows: datasets.Dataset, name: str, key: str) -> list[Any]:
-    """Return the values of a column.
-
-    Args:
-        rows: rows with the column.
-        name: name of the column, with dots if it is nested.
-        key: config key that names the column, for errors.
-
-    Raises:
-        ValueError: the column does not exist, or a row has no value in it.
-    """
-    known = _column_names(rows.features)
-    if name not in rows.column_names and name not in known:
-        raise ValueError(f"{key}={name!r} is not a column of the data; it has {', '.join(known)}")
-    values = rows[name][:] if name in rows.column_names else [cell(row, name) for row in rows.to_list()]
-    for index, value in enumerate(values):
-        if value is None:
-            raise ValueError(f"row {index} has no value in column {name!r} ({key}); fill it, or remove the row")
-    return values
-
-
-def _column_names(features: Mapping[str, Any], before: str = "") -> list[str]:
-    names = []
-    for name, feature in features.items():
-        nested = isinstance(feature, Mapping) and feature
-        names += _column_names(feature, f"{before}{name}.") if nested else [f"{before}{name}"]
-    return names

@@ -13,7 +13,7 @@ from grpo.cluster.cluster import Cluster
 from grpo.cluster.device import planned_device
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.learner import Dtype
-from grpo.data.chat import render
+from grpo.data.chat import render, uses_chat_template, with_system
 from grpo.evaluation.model import Model
 from grpo.evaluation.problems import Problem
 from grpo.evaluation.questions import Question, Sample
@@ -26,9 +26,9 @@ _UPDATE_S = 60.0
 
 def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Return the prompt of each problem. Use the policy's chat template if it has one and the task allows it."""
-    chat = task.data.chat_template == "auto" and bool(tokenizer.chat_template)
-    rendered = task.data.model_copy(update={"template": "{prompt}"})
-    texts = render(rendered, tokenizer, [problem.question for problem in problems])
+    chat = uses_chat_template(task.data, tokenizer)
+    asked = [[{"role": "user", "content": problem.question}] for problem in problems]
+    texts = render(task.data, tokenizer, [with_system(task.data, messages, "task.data") for messages in asked])
     # A chat template writes the special tokens itself.
     token_ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
     return [

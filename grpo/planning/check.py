@@ -15,9 +15,11 @@ from grpo import config
 from grpo.cluster.device import INSTALL, build, planned_device
 from grpo.config.file import dump
 from grpo.config.verifiers import specs_of
-from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts, load_supervised
+from grpo.data.bad_rows import lines_of
+from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.data.rows import HubUnreachable
 from grpo.planning.first_prompt import show_first_prompt, unknown_characters
+from grpo.data.supervised import load_supervised
 from grpo.planning.gold import check_gold_answers, check_verifiers
 from grpo.planning.isolation import isolation_table
 from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of
@@ -144,8 +146,10 @@ def _check_supervised(settings: config.SftConfig, console: Console) -> Findings:
         console.print(table)
         return Findings()
     tokenizer = load_tokenizer(local_or_hub(settings.policy))
-    rows, dropped = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
-    table.add_row("training", f"{len(rows):,} rows; {dropped:,} too long and left out")
+    data = load_supervised(settings.data, tokenizer, max_tokens=settings.sft.max_tokens)
+    table.add_row("training", f"{len(data.sequences):,} rows; {data.dropped:,} too long and left out")
+    if data.left_out:
+        table.add_row("", f"left out as well (data.on_bad_row=drop): {lines_of(data.left_out)}")
     console.print(table)
     return Findings()
 
@@ -197,5 +201,9 @@ def _prompts(
         if name == "training":
             check_prompt_count(prompt_set, settings.rollout)
         table.add_row(name, f"{len(prompt_set.prompts):,} prompts; {prompt_set.dropped:,} too long and left out")
+        if prompt_set.left_out:
+            table.add_row("", f"left out as well ({where}.on_bad_row=drop): {lines_of(prompt_set.left_out)}")
+        for note in prompt_set.notes:
+            table.add_row("", literal(note, "yellow"))
         prompts[name] = prompt_set
     return table, prompts, unreachable

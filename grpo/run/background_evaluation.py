@@ -22,8 +22,9 @@ import yaml
 
 from grpo import files
 from grpo.config import TrainConfig
+from grpo.data.cells import cell
 from grpo.data.prompts import PromptSet
-from grpo.data.rows import cell
+from grpo.data.templates import fill
 from grpo.package_finder import python_command
 from grpo.report import run_files
 
@@ -228,7 +229,7 @@ def _write_task(folder: Path, settings: TrainConfig, held_out: PromptSet) -> Non
                     f"evaluation.data.prompt={data.prompt!r} holds chat messages, and evaluation.mode=background needs "
                     "plain text; use evaluation.mode=inline"
                 )
-            columns = {_ASKED: data.template.replace("{prompt}", question), _REFERENCE: prompt.reference}
+            columns = {_ASKED: fill(data.template, question, prompt.row), _REFERENCE: prompt.reference}
             file.write(json.dumps({**prompt.row, **columns}, default=str) + "\n")
     task = {
         "name": TASK,

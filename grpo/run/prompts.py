@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from grpo import config
+from grpo.data.bad_rows import lines_of
 from grpo.data.cursor import Cursor
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.report.progress import Progress
@@ -73,6 +74,9 @@ class RunPrompts:
                     f"{prompts.dropped} of {prompts.dropped + len(prompts.prompts)} {name} prompts are longer than "
                     f"rollout.max_prompt_tokens={self._longest} and are left out"
                 )
+            if prompts.left_out:
+                yield f"{name} rows left out (on_bad_row=drop): {lines_of(prompts.left_out)}"
+            yield from prompts.notes
         yield from self._usable.lines
 
     def write_left_out(self, folder: Path) -> None:

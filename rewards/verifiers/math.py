@@ -46,7 +46,7 @@ from rewards.mathematics.reading.answer_parser import words
 from rewards.mathematics.reading.latex_text import MAX_ANSWER, normalise
 from rewards.mathematics.reading.parse_answer import parse, parse_gold
 from rewards.mathematics.reading.restated import is_restated
-from rewards.verdict import Status, Verdict, correct, error, unparseable, wrong
+from rewards.verdict import Status, Verdict, best, correct, error, unparseable, wrong
 from rewards.verifier import PROBLEM_COLUMN
 from rewards.verifiers.choices import letter_of
 from rewards.verifiers.exact import check_places
@@ -69,6 +69,7 @@ class Math:
         problem_column: column of the row with the problem's text. Answers that copy an expression from this text are
             refused (only exact copies: `3+2` is accepted for "What is 2+3?"). If this is None, copies are accepted. If
             a row does not have the default column, a run puts the question, without a chat template, into it.
+        any_of: whether a list as reference means accepted answers, each of them right. Otherwise a list is refused.
         thinking: reasoning tags; see `rewards.verifiers.exact.Exact`.
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
             `rewards.mathematics.conventions.Conventions`.
@@ -93,8 +94,10 @@ class Math:
         log_base: int = 10,
         decimal_comma: bool | Literal["always"] = True,
         thinking: Sequence[str | Sequence[str]] | None = None,
+        any_of: bool = False,
     ) -> None:
-        self.find, self.problem_column, self.tags = check_places(find, PLACES), problem_column, thinking_tags(thinking)
+        self.any_of, self.find = any_of, check_places(find, PLACES)
+        self.problem_column, self.tags = problem_column, thinking_tags(thinking)
         self.conventions = Conventions(percent, units, ordered, rounded, bare_base, log_base, decimal_comma)
         self.cache_hits = 0
         precise()  # import mpmath, which takes a fifth of a second, before the first verdict
@@ -102,6 +105,8 @@ class Math:
 
     def __call__(self, completion: str, reference: Any, prompt: Mapping[str, Any]) -> Verdict:
         """Return the verdict on `completion`. It is an `error` if the reference is empty or cannot be read as text."""
+        if self.any_of and isinstance(reference, (list, tuple)) and reference:
+            return best([self(completion, each, prompt) for each in reference])
         gold = _gold_text(reference)
         if gold is None or not gold.strip() or len(gold) > MAX_ANSWER:
             return error(self.reference_problem(reference, prompt))
@@ -131,9 +136,12 @@ class Math:
         is longer than an answer may be, or if its value exceeds the work budget. A reference that the parser does not
         understand can be used: then only the same text equals it.
         """
+        if self.any_of and isinstance(reference, (list, tuple)) and reference:
+            return next(filter(None, map(self.reference_problem, reference)), "")
         gold = _gold_text(reference)
         if gold is None:
-            return f"the reference {reference!r:.60} is neither text nor a number; join a list's values by commas"
+            listed = "; join a list's values by commas (data.reference_join), or accept any of them with any_of: true"
+            return f"the reference {reference!r:.60} is neither text nor a number{listed * isinstance(reference, (list, tuple))}"
         if not gold.strip():
             return "the reference answer is empty"
         if len(gold) > MAX_ANSWER:

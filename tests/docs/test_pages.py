@@ -17,8 +17,9 @@ from typer.exceptions import TyperException
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.config import SftConfig, TrainConfig
+from grpo.config import DatasetConfig, SftConfig, TrainConfig
 from grpo.config.file import load
+from grpo.config.inputs import dataset_problems
 
 # What the pages write where a reader puts something of their own.
 ALTERNATIVES = re.compile(r"\S+\|\S+")
@@ -113,6 +114,14 @@ def test_the_sections_of_the_data_page_fit_its_configuration(newcomer: Path, sec
     whole = yaml.safe_load((newcomer / "mine.yaml").read_text()) | yaml.safe_load(block("data.md", "yaml", section))
     (newcomer / "other.yaml").write_text(yaml.safe_dump(whole))
     load(TrainConfig, newcomer / "other.yaml")
+
+
+def test_the_settings_of_published_rows_are_valid() -> None:
+    settings = re.findall(r"`(data: \{.*?\})`", (ROOT / "docs" / "data.md").read_text())
+    assert len(settings) >= 12
+    for setting in settings:
+        source = DatasetConfig.model_validate(yaml.safe_load(setting)["data"])
+        assert dataset_problems("data", source) == [], setting
 
 
 def test_the_generator_of_the_data_page_gives_rows(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

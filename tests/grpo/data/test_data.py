@@ -21,10 +21,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from grpo.config import DatasetConfig, NewPolicyConfig
 from grpo.config.evaluation import TaskConfig
 from grpo.config.inputs import dataset_problems
-from grpo.data.chat import render
+from grpo.data.chat import conversation, render
 from grpo.data.cursor import Cursor
-from grpo.data.prompts import load_prompts, load_supervised
+from grpo.data.prompts import load_prompts
 from grpo.data.rows import HubUnreachable, load_rows
+from grpo.data.supervised import load_supervised
 from grpo.evaluation.problems import load_problems
 from grpo.policy.new import END
 
@@ -132,7 +133,7 @@ def test_the_generator_gets_its_options_and_may_leave_columns_out() -> None:
         ({"generator": "grpo.data.arithmetic:questions", "options": {"cuont": 3}}, "does not take data.options"),
         ({"generator": "grpo.data.arithmetic:questions", "options": {"count": 0}}, "has no rows"),
         ({"path": "absent.jsonl"}, "there is no file"),
-        ({"path": "rows.csv"}, "should end in one of .jsonl, .json, .parquet"),
+        ({"path": "rows.txt"}, "there is no file"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_told(source: dict[str, Any], told: str) -> None:
@@ -151,9 +152,11 @@ def test_a_revision_of_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(HubUnreachable):
         load_rows(DatasetConfig(hub="lab/rows", revision="abc123"))
-    task = {"name": "x", "source": "a test", "verifier": {"use": "exact"}, "files": ["rows.jsonl"]}
+    task = {"name": "x", "source": "a test", "verifier": {"use": "exact"}}
     with pytest.raises(HubUnreachable):
-        load_problems(TaskConfig(data=DatasetConfig(hub="lab/rows", revision="refs/pr/1"), **task))
+        load_problems(
+            TaskConfig(data=DatasetConfig(hub="lab/rows", revision="refs/pr/1", files=("rows.jsonl",)), **task)
+        )
     assert asked == [("lab/rows", "abc123", None), ("json", None, ["hf://datasets/lab/rows@refs%2Fpr%2F1/rows.jsonl"])]
     (problem,) = dataset_problems("data", DatasetConfig(path="rows.jsonl", revision="abc123"))
     assert "data.revision is a revision on the hub" in problem
@@ -170,7 +173,7 @@ def test_the_section_of_a_source_is_named() -> None:
         ("empty.jsonl", b"", "is empty"),
         ("blank.jsonl", b"\n \n", "is empty"),
         ("none.json", b"[]\n", "is empty"),
-        ("broken.jsonl", b'{"prompt": "1"}\n{oops\n', "cannot be read as jsonl"),
+        ("broken.jsonl", b'{"prompt": "1"}\n{oops\n', "broken.jsonl:2: the line is not a JSON object"),
         ("broken.parquet", b"PAR1 is not all of it", "cannot be read as parquet"),
     ],
 )
@@ -191,16 +194,16 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path, tokenizer
 
 def test_an_empty_cell_is_told_with_its_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "3", "answer": None, "level": "x"}])
-    with pytest.raises(ValueError, match="row 2 has no value in column 'answer'"):
+    with pytest.raises(ValueError, match=r"row 2 \(.*rows\.jsonl:3\): no value in column 'answer'"):
         load_prompts(source, tokenizer, max_tokens=20)
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = [{"prompt": "1" * length, "answer": length} for length in (3, 4, 5, 9, 0)]
+    rows = [{"prompt": "1" * length, "answer": length} for length in (3, 4, 5, 9)]
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     found = load_prompts(source, tokenizer, max_tokens=4)
     assert [one.reference for one in found.prompts] == [3, 4]
-    assert found.dropped == 3
+    assert found.dropped == 2
     # A prompt keeps its id whatever else is left out.
     ids = {one.reference: one.id for one in load_prompts(source, tokenizer, max_tokens=100).prompts}
     assert ids[9] == f"{source.path}:3"
@@ -215,7 +218,8 @@ def test_where_no_prompt_fits_the_shortest_is_told(tmp_path: Path, tokenizer: Pr
 
 def test_the_template_is_filled_once(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = DatasetConfig(path="x", template="{prompt};{x}")
-    assert render(source, tokenizer, ["1 {prompt}", "2"]) == ["1 {prompt};{x}", "2;{x}"]
+    asked = [conversation(source, question, {"y": "3"}) for question in ("1 {prompt}{y}", "2")]
+    assert render(source, tokenizer, asked) == ["1 {prompt}{y};{x}", "2;{x}"]
 
 
 def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
@@ -224,7 +228,12 @@ def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path, chatty: PreT
     assert prompt.text == "<s>[system:0][user:1+1=?!][bot:"
     # The template wrote the first token itself; the tokenizer must not write another.
     assert list(prompt.token_ids).count(chatty.bos_token_id) == 1
-    plain = load_prompts(source.model_copy(update={"chat_template": "never"}), chatty, max_tokens=100).prompts[0]
+    without = source.model_copy(update={"chat_template": "never"})
+    with pytest.raises(
+        ValueError, match=r"data\.system needs the policy's chat template, but data.chat_template=never"
+    ):
+        load_prompts(without, chatty, max_tokens=100)
+    plain = load_prompts(without.model_copy(update={"system": None}), chatty, max_tokens=100).prompts[0]
     assert plain.text == "1+1=?!"
     assert list(plain.token_ids).count(chatty.bos_token_id) == 1
     assert plain.token_ids[0] == chatty.bos_token_id
@@ -253,7 +262,7 @@ def test_chat_messages_go_through_the_chat_template(tmp_path: Path, chatty: PreT
 
 def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [TRL]).model_copy(update={"response": "completion"})
-    (row,), _ = load_supervised(source, chatty, max_tokens=100)
+    (row,) = load_supervised(source, chatty, max_tokens=100).sequences
     assert chatty.decode(row.token_ids[: row.prompt_length]).endswith(":")
     assert "1+1=?" in chatty.decode(row.token_ids[: row.prompt_length])
     assert chatty.decode(row.token_ids[row.prompt_length :]) == f"2{chatty.eos_token}"
@@ -269,9 +278,9 @@ def test_chat_messages_of_supervised_rows(tmp_path: Path, chatty: PreTrainedToke
         (ASKED, {"chat_template": "never"}, "need the policy's chat template, but held.chat_template=never"),
         (ASKED, {"system": "be kind"}, "already has a system message, and held.system is set"),
         ([*ASKED, {"role": "assistant", "content": "2"}], {}, "ends with a message of 'assistant'"),
-        ([{"role": "user", "content": [{"type": "image"}]}], {}, "without a role or a content of text"),
-        (["1+1=?"], {}, "row 0: column 'prompt' (held.prompt) is a list, but not of chat messages"),
-        (7, {}, "row 0: column 'prompt' (held.prompt) is int; expected text, or a list of chat messages"),
+        ([{"role": "user", "content": [{"type": "image"}]}], {}, "a part of type 'image'"),
+        (["1+1=?"], {}, "rows.jsonl:1): column 'prompt' (held.prompt) is a list, but not of chat messages"),
+        (7, {}, "rows.jsonl:1): column 'prompt' (held.prompt) is int; expected text, or a list of chat messages"),
         ({"text": "1+1=?"}, {}, "is dict"),
     ],
 )
@@ -294,7 +303,7 @@ def test_nested_columns_are_named_with_dots(tmp_path: Path, chatty: PreTrainedTo
     with pytest.raises(ValueError, match=r"held\.reference='truth' .*it has .*reward_model\.ground_truth"):
         load_prompts(source.model_copy(update={"reference": "truth"}), chatty, max_tokens=100, where="held")
     empty = write_jsonl(tmp_path / "empty.jsonl", [VERL, VERL | {"reward_model": None}])
-    with pytest.raises(ValueError, match=r"row 1 has no value in column 'reward_model\.ground_truth'"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl:2\): no value in column 'reward_model\.ground_truth'"):
         load_prompts(empty.model_copy(update={"reference": "reward_model.ground_truth"}), chatty, max_tokens=100)
 
 
@@ -315,8 +324,9 @@ def test_several_files_are_one_source(tmp_path: Path, tokenizer: PreTrainedToken
 
 def test_supervised_rows_have_loss_on_response_and_end_only(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"prompt": "1+1=?", "response": "<answer>2</answer>"}, {"prompt": "7", "response": ""}]
-    (first, second), dropped = load_supervised(write_jsonl(tmp_path / "rows.jsonl", rows), tokenizer, max_tokens=50)
-    assert dropped == 0
+    found = load_supervised(write_jsonl(tmp_path / "rows.jsonl", rows), tokenizer, max_tokens=50)
+    first, second = found.sequences
+    assert found.dropped == 0
     assert tokenizer.decode(first.token_ids[: first.prompt_length]) == "1+1=?"
     assert tokenizer.decode(first.token_ids[first.prompt_length :]) == f"<answer>2</answer>{END}"
     assert first.trained_tokens == 4
@@ -327,7 +337,9 @@ def test_supervised_rows_have_loss_on_response_and_end_only(tmp_path: Path, toke
 def test_supervised_rows_carry_no_second_first_token(tmp_path: Path, chatty: PreTrainedTokenizerBase) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "1", "response": "2"}])
     for chat_template in ("auto", "never"):
-        (row,), _ = load_supervised(source.model_copy(update={"chat_template": chat_template}), chatty, max_tokens=99)
+        (row,) = load_supervised(
+            source.model_copy(update={"chat_template": chat_template}), chatty, max_tokens=99
+        ).sequences
         assert row.token_ids.count(chatty.bos_token_id) == 1
         assert row.token_ids[0] == chatty.bos_token_id
 
@@ -338,8 +350,8 @@ def test_supervised_rows_that_do_not_fit_are_left_out_and_counted(
     rows = [{"prompt": "1" * length, "response": "22"} for length in (1, 2, 3)]
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     # The end token counts.
-    kept, dropped = load_supervised(source, tokenizer, max_tokens=5)
-    assert [row.prompt_length for row in kept] == [1, 2] and dropped == 1
+    found = load_supervised(source, tokenizer, max_tokens=5)
+    assert [row.prompt_length for row in found.sequences] == [1, 2] and found.dropped == 1
     with pytest.raises(ValueError, match=r"none of the 3 rows fits sft\.max_tokens=3; the shortest has 4 tokens"):
         load_supervised(source, tokenizer, max_tokens=3)
 

@@ -79,7 +79,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(folder: Path, policy: Path, resume: str = "never", **evaluation: Any) -> TrainConfig:
     data = {"generator": f"{__name__}:rows", "options": {"count": 12}}
-    held_out = {"generator": f"{__name__}:rows", "options": {"count": 11}, "template": "Say {prompt} {answer}"}
+    held_out = {"generator": f"{__name__}:rows", "options": {"count": 11}, "template": "Say {prompt} {column}"}
     path = folder.with_suffix(".yaml")
     path.write_text(
         yaml.safe_dump(
@@ -159,9 +159,9 @@ def test_the_task_is_what_training_would_ask(tmp_path: Path, policy: Path) -> No
     BackgroundEvaluation(settings, held_out, "cpu")
     task = load_task(str(tmp_path / "run" / "evaluations" / "held_out.yaml"))
     problems = load_problems(task)
-    # The template of training knows {prompt} alone: the answer's column is not filled in.
+    # No row has this column, so its braces are text.
     assert [problem.question for problem in problems] == [prompt.text for prompt in held_out.prompts]
-    assert problems[3].question == "Say 3+3=? {answer}" and problems[4].reference == "1"
+    assert problems[3].question == "Say 3+3=? {column}" and problems[4].reference == "1"
     assert (task.sampling.k, task.sampling.temperature, task.sampling.max_tokens) == (1, 0.0, 20)
 
 
