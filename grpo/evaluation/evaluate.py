@@ -14,6 +14,7 @@ import logging
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -63,6 +64,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
         RuntimeError: an endpoint refuses, or more than `max_failure_share` of the verdicts failed.
     """
     jobs, open_sampler = prepare(settings, tasks)
+    for job in jobs:
+        if job.room and (line := job.room.line(job.task.name, len(job.problems), job.sampling.max_tokens)):
+            console.print(literal(line, "yellow"), soft_wrap=True)
     jobs = [leave_out(job, settings, console) for job in jobs]
     results: dict[str, TaskMetrics] = {}
     tables: dict[str, list[Judged]] = {}
@@ -92,7 +96,8 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
             write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided, **left_out})
             first = job.prompts[0].text if job.prompts else job.problems[0].question
             files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
-            close_card(job.folder, card, job.problems, first, files, job.left_out)
+            context = asdict(job.room) if job.room else None
+            close_card(job.folder, card, job.problems, first, files, job.left_out, context)
             logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
             results[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
     folder = Path(settings.folder)

@@ -97,7 +97,13 @@ def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
 
 def _rows(task: TaskConfig) -> datasets.Dataset:
     if not task.files or task.data.path:
-        return load_rows(task.data, "task.data")
+        try:
+            return load_rows(task.data, "task.data")
+        except HubUnreachable as failure:
+            raise HubUnreachable(
+                f"task {task.name}: the hub does not answer for {task.data.hub!r} ({failure.__cause__}); give a local "
+                f"copy: --task {task.name} --data FILE"
+            ) from failure
     # `datasets` no longer reads repositories with a loading script, but it reads their files.
     revision = f"@{quote(task.data.revision, safe='')}" if task.data.revision else ""
     urls = [f"hf://datasets/{task.data.hub}{revision}/{name}" for name in task.files]

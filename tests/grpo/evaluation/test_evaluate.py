@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from tiny_policy import make_tiny_policy
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.config.evaluation import TaskConfig
-from grpo.evaluation.engine_sampler import sequence_tokens
+from grpo.config.evaluation import EvalConfig, TaskConfig
+from grpo.config.file import resolve
+from grpo.evaluation.engine_sampler import EngineSampler, Room, room_of
 from grpo.evaluation.metrics import TaskMetrics, task_metrics
 from grpo.evaluation.model import Model, default_folder, find_policy, folder_digest, open_model
 from grpo.evaluation.problems import load_task
-from grpo.evaluation.questions import Question
+from grpo.evaluation.questions import Question, Sample
 from grpo.evaluation.store import LINES, TABLE, file_digest, read_table
+from grpo.types import Completion, Prompt, SamplingParams, VersionSpan
 from rewards.verdict import Status
 
 SETTINGS: dict[str, Any] = {"k": 4, "temperature": 1.0}
@@ -276,13 +278,33 @@ def test_a_policy_is_found_by_all_its_names_and_known_by_its_contents(tmp_path: 
     assert default_folder("http://localhost:8000/v1") == Path("evals/localhost-8000-v1")
 
 
-def test_a_policy_whose_context_is_too_short_is_told_what_fits() -> None:
+def test_the_room_left_in_the_context_is_counted_for_each_problem() -> None:
     model = Model("p", "p", "sha256:0", 128)
-    assert sequence_tokens(model, {"a": (28, 100), "b": (20, 30)}) == 128
-    with pytest.raises(ValueError, match=r"b: the longest prompt has 29 tokens.*give --max-tokens 99"):
-        sequence_tokens(model, {"a": (1, 1), "b": (29, 100)})
-    with pytest.raises(ValueError, match=r"beyond the policy's context of 128$"):
-        sequence_tokens(model, {"a": (130, 1)})
+    assert room_of(model, "a", [28, 20], 100) == Room(128, 128) and room_of(model, "a", [20], 30).tokens == 50
+    assert room_of(model, "a", [28, 20], 100).line("a", 2, 100) is None
+    room = room_of(model, "b", [28, 29, 127, 128, 500], 100)
+    assert room == Room(128, 128, shortened=2, without=2)
+    line = room.line("b", 5, 100)
+    assert line and "2 of 5 problems leave less room than max_tokens=100" in line and "2 whose prompt fills it" in line
+    with pytest.raises(ValueError, match=r"b: the shortest prompt has 128 tokens and fills the policy's context of 128"):
+        room_of(model, "b", [128, 130], 1)
+    assert room_of(Model("p", "p", "sha256:0", None), "b", [500], 100) == Room(600, None)
+
+
+def test_a_prompt_that_fills_the_context_gets_an_empty_truncated_completion() -> None:
+    class Generators:
+        def generate(self, prompts: Any, sampling: Any, seeds: Any) -> Iterator[Any]:
+            self.asked = [len(prompt.token_ids) for prompt in prompts], list(seeds)
+            for index in range(len(prompts)):
+                yield index, (Completion((1, 2), (0.0, 0.0), "ab", "length", (VersionSpan(0, 2, 0),)),)
+
+    sampler = EngineSampler(resolve(EvalConfig, {"model": "p", "folder": "f"}, [], "a test"), Model("p", "p", "s", 8), 8)
+    sampler._generators = generators = Generators()  # type: ignore[assignment]
+    prompts = [Prompt(str(size), "", (0,) * size, "", {}) for size in (8, 7, 9, 3)]
+    questions = [Question("", None, prompt, seed) for seed, prompt in enumerate(prompts)]
+    found = dict(sampler.sample(questions, SamplingParams(1, 4), 1.0))
+    assert generators.asked == ([7, 3], [1, 3])
+    assert found[0] == found[2] == Sample("", 0, "length") and found[1] == found[3] == Sample("ab", 2, "length")
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
