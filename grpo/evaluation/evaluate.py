@@ -47,7 +47,7 @@ from grpo.types import SamplingParams
 from grpo.visible import one_line
 from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
-from rewards.verdict import Verdict
+from rewards.verdict import Status, Verdict
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
@@ -137,7 +137,8 @@ def _wait_s(job: TaskJob, calls: int) -> float:
 def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> None:
     """Judge stored completions again if their verdict failed: the completions are valid."""
     judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
-    pending = judging.again([record for record in store.records.values() if record.status.failed])
+    failed = [record for record in store.records.values() if record.status.failed]
+    pending = judging.again([record for record in failed if record.finish_reason != "refused"])
     for key, sample, future in pending:
         store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(pending)))))
 
@@ -164,20 +165,29 @@ def _sample(
     chosen = job.sampling
     sampling = SamplingParams(1, chosen.max_tokens, chosen.temperature, chosen.stop, chosen.top_p)
     total = len(job.problems) * chosen.k * len(settings.seeds)
+    wanted = set(wanted_keys(problems, settings.seeds, chosen.k)) - set(missing)
     with EvalProgress(job.task.name, total, console) as progress:
-        progress.add(total - len(missing), stored=True)
+        progress.start_with([store.records[key] for key in sorted(wanted)])
 
         def keep(wait_s: float) -> None:
             key, sample, future = judged.get(timeout=wait_s)
             record = _record(key, problems[key[0]].digest, sample, future.result())
-            is_new = key not in store.records
+            is_new = key in unmade
             store.add(record)
             if is_new:
-                progress.add(1, record)
+                unmade.remove(key)
+                progress.add(record)
 
-        under_way = 0
+        under_way, unmade = 0, set(missing)
         judging = Judging(job.task.name, job.problems, chosen.k, pool, store.records)
         for index, sample in sampler.sample(_questions(job, missing), sampling, settings.deadline_s):
+            if sample.refusal is not None:
+                judging.refuse(missing[index], sample.refusal)
+                refused = Verdict(None, Status.ERROR, sample.refusal)
+                store.add(_record(missing[index], problems[missing[index][0]].digest, sample, refused))
+                unmade.remove(missing[index])
+                progress.add(store.records[missing[index]])
+                continue
             for key, completion, future in judging.add(missing[index], sample):
                 future.add_done_callback(functools.partial(_hand_over, judged, key, completion))
                 under_way += 1

@@ -15,6 +15,7 @@ from grpo.config.verifiers import VerificationConfig
 from grpo.evaluation.card import identity_of
 from grpo.evaluation.endpoint import EndpointSampler
 from grpo.evaluation.engine_sampler import EngineSampler, Room, dtype_of, prompts_of, room_of
+from grpo.evaluation.examples import with_shots
 from grpo.evaluation.model import open_model
 from grpo.evaluation.problems import Problem, load_problems
 from grpo.evaluation.questions import Sampler
@@ -59,6 +60,7 @@ def prepare(
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"name one or more tasks, each once, with --task; got {', '.join(names) or 'none'}")
     chosen = [settings.sampling_of(task) for task in tasks]
+    tasks = [with_shots(task) for task in tasks]
     problems = [tuple(load_problems(task, settings.limit)) for task in tasks]
     for task, task_problems in zip(tasks, problems, strict=True):
         if len(task_problems) < 2:
@@ -71,7 +73,8 @@ def prepare(
     rooms: list[Room | None] = [None] * len(tasks)
     if settings.is_endpoint:
         endpoint = EndpointSampler(settings.url, settings.endpoint)
-        identity = f"endpoint:{settings.model} {endpoint.model}"
+        # A server may come back at another address or port, so the identity is the model's name alone.
+        identity = f"endpoint:{endpoint.model}"
 
         def open_sampler() -> AbstractContextManager[Sampler]:
             return contextlib.nullcontext(endpoint)
@@ -95,6 +98,8 @@ def prepare(
     for task, sampling, task_problems, task_prompts, room in zip(tasks, chosen, problems, prompts, rooms, strict=True):
         used_template = template if task.data.chat_template == "auto" else None
         settled = identity_of(task, identity, sampling, dtype, used_template)
+        if settings.is_endpoint and settings.endpoint.extra_body:
+            settled["extra_body"] = settings.endpoint.extra_body
         folder = Path(settings.folder) / task.name
         jobs.append(TaskJob(task, sampling, task_problems, task_prompts, settled, folder, room))
     return jobs, open_sampler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ import datasets
 from grpo.config import file as config_file
 from grpo.config.evaluation import TaskConfig
 from grpo.data.rows import HubUnreachable, load_rows
+from grpo.evaluation.examples import in_window
 from rewards.answers.formulas import without_dollars
 from rewards.judging import columns_of
 
@@ -62,6 +64,9 @@ def load_task(named: str, overrides: Sequence[str] = ()) -> TaskConfig:
     path = Path(named)
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{named}.yaml"
+        if not path.is_file() and "," in named:
+            each = " ".join(f"--task {part.strip()}" for part in named.split(",") if part.strip())
+            raise ValueError(f"--task takes one task, got {named!r}; repeat it: {each}")
         if not path.is_file():
             near = difflib.get_close_matches(named, task_names(), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -80,6 +85,8 @@ def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
         ValueError: the data do not exist, a column is missing, or a required cell is empty.
     """
     rows = _rows(task)
+    if task.window:
+        rows = rows.filter(functools.partial(in_window, task.window), load_from_cache_file=False)
     if limit:
         rows = rows.select(range(min(limit, len(rows))))
     needed = [task.data.prompt]

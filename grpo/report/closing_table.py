@@ -37,16 +37,16 @@ class ClosingTable:
         return visible("\n".join([self.title, *(f"  {label:<{width}}  {figure}" for label, figure in self.rows)]))
 
 
-def closing_table(name: str, history: History, files: Mapping[str, Path] | None = None) -> ClosingTable:
+def closing_table(name: str, history: History, last_rows: Mapping[str, str | Path] | None = None) -> ClosingTable:
     """Sum up a run.
 
     Args:
         name: name of the run, for the title.
         history: metrics of the run; a metric that was not measured has no row.
-        files: label -> path, for the last rows.
+        last_rows: label -> path or command, for the last rows.
     """
     rows = [*_learned(history), *_speed(history), *_time(history)]
-    rows += [(label, str(path)) for label, path in (files or {}).items()]
+    rows += [(label, str(path)) for label, path in (last_rows or {}).items()]
     last = history.last_step()
     return ClosingTable(f"{name}: {'no steps' if last is None else f'{last} steps'}", tuple(rows))
 

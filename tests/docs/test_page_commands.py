@@ -73,6 +73,7 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo launch ray CONFIG": (*LAUNCH, "--dry-run"),
     "grpo train CONFIG [KEY=VALUE]...": ("run.folder=runs/first", "train.steps=1"),
     "grpo train configs/quickstart.yaml resume=auto train.steps=80": ("train.steps=3",),
+    "grpo train configs/quickstart.yaml train.keep_best=eval/accuracy": ("run.folder=runs/best", "train.steps=1"),
     "grpo train CONFIG resume=auto": ("train.steps=3",),
     "grpo train ... resume=auto": ("train.steps=3",),
     "grpo train CONFIG learner.lora.rank=16": ("run.folder=runs/lora", "train.steps=1"),
@@ -258,6 +259,7 @@ SAYS = {
     "grpo config rollout": "max_policy_lag",
 }
 LEAVES = {
+    "grpo train configs/quickstart.yaml train.keep_best=eval/accuracy": "runs/best/best/step_000000/policy/config.json",
     "grpo view runs/quickstart --export report.html": "report.html",
     "grpo view runs/seed_0 runs/seed_1 --png figures": "figures/overview.png",
     "grpo eval compare A B": "compared.json",

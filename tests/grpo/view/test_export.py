@@ -188,7 +188,7 @@ def test_groups_of_the_file_are_filtered_and_ordered_as_those_of_the_server(fake
 
 def test_charts_and_readouts_hold_the_values(fake_run: Path) -> None:
     (held_out, points), (training, _) = data_of(fake_run / "report.html")["overview"]["main"][0]["readout"]["series"]
-    assert (held_out, training) == ("held-out", "training samples")
+    assert (held_out, training) == ("held-out, greedy", "training, at rollout.temperature")
     assert points[0] == [0, 0.45]
     assert [step for step, _ in points] == [0, 5, 10, 15, 20]
 
