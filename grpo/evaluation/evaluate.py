@@ -107,6 +107,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     )
     exported = export(folder, settings.model, cards, results, tables)
     console.print(results_table(settings.model, results))
+    for job in jobs:
+        if job.task.comparable:
+            console.print(literal(f"{job.task.name}: comparable with {job.task.comparable}"), soft_wrap=True)
     console.print(literal(f"{folder}: completions, {METRICS} and {CARD} of each task; {exported}"), soft_wrap=True)
     return results
 

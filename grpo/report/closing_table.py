@@ -90,16 +90,25 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The slowest verdicts of each verifier. They rise if the policy finds answers that are slow to judge."""
+    """How often each verifier says `correct`, and its slowest verdicts.
+
+    The seconds rise if the policy finds answers that are slow to judge.
+    """
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []
     for verifier in verifiers:
         slow = history.curve(f"verifier/{verifier}/p99_s").finite().values
         if slow:
-            figure = f"99th percentile {_brief(statistics.median(slow))}, at worst {_brief(max(slow))}"
-            rows.append((f"{verifier} verdicts", figure))
+            seconds = f"99th percentile {_brief(statistics.median(slow))}, at worst {_brief(max(slow))}"
+            rows.append((f"{verifier} verdicts", _correct(history, verifier) + seconds))
     return rows
+
+
+def _correct(history: History, verifier: str) -> str:
+    """The share of a verifier's verdicts that are `correct`, at first and at last."""
+    shares = history.curve(f"verdict/{verifier}/correct").finite().values
+    return f"{shares[0]:.0%} -> {shares[-1]:.0%} correct; " if shares else ""
 
 
 def _brief(seconds: float) -> str:

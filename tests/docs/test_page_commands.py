@@ -95,6 +95,7 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo eval compare evals/before evals/after": (),
     "grpo eval compare A B": ("--out", "compared.json"),
     "grpo eval tasks": (),
+    "grpo eval tasks --long": (),
     "grpo eval run --help": (),
     "grpo simulate CONFIG --from RUN": ("--from", "runs/math", *SWEEP),
     "grpo simulate configs/math_8gpu.yaml --lengths lognormal:median=1200,sigma=0.9": SWEEP,
@@ -115,6 +116,7 @@ ELSEWHERE = {
     "with configs/quickstart_sft.yaml",
     "grpo sft mine_sft.yaml": REAL,
     "grpo train mine.yaml": REAL,
+    "grpo push RUN OWNER/NAME": "needs the hub; tests/grpo/policy/test_push.py: with a stand-in for the hub",
     "grpo check mine.yaml": "tests/docs/test_pages.py",
     "grpo profile CONFIG": f"{REAL}: with mine.yaml",
     "grpo profile CONFIG [KEY=VALUE]... # a few steps: where the time goes, by phase and operator, and what to try "
@@ -255,6 +257,8 @@ SAYS = {
     "grpo eval MODEL --task genes.yaml": "genes",
     "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": "maj@",
     "grpo eval compare A B": "shared problems",
+    "grpo eval tasks": "--like deepseek-r1",
+    "grpo eval tasks --long": "amc23: The 83 problems",
     "grpo simulate CONFIG --from RUN": "GPUs",
     "grpo config rollout": "max_policy_lag",
 }

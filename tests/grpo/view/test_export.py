@@ -155,7 +155,7 @@ def test_what_the_page_of_a_run_shows_is_in_the_file(fake_run: Path, browser: Br
     browser.wait("document.querySelector('#all-charts figure')?.textContent.includes('learner/entropy')")
     browser.ask("document.querySelector('#main-charts svg').focus()")
     browser.press("Home")
-    assert browser.ask("document.querySelector('#main-charts .readout').textContent") == "step 0: held-out 0.45"
+    assert browser.ask("document.querySelector('#main-charts .readout').textContent") == "step 0: held-out, greedy 0.45"
     browser.ask("location.hash = 'config'")
     browser.wait(f"$('config-text').textContent === {json.dumps(CONFIG)}")
 
