@@ -77,9 +77,9 @@ def train(config: TrainConfig, *, show: bool = False) -> StoredRun:
         from grpo.run.stored_run import read_run
         from grpo.train_loop import train as loop
 
-    steps = config.train.steps
+    steps, title = config.train.steps, f"GRPO {Path(config.run.folder).name}"
     if owes_evaluations(config) or not is_finished(config.run, steps):
-        with_recovery(config, lambda: open_progress("GRPO", total_steps=steps, console=_terminal(show)), loop)
+        with_recovery(config, lambda: open_progress(title, total_steps=steps, console=_terminal(show)), loop)
     return read_run(config.run.folder)
 
 
@@ -113,11 +113,11 @@ def sft(config: SftConfig, *, show: bool = False) -> StoredRun:
         from grpo.run.stored_run import read_run
         from grpo.sft_loop import sft as loop
 
-    steps = config.sft.steps
+    steps, title = config.sft.steps, f"SFT {Path(config.run.folder).name}"
     if not is_finished(config.run, steps):
         with_recovery(
             config,
-            lambda: open_progress("SFT", total_steps=steps, fields=SFT_FIELDS, console=_terminal(show)),
+            lambda: open_progress(title, total_steps=steps, fields=SFT_FIELDS, console=_terminal(show)),
             loop,
         )
     return read_run(config.run.folder)

@@ -45,7 +45,9 @@ def train(
     with TrainingRun(settings, progress) as run, Interrupt() as interrupt:
         run.pushing.push()
         if run.step == 0:
-            run.report.step(0, run.held_out.evaluate(run.step))
+            first = run.held_out.evaluate(run.step)
+            run.held_out.keep_best(run.step, first)
+            run.report.step(0, first)
         while run.step < schedule.steps and not interrupt.requested:
             watch = Stopwatch()
             groups = run.collect(watch)
@@ -82,6 +84,7 @@ def train(
             if run.held_out.is_due(run.step):
                 metrics |= run.held_out.evaluate(run.step)
             metrics |= callbacks.step(run.step, metrics, groups)
+            run.held_out.keep_best(run.step, metrics)
             run.report_busy(watch)
             run.report.step(run.step, metrics, groups, known_rows(advantages_PG, carries_loss_PG))
             run.held_out.report_late()

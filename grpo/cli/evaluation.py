@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from grpo import jobs
 from grpo.cli.guarded import guarded
 from grpo.cli.options import Debug, LogLevelOption
-from grpo.terminal import LiteralTable, Terminal
+from grpo.terminal import LiteralTable, Terminal, literal
 
 
 class _RunsByDefault(TyperGroup):
@@ -44,6 +44,9 @@ def run(
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="name of a task, or path of its file; repeatable")] = None,
     data: Annotated[Path | None, typer.Option(help="local copy of the task's data (.jsonl, .json, .parquet)")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="published sampling, such as deepseek-r1; see grpo eval tasks")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="completions for each problem and seed; default: the task's")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the task's")] = None,
     top_p: Annotated[float | None, typer.Option(help="default: the task's")] = None,
@@ -66,7 +69,12 @@ def run(
 
     def job() -> None:
         options: dict[str, Any] = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        options |= {"limit": limit, "log_level": log_level, "seeds": None if seeds is None else f"[{seeds}]"}
+        options |= {
+            "like": like,
+            "limit": limit,
+            "log_level": log_level,
+            "seeds": None if seeds is None else f"[{seeds}]",
+        }
         settings = [f"{name}={value}" for name, value in options.items() if value is not None]
         if data is not None:
             if len(task or ()) != 1:
@@ -99,16 +107,26 @@ def compare(
 
 
 @eval_app.command()
-def tasks() -> None:
-    """List the tasks that come with the package."""
+def tasks(
+    long: Annotated[
+        bool, typer.Option("--long", help="also say where the problems come from, and what is comparable")
+    ] = False,
+) -> None:
+    """List the tasks that come with the package, and the published conditions for `--like`."""
+    from grpo.config.conditions import PUBLISHED
     from grpo.evaluation.problems import load_task, task_names
 
-    table = LiteralTable()
-    for column in ("task", "data", "verifier", "k", "temperature", "max_tokens"):
+    terminal, table = Terminal(), LiteralTable()
+    for column in ("task", "data", "verifier", "k", "temperature", "top_p", "max_tokens"):
         table.add_column(column)
-    for name in task_names():
-        task = load_task(name)
+    loaded = [load_task(name) for name in task_names()]
+    for task in loaded:
         sampling = task.sampling
-        sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.max_tokens:,}")
-        table.add_row(name, f"{task.data.hub} ({task.data.subset or task.data.split})", task.verifier.use, *sizes)
-    Terminal().print(table)
+        sizes = (str(sampling.k), f"{sampling.temperature:g}", f"{sampling.top_p:g}", f"{sampling.max_tokens:,}")
+        table.add_row(task.name, f"{task.data.hub} ({task.data.subset or task.data.split})", task.verifier.use, *sizes)
+    terminal.print(table)
+    if long:
+        for task in loaded:
+            terminal.print(literal(f"{task.name}: {task.source} Comparable with: {task.comparable}"), soft_wrap=True)
+    for name, conditions in PUBLISHED.items():
+        terminal.print(literal(f"--like {name}: {conditions.source}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The commands that inspect a run: view and audit."""
+"""The commands for a run that exists: view, audit and push."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ def audit(
         from grpo.evaluation.audit import audit_run
 
         audit_run(run, Terminal(), verifiers=verifier or (), limit=limit, show=show, deadline_s=deadline_s)
+
+    guarded(job, debug)
+
+
+def push(
+    policy: Annotated[str, typer.Argument(metavar="RUN", help="run (its newest policy), checkpoint, or policy folder")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="name on the Hugging Face hub")],
+    public: Annotated[bool, typer.Option("--public", help="a new repository is public; by default private")] = False,
+    message: Annotated[str, typer.Option(help="message of the commit")] = "A policy trained with VeriGRPO",
+    debug: Debug = False,
+) -> None:
+    """Push a policy to the Hugging Face hub. No other command sends a policy anywhere.
+
+    It needs a token that may write: `hf auth login`, or HF_TOKEN. An existing repository gets a new commit and stays
+    private or public, as it is.
+    """
+
+    def job() -> None:
+        from grpo.evaluation.model import find_policy
+        from grpo.policy.push import push_policy
+
+        url = push_policy(Path(find_policy(policy)), repository, public=public, message=message)
+        Terminal().print(literal(f"pushed: {url}"), soft_wrap=True)
 
     guarded(job, debug)
 

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr
 from grpo.config import ClusterConfig, DatasetConfig, GeneratorConfig, VerifierConfig
 from grpo.config.addresses import without_secrets
 from grpo.config.code import code_problems
+from grpo.config.conditions import published
 from grpo.config.inputs import row_problems
 from grpo.config.learner import Dtype
 from grpo.config.section import LogLevel, Positive, Seconds, Section, WorkerMemory
@@ -44,6 +45,33 @@ class TaskSamplingConfig(Section):
     """Strings that end a completion."""
 
 
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+
+class WindowConfig(Section):
+    """The rows whose date lies in a window are the problems, for example of a version of LiveCodeBench."""
+
+    column: str
+    """Column with the date."""
+    first: Day
+    """First day, as 2025-01-31."""
+    last: Day
+    """Last day, included."""
+
+
+class ShotsConfig(Section):
+    """Solved examples before the question, for base models. They are the first rows of another split."""
+
+    split: str = "train"
+    """Split of the examples; it must not be the split of the problems."""
+    path: str | None = None
+    """Local copy of that split; by default the split on the hub."""
+    count: Positive = 5
+    """Number of examples."""
+    template: str
+    """One example; it may name any column. A blank line follows it."""
+
+
 class TaskConfig(Section):
     """One benchmark."""
 
@@ -51,8 +79,14 @@ class TaskConfig(Section):
     """Name of the task's folder, and of its row in the results."""
     source: str
     """Origin of the problems, and the part of them that the task uses."""
+    comparable: str = ""
+    """Published numbers that this task's numbers can be compared with, and under which conditions."""
     data: DatasetConfig
     """Rows, with the same meaning as in training."""
+    window: WindowConfig | None = None
+    """Dates of the problems; by default all."""
+    shots: ShotsConfig | None = None
+    """Solved examples before the question; by default none."""
     verifier: TaskVerifierConfig
     sampling: TaskSamplingConfig = TaskSamplingConfig()
 
@@ -62,6 +96,8 @@ class TaskConfig(Section):
         if bool(data.generator) == bool(data.hub or data.path):
             problems.append("data needs a hub name, a path, or a generator: one of them, or a hub name and a path")
         problems += row_problems("data", data)
+        if self.shots and not self.shots.path and self.shots.split == data.split:
+            problems.append(f"shots.split={self.shots.split} is also the split of the problems; name another split")
         verifier = VerifierConfig(name=self.name, use=self.verifier.use, options=self.verifier.options)
         return problems + code_problems([verifier], self.verifier.deadline_s)
 
@@ -82,6 +118,9 @@ class EndpointConfig(Section):
     """Longest wait for one answer, in seconds."""
     retries: Annotated[int, Field(ge=0)] = 5
     """Repeats of a request that failed for a passing reason (429, 5xx, a lost connection), after growing pauses."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More fields of each request, as the server knows them: `{top_k: 20, chat_template_kwargs: {enable_thinking:
+    false}}` for vLLM. A field replaces ours of the same name."""
     chat: bool = True
     """Use `/chat/completions`. Otherwise `/completions` gets the question as plain text."""
 
@@ -95,6 +134,9 @@ class EvalConfig(Section):
     _url: str = PrivateAttr()
     folder: str
     """Folder for completions, metrics and cards. With the same folder, an evaluation continues where it stopped."""
+    like: str | None = None
+    """Published conditions of sampling, such as `deepseek-r1`, in place of the task's values; `grpo eval tasks` lists
+    them. The next four keys replace single values."""
     k: Positive | None = None
     """Completions for each problem and seed; by default the task's value, like the next three keys."""
     temperature: Temperature | None = None
@@ -150,12 +192,12 @@ class EvalConfig(Section):
         """The task's sampling, with the values that this evaluation overrides.
 
         Raises:
-            ValueError: several greedy completions of a problem, which would all be the same.
+            ValueError: `like` is not known, or several greedy completions of a problem would all be the same.
         """
         overrides = {"k": self.k, "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
-        chosen = task.sampling.model_copy(
-            update={name: value for name, value in overrides.items() if value is not None}
-        )
+        like = published(self.like).of_task(task.name) if self.like else {}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        chosen = task.sampling.model_copy(update={**like, **given})
         if chosen.temperature == 0 and chosen.k * len(self.seeds) > 1:
             raise ValueError(
                 f"{task.name}: k={chosen.k} completions with {len(self.seeds)} seed(s) at temperature 0 would all be "

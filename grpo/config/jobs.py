@@ -24,6 +24,7 @@ from grpo.config.inputs import dataset_problems, policy_problems
 from grpo.config.launch import LaunchConfig
 from grpo.config.learner import Dtype as Dtype
 from grpo.config.learner import LearnerConfig as LearnerConfig
+from grpo.config.schedule import ScheduleConfig, SftScheduleConfig
 from grpo.config.section import Function, LogLevel, Positive, Seconds, Section
 from grpo.config.verifiers import VerificationConfig as Verification
 from grpo.config.verifiers import VerifierConfig as VerifierConfig
@@ -45,17 +46,6 @@ class EvaluationConfig(Section):
     """GPUs for background evaluations, as in CUDA_VISIBLE_DEVICES. Training must not use them. Leave out on CPUs."""
     deadline_s: Seconds = 7200.0
     """Longest time for an evaluation in the background, in seconds."""
-
-
-class ScheduleConfig(Section):
-    """Length of the training, and its checkpoints."""
-
-    steps: Positive
-    """Number of steps."""
-    checkpoint_every: Positive = 50
-    """Steps between checkpoints. There is always a checkpoint after the last step and on Ctrl-C."""
-    keep_checkpoints: Positive = 2
-    """Number of checkpoints to keep; older checkpoints are deleted."""
 
 
 class CallbacksConfig(Section):
@@ -179,6 +169,7 @@ class TrainConfig(Section):
         problems += self._sleep_problems()
         problems += self._transport_problems()
         problems += self._background_problems()
+        problems += self.train.problems(evaluated=self.evaluation is not None)
         problems += verifier_problems(self.verifiers)
         if algorithm.advantage == "maxrl":
             problems += negative_problems(self.verifiers)
@@ -238,19 +229,6 @@ class TrainConfig(Section):
         if evaluation.mode == "inline" and evaluation.devices is not None:
             return ["evaluation.devices are for evaluation.mode=background; set this mode, or remove devices"]
         return []
-
-
-class SftScheduleConfig(Section):
-    """Length of supervised fine-tuning, and its checkpoints."""
-
-    steps: Positive
-    """Number of optimizer steps."""
-    batch_size: Positive = 64
-    """Rows in one optimizer step."""
-    max_tokens: Positive = 1024
-    """Longest row, prompt and response together, in tokens. Longer rows are dropped, and counted."""
-    checkpoint_every: Positive = 500
-    """Steps between checkpoints. There is always a checkpoint after the last step and on Ctrl-C."""
 
 
 class SftConfig(Section):

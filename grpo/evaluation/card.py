@@ -76,6 +76,7 @@ def close_card(
     first_prompt: str,
     files: dict[str, str],
     left_out: Mapping[str, str],
+    context: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the entries that are known at the end.
 
@@ -86,11 +87,13 @@ def close_card(
         first_prompt: first prompt, as the model read it.
         files: file name -> hash of the stored file.
         left_out: excluded problem -> why its reference cannot be used.
+        context: room in the policy's context (`engine_sampler.Room`); None if only a server knows it.
     """
     digests = hashlib.sha256("".join(problem.digest for problem in problems).encode()).hexdigest()
     card |= {
         "finished": _now(),
         "problems": {"count": len(problems), "sha256": digests, "left_out": dict(left_out)},
+        "context": context,
         "first_prompt": first_prompt,
         "files": files,
     }

@@ -46,7 +46,8 @@ class EndpointSampler:
         server = server_url(url)
         key = os.environ.get(settings.key_variable or "")
         _refuse_plain_secrets(server, key, settings)
-        self._errors = openai.OpenAIError
+        self._errors, self._refusals = openai.OpenAIError, openai.BadRequestError
+        self._keyless = None if key else settings.key_variable
         self._settings = settings
         self._address = server.address
         self._secrets = tuple(filter(None, (key, *server.secrets)))
@@ -79,6 +80,8 @@ class EndpointSampler:
         message = str(failure)
         for secret in self._secrets:
             message = message.replace(secret, "***")
+        if self._keyless and getattr(failure, "status_code", None) == 401:
+            message += f" (no key was sent: the environment variable {self._keyless} is not set; endpoint.key_variable)"
         return message
 
     def sample(
@@ -86,8 +89,10 @@ class EndpointSampler:
     ) -> Iterator[tuple[int, Sample]]:
         """Yield (index, completion) in the order of arrival.
 
+        If the server refuses a single question, the sample has a `refusal`.
+
         Raises:
-            RuntimeError: the server refuses a request, or fails repeatedly.
+            RuntimeError: the server refuses the key, or fails repeatedly.
             TimeoutError: no completion came for `deadline_s`.
         """
         unsent: queue.SimpleQueue[tuple[int, Question]] = queue.SimpleQueue()
@@ -135,6 +140,7 @@ class EndpointSampler:
             "max_tokens": sampling.max_tokens,
             "seed": question.seed % (1 << 31),
             "stop": list(sampling.stop) or None,
+            "extra_body": self._settings.extra_body or None,
         }
         try:
             answer: Any
@@ -146,18 +152,27 @@ class EndpointSampler:
             else:
                 answer = self._client.completions.create(prompt=question.text, **common)
                 text = answer.choices[0].text or ""
+        except self._refusals as failure:
+            return _refused(f"the server refused the request: {self._shown(failure)}")
         except self._errors as failure:
             raise RuntimeError(
                 f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}. Earlier "
                 "completions are stored; the same command goes on"
             ) from failure
-        reason = answer.choices[0].finish_reason
-        if reason not in ("stop", "length") or answer.usage is None:
-            raise RuntimeError(
-                f"{self._address} ended a completion with {reason!r} and usage={answer.usage!r}; expected stop "
-                "or length, and the number of tokens"
-            )
-        return Sample(text, answer.usage.completion_tokens, reason)
+        choice = answer.choices[0]
+        if choice.finish_reason not in ("stop", "length"):
+            return _refused(f"the server ended the completion with {choice.finish_reason!r} instead of stop or length")
+        if answer.usage is None:
+            return _refused("the server did not say how many tokens the completion has (usage)")
+        # A policy of ours keeps the stop string in the completion. vLLM's server removes it and names it here.
+        stopped_by = getattr(choice, "stop_reason", None)
+        if isinstance(stopped_by, str) and stopped_by in sampling.stop and not text.endswith(stopped_by):
+            text += stopped_by
+        return Sample(text, answer.usage.completion_tokens, choice.finish_reason)
+
+
+def _refused(why: str) -> Sample:
+    return Sample("", 0, "refused", why)
 
 
 def _refuse_plain_secrets(server: ServerUrl, key: str | None, settings: EndpointConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
@@ -42,25 +43,58 @@ def dtype_of(settings: EvalConfig) -> Dtype:
     return settings.dtype or ("bfloat16" if planned_device(settings.cluster) == "cuda" else "float32")
 
 
-def sequence_tokens(model: Model, longest: dict[str, tuple[int, int]]) -> int:
-    """Return the length of the longest sequence, in tokens.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The room that the policy's context leaves for the completions of a task.
+
+    Attributes:
+        tokens: length of the longest sequence that the task can have, in tokens; at most the policy's context.
+        context: the policy's context, in tokens; None if its config does not state it.
+        shortened: number of problems whose completions have less room than `max_tokens`, but some.
+        without: number of problems whose prompt fills the context. Their completions are empty and `truncated`.
+    """
+
+    tokens: int
+    context: int | None
+    shortened: int = 0
+    without: int = 0
+
+    def line(self, task: str, problems: int, max_tokens: int) -> str | None:
+        """Return a sentence for the user; None if every completion has room for `max_tokens`."""
+        if not self.shortened and not self.without:
+            return None
+        fills = f", and {self.without} whose prompt fills it; these count as not answered" if self.without else ""
+        return (
+            f"{task}: the policy's context has {self.context:,} tokens. {self.shortened} of {problems} problems leave "
+            f"less room than max_tokens={max_tokens:,} for a completion{fills}. What ends at the context counts as "
+            "`truncated`"
+        )
+
+
+def room_of(model: Model, task: str, prompt_tokens: Sequence[int], max_tokens: int) -> Room:
+    """Return the room for the completions of a task.
 
     Args:
         model: policy to evaluate.
-        longest: task -> (longest prompt, longest completion), in tokens.
+        task: name of the task.
+        prompt_tokens: length of each prompt, in tokens.
+        max_tokens: longest completion, in tokens.
 
     Raises:
-        ValueError: the sequence is longer than the policy's context.
+        ValueError: no prompt leaves room for a completion.
     """
-    for task, (prompt, completion) in longest.items():
-        if model.context is not None and prompt + completion > model.context:
-            raise ValueError(
-                f"{task}: the longest prompt has {prompt} tokens; with a completion of {completion} it is beyond the "
-                f"policy's context of {model.context}; give --max-tokens {model.context - prompt}"
-                if model.context > prompt
-                else f"{task}: the longest prompt has {prompt} tokens, beyond the policy's context of {model.context}"
-            )
-    return max(prompt + completion for prompt, completion in longest.values())
+    longest = max(prompt_tokens) + max_tokens
+    if model.context is None or longest <= model.context:
+        return Room(longest, model.context)
+    rooms = [model.context - tokens for tokens in prompt_tokens]
+    without = sum(room < 1 for room in rooms)
+    if without == len(rooms):
+        raise ValueError(
+            f"{task}: the shortest prompt has {min(prompt_tokens)} tokens and fills the policy's context of "
+            f"{model.context}, so the policy can answer no problem; choose a policy with a longer context, a shorter "
+            "template (task.data.template=...), or another task"
+        )
+    return Room(model.context, model.context, sum(1 <= room < max_tokens for room in rooms), without)
 
 
 class EngineSampler:
@@ -98,9 +132,18 @@ class EngineSampler:
     def sample(
         self, questions: Sequence[Question], sampling: SamplingParams, deadline_s: float
     ) -> Iterator[tuple[int, Sample]]:
-        """Yield (index, completion) in the order of completion. Each completion is a separate request with a seed."""
+        """Yield (index, completion) in the order of completion. Each completion is a separate request with a seed.
+
+        A completion ends where the engine's longest sequence ends. Without room for a token it is empty.
+        """
         prompts = [question.prompt for question in questions if question.prompt is not None]
         assert len(prompts) == len(questions) and sampling.samples == 1
-        seeds = [question.seed for question in questions]
-        for index, (completion,) in self._generators.generate(prompts, sampling, seeds):
-            yield index, Sample(completion.text, len(completion.token_ids), completion.finish_reason)
+        fitting = []
+        for index, prompt in enumerate(prompts):
+            if len(prompt.token_ids) < self._max_sequence_tokens:
+                fitting.append(index)
+            else:
+                yield index, Sample("", 0, "length")
+        chosen, seeds = [prompts[index] for index in fitting], [questions[index].seed for index in fitting]
+        for at, (completion,) in self._generators.generate(chosen, sampling, seeds):
+            yield fitting[at], Sample(completion.text, len(completion.token_ids), completion.finish_reason)

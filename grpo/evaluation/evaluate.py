@@ -14,6 +14,7 @@ import logging
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +47,7 @@ from grpo.types import SamplingParams
 from grpo.visible import one_line
 from rewards.judging import verdicts_wait_s
 from rewards.pool import VerifierPool
-from rewards.verdict import Verdict
+from rewards.verdict import Status, Verdict
 
 Done = queue.SimpleQueue[tuple[Key, Sample, Future[Verdict]]]
 METRICS, RESULTS = "metrics.json", "results.json"
@@ -63,6 +64,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
         RuntimeError: an endpoint refuses, or more than `max_failure_share` of the verdicts failed.
     """
     jobs, open_sampler = prepare(settings, tasks)
+    for job in jobs:
+        if job.room and (line := job.room.line(job.task.name, len(job.problems), job.sampling.max_tokens)):
+            console.print(literal(line, "yellow"), soft_wrap=True)
     jobs = [leave_out(job, settings, console) for job in jobs]
     results: dict[str, TaskMetrics] = {}
     tables: dict[str, list[Judged]] = {}
@@ -92,7 +96,8 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
             write_json(job.folder / METRICS, {**metrics.as_json(), "undecided_pairs": undecided, **left_out})
             first = job.prompts[0].text if job.prompts else job.problems[0].question
             files = {name: file_digest(job.folder / name) for name in (LINES, TABLE)}
-            close_card(job.folder, card, job.problems, first, files, job.left_out)
+            context = asdict(job.room) if job.room else None
+            close_card(job.folder, card, job.problems, first, files, job.left_out, context)
             logger.info("task %s has ended: %s", job.task.name, {**metrics.as_json(), **left_out})
             results[job.task.name], tables[job.task.name], cards[job.task.name] = metrics, rows, card
     folder = Path(settings.folder)
@@ -102,6 +107,9 @@ def evaluate(settings: EvalConfig, tasks: Sequence[TaskConfig], console: Console
     )
     exported = export(folder, settings.model, cards, results, tables)
     console.print(results_table(settings.model, results))
+    for job in jobs:
+        if job.task.comparable:
+            console.print(literal(f"{job.task.name}: comparable with {job.task.comparable}"), soft_wrap=True)
     console.print(literal(f"{folder}: completions, {METRICS} and {CARD} of each task; {exported}"), soft_wrap=True)
     return results
 
@@ -132,7 +140,8 @@ def _wait_s(job: TaskJob, calls: int) -> float:
 def _judge_again(job: TaskJob, store: CompletionStore, pool: VerifierPool) -> None:
     """Judge stored completions again if their verdict failed: the completions are valid."""
     judging = Judging(job.task.name, job.problems, job.sampling.k, pool, store.records)
-    pending = judging.again([record for record in store.records.values() if record.status.failed])
+    failed = [record for record in store.records.values() if record.status.failed]
+    pending = judging.again([record for record in failed if record.finish_reason != "refused"])
     for key, sample, future in pending:
         store.add(_record(key, store.records[key].digest, sample, future.result(_wait_s(job, len(pending)))))
 
@@ -159,20 +168,29 @@ def _sample(
     chosen = job.sampling
     sampling = SamplingParams(1, chosen.max_tokens, chosen.temperature, chosen.stop, chosen.top_p)
     total = len(job.problems) * chosen.k * len(settings.seeds)
+    wanted = set(wanted_keys(problems, settings.seeds, chosen.k)) - set(missing)
     with EvalProgress(job.task.name, total, console) as progress:
-        progress.add(total - len(missing), stored=True)
+        progress.start_with([store.records[key] for key in sorted(wanted)])
 
         def keep(wait_s: float) -> None:
             key, sample, future = judged.get(timeout=wait_s)
             record = _record(key, problems[key[0]].digest, sample, future.result())
-            is_new = key not in store.records
+            is_new = key in unmade
             store.add(record)
             if is_new:
-                progress.add(1, record)
+                unmade.remove(key)
+                progress.add(record)
 
-        under_way = 0
+        under_way, unmade = 0, set(missing)
         judging = Judging(job.task.name, job.problems, chosen.k, pool, store.records)
         for index, sample in sampler.sample(_questions(job, missing), sampling, settings.deadline_s):
+            if sample.refusal is not None:
+                judging.refuse(missing[index], sample.refusal)
+                refused = Verdict(None, Status.ERROR, sample.refusal)
+                store.add(_record(missing[index], problems[missing[index][0]].digest, sample, refused))
+                unmade.remove(missing[index])
+                progress.add(store.records[missing[index]])
+                continue
             for key, completion, future in judging.add(missing[index], sample):
                 future.add_done_callback(functools.partial(_hand_over, judged, key, completion))
                 under_way += 1

@@ -124,14 +124,16 @@ def _by_problem(rows: Sequence[Judged]) -> list[list[Judged]]:
 
 def _sample(index: int, alike: Sequence[Judged], card: Mapping[str, Any]) -> dict[str, Any]:
     """Return a problem with all its completions, in the harness's format of a document."""
+    reference = json.loads(alike[0].reference)
+    target = reference if isinstance(reference, str) else alike[0].reference
     first, known = alike[0], [row.record for row in alike if not row.record.status.failed]
-    doc = {"problem": first.record.problem, "question": first.question, "answer": first.reference}
+    doc = {"problem": first.record.problem, "question": first.question, "answer": target}
     sampling = card["identity"]["sampling"]
     arguments = {"until": list(sampling["stop"]), "max_gen_toks": sampling["max_tokens"]}
     return {
         "doc_id": index,
         "doc": doc,
-        "target": first.reference,
+        "target": target,
         "arguments": {"gen_args_0": {"arg_0": first.question, "arg_1": arguments}},
         "resps": [[row.record.completion for row in alike]],
         "filtered_resps": [row.answer for row in alike],
@@ -139,7 +141,7 @@ def _sample(index: int, alike: Sequence[Judged], card: Mapping[str, Any]) -> dic
         "metrics": ["exact_match"],
         "doc_hash": _hash(json.dumps(doc, sort_keys=True)),
         "prompt_hash": _hash(first.question),
-        "target_hash": _hash(first.reference),
+        "target_hash": _hash(target),
         "exact_match": sum(record.correct for record in known) / len(known) if known else None,
         "statuses": [row.record.status.value for row in alike],
     }

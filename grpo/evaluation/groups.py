@@ -51,6 +51,18 @@ class Judging:
             return []
         return self._ask([(member, self._taken(member)) for member in keys])
 
+    def refuse(self, key: Key, refusal: str) -> None:
+        """Note that there is no completion for a key.
+
+        Raises:
+            RuntimeError: a group verifier cannot judge the group without it.
+        """
+        if self._in_groups:
+            raise RuntimeError(
+                f"{key[0]}: {refusal}. The verifier judges the {self._k} completions of a problem together, so none "
+                "may be missing. Earlier completions are stored; the same command continues the evaluation"
+            )
+
     def _taken(self, key: Key) -> Sample:
         return self._waiting.pop(key) if key in self._waiting else _sample(self._records[key])
 

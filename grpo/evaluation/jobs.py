@@ -14,7 +14,8 @@ from grpo.config.evaluation import EvalConfig, TaskConfig, TaskSamplingConfig
 from grpo.config.verifiers import VerificationConfig
 from grpo.evaluation.card import identity_of
 from grpo.evaluation.endpoint import EndpointSampler
-from grpo.evaluation.engine_sampler import EngineSampler, dtype_of, prompts_of, sequence_tokens
+from grpo.evaluation.engine_sampler import EngineSampler, Room, dtype_of, prompts_of, room_of
+from grpo.evaluation.examples import with_shots
 from grpo.evaluation.model import open_model
 from grpo.evaluation.problems import Problem, load_problems
 from grpo.evaluation.questions import Sampler
@@ -37,6 +38,7 @@ class TaskJob:
         prompts: prompts as tokens of the policy; None if a server makes the tokens.
         identity: settings that determine the completions and the verdicts.
         folder: folder for the task's files.
+        room: room in the policy's context; None if only a server knows it.
         left_out: excluded problem -> why its reference cannot be used. `problems` does not contain these problems.
     """
 
@@ -46,6 +48,7 @@ class TaskJob:
     prompts: tuple[Prompt, ...] | None
     identity: dict[str, object]
     folder: Path
+    room: Room | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -57,6 +60,7 @@ def prepare(
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"name one or more tasks, each once, with --task; got {', '.join(names) or 'none'}")
     chosen = [settings.sampling_of(task) for task in tasks]
+    tasks = [with_shots(task) for task in tasks]
     problems = [tuple(load_problems(task, settings.limit)) for task in tasks]
     for task, task_problems in zip(tasks, problems, strict=True):
         if len(task_problems) < 2:
@@ -66,9 +70,11 @@ def prepare(
     dtype: str | None = None
     template: str | None = None
     prompts: list[tuple[Prompt, ...] | None] = [None] * len(tasks)
+    rooms: list[Room | None] = [None] * len(tasks)
     if settings.is_endpoint:
         endpoint = EndpointSampler(settings.url, settings.endpoint)
-        identity = f"endpoint:{settings.model} {endpoint.model}"
+        # A server may come back at another address or port, so the identity is the model's name alone.
+        identity = f"endpoint:{endpoint.model}"
 
         def open_sampler() -> AbstractContextManager[Sampler]:
             return contextlib.nullcontext(endpoint)
@@ -78,21 +84,24 @@ def prepare(
         identity, dtype = model.identity, dtype_of(settings)
         tokenizer = load_tokenizer(model.path)
         template = str(tokenizer.chat_template) if tokenizer.chat_template else None
-        longest: dict[str, tuple[int, int]] = {}
         for at, (task, task_problems, sampling) in enumerate(zip(tasks, problems, chosen, strict=True)):
             rendered = tuple(prompts_of(task, task_problems, tokenizer))
             prompts[at] = rendered
-            longest[task.name] = max(len(prompt.token_ids) for prompt in rendered), sampling.max_tokens
-        tokens = sequence_tokens(model, longest)
+            lengths = [len(prompt.token_ids) for prompt in rendered]
+            rooms[at] = room_of(model, task.name, lengths, sampling.max_tokens)
+        tokens = max(room.tokens for room in rooms if room)
 
         def open_sampler() -> AbstractContextManager[Sampler]:
             return EngineSampler(settings, model, tokens)
 
     jobs = []
-    for task, sampling, task_problems, task_prompts in zip(tasks, chosen, problems, prompts, strict=True):
+    for task, sampling, task_problems, task_prompts, room in zip(tasks, chosen, problems, prompts, rooms, strict=True):
         used_template = template if task.data.chat_template == "auto" else None
         settled = identity_of(task, identity, sampling, dtype, used_template)
-        jobs.append(TaskJob(task, sampling, task_problems, task_prompts, settled, Path(settings.folder) / task.name))
+        if settings.is_endpoint and settings.endpoint.extra_body:
+            settled["extra_body"] = settings.endpoint.extra_body
+        folder = Path(settings.folder) / task.name
+        jobs.append(TaskJob(task, sampling, task_problems, task_prompts, settled, folder, room))
     return jobs, open_sampler
 
 

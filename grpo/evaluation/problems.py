@@ -14,6 +14,7 @@ from grpo.config import file as config_file
 from grpo.config.evaluation import TaskConfig
 from grpo.data.described import DescribedRow, describe
 from grpo.data.rows import HubUnreachable
+from grpo.evaluation.examples import in_window
 from rewards.judging import columns_of
 
 FOLDER = Path(__file__).parent / "tasks"
@@ -56,6 +57,9 @@ def load_task(named: str, overrides: Sequence[str] = ()) -> TaskConfig:
     path = Path(named)
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{named}.yaml"
+        if not path.is_file() and "," in named:
+            each = " ".join(f"--task {part.strip()}" for part in named.split(",") if part.strip())
+            raise ValueError(f"--task takes one task, got {named!r}; repeat it: {each}")
         if not path.is_file():
             near = difflib.get_close_matches(named, task_names(), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -74,12 +78,16 @@ def load_problems(task: TaskConfig, limit: int | None = None) -> list[Problem]:
         ValueError: the data do not exist, a column is missing, or a required cell is empty.
     """
     limits = [each for each in (limit, task.data.limit) if each]
-    data = task.data.model_copy(update={"limit": min(limits) if limits else None})
+    most = min(limits) if limits else None
+    # A window chooses among all rows, so it comes before the limit.
+    data = task.data.model_copy(update={"limit": None if task.window else most})
     try:
         described = describe(data, "task.data")
     except HubUnreachable as failure:
         raise HubUnreachable(f"{failure}, or with --data") from failure
-    return [_problem(task, row) for row in described.rows]
+    window = task.window
+    rows = [row for row in described.rows if in_window(window, row.row)] if window else list(described.rows)
+    return [_problem(task, row) for row in rows[:most]]
 
 
 def _problem(task: TaskConfig, row: DescribedRow) -> Problem:

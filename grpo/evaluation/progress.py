@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from rich.console import Console
@@ -33,7 +33,10 @@ class EvalProgress:
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(visible(task), total=total, status="")
         self._name, self._total, self._console = task, total, console
-        self._done = self._known = self._correct = self._tokens = 0
+        self._done = self._tokens = 0
+        # Problem -> (correct completions, known verdicts), and the sum of the problems' shares of correct completions.
+        self._solved: dict[str, tuple[int, int]] = {}
+        self._shares = 0.0
         self._started = self._last_line_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,26 +48,38 @@ class EvalProgress:
         if not self._console.is_terminal:
             self._line()
 
-    def add(self, count: int, record: Record | None = None, *, stored: bool = False) -> None:
-        """Count completions: a new completion, or completions that were `stored` before."""
-        self._done += count
-        if stored and count:
-            text = f"{self._name}: {count:,} of {self._total:,} completions are stored already"
+    def start_with(self, records: Sequence[Record]) -> None:
+        """Count the completions that are stored already."""
+        if records:
+            text = f"{self._name}: {len(records):,} of {self._total:,} completions are stored already"
             self._console.print(literal(text), soft_wrap=True)
-        if record is not None:
-            self._tokens += record.completion_tokens
-            if not record.status.failed:
-                self._known += 1
-                self._correct += record.correct
+        for record in records:
+            self._count(record)
+        self._bar.update(self._task, completed=self._done, status=self._status())
+
+    def add(self, record: Record) -> None:
+        """Count a new completion."""
+        self._count(record)
+        self._tokens += record.completion_tokens
         self._bar.update(self._task, completed=self._done, status=self._status())
         if not self._console.is_terminal and time.monotonic() - self._last_line_at > _SECONDS_BETWEEN_LINES:
             self._line()
 
+    def _count(self, record: Record) -> None:
+        self._done += 1
+        if record.status.failed:
+            return
+        correct, known = self._solved.get(record.problem, (0, 0))
+        self._shares -= correct / known if known else 0.0
+        self._solved[record.problem] = correct, known = correct + record.correct, known + 1
+        self._shares += correct / known
+
     def _status(self) -> str:
-        if not self._known:
+        if not self._solved:
             return ""
         speed = self._tokens / max(1e-9, time.monotonic() - self._started)
-        return f"{self._correct / self._known:.1%} correct, {speed:,.0f} tokens/s"
+        # The mean over problems, as in the table at the end.
+        return f"{max(0.0, self._shares / len(self._solved)):.2%} correct, {speed:,.0f} tokens/s"
 
     def _line(self) -> None:
         self._last_line_at = time.monotonic()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from grpo.types import FinishReason, Prompt, SamplingParams
+
+SampleEnd = FinishReason | Literal["refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +18,15 @@ class Sample:
     Attributes:
         text: text of the completion. It starts with a reasoning model's thoughts, in `<think>` tags.
         tokens: length in tokens, with the end-of-sequence token.
-        finish_reason: `stop` if the model ended the completion, `length` if the limit ended it.
+        finish_reason: `stop` if the model ended the completion, `length` if the limit ended it, `refused` if a server
+            gave no usable completion.
+        refusal: what the server said instead of a completion; None if there is a completion.
     """
 
     text: str
     tokens: int
-    finish_reason: FinishReason
+    finish_reason: SampleEnd
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

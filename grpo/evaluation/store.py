@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo import files
+from grpo.evaluation.questions import SampleEnd
 from grpo.report.json_lines import JsonLines, complete_lines
 from grpo.report.rollout_store import storable
-from grpo.types import FinishReason
 from rewards.verdict import Status
 
 LINES, TABLE = "completions.jsonl", "completions.parquet"
@@ -60,7 +60,8 @@ class Record:
         sample: number of the completion within its problem and seed, from 0.
         completion: text of the completion.
         completion_tokens: length in tokens, with the end-of-sequence token.
-        finish_reason: `stop` if the model ended the completion, `length` if the limit ended it.
+        finish_reason: `stop` if the model ended the completion, `length` if the limit ended it, `refused` if a server
+            gave no usable completion.
         status: status of the verdict.
         score: score of the verdict; None if the verdict failed.
         reason: reason of the verdict.
@@ -72,7 +73,7 @@ class Record:
     sample: int
     completion: str
     completion_tokens: int
-    finish_reason: FinishReason
+    finish_reason: SampleEnd
     status: Status
     score: float | None
     reason: str
@@ -195,8 +196,8 @@ def file_digest(path: Path) -> str:
 
 
 def missing_keys(problems: Iterable[str], seeds: Sequence[int], k: int, have: Mapping[Key, Record]) -> list[Key]:
-    """Return the wanted keys that `have` does not contain, in order."""
-    return [key for key in wanted_keys(problems, seeds, k) if key not in have]
+    """Return the wanted keys that `have` does not contain or that a server refused, in order."""
+    return [key for key in wanted_keys(problems, seeds, k) if key not in have or have[key].finish_reason == "refused"]
 
 
 def wanted_keys(problems: Iterable[str], seeds: Sequence[int], k: int) -> list[Key]:

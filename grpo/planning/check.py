@@ -18,8 +18,8 @@ from grpo.config.verifiers import specs_of
 from grpo.data.bad_rows import lines_of
 from grpo.data.prompts import PromptSet, check_prompt_count, gold_rows, load_prompts
 from grpo.data.rows import HubUnreachable
-from grpo.planning.first_prompt import show_first_prompt, unknown_characters
 from grpo.data.supervised import load_supervised
+from grpo.planning.first_prompt import show_first_prompt, unknown_characters
 from grpo.planning.gold import check_gold_answers, check_verifiers
 from grpo.planning.isolation import isolation_table
 from grpo.planning.memory import add_memory, memory_here, memory_warning, shape_of

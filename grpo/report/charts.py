@@ -55,7 +55,7 @@ RUN_CHARTS = (
     RunChart(
         "accuracy",
         "Accuracy",
-        (("held-out", "eval/accuracy"), ("training samples", "rollout/accuracy")),
+        (("held-out, greedy", "eval/accuracy"), ("training, at rollout.temperature", "rollout/accuracy")),
         "Held-out accuracy",
         low=0.0,
         high=1.0,

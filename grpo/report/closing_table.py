@@ -38,16 +38,16 @@ class ClosingTable:
         return visible("\n".join([self.title, *(f"  {label:<{width}}  {figure}" for label, figure in self.rows)]))
 
 
-def closing_table(name: str, history: History, files: Mapping[str, Path] | None = None) -> ClosingTable:
+def closing_table(name: str, history: History, last_rows: Mapping[str, str | Path] | None = None) -> ClosingTable:
     """Return the closing table of a run.
 
     Args:
         name: name of the run, for the title.
         history: metrics of the run; a metric that was not measured has no row.
-        files: paths of the run's files, by label. The paths become the last rows.
+        last_rows: paths and commands, by label. They become the last rows.
     """
     rows = [*_learned(history), *_speed(history), *_time(history)]
-    rows += [(label, str(path)) for label, path in (files or {}).items()]
+    rows += [(label, str(path)) for label, path in (last_rows or {}).items()]
     last = history.last_step()
     return ClosingTable(f"{name}: {'no steps' if last is None else f'{last} steps'}", tuple(rows))
 
@@ -91,16 +91,25 @@ def _learned(history: History) -> list[tuple[str, str]]:
 
 
 def _verdicts(history: History) -> list[tuple[str, str]]:
-    """The times of each verifier's slowest verdicts. They grow if the policy finds answers that are slow to judge."""
+    """How often each verifier says `correct`, and the times of each verifier's slowest verdicts.
+
+    The times grow if the policy finds answers that are slow to judge.
+    """
     matches = [re.fullmatch(r"verifier/([^/]+)/p99_s", name) for name in history.names()]
     verifiers = [match[1] for match in matches if match]
     rows = []
     for verifier in verifiers:
         slow = history.curve(f"verifier/{verifier}/p99_s").finite().values
         if slow:
-            figure = f"99th percentile {_brief(statistics.median(slow))}, at worst {_brief(max(slow))}"
-            rows.append((f"{verifier} verdicts", figure))
+            seconds = f"99th percentile {_brief(statistics.median(slow))}, at worst {_brief(max(slow))}"
+            rows.append((f"{verifier} verdicts", _correct(history, verifier) + seconds))
     return rows
+
+
+def _correct(history: History, verifier: str) -> str:
+    """The share of a verifier's verdicts that are `correct`, at first and at last."""
+    shares = history.curve(f"verdict/{verifier}/correct").finite().values
+    return f"{shares[0]:.0%} -> {shares[-1]:.0%} correct; " if shares else ""
 
 
 def _brief(seconds: float) -> str:

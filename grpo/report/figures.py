@@ -156,7 +156,7 @@ def _draw(chart: RunChart, axes: Axes, entries: Sequence[_Entry]) -> None:
     axes.set_title(chart.title if len(entries) == 1 else chart.title_of_several)
     axes.set_xlabel("step")
     axes.set_ylabel(chart.unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(entries) > 1:
         axes.legend(loc="best")
 
@@ -200,7 +200,7 @@ def _stack_over_steps(axes: Axes, timed: StepTime) -> None:
     axes.set_title(f"Step time (longest {longest:.1f} s)" if is_cut else "Step time")
     axes.set_xlabel("step")
     axes.set_ylabel("seconds")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.legend(loc="upper right", ncols=3, handlelength=1.0, columnspacing=1.2, frameon=True, edgecolor="none")
 
 

@@ -80,6 +80,9 @@ class LiveProgress:
         for field in self._fields:
             if field.metric in metrics:
                 self._figures[field.metric] = (step, metrics[field.metric])
+                # An evaluation leaves a line, so that the scrollback has all of them.
+                if field.sticky:
+                    self.show(f"step {step}: {field.label} accuracy {field.format(metrics[field.metric])}")
         trend = metrics.get(self._fields[0].metric)
         if trend is not None and math.isfinite(trend):
             self._trend.append(trend)

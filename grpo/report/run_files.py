@@ -21,6 +21,8 @@ FIGURES = "figures"
 ROLLOUTS = "rollouts"
 EVALUATIONS = "evaluations"
 CHECKPOINTS = "checkpoints"
+# The policies that `train.keep_best` keeps.
+BEST = "best"
 SKIPPED = "skipped"
 STALLS = "stalls"
 TENSORBOARD = "tensorboard"

@@ -53,10 +53,12 @@ class Late:
     Attributes:
         step: number of training steps that made the policy.
         metrics: the same metrics that an evaluation with `evaluation.mode=inline` returns.
+        policy: folder of the policy, which is deleted afterwards.
     """
 
     step: int
     metrics: dict[str, float]
+    policy: Path
 
 
 class BackgroundEvaluation:
@@ -123,9 +125,10 @@ class BackgroundEvaluation:
             if status != 0:
                 log_end = self._log(step).read_text(encoding="utf-8", errors="replace")[-_LOG_SHOWN:].strip()
                 raise RuntimeError(f"the evaluation of step {step} ended with exit code {status}:\n{log_end}")
-            yield Late(step, self._metrics(step, time.monotonic() - started))
+            policy = self._place(step) / run_files.POLICY
+            yield Late(step, self._metrics(step, time.monotonic() - started), policy)
             # The results are reported, so the policy of this step is not needed any more.
-            shutil.rmtree(self._place(step) / run_files.POLICY)
+            shutil.rmtree(policy)
             self._start_next()
 
     @property

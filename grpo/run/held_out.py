@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from grpo import config
@@ -17,6 +19,7 @@ from grpo.rollout.collector import Collector
 from grpo.rollout.failure_share import FailureShare
 from grpo.rollout.groups import collect, seed_of
 from grpo.run.background_evaluation import MOST_OWED, BackgroundEvaluation
+from grpo.run.best import BestPolicies
 from grpo.run.stopwatch import Stopwatch
 from grpo.run.turns import Turns
 from grpo.run.verification import Verification
@@ -40,6 +43,7 @@ class HeldOut:
         report: recorder of the answers and of late metrics.
         progress: the display.
         busy: the driver's activities and times.
+        best: keeper of the best policy.
     """
 
     settings: config.TrainConfig
@@ -53,6 +57,7 @@ class HeldOut:
     report: RunRecorder
     progress: Progress
     busy: BusyClock
+    best: BestPolicies
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after this step: after every `evaluation.every` steps, and after the last step."""
@@ -93,6 +98,17 @@ class HeldOut:
             "time/eval_s": watch.elapsed_s,
         }
 
+    def keep_best(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the policy of the last step if it is the best so far, by the metric of `train.keep_best`."""
+
+        def export(folder: str) -> None:
+            self.turns.learn()
+            phase = self.progress.phase(Phase.CHECKPOINT, f"keeping the best policy so far, of step {step}")
+            with phase, self.busy.during(Phase.CHECKPOINT):
+                self.learner.export(folder)
+
+        self.best.offer(step, metrics, export)
+
     def report_late(self, *, wait: bool = False) -> None:
         """Report finished background evaluations. If `wait` is set, wait for all pending evaluations."""
         if self.background is None:
@@ -101,6 +117,7 @@ class HeldOut:
         with self.progress.phase(Phase.WAIT, f"waiting for {owed} evaluation(s)") if owed else contextlib.nullcontext():
             for late in self.background.finished(wait=wait):
                 self.report.late(late.step, late.metrics)
+                self.best.offer(late.step, late.metrics, functools.partial(shutil.copytree, late.policy))
 
     def _answers(self, prompts: Sequence[Prompt], sampling: SamplingParams, step: int) -> list[Group]:
         self.turns.generate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from grpo.report.closing_table import ClosingTable, closing_table
 from grpo.report.metrics_log import History, read_history
 from grpo.report.rollout_store import StoredGroup, read_groups, stored_steps
 from grpo.run import checkpoint
+from grpo.run.best import best_of, kept_policies, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,23 @@ class StoredRun:
 
     @property
     def summary(self) -> ClosingTable:
-        """The run's closing table: results, speed, and the time of each phase."""
+        """The run's closing table: results, speed, time of each phase, files, and the commands that come next."""
         shown = {"report": self.folder / run_files.REPORT, "figures": self.folder / run_files.FIGURES}
-        files = {label: path for label, path in shown.items() if path.exists()}
-        return closing_table(self.folder.resolve().name, self.metrics, files)
+        last_rows = {label: str(path) for label, path in shown.items() if path.exists()}
+        if policy := policy_of(self.folder):
+            last_rows["policy"] = _shown(policy)
+            if best := best_of(kept_policies(self.folder)):
+                of = f"{best.metric} {best.value:.3f} at step {best.step}"
+                last_rows["best policy"] = f"{place_of(self.folder, best.step) / run_files.POLICY} ({of})"
+            folder = shlex.quote(str(self.folder))
+            last_rows["look at it"] = f"grpo view {folder}"
+            last_rows["evaluate it"] = f"grpo eval {folder} --task math500"
+        return closing_table(self.folder.resolve().name, self.metrics, last_rows)
+
+
+def _shown(path: Path) -> str:
+    """Return a path as the user types it: relative to the working folder, if it lies in it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def read_run(folder: str | Path) -> StoredRun:

@@ -29,6 +29,7 @@ from grpo.rollout.groups import with_refills
 from grpo.rollout.staleness import OpenGroups
 from grpo.run import checkpoint
 from grpo.run.background_evaluation import BackgroundEvaluation
+from grpo.run.best import BestPolicies
 from grpo.run.checkpoint import Checkpoint
 from grpo.run.folder import note_fault, open_folder, skipped_folder
 from grpo.run.held_out import HeldOut
@@ -96,7 +97,7 @@ class TrainingRun:
         if per_node:
             self._verification.open(opened, progress)
         transport = settings.weight_sync.choose(cluster.device, cluster.nodes, share_gpus=settings.cluster.share_gpus)
-        engines = f"{settings.learner.ranks} learner rank(s), {settings.generator.replicas} vLLM"
+        engines = f"{settings.learner.ranks} learner rank(s), {settings.generator.replicas} generator(s)"
         with progress.phase(Phase.START, f"starting {engines}"):
             policy_path = str(resumed.policy.absolute()) if resumed else self._policy_path
             self._start_actors(cluster, policy_path, transport)
@@ -131,6 +132,7 @@ class TrainingRun:
             self.report,
             progress,
             self._busy,
+            BestPolicies(self.folder, settings.train, last),
         )
         spare_the_collector()
 
@@ -287,6 +289,7 @@ class TrainingRun:
                 {"step": self.step, "cursor": self.prompts.cursor.state_dict(), "rollouts": self.rollouts.state_dict()},
                 self.settings.train.keep_checkpoints,
             )
+        self.held_out.best.checkpointed(self.step)
         self._checkpoint_s = watch.elapsed_s
         # The step's line is already in the report, and the checkpoint's time belongs to this step.
         self._report_busy()

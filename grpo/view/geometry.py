@@ -161,7 +161,8 @@ def step_time_chart(timed: StepTime) -> Chart:
 
 def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[float, ...]:
     """Return about `count` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    # Numbers that differ only by rounding are one number, whose neighbours have no round numbers in between.
+    if high <= low or (not whole and high - low <= 1e-9 * max(abs(low), abs(high))):
         return (low,)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))

@@ -140,8 +140,9 @@ class Math:
             return next(filter(None, map(self.reference_problem, reference)), "")
         gold = _gold_text(reference)
         if gold is None:
-            listed = "; join a list's values by commas (data.reference_join), or accept any of them with any_of: true"
-            return f"the reference {reference!r:.60} is neither text nor a number{listed * isinstance(reference, (list, tuple))}"
+            problem = f"the reference {reference!r:.60} is neither text nor a number"
+            lists = "join a list's values by commas (data.reference_join), or accept any of them with any_of: true"
+            return f"{problem}; {lists}" if isinstance(reference, (list, tuple)) else problem
         if not gold.strip():
             return "the reference answer is empty"
         if len(gold) > MAX_ANSWER:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import uvicorn
 from click.testing import Result
@@ -72,6 +73,7 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo launch ray CONFIG": (*LAUNCH, "--dry-run"),
     "grpo train CONFIG [KEY=VALUE]...": ("run.folder=runs/first", "train.steps=1"),
     "grpo train configs/quickstart.yaml resume=auto train.steps=80": ("train.steps=3",),
+    "grpo train configs/quickstart.yaml train.keep_best=eval/accuracy": ("run.folder=runs/best", "train.steps=1"),
     "grpo train CONFIG resume=auto": ("train.steps=3",),
     "grpo train ... resume=auto": ("train.steps=3",),
     "grpo train CONFIG learner.lora.rank=16": ("run.folder=runs/lora", "train.steps=1"),
@@ -86,13 +88,14 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo view runs/quickstart --export report.html": (),
     "grpo view runs/seed_0 runs/seed_1 --png figures": (),
     "grpo audit RUN": ("--limit", "20"),
-    "grpo eval MODEL --task math500": (*BRIEF, "--data", "math500.jsonl"),
-    "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": (*BRIEF, "--data", "math500.jsonl"),
+    "grpo eval MODEL --task math500": (*BRIEF, "--data", "math500.jsonl", "--out", "evals/brief"),
+    "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": (),
     "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": ("--data", "aime24.jsonl"),
     "grpo eval MODEL --task genes.yaml": BRIEF,
     "grpo eval compare evals/before evals/after": (),
     "grpo eval compare A B": ("--out", "compared.json"),
     "grpo eval tasks": (),
+    "grpo eval tasks --long": (),
     "grpo eval run --help": (),
     "grpo simulate CONFIG --from RUN": ("--from", "runs/math", *SWEEP),
     "grpo simulate configs/math_8gpu.yaml --lengths lognormal:median=1200,sigma=0.9": SWEEP,
@@ -113,6 +116,7 @@ ELSEWHERE = {
     "with configs/quickstart_sft.yaml",
     "grpo sft mine_sft.yaml": REAL,
     "grpo train mine.yaml": REAL,
+    "grpo push RUN OWNER/NAME": "needs the hub; tests/grpo/policy/test_push.py: with a stand-in for the hub",
     "grpo check mine.yaml": "tests/docs/test_pages.py",
     "grpo profile CONFIG": f"{REAL}: with mine.yaml",
     "grpo profile CONFIG [KEY=VALUE]... # a few steps: where the time goes, by phase and operator, and what to try "
@@ -153,6 +157,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "math500.jsonl").write_text(
         rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"})
     )
+    published = [
+        *({"problem": f"{n}+1=?", "answer": str(n + 1)} for n in range(3)),
+        {"problem": "1+" * 600 + "1=?", "answer": "601"},
+    ]
     (folder / "aime24.jsonl").write_text(rows({"problem": "1+1=?", "answer": "2"}, {"problem": "2+1=?", "answer": "3"}))
     sums = [{"question": f"{n} and {n}?", "answer": f"They are {2 * n}.\n#### {2 * n}"} for n in range(8)]
     (folder / "gsm8k_train.jsonl").write_text(rows(*sums))
@@ -174,6 +182,14 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
+        # No test asks the hub. It would answer with rows like these; the last does not fit into the policy's context.
+        load_dataset, hub = datasets.load_dataset, {"HuggingFaceH4/MATH-500": published}
+        patched.setattr(
+            "grpo.data.rows.datasets.load_dataset",
+            lambda name, *words, **named: (
+                datasets.Dataset.from_list(hub[name]) if name in hub else load_dataset(name, *words, **named)
+            ),
+        )
         patched.setattr("grpo.run.training.Cluster", Cluster(Learner()))
         patched.setattr("grpo.evaluation.jobs.EngineSampler", Local(said))
         patched.setattr("grpo.evaluation.jobs.EndpointSampler", FakeSampler(said))
@@ -237,13 +253,17 @@ SAYS = {
     "grpo check CONFIG": "20 gold answers",
     "grpo audit RUN": "decided by both",
     "grpo eval MODEL --task math500": "pass@",
+    "grpo eval runs/quickstart --task math500 --k 8 --temperature 0.6": "1 whose prompt fills it; these count as not",
     "grpo eval MODEL --task genes.yaml": "genes",
     "grpo eval http://localhost:8000/v1 --task aime24 --k 16 --seeds 0,1,2": "maj@",
     "grpo eval compare A B": "shared problems",
+    "grpo eval tasks": "--like deepseek-r1",
+    "grpo eval tasks --long": "amc23: The 83 problems",
     "grpo simulate CONFIG --from RUN": "GPUs",
     "grpo config rollout": "max_policy_lag",
 }
 LEAVES = {
+    "grpo train configs/quickstart.yaml train.keep_best=eval/accuracy": "runs/best/best/step_000000/policy/config.json",
     "grpo view runs/quickstart --export report.html": "report.html",
     "grpo view runs/seed_0 runs/seed_1 --png figures": "figures/overview.png",
     "grpo eval compare A B": "compared.json",

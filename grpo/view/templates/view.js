@@ -406,10 +406,16 @@ function shadedTokens(completion) {
   return made;
 }
 
+// `✓ 1.0`, `✗ 0.0 wrong`: the mark, the score with its point, and the status unless the mark says it.
+function verdictText({ status, score }) {
+  const number = score === null ? [] : [Number.isInteger(score) ? score.toFixed(1) : short(score)];
+  return [MARKS[status] ?? "·", ...number, ...(status === "correct" ? [] : [status])].join(" ");
+}
+
 function verdictList(verdicts) {
   return el("ul", { class: "verdicts" }, ...verdicts.map((verdict) => el("li", {},
-    el("span", { class: `status status-${verdict.status}` }, `${MARKS[verdict.status] ?? "·"} ${verdict.status}`), " ",
-    `${verdict.verifier}${verdict.score === null ? "" : `: ${short(verdict.score)}`} `, el("span", { class: "soft" }, verdict.reason),
+    `${verdict.verifier} `, el("span", { class: `status status-${verdict.status}`, title: verdict.status }, verdictText(verdict)),
+    verdict.reason ? el("span", { class: "soft" }, ` · ${verdict.reason}`) : null,
     verdict.parts.length ? el("span", { class: "soft" }, ` (${verdict.parts.map((part) => `${part.name} ${short(part.value)}`).join(", ")})`) : null)));
 }
 
@@ -455,13 +461,20 @@ const showLearned = guarded(async () => {
 
 // --- flags, mismatch, time line, config ------------------------------------------------------------------------
 
+const LOOKED_AT = [
+  "reward against held-out accuracy", "reward against the share of correct completions", "verdicts against the audit's (grpo audit)",
+  "length of completions against reward", "the same text rewarded for different prompts", "rewarded completions that repeat themselves",
+  "verdicts that fail more often (timeout, error)",
+];
+
 const showFlags = guarded(async () => {
   const data = await ask("flags", { run });
   $("flag-count").textContent = data.length ? String(data.length) : "";
   $("flag-list").replaceChildren(...data.map((flag) => el("article", { class: "card flag" }, el("h2", {}, flag.title), el("p", {}, flag.evidence),
     ...flag.metrics.map((name) => el("button", { type: "button", onclick: () => showMetric(name) }, `curve of ${name}`)),
     ...flag.groups.map(([step, group]) => el("button", { type: "button", onclick: () => visit(step, group) }, `step ${step}, group ${group}`)))));
-  if (!data.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far."));
+  if (!data.length) $("flag-list").append(el("p", {}, "Nothing stands out in what this run has recorded so far. Looked at:"),
+    el("ul", {}, ...LOOKED_AT.map((check) => el("li", {}, check))));
 });
 
 function showMetric(name) {

@@ -36,6 +36,8 @@ class Server:
     failures: list[int] = field(default_factory=list)
     reasoning: str | None = None
     finish_reason: str = "stop"
+    stop_reason: str | int | None = None
+    usage: bool = True
     hangs: bool = False
     said: str = "not now"
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -80,7 +82,9 @@ def server() -> Iterator[Server]:
             text = f"you said {body['messages'][-1]['content'] if 'messages' in body else body['prompt']}"
             message = {"role": "assistant", "content": text, "reasoning_content": state.reasoning}
             choice = {"index": 0, "finish_reason": state.finish_reason, "message": message, "text": text}
-            self.reply(200, {"choices": [choice], "usage": {"completion_tokens": 5, "prompt_tokens": 1}})
+            choice["stop_reason"] = state.stop_reason
+            usage = {"completion_tokens": 5, "prompt_tokens": 1} if state.usage else None
+            self.reply(200, {"choices": [choice], "usage": usage})
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
@@ -121,12 +125,35 @@ def test_plain_completions_and_thoughts(server: Server) -> None:
 def test_passing_failures_are_asked_again_and_lasting_ones_end_it(server: Server) -> None:
     server.failures = [503, 429]
     assert ask(server)[0].text == "you said q0" and len(server.asked) == 3
+    server.failures = [404]
+    with pytest.raises(RuntimeError, match=r"gave no completion: NotFoundError.*not now.*the same command goes on"):
+        ask(server)
+
+
+def test_what_is_refused_ends_nothing(server: Server) -> None:
     server.failures = [400]
-    with pytest.raises(RuntimeError, match=r"gave no completion: BadRequestError.*not now.*the same command goes on"):
-        ask(server)
+    found = ask(server, 3, concurrency=1)
+    assert found[0].finish_reason == "refused" and "refused the request" in found[0].refusal and "not now" in str(found)
+    assert found[1] == Sample("you said q1", 5, "stop")
     server.finish_reason = "content_filter"
-    with pytest.raises(RuntimeError, match="ended a completion with 'content_filter'"):
+    assert ask(server)[0].refusal == "the server ended the completion with 'content_filter' instead of stop or length"
+    server.finish_reason, server.usage = "stop", False
+    assert "did not say how many tokens" in ask(server)[0].refusal
+
+
+def test_a_missing_key_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server.failures = [401]
+    with pytest.raises(RuntimeError, match=r"no key was sent: the environment variable OPENAI_API_KEY is not set"):
         ask(server)
+
+
+def test_more_fields_are_sent_and_a_removed_stop_string_comes_back(server: Server) -> None:
+    server.stop_reason = "END"
+    assert ask(server, extra_body={"top_k": 20, "max_tokens": 9})[0].text == "you said q0END"
+    assert server.asked[-1]["top_k"] == 20 and server.asked[-1]["max_tokens"] == 9
+    server.stop_reason = 151645
+    assert ask(server)[0].text == "you said q0"
 
 
 def test_which_model_is_asked(server: Server) -> None:
@@ -174,9 +201,12 @@ def test_what_a_url_holds_of_secrets_is_sent_and_stored_nowhere(
     # An answer may quote what was sent.
     server.failures = [400]
     server.said = f"no {login.rpartition(':')[2]} SESAME"
-    with pytest.raises(RuntimeError) as refused:
+    ((_, sample),) = EndpointSampler(given.format(host), EndpointConfig()).sample(questions(1), SAMPLING, 20.0)
+    assert "the server refused" in str(sample.refusal) and not re.search("PASS|WORD|QQ99|SESAME", str(sample))
+    server.failures = [404]
+    with pytest.raises(RuntimeError) as failed:
         list(EndpointSampler(given.format(host), EndpointConfig()).sample(questions(1), SAMPLING, 20.0))
-    assert not re.search("PASS|WORD|QQ99|SESAME", str(refused.value))
+    assert not re.search("PASS|WORD|QQ99|SESAME", str(failed.value))
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,19 @@ from typing import Any
 
 import pytest
 
+from grpo.config.evaluation import EvalConfig
+from grpo.config.file import resolve
+from grpo.evaluation.examples import with_shots
 from grpo.evaluation.problems import FOLDER, load_problems, load_task, task_names
 from grpo.evaluation.votes import answers_of
 from rewards.build import build_verifier
 from rewards.verdict import Status
 
 PROMISED = [
-    "aime24", "aime25", "amc23", "gpqa_diamond", "gsm8k", "humaneval", "livecodebench", "math500", "mbpp",
-    "minerva_math", "olympiadbench",
+    "aime24", "aime25", "aime26", "amc23", "beyond_aime", "brumo25", "gpqa_diamond", "gsm8k", "gsm8k_5shot",
+    "hmmt_feb25", "hmmt_nov25", "humaneval", "humaneval_plus", "livecodebench", "livecodebench_2408_2501",
+    "livecodebench_2408_2505", "livecodebench_2410_2502", "math", "math500", "mbpp", "mbpp_plus", "minerva_math",
+    "olympiadbench",
 ]  # fmt: skip
 
 
@@ -39,13 +44,16 @@ def test_every_promised_task_is_there_and_says_where_it_is_from() -> None:
     assert task_names() == PROMISED
     for name in PROMISED:
         task = load_task(name)
-        assert task.name == name and task.data.hub and task.sampling.max_tokens >= 2048
+        assert task.name == name and task.data.hub and task.sampling.max_tokens >= 512
+        assert task.comparable.endswith(".") and task.source.endswith(".")
         assert len((FOLDER / f"{name}.yaml").read_text().splitlines()) <= 25
 
 
 def test_wrong_names_and_keys_are_told_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no task 'gsm8'; did you mean 'gsm8k'"):
         load_task("gsm8")
+    with pytest.raises(ValueError, match=r"got 'gsm8k,math500'; repeat it: --task gsm8k --task math500"):
+        load_task("gsm8k,math500")
     with pytest.raises(ValueError, match=r"data\.promt is not a known key; did you mean data\.prompt"):
         load_task("gsm8k", ["data.promt=question"])
     with pytest.raises(
@@ -96,6 +104,91 @@ def test_several_answers_are_one_reference(tmp_path: Path) -> None:
     (problem,) = local(tmp_path, "olympiadbench", [{"question": "Roots?", "final_answer": ["$2$", "$-3$"]}])
     assert status("olympiadbench", problem, "\\boxed{-3, 2}") is Status.CORRECT
     assert status("olympiadbench", problem, "\\boxed{2}") is Status.WRONG
+
+
+# Columns as the data sets' cards list them.
+CARDS = {
+    "hmmt_feb25": {"problem_idx": 1, "problem": "1/2+1/2?", "answer": "1", "problem_type": ["Algebra"]},
+    "hmmt_nov25": {"problem_idx": 1, "problem": "1/2+1/2?", "answer": "1", "problem_type": ["Algebra"]},
+    "brumo25": {"problem_idx": 1, "problem": "1/2+1/2?", "answer": "1", "problem_type": ["Algebra"]},
+    "aime26": {"problem_idx": 1, "answer": 1, "problem": "1/2+1/2?"},
+    "beyond_aime": {"problem": "1/2+1/2?", "answer": 1},
+    "math": {
+        "problem": "1/2+1/2?",
+        "level": "1",
+        "type": "A",
+        "solution": "\\boxed{1}",
+        "id": "1",
+        "expected_answer": "1",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_competitions_are_asked_and_graded(name: str, tmp_path: Path) -> None:
+    (problem,) = local(tmp_path, name, [CARDS[name]])
+    assert problem.question.startswith("1/2+1/2?\n") and "\\boxed{}" in problem.question
+    assert status(name, problem, "It is $\\boxed{1}$.") is Status.CORRECT
+    assert status(name, problem, "It is $\\boxed{2}$.") is Status.WRONG
+
+
+def test_the_tests_of_evalplus_are_run(tmp_path: Path) -> None:
+    prompt = 'def double(x):\n    """Double it."""\n'
+    test = "def check(candidate):\n    for x in (0, 1, -7):\n        assert candidate(x) == 2 * x\n"
+    row = {"task_id": "HumanEval/0", "prompt": prompt, "canonical_solution": "    return 2 * x\n"}
+    (problem,) = local(tmp_path, "humaneval_plus", [row | {"entry_point": "double", "test": test}])
+    assert status("humaneval_plus", problem, f"```python\n{prompt}    return 2 * x\n```") is Status.CORRECT
+    assert status("humaneval_plus", problem, f"```python\n{prompt}    return abs(2 * x)\n```") is Status.WRONG
+    row = {"task_id": 2, "code": "", "prompt": "Double it.", "source_file": "", "test_imports": []}
+    plus = "for x in (0, 1, -7):\n    assert double(x) == 2 * x\n"
+    (problem,) = local(tmp_path, "mbpp_plus", [row | {"test_list": ["assert double(2) == 4"], "test": plus}])
+    assert "assert double(2) == 4\n```" in problem.question
+    assert status("mbpp_plus", problem, "```python\ndef double(x):\n    return 2 * x\n```") is Status.CORRECT
+    assert status("mbpp_plus", problem, "```python\ndef double(x):\n    return abs(2 * x)\n```") is Status.WRONG
+
+
+@pytest.mark.parametrize("at", ["T00:00:00", " 00:00:00", ""])
+def test_a_window_takes_the_problems_of_its_days(at: str, tmp_path: Path) -> None:
+    days = ["2024-07-31", "2024-08-01", "2024-12-24", "2025-01-31", "2025-02-01"]
+    rows = [
+        {"question_id": f"q {day}", "question_content": "?", "starter_code": "", "contest_date": day + at}
+        for day in days
+    ]
+    found = local(tmp_path, "livecodebench_2408_2501", rows)
+    assert [problem.reference[2:] for problem in found] == days[1:4]
+    with pytest.raises(ValueError, match=r"window\.column='day': expected a date such as 2025-01-31"):
+        local(tmp_path, "livecodebench_2408_2501", rows, "window.column=day")
+
+
+def test_solved_examples_stand_before_the_question(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    solved = [{"question": f"{n}+{n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(3)]
+    train.write_text("\n".join(map(json.dumps, solved)))
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "7+7?", "answer": "It is so.\n#### 14"}))
+    overrides = [f"data.path={tmp_path}/test.jsonl", f"shots.path={train}", "shots.count=2"]
+    (problem,) = load_problems(with_shots(load_task("gsm8k_5shot", overrides)))
+    assert problem.question == (
+        "Question: 0+0?\nAnswer: Twice 0.\n#### 0\n\nQuestion: 1+1?\nAnswer: Twice 1.\n#### 2\n\n"
+        "Question: 7+7?\nAnswer:"
+    )
+    assert status("gsm8k_5shot", problem, " Seven and seven.\n#### 14\n\nQuestion:") is Status.CORRECT
+    assert status("gsm8k_5shot", problem, " Seven and seven.\n#### 13\n\nQuestion:") is Status.WRONG
+    with pytest.raises(ValueError, match=r"3 rows are too few for task\.shots\.count=5 examples"):
+        with_shots(load_task("gsm8k_5shot", [*overrides[:2]]))
+    with pytest.raises(ValueError, match=r"shots\.split=test is also the split of the problems"):
+        load_task("gsm8k_5shot", ["shots.split=test"])
+
+
+def test_published_conditions_replace_those_of_the_task() -> None:
+    def sampling(task: str, *overrides: str) -> tuple[int, float, float, int]:
+        found = resolve(EvalConfig, {"model": "m", "folder": "f"}, overrides, "a test").sampling_of(load_task(task))
+        return found.k, found.temperature, found.top_p, found.max_tokens
+
+    assert sampling("humaneval", "like=deepseek-r1") == (64, 0.6, 0.95, 32768)
+    assert sampling("math500", "like=open-r1") == (4, 0.6, 0.95, 32768)
+    assert sampling("math500", "like=open-r1", "k=2", "max_tokens=99") == (2, 0.6, 0.95, 99)
+    with pytest.raises(ValueError, match=r"like='deepseek' is not known; did you mean 'deepseek-r1'\?"):
+        sampling("math500", "like=deepseek")
 
 
 def test_code_rows_are_asked_and_graded(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from tiny_policy import make_tiny_policy
 from typer.testing import CliRunner
 
 from grpo.cli.app import app
-from grpo.config.evaluation import TaskConfig
-from grpo.evaluation.engine_sampler import sequence_tokens
+from grpo.config.evaluation import EvalConfig, TaskConfig
+from grpo.config.file import resolve
+from grpo.evaluation.engine_sampler import EngineSampler, Room, room_of
 from grpo.evaluation.metrics import TaskMetrics, task_metrics
 from grpo.evaluation.model import Model, default_folder, find_policy, folder_digest, open_model
 from grpo.evaluation.problems import load_task
-from grpo.evaluation.questions import Question
+from grpo.evaluation.questions import Question, Sample
 from grpo.evaluation.store import LINES, TABLE, file_digest, read_table
+from grpo.types import Completion, Prompt, SamplingParams, VersionSpan
 from rewards.verdict import Status
 
 SETTINGS: dict[str, Any] = {"k": 4, "temperature": 1.0}
@@ -78,7 +80,7 @@ def test_an_evaluation_leaves_all_it_promises_and_its_numbers_come_from_its_tabl
         assert (row.answer_class == 0) == (row.record.status is Status.CORRECT)
         assert (row.answer_class is None) == (row.record.status is Status.UNPARSEABLE)
     card = json.loads((folder / "sums" / "card.json").read_text())
-    assert card["identity"]["model"] == "endpoint:http://fake/v1 fake"
+    assert card["identity"]["model"] == "endpoint:fake"
     assert card["identity"]["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_tokens": 2048, "stop": []}
     assert card["first_prompt"] == "0+0=?" and card["problems"]["count"] == 6 and "verigrpo" in card["versions"]
     assert card["files"] == {name: file_digest(folder / "sums" / name) for name in (LINES, TABLE)}
@@ -152,13 +154,62 @@ def test_more_completions_and_seeds_add_to_what_is_there(
     assert (fewer.problems, fewer.completions) == (3, 6), "what is stored and not asked for does not count"
 
 
+def test_it_goes_on_at_another_port(tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "a", [task], **SETTINGS, limit=4)
+    rest = FakeSampler(fickle)
+    evaluate(monkeypatch, rest, tmp_path / "a", [task], **SETTINGS, model="http://elsewhere:99/v1")
+    assert len(rest.asked) == 2 * 4, "of the two problems that the first address did not answer"
+    body = {"extra_body": {"top_k": 20}}
+    with pytest.raises(ValueError, match=r"what differs: extra_body"):
+        evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "a", [task], **SETTINGS, endpoint=body)
+
+
+class Refusing(FakeSampler):
+    """Refuses some questions, as a server's filter does."""
+
+    refused: tuple[int, ...] = ()
+
+    def sample(self, *arguments: Any) -> Iterator[tuple[int, Sample]]:
+        for index, sample in super().sample(*arguments):
+            yield index, Sample("", 0, "refused", "content_filter") if index in self.refused else sample
+
+
+def test_a_refusal_is_a_counted_failure_and_is_asked_again(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = Refusing(fickle)
+    some.refused = (3, 8)
+    with pytest.raises(RuntimeError, match=r"2 of 24 verdicts of sums failed.*content_filter"):
+        evaluate(monkeypatch, some, tmp_path / "a", [task], **SETTINGS)
+    found = evaluate(monkeypatch, some, tmp_path / "a", [task], **SETTINGS, max_failure_share=0.1)["sums"]
+    # The resume asks for the two alone; now they are its first and second question, and both come.
+    assert len(some.asked) == 26 and found.statuses["error"] == 0
+    whole = evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "b", [task], **SETTINGS)["sums"]
+    assert found.estimates == whole.estimates and contents(tmp_path / "a") == contents(tmp_path / "b")
+    some.refused = (3,)
+    found = evaluate(monkeypatch, some, tmp_path / "c", [task], **SETTINGS)["sums"]
+    assert found.statuses["error"] == 1 and found.completions == 24
+
+
+def test_the_last_line_of_the_progress_is_the_number_of_the_table(
+    tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("grpo.evaluation.progress.EvalProgress._line", lambda self: lines.append(self._status()))
+    with pytest.raises(Stopped):
+        evaluate(monkeypatch, FakeSampler(fickle, stop_after=10), tmp_path / "a", [task], **SETTINGS)
+    # Also over the completions that an earlier start stored.
+    found = evaluate(monkeypatch, FakeSampler(fickle), tmp_path / "a", [task], **SETTINGS)["sums"]
+    assert lines[-1].startswith(f"{found.estimates['accuracy'].value:.2%} correct")
+
+
 def test_another_evaluation_is_refused(tmp_path: Path, task: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
     evaluate(monkeypatch, FakeSampler(fickle), folder, [task], **SETTINGS)
     before = (folder / "sums" / LINES).read_bytes()
     with pytest.raises(ValueError, match=r"what differs: sampling\.temperature: 1\.0 -> 0\.5\. Choose another"):
         evaluate(monkeypatch, FakeSampler(fickle), folder, [task], k=4, temperature=0.5)
-    with pytest.raises(ValueError, match=r"model: 'endpoint:http://fake/v1 fake' -> "):
+    with pytest.raises(ValueError, match=r"model: 'endpoint:fake' -> 'endpoint:other'"):
         evaluate(monkeypatch, FakeSampler(fickle, model="other"), folder, [task], **SETTINGS)
     path = Path(task.data.path or "")
     path.write_text(path.read_text().replace('"4"', '"5"'))
@@ -276,13 +327,35 @@ def test_a_policy_is_found_by_all_its_names_and_known_by_its_contents(tmp_path: 
     assert default_folder("http://localhost:8000/v1") == Path("evals/localhost-8000-v1")
 
 
-def test_a_policy_whose_context_is_too_short_is_told_what_fits() -> None:
+def test_the_room_left_in_the_context_is_counted_for_each_problem() -> None:
     model = Model("p", "p", "sha256:0", 128)
-    assert sequence_tokens(model, {"a": (28, 100), "b": (20, 30)}) == 128
-    with pytest.raises(ValueError, match=r"b: the longest prompt has 29 tokens.*give --max-tokens 99"):
-        sequence_tokens(model, {"a": (1, 1), "b": (29, 100)})
-    with pytest.raises(ValueError, match=r"beyond the policy's context of 128$"):
-        sequence_tokens(model, {"a": (130, 1)})
+    assert room_of(model, "a", [28, 20], 100) == Room(128, 128) and room_of(model, "a", [20], 30).tokens == 50
+    assert room_of(model, "a", [28, 20], 100).line("a", 2, 100) is None
+    room = room_of(model, "b", [28, 29, 127, 128, 500], 100)
+    assert room == Room(128, 128, shortened=2, without=2)
+    line = room.line("b", 5, 100)
+    assert line and "2 of 5 problems leave less room than max_tokens=100" in line and "2 whose prompt fills it" in line
+    with pytest.raises(ValueError, match=r"b: the shortest prompt has 128 tokens and fills the policy's context"):
+        room_of(model, "b", [128, 130], 1)
+    assert room_of(Model("p", "p", "sha256:0", None), "b", [500], 100) == Room(600, None)
+
+
+def test_a_prompt_that_fills_the_context_gets_an_empty_truncated_completion() -> None:
+    class Generators:
+        def generate(self, prompts: Any, sampling: Any, seeds: Any) -> Iterator[Any]:
+            self.asked = [len(prompt.token_ids) for prompt in prompts], list(seeds)
+            for index in range(len(prompts)):
+                yield index, (Completion((1, 2), (0.0, 0.0), "ab", "length", (VersionSpan(0, 2, 0),)),)
+
+    sampler = EngineSampler(
+        resolve(EvalConfig, {"model": "p", "folder": "f"}, [], "a test"), Model("p", "p", "s", 8), 8
+    )
+    sampler._generators = generators = Generators()  # type: ignore[assignment]
+    prompts = [Prompt(str(size), "", (0,) * size, "", {}) for size in (8, 7, 9, 3)]
+    questions = [Question("", None, prompt, seed) for seed, prompt in enumerate(prompts)]
+    found = dict(sampler.sample(questions, SamplingParams(1, 4), 1.0))
+    assert generators.asked == ([7, 3], [1, 3])
+    assert found[0] == found[2] == Sample("", 0, "length") and found[1] == found[3] == Sample("ab", 2, "length")
 
 
 def invoke(*arguments: object) -> tuple[int, str]:

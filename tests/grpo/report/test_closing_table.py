@@ -45,6 +45,13 @@ def test_best_is_told_only_where_it_is_not_the_last() -> None:
     assert accuracy(0.4) == "0.400"
 
 
+def test_each_verifier_has_its_share_of_correct_and_its_slowest_verdicts() -> None:
+    first = {"verifier/answer/p99_s": 0.001, "verdict/answer/correct": 0.25}
+    run = history(first, {"verifier/answer/p99_s": 0.003, "verdict/answer/correct": 0.75})
+    figure = dict(closing_table("run", run).rows)["answer verdicts"]
+    assert figure == "25% -> 75% correct; 99th percentile 2 ms, at worst 3 ms"
+
+
 def test_numbers_that_are_not_finite_are_left_out() -> None:
     run = history({"reward/mean": 0.2}, {"reward/mean": float("nan")}, {"reward/mean": 0.6})
     assert dict(closing_table("run", run).rows)["mean reward"] == "0.200 -> 0.600"

@@ -54,6 +54,15 @@ def test_a_log_gets_one_line_per_step_within_80_columns(monkeypatch: pytest.Monk
     assert "0.450" in lines[1] and "0.700" in lines[2] and "123,456" in lines[2]
 
 
+def test_every_evaluation_stays_in_the_scrollback() -> None:
+    progress, file = live()
+    for step, accuracy in ((0, 0.25), (5, 0.5)):
+        progress.step(step, {"eval/accuracy": accuracy})
+        progress.step(step + 1, {"reward/mean": 0.5})
+    progress.close()
+    assert [f"step {step}: held-out accuracy" in file.getvalue() for step in (0, 1, 5, 6)] == [True, False, True, False]
+
+
 def test_a_log_passes_over_fast_steps_but_no_evaluation_and_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: seconds[0])

@@ -19,11 +19,14 @@ from tiny_policy import TINY, make_tiny_policy
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.algorithm import AlgorithmConfig
 from grpo.config.file import load
+from grpo.evaluation.model import find_policy
 from grpo.report import run_files
 from grpo.report.metrics_log import read_history
 from grpo.report.rollout_store import read_groups, stored_steps
 from grpo.report.timeline import DRIVER, step_lanes
 from grpo.run import checkpoint
+from grpo.run.best import BestPolicy, kept_policies, place_of
+from grpo.run.stored_run import read_run
 from grpo.train_loop import train as run_training
 from grpo.types import ActorId, ActorKind
 from grpo.weights.sync import WeightMismatch
@@ -246,6 +249,31 @@ def test_evaluation_and_checkpoints_come_when_they_are_due(whole: FakeCluster, w
     assert all({"learn", "sync"} <= set(one[DRIVER]) and ActorId(ActorKind.VERIFIERS) in one for one in lanes)
     names = sorted(path.name for path in (whole_folder / "checkpoints").iterdir())
     assert names == ["step_000002", "step_000004", "step_000005"]
+
+
+def with_best(settings: TrainConfig, **schedule: Any) -> TrainConfig:
+    chosen = {"keep_best": "eval/accuracy", "keep_checkpoints": 1, **schedule}
+    return settings.model_copy(update={"train": settings.train.model_copy(update=chosen)})
+
+
+def test_the_best_policy_is_kept_though_its_checkpoint_is_gone(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = {0: 0.1, 2: 0.9, 4: 0.5, 5: 0.9}
+    monkeypatch.setattr(
+        "grpo.run.held_out.HeldOut.evaluate", lambda held_out, step: {"eval/accuracy": accuracies[step]}
+    )
+    learner, _ = fakes(train(with_best(settings_of(tmp_path / "run", policy)), monkeypatch))
+    assert kept_policies(tmp_path / "run") == [BestPolicy(2, "eval/accuracy", 0.9, "highest")]
+    assert (place_of(tmp_path / "run", 2) / "policy" / "config.json").is_file()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000005"]
+    # Only a policy that is better than all before is written.
+    assert sum("/run/best/" in folder for folder in learner.exports) == 2
+    told = dict(read_run(tmp_path / "run").summary.rows)
+    assert told["policy"].endswith("run/checkpoints/step_000005/policy")
+    assert told["best policy"] == f"{tmp_path}/run/best/step_000002/policy (eval/accuracy 0.900 at step 2)"
+    assert told["look at it"] == f"grpo view {tmp_path}/run"
+    assert find_policy(str(place_of(tmp_path / "run", 2))).endswith("best/step_000002/policy")
 
 
 @pytest.mark.parametrize("stop_at", [0, 2, 4])

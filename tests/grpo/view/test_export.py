@@ -155,7 +155,7 @@ def test_what_the_page_of_a_run_shows_is_in_the_file(fake_run: Path, browser: Br
     browser.wait("document.querySelector('#all-charts figure')?.textContent.includes('learner/entropy')")
     browser.ask("document.querySelector('#main-charts svg').focus()")
     browser.press("Home")
-    assert browser.ask("document.querySelector('#main-charts .readout').textContent") == "step 0: held-out 0.45"
+    assert browser.ask("document.querySelector('#main-charts .readout').textContent") == "step 0: held-out, greedy 0.45"
     browser.ask("location.hash = 'config'")
     browser.wait(f"$('config-text').textContent === {json.dumps(CONFIG)}")
 
@@ -188,7 +188,7 @@ def test_groups_of_the_file_are_filtered_and_ordered_as_those_of_the_server(fake
 
 def test_charts_and_readouts_hold_the_values(fake_run: Path) -> None:
     (held_out, points), (training, _) = data_of(fake_run / "report.html")["overview"]["main"][0]["readout"]["series"]
-    assert (held_out, training) == ("held-out", "training samples")
+    assert (held_out, training) == ("held-out, greedy", "training, at rollout.temperature")
     assert points[0] == [0, 0.45]
     assert [step for step, _ in points] == [0, 5, 10, 15, 20]
 

@@ -143,3 +143,8 @@ def test_values_beyond_the_ends_that_an_axis_should_have_are_drawn_where_they_ar
     chart = line_chart("x", {"x": Curve((1, 2), (-0.5, 1.5))}, (1, 2), low=0.0, high=1.0)
     assert chart is not None
     assert places(chart.shapes[0].points) == [(LEFT, BOTTOM), (RIGHT, TOP)]
+
+
+def test_numbers_that_differ_by_rounding_have_a_tick_within_the_chart() -> None:
+    assert nice_ticks(1.0, 1.0000000000000002, 3) == (1.0,)
+    assert nice_ticks(0.0, 1e-12, 3)[-1] == pytest.approx(1e-12)
