@@ -25,7 +25,7 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
     Raises:
         ValueError: something that Kubernetes needs is missing, or the nodes do not fit the job.
     """
-    refuse(capacity_problems(job) + storage_problems(job) + _problems(job))
+    refuse(capacity_problems(job) + storage_problems(job, starts_here=False) + _problems(job))
     launch, name = job.launch, re.sub(r"\.", "-", job.name)
     metadata = {"name": name, "namespace": launch.kuberay.namespace, "labels": {"app.kubernetes.io/name": "verigrpo"}}
     config_map = {

@@ -24,7 +24,8 @@ def render(job: LaunchJob) -> str:
         ValueError: the nodes do not fit the job, or a script cannot contain a value.
     """
     launch = job.launch
-    problems = capacity_problems(job) + storage_problems(job) + secret_problems(job)
+    problems = capacity_problems(job) + storage_problems(job, starts_here=True) + secret_problems(job)
+    problems += _folder_problems(job)
     if not re.fullmatch(r"[A-Za-z0-9_./@+-]+", str(job.folder)):
         problems.append(
             f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@"
@@ -75,6 +76,25 @@ def render(job: LaunchJob) -> str:
         nodelist=nodelist,
         secret_file=secret_file,
     )
+
+
+def _folder_problems(job: LaunchJob) -> list[str]:
+    """Return problems of the folder in which the job starts, and of its virtual environment."""
+    launch, problems = job.launch, []
+    reached = (launch.storage, *launch.shared_folders) if launch.storage else ("/",)
+    if not any(job.working_folder.is_relative_to(folder) for folder in reached):
+        problems.append(
+            f"the job starts in {job.working_folder}, which does not lie in launch.storage={launch.storage}; call "
+            "grpo launch from a folder of the storage, or name this folder in launch.shared_folders if every node has it"
+        )
+    if launch.venv and not launch.image:
+        problems += [
+            f"launch.venv={launch.venv} has no bin/{program}; name a virtual environment in which this project is "
+            "installed"
+            for program in ("python", "grpo")
+            if not (Path(launch.venv) / "bin" / program).exists()
+        ]
+    return problems
 
 
 def submit(job: LaunchJob) -> str:

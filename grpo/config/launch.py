@@ -133,7 +133,11 @@ class LaunchConfig(NodesConfig):
     venv: AbsolutePath | None = None
     """Virtual environment that has this project, at the same path on every node."""
     storage: AbsolutePath | None = None
-    """Folder that every node reaches at this path. With several nodes, `run.folder` must lie in it."""
+    """Folder that every node reaches at this path. The run's folder and all files of the config must lie in it, or in
+    one of `shared_folders`. With several nodes it must be given."""
+    shared_folders: tuple[AbsolutePath, ...] = ()
+    """Further folders that every node reaches at the same path, for example the home folders, or a folder of the
+    image."""
     environment: dict[Variable, Line] = Field(default_factory=dict)
     """Environment variables of every process, for example NCCL's. Not for secrets."""
     secrets: tuple[SecretConfig, ...] = ()

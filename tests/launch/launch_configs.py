@@ -33,6 +33,7 @@ def settings(folder: Path, launch: Mapping[str, Any], **sections: Any) -> dict[s
 
 
 def job(folder: Path, launch: Mapping[str, Any], **sections: Any) -> LaunchJob:
+    (folder / "policy").mkdir(exist_ok=True)
     return LaunchJob(TrainConfig.model_validate(settings(folder, launch, **sections)), folder)
 
 

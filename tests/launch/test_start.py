@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 from pathlib import Path
@@ -24,8 +25,10 @@ def invoke(folder: Path, target: str, launch: dict[str, Any] | None, *arguments:
     if launch is None:
         del data["launch"]
     (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    (folder / "policy").mkdir(exist_ok=True)
     runner = CliRunner(env={"COLUMNS": "400", "TERM": "dumb"})
-    return runner.invoke(app, ["launch", target, str(folder / "config.yaml"), *arguments])
+    with contextlib.chdir(folder):
+        return runner.invoke(app, ["launch", target, str(folder / "config.yaml"), *arguments])
 
 
 @pytest.mark.parametrize(
