@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.inputs import DatasetConfig, PolicyConfig
 
-Job = TypeVar("Job", TrainConfig, SftConfig)
 Kind = Literal["folder", "data", "policy", "code", "module", "option"]
 _CODE_FILE = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):\w+")
@@ -64,7 +63,7 @@ def named_paths(settings: TrainConfig | SftConfig, folder: Path) -> list[NamedPa
     return [place.path for place in _places(settings, settings.model_dump(mode="json"), folder)]
 
 
-def with_absolute_paths(settings: Job, folder: Path) -> Job:
+def with_absolute_paths(settings: TrainConfig | SftConfig, folder: Path) -> TrainConfig | SftConfig:
     """Return the configuration with absolute paths. Modules and options stay as they are.
 
     Args:

@@ -126,11 +126,11 @@ def test_modules_and_options_of_this_folder_are_not_there(tmp_path: Path, render
 
 def test_without_storage_a_submission_takes_absolute_paths_only(tmp_path: Path) -> None:
     here = {"nodes": 1, "cpus_per_node": 2, "storage": None}
-    with pytest.raises(ValueError, match="data.path=rows.jsonl starts from"):
+    with pytest.raises(ValueError, match=r"data\.path=rows\.jsonl starts from"):
         ray_job.render(job(tmp_path, here, data={"path": "rows.jsonl"}))
     ray_job.render(job(tmp_path, here, data={"path": "/data/rows.jsonl"}))
 
 
 def test_slurm_refuses_an_environment_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="launch.venv=/no/venv has no bin/grpo"):
+    with pytest.raises(ValueError, match=r"launch\.venv=/no/venv has no bin/grpo"):
         slurm.render(job(tmp_path, {"venv": "/no/venv"}))

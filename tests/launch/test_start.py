@@ -17,7 +17,12 @@ from grpo.cli.app import app
 from launch import local, ray_job
 
 HERE = {"nodes": 1, "cpus_per_node": 2}
-KUBERNETES = {"memory_gib_per_node": 8, "image": "x/y:1", "kuberay": {"storage_claim": "shared"}}
+KUBERNETES = {
+    "memory_gib_per_node": 8,
+    "image": "x/y:1",
+    "kuberay": {"storage_claim": "shared"},
+    "slurm": {"container": "pyxis"},
+}
 
 
 def invoke(folder: Path, target: str, launch: dict[str, Any] | None, *arguments: str) -> Result:
