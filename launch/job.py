@@ -12,6 +12,14 @@ from grpo.cluster.claim import plan_of
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import dump
 from grpo.config.launch import LaunchConfig, NodesConfig, SecretConfig
+from launch.paths import (
+    NamedPath,
+    elsewhere_problems,
+    missing_problems,
+    named_paths,
+    reach_problems,
+    with_absolute_paths,
+)
 
 Target = Literal["local", "slurm", "kuberay", "ray"]
 
@@ -36,7 +44,13 @@ class LaunchJob:
     @property
     def folder(self) -> Path:
         """The run's folder, absolute."""
-        return self.working_folder / self.settings.run.folder
+        (path,) = (named.path for named in self.paths if named.kind == "folder")
+        return path
+
+    @property
+    def paths(self) -> list[NamedPath]:
+        """All paths of the configuration."""
+        return named_paths(self.settings, self.working_folder)
 
     @property
     def name(self) -> str:
@@ -58,13 +72,15 @@ class LaunchJob:
         return self.settings.launch
 
     def snapshot(self, address: str | None) -> str:
-        """Return the configuration of the job as text. Later changes of the original file do not affect it.
+        """Return the configuration of the job as text, with absolute paths.
+
+        Later changes of the original file do not affect the job.
 
         Args:
             address: value of `cluster.address` for the job.
         """
-        settings = self.settings
-        run = settings.run.model_copy(update={"folder": str(self.folder), "resume": "auto"})
+        settings = with_absolute_paths(self.settings, self.working_folder)
+        run = settings.run.model_copy(update={"resume": "auto"})
         cluster = settings.cluster.model_copy(update={"address": address})
         return dump(settings.model_copy(update={"run": run, "cluster": cluster}))
 
@@ -113,16 +129,23 @@ def capacity_problems(job: LaunchJob) -> list[str]:
     return problems
 
 
-def storage_problems(job: LaunchJob) -> list[str]:
-    """Return problems of a run folder that some nodes cannot reach."""
-    launch = job.launch
-    if launch.storage is None:
-        if launch.all_nodes == 1:
-            return []
+def storage_problems(job: LaunchJob, *, starts_here: bool, policy_comes_later: bool = False) -> list[str]:
+    """Return problems of files and folders that some nodes cannot reach.
+
+    Args:
+        job: the job.
+        starts_here: whether the job starts in `job.working_folder`, on a node that sees this machine's files.
+        policy_comes_later: whether the job waits for another job, which may make the policy.
+    """
+    launch, paths = job.launch, job.paths
+    if launch.storage is None and launch.all_nodes > 1:
         return ["launch.storage must name the folder that all nodes share: each node writes checkpoints"]
-    if not job.folder.is_relative_to(launch.storage):
-        return [f"run.folder={job.folder} does not lie in launch.storage={launch.storage}, which all nodes share"]
-    return []
+    problems = reach_problems(paths, launch.storage, launch.shared_folders)
+    if starts_here:
+        problems += missing_problems(paths, policy_comes_later=policy_comes_later)
+    else:
+        problems += elsewhere_problems(paths, job.working_folder, has_storage=launch.storage is not None)
+    return problems
 
 
 def secret_problems(job: LaunchJob) -> list[str]:

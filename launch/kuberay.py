@@ -25,9 +25,16 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
     Raises:
         ValueError: something that Kubernetes needs is missing, or the nodes do not fit the job.
     """
-    refuse(capacity_problems(job) + storage_problems(job) + _problems(job))
+    refuse(capacity_problems(job) + storage_problems(job, starts_here=False) + _problems(job))
     launch, name = job.launch, re.sub(r"\.", "-", job.name)
-    metadata = {"name": name, "namespace": launch.kuberay.namespace, "labels": {"app.kubernetes.io/name": "verigrpo"}}
+    metadata = {
+        "name": name,
+        "namespace": launch.kuberay.namespace,
+        "labels": {"app.kubernetes.io/name": "verigrpo", **launch.kuberay.labels},
+    }
+    if launch.kuberay.annotations:
+        metadata["annotations"] = dict(launch.kuberay.annotations)
+    grpo = f"{job.command} {CONFIG_FOLDER}/config.yaml"
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -39,7 +46,9 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
         "kind": "RayJob",
         "metadata": metadata,
         "spec": {
-            "entrypoint": f"grpo {job.command} {CONFIG_FOLDER}/config.yaml",
+            # KubeRay makes a new attempt after every failure. So `launch.attempt` hides the failures that a new attempt
+            # would only repeat. Without new attempts there is nothing to hide.
+            "entrypoint": f"python -P -m launch.attempt {grpo}" if launch.max_restarts else f"grpo {grpo}",
             "submissionMode": "K8sJobMode",
             # Each attempt gets a new cluster. The run continues there from its newest checkpoint.
             "backoffLimit": launch.max_restarts,
@@ -52,27 +61,58 @@ def manifests(job: LaunchJob) -> list[dict[str, Any]]:
 
 
 def render(job: LaunchJob) -> str:
-    """Both as one YAML stream, for `kubectl apply -f`.
+    """Return the ConfigMap and the RayJob as one YAML stream, for `kubectl apply -f`.
 
     Raises:
         ValueError: as `manifests`.
     """
-    return yaml.safe_dump_all(manifests(job), sort_keys=False)
+    return (
+        "# start it: kubectl apply -f FILE; start it again after its end: kubectl replace --force -f FILE\n"
+        + yaml.dump_all(manifests(job), Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True)
+    )
+
+
+class _ReadableDumper(yaml.SafeDumper):
+    """Writes a text of several lines, such as the configuration, as a block."""
+
+
+_ReadableDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def submit(job: LaunchJob) -> str:
     """Hand the manifests to kubectl; return its answer.
 
+    A RayJob of this name that has ended is deleted first, because `kubectl apply` would not start it again.
+
     Raises:
         ValueError: as `manifests`, or kubectl is not installed.
-        RuntimeError: kubectl refused.
+        RuntimeError: kubectl refused, or a RayJob of this name still runs.
     """
     text = render(job)
     if shutil.which("kubectl") is None:
         raise ValueError("there is no kubectl on the PATH: install it, or print the manifest with --dry-run")
-    done = subprocess.run(["kubectl", "apply", "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    _, ray_job = manifests(job)
+    named = ["rayjob", ray_job["metadata"]["name"], "--namespace", ray_job["metadata"]["namespace"]]
+    present = _kubectl(["get", *named, "--ignore-not-found", "--output", "json"])
+    if present:
+        state = json.loads(present).get("status", {}).get("jobDeploymentStatus", "New")
+        if state not in ("Complete", "Failed"):
+            raise RuntimeError(
+                f"the RayJob {named[1]} of this run folder has not ended (its state is {state}); wait for its end, or "
+                f"stop it: kubectl delete {' '.join(named)}"
+            )
+        _kubectl(["delete", *named, "--wait"])
+    return _kubectl(["apply", "-f", "-"], text)
+
+
+def _kubectl(arguments: list[str], text: str | None = None) -> str:
+    """Call kubectl with `text` as its input; return its output."""
+    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"kubectl refused the manifest: {done.stderr.strip()}")
+        raise RuntimeError(f"kubectl {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
 
 
@@ -90,7 +130,42 @@ def _problems(job: LaunchJob) -> list[str]:
         for secret in launch.secrets
         if secret.kubernetes is None
     ]
+    for key, base, extra in _extras(launch):
+        problems += _conflicts(key, base, extra)
     return problems
+
+
+def _extras(launch: LaunchConfig) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The key of the user's further fields, the launcher's fields in the same place, and the user's fields."""
+    spec = _launcher_pod(launch, launch, "name", "name")
+    return [
+        ("launch.kuberay.pod", spec, launch.kuberay.pod),
+        ("launch.kuberay.container_fields", spec["containers"][0], launch.kuberay.container_fields),
+    ]
+
+
+def _conflicts(key: str, base: dict[str, Any], extra: dict[str, Any]) -> list[str]:
+    """The fields that the launcher sets and that cannot be merged."""
+    problems = []
+    for name, value in extra.items():
+        present = base.get(name)
+        if isinstance(present, dict) and isinstance(value, dict):
+            problems += _conflicts(f"{key}.{name}", present, value)
+        elif name in base and not (isinstance(present, list) and isinstance(value, list)):
+            problems.append(f"{key}.{name}: the launcher sets this field to {present!r}; remove it")
+    return problems
+
+
+def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """The launcher's fields and the user's: dictionaries are merged, lists are joined."""
+    result = dict(base)
+    for name, value in extra.items():
+        present = result.get(name)
+        if isinstance(present, dict):
+            result[name] = _merged(present, value)
+        else:
+            result[name] = [*present, *value] if isinstance(present, list) else value
+    return result
 
 
 def _cluster(launch: LaunchConfig, name: str) -> dict[str, Any]:
@@ -132,6 +207,17 @@ def _start(group: NodesConfig, role: str | None) -> dict[str, str]:
 
 
 def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) -> dict[str, Any]:
+    """The template of a pod, with the user's further fields."""
+    kuberay, spec = launch.kuberay, _launcher_pod(launch, group, name, container)
+    spec["containers"] = [_merged(spec["containers"][0], kuberay.container_fields)]
+    pod: dict[str, Any] = {"spec": _merged(spec, kuberay.pod)}
+    if kuberay.annotations:
+        pod["metadata"] = {"annotations": dict(kuberay.annotations)}
+    return pod
+
+
+def _launcher_pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) -> dict[str, Any]:
+    """The launcher's own `spec` of a pod."""
     kuberay = launch.kuberay
     amounts = {"cpu": str(group.cpus_per_node), "memory": f"{group.memory_gib_per_node}Gi"}
     if group.gpus_per_node:
@@ -148,7 +234,8 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
     ]
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_S,
-        # A run does not call Kubernetes, and a program that breaks out must find no token for it.
+        # A run does not call Kubernetes. So the pod holds no Kubernetes token, which a program that escapes from the
+        # sandbox could use.
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -160,7 +247,7 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
                 "name": container,
                 "image": launch.image,
                 "env": environment,
-                # Requests equal to limits: Kubernetes then takes other pods away first.
+                # Requests equal limits, so Kubernetes evicts other pods before this pod.
                 "resources": {"limits": amounts, "requests": dict(amounts)},
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                 "volumeMounts": [
@@ -177,7 +264,8 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
         ],
     }
     if kuberay.full_sandbox:
-        # Root of a namespace in the pod then has no rights on the node, although the runtime's profiles are off.
+        # With this setting, the root user of a namespace in the pod has no rights on the node. This is needed because
+        # the runtime's profiles are off.
         spec["hostUsers"] = False
         spec["securityContext"]["appArmorProfile"] = {"type": "Unconfined"}
         # The kernel mounts a new /proc only if the pod's /proc is fully visible.
@@ -190,4 +278,4 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
         spec["imagePullSecrets"] = [{"name": kuberay.image_pull_secret}]
     if group.gpus_per_node and kuberay.tolerate_gpu_taint:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return {"spec": spec}
+    return spec

@@ -18,10 +18,10 @@ def entrypoint(job: LaunchJob) -> str:
     launch = job.launch
     refuse(
         capacity_problems(job)
-        + storage_problems(job)
+        + storage_problems(job, starts_here=False)
         + [
-            f"launch.secrets: {secret.name} must name a file on the head node: the dashboard shows the "
-            "values in a submission to all its users"
+            f"launch.secrets: {secret.name} must name a file on the head node, because every "
+            "user of the dashboard can see the values in a submission"
             for secret in launch.secrets
             if secret.file is None
         ]

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jinja2
 
-from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE, NodesConfig
+from grpo.config.launch import GENERATOR_NODE, LEARNER_NODE
+from launch import slurm_options
 from launch.job import LaunchJob, capacity_problems, refuse, secret_file, secret_problems, storage_problems
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Pyxis keeps these variables although the image may set others.
+_RAY_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_worker_niceness", "RAY_USAGE_STATS_ENABLED")
 
 
 def render(job: LaunchJob) -> str:
-    """The script.
+    """The script. It holds the configuration, so that it can be submitted as it is.
 
     Raises:
-        ValueError: the nodes do not fit the job, or a script cannot contain a value.
+        ValueError: the nodes do not fit the job, the nodes do not reach a file, a script cannot contain a value, or
+            the user's template fails.
     """
-    launch = job.launch
-    problems = capacity_problems(job) + storage_problems(job) + secret_problems(job)
-    if not re.fullmatch(r"[A-Za-z0-9_./@+-]+", str(job.folder)):
-        problems.append(
-            f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@"
-        )
+    waits = "dependency" in job.launch.slurm.options
+    problems = capacity_problems(job) + storage_problems(job, starts_here=True, policy_comes_later=waits)
+    problems += secret_problems(job) + _folder_problems(job) + slurm_options.image_problems(job)
+    template = job.working_folder / (job.launch.slurm.template or "")
+    if job.launch.slurm.template and not template.is_file():
+        problems.append(f"launch.slurm.template={job.launch.slurm.template}: there is no file {template}")
     refuse(problems)
+    own = [template] if job.launch.slurm.template else []
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([*(file.parent for file in own), TEMPLATES]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,
@@ -40,58 +48,113 @@ def render(job: LaunchJob) -> str:
         comment_end_string="#>",
     )
     environment.filters["quote"] = shlex.quote
+    # In an array, commas between words without quotes look like a mistake.
+    environment.filters["in_quotes"] = lambda text: "'" + text.replace("'", "'\\''") + "'"
+    try:
+        return environment.get_template(own[0].name if own else "slurm.sh.j2").render(_values(job))
+    except jinja2.TemplateError as failure:
+        if not own:
+            raise
+        line = f", line {failure.lineno}" if isinstance(failure, jinja2.TemplateSyntaxError) else ""
+        raise ValueError(f"launch.slurm.template={own[0]}{line}: {failure}") from failure
 
-    def options(group: NodesConfig) -> list[str]:
-        slurm = launch.slurm
-        wanted: list[tuple[str, str | int | None]] = [
-            ("partition", group.partition),
-            ("account", slurm.account),
-            ("qos", slurm.qos),
-            ("constraint", slurm.constraint),
-            ("time", slurm.time_limit),
-            ("nodes", group.nodes),
-            ("ntasks-per-node", 1),
-            ("cpus-per-task", group.cpus_per_node),
-            ("gpus-per-node", group.gpus_per_node or None),
-            ("mem", f"{group.memory_gib_per_node}G" if group.memory_gib_per_node else 0),
+
+def _values(job: LaunchJob) -> dict[str, object]:
+    """The values that a template may use."""
+    launch, config = job.launch, job.snapshot(None)
+    roles = (LEARNER_NODE, GENERATOR_NODE)
+    local = launch.slurm.local_folder or ""
+    return {
+        "job": job,
+        "launch": launch,
+        "folder": str(job.folder),
+        "output": _output(job),
+        "config": config,
+        # A line that the configuration does not have.
+        "end_of_config": "END_OF_CONFIG_" + hashlib.sha256(config.encode()).hexdigest()[:16],
+        "gpus": any(group.gpus_per_node for group in launch.groups),
+        "folders": slurm_options.mounted_folders(job),
+        "mounts": ",".join(f"{folder}:{folder}" for folder in ["/tmp", *slurm_options.mounted_folders(job)]),
+        "kept_variables": ",".join([*_RAY_VARIABLES, *launch.variables, *(one.name for one in launch.secrets)]),
+        "image": slurm_options.image(job),
+        "venv": _venv(job),
+        "local_variable": local.removeprefix("$") if local.startswith("$") else "",
+        "passes_on": (TEMPLATES / "passes_on.sh").read_text(encoding="utf-8"),
+        "ray_node": (TEMPLATES / "ray_node.sh").read_text(encoding="utf-8"),
+        "options": lambda group: slurm_options.options(job, group),
+        "gpu_request": lambda group: slurm_options.gpu_request(job, group),
+        "memory": lambda group: (group.memory_gib_per_node or 0) * 2**30,
+        "resources": lambda index: json.dumps({roles[index]: 1_000_000} if launch.generators else {}),
+        "nodelist": lambda index: (
+            f"$SLURM_JOB_NODELIST_HET_GROUP_{index}" if launch.generators else "$SLURM_JOB_NODELIST"
+        ),
+        "secret_file": secret_file,
+    }
+
+
+def _output(job: LaunchJob) -> str:
+    """The file of the job's output. Slurm writes it only into a folder that exists at the start of the job."""
+    launch_folder = job.folder / "launch"
+    if launch_folder.is_dir():
+        return f"{launch_folder}/slurm-%j.out"
+    existing = next(folder for folder in job.folder.parents if folder.is_dir())
+    return f"{str(existing).rstrip('/')}/{job.name}-%j.out"
+
+
+def _venv(job: LaunchJob) -> str | None:
+    """The virtual environment of the job: the configured one, or this one if nothing else names the software."""
+    launch = job.launch
+    if launch.venv or slurm_options.image(job) or launch.slurm.modules or sys.prefix == sys.base_prefix:
+        return launch.venv
+    return sys.prefix
+
+
+def _folder_problems(job: LaunchJob) -> list[str]:
+    """Return problems of the folder in which the job starts, and of its virtual environment."""
+    launch, problems, venv = job.launch, [], _venv(job)
+    reached = (launch.storage, *launch.shared_folders) if launch.storage else ("/",)
+    if not re.fullmatch(r"[A-Za-z0-9_./@+-]+", str(job.folder)):
+        problems.append(
+            f"run.folder={job.folder}: sbatch reads its options as plain words; use letters, digits and _.+-@"
+        )
+    if not any(job.working_folder.is_relative_to(folder) for folder in reached):
+        problems.append(
+            f"the job starts in {job.working_folder}, which does not lie in launch.storage={launch.storage}; call "
+            "grpo launch from a folder of the storage, or name this folder in launch.shared_folders if every node has "
+            "it"
+        )
+    if venv and not launch.venv and not any(Path(venv).is_relative_to(folder) for folder in reached):
+        problems.append(
+            f"launch.venv is not set, and the environment of this command, {venv}, does not lie in "
+            f"launch.storage={launch.storage}; set launch.venv to an environment that every node has"
+        )
+    if venv and not slurm_options.image(job):
+        problems += [
+            f"launch.venv={venv} has no bin/{program}; name a virtual environment in which this project is installed"
+            for program in ("python", "grpo")
+            if not (Path(venv) / "bin" / program).exists()
         ]
-        return [f"--{name}={value}" for name, value in wanted if value is not None]
-
-    def resources(index: int) -> str:
-        roles = (LEARNER_NODE, GENERATOR_NODE)
-        return json.dumps({roles[index]: 1_000_000} if launch.generators else {})
-
-    def nodelist(index: int) -> str:
-        return f"$SLURM_JOB_NODELIST_HET_GROUP_{index}" if launch.generators else "$SLURM_JOB_NODELIST"
-
-    return environment.get_template("slurm.sh.j2").render(
-        job=job,
-        launch=launch,
-        folder=str(job.folder),
-        gpus=any(group.gpus_per_node for group in launch.groups),
-        binds=sorted({str(job.working_folder), *([launch.storage] if launch.storage else [])}),
-        options=options,
-        resources=resources,
-        nodelist=nodelist,
-        secret_file=secret_file,
-    )
+    return problems
 
 
 def submit(job: LaunchJob) -> str:
-    """Write the script and the configuration into the run's folder and hand them to sbatch; return its answer.
+    """Write the script into the run's folder and hand it to sbatch; return its answer.
 
     Raises:
         ValueError: as `render`, or sbatch is not installed.
         RuntimeError: sbatch refused.
     """
-    script = render(job)
+    render(job)
     if shutil.which("sbatch") is None:
         raise ValueError("there is no sbatch on the PATH: launch from a login node, or print the script with --dry-run")
     folder = job.folder / "launch"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(job.snapshot(None), encoding="utf-8")
-    (folder / "job.sh").write_text(script, encoding="utf-8")
-    done = subprocess.run(["sbatch", str(folder / "job.sh")], capture_output=True, text=True, check=False)
+    # Again, because the output of the job goes into the folder now that it exists.
+    (folder / "job.sh").write_text(render(job), encoding="utf-8")
+    environment = slurm_options.clean_environment(job, dict(os.environ))
+    done = subprocess.run(
+        ["sbatch", str(folder / "job.sh")], env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"sbatch refused {folder / 'job.sh'}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()

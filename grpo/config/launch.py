@@ -5,9 +5,10 @@ It holds names, counts and paths, never a secret's value. A secret is a referenc
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grpo.config.section import Positive, Section
 
@@ -17,6 +18,8 @@ DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9_./:@+#-]*$")]
+LocalFolder = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_./@+-]*|\$[A-Za-z_][A-Za-z0-9_]*)$")]
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2})$")]
 
 
@@ -31,6 +34,9 @@ class NodesConfig(Section):
     """Number of machines."""
     gpus_per_node: Annotated[int, Field(ge=0)]
     """Number of GPUs of each machine."""
+    gpu_type: Word | None = None
+    """Slurm's name of the GPUs, for example `h100` in `gpu:h100:8`. None takes any GPUs. Kubernetes chooses by
+    `node_selector`."""
     cpus_per_node: Positive
     """Number of CPU cores of each machine."""
     memory_gib_per_node: Positive | None = None
@@ -61,7 +67,7 @@ class SecretConfig(Section):
     environment: Variable | None = None
     """Variable of the shell that launches or submits the job (local, Slurm)."""
     kubernetes: KubernetesSecretConfig | None = None
-    """Only KubeRay reads it."""
+    """Only KubeRay reads this key."""
 
     @model_validator(mode="after")
     def _refers_to_something(self) -> Self:
@@ -70,6 +76,25 @@ class SecretConfig(Section):
         if self.file and self.environment:
             raise ValueError(f"the secret {self.name} names a file and an environment variable; keep one")
         return self
+
+
+# Options of sbatch for which the config has keys, and options that the script sets itself.
+_OWN_KEYS = {
+    "nodes": "launch.nodes",
+    "partition": "launch.partition",
+    "account": "launch.slurm.account",
+    "qos": "launch.slurm.qos",
+    "constraint": "launch.slurm.constraint",
+    "time": "launch.slurm.time_limit",
+    "mem": "launch.memory_gib_per_node",
+    "cpus-per-task": "launch.cpus_per_node",
+    "gpus-per-node": "launch.gpus_per_node and launch.gpu_type",
+    "job-name": "run.folder",
+}
+_SCRIPT_OPTIONS = (
+    *("array", "error", "export", "gpus", "mem-per-cpu", "mem-per-gpu", "no-requeue", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "requeue", "signal", "wrap"),
+)
 
 
 class SlurmConfig(Section):
@@ -85,9 +110,39 @@ class SlurmConfig(Section):
     """Time limit in the format of `sbatch --time`, for example `12:00:00` or `2-00:00:00`."""
     modules: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+/-]*$")], ...] = ()
     """Environment modules to load."""
+    options: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Further options of sbatch by their long names, for example `{reservation: maintenance, exclusive: true}`. `true`
+    stands for an option without a value. `gres` replaces the request for GPUs."""
+    template: str | None = None
+    """Your own Jinja template of the script. It may begin with `{% extends "slurm.sh.j2" %}` and replace some blocks
+    (docs/cluster.md)."""
+    container: Literal["apptainer", "pyxis"] = "apptainer"
+    """Program that runs the image: Apptainer, or NVIDIA's Pyxis and enroot."""
+    image: Image | None = None
+    """Container image on Slurm. None takes `launch.image`. Apptainer needs a file; Pyxis takes a file or a name in a
+    registry."""
+    local_folder: LocalFolder | None = None
+    """Folder on the disk of each node for objects that Ray spills: a path, or `$NAME` for a variable of the job. None
+    takes Ray's folder in `/tmp`."""
     checkpoint_lead_s: Positive = 300
     """Seconds before the time limit at which the run gets the signal to write its checkpoint. Choose more than a step
     and a checkpoint take."""
+
+    @field_validator("options")
+    @classmethod
+    def _passes_through(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name, value in options.items():
+            if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+                raise ValueError(f"{name!r} is not a long option of sbatch; write for example `exclude` for -x")
+            if name in _OWN_KEYS:
+                raise ValueError(f"the config sets --{name}: use {_OWN_KEYS[name]} instead")
+            if name in _SCRIPT_OPTIONS:
+                raise ValueError(f"the script sets --{name} itself; remove it, or write launch.slurm.template")
+            if value is False:
+                raise ValueError(f"{name}: false has no meaning for sbatch; leave the option out")
+            if re.search(r"[\x00-\x1f\x7f\"'\\#]", str(value)):
+                raise ValueError(f"{name}={value!r} has a quote, a backslash, # or a control character; remove it")
+        return options
 
 
 class KubeRayConfig(Section):
@@ -110,6 +165,15 @@ class KubeRayConfig(Section):
     """GiB of memory-backed `/dev/shm` of each pod. Ray's object store and NCCL use it."""
     tolerate_gpu_taint: bool = True
     """Tolerate the taint `nvidia.com/gpu`, which keeps other pods off GPU nodes."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the RayJob, for example `{kueue.x-k8s.io/queue-name: lab}`."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the RayJob and of its pods."""
+    pod: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the pods' `spec`, for example `{priorityClassName: high}`. Lists are appended to the
+    launcher's lists."""
+    container_fields: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the pods' container, for example `{imagePullPolicy: Always}`."""
     ttl_s: Annotated[int, Field(ge=0)] = 3600
     """Seconds for which the job's objects stay after its end."""
 
@@ -128,19 +192,25 @@ class LaunchConfig(NodesConfig):
 
     generators: NodesConfig | None = None
     """They hold the generators. The nodes of `launch` then hold learner ranks only."""
-    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9_./:@+-]*$")] | None = None
-    """Container image. Kubernetes: the image of the pods. Slurm: Apptainer runs it."""
+    image: Image | None = None
+    """Container image of the Kubernetes pods, and of a Slurm job without `launch.slurm.image`."""
     venv: AbsolutePath | None = None
-    """Virtual environment that has this project, at the same path on every node."""
+    """Virtual environment that has this project, at the same path on every node. On Slurm, a job without image and
+    modules takes the environment in which you call `grpo launch`."""
     storage: AbsolutePath | None = None
-    """Folder that every node reaches at this path. With several nodes, `run.folder` must lie in it."""
+    """Folder that every node reaches at this path. The run's folder and all files of the config must lie in it, or in
+    one of `shared_folders`. With several nodes it must be given."""
+    shared_folders: tuple[AbsolutePath, ...] = ()
+    """Further folders that every node reaches at the same path, for example the home folders, or a folder of the
+    image."""
     environment: dict[Variable, Line] = Field(default_factory=dict)
     """Environment variables of every process, for example NCCL's. Not for secrets."""
     secrets: tuple[SecretConfig, ...] = ()
     interface: Word | None = None
     """Network interface that Ray, NCCL and Gloo use, for example `ib0`."""
     max_restarts: Annotated[int, Field(ge=0)] = 20
-    """Number of times that a job is started again from its newest checkpoint, after a preemption or a lost node."""
+    """Number of times that a job is started again from its newest checkpoint, after a preemption or a lost node. A job
+    ends earlier if restarts bring no newer checkpoint (`cluster.max_fruitless_restarts`, on Slurm)."""
     nodes_deadline_s: Positive = 900
     """Longest wait until every node has joined, in seconds."""
     slurm: SlurmConfig = SlurmConfig()

@@ -57,7 +57,7 @@ LAUNCH = (
     "launch.storage=/",
     "launch.memory_gib_per_node=8",
 )
-KUBERNETES = ("launch.image=x/y:1", "launch.kuberay.storage_claim=shared")
+KUBERNETES = ("launch.image=x/y:1", "launch.kuberay.storage_claim=shared", "launch.slurm.container=pyxis")
 BRIEF = ("--max-tokens", "64")
 CHECKED = ("policy.path=runs/quickstart_sft/policy", "--gold-limit", "20")
 SWEEP = ("--steps", "2")

@@ -24,6 +24,7 @@ class Metadata(Strict):
     name: Annotated[Name, Field(max_length=47)]
     namespace: Name
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
 
 
 class SecretKeyRef(Strict):
@@ -46,9 +47,13 @@ class Variable(Strict):
         return self
 
 
+# `nvidia.com/gpu`, and what a device plugin of the cluster offers besides.
+Resource = Annotated[str, Field(pattern=r"^(cpu|memory|[a-z0-9.-]+/[a-zA-Z0-9_.-]+)$")]
+
+
 class Resources(Strict):
-    limits: dict[Literal["cpu", "memory", "nvidia.com/gpu"], Quantity]
-    requests: dict[Literal["cpu", "memory", "nvidia.com/gpu"], Quantity]
+    limits: dict[Resource, Quantity]
+    requests: dict[Resource, Quantity]
 
 
 class Mount(Strict):
@@ -63,6 +68,7 @@ class Profile(Strict):
 
 class Capabilities(Strict):
     drop: list[str]
+    add: list[str] = []
 
 
 class SecurityContext(Strict):
@@ -81,6 +87,7 @@ class PodSecurityContext(Strict):
 class Container(Strict):
     name: Name
     image: str
+    imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     env: list[Variable]
     resources: Resources
     securityContext: SecurityContext
@@ -130,6 +137,8 @@ class PodSpec(Strict):
     hostUsers: bool = True
     securityContext: PodSecurityContext
     nodeSelector: dict[str, str] = {}
+    priorityClassName: str | None = None
+    hostNetwork: bool = False
     serviceAccountName: str | None = None
     imagePullSecrets: list[PullSecret] = []
     tolerations: list[Toleration] = []
@@ -147,7 +156,12 @@ class PodSpec(Strict):
         return self
 
 
+class PodMetadata(Strict):
+    annotations: dict[str, str]
+
+
 class Template(Strict):
+    metadata: PodMetadata | None = None
     spec: PodSpec
 
 

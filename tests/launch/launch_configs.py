@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,12 +28,20 @@ def settings(folder: Path, launch: Mapping[str, Any], **sections: Any) -> dict[s
         "data": {"generator": "grpo.data.arithmetic:questions", "options": {"count": 64}},
         "verifiers": [{"name": "answer", "use": "numeric"}],
         "train": {"steps": 3},
-        "launch": {"nodes": 2, "gpus_per_node": 0, "cpus_per_node": 1, "storage": str(folder), **launch},
+        "launch": {
+            "nodes": 2,
+            "gpus_per_node": 0,
+            "cpus_per_node": 1,
+            "storage": str(folder),
+            "venv": sys.prefix,
+            **launch,
+        },
         **sections,
     }
 
 
 def job(folder: Path, launch: Mapping[str, Any], **sections: Any) -> LaunchJob:
+    (folder / "policy").mkdir(exist_ok=True)
     return LaunchJob(TrainConfig.model_validate(settings(folder, launch, **sections)), folder)
 
 

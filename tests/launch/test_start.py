@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 from pathlib import Path
@@ -16,7 +17,12 @@ from grpo.cli.app import app
 from launch import local, ray_job
 
 HERE = {"nodes": 1, "cpus_per_node": 2}
-KUBERNETES = {"memory_gib_per_node": 8, "image": "x/y:1", "kuberay": {"storage_claim": "shared"}}
+KUBERNETES = {
+    "memory_gib_per_node": 8,
+    "image": "x/y:1",
+    "kuberay": {"storage_claim": "shared"},
+    "slurm": {"container": "pyxis"},
+}
 
 
 def invoke(folder: Path, target: str, launch: dict[str, Any] | None, *arguments: str) -> Result:
@@ -24,8 +30,10 @@ def invoke(folder: Path, target: str, launch: dict[str, Any] | None, *arguments:
     if launch is None:
         del data["launch"]
     (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    (folder / "policy").mkdir(exist_ok=True)
     runner = CliRunner(env={"COLUMNS": "400", "TERM": "dumb"})
-    return runner.invoke(app, ["launch", target, str(folder / "config.yaml"), *arguments])
+    with contextlib.chdir(folder):
+        return runner.invoke(app, ["launch", target, str(folder / "config.yaml"), *arguments])
 
 
 @pytest.mark.parametrize(
