@@ -62,10 +62,8 @@ def main(arguments: list[str]) -> int:
     settings: TrainConfig | SftConfig | None = None
     before, folder = "", Path()
     try:
-        if command == "sft":
-            settings = load(SftConfig, config)
-        else:
-            settings = load(TrainConfig, config)
+        settings: SftConfig | TrainConfig
+        settings = load(SftConfig, config) if command == "sft" else load(TrainConfig, config)
         folder = Path(settings.run.folder)
         before = newest_checkpoint(folder)
     except ValueError:

@@ -281,7 +281,7 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 def _keys_of(path: str) -> Sequence[ForeignKey]:
     """The keys with this whole name; or, for trainers without sections, with its last word."""
-    return _BY_NAME.get(path) or _BY_NAME.get(path.rsplit(".", 1)[-1], ())
+    return _BY_NAME.get(path) or _BY_NAME.get(path.rsplit(".", 1)[-1]) or ()
 
 
 def _hint(keys: Sequence[ForeignKey]) -> str:
