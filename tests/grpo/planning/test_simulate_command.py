@@ -163,7 +163,7 @@ def test_the_command_prints_json_from_a_run(tmp_path: Path) -> None:
     [
         ([], "--from"),
         (["--lengths", LENGTHS, "--gpus", "8,many"], "--gpus is '8,many'"),
-        (["--lengths", LENGTHS, "--gpus", "1"], "1 GPUs do not hold"),
+        (["--lengths", LENGTHS, "--gpus", "1"], "1 GPUs are too few"),
         (["--lengths", LENGTHS, "--lag", "-1"], "--lag holds -1"),
         (["--lengths", LENGTHS, "--generator-share", "1"], "a generator share is 1.0"),
         (["--lengths", LENGTHS, "--steps", "0"], "number of steps to measure is 0"),

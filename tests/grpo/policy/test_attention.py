@@ -177,7 +177,7 @@ def test_what_cannot_be_attended_to_is_refused() -> None:
     with pytest.raises(ValueError, match="packed_layout"):
         packed_attention(torch.nn.Identity(), query, query, query, None)
     layout = PackedLayout([Place(0, 2, 2, 0)], CPU)
-    with pytest.raises(ValueError, match=r"no dropout.* asks for 0\.1; set attention_dropout"):
+    with pytest.raises(ValueError, match=r"no dropout.* but the policy has 0\.1; set attention_dropout"):
         packed_attention(torch.nn.Identity(), query, query, query, None, dropout=0.1, packed_layout=layout)
     windowed = torch.nn.Identity()
     windowed.sliding_window = 128  # type: ignore[assignment]
