@@ -62,7 +62,6 @@ def main(arguments: list[str]) -> int:
     settings: TrainConfig | SftConfig | None = None
     before, folder = "", Path()
     try:
-        settings: SftConfig | TrainConfig
         settings = load(SftConfig, config) if command == "sft" else load(TrainConfig, config)
         folder = Path(settings.run.folder)
         before = newest_checkpoint(folder)
