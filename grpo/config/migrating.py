@@ -13,7 +13,7 @@ current.
 You need not search here: write your old keys into a config, and `grpo check` names the key here for each of them. On
 the command line, `grpo config num_generations` does the same for one key.
 
-- **Data.** The files of verl and TRL are read as they are: [data.md](data.md#rows-of-verl-and-trl).
+- **Data.** The files of verl and TRL are read as they are: [data.md](data.md#rows-of-published-data-sets).
 - **Reward functions** become verifiers: `use: my_file.py:function` ([verifiers.md](verifiers.md)).
 - **Batches.** A step has `rollout.prompts_per_step` prompts with `rollout.group_size` completions each.
   `algorithm.minibatches` is the number of optimizer steps in a step. Microbatches have a limit of tokens

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from grpo import config
 from grpo.data.cells import BadRow
 from grpo.data.templates import fill
+
+if TYPE_CHECKING:
+    # The import takes seconds, and describing rows needs no tokenizer.
+    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
 # Names of ShareGPT's conversations.

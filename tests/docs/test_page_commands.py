@@ -106,6 +106,9 @@ HERE: dict[str, tuple[str, ...]] = {
     "grpo config [KEY]": (),
     "grpo config rollout": (),
     "grpo config --markdown": (),
+    "grpo config --migrating": (),
+    "grpo config warm": (),
+    "grpo check CONFIG --full": CHECKED,
 }
 REAL = "tests/engines/test_train_runs.py"
 PROGRAMS = "tests/engines/test_code_quickstart.py"
@@ -116,6 +119,7 @@ ELSEWHERE = {
     "with configs/quickstart_sft.yaml",
     "grpo sft mine_sft.yaml": REAL,
     "grpo train mine.yaml": REAL,
+    "grpo config num_generations": "tests/grpo/cli/test_cli.py: it names our key, and ends with exit status 2",
     "grpo push RUN OWNER/NAME": "needs the hub; tests/grpo/policy/test_push.py: with a stand-in for the hub",
     "grpo check mine.yaml": "tests/docs/test_pages.py",
     "grpo profile CONFIG": f"{REAL}: with mine.yaml",

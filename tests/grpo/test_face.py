@@ -69,7 +69,11 @@ def test_types_and_data_files_are_shipped(monkeypatch: pytest.MonkeyPatch) -> No
     wanted = {str(path.relative_to(ROOT)) for path in there if path.suffix not in (".py", ".pyc")}
     assert {f"{name}/py.typed" for name in package_finder.PACKAGES} <= wanted
     # `make install` reads these two in a checkout.
-    assert wanted - shipped == {"launch/overrides-cpu.txt", "launch/requirements-cpu.lock"}
+    assert wanted - shipped == {
+        "launch/overrides-cpu.txt",
+        "launch/requirements-cpu.lock",
+        "launch/requirements-gpu.lock",
+    }
 
 
 @pytest.fixture

@@ -45,12 +45,13 @@ def golds(data_folder: Path, name: str) -> list[dict]:
 
 
 def test_every_gold_of_olympiadbench_verifies_as_the_task_reads_it(data_folder) -> None:
-    from grpo.evaluation.problems import _reference, load_task
+    from grpo.data.references import reference_of
+    from grpo.evaluation.problems import load_task
 
     task = load_task("olympiadbench")
     verify = Math(**task.verifier.options)
     for row in golds(data_folder, "olympiadbench"):
-        gold = _reference(task, row["final_answer"])
+        gold = reference_of(task.data, row, "task.data")
         for answer in (gold, ", ".join(row["final_answer"])):
             assert verify(f"\\boxed{{{answer}}}", gold, {}).status is Status.CORRECT, row
 
