@@ -216,15 +216,10 @@ def _pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) ->
     return pod
 
 
-def _launcher_pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) -> dict[str, Any]:
-    """The launcher's own `spec` of a pod."""
-    kuberay = launch.kuberay
-    amounts = {"cpu": str(group.cpus_per_node), "memory": f"{group.memory_gib_per_node}Gi"}
-    if group.gpus_per_node:
-        amounts["nvidia.com/gpu"] = str(group.gpus_per_node)
+def _environment(launch: LaunchConfig) -> list[dict[str, Any]]:
     variables = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", **launch.variables}
     environment: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in variables.items()]
-    environment += [
+    return environment + [
         {
             "name": secret.name,
             "valueFrom": {"secretKeyRef": {"name": secret.kubernetes.secret, "key": secret.kubernetes.key}},
@@ -232,6 +227,14 @@ def _launcher_pod(launch: LaunchConfig, group: NodesConfig, name: str, container
         for secret in launch.secrets
         if secret.kubernetes is not None
     ]
+
+
+def _launcher_pod(launch: LaunchConfig, group: NodesConfig, name: str, container: str) -> dict[str, Any]:
+    """The launcher's own `spec` of a pod."""
+    kuberay = launch.kuberay
+    amounts = {"cpu": str(group.cpus_per_node), "memory": f"{group.memory_gib_per_node}Gi"}
+    if group.gpus_per_node:
+        amounts["nvidia.com/gpu"] = str(group.gpus_per_node)
     spec: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_S,
         # A run does not call Kubernetes. So the pod holds no Kubernetes token, which a program that escapes from the
@@ -246,7 +249,7 @@ def _launcher_pod(launch: LaunchConfig, group: NodesConfig, name: str, container
             {
                 "name": container,
                 "image": launch.image,
-                "env": environment,
+                "env": _environment(launch),
                 # Requests equal limits, so Kubernetes evicts other pods before this pod.
                 "resources": {"limits": amounts, "requests": dict(amounts)},
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

@@ -102,8 +102,7 @@ class TrainingRun:
             policy_path = str(resumed.policy.absolute()) if resumed else self._policy_path
             self._start_actors(cluster, policy_path, transport)
             background = self._open_background(cluster)
-        # The run repeats the steps after its last checkpoint, so the lines of these steps are removed from the report.
-        # If the run stopped before the first step, the evaluation before that step is also repeated.
+        # The run repeats the steps after its last checkpoint, and before step 1 also the first evaluation.
         last = resumed.step if resumed and resumed.step > 0 else -1
         self.report.truncate_after(last)
         if background:

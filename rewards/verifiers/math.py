@@ -74,9 +74,9 @@ class Math:
         percent, units, ordered, rounded, bare_base, log_base, decimal_comma: see
             `rewards.mathematics.conventions.Conventions`.
 
-    Verdicts are the same in any thread or process, because no signal, no global state and no random number is used. If
-    an answer cannot be decided within the work budget (well under a second), it is `wrong`, and the reason names the
-    stage. If the reference alone exceeds the budget, the verdict is an `error` (`reference_problem`).
+    Verdicts are the same in any thread or process: no signal, global state or random number is used. An answer that
+    cannot be decided within the work budget (well under a second) is `wrong`, and the reason names the stage. If the
+    reference alone exceeds the budget, the verdict is an `error` (`reference_problem`).
 
     Raises:
         ValueError: an unknown place or setting.
@@ -132,17 +132,16 @@ class Math:
     def reference_problem(self, reference: Any, prompt: Mapping[str, Any] | None = None) -> str:
         """Say why no answer can be judged by this reference; empty if the reference can be used.
 
-        A reference must be a text, a number, or a list with one text or number. It cannot be used if it is empty, if it
-        is longer than an answer may be, or if its value exceeds the work budget. A reference that the parser does not
-        understand can be used: then only the same text equals it.
+        A reference must be a text, a number, or a list with one text or number, not empty, not longer than an answer
+        may be, and of a value within the work budget. If the parser cannot read it, only the same text equals it.
         """
         if self.any_of and isinstance(reference, (list, tuple)) and reference:
             return next(filter(None, map(self.reference_problem, reference)), "")
         gold = _gold_text(reference)
         if gold is None:
-            problem = f"the reference {reference!r:.60} is neither text nor a number"
-            lists = "join a list's values by commas (data.reference_join), or accept any of them with any_of: true"
-            return f"{problem}; {lists}" if isinstance(reference, (list, tuple)) else problem
+            lists = "; join a list's values by commas (data.reference_join), or accept any of them with any_of: true"
+            remedy = lists if isinstance(reference, (list, tuple)) else ""
+            return f"the reference {reference!r:.60} is neither text nor a number{remedy}"
         if not gold.strip():
             return "the reference answer is empty"
         if len(gold) > MAX_ANSWER:

@@ -12,14 +12,14 @@ from gold_judge_here import one_by_one
 
 from rewards.adapt import Adapted
 from rewards.build import VerifierSpec
-from rewards.checks.gold import check_gold
+from rewards.checks.gold import GoldReport, Offender, check_gold
 from rewards.checks.gold_forms import FORMS, GoldRow, answers_of, scramble
 from rewards.checks.gold_judges import through
 from rewards.checks.gold_questions import questioned
 from rewards.checks.references import check_references
 from rewards.pool import VerifierPool
 from rewards.programs.golds import gold_programs
-from rewards.verdict import Verdict, correct, wrong
+from rewards.verdict import Verdict, correct, error, wrong
 from rewards.verifiers.exact import Exact
 from rewards.verifiers.math import Math
 from rewards.verifiers.numeric import Numeric
@@ -304,3 +304,12 @@ def test_only_verifiers_that_answer_questions_can_be_checked() -> None:
         pytest.raises(ValueError, match="questioned"),
     ):
         check_gold(through(pool), rows_of(["a"]))
+
+
+def test_only_verdicts_that_failed_say_that_the_verifier_may_not_work() -> None:
+    failed, refused = (
+        Offender(GoldRow("1"), "1", verdict) for verdict in (error("no compiler"), wrong("another value"))
+    )
+    assert GoldReport(rows=1, refused=[failed]).only_failed
+    assert not GoldReport(rows=2, refused=[failed, refused]).only_failed
+    assert not GoldReport(rows=2, accepted=1, refused=[failed]).only_failed
