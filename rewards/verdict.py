@@ -15,10 +15,10 @@ class Status(StrEnum):
     """The result of a verification.
 
     `correct`, `scored`, `wrong` and `unparseable` depend on the completion, and their verdicts have a score. `scored`
-    is a grade that does not claim that the answer is right: the score counts in the reward but not in accuracy, and if
-    a verifier with `gate: true` gives this status, the verifiers without a gate count 0. `timeout` and `error` mean
-    that the verification failed: the verdict has no score. The completion does not enter the statistics of the group
-    and gives no gradient.
+    is a grade that does not claim that the answer is right: the score counts in the reward but not in accuracy. If a
+    verifier with `gate: true` gives this status, the scores of the verifiers without a gate are taken as 0. `timeout`
+    and `error` mean that the verification failed: the verdict has no score. The completion does not enter the
+    statistics of the group and gives no gradient.
 
     >>> grpo.correct().status is grpo.Status.CORRECT, grpo.Status.TIMEOUT.failed
     (True, True)
@@ -161,7 +161,7 @@ def error(reason: str) -> Verdict:
 
 
 def best(verdicts: Sequence[Verdict]) -> Verdict:
-    """The best of the verdicts by several accepted answers: the first `correct`, else `error`, else `wrong`."""
+    """The best of several verdicts, one for each accepted answer: the first `correct`, else `error`, else `wrong`."""
     for status in (Status.CORRECT, Status.ERROR, Status.WRONG):
         for verdict in verdicts:
             if verdict.status is status:

@@ -45,7 +45,8 @@ def run(
     task: Annotated[list[str] | None, typer.Option(help="name of a task, or path of its file; repeatable")] = None,
     data: Annotated[Path | None, typer.Option(help="local copy of the task's data (.jsonl, .json, .parquet)")] = None,
     like: Annotated[
-        str | None, typer.Option(help="published sampling, such as deepseek-r1; see grpo eval tasks")
+        str | None,
+        typer.Option(help="published sampling settings by name, such as deepseek-r1; see grpo eval tasks"),
     ] = None,
     k: Annotated[int | None, typer.Option(help="completions for each problem and seed; default: the task's")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the task's")] = None,
@@ -95,7 +96,7 @@ def compare(
 ) -> None:
     """Test whether B is better than A on the problems that both answered, and show the problems that flipped.
 
-    Both must be finished. A problem has flipped if exactly one of the two solves more than half of its completions.
+    Both must be finished. A problem has flipped if exactly one of A and B has more than half of its completions right.
     """
 
     def job() -> None:
@@ -109,7 +110,8 @@ def compare(
 @eval_app.command()
 def tasks(
     long: Annotated[
-        bool, typer.Option("--long", help="also say where the problems come from, and what is comparable")
+        bool,
+        typer.Option("--long", help="also say where the problems come from, and which numbers are comparable"),
     ] = False,
 ) -> None:
     """List the tasks that come with the package, and the published conditions for `--like`."""

@@ -51,7 +51,7 @@ class Places:
         return f"row {within} ({file}:{line})" if line else f"row {within} of {file}"
 
     def id_of(self, index: int) -> str:
-        """The name of a row: its file, or its source, and its index there."""
+        """The name of a row: `FILE:INDEX` if there are several files, otherwise `SOURCE:INDEX`."""
         if len(self.files) < 2:
             return f"{self.name}:{index}"
         file, within, _ = self._of(index)
@@ -83,7 +83,7 @@ def find_files(names: Sequence[str]) -> list[Path]:
     files = [file for name in names for file in _files_of(name)]
     for file in files:
         if not is_saved(file) and _format(file) is None:
-            raise ValueError(f"{file} should end in one of {ENDINGS}, or in one of these and .gz")
+            raise ValueError(f"{file} should end in one of {ENDINGS}; .gz may follow")
         # `datasets` reports a file of blank lines as corrupt, so check for it first.
         if file.is_file() and file.stat().st_size < SMALL_FILE and file.read_bytes().strip() in (b"", b"[]"):
             raise ValueError(f"{file} is empty")
@@ -281,7 +281,7 @@ def _damaged_array(file: Path, content: bytes) -> list[str]:
 
 
 def _lines_of(file: Path) -> list[Any]:
-    """The line of each row of a file, or None for each row of a file without lines."""
+    """The line of each row of a file; None for each row if the format has no lines."""
     form = _format(file)
     if form == "csv":
         return [line for line, _ in _table_rows(file)]

@@ -46,8 +46,8 @@ def audited_verifiers(run_dir: Path, named: Sequence[str] = ()) -> tuple[str, ..
     chosen = tuple(named) or tuple(name for name, use in uses.items() if use in AUDITED)
     if not chosen:
         raise ValueError(
-            f"the run's verifiers ({', '.join(uses) or 'none'}) are none of {', '.join(AUDITED)}, and Math-Verify "
-            "can check only mathematical verifiers; name such a verifier with --verifier"
+            f"Math-Verify can check only mathematical verifiers ({', '.join(AUDITED)}), and the run's verifiers are "
+            f"{', '.join(uses) or 'none'}; if one of them judges mathematics, name it with --verifier"
         )
     return chosen
 
@@ -172,7 +172,7 @@ def _summary(report: AuditReport, names: Sequence[str], stored: int, path: Path)
     table.add_row("verdicts", f"{drawn} of {stored:,} stored; {report.graded:,} decided by both")
     for who, count in report.undecided.items():
         table.add_row("undecided", f"{count:,} by the {who} (timeouts and errors)")
-    # Math-Verify makes errors too. So these rates help to read the texts; they are not bounds.
+    # Math-Verify makes errors too. So these rates are not bounds on the errors of the run's verifiers.
     table.add_row("accepted, but not by Math-Verify", f"{report.false_positives} of what the run accepted")
     table.add_row("refused, but not by Math-Verify", f"{report.false_negatives} of what the run refused")
     for kind, (ours, theirs) in report.by_kind.items():

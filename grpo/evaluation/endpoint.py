@@ -109,7 +109,7 @@ class EndpointSampler:
                     return
                 try:
                     came.put((index, self._ask(question, sampling)))
-                except BaseException as failure:  # the waiting thread raises every kind of failure
+                except BaseException as failure:  # `sample` raises it again, whatever its type
                     came.put((index, failure))
                     return
 
@@ -157,14 +157,14 @@ class EndpointSampler:
         except self._errors as failure:
             raise RuntimeError(
                 f"{self._address} gave no completion: {type(failure).__name__}: {self._shown(failure)}. Earlier "
-                "completions are stored; the same command goes on"
+                "completions are stored; run the same command again to continue"
             ) from failure
         choice = answer.choices[0]
         if choice.finish_reason not in ("stop", "length"):
             return _refused(f"the server ended the completion with {choice.finish_reason!r} instead of stop or length")
         if answer.usage is None:
             return _refused("the server did not say how many tokens the completion has (usage)")
-        # A policy of ours keeps the stop string in the completion. vLLM's server removes it and names it here.
+        # The project's own engine keeps the stop string in the completion. vLLM's server removes it and names it here.
         stopped_by = getattr(choice, "stop_reason", None)
         if isinstance(stopped_by, str) and stopped_by in sampling.stop and not text.endswith(stopped_by):
             text += stopped_by
@@ -182,7 +182,7 @@ def _refuse_plain_secrets(server: ServerUrl, key: str | None, settings: Endpoint
     if sent and server.is_plain and not settings.plain_key:
         raise ValueError(
             f"{' and '.join(sent)} would travel unencrypted to {server.address}: use https:// or a tunnel to this "
-            "machine; endpoint.key_variable=null sends no key; endpoint.plain_key=true sends it all the same"
+            "machine; endpoint.key_variable=null sends no key; endpoint.plain_key=true sends them unencrypted"
         )
 
 

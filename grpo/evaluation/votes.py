@@ -79,7 +79,7 @@ class Answers:
 
 
 def answers_of(task: TaskConfig) -> Answers | None:
-    """Return how the task's completions vote. Return None for programs and user-defined verifiers: they cannot vote."""
+    """Return how the task's completions vote; None if its verifier runs programs or is user-defined."""
     use, options = task.verifier.use, dict(task.verifier.options)
     options.pop("bounds", None)
     if use == "math":

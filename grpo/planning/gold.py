@@ -112,7 +112,7 @@ def _judge(
 
 
 def check_verifiers(specs: Sequence[VerifierSpec], memory_mib: int | None) -> None:
-    """Build every verifier as a run does, in processes that end at once.
+    """Build every verifier as a run does, in processes that end immediately afterwards.
 
     Args:
         specs: configured verifiers.
@@ -191,7 +191,7 @@ def _show_references(what: str, report: ReferenceReport, console: Console) -> No
         _print(console, f"  {unusable}")
     if len(report.unusable) > _SHOWN:
         _print(console, f"  and {len(report.unusable) - _SHOWN:,} more")
-    _print(console, "  to keep them, mend these rows, or change the verifier's options or data.reference")
+    _print(console, "  to keep them, correct these rows, or change the verifier's options or data.reference")
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
@@ -215,9 +215,12 @@ def _show(name: str, rows: int, report: GoldReport, console: Console) -> None:
                 "(docs/verifiers.md)"
             )
     if report.failed:
-        line(f"  {report.failed:,} verdict(s) `timeout` or `error`, which teach nothing", "yellow")
+        line(
+            f"  {report.failed:,} verdict(s) are `timeout` or `error` and say nothing about the answers",
+            "yellow",
+        )
     if report.tried > report.accepted:
-        line("  refused, so the policy could never be right:", "yellow")
+        line("  the verifier refused these gold answers, so the policy could never be right:", "yellow")
         _show_offenders(report.refused, report.tried - report.accepted, line)
     if report.scrambled_accepted:
         line("  another row's answer was accepted; the policy may exploit this, unless both mean the same:", "yellow")

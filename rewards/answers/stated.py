@@ -23,7 +23,7 @@ _MARK = re.compile(
     rf"|\b(?:{_OTHER_TONGUES})\*{{0,2}}[ \t]{{0,9}}[:\uff1a]\*{{0,2}}[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
-# A text without any of these words in lower case has no mark.
+# If the lower-case copy of a text has none of these words, the text has no mark.
 _MARK_WORDS = ("####", "answer", "\u7b54\u6848", *_OTHER_TONGUES.lower().split("|"))
 # A heading such as "Answer" marks the text below it only if that text is a value, not a paragraph.
 _MOST_BELOW_HEADING = 80

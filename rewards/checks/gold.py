@@ -195,7 +195,7 @@ class _Check:
                 break
         if stop and not stop.verdicts:
             raise stop  # this batch was judged only in part, so none of its rows counts
-        # If the judge gave up, a row whose other forms were not tried is not refused yet.
+        # If the judge gave up before all forms of a row were tried, the row does not count as refused.
         closed = [at for at in open_rows if not stop or (at in first and first[at].verdict.status.failed)]
         offenders = too_deep | {at: first[at] for at in closed if at in first}
         self.report.rows += len(ways) + len(unanswered) + len(closed) + len(too_deep)

@@ -29,7 +29,7 @@ class NurseryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """Names of the verifiers that are not called with one completion at a time.
+    """Names of the verifiers that get several completions in a call, or several calls at once.
 
     Attributes:
         groups: names of the verifiers that judge all completions of a prompt at once.

@@ -1,4 +1,4 @@
-"""Find test code that works only in the program's process. In another process it would fail right programs."""
+"""Find test code that works only in the program's process. In another process it would reject right programs."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Watch:
 
     Args:
         cell: process number of the cell in the outer `/proc`; its descendants are the program's processes.
-        seal: the worker's layers.
+        seal: the worker's layers of isolation.
         limits: the request's limits.
         outputs: descriptors of standard output and error.
         channel: descriptor on which the supervisor asks to end the run early.

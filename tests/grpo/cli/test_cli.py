@@ -424,7 +424,7 @@ def test_the_headline_is_what_a_run_would_do_with_the_gold_answers(
     assert headline in told.splitlines()[0] and "\x1b" not in told
     if len(answers[-1]) == 9:
         name = f"{config.with_name('rows.jsonl')}:{len(answers) - 1}: {answers[-1]!a}: too long for {len(answers) - 1}"
-        assert name in told and "mend these rows" in told
+        assert name in told and "correct these rows" in told
     if code:
         refused = invoke("train", config)
         assert refused.exit_code == 2 and headline.removeprefix("FAILED: ") in refused.stderr, refused.output
