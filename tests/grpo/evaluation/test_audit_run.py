@@ -95,7 +95,7 @@ def test_mistakes_are_told(run: Path, arguments: list[str], told: list[str]) -> 
 
 def test_a_run_without_mathematical_verifiers_or_rollouts_says_so(run: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({"verifiers": [{"name": "form", "use": "format"}]}))
-    assert "are none of math, numeric" in invoke(run).stderr
+    assert "only mathematical verifiers (math, numeric)" in invoke(run).stderr
     (run / "config.yaml").write_text(yaml.safe_dump({"verifiers": [{"name": "other", "use": "math"}]}))
     assert "report.rollouts_every" in invoke(run).stderr
 
