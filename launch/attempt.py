@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from grpo import files
 from grpo.config import SftConfig, TrainConfig
 from grpo.config.file import load
 from grpo.package_finder import python_command
@@ -38,8 +39,7 @@ def fruitless_attempts(folder: Path, before: str) -> int:
     record = folder / FRUITLESS
     earlier = int(record.read_text(encoding="utf-8")) if record.is_file() else 0
     count = 0 if newest_checkpoint(folder) != before else earlier + 1
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(f"{count}\n", encoding="utf-8")
+    files.write_text(record, f"{count}\n")
     return count
 
 

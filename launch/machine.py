@@ -56,17 +56,17 @@ def driver_note(version_file: str = "/proc/driver/nvidia/version") -> str:
     needs = f"the GPU builds use CUDA 13, which needs an NVIDIA driver {OLDEST_DRIVER} or newer"
     try:
         with open(version_file, encoding="utf-8") as file:
-            found = re.search(r"\b(\d{3,})\.\d+", file.read())
+            driver = re.search(r"\b(\d{3,})\.\d+", file.read())
     except OSError:
-        found = None
-    if found is None:
+        driver = None
+    if driver is None:
         return f"This machine shows no NVIDIA driver; {needs} where you train."
-    if int(found.group(1)) < OLDEST_DRIVER:
+    if int(driver.group(1)) < OLDEST_DRIVER:
         return (
-            f"WARNING: this machine's NVIDIA driver is {found.group(0)}, and {needs}: renew the driver, or install the "
-            "package cuda-compat-13-0 on GPUs for data centres."
+            f"WARNING: this machine's NVIDIA driver is {driver.group(0)}, and {needs}: renew the driver, or install "
+            "the package cuda-compat-13-0 on GPUs for data centres."
         )
-    return f"This machine's NVIDIA driver is {found.group(0)}; {needs}."
+    return f"This machine's NVIDIA driver is {driver.group(0)}; {needs}."
 
 
 def check_compiler() -> None:

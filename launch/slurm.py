@@ -33,13 +33,13 @@ def render(job: LaunchJob) -> str:
     waits = "dependency" in job.launch.slurm.options
     problems = capacity_problems(job) + storage_problems(job, starts_here=True, policy_comes_later=waits)
     problems += secret_problems(job) + _folder_problems(job) + slurm_options.image_problems(job)
-    template = job.working_folder / (job.launch.slurm.template or "")
-    if job.launch.slurm.template and not template.is_file():
-        problems.append(f"launch.slurm.template={job.launch.slurm.template}: there is no file {template}")
+    given = job.launch.slurm.template
+    template = job.working_folder / given if given else TEMPLATES / "slurm.sh.j2"
+    if not template.is_file():
+        problems.append(f"launch.slurm.template={given}: there is no file {template}")
     refuse(problems)
-    own = [template] if job.launch.slurm.template else []
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*(file.parent for file in own), TEMPLATES]),
+        loader=jinja2.FileSystemLoader([template.parent, TEMPLATES]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,
@@ -51,12 +51,12 @@ def render(job: LaunchJob) -> str:
     # In an array, commas between words without quotes look like a mistake.
     environment.filters["in_quotes"] = lambda text: "'" + text.replace("'", "'\\''") + "'"
     try:
-        return environment.get_template(own[0].name if own else "slurm.sh.j2").render(_values(job))
+        return environment.get_template(template.name).render(_values(job))
     except jinja2.TemplateError as failure:
-        if not own:
+        if given is None:
             raise
         line = f", line {failure.lineno}" if isinstance(failure, jinja2.TemplateSyntaxError) else ""
-        raise ValueError(f"launch.slurm.template={own[0]}{line}: {failure}") from failure
+        raise ValueError(f"launch.slurm.template={template}{line}: {failure}") from failure
 
 
 def _values(job: LaunchJob) -> dict[str, object]:
@@ -75,7 +75,7 @@ def _values(job: LaunchJob) -> dict[str, object]:
         "gpus": any(group.gpus_per_node for group in launch.groups),
         "folders": slurm_options.mounted_folders(job),
         "mounts": ",".join(f"{folder}:{folder}" for folder in ["/tmp", *slurm_options.mounted_folders(job)]),
-        "kept_variables": ",".join([*_RAY_VARIABLES, *launch.variables, *(one.name for one in launch.secrets)]),
+        "kept_variables": ",".join([*_RAY_VARIABLES, *launch.variables, *(secret.name for secret in launch.secrets)]),
         "image": slurm_options.image(job),
         "venv": _venv(job),
         "local_variable": local.removeprefix("$") if local.startswith("$") else "",

@@ -36,7 +36,7 @@ def gpu_request(job: LaunchJob, group: NodesConfig) -> str | None:
 def options(job: LaunchJob, group: NodesConfig) -> list[str]:
     """Return the options of sbatch for one kind of nodes, each as a line of the script has it."""
     slurm = job.launch.slurm
-    wanted: list[tuple[str, str | int | None]] = [
+    named: list[tuple[str, str | int | None]] = [
         ("partition", group.partition),
         ("account", slurm.account),
         ("qos", slurm.qos),
@@ -47,7 +47,7 @@ def options(job: LaunchJob, group: NodesConfig) -> list[str]:
         ("cpus-per-task", group.cpus_per_node),
         ("mem", f"{group.memory_gib_per_node}G" if group.memory_gib_per_node else 0),
     ]
-    lines = [f"--{name}={value}" for name, value in wanted if value is not None]
+    lines = [f"--{name}={value}" for name, value in named if value is not None]
     if request := gpu_request(job, group):
         lines.append(request)
     for name, value in slurm.options.items():

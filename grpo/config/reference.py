@@ -111,8 +111,8 @@ def matching(wanted: str) -> list[ReferencePart]:
 
 
 def _parts_with(wanted: Callable[[Key], bool]) -> list[ReferencePart]:
-    found = (replace(part, keys=tuple(key for key in part.keys if wanted(key))) for part in reference())
-    return [part for part in found if part.keys]
+    parts = (replace(part, keys=tuple(key for key in part.keys if wanted(key))) for part in reference())
+    return [part for part in parts if part.keys]
 
 
 def show(parts: Sequence[ReferencePart], console: Console, descriptions: Callable[[str], Mapping[str, str]]) -> None:

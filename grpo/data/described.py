@@ -113,9 +113,8 @@ def require_columns(loaded: Source, named: dict[str, str]) -> None:
     """
     problems = [missing_column(loaded.rows, name, key) for key, name in named.items()]
     problems += [answer_inside(loaded.rows, name, key) for key, name in named.items() if key.endswith(".reference")]
-    found = [problem for problem in problems if problem]
-    if found:
-        raise ValueError("\n".join(found))
+    if any(problems):
+        raise ValueError("\n".join(filter(None, problems)))
 
 
 def _columns(source: config.DatasetConfig) -> dict[str, str]:

@@ -67,10 +67,10 @@ class Places:
     @cached_property
     def _lines(self) -> list[tuple[str, list[int | None]]]:
         """For each file, the line of each of its rows."""
-        found = [(str(file), _lines_of(file)) for file in self.files]
+        lines_of_files = [(str(file), _lines_of(file)) for file in self.files]
         # A JSON object may be written over several lines. Then the lines cannot be counted.
-        if sum(len(lines) for _, lines in found) == self.rows:
-            return found
+        if sum(len(lines) for _, lines in lines_of_files) == self.rows:
+            return lines_of_files
         return [(self.name, [None] * self.rows)]
 
 
@@ -110,7 +110,7 @@ def _files_of(name: str) -> list[Path]:
             raise ValueError(f"the folder {path} has no file that ends in one of {ENDINGS}")
         return files
     if any(character in name for character in "*?["):
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
+        files = sorted(file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file())
         if not files:
             raise ValueError(f"no file matches {name} (looked from {Path.cwd()})")
         return files

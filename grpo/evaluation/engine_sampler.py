@@ -15,6 +15,7 @@ from grpo.cluster.device import planned_device
 from grpo.config.evaluation import EvalConfig, TaskConfig
 from grpo.config.learner import Dtype
 from grpo.data.chat import render, uses_chat_template, with_system
+from grpo.data.prompts import tokenize
 from grpo.evaluation.model import Model
 from grpo.evaluation.problems import Problem
 from grpo.evaluation.questions import Question, Sample
@@ -28,10 +29,12 @@ _UPDATE_S = 60.0
 def prompts_of(task: TaskConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Return the prompt of each problem. Use the policy's chat template if it has one and the task allows it."""
     chat = uses_chat_template(task.data, tokenizer)
-    asked = [[{"role": "user", "content": problem.question}] for problem in problems]
-    texts = render(task.data, tokenizer, [with_system(task.data, messages, "task.data") for messages in asked])
+    messages = [
+        with_system(task.data, [{"role": "user", "content": problem.question}], "task.data") for problem in problems
+    ]
+    texts = render(task.data, tokenizer, messages)
     # A chat template writes the special tokens itself.
-    token_ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
+    token_ids = tokenize(tokenizer, texts, special=not chat)
     return [
         Prompt(problem.id, text, tuple(ids), problem.reference, problem.row)
         for problem, text, ids in zip(problems, texts, token_ids, strict=True)

@@ -56,9 +56,10 @@ class BestPolicies:
         """
         self._folder, self._metric, self._best_is = run_folder, schedule.keep_best, schedule.best_is
         self._checkpointed = step
-        wanted = self._metric, self._best_is
         for kept in kept_policies(run_folder):
-            if self._metric is not None and (kept.step > step or (kept.metric, kept.best_is) != wanted):
+            if self._metric is not None and (
+                kept.step > step or (kept.metric, kept.best_is) != (self._metric, self._best_is)
+            ):
                 shutil.rmtree(place_of(run_folder, kept.step))
 
     def offer(self, step: int, metrics: Mapping[str, float], export: Callable[[str], object]) -> bool:
@@ -75,7 +76,6 @@ class BestPolicies:
         if best is not None and not offered.is_better_than(best):
             return False
         place = place_of(self._folder, step)
-        shutil.rmtree(place, ignore_errors=True)
         with files.whole_folder(place, durable=True) as partial:
             export(str((partial / run_files.POLICY).absolute()))
             files.write_text(partial / _VALUE, json.dumps(asdict(offered)) + "\n")
@@ -107,8 +107,8 @@ def best_of(kept: Sequence[BestPolicy]) -> BestPolicy | None:
 def kept_policies(run_folder: Path) -> list[BestPolicy]:
     """Return the kept policies of a run in the order of steps."""
     folder = run_folder / run_files.BEST
-    found = [folder / run_files.step_name(step) / _VALUE for step in run_files.steps_in(folder)]
-    return [BestPolicy(**json.loads(path.read_text(encoding="utf-8"))) for path in found if path.is_file()]
+    records = [folder / run_files.step_name(step) / _VALUE for step in run_files.steps_in(folder)]
+    return [BestPolicy(**json.loads(path.read_text(encoding="utf-8"))) for path in records if path.is_file()]
 
 
 def place_of(run_folder: Path, step: int) -> Path:

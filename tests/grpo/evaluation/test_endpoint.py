@@ -126,9 +126,7 @@ def test_passing_failures_are_asked_again_and_lasting_ones_end_it(server: Server
     server.failures = [503, 429]
     assert ask(server)[0].text == "you said q0" and len(server.asked) == 3
     server.failures = [404]
-    with pytest.raises(
-        RuntimeError, match=r"gave no completion: NotFoundError.*not now.*run the same command again"
-    ):
+    with pytest.raises(RuntimeError, match=r"gave no completion: NotFoundError.*not now.*run the same command again"):
         ask(server)
 
 
