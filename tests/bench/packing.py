@@ -63,7 +63,7 @@ def sequences(groups: int, group_size: int, prompt_tokens: int, mean: int, longe
 def packed_step(policy: PolicyLogprobs, made: TrainBatch, trained: int) -> None:
     """Gradient of the mean of advantage times log-probability, as the learner computes it."""
     for microbatch in made.ranks[0].microbatches:
-        logprobs_T, _ = policy(microbatch, 1.0)
+        (logprobs_T,) = policy(microbatch, 1.0)
         loss = -(logprobs_T * microbatch.advantages_T).sum() / trained
         loss.backward()
 

@@ -1,6 +1,6 @@
 """How fast weights are pushed over gloo, beside a plain gloo broadcast of the same bytes between the same processes.
 
-    python tests/bench/weight_push.py [--receivers 1] [--layers 7] [--bucket-mib 64] [--rounds 15] [--sparse]
+    python tests/bench/weight_push.py [--receivers 1] [--layers 7] [--bucket-mib 64] [--rounds 15] [--sparse] [--zero3]
 
 First the receivers must hold what the sender has, to the bit, and then both are timed in turns: from the driver's call
 to the last answer. A push is the whole of it (announcements, messages, tensors handed over by name) and is timed twice:
@@ -12,6 +12,11 @@ than the clock's. Memory is each process's resident peak during its first push, 
 `--sparse` measures sparse pushes instead, of the same shapes in bfloat16: bytes that leave the learner, seconds to the
 arrival of all tensors and processor seconds of both ends, with so many of the elements changed since the push before,
 beside whole pushes of that policy.
+
+`--zero3` measures pushes from two ranks under DeepSpeed's ZeRO-3, in pairs in one run: the sender, which gathers ahead,
+and the same sender without it, which waits for the receivers before it gathers, and for each part's bytes before it
+gathers the next part. `--load-ms` lets each receiver wait so long for each bucket after its arrival, as for a device
+that loads it; without it, gathering and loading compete for the same processors.
 """
 
 from __future__ import annotations
@@ -20,21 +25,24 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from measurement import quartiles
 from push_processes import (
+    Learner,
     PlainLearner,
     Receiver,
     RemoteProcess,
+    digests,
     get,
     link_to,
     peak_memory,
@@ -43,7 +51,14 @@ from push_processes import (
     reset_peak,
     wait_for,
 )
+from ranks_without_ray import free_port
 from torch import Tensor
+
+from grpo.config import NewPolicyConfig
+from grpo.policy.new import make_policy
+from grpo.weights.buckets import Bucket, messages, runs
+from grpo.weights.gloo_sender import _parts
+from grpo.weights.source import GATHERED_SHARE
 
 HIDDEN, INTERMEDIATE = 1024, 2816
 MIB = 1 << 20
@@ -58,7 +73,8 @@ class Sender(PlainLearner):
         if self._flat is None:
             self._flat = torch.cat([tensor.reshape(-1) for _, tensor in self._weights]).view(torch.uint8)
         assert self._sender._group is not None
-        self._sender._group.send(0, [self._flat])
+        group = self._sender._group
+        group.finish_sending(group.start_sending([self._flat]), 0)
 
     def processor(self) -> float:
         return time.process_time()
@@ -76,6 +92,15 @@ class Target(Receiver):
     _flat: Tensor | None = None
     _room: Tensor | None = None
     copies = True
+    load_s = 0.0
+
+    def wait_in_each_bucket(self, load_s: float) -> None:
+        self.load_s = load_s
+
+    def update(self, bucket: Bucket) -> list[str]:
+        names = super().update(bucket)
+        time.sleep(self.load_s)
+        return names
 
     def copy(self, copies: bool) -> None:
         self.copies = copies
@@ -87,6 +112,9 @@ class Target(Receiver):
         for name, tensor in block:
             if self.copies:
                 self._weights[name].copy_(tensor)
+
+    def held(self) -> dict[str, str]:
+        return digests(self._weights.items())
 
     def broadcast(self) -> None:
         if self._flat is None:
@@ -197,6 +225,64 @@ def measure_sparse(receivers: int, layers: int, bucket_bytes: int, rounds: int) 
             print(f"  {what:20} {sent / MIB:7.1f} MiB ({sent / total:.3f})   s: {told}   processor: {spent:.2f}")
 
 
+class Rank(Learner):
+    """A learner rank under ZeRO-3, which can also gather only when the bytes before have left."""
+
+    def ahead(self, ahead: bool) -> None:
+        sender: Any = self.outlet._sender
+        sender.send = sender.__class__.send.__get__(sender) if ahead else lambda bucket: in_turns(sender, bucket)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._rank.weights()}
+
+
+def in_turns(sender: Any, bucket: Bucket) -> None:
+    """Send a bucket as before the sender gathered ahead."""
+    if sender._group is not None:
+        sender._group.wait_for_receivers(bucket.number)
+    for run in runs(messages(bucket.tensors), GATHERED_SHARE * bucket.nbytes):
+        with sender._weights.whole([tensor.name for message in run for tensor in message.tensors]) as tensors:
+            if sender._group is not None:
+                works = sender._group.start_sending(_parts(run, tensors))
+                sender._group.finish_sending(works, bucket.number)
+    if sender._group is not None:
+        sender._group.sent(bucket.number)
+
+
+def measure_zero3(receivers: int, layers: int, bucket_bytes: int, rounds: int, load_s: float) -> None:
+    shape = NewPolicyConfig(
+        hidden_size=512, layers=layers, heads=4, key_value_heads=4, intermediate_size=2048, tie_embeddings=False
+    )
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        make_policy(shape, [], Path(folder) / "policy", 3)
+        ranks = [(Rank, str(Path(folder) / "policy"), rank, 2, 3, port) for rank in range(2)]
+        with processes(*ranks, *[(Target,)] * receivers) as every:
+            learners, targets = every[:2], every[2:]
+            shapes = _all(learners, "shapes")[0]
+            wait_for([one.prepare.remote(shapes) for one in targets], 300, "weights")
+            wait_for([one.wait_in_each_bucket.remote(load_s) for one in targets], 60, "a setting")
+            link = link_to(targets, deadline_s=120.0)
+            link.join(learners)
+            total = sum(tensor.nbytes for tensor in get(learners[0].tensors.remote()))
+            seconds: dict[bool, list[float]] = {False: [], True: []}
+            for _ in range(rounds + 1):
+                for ahead, found in seconds.items():
+                    wait_for([one.ahead.remote(ahead) for one in learners], 60, "a setting")
+                    found.append(timed(lambda: push(link, learners, targets, bucket_bytes)))
+            sent = _all(learners, "digests")[0]
+            assert all(get(one.held.remote()) == sent for one in targets), "a push left other weights than were sent"
+    told = {ahead: " / ".join(f"{one:.3f}" for one in quartiles(found[1:])) for ahead, found in seconds.items()}
+    ratios = quartiles([new / old for old, new in zip(seconds[False][1:], seconds[True][1:], strict=True)])
+    print(
+        f"{total / MIB:.0f} MiB under ZeRO-3 on two ranks to {receivers} receiver(s), buckets of "
+        f"{bucket_bytes / MIB:.0f} MiB, {1000 * load_s:.0f} ms for each bucket at a receiver; load "
+        f"{os.getloadavg()[0]:.1f}\n"
+        f"  in turns s: {told[False]}\n  ahead    s: {told[True]}\n"
+        f"  ahead against in turns: {' / '.join(f'{one:.2f}' for one in ratios)}"
+    )
+
+
 def _all(every: Sequence[RemoteProcess], method: str) -> list[Any]:
     return wait_for([getattr(one, method).remote() for one in every], 300, method)
 
@@ -208,6 +294,11 @@ if __name__ == "__main__":
     parser.add_argument("--bucket-mib", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--zero3", action="store_true")
+    parser.add_argument("--load-ms", type=float, default=0.0)
     options = parser.parse_args()
-    run = measure_sparse if options.sparse else measure
-    run(options.receivers, options.layers, options.bucket_mib * MIB, options.rounds)
+    given = (options.receivers, options.layers, options.bucket_mib * MIB, options.rounds)
+    if options.zero3:
+        measure_zero3(*given, options.load_ms / 1000)
+    else:
+        (measure_sparse if options.sparse else measure)(*given)
